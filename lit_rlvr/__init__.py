@@ -1,0 +1,6 @@
+"""lit-rlvr: reinforcement learning with verifiable rewards on Lightning.
+
+This module imports nothing heavy: reward workers import it, and they must start fast.
+"""
+
+__version__ = "0.1.0"
