@@ -1,0 +1,251 @@
+"""`PromptDataModule`: rows of a data set -> samples -> prompts the model sees -> batches.
+
+A new data set needs `columns` in YAML and nothing else, or a subclass with `sample` (one row of
+its own schema) or `rows` (anything iterable).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+
+from datamodules.chat import Chat
+from datamodules.fingerprint import check_same, fingerprint
+from datamodules.options import at_least_one, check_columns, check_share, snake_case
+from datamodules.readers import read_rows
+from datamodules.rows import BadRow, map_columns, say, sift, unique_ids
+from datamodules.split import draw, drop_long, hold_out
+from datamodules.stream import START, Cursor, EvalLoader, PromptStream, TrainLoader
+from datamodules.templates import SYSTEM_PROMPTS, TEMPLATES, named
+from lit_rlvr.errors import UserError
+from lit_rlvr.types import Prompt, Sample
+
+Split = Literal["train", "validation", "test"]
+
+STAGES: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+}
+"""Which sets a stage of the trainer needs."""
+
+
+class PromptDataModule(LightningDataModule):
+    """Prompts with reference answers from files, folders or the hub.
+
+    Args:
+        train: training rows: a file (jsonl, json, csv, parquet, arrow), a folder of such files or saved by
+            `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with lit-rlvr).
+        validation: validation rows, given in the same way.
+        test: test rows, given in the same way.
+        validation_split: where no `validation` is given, take so many rows (an integer) or such a share (a
+            fraction) from train, drawn by `seed` alone, so that runs with other seeds share them.
+        columns: which column holds `prompt`, `answer`, `image`, `id` and `category`; nested columns are written
+            `metadata.subject`. Fields that are left out are looked for under their own names.
+        system_prompt: system message, or the name of one of the papers (aapo-1.5b, aapo-7b, aapo-eval, agrae-math,
+            agrae-vision). It replaces a system message of the data.
+        template: text around the user's text, which goes where `{prompt}` stands; or a name (boxed).
+        prefill: text the answer starts with, such as "<think>\\n"; the model continues from it.
+        chat_template_kwargs: further arguments of the model's chat template, such as {enable_thinking: false}.
+        plain_template: what a base model without a chat template sees; `{system}` becomes the system prompt and a
+            blank line, or nothing.
+        max_prompt_tokens: longer prompts are dropped, counted and named, never truncated.
+        prompts_per_step: prompts in one training step, over all processes.
+        eval_prompts_per_step: prompts generated at once in validation and test, over all processes.
+        seed: seed of the split, of `limit` and, together with seed_everything, of the order of prompts.
+        max_bad_rows: unusable rows (no answer, empty prompt, broken JSON line) are skipped and counted up to this
+            share of a file; with more of them the file is refused.
+        limit: train on so many rows only, drawn by `seed` after the validation rows were taken out.
+        eval_limit: validate and test on so many rows of each set only, drawn by `seed`.
+        name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        validation: str | None = None,
+        test: str | None = None,
+        validation_split: int | float | None = None,
+        columns: dict[str, str] | None = None,
+        system_prompt: str | None = None,
+        template: str | None = None,
+        prefill: str = "",
+        chat_template_kwargs: dict[str, Any] | None = None,
+        plain_template: str = "{system}{prompt}\n",
+        max_prompt_tokens: int = 512,
+        prompts_per_step: int = 8,
+        eval_prompts_per_step: int = 64,
+        seed: int = 0,
+        max_bad_rows: float = 0.1,
+        limit: int | None = None,
+        eval_limit: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        at_least_one(max_prompt_tokens=max_prompt_tokens, limit=limit, eval_limit=eval_limit)
+        at_least_one(prompts_per_step=prompts_per_step, eval_prompts_per_step=eval_prompts_per_step)
+        check_share("max_bad_rows", max_bad_rows)
+        check_columns(columns or {})
+        self.locations: dict[str, str | None] = {"train": train, "validation": validation, "test": test}
+        self.validation_split, self.columns = validation_split, columns
+        self.chat = Chat(
+            system_prompt=named(system_prompt, SYSTEM_PROMPTS, "system_prompt") if system_prompt is not None else None,
+            template=named(template, TEMPLATES, "template") if template is not None else "{prompt}",
+            prefill=prefill,
+            plain_template=plain_template,
+            template_kwargs=chat_template_kwargs or {},
+        )
+        self.max_prompt_tokens, self.max_bad_rows, self.seed = max_prompt_tokens, max_bad_rows, seed
+        self.prompts_per_step, self.eval_prompts_per_step = prompts_per_step, eval_prompts_per_step
+        self.limit, self.eval_limit = limit, eval_limit
+        self.name: str = name or snake_case(type(self).__name__)
+        self.cursor: Cursor = dict(START)
+        self.samples: dict[str, list[Sample]] = {}
+        self.prompts: dict[str, list[Prompt]] = {}
+        self.bad_rows: dict[str, list[BadRow]] = {}
+        self.too_long: dict[str, list[str]] = {}
+        self._stream: PromptStream | None = None
+        self._restored: dict[str, str] | None = None
+        self._tokenizer: Any = None
+
+    # what a subclass overrides
+
+    def rows(self, split: Split) -> Iterable[Sample | BadRow]:
+        """The samples of a split; none if there is no such set. By default the file the option names.
+
+        A `BadRow` may be yielded in place of a sample that cannot be used.
+        """
+        location = self.locations[split]
+        if location is None:
+            if split == "train":
+                raise UserError(f"{type(self).__name__}: no training data, set data.init_args.train")
+            return
+        for index, row in enumerate(read_rows(location, split)):
+            try:
+                if isinstance(row.value, BadRow):
+                    raise row.value
+                sample = self.sample(row.value, index, row.source)
+                yield sample if sample.source else replace(sample, source=row.source)
+            except BadRow as error:
+                error.source = error.source or row.source
+                yield error
+
+    def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
+        """One row as a sample; by default by `columns`.
+
+        Args:
+            row: column -> cell.
+            index: counted from 0 over the whole split.
+            source: "file:row".
+
+        Raises:
+            BadRow: the row cannot be used.
+        """
+        return map_columns(row, self.columns or {}, f"{self.name}:{index + 1}", source)
+
+    # what the model sees
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the trainer's model; set it to use the data without a trainer."""
+        if self._tokenizer is None and self.trainer is None:
+            raise RuntimeError("no tokenizer: attach a trainer, or set `data.tokenizer`")
+        return self._tokenizer if self._tokenizer is not None else self.trainer.lightning_module.tokenizer  # type: ignore[union-attr]
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def render(self, sample: Sample) -> str:
+        """The exact text the model sees, special tokens and prefill included."""
+        return self.chat.text(self.chat.messages(sample), self.tokenizer, sample.source)
+
+    def encode(self, sample: Sample) -> Prompt:
+        """The sample as tokens; nothing is added to `render`'s text and nothing cut from it."""
+        token_ids = self.tokenizer(self.render(sample), add_special_tokens=False).input_ids
+        return Prompt(sample, list(token_ids), sample.images)
+
+    # sets and batches
+
+    def setup(self, stage: str) -> None:
+        """Read, check and tokenise the sets of a stage; bad data is an error before weights load."""
+        for split in STAGES.get(stage, ("train", "validation", "test")):
+            if split not in self.prompts:
+                prompts = [self.encode(sample) for sample in self.load(split)]
+                what = f"{self.name} {split}"
+                self.prompts[split], self.too_long[split] = drop_long(prompts, self.max_prompt_tokens, what)
+                if split != "train" and not prompts:
+                    say(f"{self.name}: there is no {split} set, its accuracy is not measured")
+        if "train" in self.prompts and self._stream is None:
+            self._stream = PromptStream(self.prompts["train"], self.seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))
+            check_same(self._restored, self._stream)
+
+    def load(self, split: Split) -> list[Sample]:
+        """The checked samples of a split, in file order, before tokenisation."""
+        samples = self._read(split)
+        if self.validation_split is not None and split != "test":
+            if self._read("validation"):
+                raise UserError("validation_split: there is a validation set already, give one of the two")
+            train = self._read("train")
+            held_out = hold_out(len(train), self.validation_split, self.seed)
+            samples = [sample for i, sample in enumerate(train) if (i in held_out) == (split == "validation")]
+        return draw(samples, self.limit if split == "train" else self.eval_limit, self.seed)
+
+    def train_dataloader(self) -> TrainLoader:
+        rank, world = self._ranks()
+        return TrainLoader(self.stream, self.prompts_per_step, lambda: self.cursor, rank, world, self.name)
+
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        return self.eval_loader("validation")
+
+    def test_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        return self.eval_loader("test")
+
+    def eval_loader(self, split: Split) -> EvalLoader | list[EvalLoader]:
+        """The loader of a set, or no loader where there is no such set."""
+        prompts = self.prompts[split]
+        return EvalLoader(prompts, self.eval_prompts_per_step, self.name, *self._ranks()) if prompts else []
+
+    # position
+
+    @property
+    def stream(self) -> PromptStream:
+        """The endless stream of training prompts; `stream.take(count, cursor)` for more than a batch."""
+        if self._stream is None:
+            raise RuntimeError("no training prompts yet: call `setup('fit')` first")
+        return self._stream
+
+    def commit(self, cursor: Cursor) -> None:
+        """Training on everything before `cursor` is done; checkpoints name this position."""
+        self.cursor = dict(cursor)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cursor": dict(self.cursor), "fingerprint": fingerprint(self.stream) if self._stream else None}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the position, before or after `setup`.
+
+        Raises:
+            UserError: the training data are not those of the checkpoint.
+        """
+        self.commit(state_dict["cursor"])
+        self._restored = state_dict["fingerprint"]
+        if self._stream is not None:
+            check_same(self._restored, self._stream)
+
+    def _read(self, split: Split) -> list[Sample]:
+        """All usable rows of a split; each is read once."""
+        if split not in self.samples:
+            good, self.bad_rows[split] = sift(self.rows(split), f"{self.name} {split}", self.max_bad_rows)
+            if not good and self.locations[split] is not None:
+                raise UserError(f"{self.locations[split]}: no usable row in it")
+            self.samples[split] = unique_ids(good)
+        return self.samples[split]
+
+    def _ranks(self) -> tuple[int, int]:
+        """(this process, number of processes)."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

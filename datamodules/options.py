@@ -1,0 +1,39 @@
+"""Checks of options: what cannot be meant is one clear line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from lit_rlvr.errors import UserError
+
+FIELDS = ("prompt", "answer", "image", "id", "category")
+"""What `columns` can map."""
+
+
+def at_least_one(**options: int | None) -> None:
+    """Refuse counts below 1; None is "not given"."""
+    for option, number in options.items():
+        if number is not None and number < 1:
+            raise UserError(f"{option} must be at least 1, got {number}")
+
+
+def check_share(option: str, share: float) -> None:
+    """Refuse a share outside [0, 1]."""
+    if not 0 <= share <= 1:
+        raise UserError(f"{option} is a share between 0 and 1, got {share}")
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Refuse a `columns` mapping with a field that nothing reads."""
+    for field in columns:
+        if field not in FIELDS:
+            nearest = get_close_matches(field, FIELDS, 1)
+            hint = f", did you mean {nearest[0]!r}?" if nearest else f"; known fields: {', '.join(FIELDS)}"
+            raise UserError(f"columns: unknown field {field!r}{hint}")
+
+
+def snake_case(class_name: str) -> str:
+    """TextToSQL -> text_to_sql, GSM8K -> gsm8k."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
