@@ -104,11 +104,12 @@ class PromptDataModule(LightningDataModule):
         self.limit, self.eval_limit = limit, eval_limit
         self.name: str = name or snake_case(type(self).__name__)
         self.cursor: Cursor = dict(START)
-        self.samples: dict[str, list[Sample]] = {}
+        self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
         self.bad_rows: dict[str, list[BadRow]] = {}
         self.too_long: dict[str, list[str]] = {}
         self._stream: PromptStream | None = None
+        self._fingerprint: dict[str, str] | None = None
         self._restored: dict[str, str] | None = None
         self._tokenizer: Any = None
 
@@ -182,7 +183,9 @@ class PromptDataModule(LightningDataModule):
                     say(f"{self.name}: there is no {split} set, its accuracy is not measured")
         if "train" in self.prompts and self._stream is None:
             self._stream = PromptStream(self.prompts["train"], self.seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))
-            check_same(self._restored, self._stream)
+            self._fingerprint = fingerprint(self._stream)
+            check_same(self._restored, self._fingerprint)
+            self.train_dataloader()  # refuses sizes that do not fit
 
     def load(self, split: Split) -> list[Sample]:
         """The checked samples of a split, in file order, before tokenisation."""
@@ -210,8 +213,6 @@ class PromptDataModule(LightningDataModule):
         prompts = self.prompts[split]
         return EvalLoader(prompts, self.eval_prompts_per_step, self.name, *self._ranks()) if prompts else []
 
-    # position
-
     @property
     def stream(self) -> PromptStream:
         """The endless stream of training prompts; `stream.take(count, cursor)` for more than a batch."""
@@ -224,7 +225,7 @@ class PromptDataModule(LightningDataModule):
         self.cursor = dict(cursor)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cursor": dict(self.cursor), "fingerprint": fingerprint(self.stream) if self._stream else None}
+        return {"cursor": dict(self.cursor), "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position, before or after `setup`.
@@ -234,17 +235,16 @@ class PromptDataModule(LightningDataModule):
         """
         self.commit(state_dict["cursor"])
         self._restored = state_dict["fingerprint"]
-        if self._stream is not None:
-            check_same(self._restored, self._stream)
+        check_same(self._restored, self._fingerprint)
 
     def _read(self, split: Split) -> list[Sample]:
         """All usable rows of a split; each is read once."""
-        if split not in self.samples:
-            good, self.bad_rows[split] = sift(self.rows(split), f"{self.name} {split}", self.max_bad_rows)
+        if split not in self._samples:
+            good, self.bad_rows[split] = sift(self.rows(split) or (), f"{self.name} {split}", self.max_bad_rows)
             if not good and self.locations[split] is not None:
                 raise UserError(f"{self.locations[split]}: no usable row in it")
-            self.samples[split] = unique_ids(good)
-        return self.samples[split]
+            self._samples[split] = unique_ids(good)
+        return self._samples[split]
 
     def _ranks(self) -> tuple[int, int]:
         """(this process, number of processes)."""

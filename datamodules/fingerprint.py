@@ -39,14 +39,14 @@ def difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:
     return "; ".join(f"{MEANING[p]}" + (f" was {then.get(p)}, is {now[p]}" if p in shown else "") for p in parts)
 
 
-def check_same(then: Mapping[str, str] | None, stream: PromptStream) -> None:
+def check_same(then: Mapping[str, str] | None, now: Mapping[str, str] | None) -> None:
     """Refuse to resume on other training data.
 
     Args:
-        then: the checkpoint's fingerprint, None where it has none.
-        stream: the training data now.
+        then: the checkpoint's fingerprint; None: nothing was restored.
+        now: that of the data at hand; None: not read yet.
     """
-    changed = difference(then, fingerprint(stream)) if then else ""
+    changed = difference(then, now) if then and now else ""
     if changed:
         raise UserError(f"the training data are not those of the checkpoint, it cannot be resumed with them: {changed}")
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datamodules import hub
 from datamodules.rows import BadRow
 from lit_rlvr.errors import UserError
 
@@ -21,8 +22,6 @@ SHIPPED = Path(__file__).parent / "data"
 """Where `package:` locations point to."""
 
 SPLITS = ("train", "validation", "test")
-
-HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>.+))?")
 
 Value = dict[str, Any] | BadRow
 
@@ -69,8 +68,8 @@ def read_rows(location: str, split: str = "train") -> Iterator[Row]:
         if named:
             raise UserError(f"{path}: a file has no splits, drop {':' + named!r}")
         yield from _read_file(path)
-    elif HUB_NAME.fullmatch(location) and path.suffix not in FORMATS and not location.startswith("."):
-        yield from _read_hub(location, split)
+    elif hub.NAME.fullmatch(location) and path.suffix not in FORMATS and not location.startswith("."):
+        yield from _read_dataset(hub.load_from_hub(location, split), location)
     else:
         raise UserError(_missing(Path(location).expanduser()))
 
@@ -110,22 +109,6 @@ def _split_of(file: Path) -> str:
     head = re.split(r"[-_.]", file.name)[0].lower()
     aliases = {"val": "validation", "valid": "validation", "dev": "validation"}
     return aliases.get(head, head if head in SPLITS else "")
-
-
-def _read_hub(location: str, split: str) -> Iterator[Row]:
-    """A data set of the hub, or a one-line error; any failure of the download means "not reachable"."""
-    import datasets
-
-    match = HUB_NAME.fullmatch(location)
-    assert match is not None
-    try:
-        data = datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{location}: neither a file or folder here nor a reachable hub data set ({type(error).__name__}: {reason})"
-        ) from error
-    yield from _read_dataset(data, location)
 
 
 def _read_dataset(data: Any, file: str) -> Iterator[Row]:
@@ -217,7 +200,7 @@ def _object(value: Any) -> Value:
 
 def _missing(path: Path) -> str:
     """What does not exist, and the name next to it that looks most like it."""
-    parent, name = path.absolute().parent, path.name
+    parent, name = path.parent, path.name
     while not parent.exists():
         parent, name = parent.parent, parent.name
     nearest = get_close_matches(name, sorted(p.name for p in parent.iterdir()), 1) if parent.is_dir() else []

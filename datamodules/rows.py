@@ -165,13 +165,15 @@ def sift(rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float) -> tup
 
     Args:
         rows: samples, and what could not become one.
-        what: the set's name, for messages.
+        what: the set's name, where rows do not say which file they come from.
         max_bad_rows: the largest tolerated share of each file.
     """
     good: list[Sample] = []
     bad: list[BadRow] = []
     total: Counter[str] = Counter()
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if not row.source:
+            row = _placed(row, f"{what}:{number}")
         total[_file(row.source)] += 1
         if isinstance(row, BadRow):
             bad.append(row)
@@ -187,10 +189,10 @@ def sift(rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float) -> tup
         named = name_few([str(row) for row in bad if _file(row.source) == file])
         if count > max_bad_rows * total[file]:
             raise UserError(
-                f"{file or what}: {count} of {total[file]} rows cannot be used and max_bad_rows is {max_bad_rows:g}: "
+                f"{file}: {count} of {total[file]} rows cannot be used and max_bad_rows is {max_bad_rows:g}: "
                 f"{named}. Correct these rows, map other columns with `columns`, or raise max_bad_rows."
             )
-        say(f"{file or what}: skipped {count} of {total[file]} rows: {named}")
+        say(f"{file}: skipped {count} of {total[file]} rows: {named}")
     return good, bad
 
 
@@ -209,6 +211,11 @@ def unique_ids(samples: list[Sample]) -> list[Sample]:
         seen.add(sample.id)
         unique.append(sample)
     return unique
+
+
+def _placed(row: Sample | BadRow, source: str) -> Sample | BadRow:
+    """The row with its place written in."""
+    return replace(row, source=source) if isinstance(row, Sample) else BadRow(row.reason, row.field, source)
 
 
 def _file(source: str) -> str:

@@ -71,7 +71,7 @@ def read_verl(row: Row) -> tuple[Any, str]:
     truth = lookup(row, "reward_model.ground_truth")
     if isinstance(truth, Mapping):
         truth = last_boxed(truth.get("solution") or "") or truth.get("target")
-    prompt = as_prompt(row["prompt"])
+    prompt: Any = as_prompt(row["prompt"])
     if TEMPLATED.search(prompt if isinstance(prompt, str) else "".join(str(m["content"]) for m in prompt)):
         prompt = row.get("question")
         if prompt is None:

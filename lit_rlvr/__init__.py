@@ -4,3 +4,7 @@ This module imports nothing heavy: reward workers import it, and they must start
 """
 
 __version__ = "0.1.0"
+
+from lit_rlvr.compat import repair as _repair
+
+_repair()

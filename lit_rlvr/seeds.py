@@ -7,6 +7,7 @@ generator state to save.
 from __future__ import annotations
 
 import hashlib
+import os
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -19,3 +20,8 @@ def derive_seed(*parts: int | str) -> int:
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 2
+
+
+def run_seed() -> int:
+    """The run's seed: what `seed_everything` set, 0 without it."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))

@@ -162,6 +162,7 @@ class Rollout:
         statuses: P lists of G, the worst status of each completion.
         sampling: what the engine sampled with.
         reference_rewards: (P, G) float, rewards of the reference model's completions, where used.
+        advantages: (P, G) float, filled in by the algorithm.
     """
 
     prompts: list[Prompt]
@@ -175,6 +176,7 @@ class Rollout:
     statuses: list[list[Status]]
     sampling: Sampling
     reference_rewards: Tensor | None = None
+    advantages: Tensor | None = None
 
     @property
     def group_size(self) -> int:

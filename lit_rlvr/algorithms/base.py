@@ -1,0 +1,265 @@
+"""From a scored rollout to optimizer steps: the second half of the flow, shared by every algorithm.
+
+The first half is `rollout/callback.py`. An algorithm overrides `objective`, and nothing else unless it
+keeps a state of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
+from lit_rlvr.algorithms.evaluation import EvaluatingModule
+from lit_rlvr.algorithms.step import Frozen, frozen_logprobs, plan_step, step_metrics
+from lit_rlvr.distributed import gather_rows, rank, world_size
+from lit_rlvr.errors import UserError
+from lit_rlvr.objectives import Aggregation, ImportanceCorrection, LossInputs, Stats, k3, masked_sum
+from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.seeds import derive_seed, run_seed
+from lit_rlvr.types import PromptBatch, Rollout
+
+if TYPE_CHECKING:
+    from lit_rlvr.rollout import RolloutCallback
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class RLVRModule(EvaluatingModule):
+    """The base of every algorithm.
+
+    Args:
+        model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+        aggregation: how token losses are averaged.
+        lr: peak learning rate of AdamW.
+        weight_decay: AdamW's decoupled weight decay.
+        betas: AdamW's moment decay rates.
+        lr_schedule: after the warm-up; linear and cosine fall to 0 at the last step.
+        warmup_steps: optimizer steps over which the learning rate rises linearly.
+        max_grad_norm: gradients are scaled down to this norm; 0 = off.
+        updates_per_rollout: minibatches (optimizer steps) a rollout is split into.
+        epochs_per_rollout: passes over each rollout.
+        tokens_per_microbatch: input tokens run at once, padding included; bounds memory, changes no result.
+        kl_coef: weight of the KL term against the initial policy; 0 loads no reference model.
+        importance_correction: for engines whose log-probabilities differ from the trainer's; by default
+            `token_truncate`, and `none` for the Hugging Face engine, which shares the trainer's weights.
+        importance_cap: bound of the importance weights.
+        shared_prefix: run each prompt once for its whole group; False = one completion per row.
+    """
+
+    def __init__(
+        self,
+        model: str = "smollm2",
+        advantage: Advantage | str = "grpo",
+        aggregation: Aggregation = "sequence_mean",
+        lr: float = 1e-6,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        lr_schedule: Literal["constant", "linear", "cosine"] = "constant",
+        warmup_steps: int = 0,
+        max_grad_norm: float = 1.0,
+        updates_per_rollout: int = 1,
+        epochs_per_rollout: int = 1,
+        tokens_per_microbatch: int = 4096,
+        kl_coef: float = 0.0,
+        importance_correction: ImportanceCorrection | None = None,
+        importance_cap: float = 2.0,
+        shared_prefix: bool = True,
+    ) -> None:
+        super().__init__(model)
+        self.automatic_optimization = False
+        self.aggregation, self.advantage = aggregation, resolve_advantage(advantage)
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.lr_schedule, self.warmup_steps, self.max_grad_norm = lr_schedule, warmup_steps, max_grad_norm
+        self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
+        self.tokens_per_microbatch, self.kl_coef, self.shared_prefix = tokens_per_microbatch, kl_coef, shared_prefix
+        self.importance_correction, self.importance_cap = importance_correction, importance_cap
+        self.iteration = 0  # rollouts trained on so far
+        self.updates = 0  # optimizer steps taken so far: the version of the weights
+        self._reference: list[Policy] = []  # in a list, so that it is neither saved nor sharded with the module
+        for name in ("updates_per_rollout", "epochs_per_rollout", "tokens_per_microbatch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}: {getattr(self, name)} is not positive")
+        for name in ("lr", "weight_decay", "kl_coef", "max_grad_norm", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"model.{name}: {getattr(self, name)} is negative")
+        if importance_cap < 1:
+            raise UserError(f"model.importance_cap: {importance_cap} is below 1")
+
+    @abstractmethod
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        """The loss of some rows: a sum that already carries the global normalisers, without the KL term.
+
+        Returns:
+            The loss, and counts or sums over the unmasked tokens, which are logged as means.
+        """
+
+    # ---- set-up -------------------------------------------------------------------------------------------
+
+    def check_sizes(self, rollout: RolloutCallback, prompts: int, ranks: int) -> None:
+        """Check a run's sizes against each other, before weights load, and print what follows from them."""
+        if rollout.sampling.truncated:
+            raise UserError(
+                "rollout.sampling: top_p/top_k change the distribution that the loss's log-probabilities are about; "
+                "use top_p: 1.0 and top_k: 0 for training (eval_sampling may use them)"
+            )
+        if prompts % (ranks * self.updates_per_rollout):
+            raise UserError(
+                f"data.prompts_per_step: {prompts} prompts cannot be split evenly over {ranks} rank(s) x "
+                f"{self.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
+                f"use a multiple of {ranks * self.updates_per_rollout}"
+            )
+        if self.importance_correction is None:
+            self.importance_correction = "none" if rollout.engine.exact else "token_truncate"
+        _log.info(
+            "%d prompts x %d completions = %d sequences a rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
+            "%d pass(es), at most %d tokens at once; engine %s, importance correction %s",
+            prompts, rollout.group_size, prompts * rollout.group_size, ranks, self.updates_per_rollout,
+            prompts // ranks // self.updates_per_rollout, self.epochs_per_rollout, self.tokens_per_microbatch,
+            rollout.engine.name, self.importance_correction,
+        )  # fmt: skip
+
+    def configure_model(self) -> None:
+        if self.policy is None:
+            self.policy = load_policy(self.model_folder, self.shared_prefix)
+            if self.kl_coef > 0:
+                self._reference = [load_policy(self.model_folder, self.shared_prefix).requires_grad_(False)]
+
+    def configure_optimizers(self) -> Any:
+        from transformers import get_scheduler
+
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, self.lr, self.betas, weight_decay=self.weight_decay, fused=True)
+        name = "constant_with_warmup" if self.lr_schedule == "constant" else self.lr_schedule
+        steps = None if self.lr_schedule == "constant" else self._total_steps()
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": get_scheduler(name, optimizer, self.warmup_steps, steps),
+        }
+
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole run, for schedules that fall."""
+        if self.trainer.max_steps > 0:
+            return int(self.trainer.max_steps)
+        if (self.trainer.max_epochs or -1) < 0:
+            raise UserError(f"model.lr_schedule: {self.lr_schedule} needs trainer.max_steps or trainer.max_epochs")
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        return int(batches * self.trainer.max_epochs * self.updates_per_rollout * self.epochs_per_rollout)
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        """Prompts stay where they are: Lightning would train on a copy that the rollout callback never saw."""
+        return batch
+
+    # ---- one iteration ------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        assert batch.rollout is not None, "the RolloutCallback fills the batch before the algorithm sees it"
+        started = time.perf_counter()
+        frozen = self._freeze(batch.rollout)
+        metrics = [
+            self._update(frozen, prompts)
+            for epoch in range(self.epochs_per_rollout)
+            for prompts in self._minibatches(len(batch.prompts), epoch)
+        ]
+        self.iteration += 1
+        self.trainer.datamodule.commit(batch.cursor)  # type: ignore[attr-defined]
+        for name in metrics[0]:
+            self.log(name, sum(m[name] for m in metrics if name in m) / sum(name in m for m in metrics))
+        self.log("time/train", time.perf_counter() - started)
+
+    def _freeze(self, rollout: Rollout) -> Frozen:
+        """Advantages, and the log-probabilities that stay fixed during the updates on this rollout."""
+        advantages = self.local_advantages(rollout)
+        useful = rollout.mask.any(1)  # (B,) rows with a token in the loss
+        if not self._reference:  # without a KL term a row of advantage 0 has no gradient
+            useful &= advantages.flatten().cpu() != 0
+        live = [int(i) for i in useful.nonzero().flatten()]
+        several = self.updates_per_rollout * self.epochs_per_rollout > 1
+        budget = self.tokens_per_microbatch
+        return Frozen(
+            rollout,
+            advantages,
+            live,
+            old=frozen_logprobs(self.policy, rollout, live, budget) if several else None,
+            ref=frozen_logprobs(self._reference[0], rollout, live, budget) if self._reference else None,
+        )
+
+    def local_advantages(self, rollout: Rollout) -> Tensor:
+        """(B, 1) advantages of this rank's rows, from the statistics of all ranks' groups."""
+        reference = rollout.reference_rewards
+        group = GroupBatch(
+            rewards=gather_rows(rollout.rewards.to(self.device)),
+            correct=gather_rows(rollout.correct.to(self.device)),
+            reference_rewards=None if reference is None else gather_rows(reference.to(self.device)),
+            lengths=gather_rows(rollout.lengths.to(self.device)),
+        )
+        advantages = self.advantage(group)  # (P, G) over all ranks
+        shape = tuple(group.rewards.shape)
+        if tuple(advantages.shape) != shape or not bool(advantages.isfinite().all()):
+            raise UserError(f"model.advantage: {self.advantage} must give finite values of shape {shape}")
+        self.log("train/advantage", advantages.mean())
+        self.log("train/zero_advantage", (advantages == 0).float().mean())
+        local = len(rollout.prompts)
+        mine = advantages[rank() * local : (rank() + 1) * local]
+        rollout.advantages = mine.cpu()
+        return mine.reshape(-1, 1)
+
+    def _minibatches(self, prompts: int, epoch: int) -> list[list[int]]:
+        """This rank's prompts in `updates_per_rollout` parts; shuffled when there are several."""
+        order = list(range(prompts))
+        if self.updates_per_rollout > 1:
+            generator = torch.Generator().manual_seed(derive_seed(run_seed(), "minibatch", self.iteration, epoch))
+            order = torch.randperm(prompts, generator=generator).tolist()
+        size = prompts // self.updates_per_rollout
+        return [order[i : i + size] for i in range(0, prompts, size)]
+
+    def _update(self, frozen: Frozen, prompts: list[int]) -> dict[str, float]:
+        """One optimizer step on the groups of some prompts."""
+        optimizer: Any = self.optimizers()
+        parameters = optimizer.param_groups[0]["params"]
+        step = plan_step(
+            frozen, prompts, self.device, self.aggregation, self.tokens_per_microbatch, self.policy.shared_prefix,
+            self.importance_correction or "none", self.importance_cap,
+        )  # fmt: skip
+        for parameter in parameters:  # a group that is not run has a gradient of zero, which AdamW still sees
+            parameter.grad = torch.zeros_like(parameter)
+        sums: Stats = {}
+        for k in range(len(step.microbatches)):
+            x, stats = step.inputs(k, self.policy)
+            loss, more = self.objective(x)
+            if x.ref is not None and x.kl_weight is not None:
+                kl = k3(x.logp, x.ref, x.mask)
+                loss = loss + self.kl_coef * masked_sum(kl, x.kl_weight, x.mask)
+                more = more | {"kl": kl.detach().sum()}
+            with self._gradient_sync(k + 1 == len(step.microbatches)):
+                self.manual_backward(loss * world_size())  # distributed strategies average over ranks; we sum
+            for name, value in (stats | more | {"loss": loss.detach()}).items():
+                sums[name] = sums.get(name, 0) + value.double() * float(k < step.real)
+        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        learning_rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        self.updates += 1
+        return step_metrics(sums) | {"train/grad_norm": float(norm), "train/lr": learning_rate}
+
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged between ranks with the last micro-batch only."""
+        model = self.trainer.strategy.model
+        return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+    # ---- checkpoints --------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rlvr"] = {"iteration": self.iteration, "updates": self.updates}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.iteration, self.updates = checkpoint["rlvr"]["iteration"], checkpoint["rlvr"]["updates"]

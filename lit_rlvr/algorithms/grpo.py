@@ -1,0 +1,41 @@
+"""GRPO: group relative policy optimisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.objectives import Aggregation, LossInputs, Stats, clipped_surrogate, masked_sum
+
+
+class GRPO(RLVRModule):
+    """`-(1/B) sum_i (1/n_i) sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`, plus the KL term.
+
+    Source: Shao et al. 2024 (DeepSeekMath), eq. 3; Yu et al. 2026 (A-GRAE), eq. 1.
+
+    Args:
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+        aggregation: how tokens are averaged.
+        clip_low: the ratio is clipped at 1 - clip_low.
+        clip_high: the ratio is clipped at 1 + clip_high.
+        dual_clip: bound the loss of negative advantages at this many |A|; None = off.
+    """
+
+    def __init__(
+        self,
+        advantage: Advantage | str = "grpo",
+        aggregation: Aggregation = "sequence_mean",
+        clip_low: float = 0.2,
+        clip_high: float = 0.2,
+        dual_clip: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        surrogate, stats = clipped_surrogate(x, self.clip_low, self.clip_high, self.dual_clip)
+        return -masked_sum(surrogate, x.token_weight, x.mask), stats

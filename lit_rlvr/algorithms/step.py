@@ -1,0 +1,156 @@
+"""One optimizer step as tensors: who is in it, with which weights, and in which micro-batches.
+
+Normalisers are counted here, once per step, over all ranks and before anything is cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.distributed import all_max, all_sum
+from lit_rlvr.objectives import (
+    Aggregation,
+    ImportanceCorrection,
+    LossInputs,
+    Stats,
+    aggregation_weights,
+    importance_weights,
+    log_ratio,
+)
+from lit_rlvr.policy import Policy
+from lit_rlvr.rows import cut_microbatches
+from lit_rlvr.types import Rollout
+
+
+@dataclass
+class Frozen:
+    """What does not change during the updates on one rollout; (B, T) rows are this rank's.
+
+    Args:
+        advantages: (B, 1). live: rows that can give a gradient.
+        old: log-probabilities at rollout time; None when one optimizer step makes them the current ones.
+        ref: log-probabilities under the reference policy; None without a KL term.
+    """
+
+    rollout: Rollout
+    advantages: Tensor
+    live: list[int]
+    old: Tensor | None = None
+    ref: Tensor | None = None
+
+
+@dataclass
+class Step:
+    """One optimizer step of this rank.
+
+    Args:
+        token_weight: (B, T) share of each token in the loss, 0 outside this step's groups.
+        row_share: 1/B, a sequence's share in a sequence-level loss.
+        microbatches: lists of rows; every rank has as many. `real` counts those that are not repeats of the
+            first with weight 0, which a rank with less work runs to keep in step with the others.
+    """
+
+    frozen: Frozen
+    mask: Tensor
+    engine_logprobs: Tensor
+    token_weight: Tensor
+    row_share: float
+    microbatches: list[list[int]]
+    real: int
+    correction: ImportanceCorrection
+    cap: float
+
+    def inputs(self, k: int, policy: Policy) -> tuple[LossInputs, Stats]:
+        """Run the policy on micro-batch k; what the objective sees, and sums over its tokens."""
+        rows, weight = self.microbatches[k], float(k < self.real)
+        frozen = self.frozen
+        logp, entropy = policy.logprobs(frozen.rollout, rows, entropy=True)
+        mask = self.mask[rows]
+        old = logp.detach() if frozen.old is None else frozen.old[rows]
+        tokens, sequences = importance_weights(old, self.engine_logprobs[rows], mask, self.correction, self.cap)
+        plain = self.token_weight[rows] * weight
+        inputs = LossInputs(
+            logp=logp,
+            old=old,
+            mask=mask,
+            advantages=frozen.advantages[rows],
+            token_weight=plain * tokens,
+            row_weight=sequences * self.row_share * weight,
+            ref=None if frozen.ref is None else frozen.ref[rows],
+            entropy=entropy,
+            kl_weight=plain,
+        )
+        difference = log_ratio(old, self.engine_logprobs[rows], mask)
+        ratio = difference.exp() * mask
+        stats = {
+            "tokens": mask.sum(),
+            "entropy": torch.where(mask, entropy, 0.0).sum(),  # type: ignore[arg-type]
+            "engine_difference": difference.abs().sum(),
+            "engine_ratio": ratio.sum(),
+            "engine_ratio_squared": ratio.square().sum(),
+        }
+        return inputs, stats
+
+
+def plan_step(
+    frozen: Frozen,
+    prompts: list[int],
+    device: torch.device,
+    aggregation: Aggregation,
+    tokens_per_microbatch: int,
+    shared_prefix: bool,
+    correction: ImportanceCorrection,
+    cap: float,
+) -> Step:
+    """Count the normalisers of the step on the groups of `prompts`, over all ranks, and cut its live rows."""
+    rollout = frozen.rollout
+    size = rollout.group_size
+    rows = [p * size + g for p in prompts for g in range(size)]
+    mask = rollout.mask.to(device)
+    chosen = mask[rows]
+    counts = all_sum(torch.tensor([float(len(rows)), float(chosen.sum())], dtype=torch.float64, device=device))
+    sequences, tokens = counts.tolist()
+    token_weight = torch.zeros(mask.shape, device=device)
+    token_weight[rows] = aggregation_weights(
+        chosen, size, aggregation, sequences, tokens, rollout.sampling.max_tokens
+    ).to(token_weight.dtype)
+    live = set(frozen.live)
+    microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
+    real = len(microbatches)
+    wanted = all_max(real, device)
+    microbatches += [microbatches[0] if microbatches else rows[:1]] * (wanted - real)
+    return Step(
+        frozen, mask, rollout.engine_logprobs.to(device), token_weight, 1.0 / sequences, microbatches, real,
+        correction, cap,
+    )  # fmt: skip
+
+
+def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool) -> list[list[int]]:
+    """Cut rows of a rollout into micro-batches of at most `budget` input tokens."""
+    prompt_lengths = [len(prompt.token_ids) for prompt in rollout.prompts]
+    lengths = [len(completion.token_ids) for group in rollout.completions for completion in group]
+    return cut_microbatches(prompt_lengths, lengths, rows, rollout.group_size, budget, shared_prefix)
+
+
+@torch.no_grad()
+def frozen_logprobs(policy: Policy, rollout: Rollout, rows: list[int], budget: int) -> Tensor:
+    """(B, T) log-probabilities of some rows under `policy`, without a gradient; 0 in the others."""
+    result = torch.zeros(rollout.mask.shape, device=policy.device)
+    for piece in cut_rows(rollout, rows, budget, policy.shared_prefix):
+        result[piece] = policy.logprobs(rollout, piece)[0]
+    return result
+
+
+def step_metrics(sums: Stats) -> dict[str, float]:
+    """Sums over this rank's tokens -> means over all ranks' tokens that were run, by metric name."""
+    if not sums:
+        return {"train/loss": 0.0}
+    names = sorted(sums)
+    total = dict(zip(names, all_sum(torch.stack([sums[n].double() for n in names])).tolist(), strict=True))
+    loss, tokens = total.pop("loss"), max(total.pop("tokens"), 1.0)
+    ratio, squared = total.pop("engine_ratio"), max(total.pop("engine_ratio_squared"), 1e-12)
+    means = {f"train/{name}": value / tokens for name, value in total.items()}
+    return means | {"train/loss": loss, "train/effective_sample_size": ratio**2 / squared / tokens}

@@ -1,0 +1,186 @@
+"""The command line: LightningCLI for `fit` and `validate`, and the project's own commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import datamodules  # noqa: F401  # makes short class names known
+import lit_rlvr.algorithms
+import lit_rlvr.rewards.format  # noqa: F401
+import lit_rlvr.rewards.math  # noqa: F401
+from datamodules import PromptDataModule
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.configs import dropped_options, explain_parse_error, find_configs
+from lit_rlvr.errors import UserError
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.run.checkpoint import RunCheckpoint, last_checkpoint
+from lit_rlvr.run.folder import RunFolder
+from lit_rlvr.run.logger import MetricsFile
+from lit_rlvr.run.progress import RunProgress
+from lit_rlvr.run.stop import RunStopped, StopOnSignal
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class ConfigFile(SaveConfigCallback):
+    """Leaves the resolved settings as `config.yaml` in the run folder."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        root = Path(trainer.default_root_dir)
+        root.mkdir(parents=True, exist_ok=True)
+        self.parser.save(
+            self.config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False
+        )
+
+
+class RLVRCLI(LightningCLI):
+    """`lit-rlvr fit | validate | ...`."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        quiet = {"exit_on_error": False}
+        super().__init__(
+            RLVRModule,
+            PromptDataModule,
+            save_config_callback=ConfigFile,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults={"num_sanity_val_steps": -1, "log_every_n_steps": 1, "max_epochs": -1},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_kwargs={**quiet, "fit": {**quiet}, "validate": {**quiet}},
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+                "validate": {"model", "dataloaders", "datamodule"}}  # fmt: skip
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(RolloutCallback, "rollout")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunFolder, "run")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Train into a run folder that already holds a run."
+        )
+        parser.set_defaults({"seed_everything": 0})
+
+    def _parse_ckpt_path(self) -> None:
+        """Settings come from the command line and its configs alone, never from a checkpoint."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        root = Path(config.trainer.default_root_dir or "runs/default")
+        config.trainer.default_root_dir = str(root)
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = str(last_checkpoint(root))
+        if self.subcommand == "fit":
+            _check_run_folder(root, bool(config.get("ckpt_path")), config.overwrite)
+        for option, value in dropped_options(sys.argv[1:], config):
+            _log.warning("%s: %s was dropped: the chosen class does not have it", option, value)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config: Namespace = self.config_init[self.subcommand]
+        root = Path(config.trainer.default_root_dir)
+        extra: dict[str, Any] = {}
+        if config.trainer.logger in (None, True):
+            metrics = MetricsFile(root / "metrics.csv")
+            if config.get("ckpt_path"):
+                metrics.resume(_checkpoint_step(config.ckpt_path))
+            extra["logger"] = [TensorBoardLogger(root, name="tensorboard", version=""), metrics]
+        trainer = super().instantiate_trainer(**kwargs, **extra)
+        trainer.callbacks[:0] = [StopOnSignal()]
+        if trainer.progress_bar_callback is not None and type(trainer.progress_bar_callback) is not RunProgress:
+            trainer.callbacks.remove(trainer.progress_bar_callback)
+            trainer.callbacks.append(RunProgress())
+        return trainer
+
+
+def _check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
+    """Refuse a folder that holds a run, unless it is resumed or overwritten; check that it can be written.
+
+    Raises:
+        UserError: the folder is taken, or cannot be written.
+    """
+    traces = [root / name for name in ("summary.json", "metrics.csv", "checkpoints")]
+    taken = [path for path in traces if path.exists()]
+    if taken and not resumes and not overwrite:
+        raise UserError(
+            f"trainer.default_root_dir: {root} already holds a run ({taken[0].name}); resume it with --ckpt_path last, "
+            "replace it with --overwrite true, or choose another folder"
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".write-test"
+        probe.write_text("x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"trainer.default_root_dir: {root} cannot be written: {error.strerror}") from error
+    if overwrite and not resumes:
+        _clear(root)
+
+
+def _clear(root: Path) -> None:
+    """Remove what an earlier run left; nothing that is not ours."""
+    for path in [*root.glob("checkpoints/step-*.ckpt"), *root.glob("tensorboard/events.out.tfevents.*")]:
+        path.unlink()
+    for name in ("summary.json", "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl"):
+        (root / name).unlink(missing_ok=True)
+
+
+def _checkpoint_step(path: str) -> int:
+    """The optimizer step of a checkpoint.
+
+    Raises:
+        UserError: the file is missing or not a checkpoint.
+    """
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"ckpt_path: {path} is not a readable checkpoint ({reason})") from error
+
+
+def _set_up_logging() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    _log.handlers[:] = [handler]
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*reduce_op.*", ".*num_sanity_val_steps.*"):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command; its exit status: 0 done, 2 bad input, 128 + n stopped by signal n."""
+    sys.path.append(str(Path.cwd()))  # a user's own modules; appended, so that they cannot shadow ours
+    _set_up_logging()
+    try:
+        RLVRCLI(find_configs(args))
+    except UserError as error:
+        print(f"lit-rlvr: error: {error}", file=sys.stderr)
+        return 2
+    except ArgumentError as error:
+        print(f"lit-rlvr: error: {explain_parse_error(error, args)}", file=sys.stderr)
+        return 2
+    except RunStopped as error:
+        print(f"lit-rlvr: {error}; go on with --ckpt_path last", file=sys.stderr)
+        return 128 + error.signal_number
+    return 0

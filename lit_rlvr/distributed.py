@@ -1,0 +1,42 @@
+"""Sums and gathers over all ranks; each is the identity when training runs in one process."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """Elementwise sum over ranks, on every rank."""
+    if world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values
+
+
+def all_max(value: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers, on every rank."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """Concatenate the ranks' (P_local, ...) tensors of equal shape in rank order: (P, ...)."""
+    if world_size() == 1:
+        return local
+    parts = [torch.empty_like(local) for _ in range(world_size())]
+    dist.all_gather(parts, local.contiguous())
+    return torch.cat(parts)

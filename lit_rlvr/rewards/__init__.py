@@ -1,0 +1,47 @@
+"""Rewards: callables that judge one completion of one sample.
+
+Names resolve on first use: worker processes import this package and must not pay for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_rlvr.rewards.base import FunctionReward, Reward
+    from lit_rlvr.rewards.combine import Scores, score_rollout
+    from lit_rlvr.rewards.format import Format
+    from lit_rlvr.rewards.math import MathAnswer
+    from lit_rlvr.rewards.pool import WorkerPool, shared_pool
+    from lit_rlvr.rewards.process import Outcome
+
+__all__ = [
+    "Format",
+    "FunctionReward",
+    "MathAnswer",
+    "Outcome",
+    "Reward",
+    "Scores",
+    "WorkerPool",
+    "score_rollout",
+    "shared_pool",
+]
+
+_MODULES = {
+    "Format": "format",
+    "FunctionReward": "base",
+    "MathAnswer": "math",
+    "Outcome": "process",
+    "Reward": "base",
+    "Scores": "combine",
+    "WorkerPool": "pool",
+    "score_rollout": "combine",
+    "shared_pool": "pool",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

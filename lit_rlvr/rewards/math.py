@@ -1,0 +1,57 @@
+"""Mathematical answers against the reference, checked by math-verify in worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lit_rlvr.rewards.base import Pair, Reward
+from lit_rlvr.rewards.pool import Outcome, shared_pool
+from lit_rlvr.types import Completion, RewardResult, Sample
+
+CHECK = "lit_rlvr.rewards.math_check:check"
+
+
+class MathAnswer(Reward):
+    """1 when the completion's final answer equals `sample.answer`, else 0; reports `correct`.
+
+    `lit_rlvr.rewards.math_check.check` says which answer is the final one. Status "parse_fail" means
+    that no answer was found and "timeout" that checking it ran into the limits: both are wrong.
+
+    Args:
+        truncated_is_wrong: a completion that was cut off at max_tokens is wrong without a check: it
+            has not ended with an answer, and the last number so far would be judged in its place.
+            False judges whatever text there is.
+        boxed_only: only the last `\\boxed{}` counts as an answer.
+        cpu_seconds: CPU time of one check.
+        kwargs: `weight`, `correct_from` and `name` of every reward.
+    """
+
+    def __init__(
+        self, truncated_is_wrong: bool = True, boxed_only: bool = False, cpu_seconds: float = 2.0, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.truncated_is_wrong = truncated_is_wrong
+        self.boxed_only = boxed_only
+        self.cpu_seconds = cpu_seconds
+
+    def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
+        return self.score([(completion, sample)])[0]
+
+    def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        results = [RewardResult(0.0, False, "ok", "cut off")] * len(pairs)
+        judged = [i for i, (c, _) in enumerate(pairs) if not (self.truncated_is_wrong and c.truncated)]
+        arguments = [(pairs[i][0].text, pairs[i][1].answer, self.boxed_only) for i in judged]
+        outcomes = shared_pool().run(CHECK, arguments, cpu_seconds=self.cpu_seconds)
+        for i, outcome in zip(judged, outcomes, strict=True):
+            results[i] = _result(outcome)
+        return results
+
+
+def _result(outcome: Outcome) -> RewardResult:
+    if outcome.status == "error":
+        return RewardResult(0.0, None, "error", outcome.detail)
+    if outcome.status == "timeout":
+        return RewardResult(0.0, False, "timeout", outcome.detail)
+    correct, found, parsed = outcome.value
+    return RewardResult(float(correct), correct, "ok" if parsed else "parse_fail", found)

@@ -1,0 +1,113 @@
+"""Judge the final answer of one completion with math-verify. Pure; runs in a reward worker, whose
+limits end what takes too long, so math-verify's own time limits (signal.alarm) are off.
+
+math-verify swallows what sympy raises on odd answers and calls them wrong. That is what we want: an
+answer must not be able to leave the loss by breaking the checker.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from math_verify import parse, verify
+
+TAIL_CHARACTERS = 2000  # without a marker, an answer further from the end is not the final one
+_NUMBER_GROUPS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\\[,; !]|\{,\}|,\\!| )\d{3})+(?!\d)")
+_UNIT_WORDS = re.compile(r"(?<=[\d}])(?:\s+[A-Za-z]{3,})+$|(?<=\d)\s*[€£¥]$")
+_UNEVALUATED = re.compile(
+    r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*\u00d7\u00f7]|\\times|\\cdot|\\div)+"
+)
+_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is no brace
+_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+
+
+def check(text: str, answer: str, boxed_only: bool = False) -> tuple[bool, str, bool]:
+    """Whether the final answer in `text` equals the reference `answer`.
+
+    The final answer is what the last `\\boxed{}` after the last `</think>` holds. Without a box it is
+    looked for after the last `####`, or else in the last 2,000 characters: the phrase after "answer
+    is" or on the last line, if it is the reference word for word, and otherwise the last number,
+    fraction or LaTeX (those after the word "answer" go first). An unevaluated sum or product
+    ("3 + 4") restates the question and is no answer; `3 + 4 = 7` answers 7. A reference that cannot
+    be parsed is compared as normalised text.
+
+    Returns:
+        (correct, the extracted answer, whether an answer was found).
+    """
+    text = text.rpartition("</think>")[2].replace("\N{MINUS SIGN}", "-")
+    gold_text, gold = _reference(answer)
+    found = last_boxed(text)
+    if found is not None:
+        readings = _readings(found)
+    elif boxed_only:
+        return False, "", False
+    else:
+        tail = text.rpartition("####")[2][-TAIL_CHARACTERS:]
+        phrase = _last_phrase(tail)
+        found, readings = (phrase, []) if _same_text(phrase, gold_text) else _last_expression(tail)
+    if _same_text(found, gold_text):
+        return True, found, True
+    if not readings or _UNEVALUATED.fullmatch(found):
+        return False, found, False
+    return verify(gold, readings, allow_set_relation_comp=True, timeout_seconds=None), found, True
+
+
+def last_boxed(text: str) -> str | None:
+    """What the last `\\boxed{...}` with balanced braces holds; None when there is none."""
+    start = text.rfind("\\boxed{")
+    while start >= 0:
+        depth = 0
+        for brace in _BRACES.finditer(text, start + len("\\boxed")):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if depth == 0:
+                return text[start + len("\\boxed{") : brace.start()].strip().rstrip(". ")
+        start = text.rfind("\\boxed{", 0, start)
+    return None
+
+
+def normalise(text: str) -> str:
+    """Text for comparison as text: no markup, outer space, final stop or case; `(A)` is `a`."""
+    text = _TEXT_COMMAND.sub(r"\1", text)
+    text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
+    text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".").lower()
+    return re.sub(r"^\((\w)\)$", r"\1", text)
+
+
+@lru_cache(maxsize=4096)
+def _reference(answer: str) -> tuple[str, list[Any]]:
+    boxed = last_boxed(answer)
+    text = (answer if boxed is None else boxed).strip().replace("\N{MINUS SIGN}", "-")
+    return text, _readings(text)
+
+
+def _readings(latex: str) -> list[Any]:
+    """LaTeX as sympy objects: as it stands, and without words after it (18 dollars)."""
+    latex = _NUMBER_GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), latex)
+    forms = dict.fromkeys([latex, _UNIT_WORDS.sub("", latex)])
+    return [reading for form in forms for reading in _parse(f"$\\boxed{{{form}}}$", "no_fallback")]
+
+
+def _last_phrase(text: str) -> str:
+    """What follows the last "answer is" or "answer:", or else the last line."""
+    lines = re.split(r"(?i)answer(?: is|:)", text)[-1].strip().splitlines()
+    return lines[-1].strip() if lines else ""
+
+
+def _last_expression(text: str) -> tuple[str, list[Any]]:
+    """The last expression in plain text and its reading; ("", []) when there is none."""
+    parsed = _parse(text, "first_match")
+    return ("", []) if not parsed or isinstance(parsed[0], str) else (str(parsed[-1]), parsed[:1])
+
+
+def _same_text(found: str, gold: str) -> bool:
+    return bool(normalise(found)) and normalise(found) == normalise(gold)
+
+
+def _parse(text: str, fallback: str) -> list[Any]:
+    return parse(text, fallback_mode=fallback, parsing_timeout=None)
+
+
+check("\\boxed{1}", "2")  # compiles the patterns, so that no answer pays for it
+check("1", "2")

@@ -1,0 +1,96 @@
+"""The parent's side of one worker process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from multiprocessing.connection import Pipe
+from typing import Any, Literal, NamedTuple
+
+LOG_BYTES = 1000
+
+
+class Outcome(NamedTuple):
+    """What became of one check.
+
+    value: what the function returned; None unless the status is "ok".
+    status: "timeout" = the answer ran into a limit (time, memory, recursion); "error" = the function
+        raised, or its worker died twice.
+    detail: why, when not "ok".
+    """
+
+    value: Any
+    status: Literal["ok", "timeout", "error"]
+    detail: str = ""
+
+
+class WorkerProcess:
+    """One worker process and what it is doing.
+
+    task: the number of the check it works on, -1 while it loads a function, or None. It is set
+        before the request is sent and cleared after the whole answer is read, so whatever interrupts
+        us in between leaves the worker marked as busy.
+    deadline: when to stop waiting for it, in seconds of `time.monotonic`.
+    loaded: the functions it has imported.
+    """
+
+    def __init__(self) -> None:
+        self.task: int | None = None
+        self.deadline = 0.0
+        self.loaded: set[str] = set()
+        self.tail = b""
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `kill`)
+        self.connection, theirs = Pipe()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-u", "-P", "-m", "lit_rlvr.rewards.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self.log,
+                stderr=self.log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is ours to handle
+                env={
+                    **os.environ,
+                    "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+                    "PYTHONHASHSEED": "0",  # the order of sets must not differ between workers
+                    "OMP_NUM_THREADS": "1",
+                },
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def ask(self, task: int, seconds: float, request: tuple[Any, ...]) -> None:
+        self.task = task
+        self.deadline = time.monotonic() + seconds
+        with suppress(BrokenPipeError, ConnectionResetError):  # it died; `answer` will say so
+            self.connection.send(request)
+
+    def answer(self) -> Outcome | None:
+        """Its reply, or None when it died for no reason of ours."""
+        try:
+            reply = self.connection.recv_bytes()
+        except (EOFError, OSError):
+            self.process.wait()
+            return Outcome(None, "timeout", "out of CPU time") if self.process.returncode == -signal.SIGPROF else None
+        outcome = Outcome(*pickle.loads(reply))
+        self.task = None
+        return outcome
+
+    def obituary(self) -> str:
+        """How a killed worker ended (negative: the signal) and the last it printed."""
+        return f"exit code {self.process.returncode}; {self.tail.decode(errors='replace').strip()}"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+        self.tail = os.pread(self.log.fileno(), LOG_BYTES, max(0, os.fstat(self.log.fileno()).st_size - LOG_BYTES))
+        self.log.close()

@@ -1,0 +1,8 @@
+"""Rollouts: engines that generate, and the callback that turns prompts into scored groups."""
+
+from lit_rlvr.rollout.callback import RolloutCallback
+from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.rollout.vllm import VLLMEngine
+
+__all__ = ["HFEngine", "RolloutCallback", "RolloutEngine", "VLLMEngine"]

@@ -1,0 +1,250 @@
+"""From prompts to scored groups: sync the weights, generate, score. The first half of the flow.
+
+The second half, from a rollout to an optimizer step, is `algorithms/base.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_rlvr.distributed import all_sum
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards import FunctionReward, MathAnswer, Reward
+from lit_rlvr.rewards.combine import Scores, score_rollout
+from lit_rlvr.rollout.engine import EngineContext, RolloutEngine, resolve_engine
+from lit_rlvr.rollout.probe import check_engine
+from lit_rlvr.seeds import derive_seed, run_seed
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling, pad_completions
+
+if TYPE_CHECKING:
+    from lit_rlvr.algorithms.base import RLVRModule
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class RolloutCallback(Callback):
+    """Fills each prompt batch with a rollout before the algorithm sees it.
+
+    Args:
+        group_size: completions per prompt, G.
+        engine: what generates: `auto` (vLLM when installed), `hf`, `vllm`, or a class_path.
+        sampling: how training completions are drawn.
+        eval_sampling: how validation completions are drawn.
+        eval_samples: completions per validation prompt; above 1, pass@k is reported up to it.
+        rewards: what scores a completion; the training reward is their weighted sum. Default: MathAnswer.
+        probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and
+            every this many; 0 = after the first only.
+        max_failure_rate: share of completions whose reward may fail by the checker's own fault (they are
+            masked out of the loss); above it the run stops and saves the examples.
+    """
+
+    def __init__(
+        self,
+        group_size: int = 8,
+        engine: RolloutEngine | str = "auto",
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        eval_sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008
+        eval_samples: int = 1,
+        rewards: list[Reward | str] | None = None,
+        probe_every: int = 10,
+        max_failure_rate: float = 0.05,
+    ) -> None:
+        self.group_size = group_size
+        self.engine = resolve_engine(engine)
+        self.sampling = sampling
+        self.eval_sampling = eval_sampling
+        self.eval_samples = eval_samples
+        self.rewards = [FunctionReward(r) if isinstance(r, str) else r for r in rewards or [MathAnswer()]]
+        self.probe_every = probe_every
+        self.max_failure_rate = max_failure_rate
+        self._started = False
+        self._synced_version = -1
+        self._syncs = 0
+        self.check()
+
+    def check(self) -> None:
+        """Refuse settings that contradict each other, before anything is loaded."""
+        if self.group_size < 1:
+            raise UserError(f"rollout.group_size: {self.group_size} is not positive")
+        if self.sampling.temperature == 0:
+            raise UserError("rollout.sampling.temperature: 0 draws G times the same completion; use a positive one")
+        if self.eval_samples < 1:
+            raise UserError(f"rollout.eval_samples: {self.eval_samples} is not positive")
+        if self.eval_samples > 1 and self.eval_sampling.temperature == 0:
+            raise UserError(
+                "rollout.eval_samples: more than 1 needs rollout.eval_sampling.temperature above 0 "
+                "(greedy decoding gives the same completion every time)"
+            )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        module: RLVRModule = pl_module  # type: ignore[assignment]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module.check_sizes(self, data.prompts_per_step, trainer.world_size)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        module: RLVRModule = pl_module  # type: ignore[assignment]
+        started = time.perf_counter()
+        sync_seconds = self._sync(trainer, module, batch.prompts)
+        seeds = self._seeds(batch.prompts, self.group_size, "rollout", module.iteration)
+        rollout, seconds = self.roll_out(trainer, batch.prompts, self.sampling, seeds)
+        batch.rollout = rollout
+        seconds |= {"sync": sync_seconds, "rollout": time.perf_counter() - started}
+        module.log_dict({f"time/{name}": value for name, value in seconds.items()})
+        module.log_dict(rollout_metrics(rollout, seconds["generate"]))
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        module: RLVRModule = pl_module  # type: ignore[assignment]
+        self._sync(trainer, module, batch.prompts)
+        seeds = self._seeds(batch.prompts, self.eval_samples, "validation", batch.name)
+        batch.rollout, _ = self.roll_out(trainer, batch.prompts, self.eval_sampling, seeds)
+
+    on_test_batch_start = on_validation_batch_start
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the engine's memory and the reward workers."""
+        if self._started:
+            self.engine.close()
+        for reward in self.rewards:
+            reward.close()
+        self._started, self._synced_version = False, -1
+
+    def roll_out(
+        self, trainer: Trainer, prompts: list[Prompt], sampling: Sampling, seeds: list[list[int]]
+    ) -> tuple[Rollout, dict[str, float]]:
+        """Generate one completion per seed and score them; the seconds each took."""
+        started = time.perf_counter()
+        completions = self.engine.generate(prompts, sampling, seeds)
+        generated = time.perf_counter()
+        scores = score_rollout(self.rewards, completions, [p.sample for p in prompts])
+        self._stop_on_failures(trainer, prompts, completions, scores)
+        rollout = assemble(prompts, completions, scores, sampling)
+        return rollout, {"generate": generated - started, "score": time.perf_counter() - generated}
+
+    @staticmethod
+    def _seeds(prompts: list[Prompt], count: int, *use: int | str) -> list[list[int]]:
+        """Each completion's own seed, from (run seed, use, prompt id, sample index). A prompt that stands twice
+        in a batch goes on counting its samples. Validation draws with the same seeds every time."""
+        seen: Counter[str] = Counter()
+        seeds = []
+        for prompt in prompts:
+            key = prompt.sample.id
+            first = seen[key] * count
+            seen[key] += 1
+            seeds.append([derive_seed(run_seed(), *use, key, first + g) for g in range(count)])
+        return seeds
+
+    def _sync(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt]) -> float:
+        """Bring the engine's weights up to date (seconds it took); start it first if need be, and probe it."""
+        if not self._started:
+            self.engine.start(self._context(trainer, module))
+            self._started = True
+        started = time.perf_counter()
+        if self._synced_version != module.updates:
+            self.engine.sync(module.policy.model.named_parameters())
+            self._synced_version = module.updates
+            self._syncs += 1
+            if self._syncs == 1 or (self.probe_every and self._syncs % self.probe_every == 0):
+                longest = max(prompts, key=lambda p: len(p.token_ids))
+                sampling = replace(self.sampling, max_tokens=min(16, self.sampling.max_tokens), top_p=1.0, top_k=0)
+                check_engine(self.engine, module.policy, longest, sampling, derive_seed(run_seed(), "probe"))
+        return time.perf_counter() - started
+
+    def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        return EngineContext(
+            folder=module.model_folder,
+            policy=module.policy,
+            tokenizer=module.tokenizer,
+            max_tokens=data.max_prompt_tokens + max(self.sampling.max_tokens, self.eval_sampling.max_tokens),
+            max_sequences=max(
+                data.prompts_per_step * self.group_size // trainer.world_size,
+                data.eval_prompts_per_step * self.eval_samples // trainer.world_size,
+            ),
+            seed=run_seed(),
+        )
+
+    def _stop_on_failures(
+        self, trainer: Trainer, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores
+    ) -> None:
+        """Above `max_failure_rate`, save the completions whose reward failed and stop."""
+        failed, total = int(scores.failed.sum()), scores.failed.numel()
+        if failed <= self.max_failure_rate * total:
+            return
+        path = Path(trainer.default_root_dir) / "failed_rewards.jsonl"
+        rows = []
+        for p, g in scores.failed.nonzero().tolist():
+            details = {n: r.detail for n, r in scores.details[p][g].items() if r.status == "error"}
+            sample = prompts[p].sample
+            rows.append({"id": sample.id, "source": sample.source, "completion": completions[p][g].text} | details)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        name, reason = next((n, r.detail) for n, r in scores.first_failure().items())
+        raise UserError(
+            f"reward {name!r} failed on {failed} of {total} completions, above rollout.max_failure_rate="
+            f"{self.max_failure_rate}; first: {reason} (sample {rows[0]['id']}); all of them: {path}"
+        )
+
+
+def assemble(
+    prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, sampling: Sampling
+) -> Rollout:
+    """Completions and scores as a `Rollout`.
+
+    A completion whose check failed is out of the loss, and takes the mean reward of its group's other
+    completions, so that it does not move the group's mean; it counts as not correct.
+    """
+    token_ids, mask, logprobs = pad_completions(completions)
+    failed = scores.failed  # (P, G)
+    judged = (~failed).float()
+    mean = (scores.rewards * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp(min=1)
+    return Rollout(
+        prompts=prompts,
+        completions=completions,
+        token_ids=token_ids,
+        mask=mask & ~failed.flatten()[:, None],
+        engine_logprobs=logprobs,
+        rewards=torch.where(failed, mean, scores.rewards),
+        correct=torch.where(failed, 0.0, scores.correct),
+        parts=scores.parts,
+        statuses=scores.statuses,
+        sampling=sampling,
+    )
+
+
+def rollout_metrics(rollout: Rollout, seconds: float) -> dict[str, float]:
+    """What a rollout was like, over all ranks; shares and means lie in the rewards' own units."""
+    size = float(rollout.rewards.numel())
+    solved = rollout.correct.sum(1)  # (P,)
+    statuses = Counter(status for group in rollout.statuses for status in group)
+    sums = {
+        "rollout/reward": rollout.rewards.sum(),
+        "rollout/accuracy": rollout.correct.sum(),
+        "rollout/length": rollout.lengths.sum(),
+        "rollout/truncated": rollout.truncated.sum(),
+        **{f"reward/{name}": part.sum() for name, part in rollout.parts.items()},
+        **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in ("parse_fail", "timeout", "error")},
+        "size": torch.tensor(size),
+        "rollout/correct_count": rollout.correct.sum(),
+        "rollout/unsolved_prompts": (solved == 0).float().sum(),
+    }
+    total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
+    count = total.pop("size")
+    counts = {k: total.pop(k) for k in ("rollout/correct_count", "rollout/unsolved_prompts")}
+    speed = total["rollout/length"] / max(seconds, 1e-9)
+    return {name: value / count for name, value in total.items()} | counts | {"rollout/tokens_per_second": speed}

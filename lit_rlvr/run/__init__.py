@@ -1,0 +1,1 @@
+"""What a run leaves behind: logs, samples, pictures, checkpoints, and its summary."""

@@ -1,0 +1,79 @@
+"""Checkpoints at whole iterations, written atomically, so that a resumed run is the uninterrupted one."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from lit_rlvr.errors import UserError
+
+
+class RunCheckpoint(Checkpoint):
+    """Saves `checkpoints/step-NNNNNN.ckpt` in the run folder, and always one when training ends or is stopped.
+
+    Args:
+        every: iterations (rollouts) between checkpoints; 0 = only at the end.
+        keep: newest checkpoints that stay on disk.
+    """
+
+    def __init__(self, every: int = 50, keep: int = 1) -> None:
+        if every < 0 or keep < 1:
+            raise UserError(f"checkpoint: every={every} must be >= 0 and keep={keep} >= 1")
+        self.every, self.keep = every, keep
+        self._saved_step = -1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every and getattr(pl_module, "iteration", 0) % self.every == 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> Path:
+        """Write a checkpoint of now, unless there is one already, and drop the oldest ones."""
+        folder = checkpoint_folder(trainer.default_root_dir)
+        path = folder / f"step-{trainer.global_step:06d}.ckpt"
+        if self._saved_step == trainer.global_step and path.exists():
+            return path
+        scratch = path.with_suffix(".tmp")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(scratch)
+            if trainer.is_global_zero:
+                os.replace(scratch, path)
+                for old in list_checkpoints(trainer.default_root_dir)[: -self.keep]:
+                    old.unlink()
+        except OSError as error:
+            scratch.unlink(missing_ok=True)
+            raise UserError(f"checkpoint {path} cannot be written: {error.strerror or error}; free some space") from error
+        self._saved_step = trainer.global_step
+        return path
+
+
+def checkpoint_folder(run: str | Path) -> Path:
+    return Path(run) / "checkpoints"
+
+
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    found = [p for p in checkpoint_folder(run).glob("step-*.ckpt") if re.fullmatch(r"step-\d+\.ckpt", p.name)]
+    return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")))
+
+
+def last_checkpoint(run: str | Path) -> Path:
+    """A run's newest checkpoint.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = list_checkpoints(run)
+    if not found:
+        raise UserError(f"{checkpoint_folder(run)} has no checkpoint (step-*.ckpt); run `lit-rlvr fit` into {run} first")
+    return found[-1]

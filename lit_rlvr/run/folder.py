@@ -1,0 +1,223 @@
+"""The run folder: sample completions, the picture, and summary.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import resource
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from lit_rlvr.run.logger import MetricsFile
+from lit_rlvr.run.plots import plot_run
+from lit_rlvr.run.stop import RunStopped
+from lit_rlvr.types import Rollout
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class RunFolder(Callback):
+    """Writes what a run leaves in `trainer.default_root_dir`, besides checkpoints and logs.
+
+    `completions.jsonl` (sampled groups), `curves.png`, and `summary.json`, which is also written when the run
+    stops early.
+
+    Args:
+        save_prompts: prompts per iteration (each with its whole group) that go to completions.jsonl.
+        show_every: iterations between tables of sample completions in the terminal; 0 = never.
+    """
+
+    def __init__(self, save_prompts: int = 2, show_every: int = 10) -> None:
+        self.save_prompts, self.show_every = save_prompts, show_every
+        self.accuracy_before: float | None = None
+        self.accuracy_after: float | None = None
+        self.train_seconds = 0.0
+        self.resumed_from_step = 0
+        self._iteration_began = 0.0
+        self._fit_began = time.perf_counter()
+        self._startup_seconds = 0.0
+        self._seconds: dict[str, list[float]] = {}
+
+    # ---- during the run -----------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._fit_began = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.resumed_from_step = trainer.global_step
+        self._startup_seconds = time.perf_counter() - self._fit_began
+        if trainer.is_global_zero:
+            _drop_after(self._root(trainer) / "completions.jsonl", trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._iteration_began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.train_seconds += time.perf_counter() - self._iteration_began
+        for name in ("sync", "generate", "score", "train"):
+            self._seconds.setdefault(name, []).append(float(trainer.callback_metrics[f"time/{name}"]))
+        self._seconds.setdefault("step", []).append(time.perf_counter() - self._iteration_began)
+        if trainer.is_global_zero:
+            rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts)
+            with (self._root(trainer) / "completions.jsonl").open("a") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            module: Any = pl_module
+            if self.show_every and (module.iteration == 1 or module.iteration % self.show_every == 0):
+                show_rows(rows[:8], trainer.global_step)
+            for logger in trainer.loggers:
+                logger.save()
+        if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
+            trainer.should_stop = True  # Lightning then validates before it ends the run
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        results = module.validation_results
+        if trainer.sanity_checking:
+            self.accuracy_before = results.get("val/accuracy")
+            for logger in trainer.loggers:  # Lightning does not log the check before training
+                logger.log_metrics(results, step=0)
+        else:
+            self.accuracy_after = results.get("val/accuracy")
+
+    # ---- at its end ---------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, None)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, RunStopped | KeyboardInterrupt) and getattr(pl_module, "policy", None) is not None:
+            self.accuracy_after = None
+            self._finish(trainer, pl_module, str(exception) or type(exception).__name__)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stopped: str | None) -> None:
+        module: Any = pl_module
+        digest = weights_sha256(module.policy.model)
+        if not trainer.is_global_zero:
+            return
+        callback: Any = next(c for c in trainer.callbacks if hasattr(c, "engine"))  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        summary = {
+            "accuracy_before": self.accuracy_before,
+            "accuracy_after": self.accuracy_after,
+            "steps": trainer.global_step,
+            "iterations": module.iteration,
+            "resumed_from_step": self.resumed_from_step,
+            "train_seconds": round(self.train_seconds, 3),
+            "startup_seconds": round(self._startup_seconds, 3),
+            "seconds_per_step": {name: round(median(values), 4) for name, values in self._seconds.items()},
+            "peak_memory_mb": round(_peak_memory_mb()),
+            "engine": callback.engine.name,
+            "algorithm": type(module).__name__,
+            "model": module.model,
+            "data": type(data).__name__,
+            "stopped": stopped,
+            "weights_sha256": digest,
+        }
+        root = self._root(trainer)
+        _write_json(root / "summary.json", summary)
+        rows = next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
+        if rows:
+            plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
+        if self.accuracy_before is None:
+            _log.info("No accuracies: there is no validation set; give data.validation or data.validation_split")
+        elif stopped is None:
+            _log.info(
+                "Validation accuracy %.3f before, %.3f after %d steps (%.0f s of training). Results: %s",
+                self.accuracy_before, self.accuracy_after, trainer.global_step, self.train_seconds, root,
+            )  # fmt: skip
+
+    @staticmethod
+    def _root(trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"accuracy_before": self.accuracy_before, "train_seconds": self.train_seconds, "seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.accuracy_before = state_dict["accuracy_before"]
+        self.train_seconds, self._seconds = state_dict["train_seconds"], state_dict["seconds"]
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 over the parameters' names, types, shapes and bytes, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        values = parameter.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sample_rows(rollout: Rollout, step: int, prompts: int) -> list[dict[str, Any]]:
+    """The first prompts' groups of a rollout as flat records."""
+    rows = []
+    for p, prompt in enumerate(rollout.prompts[:prompts]):
+        for g, completion in enumerate(rollout.completions[p]):
+            rows.append(
+                {
+                    "step": step,
+                    "id": prompt.sample.id,
+                    "sample": g,
+                    "prompt": prompt.sample.prompt,
+                    "answer": prompt.sample.answer,
+                    "completion": completion.text,
+                    "finish_reason": completion.finish_reason,
+                    "tokens": len(completion.token_ids),
+                    "reward": round(float(rollout.rewards[p, g]), 6),
+                    "correct": bool(rollout.correct[p, g]),
+                    "status": rollout.statuses[p][g],
+                    "advantage": None if rollout.advantages is None else round(float(rollout.advantages[p, g]), 6),
+                }
+            )
+    return rows
+
+
+def show_rows(rows: list[dict[str, Any]], step: int) -> None:
+    """A table of sample completions in the terminal."""
+    table = Table(title=f"Samples of step {step}", title_justify="left")
+    for column in ("prompt", "completion", "reward", "advantage"):
+        table.add_column(column, justify="right" if column in ("reward", "advantage") else "left")
+    for row in rows:
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1]["content"])
+        advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
+        table.add_row(_short(prompt), _short(row["completion"]), f"{row['reward']:.2f}", advantage)
+    Console(stderr=True, markup=False, highlight=False, width=None if os.isatty(2) else 120).print(table)
+
+
+def _short(text: str, limit: int = 160) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 3] + "..."
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the records of a JSONL file up to `step`: a resumed run writes the later ones again."""
+    if not path.is_file():
+        return
+    kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text("".join(kept))
+    os.replace(scratch, path)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(scratch, path)
+
+
+def _peak_memory_mb() -> float:
+    """Peak resident memory of this process in MiB (of the GPU, where there is one)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

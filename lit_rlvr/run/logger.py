@@ -1,0 +1,92 @@
+"""`metrics.csv`: one row per training iteration, exact across resumes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class MetricsFile(Logger):
+    """Writes every logged metric to one CSV file.
+
+    Lightning's CSVLogger starts its file anew on every run; this one goes on, and a resumed run first drops
+    the rows after the checkpoint it resumes from, so that the file is that of an uninterrupted run.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._rows: dict[int, dict[str, float]] = {}
+        self._pending = False
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsFile:
+        return self
+
+    def resume(self, last_step: int) -> None:
+        """Read what an earlier run wrote up to and including `last_step`."""
+        if not self.path.is_file():
+            return
+        with self.path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row.pop("step"))
+                if step <= last_step:
+                    self._rows[step] = {k: float(v) for k, v in row.items() if v != ""}
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the resolved settings are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = self._rows.setdefault(int(step or 0), {})
+        row.update({name: float(value) for name, value in metrics.items()})
+        self._pending = True
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Rewrite the file, atomically."""
+        if not self._pending:
+            return
+        names = sorted({name for row in self._rows.values() for name in row})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_suffix(".tmp")
+        with scratch.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["step", *names], restval="")
+            writer.writeheader()
+            for step in sorted(self._rows):
+                writer.writerow({"step": step, **self._rows[step]})
+        os.replace(scratch, self.path)
+        self._pending = False
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    @property
+    def rows(self) -> dict[int, dict[str, float]]:
+        """What has been logged so far, by step."""
+        return self._rows

@@ -1,0 +1,92 @@
+"""The progress display: a live bar in a terminal, one line per iteration elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class RunProgress(ProgressBar):
+    """Steps, reward, accuracy, tokens/s and the time left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._began = 0.0
+        self._first = 0
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began, self._first = time.perf_counter(), trainer.global_step
+        if not (self._enabled and trainer.is_global_zero and self._console.is_terminal):
+            return
+        self._bar = Progress(
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=self._total(trainer), completed=trainer.global_step)
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not (self._enabled and trainer.is_global_zero):
+            return
+        values = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        text = (
+            f"reward {values.get('rollout/reward', 0):.3f}  accuracy {values.get('rollout/accuracy', 0):.3f}  "
+            f"{values.get('rollout/tokens_per_second', 0):.0f} tokens/s"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step, description=text)
+            return
+        total = self._total(trainer)
+        done = max(trainer.global_step - self._first, 1)
+        left = "?" if total is None else f"{(time.perf_counter() - self._began) / done * (total - trainer.global_step):.0f} s"
+        seconds = ", ".join(
+            f"{part} {values[f'time/{part}']:.1f}" for part in ("sync", "generate", "score", "train") if f"time/{part}" in values
+        )
+        print(
+            f"step {trainer.global_step}{'' if total is None else f'/{total}'}  {text}  ({seconds} s)  {left} left",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        results = getattr(pl_module, "validation_results", {})
+        if not (trainer.is_global_zero and results):
+            return
+        when = "before training" if trainer.sanity_checking else f"step {trainer.global_step}"
+        text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k != "val/accuracy")
+        self._console.print(f"validation, {when}: {text}", highlight=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    @staticmethod
+    def _total(trainer: Trainer) -> int | None:
+        """Optimizer steps of the whole run; None when it has no end."""
+        if trainer.max_steps > 0:
+            return int(trainer.max_steps)
+        if trainer.max_epochs and trainer.max_epochs > 0:
+            module: Any = trainer.lightning_module
+            return int(trainer.max_epochs * trainer.num_training_batches) * module.updates_per_rollout * module.epochs_per_rollout
+        return None

@@ -1,0 +1,47 @@
+"""Generated sums."""
+
+from __future__ import annotations
+
+import pytest
+
+from datamodules import Arithmetic
+from lit_rlvr.errors import UserError
+
+
+def test_pairs_are_split_by_seed_and_none_is_in_both():
+    data = Arithmetic()
+    train, validation = data.load("train"), data.load("validation")
+    assert (len(train), len(validation)) == (272, 128)
+    ids = {s.id for s in train} | {s.id for s in validation}
+    assert ids == {f"{a}+{b}" for a in range(1, 21) for b in range(1, 21)}
+    assert [s.id for s in Arithmetic().load("validation")] == [s.id for s in validation]
+    assert [s.id for s in Arithmetic(seed=1).load("validation")] != [s.id for s in validation]
+    assert Arithmetic().load("test") == []
+
+
+def test_the_held_out_pairs_do_not_depend_on_the_run_seed(monkeypatch: pytest.MonkeyPatch):
+    held_out = [s.id for s in Arithmetic().load("validation")]
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    assert [s.id for s in Arithmetic().load("validation")] == held_out
+
+
+def test_answers_are_the_sums_as_text(chat_tokenizer):
+    data = Arithmetic(low=-2, high=3, held_out=6)
+    assert all(s.answer == str(s.row["a"] + s.row["b"]) for s in data.load("train"))
+    sample = next(s for s in Arithmetic(held_out=0).load("train") if s.id == "3+4")
+    assert (sample.prompt, sample.answer) == ("What is 3 + 4?", "7")
+    data.tokenizer = chat_tokenizer
+    assert "system\nYou are a calculator.<|im_end|>" in data.render(sample)
+
+
+def test_the_question_can_be_worded():
+    data = Arithmetic(low=1, high=2, held_out=0, question="{b} plus {a}, {c}?")
+    assert [s.prompt for s in data.load("train")][:2] == ["1 plus 1, {c}?", "2 plus 1, {c}?"]
+    with pytest.raises(UserError, match="must hold {a} and {b}"):
+        Arithmetic(question="What is {a} + b?")
+
+
+@pytest.mark.parametrize("options", [{"held_out": 400}, {"held_out": -1}, {"low": 5, "high": 4, "held_out": 0}])
+def test_something_must_be_left_to_train(options: dict):
+    with pytest.raises(UserError, match="held_out="):
+        Arithmetic(**options)

@@ -1,0 +1,123 @@
+"""The exact text a model sees."""
+
+from __future__ import annotations
+
+import pytest
+
+from datamodules import PromptDataModule
+from datamodules.chat import Chat
+from datamodules.templates import SYSTEM_PROMPTS, TEMPLATES, named
+from lit_rlvr.errors import UserError
+from lit_rlvr.types import Sample
+
+QUESTION = Sample("q", "What is 1 + 2?", "3", source="toy.jsonl:7")
+
+
+def data(tokenizer, **options):
+    module = PromptDataModule(train="unused", **options)
+    module.tokenizer = tokenizer
+    return module
+
+
+def test_the_chat_template_is_applied_once_and_nothing_is_added(chat_tokenizer):
+    module = data(chat_tokenizer, system_prompt="Be brief.")
+    expected = (
+        "<bos><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhat is 1 + 2?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert module.render(QUESTION) == expected
+    prompt = module.encode(QUESTION)
+    assert chat_tokenizer.decode(prompt.token_ids) == expected
+    assert prompt.token_ids.count(chat_tokenizer.bos_token_id) == 1 and prompt.sample is QUESTION
+
+
+def test_no_system_prompt_no_system_message(chat_tokenizer):
+    assert "system" not in data(chat_tokenizer).render(QUESTION)
+
+
+def test_prefill_follows_the_generation_prompt(chat_tokenizer, plain_tokenizer):
+    assert data(chat_tokenizer, prefill="<think>\n").render(QUESTION).endswith("<|im_start|>assistant\n<think>\n")
+    assert data(plain_tokenizer, prefill="So").render(QUESTION) == "<bos>What is 1 + 2?\nSo"
+
+
+def test_chat_template_kwargs_reach_the_template(chat_tokenizer):
+    assert "[thinking=False]" in data(chat_tokenizer, chat_template_kwargs={"thinking": False}).render(QUESTION)
+    with pytest.raises(UserError, match="'tokenize' is set by lit-rlvr"):
+        data(chat_tokenizer, chat_template_kwargs={"tokenize": True})
+
+
+def test_a_base_model_gets_plain_text_with_its_own_beginning(plain_tokenizer):
+    module = data(plain_tokenizer, system_prompt="Add.")
+    assert module.render(QUESTION) == "<bos>Add.\n\nWhat is 1 + 2?\n"
+    assert data(plain_tokenizer, plain_template="Q: {prompt}\nA:").render(QUESTION) == "<bos>Q: What is 1 + 2?\nA:"
+    assert module.encode(QUESTION).token_ids == plain_tokenizer("Add.\n\nWhat is 1 + 2?\n").input_ids
+
+
+def test_the_plain_template_is_filled_in_one_pass(plain_tokenizer):
+    module = data(plain_tokenizer, system_prompt="say {prompt}")
+    assert module.render(Sample("x", "{system} {y}", "a")) == "<bos>say {prompt}\n\n{system} {y}\n"
+
+
+def test_the_template_wraps_the_user_text_and_braces_in_data_are_safe(chat_tokenizer):
+    module = data(chat_tokenizer, template="Solve {x}: {prompt} (\\boxed{})")
+    assert "user\nSolve {x}: \\frac{1}{2} {prompt} {0} (\\boxed{})<|im_end|>" in module.render(
+        Sample("x", "\\frac{1}{2} {prompt} {0}", "a")
+    )
+
+
+def test_templates_without_prompt_are_refused():
+    for option in ("template", "plain_template"):
+        with pytest.raises(UserError, match=f"{option}: 'Solve this' has no {{prompt}}"):
+            PromptDataModule(**{option: "Solve this"})
+
+
+def test_conversations_keep_their_turns_and_the_option_replaces_their_system_message():
+    turns = [
+        {"role": "system", "content": "old"},
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": "2+2?"},
+    ]
+    messages = Chat(system_prompt="new", template="> {prompt}").messages(Sample("x", turns, "4"))
+    assert [m["content"] for m in messages] == ["new", "1+1?", "2", "> 2+2?"]
+    assert [m["content"] for m in Chat().messages(Sample("x", turns, "4"))] == ["old", "1+1?", "2", "2+2?"]
+    assert turns[3]["content"] == "2+2?"  # the sample is untouched
+
+
+def test_the_template_wraps_the_text_part_beside_an_image():
+    parts = [{"type": "image"}, {"type": "text", "text": "how long?"}]
+    messages = Chat(template="{prompt}!").messages(Sample("x", [{"role": "user", "content": parts}], "4"))
+    assert messages[0]["content"] == [{"type": "image"}, {"type": "text", "text": "how long?!"}]
+
+
+def test_a_chat_template_that_refuses_names_the_row(chat_tokenizer):
+    turns = [{"role": "user", "content": "hi"}, {"role": "tool", "content": "x"}]
+    with pytest.raises(UserError, match=r"toy.jsonl:9: the model's chat template refuses .* no tools here"):
+        data(chat_tokenizer).render(Sample("x", turns, "4", source="toy.jsonl:9"))
+
+
+def test_papers_prompts_by_name(chat_tokenizer):
+    text = data(chat_tokenizer, system_prompt="agrae-math", template="boxed").render(QUESTION)
+    assert "system\nPlease reason step by step, and put your final answer within \\boxed{ }.<|im_end|>" in text
+    assert "user\nWhat is 1 + 2?\nPlease reason step by step, and put your final answer within \\boxed{}.<" in text
+    assert all(template.count("{prompt}") == 1 for template in TEMPLATES.values())
+
+
+def test_papers_prompts_are_the_papers_words():
+    phrases = {
+        "aapo-1.5b": "Note that respond by English, NOT use other languages.",
+        "aapo-7b": "You FIRST think about the reasoning process as an internal monologue and then provide the user",
+        "aapo-eval": "Therefore, the final answer is: $\\boxed{ANSWER}$. I hope it is correct",
+        "agrae-math": "Please reason step by step, and put your final answer within \\boxed{ }.",
+        "agrae-vision": "provide the final choice from the given options.",
+    }
+    assert phrases.keys() == SYSTEM_PROMPTS.keys()
+    assert all(phrase in SYSTEM_PROMPTS[name] for name, phrase in phrases.items())
+
+
+def test_a_misspelt_name_is_refused_and_free_text_is_not():
+    with pytest.raises(UserError, match="system_prompt: no prompt is named 'aapo-1.5', did you mean 'aapo-1.5b'"):
+        PromptDataModule(system_prompt="aapo-1.5")
+    with pytest.raises(UserError, match="template: no prompt is named 'boxd', did you mean 'boxed'"):
+        PromptDataModule(template="boxd")
+    assert named("You are an agrae-math fan.", SYSTEM_PROMPTS, "system_prompt") == "You are an agrae-math fan."

@@ -1,0 +1,156 @@
+"""TextMath on every layout, on inline rows always and on the real files where they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datamodules import TextMath
+from datamodules.text_math import last_boxed, reference
+from lit_rlvr.errors import UserError
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+
+VERL = {
+    "level": "Level 5",
+    "type": "Algebra",
+    "prompt": [{"content": "Find $a$.", "role": "user"}],
+    "reward_model": {
+        "ground_truth": {"question": "Find $a$.", "solution": "so \\boxed{\\text{Friday}}", "target": "{Friday}"},
+        "style": "rule",
+    },
+}
+SIMPLERL = {
+    "prompt": [{"role": "user", "content": "<|im_start|>user\nFind b<|im_end|>\n<|im_start|>assistant\n"}],
+    "reward_model": {"ground_truth": "7", "style": "rule"},
+    "question": "Find b",
+    "subject": "Geometry",
+}
+LAYOUTS = [
+    ({"question": "How many?", "answer": "so 1+1\n#### 1,234"}, "How many?", "1234", ""),
+    ({"question": "How many?", "answer": "42"}, "How many?", "42", ""),
+    (
+        {"problem": "p?", "level": "Level 1", "type": "Algebra", "solution": "\\boxed{3}, no: $\\boxed{\\frac{1}{2}}$."},
+        "p?",
+        "\\frac{1}{2}",
+        "Algebra",
+    ),
+    (
+        {"problem": "p?", "solution": "\\boxed{9}", "answer": "(3, \\frac{\\pi}{2})", "subject": "Precalculus", "level": 2},
+        "p?",
+        "(3, \\frac{\\pi}{2})",
+        "Precalculus",
+    ),
+    (
+        {"Body": "There are 290 bananas in 2 groups", "Question": "How big is each?", "Answer": 145.0, "Type": "Division"},
+        "There are 290 bananas in 2 groups. How big is each?",
+        "145",
+        "Division",
+    ),
+    ({"problem": "p?", "answer": 27.0}, "p?", "27", ""),
+    ({"id": 60, "problem": "p?", "solution": "s", "answer": "073", "url": "u", "year": "2024"}, "p?", "073", ""),
+    (VERL, [{"role": "user", "content": "Find $a$."}], "\\text{Friday}", "Algebra"),
+    (SIMPLERL, "Find b", "7", "Geometry"),
+]
+
+
+@pytest.mark.parametrize("row,prompt,answer,category", LAYOUTS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_layouts(tmp_path: Path, row: dict, prompt, answer: str, category: str, suffix: str):
+    path = tmp_path / f"train{suffix}"
+    if suffix == ".jsonl":
+        path.write_text(json.dumps(row) + "\n")
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    (sample,) = TextMath(train=str(path)).load("train")
+    assert (sample.prompt, sample.answer, sample.category) == (prompt, answer, category)
+    assert sample.row == row and sample.source == f"{path}:1"
+    assert sample.id == ("60" if "id" in row else "text_math:1")
+
+
+def test_the_layout_is_that_of_the_files_first_known_row(jsonl):
+    path = jsonl([*({"problem": "p", "answer": "1"} for _ in range(9)), {"problem": "p", "solution": "\\boxed{2}"}])
+    data = TextMath(train=path)
+    assert len(data.load("train")) == 9
+    assert [str(row) for row in data.bad_rows["train"]] == [f"{path}:10: answer: missing"]
+
+
+def test_files_of_one_set_may_differ_in_layout(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"problem": "p", "answer": "1"}) + "\n")
+    (tmp_path / "b.jsonl").write_text(json.dumps({"question": "q", "answer": "#### 2"}) + "\n")
+    assert [s.answer for s in TextMath(train=str(tmp_path)).load("train")] == ["1", "2"]
+
+
+def test_unknown_columns_are_listed_and_can_be_mapped(jsonl):
+    path = jsonl([{"task": "1+1?", "gold": "so #### 2"}])
+    with pytest.raises(UserError, match=r"no known layout, the columns are task, gold; map them with `columns`"):
+        TextMath(train=path).load("train")
+    (sample,) = TextMath(train=path, columns={"prompt": "task", "answer": "gold"}).load("train")
+    assert (sample.prompt, sample.answer) == ("1+1?", "2")
+
+
+def test_a_templated_prompt_without_its_question_is_a_bad_row(jsonl):
+    row = {key: value for key, value in SIMPLERL.items() if key != "question"}
+    with pytest.raises(UserError, match="prompt: has a chat template applied already"):
+        TextMath(train=jsonl([row])).load("train")
+
+
+@pytest.mark.parametrize(
+    "text,boxed",
+    [
+        ("\\boxed{1} then \\boxed{ {2} }", "{2}"),
+        ("$\\boxed{\\left\\{x\\right.}$", "\\left\\{x\\right."),
+        ("\\fbox{3}", "3"),
+        ("the answer is $\\boxed 5$", "5"),
+        ("\\boxed{never ends", None),
+        ("no box", None),
+        ("\\boxed{}", ""),
+    ],
+)
+def test_last_boxed(text: str, boxed: str | None):
+    assert last_boxed(text) == boxed
+
+
+def test_reference_forms():
+    assert reference("a #### b #### 1,000 ") == "1000"
+    assert reference(" (1, 2) ") == "(1, 2)"  # commas go only where #### says it is a number
+    with pytest.raises(Exception, match="answer: empty"):
+        reference("so ####")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real files are not here; the layouts above are tested inline")
+@pytest.mark.parametrize(
+    "file,rows,bad,first",
+    [
+        ("gsm8k/train.jsonl", 7473, 0, "72"),
+        ("gsm8k/test.jsonl", 1319, 0, "18"),
+        ("math/train.parquet", 7498, 2, "0"),
+        ("math/test.parquet", 5000, 0, "2"),
+        ("math500/test.jsonl", 500, 0, "\\left( 3, \\frac{\\pi}{2} \\right)"),
+        ("svamp/svamp.jsonl", 1000, 0, "145"),
+    ],
+)
+def test_real_files(file: str, rows: int, bad: int, first: str):
+    data = TextMath(train=str(REAL / file))
+    samples = data.load("train")
+    assert (len(samples), len(data.bad_rows["train"]), samples[0].answer) == (rows, bad, first)
+    assert len({sample.id for sample in samples}) == rows
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real file is not here; last_boxed is tested inline")
+def test_the_box_of_every_math500_solution_is_its_answer():
+    samples = TextMath(train=str(REAL / "math500/test.jsonl")).load("train")
+    assert all(last_boxed(sample.row["solution"]) == sample.answer for sample in samples)
+
+
+def test_the_shipped_slice_is_whole_and_disjoint():
+    data = TextMath(train="package:svamp/train.jsonl", validation="package:svamp/validation.jsonl")
+    train, validation = data.load("train"), data.load("validation")
+    assert (len(train), len(validation)) == (300, 100)
+    assert not {s.prompt for s in train} & {s.prompt for s in validation}
+    assert not {s.id for s in train} & {s.id for s in validation}
+    assert train[0].id == "chal-777" and {s.category for s in train} >= {"Subtraction", "Addition"}

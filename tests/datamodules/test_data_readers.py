@@ -1,0 +1,202 @@
+"""Files, folders and hub names -> rows with their place."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datamodules import hub
+from datamodules.readers import SHIPPED, read_rows
+from datamodules.rows import BadRow
+from lit_rlvr.errors import UserError
+
+ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "é {x}\n2+2?", "answer": "4"}]
+
+
+def write(path: Path, rows: list[dict] = ROWS) -> Path:
+    """`rows` in the format of the path's suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows)
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".arrow"])
+def test_every_format_gives_the_same_rows_with_their_numbers(tmp_path: Path, suffix: str):
+    path = write(tmp_path / f"data{suffix}")
+    rows = list(read_rows(str(path)))
+    assert [row.value for row in rows] == ROWS
+    assert [row.source for row in rows] == [f"{path}:1", f"{path}:2"]
+
+
+def test_arrow_files_and_json_with_a_data_key(tmp_path: Path):
+    table = pa.Table.from_pylist(ROWS)
+    with pa.OSFile(str(tmp_path / "f.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "d.json").write_text(json.dumps({"data": ROWS}))
+    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for name in ("f.arrow", "d.json", "lines.json"):
+        assert [row.value for row in read_rows(str(tmp_path / name))] == ROWS
+
+
+def test_long_files_keep_counting_over_batches(tmp_path: Path):
+    rows = [{"question": str(i)} for i in range(600)]
+    for suffix in (".parquet", ".arrow"):
+        read = list(read_rows(str(write(tmp_path / f"long{suffix}", rows))))
+        assert [row.number for row in read] == list(range(1, 601)) and read[-1].value == rows[-1]
+
+
+def test_broken_json_lines_are_bad_rows_with_their_line_number(tmp_path: Path):
+    path = tmp_path / "x.jsonl"
+    deep = "[" * 100_000
+    path.write_text('\ufeff{"a": 1}\n\n{"a": \n[1]\n' + deep + '\n{"a": 2}\n')
+    rows = list(read_rows(str(path)))
+    assert [row.number for row in rows] == [1, 3, 4, 5, 6]
+    assert rows[0].value == {"a": 1} and rows[4].value == {"a": 2}
+    assert [isinstance(row.value, BadRow) for row in rows] == [False, True, True, True, False]
+    assert "broken JSON (Expecting value" in str(rows[1].value) and "got list" in str(rows[2].value)
+
+
+def test_csv_with_quotes_newlines_long_cells_and_a_row_too_long(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_text('\ufeffq,a\n"one, ""two""\nthree",2\n' + "x" * 200_000 + ",3\n1,2,3\n", encoding="utf-8")
+    rows = list(read_rows(str(path)))
+    assert rows[0].value == {"q": 'one, "two"\nthree', "a": "2"} and len(rows[1].value["q"]) == 200_000
+    assert str(rows[2].value) == "row: 1 more fields than the header" and rows[2].number == 3
+
+
+def test_a_folder_gives_the_files_of_the_split(tmp_path: Path):
+    write(tmp_path / "data" / "train-00001-of-00002.parquet", [{"q": "c"}])
+    write(tmp_path / "data" / "train-00000-of-00002.parquet", [{"q": "a"}, {"q": "b"}])
+    write(tmp_path / "data" / "dev.jsonl", [{"q": "v"}])
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert [row.value["q"] for row in read_rows(str(tmp_path), "train")] == ["a", "b", "c"]
+    assert [row.value["q"] for row in read_rows(str(tmp_path), "validation")] == ["v"]
+    assert [row.value["q"] for row in read_rows(f"{tmp_path}:validation", "train")] == ["v"]
+    with pytest.raises(UserError, match="no file for the split 'test', only for train, validation"):
+        list(read_rows(str(tmp_path), "test"))
+
+
+def test_a_folder_of_other_names_is_read_whole(tmp_path: Path):
+    write(tmp_path / "b.jsonl", [{"q": "2"}])
+    write(tmp_path / "a.csv", [{"q": "1"}])
+    assert [row.value["q"] for row in read_rows(str(tmp_path), "test")] == ["1", "2"]
+
+
+def test_saved_datasets_keep_their_order_and_leave_images_undecoded(tmp_path: Path):
+    image = {"bytes": b"not an image", "path": None}
+    features = datasets.Features({"q": datasets.Value("string"), "image": datasets.Image()})
+    data = datasets.Dataset.from_list([{"q": str(i), "image": image} for i in range(5)], features=features)
+    data.select([3, 1]).save_to_disk(str(tmp_path / "one"))
+    rows = list(read_rows(str(tmp_path / "one")))
+    assert [row.value for row in rows] == [{"q": "3", "image": image}, {"q": "1", "image": image}]
+    assert rows[1].source == f"{tmp_path / 'one'}:2"
+    datasets.DatasetDict({"train": data, "extra": data.select([4])}).save_to_disk(str(tmp_path / "dict"))
+    assert len(list(read_rows(str(tmp_path / "dict"), "train"))) == 5
+    assert [row.value["q"] for row in read_rows(f"{tmp_path / 'dict'}:extra")] == ["4"]
+    with pytest.raises(UserError, match="no split 'test', it has train, extra; write FOLDER:SPLIT"):
+        list(read_rows(str(tmp_path / "dict"), "test"))
+
+
+def test_shipped_files():
+    rows = list(read_rows("package:svamp/train.jsonl"))
+    assert len(rows) == 300 and rows[0].file == str(SHIPPED / "svamp" / "train.jsonl")
+    with pytest.raises(UserError, match="no such file or folder, did you mean '.*svamp/train.jsonl'"):
+        list(read_rows("package:svamp/trian.jsonl"))
+
+
+def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path):
+    write(tmp_path / "gsm8k" / "train.jsonl")
+    with pytest.raises(UserError, match=r"gsm8k/trian.jsonl: no such file.*did you mean '.*gsm8k/train.jsonl'"):
+        list(read_rows(str(tmp_path / "gsm8k" / "trian.jsonl")))
+    with pytest.raises(UserError, match=r"gsm8/train.jsonl: no such file.*did you mean '.*gsm8k'"):
+        list(read_rows(str(tmp_path / "gsm8" / "train.jsonl")))
+    with pytest.raises(UserError, match=r"zzz.csv: no such file or folder$"):
+        list(read_rows(str(tmp_path / "zzz.csv")))
+
+
+@pytest.mark.parametrize(
+    "name,content,message",
+    [
+        ("latin.jsonl", '{"q": "caf\xe9"}\n'.encode("latin-1"), "not UTF-8"),
+        ("latin.csv", "q,a\ncaf\xe9,1\n".encode("latin-1"), "not UTF-8"),
+        ("broken.json", b'{"data": [1,', "broken JSON"),
+        ("dict.json", b'{"rows": []}', "expected a list of rows"),
+        ("cut.parquet", b"PAR1 and no more", "cannot be read as .parquet"),
+        ("cut.arrow", b"no arrow", "cannot be read as .arrow"),
+        ("notes.txt", b"hello", "unknown kind of file"),
+    ],
+)
+def test_files_that_cannot_be_read_are_one_line_with_their_name(tmp_path: Path, name: str, content: bytes, message: str):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        list(read_rows(str(tmp_path / name)))
+    assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
+
+
+def test_a_split_of_a_file_and_an_empty_folder_are_refused(tmp_path: Path):
+    path = write(tmp_path / "x.jsonl")
+    with pytest.raises(UserError, match="a file has no splits, drop ':train'"):
+        list(read_rows(f"{path}:train"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: no .jsonl, .*file in this folder"):
+        list(read_rows(str(tmp_path / "empty")))
+
+
+def test_hub_names_carry_config_and_split(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def load_dataset(name: str, config: str | None, split: str) -> datasets.Dataset:
+        asked.append((name, config, split))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **kwargs: None)
+    for location in ("openai/gsm8k@main:test", "org/name", "squad", "a/b:train[:10]"):
+        assert [row.value for row in read_rows(location, "validation")] == ROWS
+    assert asked == [
+        ("openai/gsm8k", "main", "test"),
+        ("org/name", None, "validation"),
+        ("squad", None, "validation"),
+        ("a/b", None, "train[:10]"),
+    ]
+    assert next(read_rows("org/name")).source == "org/name:1"
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", fail)
+    with pytest.raises(UserError) as error:
+        list(read_rows("org/none"))
+    assert str(error.value) == (
+        "org/none: neither a file or folder here nor a reachable hub data set (ConnectionError: no route)"
+    )
+
+
+def test_a_cached_data_set_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "openai___gsm8k").mkdir()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *args, **kwargs: pytest.fail("asked the hub"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list(ROWS))
+    assert len(hub.load_from_hub("openai/gsm8k@main", "train")) == 2

@@ -1,0 +1,111 @@
+"""The base class: coercion, failures, names, functions as rewards, resolution from YAML."""
+
+import importlib
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+
+from lit_rlvr import rewards
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards import FunctionReward, Reward
+from lit_rlvr.rewards.base import snake_case
+from lit_rlvr.types import Completion, RewardResult, Sample
+
+PAIR = (Completion("hello", (1, 2), "stop"), Sample("a", "?", "hello"))
+
+
+class Returns(Reward):
+    def __init__(self, value: Any = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.value = value
+
+    def __call__(self, completion: Completion, sample: Sample) -> Any:
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+@pytest.mark.parametrize("value", [1, True, 1.0, torch.tensor(1.0)])
+def test_numbers_become_results(value: object) -> None:
+    assert Returns(value).score([PAIR, PAIR]) == [RewardResult(1.0, None, "ok", "")] * 2
+
+
+def test_results_pass_unchanged() -> None:
+    result = RewardResult(0.5, True, "ok", "seen")
+    assert Returns(result).score([PAIR]) == [result]
+
+
+@pytest.mark.parametrize(
+    ("value", "detail"),
+    [
+        (ZeroDivisionError("oops"), "ZeroDivisionError: oops"),
+        (math.nan, "ValueError: the reward is not finite: nan"),
+        (RewardResult(math.inf), "ValueError: the reward is not finite: inf"),
+        ("1.0", "TypeError: a reward must return a number or a RewardResult, got str"),
+        (None, "TypeError: a reward must return a number or a RewardResult, got NoneType"),
+    ],
+)
+def test_failures_are_errors_of_that_completion(value: object, detail: str) -> None:
+    assert Returns(value).score([PAIR]) == [RewardResult(0.0, None, "error", detail)]
+
+
+def test_a_user_error_ends_the_run() -> None:
+    with pytest.raises(UserError, match="no column"):
+        Returns(UserError("no column")).score([PAIR])
+
+
+def test_names_and_weights() -> None:
+    assert snake_case("MathAnswer") == "math_answer"
+    assert snake_case("SQLExecution") == "sql_execution"
+    assert Returns().name == "returns" and Returns(name="mine").name == "mine"
+    assert Returns().weight == 1.0 and not Returns().correct_from
+    with pytest.raises(UserError, match=r"Returns\.weight"):
+        Returns(weight=math.nan)
+
+
+def test_a_plain_function_is_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def length(completion, sample):\n    return len(completion.token_ids)\n\nnumber = 3\n"
+    (tmp_path / "my_reward_file.py").write_text(source)
+    (tmp_path / "my_broken_file.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = FunctionReward("my_reward_file.length", weight=2.0)
+    assert (reward.name, reward.weight) == ("length", 2.0)
+    assert reward.score([PAIR]) == [RewardResult(2.0)]
+    assert FunctionReward("my_reward_file.length", name="tokens").name == "tokens"
+    for path, message in {
+        "my_reward_file.nothing": "nothing",
+        "my_reward_file.number": "not callable",
+        "my_missing_file.f": "importing 'my_missing_file' failed.*my_missing_file",
+        "my_broken_file.f": "importing 'my_broken_file' failed.*no_such_dependency",
+        "length": "module.function",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            FunctionReward(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_yaml_finds_rewards_by_short_name_with_all_options() -> None:
+    for module in ("math", "format"):
+        importlib.import_module(f"lit_rlvr.rewards.{module}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--rewards", type=list[Reward | str])
+    text = "[{class_path: MathAnswer, init_args: {weight: 2.0, boxed_only: true, correct_from: true, name: m}}, Format]"
+    first, second = parser.parse_args(["--rewards", text.replace("Format", "{class_path: Format}")]).rewards
+    assert first.class_path == "lit_rlvr.rewards.MathAnswer" and second.class_path == "lit_rlvr.rewards.Format"
+    assert (first.init_args.weight, first.init_args.boxed_only, first.init_args.correct_from) == (2.0, True, True)
+
+
+def test_the_package_is_light_and_its_names_resolve() -> None:
+    source = "import sys, lit_rlvr.rewards, lit_rlvr.rewards.pool; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", source]).returncode == 0
+    for name in rewards.__all__:
+        assert getattr(rewards, name).__name__ == name
+    assert sorted(rewards._MODULES) == sorted(rewards.__all__)
+    with pytest.raises(AttributeError, match="Nonsense"):
+        rewards.Nonsense  # noqa: B018

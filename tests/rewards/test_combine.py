@@ -1,0 +1,103 @@
+"""score_rollout against numbers computed by hand."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards import Reward, score_rollout
+from lit_rlvr.types import Completion, RewardResult, Sample
+
+
+class Table(Reward):
+    """Looks each completion's text up; remembers the samples it was asked about."""
+
+    def __init__(self, table: Mapping[str, float | RewardResult], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.table = table
+        self.asked: list[str] = []
+
+    def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult:
+        self.asked.append(sample.id + completion.text)
+        return self.table[completion.text]  # a KeyError is a checker that fails
+
+
+def group(texts: str) -> list[Completion]:
+    return [Completion(text, (1,), "stop") for text in texts]
+
+
+SAMPLES = [Sample("p", "?", ""), Sample("q", "?", "")]
+GROUPS = [group("abc"), group("bbd")]
+ANSWER = {
+    "a": RewardResult(1.0, True),
+    "b": RewardResult(0.0, False, "parse_fail"),
+    "c": RewardResult(0.0, False, "timeout"),
+}
+FORMAT: dict[str, float | RewardResult] = {"a": 0.25, "b": 1.0, "c": -1.0, "d": 1.0}
+
+
+def test_weighted_sum_parts_statuses_and_failures() -> None:
+    answer, form = Table(ANSWER, name="answer", weight=2.0), Table(FORMAT, name="form", weight=0.5)
+    scores = score_rollout([answer, form], GROUPS, SAMPLES)
+    # 2 * answer + 0.5 * form; "d" is not in ANSWER, so that check fails and adds 0
+    assert torch.equal(scores.rewards, torch.tensor([[2.125, 0.5, -0.5], [0.5, 0.5, 0.5]]))
+    assert torch.equal(scores.correct, torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert scores.rewards.dtype == scores.correct.dtype == torch.float32
+    assert torch.equal(scores.parts["answer"], torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert torch.equal(scores.parts["form"], torch.tensor([[0.25, 1.0, -1.0], [1.0, 1.0, 1.0]]))
+    assert scores.statuses == [["ok", "parse_fail", "timeout"], ["parse_fail", "parse_fail", "error"]]
+    assert torch.equal(scores.failed, torch.tensor([[False, False, False], [False, False, True]]))
+    assert scores.details[1][2]["answer"].detail == "KeyError: 'd'"
+    assert scores.details[0][2] == {"answer": ANSWER["c"], "form": RewardResult(-1.0)}
+    assert answer.asked == ["pa", "pb", "pc", "qb", "qb", "qd"]
+
+
+def test_the_value_of_a_failed_check_does_not_count() -> None:
+    table: dict[str, float | RewardResult] = {"a": RewardResult(9.0, None, "error"), "b": RewardResult(1.0, True)}
+    scores = score_rollout([Table(table)], [group("ab")], SAMPLES[:1])
+    assert scores.rewards.tolist() == [[0.0, 1.0]] and scores.failed.tolist() == [[True, False]]
+
+
+def test_correct_comes_from_the_first_that_reports_it_or_from_the_marked_one() -> None:
+    always = {text: RewardResult(0.0, True) for text in "abcd"}
+    form = Table(FORMAT, name="form")
+    first = score_rollout([form, Table(always, name="always"), Table(ANSWER, name="answer")], GROUPS[:1], SAMPLES[:1])
+    assert first.correct.tolist() == [[1.0, 1.0, 1.0]]
+    marked = Table(ANSWER, name="answer", correct_from=True)
+    scores = score_rollout([form, Table(always, name="always"), marked], GROUPS[:1], SAMPLES[:1])
+    assert scores.correct.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_a_judge_that_does_not_report_has_failed_there() -> None:
+    table: dict[str, float | RewardResult] = {"a": RewardResult(1.0, True), "b": RewardResult(1.0)}
+    scores = score_rollout([Table(table, name="t")], [group("ab")], SAMPLES[:1])
+    assert scores.failed.tolist() == [[False, True]]
+    assert scores.rewards.tolist() == [[1.0, 0.0]] and scores.correct.tolist() == [[1.0, 0.0]]
+    assert "did not report" in scores.details[0][1]["t"].detail
+
+
+def test_nobody_reports_correct() -> None:
+    with pytest.raises(UserError, match=r"\(form\).*correct_from"):
+        score_rollout([Table(FORMAT, name="form")], GROUPS, SAMPLES)
+
+
+def test_all_checks_failing_is_reported_as_failures() -> None:
+    scores = score_rollout([Table(FORMAT, name="form"), Table({}, name="answer")], GROUPS, SAMPLES)
+    assert scores.failed.all() and not scores.correct.any()
+
+
+def test_bad_configurations() -> None:
+    with pytest.raises(UserError, match="two rewards are named table"):
+        score_rollout([Table(ANSWER), Table(FORMAT)], GROUPS, SAMPLES)
+    with pytest.raises(UserError, match="correct_from is set on a, b"):
+        marked = [Table(ANSWER, name="a", correct_from=True), Table(FORMAT, name="b", correct_from=True)]
+        score_rollout(marked, GROUPS, SAMPLES)
+    with pytest.raises(UserError, match="empty"):
+        score_rollout([], GROUPS, SAMPLES)
+
+
+def test_samples_and_groups_must_match() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        score_rollout([Table(ANSWER)], GROUPS, SAMPLES[:1])

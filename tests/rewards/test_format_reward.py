@@ -1,0 +1,46 @@
+"""Format: each condition alone, all of them together, and bad configurations."""
+
+import pytest
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards import Format
+from lit_rlvr.types import Completion, Sample
+
+SAMPLE = Sample("a", "?", "7")
+
+
+def value(reward: Format, text: str) -> float:
+    (result,) = reward.score([(Completion(text, (1,), "stop"), SAMPLE)])
+    assert result.correct is None and result.status == "ok"
+    return result.value
+
+
+def test_pattern_is_searched_and_its_dot_matches_newlines() -> None:
+    reward = Format(pattern="<think>.*</think>")
+    assert value(reward, "so <think>a\nb</think> 7") == 1.0
+    assert value(reward, "<think>a\nb 7") == 0.0
+    assert value(Format(pattern="^7$"), "7 ") == 0.0
+
+
+def test_contains_is_literal() -> None:
+    assert value(Format(contains="\n</think>\n"), "a\n</think>\n7") == 1.0
+    assert value(Format(contains="\n</think>\n"), "a</think>7") == 0.0
+    assert value(Format(contains="."), "7") == 0.0
+
+
+def test_boxed() -> None:
+    assert value(Format(boxed=True), r"so \boxed{7}") == 1.0
+    assert value(Format(boxed=True), "boxed{7}") == 0.0
+
+
+def test_all_given_conditions_must_hold() -> None:
+    reward = Format(pattern="^a", contains="b", boxed=True)
+    assert value(reward, r"a b \boxed{7}") == 1.0
+    assert [value(reward, text) for text in (r"b \boxed{}", r"a \boxed{}".replace("b", "c"), "a b")] == [0.0] * 3
+
+
+def test_bad_configurations() -> None:
+    with pytest.raises(UserError, match="at least one of pattern, contains, boxed"):
+        Format()
+    with pytest.raises(UserError, match=r"Format\.pattern '\(' is not a regular expression"):
+        Format(pattern="(")

@@ -1,0 +1,224 @@
+"""Worker processes: order, limits, deaths, interruptions, and what is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.pool import WorkerPool, shared_pool
+
+EVAL = "builtins:eval"
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    pool = WorkerPool(workers=2, cpu_seconds=0.5, wall_seconds=5)
+    yield pool
+    pool.close()
+
+
+def python(*sources: str) -> list[tuple[Any, ...]]:
+    """Arguments of `eval`; the explicit globals keep each evaluation apart."""
+    return [(source, {}) for source in sources]
+
+
+def workers(pool: WorkerPool) -> list[psutil.Process]:
+    return [psutil.Process(worker.process.pid) for worker in pool._live]
+
+
+def test_outcomes_keep_the_order_of_the_arguments(pool: WorkerPool) -> None:
+    slow_first = python("__import__('time').sleep(0.3) or 'slow'", *[repr(i) for i in range(50)])
+    assert [outcome.value for outcome in pool.run(EVAL, slow_first)] == ["slow", *range(50)]
+    assert pool.run(EVAL, []) == []
+
+
+def test_work_is_spread_over_the_workers(pool: WorkerPool) -> None:
+    started = time.monotonic()
+    pids = {o.value for o in pool.run(EVAL, python(*["__import__('time').sleep(1) or __import__('os').getpid()"] * 2))}
+    assert len(pids) == 2 and os.getpid() not in pids
+    assert time.monotonic() - started < 1.9
+
+
+def test_cpu_limit_kills_a_busy_loop_at_once_and_nothing_else(pool: WorkerPool) -> None:
+    pool.run(EVAL, python("1", "1"))
+    started = time.monotonic()
+    outcomes = pool.run(EVAL, python("'before'", "[None for _ in iter(int, 1)]", "10 ** 10 ** 10", "'after'"))
+    assert [o.status for o in outcomes] == ["ok", "timeout", "timeout", "ok"]
+    assert outcomes[1].detail == "out of CPU time"
+    assert outcomes[3].value == "after"
+    assert time.monotonic() - started < 4
+
+
+def test_cpu_limit_does_not_count_waiting(pool: WorkerPool) -> None:
+    (outcome,) = pool.run("time:sleep", [(0.6,)], cpu_seconds=0.1)
+    assert outcome.status == "ok"
+
+
+def test_cpu_limit_counts_each_check_alone(pool: WorkerPool) -> None:
+    burn = "next(t for t in iter(__import__('time').process_time, None) if t > START + 0.3) > 0"
+    sources = [(burn, {"START": 0.0})]  # process_time starts near 0 in a fresh worker
+    assert pool.run(EVAL, sources)[0].status == "ok"
+    spin = "sum(1 for _ in range(10 ** 6)) > 0"
+    assert {o.status for o in pool.run(EVAL, python(*[spin] * 40))} == {"ok"}  # > 0.5 s in each worker
+
+
+def test_wall_limit_is_the_last_resort(pool: WorkerPool) -> None:
+    outcomes = pool.run(EVAL, python("__import__('time').sleep(60)", "'other'"), wall_seconds=0.5)
+    assert outcomes[0].status == "timeout" and outcomes[0].detail == "out of wall-clock time"
+    assert outcomes[1].value == "other"
+
+
+def test_memory_and_recursion_bombs_are_the_answers_fault(pool: WorkerPool) -> None:
+    deep = "(lambda f: f(f))(lambda f: f(f))"
+    outcomes = pool.run(EVAL, python("bytearray(10 ** 9)", deep, "'other'"), memory_mb=512)
+    assert [o.status for o in outcomes] == ["timeout", "timeout", "ok"]
+    assert "MemoryError" in outcomes[0].detail and "RecursionError" in outcomes[1].detail
+    assert pool.run(EVAL, python("len(bytearray(10 ** 9))"), cpu_seconds=5)[0].value == 10**9  # in the default 2 GiB
+
+
+def test_exceptions_name_type_and_message(pool: WorkerPool) -> None:
+    outcomes = pool.run(EVAL, python("1 / 0", "lambda: 0", "1"))
+    assert outcomes[0].status == "error" and outcomes[0].detail == "ZeroDivisionError: division by zero"
+    assert outcomes[1].status == "error" and "pickle" in outcomes[1].detail
+    assert outcomes[2].value == 1
+
+
+def test_a_dead_worker_is_replaced_and_its_check_repeated_once(pool: WorkerPool, tmp_path: Path) -> None:
+    once = f"(open({str(tmp_path / 'first')!r}, 'x'), __import__('os').kill(__import__('os').getpid(), 9))"
+    once = f"'second' if __import__('os').path.exists({str(tmp_path / 'first')!r}) else {once}"
+    always = "(__import__('os').write(2, b'last words'), __import__('os')._exit(3))"
+    outcomes = pool.run(EVAL, python(once, always, *[repr(i) for i in range(10)]))
+    assert outcomes[0].value == "second"
+    assert outcomes[1].status == "error"
+    assert "exit code 3" in outcomes[1].detail and "last words" in outcomes[1].detail
+    assert [o.value for o in outcomes[2:]] == list(range(10))
+
+
+def test_workers_killed_between_runs_are_replaced(pool: WorkerPool) -> None:
+    pool.run(EVAL, python("1", "2"))
+    for worker in workers(pool):
+        worker.kill()
+    assert [o.value for o in pool.run(EVAL, python("1", "2"))] == [1, 2]
+
+
+def test_printing_neither_corrupts_answers_nor_reaches_our_output(
+    pool: WorkerPool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shout = "(print('x' * 10 ** 6), __import__('os').write(1, b'garbage'), __import__('os').write(2, b'noise')) and 7"
+    assert [o.value for o in pool.run(EVAL, python(*[shout] * 3))] == [7, 7, 7]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_large_arguments_and_values_pass(pool: WorkerPool) -> None:
+    assert [len(o.value) for o in pool.run(EVAL, [("x * 2", {"x": "a" * 10**6})] * 3)] == [2 * 10**6] * 3
+
+
+def test_after_an_interrupt_no_late_answer_is_taken_for_a_new_one(pool: WorkerPool) -> None:
+    pool.run(EVAL, python("1", "1"))
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    late = "__import__('time').sleep(0.6) or 'late'"
+    with pytest.raises(KeyboardInterrupt):
+        pool.run(EVAL, python(late, late, late))
+    timer.join()
+    time.sleep(0.5)
+    assert [o.value for o in pool.run(EVAL, python("'new'", "'new'"))] == ["new", "new"]
+
+
+def test_a_worker_left_busy_is_never_asked_again(pool: WorkerPool) -> None:
+    """An interrupt may hit the clean-up itself: the next run does it."""
+    pool.run(EVAL, python("1"))
+    (worker,) = pool._live
+    worker.ask(0, 5, ("run", EVAL, ("'stale'", {}), 0.5, 2048))
+    time.sleep(0.2)
+    assert pool.run(EVAL, python("'new'"))[0].value == "new"
+
+
+def test_close_leaves_no_process_and_no_descriptor_and_the_pool_restarts() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    pool = WorkerPool(workers=2, cpu_seconds=0.3)
+    pool.run(EVAL, python("1", "[None for _ in iter(int, 1)]", "__import__('os')._exit(1)", "2"))
+    before_close = workers(pool)
+    assert before_close and all(worker.is_running() for worker in before_close)
+    pool.close()
+    assert not any(worker.is_running() for worker in before_close)
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert pool.run(EVAL, python("3"))[0].value == 3
+    (worker,) = workers(pool)
+    del pool  # collected: closed
+    assert not worker.is_running()
+
+
+@pytest.mark.parametrize("end", ["sys.exit(0)", "os.kill(os.getpid(), 9)"])
+def test_workers_die_with_their_parent_even_when_busy(end: str) -> None:
+    source = f"""if True:
+        import os, sys, threading, time
+        from lit_rlvr.rewards.pool import WorkerPool
+        pool = WorkerPool(workers=1)
+        pool.run("builtins:eval", [("1",)])
+        print(pool._live[0].process.pid, flush=True)
+        threading.Thread(target=pool.run, args=("time:sleep", [(50,)]), daemon=True).start()
+        time.sleep(0.5)
+        {end}
+    """
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=30)
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"worker {pid} outlives its parent"
+        time.sleep(0.05)
+
+
+def test_workers_import_no_torch(pool: WorkerPool) -> None:
+    pool.run("lit_rlvr.rewards.math_check:check", [("1", "1")])
+    loaded = "[m for m in ('torch', 'lightning', 'numpy', 'vllm') if m in __import__('sys').modules]"
+    assert pool.run(EVAL, python(loaded))[0].value == []
+
+
+@pytest.mark.parametrize("function", ["no_such_module:f", "time:no_such_function"])
+def test_a_function_that_cannot_be_imported_is_a_user_error(pool: WorkerPool, function: str) -> None:
+    with pytest.raises(UserError, match=r"could not load.*no_such"):
+        pool.run(function, [()])
+    assert pool.run(EVAL, python("1"))[0].value == 1
+
+
+def test_a_worker_that_does_not_start_in_time_is_a_user_error() -> None:
+    pool = WorkerPool(workers=1, start_seconds=1e-6)
+    with pytest.raises(UserError, match="could not load"):
+        pool.run(EVAL, python("1"))
+
+
+@pytest.mark.parametrize("name", ["workers", "cpu_seconds", "wall_seconds", "memory_mb", "start_seconds"])
+def test_numbers_must_be_positive(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        WorkerPool(**{name: 0})
+
+
+def test_a_fork_neither_uses_nor_kills_the_workers(pool: WorkerPool) -> None:
+    pool.run(EVAL, python("1"))
+    pid = os.fork()
+    if pid == 0:
+        try:
+            pool.run(EVAL, python("2"))
+        except RuntimeError:
+            pool.close()
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    assert [worker.is_running() for worker in workers(pool)] == [True]
+
+
+def test_the_shared_pool_is_one() -> None:
+    assert shared_pool() is shared_pool()
+    assert 2 <= shared_pool().workers <= 8
