@@ -32,6 +32,16 @@ from lit_rlvr.run.stop import RunStopped, StopOnSignal
 
 _log = logging.getLogger("lit_rlvr")
 
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # the loaders yield lists of tokens; there is nothing to parallelise
+    ".*overridden `transfer_batch_to_device`.*",
+    ".*args parameter is intended to run from within Python.*",
+    ".*sync_dist=True.*",  # metrics are summed over ranks before they are logged
+    ".*in eval mode at the start of training.*",  # the policy has no dropout on purpose
+    ".*reduce_op.*",
+)
+"""Lightning's and torch's advice about things that are done on purpose here."""
+
 
 class ConfigFile(SaveConfigCallback):
     """Leaves the resolved settings as `config.yaml` in the run folder."""
@@ -54,7 +64,12 @@ class RLVRCLI(LightningCLI):
             PromptDataModule,
             save_config_callback=ConfigFile,
             save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults={"num_sanity_val_steps": -1, "log_every_n_steps": 1, "max_epochs": -1},
+            trainer_defaults={
+                "num_sanity_val_steps": -1,
+                "log_every_n_steps": 1,
+                "max_epochs": -1,
+                "enable_model_summary": False,
+            },
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -68,9 +83,9 @@ class RLVRCLI(LightningCLI):
                 "validate": {"model", "dataloaders", "datamodule"}}  # fmt: skip
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(RunFolder, "run")  # first: its clock covers the rollout
         parser.add_lightning_class_args(RolloutCallback, "rollout")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(RunFolder, "run")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Train into a run folder that already holds a run."
         )
@@ -158,12 +173,13 @@ def _set_up_logging() -> None:
     _log.handlers[:] = [handler]
     _log.setLevel(logging.INFO)
     _log.propagate = False
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
-    for message in (".*does not have many workers.*", ".*LeafSpec.*", ".*reduce_op.*", ".*num_sanity_val_steps.*"):
+    for message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
 

@@ -32,6 +32,7 @@ class LossInputs:
         token_weight: (B, T) share of each token in the loss (`aggregation_weights`, times the
             train/inference importance weight); 0 where masked.
         row_weight: (B,) share of each sequence in a sequence-level loss (1/B times the importance weight).
+        prompt: (B,) long, each row's prompt as an index into the whole rollout's `GroupBatch` (all ranks).
         ref: (B, T) under the reference policy; None when no KL term is wanted.
         entropy: (B, T) exact entropy of the policy at each position; None when it is not computed.
         kl_weight: (B, T) share of each token in the KL term (no importance weight); None without a reference.
@@ -43,6 +44,7 @@ class LossInputs:
     advantages: Tensor
     token_weight: Tensor
     row_weight: Tensor
+    prompt: Tensor
     ref: Tensor | None = None
     entropy: Tensor | None = None
     kl_weight: Tensor | None = None

@@ -83,7 +83,6 @@ class RLVRModule(EvaluatingModule):
         self.tokens_per_microbatch, self.kl_coef, self.shared_prefix = tokens_per_microbatch, kl_coef, shared_prefix
         self.importance_correction, self.importance_cap = importance_correction, importance_cap
         self.iteration = 0  # rollouts trained on so far
-        self.updates = 0  # optimizer steps taken so far: the version of the weights
         self._reference: list[Policy] = []  # in a list, so that it is neither saved nor sharded with the module
         for name in ("updates_per_rollout", "epochs_per_rollout", "tokens_per_microbatch"):
             if getattr(self, name) < 1:
@@ -101,6 +100,10 @@ class RLVRModule(EvaluatingModule):
         Returns:
             The loss, and counts or sums over the unmasked tokens, which are logged as means.
         """
+
+    def observe(self, group: GroupBatch) -> dict[str, float]:
+        """Take in the whole rollout's group statistics (all ranks) before its updates; metrics to log as `train/...`."""
+        return {}
 
     # ---- set-up -------------------------------------------------------------------------------------------
 
@@ -174,6 +177,7 @@ class RLVRModule(EvaluatingModule):
         for name in metrics[0]:
             self.log(name, sum(m[name] for m in metrics if name in m) / sum(name in m for m in metrics))
         self.log("time/train", time.perf_counter() - started)
+        self.log("step", float(self.updates))  # Lightning takes it as the logs' x axis
 
     def _freeze(self, rollout: Rollout) -> Frozen:
         """Advantages, and the log-probabilities that stay fixed during the updates on this rollout."""
@@ -201,6 +205,7 @@ class RLVRModule(EvaluatingModule):
             reference_rewards=None if reference is None else gather_rows(reference.to(self.device)),
             lengths=gather_rows(rollout.lengths.to(self.device)),
         )
+        self.log_dict({f"train/{name}": value for name, value in self.observe(group).items()})
         advantages = self.advantage(group)  # (P, G) over all ranks
         shape = tuple(group.rewards.shape)
         if tuple(advantages.shape) != shape or not bool(advantages.isfinite().all()):

@@ -22,6 +22,7 @@ class EvaluatingModule(LightningModule):
     def __init__(self, model: str) -> None:
         super().__init__()
         self.model = model
+        self.updates = 0  # optimizer steps taken so far: the version of the weights
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.validation_results: dict[str, float] = {}
         self._metrics: dict[str, EvaluationMetrics] = {}
@@ -57,7 +58,7 @@ class EvaluatingModule(LightningModule):
         if accuracies:
             results["val/accuracy"] = sum(accuracies) / len(accuracies)
         self.validation_results = results
-        self.log_dict(results)
+        self.log_dict(results | {"step": float(self.updates)})
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_rlvr.distributed import all_max, all_sum
+from lit_rlvr.distributed import all_max, all_sum, rank
 from lit_rlvr.objectives import (
     Aggregation,
     ImportanceCorrection,
@@ -79,6 +79,8 @@ class Step:
             advantages=frozen.advantages[rows],
             token_weight=plain * tokens,
             row_weight=sequences * self.row_share * weight,
+            prompt=torch.tensor(rows, device=mask.device) // frozen.rollout.group_size
+            + rank() * len(frozen.rollout.prompts),
             ref=None if frozen.ref is None else frozen.ref[rows],
             entropy=entropy,
             kl_weight=plain,

@@ -98,14 +98,16 @@ def as_result(value: object) -> RewardResult:
         TypeError: neither a number nor a RewardResult.
         ValueError: the number is not finite.
     """
-    result = value if isinstance(value, RewardResult) else None
-    number = value if result is None else result.value
-    if not hasattr(number, "__float__"):
+    result = value if isinstance(value, RewardResult) else RewardResult(_number(value))
+    if not math.isfinite(result.value):
+        raise ValueError(f"the reward is not finite: {result.value}")
+    return result
+
+
+def _number(value: object) -> float:
+    if not hasattr(value, "__float__"):
         raise TypeError(f"a reward must return a number or a RewardResult, got {type(value).__name__}")
-    number = float(number)
-    if not math.isfinite(number):
-        raise ValueError(f"the reward is not finite: {number}")
-    return RewardResult(number) if result is None else result
+    return float(value)
 
 
 def snake_case(name: str) -> str:

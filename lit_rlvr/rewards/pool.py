@@ -1,6 +1,6 @@
 """Killable worker processes for checks of untrusted answers.
 
-Every check runs in a process of its own kind (`worker.py`) under limits on CPU time, memory and, as
+Every check runs in a worker process (`worker.py`) under limits on CPU time, memory and, as
 the last resort, wall-clock time. CPU time comes first because it does not depend on how busy the
 machine is: the same answer gets the same status when a run is repeated or resumed.
 """
@@ -17,9 +17,7 @@ from multiprocessing.connection import wait
 from typing import Any
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.process import Outcome, WorkerProcess
-
-LOADING = -1
+from lit_rlvr.rewards.process import LOADING, Outcome, WorkerProcess
 
 
 class WorkerPool:
@@ -84,22 +82,21 @@ class WorkerPool:
         crashed: set[int] = set()
         todo = deque(range(len(arguments)))
         with self._lock:
-            # An interrupted run leaves busy workers; their late answers must not reach this one.
-            self._discard_busy()
+            # An interrupted run leaves checks behind; their late answers must not reach this one.
+            self._discard_unusable()
             try:
                 while len(outcomes) < len(arguments):
                     for worker in self._idle(len(todo)):
                         if function not in worker.loaded:
-                            worker.ask(LOADING, self.start_seconds, ("load", function))
+                            worker.load(function, self.start_seconds)
                         elif todo:
                             task = todo.popleft()
-                            worker.ask(task, wall_seconds, ("run", function, arguments[task], cpu_seconds, memory_mb))
+                            worker.check(task, function, wall_seconds, arguments[task], cpu_seconds, memory_mb)
                     for worker, task, outcome in self._answers():
                         if task == LOADING:
                             if outcome is None or outcome.status != "ok":
                                 reason = worker.obituary() if outcome is None else outcome.detail
-                                raise UserError(f"a reward worker could not load {function!r}: {reason}")
-                            worker.loaded.add(function)
+                                raise UserError(f"a reward worker could not load {worker.function!r}: {reason}")
                         elif outcome is not None:
                             outcomes[task] = outcome
                         elif task in crashed:
@@ -108,7 +105,7 @@ class WorkerPool:
                             crashed.add(task)
                             todo.appendleft(task)
             finally:
-                self._discard_busy()
+                self._discard_unusable()
         return [outcomes[task] for task in range(len(arguments))]
 
     def close(self) -> None:
@@ -118,8 +115,6 @@ class WorkerPool:
 
     def _idle(self, wanted: int) -> list[WorkerProcess]:
         """Workers without a task, new ones included while there is work for them."""
-        for worker in [worker for worker in self._live if worker.task is None and not worker.alive]:
-            self._discard(worker)
         idle = [worker for worker in self._live if worker.task is None]
         for _ in range(min(self.workers - len(self._live), wanted - len(idle))):
             worker = WorkerProcess()
@@ -128,8 +123,8 @@ class WorkerPool:
         return idle[:wanted]
 
     def _answers(self) -> list[tuple[WorkerProcess, int, Outcome | None]]:
-        """Wait for the busy workers; (worker, task, outcome) of those that answered, ran out of time
-        or died (outcome None). All but the first are discarded."""
+        """Wait for the busy workers; (worker, task, outcome) of those that answered, ran into a limit
+        or died (outcome None). The latter two are discarded."""
         busy = [(worker, worker.task) for worker in self._live if worker.task is not None]
         patience = min(worker.deadline for worker, _ in busy) - time.monotonic()
         ready = wait([worker.connection for worker, _ in busy], max(0.0, patience))
@@ -146,9 +141,12 @@ class WorkerPool:
             answers.append((worker, task, outcome))
         return answers
 
-    def _discard_busy(self) -> None:
-        for worker in [worker for worker in self._live if worker.task is not None]:
-            self._discard(worker)
+    def _discard_unusable(self) -> None:
+        """Discard the dead and those with a check. Those still loading stay: a short run must not keep
+        them from ever being ready."""
+        for worker in list(self._live):
+            if worker.task not in (None, LOADING) or not worker.alive:
+                self._discard(worker)
 
     def _discard(self, worker: WorkerProcess) -> None:
         worker.kill()

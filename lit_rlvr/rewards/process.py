@@ -13,6 +13,7 @@ from contextlib import suppress
 from multiprocessing.connection import Pipe
 from typing import Any, Literal, NamedTuple
 
+LOADING = -1
 LOG_BYTES = 1000
 
 
@@ -33,16 +34,18 @@ class Outcome(NamedTuple):
 class WorkerProcess:
     """One worker process and what it is doing.
 
-    task: the number of the check it works on, -1 while it loads a function, or None. It is set
-        before the request is sent and cleared after the whole answer is read, so whatever interrupts
-        us in between leaves the worker marked as busy.
+    task: the number of the check it works on, LOADING, or None. It is set before the request is sent
+        and cleared after the whole answer is read, so whatever interrupts us in between leaves the
+        worker marked as busy.
     deadline: when to stop waiting for it, in seconds of `time.monotonic`.
+    function: the last one it was asked for, as "module:name".
     loaded: the functions it has imported.
     """
 
     def __init__(self) -> None:
         self.task: int | None = None
         self.deadline = 0.0
+        self.function = ""
         self.loaded: set[str] = set()
         self.tail = b""
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `kill`)
@@ -67,8 +70,17 @@ class WorkerProcess:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def ask(self, task: int, seconds: float, request: tuple[Any, ...]) -> None:
+    def load(self, function: str, seconds: float) -> None:
+        """Ask it to import a function within `seconds`."""
+        self._ask(LOADING, function, seconds, ("load", function))
+
+    def check(self, task: int, function: str, seconds: float, *request: Any) -> None:
+        """Ask it for check number `task` within `seconds`; `request` is (arguments, CPU s, MiB)."""
+        self._ask(task, function, seconds, ("run", function, *request))
+
+    def _ask(self, task: int, function: str, seconds: float, request: tuple[Any, ...]) -> None:
         self.task = task
+        self.function = function
         self.deadline = time.monotonic() + seconds
         with suppress(BrokenPipeError, ConnectionResetError):  # it died; `answer` will say so
             self.connection.send(request)
@@ -81,6 +93,8 @@ class WorkerProcess:
             self.process.wait()
             return Outcome(None, "timeout", "out of CPU time") if self.process.returncode == -signal.SIGPROF else None
         outcome = Outcome(*pickle.loads(reply))
+        if self.task == LOADING and outcome.status == "ok":
+            self.loaded.add(self.function)
         self.task = None
         return outcome
 
@@ -89,6 +103,9 @@ class WorkerProcess:
         return f"exit code {self.process.returncode}; {self.tail.decode(errors='replace').strip()}"
 
     def kill(self) -> None:
+        """End it and release its descriptors; harmless when done before."""
+        if self.log.closed:
+            return
         self.process.kill()
         self.process.wait()
         self.connection.close()

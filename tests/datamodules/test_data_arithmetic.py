@@ -37,7 +37,7 @@ def test_answers_are_the_sums_as_text(chat_tokenizer):
 def test_the_question_can_be_worded():
     data = Arithmetic(low=1, high=2, held_out=0, question="{b} plus {a}, {c}?")
     assert [s.prompt for s in data.load("train")][:2] == ["1 plus 1, {c}?", "2 plus 1, {c}?"]
-    with pytest.raises(UserError, match="must hold {a} and {b}"):
+    with pytest.raises(UserError, match=r"must hold \{a\} and \{b\}"):
         Arithmetic(question="What is {a} + b?")
 
 

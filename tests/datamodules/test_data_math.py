@@ -34,19 +34,35 @@ LAYOUTS = [
     ({"question": "How many?", "answer": "so 1+1\n#### 1,234"}, "How many?", "1234", ""),
     ({"question": "How many?", "answer": "42"}, "How many?", "42", ""),
     (
-        {"problem": "p?", "level": "Level 1", "type": "Algebra", "solution": "\\boxed{3}, no: $\\boxed{\\frac{1}{2}}$."},
+        {
+            "problem": "p?",
+            "level": "Level 1",
+            "type": "Algebra",
+            "solution": "\\boxed{3}, no: $\\boxed{\\frac{1}{2}}$.",
+        },
         "p?",
         "\\frac{1}{2}",
         "Algebra",
     ),
     (
-        {"problem": "p?", "solution": "\\boxed{9}", "answer": "(3, \\frac{\\pi}{2})", "subject": "Precalculus", "level": 2},
+        {
+            "problem": "p?",
+            "solution": "\\boxed{9}",
+            "answer": "(3, \\frac{\\pi}{2})",
+            "subject": "Precalculus",
+            "level": 2,
+        },
         "p?",
         "(3, \\frac{\\pi}{2})",
         "Precalculus",
     ),
     (
-        {"Body": "There are 290 bananas in 2 groups", "Question": "How big is each?", "Answer": 145.0, "Type": "Division"},
+        {
+            "Body": "There are 290 bananas in 2 groups",
+            "Question": "How big is each?",
+            "Answer": 145.0,
+            "Type": "Division",
+        },
         "There are 290 bananas in 2 groups. How big is each?",
         "145",
         "Division",

@@ -120,7 +120,7 @@ def test_saved_datasets_keep_their_order_and_leave_images_undecoded(tmp_path: Pa
 def test_shipped_files():
     rows = list(read_rows("package:svamp/train.jsonl"))
     assert len(rows) == 300 and rows[0].file == str(SHIPPED / "svamp" / "train.jsonl")
-    with pytest.raises(UserError, match="no such file or folder, did you mean '.*svamp/train.jsonl'"):
+    with pytest.raises(UserError, match=r"no such file or folder, did you mean '.*svamp/train.jsonl'"):
         list(read_rows("package:svamp/trian.jsonl"))
 
 
@@ -146,7 +146,9 @@ def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path):
         ("notes.txt", b"hello", "unknown kind of file"),
     ],
 )
-def test_files_that_cannot_be_read_are_one_line_with_their_name(tmp_path: Path, name: str, content: bytes, message: str):
+def test_files_that_cannot_be_read_are_one_line_with_their_name(
+    tmp_path: Path, name: str, content: bytes, message: str
+):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
         list(read_rows(str(tmp_path / name)))

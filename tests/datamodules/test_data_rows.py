@@ -42,7 +42,13 @@ def test_prompts_are_text_or_messages():
     message = {"role": "user", "content": "q"}
     assert as_prompt(np.array([message], dtype=object)) == [message] == as_prompt([message])
     assert as_prompt(7) == "7"
-    for bad in (["text"], [{"role": "user"}], [{"role": "user", "content": ""}], [{"role": "system", "content": "s"}], []):
+    for bad in (
+        ["text"],
+        [{"role": "user"}],
+        [{"role": "user", "content": ""}],
+        [{"role": "system", "content": "s"}],
+        [],
+    ):
         with pytest.raises(BadRow):
             as_prompt(bad)
 

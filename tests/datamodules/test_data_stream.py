@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain, islice
+
 import pytest
 
 from datamodules.stream import START, EvalLoader, PromptStream, TrainLoader
@@ -56,26 +58,26 @@ def test_resuming_at_any_batch_equals_the_uninterrupted_order(stop: int):
 
     def run(steps: int, cursor: dict[str, int]) -> tuple[list[list[int]], dict[str, int]]:
         seen: list[list[int]] = []
+        committed = [cursor]
+        loader = TrainLoader(stream, 4, lambda: committed[0])
         while len(seen) < steps:
-            for batch in TrainLoader(stream, 4, lambda: cursor):
+            for batch in islice(loader, steps - len(seen)):
                 seen.append(ids(batch.prompts))
-                cursor = batch.cursor  # committed after training on it
-                if len(seen) == steps:
-                    break
-        return seen, cursor
+                committed[0] = batch.cursor  # after training on it
+        return seen, committed[0]
 
     whole, end = run(7, START)
     head, cursor = run(stop, START)
     tail, resumed_end = run(7 - stop, cursor)
     assert head + tail == whole and resumed_end == end
-    assert sorted(sum(whole, [])[:20]) == sorted([*range(10), *range(10)])  # the remainder is not dropped
+    assert sorted([*chain(*whole)][:20]) == sorted([*range(10), *range(10)])  # the remainder is not dropped
 
 
 def test_a_loader_runs_on_without_commits_and_never_moves_the_committed_cursor():
     committed = dict(START)
     loader = TrainLoader(PromptStream(prompts(9), seed=0), 3, lambda: committed)
     assert len(loader) == 3
-    assert sorted(sum((ids(batch.prompts) for batch in loader), [])) == list(range(9))
+    assert sorted(chain(*(ids(batch.prompts) for batch in loader))) == list(range(9))
     assert committed == START
     assert ids(next(iter(loader)).prompts) == ids(next(iter(loader)).prompts)
 
@@ -96,7 +98,7 @@ def test_the_ranks_slices_are_the_one_rank_batch(world: int):
     whole = list(TrainLoader(stream, 8, lambda: START))
     parts = [list(TrainLoader(stream, 8, lambda: START, rank, world)) for rank in range(world)]
     for step, batch in enumerate(whole):
-        assert sum((ids(part[step].prompts) for part in parts), []) == ids(batch.prompts)
+        assert [*chain(*(ids(part[step].prompts) for part in parts))] == ids(batch.prompts)
         assert all(part[step].cursor == batch.cursor for part in parts)
         assert all(len(part[step]) == 8 // world for part in parts)
 

@@ -1,0 +1,356 @@
+"""PromptDataModule without a trainer: sets, splits, limits, position, options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
+from datamodules.options import snake_case
+from lit_rlvr.errors import UserError
+from lit_rlvr.types import Sample
+
+
+def rows(count: int, **extra) -> list[dict]:
+    return [{"prompt": f"What is {i}?", "answer": str(i), "id": f"r{i}", **extra} for i in range(count)]
+
+
+def ids(samples) -> list[str]:
+    return [getattr(sample, "sample", sample).id for sample in samples]
+
+
+@pytest.fixture
+def ready(jsonl, chat_tokenizer):
+    """A base module on a file of `count` rows, set up."""
+
+    def make(count: int = 20, stage: str = "fit", data: list | None = None, **options) -> PromptDataModule:
+        module = PromptDataModule(train=jsonl(data or rows(count)), **options)
+        module.tokenizer = chat_tokenizer
+        module.setup(stage)
+        return module
+
+    return make
+
+
+# rows
+
+
+def test_a_new_data_set_by_column_mapping_alone(jsonl):
+    path = jsonl([{"text": "one", "gold": {"value": 1.0}, "pics": ["a.png"], "kind": "easy"}])
+    columns = {"prompt": "text", "answer": "gold.value", "image": "pics", "category": "kind"}
+    (sample,) = PromptDataModule(train=path, columns=columns, name="mine").load("train")
+    assert (sample.id, sample.prompt, sample.answer) == ("mine:1", "one", "1")
+    assert (sample.images, sample.category, sample.source) == (("a.png",), "easy", f"{path}:1")
+
+
+def test_a_module_of_ones_own_by_rows(chat_tokenizer):
+    class Doubles(PromptDataModule):
+        """Twice a number."""
+
+        def rows(self, split: str) -> Iterator[Sample]:
+            numbers = {"train": range(20), "validation": range(20, 24), "test": ()}[split]
+            for n in numbers:
+                yield Sample(f"double-{n}", f"What is twice {n}?", str(2 * n))
+
+    data = Doubles(prompts_per_step=4)
+    data.tokenizer = chat_tokenizer
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    assert len(batch) == 4 and batch.name == data.name == "doubles"
+    assert ids(next(iter(data.val_dataloader())).prompts) == [f"double-{n}" for n in range(20, 24)]
+
+
+def test_a_module_of_ones_own_by_sample(jsonl):
+    class Loud(PromptDataModule):
+        def sample(self, row, index, source):
+            if row["q"] == "skip":
+                raise BadRow("not wanted", "q")
+            return Sample(str(index), row["q"].upper(), "a")
+
+    path = jsonl([*({"q": "x"} for _ in range(9)), {"q": "skip"}])
+    data = Loud(train=path)
+    assert len(data.load("train")) == 9 and data.load("train")[0].prompt == "X"
+    assert data.load("train")[3].source == f"{path}:4"
+    assert [str(row) for row in data.bad_rows["train"]] == [f"{path}:10: q: not wanted"]
+
+
+def test_rows_that_return_nothing_mean_no_set(chat_tokenizer):
+    class OnlyTrain(PromptDataModule):
+        def rows(self, split):
+            if split == "train":
+                return [Sample("1", "q", "a")]
+
+    data = OnlyTrain(prompts_per_step=1)
+    data.tokenizer = chat_tokenizer
+    data.setup("fit")
+    assert data.val_dataloader() == []
+
+
+def test_bad_rows_of_a_file_are_named_and_refused_before_tokenisation(jsonl, caplog):
+    broken = ['{"prompt": "x", "answer": ', {"prompt": "", "answer": "1"}, {"prompt": "no answer"}]
+    path = jsonl([*rows(17), *broken])
+    with pytest.raises(UserError) as error:
+        PromptDataModule(train=path).load("train")
+    message = str(error.value)
+    assert message.startswith(f"{path}: 3 of 20 rows cannot be used and max_bad_rows is 0.1: {path}:18: row: broken")
+    assert f"{path}:19: prompt: empty; {path}:20: answer: no column 'answer'" in message and "\n" not in message
+    assert len(PromptDataModule(train=path, max_bad_rows=0.15).load("train")) == 17
+    assert caplog.messages[0].startswith(f"{path}: skipped 3 of 20 rows: {path}:18")
+
+
+def test_nothing_to_train_on_is_an_error(jsonl):
+    with pytest.raises(UserError, match=r"PromptDataModule: no training data, set data\.init_args\.train"):
+        PromptDataModule().load("train")
+    path = jsonl([])
+    with pytest.raises(UserError, match=f"{path}: no usable row"):
+        PromptDataModule(train=path).load("train")
+
+
+def test_repeated_ids_are_made_unique(jsonl):
+    assert ids(PromptDataModule(train=jsonl([*rows(2), *rows(2)])).load("train")) == ["r0", "r1", "r0#2", "r1#2"]
+
+
+# splits and limits
+
+
+@pytest.mark.parametrize("size,count", [(5, 5), (0.25, 10), (0.001, 1)])
+def test_validation_rows_leave_train_by_the_data_seed_alone(jsonl, monkeypatch, size, count):
+    path = jsonl(rows(40))
+    data = PromptDataModule(train=path, validation_split=size)
+    train, validation = ids(data.load("train")), ids(data.load("validation"))
+    assert len(validation) == count and sorted(train + validation) == sorted(f"r{i}" for i in range(40))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "9")
+    assert ids(PromptDataModule(train=path, validation_split=size).load("validation")) == validation
+    if count > 1:
+        assert ids(PromptDataModule(train=path, validation_split=size, seed=1).load("validation")) != validation
+
+
+@pytest.mark.parametrize("size", [0, 40, -1, 0.0, 1.0, 1.5])
+def test_splits_that_leave_nothing_are_refused(jsonl, size):
+    with pytest.raises(UserError, match="validation_split="):
+        PromptDataModule(train=jsonl(rows(40)), validation_split=size).load("train")
+
+
+def test_two_validation_sets_are_a_contradiction(jsonl):
+    validation = jsonl(rows(3), "validation.jsonl")
+    with pytest.raises(UserError, match="there is a validation set already"):
+        PromptDataModule(train=jsonl(rows(9)), validation=validation, validation_split=2).load("train")
+
+
+def test_limits_are_drawn_by_seed_in_file_order(jsonl):
+    path = jsonl(rows(60))
+    data = PromptDataModule(train=path, validation_split=20, limit=10, eval_limit=5)
+    whole = PromptDataModule(train=path, validation_split=20)
+    for split, count in (("train", 10), ("validation", 5)):
+        few, all_of_it = ids(data.load(split)), ids(whole.load(split))
+        assert len(few) == count and few == [i for i in all_of_it if i in few] and few != all_of_it[:count]
+    assert ids(PromptDataModule(train=path, limit=10).load("train")) != ids(
+        PromptDataModule(train=path, limit=10, seed=1).load("train")
+    )
+    assert len(PromptDataModule(train=path, limit=1000).load("train")) == 60
+
+
+def test_each_stage_reads_what_it_needs(jsonl, chat_tokenizer):
+    data = PromptDataModule(train="missing.jsonl", test=jsonl(rows(3), "test.jsonl"))
+    data.tokenizer = chat_tokenizer
+    data.setup("test")
+    assert ids(next(iter(data.test_dataloader())).prompts) == ["r0", "r1", "r2"]
+    with pytest.raises(UserError, match=r"missing\.jsonl: no such file"):
+        data.setup("fit")
+
+
+def test_no_validation_set_is_said_once(ready, caplog):
+    data = ready()
+    data.setup("fit")
+    assert data.val_dataloader() == []
+    assert caplog.messages == ["prompt_data_module: there is no validation set, its accuracy is not measured"]
+
+
+# prompts and batches
+
+
+def test_long_prompts_are_dropped_counted_and_named_never_cut(ready, caplog):
+    data = [*rows(20), *({"prompt": "x" * n, "answer": "1", "id": f"long{n}"} for n in (200, 300))]
+    module = ready(data=data, max_prompt_tokens=120)
+    assert ids(module.prompts["train"]) == [f"r{i}" for i in range(20)]
+    assert module.too_long["train"] == ["long200", "long300"]
+    overhead = len(module.encode(Sample("x", "", "a")).token_ids)
+    assert caplog.messages[0] == (
+        "prompt_data_module train: dropped, 2 of 22 prompts are longer than max_prompt_tokens=120: "
+        f"long200 ({overhead + 200} tokens); long300 ({overhead + 300} tokens)"
+    )
+    longest = max(len(prompt.token_ids) for prompt in module.prompts["train"])
+    assert len(ready(max_prompt_tokens=longest).prompts["train"]) == 20
+    assert len(ready(max_prompt_tokens=longest - 1).prompts["train"]) == 10
+    with pytest.raises(
+        UserError, match=r"20 of 20 prompts are longer than max_prompt_tokens=5: .*raise max_prompt_tok"
+    ):
+        ready(max_prompt_tokens=5)
+
+
+def test_sizes_are_checked_in_setup_before_weights_load(ready):
+    with pytest.raises(UserError, match="20 training prompts, fewer than prompts_per_step=21"):
+        ready(prompts_per_step=21)
+
+
+def test_the_order_follows_seed_everything_and_the_data_seed(ready, monkeypatch):
+    first = ids(next(iter(ready().train_dataloader())).prompts)
+    assert ids(next(iter(ready().train_dataloader())).prompts) == first
+    assert ids(next(iter(ready(seed=1).train_dataloader())).prompts) != first
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    assert ids(next(iter(ready().train_dataloader())).prompts) != first
+
+
+def test_evaluation_batches_have_their_size(ready):
+    loader = ready(30, validation_split=10, eval_prompts_per_step=4).val_dataloader()
+    assert [len(batch) for batch in loader] == [4, 4, 2] and loader.name == "prompt_data_module"
+
+
+def test_without_tokenizer_or_trainer_it_says_what_to_do():
+    with pytest.raises(RuntimeError, match=r"data\.tokenizer"):
+        _ = PromptDataModule().tokenizer
+
+
+# position
+
+
+def test_only_commit_moves_the_position(ready):
+    data = ready(prompts_per_step=4)
+    batches = list(data.train_dataloader())
+    assert data.state_dict()["cursor"] == {"epoch": 0, "position": 0}
+    data.commit(batches[1].cursor)
+    assert data.state_dict()["cursor"] == {"epoch": 0, "position": 8}
+    assert ids(next(iter(data.train_dataloader())).prompts) == ids(batches[2].prompts)
+
+
+@pytest.mark.parametrize("before_setup", [True, False])
+def test_the_state_restores_before_or_after_setup(jsonl, chat_tokenizer, before_setup):
+    def make() -> PromptDataModule:
+        data = PromptDataModule(train=jsonl(rows(20)), prompts_per_step=4)
+        data.tokenizer = chat_tokenizer
+        return data
+
+    old, new = make(), make()
+    old.setup("fit")
+    batches = list(old.train_dataloader())
+    old.commit(batches[2].cursor)
+    if before_setup:
+        new.load_state_dict(old.state_dict())
+        new.setup("fit")
+    else:
+        new.setup("fit")
+        new.load_state_dict(old.state_dict())
+    assert ids(next(iter(new.train_dataloader())).prompts) == ids(batches[3].prompts)
+
+
+@pytest.mark.parametrize("before_setup", [True, False])
+@pytest.mark.parametrize(
+    "change,what",
+    [
+        ({"data": rows(21)}, "the number of training prompts was 20, is 21"),
+        ({"data": rows(20)[::-1]}, "the prompts' ids or their order in the file"),
+        ({"system_prompt": "Think."}, "the prompts' text or tokens"),
+        ({"data": [*rows(19), {**rows(20)[19], "answer": "no"}]}, "the reference answers"),
+        ({"seed": 3}, "the seeds of the order (data seed, seed_everything) was 0, 0, is 3, 0"),
+    ],
+)
+def test_other_training_data_are_refused(ready, jsonl, chat_tokenizer, change, what, before_setup):
+    state = ready().state_dict()
+    if before_setup:
+        options = dict(change)
+        data = PromptDataModule(train=jsonl(options.pop("data", rows(20))), **options)
+        data.tokenizer = chat_tokenizer
+        data.load_state_dict(state)
+        with pytest.raises(UserError) as error:
+            data.setup("fit")
+    else:
+        data = ready(**change)
+        with pytest.raises(UserError) as error:
+            data.load_state_dict(state)
+    assert what in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, chat_tokenizer):
+    state = ready().state_dict()
+    data = PromptDataModule(validation=jsonl(rows(2), "validation.jsonl"))
+    data.tokenizer = chat_tokenizer
+    data.setup("validate")
+    data.load_state_dict(state)
+    assert len(data.val_dataloader()) == 1
+
+
+# options
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"prompts_per_step": 0}, "prompts_per_step must be at least 1, got 0"),
+        ({"eval_prompts_per_step": 0}, "eval_prompts_per_step must be at least 1"),
+        ({"max_prompt_tokens": -1}, "max_prompt_tokens must be at least 1"),
+        ({"limit": 0}, "limit must be at least 1"),
+        ({"eval_limit": 0}, "eval_limit must be at least 1"),
+        ({"max_bad_rows": 5}, "max_bad_rows is a share between 0 and 1"),
+        ({"columns": {"promt": "q"}}, "unknown field 'promt', did you mean 'prompt'"),
+        ({"columns": {"zzz": "q"}}, "unknown field 'zzz'; known fields: prompt, answer, image, id, category"),
+    ],
+)
+def test_options_that_cannot_be_meant(options, message):
+    with pytest.raises(UserError, match=message):
+        PromptDataModule(**options)
+
+
+def test_names_in_snake_case():
+    names = {"TextMath": "text_math", "MedicalVQA": "medical_vqa", "TextToSQL": "text_to_sql", "GSM8K": "gsm8k"}
+    assert {name: snake_case(name) for name in names} == names
+    assert TextMath(name="gsm8k").name == "gsm8k"
+
+
+def parser() -> ArgumentParser:
+    made = ArgumentParser(exit_on_error=False)
+    made.add_subclass_arguments(PromptDataModule, "data")
+    return made
+
+
+BASE_OPTIONS = {
+    *("train", "validation", "test", "validation_split", "columns", "system_prompt", "template", "prefill"),
+    *("chat_template_kwargs", "plain_template", "max_prompt_tokens", "prompts_per_step", "eval_prompts_per_step"),
+    *("seed", "max_bad_rows", "limit", "eval_limit", "name"),
+}
+FROM_FILES = {"train", "validation", "test", "validation_split", "columns", "max_bad_rows"}
+
+
+def test_short_class_names_and_all_options_on_the_command_line():
+    for name, options in (
+        ("PromptDataModule", BASE_OPTIONS),
+        ("TextMath", BASE_OPTIONS),
+        ("Arithmetic", BASE_OPTIONS - FROM_FILES | {"low", "high", "held_out", "question"}),
+    ):
+        parsed = parser().parse_args(["--data", name]).data
+        assert parsed.class_path == f"datamodules.{name}" and set(parsed.init_args.keys()) == options
+
+
+def test_values_from_the_command_line_reach_the_module():
+    arguments = ["--data=TextMath", "--data.init_args.train=x.jsonl", "--data.columns={prompt: q, answer: a}"]
+    arguments += ["--data.validation_split=0.2", "--data.seed=4", "--data.chat_template_kwargs={thinking: false}"]
+    data = parser().instantiate(parser().parse_args(arguments)).data
+    assert isinstance(data, TextMath) and data.locations["train"] == "x.jsonl" and data.seed == 4
+    assert data.columns == {"prompt": "q", "answer": "a"} and data.validation_split == 0.2
+    assert data.chat.template_kwargs == {"thinking": False}
+    whole = parser().parse_args(["--data=TextMath", "--data.validation_split=20"]).data.init_args.validation_split
+    assert whole == 20 and isinstance(whole, int)
+    assert isinstance(
+        parser().instantiate(parser().parse_args(["--data=Arithmetic", "--data.high=9", "--data.held_out=8"])).data,
+        Arithmetic,
+    )
+
+
+def test_every_option_has_help(capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--data.help", "TextMath"])
+    text = " ".join(capsys.readouterr().out.split())
+    for option in BASE_OPTIONS:
+        described = text.split(f"--data.{option} {option.upper()} ")[1]
+        assert not described.startswith("(type"), option
