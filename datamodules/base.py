@@ -6,7 +6,6 @@ its own schema) or `rows` (anything iterable).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from datamodules.split import draw, drop_long, hold_out
 from datamodules.stream import START, Cursor, EvalLoader, PromptStream, TrainLoader
 from datamodules.templates import SYSTEM_PROMPTS, TEMPLATES, named
 from lit_rlvr.errors import UserError
+from lit_rlvr.seeds import run_seed
 from lit_rlvr.types import Prompt, Sample
 
 Split = Literal["train", "validation", "test"]
@@ -182,7 +182,7 @@ class PromptDataModule(LightningDataModule):
                 if split != "train" and not prompts:
                     say(f"{self.name}: there is no {split} set, its accuracy is not measured")
         if "train" in self.prompts and self._stream is None:
-            self._stream = PromptStream(self.prompts["train"], self.seed, int(os.environ.get("PL_GLOBAL_SEED", 0)))
+            self._stream = PromptStream(self.prompts["train"], self.seed, run_seed())
             self._fingerprint = fingerprint(self._stream)
             check_same(self._restored, self._fingerprint)
             self.train_dataloader()  # refuses sizes that do not fit

@@ -1,16 +1,14 @@
-"""The command line: LightningCLI for `fit` and `validate`, and the project's own commands."""
+"""`lit-rlvr fit` and `lit-rlvr validate`: LightningCLI with our groups of options."""
 
 from __future__ import annotations
 
 import logging
-import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -21,26 +19,16 @@ import lit_rlvr.rewards.format  # noqa: F401
 import lit_rlvr.rewards.math  # noqa: F401
 from datamodules import PromptDataModule
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.configs import dropped_options, explain_parse_error, find_configs
+from lit_rlvr.configs import dropped_options, find_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint, last_checkpoint
 from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.progress import RunProgress
-from lit_rlvr.run.stop import RunStopped, StopOnSignal
+from lit_rlvr.run.stop import StopOnSignal
 
 _log = logging.getLogger("lit_rlvr")
-
-EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",  # the loaders yield lists of tokens; there is nothing to parallelise
-    ".*overridden `transfer_batch_to_device`.*",
-    ".*args parameter is intended to run from within Python.*",
-    ".*sync_dist=True.*",  # metrics are summed over ranks before they are logged
-    ".*in eval mode at the start of training.*",  # the policy has no dropout on purpose
-    ".*reduce_op.*",
-)
-"""Lightning's and torch's advice about things that are done on purpose here."""
 
 
 class ConfigFile(SaveConfigCallback):
@@ -58,6 +46,7 @@ class RLVRCLI(LightningCLI):
     """`lit-rlvr fit | validate | ...`."""
 
     def __init__(self, args: Sequence[str]) -> None:
+        self._arguments = list(args)
         quiet = {"exit_on_error": False}
         super().__init__(
             RLVRModule,
@@ -74,7 +63,7 @@ class RLVRCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             parser_kwargs={**quiet, "fit": {**quiet}, "validate": {**quiet}},
-            args=list(args),
+            args=self._arguments,
         )
 
     @staticmethod
@@ -102,7 +91,7 @@ class RLVRCLI(LightningCLI):
             config.ckpt_path = str(last_checkpoint(root))
         if self.subcommand == "fit":
             _check_run_folder(root, bool(config.get("ckpt_path")), config.overwrite)
-        for option, value in dropped_options(sys.argv[1:], config):
+        for option, value in dropped_options(self._arguments, config):
             _log.warning("%s: %s was dropped: the chosen class does not have it", option, value)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -167,36 +156,6 @@ def _checkpoint_step(path: str) -> int:
         raise UserError(f"ckpt_path: {path} is not a readable checkpoint ({reason})") from error
 
 
-def _set_up_logging() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    _log.handlers[:] = [handler]
-    _log.setLevel(logging.INFO)
-    _log.propagate = False
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
-    for message in EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")
-
-
-def run(args: Sequence[str]) -> int:
-    """Run one command; its exit status: 0 done, 2 bad input, 128 + n stopped by signal n."""
-    sys.path.append(str(Path.cwd()))  # a user's own modules; appended, so that they cannot shadow ours
-    _set_up_logging()
-    try:
-        RLVRCLI(find_configs(args))
-    except UserError as error:
-        print(f"lit-rlvr: error: {error}", file=sys.stderr)
-        return 2
-    except ArgumentError as error:
-        print(f"lit-rlvr: error: {explain_parse_error(error, args)}", file=sys.stderr)
-        return 2
-    except RunStopped as error:
-        print(f"lit-rlvr: {error}; go on with --ckpt_path last", file=sys.stderr)
-        return 128 + error.signal_number
-    return 0
+def run(command: str, arguments: list[str]) -> None:
+    """`lit-rlvr fit ...` and `lit-rlvr validate ...`."""
+    RLVRCLI([command, *find_configs(arguments)])

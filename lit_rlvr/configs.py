@@ -14,6 +14,13 @@ import lit_rlvr
 from lit_rlvr.errors import UserError
 
 
+TOP_KEYS = (
+    "seed_everything", "model", "data", "rollout", "trainer", "run", "checkpoint", "overwrite", "ckpt_path",
+    "weights_only", "verbose",
+)  # fmt: skip
+"""What a config of `fit` or `validate` may hold."""
+
+
 def config_folder() -> Path:
     """Where the shipped configs are: inside the installed package, or beside it in a source checkout."""
     package = Path(lit_rlvr.__file__).parent
@@ -69,6 +76,11 @@ def _check_yaml(path: Path) -> None:
         raise UserError(f"--config: {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
     if not isinstance(value, dict):
         raise UserError(f"--config: {path}: a config is a mapping of keys to values, not {type(value).__name__}")
+    for key in value:
+        if key not in TOP_KEYS:
+            near = difflib.get_close_matches(str(key), TOP_KEYS, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(TOP_KEYS)}"
+            raise UserError(f"--config: {path}: unknown key {key!r}; {hint}")
 
 
 def dropped_options(args: Sequence[str], config: Any) -> Iterator[tuple[str, str]]:
@@ -92,34 +104,54 @@ def dropped_options(args: Sequence[str], config: Any) -> Iterator[tuple[str, str
                     yield f"{part}.{key}", f"{value!r} of {path}"
 
 
-def explain_parse_error(error: Exception, args: Sequence[str]) -> str:
-    """A parse error as one line, with the nearest valid key where a key is unknown."""
+PARSE_ERRORS = (
+    (r"class_path '(?P<name>[^']+)': Option '(?P<key>[^']+)' is not accepted", "{where}: {name} has no option {key!r}"),
+    (r"class_path '(?P<name>[^']+)': Parser key \"(?P<key>[^\"]+)\": (?P<why>.*?)(?= - |$)", "{where}.{key}: {why}"),
+    (r"class_path '(?P<name>[^']+)': (?P<why>.*?)(?= - |$)", "{where}: class_path {name!r} cannot be used: {why}"),
+    (r"Expected a dot import path string: (?P<key>\S+)", "{where}: there is no class {key!r}"),
+    (r"does not accept option '(?P<key>[^']+)'", "unknown key {key!r}"),
+    (r"[Uu]nrecognized arguments: -*(?P<key>[^ =]+)", "unknown option {key!r}"),
+)
+"""jsonargparse's long messages -> what is wrong; `where` is the key that the message names."""
+
+
+def explain_parse_error(error: Exception) -> str:
+    """A parse error as one line, with the nearest valid name where one is unknown."""
     text = " ".join(str(error).split())
-    unknown = re.search(r"[Kk]ey '([^']+)' is not expected|[Uu]nrecognized arguments: (\S+)", text)
-    if unknown:
-        key = (unknown.group(1) or unknown.group(2)).lstrip("-").split("=")[0]
-        near = difflib.get_close_matches(key.split(".")[-1], _known_keys(), 1)
-        text += f" (did you mean {near[0]!r}?)" if near else ""
-    return text
+    where = re.search(r'Parser key "([^"]+)"', text)
+    for pattern, message in PARSE_ERRORS:
+        found = re.search(pattern, text)
+        if not found:
+            continue
+        said = message.format(where=where.group(1) if where else "config", **found.groupdict())
+        if "why" in found.groupdict():
+            return said
+        near = difflib.get_close_matches(found["key"].split(".")[-1], _known_names(), 1)
+        return said + (f"; did you mean {near[0]!r}?" if near else "")
+    return text.split(" Given value")[0]
 
 
-def _known_keys() -> list[str]:
-    """Every option name of the shipped classes."""
+def _known_names() -> list[str]:
+    """Every option of the shipped classes, and their short names."""
     import inspect
 
     from lightning.pytorch import Trainer
 
     from datamodules import PromptDataModule
     from lit_rlvr.algorithms import RLVRModule
-    from lit_rlvr.rollout import RolloutCallback
+    from lit_rlvr.rewards import Reward
+    from lit_rlvr.rollout import RolloutCallback, RolloutEngine
     from lit_rlvr.run.checkpoint import RunCheckpoint
     from lit_rlvr.run.folder import RunFolder
     from lit_rlvr.types import Sampling
 
-    names = {"model", "data", "rollout", "trainer", "checkpoint", "run", "seed_everything", "overwrite", "ckpt_path"}
-    roots: list[type] = [RLVRModule, PromptDataModule, RolloutCallback, RunCheckpoint, RunFolder, Sampling, Trainer]
-    while roots:
-        root = roots.pop()
-        names |= set(inspect.signature(root).parameters) - {"self", "args", "kwargs"}
-        roots += root.__subclasses__() if root is not Trainer else []
+    names = set(TOP_KEYS)
+    open_roots: list[type] = [RLVRModule, PromptDataModule, Reward, RolloutEngine]
+    leaves: list[type] = [RolloutCallback, RunCheckpoint, RunFolder, Sampling, Trainer]
+    while open_roots:
+        leaves.append(open_roots.pop())
+        open_roots += leaves[-1].__subclasses__()
+        names.add(leaves[-1].__name__)
+    for leaf in leaves:
+        names |= set(inspect.signature(leaf).parameters) - {"self", "args", "kwargs"}
     return sorted(names)

@@ -1,9 +1,36 @@
-"""The console script's entry: sets what must be set before torch loads, then runs the command line."""
+"""The console script: finds the command, and turns every expected error into one line."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from lit_rlvr import __version__
+from lit_rlvr.errors import UserError
+
+COMMANDS = {
+    "fit": ("lit_rlvr.cli", "train a model"),
+    "validate": ("lit_rlvr.cli", "measure a model on the validation sets"),
+    "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
+    "doctor": ("lit_rlvr.doctor", "say what is installed, what will be used, and what is missing"),
+}
+"""Command -> (module with `run(command, arguments)`, one line of help)."""
+
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # the loaders yield lists of tokens; there is nothing to parallelise
+    ".*overridden `transfer_batch_to_device`.*",
+    ".*args parameter is intended to run from within Python.*",
+    ".*sync_dist=True.*",  # metrics are summed over ranks before they are logged
+    ".*in eval mode at the start of training.*",  # the policy has no dropout on purpose
+    ".*reduce_op.*",
+    ".*Precision bf16-mixed is not supported by the model summary.*",
+)
+"""Lightning's and torch's advice about things that are done on purpose here."""
 
 
 def main() -> None:
@@ -11,6 +38,79 @@ def main() -> None:
     # Threads that spin while they wait would keep the cores from vLLM's and the reward workers' threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from lit_rlvr.cli import run
-
     sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit status: 0 done, 2 bad input, 128 + n stopped by signal n."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"lit-rlvr {__version__}")
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        return _fail(f"there is no command {command!r}; commands: {', '.join(COMMANDS)}")
+    sys.path.append(str(Path.cwd()))  # a user's own modules; appended, so that they cannot shadow ours
+    _set_up_output()
+    from jsonargparse import ArgumentError
+
+    from lit_rlvr.configs import explain_parse_error
+    from lit_rlvr.run.stop import RunStopped
+
+    try:
+        import_module(COMMANDS[command][0]).run(command, list(arguments[1:]))
+    except UserError as error:
+        return _fail(str(error))
+    except ArgumentError as error:
+        return _fail(explain_parse_error(error))
+    except RunStopped as error:
+        print(f"lit-rlvr: {error}; go on with --ckpt_path last", file=sys.stderr)
+        return 128 + error.signal_number
+    except KeyboardInterrupt:
+        print("lit-rlvr: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def usage() -> str:
+    """The top-level help."""
+    lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "lit-rlvr: reinforcement learning with verifiable rewards on Lightning",
+            "",
+            "usage: lit-rlvr COMMAND [options]      (lit-rlvr COMMAND --help lists them)",
+            "",
+            *lines,
+            "",
+            "first run: lit-rlvr fit --config quickstart",
+        ]
+    )
+
+
+def _fail(message: str) -> int:
+    print(f"lit-rlvr: error: {message}", file=sys.stderr)
+    return 2
+
+
+def _set_up_output() -> None:
+    """Our own messages plainly on stderr; other packages' chatter off."""
+    import lightning.pytorch  # noqa: F401  # sets its loggers' levels when first imported
+
+    log = logging.getLogger("lit_rlvr")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")

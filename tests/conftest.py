@@ -1,0 +1,39 @@
+"""Tiny models for every test, and an environment without a hub or spinning threads."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch loads
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster on one thread
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import byte_tokenizer, save_model, tiny_llama, tiny_qwen2
+from transformers import PreTrainedTokenizerFast
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level, with a chat template; <|im_end|> ends a turn."""
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with tied embeddings as a Hugging Face folder."""
+    return save_model(tiny_llama(), tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def untied_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2 with an output embedding of its own as a Hugging Face folder."""
+    return save_model(tiny_qwen2(), tmp_path_factory.mktemp("models") / "tiny-qwen2")
