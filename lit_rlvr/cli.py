@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.fabric.utilities.rank_zero import _get_rank
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import datamodules  # noqa: F401  # makes short class names known
 import lit_rlvr.algorithms
-import lit_rlvr.rewards.format  # noqa: F401
+import lit_rlvr.rewards.format
 import lit_rlvr.rewards.math  # noqa: F401
 from datamodules import PromptDataModule
 from lit_rlvr.algorithms import RLVRModule
@@ -37,9 +38,7 @@ class ConfigFile(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
-        self.parser.save(
-            self.config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False
-        )
+        self.parser.save(self.config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
 class RLVRCLI(LightningCLI):
@@ -89,7 +88,7 @@ class RLVRCLI(LightningCLI):
         config.trainer.default_root_dir = str(root)
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(last_checkpoint(root))
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and _get_rank() in (None, 0):
             _check_run_folder(root, bool(config.get("ckpt_path")), config.overwrite)
         for option, value in dropped_options(self._arguments, config):
             _log.warning("%s: %s was dropped: the chosen class does not have it", option, value)
@@ -104,10 +103,11 @@ class RLVRCLI(LightningCLI):
                 metrics.resume(_checkpoint_step(config.ckpt_path))
             extra["logger"] = [TensorBoardLogger(root, name="tensorboard", version=""), metrics]
         trainer = super().instantiate_trainer(**kwargs, **extra)
-        trainer.callbacks[:0] = [StopOnSignal()]
-        if trainer.progress_bar_callback is not None and type(trainer.progress_bar_callback) is not RunProgress:
-            trainer.callbacks.remove(trainer.progress_bar_callback)
-            trainer.callbacks.append(RunProgress())
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:0] = [StopOnSignal()]
+        bar = trainer.progress_bar_callback
+        if bar is not None:
+            callbacks[callbacks.index(bar)] = RunProgress()
         return trainer
 
 

@@ -13,7 +13,6 @@ import yaml
 import lit_rlvr
 from lit_rlvr.errors import UserError
 
-
 TOP_KEYS = (
     "seed_everything", "model", "data", "rollout", "trainer", "run", "checkpoint", "overwrite", "ckpt_path",
     "weights_only", "verbose",

@@ -63,12 +63,12 @@ def findings() -> list[str]:
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
         device = f"CPU, {torch.get_num_threads()} threads"
+    converted = (cache_folder() / "smollm2-135m-instruct").is_dir()
     lines = [
         f"Python {sys.version.split()[0]} on {platform.system()} {platform.machine()}",
         f"device: {device}; bf16 mixed precision: {'fast' if _fast_bf16() else 'slow here, use precision: 32-true'}",
         f"engine (auto): {resolve_engine('auto').name}",
-        f"model smollm2: {'converted' if (cache_folder() / 'smollm2-135m-instruct').is_dir() else 'converted at first use'}"
-        f" in {cache_folder()}",
+        f"model smollm2: {'converted' if converted else 'converted at first use'}, in {cache_folder()}",
         f"OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
     ]
     misfits = repair()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -71,6 +72,10 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("lit-rlvr: interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        return _fail(f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}")
     return 0
 
 

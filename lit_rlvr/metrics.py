@@ -73,11 +73,14 @@ class EvaluationMetrics(nn.Module):
         self.accuracy.update(rollout.correct.to(device))
         self.length.update(rollout.lengths.to(device))
         self.truncated.update(rollout.truncated.to(device))
-        for metric in self.pass_at.values():
+        for metric in self._pass_at():
             metric.update(rollout.correct.to(device))
 
     def compute(self) -> dict[str, float]:
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
         return {name: float(m.compute()) for name, m in values.items()} | {
-            f"pass@{k}": float(m.compute()) for k, m in self.pass_at.items()
+            f"pass@{m.k}": float(m.compute()) for m in self._pass_at()
         }
+
+    def _pass_at(self) -> list[PassAtK]:
+        return [metric for metric in self.pass_at.values() if isinstance(metric, PassAtK)]

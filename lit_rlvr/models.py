@@ -91,7 +91,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     model.load_state_dict(loaded.state_dict())
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end, bos_token_id=tokenizer.bos_token_id)
-    model.config.eos_token_id, model.config.pad_token_id = end, end
+    model.config.update({"eos_token_id": end, "pad_token_id": end})
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)

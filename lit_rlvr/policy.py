@@ -60,9 +60,7 @@ class Policy(nn.Module):
         ]
         return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces]) if entropy else None
 
-    def logprobs(
-        self, rollout: Rollout, rows: list[int], entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def logprobs(self, rollout: Rollout, rows: list[int], entropy: bool = False) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of some completions of a rollout.
 
         Args:

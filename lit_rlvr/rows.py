@@ -46,7 +46,11 @@ def build_rows(groups: Sequence[Segments], device: torch.device) -> Rows:
     input_ids = torch.zeros(shape, dtype=torch.long)
     position_ids = torch.zeros(shape, dtype=torch.long)
     segment = torch.full(shape, -1)  # -1 padding, 0 prompt, k the k-th completion
-    row, column, target, sequence, position = ([] for _ in range(5))
+    row: list[int] = []
+    column: list[int] = []
+    target: list[int] = []
+    sequence: list[int] = []
+    position: list[int] = []
     number = 0
     for r, (prompt, completions) in enumerate(groups):
         start = len(prompt)
@@ -77,8 +81,12 @@ def build_rows(groups: Sequence[Segments], device: torch.device) -> Rows:
 
 
 def cut_microbatches(
-    prompt_lengths: Sequence[int], completion_lengths: Sequence[int], rows: Sequence[int], group_size: int,
-    budget: int, shared_prefix: bool,
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[int],
+    rows: Sequence[int],
+    group_size: int,
+    budget: int,
+    shared_prefix: bool,
 ) -> list[list[int]]:
     """Cut rows (indices p * group_size + g) into micro-batches of at most `budget` input tokens, padding included.
 

@@ -152,10 +152,11 @@ class RLVRModule(EvaluatingModule):
         """Optimizer steps of the whole run, for schedules that fall."""
         if self.trainer.max_steps > 0:
             return int(self.trainer.max_steps)
-        if (self.trainer.max_epochs or -1) < 0:
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 0:
             raise UserError(f"model.lr_schedule: {self.lr_schedule} needs trainer.max_steps or trainer.max_epochs")
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        return int(batches * self.trainer.max_epochs * self.updates_per_rollout * self.epochs_per_rollout)
+        return int(batches * epochs * self.updates_per_rollout * self.epochs_per_rollout)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Prompts stay where they are: Lightning would train on a copy that the rollout callback never saw."""

@@ -187,23 +187,23 @@ class RolloutCallback(Callback):
         if failed <= self.max_failure_rate * total:
             return
         path = Path(trainer.default_root_dir) / "failed_rewards.jsonl"
-        rows = []
+        rows: list[dict[str, Any]] = []
         for p, g in scores.failed.nonzero().tolist():
-            details = {n: r.detail for n, r in scores.details[p][g].items() if r.status == "error"}
+            reasons = {name: r.detail for name, r in scores.details[p][g].items() if r.status == "error"}
             sample = prompts[p].sample
-            rows.append({"id": sample.id, "source": sample.source, "completion": completions[p][g].text} | details)
+            rows.append(
+                {"id": sample.id, "source": sample.source, "completion": completions[p][g].text, "failed": reasons}
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        name, reason = next((n, r.detail) for n, r in scores.first_failure().items())
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        name, reason = next(iter(rows[0]["failed"].items()))
         raise UserError(
             f"reward {name!r} failed on {failed} of {total} completions, above rollout.max_failure_rate="
-            f"{self.max_failure_rate}; first: {reason} (sample {rows[0]['id']}); all of them: {path}"
+            f"{self.max_failure_rate}; first, on sample {rows[0]['id']}: {reason}; all of them: {path}"
         )
 
 
-def assemble(
-    prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, sampling: Sampling
-) -> Rollout:
+def assemble(prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, sampling: Sampling) -> Rollout:
     """Completions and scores as a `Rollout`.
 
     A completion whose check failed is out of the loss, and takes the mean reward of its group's other

@@ -91,7 +91,8 @@ class VLLMEngine(RolloutEngine):
         tensor stands once, under the embedding's name) would leave stale.
         """
         assert self._context is not None, "start() comes first"
-        head = self._context.policy.model.get_output_embeddings().weight
+        model: Any = self._context.policy.model
+        head = model.get_output_embeddings().weight
         seen = False
         for name, parameter in named_parameters:
             seen |= name == "lm_head.weight"
@@ -125,10 +126,10 @@ class VLLMEngine(RolloutEngine):
 
     def _completion(self, output: Any) -> Completion:
         assert self._context is not None
-        ids = tuple(output.token_ids)
+        ids = list(output.token_ids)
         logprobs = tuple(at[token].logprob for at, token in zip(output.logprobs, ids, strict=True))
-        text = self._context.tokenizer.decode(ids, skip_special_tokens=True)
-        return Completion(text, ids, "stop" if output.finish_reason == "stop" else "length", logprobs)
+        text = str(self._context.tokenizer.decode(ids, skip_special_tokens=True))
+        return Completion(text, tuple(ids), "stop" if output.finish_reason == "stop" else "length", logprobs)
 
     def close(self) -> None:
         if self._llm is None:

@@ -52,7 +52,9 @@ class RunCheckpoint(Checkpoint):
                     old.unlink()
         except OSError as error:
             scratch.unlink(missing_ok=True)
-            raise UserError(f"checkpoint {path} cannot be written: {error.strerror or error}; free some space") from error
+            raise UserError(
+                f"checkpoint {path} cannot be written: {error.strerror or error}; free some space"
+            ) from error
         self._saved_step = trainer.global_step
         return path
 
@@ -75,5 +77,7 @@ def last_checkpoint(run: str | Path) -> Path:
     """
     found = list_checkpoints(run)
     if not found:
-        raise UserError(f"{checkpoint_folder(run)} has no checkpoint (step-*.ckpt); run `lit-rlvr fit` into {run} first")
+        raise UserError(
+            f"{checkpoint_folder(run)} has no checkpoint (step-*.ckpt); run `lit-rlvr fit` into {run} first"
+        )
     return found[-1]

@@ -53,9 +53,15 @@ class RunProgress(ProgressBar):
             return
         total = self._total(trainer)
         done = max(trainer.global_step - self._first, 1)
-        left = "?" if total is None else f"{(time.perf_counter() - self._began) / done * (total - trainer.global_step):.0f} s"
+        left = (
+            "?"
+            if total is None
+            else f"{(time.perf_counter() - self._began) / done * (total - trainer.global_step):.0f} s"
+        )
         seconds = ", ".join(
-            f"{part} {values[f'time/{part}']:.1f}" for part in ("sync", "generate", "score", "train") if f"time/{part}" in values
+            f"{part} {values[f'time/{part}']:.1f}"
+            for part in ("sync", "generate", "score", "train")
+            if f"time/{part}" in values
         )
         print(
             f"step {trainer.global_step}{'' if total is None else f'/{total}'}  {text}  ({seconds} s)  {left} left",
@@ -88,5 +94,9 @@ class RunProgress(ProgressBar):
             return int(trainer.max_steps)
         if trainer.max_epochs and trainer.max_epochs > 0:
             module: Any = trainer.lightning_module
-            return int(trainer.max_epochs * trainer.num_training_batches) * module.updates_per_rollout * module.epochs_per_rollout
+            return (
+                int(trainer.max_epochs * trainer.num_training_batches)
+                * module.updates_per_rollout
+                * module.epochs_per_rollout
+            )
         return None
