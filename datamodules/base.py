@@ -170,16 +170,14 @@ class PromptDataModule(LightningDataModule):
         token_ids = self.tokenizer(self.render(sample), add_special_tokens=False).input_ids
         return Prompt(sample, list(token_ids), sample.images)
 
-    # sets and batches
-
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the sets of a stage; bad data is an error before weights load."""
         for split in STAGES.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
                 prompts = [self.encode(sample) for sample in self.load(split)]
-                what = f"{self.name} {split}"
-                self.prompts[split], self.too_long[split] = drop_long(prompts, self.max_prompt_tokens, what)
-                if split != "train" and not prompts:
+                fitting = drop_long(prompts, self.max_prompt_tokens, f"{self.name} {split}")
+                self.prompts[split], self.too_long[split] = fitting
+                if not prompts and split != "train":
                     say(f"{self.name}: there is no {split} set, its accuracy is not measured")
         if "train" in self.prompts and self._stream is None:
             self._stream = PromptStream(self.prompts["train"], self.seed, run_seed())
@@ -199,8 +197,7 @@ class PromptDataModule(LightningDataModule):
         return draw(samples, self.limit if split == "train" else self.eval_limit, self.seed)
 
     def train_dataloader(self) -> TrainLoader:
-        rank, world = self._ranks()
-        return TrainLoader(self.stream, self.prompts_per_step, lambda: self.cursor, rank, world, self.name)
+        return TrainLoader(self.stream, self.prompts_per_step, lambda: self.cursor, *self._ranks(), self.name)
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         return self.eval_loader("validation")
