@@ -89,6 +89,7 @@ def test_any_choice_of_rows_gives_the_same_numbers(build: Callable[[], PreTraine
         torch.testing.assert_close(policy.logprobs(rollout, rows)[0], everything[rows], atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
 def test_banned_tokens_and_temperature_change_the_numbers() -> None:
     """Otherwise the comparison above could pass with both sides ignoring them."""
     policy = Policy(tiny_llama(), (END,))

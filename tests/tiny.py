@@ -18,6 +18,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from lit_rlvr.policy import Policy
+from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
 from lit_rlvr.types import Completion, Prompt, Rollout, Sample, Sampling, pad_completions
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>"]
@@ -136,3 +138,8 @@ def plain_logprobs(
         logits[:, list(sampling.banned_token_ids)] = float("-inf")
     everything = logits.log_softmax(-1)  # (n, V)
     return everything[torch.arange(len(completion)), torch.tensor(completion, dtype=torch.long)], everything
+
+
+def start_engine(engine: RolloutEngine, policy: Policy, folder: str | Path = "", max_sequences: int = 64) -> None:
+    """Start an engine as the rollout callback does."""
+    engine.start(EngineContext(str(folder), policy, byte_tokenizer(), 512, max_sequences, 0))

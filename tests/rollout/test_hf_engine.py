@@ -1,0 +1,194 @@
+"""The engine that works everywhere: its log-probabilities, its seeds, its draws, its finish reasons."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from tiny import END, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine, tiny_llama, tiny_qwen2
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_rlvr.policy import Policy
+from lit_rlvr.rollout.hf import HFEngine, draw
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+ENDS = (END, *range(4, 44))  # many tokens end a completion, so that some do
+SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
+PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
+SEEDS = [[100 * p + g for g in range(3)] for p in range(4)]
+
+
+def hf_engine(model: PreTrainedModel | None = None, max_sequences: int = 64, ends: Sequence[int] = ENDS) -> HFEngine:
+    engine = HFEngine(max_sequences)
+    start_engine(engine, Policy(model or tiny_llama(), tuple(ends)))
+    return engine
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("build", [tiny_llama, tiny_qwen2], ids=["llama", "qwen2"])
+@pytest.mark.parametrize("temperature", [0.8, 1.0, 1.7])
+def test_logprobs_equal_teacher_forcing(build: Callable[[], PreTrainedModel], temperature: float) -> None:
+    """Prompts of mixed lengths in one left-padded batch, several completions each, rows leaving early."""
+    model = build()
+    sampling = Sampling(temperature=temperature, max_tokens=12, banned_token_ids=(3, 50))
+    groups = hf_engine(model).generate(PROMPTS, sampling, SEEDS)
+    assert [len(group) for group in groups] == [3] * 4
+    lengths = {len(c.token_ids) for group in groups for c in group}
+    assert len(lengths) > 2, "completions of one length only would test too little"
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for completion in group:
+            expected, _ = plain_logprobs(model, prompt.token_ids, completion.token_ids, sampling)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_finish_reasons_and_the_end_token_is_part_of_the_completion() -> None:
+    found = [c for group in hf_engine().generate(PROMPTS, SAMPLING, SEEDS) for c in group]
+    stopped = [c for c in found if c.finish_reason == "stop"]
+    cut = [c for c in found if c.finish_reason == "length"]
+    assert stopped and cut and len(stopped) + len(cut) == len(found)
+    assert all(c.token_ids[-1] in ENDS and not set(c.token_ids[:-1]) & set(ENDS) for c in stopped)
+    assert all(len(c.token_ids) == SAMPLING.max_tokens and not set(c.token_ids) & set(ENDS) for c in cut)
+    assert all(len(c.logprobs) == len(c.token_ids) for c in found)
+    assert not {3, 50} & {token for c in found for token in c.token_ids}
+
+
+def test_an_end_token_at_the_last_place_is_a_stop() -> None:
+    engine = hf_engine(ends=range(VOCAB))
+    one = engine.generate(PROMPTS[:1], Sampling(max_tokens=1), [[1]])[0][0]
+    assert one.finish_reason == "stop" and len(one.token_ids) == 1
+
+
+def test_text_is_decoded_without_special_tokens() -> None:
+    for group in hf_engine(ends=(END,)).generate(PROMPTS, Sampling(max_tokens=40), SEEDS):
+        for completion in group:
+            assert "<|" not in completion.text
+
+
+def flat(groups: list[list[Completion]]) -> list[tuple[int, ...]]:
+    return [completion.token_ids for group in groups for completion in group]
+
+
+def test_a_completion_depends_on_its_own_seed_alone() -> None:
+    """Not on the order of prompts, on who else is in the batch, nor on how many are decoded together."""
+    groups = hf_engine().generate(PROMPTS, SAMPLING, SEEDS)
+    backwards = hf_engine().generate(PROMPTS[::-1], SAMPLING, SEEDS[::-1])
+    assert flat(backwards[::-1]) == flat(groups)
+    for p in range(4):
+        alone = [hf_engine().generate([PROMPTS[p]], SAMPLING, [[seed]])[0][0] for seed in SEEDS[p]]
+        assert flat([alone]) == flat([groups[p]])
+    for max_sequences in (1, 3, 6, 7):
+        assert flat(hf_engine(max_sequences=max_sequences).generate(PROMPTS, SAMPLING, SEEDS)) == flat(groups)
+    ragged = [SEEDS[0][:1], [], SEEDS[2], SEEDS[3][:2]]
+    some = hf_engine().generate(PROMPTS, SAMPLING, ragged)
+    assert [len(group) for group in some] == [1, 0, 3, 2]
+    assert flat(some) == flat([groups[0][:1], groups[2], groups[3][:2]])
+
+
+def test_other_seeds_give_other_completions() -> None:
+    one = flat(hf_engine().generate(PROMPTS[:1], SAMPLING, [list(range(8))]))
+    other = flat(hf_engine().generate(PROMPTS[:1], SAMPLING, [list(range(8, 16))]))
+    assert len(set(one + other)) > 12
+
+
+def test_generation_leaves_the_generator_of_the_process_alone() -> None:
+    engine = hf_engine()
+    before = torch.get_rng_state()
+    engine.generate(PROMPTS, SAMPLING, SEEDS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_max_sequences_bounds_what_is_decoded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = hf_engine(max_sequences=6)
+    sizes: list[int] = []
+    decode = engine._decode
+
+    def counted(prompts: Sequence[Prompt], batch: list[int], sampling: Sampling, seeds: Sequence[Sequence[int]]):  # type: ignore[no-untyped-def]
+        sizes.append(sum(len(seeds[p]) for p in batch))
+        return decode(prompts, batch, sampling, seeds)
+
+    monkeypatch.setattr(engine, "_decode", counted)
+    engine.generate(PROMPTS, SAMPLING, SEEDS)
+    assert sizes == [6, 6]
+
+
+def test_greedy_decoding_takes_the_likeliest_token() -> None:
+    model = tiny_llama()
+    greedy = Sampling(temperature=0.0, max_tokens=6, banned_token_ids=(3,))
+    for prompt, group in zip(PROMPTS, hf_engine(model).generate(PROMPTS, greedy, [[1, 2]] * 4), strict=True):
+        assert group[0].token_ids == group[1].token_ids, "seeds do not matter"
+        plain = Sampling(banned_token_ids=(3,))
+        logp, everything = plain_logprobs(model, prompt.token_ids, group[0].token_ids, plain)
+        assert everything.argmax(-1).tolist() == list(group[0].token_ids)
+        torch.testing.assert_close(torch.tensor(group[0].logprobs), logp.detach(), atol=1e-5, rtol=1e-5)
+
+
+# ---- one draw ---------------------------------------------------------------------------------------------
+
+
+def uniforms(count: int) -> Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def counts(logits: Tensor, sampling: Sampling, draws: int = 20000) -> tuple[Tensor, Tensor, Tensor]:
+    """Draws from one row of logits: counts (V,), and tokens and their log-probabilities (draws,)."""
+    tokens, logp = draw(logits.expand(draws, -1), sampling, uniforms(draws))
+    return tokens.bincount(minlength=logits.shape[-1]), tokens, logp
+
+
+def chi_square(observed: Tensor, expected: Tensor) -> float:
+    return float(((observed - expected) ** 2 / expected).sum())
+
+
+LOGITS = torch.tensor([1.0, -1.0, 0.5, 2.0, 0.0, 1.5])
+
+
+def test_draws_follow_the_tempered_distribution_without_banned_tokens() -> None:
+    sampling = Sampling(temperature=1.6, banned_token_ids=(2,))
+    seen, tokens, logp = counts(LOGITS, sampling)
+    kept = [0, 1, 3, 4, 5]
+    expected = (LOGITS[kept] / 1.6).softmax(0)
+    assert seen[2] == 0
+    assert chi_square(seen[kept], expected * 20000) < 18.5  # 4 degrees of freedom: exceeded once in a thousand
+    probabilities = torch.zeros(6).index_put((torch.tensor(kept),), expected)
+    torch.testing.assert_close(logp.exp(), probabilities[tokens])
+    wrong = LOGITS[kept].softmax(0) * 20000
+    assert chi_square(seen[kept], wrong) > 100, "the same test tells temperature 1 from 1.6"
+
+
+def test_top_k_keeps_the_k_likeliest_and_renormalises() -> None:
+    seen, tokens, logp = counts(LOGITS, Sampling(top_k=3))
+    assert (seen > 0).tolist() == [True, False, False, True, False, True]
+    expected = LOGITS[[0, 3, 5]].softmax(0)
+    assert chi_square(seen[[0, 3, 5]], expected * 20000) < 13.8  # 2 degrees of freedom
+    torch.testing.assert_close(logp[tokens == 3].exp().unique(), expected[1:2])
+    assert (counts(LOGITS, Sampling(top_k=100))[0] > 0).all()
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    support = {p: (counts(logits, Sampling(top_p=p))[0] > 0).tolist() for p in (0.35, 0.45, 0.75, 0.95, 1.0)}
+    assert support == {
+        0.35: [False, True, False, False],
+        0.45: [False, True, False, True],
+        0.75: [False, True, True, True],
+        0.95: [True, True, True, True],
+        1.0: [True, True, True, True],
+    }
+    seen, tokens, logp = counts(logits, Sampling(top_p=0.45))
+    assert chi_square(seen[[1, 3]], torch.tensor([4 / 7, 3 / 7]) * 20000) < 10.8  # 1 degree of freedom
+    torch.testing.assert_close(logp[tokens == 1].exp().unique(), torch.tensor([4 / 7]))
+
+
+def test_the_edges_of_the_unit_interval_never_draw_an_impossible_token() -> None:
+    logits = torch.tensor([[0.0, -torch.inf, 1.0, 0.0, -torch.inf]]).repeat(2, 1)
+    edges = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
+    tokens, logp = draw(logits, Sampling(banned_token_ids=(0,)), edges)
+    assert tokens.tolist() == [2, 3] and bool(logp.isfinite().all())
+    assert draw(logits, Sampling(), edges)[0].tolist() == [0, 3]
+
+
+def test_each_row_draws_by_its_own_number() -> None:
+    logits = LOGITS.expand(5, -1)
+    numbers = uniforms(5)
+    together = draw(logits, Sampling(), numbers)[0]
+    assert together.tolist() == [int(draw(logits[:1], Sampling(), n[None])[0]) for n in numbers]

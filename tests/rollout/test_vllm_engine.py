@@ -1,0 +1,214 @@
+"""Real vLLM in this process, on tiny models: one engine for the whole session."""
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import END, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.rollout.engine import EngineContext
+from lit_rlvr.rollout.probe import check_engine
+from lit_rlvr.rollout.vllm import VLLMEngine
+from lit_rlvr.types import Completion, Sampling
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+ENDS = (END, *range(4, 44))
+SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
+PROBE = Sampling(max_tokens=16)
+PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
+SEEDS = [[100 * p + g for g in range(3)] for p in range(4)]
+LONG = make_prompt(random_ids(300, 9), "long")
+
+
+@pytest.fixture(scope="session")
+def started(tiny_model_folder: Path) -> Iterator[VLLMEngine]:
+    """vLLM is started once; its weights are noise until the first sync."""
+    engine = VLLMEngine()
+    start_engine(engine, load_policy(str(tiny_model_folder)), tiny_model_folder)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def policy(tiny_model_folder: Path) -> Policy:
+    found = load_policy(str(tiny_model_folder))
+    found.eos_token_ids = ENDS
+    return found
+
+
+@pytest.fixture
+def engine(started: VLLMEngine, policy: Policy) -> VLLMEngine:
+    """The session's engine with a fresh policy's weights."""
+    assert started._context is not None
+    old = started._context
+    started._context = EngineContext(old.folder, policy, old.tokenizer, old.max_tokens, old.max_sequences, old.seed)
+    sync(started, policy)
+    return started
+
+
+def sync(engine: VLLMEngine, policy: Policy) -> None:
+    engine.sync(policy.model.named_parameters())
+
+
+@torch.no_grad()
+def change(policy: Policy, relative: float, seed: int = 1) -> None:
+    """Change every weight a little."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.parameters():
+        parameter += relative * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)
+
+
+def without_the_repair(
+    self: VLLMEngine, named_parameters: Iterable[tuple[str, torch.Tensor]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from ((name, parameter.detach()) for name, parameter in named_parameters)
+
+
+def flat(groups: list[list[Completion]]) -> list[tuple[int, ...]]:
+    return [completion.token_ids for group in groups for completion in group]
+
+
+@torch.no_grad()
+def assert_logprobs_are_the_policys(policy: Policy, groups: list[list[Completion]], prompts: list[Any]) -> None:
+    for prompt, group in zip(prompts, groups, strict=True):
+        for completion in group:
+            expected, _ = plain_logprobs(policy.model, prompt.token_ids, completion.token_ids, SAMPLING)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def test_logprobs_are_the_trainers_also_after_a_weight_change(engine: VLLMEngine, policy: Policy) -> None:
+    first = engine.generate(PROMPTS, SAMPLING, SEEDS)
+    assert_logprobs_are_the_policys(policy, first, PROMPTS)
+    change(policy, 0.3)
+    sync(engine, policy)
+    second = engine.generate(PROMPTS, SAMPLING, SEEDS)
+    assert_logprobs_are_the_policys(policy, second, PROMPTS)
+    assert flat(first) != flat(second), "generation follows the new weights"
+
+
+def test_the_probe_passes_after_a_sync_and_fails_without_one(engine: VLLMEngine, policy: Policy) -> None:
+    for seed in range(3):
+        assert check_engine(engine, policy, PROMPTS[0], PROBE, seed) <= 1e-4
+    change(policy, 0.01)
+    with pytest.raises(UserError, match=r"engine vllm: its log-probabilities differ.*stale or wrong weights"):
+        check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+    sync(engine, policy)
+    assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
+
+
+@pytest.mark.parametrize("relative", [0.01, 1e-3])
+def test_the_probe_fails_when_the_tied_head_is_not_repaired(
+    engine: VLLMEngine, policy: Policy, relative: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM on a CPU keeps the old output embedding: everything else is new, and generation looks healthy."""
+    if torch.cuda.is_available():
+        pytest.skip("only vLLM on a CPU packs the output embedding")
+    monkeypatch.setattr(VLLMEngine, "with_tied_head", without_the_repair)
+    change(policy, relative)
+    sync(engine, policy)
+    with pytest.raises(UserError, match="stale or wrong weights"):
+        check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+    monkeypatch.undo()
+    sync(engine, policy)
+    assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
+
+
+def test_the_probe_fails_at_the_first_sync_without_the_repair(
+    engine: VLLMEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh engine starts from noise; noise is put back here, since starting another one takes long."""
+    if torch.cuda.is_available():
+        pytest.skip("only vLLM on a CPU packs the output embedding")
+    generator = torch.Generator().manual_seed(3)
+    noise = [(n, 1e-3 * torch.randn(p.shape, generator=generator)) for n, p in policy.model.named_parameters()]
+    noise.append(("lm_head.weight", dict(noise)["model.embed_tokens.weight"]))
+    engine.sync(noise)
+    monkeypatch.setattr(VLLMEngine, "with_tied_head", without_the_repair)
+    sync(engine, policy)
+    with pytest.raises(UserError, match="stale or wrong weights"):
+        check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+
+
+def test_long_prompts_follow_new_weights_only_because_the_prefix_cache_is_reset(
+    engine: VLLMEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.generate([LONG], SAMPLING, [[1]])
+    change(policy, 0.3)
+    sync(engine, policy)
+    assert_logprobs_are_the_policys(policy, engine.generate([LONG], SAMPLING, [[1, 2]]), [LONG])
+
+    monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: None)
+    change(policy, 0.3, seed=2)
+    sync(engine, policy)
+    with pytest.raises(AssertionError):
+        assert_logprobs_are_the_policys(policy, engine.generate([LONG], SAMPLING, [[1, 2]]), [LONG])
+
+
+def test_a_completion_depends_on_its_own_seed_alone(engine: VLLMEngine) -> None:
+    groups = engine.generate(PROMPTS, SAMPLING, SEEDS)
+    again = engine.generate(PROMPTS[::-1], SAMPLING, SEEDS[::-1])[::-1]
+    assert flat(again) == flat(groups)
+    alone = [engine.generate([p], SAMPLING, [[s]])[0] for p, seeds in zip(PROMPTS, SEEDS, strict=True) for s in seeds]
+    assert flat(alone) == flat(groups)
+    others = engine.generate(PROMPTS, SAMPLING, [[seed + 1000 for seed in seeds] for seeds in SEEDS])
+    assert len(set(flat(others)) & set(flat(groups))) < 3
+
+
+def test_finish_reasons_end_tokens_and_groups(engine: VLLMEngine) -> None:
+    seeds = [[1, 2], [3], [], [4, 5, 6, 7]]
+    groups = engine.generate(PROMPTS, SAMPLING, seeds)
+    assert [len(group) for group in groups] == [2, 1, 0, 4]
+    found = [c for group in engine.generate(PROMPTS, SAMPLING, SEEDS) for c in group]
+    stopped = [c for c in found if c.finish_reason == "stop"]
+    cut = [c for c in found if c.finish_reason == "length"]
+    assert stopped and cut and len(stopped) + len(cut) == len(found)
+    assert all(c.token_ids[-1] in ENDS and not set(c.token_ids[:-1]) & set(ENDS) for c in stopped)
+    assert all(len(c.token_ids) == SAMPLING.max_tokens and not set(c.token_ids) & set(ENDS) for c in cut)
+    assert all(len(c.logprobs) == len(c.token_ids) and "<|" not in c.text for c in found)
+
+
+def test_banned_tokens_are_never_sampled_and_out_of_the_softmax(engine: VLLMEngine, policy: Policy) -> None:
+    """All but 20 tokens banned: without the ban, hardly any token would be one of the 20."""
+    allowed = list(range(100, 120))
+    narrow = Sampling(max_tokens=12, banned_token_ids=tuple(i for i in range(VOCAB) if i not in allowed))
+    found = [c for group in engine.generate(PROMPTS, narrow, SEEDS) for c in group]
+    assert {token for c in found for token in c.token_ids} <= set(allowed)
+    assert check_engine(engine, policy, PROMPTS[0], narrow, 0) <= 1e-4
+
+
+def test_greedy_decoding_takes_the_likeliest_token(engine: VLLMEngine, policy: Policy) -> None:
+    completion = engine.generate(PROMPTS[:1], Sampling(temperature=0.0, max_tokens=6), [[1]])[0][0]
+    with torch.no_grad():
+        _, everything = plain_logprobs(policy.model, PROMPTS[0].token_ids, completion.token_ids)
+    assert everything.argmax(-1).tolist() == list(completion.token_ids)
+
+
+def test_nothing_to_generate_is_no_error(engine: VLLMEngine) -> None:
+    assert engine.generate([], SAMPLING, []) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder"])
+def test_a_fresh_engine(folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first sync of a fresh engine, tied and untied; the repair is what makes it right for the tied one."""
+    path = request.getfixturevalue(folder)
+    policy, engine = load_policy(str(path)), VLLMEngine()
+    start_engine(engine, policy, path)
+    with monkeypatch.context() as patch:
+        patch.setattr(VLLMEngine, "with_tied_head", without_the_repair)
+        sync(engine, policy)
+        if folder == "tiny_model_folder" and not torch.cuda.is_available():
+            with pytest.raises(UserError, match="stale or wrong weights"):
+                check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+        elif folder == "untied_model_folder":
+            assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
+    sync(engine, policy)
+    assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
+    engine.close()
+    engine.close()
