@@ -1,14 +1,12 @@
 """From a scored rollout to optimizer steps: the second half of the flow, shared by every algorithm.
 
-The first half is `rollout/callback.py`. An algorithm overrides `objective`, and nothing else unless it
-keeps a state of its own.
+The first half is `rollout/callback.py`; the mathematics is `loss.py`, where an algorithm overrides `objective`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from abc import abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
-from lit_rlvr.algorithms.evaluation import EvaluatingModule
+from lit_rlvr.advantages import Advantage, GroupBatch
+from lit_rlvr.algorithms.loss import LossModule
 from lit_rlvr.algorithms.step import Frozen, frozen_logprobs, plan_step, step_metrics
 from lit_rlvr.distributed import gather_rows, rank, world_size
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import Aggregation, ImportanceCorrection, LossInputs, Stats, k3, masked_sum
+from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats
 from lit_rlvr.policy import Policy, load_policy
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import PromptBatch, Rollout
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lit_rlvr")
 
 
-class RLVRModule(EvaluatingModule):
+class RLVRModule(LossModule):
     """The base of every algorithm.
 
     Args:
@@ -49,6 +47,7 @@ class RLVRModule(EvaluatingModule):
         epochs_per_rollout: passes over each rollout.
         tokens_per_microbatch: input tokens run at once, padding included; bounds memory, changes no result.
         kl_coef: weight of the KL term against the initial policy; 0 loads no reference model.
+        entropy_coef: weight of an entropy bonus, with the gradient of the policy's exact entropy; 0 = off.
         importance_correction: for engines whose log-probabilities differ from the trainer's; by default
             `token_truncate`, and `none` for the Hugging Face engine, which shares the trainer's weights.
         importance_cap: bound of the importance weights.
@@ -70,40 +69,28 @@ class RLVRModule(EvaluatingModule):
         epochs_per_rollout: int = 1,
         tokens_per_microbatch: int = 4096,
         kl_coef: float = 0.0,
+        entropy_coef: float = 0.0,
         importance_correction: ImportanceCorrection | None = None,
         importance_cap: float = 2.0,
         shared_prefix: bool = True,
     ) -> None:
-        super().__init__(model)
+        super().__init__(model, advantage, aggregation, kl_coef, entropy_coef)
         self.automatic_optimization = False
-        self.aggregation, self.advantage = aggregation, resolve_advantage(advantage)
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.lr_schedule, self.warmup_steps, self.max_grad_norm = lr_schedule, warmup_steps, max_grad_norm
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
-        self.tokens_per_microbatch, self.kl_coef, self.shared_prefix = tokens_per_microbatch, kl_coef, shared_prefix
+        self.tokens_per_microbatch, self.shared_prefix = tokens_per_microbatch, shared_prefix
         self.importance_correction, self.importance_cap = importance_correction, importance_cap
         self.iteration = 0  # rollouts trained on so far
         self._reference: list[Policy] = []  # in a list, so that it is neither saved nor sharded with the module
         for name in ("updates_per_rollout", "epochs_per_rollout", "tokens_per_microbatch"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}: {getattr(self, name)} is not positive")
-        for name in ("lr", "weight_decay", "kl_coef", "max_grad_norm", "warmup_steps"):
+        for name in ("lr", "weight_decay", "max_grad_norm", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name}: {getattr(self, name)} is negative")
         if importance_cap < 1:
             raise UserError(f"model.importance_cap: {importance_cap} is below 1")
-
-    @abstractmethod
-    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """The loss of some rows: a sum that already carries the global normalisers, without the KL term.
-
-        Returns:
-            The loss, and counts or sums over the unmasked tokens, which are logged as means.
-        """
-
-    def observe(self, group: GroupBatch) -> dict[str, float]:
-        """Take in the whole rollout's group statistics (all ranks) before its updates; metrics to log as `train/...`."""
-        return {}
 
     # ---- set-up -------------------------------------------------------------------------------------------
 
@@ -114,12 +101,22 @@ class RLVRModule(EvaluatingModule):
                 "rollout.sampling: top_p/top_k change the distribution that the loss's log-probabilities are about; "
                 "use top_p: 1.0 and top_k: 0 for training (eval_sampling may use them)"
             )
+        if rollout.group_size < self.advantage.min_group:
+            raise UserError(
+                f"rollout.group_size: {rollout.group_size} is too small, model.advantage compares the completions of "
+                f"a prompt; use at least {self.advantage.min_group}"
+            )
         if prompts % (ranks * self.updates_per_rollout):
             raise UserError(
                 f"data.prompts_per_step: {prompts} prompts cannot be split evenly over {ranks} rank(s) x "
                 f"{self.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
                 f"use a multiple of {ranks * self.updates_per_rollout}"
             )
+        name, updates = type(self).__name__, self.updates_per_rollout * self.epochs_per_rollout
+        if updates > 1 and not self.has_ratio:
+            _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
+        if updates == 1 and self.needs_updates:
+            _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
         if self.importance_correction is None:
             self.importance_correction = "none" if rollout.engine.exact else "token_truncate"
         _log.info(
@@ -184,7 +181,7 @@ class RLVRModule(EvaluatingModule):
         """Advantages, and the log-probabilities that stay fixed during the updates on this rollout."""
         advantages = self.local_advantages(rollout)
         useful = rollout.mask.any(1)  # (B,) rows with a token in the loss
-        if not self._reference:  # without a KL term a row of advantage 0 has no gradient
+        if not self._reference and not self.entropy_coef:  # then a row of advantage 0 has no gradient
             useful &= advantages.flatten().cpu() != 0
         live = [int(i) for i in useful.nonzero().flatten()]
         several = self.updates_per_rollout * self.epochs_per_rollout > 1
@@ -206,13 +203,8 @@ class RLVRModule(EvaluatingModule):
             reference_rewards=None if reference is None else gather_rows(reference.to(self.device)),
             lengths=gather_rows(rollout.lengths.to(self.device)),
         )
-        self.log_dict({f"train/{name}": value for name, value in self.observe(group).items()})
-        advantages = self.advantage(group)  # (P, G) over all ranks
-        shape = tuple(group.rewards.shape)
-        if tuple(advantages.shape) != shape or not bool(advantages.isfinite().all()):
-            raise UserError(f"model.advantage: {self.advantage} must give finite values of shape {shape}")
-        self.log("train/advantage", advantages.mean())
-        self.log("train/zero_advantage", (advantages == 0).float().mean())
+        advantages, metrics = self.estimate(group)  # (P, G) over all ranks
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
         local = len(rollout.prompts)
         mine = advantages[rank() * local : (rank() + 1) * local]
         rollout.advantages = mine.cpu()
@@ -239,12 +231,8 @@ class RLVRModule(EvaluatingModule):
             parameter.grad = torch.zeros_like(parameter)
         sums: Stats = {}
         for k in range(len(step.microbatches)):
-            x, stats = step.inputs(k, self.policy)
-            loss, more = self.objective(x)
-            if x.ref is not None and x.kl_weight is not None:
-                kl = k3(x.logp, x.ref, x.mask)
-                loss = loss + self.kl_coef * masked_sum(kl, x.kl_weight, x.mask)
-                more = more | {"kl": kl.detach().sum()}
+            x, stats = step.inputs(k, self.policy, self.entropy_coef != 0)
+            loss, more = self.loss(x)
             with self._gradient_sync(k + 1 == len(step.microbatches)):
                 self.manual_backward(loss * world_size())  # distributed strategies average over ranks; we sum
             for name, value in (stats | more | {"loss": loss.detach()}).items():
@@ -265,7 +253,15 @@ class RLVRModule(EvaluatingModule):
     # ---- checkpoints --------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rlvr"] = {"iteration": self.iteration, "updates": self.updates}
+        checkpoint["rlvr"] = {"iteration": self.iteration, "updates": self.updates, "data": self._data_name()}
+        checkpoint["rlvr"]["advantage"] = self.advantage.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.iteration, self.updates = checkpoint["rlvr"]["iteration"], checkpoint["rlvr"]["updates"]
+        saved = checkpoint["rlvr"]
+        if saved["data"] != self._data_name():
+            raise UserError(f"ckpt_path: the run was on {saved['data']}, not on {self._data_name()}; use the same data")
+        self.iteration, self.updates = saved["iteration"], saved["updates"]
+        self.advantage.load_state_dict(saved["advantage"])
+
+    def _data_name(self) -> str:
+        return type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]

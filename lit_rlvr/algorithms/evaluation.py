@@ -24,6 +24,7 @@ class EvaluatingModule(LightningModule):
         self.model = model
         self.updates = 0  # optimizer steps taken so far: the version of the weights
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
+        self.eval_samples = 1  # completions per validation prompt; the rollout callback sets it
         self.validation_results: dict[str, float] = {}
         self._metrics: dict[str, EvaluationMetrics] = {}
 
@@ -42,10 +43,10 @@ class EvaluatingModule(LightningModule):
         self._metrics = {}
 
     def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        assert batch.rollout is not None, "the RolloutCallback fills the batch before it is judged"
         if batch.name not in self._metrics:
-            self._metrics[batch.name] = EvaluationMetrics(batch.rollout.group_size).to(self.device)
-        self._metrics[batch.name].update(batch.rollout)
+            self._metrics[batch.name] = EvaluationMetrics(self.eval_samples).to(self.device)
+        if batch.rollout is not None:  # None: a last batch of which this rank has no prompt
+            self._metrics[batch.name].update(batch.rollout)
 
     def on_validation_epoch_end(self) -> None:
         """Log each set's metrics, and `val/accuracy`, the mean over sets."""

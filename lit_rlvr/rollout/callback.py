@@ -88,6 +88,7 @@ class RolloutCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module.eval_samples = self.eval_samples
         module.check_sizes(self, data.prompts_per_step, trainer.world_size)
 
     def on_train_batch_start(
@@ -107,6 +108,8 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
+        if not batch.prompts:  # another rank has the last ones
+            return
         self._sync(trainer, module, batch.prompts)
         seeds = self._seeds(batch.prompts, self.eval_samples, "validation", batch.name)
         batch.rollout, _ = self.roll_out(trainer, batch.prompts, self.eval_sampling, seeds)

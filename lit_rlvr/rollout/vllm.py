@@ -54,7 +54,6 @@ class VLLMEngine(RolloutEngine):
 
     def start(self, context: EngineContext) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.kv_cache_gb))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
 
@@ -76,6 +75,8 @@ class VLLMEngine(RolloutEngine):
         if torch.cuda.is_available():
             settings["gpu_memory_utilization"] = self.gpu_memory_utilization
             settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
+        else:  # said outright, vLLM does not ask for most of the machine's memory to be free
+            settings["kv_cache_memory_bytes"] = self.kv_cache_gb << 30
         self._llm = LLM(**(settings | self.options))
         torch.set_rng_state(state)
         self._context = context
