@@ -15,6 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_rlvr.errors import UserError
+
 Aggregation = Literal["sequence_mean", "token_mean", "group_token_mean", "constant"]
 ImportanceCorrection = Literal["none", "token_truncate", "token_mask", "sequence_mask"]
 Stats = dict[str, Tensor]
@@ -25,7 +27,7 @@ class LossInputs:
     """What an objective sees of some rows of one optimizer step.
 
     Args:
-        logp: (B, T) log-probabilities under the current policy; the only tensor with a gradient.
+        logp: (B, T) log-probabilities under the current policy; with `entropy` the only tensor with a gradient.
         old: (B, T) under the policy at rollout time, as the trainer computes it.
         mask: (B, T) bool.
         advantages: (B, 1), constant.
@@ -33,9 +35,10 @@ class LossInputs:
             train/inference importance weight); 0 where masked.
         row_weight: (B,) share of each sequence in a sequence-level loss (1/B times the importance weight).
         prompt: (B,) long, each row's prompt as an index into the whole rollout's `GroupBatch` (all ranks).
+        plain_weight: (B, T) as token_weight without the importance weight: each token's share in the KL and
+            entropy terms.
         ref: (B, T) under the reference policy; None when no KL term is wanted.
         entropy: (B, T) exact entropy of the policy at each position; None when it is not computed.
-        kl_weight: (B, T) share of each token in the KL term (no importance weight); None without a reference.
     """
 
     logp: Tensor
@@ -45,9 +48,9 @@ class LossInputs:
     token_weight: Tensor
     row_weight: Tensor
     prompt: Tensor
+    plain_weight: Tensor
     ref: Tensor | None = None
     entropy: Tensor | None = None
-    kl_weight: Tensor | None = None
 
 
 def log_ratio(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:
@@ -62,29 +65,94 @@ def ratio(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:
 
 
 def clipped_surrogate(
-    x: LossInputs, clip_low: float, clip_high: float, dual_clip: float | None = None
+    w: Tensor, x: LossInputs, clip_low: float, clip_high: float, dual_clip: float | None = None
 ) -> tuple[Tensor, Stats]:
-    """PPO's clipped surrogate, `min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`, per token (B, T).
+    """PPO's clipped surrogate, `min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`, in the shape of the ratio w.
 
     Source: Schulman et al. 2017, eq. 7; with `dual_clip = c` the value is bounded below by `c A` where
     A < 0 (Ye et al. 2020, eq. 5).
 
+    Args:
+        w: (B, T) ratios of tokens, or (B, 1) of sequences.
+
     Returns:
         The surrogate, and the counts of tokens that the lower and the upper clip cut off.
     """
-    w = ratio(x.logp, x.old, x.mask)
-    unclipped = w * x.advantages
-    value = torch.minimum(unclipped, w.clamp(1 - clip_low, 1 + clip_high) * x.advantages)
+    value = torch.minimum(w * x.advantages, w.clamp(1 - clip_low, 1 + clip_high) * x.advantages)
     if dual_clip is not None:
         value = torch.where(x.advantages < 0, torch.maximum(value, dual_clip * x.advantages), value)
-    return value, clip_counts(w, x, clip_low, clip_high)
+    return value, clip_counts(w, x, 1 - clip_low, 1 + clip_high)
 
 
-def clip_counts(w: Tensor, x: LossInputs, clip_low: float, clip_high: float) -> Stats:
-    """Tokens whose gradient a clip of the ratio `w` (B, T) removes: counts, not fractions."""
-    low = (w < 1 - clip_low) & (x.advantages < 0) & x.mask
-    high = (w > 1 + clip_high) & (x.advantages > 0) & x.mask
-    return {"clip_low": low.sum(), "clip_high": high.sum()}
+def clipped_log_ratio(
+    x: LossInputs, low: float | Tensor, high: float | Tensor, dual_clip: float | None = None
+) -> tuple[Tensor, Stats]:
+    """The log-ratio (B, T) that the surrogate's `min` selects; 0 where masked or A = 0.
+
+    `min(d, high)` where A > 0, `max(d, low)` where A < 0, `d = logp - old`: the clip of `clipped_surrogate` in log
+    space, without forming the ratio.
+
+    Args:
+        low, high: the bounds in log space, numbers or (B, 1).
+        dual_clip: as in `clipped_surrogate`.
+    """
+    d = log_ratio(x.logp, x.old, x.mask)
+    negative = torch.clamp(d, min=low)
+    if dual_clip is not None:
+        negative = negative.clamp(max=math.log(dual_clip))
+    chosen = torch.where(x.advantages > 0, torch.clamp(d, max=high), negative)
+    return torch.where(x.mask & (x.advantages != 0), chosen, 0.0), clip_counts(d, x, low, high)
+
+
+def clip_counts(w: Tensor, x: LossInputs, low: float | Tensor, high: float | Tensor) -> Stats:
+    """Tokens whose gradient a clip of `w` (B, T) or (B, 1) to [low, high] removes: counts, not fractions."""
+    below = (w < low) & (x.advantages < 0) & x.mask
+    above = (w > high) & (x.advantages > 0) & x.mask
+    return {"clip_low": below.sum(), "clip_high": above.sum()}
+
+
+def check_dual_clip(dual_clip: float | None) -> float | None:
+    """The option as it is.
+
+    Raises:
+        UserError: it would cut off the policy that sampled, whose ratio is 1.
+    """
+    if dual_clip is not None and dual_clip <= 1:
+        raise UserError(f"model.dual_clip: {dual_clip} is not above 1; the paper uses 3, null is off")
+    return dual_clip
+
+
+def policy_gradient(x: LossInputs) -> tuple[Tensor, Stats]:
+    """`-sum weight A logp`: the loss without a ratio. Source: Williams 1992 (REINFORCE)."""
+    return -masked_sum(x.advantages * x.logp, x.token_weight, x.mask), {}
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean (B,) of each row's unmasked (B, T) values; 0 in an empty row."""
+    return torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def log_power_mean(log_values: Tensor, mask: Tensor, power: Tensor) -> Tensor:
+    """`log [mean_t v^p]^(1/p)` (B,) of each row's unmasked values; at p = 0 its limit, the mean of `log v`.
+
+    The powers are taken of `v` over its geometric mean, whose mean is at least 1, so that nothing overflows or
+    cancels: `log v` may be large, and p may be small.
+
+    Args:
+        log_values: (B, T) log v.
+        power: (B,) p, constant.
+    """
+    center = masked_mean(log_values, mask)  # (B,)
+    p = torch.where(power == 0, 1.0, power)[:, None]  # (B, 1)
+    scaled = torch.where(mask, p * (log_values - center[:, None]), 0.0)  # (B, T), mean 0
+    small = scaled.abs().amax(1) < 1  # where p is small a logarithm of a mean would lose the digits that count
+    near = torch.where(small[:, None], scaled, 0.0)
+    log_mean_near = torch.log1p(masked_mean(torch.expm1(near), mask))
+    count = mask.sum(1).clamp(min=1).to(scaled.dtype)
+    padded = torch.where(mask | ~mask.any(1, keepdim=True), scaled, float("-inf"))
+    log_mean_far = padded.logsumexp(1) - count.log()
+    excess = torch.where(small, log_mean_near, log_mean_far) / p[:, 0]
+    return center + torch.where(power == 0, 0.0, excess)
 
 
 def k3(logp: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
@@ -101,10 +169,15 @@ def masked_sum(values: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     return (torch.where(mask, values, 0.0) * weight).sum()
 
 
+def row_sum(values: Tensor, x: LossInputs) -> Tensor:
+    """`sum_i row_weight values` over the rows (B,) that have a token in the loss."""
+    return (torch.where(x.mask.any(1), values, 0.0) * x.row_weight).sum()
+
+
 def aggregation_weights(
     mask: Tensor, group_size: int, aggregation: Aggregation, sequences: float, tokens: float, max_tokens: int
 ) -> Tensor:
-    """Each token's share of the loss (B, T); 0 where masked.
+    """Each token's share of the loss (B, T) float64; 0 where masked.
 
     Args:
         mask: (B, T) bool of whole groups, row = p * group_size + g.
@@ -114,7 +187,7 @@ def aggregation_weights(
         tokens: N over all ranks and micro-batches of this optimizer step.
         max_tokens: T_max, the configured longest completion.
     """
-    m = mask.to(torch.get_default_dtype())
+    m = mask.double()
     if aggregation == "token_mean":
         return m / max(tokens, 1.0)
     if aggregation == "constant":

@@ -37,7 +37,9 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def forward(self, rows: Rows, sampling: Sampling, entropy: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, rows: Rows, sampling: Sampling, entropy: bool, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities (N,) of the targets under the sampling distribution, and the entropy (N,) there.
 
         The vocabulary is only ever held for a chunk of positions: long batches recompute it in the backward pass.
@@ -53,20 +55,23 @@ class Policy(nn.Module):
         head = model.get_output_embeddings()
         chunk = max(1, _CHUNK_ELEMENTS // head.weight.shape[0])
         if len(rows.target) <= chunk:
-            return _score(head, hidden, rows.target, sampling, entropy)
+            return _score(head, hidden, rows.target, sampling, entropy, entropy_gradient)
         pieces = [
-            checkpoint(_score, head, h, t, sampling, entropy, use_reentrant=False)
+            checkpoint(_score, head, h, t, sampling, entropy, entropy_gradient, use_reentrant=False)
             for h, t in zip(hidden.split(chunk), rows.target.split(chunk), strict=True)
         ]
         return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces]) if entropy else None
 
-    def logprobs(self, rollout: Rollout, rows: list[int], entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+    def logprobs(
+        self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities of some completions of a rollout.
 
         Args:
             rollout: the whole rollout of this rank.
             rows: which completions, as indices p * G + g; those of one prompt stand together.
-            entropy: also give the exact entropy of the policy at each position (no gradient).
+            entropy: also give the exact entropy of the policy at each position.
+            entropy_gradient: let a gradient flow through the entropy.
 
         Returns:
             (len(rows), T) log-probabilities, 0 where padded; and entropies of the same shape, or None.
@@ -80,14 +85,14 @@ class Policy(nn.Module):
             completions = [c for _, c in members]
             groups += [(ids, completions)] if self.shared_prefix else [(ids, [c]) for c in completions]
         built = build_rows(groups, self.device)
-        logp, spread = self(built, rollout.sampling, entropy)
+        logp, spread = self(built, rollout.sampling, entropy, entropy_gradient)
         at = (built.sequence, built.position)
         empty = torch.zeros(len(rows), width, dtype=logp.dtype, device=logp.device)
         return empty.index_put(at, logp), None if spread is None else empty.index_put(at, spread)
 
 
 def _score(
-    head: nn.Module, hidden: Tensor, target: Tensor, sampling: Sampling, entropy: bool
+    head: nn.Module, hidden: Tensor, target: Tensor, sampling: Sampling, entropy: bool, entropy_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
     """(N, H) hidden states -> (N,) log-probabilities of `target` and entropies, in at least fp32."""
     logits = head(hidden)  # (N, V)
@@ -97,9 +102,10 @@ def _score(
     logp = logits.gather(-1, target[:, None]).squeeze(-1) - normaliser
     if not entropy:
         return logp, None
-    with torch.no_grad():
-        probabilities = (logits - normaliser[:, None]).exp_()
-        spread = normaliser - torch.where(probabilities > 0, probabilities * logits, 0.0).sum(-1)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        probabilities = (logits - normaliser[:, None]).exp()
+        finite = logits.masked_fill(logits == float("-inf"), 0.0)  # banned tokens: 0 times -inf
+        spread = normaliser - (probabilities * finite).sum(-1)
     return logp, spread
 
 

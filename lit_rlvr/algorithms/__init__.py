@@ -1,6 +1,29 @@
 """One LightningModule per algorithm; each file is one loss."""
 
+from lit_rlvr.algorithms.aapo import AAPO
+from lit_rlvr.algorithms.apmpo import APMPO
 from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.algorithms.cispo import CISPO
+from lit_rlvr.algorithms.dapo import DAPO
+from lit_rlvr.algorithms.dr_grpo import DrGRPO
+from lit_rlvr.algorithms.gmpo import GMPO
+from lit_rlvr.algorithms.gpg import GPG
 from lit_rlvr.algorithms.grpo import GRPO
+from lit_rlvr.algorithms.grpo_lead import GRPOLead
+from lit_rlvr.algorithms.gspo import GSPO
+from lit_rlvr.algorithms.reinforce import Reinforce
 
-__all__ = ["GRPO", "RLVRModule"]
+__all__ = [
+    "AAPO",
+    "APMPO",
+    "CISPO",
+    "DAPO",
+    "GMPO",
+    "GPG",
+    "GRPO",
+    "GSPO",
+    "DrGRPO",
+    "GRPOLead",
+    "RLVRModule",
+    "Reinforce",
+]

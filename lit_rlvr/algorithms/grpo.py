@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.base import RLVRModule
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, clipped_surrogate, masked_sum
+from lit_rlvr.objectives import Aggregation, LossInputs, Stats, check_dual_clip, clipped_surrogate, masked_sum, ratio
 
 
 class GRPO(RLVRModule):
@@ -34,8 +34,9 @@ class GRPO(RLVRModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
-        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        surrogate, stats = clipped_surrogate(x, self.clip_low, self.clip_high, self.dual_clip)
+        w = ratio(x.logp, x.old, x.mask)  # (B, T)
+        surrogate, stats = clipped_surrogate(w, x, self.clip_low, self.clip_high, self.dual_clip)
         return -masked_sum(surrogate, x.token_weight, x.mask), stats

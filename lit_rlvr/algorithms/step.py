@@ -63,11 +63,11 @@ class Step:
     correction: ImportanceCorrection
     cap: float
 
-    def inputs(self, k: int, policy: Policy) -> tuple[LossInputs, Stats]:
+    def inputs(self, k: int, policy: Policy, entropy_gradient: bool = False) -> tuple[LossInputs, Stats]:
         """Run the policy on micro-batch k; what the objective sees, and sums over its tokens."""
         rows, weight = self.microbatches[k], float(k < self.real)
         frozen = self.frozen
-        logp, entropy = policy.logprobs(frozen.rollout, rows, entropy=True)
+        logp, entropy = policy.logprobs(frozen.rollout, rows, entropy=True, entropy_gradient=entropy_gradient)
         mask = self.mask[rows]
         old = logp.detach() if frozen.old is None else frozen.old[rows]
         tokens, sequences = importance_weights(old, self.engine_logprobs[rows], mask, self.correction, self.cap)
@@ -81,15 +81,15 @@ class Step:
             row_weight=sequences * self.row_share * weight,
             prompt=torch.tensor(rows, device=mask.device) // frozen.rollout.group_size
             + rank() * len(frozen.rollout.prompts),
+            plain_weight=plain,
             ref=None if frozen.ref is None else frozen.ref[rows],
             entropy=entropy,
-            kl_weight=plain,
         )
         difference = log_ratio(old, self.engine_logprobs[rows], mask)
         ratio = difference.exp() * mask
         stats = {
             "tokens": mask.sum(),
-            "entropy": torch.where(mask, entropy, 0.0).sum(),  # type: ignore[arg-type]
+            "entropy": torch.where(mask, entropy.detach(), 0.0).sum(),  # type: ignore[union-attr]
             "engine_difference": difference.abs().sum(),
             "engine_ratio": ratio.sum(),
             "engine_ratio_squared": ratio.square().sum(),

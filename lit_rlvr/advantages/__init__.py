@@ -1,0 +1,54 @@
+"""Advantage estimators: (P, G) rewards of groups in, (P, G) advantages out; and their registry.
+
+P prompts (over all ranks), G completions per prompt. An advantage is a constant: no gradient flows into it.
+"""
+
+from lit_rlvr.advantages.agrae import AGRAE
+from lit_rlvr.advantages.base import (
+    DEGENERATE,
+    REGISTRY,
+    Advantage,
+    AdvantageFunction,
+    GroupBatch,
+    register,
+    resolve_advantage,
+)
+from lit_rlvr.advantages.composed import (
+    AAPOAdvantage,
+    Composed,
+    EasyFocused,
+    HardFocused,
+    NegativeDominant,
+    PositiveDominant,
+)
+from lit_rlvr.advantages.group import (
+    DrGRPOAdvantage,
+    GPGAdvantage,
+    GRPOAdvantage,
+    GRPOLeadAdvantage,
+    ReinforceAdvantage,
+    RLOOAdvantage,
+)
+
+__all__ = [
+    "AGRAE",
+    "DEGENERATE",
+    "REGISTRY",
+    "AAPOAdvantage",
+    "Advantage",
+    "AdvantageFunction",
+    "Composed",
+    "DrGRPOAdvantage",
+    "EasyFocused",
+    "GPGAdvantage",
+    "GRPOAdvantage",
+    "GRPOLeadAdvantage",
+    "GroupBatch",
+    "HardFocused",
+    "NegativeDominant",
+    "PositiveDominant",
+    "RLOOAdvantage",
+    "ReinforceAdvantage",
+    "register",
+    "resolve_advantage",
+]

@@ -1,0 +1,113 @@
+"""A-GRAE: asymmetric group relative advantage estimation."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.advantages.base import GroupBatch, register
+from lit_rlvr.advantages.composed import Composed, inverse_sqrt, rescaled
+from lit_rlvr.errors import UserError
+
+_log = logging.getLogger("lit_rlvr")
+_ROUNDING = 1e-6  # means of rewards in [0, 1] may leave it by this much
+
+
+@register("agrae")
+@dataclass
+class AGRAE(Composed):
+    """Asymmetric advantages that follow the policy's proficiency omega.
+
+    Sample level, from easy to hard groups: `A1 = omega/2 A/sqrt(p) + (1 - omega)/2 A/sqrt(1 - p)`, unchanged where
+    p is 0 or 1. Group level, correct answers held back early on: `A2 = A1 min(1, omega/alpha)` where `A1 > 0`.
+
+    Source: Yu et al. 2026 (A-GRAE), eqs. 11-13.
+
+    Args:
+        base: the estimator it changes.
+        alpha: proficiency at which positive advantages count in full (1 for MATH, 0.5 for Geo3K and medical).
+        sample_level: apply A1.
+        group_level: apply A2.
+        omega_from: omega is the batch's mean of `correct`, or of the `reward` (eq. 11 read literally).
+        p_from: p is the group's mean of `correct`, or of the `reward`.
+        omega_scope: `batch`, or `ema`: an exponential moving average over rollouts that starts at the first.
+        ema_decay: weight of the past in the moving average.
+        omega_floor: omega is at least this.
+    """
+
+    alpha: float = 1.0
+    sample_level: bool = True
+    group_level: bool = True
+    omega_from: Literal["correct", "reward"] = "correct"
+    p_from: Literal["correct", "reward"] = "correct"
+    omega_scope: Literal["batch", "ema"] = "batch"
+    ema_decay: float = 0.9
+    omega_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.alpha <= 1:
+            raise UserError(f"advantage agrae: alpha must lie in (0, 1], got {self.alpha}")
+        if not 0 <= self.omega_floor <= 1 or not 0 <= self.ema_decay < 1:
+            raise UserError("advantage agrae: omega_floor must lie in [0, 1] and ema_decay in [0, 1)")
+        self._omega: float | None = None  # the last one; under `ema` the average so far
+        self._warned = False
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        advantages = self._base(group)
+        p = self._rates(group, self.p_from, "p_from")
+        omega = self._update(group)
+        if self.sample_level:
+            factor = omega / 2 * inverse_sqrt(p) + (1 - omega) / 2 * inverse_sqrt(1 - p)
+            advantages = rescaled(advantages, factor, p)
+        if self.group_level:
+            positive = advantages > 0
+            if omega == 0 and bool(positive.any()) and not self._warned:
+                _log.warning(
+                    "A-GRAE: omega is 0 (no completion is correct), so positive advantages vanish while negative "
+                    "ones stay; omega_floor guards against that"
+                )
+                self._warned = True
+            advantages = torch.where(positive, advantages * min(1.0, omega / self.alpha), advantages)
+        return advantages
+
+    def _update(self, group: GroupBatch) -> float:
+        """Take in a rollout; the omega to use."""
+        omega = float(self._rates(group, self.omega_from, "omega_from").double().mean())
+        if self.omega_scope == "ema" and self._omega is not None:
+            omega = self.ema_decay * self._omega + (1 - self.ema_decay) * omega
+        self._omega = omega
+        return max(omega, self.omega_floor)
+
+    @staticmethod
+    def _rates(group: GroupBatch, source: Literal["correct", "reward"], option: str) -> Tensor:
+        """Each group's mean (P, 1), in [0, 1].
+
+        Raises:
+            UserError: rewards do not average to a rate.
+        """
+        if source == "correct":
+            return group.success
+        rates = group.rewards.mean(1, keepdim=True)
+        if bool(((rates < -_ROUNDING) | (rates > 1 + _ROUNDING)).any()):
+            raise UserError(
+                f"advantage agrae: with {option}: reward the mean reward of a group must lie in [0, 1], "
+                f"found {float(rates.min()):.4g} to {float(rates.max()):.4g}; use {option}: correct"
+            )
+        return rates.clamp(0, 1)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        omega = {} if self._omega is None else {"omega": max(self._omega, self.omega_floor)}
+        return super().metrics | omega
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"omega": self._omega}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._omega = state["omega"]

@@ -1,0 +1,150 @@
+"""What an estimator is, how it is named, and the group statistics that several of them share."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.errors import UserError
+
+DEGENERATE = 1e-8  # a group whose rewards spread no more than this says nothing about its completions
+
+
+@dataclass
+class GroupBatch:
+    """What an estimator sees: (P, G) floats of the whole rollout, gathered over all ranks.
+
+    Args:
+        rewards: r, the weighted sum of all rewards.
+        correct: c in {0, 1}; never inferred from r.
+        reference_rewards: s, rewards of the reference model's completions, paired by index; None if there are none.
+        lengths: sampled tokens of each completion.
+    """
+
+    rewards: Tensor
+    correct: Tensor
+    reference_rewards: Tensor | None = None
+    lengths: Tensor | None = None
+
+    @property
+    def success(self) -> Tensor:
+        """p (P, 1): each group's share of correct completions."""
+        return self.correct.to(self.rewards.dtype).mean(1, keepdim=True)
+
+
+AdvantageFunction = Callable[[GroupBatch], Tensor]
+
+
+class Advantage(ABC):
+    """An estimator with options. Subclass it as a dataclass, or use any function of a `GroupBatch`.
+
+    It is called once per rollout, on every rank with the same numbers. One that keeps something from rollout to
+    rollout says what in `state_dict`, which goes into checkpoints.
+    """
+
+    @abstractmethod
+    def __call__(self, group: GroupBatch) -> Tensor:
+        """Advantages (P, G) of the groups, in the dtype of the rewards."""
+
+    @property
+    def min_group(self) -> int:
+        """Completions per prompt that it needs, at least."""
+        return 1
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it needs `reference_rewards`."""
+        return False
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the last call found, logged as `train/<name>`."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume: numbers, strings, tensors and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # optional
+        """Take over what `state_dict` gave."""
+
+
+REGISTRY: dict[str, type[Advantage]] = {}
+_Class = TypeVar("_Class", bound=type[Advantage])
+
+
+def register(name: str) -> Callable[[_Class], _Class]:
+    """Class decorator: make an `Advantage` known by a short name."""
+
+    def add(cls: _Class) -> _Class:
+        if name in REGISTRY:
+            raise ValueError(f"advantage {name!r} is registered twice: {REGISTRY[name]} and {cls}")
+        REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+@dataclass
+class FunctionAdvantage(Advantage):
+    """A plain function of a `GroupBatch` as an estimator."""
+
+    function: AdvantageFunction
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        return self.function(group)
+
+
+def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
+    """An estimator from a registered name, a dotted path to a class or function, a function, or itself.
+
+    Raises:
+        UserError: the name is neither registered nor importable, or what it names cannot be called.
+    """
+    if isinstance(advantage, Advantage):
+        return advantage
+    if not isinstance(advantage, str):
+        return FunctionAdvantage(advantage)
+    if advantage in REGISTRY:
+        return REGISTRY[advantage]()
+    module_name, _, attribute = advantage.rpartition(".")
+    known = ", ".join(sorted(REGISTRY))
+    if not module_name:
+        raise UserError(f"advantage: {advantage!r} is not registered; use one of {known}, or a dotted path")
+    try:
+        found: Any = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"advantage: {advantage!r} cannot be imported ({error}); registered names: {known}") from error
+    if not callable(found):
+        raise UserError(f"advantage: {advantage!r} is neither a class nor a function; registered names: {known}")
+    return resolve_advantage(found() if isinstance(found, type) else found)
+
+
+def group_std(rewards: Tensor, unbiased: bool = False) -> Tensor:
+    """Standard deviation of each group (P, 1): population, or the sample one that TRL and verl use."""
+    return rewards.std(dim=1, correction=1 if unbiased else 0, keepdim=True)
+
+
+def degenerate(rewards: Tensor) -> Tensor:
+    """(P, 1) bool: the group's rewards are all the same."""
+    return rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) <= DEGENERATE
+
+
+def centered(rewards: Tensor) -> Tensor:
+    """`r - mu` (P, G), exactly 0 in degenerate groups (never a rounding residue).
+
+    Raises:
+        UserError: a group has one completion, which cannot be compared with anything.
+    """
+    if rewards.shape[1] < 2:
+        raise UserError(
+            "this advantage compares the completions of a prompt with each other, and there is only one: "
+            "use a group size of 2 or more, or advantage: reinforce"
+        )
+    return torch.where(degenerate(rewards), 0.0, rewards - rewards.mean(1, keepdim=True))

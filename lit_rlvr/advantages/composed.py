@@ -1,0 +1,165 @@
+"""Estimators that change another one: AAPO's margin and the controlled experiments of the A-GRAE paper."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.advantages.base import Advantage, GroupBatch, register, resolve_advantage
+from lit_rlvr.errors import UserError
+
+
+@dataclass
+class Composed(Advantage):
+    """An estimator on top of another one.
+
+    Args:
+        base: the other one: a registered name, a class_path, or a dotted path to a function.
+    """
+
+    base: Advantage | str = "grpo"
+
+    def __post_init__(self) -> None:
+        self._base = resolve_advantage(self.base)
+
+    @property
+    def min_group(self) -> int:
+        return self._base.min_group
+
+    @property
+    def needs_reference(self) -> bool:
+        return self._base.needs_reference
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self._base.metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"base": self._base.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._base.load_state_dict(state["base"])
+
+
+@register("aapo")
+@dataclass
+class AAPOAdvantage(Composed):
+    """Base plus the margin over the reference model: `A + clip(r - s, delta_low, delta_high)`.
+
+    Source: AAPO, eq. 5. A group whose rewards are all the same keeps its margin.
+
+    Args:
+        base: the estimator it adds to (the released 7B run: `dr_grpo`).
+        delta_low: the margin is at least this.
+        delta_high: the margin is at most this.
+        clip: False leaves the margin as it is.
+        margin: `paired` compares completion g with reference completion g; `group_mean` with their mean.
+    """
+
+    delta_low: float = -0.2
+    delta_high: float = 0.28
+    clip: bool = True
+    margin: Literal["paired", "group_mean"] = "paired"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.delta_low > self.delta_high:
+            raise UserError(f"advantage aapo: delta_low {self.delta_low} is above delta_high {self.delta_high}")
+        self._metrics: dict[str, float] = {}
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        if group.reference_rewards is None:
+            raise UserError("advantage aapo: needs the rewards of reference completions, and this batch has none")
+        s = group.reference_rewards.to(group.rewards.dtype)
+        margin = group.rewards - (s if self.margin == "paired" else s.mean(1, keepdim=True))
+        margin = margin.clamp(self.delta_low, self.delta_high) if self.clip else margin
+        base = self._base(group)
+        self._metrics = {"margin": float(margin.mean()), "zero_advantage_base": float((base == 0).double().mean())}
+        return base + margin
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self._base.metrics | self._metrics
+
+
+def rescaled(advantages: Tensor, factor: Tensor, p: Tensor) -> Tensor:
+    """`factor * A` (P, G), unchanged where the success rate p (P, 1) is 0 or 1."""
+    return torch.where((p > 0) & (p < 1), factor * advantages, advantages)
+
+
+def inverse_sqrt(p: Tensor) -> Tensor:
+    """`1 / sqrt(p)`, 1 where p is not positive."""
+    return torch.where(p > 0, p, 1.0).rsqrt()
+
+
+@register("positive_dominant")
+@dataclass
+class PositiveDominant(Composed):
+    """`beta A` where A > 0. Source: A-GRAE, table 1, control experiment I.
+
+    Args:
+        base: the estimator it changes.
+        beta: factor of the positive advantages.
+    """
+
+    beta: float = 10.0
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        advantages = self._base(group)
+        return torch.where(advantages > 0, advantages * self.beta, advantages)
+
+
+@register("negative_dominant")
+@dataclass
+class NegativeDominant(Composed):
+    """`A / beta` where A > 0. Source: A-GRAE, table 1, control experiment I.
+
+    Args:
+        base: the estimator it changes.
+        beta: the positive advantages are divided by it.
+    """
+
+    beta: float = 10.0
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        advantages = self._base(group)
+        return torch.where(advantages > 0, advantages / self.beta, advantages)
+
+
+@register("hard_focused")
+@dataclass
+class HardFocused(Composed):
+    """`gamma A / sqrt(p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II.
+
+    Args:
+        base: the estimator it changes.
+        gamma: normalisation constant.
+    """
+
+    gamma: float = 0.5
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        return rescaled(self._base(group), self.gamma * inverse_sqrt(group.success), group.success)
+
+
+@register("easy_focused")
+@dataclass
+class EasyFocused(Composed):
+    """`gamma A / sqrt(1 - p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II.
+
+    Args:
+        base: the estimator it changes.
+        gamma: normalisation constant.
+    """
+
+    gamma: float = 0.5
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        return rescaled(self._base(group), self.gamma * inverse_sqrt(1 - group.success), group.success)

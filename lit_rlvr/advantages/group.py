@@ -1,0 +1,146 @@
+"""Estimators that need nothing but one group's own rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.advantages.base import Advantage, GroupBatch, centered, degenerate, group_std, register
+from lit_rlvr.errors import UserError
+
+
+class _Compared(Advantage):
+    """An estimator that compares completions of one prompt."""
+
+    @property
+    def min_group(self) -> int:
+        return 2
+
+
+@register("grpo")
+@dataclass
+class GRPOAdvantage(_Compared):
+    """`(r - mu) / (sd + eps)`. Source: DeepSeekMath (GRPO), section 4.1.2; A-GRAE, eq. 3.
+
+    Args:
+        eps: added to the standard deviation.
+        unbiased_std: divide by the sample standard deviation (TRL, verl) instead of the population's.
+    """
+
+    eps: float = 1e-6
+    unbiased_std: bool = False
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        return centered(group.rewards) / (group_std(group.rewards, self.unbiased_std) + self.eps)
+
+
+@register("dr_grpo")
+@dataclass
+class DrGRPOAdvantage(_Compared):
+    """`r - mu`. Source: Liu et al. 2025 (Dr. GRPO), section 3.2."""
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        return centered(group.rewards)
+
+
+@register("gpg")
+@dataclass
+class GPGAdvantage(_Compared):
+    """`alpha (r - mu) / F` with `alpha = P / P_valid`, `P_valid` counting the groups whose rewards differ.
+
+    Source: Chu et al. 2025 (GPG), eqs. 7-8; AAPO, eq. 3 (which leaves `alpha` out).
+
+    Args:
+        f_norm: F: `one`, or `std`, the population standard deviation plus eps.
+        rescale_valid: False sets `alpha` to 1.
+        eps: added to the standard deviation.
+    """
+
+    f_norm: Literal["one", "std"] = "one"
+    rescale_valid: bool = True
+    eps: float = 1e-6
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        advantages = centered(group.rewards)
+        if self.f_norm == "std":
+            advantages = advantages / (group_std(group.rewards) + self.eps)
+        valid = int((~degenerate(group.rewards)).sum())
+        return advantages * (len(group.rewards) / valid) if self.rescale_valid and valid else advantages
+
+
+@register("rloo")
+@dataclass
+class RLOOAdvantage(_Compared):
+    """`r` minus the mean of the group's other G - 1 rewards, which is `(r - mu) G / (G - 1)`.
+
+    Source: Ahmadian et al. 2024 (RLOO), section 3.3.
+    """
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        size = group.rewards.shape[1]
+        return centered(group.rewards) * size / (size - 1)
+
+
+@register("reinforce")
+@dataclass
+class ReinforceAdvantage(Advantage):
+    """`+positive_weight` where correct, `-negative_weight` where not: W-REINFORCE; (1, 0) is PSR, (0, 1) NSR.
+
+    Source: Zhu et al. 2025 (the effectiveness of negative reinforcement), eqs. 4-5 and section 5.
+
+    Args:
+        positive_weight: of a correct completion (the paper's lambda).
+        negative_weight: of a wrong one.
+    """
+
+    positive_weight: float = 0.1
+    negative_weight: float = 1.0
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        positive = torch.full_like(group.rewards, self.positive_weight)
+        return torch.where(group.correct > 0, positive, -self.negative_weight)
+
+
+@register("grpo_lead")
+@dataclass
+class GRPOLeadAdvantage(_Compared):
+    """GRPO on a length-shaped reward, weighted by difficulty.
+
+    Reward: `exp(-alpha z)` where correct, `z` the length standardised over the group's correct completions; -1
+    where wrong. Weight: `f(p)` where the advantage is positive, `f(1 - p)` elsewhere, with
+    `f(x) = weight_min + (weight_max - weight_min) / (1 + exp(slope (x - center)))` and p the success rate.
+
+    Source: Zhang & Zuo 2025 (GRPO-LEAD), sections 3.1-3.3.
+
+    Args:
+        alpha: strength of the length shaping.
+        weight_min: weight of the easiest groups.
+        weight_max: weight of the hardest groups.
+        slope: steepness of the weight in p.
+        center: success rate at the middle weight.
+    """
+
+    alpha: float = 0.05
+    weight_min: float = 0.4
+    weight_max: float = 1.5
+    slope: float = 10.0
+    center: float = 0.75
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        if group.lengths is None:
+            raise UserError("advantage grpo_lead: needs the completions' lengths")
+        c = group.correct.to(group.rewards.dtype)
+        lengths = group.lengths.to(group.rewards.dtype)
+        count = c.sum(1, keepdim=True).clamp(min=1)  # (P, 1)
+        mean = (lengths * c).sum(1, keepdim=True) / count
+        std = ((lengths - mean).square() * c).sum(1, keepdim=True).div(count).sqrt()
+        shaped = torch.where(c > 0, torch.exp(-self.alpha * (lengths - mean) / (std + 1e-6)), -1.0)
+        advantages = GRPOAdvantage()(replace(group, rewards=shaped))
+        p = group.success
+        return advantages * torch.where(advantages > 0, self._weight(p), self._weight(1 - p))
+
+    def _weight(self, x: Tensor) -> Tensor:
+        return self.weight_min + (self.weight_max - self.weight_min) * torch.sigmoid(-self.slope * (x - self.center))

@@ -1,0 +1,44 @@
+"""CISPO: clipped importance sampling policy optimisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.objectives import Aggregation, LossInputs, Stats, check_dual_clip, masked_sum, ratio
+
+
+class CISPO(RLVRModule):
+    """`-(1/N) sum_i sum_t stopgrad(min(w, ratio_cap)) A logp`: the ratio is a capped weight, no token is cut off.
+
+    Source: MiniMax 2025 (MiniMax-M1), eqs. 4-5.
+
+    Args:
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+        aggregation: how tokens are averaged.
+        ratio_cap: a token's ratio counts as at most this.
+        dual_clip: the same bound for negative advantages only, when it is lower; None = off.
+    """
+
+    def __init__(
+        self,
+        advantage: Advantage | str = "grpo",
+        aggregation: Aggregation = "token_mean",
+        ratio_cap: float = 5.0,
+        dual_clip: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        self.ratio_cap, self.dual_clip = ratio_cap, check_dual_clip(dual_clip)
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        w = ratio(x.logp, x.old, x.mask).detach()  # (B, T)
+        weight = w.clamp(max=self.ratio_cap)
+        if self.dual_clip is not None:
+            weight = torch.where(x.advantages < 0, weight.clamp(max=self.dual_clip), weight)
+        loss = -masked_sum(weight * x.advantages * x.logp, x.token_weight, x.mask)
+        return loss, {"clip_high": ((weight < w) & x.mask).sum()}

@@ -1,0 +1,33 @@
+"""DAPO: decoupled clip and dynamic sampling policy optimisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms.grpo import GRPO
+from lit_rlvr.objectives import Aggregation
+
+
+class DAPO(GRPO):
+    """`-(1/N) sum_i sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`: a token mean, the upper clip wider.
+
+    Source: Yu et al. 2025 (DAPO), eqs. 8-12, whose text and code average over the whole batch; APMPO, eq. 13, writes
+    `aggregation: group_token_mean`.
+
+    Args:
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+        aggregation: how tokens are averaged.
+        clip_low: the ratio is clipped at 1 - clip_low.
+        clip_high: the ratio is clipped at 1 + clip_high.
+    """
+
+    def __init__(
+        self,
+        advantage: Advantage | str = "grpo",
+        aggregation: Aggregation = "token_mean",
+        clip_low: float = 0.2,
+        clip_high: float = 0.28,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(advantage=advantage, aggregation=aggregation, clip_low=clip_low, clip_high=clip_high, **kwargs)

@@ -1,0 +1,26 @@
+"""Dr. GRPO: GRPO done right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms.grpo import GRPO
+from lit_rlvr.objectives import Aggregation
+
+
+class DrGRPO(GRPO):
+    """`-(1/(B T_max)) sum_i sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`, A not divided by its deviation.
+
+    T_max is the configured longest completion, so the loss carries no bias from lengths. Source: Liu et al. 2025
+    (Understanding R1-Zero-like training), section 3.2.
+
+    Args:
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+        aggregation: how tokens are averaged.
+    """
+
+    def __init__(
+        self, advantage: Advantage | str = "dr_grpo", aggregation: Aggregation = "constant", **kwargs: Any
+    ) -> None:
+        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)

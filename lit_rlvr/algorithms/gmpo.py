@@ -1,0 +1,42 @@
+"""GMPO: geometric-mean policy optimisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, clipped_log_ratio, masked_mean, row_sum
+
+
+class GMPO(RLVRModule):
+    """`-(1/B) sum_i A exp((1/n_i) sum_t q)`, q the clipped log-ratio: the geometric mean of a sequence's ratios.
+
+    Source: Zhao et al. 2025 (GMPO), eqs. 4-5; APMPO, eq. 14 (which lacks the outer sign exponent). The KL and entropy
+    terms are sequence means.
+
+    Args:
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+        clip_low: the log-ratio is clipped at -clip_low.
+        clip_high: the log-ratio is clipped at clip_high.
+        dual_clip: with a negative advantage, token ratios count as at most this; None = off.
+    """
+
+    needs_updates = True
+
+    def __init__(
+        self,
+        advantage: Advantage | str = "grpo",
+        clip_low: float = 0.4,
+        clip_high: float = 0.4,
+        dual_clip: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(advantage=advantage, aggregation="sequence_mean", **kwargs)
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        q, stats = clipped_log_ratio(x, -self.clip_low, self.clip_high, self.dual_clip)
+        return -row_sum(x.advantages[:, 0] * masked_mean(q, x.mask).exp(), x), stats

@@ -1,0 +1,21 @@
+"""GRPO-LEAD: length- and difficulty-aware GRPO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms.grpo import GRPO
+
+
+class GRPOLead(GRPO):
+    """GRPO's loss with length-shaped, difficulty-weighted advantages.
+
+    Source: Zhang & Zuo 2025 (GRPO-LEAD), sections 3.1-3.3.
+
+    Args:
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+    """
+
+    def __init__(self, advantage: Advantage | str = "grpo_lead", **kwargs: Any) -> None:
+        super().__init__(advantage=advantage, **kwargs)

@@ -1,0 +1,48 @@
+"""GSPO: group sequence policy optimisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.objectives import (
+    LossInputs,
+    Stats,
+    check_dual_clip,
+    clipped_surrogate,
+    log_ratio,
+    masked_mean,
+    row_sum,
+)
+
+
+class GSPO(RLVRModule):
+    """`-(1/B) sum_i min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)`, `s = exp((1/n_i) sum_t (logp - old))`.
+
+    Source: Zheng et al. 2025 (GSPO), eqs. 5-7. The KL and entropy terms are sequence means.
+
+    Args:
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+        clip_low: the sequence's ratio is clipped at 1 - clip_low.
+        clip_high: the sequence's ratio is clipped at 1 + clip_high.
+        dual_clip: bound the loss of negative advantages at this many |A|; None = off.
+    """
+
+    def __init__(
+        self,
+        advantage: Advantage | str = "grpo",
+        clip_low: float = 3e-4,
+        clip_high: float = 4e-4,
+        dual_clip: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(advantage=advantage, aggregation="sequence_mean", **kwargs)
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        s = masked_mean(log_ratio(x.logp, x.old, x.mask), x.mask).exp()[:, None]  # (B, 1)
+        surrogate, stats = clipped_surrogate(s, x, self.clip_low, self.clip_high, self.dual_clip)
+        return -row_sum(surrogate[:, 0], x), stats

@@ -1,0 +1,32 @@
+"""REINFORCE with weights: W-REINFORCE, PSR, NSR, and RLOO by the chosen advantage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
+
+
+class Reinforce(RLVRModule):
+    """`-(1/N) sum_i sum_t A logp`.
+
+    Source: Zhu et al. 2025 (the effectiveness of negative reinforcement), eqs. 3-5; Williams 1992.
+
+    Args:
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+        aggregation: how tokens are averaged.
+    """
+
+    has_ratio = False
+
+    def __init__(
+        self, advantage: Advantage | str = "reinforce", aggregation: Aggregation = "token_mean", **kwargs: Any
+    ) -> None:
+        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return policy_gradient(x)
