@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import END, make_rollout, plain_logprobs, random_ids, tiny_llama, tiny_qwen2
+from tiny import END, ENDS, make_rollout, plain_logprobs, random_ids, tiny_llama, tiny_qwen2
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -191,7 +191,7 @@ def test_eager_attention_takes_an_additive_mask(tiny_model_folder: Path) -> None
 
 def test_end_tokens_come_from_the_generation_config_first() -> None:
     model: Any = tiny_llama()
-    assert eos_token_ids(model) == (END,)
+    assert eos_token_ids(model) == ENDS
     model.generation_config.eos_token_id = [END, 0]
     assert eos_token_ids(model) == (END, 0)
     model.generation_config.eos_token_id = None
@@ -205,7 +205,7 @@ def test_end_tokens_come_from_the_generation_config_first() -> None:
 @pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder"])
 def test_a_loaded_policy_is_fp32_without_dropout_and_checked(folder: str, request: pytest.FixtureRequest) -> None:
     policy = load_policy(str(request.getfixturevalue(folder)))
-    assert policy.shared_prefix and policy.eos_token_ids == (END,) and not policy.model.training
+    assert policy.shared_prefix and policy.eos_token_ids == ENDS and not policy.model.training
     assert {p.dtype for p in policy.parameters()} == {torch.float32}
 
 

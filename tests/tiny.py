@@ -24,6 +24,7 @@ from lit_rlvr.types import Completion, Prompt, Rollout, Sample, Sampling, pad_co
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>"]
 END = SPECIALS.index("<|im_end|>")
+ENDS = (END, *range(4, 44))  # so many tokens end a completion, so that random models do end some
 VOCAB = len(SPECIALS) + 256
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -70,7 +71,7 @@ def tiny_qwen2(seed: int = 0) -> PreTrainedModel:
 
 
 def _with_generation(model: PreTrainedModel) -> PreTrainedModel:
-    model.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=0)
+    model.generation_config = GenerationConfig(eos_token_id=list(ENDS), pad_token_id=0)
     return model.eval()
 
 

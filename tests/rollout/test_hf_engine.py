@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from tiny import END, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine, tiny_llama, tiny_qwen2
+from tiny import END, ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine, tiny_llama, tiny_qwen2
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -12,7 +12,6 @@ from lit_rlvr.policy import Policy
 from lit_rlvr.rollout.hf import HFEngine, draw
 from lit_rlvr.types import Completion, Prompt, Sampling
 
-ENDS = (END, *range(4, 44))  # many tokens end a completion, so that some do
 SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
 SEEDS = [[100 * p + g for g in range(3)] for p in range(4)]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import END, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine
+from tiny import ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import Policy, load_policy
@@ -18,7 +18,6 @@ from lit_rlvr.types import Completion, Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
-ENDS = (END, *range(4, 44))
 SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
 PROBE = Sampling(max_tokens=16)
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
@@ -37,9 +36,7 @@ def started(tiny_model_folder: Path) -> Iterator[VLLMEngine]:
 
 @pytest.fixture
 def policy(tiny_model_folder: Path) -> Policy:
-    found = load_policy(str(tiny_model_folder))
-    found.eos_token_ids = ENDS
-    return found
+    return load_policy(str(tiny_model_folder))
 
 
 @pytest.fixture

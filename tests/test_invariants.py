@@ -1,0 +1,364 @@
+"""Invariant 1: what a step does depends on its rollout, not on how it is cut, ordered or skipped.
+
+Everything runs in the real flow: Trainer, RolloutCallback, HFEngine, Arithmetic and GRPO, and is compared
+with a loop over single, unpadded sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from tiny import plain_logprobs, tiny_llama
+from torch import Tensor
+
+from datamodules import Arithmetic
+from datamodules.stream import Cursor, PromptStream
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.algorithms.step import Frozen
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
+
+Gradients = dict[str, Tensor]
+T_MAX = 9
+AGGREGATIONS = pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "group_token_mean", "constant"])
+
+
+@dataclass
+class Recorder(Callback):
+    """What each optimizer step saw: gradients (before clipping, which is off), weights, and the rollouts."""
+
+    gradients: list[Gradients] = field(default_factory=list)
+    weights: list[dict[str, Tensor]] = field(default_factory=list)
+    rollouts: list[Rollout] = field(default_factory=list)
+    minibatches: list[list[int]] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        parameters = dict(pl_module.policy.model.named_parameters())
+        self.gradients.append({n: p.grad.clone() for n, p in parameters.items()})
+        self.weights.append({n: p.detach().clone() for n, p in parameters.items()})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.rollouts.append(batch.rollout)
+        self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+class RecordingGRPO(GRPO):
+    """GRPO that tells the recorder which prompts each step is on."""
+
+    recorder: Recorder
+    skip_nothing = False
+
+    def _update(self, frozen: Frozen, prompts: list[int]) -> dict[str, float]:
+        self.recorder.minibatches.append(list(prompts))
+        if self.skip_nothing:
+            frozen = replace(frozen, live=list(range(len(frozen.advantages))))
+        return super()._update(frozen, prompts)
+
+
+def fit(
+    folder: Path,
+    root: Path,
+    steps: int = 1,
+    rewards: Sequence[str] = ("tiny_rewards.first_token",),
+    engine: HFEngine | None = None,
+    prompts_per_step: int = 6,
+    group_size: int = 4,
+    sampling: Sampling | None = None,
+    max_failure_rate: float = 0.05,
+    skip_nothing: bool = False,
+    **options: Any,
+) -> tuple[RecordingGRPO, Recorder]:
+    recorder = Recorder()
+    module = RecordingGRPO(model=str(folder), **{"lr": 1e-2, "max_grad_norm": 0.0} | options)
+    module.recorder, module.skip_nothing = recorder, skip_nothing
+    rollout = RolloutCallback(
+        group_size=group_size,
+        engine=engine or HFEngine(),
+        sampling=sampling or Sampling(max_tokens=T_MAX),
+        rewards=list(rewards),
+        max_failure_rate=max_failure_rate,
+    )
+    trainer = Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+        default_root_dir=root, callbacks=[rollout, recorder],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=Arithmetic(prompts_per_step=prompts_per_step, held_out=10))
+    return module, recorder
+
+
+def tokens_of(rollout: Rollout) -> list[list[tuple[int, ...]]]:
+    return [[c.token_ids for c in group] for group in rollout.completions]
+
+
+def assert_same(one: Gradients, other: Gradients, relative: float = 1e-5) -> None:
+    scale = max(float(g.abs().max()) for g in other.values())
+    assert scale > 1e-6, "a gradient of zero would prove nothing"
+    assert one.keys() == other.keys()
+    worst = max(float((one[n] - other[n]).abs().max()) for n in one)
+    assert worst <= relative * scale
+
+
+def naive_gradients(
+    rollout: Rollout,
+    prompts: Sequence[int],
+    aggregation: str = "sequence_mean",
+    weights: dict[str, Tensor] | None = None,
+    old_weights: dict[str, Tensor] | None = None,
+    token_factor: Any = None,
+    kl_coef: float = 0.0,
+    ref_weights: dict[str, Tensor] | None = None,
+) -> tuple[float, Gradients]:
+    """GRPO's loss on some prompts' groups in 40 lines: one sequence at a time, everything run, no tricks.
+
+    Args:
+        token_factor: (old (n,), engine (n,)) -> importance weights (n,).
+    """
+    models = []
+    for state in (weights, old_weights, ref_weights):
+        model = tiny_llama()
+        if state is not None:
+            model.load_state_dict(state, strict=False)
+        models.append(model)
+    model, old_model, ref_model = models
+    masks = rollout.mask.view(len(rollout.prompts), rollout.group_size, -1)
+    rows = len(prompts) * rollout.group_size
+    tokens = float(masks[list(prompts)].sum())
+    loss = torch.zeros(())
+    for p in prompts:
+        rewards = rollout.rewards[p]
+        spread = rewards.std(correction=0)
+        for g, completion in enumerate(rollout.completions[p]):
+            mask = masks[p, g, : len(completion.token_ids)]
+            advantage = (rewards[g] - rewards.mean()) / (spread + 1e-6)
+            ids = rollout.prompts[p].token_ids
+            logp, _ = plain_logprobs(model, ids, completion.token_ids, rollout.sampling)
+            with torch.no_grad():
+                old, _ = plain_logprobs(old_model, ids, completion.token_ids, rollout.sampling)
+                ref, _ = plain_logprobs(ref_model, ids, completion.token_ids, rollout.sampling)
+            w = (logp - old).exp()
+            terms = -torch.minimum(w * advantage, w.clamp(0.8, 1.2) * advantage)
+            if token_factor is not None:
+                terms = terms * token_factor(old, torch.tensor(completion.logprobs))
+            terms = terms + kl_coef * ((ref - logp).exp() - (ref - logp) - 1)
+            share = {
+                "sequence_mean": 1 / (rows * max(int(mask.sum()), 1)),
+                "token_mean": 1 / tokens,
+                "group_token_mean": 1 / (len(prompts) * float(masks[p].sum())),
+                "constant": 1 / (rows * T_MAX),
+            }[aggregation]
+            loss = loss + (terms * mask).sum() * share
+    loss.backward()
+    return float(loss.detach()), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+# ---- cutting ----------------------------------------------------------------------------------------------
+
+
+@AGGREGATIONS
+def test_a_step_is_the_loss_over_single_sequences(tiny_model_folder: Path, tmp_path: Path, aggregation: Any) -> None:
+    _, seen = fit(tiny_model_folder, tmp_path, aggregation=aggregation)
+    lengths = {len(c.token_ids) for group in seen.rollouts[0].completions for c in group}
+    assert len(lengths) > 2, "normalisers only differ when lengths do"
+    loss, expected = naive_gradients(seen.rollouts[0], range(6), aggregation)
+    assert_same(seen.gradients[0], expected)
+    assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
+
+
+@AGGREGATIONS
+def test_no_cut_changes_a_step(tiny_model_folder: Path, tmp_path: Path, aggregation: Any) -> None:
+    _, whole = fit(tiny_model_folder, tmp_path, aggregation=aggregation, tokens_per_microbatch=10**6)
+    for budget, shared in ((1, True), (110, True), (260, True), (1, False), (230, False), (10**6, False)):
+        _, cut = fit(
+            tiny_model_folder, tmp_path, aggregation=aggregation, tokens_per_microbatch=budget, shared_prefix=shared
+        )
+        assert tokens_of(cut.rollouts[0]) == tokens_of(whole.rollouts[0])
+        assert_same(cut.gradients[0], whole.gradients[0])
+        assert cut.metrics[0]["train/loss"] == pytest.approx(whole.metrics[0]["train/loss"], abs=1e-6)
+        for name in ("train/entropy", "train/engine_difference", "train/clip_low"):
+            assert cut.metrics[0][name] == pytest.approx(whole.metrics[0][name], abs=1e-5), name
+
+
+def test_the_order_of_prompts_changes_nothing(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, forward = fit(tiny_model_folder, tmp_path)
+    take = PromptStream.take
+
+    def backwards(self: PromptStream, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
+        prompts, after = take(self, count, cursor)
+        return prompts[::-1], after
+
+    monkeypatch.setattr(PromptStream, "take", backwards)
+    _, reversed_ = fit(tiny_model_folder, tmp_path)
+    assert tokens_of(reversed_.rollouts[0]) == tokens_of(forward.rollouts[0])[::-1]
+    assert_same(reversed_.gradients[0], forward.gradients[0])
+
+
+def test_a_failed_check_is_out_of_the_loss_and_of_its_groups_mean(tiny_model_folder: Path, tmp_path: Path) -> None:
+    _, seen = fit(tiny_model_folder, tmp_path, rewards=["tiny_rewards.broken_for_some"], max_failure_rate=1.0)
+    rollout = seen.rollouts[0]
+    failed = torch.tensor([[s == "error" for s in group] for group in rollout.statuses])
+    assert 0 < int(failed.sum()) < failed.numel()
+    assert not rollout.mask.view(6, 4, -1)[failed].any() and bool((rollout.correct[failed] == 0).all())
+    for p in range(6):
+        judged = rollout.rewards[p][~failed[p]]
+        if len(judged):
+            assert float(rollout.rewards[p].mean()) == pytest.approx(float(judged.mean()), abs=1e-6)
+    assert_same(seen.gradients[0], naive_gradients(rollout, range(6))[1])
+
+
+# ---- groups that say nothing ------------------------------------------------------------------------------
+
+
+def test_skipped_groups_equal_groups_that_are_run(tiny_model_folder: Path, tmp_path: Path) -> None:
+    _, skipping = fit(tiny_model_folder, tmp_path, prompts_per_step=12)
+    dead = int((skipping.rollouts[0].rewards.std(dim=1) == 0).sum())
+    assert 0 < dead < 12
+    _, running = fit(tiny_model_folder, tmp_path, prompts_per_step=12, skip_nothing=True)
+    assert_same(skipping.gradients[0], running.gradients[0])
+    assert_same(skipping.gradients[0], naive_gradients(skipping.rollouts[0], range(12))[1])
+
+
+def test_with_a_kl_term_dead_groups_are_run(tiny_model_folder: Path, tmp_path: Path) -> None:
+    module, seen = fit(
+        tiny_model_folder, tmp_path, steps=2, rewards=["tiny_rewards.dead"], kl_coef=0.5, lr=1e-2, weight_decay=0.5
+    )
+    assert all(float(g.abs().max()) < 1e-6 for g in seen.gradients[0].values()), "the KL term starts at 0"
+    assert len(module._reference) == 1 and not any(p.requires_grad for p in module._reference[0].parameters())
+    start = dict(tiny_llama().named_parameters())
+    assert any(not torch.equal(seen.weights[1][n], start[n]) for n in start)
+    loss, expected = naive_gradients(
+        seen.rollouts[1], range(6), weights=seen.weights[1], old_weights=seen.weights[1], kl_coef=0.5
+    )
+    assert_same(seen.gradients[1], expected, 1e-3)  # near 0 the KL term is a difference of almost equal numbers
+    assert seen.metrics[1]["train/loss"] == pytest.approx(loss, abs=1e-6)
+
+
+def test_an_iteration_without_signal_steps_with_zero_gradients(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW's momentum still moves the weights, exactly as if the groups had been run."""
+    import tiny_rewards
+
+    calls = 0
+
+    def first_iteration_only(completion: Completion, sample: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return (tiny_rewards.first_token if calls <= 24 else tiny_rewards.dead)(completion, sample)
+
+    monkeypatch.setattr(tiny_rewards, "first_iteration_only", first_iteration_only, raising=False)
+    module, seen = fit(tiny_model_folder, tmp_path, steps=3, rewards=["tiny_rewards.first_iteration_only"], lr=1e-3)
+    assert len(seen.gradients) == 3 and module.trainer.global_step == 3 and module.updates == 3
+    assert all(float(g.abs().max()) == 0 for g in seen.gradients[1].values())
+
+    model = tiny_llama()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
+    for step in range(3):
+        for name, parameter in model.named_parameters():
+            parameter.grad = seen.gradients[step][name]
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        ours = dict(module.policy.model.named_parameters())[name]
+        torch.testing.assert_close(ours, parameter, atol=1e-7, rtol=1e-6)
+        assert not torch.equal(seen.weights[1][name], seen.weights[2][name]), "momentum moves on"
+
+
+# ---- several updates a rollout ----------------------------------------------------------------------------
+
+
+@AGGREGATIONS
+def test_two_updates_normalise_each_step_over_its_own_groups(
+    tiny_model_folder: Path, tmp_path: Path, aggregation: Any
+) -> None:
+    _, seen = fit(tiny_model_folder, tmp_path, updates_per_rollout=2, aggregation=aggregation, lr=1e-2)
+    first, second = seen.minibatches
+    assert sorted(first + second) == list(range(6)) and len(first) == len(second) == 3
+    rollout = seen.rollouts[0]
+    assert_same(seen.gradients[0], naive_gradients(rollout, first, aggregation)[1])
+    # the second step: other weights, the ratio against the log-probabilities at rollout time, and its clip
+    expected = naive_gradients(rollout, second, aggregation, weights=seen.weights[1])[1]
+    assert_same(seen.gradients[1], expected, 1e-4)
+    unmoved = naive_gradients(rollout, second, aggregation, weights=seen.weights[1], old_weights=seen.weights[1])[1]
+    with pytest.raises(AssertionError):
+        assert_same(seen.gradients[1], unmoved, 1e-2)
+
+
+def test_epochs_go_over_the_whole_rollout_again(tiny_model_folder: Path, tmp_path: Path) -> None:
+    module, seen = fit(tiny_model_folder, tmp_path, steps=4, updates_per_rollout=2, epochs_per_rollout=2)
+    assert module.iteration == 1 and len(seen.rollouts) == 1
+    parts = seen.minibatches
+    assert sorted(parts[0] + parts[1]) == sorted(parts[2] + parts[3]) == list(range(6))
+    assert parts[:2] != parts[2:], "each pass shuffles anew"
+    assert_same(seen.gradients[3], naive_gradients(seen.rollouts[0], parts[3], weights=seen.weights[3])[1], 1e-4)
+
+
+# ---- importance weights -----------------------------------------------------------------------------------
+
+
+class OffEngine(HFEngine):
+    """An engine whose log-probabilities are off by up to 1.5 nats, differently for each token."""
+
+    exact = False
+    probe_tolerance = 10.0
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        def off(completion: Completion) -> Completion:
+            shifted = [v + 1.5 * ((7 * t) % 11 / 5 - 1) for t, v in enumerate(completion.logprobs)]
+            return replace(completion, logprobs=tuple(shifted))
+
+        return [[off(c) for c in group] for group in super().generate(prompts, sampling, seeds)]
+
+
+FACTORS = {
+    None: lambda old, engine: (old - engine).exp().clamp(max=2.0),
+    "token_truncate": lambda old, engine: (old - engine).exp().clamp(max=2.0),
+    "token_mask": lambda old, engine: (((old - engine).exp() <= 2.0) & ((old - engine).exp() >= 0.5)).float(),
+    "sequence_mask": lambda old, engine: (0.5 <= (old - engine).mean().exp() <= 2.0) * torch.ones_like(old),
+    "none": lambda old, engine: torch.ones_like(old),
+}
+
+
+@pytest.mark.parametrize("mode", FACTORS)
+def test_importance_weights_correct_for_an_engine_that_is_off(
+    tiny_model_folder: Path, tmp_path: Path, mode: Any
+) -> None:
+    _, seen = fit(tiny_model_folder, tmp_path, engine=OffEngine(), importance_correction=mode)
+    rollout = seen.rollouts[0]
+    loss, expected = naive_gradients(rollout, range(6), token_factor=FACTORS[mode])
+    assert_same(seen.gradients[0], expected)
+    assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
+    assert 0.5 < seen.metrics[0]["train/engine_difference"] < 1.5
+    assert seen.metrics[0]["train/effective_sample_size"] < 0.95
+    if mode != "none":
+        with pytest.raises(AssertionError):
+            assert_same(seen.gradients[0], naive_gradients(rollout, range(6))[1], 1e-2)
+
+
+def test_the_exact_engine_needs_no_correction(tiny_model_folder: Path, tmp_path: Path) -> None:
+    module, seen = fit(tiny_model_folder, tmp_path)
+    assert module.importance_correction == "none"
+    assert seen.metrics[0]["train/engine_difference"] < 1e-5
+    assert seen.metrics[0]["train/effective_sample_size"] == pytest.approx(1.0, abs=1e-5)
+
+
+# ---- sampling and scoring share one distribution ----------------------------------------------------------
+
+
+def test_temperature_and_banned_tokens_reach_engine_and_loss_alike(tiny_model_folder: Path, tmp_path: Path) -> None:
+    sampling = Sampling(temperature=0.7, max_tokens=T_MAX, banned_token_ids=(60, 61, 62))
+    _, seen = fit(tiny_model_folder, tmp_path, sampling=sampling)
+    assert seen.metrics[0]["train/engine_difference"] < 1e-5
+    assert not {60, 61, 62} & {t for group in tokens_of(seen.rollouts[0]) for ids in group for t in ids}
+    assert_same(seen.gradients[0], naive_gradients(seen.rollouts[0], range(6))[1])

@@ -1,0 +1,31 @@
+"""Rewards that a random model sometimes gets, so that there is something to learn."""
+
+from lit_rlvr.types import Completion, RewardResult, Sample
+
+
+def first_token(completion: Completion, sample: Sample) -> RewardResult:
+    """1 when the first token's number is divisible by 3."""
+    right = completion.token_ids[0] % 3 == 0
+    return RewardResult(float(right), right)
+
+
+def dead(completion: Completion, sample: Sample) -> RewardResult:
+    """The same for every completion."""
+    return RewardResult(1.0, True)
+
+
+def early_ends(completion: Completion, sample: Sample) -> RewardResult:
+    """1 when the completion ended by itself."""
+    return RewardResult(float(not completion.truncated), not completion.truncated)
+
+
+def broken(completion: Completion, sample: Sample) -> RewardResult:
+    """What a user's mistake looks like."""
+    raise KeyError("no_such_column")
+
+
+def broken_for_some(completion: Completion, sample: Sample) -> RewardResult:
+    """As `first_token`, but the check of every fifth token fails."""
+    if completion.token_ids[0] % 5 == 0:
+        raise KeyError("no_such_column")
+    return first_token(completion, sample)
