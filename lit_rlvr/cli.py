@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -33,9 +32,11 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class ConfigFile(SaveConfigCallback):
-    """Leaves the resolved settings as `config.yaml` in the run folder."""
+    """Leaves the resolved settings of `fit` as `config.yaml` in the run folder."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False)
@@ -94,21 +95,27 @@ class RLVRCLI(LightningCLI):
             _log.warning("%s: %s was dropped: the chosen class does not have it", option, value)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        config: Namespace = self.config_init[self.subcommand]
-        root = Path(config.trainer.default_root_dir)
-        extra: dict[str, Any] = {}
-        if config.trainer.logger in (None, True):
-            metrics = MetricsFile(root / "metrics.csv")
-            if config.get("ckpt_path"):
-                metrics.resume(_checkpoint_step(config.ckpt_path))
-            extra["logger"] = [TensorBoardLogger(root, name="tensorboard", version=""), metrics]
-        trainer = super().instantiate_trainer(**kwargs, **extra)
+        config = self.config_init[self.subcommand]
+        loggers = self._fit_loggers(config) if self.subcommand == "fit" else False
+        trainer = super().instantiate_trainer(logger=loggers, **kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:0] = [StopOnSignal()]
         bar = trainer.progress_bar_callback
         if bar is not None:
             callbacks[callbacks.index(bar)] = RunProgress()
         return trainer
+
+    @staticmethod
+    def _fit_loggers(config: Any) -> list[Any]:
+        """The configured loggers (TensorBoard by default), and always metrics.csv."""
+        root = Path(config.trainer.default_root_dir)
+        metrics = MetricsFile(root / "metrics.csv")
+        if config.ckpt_path:
+            metrics.resume(_checkpoint_step(config.ckpt_path))
+        chosen = config.trainer.logger
+        if chosen in (None, True):
+            chosen = TensorBoardLogger(root, name="tensorboard", version="")
+        return [*(chosen if isinstance(chosen, list) else [chosen] if chosen else []), metrics]
 
 
 def _check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:

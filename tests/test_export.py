@@ -1,0 +1,88 @@
+"""Export: the folder holds the trained weights, and transformers and vLLM load it and generate."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.export import export_run
+from lit_rlvr.main import run
+from lit_rlvr.run.folder import weights_sha256
+
+VLLM_SCRIPT = """
+import sys
+from vllm import LLM, SamplingParams
+llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=64, kv_cache_memory_bytes=1 << 26)
+output = llm.generate([{"prompt_token_ids": [10, 11, 12]}], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
+print("TOKENS", list(output[0].outputs[0].token_ids))
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("export") / "run"
+    arguments = [
+        "fit", "--config", "quickstart", "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf",
+        "--trainer.precision", "32-true", "--trainer.max_steps", "1", "--model.init_args.lr", "0.01",
+        "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(root), "--rollout.rewards", "[tiny_rewards.first_token]",
+    ]  # fmt: skip
+    assert run(arguments) == 0
+    return root
+
+
+def test_exported_weights_are_the_trained_ones(trained: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
+    assert run(["export", str(trained), "--to", str(tmp_path / "out")]) == 0
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    summary = (trained / "summary.json").read_text()
+    assert weights_sha256(exported) in summary
+    original = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)
+    assert weights_sha256(original) not in summary  # training did move them
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert text.endswith("<|im_start|>assistant\n")
+    assert exported.generation_config.eos_token_id == original.generation_config.eos_token_id
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
+def test_vllm_loads_the_exported_folder(trained: Path, tmp_path: Path) -> None:
+    folder = export_run(trained, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([[10, 11, 12]])
+    for _ in range(4):
+        ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
+    done = subprocess.run(
+        [sys.executable, "-c", VLLM_SCRIPT, str(folder)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert f"TOKENS {ids[0, 3:].tolist()}" in done.stdout, done.stderr[-2000:]
+
+
+def test_bfloat16_export(trained: Path, tmp_path: Path) -> None:
+    folder = export_run(trained, tmp_path / "out", "bfloat16")
+    assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
+
+
+def test_refusals(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exists; choose another"):
+        export_run(trained, tmp_path)
+    with pytest.raises(UserError, match="has no checkpoint"):
+        export_run(tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="float32 or bfloat16"):
+        export_run(trained, tmp_path / "out", "int4")
+    torn = tmp_path / "run" / "checkpoints" / "step-000001.ckpt"
+    torn.parent.mkdir(parents=True)
+    whole = next((trained / "checkpoints").glob("*.ckpt")).read_bytes()
+    torn.write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "run" / "config.yaml").write_text((trained / "config.yaml").read_text())
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        export_run(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out-*"))
