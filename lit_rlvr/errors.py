@@ -1,8 +1,18 @@
 """The one exception that reaches a user as one line."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Bad input. The message says what, where (file, row, field, config key) and what to do.
 
     The command line prints it as one line and exits with status 2, without a traceback.
     """
+
+
+def user_error_in(error: BaseException) -> UserError | None:
+    """The `UserError` that another exception was raised from, if there is one (parsers wrap what options raise)."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__
+    return cause

@@ -51,7 +51,7 @@ class DrGRPOAdvantage(_Compared):
 class GPGAdvantage(_Compared):
     """`alpha (r - mu) / F` with `alpha = P / P_valid`, `P_valid` counting the groups whose rewards differ.
 
-    Source: Chu et al. 2025 (GPG), eqs. 7-8; AAPO, eq. 3 (which leaves `alpha` out).
+    Source: Chu et al. 2025 (GPG, arXiv 2504.02546); AAPO, eq. 3, which leaves `alpha` out.
 
     Args:
         f_norm: F: `one`, or `std`, the population standard deviation plus eps.
@@ -76,7 +76,7 @@ class GPGAdvantage(_Compared):
 class RLOOAdvantage(_Compared):
     """`r` minus the mean of the group's other G - 1 rewards, which is `(r - mu) G / (G - 1)`.
 
-    Source: Ahmadian et al. 2024 (RLOO), section 3.3.
+    Source: Ahmadian et al. 2024 (RLOO, arXiv 2402.14740).
     """
 
     def __call__(self, group: GroupBatch) -> Tensor:
@@ -89,7 +89,7 @@ class RLOOAdvantage(_Compared):
 class ReinforceAdvantage(Advantage):
     """`+positive_weight` where correct, `-negative_weight` where not: W-REINFORCE; (1, 0) is PSR, (0, 1) NSR.
 
-    Source: Zhu et al. 2025 (the effectiveness of negative reinforcement), eqs. 4-5 and section 5.
+    Source: Zhu et al. 2025 (the effectiveness of negative reinforcement, arXiv 2506.01347).
 
     Args:
         positive_weight: of a correct completion (the paper's lambda).
@@ -113,7 +113,7 @@ class GRPOLeadAdvantage(_Compared):
     where wrong. Weight: `f(p)` where the advantage is positive, `f(1 - p)` elsewhere, with
     `f(x) = weight_min + (weight_max - weight_min) / (1 + exp(slope (x - center)))` and p the success rate.
 
-    Source: Zhang & Zuo 2025 (GRPO-LEAD), sections 3.1-3.3.
+    Source: Zhang & Zuo 2025 (GRPO-LEAD, arXiv 2504.09696).
 
     Args:
         alpha: strength of the length shaping.

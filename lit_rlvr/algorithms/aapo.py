@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -19,14 +19,26 @@ class AAPO(RLVRModule):
     Args:
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.
         aggregation: how tokens are averaged.
+        reference_rollouts: `fresh` samples the reference anew at every visit of a prompt; `pool` samples
+            `reference_pool_size` completions at the first visit and draws from their rewards later.
+        reference_pool_size: completions in a prompt's pool; None = twice the group size.
+        reference_update_every: iterations after which the current policy becomes the reference; None = never.
     """
 
     has_ratio = False
 
     def __init__(
-        self, advantage: Advantage | str = "aapo", aggregation: Aggregation = "group_token_mean", **kwargs: Any
+        self,
+        advantage: Advantage | str = "aapo",
+        aggregation: Aggregation = "group_token_mean",
+        reference_rollouts: Literal["fresh", "pool"] = "fresh",
+        reference_pool_size: int | None = None,
+        reference_update_every: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        self.reference_rollouts, self.reference_pool_size = reference_rollouts, reference_pool_size
+        self.reference_update_every = reference_update_every
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return policy_gradient(x)

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
-from lit_rlvr.algorithms.loss import LossModule
+from lit_rlvr.algorithms.reference import ReferenceModule
 from lit_rlvr.algorithms.step import Frozen, frozen_logprobs, plan_step, step_metrics
 from lit_rlvr.distributed import gather_rows, rank, world_size
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats
-from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.policy import load_policy
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import PromptBatch, Rollout
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lit_rlvr")
 
 
-class RLVRModule(LossModule):
+class RLVRModule(ReferenceModule):
     """The base of every algorithm.
 
     Args:
@@ -82,7 +82,6 @@ class RLVRModule(LossModule):
         self.tokens_per_microbatch, self.shared_prefix = tokens_per_microbatch, shared_prefix
         self.importance_correction, self.importance_cap = importance_correction, importance_cap
         self.iteration = 0  # rollouts trained on so far
-        self._reference: list[Policy] = []  # in a list, so that it is neither saved nor sharded with the module
         for name in ("updates_per_rollout", "epochs_per_rollout", "tokens_per_microbatch"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}: {getattr(self, name)} is not positive")
@@ -91,6 +90,16 @@ class RLVRModule(LossModule):
                 raise UserError(f"model.{name}: {getattr(self, name)} is negative")
         if importance_cap < 1:
             raise UserError(f"model.importance_cap: {importance_cap} is below 1")
+
+    max_sampling_rounds = 1  # batches of prompts that one iteration may sample
+
+    def wanted_groups(self, prompts: int) -> int:
+        """How many groups with both right and wrong completions an iteration on `prompts` prompts wants; 0 = any.
+
+        Where it wants some, prompts are sampled until they are there or `max_sampling_rounds` is reached, and only
+        such groups are trained on.
+        """
+        return 0
 
     # ---- set-up -------------------------------------------------------------------------------------------
 
@@ -130,8 +139,7 @@ class RLVRModule(LossModule):
     def configure_model(self) -> None:
         if self.policy is None:
             self.policy = load_policy(self.model_folder, self.shared_prefix)
-            if self.kl_coef > 0:
-                self._reference = [load_policy(self.model_folder, self.shared_prefix).requires_grad_(False)]
+            self.load_reference(self.shared_prefix)
 
     def configure_optimizers(self) -> Any:
         from transformers import get_scheduler
@@ -168,9 +176,10 @@ class RLVRModule(LossModule):
         metrics = [
             self._update(frozen, prompts)
             for epoch in range(self.epochs_per_rollout)
-            for prompts in self._minibatches(len(batch.prompts), epoch)
+            for prompts in self._minibatches(batch.rollout, epoch)
         ]
         self.iteration += 1
+        self.renew_reference(self.iteration)
         self.trainer.datamodule.commit(batch.cursor)  # type: ignore[attr-defined]
         for name in metrics[0]:
             self.log(name, sum(m[name] for m in metrics if name in m) / sum(name in m for m in metrics))
@@ -181,7 +190,7 @@ class RLVRModule(LossModule):
         """Advantages, and the log-probabilities that stay fixed during the updates on this rollout."""
         advantages = self.local_advantages(rollout)
         useful = rollout.mask.any(1)  # (B,) rows with a token in the loss
-        if not self._reference and not self.entropy_coef:  # then a row of advantage 0 has no gradient
+        if not self.kl_coef and not self.entropy_coef:  # then a row of advantage 0 has no gradient
             useful &= advantages.flatten().cpu() != 0
         live = [int(i) for i in useful.nonzero().flatten()]
         several = self.updates_per_rollout * self.epochs_per_rollout > 1
@@ -191,7 +200,7 @@ class RLVRModule(LossModule):
             advantages,
             live,
             old=frozen_logprobs(self.policy, rollout, live, budget) if several else None,
-            ref=frozen_logprobs(self._reference[0], rollout, live, budget) if self._reference else None,
+            ref=frozen_logprobs(self.reference, rollout, live, budget) if self.kl_coef else None,
         )
 
     def local_advantages(self, rollout: Rollout) -> Tensor:
@@ -210,14 +219,14 @@ class RLVRModule(LossModule):
         rollout.advantages = mine.cpu()
         return mine.reshape(-1, 1)
 
-    def _minibatches(self, prompts: int, epoch: int) -> list[list[int]]:
-        """This rank's prompts in `updates_per_rollout` parts; shuffled when there are several."""
-        order = list(range(prompts))
-        if self.updates_per_rollout > 1:
+    def _minibatches(self, rollout: Rollout, epoch: int) -> list[list[int]]:
+        """The prompts to train on in `updates_per_rollout` parts; shuffled when there are several."""
+        prompts = list(range(len(rollout.prompts))) if rollout.kept is None else rollout.kept
+        parts = self.updates_per_rollout
+        if parts > 1:
             generator = torch.Generator().manual_seed(derive_seed(run_seed(), "minibatch", self.iteration, epoch))
-            order = torch.randperm(prompts, generator=generator).tolist()
-        size = prompts // self.updates_per_rollout
-        return [order[i : i + size] for i in range(0, prompts, size)]
+            prompts = [prompts[i] for i in torch.randperm(len(prompts), generator=generator).tolist()]
+        return [prompts[len(prompts) * k // parts : len(prompts) * (k + 1) // parts] for k in range(parts)]
 
     def _update(self, frozen: Frozen, prompts: list[int]) -> dict[str, float]:
         """One optimizer step on the groups of some prompts."""
@@ -254,7 +263,7 @@ class RLVRModule(LossModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["rlvr"] = {"iteration": self.iteration, "updates": self.updates, "data": self._data_name()}
-        checkpoint["rlvr"]["advantage"] = self.advantage.state_dict()
+        checkpoint["rlvr"] |= {"advantage": self.advantage.state_dict(), "reference": self.reference_state()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["rlvr"]
@@ -262,6 +271,7 @@ class RLVRModule(LossModule):
             raise UserError(f"ckpt_path: the run was on {saved['data']}, not on {self._data_name()}; use the same data")
         self.iteration, self.updates = saved["iteration"], saved["updates"]
         self.advantage.load_state_dict(saved["advantage"])
+        self.load_reference_state(saved["reference"])
 
     def _data_name(self) -> str:
         return type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from lit_rlvr.objectives import Aggregation, LossInputs, Stats, check_dual_clip,
 class CISPO(RLVRModule):
     """`-(1/N) sum_i sum_t stopgrad(min(w, ratio_cap)) A logp`: the ratio is a capped weight, no token is cut off.
 
-    Source: MiniMax 2025 (MiniMax-M1), eqs. 4-5.
+    Source: MiniMax 2025 (MiniMax-M1, arXiv 2506.13585), eqs. 4-5.
 
     Args:
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.

@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.grpo import GRPO
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import Aggregation
 
 
@@ -20,6 +21,8 @@ class DAPO(GRPO):
         aggregation: how tokens are averaged.
         clip_low: the ratio is clipped at 1 - clip_low.
         clip_high: the ratio is clipped at 1 + clip_high.
+        dynamic_sampling: drop groups that are all right or all wrong, and sample more prompts in their place.
+        max_sampling_rounds: batches of prompts that one iteration may sample for it; then it trains on what is there.
     """
 
     def __init__(
@@ -28,6 +31,14 @@ class DAPO(GRPO):
         aggregation: Aggregation = "token_mean",
         clip_low: float = 0.2,
         clip_high: float = 0.28,
+        dynamic_sampling: bool = True,
+        max_sampling_rounds: int = 10,
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, clip_low=clip_low, clip_high=clip_high, **kwargs)
+        self.dynamic_sampling, self.max_sampling_rounds = dynamic_sampling, max_sampling_rounds
+        if max_sampling_rounds < 1:
+            raise UserError(f"model.max_sampling_rounds: {max_sampling_rounds} is not positive")
+
+    def wanted_groups(self, prompts: int) -> int:
+        return prompts if self.dynamic_sampling else 0

@@ -14,7 +14,7 @@ from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, clipped_log_
 class GMPO(RLVRModule):
     """`-(1/B) sum_i A exp((1/n_i) sum_t q)`, q the clipped log-ratio: the geometric mean of a sequence's ratios.
 
-    Source: Zhao et al. 2025 (GMPO), eqs. 4-5; APMPO, eq. 14 (which lacks the outer sign exponent). The KL and entropy
+    Source: Zhao et al. 2025 (GMPO, arXiv 2507.20673); APMPO, eq. 14, lacks the outer sign exponent. The KL and entropy
     terms are sequence means.
 
     Args:

@@ -14,7 +14,7 @@ from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
 class GPG(RLVRModule):
     """`-(1/N) sum_i sum_t A logp`: no ratio, no clip.
 
-    Source: Chu et al. 2025 (GPG), eq. 6; AAPO, eq. 3, writes `aggregation: group_token_mean`.
+    Source: Chu et al. 2025 (GPG, arXiv 2504.02546); AAPO, eq. 3, writes `aggregation: group_token_mean`.
 
     Args:
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.

@@ -11,7 +11,7 @@ from lit_rlvr.algorithms.grpo import GRPO
 class GRPOLead(GRPO):
     """GRPO's loss with length-shaped, difficulty-weighted advantages.
 
-    Source: Zhang & Zuo 2025 (GRPO-LEAD), sections 3.1-3.3.
+    Source: Zhang & Zuo 2025 (GRPO-LEAD, arXiv 2504.09696).
 
     Args:
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.

@@ -22,7 +22,7 @@ from lit_rlvr.objectives import (
 class GSPO(RLVRModule):
     """`-(1/B) sum_i min(s A, clip(s, 1 - clip_low, 1 + clip_high) A)`, `s = exp((1/n_i) sum_t (logp - old))`.
 
-    Source: Zheng et al. 2025 (GSPO), eqs. 5-7. The KL and entropy terms are sequence means.
+    Source: Zheng et al. 2025 (GSPO, arXiv 2507.18071), eqs. 5-7. The KL and entropy terms are sequence means.
 
     Args:
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.

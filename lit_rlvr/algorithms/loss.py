@@ -6,7 +6,7 @@ overrides `objective`, and `observe` if its loss depends on the whole rollout's 
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
@@ -17,7 +17,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, k3, masked_sum
 
 
-class LossModule(EvaluatingModule):
+class LossModule(EvaluatingModule, ABC):
     """The advantage estimator and the loss; see `RLVRModule` for the options."""
 
     has_ratio: ClassVar[bool] = True  # False: right only on the policy that sampled, so with one update per rollout

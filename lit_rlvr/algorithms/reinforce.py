@@ -14,7 +14,7 @@ from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
 class Reinforce(RLVRModule):
     """`-(1/N) sum_i sum_t A logp`.
 
-    Source: Zhu et al. 2025 (the effectiveness of negative reinforcement), eqs. 3-5; Williams 1992.
+    Source: Zhu et al. 2025 (the effectiveness of negative reinforcement, arXiv 2506.01347); Williams 1992 (REINFORCE).
 
     Args:
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.

@@ -123,9 +123,9 @@ def plan_step(
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
     real = len(microbatches)
     wanted = all_max(real, device)
-    microbatches += [microbatches[0] if microbatches else rows[:1]] * (wanted - real)
+    microbatches += [microbatches[0] if microbatches else [0]] * (wanted - real)
     return Step(
-        frozen, mask, rollout.engine_logprobs.to(device), token_weight, 1.0 / sequences, microbatches, real,
+        frozen, mask, rollout.engine_logprobs.to(device), token_weight, 1.0 / max(sequences, 1.0), microbatches, real,
         correction, cap,
     )  # fmt: skip
 

@@ -1,0 +1,50 @@
+"""The frozen reference policy: for a KL term, and for AAPO's reference completions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lit_rlvr.algorithms.loss import LossModule
+from lit_rlvr.policy import Policy, load_policy
+
+
+class ReferenceModule(LossModule):
+    """Holds the initial policy where something needs it, and renews it on request (AAPO, section 6.3).
+
+    AAPO makes the attributes options; another algorithm with its advantage uses these values.
+    """
+
+    reference_rollouts: Literal["fresh", "pool"] = "fresh"
+    reference_pool_size: int | None = None
+    reference_update_every: int | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reference_version = 0  # how often the reference was renewed
+        self._reference: list[Policy] = []  # in a list, so that it is neither saved nor sharded with the module
+
+    @property
+    def reference(self) -> Policy:
+        """The reference policy; it exists where a KL term or the advantage needs it."""
+        return self._reference[0]
+
+    def load_reference(self, shared_prefix: bool) -> None:
+        """Load the initial policy a second time, frozen, if anything needs it."""
+        if self.kl_coef > 0 or self.advantage.needs_reference:
+            self._reference = [load_policy(self.model_folder, shared_prefix).requires_grad_(False)]
+
+    def renew_reference(self, iteration: int) -> None:
+        """Make the current policy the reference, every `reference_update_every` iterations."""
+        if self._reference and self.reference_update_every and iteration % self.reference_update_every == 0:
+            self.reference.load_state_dict(self.policy.state_dict())
+            self.reference_version += 1
+
+    def reference_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the reference: its weights only once they are not the initial ones."""
+        weights = self.reference.state_dict() if self.reference_version else None
+        return {"version": self.reference_version, "weights": weights}
+
+    def load_reference_state(self, state: dict[str, Any]) -> None:
+        self.reference_version = state["version"]
+        if state["weights"] is not None:
+            self.reference.load_state_dict(state["weights"])

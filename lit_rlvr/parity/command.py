@@ -1,0 +1,102 @@
+"""The command: algorithms from a config, a batch from a file, results to a file, a table and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.errors import UserError, user_error_in
+from lit_rlvr.parity.batch import load_arrays
+from lit_rlvr.parity.plot import plot_weights
+from lit_rlvr.parity.replay import replay
+
+
+def run_parity(batch_path: Path | str, config: Path | str, out: Path | str, plot: Path | str | None = None) -> None:
+    """Replay a batch file through the algorithms of a config, write the results, and print what they come to.
+
+    Args:
+        batch_path: .npz with the arrays that `replay` takes.
+        config: YAML with `algorithms: {NAME: {class_path, init_args}}`.
+        out: .npz to write.
+        plot: PNG to draw, the gradient weight of every token.
+    """
+    arrays = load_arrays(Path(batch_path))
+    algorithms = load_algorithms(Path(config))
+    results = replay(arrays, algorithms)
+    mask = np.asarray(arrays["mask"]).astype(bool)
+    print_table(list(algorithms), results, mask)
+    try:
+        with Path(out).open("wb") as file:  # np.savez would add .npz to a name without it
+            np.savez(file, **results)  # type: ignore[arg-type]
+        if plot is not None:
+            plot_weights({name: -results[f"{name}/dlogp"] for name in algorithms}, mask, Path(plot))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from error
+
+
+def load_algorithms(path: Path) -> dict[str, RLVRModule]:
+    """The modules that `algorithms: {NAME: {class_path, init_args}}` of a YAML file names, as `fit` would build them.
+
+    Raises:
+        UserError: the file is not such a mapping, or names a class or an option that does not exist.
+    """
+    try:
+        value: Any = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--config: {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(value, dict) or set(value) != {"algorithms"} or not isinstance(value["algorithms"], dict):
+        raise UserError(f"--config: {path} must hold `algorithms: {{NAME: {{class_path: ..., init_args: ...}}}}`")
+    if not value["algorithms"]:
+        raise UserError(f"--config: {path} names no algorithm")
+    return {
+        str(name): _build(spec, f"--config: {path}: algorithms.{name}") for name, spec in value["algorithms"].items()
+    }
+
+
+def _build(spec: Any, where: str) -> RLVRModule:
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from lit_rlvr.configs import explain_parse_error
+
+    if not isinstance(spec, str) and not (isinstance(spec, dict) and "class_path" in spec):
+        raise UserError(f"{where}: must be {{class_path: ..., init_args: ...}} or the name of a class")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--algorithm", type=RLVRModule)
+    try:
+        return parser.instantiate(parser.parse_object({"algorithm": spec})).algorithm
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except ArgumentError as error:
+        raise UserError(f"{where}: {explain_parse_error(error).removeprefix('algorithm').lstrip('.: ')}") from error
+    except ValueError as error:
+        cause = user_error_in(error)
+        if cause is None:
+            raise
+        raise UserError(f"{where}: {cause}") from error
+
+
+def print_table(names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
+    """One line per algorithm: its loss, how large its advantages and its gradient are, and where it is silent."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Replay of one frozen batch", caption="zero gradient: share of the tokens in the loss")
+    table.add_column("algorithm", overflow="fold")
+    for column in ("loss", "mean |A|", "sum |dlogp|", "zero gradient"):
+        table.add_column(column, justify="right")
+    for name in names:
+        gradient = results[f"{name}/dlogp"]
+        silent = float((gradient[mask] == 0).mean()) if mask.any() else 1.0
+        table.add_row(
+            name,
+            f"{float(results[f'{name}/loss']):.6g}",
+            f"{float(np.abs(results[f'{name}/advantages']).mean()):.4g}",
+            f"{float(np.abs(gradient).sum()):.4g}",
+            f"{silent:.1%}",
+        )
+    Console().print(table)

@@ -1,0 +1,70 @@
+"""The replay itself: the same advantages, weights and losses as in training, on given numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.errors import UserError
+from lit_rlvr.objectives import LossInputs, aggregation_weights
+from lit_rlvr.parity.batch import FrozenBatch, read_batch
+
+
+def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]) -> dict[str, np.ndarray]:
+    """Each algorithm's loss, advantages and gradient on a frozen batch.
+
+    Args:
+        batch: `logp`, `old_logp` (B, T), `mask` (B, T) bool, `rewards`, `correct` (P, G); where an algorithm needs
+            them `ref_logp` (B, T), `reference_rewards` (P, G) and the scalar `max_completion_length` (default T).
+        algorithms: name -> module; no model is loaded.
+
+    Returns:
+        Per name `NAME/loss` (), `NAME/advantages` (P, G) and `NAME/dlogp` (B, T), the loss's gradient with respect
+        to `logp`; in float64 when the batch is.
+
+    Raises:
+        UserError: the batch is not usable, or lacks what an algorithm needs; the message names it.
+    """
+    frozen = read_batch(batch)
+    results: dict[str, np.ndarray] = {}
+    for name, algorithm in algorithms.items():
+        try:
+            found = _replay_one(frozen, algorithm)
+        except UserError as error:
+            raise UserError(f"algorithms.{name}: {error}") from error
+        results |= {f"{name}/{key}": value.numpy() for key, value in found.items()}
+    return results
+
+
+def _replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
+    if algorithm.kl_coef > 0 and batch.ref is None:
+        raise UserError("kl_coef is above 0, and the batch has no ref_logp; add the array or set kl_coef: 0")
+    if algorithm.advantage.needs_reference and batch.group.reference_rewards is None:
+        raise UserError("its advantage needs reference_rewards (P, G), and the batch has none; add the array")
+    prompts, size = batch.group.rewards.shape
+    rows = prompts * size
+    with torch.enable_grad():
+        logp = batch.logp.clone().requires_grad_(True)
+        advantages, _ = algorithm.estimate(batch.group)  # (P, G)
+        weight = aggregation_weights(
+            batch.mask, size, algorithm.aggregation, rows, int(batch.mask.sum()), batch.max_tokens
+        ).to(logp.dtype)
+        loss, _ = algorithm.loss(
+            LossInputs(
+                logp=logp,
+                old=batch.old,
+                mask=batch.mask,
+                advantages=advantages.to(logp.dtype).reshape(-1, 1),
+                token_weight=weight,
+                row_weight=torch.full((rows,), 1.0 / rows, dtype=logp.dtype),
+                prompt=torch.arange(rows) // size,
+                plain_weight=weight,
+                ref=batch.ref if algorithm.kl_coef > 0 else None,
+            )
+        )
+        (gradient,) = torch.autograd.grad(loss, logp)
+    return {"loss": loss.detach(), "advantages": advantages, "dlogp": gradient}
