@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -31,6 +35,20 @@ def all_max(value: int, device: torch.device) -> int:
     tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return int(tensor)
+
+
+def all_min(value: int) -> int:
+    """The smallest of the ranks' numbers, on every rank."""
+    return min(gather_objects(value))
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's (small, picklable) object, in rank order."""
+    if world_size() == 1:
+        return [value]
+    parts: list[T] = [value] * world_size()
+    dist.all_gather_object(parts, value)
+    return parts
 
 
 def gather_rows(local: Tensor) -> Tensor:

@@ -135,24 +135,23 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def log_power_mean(log_values: Tensor, mask: Tensor, power: Tensor) -> Tensor:
     """`log [mean_t v^p]^(1/p)` (B,) of each row's unmasked values; at p = 0 its limit, the mean of `log v`.
 
-    The powers are taken of `v` over its geometric mean, whose mean is at least 1, so that nothing overflows or
-    cancels: `log v` may be large, and p may be small.
+    Nothing overflows, and no digits are lost: where the powers differ much a logsumexp is exact (and so is its
+    gradient, a softmax); where they hardly do, as for small p, they are taken of `v` over its geometric mean.
 
     Args:
         log_values: (B, T) log v.
         power: (B,) p, constant.
     """
+    p = torch.where(power == 0, 1.0, power)  # (B,)
     center = masked_mean(log_values, mask)  # (B,)
-    p = torch.where(power == 0, 1.0, power)[:, None]  # (B, 1)
-    scaled = torch.where(mask, p * (log_values - center[:, None]), 0.0)  # (B, T), mean 0
-    small = scaled.abs().amax(1) < 1  # where p is small a logarithm of a mean would lose the digits that count
-    near = torch.where(small[:, None], scaled, 0.0)
-    log_mean_near = torch.log1p(masked_mean(torch.expm1(near), mask))
-    count = mask.sum(1).clamp(min=1).to(scaled.dtype)
-    padded = torch.where(mask | ~mask.any(1, keepdim=True), scaled, float("-inf"))
-    log_mean_far = padded.logsumexp(1) - count.log()
-    excess = torch.where(small, log_mean_near, log_mean_far) / p[:, 0]
-    return center + torch.where(power == 0, 0.0, excess)
+    scaled = torch.where(mask, p[:, None] * (log_values - center[:, None]), 0.0)  # (B, T), mean 0
+    near = scaled.abs().amax(1) < 1  # (B,)
+    log_mean = torch.log1p(masked_mean(torch.expm1(torch.where(near[:, None], scaled, 0.0)), mask))
+    far = torch.where(mask, p[:, None] * log_values, float("-inf"))
+    far = torch.where((near | ~mask.any(1))[:, None], 0.0, far)  # rows that are not used: anything finite
+    far_mean = far.logsumexp(1) - mask.sum(1).clamp(min=1).to(far.dtype).log()
+    excess = torch.where(power == 0, 0.0, log_mean / p)
+    return torch.where(near | (power == 0), center + excess, far_mean / p)
 
 
 def k3(logp: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
@@ -161,7 +160,7 @@ def k3(logp: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
     Source: DeepSeekMath (GRPO), eq. 4.
     """
     d = log_ratio(ref, logp, mask)
-    return d.exp() - d - 1
+    return torch.expm1(d) - d
 
 
 def masked_sum(values: Tensor, weight: Tensor, mask: Tensor) -> Tensor:

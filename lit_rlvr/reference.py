@@ -1,4 +1,7 @@
-"""The configuration reference, made from signatures and docstrings: `python -m lit_rlvr.reference > docs/reference.md`."""
+"""The configuration reference, made from signatures and docstrings.
+
+`python -m lit_rlvr.reference > docs/reference.md`
+"""
 
 from __future__ import annotations
 

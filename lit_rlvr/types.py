@@ -165,6 +165,7 @@ class Rollout:
         sampling: what the engine sampled with.
         reference_rewards: (P, G) float, rewards of the reference model's completions, where used.
         advantages: (P, G) float, filled in by the algorithm.
+        kept: the prompts that are trained on, where dynamic sampling dropped some; None = all.
     """
 
     prompts: list[Prompt]
@@ -179,6 +180,7 @@ class Rollout:
     sampling: Sampling
     reference_rewards: Tensor | None = None
     advantages: Tensor | None = None
+    kept: list[int] | None = None
 
     @property
     def group_size(self) -> int:

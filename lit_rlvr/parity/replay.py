@@ -45,26 +45,34 @@ def _replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
         raise UserError("kl_coef is above 0, and the batch has no ref_logp; add the array or set kl_coef: 0")
     if algorithm.advantage.needs_reference and batch.group.reference_rewards is None:
         raise UserError("its advantage needs reference_rewards (P, G), and the batch has none; add the array")
-    prompts, size = batch.group.rewards.shape
-    rows = prompts * size
+    advantages, _ = algorithm.estimate(batch.group)  # (P, G)
     with torch.enable_grad():
         logp = batch.logp.clone().requires_grad_(True)
-        advantages, _ = algorithm.estimate(batch.group)  # (P, G)
-        weight = aggregation_weights(
-            batch.mask, size, algorithm.aggregation, rows, int(batch.mask.sum()), batch.max_tokens
-        ).to(logp.dtype)
-        loss, _ = algorithm.loss(
-            LossInputs(
-                logp=logp,
-                old=batch.old,
-                mask=batch.mask,
-                advantages=advantages.to(logp.dtype).reshape(-1, 1),
-                token_weight=weight,
-                row_weight=torch.full((rows,), 1.0 / rows, dtype=logp.dtype),
-                prompt=torch.arange(rows) // size,
-                plain_weight=weight,
-                ref=batch.ref if algorithm.kl_coef > 0 else None,
-            )
-        )
+        loss, _ = algorithm.loss(frozen_inputs(batch, algorithm, logp, advantages))
         (gradient,) = torch.autograd.grad(loss, logp)
     return {"loss": loss.detach(), "advantages": advantages, "dlogp": gradient}
+
+
+def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advantages: Tensor) -> LossInputs:
+    """What the algorithm's loss sees of the whole batch, as one optimizer step.
+
+    Args:
+        logp: (B, T), with a gradient.
+        advantages: (P, G).
+    """
+    prompts, size = advantages.shape
+    rows = prompts * size
+    weight = aggregation_weights(
+        batch.mask, size, algorithm.aggregation, rows, int(batch.mask.sum()), batch.max_tokens
+    ).to(logp.dtype)
+    return LossInputs(
+        logp=logp,
+        old=batch.old,
+        mask=batch.mask,
+        advantages=advantages.to(logp.dtype).reshape(-1, 1),
+        token_weight=weight,
+        row_weight=torch.full((rows,), 1.0 / rows, dtype=logp.dtype),
+        prompt=torch.arange(rows) // size,
+        plain_weight=weight,
+        ref=batch.ref if algorithm.kl_coef > 0 else None,
+    )

@@ -13,20 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.distributed import all_sum
+from lit_rlvr.distributed import all_min
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import FunctionReward, MathAnswer, Reward
 from lit_rlvr.rewards.combine import Scores, score_rollout
+from lit_rlvr.rollout.assemble import assemble, join, live_groups, rollout_metrics
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine, resolve_engine
 from lit_rlvr.rollout.probe import check_engine
+from lit_rlvr.rollout.reference import ReferenceRollouts
 from lit_rlvr.seeds import derive_seed, run_seed
-from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling, pad_completions
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms.base import RLVRModule
+    from lit_rlvr.policy import Policy
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -43,6 +45,8 @@ class RolloutCallback(Callback):
         rewards: what scores a completion; the training reward is their weighted sum. Default: MathAnswer.
         probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and
             every this many; 0 = after the first only.
+        mask_truncated: keep completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
+            their rewards still count in their group's statistics.
         max_failure_rate: share of completions whose reward may fail by the checker's own fault (they are
             masked out of the loss); above it the run stops and saves the examples.
     """
@@ -56,6 +60,7 @@ class RolloutCallback(Callback):
         eval_samples: int = 1,
         rewards: list[Reward | str] | None = None,
         probe_every: int = 10,
+        mask_truncated: bool = False,
         max_failure_rate: float = 0.05,
     ) -> None:
         self.group_size = group_size
@@ -65,10 +70,12 @@ class RolloutCallback(Callback):
         self.eval_samples = eval_samples
         self.rewards = [FunctionReward(r) if isinstance(r, str) else r for r in rewards or [MathAnswer()]]
         self.probe_every = probe_every
+        self.mask_truncated = mask_truncated
         self.max_failure_rate = max_failure_rate
         self._started = False
-        self._synced_version = -1
+        self._synced_version = -1  # the version of the weights that the engine holds; -1 = others
         self._syncs = 0
+        self._reference = ReferenceRollouts(self)
         self.check()
 
     def check(self) -> None:
@@ -96,13 +103,41 @@ class RolloutCallback(Callback):
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
         started = time.perf_counter()
-        sync_seconds = self._sync(trainer, module, batch.prompts)
-        seeds = self._seeds(batch.prompts, self.group_size, "rollout", module.iteration)
-        rollout, seconds = self.roll_out(trainer, batch.prompts, self.sampling, seeds)
+        seconds = Counter({"sync": self._sync(trainer, module, batch.prompts)})
+        rollout, spent = self._train_rollout(trainer, module, batch.prompts, [])
+        seconds.update(spent)
+        wanted, rounds = module.wanted_groups(len(batch.prompts)), 1
+        while rounds < module.max_sampling_rounds and all_min(len(live_groups(rollout))) < wanted:
+            prompts, batch.cursor = self._more_prompts(trainer, batch.cursor)
+            more, spent = self._train_rollout(trainer, module, prompts, rollout.prompts)
+            rollout = join(rollout, more)
+            seconds.update(spent)
+            rounds += 1
+        if wanted:
+            rollout.kept = live_groups(rollout)[: len(batch.prompts)]
+            module.log_dict({"rollout/sampling_rounds": float(rounds), "rollout/kept_groups": float(len(rollout.kept))})
+        if module.advantage.needs_reference:
+            rollout.reference_rewards, spent = self._reference.rewards(trainer, module, rollout.prompts)
+            seconds.update(spent)
         batch.rollout = rollout
-        seconds |= {"sync": sync_seconds, "rollout": time.perf_counter() - started}
         module.log_dict({f"time/{name}": value for name, value in seconds.items()})
+        module.log("time/rollout", time.perf_counter() - started)
         module.log_dict(rollout_metrics(rollout, seconds["generate"]))
+
+    def _train_rollout(
+        self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], before: list[Prompt]
+    ) -> tuple[Rollout, dict[str, float]]:
+        """One round of G completions per prompt; `before` are the prompts of this iteration's earlier rounds."""
+        seeds = self.seeds([*before, *prompts], self.group_size, "rollout", module.iteration)[len(before) :]
+        return self.roll_out(trainer, prompts, self.sampling, seeds)
+
+    @staticmethod
+    def _more_prompts(trainer: Trainer, cursor: dict[str, int]) -> tuple[list[Prompt], dict[str, int]]:
+        """This rank's share of the next global batch from `cursor` on, and the cursor after it."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        prompts, after = data.stream.take(data.prompts_per_step, cursor)
+        share = len(prompts) // trainer.world_size
+        return prompts[trainer.global_rank * share :][:share], after
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
@@ -111,10 +146,23 @@ class RolloutCallback(Callback):
         if not batch.prompts:  # another rank has the last ones
             return
         self._sync(trainer, module, batch.prompts)
-        seeds = self._seeds(batch.prompts, self.eval_samples, "validation", batch.name)
+        seeds = self.seeds(batch.prompts, self.eval_samples, "validation", batch.name)
         batch.rollout, _ = self.roll_out(trainer, batch.prompts, self.eval_sampling, seeds)
 
     on_test_batch_start = on_validation_batch_start
+
+    def generate_with(self, policy: Policy, prompts: list[Prompt], seeds: list[list[int]]) -> list[list[Completion]]:
+        """Completions of other weights than the trained ones, with the training's sampling."""
+        self.engine.follow(policy)
+        self.engine.sync(policy.model.named_parameters())
+        self._synced_version = -1  # the next iteration brings the trained weights back
+        return self.engine.generate(prompts, self.sampling, seeds)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reference": self._reference.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._reference.load_state_dict(state_dict["reference"])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()
@@ -136,11 +184,11 @@ class RolloutCallback(Callback):
         generated = time.perf_counter()
         scores = score_rollout(self.rewards, completions, [p.sample for p in prompts])
         self._stop_on_failures(trainer, prompts, completions, scores)
-        rollout = assemble(prompts, completions, scores, sampling)
+        rollout = assemble(prompts, completions, scores, sampling, self.mask_truncated)
         return rollout, {"generate": generated - started, "score": time.perf_counter() - generated}
 
     @staticmethod
-    def _seeds(prompts: list[Prompt], count: int, *use: int | str) -> list[list[int]]:
+    def seeds(prompts: list[Prompt], count: int, *use: int | str) -> list[list[int]]:
         """Each completion's own seed, from (run seed, use, prompt id, sample index). A prompt that stands twice
         in a batch goes on counting its samples. Validation draws with the same seeds every time."""
         seen: Counter[str] = Counter()
@@ -159,6 +207,7 @@ class RolloutCallback(Callback):
             self._started = True
         started = time.perf_counter()
         if self._synced_version != module.updates:
+            self.engine.follow(module.policy)
             self.engine.sync(module.policy.model.named_parameters())
             self._synced_version = module.updates
             self._syncs += 1
@@ -204,50 +253,3 @@ class RolloutCallback(Callback):
             f"reward {name!r} failed on {failed} of {total} completions, above rollout.max_failure_rate="
             f"{self.max_failure_rate}; first, on sample {rows[0]['id']}: {reason}; all of them: {path}"
         )
-
-
-def assemble(prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, sampling: Sampling) -> Rollout:
-    """Completions and scores as a `Rollout`.
-
-    A completion whose check failed is out of the loss, and takes the mean reward of its group's other
-    completions, so that it does not move the group's mean; it counts as not correct.
-    """
-    token_ids, mask, logprobs = pad_completions(completions)
-    failed = scores.failed  # (P, G)
-    judged = (~failed).float()
-    mean = (scores.rewards * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp(min=1)
-    return Rollout(
-        prompts=prompts,
-        completions=completions,
-        token_ids=token_ids,
-        mask=mask & ~failed.flatten()[:, None],
-        engine_logprobs=logprobs,
-        rewards=torch.where(failed, mean, scores.rewards),
-        correct=torch.where(failed, 0.0, scores.correct),
-        parts=scores.parts,
-        statuses=scores.statuses,
-        sampling=sampling,
-    )
-
-
-def rollout_metrics(rollout: Rollout, seconds: float) -> dict[str, float]:
-    """What a rollout was like, over all ranks; shares and means lie in the rewards' own units."""
-    size = float(rollout.rewards.numel())
-    solved = rollout.correct.sum(1)  # (P,)
-    statuses = Counter(status for group in rollout.statuses for status in group)
-    sums = {
-        "rollout/reward": rollout.rewards.sum(),
-        "rollout/accuracy": rollout.correct.sum(),
-        "rollout/length": rollout.lengths.sum(),
-        "rollout/truncated": rollout.truncated.sum(),
-        **{f"reward/{name}": part.sum() for name, part in rollout.parts.items()},
-        **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in ("parse_fail", "timeout", "error")},
-        "size": torch.tensor(size),
-        "rollout/correct_count": rollout.correct.sum(),
-        "rollout/unsolved_prompts": (solved == 0).float().sum(),
-    }
-    total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
-    count = total.pop("size")
-    counts = {k: total.pop(k) for k in ("rollout/correct_count", "rollout/unsolved_prompts")}
-    speed = total["rollout/length"] / max(seconds, 1e-9)
-    return {name: value / count for name, value in total.items()} | counts | {"rollout/tokens_per_second": speed}

@@ -48,10 +48,15 @@ class RolloutEngine(ABC):
     """
 
     exact: bool = False
+    policy: Policy | None = None
 
     @abstractmethod
     def start(self, context: EngineContext) -> None:
         """Load what is needed. The weights become the policy's with the first `sync`."""
+
+    def follow(self, policy: Policy) -> None:
+        """Say whose weights the next `sync` brings: the trained policy's or a reference's."""
+        self.policy = policy
 
     @abstractmethod
     def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:

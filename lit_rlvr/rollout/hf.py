@@ -32,7 +32,7 @@ class HFEngine(RolloutEngine):
         self._context = context
 
     def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do: the weights are the trainer's own."""
+        """Nothing to do: the weights are those of the policy it follows."""
 
     def close(self) -> None:
         self._context = None
@@ -58,8 +58,8 @@ class HFEngine(RolloutEngine):
         """Decode the prompts in `batch` together; {prompt: completions}."""
         from transformers import DynamicCache
 
-        assert self._context is not None, "start() comes first"
-        policy = self._context.policy
+        policy = self.policy
+        assert policy is not None, "follow() comes first"
         model: Any = policy.model
         device = policy.device
         ids = [prompts[p].token_ids for p in batch]

@@ -91,8 +91,8 @@ class VLLMEngine(RolloutEngine):
         vLLM on a CPU packs the output embedding into a copy of its own, which `named_parameters` (where a tied
         tensor stands once, under the embedding's name) would leave stale.
         """
-        assert self._context is not None, "start() comes first"
-        model: Any = self._context.policy.model
+        assert self.policy is not None, "follow() comes first"
+        model: Any = self.policy.model
         head = model.get_output_embeddings().weight
         seen = False
         for name, parameter in named_parameters:

@@ -1,0 +1,99 @@
+"""From completions and scores to a `Rollout`, and what a rollout was like."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lit_rlvr.distributed import all_sum
+from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, pad_completions
+
+
+def assemble(
+    prompts: list[Prompt],
+    completions: list[list[Completion]],
+    scores: Scores,
+    sampling: Sampling,
+    mask_truncated: bool = False,
+) -> Rollout:
+    """Completions and scores as a `Rollout`.
+
+    A completion whose check failed is out of the loss, and takes the mean reward of its group's other
+    completions, so that it does not move the group's mean; it counts as not correct. With `mask_truncated` a
+    truncated completion is out of the loss too, and keeps its reward.
+    """
+    token_ids, mask, logprobs = pad_completions(completions)
+    failed = scores.failed  # (P, G)
+    judged = (~failed).float()
+    lost = failed
+    if mask_truncated:
+        lost = failed | torch.tensor([[c.truncated for c in group] for group in completions])
+    mean = (scores.rewards * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp(min=1)
+    return Rollout(
+        prompts=prompts,
+        completions=completions,
+        token_ids=token_ids,
+        mask=mask & ~lost.flatten()[:, None],
+        engine_logprobs=logprobs,
+        rewards=torch.where(failed, mean, scores.rewards),
+        correct=torch.where(failed, 0.0, scores.correct),
+        parts=scores.parts,
+        statuses=scores.statuses,
+        sampling=sampling,
+    )
+
+
+def rollout_metrics(rollout: Rollout, seconds: float) -> dict[str, float]:
+    """What a rollout was like, over all ranks; shares and means lie in the rewards' own units."""
+    size = float(rollout.rewards.numel())
+    solved = rollout.correct.sum(1)  # (P,)
+    statuses = Counter(status for group in rollout.statuses for status in group)
+    sums = {
+        "rollout/reward": rollout.rewards.sum(),
+        "rollout/accuracy": rollout.correct.sum(),
+        "rollout/length": rollout.lengths.sum(),
+        "rollout/truncated": rollout.truncated.sum(),
+        **{f"reward/{name}": part.sum() for name, part in rollout.parts.items()},
+        **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in ("parse_fail", "timeout", "error")},
+        "size": torch.tensor(size),
+        "rollout/correct_count": rollout.correct.sum(),
+        "rollout/unsolved_prompts": (solved == 0).float().sum(),
+    }
+    total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
+    count = total.pop("size")
+    counts = {k: total.pop(k) for k in ("rollout/correct_count", "rollout/unsolved_prompts")}
+    speed = total["rollout/length"] / max(seconds, 1e-9)
+    return {name: value / count for name, value in total.items()} | counts | {"rollout/tokens_per_second": speed}
+
+
+def live_groups(rollout: Rollout) -> list[int]:
+    """Prompts whose completions are neither all correct nor all wrong."""
+    solved = rollout.correct.mean(1)  # (P,)
+    return [int(p) for p in ((solved > 0) & (solved < 1)).nonzero().flatten()]
+
+
+def join(first: Rollout, second: Rollout) -> Rollout:
+    """The groups of two rollouts of the same sampling and group size as one."""
+    width = max(first.token_ids.shape[1], second.token_ids.shape[1])
+
+    def stack(name: str) -> Tensor:
+        parts = [getattr(rollout, name) for rollout in (first, second)]  # (B, T) each
+        return torch.cat([pad(part, (0, width - part.shape[1])) for part in parts])
+
+    return replace(
+        first,
+        prompts=first.prompts + second.prompts,
+        completions=first.completions + second.completions,
+        token_ids=stack("token_ids"),
+        mask=stack("mask"),
+        engine_logprobs=stack("engine_logprobs"),
+        rewards=torch.cat([first.rewards, second.rewards]),
+        correct=torch.cat([first.correct, second.correct]),
+        parts={name: torch.cat([part, second.parts[name]]) for name, part in first.parts.items()},
+        statuses=first.statuses + second.statuses,
+    )

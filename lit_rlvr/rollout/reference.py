@@ -1,0 +1,75 @@
+"""Rewards of the reference model on the same prompts, for AAPO's margin."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lit_rlvr.distributed import gather_objects
+from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.seeds import derive_seed, run_seed
+from lit_rlvr.types import Prompt
+
+if TYPE_CHECKING:
+    from lit_rlvr.algorithms.base import RLVRModule
+    from lit_rlvr.rollout.callback import RolloutCallback
+
+
+class ReferenceRollouts:
+    """Samples the reference with the training's sampling and group size (AAPO, section 4), in one of two ways.
+
+    `fresh`: G new completions per prompt and visit; the engine takes the reference's weights for them and gets the
+    trained ones back with the next iteration's sync. `pool`: the first visit of a prompt samples K completions and
+    keeps their rewards, and every visit draws G of them without replacement, which has the same distribution as
+    long as the reference is frozen.
+    """
+
+    def __init__(self, callback: RolloutCallback) -> None:
+        self._callback = callback
+        self._pool: dict[str, list[float]] = {}  # prompt id -> K rewards; the same on all ranks
+        self._version = -1  # the reference's version that the pool was sampled from
+
+    def rewards(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt]) -> tuple[Tensor, dict[str, float]]:
+        """Rewards s (P, G) of reference completions, and the seconds they took."""
+        started = time.perf_counter()
+        size = self._callback.group_size
+        if module.reference_rollouts == "fresh":
+            found = self._sample(module, prompts, size, "reference", module.iteration)
+        else:
+            self._fill(module, prompts)
+            found = [self._draw(module, prompt, size) for prompt in prompts]
+        return torch.tensor(found), {"reference": time.perf_counter() - started}
+
+    def _sample(self, module: RLVRModule, prompts: list[Prompt], count: int, *use: int | str) -> list[list[float]]:
+        """Rewards of `count` new completions per prompt under the reference."""
+        seeds = self._callback.seeds(prompts, count, *use)
+        completions = self._callback.generate_with(module.reference, prompts, seeds)
+        return score_rollout(self._callback.rewards, completions, [p.sample for p in prompts]).rewards.tolist()
+
+    def _fill(self, module: RLVRModule, prompts: list[Prompt]) -> None:
+        """Sample the pool of every prompt that has none yet; ranks share theirs."""
+        if self._version != module.reference_version:
+            self._pool, self._version = {}, module.reference_version
+        missing = list({p.sample.id: p for p in prompts if p.sample.id not in self._pool}.values())
+        new: dict[str, list[float]] = {}
+        if missing:
+            count = module.reference_pool_size or 2 * self._callback.group_size
+            found = self._sample(module, missing, count, "reference-pool", self._version)
+            new = dict(zip((p.sample.id for p in missing), found, strict=True))
+        for part in gather_objects(new):
+            self._pool |= part
+
+    def _draw(self, module: RLVRModule, prompt: Prompt, size: int) -> list[float]:
+        seed = derive_seed(run_seed(), "reference-draw", module.iteration, prompt.sample.id)
+        return random.Random(seed).sample(self._pool[prompt.sample.id], size)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pool": self._pool, "version": self._version}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._pool, self._version = state["pool"], state["version"]
