@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import datamodules  # noqa: F401  # makes short class names known
 import lit_rlvr.algorithms
 import lit_rlvr.rewards.format
-import lit_rlvr.rewards.math  # noqa: F401
+import lit_rlvr.rewards.length  # noqa: F401
 from datamodules import PromptDataModule
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.configs import dropped_options, find_configs
@@ -145,6 +145,8 @@ def _check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
 def _clear(root: Path) -> None:
     """Remove what an earlier run left; nothing that is not ours."""
     for path in [*root.glob("checkpoints/step-*.ckpt"), *root.glob("tensorboard/events.out.tfevents.*")]:
+        path.unlink()
+    for path in root.glob("rollouts/step-*.json"):
         path.unlink()
     for name in ("summary.json", "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl"):
         (root / name).unlink(missing_ok=True)

@@ -20,6 +20,8 @@ from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.types import Sampling
 
+REWARDS = ("MathAnswer", "CosineScaled", "Format", "Overlong", "FunctionReward")
+
 
 def options(cls: type) -> Iterator[tuple[str, str, str, str]]:
     """(name, type, default, meaning) of a class's options, its base classes' included."""
@@ -73,7 +75,7 @@ def reference() -> str:
         ("data", [datamodules.Arithmetic, datamodules.TextMath, datamodules.PromptDataModule]),
         ("rollout", [RolloutCallback, Sampling]),
         ("rollout.engine", [HFEngine, VLLMEngine]),
-        ("rollout.rewards", [getattr(lit_rlvr.rewards, name) for name in ("MathAnswer", "Format", "FunctionReward")]),
+        ("rollout.rewards", [getattr(lit_rlvr.rewards, name) for name in REWARDS]),
         ("run", [RunFolder]),
         ("checkpoint", [RunCheckpoint]),
     ]

@@ -26,6 +26,7 @@ from lit_rlvr.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
     from lit_rlvr.rollout import RolloutCallback
+    from lit_rlvr.run.trace import Trace
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -82,6 +83,7 @@ class RLVRModule(ReferenceModule):
         self.tokens_per_microbatch, self.shared_prefix = tokens_per_microbatch, shared_prefix
         self.importance_correction, self.importance_cap = importance_correction, importance_cap
         self.iteration = 0  # rollouts trained on so far
+        self.trace: Trace | None = None  # what to note of the next rollout's tokens, for `explain`
         for name in ("updates_per_rollout", "epochs_per_rollout", "tokens_per_microbatch"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}: {getattr(self, name)} is not positive")
@@ -241,6 +243,8 @@ class RLVRModule(ReferenceModule):
         sums: Stats = {}
         for k in range(len(step.microbatches)):
             x, stats = step.inputs(k, self.policy, self.entropy_coef != 0)
+            if self.trace is not None and k < step.real:
+                self.trace.watch(step.microbatches[k], frozen.rollout.group_size, x)
             loss, more = self.loss(x)
             with self._gradient_sync(k + 1 == len(step.microbatches)):
                 self.manual_backward(loss * world_size())  # distributed strategies average over ranks; we sum

@@ -12,15 +12,18 @@ if TYPE_CHECKING:
     from lit_rlvr.rewards.base import FunctionReward, Reward
     from lit_rlvr.rewards.combine import Scores, score_rollout
     from lit_rlvr.rewards.format import Format
+    from lit_rlvr.rewards.length import CosineScaled, Overlong
     from lit_rlvr.rewards.math import MathAnswer
     from lit_rlvr.rewards.pool import WorkerPool, shared_pool
     from lit_rlvr.rewards.process import Outcome
 
 __all__ = [
+    "CosineScaled",
     "Format",
     "FunctionReward",
     "MathAnswer",
     "Outcome",
+    "Overlong",
     "Reward",
     "Scores",
     "WorkerPool",
@@ -29,10 +32,12 @@ __all__ = [
 ]
 
 _MODULES = {
+    "CosineScaled": "length",
     "Format": "format",
     "FunctionReward": "base",
     "MathAnswer": "math",
     "Outcome": "process",
+    "Overlong": "length",
     "Reward": "base",
     "Scores": "combine",
     "WorkerPool": "pool",

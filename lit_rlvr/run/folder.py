@@ -20,6 +20,7 @@ from rich.table import Table
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.plots import plot_run
 from lit_rlvr.run.stop import RunStopped
+from lit_rlvr.run.trace import Trace, write_trace
 from lit_rlvr.types import Rollout
 
 _log = logging.getLogger("lit_rlvr")
@@ -34,10 +35,11 @@ class RunFolder(Callback):
     Args:
         save_prompts: prompts per iteration (each with its whole group) that go to completions.jsonl.
         show_every: iterations between tables of sample completions in the terminal; 0 = never.
+        trace_every: iterations between rollouts whose tokens are saved for `lit-rlvr explain`; 0 = never.
     """
 
-    def __init__(self, save_prompts: int = 2, show_every: int = 10) -> None:
-        self.save_prompts, self.show_every = save_prompts, show_every
+    def __init__(self, save_prompts: int = 2, show_every: int = 10, trace_every: int = 10) -> None:
+        self.save_prompts, self.show_every, self.trace_every = save_prompts, show_every, trace_every
         self.accuracy_before: float | None = None
         self.accuracy_after: float | None = None
         self.train_seconds = 0.0
@@ -60,6 +62,9 @@ class RunFolder(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._iteration_began = time.perf_counter()
+        module: Any = pl_module
+        wanted = self.trace_every and module.iteration % self.trace_every == 0 and trainer.is_global_zero
+        module.trace = Trace(self.save_prompts) if wanted else None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,6 +78,9 @@ class RunFolder(Callback):
             with (self._root(trainer) / "completions.jsonl").open("a") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             module: Any = pl_module
+            if module.trace is not None:
+                groups = module.trace.records(batch.rollout, module.tokenizer)
+                write_trace(self._root(trainer), trainer.global_step, type(module).__name__, groups)
             if self.show_every and (module.iteration == 1 or module.iteration % self.show_every == 0):
                 show_rows(rows[:8], trainer.global_step)
             for logger in trainer.loggers:

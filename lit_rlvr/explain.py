@@ -1,0 +1,140 @@
+"""`lit-rlvr explain RUN`: one group, from rewards to advantages to each token's ratio, clip and weight."""
+
+from __future__ import annotations
+
+import html
+import json
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.run.trace import trace_folder
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:1.5rem auto;max-width:60rem;padding:0 1rem}
+pre{white-space:pre-wrap;background:#f4f4f4;padding:.7rem}table{border-collapse:collapse}
+td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:right}td:first-child{text-align:left}
+.c{margin:1rem 0;padding:.7rem;border:1px solid #ddd;white-space:pre-wrap;overflow-wrap:anywhere}
+.clip{text-decoration:line-through}"""
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """The command line of `explain`."""
+    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("--step", type=int, default=None, help="optimizer step after the rollout; the last saved one")
+    parser.add_argument("--prompt", type=str, default="0", help="which saved prompt: its number, or its id")
+    parser.add_argument("--html", type=str, default=None, help="page to write; RUN/explain.html")
+    config = parser.parse_args(arguments)
+    step, algorithm, group = load_group(Path(config.run), config.step, config.prompt)
+    show(step, algorithm, group)
+    target = Path(config.html or Path(config.run) / "explain.html")
+    target.write_text(page(step, algorithm, group))
+    Console().print(f"\nPage: {target}", highlight=False, soft_wrap=True)
+
+
+def load_group(run: Path, step: int | None, prompt: str) -> tuple[int, str, dict[str, Any]]:
+    """A saved group: (step, algorithm, group).
+
+    Raises:
+        UserError: the run saved no rollouts, or not this step or prompt; says which there are.
+    """
+    files = {int(p.stem.removeprefix("step-")): p for p in sorted(trace_folder(run).glob("step-*.json"))}
+    if not files:
+        raise UserError(f"{trace_folder(run)} holds no rollout; train with run.trace_every above 0")
+    chosen = max(files) if step is None else step
+    if chosen not in files:
+        raise UserError(f"--step: {chosen} was not saved; saved steps: {', '.join(map(str, files))}")
+    saved = json.loads(files[chosen].read_text())
+    by_name = {str(k): group for k, group in enumerate(saved["groups"])} | {g["id"]: g for g in saved["groups"]}
+    if prompt not in by_name:
+        raise UserError(f"--prompt: {prompt!r} was not saved at step {chosen}; there are {', '.join(by_name)}")
+    return chosen, saved["algorithm"], by_name[prompt]
+
+
+def show(step: int, algorithm: str, group: dict[str, Any]) -> None:
+    """The group in the terminal: a table, then each completion with its tokens coloured by weight."""
+    console = Console(highlight=False)
+    console.print(Text(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']!r}\n", style="bold"))
+    console.print(Text(group["prompt"]))
+    table = Table("g", *COLUMNS, title="\nFrom reward to weight", title_justify="left")
+    for g, completion in enumerate(group["completions"]):
+        table.add_row(str(g), *cells(completion))
+    console.print(table)
+    scale = largest_weight(group)
+    for g, completion in enumerate(group["completions"]):
+        text = Text(f"[{g}] ", style="dim")
+        for token, weight, clipped, _ in tokens(completion):
+            strength = int(160 * abs(weight) / scale)
+            colour = (0, 40 + strength, 0) if weight > 0 else (40 + strength, 0, 0)
+            style = f"on rgb({colour[0]},{colour[1]},{colour[2]})" if weight else ""
+            text.append(token, style=f"{style} strike" if clipped else style)
+        console.print(text)
+    console.print(Text("green: made likelier, red: made less likely, struck out: clipped", style="dim"))
+
+
+COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", "clipped", "sum of weights", "status")
+
+
+def cells(completion: dict[str, Any]) -> list[str]:
+    """One completion's row of the table."""
+    ratio, weight = completion.get("ratio", []), completion.get("weight", [])
+    clipped = sum(c for _, _, c, _ in tokens(completion))
+    return [
+        f"{completion['reward']:.3f}",
+        "yes" if completion["correct"] else "no",
+        f"{completion['advantage']:+.3f}",
+        str(len(completion["tokens"])),
+        f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",
+        str(clipped),
+        f"{sum(weight):+.3g}" if weight else "0",
+        completion["status"] if completion["finish_reason"] == "stop" else f"{completion['status']}, cut off",
+    ]
+
+
+def tokens(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
+    """(token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
+    weights, ratios = completion.get("weight"), completion.get("ratio")
+    if not weights or not ratios:  # a group without any gradient is not run
+        return [(token, 0.0, False, "not run") for token in completion["tokens"]]
+    rows = zip(completion["tokens"], weights, ratios, completion["logp"], strict=True)
+    live = completion["advantage"] != 0
+    return [
+        (token, weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
+        for token, weight, ratio, logp in rows
+    ]
+
+
+def largest_weight(group: dict[str, Any]) -> float:
+    """The largest |weight| of the group, for colours; 1 when all are 0."""
+    return max([abs(w) for c in group["completions"] for w in c.get("weight", [])], default=0.0) or 1.0
+
+
+def page(step: int, algorithm: str, group: dict[str, Any]) -> str:
+    """The group as one self-contained HTML page; every text of the model is escaped."""
+    scale = largest_weight(group)
+    rows = "".join(
+        f"<tr><td>{g}</td>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(completion)) + "</tr>"
+        for g, completion in enumerate(group["completions"])
+    )
+    parts = []
+    for g, completion in enumerate(group["completions"]):
+        spans = []
+        for token, weight, clipped, title in tokens(completion):
+            colour = f"rgba({'0,150,0' if weight > 0 else '200,0,0'},{0.75 * abs(weight) / scale:.3f})"
+            mark = ' class="clip"' if clipped else ""
+            spans.append(f'<span{mark} style="background:{colour}" title="{title}">{html.escape(token)}</span>')
+        parts.append(f"<h3>completion {g}</h3><div class=c>{''.join(spans)}</div>")
+    heading = html.escape(f"{algorithm}, step {step}, prompt {group['id']}")
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{heading}</title><style>{STYLE}</style><h1>{heading}</h1>"
+        f"<pre>{html.escape(group['prompt'])}</pre><p>Reference answer: {html.escape(group['answer'])}</p>"
+        f"<table><tr><th>g</th>{''.join(f'<th>{c}</th>' for c in COLUMNS)}</tr>{rows}</table>"
+        f"<p>Green tokens are made likelier, red ones less likely, struck-out ones are clipped; point at one for its "
+        f"numbers.</p>{''.join(parts)}</html>\n"
+    )

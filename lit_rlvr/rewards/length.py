@@ -1,0 +1,81 @@
+"""Rewards that depend on how long a completion is, in tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.base import Reward
+from lit_rlvr.rewards.math import MathAnswer
+from lit_rlvr.types import Completion, RewardResult, Sample
+
+
+class Overlong(Reward):
+    """DAPO's soft punishment: 0 up to `max_tokens - cache_tokens`, then falling linearly to -1 at `max_tokens`.
+
+    Source: Yu et al. 2025 (DAPO), eq. 13. DAPO's task reward is +-1; on a 0/1 reward this weighs twice as much.
+
+    Args:
+        max_tokens: L_max, the length from which the punishment is -1.
+        cache_tokens: L_cache, the length of the slope.
+        kwargs: `weight`, `correct_from` and `name` of every reward.
+
+    Raises:
+        UserError: `cache_tokens` does not lie in [1, max_tokens].
+    """
+
+    def __init__(self, max_tokens: int, cache_tokens: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 1 <= cache_tokens <= max_tokens:
+            raise UserError(f"rewards.Overlong.cache_tokens: {cache_tokens} must lie in [1, max_tokens={max_tokens}]")
+        self.max_tokens, self.cache_tokens = max_tokens, cache_tokens
+
+    def __call__(self, completion: Completion, sample: Sample) -> float:
+        over = len(completion.token_ids) - (self.max_tokens - self.cache_tokens)
+        return -min(max(over / self.cache_tokens, 0.0), 1.0)
+
+
+class CosineScaled(MathAnswer):
+    """Right answers earn more when short, wrong ones lose less when long; lengths in tokens.
+
+    `max_correct` at length 0 falls to `min_correct` at `max_length` along half a cosine; wrong answers go from
+    `min_wrong` to `max_wrong`. Source: AAPO, eqs. 9-10; lengths beyond `max_length` count as `max_length`, where the
+    released code is periodic. An answer that cannot be read counts as wrong.
+
+    Args:
+        max_length: L, in tokens.
+        min_correct: alpha_min^c, a right answer's reward at `max_length`.
+        max_correct: alpha_max^c, a right answer's reward at length 0.
+        min_wrong: alpha_min^w, a wrong answer's reward at length 0.
+        max_wrong: alpha_max^w, a wrong answer's reward at `max_length`.
+        kwargs: the options of `MathAnswer` and of every reward.
+    """
+
+    def __init__(
+        self,
+        max_length: int,
+        min_correct: float = 0.5,
+        max_correct: float = 1.0,
+        min_wrong: float = -0.5,
+        max_wrong: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if max_length < 1:
+            raise UserError(f"rewards.CosineScaled.max_length: {max_length} is not positive")
+        self.max_length = max_length
+        self.ends = {True: (max_correct, min_correct), False: (min_wrong, max_wrong)}
+
+    def score(self, pairs: Sequence[tuple[Completion, Sample]]) -> list[RewardResult]:
+        judged = super().score(pairs)
+        return [self._scaled(result, completion) for result, (completion, _) in zip(judged, pairs, strict=True)]
+
+    def _scaled(self, result: RewardResult, completion: Completion) -> RewardResult:
+        if result.status == "error":
+            return result
+        start, end = self.ends[bool(result.correct)]
+        share = min(len(completion.token_ids) / self.max_length, 1.0)
+        return replace(result, value=end + 0.5 * (start - end) * (1 + math.cos(math.pi * share)))

@@ -1,0 +1,88 @@
+"""What the loss did with each token of some groups: kept for `lit-rlvr explain` and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_rlvr.objectives import LossInputs
+from lit_rlvr.types import Rollout
+
+
+class Trace:
+    """Watches the first groups of a rollout through its updates; later updates replace earlier ones.
+
+    Args:
+        prompts: groups to watch.
+    """
+
+    def __init__(self, prompts: int) -> None:
+        self.prompts = prompts
+        self.tokens: dict[int, dict[str, list[float]]] = {}
+
+    def watch(self, rows: list[int], group_size: int, x: LossInputs) -> None:
+        """Note the numbers of the watched ones among `rows`, and their gradients when these are computed."""
+        chosen = {k: row for k, row in enumerate(rows) if row < self.prompts * group_size}
+        if not chosen:
+            return
+        kept = {k: x.mask[k] for k in chosen}
+
+        def note(gradient: Tensor) -> None:
+            for k, row in chosen.items():
+                self.tokens[row] = {
+                    "logp": _numbers(x.logp[k], kept[k]),
+                    "ratio": _numbers((x.logp[k] - x.old[k]).exp(), kept[k]),
+                    "weight": _numbers(-gradient[k], kept[k]),
+                }
+
+        x.logp.register_hook(note)
+
+    def records(self, rollout: Rollout, tokenizer: Any) -> list[dict[str, Any]]:
+        """The watched groups with everything that is known of them."""
+        size = rollout.group_size
+        return [
+            {
+                "id": rollout.prompts[p].sample.id,
+                "prompt": tokenizer.decode(rollout.prompts[p].token_ids),
+                "answer": rollout.prompts[p].sample.answer,
+                "completions": [self._completion(rollout, p, g, tokenizer) for g in range(size)],
+            }
+            for p in range(min(self.prompts, len(rollout.prompts)))
+        ]
+
+    def _completion(self, rollout: Rollout, p: int, g: int, tokenizer: Any) -> dict[str, Any]:
+        completion = rollout.completions[p][g]
+        advantages = rollout.advantages
+        return {
+            "text": completion.text,
+            "tokens": [tokenizer.decode([token]) for token in completion.token_ids],
+            "finish_reason": completion.finish_reason,
+            "reward": float(rollout.rewards[p, g]),
+            "parts": {name: float(part[p, g]) for name, part in rollout.parts.items()},
+            "correct": bool(rollout.correct[p, g]),
+            "status": rollout.statuses[p][g],
+            "advantage": None if advantages is None else float(advantages[p, g]),
+            "engine_logp": [round(v, 6) for v in completion.logprobs],
+            **self.tokens.get(p * rollout.group_size + g, {}),
+        }
+
+
+def _numbers(values: Tensor, mask: Tensor) -> list[float]:
+    return [float(f"{v:.6g}") for v in values.detach()[mask].tolist()]
+
+
+def trace_folder(run: str | Path) -> Path:
+    return Path(run) / "rollouts"
+
+
+def write_trace(run: str | Path, step: int, algorithm: str, groups: list[dict[str, Any]]) -> None:
+    """Save one step's groups as `rollouts/step-NNNNNN.json`, atomically."""
+    path = trace_folder(run) / f"step-{step:06d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text(json.dumps({"step": step, "algorithm": algorithm, "groups": groups}, ensure_ascii=False))
+    os.replace(scratch, path)
