@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import yaml
 import lit_rlvr
 from lit_rlvr.errors import UserError
 
+_SCRATCH = tempfile.TemporaryDirectory(prefix="lit-rlvr-")  # removed when the process ends
+_MERGED = Path(_SCRATCH.name)
+
 TOP_KEYS = (
-    "seed_everything", "model", "data", "rollout", "trainer", "run", "checkpoint", "overwrite", "ckpt_path",
+    "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "checkpoint", "overwrite", "ckpt_path",
     "weights_only", "verbose",
 )  # fmt: skip
 """What a config of `fit` or `validate` may hold."""
@@ -30,17 +34,46 @@ def config_folder() -> Path:
 def find_configs(args: Sequence[str]) -> list[str]:
     """The arguments with every `--config NAME` made a path: a file as it is, else a shipped config.
 
-    `quickstart`, `quickstart.yaml` and `configs/quickstart.yaml` all find the shipped quickstart.yaml.
+    `quickstart`, `quickstart.yaml` and `configs/quickstart.yaml` all find the shipped quickstart.yaml. A config with a
+    `base:` is replaced by a file that holds it merged over its base.
 
     Raises:
-        UserError: there is no such config, or it is not YAML (its name and line).
+        UserError: there is no such config, it is not YAML (its name and line), or it has an unknown key.
     """
     found = list(args)
     for i, name in _config_arguments(args):
         path = _find(name)
-        _check_yaml(path)
+        values = load_config(path)
+        if "base" in (yaml.safe_load(path.read_text()) or {}):
+            path = _MERGED / f"{i}-{path.name}"
+            path.write_text(yaml.safe_dump(values, sort_keys=False))
         found[i] = f"--config={path}" if args[i].startswith("--config=") else str(path)
     return found
+
+
+def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A config merged over its `base:` (a path beside it, or a shipped config), mappings key by key.
+
+    Raises:
+        UserError: as `find_configs`, or the bases run in a circle.
+    """
+    if path in seen:
+        raise UserError(f"--config: {path}: its `base:` leads back to itself")
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    beside = path.parent / str(base)
+    return merge(load_config(beside if beside.is_file() else _find(str(base)), (*seen, path)), values)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`: mappings are merged, everything else (lists too) is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
 
 
 def _config_arguments(args: Sequence[str]) -> Iterator[tuple[int, str]]:
@@ -66,7 +99,8 @@ def _find(name: str) -> Path:
     raise UserError(f"--config: there is no file {name}{hint}")
 
 
-def _check_yaml(path: Path) -> None:
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A config as it stands, its form and top-level keys checked."""
     try:
         value = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -80,6 +114,7 @@ def _check_yaml(path: Path) -> None:
             near = difflib.get_close_matches(str(key), TOP_KEYS, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(TOP_KEYS)}"
             raise UserError(f"--config: {path}: unknown key {key!r}; {hint}")
+    return value
 
 
 def dropped_options(args: Sequence[str], config: Any) -> Iterator[tuple[str, str]]:
@@ -92,7 +127,7 @@ def dropped_options(args: Sequence[str], config: Any) -> Iterator[tuple[str, str
     """
     for _, name in _config_arguments(args):
         path = _find(name)
-        values = yaml.safe_load(path.read_text())
+        values = load_config(path)
         for part in ("model", "data"):
             section = values.get(part)
             given = section.get("init_args", {}) if isinstance(section, dict) else {}
