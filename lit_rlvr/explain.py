@@ -27,7 +27,9 @@ def run(command: str, arguments: list[str]) -> None:
     parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--step", type=int, default=None, help="optimizer step after the rollout; the last saved one")
-    parser.add_argument("--prompt", type=str, default="0", help="which saved prompt: its number, or its id")
+    parser.add_argument(
+        "--prompt", type=str, default=None, help="which saved prompt: its number, or its id; the first with a gradient"
+    )
     parser.add_argument("--html", type=str, default=None, help="page to write; RUN/explain.html")
     config = parser.parse_args(arguments)
     step, algorithm, group = load_group(Path(config.run), config.step, config.prompt)
@@ -37,7 +39,7 @@ def run(command: str, arguments: list[str]) -> None:
     Console().print(f"\nPage: {target}", highlight=False, soft_wrap=True)
 
 
-def load_group(run: Path, step: int | None, prompt: str) -> tuple[int, str, dict[str, Any]]:
+def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, str, dict[str, Any]]:
     """A saved group: (step, algorithm, group).
 
     Raises:
@@ -50,6 +52,9 @@ def load_group(run: Path, step: int | None, prompt: str) -> tuple[int, str, dict
     if chosen not in files:
         raise UserError(f"--step: {chosen} was not saved; saved steps: {', '.join(map(str, files))}")
     saved = json.loads(files[chosen].read_text())
+    if prompt is None:
+        live = (k for k, group in enumerate(saved["groups"]) if any("weight" in c for c in group["completions"]))
+        prompt = str(next(live, 0))
     by_name = {str(k): group for k, group in enumerate(saved["groups"])} | {g["id"]: g for g in saved["groups"]}
     if prompt not in by_name:
         raise UserError(f"--prompt: {prompt!r} was not saved at step {chosen}; there are {', '.join(by_name)}")
@@ -92,7 +97,7 @@ def cells(completion: dict[str, Any]) -> list[str]:
         f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",
         str(clipped),
         f"{sum(weight):+.3g}" if weight else "0",
-        completion["status"] if completion["finish_reason"] == "stop" else f"{completion['status']}, cut off",
+        completion["status"] if completion["finish_reason"] == "stop" else f"{completion['status']}/cut",
     ]
 
 

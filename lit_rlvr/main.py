@@ -18,6 +18,7 @@ COMMANDS = {
     "fit": ("lit_rlvr.cli", "train a model"),
     "validate": ("lit_rlvr.cli", "measure a model on the validation sets"),
     "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
+    "parity": ("lit_rlvr.parity", "replay algorithms on one frozen batch of numbers, without a model"),
     "explain": ("lit_rlvr.explain", "show what the loss did with each token of one group"),
     "doctor": ("lit_rlvr.doctor", "say what is installed, what will be used, and what is missing"),
 }

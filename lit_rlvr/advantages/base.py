@@ -148,3 +148,9 @@ def centered(rewards: Tensor) -> Tensor:
             "use a group size of 2 or more, or advantage: reinforce"
         )
     return torch.where(degenerate(rewards), 0.0, rewards - rewards.mean(1, keepdim=True))
+
+
+def standardised(rewards: Tensor, eps: float, unbiased: bool = False) -> Tensor:
+    """`(r - mu) / (sd + eps)` (P, G), exactly 0 in degenerate groups, even with eps = 0."""
+    std = torch.where(degenerate(rewards), 1.0, group_std(rewards, unbiased) + eps)  # (P, 1)
+    return centered(rewards) / std

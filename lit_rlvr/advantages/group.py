@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages.base import Advantage, GroupBatch, centered, degenerate, group_std, register
+from lit_rlvr.advantages.base import Advantage, GroupBatch, centered, degenerate, register, standardised
 from lit_rlvr.errors import UserError
 
 
@@ -34,7 +34,7 @@ class GRPOAdvantage(_Compared):
     unbiased_std: bool = False
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        return centered(group.rewards) / (group_std(group.rewards, self.unbiased_std) + self.eps)
+        return standardised(group.rewards, self.eps, self.unbiased_std)
 
 
 @register("dr_grpo")
@@ -64,11 +64,10 @@ class GPGAdvantage(_Compared):
     eps: float = 1e-6
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        advantages = centered(group.rewards)
-        if self.f_norm == "std":
-            advantages = advantages / (group_std(group.rewards) + self.eps)
-        valid = int((~degenerate(group.rewards)).sum())
-        return advantages * (len(group.rewards) / valid) if self.rescale_valid and valid else advantages
+        r = group.rewards
+        advantages = centered(r) if self.f_norm == "one" else standardised(r, self.eps)
+        valid = int((~degenerate(r)).sum())
+        return advantages * (len(r) / valid) if self.rescale_valid and valid else advantages
 
 
 @register("rloo")

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
+from lit_rlvr.algorithms.optimizer import build_optimizer
 from lit_rlvr.algorithms.reference import ReferenceModule
 from lit_rlvr.algorithms.step import Frozen, frozen_logprobs, plan_step, step_metrics
 from lit_rlvr.distributed import gather_rows, rank, world_size
@@ -25,7 +26,6 @@ from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
-    from lit_rlvr.rollout import RolloutCallback
     from lit_rlvr.run.trace import Trace
 
 _log = logging.getLogger("lit_rlvr")
@@ -105,65 +105,13 @@ class RLVRModule(ReferenceModule):
 
     # ---- set-up -------------------------------------------------------------------------------------------
 
-    def check_sizes(self, rollout: RolloutCallback, prompts: int, ranks: int) -> None:
-        """Check a run's sizes against each other, before weights load, and print what follows from them."""
-        if rollout.sampling.truncated:
-            raise UserError(
-                "rollout.sampling: top_p/top_k change the distribution that the loss's log-probabilities are about; "
-                "use top_p: 1.0 and top_k: 0 for training (eval_sampling may use them)"
-            )
-        if rollout.group_size < self.advantage.min_group:
-            raise UserError(
-                f"rollout.group_size: {rollout.group_size} is too small, model.advantage compares the completions of "
-                f"a prompt; use at least {self.advantage.min_group}"
-            )
-        if prompts % (ranks * self.updates_per_rollout):
-            raise UserError(
-                f"data.prompts_per_step: {prompts} prompts cannot be split evenly over {ranks} rank(s) x "
-                f"{self.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
-                f"use a multiple of {ranks * self.updates_per_rollout}"
-            )
-        name, updates = type(self).__name__, self.updates_per_rollout * self.epochs_per_rollout
-        if updates > 1 and not self.has_ratio:
-            _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
-        if updates == 1 and self.needs_updates:
-            _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
-        if self.importance_correction is None:
-            self.importance_correction = "none" if rollout.engine.exact else "token_truncate"
-        _log.info(
-            "%d prompts x %d completions = %d sequences a rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
-            "%d pass(es), at most %d tokens at once; engine %s, importance correction %s",
-            prompts, rollout.group_size, prompts * rollout.group_size, ranks, self.updates_per_rollout,
-            prompts // ranks // self.updates_per_rollout, self.epochs_per_rollout, self.tokens_per_microbatch,
-            rollout.engine.name, self.importance_correction,
-        )  # fmt: skip
-
     def configure_model(self) -> None:
         if self.policy is None:
             self.policy = load_policy(self.model_folder, self.shared_prefix)
             self.load_reference(self.shared_prefix)
 
     def configure_optimizers(self) -> Any:
-        from transformers import get_scheduler
-
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, self.lr, self.betas, weight_decay=self.weight_decay, fused=True)
-        name = "constant_with_warmup" if self.lr_schedule == "constant" else self.lr_schedule
-        steps = None if self.lr_schedule == "constant" else self._total_steps()
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": get_scheduler(name, optimizer, self.warmup_steps, steps),
-        }
-
-    def _total_steps(self) -> int:
-        """Optimizer steps of the whole run, for schedules that fall."""
-        if self.trainer.max_steps > 0:
-            return int(self.trainer.max_steps)
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 0:
-            raise UserError(f"model.lr_schedule: {self.lr_schedule} needs trainer.max_steps or trainer.max_epochs")
-        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        return int(batches * epochs * self.updates_per_rollout * self.epochs_per_rollout)
+        return build_optimizer(self)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Prompts stay where they are: Lightning would train on a copy that the rollout callback never saw."""

@@ -33,6 +33,10 @@ class ReferenceModule(LossModule):
         if self.kl_coef > 0 or self.advantage.needs_reference:
             self._reference = [load_policy(self.model_folder, shared_prefix).requires_grad_(False)]
 
+    def on_fit_start(self) -> None:
+        for reference in self._reference:
+            reference.to(self.device)
+
     def renew_reference(self, iteration: int) -> None:
         """Make the current policy the reference, every `reference_update_every` iterations."""
         if self._reference and self.reference_update_every and iteration % self.reference_update_every == 0:

@@ -4,7 +4,7 @@ This is how an algorithm is checked against a paper or another framework: the sa
 (`algorithms/loss.py`, `objectives.py`), on arrays that anyone can write.
 """
 
-from lit_rlvr.parity.command import load_algorithms, run_parity
+from lit_rlvr.parity.command import load_algorithms, run, run_parity
 from lit_rlvr.parity.replay import replay
 
-__all__ = ["load_algorithms", "replay", "run_parity"]
+__all__ = ["load_algorithms", "replay", "run", "run_parity"]

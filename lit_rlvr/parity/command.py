@@ -8,12 +8,24 @@ from typing import Any
 
 import numpy as np
 import yaml
+from jsonargparse import ArgumentParser
 
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.errors import UserError, user_error_in
 from lit_rlvr.parity.batch import load_arrays
 from lit_rlvr.parity.plot import plot_weights
 from lit_rlvr.parity.replay import replay
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """The command line of `parity`."""
+    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=run_parity.__doc__, exit_on_error=False)
+    parser.add_argument("batch", type=str, help="the frozen batch: an .npz file")
+    parser.add_argument("--config", type=str, required=True, help="YAML: {algorithms: {NAME: {class_path, init_args}}}")
+    parser.add_argument("--out", type=str, required=True, help="the .npz file to write")
+    parser.add_argument("--plot", type=str, default=None, help="PNG of each token's weight in the gradient")
+    config = parser.parse_args(arguments)
+    run_parity(config.batch, config.config, config.out, config.plot)
 
 
 def run_parity(batch_path: Path | str, config: Path | str, out: Path | str, plot: Path | str | None = None) -> None:

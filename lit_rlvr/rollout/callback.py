@@ -5,7 +5,6 @@ The second half, from a rollout to an optimizer step, is `algorithms/base.py`.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter
@@ -15,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.algorithms.sizes import check_sizes
 from lit_rlvr.distributed import all_min
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import FunctionReward, MathAnswer, Reward
-from lit_rlvr.rewards.combine import Scores, score_rollout
+from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.assemble import assemble, join, live_groups, rollout_metrics
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine, resolve_engine
+from lit_rlvr.rollout.failures import stop_on_failures
 from lit_rlvr.rollout.probe import check_engine
 from lit_rlvr.rollout.reference import ReferenceRollouts
 from lit_rlvr.seeds import derive_seed, run_seed
@@ -96,7 +97,7 @@ class RolloutCallback(Callback):
         module: RLVRModule = pl_module  # type: ignore[assignment]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         module.eval_samples = self.eval_samples
-        module.check_sizes(self, data.prompts_per_step, trainer.world_size)
+        check_sizes(module, self, data.prompts_per_step, trainer.world_size)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
@@ -183,7 +184,7 @@ class RolloutCallback(Callback):
         completions = self.engine.generate(prompts, sampling, seeds)
         generated = time.perf_counter()
         scores = score_rollout(self.rewards, completions, [p.sample for p in prompts])
-        self._stop_on_failures(trainer, prompts, completions, scores)
+        stop_on_failures(prompts, completions, scores, self.max_failure_rate, Path(trainer.default_root_dir))
         rollout = assemble(prompts, completions, scores, sampling, self.mask_truncated)
         return rollout, {"generate": generated - started, "score": time.perf_counter() - generated}
 
@@ -229,27 +230,4 @@ class RolloutCallback(Callback):
                 data.eval_prompts_per_step * self.eval_samples // trainer.world_size,
             ),
             seed=run_seed(),
-        )
-
-    def _stop_on_failures(
-        self, trainer: Trainer, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores
-    ) -> None:
-        """Above `max_failure_rate`, save the completions whose reward failed and stop."""
-        failed, total = int(scores.failed.sum()), scores.failed.numel()
-        if failed <= self.max_failure_rate * total:
-            return
-        path = Path(trainer.default_root_dir) / "failed_rewards.jsonl"
-        rows: list[dict[str, Any]] = []
-        for p, g in scores.failed.nonzero().tolist():
-            reasons = {name: r.detail for name, r in scores.details[p][g].items() if r.status == "error"}
-            sample = prompts[p].sample
-            rows.append(
-                {"id": sample.id, "source": sample.source, "completion": completions[p][g].text, "failed": reasons}
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        name, reason = next(iter(rows[0]["failed"].items()))
-        raise UserError(
-            f"reward {name!r} failed on {failed} of {total} completions, above rollout.max_failure_rate="
-            f"{self.max_failure_rate}; first, on sample {rows[0]['id']}: {reason}; all of them: {path}"
         )

@@ -1,0 +1,37 @@
+"""When a reward's own check keeps failing, the run stops and shows where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.types import Completion, Prompt
+
+
+def stop_on_failures(
+    prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, limit: float, run: Path
+) -> None:
+    """Above a share of `limit` failed checks, save the completions to `failed_rewards.jsonl` in `run` and stop.
+
+    Raises:
+        UserError: names the reward, the first sample and the file.
+    """
+    failed, total = int(scores.failed.sum()), scores.failed.numel()
+    if failed <= limit * total:
+        return
+    path = run / "failed_rewards.jsonl"
+    rows: list[dict[str, Any]] = []
+    for p, g in scores.failed.nonzero().tolist():
+        reasons = {name: r.detail for name, r in scores.details[p][g].items() if r.status == "error"}
+        sample = prompts[p].sample
+        rows.append({"id": sample.id, "source": sample.source, "completion": completions[p][g].text, "failed": reasons})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    name, reason = next(iter(rows[0]["failed"].items()))
+    raise UserError(
+        f"reward {name!r} failed on {failed} of {total} completions, above rollout.max_failure_rate="
+        f"{limit}; first, on sample {rows[0]['id']}: {reason}; all of them: {path}"
+    )
