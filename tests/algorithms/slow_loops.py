@@ -1,0 +1,369 @@
+"""Every advantage and every loss once more: nested loops over plain numbers, written from the papers' formulas.
+
+Losses are sums over completions of terms that depend on that completion's log-probabilities alone, computed
+with 60 digits, so that a gradient is a central difference that is exact to far more digits than are compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from mpmath import mp, mpf
+
+mp.dps = 60
+STEP = mpf(10) ** -20
+Matrix = Sequence[Sequence[float]]
+
+
+# ---- advantages: lists of groups of rewards in, lists of groups of advantages out ------------------------------
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def deviation(values: Sequence[float], unbiased: bool = False) -> float:
+    mu = mean(values)
+    return math.sqrt(math.fsum((v - mu) ** 2 for v in values) / (len(values) - (1 if unbiased else 0)))
+
+
+def is_degenerate(group: Sequence[float]) -> bool:
+    return max(group) - min(group) <= 1e-8
+
+
+def slow_grpo(r: Matrix, c: Matrix, eps: float = 1e-6, unbiased_std: bool = False, **_: Any) -> list[list[float]]:
+    result = []
+    for group in r:
+        if is_degenerate(group):
+            result.append([0.0] * len(group))
+        else:
+            mu, sd = mean(group), deviation(group, unbiased_std)
+            result.append([(value - mu) / (sd + eps) for value in group])
+    return result
+
+
+def slow_dr_grpo(r: Matrix, c: Matrix, **_: Any) -> list[list[float]]:
+    return [[0.0] * len(g) if is_degenerate(g) else [v - mean(g) for v in g] for g in r]
+
+
+def slow_gpg(
+    r: Matrix, c: Matrix, f_norm: str = "one", rescale_valid: bool = True, eps: float = 1e-6, **_: Any
+) -> list[list[float]]:
+    valid = sum(not is_degenerate(group) for group in r)
+    alpha = len(r) / valid if rescale_valid and valid > 0 else 1.0
+    result = []
+    for group in r:
+        norm = 1.0 if f_norm == "one" else deviation(group) + eps
+        result.append([0.0 if is_degenerate(group) else alpha * (v - mean(group)) / norm for v in group])
+    return result
+
+
+def slow_rloo(r: Matrix, c: Matrix, **_: Any) -> list[list[float]]:
+    result = []
+    for group in r:
+        if is_degenerate(group):
+            result.append([0.0] * len(group))
+            continue
+        result.append([v - mean([u for j, u in enumerate(group) if j != i]) for i, v in enumerate(group)])
+    return result
+
+
+def slow_reinforce(
+    r: Matrix, c: Matrix, positive_weight: float = 0.1, negative_weight: float = 1.0, **_: Any
+) -> list[list[float]]:
+    return [[positive_weight if right == 1 else -negative_weight for right in group] for group in c]
+
+
+def slow_aapo(
+    r: Matrix, c: Matrix, s: Matrix, base: str = "grpo", delta_low: float = -0.2, delta_high: float = 0.28,
+    clip: bool = True, margin: str = "paired", **rest: Any,
+) -> list[list[float]]:  # fmt: skip
+    result = []
+    for group, other, before in zip(r, s, SLOW[base](r=r, c=c, s=s, **rest), strict=True):
+        row = []
+        for g, reward in enumerate(group):
+            m = reward - (other[g] if margin == "paired" else mean(other))
+            if clip:
+                m = min(max(m, delta_low), delta_high)
+            row.append(before[g] + m)
+        result.append(row)
+    return result
+
+
+def slow_agrae(
+    r: Matrix, c: Matrix, base: str = "grpo", alpha: float = 1.0, sample_level: bool = True, group_level: bool = True,
+    omega_from: str = "correct", p_from: str = "correct", omega_floor: float = 0.0, omega: float | None = None,
+    **rest: Any,
+) -> list[list[float]]:  # fmt: skip
+    if omega is None:
+        source = c if omega_from == "correct" else r
+        omega = mean([value for group in source for value in group])
+    omega = max(omega, omega_floor)
+    result = []
+    for i, group in enumerate(SLOW[base](r=r, c=c, **rest)):
+        p = mean((c if p_from == "correct" else r)[i])
+        row = []
+        for a in group:
+            if sample_level and 0 < p < 1:
+                a = omega / 2 * a / math.sqrt(p) + (1 - omega) / 2 * a / math.sqrt(1 - p)
+            if group_level and a > 0:
+                a *= min(1.0, omega / alpha)
+            row.append(a)
+        result.append(row)
+    return result
+
+
+def _slow_control(change: Callable[[float, float], float]) -> Callable[..., list[list[float]]]:
+    def control(r: Matrix, c: Matrix, base: str = "grpo", **rest: Any) -> list[list[float]]:
+        return [[change(a, mean(c[i])) for a in group] for i, group in enumerate(SLOW[base](r=r, c=c, **rest))]
+
+    return control
+
+
+def slow_grpo_lead(
+    r: Matrix, c: Matrix, lengths: Matrix, alpha: float = 0.05, weight_min: float = 0.4, weight_max: float = 1.5,
+    slope: float = 10, center: float = 0.75, **_: Any,
+) -> list[list[float]]:  # fmt: skip
+    def weight(x: float) -> float:
+        return weight_min + (weight_max - weight_min) / (1 + math.exp(slope * (x - center)))
+
+    shaped = []
+    for right, length in zip(c, lengths, strict=True):
+        chosen = [n for n, ok in zip(length, right, strict=True) if ok == 1]
+        row = []
+        for n, ok in zip(length, right, strict=True):
+            row.append(math.exp(-alpha * (n - mean(chosen)) / (deviation(chosen) + 1e-6)) if ok == 1 else -1.0)
+        shaped.append(row)
+    result = []
+    for right, group in zip(c, slow_grpo(shaped, c), strict=True):
+        p = mean(right)
+        result.append([a * weight(p) if a > 0 else a * weight(1 - p) for a in group])
+    return result
+
+
+SLOW: dict[str, Callable[..., list[list[float]]]] = {
+    "grpo": slow_grpo,
+    "dr_grpo": slow_dr_grpo,
+    "gpg": slow_gpg,
+    "rloo": slow_rloo,
+    "reinforce": slow_reinforce,
+    "aapo": slow_aapo,
+    "agrae": slow_agrae,
+    "positive_dominant": _slow_control(lambda a, p: 10 * a if a > 0 else a),
+    "negative_dominant": _slow_control(lambda a, p: a / 10 if a > 0 else a),
+    "hard_focused": _slow_control(lambda a, p: 0.5 * a / math.sqrt(p) if 0 < p < 1 else a),
+    "easy_focused": _slow_control(lambda a, p: 0.5 * a / math.sqrt(1 - p) if 0 < p < 1 else a),
+    "grpo_lead": slow_grpo_lead,
+}
+
+
+# ---- losses ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Case:
+    """A frozen batch as plain lists; row p * G + g."""
+
+    arrays: dict[str, np.ndarray]
+    group_size: int
+    max_tokens: int
+    logp: list[list[mpf]] = field(init=False)
+    old: list[list[mpf]] = field(init=False)
+    ref: list[list[mpf]] = field(init=False)
+    mask: list[list[bool]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.logp, self.old, self.ref = (
+            [[mpf(float(v)) for v in row] for row in self.arrays[name]] for name in ("logp", "old_logp", "ref_logp")
+        )
+        self.mask = self.arrays["mask"].tolist()
+
+    @property
+    def lengths(self) -> list[int]:
+        return [sum(row) for row in self.mask]
+
+    def tokens(self, i: int) -> list[int]:
+        return [t for t, used in enumerate(self.mask[i]) if used]
+
+    def share(self, i: int, aggregation: str) -> mpf:
+        """What each token of row i counts."""
+        rows, n = len(self.mask), self.lengths
+        if aggregation == "sequence_mean":
+            return 1 / (mpf(rows) * n[i])
+        if aggregation == "token_mean":
+            return 1 / mpf(sum(n))
+        if aggregation == "constant":
+            return 1 / (mpf(rows) * self.max_tokens)
+        first = i // self.group_size * self.group_size
+        return 1 / (mpf(rows // self.group_size) * sum(n[first : first + self.group_size]))
+
+
+Term = Callable[[int, Sequence[mpf]], mpf]
+
+
+def clip(value: mpf, low: mpf, high: mpf) -> mpf:
+    return min(max(value, low), high)
+
+
+def surrogate(w: mpf, a: mpf, low: mpf, high: mpf, dual: float | None = None) -> mpf:
+    value = min(w * a, clip(w, 1 - low, 1 + high) * a)
+    return max(value, dual * a) if dual is not None and a < 0 else value
+
+
+def clipped_terms(
+    case: Case, a: Sequence[mpf], aggregation: str, clip_low: float, clip_high: float, dual_clip: float | None = None
+) -> Term:
+    """GRPO, DAPO, Dr. GRPO, GRPO-LEAD."""
+
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        total = mpf(0)
+        for t in case.tokens(i):
+            w = mp.exp(logp[t] - case.old[i][t])
+            total += surrogate(w, a[i], mpf(clip_low), mpf(clip_high), dual_clip)
+        return -case.share(i, aggregation) * total
+
+    return term
+
+
+def plain_terms(case: Case, a: Sequence[mpf], aggregation: str) -> Term:
+    """GPG, AAPO, W-REINFORCE."""
+    return lambda i, logp: -case.share(i, aggregation) * sum(logp[t] * a[i] for t in case.tokens(i))
+
+
+def gmpo_terms(case: Case, a: Sequence[mpf], clip_low: float, clip_high: float, dual_clip: float | None = None) -> Term:
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        sign = mp.sign(a[i])
+        total = mpf(0)
+        for t in case.tokens(i):
+            d = logp[t] - case.old[i][t]
+            q = sign * min(sign * d, sign * clip(d, mpf(-clip_low), mpf(clip_high)))
+            if dual_clip is not None and sign < 0:
+                q = min(q, mp.log(dual_clip))
+            total += q
+        return -a[i] * mp.exp(total / case.lengths[i]) / len(case.mask)
+
+    return term
+
+
+def power_terms(
+    case: Case, a: Sequence[mpf], powers: Sequence[float], low: Sequence[float], high: Sequence[float],
+    dual_clip: float | None = None,
+) -> Term:  # fmt: skip
+    """APMPO, literally: powers of magnitudes. `powers`, `low`, `high`: one number per row."""
+
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        if a[i] == 0:
+            return mpf(0)
+        p = mpf(powers[i])
+        total = mpf(0)
+        for t in case.tokens(i):
+            w = mp.exp(logp[t] - case.old[i][t])
+            total += abs(surrogate(w, a[i], mpf(low[i]), mpf(high[i]), dual_clip)) ** p
+        return -mp.sign(a[i]) * (total / case.lengths[i]) ** (1 / p) / len(case.mask)
+
+    return term
+
+
+def gspo_terms(case: Case, a: Sequence[mpf], clip_low: float, clip_high: float, dual_clip: float | None = None) -> Term:
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        s = mp.exp(sum(logp[t] - case.old[i][t] for t in case.tokens(i)) / case.lengths[i])
+        return -surrogate(s, a[i], mpf(clip_low), mpf(clip_high), dual_clip) / len(case.mask)
+
+    return term
+
+
+def cispo_terms(
+    case: Case, a: Sequence[mpf], aggregation: str, ratio_cap: float, dual_clip: float | None = None
+) -> Term:
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        total = mpf(0)
+        for t in case.tokens(i):
+            frozen = min(mp.exp(case.logp[i][t] - case.old[i][t]), mpf(ratio_cap))  # of the batch, not of `logp`
+            if dual_clip is not None and a[i] < 0:
+                frozen = min(frozen, mpf(dual_clip))
+            total += frozen * a[i] * logp[t]
+        return -case.share(i, aggregation) * total
+
+    return term
+
+
+def kl_terms(case: Case, aggregation: str, coefficient: float) -> Term:
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        total = mpf(0)
+        for t in case.tokens(i):
+            d = case.ref[i][t] - logp[t]
+            total += mp.exp(d) - d - 1
+        return coefficient * case.share(i, aggregation) * total
+
+    return term
+
+
+def loss_and_gradient(case: Case, terms: Sequence[Term]) -> tuple[float, np.ndarray]:
+    """The sum over rows of all terms, and its derivative by every log-probability (central differences)."""
+    total = mpf(0)
+    gradient = np.zeros(case.arrays["logp"].shape)
+    for i, row in enumerate(case.logp):
+        if not case.tokens(i):
+            continue
+        for term in terms:
+            total += term(i, row)
+            for t in case.tokens(i):
+                up, down = list(row), list(row)
+                up[t], down[t] = row[t] + STEP, row[t] - STEP
+                gradient[i, t] += float((term(i, up) - term(i, down)) / (2 * STEP))
+    return float(total), gradient
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------
+
+
+def random_case(seed: int, shaped: bool = False, on_policy: bool = False, prompts: int = 7, size: int = 4) -> Case:
+    """A batch with degenerate, all-correct and all-wrong groups, rows of length one, masked rows and holes, and
+    ratios as far off as e^50 (or none at all)."""
+    rng = np.random.default_rng(seed)
+    width, rows = 6, prompts * size
+    lengths = rng.integers(1, width + 1, rows)
+    lengths[[0, 5, 9]] = 1
+    mask = np.arange(width)[None] < lengths[:, None]
+    mask[[2, size * 3]] = False  # fully masked rows
+    mask[7, 1::2] = False  # holes
+    mask[7, 0] = True
+    mask[size * 6 : size * 7] = False  # a whole group masked
+    old = -rng.exponential(1.0, (rows, width))
+    d = rng.normal(0, 0.35, (rows, width))
+    for far in (50, -50, 12, -12, 3, -3):
+        d[rng.random(d.shape) < 0.04] = far
+    d += rng.normal(0, 1e-3, d.shape)
+    d[0, 0], d[4, 0], d[5, 0], d[8, 0], d[12, 1], d[16, 0] = 50, -50, 50, 50, -50, 50
+    correct = rng.integers(0, 2, (prompts, size)).astype(float)
+    correct[0], correct[1], correct[2] = 1, 0, np.arange(size) == 0
+    rewards = correct.copy()
+    if shaped:
+        rewards = 0.7 * correct + 0.3 * rng.random((prompts, size))
+        rewards[3] = 0.4  # the same reward, correct or not
+    return Case(
+        {
+            "logp": old if on_policy else old + d,
+            "old_logp": old,
+            "ref_logp": old + rng.normal(0, 0.5, (rows, width)),
+            "mask": mask,
+            "rewards": rewards,
+            "correct": correct,
+            "reference_rewards": rng.integers(0, 2, (prompts, size)).astype(float),
+            "max_completion_length": np.array(9),
+        },
+        size,
+        9,
+    )
+
+
+def worst_error(ours: np.ndarray, theirs: np.ndarray, floor: float = 1e-30) -> float:
+    """Largest relative difference of any element; what is exactly 0 must be 0 up to `floor`."""
+    ours, theirs = np.atleast_1d(ours), np.atleast_1d(theirs)
+    assert ours.shape == theirs.shape
+    assert np.isfinite(ours).all()
+    return float(np.max(np.abs(ours - theirs) / np.maximum(np.abs(theirs), floor), initial=0.0))

@@ -1,0 +1,293 @@
+"""Every advantage against slow loops; names, nesting, state and errors."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from slow_loops import SLOW, random_case, worst_error
+
+import lit_rlvr.advantages as A
+from lit_rlvr.advantages import (
+    AGRAE,
+    REGISTRY,
+    AAPOAdvantage,
+    DrGRPOAdvantage,
+    GPGAdvantage,
+    GroupBatch,
+    GRPOAdvantage,
+    GRPOLeadAdvantage,
+    HardFocused,
+    PositiveDominant,
+    ReinforceAdvantage,
+    RLOOAdvantage,
+    resolve_advantage,
+)
+from lit_rlvr.algorithms import AAPO, GRPO
+from lit_rlvr.errors import UserError
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "grpo": [{}, {"eps": 1e-4, "unbiased_std": True}],
+    "dr_grpo": [{}],
+    "gpg": [{}, {"f_norm": "std"}, {"rescale_valid": False}, {"f_norm": "std", "rescale_valid": False}],
+    "rloo": [{}],
+    "reinforce": [
+        {},
+        {"positive_weight": 1.0, "negative_weight": 0.0},
+        {"positive_weight": 0.0, "negative_weight": 1.0},
+    ],
+    "aapo": [
+        {},
+        {"base": "dr_grpo", "margin": "group_mean"},
+        {"clip": False},
+        {"delta_low": -0.5, "delta_high": 0.1, "base": "gpg"},
+        {"base": "reinforce"},
+    ],
+    "agrae": [
+        {},
+        {"base": "dr_grpo", "alpha": 0.5},
+        {"sample_level": False},
+        {"group_level": False},
+        {"omega_from": "reward", "p_from": "reward"},
+        {"omega_floor": 0.9, "alpha": 0.95},
+    ],
+    "positive_dominant": [{}, {"base": "dr_grpo"}],
+    "negative_dominant": [{}, {"base": "gpg"}],
+    "hard_focused": [{}, {"base": "rloo"}],
+    "easy_focused": [{}, {"base": "dr_grpo"}],
+    "grpo_lead": [
+        {},
+        {"alpha": 0.5, "weight_min": 0.1, "weight_max": 2.0, "slope": 4.0, "center": 0.5},
+    ],
+}
+
+
+def group_batch(seed: int, shaped: bool, dtype: torch.dtype = torch.float64) -> GroupBatch:
+    arrays = random_case(seed, shaped=shaped, size=6).arrays
+    lengths = arrays["mask"].sum(1).reshape(arrays["rewards"].shape)
+    names = ("rewards", "correct", "reference_rewards")
+    return GroupBatch(*(torch.tensor(arrays[n], dtype=dtype) for n in names), torch.tensor(lengths, dtype=dtype))
+
+
+def slow(name: str, group: GroupBatch, **options: Any) -> np.ndarray:
+    fields = {"r": group.rewards, "c": group.correct, "s": group.reference_rewards, "lengths": group.lengths}
+    return np.array(SLOW[name](**{k: v.double().tolist() for k, v in fields.items()}, **options))
+
+
+def binary(*groups: list[int]) -> GroupBatch:
+    c = torch.tensor(groups, dtype=torch.float64)
+    return GroupBatch(c, c.clone(), torch.zeros_like(c), torch.arange(1.0, c.numel() + 1).view_as(c))
+
+
+@pytest.mark.parametrize("shaped", [False, True])
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n, all_ in OPTIONS.items() for o in all_])
+def test_advantages_are_those_of_the_slow_loops(name: str, options: dict[str, Any], shaped: bool) -> None:
+    for seed in range(3):
+        group = group_batch(seed, shaped)
+        before = [t.clone() for t in vars(group).values()]
+        found = REGISTRY[name](**options)(group)
+        assert found.dtype == torch.float64
+        assert worst_error(found.numpy(), slow(name, group, **options)) < 1e-9
+        assert all(torch.equal(x, y) for x, y in zip(before, vars(group).values(), strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_single_precision_rewards_give_single_precision_advantages(name: str) -> None:
+    group = group_batch(0, shaped=True, dtype=torch.float32)
+    found = REGISTRY[name]()(group)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, slow(name, group), rtol=2e-4, atol=1e-6)
+
+
+def test_every_registered_advantage_is_tested_and_is_a_class_of_the_package() -> None:
+    assert set(OPTIONS) == set(REGISTRY) == set(SLOW)
+    names = "GRPOAdvantage DrGRPOAdvantage GPGAdvantage RLOOAdvantage ReinforceAdvantage AAPOAdvantage AGRAE"
+    names += " PositiveDominant NegativeDominant HardFocused EasyFocused GRPOLeadAdvantage"
+    assert {getattr(A, name) for name in names.split()} == set(REGISTRY.values())
+
+
+# ---- by hand ---------------------------------------------------------------------------------------------------
+
+
+def test_grpo_by_hand() -> None:
+    found = GRPOAdvantage(eps=0)(binary([1, 0, 0, 0], [1, 1, 1, 1]))
+    torch.testing.assert_close(found[0], torch.tensor([3, -1, -1, -1]) / math.sqrt(3), check_dtype=False)
+    assert found[1].tolist() == [0, 0, 0, 0]
+
+
+def test_a_degenerate_group_is_exactly_zero_whatever_rounding_leaves() -> None:
+    r = torch.tensor([[0.1 + 0.2, 0.3, 0.3]], dtype=torch.float64)
+    for name in ("grpo", "dr_grpo", "gpg", "rloo", "agrae", "hard_focused"):
+        assert (REGISTRY[name]()(GroupBatch(r, torch.tensor([[1.0, 0, 1]]).double())) == 0).all(), name
+
+
+def test_gpg_counts_valid_groups() -> None:
+    group = binary([1, 0], [1, 1], [0, 0], [0, 1])
+    assert GPGAdvantage()(group)[0].tolist() == [1.0, -1.0]  # alpha = 4 / 2, r - mu = 1/2
+    assert (GPGAdvantage()(binary([1, 1], [0, 0])) == 0).all()
+
+
+def test_rloo_by_hand() -> None:
+    r = torch.tensor([[3.0, 0.0, 0.0]])
+    assert RLOOAdvantage()(GroupBatch(r, r))[0].tolist() == pytest.approx([3.0, -1.5, -1.5])
+
+
+def test_reinforce_needs_no_group() -> None:
+    c = torch.tensor([[1.0], [0.0]])
+    assert ReinforceAdvantage()(GroupBatch(7 * c, c)).flatten().tolist() == pytest.approx([0.1, -1.0])
+
+
+def test_aapo_keeps_the_margin_of_degenerate_groups_and_reports_what_it_does() -> None:
+    group = binary([1, 1], [0, 0], [1, 0])
+    group.reference_rewards = torch.tensor([[0.0, 1], [0, 1], [0, 0]]).double()
+    advantage = AAPOAdvantage()
+    found = advantage(group)
+    assert found[:2].tolist() == [[0.28, 0.0], [0.0, -0.2]]
+    assert advantage.metrics == pytest.approx(
+        {"margin": (0.28 + 0 + 0 - 0.2 + 0.28 + 0) / 6, "zero_advantage_base": 4 / 6}
+    )
+    mean = AAPOAdvantage(margin="group_mean", clip=False)(group)
+    assert mean[0].tolist() == [0.5, 0.5]
+
+
+def test_agrae_leaves_groups_without_a_rate_alone_but_holds_positive_ones_back() -> None:
+    """All answers correct, shaped rewards: no rescaling by p, but the group level still applies."""
+    r, c = torch.tensor([[1.0, 0.8], [0.2, 0.0]]).double(), torch.tensor([[1.0, 1], [0, 0]]).double()
+    found = AGRAE(base=GRPOAdvantage(eps=0))(GroupBatch(r, c))
+    assert found.flatten().tolist() == pytest.approx([0.5, -1, 0.5, -1])
+
+
+def test_agrae_by_hand() -> None:
+    group = binary([1, 0, 0, 0], [1, 1, 0, 0])  # omega = 3/8
+    found = AGRAE(base="dr_grpo", alpha=0.5)(group)
+    factor = 0.375 / 2 / math.sqrt(0.25) + 0.625 / 2 / math.sqrt(0.75)
+    assert found[0].tolist() == pytest.approx([0.75 * factor * 0.75, *([-0.25 * factor] * 3)])
+
+
+def test_agrae_warns_once_when_nothing_is_correct(caplog: pytest.LogCaptureFixture) -> None:
+    r = torch.tensor([[0.5, 0.1]])
+    advantage = AGRAE()
+    logging.getLogger("lit_rlvr").propagate = True
+    with caplog.at_level("WARNING", "lit_rlvr"):
+        found = [advantage(GroupBatch(r, torch.zeros_like(r))) for _ in range(3)]
+    assert len(caplog.records) == 1
+    assert "omega_floor" in caplog.text
+    assert found[0][0, 0] == 0
+    assert found[0][0, 1] < 0
+    assert AGRAE(omega_floor=0.1)(GroupBatch(r, torch.zeros_like(r)))[0, 0] > 0
+
+
+def test_grpo_lead_prefers_the_shorter_correct_answer_and_weighs_by_difficulty() -> None:
+    c = torch.tensor([[1.0, 1, 0, 0]]).double()
+    group = GroupBatch(c, c, None, torch.tensor([[10.0, 20, 5, 5]]).double())
+    found = GRPOLeadAdvantage()(group)[0]
+    assert found[0] > found[1] > 0 > found[2] == found[3]
+    hard = GRPOLeadAdvantage()(
+        GroupBatch(c * 0 + torch.tensor([1.0, 0, 0, 0]), c * 0 + torch.tensor([1.0, 0, 0, 0]), None, group.lengths)
+    )
+    ratio = 0.4 + 1.1 / (1 + math.exp(10 * (0.25 - 0.75)))
+    assert float(hard[0, 0]) == pytest.approx(math.sqrt(3) * ratio, rel=1e-5)
+
+
+# ---- names, nesting, state -------------------------------------------------------------------------------------
+
+
+def double(group: GroupBatch) -> torch.Tensor:
+    return 2 * group.rewards
+
+
+def test_a_base_is_a_name_a_dotted_path_a_class_or_a_function() -> None:
+    group = binary([1, 0, 0], [1, 1, 0])
+    expected = PositiveDominant(base="dr_grpo")(group)
+    for base in ("lit_rlvr.advantages.DrGRPOAdvantage", DrGRPOAdvantage()):
+        assert torch.equal(PositiveDominant(base=base)(group), expected)
+    assert torch.equal(PositiveDominant(base=double)(group), 20 * group.rewards)  # type: ignore[arg-type]
+    assert torch.equal(PositiveDominant(base=f"{__name__}.double")(group), 20 * group.rewards)
+    nested = AGRAE(base=HardFocused(base=PositiveDominant(base="dr_grpo", beta=2.0)))
+    assert nested.min_group == 2
+    assert not nested.needs_reference
+    assert AGRAE(base="aapo").needs_reference
+
+
+@pytest.mark.parametrize("name", ["nothing", "lit_rlvr.nothing", "no_module.x", "lit_rlvr.advantages.DEGENERATE"])
+def test_an_unknown_name_is_one_line_that_names_the_known_ones(name: str) -> None:
+    with pytest.raises(UserError, match="grpo_lead") as error:
+        resolve_advantage(name)
+    assert "\n" not in str(error.value)
+
+
+def test_the_moving_average_starts_at_the_first_batch_and_survives_a_resume() -> None:
+    batches = [binary([1, 0], [1, 1]), binary([0, 0], [1, 0]), binary([1, 0], [0, 0])]  # omega 3/4, 1/4, 1/4
+    advantage = AGRAE(omega_scope="ema", ema_decay=0.8, base=HardFocused(base="dr_grpo"))
+    averages = [0.75, 0.8 * 0.75 + 0.2 * 0.25, 0.8 * (0.8 * 0.75 + 0.2 * 0.25) + 0.2 * 0.25]
+    for group, omega in zip(batches[:2], averages[:2], strict=True):
+        advantage(group)
+        assert advantage.metrics == pytest.approx({"omega": omega})
+    resumed = AGRAE(omega_scope="ema", ema_decay=0.8, base=HardFocused(base="dr_grpo"))
+    resumed.load_state_dict(advantage.state_dict())
+    assert torch.equal(resumed(batches[2]), advantage(batches[2]))
+    assert resumed.metrics["omega"] == pytest.approx(averages[2])
+    plain = AGRAE(omega_scope="ema", ema_decay=0.8)
+    for group, omega in zip(batches, averages, strict=True):
+        np.testing.assert_allclose(plain(group), slow("agrae", group, omega=omega), rtol=1e-9)
+
+
+def test_the_batch_scope_forgets() -> None:
+    advantage = AGRAE()
+    advantage(binary([1, 1], [1, 0]))
+    group = binary([0, 0], [1, 0])
+    assert torch.equal(advantage(group), AGRAE()(group))
+
+
+def test_the_state_goes_through_a_checkpoint_that_is_loaded_safely(tmp_path: Any) -> None:
+    advantage = AGRAE(omega_scope="ema", base="aapo")
+    advantage(binary([1, 0], [1, 1]))
+    torch.save(advantage.state_dict(), tmp_path / "state")
+    assert torch.load(tmp_path / "state", weights_only=True) == {"base": {"base": {}}, "omega": 0.75}
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"reinforce"}))
+def test_a_group_of_one_is_refused(name: str) -> None:
+    one = torch.tensor([[1.0], [0.0]])
+    with pytest.raises(UserError, match="group size of 2"):
+        REGISTRY[name]()(GroupBatch(one, one, one, one))
+    assert REGISTRY[name]().min_group == 2
+
+
+def test_what_cannot_be_computed_is_said() -> None:
+    group = GroupBatch(torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, 0.0]]))
+    with pytest.raises(UserError, match="reference"):
+        AAPOAdvantage()(group)
+    with pytest.raises(UserError, match="lengths"):
+        GRPOLeadAdvantage()(group)
+    with pytest.raises(UserError, match="use p_from: correct"):
+        AGRAE(p_from="reward")(GroupBatch(group.rewards - 1, group.correct))
+    with pytest.raises(UserError, match="use omega_from: correct"):
+        AGRAE(omega_from="reward")(GroupBatch(group.rewards * 3 + 3, group.correct))
+    for options in ({"alpha": 0.0}, {"alpha": 1.5}, {"omega_floor": 2.0}, {"ema_decay": 1.0}):
+        with pytest.raises(UserError, match="agrae"):
+            AGRAE(**options)
+    with pytest.raises(UserError, match="delta_low"):
+        AAPOAdvantage(delta_low=0.5)
+
+
+def test_the_estimate_of_a_module_is_logged_and_checked() -> None:
+    group = binary([1, 0], [1, 1], [0, 0])
+    advantages, metrics = GRPO(advantage=AGRAE(base="dr_grpo")).estimate(group)
+    assert metrics == pytest.approx(
+        {
+            "omega": 0.5,
+            "advantage": float(advantages.mean()),
+            "zero_advantage": 4 / 6,
+            "advantage_positive_mass": float(advantages[0, 0]) / 6,
+            "advantage_negative_mass": -float(advantages[0, 1]) / 6,
+        }
+    )
+    assert AAPO().estimate(group)[1].keys() >= {"margin", "zero_advantage_base", "zero_advantage"}
+    for wrong in (lambda g: g.rewards[0], lambda g: g.rewards / 0):
+        with pytest.raises(UserError, match="finite values of shape"):
+            GRPO(advantage=wrong).estimate(group)

@@ -1,0 +1,353 @@
+"""Every loss and its gradient against slow loops, and against itself however the batch is cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mpmath import mpf
+from slow_loops import (
+    SLOW,
+    Case,
+    Term,
+    cispo_terms,
+    clipped_terms,
+    gmpo_terms,
+    gspo_terms,
+    kl_terms,
+    loss_and_gradient,
+    plain_terms,
+    power_terms,
+    random_case,
+    worst_error,
+)
+
+from lit_rlvr.algorithms import (
+    AAPO,
+    APMPO,
+    CISPO,
+    DAPO,
+    GMPO,
+    GPG,
+    GRPO,
+    GSPO,
+    DrGRPO,
+    GRPOLead,
+    Reinforce,
+    RLVRModule,
+)
+from lit_rlvr.objectives import LossInputs, log_power_mean
+from lit_rlvr.parity.batch import read_batch
+from lit_rlvr.parity.replay import frozen_inputs, replay
+
+AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant")
+CASES = {
+    "binary": dict(seed=0),
+    "shaped": dict(seed=1, shaped=True),
+    "on-policy": dict(seed=2, on_policy=True),
+    "large group": dict(seed=3, shaped=True, size=5),
+}
+Advantages = list[mpf]
+Losses = Callable[[Case, Advantages], list[Term]]
+
+
+def apmpo(
+    statistics: str = "batch", source: str = "rewards", schedule: str = "exp", squash: str = "tanh",
+    fss: str = "ratio", adaptive_lower: bool = False, power: float | None = None, gamma: float = 0.8,
+    eps_min: float = 0.2, eps_max: float = 0.4, kl: float = 0.001, dual: float | None = None,
+) -> Losses:  # fmt: skip
+    """APMPO's power and clip as the paper writes them, one number per row."""
+
+    def terms(case: Case, a: Advantages) -> list[Term]:
+        rewards = case.arrays[source].tolist()
+        powers, low, high = [], [], []
+        for i in range(len(case.mask)):
+            used = rewards[i // case.group_size] if statistics == "group" else [v for g in rewards for v in g]
+            mu = math.fsum(used) / len(used)
+            sigma = math.sqrt(math.fsum((v - mu) ** 2 for v in used) / len(used))
+            score = {"ratio": mu / (sigma + 1e-6), "mean": mu, "inverse_std": 1 / (sigma + 1e-6)}[fss]
+            if squash == "tanh":
+                eps = eps_min + (eps_max - eps_min) * math.tanh(score)
+            else:
+                eps = min(max(eps_min + (eps_max - eps_min) * score, eps_min), eps_max)
+            powers.append(
+                power if power is not None else math.exp(-gamma * mu) if schedule == "exp" else 1 - gamma * mu
+            )
+            low.append(eps if adaptive_lower else 0.2)
+            high.append(eps)
+        return [power_terms(case, a, powers, low, high, dual), kl_terms(case, "sequence_mean", kl)]
+
+    return terms
+
+
+# name: (class, options, advantage, loss)
+LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
+    "GRPO": (GRPO, {}, "grpo", lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.2, 0.2)]),
+    "GRPO with KL": (
+        GRPO,
+        dict(kl_coef=0.04, clip_low=0.1, clip_high=0.3),
+        "grpo",
+        lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.1, 0.3), kl_terms(c, "sequence_mean", 0.04)],
+    ),
+    "GRPO with dual clip": (
+        GRPO,
+        dict(dual_clip=3.0, advantage="agrae"),
+        "agrae",
+        lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.2, 0.2, 3.0)],
+    ),
+    "DAPO": (DAPO, {}, "grpo", lambda c, a: [clipped_terms(c, a, "token_mean", 0.2, 0.28)]),
+    "DAPO with KL": (
+        DAPO,
+        dict(kl_coef=0.1, advantage="hard_focused"),
+        "hard_focused",
+        lambda c, a: [clipped_terms(c, a, "token_mean", 0.2, 0.28), kl_terms(c, "token_mean", 0.1)],
+    ),
+    "DrGRPO": (DrGRPO, {}, "dr_grpo", lambda c, a: [clipped_terms(c, a, "constant", 0.2, 0.2)]),
+    "DrGRPO with KL": (
+        DrGRPO,
+        dict(kl_coef=0.1),
+        "dr_grpo",
+        lambda c, a: [clipped_terms(c, a, "constant", 0.2, 0.2), kl_terms(c, "constant", 0.1)],
+    ),
+    "GPG": (GPG, {}, "gpg", lambda c, a: [plain_terms(c, a, "token_mean")]),
+    "AAPO": (AAPO, {}, "aapo", lambda c, a: [plain_terms(c, a, "group_token_mean")]),
+    "AAPO with KL": (
+        AAPO,
+        dict(kl_coef=0.1),
+        "aapo",
+        lambda c, a: [plain_terms(c, a, "group_token_mean"), kl_terms(c, "group_token_mean", 0.1)],
+    ),
+    "Reinforce": (Reinforce, {}, "reinforce", lambda c, a: [plain_terms(c, a, "token_mean")]),
+    "Reinforce by RLOO": (Reinforce, dict(advantage="rloo"), "rloo", lambda c, a: [plain_terms(c, a, "token_mean")]),
+    "GRPOLead": (GRPOLead, {}, "grpo_lead", lambda c, a: [clipped_terms(c, a, "sequence_mean", 0.2, 0.2)]),
+    "GMPO": (GMPO, {}, "grpo", lambda c, a: [gmpo_terms(c, a, 0.4, 0.4)]),
+    "GMPO with KL and dual clip": (
+        GMPO,
+        dict(kl_coef=0.1, dual_clip=3.0, clip_low=0.2, clip_high=0.5),
+        "grpo",
+        lambda c, a: [gmpo_terms(c, a, 0.2, 0.5, 3.0), kl_terms(c, "sequence_mean", 0.1)],
+    ),
+    "GSPO": (GSPO, {}, "grpo", lambda c, a: [gspo_terms(c, a, 3e-4, 4e-4)]),
+    "GSPO wide": (
+        GSPO,
+        dict(clip_low=0.2, clip_high=0.3, dual_clip=3.0, kl_coef=0.1),
+        "grpo",
+        lambda c, a: [gspo_terms(c, a, 0.2, 0.3, 3.0), kl_terms(c, "sequence_mean", 0.1)],
+    ),
+    "CISPO": (CISPO, {}, "grpo", lambda c, a: [cispo_terms(c, a, "token_mean", 5.0)]),
+    "CISPO capped": (
+        CISPO,
+        dict(ratio_cap=1.2, dual_clip=1.1),
+        "grpo",
+        lambda c, a: [cispo_terms(c, a, "token_mean", 1.2, 1.1)],
+    ),
+    "APMPO": (APMPO, {}, "grpo", apmpo()),
+    "APMPO per group": (APMPO, dict(statistics="group"), "grpo", apmpo("group")),
+    "APMPO from correct": (APMPO, dict(statistics_from="correct"), "grpo", apmpo(source="correct")),
+    "APMPO linear": (APMPO, dict(power_schedule="linear", gamma=0.6), "grpo", apmpo(schedule="linear", gamma=0.6)),
+    "APMPO without tanh": (
+        APMPO,
+        dict(squash="none", statistics="group", eps_min=0.1, eps_max=0.3),
+        "grpo",
+        apmpo("group", squash="none", eps_min=0.1, eps_max=0.3),
+    ),
+    "APMPO by mean": (APMPO, dict(fss="mean"), "grpo", apmpo(fss="mean")),
+    "APMPO by deviation": (
+        APMPO,
+        dict(fss="inverse_std", statistics="group"),
+        "grpo",
+        apmpo("group", fss="inverse_std"),
+    ),
+    "APMPO adaptive lower": (APMPO, dict(adaptive_lower=True), "grpo", apmpo(adaptive_lower=True)),
+    "APMPO small power": (APMPO, dict(power=1e-4, kl_coef=0.0), "grpo", apmpo(power=1e-4, kl=0)),
+    "APMPO tiny power": (APMPO, dict(power=1e-9), "grpo", apmpo(power=1e-9)),
+    "APMPO power 2": (APMPO, dict(power=2.0), "grpo", apmpo(power=2.0)),
+    "APMPO dual clip": (APMPO, dict(dual_clip=3.0), "grpo", apmpo(dual=3.0)),
+}
+LOSSES |= {
+    f"GRPO by {aggregation}": (
+        GRPO,
+        dict(aggregation=aggregation, kl_coef=0.02),
+        "grpo",
+        lambda c, a, how=aggregation: [clipped_terms(c, a, how, 0.2, 0.2), kl_terms(c, how, 0.02)],
+    )
+    for aggregation in AGGREGATIONS
+}
+LOSSES |= {
+    f"CISPO by {aggregation}": (
+        CISPO,
+        dict(aggregation=aggregation),
+        "grpo",
+        lambda c, a, how=aggregation: [cispo_terms(c, a, how, 5.0)],
+    )
+    for aggregation in AGGREGATIONS
+}
+
+
+def errors(name: str, case: Case) -> dict[str, float]:
+    """Worst relative difference from the slow loops of loss, advantages and gradient."""
+    cls, options, advantage, terms = LOSSES[name]
+    ours = replay(case.arrays, {"x": cls(**options)})
+    lists = {k: case.arrays[v].tolist() for k, v in dict(r="rewards", c="correct", s="reference_rewards").items()}
+    lengths = case.arrays["mask"].sum(1).reshape(case.arrays["rewards"].shape).tolist()
+    a = np.array(SLOW[advantage](lengths=lengths, **lists))
+    loss, gradient = loss_and_gradient(case, terms(case, [mpf(float(v)) for v in a.flatten()]))
+    assert all(v.dtype == np.float64 for v in ours.values())
+    scale = float(np.abs(gradient).max()) * 1e-30
+    return {
+        "loss": worst_error(ours["x/loss"], np.array(loss), 1e-12),
+        "advantages": worst_error(ours["x/advantages"], a),
+        "dlogp": worst_error(ours["x/dlogp"], gradient, max(scale, 1e-30)),
+    }
+
+
+@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_and_gradient_are_those_of_the_slow_loops(name: str, kind: str) -> None:
+    found = errors(name, random_case(**CASES[kind]))
+    assert max(found.values()) < 1e-6, found
+
+
+def inputs_of(module: RLVRModule, case: Case) -> LossInputs:
+    batch = read_batch(case.arrays)
+    logp = batch.logp.clone().requires_grad_(True)
+    return frozen_inputs(batch, module, logp, module.estimate(batch.group)[0])
+
+
+def part(x: LossInputs, rows: torch.Tensor) -> LossInputs:
+    values = {k: None if v is None else v[rows] for k, v in vars(x).items() if k != "logp"}
+    return LossInputs(logp=x.logp.detach()[rows].requires_grad_(True), **values)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_is_the_sum_of_its_pieces_in_any_order(name: str) -> None:
+    cls, options, _, _ = LOSSES[name]
+    module = cls(**options)
+    x = inputs_of(module, random_case(4, shaped=True))
+    loss, stats = module.loss(x)
+    loss.backward()
+    rows = torch.randperm(len(x.logp), generator=torch.Generator().manual_seed(0))
+    total, counts, gradient = 0.0, dict.fromkeys(stats, 0.0), torch.zeros_like(x.logp)
+    for piece in rows.split([1, 5, 2, len(rows) - 8]):
+        y = part(x, piece)
+        partial, more = module.loss(y)
+        partial.backward()
+        total += partial.item()
+        gradient[piece] = y.logp.grad
+        counts = {k: counts[k] + float(more[k]) for k in counts}
+    assert total == pytest.approx(loss.item(), rel=1e-12)
+    torch.testing.assert_close(gradient, x.logp.grad, rtol=1e-12, atol=0)
+    assert counts == pytest.approx({k: float(v) for k, v in stats.items()})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_order_of_groups_and_rows_changes_nothing(name: str) -> None:
+    cls, options, _, _ = LOSSES[name]
+    case = random_case(5, shaped=True)
+    rng = np.random.default_rng(0)
+    prompts, size = case.arrays["rewards"].shape
+    order = np.concatenate([p * size + rng.permutation(size) for p in rng.permutation(prompts)])
+    moved = {
+        k: v if k == "max_completion_length" else v.reshape(prompts * size, -1)[order].reshape(v.shape)
+        for k, v in case.arrays.items()
+    }
+    one, other = (replay(arrays, {"x": cls(**options)}) for arrays in (case.arrays, moved))
+    assert float(other["x/loss"]) == pytest.approx(float(one["x/loss"]), rel=1e-9)
+    np.testing.assert_allclose(other["x/dlogp"], one["x/dlogp"][order], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_numbers_in_masked_places_never_count(name: str) -> None:
+    cls, options, _, _ = LOSSES[name]
+    case = random_case(6, shaped=True)
+    dirty = dict(case.arrays)
+    for key, junk in (("logp", np.nan), ("old_logp", -np.inf), ("ref_logp", np.inf)):
+        dirty[key] = np.where(case.arrays["mask"], case.arrays[key], junk)
+    clean, found = (replay(arrays, {"x": cls(**options)}) for arrays in (case.arrays, dirty))
+    for key in clean:
+        np.testing.assert_array_equal(clean[key], found[key])
+    empty = ~case.arrays["mask"]
+    assert (found["x/dlogp"][empty] == 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_junk_in_masked_places_of_a_batch_in_training_is_harmless(name: str, dtype: torch.dtype) -> None:
+    cls, options, _, _ = LOSSES[name]
+    module = cls(**options)
+    x = inputs_of(module, random_case(7))
+    values = {k: v.to(dtype) if v is not None and v.is_floating_point() else v for k, v in vars(x).items()}
+    values["logp"] = torch.where(x.mask, values["logp"].detach(), float("-inf")).requires_grad_(True)
+    loss, stats = module.loss(LossInputs(**values))
+    loss.backward()
+    assert loss.isfinite()
+    assert values["logp"].grad.isfinite().all()
+    assert all(v.isfinite() for v in stats.values())
+
+
+def test_an_all_masked_batch_has_no_loss_and_no_gradient() -> None:
+    case = random_case(8)
+    arrays = case.arrays | {"mask": np.zeros_like(case.arrays["mask"])}
+    for name, (cls, options, _, _) in LOSSES.items():
+        found = replay(arrays, {"x": cls(**options)})
+        assert float(found["x/loss"]) == 0, name
+        assert (found["x/dlogp"] == 0).all(), name
+
+
+def test_clip_counts_are_those_of_the_tokens_without_a_gradient() -> None:
+    module = GRPO()
+    x = inputs_of(module, random_case(9))
+    loss, stats = module.loss(x)
+    loss.backward()
+    silent = (x.logp.grad == 0) & x.mask & (x.advantages != 0)
+    assert int(stats["clip_low"] + stats["clip_high"]) == int(silent.sum()) > 5
+    assert int(stats["clip_low"]) > 0 < int(stats["clip_high"])
+
+
+@pytest.mark.parametrize("cls", [GRPO, DAPO, GMPO, APMPO, GSPO, GRPOLead])
+def test_a_ratio_of_exactly_one_at_a_clip_of_zero_keeps_its_gradient(cls: type[RLVRModule]) -> None:
+    """On-policy the ratio is 1; a clip range of [1, 1] must not halve or lose the gradient."""
+    case = random_case(10, on_policy=True)
+    narrow = (
+        dict(eps_low=0.0, eps_min=0.0, eps_max=0.0, kl_coef=0.0) if cls is APMPO else dict(clip_low=0.0, clip_high=0.0)
+    )
+    wide = dict(kl_coef=0.0) if cls is APMPO else {}
+    one, other = (replay(case.arrays, {"x": cls(**options)}) for options in (narrow, wide))
+    np.testing.assert_allclose(one["x/dlogp"], other["x/dlogp"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("power", [0.0, 1e-12, 1e-6, 1e-3, 0.05, 0.4, 1.0, 3.0, -1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_power_mean_loses_no_digits(power: float, dtype: torch.dtype) -> None:
+    from mpmath import mp
+
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, 6, generator=generator, dtype=dtype) * torch.tensor([[0.0], [1e-3], [0.5], [8.0]])
+    values = values.to(dtype)
+    mask = torch.tensor([[True] * 6, [True] * 5 + [False], [True] * 6, [True] * 3 + [False] * 3])
+    found = log_power_mean(values, mask, torch.full((4,), power, dtype=dtype))
+    for i in range(4):
+        logs = [mpf(float(v)) for v, used in zip(values[i], mask[i], strict=True) if used]
+        p = mpf(float(torch.tensor(power, dtype=dtype)))
+        exact = sum(logs) / len(logs) if power == 0 else mp.log(sum(mp.exp(p * v) for v in logs) / len(logs)) / p
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+        assert float(found[i]) == pytest.approx(float(exact), rel=tolerance, abs=tolerance * 1e-2)
+
+
+def worst_errors() -> dict[str, float]:
+    """Per class, the worst relative difference of anything from the slow loops, over all options and batches."""
+    worst: dict[str, float] = {}
+    for name, (cls, *_rest) in LOSSES.items():
+        for options in CASES.values():
+            found = max(errors(name, random_case(**options)).values())
+            worst[cls.__name__] = max(worst.get(cls.__name__, 0.0), found)
+    return worst
+
+
+if __name__ == "__main__":
+    for name, error in sorted(worst_errors().items()):
+        print(f"{name:10} {error:.1e}")
