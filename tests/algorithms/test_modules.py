@@ -1,0 +1,197 @@
+"""The algorithms as modules: their defaults, what they say of a run's sizes, their state and their entropy bonus."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import io
+import tokenize
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from slow_loops import random_case
+from tiny import make_rollout, tiny_llama
+
+import lit_rlvr.algorithms
+from lit_rlvr.advantages import AGRAE, GroupBatch
+from lit_rlvr.algorithms import (
+    AAPO,
+    APMPO,
+    CISPO,
+    DAPO,
+    GMPO,
+    GPG,
+    GRPO,
+    GSPO,
+    DrGRPO,
+    GRPOLead,
+    Reinforce,
+    RLVRModule,
+)
+from lit_rlvr.algorithms.sizes import check_sizes
+from lit_rlvr.errors import UserError
+from lit_rlvr.objectives import LossInputs
+from lit_rlvr.policy import Policy
+from lit_rlvr.types import Sampling
+
+DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
+    GRPO: dict(advantage="grpo", aggregation="sequence_mean", clip_low=0.2, clip_high=0.2, dual_clip=None),
+    DAPO: dict(advantage="grpo", aggregation="token_mean", clip_low=0.2, clip_high=0.28),
+    DrGRPO: dict(advantage="dr_grpo", aggregation="constant"),
+    GPG: dict(advantage="gpg", aggregation="token_mean"),
+    GMPO: dict(advantage="grpo", clip_low=0.4, clip_high=0.4, dual_clip=None),
+    APMPO: dict(
+        advantage="grpo", kl_coef=0.001, gamma=0.8, eps_low=0.2, eps_min=0.2, eps_max=0.4, delta=1e-6, power=None,
+        power_schedule="exp", squash="tanh", fss="ratio", adaptive_lower=False, statistics="batch",
+        statistics_from="reward", dual_clip=None,
+    ),
+    AAPO: dict(advantage="aapo", aggregation="group_token_mean"),
+    Reinforce: dict(advantage="reinforce", aggregation="token_mean"),
+    GRPOLead: dict(advantage="grpo_lead"),
+    GSPO: dict(advantage="grpo", clip_low=3e-4, clip_high=4e-4, dual_clip=None),
+    CISPO: dict(advantage="grpo", aggregation="token_mean", ratio_cap=5.0, dual_clip=None),
+}  # fmt: skip
+
+
+def test_every_algorithm_is_here() -> None:
+    assert {cls.__name__ for cls in DEFAULTS} == set(lit_rlvr.algorithms.__all__) - {"RLVRModule"}
+
+
+@pytest.mark.parametrize("cls", DEFAULTS)
+def test_defaults_are_the_papers(cls: type[RLVRModule]) -> None:
+    given = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+    assert {name: given[name] for name in DEFAULTS[cls]} == DEFAULTS[cls]
+    assert cls().kl_coef == (0.001 if cls is APMPO else 0.0)
+    assert cls().entropy_coef == 0
+    if cls in (GMPO, APMPO, GSPO):
+        assert cls().aggregation == "sequence_mean"
+
+
+def code_lines(path: Path) -> int:
+    """Lines that hold code: no blank line, comment or docstring."""
+    source = path.read_text()
+    docs = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docs |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    skip = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in skip:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    return len(lines - docs)
+
+
+@pytest.mark.parametrize("cls", DEFAULTS)
+def test_an_algorithm_is_one_file_of_at_most_40_lines_that_names_its_paper(cls: type[RLVRModule]) -> None:
+    assert code_lines(Path(inspect.getfile(cls))) <= 40
+    assert "Source:" in (cls.__doc__ or "")
+    assert [
+        name
+        for name, c in vars(inspect.getmodule(cls)).items()
+        if inspect.isclass(c) and c.__module__ == cls.__module__
+    ] == [cls.__name__]
+
+
+def sizes(module: RLVRModule, group_size: int = 4) -> None:
+    rollout = SimpleNamespace(sampling=Sampling(), group_size=group_size, engine=SimpleNamespace(exact=True, name="hf"))
+    check_sizes(module, rollout, 4, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cls", [GPG, AAPO, Reinforce])
+def test_a_loss_without_a_ratio_warns_of_several_updates(
+    cls: type[RLVRModule], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
+    with caplog.at_level("INFO", "lit_rlvr"):
+        sizes(cls())
+        assert "has no ratio" not in caplog.text
+        for options in ({"updates_per_rollout": 2}, {"epochs_per_rollout": 2}):
+            caplog.clear()
+            sizes(cls(**options))
+            assert f"{cls.__name__} has no ratio" in caplog.text
+
+
+@pytest.mark.parametrize("cls", [GMPO, APMPO])
+def test_a_mean_of_ratios_says_that_one_update_makes_it_grpo(
+    cls: type[RLVRModule], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
+    with caplog.at_level("INFO", "lit_rlvr"):
+        sizes(cls())
+        assert f"{cls.__name__}: with one update" in caplog.text
+        caplog.clear()
+        sizes(cls(updates_per_rollout=2))
+        assert "with one update" not in caplog.text
+
+
+def test_a_group_of_one_is_refused_before_anything_is_loaded() -> None:
+    with pytest.raises(UserError, match="group_size"):
+        sizes(GRPO(advantage=AGRAE(base="dr_grpo")), group_size=1)
+    sizes(Reinforce(), group_size=1)
+
+
+def test_the_advantage_s_state_is_in_the_checkpoint(tmp_path: Path) -> None:
+    c = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    modules = [GRPO(advantage=AGRAE(omega_scope="ema")) for _ in range(2)]
+    for module in modules:
+        module.trainer = SimpleNamespace(datamodule=None)  # type: ignore[assignment]
+    modules[0].estimate(GroupBatch(c, c))
+    checkpoint: dict[str, Any] = {}
+    modules[0].on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "checkpoint")
+    modules[1].on_load_checkpoint(torch.load(tmp_path / "checkpoint", weights_only=True))
+    later = GroupBatch(1 - c, 1 - c)
+    assert modules[1].estimate(later)[1] == modules[0].estimate(later)[1]
+    assert modules[1].estimate(later)[1]["omega"] != GRPO(advantage="agrae").estimate(later)[1]["omega"]
+
+
+def test_apmpo_logs_what_it_adapts() -> None:
+    arrays = random_case(0).arrays
+    r = torch.tensor(arrays["rewards"])
+    _, metrics = APMPO().estimate(GroupBatch(r, r))
+    mu, sigma = r.mean(), r.std(correction=0)
+    assert metrics["p"] == pytest.approx(float((-0.8 * mu).exp()))
+    assert metrics["fss"] == pytest.approx(float(mu / (sigma + 1e-6)))
+    assert metrics["eps_ada"] == pytest.approx(float(0.2 + 0.2 * torch.tanh(mu / (sigma + 1e-6))))
+    _, metrics = APMPO(statistics="group").estimate(GroupBatch(r, r))
+    assert metrics["p"] == pytest.approx(float((-0.8 * r.mean(1)).exp().mean()))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "banned_token_ids": (5, 9)}])
+def test_the_entropy_bonus_has_the_gradient_of_the_exact_entropy(options: dict[str, Any]) -> None:
+    model = tiny_llama().double()
+    policy = Policy(model, (2,))
+    rollout = make_rollout([[7, 8, 11]], [[[20, 30, 2], [40, 2]]], sampling=Sampling(**options))
+    logp, entropy = policy.logprobs(rollout, [0, 1], entropy=True, entropy_gradient=True)
+    assert entropy is not None
+    weight = rollout.mask.double() / 5
+    x = LossInputs(
+        logp=logp, old=logp.detach(), mask=rollout.mask, advantages=torch.zeros(2, 1), token_weight=weight,
+        row_weight=torch.ones(2) / 2, prompt=torch.zeros(2, dtype=torch.long), plain_weight=weight, entropy=entropy,
+    )  # fmt: skip
+    loss, _ = GRPO(entropy_coef=0.3).loss(x)
+    loss.backward()
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    expected = torch.zeros((), dtype=torch.float64)
+    for completion in rollout.completions[0]:
+        ids = torch.tensor([[7, 8, 11, *completion.token_ids]])
+        logits = model(ids).logits[0, 2:-1] / options.get("temperature", 1.0)
+        kept = [v for v in range(logits.shape[1]) if v not in options.get("banned_token_ids", ())]
+        logs = logits[:, kept].log_softmax(-1)
+        expected = expected + (logs.exp() * logs).sum() * 0.3 / 5
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for ours, parameter in zip(found, model.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad, rtol=1e-5, atol=1e-7)  # rotary angles are fp32
+    _, constant = policy.logprobs(rollout, [0, 1], entropy=True)
+    assert constant is not None
+    assert not constant.requires_grad

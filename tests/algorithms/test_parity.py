@@ -1,0 +1,242 @@
+"""The replay of a frozen batch: files in, files out, and one line for whatever is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from slow_loops import SLOW, clipped_terms, loss_and_gradient, random_case
+
+from lit_rlvr.algorithms import AAPO, APMPO, GRPO, DrGRPO, Reinforce
+from lit_rlvr.errors import UserError
+from lit_rlvr.parity import load_algorithms, replay, run_parity
+
+ALGORITHMS = {
+    "GRPO": {"class_path": "lit_rlvr.algorithms.GRPO", "init_args": {"kl_coef": 0.01}},
+    "GRPO+A-GRAE": {"class_path": "GRPO", "init_args": {"advantage": "agrae"}},
+    "DrGRPO+A-GRAE": {
+        "class_path": "DrGRPO",
+        "init_args": {"advantage": {"class_path": "AGRAE", "init_args": {"base": "dr_grpo", "alpha": 0.5}}},
+    },
+    "nested": {
+        "class_path": "DAPO",
+        "init_args": {
+            "advantage": {
+                "class_path": "lit_rlvr.advantages.AGRAE",
+                "init_args": {
+                    "base": {"class_path": "HardFocused", "init_args": {"base": {"class_path": "RLOOAdvantage"}}}
+                },
+            }
+        },
+    },
+    "name only": "GMPO",
+    **{name: {"class_path": name} for name in ("GPG", "APMPO", "AAPO", "Reinforce", "GRPOLead", "GSPO", "CISPO")},
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "batch.npz", **random_case(0, shaped=True).arrays)
+    write(tmp_path, ALGORITHMS)
+    return tmp_path
+
+
+def write(folder: Path, algorithms: Any) -> None:
+    (folder / "algorithms.yaml").write_text(yaml.safe_dump({"algorithms": algorithms}))
+
+
+def parity(folder: Path, plot: bool = False) -> dict[str, np.ndarray]:
+    run_parity(folder / "batch.npz", folder / "algorithms.yaml", folder / "out", folder / "plot.png" if plot else None)
+    with np.load(folder / "out") as found:
+        return {name: found[name] for name in found.files}
+
+
+def test_files_go_in_and_results_a_table_and_a_picture_come_out(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    found = parity(files, plot=True)
+    case = random_case(0, shaped=True)
+    prompts, size = case.arrays["rewards"].shape
+    assert set(found) == {f"{name}/{key}" for name in ALGORITHMS for key in ("loss", "advantages", "dlogp")}
+    for name in ALGORITHMS:
+        assert found[f"{name}/loss"].shape == ()
+        assert found[f"{name}/advantages"].shape == (prompts, size)
+        assert found[f"{name}/dlogp"].shape == case.arrays["logp"].shape
+    assert all(array.dtype == np.float64 and np.isfinite(array).all() for array in found.values())
+    from PIL import Image
+
+    picture = np.asarray(Image.open(files / "plot.png").convert("RGB"))
+    assert picture.shape[0] > 400
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 100
+    printed = capsys.readouterr().out
+    gradient = found["GRPO+A-GRAE/dlogp"]
+    row = next(line for line in printed.splitlines() if "GRPO+A-GRAE" in line and "Dr" not in line)
+    assert f"{float(found['GRPO+A-GRAE/loss']):.6g}" in row
+    assert f"{np.abs(found['GRPO+A-GRAE/advantages']).mean():.4g}" in row
+    assert f"{np.abs(gradient).sum():.4g}" in row
+    assert f"{(gradient[case.arrays['mask']] == 0).mean():.1%}" in row
+
+
+def test_the_yaml_gives_the_same_numbers_as_the_classes(files: Path) -> None:
+    from lit_rlvr.advantages import AGRAE
+
+    found = parity(files)
+    arrays = random_case(0, shaped=True).arrays
+    ours = replay(arrays, {"DrGRPO+A-GRAE": DrGRPO(advantage=AGRAE(base="dr_grpo", alpha=0.5)), "AAPO": AAPO()})
+    for name, array in ours.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_the_longest_completion_is_the_batch_s_or_its_width() -> None:
+    arrays = random_case(1).arrays
+    given = float(replay(arrays, {"x": DrGRPO()})["x/loss"])
+    without = {k: v for k, v in arrays.items() if k != "max_completion_length"}
+    assert float(replay(without, {"x": DrGRPO()})["x/loss"]) == pytest.approx(given * 9 / 6)
+
+
+def test_single_precision_arrays_are_computed_in_single_precision() -> None:
+    arrays = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in random_case(2).arrays.items()}
+    arrays["correct"], arrays["mask"] = arrays["correct"].astype(bool), arrays["mask"].astype(np.uint8)
+    found = replay(arrays, {"x": GRPO()})
+    assert {v.dtype for v in found.values()} == {np.dtype(np.float32)}
+
+
+def test_what_no_algorithm_needs_may_be_missing() -> None:
+    case = random_case(3)
+    arrays = {k: case.arrays[k] for k in ("logp", "old_logp", "mask", "rewards", "correct")}
+    found = replay(arrays, {"x": GRPO()})
+    a = np.array(SLOW["grpo"](arrays["rewards"].tolist(), arrays["correct"].tolist())).flatten()
+    loss, _ = loss_and_gradient(case, [clipped_terms(case, a.tolist(), "sequence_mean", 0.2, 0.2)])
+    assert float(found["x/loss"]) == pytest.approx(loss, rel=1e-12)
+
+
+def broken(**changes: Any) -> dict[str, np.ndarray]:
+    arrays = random_case(4).arrays | changes
+    return {k: v for k, v in arrays.items() if v is not None}
+
+
+def poisoned(name: str, value: float = np.nan) -> dict[str, np.ndarray]:
+    arrays = random_case(4).arrays
+    array = arrays[name].copy()
+    array[0, 0] = value
+    return arrays | {name: array}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        (broken(old_logp=None), "'old_logp' is missing"),
+        (broken(correct=None), "'correct' is missing"),
+        (broken(ref_logp=None), "ref_logp; add the array or set kl_coef: 0"),
+        (broken(reference_rewards=None), "reference_rewards"),
+        (broken(old_logp=np.zeros((28, 5))), r"old_logp has shape \(28, 5\)"),
+        (broken(ref_logp=np.zeros((28, 5))), "ref_logp has shape"),
+        (broken(mask=np.ones((28, 5), dtype=bool)), "mask must be bool"),
+        (broken(mask=np.full((28, 6), 0.5)), "mask must be bool"),
+        (broken(rewards=np.zeros((7, 3))), "21 completions"),
+        (broken(rewards=np.zeros(28)), r"rewards \(P, G\)"),
+        (broken(logp=np.zeros(28)), r"logp must be \(B, T\)"),
+        (broken(reference_rewards=np.zeros((4, 7))), "reference_rewards has shape"),
+        (broken(correct=np.full((7, 4), 0.5)), "correct must hold only 0 and 1"),
+        (broken(logp=np.full((28, 6), "x")), "logp holds"),
+        (broken(max_completion_length=np.array(0)), "max_completion_length"),
+        (broken(max_completion_length=np.array([3, 4])), "max_completion_length"),
+        (poisoned("logp"), r"logp\[0, 0\] is nan"),
+        (poisoned("old_logp", -np.inf), r"old_logp\[0, 0\] is -inf"),
+        (poisoned("ref_logp"), r"ref_logp\[0, 0\]"),
+        (poisoned("rewards", np.inf), r"rewards\[0, 0\] is inf"),
+        (poisoned("correct"), r"correct\[0, 0\]"),
+        (poisoned("reference_rewards"), r"reference_rewards\[0, 0\]"),
+    ],
+)
+def test_a_bad_batch_is_one_line_that_says_what_and_where(arrays: dict[str, np.ndarray], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        replay(arrays, {"first": APMPO(), "second": AAPO()})
+    assert "\n" not in str(error.value)
+
+
+def test_an_error_of_one_algorithm_names_it() -> None:
+    case = random_case(4)
+    one = {k: v.reshape(28, 1) if v.shape == (7, 4) else v for k, v in case.arrays.items()}
+    assert np.isfinite(replay(one, {"fine": Reinforce()})["fine/loss"])
+    with pytest.raises(UserError, match=r"algorithms.bad: .*group size of 2"):
+        replay(one, {"fine": Reinforce(), "bad": GRPO()})
+    negative = case.arrays | {"rewards": case.arrays["rewards"] - 3}
+    assert np.isfinite(replay(negative, {"fine": APMPO(statistics_from="correct")})["fine/loss"])
+    with pytest.raises(UserError, match=r"algorithms.bad: .*use statistics_from: correct"):
+        replay(negative, {"bad": APMPO()})
+    with pytest.raises(UserError, match=r"algorithms.bad: .*entropy_coef"):
+        replay(case.arrays, {"bad": GRPO(entropy_coef=0.1)})
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "said"),
+    [
+        ({"a": {"class_path": "GRPPO"}}, "algorithms.a: there is no class 'GRPPO'; did you mean 'GRPO'"),
+        ({"a": {"class_path": "no_module.X"}}, "algorithms.a: .*no_module"),
+        ({"a": {"class_path": "RLVRModule"}}, "algorithms.a: .*abstract"),
+        ({"a": {"class_path": "GRPO", "init_args": {"clip_lwo": 1}}}, "algorithms.a: .*'clip_lwo'.*'clip_low'"),
+        ({"a": {"class_path": "GMPO", "init_args": {"aggregation": "token_mean"}}}, "has no option 'aggregation'"),
+        ({"a": {"class_path": "GRPO", "init_args": {"clip_low": "x"}}}, "algorithms.a: clip_low: .*float"),
+        ({"a": {"class_path": "GRPO", "init_args": {"advantage": "agra"}}}, "algorithms.a: .*'agra'.*agrae"),
+        ({"a": {"class_path": "GRPO", "init_args": {"dual_clip": 0.9}}}, "algorithms.a: .*dual_clip"),
+        ({"a": {"class_path": "APMPO", "init_args": {"eps_low": 1.0}}}, "eps_low"),
+        ({"a": {"class_path": "APMPO", "init_args": {"eps_min": 0.5}}}, "eps_min <= eps_max"),
+        ({"a": {"class_path": "APMPO", "init_args": {"eps_max": 1.5, "adaptive_lower": True}}}, "eps_max"),
+        (
+            {
+                "a": {
+                    "class_path": "GRPO",
+                    "init_args": {"advantage": {"class_path": "AGRAE", "init_args": {"alpha": 2}}},
+                }
+            },
+            "algorithms.a: advantage agrae: alpha",
+        ),
+        (
+            {"a": {"class_path": "GRPO", "init_args": {"advantage": {"class_path": "AGRAE", "init_args": {"x": 2}}}}},
+            "has no option 'x'",
+        ),
+        ({"a": 3}, "algorithms.a: must be"),
+        ({}, "names no algorithm"),
+        ([1], "must hold `algorithms"),
+    ],
+)
+def test_a_bad_config_is_one_line_that_says_what_and_where(tmp_path: Path, algorithms: Any, said: str) -> None:
+    write(tmp_path, algorithms)
+    with pytest.raises(UserError, match=said) as error:
+        load_algorithms(tmp_path / "algorithms.yaml")
+    assert "\n" not in str(error.value)
+    assert "algorithms.yaml" in str(error.value)
+
+
+def test_files_that_cannot_be_used_are_named(files: Path) -> None:
+    (files / "batch.npz").write_bytes(b"PK no archive")
+    with pytest.raises(UserError, match=r"batch\.npz is not a readable"):
+        parity(files)
+    np.savez(files / "batch.npz", logp=np.array([None, 1]))
+    with pytest.raises(UserError, match=r"batch\.npz is not a readable"):
+        parity(files)
+    (files / "batch.npz").unlink()
+    with pytest.raises(UserError, match=r"batch\.npz is not a readable"):
+        parity(files)
+    np.savez(files / "batch.npz", **random_case(0).arrays)
+    (files / "algorithms.yaml").write_text("algorithms: [")
+    with pytest.raises(UserError, match=r"algorithms\.yaml cannot be read"):
+        parity(files)
+    write(files, {"a": "GRPO"})
+    with pytest.raises(UserError, match="cannot be written"):
+        run_parity(files / "batch.npz", files / "algorithms.yaml", files / "nowhere" / "out.npz")
+
+
+def test_no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import lit_rlvr.algorithms.base
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("the replay needs no model")
+
+    monkeypatch.setattr(lit_rlvr.algorithms.base, "load_policy", fail)
+    assert replay(random_case(0).arrays, {"x": APMPO(model="no/such-model")})
