@@ -122,12 +122,9 @@ class RLVRModule(ReferenceModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         assert batch.rollout is not None, "the RolloutCallback fills the batch before the algorithm sees it"
         started = time.perf_counter()
-        frozen = self._freeze(batch.rollout)
-        metrics = [
-            self._update(frozen, prompts)
-            for epoch in range(self.epochs_per_rollout)
-            for prompts in self._minibatches(batch.rollout, epoch)
-        ]
+        minibatches = [p for epoch in range(self.epochs_per_rollout) for p in self._minibatches(batch.rollout, epoch)]
+        frozen = self._freeze(batch.rollout, minibatches)
+        metrics = [self._update(frozen, prompts) for prompts in minibatches]
         self.iteration += 1
         self.renew_reference(self.iteration)
         self.trainer.datamodule.commit(batch.cursor)  # type: ignore[attr-defined]
@@ -136,20 +133,23 @@ class RLVRModule(ReferenceModule):
         self.log("time/train", time.perf_counter() - started)
         self.log("step", float(self.updates))  # Lightning takes it as the logs' x axis
 
-    def _freeze(self, rollout: Rollout) -> Frozen:
-        """Advantages, and the log-probabilities that stay fixed during the updates on this rollout."""
+    def _freeze(self, rollout: Rollout, minibatches: list[list[int]]) -> Frozen:
+        """Advantages, and the log-probabilities that stay fixed during the updates on this rollout.
+
+        The first minibatch runs on the weights of the rollout, so its old log-probabilities are its own.
+        """
         advantages = self.local_advantages(rollout)
         useful = rollout.mask.any(1)  # (B,) rows with a token in the loss
         if not self.kl_coef and not self.entropy_coef:  # then a row of advantage 0 has no gradient
             useful &= advantages.flatten().cpu() != 0
         live = [int(i) for i in useful.nonzero().flatten()]
-        several = self.updates_per_rollout * self.epochs_per_rollout > 1
-        budget = self.tokens_per_microbatch
+        budget, first = self.tokens_per_microbatch, set(minibatches[0])
+        later = [i for i in live if i // rollout.group_size not in first]
         return Frozen(
             rollout,
             advantages,
             live,
-            old=frozen_logprobs(self.policy, rollout, live, budget) if several else None,
+            old=frozen_logprobs(self.policy, rollout, later, budget) if len(minibatches) > 1 else None,
             ref=frozen_logprobs(self.reference, rollout, live, budget) if self.kl_coef else None,
         )
 
@@ -202,6 +202,7 @@ class RLVRModule(ReferenceModule):
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
+        frozen.on_policy = False
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.updates += 1
         return step_metrics(sums) | {"train/grad_norm": float(norm), "train/lr": learning_rate}

@@ -32,6 +32,7 @@ class Frozen:
     Args:
         advantages: (B, 1). live: rows that can give a gradient.
         old: log-probabilities at rollout time; None when one optimizer step makes them the current ones.
+        on_policy: the weights are still those of the rollout, so the current log-probabilities are the old ones.
         ref: log-probabilities under the reference policy; None without a KL term.
     """
 
@@ -39,6 +40,7 @@ class Frozen:
     advantages: Tensor
     live: list[int]
     old: Tensor | None = None
+    on_policy: bool = True
     ref: Tensor | None = None
 
 
@@ -69,6 +71,8 @@ class Step:
         frozen = self.frozen
         logp, entropy = policy.logprobs(frozen.rollout, rows, entropy=True, entropy_gradient=entropy_gradient)
         mask = self.mask[rows]
+        if frozen.on_policy and frozen.old is not None:
+            frozen.old[rows] = logp.detach().to(frozen.old.dtype)
         old = logp.detach() if frozen.old is None else frozen.old[rows]
         tokens, sequences = importance_weights(old, self.engine_logprobs[rows], mask, self.correction, self.cap)
         plain = self.token_weight[rows] * weight
