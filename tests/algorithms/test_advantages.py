@@ -54,6 +54,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"group_level": False},
         {"omega_from": "reward", "p_from": "reward"},
         {"omega_floor": 0.9, "alpha": 0.95},
+        {"omega_floor": 0.7, "alpha": 0.4, "base": "rloo"},
     ],
     "positive_dominant": [{}, {"base": "dr_grpo"}],
     "negative_dominant": [{}, {"base": "gpg"}],
