@@ -1,0 +1,351 @@
+"""`lit-rlvr fit` and `validate` from the command line: what a run leaves, how it goes on, how it refuses."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_runs import (
+    assert_same_run,
+    completions,
+    launch,
+    metrics,
+    summary,
+    tiny_config,
+    write_config,
+)
+
+CLI = Callable[..., Any]
+FIT = ("fit", "--config", "tiny.yaml")
+SUMMARY_KEYS = {
+    "accuracy_before", "accuracy_after", "steps", "resumed_from_step", "train_seconds", "engine", "algorithm",
+    "weights_sha256",
+}  # fmt: skip
+
+
+def fit(lit_rlvr: CLI, *more: Any, status: int = 0) -> Any:
+    result = lit_rlvr(*FIT, *more)
+    assert result.status == status, result.err
+    return result
+
+
+def to(root: str) -> tuple[str, str]:
+    return "--trainer.default_root_dir", root
+
+
+# ---- what a run leaves ------------------------------------------------------------------------------------
+
+
+def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = fit(lit_rlvr)
+    run = run_folder / "run"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["init_args"]["lr"] == 1e-3 and config["model"]["init_args"]["aggregation"]
+    assert config["rollout"]["sampling"]["max_tokens"] == 8 and config["trainer"]["max_steps"] == 6
+
+    rows = metrics(run)
+    assert [int(row["step"]) for row in rows] == [0, 1, 2, 3, 4, 5, 6]
+    validated = [int(row["step"]) for row in rows if row["val/arithmetic/accuracy"] != ""]
+    assert validated == [0, 3, 6]
+    for row in rows[1:]:
+        for name in ("rollout/reward", "rollout/accuracy", "rollout/length", "rollout/truncated", "train/loss",
+                     "train/entropy", "train/grad_norm", "train/lr", "reward/first_token"):  # fmt: skip
+            assert row[name] != "", name
+    with (run / "metrics.csv").open() as file:
+        assert {"time/sync", "time/generate", "time/score", "time/train"} <= set(next(csv.reader(file)))
+
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    assert (run / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [p.name for p in (run / "checkpoints").iterdir()] == ["step-000006.ckpt"]
+
+    samples = completions(run)
+    assert {row["step"] for row in samples} == {1, 2, 3, 4, 5, 6}
+    for row in samples:
+        assert {"step", "id", "prompt", "completion", "reward", "advantage", "finish_reason", "correct"} <= set(row)
+        assert row["reward"] == float(row["correct"]) and row["answer"] == str(sum(map(int, row["id"].split("+"))))
+    first = [row for row in samples if row["step"] == 1 and row["id"] == samples[0]["id"]]
+    assert len(first) == 4 and abs(sum(row["advantage"] for row in first)) < 1e-5
+
+    result_summary = summary(run)
+    assert set(result_summary) >= SUMMARY_KEYS
+    assert result_summary["steps"] == 6 and result_summary["resumed_from_step"] == 0
+    assert result_summary["engine"] == "hf" and result_summary["algorithm"] == "GRPO"
+    assert result_summary["accuracy_before"] == pytest.approx(float(rows[0]["val/arithmetic/accuracy"]))
+    assert result_summary["accuracy_after"] == pytest.approx(float(rows[6]["val/arithmetic/accuracy"]))
+    assert result_summary["stopped"] is None and 0 < result_summary["train_seconds"] < 60
+    assert len(result_summary["weights_sha256"]) == 64
+    assert "step 6/6" in result.err and "Validation accuracy" in result.err
+
+
+def test_the_checkpoint_holds_the_hashed_weights(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI) -> None:
+    from tiny import tiny_llama
+
+    from lit_rlvr.run.checkpoint import last_checkpoint
+    from lit_rlvr.run.folder import weights_sha256
+
+    fit(lit_rlvr, "--trainer.max_steps", 1)
+    state = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)["state_dict"]
+    model = tiny_llama()
+    assert weights_sha256(model) != summary(run_folder / "run")["weights_sha256"]
+    model.load_state_dict({k.removeprefix("policy.model."): v for k, v in state.items()})
+    assert weights_sha256(model) == summary(run_folder / "run")["weights_sha256"]
+    with torch.no_grad():
+        model.model.norm.weight[3] += 1e-6
+    assert weights_sha256(model) != summary(run_folder / "run")["weights_sha256"]
+
+
+def test_without_a_validation_set_accuracies_are_null_and_it_is_said(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = fit(lit_rlvr, "--data.init_args.held_out", 0, "--trainer.max_steps", 2)
+    assert summary(run_folder / "run")["accuracy_before"] is None
+    assert summary(run_folder / "run")["accuracy_after"] is None
+    assert "no validation set" in result.err
+
+
+def test_samples_are_shown_as_a_table(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = fit(lit_rlvr, "--run.show_every", 2, "--trainer.max_steps", 2)
+    assert "Samples of step 1" in result.err and "Samples of step 2" in result.err
+    assert "advantage" in result.err and "What is" in result.err
+
+
+def test_a_full_summary_also_when_the_model_learns_nothing(run_folder: Path, lit_rlvr: CLI) -> None:
+    """All groups dead: the run still ends after max_steps steps."""
+    fit(lit_rlvr, "--rollout.rewards", "[tiny_rewards.dead]", "--trainer.max_steps", 3)
+    assert summary(run_folder / "run")["steps"] == 3
+    assert {row["train/grad_norm"] for row in metrics(run_folder / "run")[1:]} == {"0.0"}
+    assert summary(run_folder / "run")["accuracy_after"] == 1.0
+
+
+# ---- seeds ------------------------------------------------------------------------------------------------
+
+
+def test_the_seed_decides_the_weights(run_folder: Path, lit_rlvr: CLI) -> None:
+    for root, seed in (("a", 0), ("b", 0), ("c", 1)):
+        fit(lit_rlvr, *to(root), "--seed_everything", seed, "--trainer.max_steps", 3)
+    shas = [summary(run_folder / root)["weights_sha256"] for root in "abc"]
+    assert shas[0] == shas[1] != shas[2]
+    assert metrics(run_folder / "a") == metrics(run_folder / "b") != metrics(run_folder / "c")
+    assert completions(run_folder / "a") == completions(run_folder / "b") != completions(run_folder / "c")
+
+
+# ---- going on ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI, updates: int, precision: str) -> None:
+    options = ("--model.init_args.updates_per_rollout", updates, "--trainer.precision", precision)
+    schedule = ("--model.init_args.lr_schedule", "constant", "--model.init_args.warmup_steps", 5)
+    fit(lit_rlvr, *to("whole"), *options, *schedule, "--trainer.max_steps", 6 * updates)
+    fit(lit_rlvr, *to("parts"), *options, *schedule, "--trainer.max_steps", 3 * updates)
+    assert summary(run_folder / "parts")["weights_sha256"] != summary(run_folder / "whole")["weights_sha256"]
+    fit(lit_rlvr, *to("parts"), *options, *schedule, "--ckpt_path", "last", "--trainer.max_steps", 6 * updates)
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3 * updates)
+
+
+def test_resuming_from_an_older_checkpoint_rewrites_what_came_after_it(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, "--checkpoint.every", 2, "--checkpoint.keep", 3)
+    names = sorted(p.name for p in (run_folder / "run" / "checkpoints").iterdir())
+    assert names == ["step-000002.ckpt", "step-000004.ckpt", "step-000006.ckpt"]
+    before = (summary(run_folder / "run"), metrics(run_folder / "run"), completions(run_folder / "run"))
+    fit(lit_rlvr, "--ckpt_path", "run/checkpoints/step-000002.ckpt")
+    assert summary(run_folder / "run")["weights_sha256"] == before[0]["weights_sha256"]
+    assert summary(run_folder / "run")["resumed_from_step"] == 2
+    assert (metrics(run_folder / "run"), completions(run_folder / "run")) == before[1:]
+
+
+def test_only_the_newest_checkpoints_stay(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, "--checkpoint.every", 1, "--checkpoint.keep", 2)
+    names = sorted(p.name for p in (run_folder / "run" / "checkpoints").iterdir())
+    assert names == ["step-000005.ckpt", "step-000006.ckpt"]
+
+
+# ---- folders that hold a run already ----------------------------------------------------------------------
+
+
+def test_a_second_fit_is_refused_unless_told_to_overwrite(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, "--trainer.max_steps", 2)
+    before = {p: p.read_bytes() for p in (run_folder / "run").rglob("*") if p.is_file()}
+    assert_refused(lit_rlvr(*FIT), "already holds a run", "--ckpt_path last", "--overwrite true")
+    assert {p: p.read_bytes() for p in (run_folder / "run").rglob("*") if p.is_file()} == before
+    (run_folder / "run" / "mine.txt").write_text("keep me")
+    fit(lit_rlvr, "--overwrite", "true", "--trainer.max_steps", 1)
+    assert summary(run_folder / "run")["steps"] == 1 and summary(run_folder / "run")["resumed_from_step"] == 0
+    assert {row["step"] for row in completions(run_folder / "run")} == {1}
+    assert [p.name for p in (run_folder / "run" / "checkpoints").iterdir()] == ["step-000001.ckpt"]
+    assert len(list((run_folder / "run" / "tensorboard").glob("events*"))) == 1
+    assert (run_folder / "run" / "mine.txt").read_text() == "keep me"
+
+
+# ---- validation only --------------------------------------------------------------------------------------
+
+
+def test_validate_measures_a_model_and_a_checkpoint(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr)
+    before = {p: p.read_bytes() for p in (run_folder / "run").rglob("*") if p.is_file()}
+    fresh = lit_rlvr("validate", "--config", "tiny.yaml")
+    trained = lit_rlvr("validate", "--config", "tiny.yaml", "--ckpt_path", "last")
+    assert fresh.status == trained.status == 0, fresh.err + trained.err
+    accuracies = summary(run_folder / "run")
+    assert f"arithmetic/accuracy {accuracies['accuracy_before']:.3f}" in fresh.err + fresh.out
+    assert f"arithmetic/accuracy {accuracies['accuracy_after']:.3f}" in trained.err + trained.out
+    after = {p: p.read_bytes() for p in (run_folder / "run").rglob("*") if p.is_file() and "events" not in p.name}
+    assert after == {p: before[p] for p in before if "events" not in p.name}, "the run's own files stay as they are"
+
+
+def test_pass_at_k_of_several_samples(run_folder: Path, lit_rlvr: CLI) -> None:
+    options = ("--rollout.eval_samples", 4, "--rollout.eval_sampling.temperature", 1.0, "--trainer.max_steps", 1)
+    fit(lit_rlvr, *options)
+    row = metrics(run_folder / "run")[-1]
+    values = [float(row[f"val/arithmetic/pass@{k}"]) for k in (1, 2, 4)]
+    assert values[0] == pytest.approx(float(row["val/arithmetic/accuracy"])) and values == sorted(values)
+    assert 0 < values[0] < values[2]
+
+
+# ---- refusals ---------------------------------------------------------------------------------------------
+
+
+def assert_refused(result: Any, *said: str) -> None:
+    """One line on stderr, a non-zero status, no traceback."""
+    assert result.status not in (0, None)
+    lines = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
+    assert len(lines) == 1, result.err
+    for text in said:
+        assert text in lines[0], lines[0]
+    assert "Traceback" not in result.err + result.out
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights must not be loaded before the error is told."""
+    import lit_rlvr.algorithms.base as base
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("weights were loaded before the input was checked")
+
+    monkeypatch.setattr(base, "load_policy", load)
+
+
+BAD_ARGUMENTS = {
+    "option": (["--model.init_args.learning_rate", "1"], ["learning_rate"]),
+    "nearest option": (["--model.init_args.updates_per_rolout", "2"], ["updates_per_rollout"]),
+    "nearest trainer option": (["--trainer.max_stpes", "2"], ["max_stpes", "max_steps"]),
+    "class": (["--model", "GRPOO"], ["GRPOO"]),
+    "type": (["--rollout.group_size", "many"], ["group_size"]),
+    "model": (["--model.init_args.model", "no-such-model"], ["no-such-model", "neither a folder nor"]),
+    "empty model folder": (["--model.init_args.model", "."], ["config.json"]),
+    "data file": (
+        ["--data", "TextMath", "--data.init_args.train", "no_such.jsonl"],
+        ["no_such.jsonl"],
+    ),
+    "minibatches": (["--model.init_args.updates_per_rollout", "3"], ["4 prompts", "multiple of 3"]),
+    "too few prompts": (["--data.init_args.prompts_per_step", "17"], ["prompts_per_step"]),
+    "group size": (["--rollout.group_size", "0"], ["group_size"]),
+    "top_p": (["--rollout.sampling.top_p", "0.9"], ["top_p", "log-probabilities"]),
+    "temperature": (["--rollout.sampling.temperature", "0"], ["temperature"]),
+    "max_tokens": (["--rollout.sampling.max_tokens", "0"], ["max_tokens"]),
+    "greedy pass@k": (["--rollout.eval_samples", "4"], ["eval_samples", "temperature"]),
+    "reward class": (["--rollout.rewards", "[{class_path: Fromat}]"], ["Fromat"]),
+    "reward import": (["--rollout.rewards", "[no_such_module.reward]"], ["no_such_module"]),
+    "engine": (["--rollout.engine", "vlm"], ["vlm"]),
+    "config name": (["--config", "no_such_config"], ["no_such_config"]),
+    "checkpoint": (["--ckpt_path", "last"], ["no checkpoint"]),
+    "checkpoint file": (["--ckpt_path", "no_such.ckpt"], ["no_such.ckpt"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_weights: None, case: str) -> None:
+    arguments, said = BAD_ARGUMENTS[case]
+    result = lit_rlvr(*FIT, *arguments)
+    assert_refused(result, *said)
+    assert not (run_folder / "run" / "summary.json").exists()
+
+
+BAD_CONFIGS = {
+    "broken YAML": ("model: {class_path: GRPO\ntrainer: {}\n", ["bad.yaml", "line 2"]),
+    "a tab": ("model:\n  class_path: GRPO\n\tinit_args: {}\n", ["bad.yaml", "line 3"]),
+    "not a mapping": ("- 1\n- 2\n", ["bad.yaml"]),
+    "empty": ("", ["bad.yaml"]),
+    "unknown key": ("rolout: {group_size: 2}\n", ["rolout", "'rollout'"]),
+    "unknown key inside": ("rollout: {group_sze: 2}\n", ["group_sze", "group_size"]),
+    "unknown key of the model": ("model: {init_args: {lr_shedule: linear}}\n", ["lr_shedule", "lr_schedule"]),
+    "unknown key of sampling": ("rollout: {sampling: {max_token: 2}}\n", ["max_token", "max_tokens"]),
+    "not text": (b"\xff\xfe\x00", ["bad.yaml"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_bad_configs_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_weights: None, case: str) -> None:
+    text, said = BAD_CONFIGS[case]
+    (run_folder / "bad.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    assert_refused(lit_rlvr(*FIT, "--config", "bad.yaml"), *said)
+
+
+def test_a_near_config_name_is_suggested(run_folder: Path, lit_rlvr: CLI) -> None:
+    assert_refused(lit_rlvr("fit", "--config", "quickstrat"), "quickstrat", "quickstart")
+
+
+@pytest.mark.parametrize("root", ["in_the_way/run", "/proc/no_such/run"])
+def test_an_unwritable_folder_is_refused_before_weights_load(
+    run_folder: Path, lit_rlvr: CLI, no_weights: None, root: str
+) -> None:
+    (run_folder / "in_the_way").write_text("a file")
+    assert_refused(lit_rlvr(*FIT, *to(root)), "cannot be written", root)
+
+
+def test_a_full_disk_while_saving(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch import Trainer
+
+    def full(self: Trainer, path: Path, *args: Any, **kwargs: Any) -> None:
+        Path(path).write_bytes(b"half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    fit(lit_rlvr, "--trainer.max_steps", 1)
+    monkeypatch.setattr(Trainer, "save_checkpoint", full)
+    result = lit_rlvr(*FIT, "--ckpt_path", "last", "--trainer.max_steps", 2)
+    assert_refused(result, "step-000002", "No space left on device")
+    names = [p.name for p in (run_folder / "run" / "checkpoints").iterdir()]
+    assert names == ["step-000001.ckpt"], "the half-written one is gone, the good one stays"
+
+
+def test_a_reward_that_raises_stops_the_run_and_shows_where(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr(*FIT, "--rollout.rewards", "[tiny_rewards.broken]")
+    assert_refused(result, "broken", "KeyError", "no_such_column", "max_failure_rate", "failed_rewards.jsonl")
+    rows = [json.loads(line) for line in (run_folder / "run" / "failed_rewards.jsonl").read_text().splitlines()]
+    assert rows and all("KeyError" in row["failed"]["broken"] for row in rows)
+
+
+def test_a_reward_without_a_verdict_on_correctness_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
+    (run_folder / "my_length.py").write_text("def length(completion, sample):\n    return len(completion.text)\n")
+    assert_refused(lit_rlvr(*FIT, "--rollout.rewards", "[my_length.length]"), "correct")
+
+
+def test_an_unknown_command_and_no_command(lit_rlvr: CLI) -> None:
+    assert_refused(lit_rlvr("fti"), "fti", "fit")
+    assert lit_rlvr().status == 0 and "lit-rlvr COMMAND" in lit_rlvr("--help").out
+    assert lit_rlvr("--version").out.startswith("lit-rlvr ")
+
+
+def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr: CLI, tmp_path: Path) -> None:
+    rows = [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--trainer.max_steps", 1)
+    assert "data.held_out: 20 of" in result.err and "dropped" in result.err
+
+
+def test_an_empty_directory_is_enough(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """The console script with a user's own reward in the current directory."""
+    config = tiny_config(tiny_model_folder)
+    config["rollout"]["rewards"] = ["my_reward.ends"]
+    write_config(tmp_path / "tiny.yaml", config)
+    (tmp_path / "my_reward.py").write_text(
+        "from lit_rlvr.types import RewardResult\n\n\n"
+        "def ends(completion, sample):\n    return RewardResult(1.0, not completion.truncated)\n"
+    )
+    result = launch([*FIT, "--trainer.max_steps", "2"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert summary(tmp_path / "run")["steps"] == 2

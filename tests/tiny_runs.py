@@ -1,0 +1,89 @@
+"""Whole runs through the command line, small enough for a second each."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TESTS = Path(__file__).parent
+CONSOLE_SCRIPT = Path(sys.executable).with_name("lit-rlvr")
+UNTIMED = ("time/", "rollout/tokens_per_second")
+
+
+def tiny_config(model_folder: Path) -> dict[str, Any]:
+    """36 sums of which 16 are trained on: four iterations an epoch, so that six cross its end."""
+    return {
+        "seed_everything": 0,
+        "model": {"class_path": "GRPO", "init_args": {"model": str(model_folder), "lr": 1e-3}},
+        "data": {
+            "class_path": "Arithmetic",
+            "init_args": {"prompts_per_step": 4, "high": 6, "held_out": 20, "eval_prompts_per_step": 8},
+        },
+        "rollout": {
+            "group_size": 4,
+            "engine": "hf",
+            "sampling": {"max_tokens": 8},
+            "eval_sampling": {"temperature": 0.0, "max_tokens": 8},
+            "rewards": ["tiny_rewards.first_token"],
+        },
+        "trainer": {
+            "max_steps": 6,
+            "precision": "32-true",
+            "accelerator": "cpu",
+            "devices": 1,
+            "val_check_interval": 3,
+            "check_val_every_n_epoch": None,
+            "default_root_dir": "run",
+        },
+        "run": {"show_every": 0},
+    }
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what depends on the clock."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith(UNTIMED)} for row in csv.DictReader(file)]
+
+
+def completions(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
+
+
+def child_environment() -> dict[str, str]:
+    """As a user's shell, with the tests' rewards importable."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "LOCAL_", "MASTER_", "NODE_", "WORLD_"))}
+    return kept | {"PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def launch(arguments: list[str], cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """The console script in a process of its own."""
+    return subprocess.run(
+        [str(CONSOLE_SCRIPT), *arguments], cwd=cwd, env=child_environment(), capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def assert_same_run(run: Path, whole: Path, resumed: int) -> None:
+    """A run that went on after a stop ended where the uninterrupted one did, and logged the same."""
+    ours, theirs = summary(run), summary(whole)
+    assert (ours["resumed_from_step"], theirs["resumed_from_step"]) == (resumed, 0)
+    for key in ("weights_sha256", "steps", "iterations", "accuracy_before", "accuracy_after"):
+        assert ours[key] == theirs[key], key
+    assert metrics(run) == metrics(whole)
+    assert completions(run) == completions(whole)
