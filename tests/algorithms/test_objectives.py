@@ -298,6 +298,20 @@ def test_an_all_masked_batch_has_no_loss_and_no_gradient() -> None:
         assert (found["x/dlogp"] == 0).all(), name
 
 
+@pytest.mark.parametrize("cls", [GRPO, DAPO, AAPO, GMPO, APMPO, GSPO, CISPO])
+def test_the_importance_weight_is_on_the_objective_alone(cls: type[RLVRModule]) -> None:
+    module = cls(kl_coef=0.1, entropy_coef=0.2)
+    x = inputs_of(module, random_case(11, shaped=True, on_policy=True))
+    x.entropy = torch.rand(x.logp.shape, dtype=x.logp.dtype)
+    objective = module.objective(x)[0].item()
+    rest = module.loss(x)[0].item() - objective
+    d = torch.where(x.mask, x.ref - x.logp.detach(), 0.0)
+    regular = 0.1 * (d.exp() - d - 1) - 0.2 * x.entropy
+    assert rest == pytest.approx(float((regular * x.plain_weight).sum()))
+    x.token_weight, x.row_weight = 3 * x.token_weight, 3 * x.row_weight
+    assert module.loss(x)[0].item() == pytest.approx(3 * objective + rest)
+
+
 def test_clip_counts_are_those_of_the_tokens_without_a_gradient() -> None:
     module = GRPO()
     x = inputs_of(module, random_case(9))
