@@ -1,0 +1,330 @@
+"""Every paper recipe: its numbers against the papers', and one loss of what the command line builds from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lit_rlvr import advantages as adv
+from lit_rlvr.advantages import GroupBatch
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.algorithms.sizes import check_sizes
+from lit_rlvr.cli import RLVRCLI
+from lit_rlvr.configs import config_folder, find_configs, load_config
+from lit_rlvr.objectives import LossInputs, aggregation_weights
+from lit_rlvr.rewards.format import Format
+from lit_rlvr.rewards.length import CosineScaled
+from lit_rlvr.rewards.math import MathAnswer
+from lit_rlvr.rollout import RolloutCallback
+
+RECIPES = config_folder() / "recipes"
+DOCS = (Path(__file__).parent.parent / "docs/recipes.md").read_text()
+pytestmark = pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within Python.*")
+
+BOXED = "Please reason step by step, and put your final answer within \\boxed"
+
+
+@dataclass
+class Settings:
+    """What a paper's runs on one model share, copied from the paper and, where it is silent, its released code.
+
+    Args:
+        prompts: per rollout; updates: optimizer steps per rollout. length, eval_length: tokens of a completion.
+        eval: temperature and top_p. runs: completions per validation prompt.
+        duration: ("epochs", n) or ("updates", n). decay: weight decay. schedule: name and warm-up steps.
+        said: what the model is told, None = nothing. data: of the training set's location.
+    """
+
+    model: str
+    prompts: int
+    group: int
+    updates: int
+    temperature: float
+    length: int
+    eval_length: int
+    gpus: int
+    duration: tuple[str, int]
+    said: str | None
+    data: str
+    prompt_length: int = 1024
+    eval: tuple[float, float] = (0.6, 0.95)
+    runs: int = 1
+    decay: float = 0.0
+    schedule: tuple[str, int] = ("constant", 0)
+    lr: float = 1e-6
+
+
+def agrae_settings(model: str, eval_length: int = 4096) -> Settings:
+    return Settings(
+        model, prompts=1024, group=8, updates=1024 // 256, temperature=1.0, length=2048, eval_length=eval_length,
+        gpus=8, duration=("epochs", 20), said=BOXED, data="MATH", runs=4, decay=0.01,
+    )  # fmt: skip
+
+
+def apmpo_settings(model: str) -> Settings:
+    return Settings(
+        model, prompts=512, group=8, updates=512 // 256, temperature=1.0, length=1024, eval_length=3072, gpus=4,
+        duration=("updates", 400 * 2), said=BOXED, data="MATH", eval=(0.6, 1.0), decay=0.01,
+    )  # fmt: skip
+
+
+def llama_settings(model: str) -> Settings:
+    return Settings(
+        model, prompts=16 * 4 // 8, group=8, updates=1, temperature=1.0, length=3072, eval_length=3072, gpus=4,
+        duration=("epochs", 1), said=None, data="simplelr_abel_level3to5", schedule=("constant", 32),
+    )  # fmt: skip
+
+
+SETTINGS = {
+    "agrae/qwen2.5-math-7b": agrae_settings("Qwen/Qwen2.5-Math-7B", eval_length=4096 - 1024),
+    "agrae/llama-3.2-3b": agrae_settings("meta-llama/Llama-3.2-3B-Instruct"),
+    "agrae/deepseek-r1-7b": agrae_settings("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
+    "apmpo/qwen2.5-math-1.5b": apmpo_settings("Qwen/Qwen2.5-Math-1.5B-Instruct"),
+    "apmpo/qwen2.5-3b": apmpo_settings("Qwen/Qwen2.5-3B-Instruct"),
+    "apmpo/deepseek-r1-1.5b": apmpo_settings("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
+    "aapo/deepseek-r1-1.5b": Settings(
+        "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", prompts=6 * 4 * 2 // 6, group=6, updates=1, temperature=0.7,
+        length=3584, prompt_length=512, eval_length=32768 - 512, gpus=2, duration=("updates", 100),
+        said="A conversation between User and Assistant.", data="knoveleng/open-rs", schedule=("cosine", 10),
+    ),
+    "aapo/qwen2.5-math-7b": Settings(
+        "Qwen/Qwen2.5-Math-7B", prompts=8 * 4 * 8 // 8, group=8, updates=1, temperature=1.0, length=3072,
+        eval_length=4096 - 1024, gpus=8, duration=("epochs", 1), said="You are a helpful AI Assistant, designed to",
+        data="simplelr_qwen_level3to5", schedule=("constant", 8),
+    ),
+    "aapo/llama-3.2-1b": llama_settings("meta-llama/Llama-3.2-1B-Instruct"),
+    "aapo/llama-3.2-3b": llama_settings("meta-llama/Llama-3.2-3B-Instruct"),
+}  # fmt: skip
+
+
+@dataclass
+class Expected:
+    """The algorithm of a recipe. `knobs` are attributes of the module."""
+
+    algorithm: str
+    advantage: Any
+    knobs: dict[str, Any] = field(default_factory=dict)
+    kl: float = 0.0
+
+
+def expected() -> dict[str, Expected]:
+    """Recipe -> algorithm, as the papers define them."""
+    table: dict[str, Expected] = {}
+    ppo, wide = {"clip_low": 0.2, "clip_high": 0.2}, {"clip_low": 0.2, "clip_high": 0.28}
+    grpo, dr = adv.GRPOAdvantage(), adv.DrGRPOAdvantage()
+    sequence, tokens, constant = ({"aggregation": a} for a in ("sequence_mean", "token_mean", "constant"))
+    for model in ("qwen2.5-math-7b", "llama-3.2-3b", "deepseek-r1-7b"):
+        kl = 0.001 if model == "deepseek-r1-7b" else 0.0
+        rows: dict[str, tuple[str, Any, dict[str, Any], float]] = {
+            "grpo": ("GRPO", grpo, ppo | sequence, kl),
+            "grpo_agrae": ("GRPO", adv.AGRAE(base="grpo", alpha=1.0), ppo | sequence, kl),
+            "positive_dominant": ("GRPO", adv.PositiveDominant(base="grpo", beta=10.0), ppo | sequence, kl),
+            "negative_dominant": ("GRPO", adv.NegativeDominant(base="grpo", beta=10.0), ppo | sequence, kl),
+            "hard_focused": ("GRPO", adv.HardFocused(base="grpo", gamma=0.5), ppo | sequence, kl),
+            "easy_focused": ("GRPO", adv.EasyFocused(base="grpo", gamma=0.5), ppo | sequence, kl),
+            "dapo": ("DAPO", grpo, wide | tokens | {"dynamic_sampling": False}, 0.0),
+            "dapo_agrae": ("DAPO", adv.AGRAE(base="grpo"), wide | tokens | {"dynamic_sampling": False}, 0.0),
+            "dr_grpo": ("DrGRPO", dr, ppo | constant, 0.0),
+            "dr_grpo_agrae": ("DrGRPO", adv.AGRAE(base="dr_grpo", alpha=1.0), ppo | constant, 0.0),
+        }
+        if model == "qwen2.5-math-7b":
+            reinforce = adv.ReinforceAdvantage(positive_weight=0.1, negative_weight=1.0)
+            rows["w_reinforce"] = ("GRPO", reinforce, ppo | tokens, 0.0)
+            lead = adv.GRPOLeadAdvantage(alpha=0.05, weight_min=0.4, weight_max=1.5, slope=10.0, center=0.75)
+            rows["grpo_lead"] = ("GRPOLead", lead, ppo | sequence, 0.0)
+        table |= {f"agrae/{model}_{name}": Expected(*row) for name, row in rows.items()}
+    knobs = {"gamma": 0.8, "eps_low": 0.2, "eps_min": 0.2, "eps_max": 0.4, "delta": 1e-6, "power": None}
+    knobs |= {"power_schedule": "exp", "squash": "tanh", "fss": "ratio", "statistics": "batch", "adaptive_lower": False}
+    for model in ("qwen2.5-math-1.5b", "qwen2.5-3b", "deepseek-r1-1.5b"):
+        rows = {
+            "apmpo": ("APMPO", grpo, knobs, 0.001),
+            "grpo": ("GRPO", grpo, ppo | sequence, 0.001),
+            "dapo": ("DAPO", grpo, wide | tokens | {"dynamic_sampling": False}, 0.001),
+            "gmpo": ("GMPO", grpo, {"clip_low": 0.4, "clip_high": 0.4}, 0.001),
+        }
+        table |= {f"apmpo/{model}_{name}": Expected(*row) for name, row in rows.items()}
+    for name, change in {
+        "pmpo": {"eps_max": 0.2},
+        "fac": {"power": 1.0},
+        "fss_mean": {"fss": "mean"},
+        "fss_inverse_std": {"fss": "inverse_std"},
+        "linear_p": {"power_schedule": "linear"},
+        "adaptive_lower": {"adaptive_lower": True},
+        "gamma": {"gamma": 0.4},
+        "eps": {"eps_min": 0.1, "eps_max": 0.3},
+    }.items():
+        table[f"apmpo/qwen2.5-math-1.5b_apmpo_{name}"] = Expected("APMPO", grpo, knobs | change, 0.001)
+    per_group = {"aggregation": "group_token_mean"}
+    fresh = {"reference_rollouts": "fresh", "reference_update_every": None}
+    for model in ("deepseek-r1-1.5b", "qwen2.5-math-7b", "llama-3.2-1b", "llama-3.2-3b"):
+        margin = adv.AAPOAdvantage(base="grpo", delta_low=-0.2, delta_high=0.28, clip=True, margin="paired")
+        gpg = adv.GPGAdvantage(f_norm="one", rescale_valid=False)
+        table[f"aapo/{model}_aapo"] = Expected("AAPO", margin, per_group | fresh)
+        table[f"aapo/{model}_grpo"] = Expected("GRPO", grpo, sequence)
+        table[f"aapo/{model}_gpg"] = Expected("GPG", gpg, per_group)
+    return table
+
+
+EXPECTED = expected()
+
+
+def settings_of(recipe: str) -> Settings:
+    return next(settings for name, settings in SETTINGS.items() if recipe.startswith(name + "_"))
+
+
+class Built(RLVRCLI):
+    """`lit-rlvr fit` up to the moment it would train."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """`seed_everything` and the trainer leave variables behind."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "sums.jsonl"
+    rows = [{"problem": f"What is {i} + {i}?", "answer": str(2 * i)} for i in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def build(recipe: str, model: Path, data: Path, root: Path) -> Built:
+    """The recipe as the command line builds it, but for the model, the data and the machine."""
+    swapped = {
+        "model.init_args.model": model,
+        "data.init_args.train": data,
+        "data.init_args.validation": data,
+        "rollout.engine": "hf",
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 1,
+        "trainer.strategy": "auto",
+        "trainer.precision": "32-true",
+        "trainer.logger": "false",
+        "trainer.default_root_dir": root,
+    }
+    more = [f"--{key}={value}" for key, value in swapped.items()]
+    return Built(["fit", *find_configs(["--config", f"recipes/{recipe}", *more])])
+
+
+def test_every_recipe_is_in_the_table() -> None:
+    files = {str(p.relative_to(RECIPES).with_suffix("")) for p in RECIPES.rglob("*.yaml")}
+    assert {name for name in files if not name.startswith("base/")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("recipe", EXPECTED)
+def test_recipe(
+    recipe: str,
+    tmp_path: Path,
+    tiny_model_folder: Path,
+    tiny_data: Path,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    environment: None,
+) -> None:
+    wanted, settings = EXPECTED[recipe], settings_of(recipe)
+    cli = build(recipe, tiny_model_folder, tiny_data, tmp_path)
+    module, data, trainer = cli.model, cli.datamodule, cli.trainer
+    rollout = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))
+
+    assert type(module).__name__ == wanted.algorithm and module.advantage == wanted.advantage
+    assert {name: getattr(module, name) for name in wanted.knobs} == wanted.knobs
+    assert module.kl_coef == wanted.kl and module.entropy_coef == 0
+    assert (module.lr, module.weight_decay, module.updates_per_rollout, module.epochs_per_rollout) == (
+        settings.lr, settings.decay, settings.updates, 1,
+    )  # fmt: skip
+    assert (module.lr_schedule, module.warmup_steps) == settings.schedule
+    assert (data.prompts_per_step, data.max_prompt_tokens) == (settings.prompts, settings.prompt_length)
+    assert (rollout.group_size, rollout.sampling.temperature, rollout.sampling.top_p, rollout.sampling.max_tokens) == (
+        settings.group, settings.temperature, 1.0, settings.length,
+    )  # fmt: skip
+    assert (rollout.eval_sampling.temperature, rollout.eval_sampling.top_p) == settings.eval
+    assert (rollout.eval_sampling.max_tokens, rollout.eval_samples) == (settings.eval_length, settings.runs)
+    assert ("updates", trainer.max_steps) == settings.duration or ("epochs", trainer.max_epochs) == settings.duration
+    check_sizes(module, rollout, settings.prompts, settings.gpus)
+
+    check_rewards(recipe, rollout)
+    data.tokenizer = tiny_tokenizer
+    data.prompts_per_step, data.max_prompt_tokens = 2, 4096  # a byte is a token here
+    data.setup("fit")
+    assert len(data.prompts["train"]) == len(data.prompts["validation"]) == 4
+    text = data.render(data.load("train")[0])
+    if settings.said is None:
+        assert text.startswith("<|im_start|>user\nWhat is 0 + 0?<|im_end|>")
+    else:
+        assert settings.said in text and "What is 0 + 0?" in text
+    check_loss(module, settings)
+
+
+def check_rewards(recipe: str, rollout: RolloutCallback) -> None:
+    if recipe.startswith("aapo/deepseek"):
+        form, cosine = rollout.rewards
+        assert isinstance(form, Format) and form.contains == "\n</think>\n" and form.pattern is None
+        assert isinstance(cosine, CosineScaled) and (form.weight, cosine.weight) == (1.0, 2.0)
+        assert cosine.ends == {True: (1.0, 0.5), False: (-0.5, 0.0)} and cosine.max_length == 3584
+    else:
+        (answer,) = rollout.rewards
+        assert type(answer) is MathAnswer and answer.weight == 1.0
+        assert answer.boxed_only == (not recipe.startswith("aapo"))
+
+
+def check_loss(module: RLVRModule, settings: Settings) -> None:
+    """Advantages and loss of random numbers, some groups all right or all wrong, are finite; so is the gradient."""
+    prompts, size, length = 6, settings.group, 7
+    generator = torch.Generator().manual_seed(0)
+    correct = (torch.rand(prompts, size, generator=generator) < torch.linspace(0, 1, prompts)[:, None]).float()
+    lengths = torch.randint(1, length + 1, (prompts, size), generator=generator)
+    reference = (torch.rand(prompts, size, generator=generator) < 0.3).float()
+    advantages, _ = module.estimate(GroupBatch(correct, correct, reference, lengths.float()))
+    assert (advantages != 0).any()
+    mask = torch.arange(length)[None] < lengths.reshape(-1, 1)  # (B, T)
+    rows = prompts * size
+    old, ref = (-torch.rand(rows, length, generator=generator) for _ in range(2))
+    logp = (old + 0.1 * torch.randn(rows, length, generator=generator)).requires_grad_()
+    tokens = float(mask.sum())
+    weight = aggregation_weights(mask, size, module.aggregation, rows, tokens, settings.length).float()
+    x = LossInputs(
+        logp=logp, old=old, mask=mask, advantages=advantages.reshape(-1, 1), token_weight=weight,
+        row_weight=torch.full((rows,), 1 / rows), prompt=torch.arange(rows) // size, plain_weight=weight,
+        ref=ref if module.kl_coef else None,
+    )  # fmt: skip
+    objective, _ = module.objective(x)
+    loss, _ = module.loss(x)
+    loss.backward()
+    assert logp.grad is not None and logp.grad.isfinite().all() and bool((logp.grad != 0).any())
+    assert loss.isfinite() and (loss > objective if module.kl_coef else loss == objective)
+
+
+@pytest.mark.parametrize("recipe", EXPECTED)
+def test_model_data_machine_and_folder(recipe: str) -> None:
+    """What `test_recipe` swaps out."""
+    settings, config = settings_of(recipe), load_config(RECIPES / f"{recipe}.yaml")
+    assert config["model"]["init_args"]["model"] == settings.model
+    assert settings.data in config["data"]["init_args"]["train"]
+    assert config["data"]["init_args"]["validation"] == "HuggingFaceH4/MATH-500:test"
+    trainer = config["trainer"]
+    assert (trainer["accelerator"], trainer["devices"], trainer["strategy"]) == ("gpu", settings.gpus, "ddp")
+    assert trainer["default_root_dir"] == f"runs/{recipe}"
+    assert f"`{recipe.rpartition('/')[2].partition('_')[0]}_`" in DOCS and f"`{recipe.partition('_')[2]}`" in DOCS
+
+
+def test_a_recipe_with_the_tiny_model_loads_it(tmp_path: Path, tiny_model_folder: Path, tiny_data: Path,
+                                               environment: None) -> None:  # fmt: skip
+    """With a reference model, where its advantage needs one."""
+    module = build("aapo/llama-3.2-1b_aapo", tiny_model_folder, tiny_data, tmp_path).model
+    module.configure_model()
+    assert module.policy.model.config.vocab_size == module.reference.model.config.vocab_size
