@@ -160,7 +160,8 @@ def explain_parse_error(error: Exception) -> str:
         said = message.format(where=where.group(1) if where else "config", **found.groupdict())
         if "why" in found.groupdict():
             return said
-        near = difflib.get_close_matches(found["key"].split(".")[-1], _known_names(), 1)
+        key = found["key"].split(".")[-1]
+        near = difflib.get_close_matches(key, [name for name in _known_names() if name != key], 1)
         return said + (f"; did you mean {near[0]!r}?" if near else "")
     return text.split(" Given value")[0]
 
@@ -172,6 +173,7 @@ def _known_names() -> list[str]:
     from lightning.pytorch import Trainer
 
     from datamodules import PromptDataModule
+    from lit_rlvr.advantages import Advantage
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.rewards import Reward
     from lit_rlvr.rollout import RolloutCallback, RolloutEngine
@@ -180,7 +182,7 @@ def _known_names() -> list[str]:
     from lit_rlvr.types import Sampling
 
     names = set(TOP_KEYS)
-    open_roots: list[type] = [RLVRModule, PromptDataModule, Reward, RolloutEngine]
+    open_roots: list[type] = [RLVRModule, PromptDataModule, Reward, RolloutEngine, Advantage]
     leaves: list[type] = [RolloutCallback, RunCheckpoint, RunFolder, Sampling, Trainer]
     while open_roots:
         leaves.append(open_roots.pop())

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from lit_rlvr import __version__
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, user_error_in
 
 COMMANDS = {
     "fit": ("lit_rlvr.cli", "train a model"),
@@ -79,6 +79,11 @@ def run(arguments: Sequence[str]) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         return _fail(f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}")
+    except Exception as error:
+        cause = user_error_in(error)  # the parser wraps what an option's class raises
+        if cause is None:
+            raise
+        return _fail(str(cause))
     return 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from docstring_parser import parse
+from jsonargparse import ArgumentParser
 
 import datamodules
 import lit_rlvr.rewards
@@ -25,13 +26,14 @@ REWARDS = ("MathAnswer", "CosineScaled", "Format", "Overlong", "FunctionReward")
 
 def options(cls: type) -> Iterator[tuple[str, str, str, str]]:
     """(name, type, default, meaning) of a class's options, its base classes' included."""
+    accepted = {name.split(".")[0] for name in ArgumentParser().add_class_arguments(cls)}  # some fix a base's option
     seen: set[str] = set()
     for owner in cls.__mro__:
         if "__init__" not in vars(owner) or owner is object:
             continue
         meanings = {p.arg_name: p.description or "" for p in parse(inspect.getdoc(owner) or "").params}
         for parameter in list(inspect.signature(owner.__init__).parameters.values())[1:]:  # type: ignore[misc]
-            if parameter.kind is parameter.VAR_KEYWORD or parameter.name in seen:
+            if parameter.kind is parameter.VAR_KEYWORD or parameter.name in seen or parameter.name not in accepted:
                 continue
             seen.add(parameter.name)
             meaning = " ".join(meanings.get(parameter.name, "").split()).replace("|", "\\|")
