@@ -144,3 +144,4 @@ def plain_logprobs(
 def start_engine(engine: RolloutEngine, policy: Policy, folder: str | Path = "", max_sequences: int = 64) -> None:
     """Start an engine as the rollout callback does."""
     engine.start(EngineContext(str(folder), policy, byte_tokenizer(), 512, max_sequences, 0))
+    engine.follow(policy)

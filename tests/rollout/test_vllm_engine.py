@@ -11,7 +11,6 @@ from tiny import ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_eng
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import Policy, load_policy
-from lit_rlvr.rollout.engine import EngineContext
 from lit_rlvr.rollout.probe import check_engine
 from lit_rlvr.rollout.vllm import VLLMEngine
 from lit_rlvr.types import Completion, Sampling
@@ -42,9 +41,7 @@ def policy(tiny_model_folder: Path) -> Policy:
 @pytest.fixture
 def engine(started: VLLMEngine, policy: Policy) -> VLLMEngine:
     """The session's engine with a fresh policy's weights."""
-    assert started._context is not None
-    old = started._context
-    started._context = EngineContext(old.folder, policy, old.tokenizer, old.max_tokens, old.max_sequences, old.seed)
+    started.follow(policy)
     sync(started, policy)
     return started
 

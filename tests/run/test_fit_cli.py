@@ -248,6 +248,11 @@ BAD_ARGUMENTS = {
     "temperature": (["--rollout.sampling.temperature", "0"], ["temperature"]),
     "max_tokens": (["--rollout.sampling.max_tokens", "0"], ["max_tokens"]),
     "greedy pass@k": (["--rollout.eval_samples", "4"], ["eval_samples", "temperature"]),
+    "advantage": (["--model.init_args.advantage", "grpoo"], ["grpoo", "grpo"]),
+    "negative lr": (["--model.init_args.lr", "-1"], ["lr"]),
+    "negative lr, in a file": (["--config", "negative.yaml"], ["lr", "negative"]),
+    "held out": (["--data.init_args.held_out", "999"], ["held_out", "999"]),
+    "reward options": (["--rollout.rewards", "[{class_path: Format}]"], ["Format", "pattern"]),
     "reward class": (["--rollout.rewards", "[{class_path: Fromat}]"], ["Fromat"]),
     "reward import": (["--rollout.rewards", "[no_such_module.reward]"], ["no_such_module"]),
     "engine": (["--rollout.engine", "vlm"], ["vlm"]),
@@ -260,6 +265,7 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize("case", BAD_ARGUMENTS)
 def test_bad_arguments_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_weights: None, case: str) -> None:
     arguments, said = BAD_ARGUMENTS[case]
+    (run_folder / "negative.yaml").write_text("model: {init_args: {lr: -1.0}}\n")
     result = lit_rlvr(*FIT, *arguments)
     assert_refused(result, *said)
     assert not (run_folder / "run" / "summary.json").exists()

@@ -1,0 +1,127 @@
+"""The first half of the flow: seeds, when weights are synced and probed, metrics of a rollout."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_prompt, make_rollout
+from tiny_fit import fit
+from torch import Tensor
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.callback import rollout_metrics
+from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+
+def test_every_completion_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [make_prompt([5], name) for name in "abc"]
+    seen: set[int] = set()
+    for run_seed in (0, 1):
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(run_seed))
+        for iteration in range(30):
+            for group in RolloutCallback.seeds(prompts, 4, "rollout", iteration):
+                seen |= set(group)
+        for group in RolloutCallback.seeds(prompts, 4, "validation", "set"):
+            seen |= set(group)
+    assert len(seen) == 2 * 31 * 3 * 4
+
+
+def test_seeds_belong_to_the_prompt_and_not_to_its_place() -> None:
+    prompts = [make_prompt([5], name) for name in "abc"]
+    forward = RolloutCallback.seeds(prompts, 4, "rollout", 7)
+    assert RolloutCallback.seeds(prompts[::-1], 4, "rollout", 7) == forward[::-1]
+    assert RolloutCallback.seeds(prompts[1:], 4, "rollout", 7) == forward[1:]
+    assert RolloutCallback.seeds(prompts[:1], 8, "rollout", 7)[0][:4] == forward[0]
+    twice = RolloutCallback.seeds([prompts[0], prompts[1], prompts[0]], 4, "rollout", 7)
+    assert twice[:2] == forward[:2] and not set(twice[2]) & set(twice[0])
+
+
+class CountingEngine(HFEngine):
+    """Notes when weights come in and how many completions are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
+        names = {name for name, _ in named_parameters}
+        assert "model.embed_tokens.weight" in names
+        self.calls.append("sync")
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        self.calls.append(str(sum(len(s) for s in seeds)))
+        return super().generate(prompts, sampling, seeds)
+
+    def close(self) -> None:
+        self.calls.append("close")
+        super().close()
+
+
+def test_weights_are_synced_once_an_iteration_and_probed_first_and_every_so_often(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    engine = CountingEngine()
+    fit(tiny_model_folder, tmp_path, steps=5, engine=engine, probe_every=2)
+    probed, plain = ["sync", "1", "24"], ["sync", "24"]
+    assert engine.calls == [*probed, *probed, *plain, *probed, *plain, "close"]
+    engine = CountingEngine()
+    fit(tiny_model_folder, tmp_path, steps=3, engine=engine, probe_every=0)
+    assert engine.calls == [*probed, *plain, *plain, "close"]
+
+
+class StaleEngine(CountingEngine):
+    """Takes no new weights after the first."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        found = super().generate(prompts, sampling, seeds)
+        if self.calls.count("sync") < 2:
+            return found
+        return [[replace(c, logprobs=tuple(v - 0.01 for v in c.logprobs)) for c in group] for group in found]
+
+
+def test_stale_weights_stop_the_run_at_the_next_probe(tiny_model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"engine stale: its log-probabilities differ .* by up to 0\.01 nats"):
+        fit(tiny_model_folder, tmp_path, steps=4, engine=StaleEngine(), probe_every=2)
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    for options, said in (
+        ({"group_size": 0}, "group_size"),
+        ({"sampling": Sampling(temperature=0.0)}, "temperature"),
+        ({"eval_samples": 0}, "eval_samples"),
+        ({"eval_samples": 2}, "eval_sampling.temperature"),
+        ({"engine": "vlm"}, "'vlm' is not known"),
+    ):
+        with pytest.raises(UserError, match=said):
+            RolloutCallback(**{"engine": "hf", **options})  # type: ignore[arg-type]
+
+
+def test_metrics_of_a_rollout_by_hand() -> None:
+    rollout = make_rollout([[5], [5]], [[[6, 7], [6]], [[6, 7, 8], [6, 7]]], [[1.0, 0.0], [-2.0, -2.0]])
+    rollout.completions[0][0] = replace(rollout.completions[0][0], finish_reason="length")
+    rollout.parts = {"answer": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}
+    rollout.statuses = [["ok", "parse_fail"], ["timeout", "ok"]]
+    found = rollout_metrics(rollout, 4.0)
+    assert {k: v for k, v in found.items() if k.startswith(("rollout", "reward"))} == pytest.approx(
+        {
+            "rollout/reward": -3 / 4,
+            "rollout/accuracy": 1 / 4,
+            "rollout/length": 2.0,
+            "rollout/truncated": 1 / 4,
+            "reward/answer": 1 / 4,
+            "reward/status/parse_fail": 1 / 4,
+            "reward/status/timeout": 1 / 4,
+            "reward/status/error": 0.0,
+            "rollout/correct_count": 1.0,
+            "rollout/unsolved_prompts": 1.0,
+            "rollout/tokens_per_second": 8 / 4.0,
+        }
+    )
