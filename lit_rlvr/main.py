@@ -31,6 +31,7 @@ EXPECTED_WARNINGS = (
     ".*sync_dist=True.*",  # metrics are summed over ranks before they are logged
     ".*in eval mode at the start of training.*",  # the policy has no dropout on purpose
     ".*reduce_op.*",
+    ".*LeafSpec.*",
     ".*Total length of .* across ranks is zero.*",  # no validation set, which is said once and plainly
     ".*dataloader is not resumable.*",  # its position is the data module's cursor
 )

@@ -29,3 +29,9 @@ def broken_for_some(completion: Completion, sample: Sample) -> RewardResult:
     if completion.token_ids[0] % 5 == 0:
         raise KeyError("no_such_column")
     return first_token(completion, sample)
+
+
+def rare(completion: Completion, sample: Sample) -> RewardResult:
+    """1 for one first token in sixteen, so that many groups have none."""
+    right = completion.token_ids[0] % 16 == 0
+    return RewardResult(float(right), right)

@@ -1,0 +1,73 @@
+"""DAPO's dynamic sampling: more prompts until enough groups have both right and wrong completions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_rollout
+from tiny_runs import assert_same_run, metrics
+
+from lit_rlvr.rollout.assemble import join, live_groups
+
+CLI = Callable[..., Any]
+FIT = ("fit", "--config", "tiny.yaml", "--model", "DAPO")
+
+
+def column(run: Path, name: str) -> list[float]:
+    return [float(row[name]) for row in metrics(run) if row[name]]
+
+
+def test_it_samples_until_the_groups_are_there(run_folder: Path, lit_rlvr: CLI) -> None:
+    assert lit_rlvr(*FIT, "--rollout.rewards", "[tiny_rewards.rare]").status == 0
+    rounds, kept = (
+        column(run_folder / "run", "rollout/sampling_rounds"),
+        column(run_folder / "run", "rollout/kept_groups"),
+    )
+    assert max(rounds) > 1, "the reward is rare enough that one round does not do"
+    assert all(k == 4 for k, r in zip(kept, rounds, strict=True) if r < 10)
+    sizes = column(run_folder / "run", "rollout/unsolved_prompts")
+    assert any(size > 4 for size in sizes), "statistics are those of all sampled groups, the dropped ones too"
+
+
+def test_the_round_limit_ends_it_and_training_goes_on(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr(*FIT, "--rollout.rewards", "[tiny_rewards.dead]", "--model.init_args.max_sampling_rounds", "3")
+    assert result.status == 0, result.err
+    assert set(column(run_folder / "run", "rollout/sampling_rounds")) == {3.0}
+    assert set(column(run_folder / "run", "rollout/kept_groups")) == {0.0}
+    assert set(column(run_folder / "run", "train/loss")) == {0.0}
+
+
+def test_without_it_one_round_is_all(run_folder: Path, lit_rlvr: CLI) -> None:
+    assert lit_rlvr(*FIT, "--model.init_args.dynamic_sampling", "false").status == 0
+    assert "rollout/sampling_rounds" not in metrics(run_folder / "run")[0]
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_resume_goes_on_after_the_extra_prompts(run_folder: Path, lit_rlvr: CLI, updates: int) -> None:
+    options = (*FIT, "--rollout.rewards", "[tiny_rewards.rare]", "--model.init_args.updates_per_rollout", updates)
+    steps = [("--trainer.max_steps", str(n * updates)) for n in (6, 3)]
+    assert lit_rlvr(*options, *steps[0], "--trainer.default_root_dir", "whole").status == 0
+    assert lit_rlvr(*options, *steps[1], "--trainer.default_root_dir", "parts").status == 0
+    assert lit_rlvr(*options, *steps[0], "--trainer.default_root_dir", "parts", "--ckpt_path", "last").status == 0
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3 * updates)
+
+
+def test_live_groups_go_by_correctness_not_by_reward() -> None:
+    rollout = make_rollout([[1], [2], [3]], [[[4], [5]]] * 3, rewards=[[0.0, 1.0], [1.0, 1.0], [0.3, 0.4]])
+    rollout.correct = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    assert live_groups(rollout) == [1]
+
+
+def test_join_keeps_every_row_and_pads_to_the_longer() -> None:
+    first = make_rollout([[1, 2]], [[[3, 4, 5], [6]]], rewards=[[1.0, 0.0]])
+    second = make_rollout([[7]], [[[8], [9, 10]]], rewards=[[0.0, 0.5]])
+    both = join(first, second)
+    assert both.token_ids.tolist() == [[3, 4, 5], [6, 0, 0], [8, 0, 0], [9, 10, 0]]
+    assert both.mask.tolist() == [[True] * 3, [True, False, False], [True, False, False], [True, True, False]]
+    assert both.rewards.tolist() == [[1.0, 0.0], [0.0, 0.5]]
+    assert [p.token_ids for p in both.prompts] == [[1, 2], [7]]
+    assert both.lengths.tolist() == [[3, 1], [1, 2]]

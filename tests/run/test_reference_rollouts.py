@@ -1,0 +1,103 @@
+"""AAPO's reference completions: whose weights make them, what a pool keeps, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import assert_same_run, metrics
+
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.reference import ReferenceRollouts
+from lit_rlvr.run.checkpoint import last_checkpoint
+
+CLI = Callable[..., Any]
+FIT = ("fit", "--config", "tiny.yaml", "--model", "AAPO", "--model.init_args.lr", "0.01")
+
+
+def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, int]]:
+    """(a weight, completions asked for) of every generation from another policy than the trained one."""
+    seen: list[tuple[torch.Tensor, int]] = []
+    generate = RolloutCallback.generate_with
+
+    def watched(self: RolloutCallback, policy: Any, prompts: Any, seeds: Any) -> Any:
+        seen.append((next(policy.parameters()).detach().clone(), sum(len(s) for s in seeds)))
+        return generate(self, policy, prompts, seeds)
+
+    monkeypatch.setattr(RolloutCallback, "generate_with", watched)
+    return seen
+
+
+def test_fresh_samples_the_initial_policy_every_time(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = spy(monkeypatch)
+    assert lit_rlvr(*FIT).status == 0
+    assert [count for _, count in seen] == [16] * 6
+    assert all(torch.equal(weight, seen[0][0]) for weight, _ in seen), "the reference is frozen"
+    trained = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)["state_dict"]
+    assert not torch.equal(trained["policy.model.model.embed_tokens.weight"], seen[0][0])
+    row = metrics(run_folder / "run")[1]
+    assert {"train/margin", "train/zero_advantage_base", "train/zero_advantage"} <= row.keys()
+
+
+def test_a_pool_samples_each_prompt_once(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spy(monkeypatch)
+    pool = ("--model.init_args.reference_rollouts", "pool", "--model.init_args.reference_pool_size", "6")
+    assert lit_rlvr(*FIT, *pool, "--trainer.max_steps", "8").status == 0
+    assert sum(count for _, count in seen) == 16 * 6, "16 training prompts, 6 completions each, in two epochs"
+    callbacks = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)["callbacks"]
+    state = next(value for key, value in callbacks.items() if key.startswith("RolloutCallback"))
+    assert {len(rewards) for rewards in state["reference"]["pool"].values()} == {6}
+    assert len(state["reference"]["pool"]) == 16
+
+
+def test_draws_from_a_pool_are_without_replacement_and_differ_by_visit() -> None:
+    class Module:
+        iteration = 0
+
+    class Prompt:
+        class sample:
+            id = "p"
+
+    reference = ReferenceRollouts(RolloutCallback(group_size=4, engine="hf"))
+    reference.load_state_dict({"pool": {"p": [float(i) for i in range(8)]}, "version": 0})
+    draws = set()
+    for Module.iteration in range(20):
+        drawn = reference._draw(Module, Prompt, 4)
+        assert len(set(drawn)) == 4
+        draws.add(tuple(sorted(drawn)))
+    assert len(draws) > 5
+
+
+@pytest.mark.parametrize("mode", ["fresh", "pool"])
+def test_a_renewed_reference_and_its_pool_survive_a_resume(run_folder: Path, lit_rlvr: CLI, mode: str) -> None:
+    options = (
+        *FIT, "--model.init_args.reference_rollouts", mode, "--model.init_args.reference_update_every", "2",
+    )  # fmt: skip
+    assert lit_rlvr(*options, "--trainer.default_root_dir", "whole").status == 0
+    assert lit_rlvr(*options, "--trainer.default_root_dir", "parts", "--trainer.max_steps", "3").status == 0
+    assert lit_rlvr(*options, "--trainer.default_root_dir", "parts", "--ckpt_path", "last").status == 0
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+
+
+def test_renewing_takes_the_current_policy(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spy(monkeypatch)
+    assert lit_rlvr(*FIT, "--model.init_args.reference_update_every", "2").status == 0
+    same = [torch.equal(a, b) for (a, _), (b, _) in zip(seen, seen[1:], strict=False)]
+    assert same == [True, False, True, False, True]
+
+
+def test_a_pool_smaller_than_the_group_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr(*FIT, "--model.init_args.reference_pool_size", "3")
+    assert result.status == 2
+    assert "reference_pool_size: 3 is below rollout.group_size=4" in result.err
+
+
+def test_another_algorithm_with_its_advantage(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr("fit", "--config", "tiny.yaml", "--model.init_args.advantage", "aapo")
+    assert result.status == 0, result.err
+    assert any(float(row["train/margin"] or 0) != 0 for row in metrics(run_folder / "run"))
