@@ -1,0 +1,45 @@
+"""SIGKILL at any moment: the resumed run is the uninterrupted one."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import CONSOLE_SCRIPT, assert_same_run, child_environment, summary
+
+CLI = Callable[..., Any]
+FIT = ("fit", "--config", "tiny.yaml")
+
+
+def fit(lit_rlvr: CLI, *more: Any, status: int = 0) -> Any:
+    result = lit_rlvr(*FIT, *more)
+    assert result.status == status, result.err
+    return result
+
+
+def to(root: str) -> tuple[str, str]:
+    return "--trainer.default_root_dir", root
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
+    options = ("--checkpoint.every", 1, "--trainer.max_steps", 60, "--trainer.val_check_interval", 30)
+    fit(lit_rlvr, *to("whole"), *options)
+    arguments = [str(CONSOLE_SCRIPT), *FIT, *map(str, options)]
+    samples, resume, last = run_folder / "run" / "completions.jsonl", [], -1
+    for kill in range(3):
+        process = subprocess.Popen([*arguments, *resume], env=child_environment(), stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not (samples.is_file() and samples.read_text().count('"sample": 0,') > last + 7):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.013 * kill)
+        process.kill()
+        process.communicate()
+        last, resume = samples.read_text().count('"sample": 0,'), ["--ckpt_path", "last"]
+    fit(lit_rlvr, *options, "--ckpt_path", "last")
+    run, whole = summary(run_folder / "run"), summary(run_folder / "whole")
+    assert_same_run(run_folder / "run", run_folder / "whole", resumed=run["resumed_from_step"])
+    assert 0 < run["resumed_from_step"] < 60 and whole["steps"] == 60
