@@ -125,3 +125,18 @@ def test_metrics_of_a_rollout_by_hand() -> None:
             "rollout/tokens_per_second": 8 / 4.0,
         }
     )
+
+
+def test_every_iteration_draws_with_seeds_of_its_own(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uses: list[tuple[int | str, ...]] = []
+    seeds = RolloutCallback.seeds
+
+    def noted(prompts: list[Prompt], count: int, *use: int | str) -> list[list[int]]:
+        uses.append(use)
+        return seeds(prompts, count, *use)
+
+    monkeypatch.setattr(RolloutCallback, "seeds", staticmethod(noted))
+    fit(tiny_model_folder, tmp_path, steps=10, updates_per_rollout=2)
+    assert uses == [("rollout", iteration) for iteration in range(5)]
