@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,13 +21,19 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.configs import dropped_options, find_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.run.checkpoint import RunCheckpoint, last_checkpoint
+from lit_rlvr.run.checkpoint import RunCheckpoint, checkpoint_step, last_checkpoint
 from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.progress import RunProgress
 from lit_rlvr.run.stop import StopOnSignal
 
 _log = logging.getLogger("lit_rlvr")
+
+INSTEAD = {
+    "gradient_clip_val": "model.max_grad_norm",
+    "accumulate_grad_batches": "model.tokens_per_microbatch (memory) or data.prompts_per_step",
+}
+"""Trainer options that manual optimization refuses -> ours."""
 
 
 class ConfigFile(SaveConfigCallback):
@@ -39,7 +44,9 @@ class ConfigFile(SaveConfigCallback):
             return
         root = Path(trainer.default_root_dir)
         root.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, root / "config.yaml", skip_none=False, overwrite=True, multifile=False)
+        settings = self.config.clone()  # as they would be given again: neither a resume nor an overwrite
+        settings.overwrite, settings.ckpt_path = False, None
+        self.parser.save(settings, root / "config.yaml", skip_none=False, overwrite=True, multifile=False)
 
 
 class RLVRCLI(LightningCLI):
@@ -89,6 +96,13 @@ class RLVRCLI(LightningCLI):
         config.trainer.default_root_dir = str(root)
         if config.get("ckpt_path") == "last":
             config.ckpt_path = str(last_checkpoint(root))
+        for option, ours in INSTEAD.items():
+            if config.trainer.get(option) not in (None, 1):
+                raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
+        if config.get("ckpt_path"):
+            step = checkpoint_step(config.ckpt_path)
+            if self.subcommand == "fit" and 0 < config.trainer.max_steps <= step:
+                _log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
         if self.subcommand == "fit" and _get_rank() in (None, 0):
             _check_run_folder(root, bool(config.get("ckpt_path")), config.overwrite)
         for option, value in dropped_options(self._arguments, config):
@@ -111,7 +125,7 @@ class RLVRCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir)
         metrics = MetricsFile(root / "metrics.csv")
         if config.ckpt_path:
-            metrics.resume(_checkpoint_step(config.ckpt_path))
+            metrics.resume(checkpoint_step(config.ckpt_path))
         chosen = config.trainer.logger
         if chosen in (None, True):
             chosen = TensorBoardLogger(root, name="tensorboard", version="")
@@ -150,19 +164,6 @@ def _clear(root: Path) -> None:
         path.unlink()
     for name in ("summary.json", "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl"):
         (root / name).unlink(missing_ok=True)
-
-
-def _checkpoint_step(path: str) -> int:
-    """The optimizer step of a checkpoint.
-
-    Raises:
-        UserError: the file is missing or not a checkpoint.
-    """
-    try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"ckpt_path: {path} is not a readable checkpoint ({reason})") from error
 
 
 def run(command: str, arguments: list[str]) -> None:

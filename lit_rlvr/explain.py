@@ -14,6 +14,7 @@ from rich.text import Text
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.trace import trace_folder
+from lit_rlvr.text import printable
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:1.5rem auto;max-width:60rem;padding:0 1rem}
 pre{white-space:pre-wrap;background:#f4f4f4;padding:.7rem}table{border-collapse:collapse}
@@ -64,8 +65,9 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
 def show(step: int, algorithm: str, group: dict[str, Any]) -> None:
     """The group in the terminal: a table, then each completion with its tokens coloured by weight."""
     console = Console(highlight=False)
-    console.print(Text(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']!r}\n", style="bold"))
-    console.print(Text(group["prompt"]))
+    heading = printable(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n")
+    console.print(Text(heading, style="bold"))
+    console.print(Text(printable(group["prompt"])))
     table = Table("g", *COLUMNS, title="\nFrom reward to weight", title_justify="left")
     for g, completion in enumerate(group["completions"]):
         table.add_row(str(g), *cells(completion))
@@ -77,7 +79,7 @@ def show(step: int, algorithm: str, group: dict[str, Any]) -> None:
             strength = int(160 * abs(weight) / scale)
             colour = (0, 40 + strength, 0) if weight > 0 else (40 + strength, 0, 0)
             style = f"on rgb({colour[0]},{colour[1]},{colour[2]})" if weight else ""
-            text.append(token, style=f"{style} strike" if clipped else style)
+            text.append(printable(token), style=f"{style} strike" if clipped else style)
         console.print(text)
     console.print(Text("green: made likelier, red: made less likely, struck out: clipped", style="dim"))
 

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.models import resolve_model
-from lit_rlvr.run.checkpoint import last_checkpoint
+from lit_rlvr.run.checkpoint import last_checkpoint, read_checkpoint
 
 PREFIX = "policy.model."
 
@@ -80,10 +80,7 @@ def load_model(checkpoint: Path, name: str, dtype: torch.dtype) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     folder = resolve_model(name)
-    try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-    except (OSError, RuntimeError, KeyError) as error:
-        raise UserError(f"{checkpoint} is not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    state = read_checkpoint(checkpoint)["state_dict"]
     weights = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
     try:

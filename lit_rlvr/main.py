@@ -60,6 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     sys.path.append(str(Path.cwd()))  # a user's own modules; appended, so that they cannot shadow ours
     _set_up_output()
     from jsonargparse import ArgumentError
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from lit_rlvr.configs import explain_parse_error
     from lit_rlvr.run.stop import RunStopped
@@ -74,8 +75,13 @@ def run(arguments: Sequence[str]) -> int:
         print(f"lit-rlvr: {error}; go on with --ckpt_path last", file=sys.stderr)
         return 128 + error.signal_number
     except KeyboardInterrupt:
-        print("lit-rlvr: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
+    except SystemExit as error:  # Lightning makes one of a Ctrl-C
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return _interrupted()
+        raise
+    except MisconfigurationException as error:
+        return _fail(f"trainer: {str(error).splitlines()[0]}")
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
@@ -86,6 +92,11 @@ def run(arguments: Sequence[str]) -> int:
             raise
         return _fail(str(cause))
     return 0
+
+
+def _interrupted() -> int:
+    print("lit-rlvr: interrupted", file=sys.stderr)
+    return 130
 
 
 def usage() -> str:

@@ -70,11 +70,12 @@ class EvaluationMetrics(nn.Module):
     def update(self, rollout: Rollout) -> None:
         """Count a scored batch; a failed check counts as not correct."""
         device = self.accuracy.device
-        self.accuracy.update(rollout.correct.to(device))
+        correct = (rollout.correct * rollout.judged).to(device)
+        self.accuracy.update(correct)
         self.length.update(rollout.lengths.to(device))
         self.truncated.update(rollout.truncated.to(device))
         for metric in self._pass_at():
-            metric.update(rollout.correct.to(device))
+            metric.update(correct)
 
     def compute(self) -> dict[str, float]:
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}

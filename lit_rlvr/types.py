@@ -159,7 +159,9 @@ class Rollout:
         mask: (B, T) bool, True = in the loss (EOS is in; padding and failed checks are not).
         engine_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded.
         rewards: (P, G) float, the weighted sum of all rewards.
-        correct: (P, G) float in {0, 1}; never inferred from the reward.
+        correct: (P, G) float in {0, 1}, the mean of its group's others where the check failed; never inferred from
+            the reward.
+        judged: (P, G) bool, False = the check itself failed.
         parts: name -> (P, G) float, each reward before its weight.
         statuses: P lists of G, the worst status of each completion.
         sampling: what the engine sampled with.
@@ -175,6 +177,7 @@ class Rollout:
     engine_logprobs: Tensor
     rewards: Tensor
     correct: Tensor
+    judged: Tensor
     parts: dict[str, Tensor]
     statuses: list[list[Status]]
     sampling: Sampling

@@ -64,7 +64,8 @@ def test_readme_plug_points_run(part: str, tmp_path: Path, tiny_model_folder: Pa
     done = subprocess.run(
         [sys.executable, "-c", "from lit_rlvr.main import main; main()", "fit", "--config", "quickstart",
          "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf", "--trainer.precision", "32-true",
-         "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", "run", *parts[part]],
+         "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", "run",
+         *parts[part]],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -20,7 +20,8 @@ VLLM_SCRIPT = """
 import sys
 from vllm import LLM, SamplingParams
 llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=64, kv_cache_memory_bytes=1 << 26)
-output = llm.generate([{"prompt_token_ids": [10, 11, 12]}], SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
+greedy = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+output = llm.generate([{"prompt_token_ids": [10, 11, 12]}], greedy)
 print("TOKENS", list(output[0].outputs[0].token_ids))
 """
 
@@ -31,7 +32,8 @@ def trained(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     arguments = [
         "fit", "--config", "quickstart", "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf",
         "--trainer.precision", "32-true", "--trainer.max_steps", "1", "--model.init_args.lr", "0.01",
-        "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(root), "--rollout.rewards", "[tiny_rewards.first_token]",
+        "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(root), 
+        "--rollout.rewards", "[tiny_rewards.first_token]",
     ]  # fmt: skip
     assert run(arguments) == 0
     return root

@@ -135,11 +135,13 @@ def test_a_failed_check_is_out_of_the_loss_and_of_its_groups_mean(tiny_model_fol
     rollout = seen.rollouts[0]
     failed = torch.tensor([[s == "error" for s in group] for group in rollout.statuses])
     assert 0 < int(failed.sum()) < failed.numel()
-    assert not rollout.mask.view(6, 4, -1)[failed].any() and bool((rollout.correct[failed] == 0).all())
+    assert not rollout.mask.view(6, 4, -1)[failed].any() and not rollout.judged[failed].any()
     for p in range(6):
         judged = rollout.rewards[p][~failed[p]]
         if len(judged):
             assert float(rollout.rewards[p].mean()) == pytest.approx(float(judged.mean()), abs=1e-6)
+            right = rollout.correct[p][~failed[p]]
+            assert float(rollout.correct[p].mean()) == pytest.approx(float(right.mean()), abs=1e-6)
     assert_same(seen.gradients[0], naive_gradients(rollout, range(6))[1])
 
 

@@ -111,6 +111,7 @@ def make_rollout(
         engine_logprobs=zeros if engine_logprobs is None else engine_logprobs,
         rewards=scores,
         correct=(scores > 0).float(),
+        judged=torch.ones(shape, dtype=torch.bool),
         parts={},
         statuses=[["ok"] * shape[1]] * shape[0],
         sampling=sampling or Sampling(),

@@ -6,6 +6,7 @@ The first half is `rollout/callback.py`; the mathematics is `loss.py`, where an 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
-from lit_rlvr.algorithms.optimizer import build_optimizer
+from lit_rlvr.algorithms.optimizer import apply_options, build_optimizer
 from lit_rlvr.algorithms.reference import ReferenceModule
 from lit_rlvr.algorithms.step import Frozen, frozen_logprobs, plan_step, step_metrics
 from lit_rlvr.distributed import gather_rows, rank, world_size
@@ -50,7 +51,7 @@ class RLVRModule(ReferenceModule):
         kl_coef: weight of the KL term against the initial policy; 0 loads no reference model.
         entropy_coef: weight of an entropy bonus, with the gradient of the policy's exact entropy; 0 = off.
         importance_correction: for engines whose log-probabilities differ from the trainer's; by default
-            `token_truncate`, and `none` for the Hugging Face engine, which shares the trainer's weights.
+            `token_truncate`, and `none` for the Hugging Face engine at precision 32-true, which is exact.
         importance_cap: bound of the importance weights.
         shared_prefix: run each prompt once for its whole group; False = one completion per row.
     """
@@ -83,6 +84,7 @@ class RLVRModule(ReferenceModule):
         self.tokens_per_microbatch, self.shared_prefix = tokens_per_microbatch, shared_prefix
         self.importance_correction, self.importance_cap = importance_correction, importance_cap
         self.iteration = 0  # rollouts trained on so far
+        self._logged: set[str] = set()  # metrics of updates that were logged so far
         self.trace: Trace | None = None  # what to note of the next rollout's tokens, for `explain`
         for name in ("updates_per_rollout", "epochs_per_rollout", "tokens_per_microbatch"):
             if getattr(self, name) < 1:
@@ -113,6 +115,9 @@ class RLVRModule(ReferenceModule):
     def configure_optimizers(self) -> Any:
         return build_optimizer(self)
 
+    def on_train_start(self) -> None:
+        apply_options(self)
+
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Prompts stay where they are: Lightning would train on a copy that the rollout callback never saw."""
         return batch
@@ -128,10 +133,17 @@ class RLVRModule(ReferenceModule):
         self.iteration += 1
         self.renew_reference(self.iteration)
         self.trainer.datamodule.commit(batch.cursor)  # type: ignore[attr-defined]
-        for name in metrics[0]:
-            self.log(name, sum(m[name] for m in metrics if name in m) / sum(name in m for m in metrics))
+        self._log_updates(metrics)
         self.log("time/train", time.perf_counter() - started)
         self.log("step", float(self.updates))  # Lightning takes it as the logs' x axis
+
+    def _log_updates(self, metrics: list[dict[str, float]]) -> None:
+        """Means over the updates of one rollout; NaN for what none of them has (where no row was run), because
+        Lightning would log the value of the iteration before."""
+        self._logged |= {name for update in metrics for name in update}
+        for name in sorted(self._logged):
+            values = [update[name] for update in metrics if name in update]
+            self.log(name, sum(values) / len(values) if values else math.nan)
 
     def _freeze(self, rollout: Rollout, minibatches: list[list[int]]) -> Frozen:
         """Advantages, and the log-probabilities that stay fixed during the updates on this rollout.
@@ -200,6 +212,11 @@ class RLVRModule(ReferenceModule):
                 sums[name] = sums.get(name, 0) + value.double() * float(k < step.real)
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        if not bool(torch.isfinite(norm)):
+            raise UserError(
+                f"step {self.updates + 1}: the gradient is not finite, and the weights were left as they are; lower "
+                "model.lr or model.max_grad_norm, and go on with --ckpt_path last"
+            )
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         frozen.on_policy = False
@@ -215,16 +232,28 @@ class RLVRModule(ReferenceModule):
     # ---- checkpoints --------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rlvr"] = {"iteration": self.iteration, "updates": self.updates, "data": self._data_name()}
-        checkpoint["rlvr"] |= {"advantage": self.advantage.state_dict(), "reference": self.reference_state()}
+        checkpoint["rlvr"] = self._identity() | {
+            "iteration": self.iteration,
+            "updates": self.updates,
+            "advantage_state": self.advantage.state_dict(),
+            "reference": self.reference_state(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["rlvr"]
-        if saved["data"] != self._data_name():
-            raise UserError(f"ckpt_path: the run was on {saved['data']}, not on {self._data_name()}; use the same data")
+        for key, ours in self._identity().items():
+            if saved[key] != ours:
+                raise UserError(f"ckpt_path: its run had {key} {saved[key]}, this one has {ours}; resume with the same")
         self.iteration, self.updates = saved["iteration"], saved["updates"]
-        self.advantage.load_state_dict(saved["advantage"])
+        self.advantage.load_state_dict(saved["advantage_state"])
         self.load_reference_state(saved["reference"])
 
-    def _data_name(self) -> str:
-        return type(self.trainer.datamodule).__name__  # type: ignore[attr-defined]
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with the run that goes on from it."""
+        shapes = sorted((name, tuple(p.shape)) for name, p in self.policy.named_parameters())
+        return {
+            "data": type(self.trainer.datamodule).__name__,  # type: ignore[attr-defined]
+            "algorithm": type(self).__name__,
+            "advantage": type(self.advantage).__name__,
+            "model of": f"{type(self.policy.model).__name__} {derive_seed(str(shapes)):x}",
+        }

@@ -36,3 +36,13 @@ def total_steps(module: RLVRModule) -> int:
         raise UserError(f"model.lr_schedule: {module.lr_schedule} needs trainer.max_steps or trainer.max_epochs")
     batches = len(trainer.datamodule.train_dataloader())
     return int(batches * trainer.max_epochs * module.updates_per_rollout * module.epochs_per_rollout)
+
+
+def apply_options(module: RLVRModule) -> None:
+    """Let the options given now win over those that a checkpoint restored; without a change this changes nothing."""
+    optimizer: Any = module.optimizers()
+    scheduler: Any = module.lr_schedulers()
+    scheduler.base_lrs = [module.lr for _ in scheduler.base_lrs]
+    for group, scale in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        rate = module.lr * scale(scheduler.last_epoch)
+        group |= {"initial_lr": module.lr, "lr": rate, "betas": module.betas, "weight_decay": module.weight_decay}

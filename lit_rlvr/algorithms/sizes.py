@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lit_rlvr.rollout import RolloutCallback
 
 _log = logging.getLogger("lit_rlvr")
+PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def check_sizes(module: RLVRModule, rollout: RolloutCallback, prompts: int, ranks: int) -> None:
@@ -43,13 +44,19 @@ def check_sizes(module: RLVRModule, rollout: RolloutCallback, prompts: int, rank
         raise UserError(
             f"model.reference_pool_size: {module.reference_pool_size} is below rollout.group_size={rollout.group_size}"
         )
+    if module.trainer.precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision: {module.trainer.precision} is not supported, the weights are kept in float32; "
+            f"use {' or '.join(PRECISIONS)}"
+        )
     name, updates = type(module).__name__, module.updates_per_rollout * module.epochs_per_rollout
     if updates > 1 and not module.has_ratio:
         _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:
         _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
     if module.importance_correction is None:
-        module.importance_correction = "none" if rollout.engine.exact else "token_truncate"
+        exact = rollout.engine.exact and module.trainer.precision == "32-true"
+        module.importance_correction = "none" if exact else "token_truncate"
     _log.info(
         "%d prompts x %d completions = %d sequences a rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
         "%d pass(es), at most %d tokens at once; engine %s, importance correction %s",

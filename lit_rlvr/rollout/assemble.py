@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_rlvr.distributed import all_sum
+from lit_rlvr.distributed import all_sum, gather_objects, rank
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, pad_completions
 
@@ -23,29 +23,52 @@ def assemble(
 ) -> Rollout:
     """Completions and scores as a `Rollout`.
 
-    A completion whose check failed is out of the loss, and takes the mean reward of its group's other
-    completions, so that it does not move the group's mean; it counts as not correct. With `mask_truncated` a
-    truncated completion is out of the loss too, and keeps its reward.
+    A completion whose check failed is out of the loss, and takes the mean reward and correctness of its group's
+    others, so that it moves neither of the group's means. With `mask_truncated` a truncated completion is out of
+    the loss too, and keeps its reward.
     """
     token_ids, mask, logprobs = pad_completions(completions)
     failed = scores.failed  # (P, G)
-    judged = (~failed).float()
     lost = failed
     if mask_truncated:
         lost = failed | torch.tensor([[c.truncated for c in group] for group in completions])
-    mean = (scores.rewards * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp(min=1)
     return Rollout(
         prompts=prompts,
         completions=completions,
         token_ids=token_ids,
         mask=mask & ~lost.flatten()[:, None],
         engine_logprobs=logprobs,
-        rewards=torch.where(failed, mean, scores.rewards),
-        correct=torch.where(failed, 0.0, scores.correct),
+        rewards=impute(scores.rewards, failed),
+        correct=impute(scores.correct, failed),
+        judged=~failed,
         parts=scores.parts,
         statuses=scores.statuses,
         sampling=sampling,
     )
+
+
+def impute(values: Tensor, failed: Tensor) -> Tensor:
+    """`values` (P, G) with the failed ones replaced by the mean of their group's others (0 where all failed)."""
+    judged = (~failed).to(values.dtype)
+    mean = (values * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(failed, mean, values)
+
+
+def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
+    """How often each of this rank's prompts stood earlier in the iteration, over the ranks in their order.
+
+    Args:
+        before: this rank's prompts of earlier rounds.
+    """
+    parts = gather_objects(([p.sample.id for p in before], [p.sample.id for p in prompts]))
+    seen = Counter(name for earlier, _ in parts for name in earlier)
+    counts: list[list[int]] = []
+    for _, names in parts:
+        counts.append([])
+        for name in names:
+            counts[-1].append(seen[name])
+            seen[name] += 1
+    return counts[rank()]
 
 
 def rollout_metrics(rollout: Rollout, seconds: float) -> dict[str, float]:
@@ -55,13 +78,13 @@ def rollout_metrics(rollout: Rollout, seconds: float) -> dict[str, float]:
     statuses = Counter(status for group in rollout.statuses for status in group)
     sums = {
         "rollout/reward": rollout.rewards.sum(),
-        "rollout/accuracy": rollout.correct.sum(),
+        "rollout/accuracy": (rollout.correct * rollout.judged).sum(),
         "rollout/length": rollout.lengths.sum(),
         "rollout/truncated": rollout.truncated.sum(),
         **{f"reward/{name}": part.sum() for name, part in rollout.parts.items()},
         **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in ("parse_fail", "timeout", "error")},
         "size": torch.tensor(size),
-        "rollout/correct_count": rollout.correct.sum(),
+        "rollout/correct_count": (rollout.correct * rollout.judged).sum(),
         "rollout/unsolved_prompts": (solved == 0).float().sum(),
     }
     total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
@@ -72,9 +95,10 @@ def rollout_metrics(rollout: Rollout, seconds: float) -> dict[str, float]:
 
 
 def live_groups(rollout: Rollout) -> list[int]:
-    """Prompts whose completions are neither all correct nor all wrong."""
-    solved = rollout.correct.mean(1)  # (P,)
-    return [int(p) for p in ((solved > 0) & (solved < 1)).nonzero().flatten()]
+    """Prompts whose judged completions are neither all correct nor all wrong."""
+    right = ((rollout.correct == 1) & rollout.judged).any(1)
+    wrong = ((rollout.correct == 0) & rollout.judged).any(1)
+    return [int(p) for p in (right & wrong).nonzero().flatten()]
 
 
 def join(first: Rollout, second: Rollout) -> Rollout:
@@ -94,6 +118,7 @@ def join(first: Rollout, second: Rollout) -> Rollout:
         engine_logprobs=stack("engine_logprobs"),
         rewards=torch.cat([first.rewards, second.rewards]),
         correct=torch.cat([first.correct, second.correct]),
+        judged=torch.cat([first.judged, second.judged]),
         parts={name: torch.cat([part, second.parts[name]]) for name, part in first.parts.items()},
         statuses=first.statuses + second.statuses,
     )

@@ -17,9 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.algorithms.sizes import check_sizes
 from lit_rlvr.distributed import all_min
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import FunctionReward, MathAnswer, Reward
-from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.rollout.assemble import assemble, join, live_groups, rollout_metrics
+from lit_rlvr.rewards import FunctionReward, MathAnswer, Reward, shared_pool
+from lit_rlvr.rewards.combine import Scores, score_rollout
+from lit_rlvr.rollout.assemble import assemble, count_repeats, join, live_groups, rollout_metrics
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine, resolve_engine
 from lit_rlvr.rollout.failures import stop_on_failures
 from lit_rlvr.rollout.probe import check_engine
@@ -105,20 +105,22 @@ class RolloutCallback(Callback):
         module: RLVRModule = pl_module  # type: ignore[assignment]
         started = time.perf_counter()
         seconds = Counter({"sync": self._sync(trainer, module, batch.prompts)})
-        rollout, spent = self._train_rollout(trainer, module, batch.prompts, [])
+        repeats = count_repeats(batch.prompts, [])
+        rollout, spent = self._train_rollout(trainer, module, batch.prompts, repeats)
         seconds.update(spent)
         wanted, rounds = module.wanted_groups(len(batch.prompts)), 1
         while rounds < module.max_sampling_rounds and all_min(len(live_groups(rollout))) < wanted:
             prompts, batch.cursor = self._more_prompts(trainer, batch.cursor)
-            more, spent = self._train_rollout(trainer, module, prompts, rollout.prompts)
-            rollout = join(rollout, more)
+            again = count_repeats(prompts, rollout.prompts)
+            more, spent = self._train_rollout(trainer, module, prompts, again)
+            rollout, repeats = join(rollout, more), repeats + again
             seconds.update(spent)
             rounds += 1
         if wanted:
             rollout.kept = live_groups(rollout)[: len(batch.prompts)]
             module.log_dict({"rollout/sampling_rounds": float(rounds), "rollout/kept_groups": float(len(rollout.kept))})
         if module.advantage.needs_reference:
-            rollout.reference_rewards, spent = self._reference.rewards(trainer, module, rollout.prompts)
+            rollout.reference_rewards, spent = self._reference.rewards(trainer, module, rollout.prompts, repeats)
             seconds.update(spent)
         batch.rollout = rollout
         module.log_dict({f"time/{name}": value for name, value in seconds.items()})
@@ -126,11 +128,11 @@ class RolloutCallback(Callback):
         module.log_dict(rollout_metrics(rollout, seconds["generate"]))
 
     def _train_rollout(
-        self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], before: list[Prompt]
+        self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]
     ) -> tuple[Rollout, dict[str, float]]:
-        """One round of G completions per prompt; `before` are the prompts of this iteration's earlier rounds."""
-        seeds = self.seeds([*before, *prompts], self.group_size, "rollout", module.iteration)[len(before) :]
-        return self.roll_out(trainer, prompts, self.sampling, seeds)
+        """One round of G completions per prompt; all ranks take part."""
+        seeds = self.seeds(prompts, repeats, self.group_size, "rollout", module.iteration)
+        return self.roll_out(trainer, prompts, self.sampling, seeds, together=True)
 
     @staticmethod
     def _more_prompts(trainer: Trainer, cursor: dict[str, int]) -> tuple[list[Prompt], dict[str, int]]:
@@ -147,7 +149,7 @@ class RolloutCallback(Callback):
         if not batch.prompts:  # another rank has the last ones
             return
         self._sync(trainer, module, batch.prompts)
-        seeds = self.seeds(batch.prompts, self.eval_samples, "validation", batch.name)
+        seeds = self.seeds(batch.prompts, [0] * len(batch), self.eval_samples, "validation", batch.name)
         batch.rollout, _ = self.roll_out(trainer, batch.prompts, self.eval_sampling, seeds)
 
     on_test_batch_start = on_validation_batch_start
@@ -168,38 +170,51 @@ class RolloutCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.close()
+
     def close(self) -> None:
         """Give back the engine's memory and the reward workers."""
         if self._started:
             self.engine.close()
         for reward in self.rewards:
             reward.close()
+        shared_pool().close()
         self._started, self._synced_version = False, -1
 
     def roll_out(
-        self, trainer: Trainer, prompts: list[Prompt], sampling: Sampling, seeds: list[list[int]]
+        self,
+        trainer: Trainer,
+        prompts: list[Prompt],
+        sampling: Sampling,
+        seeds: list[list[int]],
+        together: bool = False,
     ) -> tuple[Rollout, dict[str, float]]:
         """Generate one completion per seed and score them; the seconds each took."""
         started = time.perf_counter()
         completions = self.engine.generate(prompts, sampling, seeds)
         generated = time.perf_counter()
-        scores = score_rollout(self.rewards, completions, [p.sample for p in prompts])
-        stop_on_failures(prompts, completions, scores, self.max_failure_rate, Path(trainer.default_root_dir))
+        scores = self.score(trainer, prompts, completions, together)
         rollout = assemble(prompts, completions, scores, sampling, self.mask_truncated)
         return rollout, {"generate": generated - started, "score": time.perf_counter() - generated}
 
+    def score(
+        self, trainer: Trainer, prompts: list[Prompt], completions: list[list[Completion]], together: bool
+    ) -> Scores:
+        """Score completions; too many failed checks stop the run, counted over all ranks where these are `together`."""
+        scores = score_rollout(self.rewards, completions, [p.sample for p in prompts])
+        root = Path(trainer.default_root_dir)
+        stop_on_failures(prompts, completions, scores, self.max_failure_rate, root, together)
+        return scores
+
     @staticmethod
-    def seeds(prompts: list[Prompt], count: int, *use: int | str) -> list[list[int]]:
-        """Each completion's own seed, from (run seed, use, prompt id, sample index). A prompt that stands twice
-        in a batch goes on counting its samples. Validation draws with the same seeds every time."""
-        seen: Counter[str] = Counter()
-        seeds = []
-        for prompt in prompts:
-            key = prompt.sample.id
-            first = seen[key] * count
-            seen[key] += 1
-            seeds.append([derive_seed(run_seed(), *use, key, first + g) for g in range(count)])
-        return seeds
+    def seeds(prompts: list[Prompt], repeats: list[int], count: int, *use: int | str) -> list[list[int]]:
+        """Each completion's own seed, from (run seed, use, prompt id, sample index). A prompt's k-th repeat in an
+        iteration goes on counting its samples. Validation draws with the same seeds every time."""
+        return [
+            [derive_seed(run_seed(), *use, prompt.sample.id, repeat * count + g) for g in range(count)]
+            for prompt, repeat in zip(prompts, repeats, strict=True)
+        ]
 
     def _sync(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt]) -> float:
         """Bring the engine's weights up to date (seconds it took); start it first if need be, and probe it."""

@@ -6,22 +6,34 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.distributed import gather_objects
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt
 
 
 def stop_on_failures(
-    prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, limit: float, run: Path
+    prompts: list[Prompt],
+    completions: list[list[Completion]],
+    scores: Scores,
+    limit: float,
+    run: Path,
+    together: bool,
 ) -> None:
     """Above a share of `limit` failed checks, save the completions to `failed_rewards.jsonl` in `run` and stop.
+
+    Args:
+        together: all ranks are here, and their checks count together.
 
     Raises:
         UserError: names the reward, the first sample and the file.
     """
-    failed, total = int(scores.failed.sum()), scores.failed.numel()
+    counts = (int(scores.failed.sum()), scores.failed.numel())
+    failed, total = (sum(numbers) for numbers in zip(*(gather_objects(counts) if together else [counts]), strict=True))
     if failed <= limit * total:
         return
+    if not counts[0]:
+        raise UserError(f"a reward failed on {failed} of {total} completions, all of them on another rank")
     path = run / "failed_rewards.jsonl"
     rows: list[dict[str, Any]] = []
     for p, g in scores.failed.nonzero().tolist():

@@ -40,7 +40,7 @@ def trainer_logprobs(policy: Policy, prompt: Prompt, completion: Completion, sam
     token_ids, mask, logprobs = pad_completions([[completion]])
     zero = torch.zeros(1, 1)
     rollout = Rollout(
-        [prompt], [[completion]], token_ids, mask, logprobs, zero, zero, {}, [["ok"]], sampling
+        [prompt], [[completion]], token_ids, mask, logprobs, zero, zero, zero == 0, {}, [["ok"]], sampling
     )  # fmt: skip
     with torch.autocast(policy.device.type, enabled=False):
         return policy.logprobs(rollout, [0])[0][0].float().cpu()

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lit_rlvr.distributed import gather_objects
-from lit_rlvr.rewards.combine import score_rollout
+from lit_rlvr.rollout.assemble import impute
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Prompt
 
@@ -34,24 +34,33 @@ class ReferenceRollouts:
         self._pool: dict[str, list[float]] = {}  # prompt id -> K rewards; the same on all ranks
         self._version = -1  # the reference's version that the pool was sampled from
 
-    def rewards(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt]) -> tuple[Tensor, dict[str, float]]:
-        """Rewards s (P, G) of reference completions, and the seconds they took."""
+    def rewards(
+        self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Rewards s (P, G) of reference completions, and the seconds they took.
+
+        Args:
+            repeats: how often each prompt stood in this iteration before.
+        """
         started = time.perf_counter()
         size = self._callback.group_size
         if module.reference_rollouts == "fresh":
-            found = self._sample(module, prompts, size, "reference", module.iteration)
+            seeds = self._callback.seeds(prompts, repeats, size, "reference", module.iteration)
+            found = self._sample(trainer, module, prompts, seeds)
         else:
-            self._fill(module, prompts)
-            found = [self._draw(module, prompt, size) for prompt in prompts]
+            self._fill(trainer, module, prompts)
+            found = [self._draw(module, p, size, repeat) for p, repeat in zip(prompts, repeats, strict=True)]
         return torch.tensor(found), {"reference": time.perf_counter() - started}
 
-    def _sample(self, module: RLVRModule, prompts: list[Prompt], count: int, *use: int | str) -> list[list[float]]:
-        """Rewards of `count` new completions per prompt under the reference."""
-        seeds = self._callback.seeds(prompts, count, *use)
+    def _sample(
+        self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], seeds: list[list[int]]
+    ) -> list[list[float]]:
+        """Rewards of new completions of the reference, one per seed; a failed check counts as its group's mean."""
         completions = self._callback.generate_with(module.reference, prompts, seeds)
-        return score_rollout(self._callback.rewards, completions, [p.sample for p in prompts]).rewards.tolist()
+        scores = self._callback.score(trainer, prompts, completions, together=False)
+        return impute(scores.rewards, scores.failed).tolist()
 
-    def _fill(self, module: RLVRModule, prompts: list[Prompt]) -> None:
+    def _fill(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt]) -> None:
         """Sample the pool of every prompt that has none yet; ranks share theirs."""
         if self._version != module.reference_version:
             self._pool, self._version = {}, module.reference_version
@@ -59,13 +68,15 @@ class ReferenceRollouts:
         new: dict[str, list[float]] = {}
         if missing:
             count = module.reference_pool_size or 2 * self._callback.group_size
-            found = self._sample(module, missing, count, "reference-pool", self._version)
+            seeds = self._callback.seeds(missing, [0] * len(missing), count, "reference-pool", self._version)
+            found = self._sample(trainer, module, missing, seeds)
             new = dict(zip((p.sample.id for p in missing), found, strict=True))
         for part in gather_objects(new):
             self._pool |= part
 
-    def _draw(self, module: RLVRModule, prompt: Prompt, size: int) -> list[float]:
-        seed = derive_seed(run_seed(), "reference-draw", module.iteration, prompt.sample.id)
+    def _draw(self, module: RLVRModule, prompt: Prompt, size: int, repeat: int) -> list[float]:
+        """`size` different rewards of a prompt's pool."""
+        seed = derive_seed(run_seed(), "reference-draw", module.iteration, prompt.sample.id, repeat)
         return random.Random(seed).sample(self._pool[prompt.sample.id], size)
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
@@ -25,12 +27,14 @@ class RunCheckpoint(Checkpoint):
         if every < 0 or keep < 1:
             raise UserError(f"checkpoint: every={every} must be >= 0 and keep={keep} >= 1")
         self.every, self.keep = every, keep
+        self.wanted = False  # whether to save after this iteration whatever `every` says
         self._saved_step = -1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every and getattr(pl_module, "iteration", 0) % self.every == 0:
+        due = self.every and getattr(pl_module, "iteration", 0) % self.every == 0
+        if due or self.wanted or trainer.should_stop:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,3 +85,24 @@ def last_checkpoint(run: str | Path) -> Path:
             f"{checkpoint_folder(run)} has no checkpoint (step-*.ckpt); run `lit-rlvr fit` into {run} first"
         )
     return found[-1]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours; tensors stay on disk until they are used.
+
+    Raises:
+        UserError: the file is missing, torn, or not one of ours.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is not a readable checkpoint ({reason})") from error
+    if not isinstance(found, dict) or "rlvr" not in found:
+        raise UserError(f"{path} is not a checkpoint of lit-rlvr")
+    return found
+
+
+def checkpoint_step(path: str | Path) -> int:
+    """The optimizer step of a checkpoint; errors as `read_checkpoint`."""
+    return int(read_checkpoint(path)["global_step"])

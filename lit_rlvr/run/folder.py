@@ -16,11 +16,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.plots import plot_run
 from lit_rlvr.run.stop import RunStopped
 from lit_rlvr.run.trace import Trace, write_trace
+from lit_rlvr.text import printable
 from lit_rlvr.types import Rollout
 
 _log = logging.getLogger("lit_rlvr")
@@ -41,7 +43,7 @@ class RunFolder(Callback):
     def __init__(self, save_prompts: int = 2, show_every: int = 10, trace_every: int = 10) -> None:
         self.save_prompts, self.show_every, self.trace_every = save_prompts, show_every, trace_every
         self.accuracy_before: float | None = None
-        self.accuracy_after: float | None = None
+        self._last: tuple[int, float | None] = (-1, None)  # the last validation: step, accuracy
         self.train_seconds = 0.0
         self.resumed_from_step = 0
         self._iteration_began = 0.0
@@ -85,18 +87,20 @@ class RunFolder(Callback):
                 show_rows(rows[:8], trainer.global_step)
             for logger in trainer.loggers:
                 logger.save()
-        if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
+        last_step = 0 < trainer.max_steps <= trainer.global_step
+        last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and batch_idx + 1 == trainer.num_training_batches
+        if last_step or last_epoch:
             trainer.should_stop = True  # Lightning then validates before it ends the run
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
         results = module.validation_results
-        if trainer.sanity_checking:
+        if not trainer.sanity_checking:
+            self._last = (trainer.global_step, results.get("val/accuracy"))
+        elif trainer.global_step == 0:
             self.accuracy_before = results.get("val/accuracy")
             for logger in trainer.loggers:  # Lightning does not log the check before training
                 logger.log_metrics(results, step=0)
-        else:
-            self.accuracy_after = results.get("val/accuracy")
 
     # ---- at its end ---------------------------------------------------------------------------------------
 
@@ -105,7 +109,6 @@ class RunFolder(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, RunStopped | KeyboardInterrupt) and getattr(pl_module, "policy", None) is not None:
-            self.accuracy_after = None
             self._finish(trainer, pl_module, str(exception) or type(exception).__name__)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stopped: str | None) -> None:
@@ -115,9 +118,10 @@ class RunFolder(Callback):
             return
         callback: Any = next(c for c in trainer.callbacks if hasattr(c, "engine"))  # type: ignore[attr-defined]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        accuracy_after = self._last[1] if self._last[0] == trainer.global_step and stopped is None else None
         summary = {
             "accuracy_before": self.accuracy_before,
-            "accuracy_after": self.accuracy_after,
+            "accuracy_after": accuracy_after,
             "steps": trainer.global_step,
             "iterations": module.iteration,
             "resumed_from_step": self.resumed_from_step,
@@ -139,10 +143,10 @@ class RunFolder(Callback):
             plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
         if self.accuracy_before is None:
             _log.info("No accuracies: there is no validation set; give data.validation or data.validation_split")
-        elif stopped is None:
+        elif accuracy_after is not None:
             _log.info(
                 "Validation accuracy %.3f before, %.3f after %d steps (%.0f s of training). Results: %s",
-                self.accuracy_before, self.accuracy_after, trainer.global_step, self.train_seconds, root,
+                self.accuracy_before, accuracy_after, trainer.global_step, self.train_seconds, root,
             )  # fmt: skip
 
     @staticmethod
@@ -199,12 +203,12 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
     for row in rows:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1]["content"])
         advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
-        table.add_row(_short(prompt), _short(row["completion"]), f"{row['reward']:.2f}", advantage)
+        table.add_row(Text(_short(prompt)), Text(_short(row["completion"])), f"{row['reward']:.2f}", advantage)
     Console(stderr=True, markup=False, highlight=False, width=None if os.isatty(2) else 120).print(table)
 
 
 def _short(text: str, limit: int = 160) -> str:
-    flat = " ".join(text.split())
+    flat = " ".join(printable(text).split())
     return flat if len(flat) <= limit else flat[: limit - 3] + "..."
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from argparse import Namespace
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class MetricsFile(Logger):
-    """Writes every logged metric to one CSV file.
+    """Writes every logged metric to one CSV file; NaN says that there is none, and leaves the cell empty.
 
     Lightning's CSVLogger starts its file anew on every run; this one goes on, and a resumed run first drops
     the rows after the checkpoint it resumes from, so that the file is that of an uninterrupted run.
@@ -63,7 +64,7 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         row = self._rows.setdefault(int(step or 0), {})
-        row.update({name: float(value) for name, value in metrics.items()})
+        row.update({name: float(value) for name, value in metrics.items() if not math.isnan(value)})
         self._pending = True
 
     @rank_zero_only

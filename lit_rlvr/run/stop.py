@@ -9,6 +9,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.distributed import all_max
+from lit_rlvr.run.checkpoint import RunCheckpoint
+
 _log = logging.getLogger("lit_rlvr")
 
 
@@ -25,15 +28,26 @@ class RunStopped(Exception):
 
 
 class StopOnSignal(Callback):
-    """The first signal lets the iteration finish (an iteration is atomic); a second Ctrl-C stops at once."""
+    """The first signal lets the iteration finish (an iteration is atomic); a second Ctrl-C stops at once.
+
+    A checkpoint is taken at the end of the iteration, and the run stops where the next one would begin: only there
+    are the last one's logs and validation done.
+    """
 
     def __init__(self) -> None:
         self._received: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._stopping = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
+
+    def _listen(self) -> None:
+        """Take the signals over from Lightning, which puts back the handlers of before the run at its end."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
@@ -44,20 +58,11 @@ class StopOnSignal(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._stop_if_asked(trainer)
+        self._stopping = all_max(self._received or 0, pl_module.device)  # all processes stop after the same iteration
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for checkpoint in (c for c in callbacks if isinstance(c, RunCheckpoint)):
+            checkpoint.wanted = self._stopping > 0
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop_if_asked(trainer)
-
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        if self._received is None:
-            return
-        checkpoint: Any = trainer.checkpoint_callback
-        if checkpoint is not None and not trainer.sanity_checking:
-            checkpoint.save(trainer)
-        raise RunStopped(self._received)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._stopping:
+            raise RunStopped(self._stopping)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_rlvr.distributed import world_size
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.types import Rollout
 
@@ -36,7 +37,7 @@ class Trace:
                 self.tokens[row] = {
                     "logp": _numbers(x.logp[k], kept[k]),
                     "ratio": _numbers((x.logp[k] - x.old[k]).exp(), kept[k]),
-                    "weight": _numbers(-gradient[k], kept[k]),
+                    "weight": _numbers(-gradient[k] / world_size(), kept[k]),
                 }
 
         x.logp.register_hook(note)

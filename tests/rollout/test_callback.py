@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.callback import rollout_metrics
+from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -23,20 +23,23 @@ def test_every_completion_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch)
     for run_seed in (0, 1):
         monkeypatch.setenv("PL_GLOBAL_SEED", str(run_seed))
         for iteration in range(30):
-            for group in RolloutCallback.seeds(prompts, 4, "rollout", iteration):
+            for group in RolloutCallback.seeds(prompts, [0] * 3, 4, "rollout", iteration):
                 seen |= set(group)
-        for group in RolloutCallback.seeds(prompts, 4, "validation", "set"):
+        for group in RolloutCallback.seeds(prompts, [0] * 3, 4, "validation", "set"):
             seen |= set(group)
     assert len(seen) == 2 * 31 * 3 * 4
 
 
 def test_seeds_belong_to_the_prompt_and_not_to_its_place() -> None:
     prompts = [make_prompt([5], name) for name in "abc"]
-    forward = RolloutCallback.seeds(prompts, 4, "rollout", 7)
-    assert RolloutCallback.seeds(prompts[::-1], 4, "rollout", 7) == forward[::-1]
-    assert RolloutCallback.seeds(prompts[1:], 4, "rollout", 7) == forward[1:]
-    assert RolloutCallback.seeds(prompts[:1], 8, "rollout", 7)[0][:4] == forward[0]
-    twice = RolloutCallback.seeds([prompts[0], prompts[1], prompts[0]], 4, "rollout", 7)
+    forward = RolloutCallback.seeds(prompts, [0] * 3, 4, "rollout", 7)
+    assert RolloutCallback.seeds(prompts[::-1], [0] * 3, 4, "rollout", 7) == forward[::-1]
+    assert RolloutCallback.seeds(prompts[1:], [0] * 2, 4, "rollout", 7) == forward[1:]
+    assert RolloutCallback.seeds(prompts[:1], [0], 8, "rollout", 7)[0][:4] == forward[0]
+    again = [prompts[0], prompts[1], prompts[0]]
+    assert count_repeats(again, []) == [0, 0, 1]
+    assert count_repeats(again, again) == [2, 1, 3]
+    twice = RolloutCallback.seeds(again, count_repeats(again, []), 4, "rollout", 7)
     assert twice[:2] == forward[:2] and not set(twice[2]) & set(twice[0])
 
 
@@ -133,9 +136,9 @@ def test_every_iteration_draws_with_seeds_of_its_own(
     uses: list[tuple[int | str, ...]] = []
     seeds = RolloutCallback.seeds
 
-    def noted(prompts: list[Prompt], count: int, *use: int | str) -> list[list[int]]:
+    def noted(prompts: list[Prompt], repeats: list[int], count: int, *use: int | str) -> list[list[int]]:
         uses.append(use)
-        return seeds(prompts, count, *use)
+        return seeds(prompts, repeats, count, *use)
 
     monkeypatch.setattr(RolloutCallback, "seeds", staticmethod(noted))
     fit(tiny_model_folder, tmp_path, steps=10, updates_per_rollout=2)

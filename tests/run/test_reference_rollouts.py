@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def test_draws_from_a_pool_are_without_replacement_and_differ_by_visit() -> None
     reference.load_state_dict({"pool": {"p": [float(i) for i in range(8)]}, "version": 0})
     draws = set()
     for Module.iteration in range(20):
-        drawn = reference._draw(Module, Prompt, 4)
+        drawn = reference._draw(Module, Prompt, 4, 0)
         assert len(set(drawn)) == 4
         draws.add(tuple(sorted(drawn)))
     assert len(draws) > 5
@@ -87,7 +88,7 @@ def test_a_renewed_reference_and_its_pool_survive_a_resume(run_folder: Path, lit
 def test_renewing_takes_the_current_policy(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy(monkeypatch)
     assert lit_rlvr(*FIT, "--model.init_args.reference_update_every", "2").status == 0
-    same = [torch.equal(a, b) for (a, _), (b, _) in zip(seen, seen[1:], strict=False)]
+    same = [torch.equal(a, b) for (a, _), (b, _) in itertools.pairwise(seen)]
     assert same == [True, False, True, False, True]
 
 
