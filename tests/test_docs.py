@@ -85,3 +85,7 @@ def test_every_config_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> 
         run(["fit", *stack, "--config", name, "--print_config"])
     assert stop.value.code == 0
     assert "class_path: lit_rlvr.algorithms" in capsys.readouterr().out
+
+
+def test_readme_has_no_gaps() -> None:
+    assert "@@" not in README and "TODO" not in README

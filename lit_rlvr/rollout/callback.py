@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.algorithms.sizes import check_sizes
@@ -245,4 +246,5 @@ class RolloutCallback(Callback):
                 data.eval_prompts_per_step * self.eval_samples // trainer.world_size,
             ),
             seed=run_seed(),
+            dtype=torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32,
         )

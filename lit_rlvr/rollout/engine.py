@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from lit_rlvr.errors import UserError
@@ -30,6 +31,7 @@ class EngineContext:
         max_tokens: the longest sequence that will be asked for, prompt and completion together.
         max_sequences: completions asked for in one call, at most.
         seed: the run's seed.
+        dtype: what the trainer computes in.
     """
 
     folder: str
@@ -38,6 +40,7 @@ class EngineContext:
     max_tokens: int
     max_sequences: int
     seed: int
+    dtype: torch.dtype = torch.float32
 
 
 class RolloutEngine(ABC):
@@ -75,7 +78,12 @@ class RolloutEngine(ABC):
     @property
     def probe_tolerance(self) -> float:
         """Largest difference of a token's log-probability from the trainer's that is rounding, in nats."""
-        return 1e-3
+        return 3e-4 if self.compute_dtype == torch.float32 else 0.5
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return torch.float32
 
     @property
     def name(self) -> str:

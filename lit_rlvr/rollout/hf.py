@@ -14,7 +14,7 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 
 
 class HFEngine(RolloutEngine):
-    """Decodes with the trainer's live weights: nothing to copy, nothing to go stale.
+    """Decodes with the trainer's live weights and precision: nothing to copy, nothing to go stale.
 
     Each prompt is computed once and its cache repeated for the group; finished sequences leave the batch.
 
@@ -34,6 +34,10 @@ class HFEngine(RolloutEngine):
     def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing to do: the weights are those of the policy it follows."""
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return torch.float32 if self._context is None else self._context.dtype
+
     def close(self) -> None:
         self._context = None
 
@@ -41,15 +45,18 @@ class HFEngine(RolloutEngine):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
+        assert self._context is not None, "start() comes first"
         order = sorted(range(len(prompts)), key=lambda p: len(prompts[p].token_ids))
         found: dict[int, list[Completion]] = {}
         batch: list[int] = []
-        for p in order:
-            if batch and sum(len(seeds[q]) for q in [*batch, p]) > self.max_sequences:
-                found |= self._decode(prompts, batch, sampling, seeds)
-                batch = []
-            batch.append(p)
-        found |= self._decode(prompts, batch, sampling, seeds)
+        device, half = self._context.policy.device.type, self.compute_dtype != torch.float32
+        with torch.autocast(device, self.compute_dtype, enabled=half):
+            for p in order:
+                if batch and sum(len(seeds[q]) for q in [*batch, p]) > self.max_sequences:
+                    found |= self._decode(prompts, batch, sampling, seeds)
+                    batch = []
+                batch.append(p)
+            found |= self._decode(prompts, batch, sampling, seeds)
         return [found[p] for p in range(len(prompts))]
 
     def _decode(

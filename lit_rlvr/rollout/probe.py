@@ -23,7 +23,7 @@ def check_engine(engine: RolloutEngine, policy: Policy, prompt: Prompt, sampling
         UserError: the difference is more than rounding: the engine holds stale or wrong weights.
     """
     completion = engine.generate([prompt], sampling, [[seed]])[0][0]
-    ours = trainer_logprobs(policy, prompt, completion, sampling)
+    ours = trainer_logprobs(policy, prompt, completion, sampling, engine.compute_dtype)
     worst = float((ours - torch.tensor(completion.logprobs)).abs().max())
     if not worst <= engine.probe_tolerance:
         raise UserError(
@@ -35,12 +35,14 @@ def check_engine(engine: RolloutEngine, policy: Policy, prompt: Prompt, sampling
 
 
 @torch.no_grad()
-def trainer_logprobs(policy: Policy, prompt: Prompt, completion: Completion, sampling: Sampling) -> torch.Tensor:
-    """(n,) log-probabilities of one completion's tokens under the trainer's weights, in their full precision."""
+def trainer_logprobs(
+    policy: Policy, prompt: Prompt, completion: Completion, sampling: Sampling, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """(n,) log-probabilities of one completion's tokens under the trainer's weights, computed in `dtype`."""
     token_ids, mask, logprobs = pad_completions([[completion]])
     zero = torch.zeros(1, 1)
     rollout = Rollout(
         [prompt], [[completion]], token_ids, mask, logprobs, zero, zero, zero == 0, {}, [["ok"]], sampling
     )  # fmt: skip
-    with torch.autocast(policy.device.type, enabled=False):
+    with torch.autocast(policy.device.type, dtype, enabled=dtype != torch.float32):
         return policy.logprobs(rollout, [0])[0][0].float().cpu()

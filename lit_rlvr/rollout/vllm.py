@@ -20,7 +20,7 @@ class VLLMEngine(RolloutEngine):
     Starting from noise means that a weight the sync does not reach cannot go unnoticed: the first probe fails.
 
     Args:
-        dtype: of weights and activations; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        dtype: of weights and activations; `auto` is what the trainer computes in, so that both see the same numbers.
         kv_cache_gb: memory for keys and values, in GiB (CPU only).
         gpu_memory_utilization: share of the GPU's memory that vLLM may take (GPU only).
         enforce_eager: no compilation: starts faster; on a GPU generates slower.
@@ -44,25 +44,23 @@ class VLLMEngine(RolloutEngine):
         self._context: EngineContext | None = None
 
     @property
-    def probe_tolerance(self) -> float:
-        return 1e-3 if self._dtype() == "float32" else 0.5
-
-    def _dtype(self) -> str:
+    def compute_dtype(self) -> torch.dtype:
         if self.dtype != "auto":
-            return self.dtype
-        return "bfloat16" if torch.cuda.is_available() else "float32"
+            return getattr(torch, self.dtype)
+        return torch.float32 if self._context is None else self._context.dtype
 
     def start(self, context: EngineContext) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         from vllm import LLM
 
+        self._context = context
         state = torch.get_rng_state()  # vLLM seeds the whole process
         settings: dict[str, Any] = {
             "model": context.folder,
             "load_format": "dummy",
             "skip_tokenizer_init": True,
-            "dtype": self._dtype(),
+            "dtype": str(self.compute_dtype).removeprefix("torch."),
             "seed": context.seed % 2**31,
             "max_model_len": context.max_tokens,
             "max_num_seqs": min(context.max_sequences, 256),
@@ -79,7 +77,6 @@ class VLLMEngine(RolloutEngine):
             settings["kv_cache_memory_bytes"] = self.kv_cache_gb << 30
         self._llm = LLM(**(settings | self.options))
         torch.set_rng_state(state)
-        self._context = context
 
     def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self.with_tied_head(named_parameters)})
