@@ -18,7 +18,7 @@ import lit_rlvr.rewards.format
 import lit_rlvr.rewards.length  # noqa: F401
 from datamodules import PromptDataModule
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.configs import dropped_options, find_configs
+from lit_rlvr.configs import changed_classes, find_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint, checkpoint_step, last_checkpoint
@@ -105,8 +105,8 @@ class RLVRCLI(LightningCLI):
                 _log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
         if self.subcommand == "fit" and _get_rank() in (None, 0):
             _check_run_folder(root, bool(config.get("ckpt_path")), config.overwrite)
-        for option, value in dropped_options(self._arguments, config):
-            _log.warning("%s: %s was dropped: the chosen class does not have it", option, value)
+        for line in changed_classes(self._arguments, config):
+            _log.warning("%s", line)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]

@@ -117,25 +117,28 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def dropped_options(args: Sequence[str], config: Any) -> Iterator[tuple[str, str]]:
-    """Options of model or data that a config file gives and the finally chosen class does not have.
+def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
+    """What became of a config file's options of model or data where the finally chosen class is another one.
 
-    jsonargparse drops them without a word when a later config or argument changes the class.
+    jsonargparse keeps those that the new class accepts too, and drops the others without a word.
 
     Yields:
-        (key, "value of file").
+        One line per class that was replaced.
     """
     for _, name in _config_arguments(args):
         path = _find(name)
         values = load_config(path)
         for part in ("model", "data"):
-            section = values.get(part)
-            given = section.get("init_args", {}) if isinstance(section, dict) else {}
-            chosen = config.get(part)
-            kept = chosen.get("init_args") if chosen is not None else None
-            for key, value in (given or {}).items():
-                if kept is None or key not in kept:
-                    yield f"{part}.{key}", f"{value!r} of {path}"
+            section, chosen = values.get(part), config.get(part)
+            given = (section.get("init_args") or {}) if isinstance(section, dict) else {}
+            options = (chosen.get("init_args") if chosen is not None else None) or {}
+            dropped = [key for key in given if key not in options]
+            new = chosen.class_path.rpartition(".")[2] if chosen is not None else "none"
+            old = str(section.get("class_path")).rpartition(".")[2] if isinstance(section, dict) else new
+            if dropped or (old != new and given):
+                kept = ", ".join(key for key in given if key in options) or "nothing"
+                lost = ", ".join(dropped) or "nothing"
+                yield f"{part}: {new} instead of {old} of {path.name}: kept its {kept}; dropped its {lost}"
 
 
 PARSE_ERRORS = (
