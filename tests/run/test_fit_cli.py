@@ -340,7 +340,10 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     rows = [{"question": f"{i}+1?", "answer": str(i + 1)} for i in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = fit(lit_rlvr, "--data", "TextMath", "--data.init_args.train", "rows.jsonl", "--trainer.max_steps", 1)
-    assert "data: TextMath instead of Arithmetic of tiny.yaml: kept its eval_prompts_per_step, prompts_per_step" in result.err
+    assert (
+        "data: TextMath instead of Arithmetic of tiny.yaml: kept its eval_prompts_per_step, prompts_per_step"
+        in result.err
+    )
     assert "dropped its held_out, high" in result.err
     other = fit(lit_rlvr, "--model", "GPG", "--trainer.max_steps", 1, "--trainer.default_root_dir", "gpg")
     assert "model: GPG instead of GRPO of tiny.yaml: kept its lr, model; dropped its nothing" in other.err
