@@ -15,11 +15,14 @@ _log = logging.getLogger("lit_rlvr")
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-def check_sizes(module: RLVRModule, rollout: RolloutCallback, prompts: int, ranks: int) -> None:
+def check_sizes(
+    module: RLVRModule, rollout: RolloutCallback, prompts: int, ranks: int, precision: str = "32-true"
+) -> None:
     """Check what was given and print what follows from it.
 
     Args:
         prompts: prompts per step, over all ranks.
+        precision: the trainer's.
 
     Raises:
         UserError: sizes that do not divide or are too small, or a sampling that the loss is not about.
@@ -44,9 +47,9 @@ def check_sizes(module: RLVRModule, rollout: RolloutCallback, prompts: int, rank
         raise UserError(
             f"model.reference_pool_size: {module.reference_pool_size} is below rollout.group_size={rollout.group_size}"
         )
-    if module.trainer.precision not in PRECISIONS:
+    if precision not in PRECISIONS:
         raise UserError(
-            f"trainer.precision: {module.trainer.precision} is not supported, the weights are kept in float32; "
+            f"trainer.precision: {precision} is not supported, the weights are kept in float32; "
             f"use {' or '.join(PRECISIONS)}"
         )
     name, updates = type(module).__name__, module.updates_per_rollout * module.epochs_per_rollout
@@ -55,7 +58,7 @@ def check_sizes(module: RLVRModule, rollout: RolloutCallback, prompts: int, rank
     if updates == 1 and module.needs_updates:
         _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
     if module.importance_correction is None:
-        exact = rollout.engine.exact and module.trainer.precision == "32-true"
+        exact = rollout.engine.exact and precision == "32-true"
         module.importance_correction = "none" if exact else "token_truncate"
     _log.info(
         "%d prompts x %d completions = %d sequences a rollout: %d rank(s) x %d minibatch(es) of %d group(s), "

@@ -98,7 +98,7 @@ class RolloutCallback(Callback):
         module: RLVRModule = pl_module  # type: ignore[assignment]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         module.eval_samples = self.eval_samples
-        check_sizes(module, self, data.prompts_per_step, trainer.world_size)
+        check_sizes(module, self, data.prompts_per_step, trainer.world_size, str(trainer.precision))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int

@@ -143,6 +143,7 @@ def test_the_advantage_s_state_is_in_the_checkpoint(tmp_path: Path) -> None:
     modules = [GRPO(advantage=AGRAE(omega_scope="ema")) for _ in range(2)]
     for module in modules:
         module.trainer = SimpleNamespace(datamodule=None)  # type: ignore[assignment]
+        module.policy = Policy(torch.nn.Linear(2, 2), (0,))
     modules[0].estimate(GroupBatch(c, c))
     checkpoint: dict[str, Any] = {}
     modules[0].on_save_checkpoint(checkpoint)
