@@ -62,6 +62,9 @@ class Advantage(ABC):
         """Whether it needs `reference_rewards`."""
         return False
 
+    min_valid_fraction: float | None = None
+    """Share of a batch's groups that must have right and wrong completions before it is trained on; None = none."""
+
     @property
     def metrics(self) -> dict[str, float]:
         """What the last call found, logged as `train/<name>`."""

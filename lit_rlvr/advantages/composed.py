@@ -24,6 +24,7 @@ class Composed(Advantage):
 
     def __post_init__(self) -> None:
         self._base = resolve_advantage(self.base)
+        self.min_valid_fraction = self._base.min_valid_fraction
 
     @property
     def min_group(self) -> int:

@@ -57,11 +57,18 @@ class GPGAdvantage(_Compared):
         f_norm: F: `one`, or `std`, the population standard deviation plus eps.
         rescale_valid: False sets `alpha` to 1.
         eps: added to the standard deviation.
+        min_valid_fraction: sample more prompts until this share of a batch's groups has right and wrong completions
+            (the paper uses 0.6); None = never. All sampled groups are trained on.
     """
 
     f_norm: Literal["one", "std"] = "one"
     rescale_valid: bool = True
     eps: float = 1e-6
+    min_valid_fraction: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_valid_fraction is not None and not 0 < self.min_valid_fraction <= 1:
+            raise UserError(f"advantage gpg: min_valid_fraction {self.min_valid_fraction} must lie in (0, 1]")
 
     def __call__(self, group: GroupBatch) -> Tensor:
         r = group.rewards

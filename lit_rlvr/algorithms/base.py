@@ -95,15 +95,15 @@ class RLVRModule(ReferenceModule):
         if importance_cap < 1:
             raise UserError(f"model.importance_cap: {importance_cap} is below 1")
 
-    max_sampling_rounds = 1  # batches of prompts that one iteration may sample
+    max_sampling_rounds = 10  # batches of prompts that one iteration may sample
+    drops_groups = False  # whether the other groups are then left out of training
 
     def wanted_groups(self, prompts: int) -> int:
         """How many groups with both right and wrong completions an iteration on `prompts` prompts wants; 0 = any.
 
-        Where it wants some, prompts are sampled until they are there or `max_sampling_rounds` is reached, and only
-        such groups are trained on.
+        Where it wants some, prompts are sampled until they are there or `max_sampling_rounds` is reached.
         """
-        return 0
+        return math.ceil((self.advantage.min_valid_fraction or 0) * prompts)
 
     # ---- set-up -------------------------------------------------------------------------------------------
 

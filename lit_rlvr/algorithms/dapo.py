@@ -36,9 +36,10 @@ class DAPO(GRPO):
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, clip_low=clip_low, clip_high=clip_high, **kwargs)
-        self.dynamic_sampling, self.max_sampling_rounds = dynamic_sampling, max_sampling_rounds
+        self.drops_groups = self.dynamic_sampling = dynamic_sampling
+        self.max_sampling_rounds = max_sampling_rounds
         if max_sampling_rounds < 1:
             raise UserError(f"model.max_sampling_rounds: {max_sampling_rounds} is not positive")
 
     def wanted_groups(self, prompts: int) -> int:
-        return prompts if self.dynamic_sampling else 0
+        return prompts if self.dynamic_sampling else super().wanted_groups(prompts)

@@ -118,8 +118,10 @@ class RolloutCallback(Callback):
             seconds.update(spent)
             rounds += 1
         if wanted:
-            rollout.kept = live_groups(rollout)[: len(batch.prompts)]
-            module.log_dict({"rollout/sampling_rounds": float(rounds), "rollout/kept_groups": float(len(rollout.kept))})
+            live = live_groups(rollout)
+            if module.drops_groups:
+                rollout.kept = live[: len(batch.prompts)]
+            module.log_dict({"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(len(live))})
         if module.advantage.needs_reference:
             rollout.reference_rewards, spent = self._reference.rewards(trainer, module, rollout.prompts, repeats)
             seconds.update(spent)

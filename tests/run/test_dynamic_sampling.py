@@ -25,10 +25,10 @@ def test_it_samples_until_the_groups_are_there(run_folder: Path, lit_rlvr: CLI) 
     assert lit_rlvr(*FIT, "--rollout.rewards", "[tiny_rewards.rare]").status == 0
     rounds, kept = (
         column(run_folder / "run", "rollout/sampling_rounds"),
-        column(run_folder / "run", "rollout/kept_groups"),
+        column(run_folder / "run", "rollout/live_groups"),
     )
     assert max(rounds) > 1, "the reward is rare enough that one round does not do"
-    assert all(k == 4 for k, r in zip(kept, rounds, strict=True) if r < 10)
+    assert all(k >= 4 for k, r in zip(kept, rounds, strict=True) if r < 10)
     sizes = column(run_folder / "run", "rollout/unsolved_prompts")
     assert any(size > 4 for size in sizes), "statistics are those of all sampled groups, the dropped ones too"
 
@@ -37,8 +37,21 @@ def test_the_round_limit_ends_it_and_training_goes_on(run_folder: Path, lit_rlvr
     result = lit_rlvr(*FIT, "--rollout.rewards", "[tiny_rewards.dead]", "--model.init_args.max_sampling_rounds", "3")
     assert result.status == 0, result.err
     assert set(column(run_folder / "run", "rollout/sampling_rounds")) == {3.0}
-    assert set(column(run_folder / "run", "rollout/kept_groups")) == {0.0}
+    assert set(column(run_folder / "run", "rollout/live_groups")) == {0.0}
     assert set(column(run_folder / "run", "train/loss")) == {0.0}
+
+
+def test_gpg_samples_until_its_share_of_groups_is_valid(run_folder: Path, lit_rlvr: CLI) -> None:
+    gpg = ("fit", "--config", "tiny.yaml", "--model", "GPG", "--rollout.rewards", "[tiny_rewards.rare]")
+    share = ("--model.init_args.advantage", "GPGAdvantage", "--model.init_args.advantage.min_valid_fraction", "0.75")
+    assert lit_rlvr(*gpg, *share).status == 0
+    rounds, live = (
+        column(run_folder / "run", "rollout/sampling_rounds"),
+        column(run_folder / "run", "rollout/live_groups"),
+    )
+    assert max(rounds) > 1 and all(n >= 3 for n, r in zip(live, rounds, strict=True) if r < 10)
+    refused = lit_rlvr(*gpg, *share[:-1], "1.5", "--overwrite", "true")
+    assert refused.status == 2 and "min_valid_fraction 1.5 must lie in (0, 1]" in refused.err
 
 
 def test_without_it_one_round_is_all(run_folder: Path, lit_rlvr: CLI) -> None:
