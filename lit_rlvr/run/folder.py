@@ -85,8 +85,7 @@ class RunFolder(Callback):
                 write_trace(self._root(trainer), trainer.global_step, type(module).__name__, groups)
             if self.show_every and (module.iteration == 1 or module.iteration % self.show_every == 0):
                 show_rows(rows[:8], trainer.global_step)
-            for logger in trainer.loggers:
-                logger.save()
+            write_metrics(trainer)
         last_step = 0 < trainer.max_steps <= trainer.global_step
         last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and batch_idx + 1 == trainer.num_training_batches
         if last_step or last_epoch:
@@ -159,6 +158,17 @@ class RunFolder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accuracy_before = state_dict["accuracy_before"]
         self.train_seconds, self._seconds = state_dict["train_seconds"], state_dict["seconds"]
+
+
+def write_metrics(trainer: Trainer) -> None:
+    """Put this iteration's metrics into metrics.csv now: Lightning logs them only after the checkpoint, and a run
+    that is killed in between would go on without them."""
+    values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+    step = int(values.pop("step"))
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.log_metrics(values | {"epoch": float(trainer.current_epoch)}, step)
+            logger.save()
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

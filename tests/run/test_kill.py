@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from tiny_runs import CONSOLE_SCRIPT, assert_same_run, child_environment, summary
 
+from lit_rlvr.run.checkpoint import RunCheckpoint
+
 CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml")
 
@@ -43,3 +45,21 @@ def test_killed_at_any_moment_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: 
     run, whole = summary(run_folder / "run"), summary(run_folder / "whole")
     assert_same_run(run_folder / "run", run_folder / "whole", resumed=run["resumed_from_step"])
     assert 0 < run["resumed_from_step"] < 60 and whole["steps"] == 60
+
+
+def test_ended_right_after_a_checkpoint_nothing_is_missing(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before Lightning has logged the iteration."""
+    fit(lit_rlvr, *to("whole"))
+    save = RunCheckpoint.save
+
+    def end_after(self: RunCheckpoint, trainer: Any) -> Path:
+        save(self, trainer)
+        raise RuntimeError("killed here")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed here"):
+        patch.setattr(RunCheckpoint, "save", end_after)
+        lit_rlvr(*FIT, *to("parts"), "--checkpoint.every", 2)
+    fit(lit_rlvr, *to("parts"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=2)
