@@ -25,6 +25,7 @@ def runs(rollouts: int) -> dict[str, list[str]]:
             updates = 2 if getattr(algorithms, name).has_ratio else 1
             chosen[name] = ["--model", name, "--model.init_args.updates_per_rollout", str(updates),
                             "--trainer.max_steps", str(updates * rollouts)]  # fmt: skip
+    chosen["DAPO"] += ["--model.init_args.max_sampling_rounds", "3"]  # at 2 % accuracy most groups are dead
     for name, base in (("GRPO", "grpo"), ("DAPO", "grpo"), ("DrGRPO", "dr_grpo")):
         advantage = ["--model.init_args.advantage", "AGRAE", "--model.init_args.advantage.base", base]
         chosen[f"{name} + A-GRAE"] = [*chosen[name], *advantage]
