@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 
 TESTS = Path(__file__).parent
 CONSOLE_SCRIPT = Path(sys.executable).with_name("lit-rlvr")
+FIT = ("fit", "--config", "tiny.yaml")
 UNTIMED = ("time/", "rollout/tokens_per_second")
 
 
@@ -88,3 +90,14 @@ def assert_same_run(run: Path, whole: Path, resumed: int) -> None:
     for row, wanted in zip(metrics(run), metrics(whole), strict=True):
         assert row == wanted, row["step"]
     assert completions(run) == completions(whole)
+
+
+def fit(lit_rlvr: Callable[..., Any], *more: Any, status: int = 0) -> Any:
+    """`lit-rlvr fit --config tiny.yaml` with more arguments, which ends with the expected status."""
+    result = lit_rlvr(*FIT, *more)
+    assert result.status == status, result.err
+    return result
+
+
+def to(root: str) -> tuple[str, str]:
+    return "--trainer.default_root_dir", root

@@ -10,31 +10,23 @@ import pytest
 import torch
 import yaml
 from tiny_runs import (
+    FIT,
     assert_same_run,
     completions,
+    fit,
     launch,
     metrics,
     summary,
     tiny_config,
+    to,
     write_config,
 )
 
 CLI = Callable[..., Any]
-FIT = ("fit", "--config", "tiny.yaml")
 SUMMARY_KEYS = {
     "accuracy_before", "accuracy_after", "steps", "resumed_from_step", "train_seconds", "engine", "algorithm",
     "weights_sha256",
 }  # fmt: skip
-
-
-def fit(lit_rlvr: CLI, *more: Any, status: int = 0) -> Any:
-    result = lit_rlvr(*FIT, *more)
-    assert result.status == status, result.err
-    return result
-
-
-def to(root: str) -> tuple[str, str]:
-    return "--trainer.default_root_dir", root
 
 
 # ---- what a run leaves ------------------------------------------------------------------------------------

@@ -7,22 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import CONSOLE_SCRIPT, assert_same_run, child_environment, summary
+from tiny_runs import CONSOLE_SCRIPT, FIT, assert_same_run, child_environment, fit, summary, to
 
 from lit_rlvr.run.checkpoint import RunCheckpoint
 
 CLI = Callable[..., Any]
-FIT = ("fit", "--config", "tiny.yaml")
-
-
-def fit(lit_rlvr: CLI, *more: Any, status: int = 0) -> Any:
-    result = lit_rlvr(*FIT, *more)
-    assert result.status == status, result.err
-    return result
-
-
-def to(root: str) -> tuple[str, str]:
-    return "--trainer.default_root_dir", root
 
 
 @pytest.mark.slow

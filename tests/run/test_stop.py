@@ -10,21 +10,10 @@ from typing import Any
 
 import pytest
 import tiny_rewards
-from tiny_runs import CONSOLE_SCRIPT, assert_same_run, child_environment, summary
+from tiny_runs import CONSOLE_SCRIPT, FIT, assert_same_run, child_environment, fit, summary, to
 
 CLI = Callable[..., Any]
-FIT = ("fit", "--config", "tiny.yaml")
 DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
-
-
-def fit(lit_rlvr: CLI, *more: Any, status: int = 0) -> Any:
-    result = lit_rlvr(*FIT, *more)
-    assert result.status == status, result.err
-    return result
-
-
-def to(root: str) -> tuple[str, str]:
-    return "--trainer.default_root_dir", root
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
