@@ -128,6 +128,7 @@ class PromptDataModule(LightningDataModule):
         self._restored: dict[str, str] | None = None
         self._tokenizer: Any = None
         self._image_processor: ImageProcessor | None = None
+        self._module: Any = None
 
     # what a subclass overrides
 
@@ -168,10 +169,8 @@ class PromptDataModule(LightningDataModule):
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of the trainer's model; set it to use the data without a trainer."""
-        if self._tokenizer is None and self.trainer is None:
-            raise RuntimeError("no tokenizer: attach a trainer, or set `data.tokenizer`")
-        return self._tokenizer if self._tokenizer is not None else self.trainer.lightning_module.tokenizer  # type: ignore[union-attr]
+        """The tokenizer of the trainer's model; set it to use the data without one."""
+        return self._tokenizer if self._tokenizer is not None else self._model("tokenizer").tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
@@ -179,17 +178,24 @@ class PromptDataModule(LightningDataModule):
 
     @property
     def image_processor(self) -> ImageProcessor:
-        """What the trainer's model does to images; set it to use the data without a trainer."""
-        if self._image_processor is None and self.trainer is None:
-            raise RuntimeError("no image processor: attach a trainer, or set `data.image_processor`")
-        if self._image_processor is None:
-            module: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-            return module.image_processor
-        return self._image_processor
+        """What the trainer's model does to images; set it to use the data without one."""
+        processor = self._image_processor
+        return processor if processor is not None else self._model("image processor").image_processor
 
     @image_processor.setter
     def image_processor(self, processor: ImageProcessor) -> None:
         self._image_processor = processor
+
+    def use_model(self, module: Any) -> None:
+        """Take tokenizer and image processor from a module that no trainer has attached yet."""
+        self._module = module
+
+    def _model(self, wanted: str) -> Any:
+        module = self._module if self.trainer is None else self.trainer.lightning_module
+        if module is None:
+            name = wanted.replace(" ", "_")
+            raise RuntimeError(f"no {wanted}: attach a trainer, or set `data.{name}`")
+        return module
 
     def render(self, sample: Sample) -> str:
         """The exact text the model sees, special tokens and prefill included."""

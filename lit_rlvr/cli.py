@@ -29,6 +29,7 @@ from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.progress import RunProgress
 from lit_rlvr.run.stop import StopOnSignal
+from lit_rlvr.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -85,6 +86,7 @@ class RLVRCLI(LightningCLI):
         parser.add_lightning_class_args(RunFolder, "run")  # first: its clock covers the rollout
         parser.add_lightning_class_args(RolloutCallback, "rollout")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_class_arguments(WarmStart, "warm_start")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Train into a run folder that already holds a run."
         )
@@ -110,6 +112,10 @@ class RLVRCLI(LightningCLI):
             _check_run_folder(root, bool(config.get("ckpt_path")), config.overwrite)
         for line in changed_classes(self._arguments, config):
             _log.warning("%s", line)
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        self.config_init[self.subcommand].warm_start.apply(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from torch import Tensor
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.models import resolve_model
+from lit_rlvr.lora import Lora, add_adapters, merge_adapters
+from lit_rlvr.models import auto_class, resolve_model
+from lit_rlvr.policy import load_policy
 from lit_rlvr.run.checkpoint import last_checkpoint, read_checkpoint
+from lit_rlvr.vision import takes_images
 
 PREFIX = "policy.model."
 
@@ -49,18 +53,28 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
         raise UserError(f"--to: {target} exists; choose another folder")
     checkpoint = run if run.is_file() else last_checkpoint(run)
     root = checkpoint.parent.parent if run.is_file() else run
-    name = _model_of(root)
-    model = load_model(checkpoint, name, getattr(torch, dtype))
-    from transformers import AutoTokenizer
+    settings = _settings_of(root)
+    model = load_model(checkpoint, settings, getattr(torch, dtype))
+    return save_model(model, resolve_model(settings["model"]), target)
+
+
+def save_model(model: Any, source: str, target: Path) -> Path:
+    """Write a model with the tokenizer (and image processor) of the folder or hub id it came from.
+
+    The folder appears only when it is complete.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
     except OSError as error:
-        raise UserError(f"--to: {target} cannot be written: {error.strerror}") from error
+        raise UserError(f"{target} cannot be written: {error.strerror}") from error
     try:
         model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(resolve_model(name)).save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(source).save_pretrained(scratch)
+        if takes_images(model.config):
+            AutoImageProcessor.from_pretrained(source).save_pretrained(scratch)
         scratch.chmod(0o755)
         os.replace(scratch, target)
     finally:
@@ -68,26 +82,52 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
     return target
 
 
-def _model_of(root: Path) -> str:
-    """What `model.init_args.model` was in a run."""
+def _settings_of(root: Path) -> dict[str, Any]:
+    """The options of a run's model."""
     path = root / "config.yaml"
     if not path.is_file():
         raise UserError(f"{root} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
-    return str(yaml.safe_load(path.read_text())["model"]["init_args"]["model"])
+    settings: dict[str, Any] = yaml.safe_load(path.read_text())["model"]["init_args"]
+    return settings
 
 
-def load_model(checkpoint: Path, name: str, dtype: torch.dtype) -> Any:
-    """The Hugging Face model `name` with a checkpoint's weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -> Any:
+    """The Hugging Face model of a run with a checkpoint's weights, adapters merged.
 
-    folder = resolve_model(name)
-    state = read_checkpoint(checkpoint)["state_dict"]
-    weights = {key.removeprefix(PREFIX): value for key, value in state.items() if key.startswith(PREFIX)}
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=dtype)
+    Args:
+        settings: the run's options of its model.
+
+    Raises:
+        UserError: the checkpoint is not one of this model.
+    """
+    saved = read_checkpoint(checkpoint)
+    weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
     try:
-        model.load_state_dict(weights)
+        if settings.get("lora"):
+            return adapted(saved["rlvr"]["model_folder"], Lora(**settings["lora"]), weights).to(dtype)
+        return whole(resolve_model(settings["model"]), weights, dtype)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise UserError(f"{checkpoint} does not fit model {name}: {reason}") from error
+        raise UserError(f"{checkpoint} does not fit model {settings['model']}: {reason}") from error
+
+
+def whole(folder: str, weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
+    """The model of a folder with all its weights replaced."""
+    from transformers import AutoConfig, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    model = auto_class(config).from_config(config, dtype=dtype)
+    model.load_state_dict(weights)
     model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def adapted(folder: str, lora: Lora, adapters: dict[str, Tensor]) -> Any:
+    """The model of a folder with trained adapters merged into its weights."""
+    model: Any = load_policy(folder, shared_prefix=False).model
+    add_adapters(model, lora)
+    unknown = model.load_state_dict(adapters, strict=False).unexpected_keys
+    if unknown:
+        raise RuntimeError(f"adapters\n{unknown[0]} has no place in it")
+    merge_adapters(model)
     return model

@@ -1,4 +1,4 @@
-"""Where a policy's weights come from: a folder, a hub id, or the embedded default `smollm2`."""
+"""Where a policy's weights come from: a folder, a hub id, or a model that comes with lit-rlvr."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.tiny_vlm import save_tiny_vlm
+from lit_rlvr.vision import takes_images
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TINY_VLM = "tiny-qwen2.5-vl"
 _log = logging.getLogger("lit_rlvr")
 
 
@@ -24,13 +29,16 @@ def resolve_model(model: str) -> str:
     """The folder (or hub id) that transformers and vLLM both load.
 
     Args:
-        model: a folder with a `config.json`, a hub id, or `smollm2` (SmolLM2-135M-Instruct).
+        model: a folder with a `config.json`, a hub id, `smollm2` (SmolLM2-135M-Instruct), or `tiny-qwen2.5-vl` (half
+            a million random weights, for the smoke recipes).
 
     Raises:
         UserError: neither a model folder nor reachable on the hub.
     """
     if model == "smollm2":
         return str(_smollm2())
+    if model == TINY_VLM:
+        return str(made_once(cache_folder() / TINY_VLM, save_tiny_vlm))
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -66,15 +74,31 @@ def _smollm2() -> Path | str:
         return SMOLLM2_HUB_ID
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
     _log.info("Converting the embedded SmolLM2-135M-Instruct once into %s", target)
+    return made_once(target, lambda folder: _convert_gguf(gguf, folder))
+
+
+def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
+    """A folder of the cache, made on first use; it appears only when it is complete, and other processes that want
+    it meanwhile wait for it."""
+    from filelock import FileLock
+
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".smollm2-"))
-    try:
-        _convert_gguf(gguf, scratch)
+    with FileLock(target.with_name(f".{target.name}.lock")):
         if not target.exists():
-            os.replace(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+            try:
+                make(scratch)
+                os.replace(scratch, target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads the language or vision-language model of a config."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:

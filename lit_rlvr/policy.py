@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from lit_rlvr import attention
 from lit_rlvr.errors import UserError
+from lit_rlvr.lora import adapters_off, merged_parameters
 from lit_rlvr.memory import keep_freed_memory
+from lit_rlvr.models import auto_class
 from lit_rlvr.rows import Group, Rows, build_rows
 from lit_rlvr.scoring import score_tokens
 from lit_rlvr.speedups import checkpointing, enable_checkpointing
@@ -30,12 +33,16 @@ class Policy(nn.Module):
         model: a `...ForCausalLM` with a decoder and an output embedding.
         eos_token_ids: tokens that end a completion, from the generation config.
         shared_prefix: compute each prompt once for its group; False = one completion per row.
+        adapters: compute with the model's adapters, if it has any; False = with the weights they were added to.
     """
 
-    def __init__(self, model: nn.Module, eos_token_ids: tuple[int, ...], shared_prefix: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, eos_token_ids: tuple[int, ...], shared_prefix: bool = True, adapters: bool = True
+    ) -> None:
         super().__init__()
         self.model = model
         self.eos_token_ids = eos_token_ids
+        self.adapters = adapters
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
         self.share_prefix(shared_prefix)
 
@@ -46,6 +53,18 @@ class Policy(nn.Module):
         name = attention.NAME if shared else self._attention
         vision = takes_images(model.config)  # whose own attention stays as it is
         model.set_attn_implementation({"text_config": name} if vision else name)
+
+    def without_adapters(self) -> Policy:
+        """The same model as it was before adapters were added; nothing is copied."""
+        return Policy(self.model, self.eos_token_ids, self.shared_prefix, adapters=False)
+
+    def weights(self) -> AbstractContextManager[None]:
+        """Whoever runs the model itself does so in here."""
+        return nullcontext() if self.adapters else adapters_off(self.model)
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights by the names that the plain model has for them, adapters merged in."""
+        return merged_parameters(self.model, self.adapters)
 
     @property
     def device(self) -> torch.device:
@@ -86,7 +105,7 @@ class Policy(nn.Module):
         inputs: dict[str, Any] = {"attention_mask": rows.attend}
         if rows.segments is not None:  # a mask of four dimensions keeps the model from making one of its own
             inputs = {"attention_mask": _NO_MASK.to(self.device), "segments": rows.segments}
-        with checkpointing(model):
+        with self.weights(), checkpointing(model):
             hidden = model.base_model(
                 input_ids=rows.input_ids,
                 position_ids=rows.position_ids,
@@ -143,13 +162,11 @@ def load_policy(
         dtype: of the master weights.
         gradient_checkpointing: recompute each layer in the backward pass.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
     keep_freed_memory()
     try:
-        vision = takes_images(AutoConfig.from_pretrained(folder))
-        loader = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-        model = loader.from_pretrained(folder, dtype=dtype)
+        model = auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError) as error:
         raise UserError(f"model: {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     if not isinstance(model.get_output_embeddings(), nn.Linear):

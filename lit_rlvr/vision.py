@@ -102,6 +102,24 @@ def takes_images(config: Any) -> bool:
     return hasattr(config, "vision_config")
 
 
+def vision_tower(model: Any) -> Any:
+    """The part of a model that turns patches into features of the language model; None without one."""
+    inner = model.base_model
+    return next((getattr(inner, name) for name in ("visual", "vision_tower") if hasattr(inner, name)), None)
+
+
+def freeze_vision_tower(model: Any) -> None:
+    """Leave the vision tower out of training.
+
+    Raises:
+        UserError: there is none.
+    """
+    tower = vision_tower(model)
+    if tower is None:
+        raise UserError(f"model.freeze_vision: {type(model).__name__} has no vision tower; leave the option out")
+    tower.requires_grad_(False)
+
+
 def placeholder_ids(config: Any) -> tuple[int, ...]:
     """The tokens that stand for images and videos or enclose them: a text never has them."""
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")

@@ -51,10 +51,10 @@ def test_smollm2_is_converted_once_and_atomically(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(models, "_convert_gguf", convert)
     with pytest.raises(OSError, match="no space"):
         resolve_model("smollm2")
-    assert list((tmp_path / "cache").iterdir()) == [], "nothing half-made stays"
+    assert list((tmp_path / "cache").glob("[!.]*")) == list((tmp_path / "cache").glob(".*/")) == [], "nothing half-made"
     folder = resolve_model("smollm2")
     assert resolve_model("smollm2") == folder == str(tmp_path / "cache" / "smollm2-135m-instruct")
-    assert len(made) == 2 and [p.name for p in (tmp_path / "cache").iterdir()] == ["smollm2-135m-instruct"]
+    assert len(made) == 2 and [p.name for p in (tmp_path / "cache").glob("[!.]*")] == ["smollm2-135m-instruct"]
 
 
 def test_without_the_package_smollm2_is_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

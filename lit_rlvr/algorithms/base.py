@@ -21,11 +21,13 @@ from lit_rlvr.algorithms.reference import ReferenceModule
 from lit_rlvr.algorithms.step import Frozen, frozen_logprobs, plan_step, step_metrics
 from lit_rlvr.distributed import gather_rows, rank, world_size
 from lit_rlvr.errors import UserError
+from lit_rlvr.lora import Lora, add_adapters
 from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats
 from lit_rlvr.policy import check_policy, load_policy
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.speedups import use_liger
 from lit_rlvr.types import PromptBatch, Rollout
+from lit_rlvr.vision import freeze_vision_tower
 
 if TYPE_CHECKING:
     from lit_rlvr.run.trace import Trace
@@ -57,6 +59,8 @@ class RLVRModule(ReferenceModule):
         shared_prefix: run each prompt once for its whole group; False = one completion per row.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time.
         liger: use the fused kernels of liger-kernel (GPU).
+        freeze_vision: do not train the vision tower of a vision-language model.
+        lora: train low-rank adapters of the language model instead of its weights; checkpoints then hold only them.
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class RLVRModule(ReferenceModule):
         shared_prefix: bool = True,
         gradient_checkpointing: bool = False,
         liger: bool = False,
+        freeze_vision: bool = False,
+        lora: Lora | None = None,
     ) -> None:
         super().__init__(model, advantage, aggregation, kl_coef, entropy_coef)
         self.automatic_optimization = False
@@ -88,6 +94,8 @@ class RLVRModule(ReferenceModule):
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
         self.tokens_per_microbatch, self.shared_prefix = tokens_per_microbatch, shared_prefix
         self.gradient_checkpointing, self.liger = gradient_checkpointing, liger
+        self.freeze_vision, self.lora = freeze_vision, lora
+        self.strict_loading = lora is None  # what an adapter is added to comes from the model folder
         self.importance_correction, self.importance_cap = importance_correction, importance_cap
         self.iteration = 0  # rollouts trained on so far
         self._logged: set[str] = set()  # metrics of updates that were logged so far
@@ -118,6 +126,10 @@ class RLVRModule(ReferenceModule):
             self.policy = load_policy(
                 self.model_folder, self.shared_prefix, gradient_checkpointing=self.gradient_checkpointing
             )
+            if self.freeze_vision:
+                freeze_vision_tower(self.policy.model)
+            if self.lora is not None:
+                add_adapters(self.policy.model, self.lora)
             self.load_reference(self.shared_prefix)
 
     def configure_optimizers(self) -> Any:
@@ -251,7 +263,12 @@ class RLVRModule(ReferenceModule):
             "updates": self.updates,
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference_state(),
+            "model_folder": self.model_folder,
         }
+        if self.lora is not None:
+            trained = {f"policy.{name}" for name, p in self.policy.named_parameters() if p.requires_grad}
+            weights = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint["rlvr"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lit_rlvr.algorithms.loss import LossModule
+from lit_rlvr.errors import UserError
+from lit_rlvr.lora import Lora
 from lit_rlvr.policy import Policy, load_policy
 
 
@@ -17,6 +19,7 @@ class ReferenceModule(LossModule):
     reference_rollouts: Literal["fresh", "pool"] = "fresh"
     reference_pool_size: int | None = None
     reference_update_every: int | None = None
+    lora: Lora | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -29,9 +32,19 @@ class ReferenceModule(LossModule):
         return self._reference[0]
 
     def load_reference(self, shared_prefix: bool) -> None:
-        """Load the initial policy a second time, frozen, if anything needs it."""
-        if self.kl_coef > 0 or self.advantage.needs_reference:
+        """The initial policy, if anything needs it: the trained one without its adapters, else loaded once more.
+
+        Raises:
+            UserError: it is to be renewed, which is not possible with adapters.
+        """
+        if self.kl_coef == 0 and not self.advantage.needs_reference:
+            return
+        if self.lora is None:
             self._reference = [load_policy(self.model_folder, shared_prefix).requires_grad_(False)]
+        elif self.reference_update_every:
+            raise UserError("model.reference_update_every: with model.lora the reference is the model without adapters")
+        else:
+            self._reference = [self.policy.without_adapters()]
 
     def on_fit_start(self) -> None:
         for reference in self._reference:

@@ -19,12 +19,12 @@ from lit_rlvr.algorithms.sizes import check_sizes
 from lit_rlvr.distributed import world_size
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import FunctionReward, MathAnswer, Reward, shared_pool
-from lit_rlvr.rewards.background import BackgroundScoring
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rollout.ahead import Ahead
 from lit_rlvr.rollout.assemble import all_live_groups, assemble, count_repeats, join, number_groups, rollout_metrics
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine, resolve_engine
 from lit_rlvr.rollout.failures import stop_on_failures
+from lit_rlvr.rollout.generate import sample_and_score
 from lit_rlvr.rollout.probe import check_engine
 from lit_rlvr.rollout.reference import ReferenceRollouts
 from lit_rlvr.seeds import derive_seed, run_seed
@@ -211,22 +211,10 @@ class RolloutCallback(Callback):
         together: bool = False,
         ready: list[list[Completion]] | None = None,
     ) -> tuple[Rollout, dict[str, float]]:
-        """Generate one completion per seed, unless they are ready, scoring groups as they come; the seconds of
-        generation, and of scoring after it."""
-        started = time.perf_counter()
-        with BackgroundScoring(self.rewards) as scoring:
-
-            def done(p: int, group: list[Completion]) -> None:
-                scoring.add(p, group, prompts[p].sample)
-
-            completions = ready or self.engine.generate(prompts, sampling, seeds, done)
-            generated = time.perf_counter()
-            for p, group in enumerate(completions):  # an engine may report none before all are there
-                done(p, group)
-            scores = scoring.scores(len(seeds[0]))
+        """One scored completion per seed, and the seconds of generation and of scoring after it."""
+        completions, scores, seconds = sample_and_score(self.engine, self.rewards, prompts, sampling, seeds, ready)
         self._stop_on_failures(trainer, prompts, completions, scores, together)
-        rollout = assemble(prompts, completions, scores, sampling, self.mask_truncated)
-        return rollout, {"generate": generated - started, "score": time.perf_counter() - generated}
+        return assemble(prompts, completions, scores, sampling, self.mask_truncated), seconds
 
     def score(self, trainer: Trainer, prompts: list[Prompt], completions: list[list[Completion]]) -> Scores:
         """Score completions that are all there."""
@@ -271,7 +259,7 @@ class RolloutCallback(Callback):
     def _bring(self, policy: Policy) -> None:
         """Give the engine a policy's weights."""
         self.engine.follow(policy)
-        self.engine.sync(policy.model.named_parameters())
+        self.engine.sync(policy.named_weights())
 
     def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -52,12 +52,12 @@ class HFEngine(RolloutEngine):
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
     ) -> list[list[Completion]]:
-        assert self._context is not None, "start() comes first"
+        assert self._context is not None and self.policy is not None, "start() and follow() come first"
         order = sorted(range(len(prompts)), key=lambda p: len(prompts[p].token_ids))
         found: dict[int, list[Completion]] = {}
         batch: list[int] = []
         device, half = self._context.policy.device.type, self.compute_dtype != torch.float32
-        with torch.autocast(device, self.compute_dtype, enabled=half):
+        with self.policy.weights(), torch.autocast(device, self.compute_dtype, enabled=half):
             for p in order:
                 if batch and sum(len(seeds[q]) for q in [*batch, p]) > self.max_sequences:
                     found |= self._decode(prompts, batch, sampling, seeds, done)

@@ -1,0 +1,43 @@
+"""Completions and their scores: groups are scored while others are still being generated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from lit_rlvr.rewards import Reward
+from lit_rlvr.rewards.background import BackgroundScoring
+from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+
+def sample_and_score(
+    engine: RolloutEngine,
+    rewards: Sequence[Reward],
+    prompts: list[Prompt],
+    sampling: Sampling,
+    seeds: list[list[int]],
+    ready: list[list[Completion]] | None = None,
+) -> tuple[list[list[Completion]], Scores, dict[str, float]]:
+    """One completion per seed, and what the rewards say of it.
+
+    Args:
+        seeds: P lists of G.
+        ready: the completions, where they were generated before.
+
+    Returns:
+        P lists of G completions, their scores, and the seconds of generation and of scoring after it.
+    """
+    started = time.perf_counter()
+    with BackgroundScoring(rewards) as scoring:
+
+        def done(p: int, group: list[Completion]) -> None:
+            scoring.add(p, group, prompts[p].sample)
+
+        completions = ready or engine.generate(prompts, sampling, seeds, done)
+        generated = time.perf_counter()
+        for p, group in enumerate(completions):  # an engine may report none before all are there
+            done(p, group)
+        scores = scoring.scores(len(seeds[0]))
+    return completions, scores, {"generate": generated - started, "score": time.perf_counter() - generated}

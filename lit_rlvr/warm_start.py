@@ -1,0 +1,167 @@
+"""A short supervised start, for models that do not answer at all yet: there is nothing to reinforce in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lit_rlvr.algorithms.step import cut_rows
+from lit_rlvr.errors import UserError
+from lit_rlvr.export import save_model
+from lit_rlvr.models import cache_folder, made_once
+from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.rollout.engine import EngineContext
+from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.seeds import derive_seed
+from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, pad_completions
+
+if TYPE_CHECKING:
+    from datamodules import PromptDataModule
+    from lit_rlvr.algorithms import RLVRModule
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class WarmStart:
+    """Trains the model on reference solutions before the run; the result is a model folder in the cache, which a
+    later run with the same model, data and settings starts from at once.
+
+    Args:
+        steps: optimizer steps at most; 0 = no warm start.
+        until: stop once so large a share of `checked` training prompts, which it does not train on, is answered
+            exactly like their solutions by greedy decoding.
+        solution: column of the data with what a completion should say.
+        batch_size: prompts in a step.
+        lr: learning rate of AdamW.
+        checked: prompts that are left out for `until`.
+        check_every: steps between two looks at them.
+    """
+
+    def __init__(
+        self,
+        steps: int = 0,
+        until: float = 1.0,
+        solution: str = "solution",
+        batch_size: int = 32,
+        lr: float = 1e-3,
+        checked: int = 128,
+        check_every: int = 20,
+    ) -> None:
+        least = {"steps": 0, "batch_size": 1, "checked": 1, "check_every": 1}
+        given = {"steps": steps, "batch_size": batch_size, "checked": checked, "check_every": check_every}
+        for name, value in given.items():
+            if value < least[name]:
+                raise UserError(f"warm_start.{name}: {value} is below {least[name]}")
+        if not 0 < until <= 1:
+            raise UserError(f"warm_start.until: {until} is a share between 0 and 1")
+        self.steps, self.until, self.solution = steps, until, solution
+        self.batch_size, self.lr, self.checked, self.check_every = batch_size, lr, checked, check_every
+
+    def apply(self, module: RLVRModule, data: PromptDataModule) -> None:
+        """Let `module` start from the warm-started folder, which is made now if it is not in the cache yet."""
+        if not self.steps:
+            return
+        source = module.model_folder
+        data.use_model(module)
+        data.setup("fit")
+        policy = load_policy(source)
+        target = cache_folder() / "warm-start" / self._key(policy, data)
+        if not target.exists():
+            _log.info("Warm start: %d supervised steps at most, kept in %s", self.steps, target)
+        made_once(target, lambda folder: self._make(policy, source, data, folder, module.tokens_per_microbatch))
+        module.model_folder = str(target)
+
+    def _key(self, policy: Policy, data: PromptDataModule) -> str:
+        """What the result depends on: the weights, the prompts and the settings."""
+        digest = hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode())
+        for name, parameter in sorted(policy.model.named_parameters()):
+            digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
+        for prompt in data.stream.prompts:
+            images = " ".join(getattr(prompt.sample.images, "keys", ()))
+            digest.update(f"{prompt.token_ids} {images} {prompt.sample.row.get(self.solution)}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def _make(self, policy: Policy, source: str, data: PromptDataModule, folder: Path, budget: int) -> None:
+        prompts = list(data.stream.prompts)
+        random.Random(derive_seed("warm start", data.seed)).shuffle(prompts)
+        if len(prompts) <= self.checked:
+            raise UserError(
+                f"warm_start.checked: {self.checked} of {len(prompts)} training prompts leave none to learn"
+            )
+        pairs = [(prompt, self._completion(prompt, data.tokenizer, policy)) for prompt in prompts]
+        left_out, learnt = pairs[: self.checked], pairs[self.checked :]
+        optimizer = torch.optim.AdamW(policy.parameters(), self.lr, weight_decay=0.0, fused=True)
+        started = time.perf_counter()
+        for step, batch in enumerate(self._batches(learnt), start=1):
+            ready = [(data.prepare(prompt), completion) for prompt, completion in batch]
+            loss = self._learn(policy, ready, optimizer, budget)
+            if step % self.check_every == 0 or step == self.steps:
+                share = exact_share(policy, [(data.prepare(p), c) for p, c in left_out], data.tokenizer)
+                seconds = time.perf_counter() - started
+                _log.info("Warm start: step %d, loss %.3f, %.3f exact, %.0f s", step, loss, share, seconds)
+                if share >= self.until or step == self.steps:
+                    break
+        folder.rmdir()  # save_model makes it again, whole
+        save_model(policy.model, source, folder)
+
+    def _completion(self, prompt: Prompt, tokenizer: Any, policy: Policy) -> Completion:
+        text = prompt.sample.row.get(self.solution)
+        if not isinstance(text, str) or not text:
+            raise UserError(
+                f"warm_start.solution: {prompt.sample.source or prompt.sample.id} has no text in column "
+                f"{self.solution!r}; name the column that holds the solutions"
+            )
+        ids = (*tokenizer(text, add_special_tokens=False).input_ids, policy.eos_token_ids[0])
+        return Completion(text, ids, "stop")
+
+    def _batches(self, pairs: list[tuple[Prompt, Completion]]) -> Iterator[list[tuple[Prompt, Completion]]]:
+        """Batches without an end, every epoch in an order of its own."""
+        size, epoch = min(self.batch_size, len(pairs)), 0
+        while True:
+            order = random.Random(derive_seed("warm start", epoch)).sample(pairs, len(pairs))
+            for first in range(0, len(order) - size + 1, size):
+                yield order[first : first + size]
+            epoch += 1
+
+    @staticmethod
+    def _learn(policy: Policy, batch: list[tuple[Prompt, Completion]], optimizer: Any, budget: int) -> float:
+        """One step on the mean token's cross-entropy; its value, in nats."""
+        rollout = supervised(batch, Sampling(banned_token_ids=policy.placeholder_ids))
+        total = float(rollout.mask.sum())
+        loss = 0.0
+        for rows in cut_rows(rollout, list(range(len(batch))), budget, policy.shared_prefix):
+            part = -(policy.logprobs(rollout, rows)[0] * rollout.mask[rows].to(policy.device)).sum() / total
+            part.backward()
+            loss += float(part.detach())
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+
+def supervised(batch: list[tuple[Prompt, Completion]], sampling: Sampling) -> Rollout:
+    """Prompts and their solutions as a rollout of groups of one."""
+    prompts, completions = [p for p, _ in batch], [[c] for _, c in batch]
+    token_ids, mask, logprobs = pad_completions(completions)
+    zero = torch.zeros(len(batch), 1)
+    statuses: Any = [["ok"]] * len(batch)
+    return Rollout(prompts, completions, token_ids, mask, logprobs, zero, zero, zero == 0, {}, statuses, sampling)
+
+
+def exact_share(policy: Policy, pairs: list[tuple[Prompt, Completion]], tokenizer: Any) -> float:
+    """The share of prompts that greedy decoding answers exactly like their solutions."""
+    longest = max(len(completion.token_ids) for _, completion in pairs)
+    engine = HFEngine()
+    engine.start(EngineContext("", policy, tokenizer, 0, len(pairs), 0))
+    engine.follow(policy)
+    sampling = Sampling(temperature=0.0, max_tokens=longest, banned_token_ids=policy.placeholder_ids)
+    said = engine.generate([prompt for prompt, _ in pairs], sampling, [[0]] * len(pairs))
+    return sum(c.token_ids == wanted.token_ids for (c,), (_, wanted) in zip(said, pairs, strict=True)) / len(pairs)

@@ -1,0 +1,53 @@
+"""Runs with adapters: small checkpoints, exact resume, the reference without them, and a merged export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import assert_same_run, fit, metrics, to
+from transformers import AutoModelForCausalLM
+
+from lit_rlvr.export import export_run
+from lit_rlvr.run.checkpoint import last_checkpoint, read_checkpoint
+
+CLI = Callable[..., Any]
+LORA = ("--model.init_args.lora", "{rank: 4, alpha: 8}")
+
+
+def test_resume_and_export(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    fit(lit_rlvr, *LORA, *to("whole"))
+    fit(lit_rlvr, *LORA, *to("cut"), "--trainer.max_steps", "3")
+    fit(lit_rlvr, *LORA, *to("cut"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "cut", run_folder / "whole", resumed=3)
+    saved = read_checkpoint(last_checkpoint(run_folder / "whole"))["state_dict"]
+    assert saved and all(".lora_" in name for name in saved)
+
+    folder = export_run(run_folder / "whole", run_folder / "exported")
+    exported = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    original = AutoModelForCausalLM.from_pretrained(tiny_model_folder).state_dict()
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (saved[f"policy.model.{name}.lora_{x}.default.weight"] for x in "AB")
+    torch.testing.assert_close(exported[f"{name}.weight"], original[f"{name}.weight"] + 8 / 4 * b @ a)
+    assert torch.equal(exported["model.norm.weight"], original["model.norm.weight"])
+
+
+@pytest.mark.parametrize("model", [("GRPO", "--model.init_args.kl_coef", "0.1"), ("AAPO",)])
+def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr: CLI, model: tuple[str, ...]) -> None:
+    options = ("--model", *model, *LORA, *to("run"), "--trainer.max_steps", "3")
+    fit(lit_rlvr, *options)
+    rows = metrics(run_folder / "run")
+    if model[0] == "GRPO":
+        kl = [float(row["train/kl"]) for row in rows if row.get("train/kl")]
+        assert abs(kl[0]) < 1e-6 < 1e-5 < kl[-1]
+    else:
+        assert any(value for row in rows for name, value in row.items() if "margin" in name)
+
+
+def test_a_reference_that_is_renewed_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr("fit", "--config", "tiny.yaml", "--model", "AAPO", *LORA, *to("run"),
+                      "--model.init_args.reference_update_every", "2")  # fmt: skip
+    assert result.status == 2 and "reference_update_every: with model.lora" in result.err
