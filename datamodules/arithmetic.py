@@ -33,7 +33,7 @@ class Arithmetic(GeneratedDataModule):
         system_prompt: str | None = "You are a calculator.",
         **kwargs: Any,
     ) -> None:
-        super().__init__(system_prompt=system_prompt, **kwargs)
+        super().__init__(system_prompt=system_prompt, shuffle_images=False, **kwargs)
         numbers = range(low, high + 1)
         self.pairs = [(a, b) for a in numbers for b in numbers]
         if not 0 <= held_out < len(self.pairs):

@@ -10,21 +10,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule
-
 from datamodules.chat import Chat
 from datamodules.fingerprint import check_same, fingerprint
 from datamodules.images import with_images
 from datamodules.options import FIELDS, at_least_one, check_columns, check_pixels, check_share, snake_case
 from datamodules.readers import read_rows
 from datamodules.rows import BadRow, map_columns, say, sift, unique_ids
-from datamodules.split import draw, drop_long, hold_out
+from datamodules.split import deal_images, draw, drop_long, hold_out
 from datamodules.stream import START, Cursor, EvalLoader, PromptStream, TrainLoader
 from datamodules.templates import SYSTEM_PROMPTS, TEMPLATES, named
+from datamodules.uses_model import UsesModel
 from lit_rlvr.errors import UserError
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.types import Prompt, Sample
-from lit_rlvr.vision import ImageProcessor
 
 Split = Literal["train", "validation", "test"]
 
@@ -36,7 +34,7 @@ STAGES: dict[str, tuple[Split, ...]] = {
 """Which sets a stage of the trainer needs."""
 
 
-class PromptDataModule(LightningDataModule):
+class PromptDataModule(UsesModel):
     """Prompts with reference answers from files, folders or the hub.
 
     Args:
@@ -68,6 +66,7 @@ class PromptDataModule(LightningDataModule):
             share of a file; with more of them the file is refused.
         limit: train on so many rows only, drawn by `seed` after the validation rows were taken out.
         eval_limit: validate and test on so many rows of each set only, drawn by `seed`.
+        shuffle_images: validate and test with the images of other prompts: what is still right was not seen.
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
     """
 
@@ -96,6 +95,7 @@ class PromptDataModule(LightningDataModule):
         max_bad_rows: float = 0.1,
         limit: int | None = None,
         eval_limit: int | None = None,
+        shuffle_images: bool = False,
         name: str | None = None,
     ) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class PromptDataModule(LightningDataModule):
         )
         self.max_prompt_tokens, self.max_bad_rows, self.seed = max_prompt_tokens, max_bad_rows, seed
         self.prompts_per_step, self.eval_prompts_per_step = prompts_per_step, eval_prompts_per_step
-        self.limit, self.eval_limit = limit, eval_limit
+        self.limit, self.eval_limit, self.shuffle_images = limit, eval_limit, shuffle_images
         self.name: str = name or snake_case(type(self).__name__)
         self.cursor: Cursor = dict(START)
         self._samples: dict[str, list[Sample]] = {}
@@ -126,9 +126,6 @@ class PromptDataModule(LightningDataModule):
         self._stream: PromptStream | None = None
         self._fingerprint: dict[str, str] | None = None
         self._restored: dict[str, str] | None = None
-        self._tokenizer: Any = None
-        self._image_processor: ImageProcessor | None = None
-        self._module: Any = None
 
     # what a subclass overrides
 
@@ -166,36 +163,6 @@ class PromptDataModule(LightningDataModule):
         return map_columns(row, self.columns or {}, f"{self.name}:{index + 1}", source)
 
     # what the model sees
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer of the trainer's model; set it to use the data without one."""
-        return self._tokenizer if self._tokenizer is not None else self._model("tokenizer").tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    @property
-    def image_processor(self) -> ImageProcessor:
-        """What the trainer's model does to images; set it to use the data without one."""
-        processor = self._image_processor
-        return processor if processor is not None else self._model("image processor").image_processor
-
-    @image_processor.setter
-    def image_processor(self, processor: ImageProcessor) -> None:
-        self._image_processor = processor
-
-    def use_model(self, module: Any) -> None:
-        """Take tokenizer and image processor from a module that no trainer has attached yet."""
-        self._module = module
-
-    def _model(self, wanted: str) -> Any:
-        module = self._module if self.trainer is None else self.trainer.lightning_module
-        if module is None:
-            name = wanted.replace(" ", "_")
-            raise RuntimeError(f"no {wanted}: attach a trainer, or set `data.{name}`")
-        return module
 
     def render(self, sample: Sample) -> str:
         """The exact text the model sees, special tokens and prefill included."""
@@ -244,6 +211,8 @@ class PromptDataModule(LightningDataModule):
             train = self._read("train")
             held_out = hold_out(len(train), self.validation_split, self.seed)
             samples = [sample for i, sample in enumerate(train) if (i in held_out) == (split == "validation")]
+        if self.shuffle_images and split != "train":
+            samples = deal_images(samples, self.seed)
         return draw(samples, self.limit if split == "train" else self.eval_limit, self.seed)
 
     def train_dataloader(self) -> TrainLoader:

@@ -12,10 +12,10 @@ from PIL import Image
 from datamodules.drawn import SIDE, DrawnPictures
 from lit_rlvr.errors import UserError
 
-RADII = (4.0, 6.0)
+RADII = (5.0, 7.0)
 """Smallest and largest lesion, pixels."""
 
-GAP = 5.0
+GAP = 4.0
 """Pixels between two lesions and between a lesion and the outer ring."""
 
 
@@ -51,7 +51,7 @@ class LesionCount(DrawnPictures):
         slice_ = np.where(out < 1.06, rng.uniform(60, 90), 5.0) + np.where(abs(out - 1) < 0.06, 110, 0)
         for cx, cy, radius in self._places(rng, count, min(wide, high) - GAP):
             slice_ += 150 * np.clip(radius + 0.5 - np.hypot(x - cx, y - cy), 0, 1)
-        slice_ += noise.normal(0, 6, slice_.shape)
+        slice_ += noise.normal(0, 4, slice_.shape)
         return Image.fromarray(slice_.clip(0, 255).astype(np.uint8)).convert("RGB"), count
 
     @staticmethod

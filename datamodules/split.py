@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TypeVar
 
 from datamodules.rows import name_few, say
 from lit_rlvr.errors import UserError
 from lit_rlvr.seeds import derive_seed
-from lit_rlvr.types import Prompt
+from lit_rlvr.types import Prompt, Sample
 
 T = TypeVar("T")
 
@@ -38,6 +39,19 @@ def draw(items: list[T], limit: int | None, seed: int) -> list[T]:
         return items
     chosen = random.Random(derive_seed("limit", seed)).sample(range(len(items)), limit)
     return [items[i] for i in sorted(chosen)]
+
+
+def deal_images(samples: list[Sample], seed: int) -> list[Sample]:
+    """The samples with the images of others: each takes those of the next one, in a drawn order, among the samples
+    with as many images."""
+    dealt = list(samples)
+    random_order = random.Random(derive_seed("deal images", seed))
+    for count in sorted({len(sample.images) for sample in samples} - {0}):
+        places = [i for i, sample in enumerate(samples) if len(sample.images) == count]
+        random_order.shuffle(places)
+        for i, other in zip(places, places[1:] + places[:1], strict=True):
+            dealt[i] = replace(samples[i], images=samples[other].images)
+    return dealt
 
 
 def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[Prompt], list[str]]:

@@ -63,7 +63,7 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
         max_prompt_tokens: int = 512,
         **kwargs: Any,
     ) -> None:
-        super().__init__(databases=None, max_prompt_tokens=max_prompt_tokens, **kwargs)
+        super().__init__(databases=None, max_prompt_tokens=max_prompt_tokens, shuffle_images=False, **kwargs)
         if not 0 <= held_out < tables <= len(TABLES):
             raise UserError(f"tables={tables}, held_out={held_out}: at most {len(TABLES)}, one must be left to train")
         self.tables, self.held_out = tables, held_out

@@ -1,4 +1,4 @@
-"""`lit-rlvr fit` and `lit-rlvr validate`: LightningCLI with our groups of options."""
+"""`lit-rlvr fit`, `validate`, `preview` and `filter`: LightningCLI with our groups of options."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.progress import RunProgress
 from lit_rlvr.run.stop import StopOnSignal
+from lit_rlvr.run.trainer import RLVRTrainer
 from lit_rlvr.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")
@@ -62,6 +63,7 @@ class RLVRCLI(LightningCLI):
         super().__init__(
             RLVRModule,
             PromptDataModule,
+            trainer_class=RLVRTrainer,
             save_config_callback=ConfigFile,
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={
@@ -73,14 +75,15 @@ class RLVRCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            parser_kwargs={**quiet, "fit": {**quiet}, "validate": {**quiet}},
+            parser_kwargs={**quiet, **{command: {**quiet} for command in self.subcommands()}},
             args=self._arguments,
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
-                "validate": {"model", "dataloaders", "datamodule"}}  # fmt: skip
+                "validate": {"model", "dataloaders", "datamodule"},
+                "preview": {"model", "datamodule"}, "filter": {"model", "datamodule"}}  # fmt: skip
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RunFolder, "run")  # first: its clock covers the rollout
@@ -115,7 +118,8 @@ class RLVRCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
-        self.config_init[self.subcommand].warm_start.apply(self.model, self.datamodule)
+        if self.subcommand != "preview":
+            self.config_init[self.subcommand].warm_start.apply(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
@@ -176,5 +180,5 @@ def _clear(root: Path) -> None:
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """`lit-rlvr fit ...` and `lit-rlvr validate ...`."""
+    """`lit-rlvr fit ...` and the other commands that take a config."""
     RLVRCLI([command, *find_configs(arguments)])

@@ -75,6 +75,11 @@ class ImageProcessor:
         made = self._processor(images=resized, do_resize=False, return_tensors="pt")
         return Pixels(made["pixel_values"], made["image_grid_thw"], tuple(resized))
 
+    def features(self, grid: Sequence[int]) -> int:
+        """How many features, and so tokens, an image of so many patches has."""
+        time, high, wide = grid
+        return time * high * wide // self._merge**2
+
     def expand(self, token_ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> list[int]:
         """Repeat each image's placeholder as often as the image has features.
 
@@ -84,7 +89,7 @@ class ImageProcessor:
         found = sum(token == self._token for token in token_ids)
         if found != len(grids):
             raise UserError(f"{found} image placeholders for {len(grids)} images")
-        counts = iter(time * high * wide // self._merge**2 for time, high, wide in grids)
+        counts = iter(self.features(grid) for grid in grids)
         return [t for token in token_ids for t in [token] * (next(counts) if token == self._token else 1)]
 
 

@@ -1,9 +1,15 @@
-"""Tiny models for every test, and an environment without a hub or spinning threads."""
+"""Tiny models and the command line for every test, and an environment without a hub or spinning threads."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch loads
@@ -17,6 +23,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import byte_tokenizer, save_model, tiny_llama, tiny_qwen2
+from tiny_runs import tiny_config, write_config
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlvr.tiny_vlm import save_tiny_vlm
@@ -47,3 +54,43 @@ def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untied_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2 with an output embedding of its own as a Hugging Face folder."""
     return save_model(tiny_qwen2(), tmp_path_factory.mktemp("models") / "tiny-qwen2")
+
+
+@dataclass
+class Result:
+    """A command's exit status and output."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory: holds `tiny.yaml`, whose run goes to `run/`."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "tiny.yaml", tiny_config(tiny_model_folder))
+    return tmp_path
+
+
+@pytest.fixture
+def lit_rlvr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
+    """`lit_rlvr("fit", "--config", ...)` as from a shell; everything it sets is put back afterwards."""
+    from lit_rlvr.main import run
+
+    environment, path, log = dict(os.environ), list(sys.path), logging.getLogger("lit_rlvr")
+    before = (list(log.handlers), log.level, log.propagate)
+
+    def call(*arguments: Any) -> Result:
+        capsys.readouterr()
+        with warnings.catch_warnings():
+            status = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    yield call
+    log.handlers[:], log.propagate = before[0], before[2]
+    log.setLevel(before[1])
+    sys.path[:] = path
+    os.environ.clear()
+    os.environ.update(environment)

@@ -35,3 +35,8 @@ def rare(completion: Completion, sample: Sample) -> RewardResult:
     """1 for one first token in sixteen, so that many groups have none."""
     right = completion.token_ids[0] % 16 == 0
     return RewardResult(float(right), right)
+
+
+def always_wrong(completion: Completion, sample: Sample) -> RewardResult:
+    """Nothing is right."""
+    return RewardResult(0.0, False)

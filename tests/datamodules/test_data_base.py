@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -318,6 +319,7 @@ BASE_OPTIONS = {
     *("train", "validation", "test", "validation_split", "columns", "system_prompt", "template", "prefill"),
     *("chat_template_kwargs", "plain_template", "max_prompt_tokens", "prompts_per_step", "eval_prompts_per_step"),
     *("seed", "max_bad_rows", "limit", "eval_limit", "name", "image_folder", "min_pixels", "max_pixels"),
+    "shuffle_images",
 }
 FROM_FILES = {"train", "validation", "test", "validation_split", "columns", "max_bad_rows"}
 FROM_FILES |= {"image_folder", "min_pixels", "max_pixels"}
@@ -331,7 +333,7 @@ def test_short_class_names_and_all_options_on_the_command_line():
         ("MedicalVQA", BASE_OPTIONS - {"validation_split"} | {"train_modalities", "eval_modalities", "disjoint"}),
         ("CellArea", BASE_OPTIONS - FROM_FILES | {"pictures", "held_out", "question"}),
         ("LesionCount", BASE_OPTIONS - FROM_FILES | {"pictures", "held_out", "question", "most"}),
-        ("Arithmetic", BASE_OPTIONS - FROM_FILES | {"low", "high", "held_out", "question"}),
+        ("Arithmetic", BASE_OPTIONS - FROM_FILES - {"shuffle_images"} | {"low", "high", "held_out", "question"}),
     ):
         parsed = parser().parse_args(["--data", name]).data
         assert parsed.class_path == f"datamodules.{name}" and set(parsed.init_args.keys()) == options
@@ -357,5 +359,5 @@ def test_every_option_has_help(capsys):
         parser().parse_args(["--data.help", "TextMath"])
     text = " ".join(capsys.readouterr().out.split())
     for option in BASE_OPTIONS:
-        described = text.split(f"--data.{option} {option.upper()} ")[1]
+        described = re.split(rf"--data\.{option} (?:{option.upper()}|\{{true,false\}}) ", text)[1]
         assert not described.startswith("(type"), option

@@ -69,3 +69,14 @@ def test_numbers_that_cannot_be_meant() -> None:
         CellArea(pictures=0)
     with pytest.raises(UserError, match="most=50"):
         LesionCount(most=50)
+
+
+def test_dealt_images_are_those_of_other_prompts() -> None:
+    plain, dealt = LesionCount(pictures=3, held_out=20), LesionCount(pictures=3, held_out=20, shuffle_images=True)
+    ours, theirs = dealt.load("validation"), plain.load("validation")
+    keys = [sample.images.keys for sample in theirs]  # type: ignore[attr-defined]
+    assert [sample.answer for sample in ours] == [sample.answer for sample in theirs]
+    moved = [sample.images.keys for sample in ours]  # type: ignore[attr-defined]
+    assert sorted(moved) == sorted(keys) and all(a != b for a, b in zip(moved, keys, strict=True))
+    first = [sample.images.keys for sample in dealt.load("train")]  # type: ignore[attr-defined]
+    assert first == [sample.images.keys for sample in plain.load("train")]  # type: ignore[attr-defined]

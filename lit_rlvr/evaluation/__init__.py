@@ -1,0 +1,1 @@
+"""Sampling and judging completions without training: `lit-rlvr evaluate` and `lit-rlvr filter`."""

@@ -1,0 +1,101 @@
+"""`lit-rlvr filter`: keep the prompts that a model answers sometimes, so that groups are mixed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from datamodules.writing import as_row
+from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.progress import counted
+from lit_rlvr.evaluation.records import Records, Row
+from lit_rlvr.evaluation.sampler import Sampler
+from lit_rlvr.run.files import write_atomically
+
+if TYPE_CHECKING:
+    from datamodules import PromptDataModule
+    from datamodules.base import Split
+    from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.rollout import RolloutCallback
+
+_log = logging.getLogger("lit_rlvr")
+
+
+def filter_prompts(
+    module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, dtype: torch.dtype, out: Path,
+    samples: int, lowest: float, highest: float, split: Split,
+) -> Path:  # fmt: skip
+    """Sample every prompt with the training's sampling and rewards, and write the rows whose share of right
+    completions is in [lowest, highest].
+
+    The completions go to a folder beside `out`; an interrupted run goes on from them.
+
+    Args:
+        dtype: what the engine computes in.
+        out: JSONL file with the rows of the data, and `pass_rate` and `samples` in each.
+
+    Raises:
+        UserError: options that contradict each other, no prompts, or none left.
+    """
+    if not 0 <= lowest <= highest <= 1:
+        raise UserError(f"--lowest {lowest} --highest {highest}: give 0 <= lowest <= highest <= 1")
+    if samples < 1 or out.suffix != ".jsonl":
+        raise UserError(f"--samples {samples} --out {out}: give at least 1 sample, and a file that ends in .jsonl")
+    data.use_model(module)
+    data.setup("test" if split == "test" else "fit")
+    prompts = data.prompts[split]
+    if not prompts:
+        raise UserError(f"--split: there is no {split} set")
+    sampling = rollout.sampling
+    settings = {
+        "model": module.model_folder, "samples": samples, "sampling": vars(sampling), "data": data.name,
+        "rewards": [reward.name for reward in rollout.rewards],
+    }  # fmt: skip
+    records = Records(out.with_suffix(".samples"), settings)
+    missing = records.missing(split, prompts)
+    if missing:
+        longest = max(missing, key=lambda prompt: len(prompt.token_ids))
+        images = max(len(prompt.sample.images) for prompt in missing)
+        reach = len(longest.token_ids) + sampling.max_tokens
+        sampler = Sampler(
+            module.model_folder, rollout.engine, module.tokenizer, dtype, reach, images, data.prepare(longest)
+        )
+        with counted(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
+
+            def judged(*group: Any) -> None:
+                records.add(split, *group)
+                one_more()
+
+            sampler.run(missing, sampling, samples, rollout.rewards, split, data.prepare, judged)
+        sampler.close()
+    rates = [pass_rate(group) for group in records.groups(split, prompts)]
+    kept = [(p, rate) for p, rate in zip(prompts, rates, strict=True) if rate is not None and lowest <= rate <= highest]
+    _log.info("%s", summary(rates, len(kept), lowest, highest))
+    if not kept:
+        raise UserError(f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range")
+    from_file = data.locations["train"] is not None
+    rows = [as_row(p.sample, from_file) | {"pass_rate": rate, "samples": samples} for p, rate in kept]
+    write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return out
+
+
+def pass_rate(group: list[Row]) -> float | None:
+    """The share of right completions among those that could be judged; None if none could."""
+    judged = [row["correct"] for row in group if row["correct"] is not None]
+    return sum(judged) / len(judged) if judged else None
+
+
+def summary(rates: list[float | None], kept: int, lowest: float, highest: float) -> str:
+    """How many prompts have which pass rate, in tenths."""
+    tenths = Counter(min(int(rate * 10), 9) for rate in rates if rate is not None)
+    never, always = (sum(rate == bound for rate in rates) for bound in (0.0, 1.0))
+    bars = ", ".join(f"{k / 10:.1f}-{(k + 1) / 10:.1f}: {tenths[k]}" for k in range(10) if tenths[k])
+    return (
+        f"Pass rates of {len(rates)} prompts: {bars} (never right: {never}, always right: {always}); "
+        f"kept {kept} between {lowest:g} and {highest:g}"
+    )

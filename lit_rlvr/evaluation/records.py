@@ -1,0 +1,103 @@
+"""What was sampled and judged so far, on disk: an interrupted evaluation goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.run.files import write_atomically
+from lit_rlvr.types import Completion, Prompt
+
+Row = dict[str, Any]
+
+
+class Records:
+    """`completions.jsonl` in a folder, and beside it the settings that it was made with.
+
+    A row is one completion: part, id, sample (of samples), completion, extracted, correct, status,
+    finish_reason, tokens, reward.
+
+    Args:
+        folder: is made if need be.
+        settings: what the completions depend on; a folder that was begun with other ones is refused.
+
+    Raises:
+        UserError: the settings differ (the message says in what), or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.path = folder / "completions.jsonl"
+        told = folder / "settings.json"
+        self._groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        settings = json.loads(json.dumps(settings))
+        if self.path.is_file():
+            self._check(json.loads(told.read_text()), settings, folder)
+            self._read()
+        else:
+            try:
+                write_atomically(told, json.dumps(settings, indent=2) + "\n")
+            except OSError as error:
+                raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from error
+
+    @staticmethod
+    def _check(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        if changed:
+            said = "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed)
+            raise UserError(f"--out: {folder} was begun with other settings ({said}); choose another folder")
+
+    def _read(self) -> None:
+        """Take over whole groups; a last one that a kill cut off is dropped."""
+        *lines, torn = self.path.read_text().split("\n")
+        for line in lines:
+            row = json.loads(line)
+            self._groups[row["part"], row["id"]].append(row)
+        cut = [key for key, rows in self._groups.items() if len(rows) < rows[0]["samples"]]
+        for key in cut:
+            del self._groups[key]
+        if torn or cut:
+            write_atomically(self.path, "".join(map(_line, (row for rows in self._groups.values() for row in rows))))
+
+    def missing(self, part: str, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """The prompts of a part that are not recorded yet."""
+        return [prompt for prompt in prompts if (part, prompt.sample.id) not in self._groups]
+
+    def add(self, part: str, prompt: Prompt, completions: list[Completion], scores: Scores) -> None:
+        """Record a judged group, in one write."""
+        rows = group_rows(part, prompt, completions, scores)
+        with self.path.open("a") as file:
+            file.write("".join(map(_line, rows)))
+        self._groups[part, prompt.sample.id] = rows
+
+    def groups(self, part: str, prompts: Iterable[Prompt]) -> list[list[Row]]:
+        """The rows of each prompt."""
+        return [self._groups[part, prompt.sample.id] for prompt in prompts]
+
+
+def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores) -> list[Row]:
+    """A judged group of one prompt as rows; `correct` is null where the check itself failed."""
+    return [
+        {
+            "part": part,
+            "id": prompt.sample.id,
+            "sample": g,
+            "samples": len(completions),
+            "completion": completion.text,
+            "extracted": next((r.detail for r in scores.details[0][g].values() if r.correct is not None), ""),
+            "correct": None if bool(scores.failed[0, g]) else bool(scores.correct[0, g]),
+            "status": scores.statuses[0][g],
+            "finish_reason": completion.finish_reason,
+            "tokens": len(completion.token_ids),
+            "reward": round(float(scores.rewards[0, g]), 6),
+        }
+        for g, completion in enumerate(completions)
+    ]
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"

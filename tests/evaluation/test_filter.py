@@ -1,0 +1,78 @@
+"""`lit-rlvr filter` by the command line: which rows are kept, what is in them, and that it goes on after a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules import LesionCount, TextMath
+from datamodules.writing import as_row
+from lit_rlvr.evaluation.filter import pass_rate, summary
+
+CLI = Callable[..., Any]
+FILTER = ("filter", "--config", "tiny.yaml", "--samples", 6, "--lowest", 0.01, "--highest", 0.99)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_in_the_range_are_kept_as_they_were(run_folder: Path, lit_rlvr: CLI) -> None:
+    data = [{"question": f"Is {i} odd?", "answer": f"#### {i}", "extra": [i, None]} for i in range(12)]
+    (run_folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    source = ("--data", "TextMath", "--data.init_args.train", "data.jsonl")
+    result = lit_rlvr(*FILTER, *source, "--out", "kept.jsonl")
+    assert result.status == 0, result.err
+    sampled = rows(run_folder / "kept.samples/completions.jsonl")
+    assert len(sampled) == 12 * 6
+    right = [sum(row["correct"] for row in sampled if row["id"] == f"text_math:{i + 1}") for i in range(12)]
+    wanted = [data[i] | {"pass_rate": n / 6, "samples": 6} for i, n in enumerate(right) if 0 < n < 6]
+    assert rows(run_folder / "kept.jsonl") == wanted and 0 < len(wanted) < 12
+
+    loaded = TextMath(train=str(run_folder / "kept.jsonl")).load("train")  # the same DataModule reads it
+    assert [sample.prompt for sample in loaded] == [row["question"] for row in wanted]
+
+    path = run_folder / "kept.samples/completions.jsonl"
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(keepends=True)[: 6 * 5]))
+    assert lit_rlvr(*FILTER, *source, "--out", "kept.jsonl").status == 0
+    assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines()), "the missing ones, with the same seeds"
+    refused = lit_rlvr(*FILTER, *source, "--out", "kept.jsonl", "--samples", 7)
+    assert refused.status == 2 and "samples was 6, is 7" in refused.err
+
+
+def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr(*FILTER, "--out", "none.jsonl", "--rollout.rewards", "[tiny_rewards.always_wrong]")
+    assert result.status == 2 and "no prompt of 16 is left; widen the range" in result.err
+    assert "never right: 16" in result.err and not (run_folder / "none.jsonl").exists()
+
+
+@pytest.mark.parametrize(("more", "said"), [(("--lowest", 0.9, "--highest", 0.1), "give 0 <= lowest <= highest <= 1"),
+                                            (("--split", "test"), "there is no test set"),
+                                            (("--out", "x.csv"), "ends in .jsonl")])  # fmt: skip
+def test_refusals(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:
+    result = lit_rlvr(*FILTER, "--out", "x.jsonl", *more)
+    assert result.status == 2 and said in result.err, result.err
+
+
+def test_generated_samples_become_rows_that_columns_can_name(tmp_path: Path) -> None:
+    (sample,) = LesionCount(pictures=1, held_out=0).load("train")
+    row = as_row(sample, from_file=False)
+    assert row["prompt"] == sample.prompt and row["answer"] == sample.answer
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    from datamodules import Geometry
+
+    columns = {"prompt": "prompt", "answer": "answer", "image": "image", "id": "id"}
+    (again,) = Geometry(train=str(tmp_path / "rows.jsonl"), columns=columns).load("train")
+    assert again.images.keys == sample.images.keys  # type: ignore[attr-defined]
+
+
+def test_pass_rates() -> None:
+    assert pass_rate([{"correct": True}, {"correct": None}, {"correct": False}]) == 0.5
+    assert pass_rate([{"correct": None}]) is None
+    said = summary([0.0, 1.0, 0.05, None, 0.55], 1, 0.1, 0.9)
+    assert "0.0-0.1: 2, 0.5-0.6: 1, 0.9-1.0: 1 (never right: 1, always right: 1); kept 1 between 0.1 and 0.9" in said

@@ -1,0 +1,56 @@
+"""What an interrupted evaluation keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_prompt
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.records import Records
+from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.types import Completion, RewardResult
+
+PROMPTS = [make_prompt([1], name) for name in ("a", "b")]
+COMPLETIONS = [Completion("4", (7,), "stop"), Completion("5\u2028", (7, 8), "length")]
+
+
+def scores() -> Scores:
+    """The first is right, the check of the second failed."""
+    details = [{"math": RewardResult(1.0, True, "ok", "4")}, {"math": RewardResult(0.0, None, "error", "died")}]
+    rewards, failed = torch.tensor([[1.0, 0.0]]), torch.tensor([[False, True]])
+    return Scores(rewards, torch.tensor([[1.0, 0.0]]), {"math": rewards}, [["ok", "error"]], failed, [details])
+
+
+def test_groups_are_found_again(tmp_path: Path) -> None:
+    records = Records(tmp_path, {"n": 2})
+    assert records.missing("x", PROMPTS) == PROMPTS
+    records.add("x", PROMPTS[0], COMPLETIONS, scores())
+    again = Records(tmp_path, {"n": 2})
+    assert again.missing("x", PROMPTS) == PROMPTS[1:] and again.missing("y", PROMPTS) == PROMPTS
+    first, second = again.groups("x", PROMPTS[:1])[0]
+    assert first | second == second  # the same fields
+    assert (first["correct"], first["extracted"], first["tokens"], first["finish_reason"]) == (True, "4", 1, "stop")
+    assert (second["correct"], second["status"], second["completion"]) == (None, "error", "5\u2028")
+
+
+@pytest.mark.parametrize("cut", [1, 40, 300])
+def test_a_group_that_was_cut_off_is_sampled_again(tmp_path: Path, cut: int) -> None:
+    records = Records(tmp_path, {})
+    records.add("x", PROMPTS[0], COMPLETIONS, scores())
+    whole = records.path.read_bytes()
+    records.add("x", PROMPTS[1], COMPLETIONS, scores())
+    records.path.write_bytes(records.path.read_bytes()[:-cut])
+    again = Records(tmp_path, {})
+    assert again.missing("x", PROMPTS) == PROMPTS[1:]
+    assert again.path.read_bytes() == whole
+
+
+def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
+    Records(tmp_path, {"n": 2, "model": "a"}).add("x", PROMPTS[0], COMPLETIONS, scores())
+    with pytest.raises(UserError, match="begun with other settings .n was 2, is 4.; choose another folder"):
+        Records(tmp_path, {"n": 4, "model": "a"})
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"n": 2, "model": "a"}

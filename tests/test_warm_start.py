@@ -1,0 +1,109 @@
+"""The supervised start: it learns, it is kept, and what it depends on makes it anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import summary
+from transformers import AutoModelForImageTextToText
+
+from datamodules import CellArea
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy import load_policy
+from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+from lit_rlvr.warm_start import WarmStart, exact_share, supervised
+
+CLI = Callable[..., Any]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "warm-start"
+
+
+def start(vlm_folder: Path, pictures: int = 40, **options: Any) -> GRPO:
+    module = GRPO(model=str(vlm_folder))
+    settings = {"steps": 6, "checked": 8, "batch_size": 8, "check_every": 3} | options
+    WarmStart(**settings).apply(module, CellArea(pictures=pictures, held_out=4))
+    return module
+
+
+def test_it_is_made_once_and_learns(vlm_folder: Path, cache: Path) -> None:
+    module = start(vlm_folder)
+    (made,) = cache.glob("[!.]*")
+    assert module.model_folder == str(made)
+    trained = AutoModelForImageTextToText.from_pretrained(made)
+    before = AutoModelForImageTextToText.from_pretrained(vlm_folder)
+    assert not torch.equal(trained.model.visual.merger.mlp[0].weight, before.model.visual.merger.mlp[0].weight)
+    written = (made / "model.safetensors").stat().st_mtime_ns
+    start(vlm_folder)
+    assert (made / "model.safetensors").stat().st_mtime_ns == written
+    start(vlm_folder, steps=7)
+    start(vlm_folder, pictures=41)
+    assert len(list(cache.glob("[!.]*"))) == 3
+
+
+def test_the_loss_is_the_mean_tokens_cross_entropy(vlm_folder: Path) -> None:
+    policy = load_policy(str(vlm_folder))
+    ids = [[50, 51, 52], [60, 61]]
+    said = [(70, 71, 2), (72, 2)]
+    pairs = [(Prompt(Sample("p", "?", "1"), p), Completion("", c, "stop")) for p, c in zip(ids, said, strict=True)]
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
+    loss = WarmStart._learn(policy, pairs, optimizer, budget=5)
+    total = 0.0
+    for prompt, completion in zip(ids, said, strict=True):
+        logits = policy.model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].clone()
+        logits[:, list(policy.placeholder_ids)] = float("-inf")
+        total -= float(logits.detach().log_softmax(-1)[torch.arange(len(completion)), list(completion)].sum())
+    assert loss == pytest.approx(total / 5, abs=1e-5)
+    rollout = supervised(pairs, Sampling())
+    assert rollout.token_ids.tolist() == [[70, 71, 2], [72, 2, 0]] and rollout.mask.sum() == 5
+
+
+def test_the_exact_share_counts_greedy_answers(vlm_folder: Path, tmp_path: Path) -> None:
+    module = GRPO(model=str(vlm_folder))
+    policy = load_policy(str(vlm_folder))
+    prompts = [Prompt(Sample(str(i), "?", "1"), [40 + i, 41]) for i in range(3)]
+    greedy = []
+    for prompt in prompts:
+        ids = list(prompt.token_ids)
+        for _ in range(3):
+            logits = policy.model(torch.tensor([ids])).logits[0, -1]
+            logits[list(policy.placeholder_ids)] = float("-inf")
+            ids.append(int(logits.argmax()))
+        greedy.append(tuple(ids[2:]))
+    wanted = [Completion("", ids, "stop") for ids in greedy]
+    assert exact_share(policy, list(zip(prompts, wanted, strict=True)), module.tokenizer) == 1.0
+    wanted[0] = Completion("", (*greedy[0][:2], greedy[0][2] + 1), "stop")
+    assert exact_share(policy, list(zip(prompts, wanted, strict=True)), module.tokenizer) == pytest.approx(2 / 3)
+
+
+def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
+    with pytest.raises(UserError, match="warm_start.until: 0 is a share"):
+        WarmStart(until=0)
+    with pytest.raises(UserError, match="warm_start.batch_size: 0 is below 1"):
+        WarmStart(batch_size=0)
+    with pytest.raises(UserError, match="warm_start.checked: 40 of 40 training prompts leave none"):
+        start(vlm_folder, checked=40)
+    with pytest.raises(UserError, match="warm_start.solution: .* no text in column 'worked'"):
+        start(vlm_folder, solution="worked")
+    assert not list(cache.glob("*/")), "nothing half-made"
+
+
+def test_a_run_starts_from_it_and_resumes(run_folder: Path, lit_rlvr: CLI, cache: Path, vlm_folder: Path) -> None:
+    warm = ("--warm_start.steps", 3, "--warm_start.checked", 8, "--warm_start.check_every", 3)
+    data = ("--data", "CellArea", "--data.init_args.pictures", 24, "--data.init_args.held_out", 4)
+    fit = ("fit", "--config", "tiny.yaml", "--model.init_args.model", vlm_folder, *data, *warm)
+    for root, steps in (("whole", 3), ("cut", 1)):
+        result = lit_rlvr(*fit, "--trainer.default_root_dir", root, "--trainer.max_steps", steps)
+        assert result.status == 0, result.err
+    resumed = lit_rlvr(*fit, "--trainer.default_root_dir", "cut", "--trainer.max_steps", 3, "--ckpt_path", "last")
+    assert resumed.status == 0, resumed.err
+    assert summary(Path("cut"))["weights_sha256"] == summary(Path("whole"))["weights_sha256"]
+    assert len(list(cache.glob("[!.]*"))) == 1
