@@ -4,12 +4,13 @@ from datamodules.arithmetic import Arithmetic
 from datamodules.base import PromptDataModule
 from datamodules.cells import CellArea
 from datamodules.geometry import Geometry
-from datamodules.lesions import LesionCount
+from datamodules.lesions import LesionCount, LesionPlace
 from datamodules.medical_vqa import MedicalVQA
 from datamodules.rows import BadRow
 from datamodules.synthetic_sql import SyntheticSQL
 from datamodules.text_math import TextMath
 from datamodules.text_to_sql import TextToSQL
+from datamodules.triangles import TriangleProblem
 
 __all__ = [
     "Arithmetic",
@@ -17,9 +18,11 @@ __all__ = [
     "CellArea",
     "Geometry",
     "LesionCount",
+    "LesionPlace",
     "MedicalVQA",
     "PromptDataModule",
     "SyntheticSQL",
     "TextMath",
     "TextToSQL",
+    "TriangleProblem",
 ]

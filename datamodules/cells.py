@@ -33,7 +33,7 @@ class CellArea(DrawnPictures):
     ) -> None:
         super().__init__(pictures, held_out, question, **kwargs)
 
-    def draw(self, rng: random.Random) -> tuple[Image.Image, int]:
+    def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
         wide, high = rng.randint(1, 3), rng.randint(1, 3)
         left, top = rng.randint(0, SIDE // CELL - wide), rng.randint(0, SIDE // CELL - high)
         paper = rng.randint(225, 255)
@@ -46,4 +46,4 @@ class CellArea(DrawnPictures):
         for line in (*range(0, SIDE, CELL), SIDE - 1):
             draw.line((line, 0, line, SIDE), fill=(190, 190, 190))
             draw.line((0, line, SIDE, line), fill=(190, 190, 190))
-        return picture, wide * high
+        return picture, str(wide * high)

@@ -1,4 +1,4 @@
-"""Pictures that are drawn, with a number to be read off: tasks for vision-language models without any data."""
+"""Pictures that are drawn, with something to be read off: tasks for vision-language models without any data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE = 84
 
 
 class DrawnPictures(GeneratedDataModule):
-    """Generated pictures of 84 x 84 pixels; a subclass draws one and knows its answer.
+    """Generated pictures; a subclass draws one and knows its answer.
 
     A row's `solution` is what a completion should say, for warm starts.
 
@@ -30,6 +30,9 @@ class DrawnPictures(GeneratedDataModule):
         question: the user's text.
     """
 
+    options: tuple[str, ...] = ()
+    """Of a multiple-choice question, whose answer is a letter."""
+
     def __init__(self, pictures: int, held_out: int, question: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if pictures < 1 or held_out < 0:
@@ -38,7 +41,7 @@ class DrawnPictures(GeneratedDataModule):
         self.question = question
 
     @abstractmethod
-    def draw(self, rng: random.Random) -> tuple[Image.Image, int]:
+    def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
         """An RGB picture and its answer; every choice comes from `rng`."""
 
     def rows(self, split: Split) -> Iterator[Sample]:
@@ -48,8 +51,8 @@ class DrawnPictures(GeneratedDataModule):
         for i, (picture, answer) in enumerate(drawn):
             if split == "validation" or picture.tobytes() not in held_out:
                 row = {"answer": answer, "solution": f"\\boxed{{{answer}}}"}
-                yield Sample(f"{split}-{i}", self.question, str(answer), (picture,), row)
+                yield Sample(f"{split}-{i}", self.question, answer, (picture,), row, options=self.options)
 
-    def _draw(self, split: Split, count: int) -> Iterator[tuple[Image.Image, int]]:
+    def _draw(self, split: Split, count: int) -> Iterator[tuple[Image.Image, str]]:
         for i in range(count):
             yield self.draw(random.Random(derive_seed("pictures", self.seed, split, i)))

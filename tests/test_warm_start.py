@@ -85,13 +85,13 @@ def test_the_exact_share_counts_greedy_answers(vlm_folder: Path, tmp_path: Path)
 
 
 def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
-    with pytest.raises(UserError, match="warm_start.until: 0 is a share"):
+    with pytest.raises(UserError, match=r"warm_start.until: 0 is a share"):
         WarmStart(until=0)
-    with pytest.raises(UserError, match="warm_start.batch_size: 0 is below 1"):
+    with pytest.raises(UserError, match=r"warm_start.batch_size: 0 is below 1"):
         WarmStart(batch_size=0)
-    with pytest.raises(UserError, match="warm_start.checked: 40 of 40 training prompts leave none"):
+    with pytest.raises(UserError, match=r"warm_start.checked: 40 of 40 training prompts leave none"):
         start(vlm_folder, checked=40)
-    with pytest.raises(UserError, match="warm_start.solution: .* no text in column 'worked'"):
+    with pytest.raises(UserError, match=r"warm_start.solution: .* no text in column 'worked'"):
         start(vlm_folder, solution="worked")
     assert not list(cache.glob("*/")), "nothing half-made"
 

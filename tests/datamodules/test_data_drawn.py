@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules import CellArea, LesionCount
+from datamodules import CellArea, LesionCount, LesionPlace, TriangleProblem
+from datamodules.triangles import corners_of
 from lit_rlvr.errors import UserError
 
-TASKS = [CellArea, LesionCount]
+TASKS = [CellArea, LesionCount, LesionPlace, TriangleProblem]
 
 
 def blobs(mask: np.ndarray) -> int:
@@ -46,6 +47,46 @@ def test_the_lesions_can_be_counted() -> None:
     assert seen == {"0", "1", "2", "3", "4"}
 
 
+def test_the_lesion_is_in_its_quadrant() -> None:
+    seen = set()
+    for sample in LesionPlace(pictures=40, held_out=0).load("train"):
+        picture = np.asarray(sample.images[0])[..., 0].astype(float)
+        y, x = np.mgrid[:84, :84] - 41.5
+        bright = np.argwhere((picture > 190) & (np.hypot(x, y) < 28)).mean(0)  # (y, x) of the lesion's middle
+        said = sample.options["ABCD".index(sample.answer)]
+        assert said == f"{'bottom' if bright[0] > 41.5 else 'top'} {'right' if bright[1] > 41.5 else 'left'}"
+        assert sample.prompt.endswith("A) top left\nB) top right\nC) bottom left\nD) bottom right")
+        seen.add(sample.answer)
+    assert seen == set("ABCD")
+
+
+@pytest.mark.parametrize("ask", ["angle", "length"])
+def test_triangles_ask_for_what_the_other_two_tell(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datamodules.triangles as triangles
+
+    drawn: list[tuple[Any, Any]] = []
+    plain = triangles.picture
+    monkeypatch.setattr(triangles, "picture", lambda *args: drawn.append(args) or plain(*args))
+    samples = TriangleProblem(ask=ask, pictures=30, held_out=0).load("train")
+    for sample, (corners, labels) in zip(samples, drawn[-30:], strict=True):
+        texts = [text.strip("\N{DEGREE SIGN}") for _, text in labels]
+        assert texts.count("?") == 1
+        values = [float(sample.answer if text == "?" else text) for text in texts]
+        sides = [np.hypot(*np.subtract(corners[a], corners[b])) for a, b in ((0, 1), (0, 2), (1, 2))]
+        if ask == "length":
+            assert np.allclose(np.array(sides) / sides[0] * values[0], values)
+        else:  # by the law of cosines, at each corner
+            ab, ac, bc = sides
+            cosines = [(ab**2 + ac**2 - bc**2) / (2 * ab * ac), (ab**2 + bc**2 - ac**2) / (2 * ab * bc),
+                       (ac**2 + bc**2 - ab**2) / (2 * ac * bc)]  # fmt: skip
+            assert np.allclose(np.degrees(np.arccos(cosines)), values, atol=1e-3)
+        assert sample.images.sizes == ((224, 224),)  # type: ignore[attr-defined]
+
+
+def test_a_triangle_from_two_angles() -> None:
+    assert np.allclose(corners_of(45, 45), [(0, 0), (1, 0), (0.5, 0.5)])
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_everything_follows_from_the_seed(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def pictures(seed: int, split: Any) -> list[bytes]:
@@ -58,7 +99,7 @@ def test_everything_follows_from_the_seed(task: Any, monkeypatch: pytest.MonkeyP
     assert task(pictures=8).load("test") == []
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [CellArea, LesionCount])
 def test_pictures_have_84_pixels_and_a_question(task: Any) -> None:
     (sample,) = task(pictures=1, held_out=0, question="<image>How many?").load("train")
     assert sample.images.sizes == ((84, 84),) and sample.prompt == "<image>How many?"

@@ -14,7 +14,7 @@ from datamodules.writing import as_row
 from lit_rlvr.evaluation.filter import pass_rate, summary
 
 CLI = Callable[..., Any]
-FILTER = ("filter", "--config", "tiny.yaml", "--samples", 6, "--lowest", 0.01, "--highest", 0.99)
+FILTER = ("filter", "--config", "tiny.yaml", "--samples", 3, "--lowest", 0.01, "--highest", 0.99)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -28,9 +28,9 @@ def test_rows_in_the_range_are_kept_as_they_were(run_folder: Path, lit_rlvr: CLI
     result = lit_rlvr(*FILTER, *source, "--out", "kept.jsonl")
     assert result.status == 0, result.err
     sampled = rows(run_folder / "kept.samples/completions.jsonl")
-    assert len(sampled) == 12 * 6
+    assert len(sampled) == 12 * 3
     right = [sum(row["correct"] for row in sampled if row["id"] == f"text_math:{i + 1}") for i in range(12)]
-    wanted = [data[i] | {"pass_rate": n / 6, "samples": 6} for i, n in enumerate(right) if 0 < n < 6]
+    wanted = [data[i] | {"pass_rate": n / 3, "samples": 3} for i, n in enumerate(right) if 0 < n < 3]
     assert rows(run_folder / "kept.jsonl") == wanted and 0 < len(wanted) < 12
 
     loaded = TextMath(train=str(run_folder / "kept.jsonl")).load("train")  # the same DataModule reads it
@@ -38,11 +38,11 @@ def test_rows_in_the_range_are_kept_as_they_were(run_folder: Path, lit_rlvr: CLI
 
     path = run_folder / "kept.samples/completions.jsonl"
     whole = path.read_text()
-    path.write_text("".join(whole.splitlines(keepends=True)[: 6 * 5]))
+    path.write_text("".join(whole.splitlines(keepends=True)[: 3 * 5]))
     assert lit_rlvr(*FILTER, *source, "--out", "kept.jsonl").status == 0
     assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines()), "the missing ones, with the same seeds"
     refused = lit_rlvr(*FILTER, *source, "--out", "kept.jsonl", "--samples", 7)
-    assert refused.status == 2 and "samples was 6, is 7" in refused.err
+    assert refused.status == 2 and "samples was 3, is 7" in refused.err
 
 
 def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -51,6 +51,6 @@ def test_a_group_that_was_cut_off_is_sampled_again(tmp_path: Path, cut: int) -> 
 
 def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     Records(tmp_path, {"n": 2, "model": "a"}).add("x", PROMPTS[0], COMPLETIONS, scores())
-    with pytest.raises(UserError, match="begun with other settings .n was 2, is 4.; choose another folder"):
+    with pytest.raises(UserError, match=r"begun with other settings \(n was 2, is 4\); choose another folder"):
         Records(tmp_path, {"n": 4, "model": "a"})
     assert json.loads((tmp_path / "settings.json").read_text()) == {"n": 2, "model": "a"}
