@@ -13,7 +13,7 @@ from datamodules.choices import listed
 from datamodules.drawn import SIDE, DrawnPictures
 from lit_rlvr.errors import UserError
 
-RADII = (5.0, 7.0)
+RADII = (6.0, 8.0)
 """Smallest and largest lesion, pixels."""
 
 GAP = 4.0

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.lora import Lora, add_adapters, merge_adapters
-from lit_rlvr.models import auto_class, resolve_model
+from lit_rlvr.models import auto_class, cache_folder, made_once, resolve_model
 from lit_rlvr.policy import load_policy
 from lit_rlvr.run.checkpoint import last_checkpoint, read_checkpoint
+from lit_rlvr.seeds import derive_seed
 from lit_rlvr.vision import takes_images
 
 PREFIX = "policy.model."
@@ -56,6 +57,21 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
     settings = _settings_of(root)
     model = load_model(checkpoint, settings, getattr(torch, dtype))
     return save_model(model, resolve_model(settings["model"]), target)
+
+
+def model_of(name: str) -> str:
+    """A model by name, folder or hub id as it is; a run folder's newest model as a folder of the cache."""
+    run = Path(name).expanduser()
+    if not (run / "config.yaml").is_file():
+        return name
+    checkpoint = last_checkpoint(run)
+    key = derive_seed(str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns)
+    return str(made_once(cache_folder() / "exported" / f"{run.resolve().name}-{key:x}", lambda to: _into(run, to)))
+
+
+def _into(run: Path, folder: Path) -> None:
+    folder.rmdir()
+    export_run(run, folder)
 
 
 def save_model(model: Any, source: str, target: Path) -> Path:

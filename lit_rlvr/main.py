@@ -19,6 +19,7 @@ COMMANDS = {
     "validate": ("lit_rlvr.cli", "measure a model on the validation sets"),
     "preview": ("lit_rlvr.cli", "show prompts exactly as the model sees them"),
     "filter": ("lit_rlvr.cli", "keep the prompts that a model answers right sometimes"),
+    "evaluate": ("lit_rlvr.evaluation.evaluate", "measure pass@k of a model, or of completions, on suites"),
     "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
     "parity": ("lit_rlvr.parity", "replay algorithms on one frozen batch of numbers, without a model"),
     "explain": ("lit_rlvr.explain", "show what the loss did with each token of one group"),

@@ -67,9 +67,9 @@ class Records:
         """The prompts of a part that are not recorded yet."""
         return [prompt for prompt in prompts if (part, prompt.sample.id) not in self._groups]
 
-    def add(self, part: str, prompt: Prompt, completions: list[Completion], scores: Scores) -> None:
-        """Record a judged group, in one write."""
-        rows = group_rows(part, prompt, completions, scores)
+    def add(self, part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int = 0) -> None:
+        """Record a judged group, in one write; it is group `p` of the scores."""
+        rows = group_rows(part, prompt, completions, scores, p)
         with self.path.open("a") as file:
             file.write("".join(map(_line, rows)))
         self._groups[part, prompt.sample.id] = rows
@@ -79,7 +79,7 @@ class Records:
         return [self._groups[part, prompt.sample.id] for prompt in prompts]
 
 
-def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores) -> list[Row]:
+def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[Row]:
     """A judged group of one prompt as rows; `correct` is null where the check itself failed."""
     return [
         {
@@ -88,12 +88,12 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
             "sample": g,
             "samples": len(completions),
             "completion": completion.text,
-            "extracted": next((r.detail for r in scores.details[0][g].values() if r.correct is not None), ""),
-            "correct": None if bool(scores.failed[0, g]) else bool(scores.correct[0, g]),
-            "status": scores.statuses[0][g],
+            "extracted": next((r.detail for r in scores.details[p][g].values() if r.correct is not None), ""),
+            "correct": None if bool(scores.failed[p, g]) else bool(scores.correct[p, g]),
+            "status": scores.statuses[p][g],
             "finish_reason": completion.finish_reason,
             "tokens": len(completion.token_ids),
-            "reward": round(float(scores.rewards[0, g]), 6),
+            "reward": round(float(scores.rewards[p, g]), 6),
         }
         for g, completion in enumerate(completions)
     ]

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_rlvr.rewards.base import FunctionReward, Reward
+    from lit_rlvr.rewards.base import FunctionReward, Reward, as_rewards
     from lit_rlvr.rewards.choice import Choice
     from lit_rlvr.rewards.combine import Scores, score_rollout
     from lit_rlvr.rewards.format import Format
@@ -33,6 +33,7 @@ __all__ = [
     "SQLExecution",
     "Scores",
     "WorkerPool",
+    "as_rewards",
     "score_rollout",
     "shared_pool",
 ]
@@ -50,6 +51,7 @@ _MODULES = {
     "SQLExecution": "sql",
     "Scores": "combine",
     "WorkerPool": "pool",
+    "as_rewards": "base",
     "score_rollout": "combine",
     "shared_pool": "pool",
 }

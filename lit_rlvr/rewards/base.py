@@ -113,3 +113,8 @@ def _number(value: object) -> float:
 def snake_case(name: str) -> str:
     """`MathAnswer` -> `math_answer`, `SQLExecution` -> `sql_execution`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def as_rewards(rewards: Sequence[Reward | str]) -> list[Reward]:
+    """Rewards as a config names them: a plain function by its dotted path, any other as it is."""
+    return [FunctionReward(reward) if isinstance(reward, str) else reward for reward in rewards]

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.algorithms.sizes import check_sizes
 from lit_rlvr.distributed import world_size
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import FunctionReward, MathAnswer, Reward, shared_pool
+from lit_rlvr.rewards import MathAnswer, Reward, as_rewards, shared_pool
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rollout.ahead import Ahead
 from lit_rlvr.rollout.assemble import all_live_groups, assemble, count_repeats, join, number_groups, rollout_metrics
@@ -75,7 +75,7 @@ class RolloutCallback(Callback):
         self.sampling = sampling
         self.eval_sampling = eval_sampling
         self.eval_samples = eval_samples
-        self.rewards = [FunctionReward(r) if isinstance(r, str) else r for r in rewards or [MathAnswer()]]
+        self.rewards = as_rewards(rewards or [MathAnswer()])
         self.probe_every = probe_every
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate = max_failure_rate

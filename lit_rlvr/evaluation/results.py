@@ -1,0 +1,109 @@
+"""What the judged completions of a suite amount to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_rlvr.evaluation.records import Row
+from lit_rlvr.metrics import pass_at_k
+from lit_rlvr.types import Sample
+
+RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
+
+Groups = Sequence[Sequence[Row]]
+
+
+def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) -> dict[str, Any]:
+    """The numbers of one suite; rates lie in [0, 1], lengths are tokens.
+
+    Args:
+        samples: its Q questions.
+        sampled: n rows of each question, or nothing.
+        greedy: one row of each question, or nothing.
+
+    Returns:
+        `pass@k` for powers of two up to n with `pass@k_ci95`, `avg@n`, `greedy` with `greedy_ci95`, `n`, `questions`,
+        `length` (null where it is not known), `truncated`, the shares of each status, and `categories` with pass@1,
+        greedy and questions of each. A check that failed by itself counts as wrong.
+    """
+    groups = sampled or greedy
+    results: dict[str, Any] = {"n": len(sampled[0]) if sampled else 0, "questions": len(samples)}
+    scores: dict[str, np.ndarray] = {}  # name -> (Q,)
+    if sampled:
+        right = torch.tensor([[bool(row["correct"]) for row in group] for group in sampled])  # (Q, n)
+        ks = [1 << i for i in range(right.shape[1].bit_length())]
+        scores |= {f"pass@{k}": pass_at_k(right, k).numpy() for k in ks if k <= right.shape[1]}
+        results[f"avg@{right.shape[1]}"] = float(right.double().mean())
+    if greedy:
+        scores["greedy"] = np.array([float(bool(group[0]["correct"])) for group in greedy])
+    for name, values in scores.items():
+        results[name] = float(values.mean())
+        results[f"{name}_ci95"] = interval(values)
+    rows = [row for group in groups for row in group]
+    results["length"] = float(np.mean([row["tokens"] for row in rows])) if any(row["tokens"] for row in rows) else None
+    results["truncated"] = float(np.mean([row["finish_reason"] == "length" for row in rows]))
+    for status in ("parse_fail", "timeout", "error"):
+        results[status] = float(np.mean([row["status"] == status for row in rows]))
+    results["categories"] = by_category(samples, {k: v for k, v in scores.items() if k in ("pass@1", "greedy")})
+    return results
+
+
+def interval(values: np.ndarray) -> list[float]:
+    """The 95 % percentile bootstrap interval of a mean over questions (Efron 1979), always with the same draws."""
+    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
+    return [float(low), float(high)]
+
+
+def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Mean scores of each category; nothing where there are no categories."""
+    places: dict[str, list[int]] = {}
+    for i, sample in enumerate(samples):
+        if sample.category:
+            places.setdefault(sample.category, []).append(i)
+    return {
+        name: {"questions": len(at)} | {score: float(values[at].mean()) for score, values in scores.items()}
+        for name, at in sorted(places.items())
+    }
+
+
+def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
+    """All suites as one table, and a table of each one's categories."""
+    names = {name for r in results.values() for name in r}
+    ks = sorted(int(name.removeprefix("pass@")) for name in names if name.startswith("pass@") and name[5:].isdigit())
+    columns = [*(f"pass@{k}" for k in ks), *(["greedy"] if "greedy" in names else [])]
+    extra = ["length", "truncated", *sorted(name for name in names if name.startswith("diversity/"))]
+    head = ["suite", "questions", "n", *columns, *extra]
+    lines = [f"# {title}", "", _line(head), _line(["---"] * len(head))]
+    for name, r in results.items():
+        cells = [_with_interval(r, column) for column in columns] + [_number(r.get(column)) for column in extra]
+        lines.append(_line([name, r["questions"], r["n"], *cells]))
+    for name, r in results.items():
+        if r["categories"]:
+            shown = [c for c in ("pass@1", "greedy") if c in r]
+            lines += ["", f"## {name}", "", _line(["category", "questions", *shown]), _line(["---"] * (2 + len(shown)))]
+            lines += [
+                _line([category, part["questions"], *(_number(part[c]) for c in shown)])
+                for category, part in r["categories"].items()
+            ]
+    return "\n".join(lines) + "\n\nIntervals: 95 %, bootstrap over questions.\n"
+
+
+def _with_interval(results: Mapping[str, Any], name: str) -> str:
+    if name not in results:
+        return ""
+    low, high = results[f"{name}_ci95"]
+    return f"{results[name]:.3f} [{low:.2f}, {high:.2f}]"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.0f}"
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"

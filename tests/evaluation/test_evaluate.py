@@ -1,0 +1,112 @@
+"""`lit-rlvr evaluate` by the command line, with a tiny model and with completions made elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_runs import fit, to
+
+CLI = Callable[..., Any]
+SUITE = {
+    "data": {"class_path": "TextMath", "init_args": {"test": "data.jsonl"}},
+    "rewards": [{"class_path": "FunctionReward", "init_args": {"path": "tiny_rewards.first_token"}}],
+}
+SMALL = ("--max_tokens", 6, "--engine", "hf", "-n", 4)
+
+
+@pytest.fixture
+def here(run_folder: Path) -> Path:
+    """A suite of nine questions in the current directory."""
+    rows = [{"problem": f"{i}?", "answer": str(i), "subject": "ab"[i % 2], "unique_id": f"q{i}"} for i in range(9)]
+    (run_folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run_folder / "tiny_suite.yaml").write_text(yaml.safe_dump(SUITE))
+    return run_folder
+
+
+def results(out: str) -> dict[str, Any]:
+    return json.loads(Path(out, "results.json").read_text())
+
+
+def records(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(out, "completions.jsonl").read_text().splitlines()]
+
+
+def test_sampling_and_greedy(here: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    command = ("evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", *SMALL)
+    done = lit_rlvr(*command, "--out", "out")
+    assert done.status == 0, done.err
+    found, rows = results("out"), records("out")
+    assert [*found] == ["tiny_suite"] and (found["tiny_suite"]["n"], found["tiny_suite"]["questions"]) == (4, 9)
+    sampled = [row for row in rows if row["part"] == "tiny_suite/sampled"]
+    greedy = [row for row in rows if row["part"] == "tiny_suite/greedy"]
+    assert (len(sampled), len(greedy)) == (36, 9)
+    assert found["tiny_suite"]["pass@1"] == pytest.approx(sum(row["correct"] for row in sampled) / 36)
+    assert found["tiny_suite"]["greedy"] == pytest.approx(sum(row["correct"] for row in greedy) / 9)
+    assert 0 < found["tiny_suite"]["pass@1"] < found["tiny_suite"]["pass@4"]
+    assert found["tiny_suite"]["categories"]["a"]["questions"] == 5
+    assert "| tiny_suite | 9 | 4 |" in Path("out/results.md").read_text() and "tokens/s" in done.err
+
+    whole = Path("out/completions.jsonl").read_text()
+    Path("out/completions.jsonl").write_text("".join(whole.splitlines(keepends=True)[:14]))  # as after a kill
+    again = lit_rlvr(*command, "--out", "out")
+    assert again.status == 0 and results("out") == found
+    assert sorted(Path("out/completions.jsonl").read_text().splitlines()) == sorted(whole.splitlines())
+    assert "tokens/s" not in lit_rlvr(*command, "--out", "out").err, "nothing is left to do"
+
+    for change, said in ((("--temperature", 1), "temperature was 0.6, is 1.0"), (("--limit", 3), "suites was")):
+        refused = lit_rlvr(*command, "--out", "out", *change)
+        assert refused.status == 2 and said in refused.err and "choose another folder" in refused.err
+    assert results("out") == found
+
+
+def test_completions_made_elsewhere(here: Path, lit_rlvr: CLI) -> None:
+    rows = [{"id": f"q{i}", "completion": f"\\boxed{{{i + k}}}"} for i in range(9) for k in range(2)]
+    rows += [{"id": f"q{i}", "completion": f"\\boxed{{{i}}}", "greedy": True, "tokens": 4} for i in range(9)]
+    Path("given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("evaluate", "--suite", "data.jsonl", "--out", "out")
+    done = lit_rlvr(*command, "--completions", "given.jsonl")
+    assert done.status == 0, done.err
+    found = results("out")["data"]
+    assert (found["pass@1"], found["pass@2"], found["greedy"], found["n"]) == (0.5, 1.0, 1.0, 2)
+    sampled = {(row["sample"], row["correct"]) for row in records("out") if row["part"] == "data/sampled"}
+    assert sampled == {(0, True), (1, False)}
+
+    for text, said in (
+        ('{"id": "q1"}', "given.jsonl:1: no text in field 'completion'"),
+        ('{"id": "q1", "completion": "x"', "given.jsonl:1: broken JSON"),
+        ('{"id": "q77", "completion": "x"}', "there is no question 'q77'; ids are like 'q0'"),
+        ('{"id": "q1", "completion": "x", "suite": "other"}', "'other' is not one of data"),
+        ('{"id": "q1", "completion": "x"}\n{"id": "q2", "completion": "x"}\n{"id": "q2", "completion": "x"}',
+         "some questions have 1 completions, others 2"),
+        ("", "is empty"),
+    ):  # fmt: skip
+        Path("given.jsonl").write_text(text)
+        refused = lit_rlvr(*command[:-1], "other", "--completions", "given.jsonl")
+        assert refused.status == 2 and said in refused.err, refused.err
+
+
+def test_a_run_folder_is_a_model(here: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(here / "cache"))
+    fit(lit_rlvr, *to("run"), "--trainer.max_steps", "1")
+    done = lit_rlvr("evaluate", "--model", "run", "--suite", "tiny_suite.yaml", *SMALL, "--samples", 0, "--out", "out")
+    assert done.status == 0, done.err
+    assert results("out")["tiny_suite"]["n"] == 0 and len(records("out")) == 9
+    assert len(list((here / "cache/exported").glob("[!.]*"))) == 1
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (("--suite", "tiny_suite.yaml"), "--model: give a model"),
+    (("--suite", "tiny_suite.yaml", "--model", "x", "--completions", "y"), "--model: give a model"),
+    (("--suite", "data.jsonl", "--model", "MODEL", "--samples", 0, "--greedy", "false"), "--samples: give a positive"),
+    (("--suite", "tiny_suite.yaml", "--model", "MODEL", "--max_tokens", 5000), "exceeds the model's context of 1024"),
+    (("--suite", "tiny_suite.yaml", "--model", "no/such-model"), "neither a folder nor a model the hub gives"),
+])  # fmt: skip
+def test_refusals(here: Path, lit_rlvr: CLI, tiny_model_folder: Path, options: tuple[Any, ...], said: str) -> None:
+    told = [str(tiny_model_folder) if option == "MODEL" else option for option in options]
+    result = lit_rlvr("evaluate", *told, "--engine", "hf", "--out", "out")
+    assert result.status == 2 and said in result.err, result.err

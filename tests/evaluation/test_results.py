@@ -1,0 +1,65 @@
+"""The numbers of an evaluation, against counting by hand."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lit_rlvr.evaluation.results import interval, markdown, suite_results
+from lit_rlvr.types import Sample
+
+RIGHT = [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
+SAMPLES = [Sample(str(i), "?", "1", category="ab"[i % 2]) for i in range(4)]
+
+
+def rows(right: list[list[int]], **fields: Any) -> list[list[dict[str, Any]]]:
+    base = {"tokens": 3, "finish_reason": "stop", "status": "ok"} | fields
+    return [[base | {"correct": bool(x)} for x in group] for group in right]
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one() -> None:
+    results = suite_results(SAMPLES, rows(RIGHT), [])
+    for k in (1, 2, 4):
+        shares = [sum(any(s) for s in combinations(group, k)) / comb(5, k) for group in RIGHT]
+        assert results[f"pass@{k}"] == pytest.approx(np.mean(shares))
+    assert results["avg@5"] == pytest.approx(9 / 20) == results["pass@1"]
+    assert (results["n"], results["questions"]) == (5, 4) and "pass@5" not in results and "greedy" not in results
+
+
+def test_categories_lengths_and_statuses() -> None:
+    sampled = rows(RIGHT)
+    sampled[0][0] |= {"tokens": 23, "finish_reason": "length", "status": "parse_fail"}
+    sampled[3][4] |= {"correct": None, "status": "error"}
+    results = suite_results(SAMPLES, sampled, rows([[1], [0], [1], [1]]))
+    assert results["categories"] == {
+        "a": {"questions": 2, "pass@1": pytest.approx(0.1), "greedy": 1.0},
+        "b": {"questions": 2, "pass@1": pytest.approx(0.7), "greedy": 0.5},
+    }
+    assert results["length"] == pytest.approx(4.0) and results["truncated"] == results["parse_fail"] == 0.05
+    assert results["error"] == 0.05 and results["avg@5"] == 0.4, "a failed check is not right"
+    assert results["greedy"] == 0.75
+    unknown = suite_results(SAMPLES, [], rows([[1], [0], [1], [1]], tokens=0))
+    assert unknown["length"] is None and unknown["n"] == 0 and not [k for k in unknown if k.startswith("pass@")]
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        low, high = interval((rng.random(60) < 0.3).astype(float))
+        inside += low <= 0.3 <= high
+    assert 180 <= inside <= 198  # 95 % of 200, and a percentile interval is a little narrow
+    assert interval(np.ones(7)) == [1.0, 1.0]
+
+
+def test_the_table() -> None:
+    results = {"x|y": suite_results(SAMPLES, rows(RIGHT), rows([[1], [0], [1], [1]])),
+               "z": suite_results(SAMPLES, rows(RIGHT), [])}  # fmt: skip
+    text = markdown(results, "m")
+    head = "| suite | questions | n | pass@1 | pass@2 | pass@4 | greedy | length | truncated |"
+    assert head in text.splitlines() and "| x\\|y | 4 | 5 | 0.450 [" in text
+    assert "| a | 2 | 0.100 | 1.000 |" in text and "| b | 2 | 0.800 |" in text

@@ -1,0 +1,86 @@
+"""Which questions a suite has, by name, by file, and by a suite file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from lit_rlvr.configs import config_folder
+from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.suites import Suite, find_suites
+
+NAMES = sorted(path.stem for path in (config_folder() / "suites").glob("*.yaml"))
+OPTIONS = {"eval_limit": 5}
+
+
+def one(asked: str, **options: Any) -> Suite:
+    (suite,) = find_suites(asked, OPTIONS | options)
+    return suite
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_suites_are_built(name: str) -> None:
+    suite = one(name)
+    assert suite.name == suite.data.name == name and suite.rewards
+    assert suite.data.locations["test"] and suite.data.eval_limit == 5
+    mine = one(f"{name}=mine.jsonl")
+    assert mine.data.locations["test"] == "mine.jsonl" and type(mine.data) is type(suite.data)
+
+
+def test_every_paper_set_has_one() -> None:
+    wanted = {"gsm8k", "math500", "aime24", "aime25", "amc23", "minerva", "olympiadbench", "svamp", "mmlu"}
+    assert {*wanted, "geometry3k", "mathverse", "mathvision", "vqa_rad", "path_vqa", "bird", "spider"} <= {*NAMES}
+
+
+ROWS: list[tuple[dict[str, Any], str, str]] = [
+    ({"problem": "1+1?", "answer": "2"}, "TextMath", "MathAnswer"),
+    ({"question": "1+1?", "answer": "#### 2"}, "TextMath", "MathAnswer"),
+    ({"images": ["a.png"], "problem": "<image>?", "answer": "48"}, "Geometry", "Choice"),
+    ({"image": "a.png", "question": "Normal?", "answer": "yes"}, "MedicalVQA", "Choice"),
+    ({"db_id": "x", "question": "How many?", "query": "select 1"}, "TextToSQL", "SQLExecution"),
+]
+
+
+@pytest.mark.parametrize(("row", "data", "reward"), ROWS)
+def test_a_file_is_told_by_its_columns(tmp_path: Path, row: dict[str, Any], data: str, reward: str) -> None:
+    Image.new("RGB", (30, 30)).save(tmp_path / "a.png")
+    path = tmp_path / "own.jsonl"
+    path.write_text("broken\n" + json.dumps(row) + "\n")
+    suite = one(str(path), max_bad_rows=0.6)
+    assert (suite.name, type(suite.data).__name__, type(suite.rewards[0]).__name__) == ("own", data, reward)
+    if data != "TextToSQL":
+        assert len(suite.data.load("test")) == 1
+
+
+def test_a_suite_file(tmp_path: Path) -> None:
+    values = {"data": {"class_path": "PromptDataModule", "init_args": {"test": "x", "columns": {"prompt": "q"}}},
+              "rewards": ["tiny_rewards.first_token", {"class_path": "Format", "init_args": {"boxed": True}}],
+    }  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    suite = one(str(tmp_path / "mine.yaml"))
+    assert suite.name == "mine" and [reward.name for reward in suite.rewards] == ["first_token", "format"]
+
+
+def test_what_is_no_suite_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("odd.jsonl").write_text('{"a": 1}\n')
+    Path("empty.jsonl").write_text("")
+    Path("bad.yaml").write_text("data: {class_path: TextMath}\n")
+    Path("wrong.yaml").write_text("data: {class_path: TextMath, init_args: {tset: x}}\nrewards: []\n")
+    for asked, said in (
+        ("maths500", "there is no suite 'maths500'; did you mean math500"),
+        ("odd.jsonl", "no known layout, its columns are a"),
+        ("empty.jsonl", "no usable row"),
+        ("none.jsonl", "no such file"),
+        ("bad.yaml", "must hold `data` and `rewards`"),
+        ("wrong.yaml", "no option 'tset'; did you mean 'test'?"),
+        ("math500,math500=x.jsonl", "two suites are called math500"),
+    ):
+        with pytest.raises(UserError) as error:
+            list(find_suites(asked, OPTIONS))
+        assert said in str(error.value) and "\n" not in str(error.value), str(error.value)
