@@ -16,10 +16,12 @@ from jsonargparse import ArgumentParser
 import datamodules
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms
+from lit_rlvr.lora import Lora
 from lit_rlvr.rollout import HFEngine, RolloutCallback, VLLMEngine
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.types import Sampling
+from lit_rlvr.warm_start import WarmStart
 
 REWARDS = ("MathAnswer", "Choice", "OpenAnswer", "SQLExecution", "CosineScaled", "Format", "Overlong", "FunctionReward")
 
@@ -75,11 +77,13 @@ def reference() -> str:
         ("model", [getattr(algorithms, name) for name in algorithms.__all__ if name != "RLVRModule"]),
         ("model.advantage", [cls for _, cls in sorted(advantages.REGISTRY.items())]),
         ("data", [getattr(datamodules, name) for name in datamodules.__all__ if name != "BadRow"]),
+        ("model.lora", [Lora]),
         ("rollout", [RolloutCallback, Sampling]),
         ("rollout.engine", [HFEngine, VLLMEngine]),
         ("rollout.rewards", [getattr(lit_rlvr.rewards, name) for name in REWARDS]),
         ("run", [RunFolder]),
         ("checkpoint", [RunCheckpoint]),
+        ("warm_start", [WarmStart]),
     ]
     for key, classes in groups:
         parts.append(f"## `{key}`")

@@ -49,11 +49,12 @@ def test_readme_make_targets_exist() -> None:
         assert f"\n{target}:" in makefile, target
 
 
-@pytest.mark.parametrize("part", ["data", "reward", "function", "advantage", "algorithm"])
-def test_readme_plug_points_run(part: str, tmp_path: Path, tiny_model_folder: Path) -> None:
+@pytest.mark.parametrize("part", ["data", "images", "reward", "function", "advantage", "algorithm"])
+def test_readme_plug_points_run(part: str, tmp_path: Path, tiny_model_folder: Path, vlm_folder: Path) -> None:
     """Each part of README's `my_task`, used from another folder by its class_path alone."""
     parts = {
         "data": ["--data", "my_task.Reverse", "--data.init_args.prompts_per_step", "2"],
+        "images": ["--data", "my_task.Clocks", "--model.init_args.model", str(vlm_folder)],
         "reward": ["--rollout.rewards", "[{class_path: my_task.EndsRight}]"],
         "function": ["--rollout.rewards", "[my_task.score]"],
         "advantage": ["--model.init_args.advantage", "my_task.sign"],
