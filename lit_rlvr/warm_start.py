@@ -31,8 +31,10 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class WarmStart:
-    """Trains the model on reference solutions before the run; the result is a model folder in the cache, which a
-    later run with the same model, data and settings starts from at once.
+    """Trains the model on reference solutions before the run.
+
+    The result is a model folder in the cache, which a later run with the same model, data and settings starts from at
+    once.
 
     Args:
         steps: optimizer steps at most; 0 = no warm start.
