@@ -66,6 +66,8 @@ class PromptDataModule(UsesModel):
             share of a file; with more of them the file is refused.
         limit: train on so many rows only, drawn by `seed` after the validation rows were taken out.
         eval_limit: validate and test on so many rows of each set only, drawn by `seed`.
+        also_validate: further DataModules whose validation sets are measured during training, each under its own `name`
+            and with the run's rewards.
         shuffle_images: validate and test with the images of other prompts: what is still right was not seen.
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
     """
@@ -95,6 +97,7 @@ class PromptDataModule(UsesModel):
         max_bad_rows: float = 0.1,
         limit: int | None = None,
         eval_limit: int | None = None,
+        also_validate: list[PromptDataModule] | None = None,
         shuffle_images: bool = False,
         name: str | None = None,
     ) -> None:
@@ -118,6 +121,10 @@ class PromptDataModule(UsesModel):
         self.prompts_per_step, self.eval_prompts_per_step = prompts_per_step, eval_prompts_per_step
         self.limit, self.eval_limit, self.shuffle_images = limit, eval_limit, shuffle_images
         self.name: str = name or snake_case(type(self).__name__)
+        self.also_validate = also_validate or []
+        names = [self.name, *(other.name for other in self.also_validate)]
+        if twice := next((other for other in names if names.count(other) > 1), None):
+            raise UserError(f"also_validate: two validation sets are called {twice}; set `name` on one of them")
         self.cursor: Cursor = dict(START)
         self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
@@ -196,6 +203,10 @@ class PromptDataModule(UsesModel):
                 self.prompts[split], self.too_long[split] = fitting
                 if not prompts and split != "train":
                     say(f"{self.name}: there is no {split} set, its accuracy is not measured")
+        if stage in ("fit", "validate"):
+            for other in self.also_validate:
+                other.use_model(self)
+                other.setup("validate")
         if "train" in self.prompts and self._stream is None:
             self._stream = PromptStream(self.prompts["train"], self.seed, run_seed())
             self._fingerprint = fingerprint(self._stream)
@@ -220,18 +231,21 @@ class PromptDataModule(UsesModel):
             self.stream, self.prompts_per_step, lambda: self.cursor, *self._ranks(), self.name, self.prepare
         )
 
-    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        return self.eval_loader("validation")
+    def val_dataloader(self) -> list[EvalLoader]:
+        return [loader for data in self.validated for loader in data.eval_loader("validation", self._ranks())]
 
-    def test_dataloader(self) -> EvalLoader | list[EvalLoader]:
-        return self.eval_loader("test")
+    @property
+    def validated(self) -> list[PromptDataModule]:
+        """The DataModules whose validation sets are measured."""
+        return [self, *self.also_validate]
 
-    def eval_loader(self, split: Split) -> EvalLoader | list[EvalLoader]:
-        """The loader of a set, or no loader where there is no such set."""
+    def test_dataloader(self) -> list[EvalLoader]:
+        return self.eval_loader("test", self._ranks())
+
+    def eval_loader(self, split: Split, ranks: tuple[int, int]) -> list[EvalLoader]:
+        """The loader of a set for (this process, number of processes), or none where there is no such set."""
         prompts = self.prompts[split]
-        if not prompts:
-            return []
-        return EvalLoader(prompts, self.eval_prompts_per_step, self.name, *self._ranks(), self.prepare)
+        return [EvalLoader(prompts, self.eval_prompts_per_step, self.name, *ranks, self.prepare)] if prompts else []
 
     @property
     def stream(self) -> PromptStream:

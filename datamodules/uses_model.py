@@ -38,7 +38,7 @@ class UsesModel(LightningDataModule):
         self._image_processor = processor
 
     def use_model(self, module: Any) -> None:
-        """Take tokenizer and image processor from a module that no trainer has attached yet."""
+        """Take tokenizer and image processor from a module that no trainer has attached yet, or from other data."""
         self._module = module
 
     def _model(self, wanted: str) -> Any:

@@ -25,6 +25,7 @@ from lit_rlvr.configs import changed_classes, find_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint, checkpoint_step, last_checkpoint
+from lit_rlvr.run.collapse import CollapseStop
 from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.progress import RunProgress
@@ -89,6 +90,7 @@ class RLVRCLI(LightningCLI):
         parser.add_lightning_class_args(RunFolder, "run")  # first: its clock covers the rollout
         parser.add_lightning_class_args(RolloutCallback, "rollout")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(CollapseStop, "collapse")
         parser.add_class_arguments(WarmStart, "warm_start")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Train into a run folder that already holds a run."
@@ -171,7 +173,7 @@ def _check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
 
 def _clear(root: Path) -> None:
     """Remove what an earlier run left; nothing that is not ours."""
-    for path in [*root.glob("checkpoints/step-*.ckpt"), *root.glob("tensorboard/events.out.tfevents.*")]:
+    for path in [*root.glob("checkpoints/*.ckpt"), *root.glob("tensorboard/events.out.tfevents.*")]:
         path.unlink()
     for path in root.glob("rollouts/step-*.json"):
         path.unlink()

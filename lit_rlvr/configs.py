@@ -18,8 +18,8 @@ _SCRATCH = tempfile.TemporaryDirectory(prefix="lit-rlvr-")  # removed when the p
 _MERGED = Path(_SCRATCH.name)
 
 TOP_KEYS = (
-    "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "checkpoint", "warm_start", "overwrite",
-    "ckpt_path", "weights_only", "verbose",
+    "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "checkpoint", "collapse", "warm_start",
+    "overwrite", "ckpt_path", "weights_only", "verbose",
 )  # fmt: skip
 """What a config of `fit` or `validate` may hold."""
 

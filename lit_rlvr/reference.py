@@ -19,6 +19,7 @@ from lit_rlvr import advantages, algorithms
 from lit_rlvr.lora import Lora
 from lit_rlvr.rollout import HFEngine, RolloutCallback, VLLMEngine
 from lit_rlvr.run.checkpoint import RunCheckpoint
+from lit_rlvr.run.collapse import CollapseStop
 from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.types import Sampling
 from lit_rlvr.warm_start import WarmStart
@@ -83,6 +84,7 @@ def reference() -> str:
         ("rollout.rewards", [getattr(lit_rlvr.rewards, name) for name in REWARDS]),
         ("run", [RunFolder]),
         ("checkpoint", [RunCheckpoint]),
+        ("collapse", [CollapseStop]),
         ("warm_start", [WarmStart]),
     ]
     for key, classes in groups:

@@ -54,8 +54,14 @@ def test_readme_plug_points_run(part: str, tmp_path: Path, tiny_model_folder: Pa
     """Each part of README's `my_task`, used from another folder by its class_path alone."""
     parts = {
         "data": ["--data", "my_task.Reverse", "--data.init_args.prompts_per_step", "2"],
-        "images": ["--data", "my_task.Clocks", "--data.init_args.prompts_per_step", "2",
-                   "--model.init_args.model", str(vlm_folder)],
+        "images": [
+            "--data",
+            "my_task.Clocks",
+            "--data.init_args.prompts_per_step",
+            "2",
+            "--model.init_args.model",
+            str(vlm_folder),
+        ],
         "reward": ["--rollout.rewards", "[{class_path: my_task.EndsRight}]"],
         "function": ["--rollout.rewards", "[my_task.score]"],
         "advantage": ["--model.init_args.advantage", "my_task.sign"],

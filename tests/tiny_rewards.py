@@ -40,3 +40,9 @@ def rare(completion: Completion, sample: Sample) -> RewardResult:
 def always_wrong(completion: Completion, sample: Sample) -> RewardResult:
     """Nothing is right."""
     return RewardResult(0.0, False)
+
+
+def unlearn(completion: Completion, sample: Sample) -> RewardResult:
+    """Right is what `first_token` says, and right answers are punished."""
+    right = first_token(completion, sample).correct
+    return RewardResult(0.0 if right else 1.0, right)

@@ -267,12 +267,20 @@ class RolloutCallback(Callback):
             folder=module.model_folder,
             policy=module.policy,
             tokenizer=module.tokenizer,
-            max_tokens=data.max_prompt_tokens + max(self.sampling.max_tokens, self.eval_sampling.max_tokens),
+            max_tokens=max(
+                data.max_prompt_tokens + self.sampling.max_tokens,
+                *(other.max_prompt_tokens + self.eval_sampling.max_tokens for other in data.validated),
+            ),
             max_sequences=max(
                 data.prompts_per_step * self.group_size // trainer.world_size,
-                data.eval_prompts_per_step * self.eval_samples // trainer.world_size,
+                *(other.eval_prompts_per_step * self.eval_samples // trainer.world_size for other in data.validated),
             ),
             seed=run_seed(),
             dtype=torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32,
-            max_images=max(len(prompt.sample.images) for split in data.prompts.values() for prompt in split),
+            max_images=max(
+                len(prompt.sample.images)
+                for other in data.validated
+                for split in other.prompts.values()
+                for prompt in split
+            ),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ class RunCheckpoint(Checkpoint):
     Args:
         every: iterations (rollouts) between checkpoints; 0 = only at the end.
         keep: newest checkpoints that stay on disk.
+        best: validation metric, such as `val/accuracy` or `val/<set>/pass@8`; the checkpoint with its highest value
+            stays as `checkpoints/best.ckpt` too.
     """
 
-    def __init__(self, every: int = 50, keep: int = 1) -> None:
+    def __init__(self, every: int = 50, keep: int = 1, best: str | None = None) -> None:
         if every < 0 or keep < 1:
             raise UserError(f"checkpoint: every={every} must be >= 0 and keep={keep} >= 1")
-        self.every, self.keep = every, keep
+        self.every, self.keep, self.best = every, keep, best
+        self.best_value: float | None = None
         self.wanted = False  # whether to save after this iteration whatever `every` says
         self._saved_step = -1
 
@@ -39,6 +43,27 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the best; the state before training is not one of them."""
+        if self.best is None or trainer.sanity_checking:
+            return
+        results: dict[str, float] = pl_module.validation_results  # type: ignore[assignment]
+        if self.best not in results:
+            raise UserError(
+                f"checkpoint.best: no metric is called {self.best!r}; there are {', '.join(sorted(results))}"
+            )
+        if self.best_value is None or results[self.best] > self.best_value:
+            self.best_value = results[self.best]
+            path = self.save(trainer)
+            if trainer.is_global_zero:
+                link(path, path.with_name("best.ckpt"))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_value": self.best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_value = state_dict["best_value"]
 
     def save(self, trainer: Trainer) -> Path:
         """Write a checkpoint of now, unless there is one already, and drop the oldest ones."""
@@ -61,6 +86,17 @@ class RunCheckpoint(Checkpoint):
             ) from error
         self._saved_step = trainer.global_step
         return path
+
+
+def link(path: Path, name: Path) -> None:
+    """Give a file a second name, in place of what had it before; where files have one name only, a copy."""
+    scratch = name.with_suffix(".tmp")
+    scratch.unlink(missing_ok=True)
+    try:
+        os.link(path, scratch)
+    except OSError:
+        shutil.copyfile(path, scratch)
+    os.replace(scratch, name)
 
 
 def checkpoint_folder(run: str | Path) -> Path:

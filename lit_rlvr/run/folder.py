@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.run.collapse import CollapseStop
 from lit_rlvr.run.files import write_atomically
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.plots import plot_run
@@ -106,7 +107,9 @@ class RunFolder(Callback):
     # ---- at its end ---------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._finish(trainer, pl_module, None)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        collapse = next((c.reason for c in callbacks if isinstance(c, CollapseStop)), None)
+        self._finish(trainer, pl_module, None if collapse is None else f"collapse: {collapse}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, RunStopped | KeyboardInterrupt) and getattr(pl_module, "policy", None) is not None:
@@ -120,7 +123,7 @@ class RunFolder(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         rollout = next(c for c in callbacks if isinstance(c, RolloutCallback))
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        accuracy_after = self._last[1] if self._last[0] == trainer.global_step and stopped is None else None
+        accuracy_after = self._last[1] if self._last[0] == trainer.global_step else None
         summary = {
             "accuracy_before": self.accuracy_before,
             "accuracy_after": accuracy_after,

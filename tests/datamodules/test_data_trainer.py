@@ -77,7 +77,7 @@ def test_ranks_come_from_the_trainer(chat_tokenizer):
         model = SimpleNamespace(tokenizer=chat_tokenizer)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=world, lightning_module=model)  # type: ignore
         data.setup("fit")
-        train, val = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
+        train, val = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()[0]))
         return [p.sample.id for p in train.prompts], [p.sample.id for p in val.prompts]
 
     (train, val), (train0, val0), (train1, val1) = batches(0, 1), batches(0, 2), batches(1, 2)

@@ -1,0 +1,59 @@
+"""Several validation sets in one run, and the checkpoint that is best on one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tiny_runs import fit, metrics, tiny_config, to
+
+from lit_rlvr.run.checkpoint import checkpoint_step, list_checkpoints
+
+CLI = Callable[..., Any]
+OTHER = {
+    "class_path": "Arithmetic",
+    "init_args": {"name": "larger", "low": 7, "high": 10, "held_out": 7, "eval_prompts_per_step": 4},
+}
+
+
+def with_others(folder: Path, model: Path, *others: Any) -> None:
+    config = tiny_config(model)
+    config["data"]["init_args"]["also_validate"] = list(others)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_each_has_its_metrics(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    with_others(run_folder, tiny_model_folder, OTHER)
+    samples = ("--rollout.eval_samples", "4", "--rollout.eval_sampling.temperature", "1")
+    fit(lit_rlvr, *samples, *to("run"))
+    rows = [row for row in metrics(run_folder / "run") if row["val/accuracy"]]
+    assert len(rows) == 3  # before, after 3 and 6 steps
+    for row in rows:
+        assert 0 <= float(row["val/larger/pass@4"]) <= 1 and float(row["val/arithmetic/pass@4"]) >= 0
+        mean = (float(row["val/larger/accuracy"]) + float(row["val/arithmetic/accuracy"])) / 2
+        assert abs(float(row["val/accuracy"]) - mean) < 1e-9
+
+
+def test_the_best_checkpoint_stays(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    with_others(run_folder, tiny_model_folder, OTHER)
+    samples = ("--rollout.eval_samples", "2", "--rollout.eval_sampling.temperature", "1")
+    best = ("--checkpoint.best", "val/larger/pass@2", "--trainer.val_check_interval", "1")
+    fit(lit_rlvr, *samples, *best, *to("run"))
+    values = {
+        int(row["step"]): float(row["val/larger/pass@2"]) for row in metrics(run_folder / "run") if row["val/accuracy"]
+    }
+    values.pop(0)
+    found = checkpoint_step(run_folder / "run/checkpoints/best.ckpt")
+    assert values[found] == max(values.values()) and found == min(s for s, v in values.items() if v == values[found])
+    assert [checkpoint_step(path) for path in list_checkpoints(run_folder / "run")] == [6]
+    folder = run_folder / "exported"
+    assert lit_rlvr("export", run_folder / "run/checkpoints/best.ckpt", "--to", folder).status == 0
+    refused = fit(lit_rlvr, "--checkpoint.best", "val/other", *to("second"), status=2)
+    assert "checkpoint.best: no metric is called 'val/other'; there are" in refused.err
+
+
+def test_two_sets_of_one_name_are_refused(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    with_others(run_folder, tiny_model_folder, {"class_path": "Arithmetic"})
+    assert "two validation sets are called arithmetic" in fit(lit_rlvr, *to("run"), status=2).err
