@@ -20,7 +20,7 @@ GAP = 4.0
 """Pixels between two lesions and between a lesion and the outer ring."""
 
 
-NOISE = 4.0
+NOISE = 3.0
 """Standard deviation of the noise, of 255 grey levels."""
 
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
@@ -53,7 +53,7 @@ class LesionCount(DrawnPictures):
         self.most = most
 
     def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
-        half_axes = rng.uniform(31, 37), rng.uniform(33, 39)
+        half_axes = rng.uniform(33, 37), rng.uniform(35, 39)
         count = rng.randint(0, self.most)
         return phantom(rng, half_axes, scatter(rng, count, min(half_axes) - GAP)), str(count)
 
@@ -79,7 +79,7 @@ class LesionPlace(DrawnPictures):
         super().__init__(pictures, held_out, f"{question}\n{listed(QUADRANTS)}", **kwargs)
 
     def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
-        half_axes = rng.uniform(31, 37), rng.uniform(33, 39)
+        half_axes = rng.uniform(33, 37), rng.uniform(35, 39)
         (place,) = scatter(rng, 1, min(half_axes) - GAP)
         while min(abs(place[0]), abs(place[1])) <= place[2]:  # on the line between two quadrants
             (place,) = scatter(rng, 1, min(half_axes) - GAP)
