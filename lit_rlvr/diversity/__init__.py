@@ -1,10 +1,15 @@
 """Diversity of the completions of one prompt: torchmetrics that are right under distributed synchronisation."""
 
 from lit_rlvr.diversity.base import DiversityMeasure, measure_diversity
+from lit_rlvr.diversity.cosine import CosineSimilarity
+from lit_rlvr.diversity.embedding import Embedder, SentenceEmbedder
 from lit_rlvr.diversity.self_bleu import SelfBLEU4
 
 __all__ = [
+    "CosineSimilarity",
     "DiversityMeasure",
+    "Embedder",
     "SelfBLEU4",
+    "SentenceEmbedder",
     "measure_diversity",
 ]

