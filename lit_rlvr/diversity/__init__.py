@@ -3,12 +3,14 @@
 from lit_rlvr.diversity.base import DiversityMeasure, measure_diversity
 from lit_rlvr.diversity.cosine import CosineSimilarity
 from lit_rlvr.diversity.embedding import Embedder, SentenceEmbedder
+from lit_rlvr.diversity.judge import JudgeScore
 from lit_rlvr.diversity.self_bleu import SelfBLEU4
 
 __all__ = [
     "CosineSimilarity",
     "DiversityMeasure",
     "Embedder",
+    "JudgeScore",
     "SelfBLEU4",
     "SentenceEmbedder",
     "measure_diversity",

@@ -1,0 +1,107 @@
+"""Measures over prompts and ranks, and as options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from judge_server import serve
+from torch import Tensor
+
+from lit_rlvr.diversity import CosineSimilarity, DiversityMeasure, Embedder, JudgeScore, SelfBLEU4, measure_diversity
+from lit_rlvr.diversity.base import require
+from lit_rlvr.errors import UserError
+
+GROUPS = [
+    ["3 + 4 = 7 so 7", "4 + 3 = 7 so 7", "the answer is 7"],
+    ["a b c d e", "a b c d f"],
+    ["no", "no", "no", "no"],
+    ["alone"],
+    ["one two three", "four five six"],
+    ["x y z", "x y", "z y x"],
+]
+
+
+class Letters(Embedder):
+    """Counts of the letters."""
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor([[1.0 + text.count(letter) for letter in "abcdeno347"] for text in texts])
+
+
+def measures(url: str) -> list[DiversityMeasure]:
+    return [SelfBLEU4(), CosineSimilarity(Letters()), JudgeScore(url, "judge")]
+
+
+def rank_main(rank: int, parts: list[list[list[list[str]]]], url: str, folder: Path) -> None:
+    """One of two gloo processes: measures its part of each set of groups."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    metrics = measures(url)
+    torch.save([measure_diversity(part, metrics) for part in parts[rank]], folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def judged(message: str, _: int) -> str:
+    return "nonsense" if "no" in message.split("Solution 1:")[1] else str(message.count("Solution 3"))
+
+
+def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
+    """Unequal parts, a rank without any prompt to measure, and no prompt at all."""
+    sets = [(GROUPS[:1], GROUPS[1:]), (GROUPS, [["alone"]]), ([], [])]
+    with serve(judged) as server:
+        parts = [[pair[rank] for pair in sets] for rank in range(2)]
+        torch.multiprocessing.spawn(rank_main, (parts, server.url, tmp_path), nprocs=2)
+        one = measure_diversity(GROUPS, measures(server.url))
+    assert one["self_bleu_4/prompts"] == 5 and one["judge_score/prompts"] == 4 and one["judge_score/unparsed"] == 1
+    for rank in range(2):
+        first, second, nothing = torch.load(tmp_path / f"{rank}.pt")
+        assert first == pytest.approx(one, rel=1e-12) and second == pytest.approx(one, rel=1e-12)
+        assert math.isnan(nothing["self_bleu_4"]) and nothing["judge_score/prompts"] == 0
+
+
+def test_the_mean_is_over_prompts_of_all_updates() -> None:
+    metric = SelfBLEU4()
+    metric.update([["a", "a"]])
+    metric.update([["a", "b"], ["c", "d"]])
+    found = metric.compute()
+    assert float(found["self_bleu_4"]) == pytest.approx(1 / 3) and int(found["self_bleu_4/prompts"]) == 3
+    with pytest.raises(ValueError, match="a prompt needs at least 2, got 1"):
+        metric.update([["a"]])
+
+
+def test_measuring_starts_anew_and_leaves_single_completions_out() -> None:
+    metrics = [SelfBLEU4(), CosineSimilarity(Letters())]
+    alone = measure_diversity([["a", "a"], ["b"], []], metrics)
+    assert alone == pytest.approx({
+        "self_bleu_4": 1, "self_bleu_4/prompts": 1, "cosine_similarity": 1, "cosine_similarity/prompts": 1,
+    })  # fmt: skip
+    assert measure_diversity([["a", "b"]], metrics)["self_bleu_4"] == 0, "the same measures again"
+    found = measure_diversity([["a", "a"]], metrics, [[True, False]])
+    assert found["self_bleu_4/prompts"] == 1, "correct or not"
+    with pytest.raises(ValueError, match="shorter"):
+        measure_diversity([["a", "a"]], [JudgeScore("http://localhost/v1", "judge")], [[True]])
+
+
+def test_measures_are_options(tiny_model_folder: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--diversity", type=list[DiversityMeasure])
+    options: list[Any] = [
+        "SelfBLEU4",
+        {"class_path": "CosineSimilarity", "init_args": {"embedder": str(tiny_model_folder)}},
+        {"class_path": "CosineSimilarity", "init_args": {"embedder": {"class_path": f"{__name__}.Letters"}}},
+        {"class_path": "JudgeScore", "init_args": {"base_url": "http://localhost/v1", "model": "judge"}},
+    ]
+    made = parser.instantiate_classes(parser.parse_object({"diversity": options})).diversity
+    assert [type(measure) for measure in made] == [SelfBLEU4, CosineSimilarity, CosineSimilarity, JudgeScore]
+    assert made[1].embedder.model == str(tiny_model_folder) and type(made[2].embedder).__name__ == "Letters"
+
+
+def test_a_missing_package_is_one_clear_line() -> None:
+    require("SelfBLEU4", "sacrebleu")
+    with pytest.raises(UserError, match=r"SelfBLEU4: no_such is not installed; pip install 'lit-rlvr\[evaluation\]'"):
+        require("SelfBLEU4", "no_such")
