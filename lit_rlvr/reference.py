@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser
 import datamodules
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms
+from lit_rlvr.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.lora import Lora
 from lit_rlvr.rollout import HFEngine, RolloutCallback, VLLMEngine
 from lit_rlvr.run.checkpoint import RunCheckpoint
@@ -82,6 +83,7 @@ def reference() -> str:
         ("rollout", [RolloutCallback, Sampling]),
         ("rollout.engine", [HFEngine, VLLMEngine]),
         ("rollout.rewards", [getattr(lit_rlvr.rewards, name) for name in REWARDS]),
+        ("diversity", [SelfBLEU4, CosineSimilarity, SentenceEmbedder, JudgeScore]),
         ("run", [RunFolder]),
         ("checkpoint", [RunCheckpoint]),
         ("collapse", [CollapseStop]),
