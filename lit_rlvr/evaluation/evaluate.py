@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from lit_rlvr.algorithms.evaluation import EvaluatingModule
+from lit_rlvr.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.given import Given, match, read_completions
 from lit_rlvr.evaluation.progress import counted
@@ -57,6 +59,8 @@ def make_parser(command: str) -> ArgumentParser:
     parser.add_argument("--dtype", type=str, default="auto",
                         help="what the engine computes in: float32, bfloat16, or auto (bfloat16 on a GPU)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--diversity", type=list[DiversityMeasure], default=[],
+                        help="measures of sampled completions, such as [SelfBLEU4, CosineSimilarity]")  # fmt: skip
     parser.add_argument("--completions", type=str | None,
                         help="score these completions (JSONL: id, completion) instead of sampling")  # fmt: skip
     return parser
@@ -75,15 +79,16 @@ def run(command: str, arguments: list[str]) -> None:
     options |= {"eval_limit": config.limit, "max_prompt_tokens": config.max_prompt_tokens}
     suites = list(find_suites(config.suite, options))
     out = Path(config.out)
-    results = score_given(suites, config, out) if config.model is None else sample_suites(suites, config, out)
+    records, prompts = score_given(suites, config, out) if config.model is None else sample_suites(suites, config, out)
+    results = {suite.name: count(records, suite.name, prompts[suite.name], config.diversity) for suite in suites}
     table = markdown(results, config.model or config.completions)
     write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_atomically(out / "results.md", table)
     Console().print(Markdown(table))
 
 
-def sample_suites(suites: list[Suite], config: Namespace, out: Path) -> dict[str, Any]:
-    """Sample, judge and count."""
+def sample_suites(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:
+    """Sample and judge; the records, and each suite's questions."""
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = EvaluatingModule(model_of(config.model))
     prompts = {suite.name: load_prompts(suite, module) for suite in suites}
@@ -113,21 +118,28 @@ def sample_suites(suites: list[Suite], config: Namespace, out: Path) -> dict[str
         seconds = time.perf_counter() - started
         sampler.close()
         _log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
-    return {suite.name: count(records, suite.name, prompts[suite.name], parts) for suite in suites}
+    return records, prompts
 
 
-def count(records: Records, name: str, prompts: list[Prompt], parts: Iterable[str]) -> dict[str, Any]:
+def count(records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]) -> dict[str, Any]:
     """The results of a suite that is recorded as a whole."""
-    groups = {part: records.groups(f"{name}/{part}", prompts) for part in parts}
-    return suite_results([p.sample for p in prompts], groups.get("sampled", []), groups.get("greedy", []))
+    samples = [prompt.sample for prompt in prompts]
+    sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
+    results = suite_results(samples, sampled, greedy)
+    if measures and sampled:
+        texts = [[row["completion"] for row in group] for group in sampled]
+        right = [[bool(row["correct"]) for row in group] for group in sampled]
+        found = measure_diversity(texts, measures, right)
+        results |= {f"diversity/{key}": None if isnan(value) else value for key, value in found.items()}
+    return results
 
 
-def score_given(suites: list[Suite], config: Namespace, out: Path) -> dict[str, Any]:
-    """Judge completions that are there already, and count."""
+def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:
+    """Judge completions that are there already; the records, and the questions that they answer."""
     path = Path(config.completions)
     given = read_completions(path, [suite.name for suite in suites])
     records = Records(out, {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite})
-    results: dict[str, Any] = {}
+    answered: dict[str, list[Prompt]] = {}
     for suite in suites:
         samples = suite.data.load("test")
         parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
@@ -138,9 +150,9 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> dict[str, 
         for part in parts:
             name = f"{suite.name}/{part}"
             judge(records, suite, name, records.missing(name, prompts), given[name])
-        results[suite.name] = count(records, suite.name, prompts, parts)
+        answered[suite.name] = prompts
     shared_pool().close()
-    return results
+    return records, answered
 
 
 def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: Given) -> None:

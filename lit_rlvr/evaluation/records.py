@@ -75,8 +75,8 @@ class Records:
         self._groups[part, prompt.sample.id] = rows
 
     def groups(self, part: str, prompts: Iterable[Prompt]) -> list[list[Row]]:
-        """The rows of each prompt."""
-        return [self._groups[part, prompt.sample.id] for prompt in prompts]
+        """The rows of each prompt; nothing where the part was not asked for."""
+        return [self._groups[part, p.sample.id] for p in prompts if (part, p.sample.id) in self._groups]
 
 
 def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[Row]:

@@ -77,7 +77,11 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
     names = {name for r in results.values() for name in r}
     ks = sorted(int(name.removeprefix("pass@")) for name in names if name.startswith("pass@") and name[5:].isdigit())
     columns = [*(f"pass@{k}" for k in ks), *(["greedy"] if "greedy" in names else [])]
-    extra = ["length", "truncated", *sorted(name for name in names if name.startswith("diversity/"))]
+    extra = [
+        "length",
+        "truncated",
+        *sorted(name for name in names if name.startswith("diversity/") and name.count("/") == 1),
+    ]
     head = ["suite", "questions", "n", *columns, *extra]
     lines = [f"# {title}", "", _line(head), _line(["---"] * len(head))]
     for name, r in results.items():

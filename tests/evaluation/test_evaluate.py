@@ -69,10 +69,12 @@ def test_completions_made_elsewhere(here: Path, lit_rlvr: CLI) -> None:
     rows += [{"id": f"q{i}", "completion": f"\\boxed{{{i}}}", "greedy": True, "tokens": 4} for i in range(9)]
     Path("given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ("evaluate", "--suite", "data.jsonl", "--out", "out")
-    done = lit_rlvr(*command, "--completions", "given.jsonl")
+    done = lit_rlvr(*command, "--completions", "given.jsonl", "--diversity", "[SelfBLEU4]")
     assert done.status == 0, done.err
     found = results("out")["data"]
     assert (found["pass@1"], found["pass@2"], found["greedy"], found["n"]) == (0.5, 1.0, 1.0, 2)
+    assert 0 < found["diversity/self_bleu_4"] <= 1 and found["diversity/self_bleu_4/prompts"] == 9
+    assert "| diversity/self_bleu_4 |" in Path("out/results.md").read_text()
     sampled = {(row["sample"], row["correct"]) for row in records("out") if row["part"] == "data/sampled"}
     assert sampled == {(0, True), (1, False)}
 
