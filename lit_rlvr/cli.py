@@ -30,6 +30,7 @@ from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.progress import RunProgress
 from lit_rlvr.run.stop import StopOnSignal
+from lit_rlvr.run.thumbnails import list_thumbnails
 from lit_rlvr.run.trainer import RLVRTrainer
 from lit_rlvr.warm_start import WarmStart
 
@@ -175,7 +176,7 @@ def _clear(root: Path) -> None:
     """Remove what an earlier run left; nothing that is not ours."""
     for path in [*root.glob("checkpoints/*.ckpt"), *root.glob("tensorboard/events.out.tfevents.*")]:
         path.unlink()
-    for path in root.glob("rollouts/step-*.json"):
+    for path in [*root.glob("rollouts/step-*.json"), *list_thumbnails(root)]:
         path.unlink()
     for name in ("summary.json", "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl"):
         (root / name).unlink(missing_ok=True)

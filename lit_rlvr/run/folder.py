@@ -24,6 +24,7 @@ from lit_rlvr.run.files import write_atomically
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.plots import plot_run
 from lit_rlvr.run.stop import RunStopped
+from lit_rlvr.run.thumbnails import save_thumbnails
 from lit_rlvr.run.trace import Trace, write_trace
 from lit_rlvr.text import printable
 from lit_rlvr.types import Rollout
@@ -34,8 +35,8 @@ _log = logging.getLogger("lit_rlvr")
 class RunFolder(Callback):
     """Writes what a run leaves in `trainer.default_root_dir`, besides checkpoints and logs.
 
-    `completions.jsonl` (sampled groups), `curves.png`, and `summary.json`, which is also written when the run
-    stops early.
+    `completions.jsonl` (sampled groups) and `images/` (small copies of what they show), `curves.png`, and
+    `summary.json`, which is also written when the run stops early.
 
     Args:
         save_prompts: prompts per iteration (each with its whole group) that go to completions.jsonl.
@@ -79,13 +80,14 @@ class RunFolder(Callback):
             self._seconds.setdefault(name, []).append(float(trainer.callback_metrics[f"time/{name}"]))
         self._seconds.setdefault("step", []).append(time.perf_counter() - self._iteration_began)
         if trainer.is_global_zero:
-            rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts)
-            with (self._root(trainer) / "completions.jsonl").open("a") as file:
+            root = self._root(trainer)
+            rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts, root)
+            with (root / "completions.jsonl").open("a") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             module: Any = pl_module
             if module.trace is not None:
                 groups = module.trace.records(batch.rollout, module.tokenizer)
-                write_trace(self._root(trainer), trainer.global_step, type(module).__name__, groups)
+                write_trace(root, trainer.global_step, type(module).__name__, groups)
             if self.show_every and (module.iteration == 1 or module.iteration % self.show_every == 0):
                 show_rows(rows[:8], trainer.global_step)
             write_metrics(trainer)
@@ -187,10 +189,12 @@ def weights_sha256(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def sample_rows(rollout: Rollout, step: int, prompts: int) -> list[dict[str, Any]]:
-    """The first prompts' groups of a rollout as flat records."""
+def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[dict[str, Any]]:
+    """The first prompts' groups of a rollout as flat records; those of prompts with images name the thumbnails
+    that are kept in the run folder."""
     rows = []
     for p, prompt in enumerate(rollout.prompts[:prompts]):
+        shown = {"images": save_thumbnails(prompt.sample.images, run)} if prompt.sample.images else {}
         for g, completion in enumerate(rollout.completions[p]):
             rows.append(
                 {
@@ -206,6 +210,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int) -> list[dict[str, Any
                     "correct": bool(rollout.correct[p, g]),
                     "status": rollout.statuses[p][g],
                     "advantage": None if rollout.advantages is None else round(float(rollout.advantages[p, g]), 6),
+                    **shown,
                 }
             )
     return rows
