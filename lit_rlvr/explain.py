@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.trace import trace_folder
+from lit_rlvr.pages import render
+from lit_rlvr.run.trace import list_traces, read_trace, trace_folder
 from lit_rlvr.text import printable
-
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:1.5rem auto;max-width:60rem;padding:0 1rem}
-pre{white-space:pre-wrap;background:#f4f4f4;padding:.7rem}table{border-collapse:collapse}
-td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:right}td:first-child{text-align:left}
-.c{margin:1rem 0;padding:.7rem;border:1px solid #ddd;white-space:pre-wrap;overflow-wrap:anywhere}
-.clip{text-decoration:line-through}"""
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -44,22 +37,26 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
     """A saved group: (step, algorithm, group).
 
     Raises:
-        UserError: the run saved no rollouts, or not this step or prompt; says which there are.
+        UserError: the run saved no rollouts, not this step or prompt (says which there are), or a broken file.
     """
-    files = {int(p.stem.removeprefix("step-")): p for p in sorted(trace_folder(run).glob("step-*.json"))}
+    files = list_traces(run)
     if not files:
         raise UserError(f"{trace_folder(run)} holds no rollout; train with run.trace_every above 0")
     chosen = max(files) if step is None else step
     if chosen not in files:
         raise UserError(f"--step: {chosen} was not saved; saved steps: {', '.join(map(str, files))}")
-    saved = json.loads(files[chosen].read_text())
+    algorithm, groups = read_trace(files[chosen])
     if prompt is None:
-        live = (k for k, group in enumerate(saved["groups"]) if any("weight" in c for c in group["completions"]))
-        prompt = str(next(live, 0))
-    by_name = {str(k): group for k, group in enumerate(saved["groups"])} | {g["id"]: g for g in saved["groups"]}
+        prompt = str(next((k for k, group in enumerate(groups) if has_weights(group)), 0))
+    by_name = {str(k): group for k, group in enumerate(groups)} | {group["id"]: group for group in groups}
     if prompt not in by_name:
         raise UserError(f"--prompt: {prompt!r} was not saved at step {chosen}; there are {', '.join(by_name)}")
-    return chosen, saved["algorithm"], by_name[prompt]
+    return chosen, algorithm, by_name[prompt]
+
+
+def has_weights(group: dict[str, Any]) -> bool:
+    """Whether any of a saved group's completions was run: those without an advantage are not."""
+    return any("weight" in completion for completion in group["completions"])
 
 
 def show(step: int, algorithm: str, group: dict[str, Any]) -> None:
@@ -121,27 +118,30 @@ def largest_weight(group: dict[str, Any]) -> float:
     return max([abs(w) for c in group["completions"] for w in c.get("weight", [])], default=0.0) or 1.0
 
 
-def page(step: int, algorithm: str, group: dict[str, Any]) -> str:
-    """The group as one self-contained HTML page; every text of the model is escaped."""
+def view(group: dict[str, Any], limit: int | None = None) -> dict[str, Any]:
+    """What `templates/weights.html` shows of a group: of each completion its first `limit` tokens, None = all."""
     scale = largest_weight(group)
-    rows = "".join(
-        f"<tr><td>{g}</td>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells(completion)) + "</tr>"
-        for g, completion in enumerate(group["completions"])
-    )
-    parts = []
-    for g, completion in enumerate(group["completions"]):
-        spans = []
-        for token, weight, clipped, title in tokens(completion):
-            colour = f"rgba({'0,150,0' if weight > 0 else '200,0,0'},{0.75 * abs(weight) / scale:.3f})"
-            mark = ' class="clip"' if clipped else ""
-            spans.append(f'<span{mark} style="background:{colour}" title="{title}">{html.escape(token)}</span>')
-        parts.append(f"<h3>completion {g}</h3><div class=c>{''.join(spans)}</div>")
-    heading = html.escape(f"{algorithm}, step {step}, prompt {group['id']}")
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{heading}</title><style>{STYLE}</style><h1>{heading}</h1>"
-        f"<pre>{html.escape(group['prompt'])}</pre><p>Reference answer: {html.escape(group['answer'])}</p>"
-        f"<table><tr><th>g</th>{''.join(f'<th>{c}</th>' for c in COLUMNS)}</tr>{rows}</table>"
-        f"<p>Green tokens are made likelier, red ones less likely, struck-out ones are clipped; point at one for its "
-        f"numbers.</p>{''.join(parts)}</html>\n"
-    )
+    return {
+        "id": group["id"],
+        "prompt": group["prompt"],
+        "answer": group["answer"],
+        "columns": COLUMNS,
+        "completions": [
+            {
+                "cells": cells(completion),
+                "tokens": [_token_view(*token, scale) for token in tokens(completion)[:limit]],
+                "more": len(completion["tokens"][limit:]) if limit is not None else 0,
+            }
+            for completion in group["completions"]
+        ],
+    }
+
+
+def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: float) -> dict[str, str]:
+    kind = "clip" if clipped else "up" if weight > 0 else "down" if weight < 0 else ""
+    return {"text": text, "kind": kind, "strength": f"{0.75 * abs(weight) / scale:.3g}", "numbers": numbers}
+
+
+def page(step: int, algorithm: str, group: dict[str, Any]) -> str:
+    """The group as one self-contained HTML page."""
+    return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group))

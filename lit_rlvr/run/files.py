@@ -1,9 +1,11 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and records that have the form they should."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -12,3 +14,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     scratch = path.with_suffix(".tmp")
     scratch.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(scratch, path)
+
+
+def has_fields(record: Any, fields: Mapping[str, type | tuple[type, ...]]) -> bool:
+    """Whether a record read from JSON has these fields, each of its type."""
+    return isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in fields.items())

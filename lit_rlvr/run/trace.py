@@ -9,9 +9,18 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlvr.distributed import world_size
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.run.files import write_atomically
+from lit_rlvr.run.files import has_fields, write_atomically
 from lit_rlvr.types import Rollout
+
+GROUP = {"id": str, "prompt": str, "answer": str, "completions": list}
+COMPLETION = {
+    "tokens": list, "finish_reason": str, "reward": (int, float), "correct": bool, "status": str,
+    "advantage": (int, float),
+}  # fmt: skip
+PER_TOKEN = ("logp", "ratio", "weight")
+"""Lists of numbers that a completion has when it was run."""
 
 
 class Trace:
@@ -84,3 +93,40 @@ def write_trace(run: str | Path, step: int, algorithm: str, groups: list[dict[st
     """Save one step's groups as `rollouts/step-NNNNNN.json`, atomically."""
     path = trace_folder(run) / f"step-{step:06d}.json"
     write_atomically(path, json.dumps({"step": step, "algorithm": algorithm, "groups": groups}, ensure_ascii=False))
+
+
+def list_traces(run: str | Path) -> dict[int, Path]:
+    """The files that `write_trace` left, by step."""
+    files = {path.stem.removeprefix("step-"): path for path in sorted(trace_folder(run).glob("step-*.json"))}
+    return {int(step): path for step, path in files.items() if step.isdigit()}
+
+
+def read_trace(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """(algorithm, groups) of one file that `write_trace` left.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    good = has_fields(saved, {"algorithm": str, "groups": list})
+    if not good or not saved["groups"] or not all(_is_group(group) for group in saved["groups"]):
+        raise UserError(f"{path} is not a rollout that `lit-rlvr fit` saved")
+    return saved["algorithm"], saved["groups"]
+
+
+def _is_group(group: Any) -> bool:
+    return has_fields(group, GROUP) and all(_is_completion(completion) for completion in group["completions"])
+
+
+def _is_completion(completion: Any) -> bool:
+    if not has_fields(completion, COMPLETION):
+        return False
+    length = len(completion["tokens"])
+    lists = [completion[name] for name in PER_TOKEN if name in completion]
+    return len(lists) in (0, len(PER_TOKEN)) and all(
+        isinstance(values, list) and len(values) == length and all(isinstance(v, int | float) for v in values)
+        for values in lists
+    )

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_rlvr.explain import page
+from lit_rlvr.errors import UserError
+from lit_rlvr.explain import load_group, page
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.run.trace import Trace
 
@@ -27,7 +28,7 @@ def test_explain_shows_a_group_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None
     assert result.status == 0, result.err
     assert "From reward to weight" in result.out and "GRPO, step 6" in result.out
     text = (run_folder / "run/explain.html").read_text()
-    assert "rgba(" in text and "ratio" in text and "<script" not in text
+    assert 'class="up"' in text and 'class="down"' in text and "ratio" in text and "<script" not in text
     for completion in saved["groups"][live]["completions"]:
         assert len(completion["weight"]) == len(completion["ratio"]) == len(completion["tokens"])
         signs = {weight > 0 for weight in completion["weight"] if weight}
@@ -67,3 +68,26 @@ def test_the_page_escapes_what_the_model_wrote() -> None:
     }  # fmt: skip
     text = page(1, "GRPO", {"id": evil, "prompt": evil, "answer": evil, "completions": [completion]})
     assert "<img" not in text and text.count("&lt;img") == 5
+    assert 'title="weight +0.5, ratio 1.0000, log-probability -1.000"' in text and "--w:0.75" in text
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "rollouts/step-000004.json"
+    path.parent.mkdir()
+    completion = {
+        "tokens": ["a"], "finish_reason": "stop", "reward": 1.0, "correct": True, "status": "ok", "advantage": 1.0,
+        "logp": [-1.0], "ratio": [1.0], "weight": [0.5, 0.5],
+    }  # fmt: skip
+    group = {"id": "p", "prompt": "?", "answer": "1", "completions": [completion]}
+    for saved in (
+        '{"step": 4',
+        "[1]",
+        '{"algorithm": "GRPO", "groups": []}',
+        json.dumps({"algorithm": "GRPO", "groups": [group]}),
+    ):
+        path.write_text(saved)
+        with pytest.raises(UserError, match=r"step-000004\.json"):
+            load_group(tmp_path, None, None)
+    completion["weight"] = [0.5]
+    path.write_text(json.dumps({"algorithm": "GRPO", "groups": [group]}))
+    assert load_group(tmp_path, None, None) == (4, "GRPO", group)
