@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,15 @@ def largest_weight(group: dict[str, Any]) -> float:
     return max([abs(w) for c in group["completions"] for w in c.get("weight", [])], default=0.0) or 1.0
 
 
-def view(group: dict[str, Any], limit: int | None = None) -> dict[str, Any]:
-    """What `templates/weights.html` shows of a group: of each completion its first `limit` tokens, None = all."""
+def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int | None = None) -> dict[str, Any]:
+    """What `templates/weights.html` shows of a group.
+
+    Args:
+        group: as it was saved.
+        shown: numbers of the completions, None = all; limit: tokens of each, None = all.
+    """
     scale = largest_weight(group)
+    completions = group["completions"]
     return {
         "id": group["id"],
         "prompt": group["prompt"],
@@ -128,11 +135,12 @@ def view(group: dict[str, Any], limit: int | None = None) -> dict[str, Any]:
         "columns": COLUMNS,
         "completions": [
             {
-                "cells": cells(completion),
-                "tokens": [_token_view(*token, scale) for token in tokens(completion)[:limit]],
-                "more": len(completion["tokens"][limit:]) if limit is not None else 0,
+                "number": g,
+                "cells": cells(completions[g]),
+                "tokens": [_token_view(*token, scale) for token in tokens(completions[g])[:limit]],
+                "more": len(completions[g]["tokens"][limit:]) if limit is not None else 0,
             }
-            for completion in group["completions"]
+            for g in (range(len(completions)) if shown is None else shown)
         ],
     }
 

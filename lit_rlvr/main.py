@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("lit_rlvr.evaluation.evaluate", "measure pass@k of a model, or of completions, on suites"),
     "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
     "parity": ("lit_rlvr.parity", "replay algorithms on one frozen batch of numbers, without a model"),
+    "report": ("lit_rlvr.report", "write one HTML page about runs: settings, curves, tables, completions"),
     "explain": ("lit_rlvr.explain", "show what the loss did with each token of one group"),
     "doctor": ("lit_rlvr.doctor", "say what is installed, what will be used, and what is missing"),
 }

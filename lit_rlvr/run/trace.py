@@ -11,11 +11,11 @@ from torch import Tensor
 from lit_rlvr.distributed import world_size
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.run.files import has_fields, write_atomically
+from lit_rlvr.run.files import Fields, has_fields, write_atomically
 from lit_rlvr.types import Rollout
 
-GROUP = {"id": str, "prompt": str, "answer": str, "completions": list}
-COMPLETION = {
+GROUP: Fields = {"id": str, "prompt": str, "answer": str, "completions": list}
+COMPLETION: Fields = {
     "tokens": list, "finish_reason": str, "reward": (int, float), "correct": bool, "status": str,
     "advantage": (int, float),
 }  # fmt: skip

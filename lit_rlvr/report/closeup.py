@@ -1,0 +1,127 @@
+"""A close look at one group: its prompts, completions, images, and the weights of some tokens."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.explain import has_weights, view
+from lit_rlvr.report.groups import Group
+from lit_rlvr.report.prompts import MOST_PROMPTS, History, Visit, hardest, histories, newly_solved, samples
+from lit_rlvr.report.runs import Run
+from lit_rlvr.run.thumbnails import thumbnail_path
+from lit_rlvr.run.trace import list_traces, read_trace
+
+MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS = 1600, 400, 4
+"""How much of a completion, and how many of a group, the page holds."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled group as it is shown: all of it or the completions of highest and lowest reward; images as URIs."""
+
+    visit: Visit
+    rows: list[dict[str, Any]]
+    images: list[str]
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """What the page shows of a group besides numbers.
+
+    Args:
+        seen: prompts that were sampled; visited_again: those of them that a run sampled more than once.
+        hardest, newly_solved: the first of them, and hard, solved: how many there are.
+        seed: of the run that samples and tokens come from.
+        saved: its rollouts that were saved; tokens: (step, algorithm, `explain.view`) of an early and a late one.
+    """
+
+    seen: int
+    visited_again: int
+    hardest: list[History]
+    hard: int
+    newly_solved: list[History]
+    solved: int
+    seed: str
+    samples: list[Sample]
+    saved: int
+    tokens: list[tuple[int, str, dict[str, Any]]]
+
+
+def close_up(group: Group) -> CloseUp:
+    """Look at a group; notes a run's unreadable rollouts in it."""
+    prompts = histories(group.runs)
+    hard, solved = hardest(prompts), newly_solved(prompts)
+    run = next((run for run in group.runs if run.rows), group.runs[0]) if group.runs else None
+    return CloseUp(
+        seen=len(prompts),
+        visited_again=sum(prompt.count > len(prompt.visits) for prompt in prompts),
+        hardest=hard[:MOST_PROMPTS],
+        hard=len(hard),
+        newly_solved=solved[:MOST_PROMPTS],
+        solved=len(solved),
+        seed=run.seed if run else "",
+        samples=[_sample(run.path, visit) for visit in samples(run)] if run else [],
+        saved=len(list_traces(run.path)) if run else 0,
+        tokens=_tokens(run) if run else [],
+    )
+
+
+def _sample(run: Path, visit: Visit) -> Sample:
+    keys = visit.rows[0].get("images", [])
+    found = [image_uri(run, key) for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+    shown = [visit.rows[g] for g in extremes([row["reward"] for row in visit.rows])]
+    return Sample(visit, shown, [uri for uri in found if uri])
+
+
+def extremes(rewards: Sequence[float]) -> list[int]:
+    """Which of a group's completions are shown: those of highest and of lowest reward, half of `MOST_COMPLETIONS`
+    each, or all of a small group; from the highest to the lowest."""
+    ranked = sorted(range(len(rewards)), key=lambda g: -rewards[g])
+    half = MOST_COMPLETIONS // 2
+    return ranked if len(ranked) <= MOST_COMPLETIONS else ranked[:half] + ranked[-half:]
+
+
+def image_uri(run: Path, key: str) -> str:
+    """A run's thumbnail as a data URI; "" when it is not there."""
+    path = thumbnail_path(run, key)
+    if not re.fullmatch(r"[0-9a-f]+", key) or not path.is_file():
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def shorten(text: str) -> str:
+    """A text's beginning and end, with the number of characters between them."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    half = MOST_CHARACTERS // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half:,} more characters ...\n{text[-half:]}"
+
+
+def _tokens(run: Run) -> list[tuple[int, str, dict[str, Any]]]:
+    """A group with a gradient of the first saved rollout that has one, and of the last."""
+    files = sorted(list_traces(run.path).items())
+    ends = [found for found in (_first_live(run, files), _first_live(run, files[::-1])) if found is not None]
+    return [
+        (step, algorithm, view(group, extremes([c["reward"] for c in group["completions"]]), MOST_TOKENS))
+        for step, algorithm, group in {found[0]: found for found in ends}.values()
+    ]
+
+
+def _first_live(run: Run, files: list[tuple[int, Path]]) -> tuple[int, str, dict[str, Any]] | None:
+    """(step, algorithm, group) of the first file with a group that had a gradient."""
+    for step, path in files:
+        try:
+            algorithm, groups = read_trace(path)
+        except UserError as error:
+            if str(error) not in run.notes:
+                run.notes.append(str(error))
+            continue
+        for group in filter(has_weights, groups):
+            return step, algorithm, group
+    return None

@@ -1,0 +1,132 @@
+"""Which runs belong together: the seeds of a study's cell, or runs whose settings differ by the seed alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.report.runs import Run, read_run
+from lit_rlvr.report.settings import Settings, without_seed
+from lit_rlvr.run.files import Fields, has_fields
+
+CELL: Fields = {"name": str, "task": str, "seed": int, "run": str, "status": str}
+
+
+@dataclass
+class Group:
+    """Runs that are shown as one.
+
+    Args:
+        name: as in legends and tables.
+        task: groups of one task are compared with each other.
+        runs: over seeds.
+        wanted: how many runs there should be.
+        notes: runs of a study that are not there, or not as they should be.
+        baseline: whether the others of its task are compared with it.
+    """
+
+    name: str
+    task: str = ""
+    runs: list[Run] = field(default_factory=list)
+    wanted: int = 0
+    notes: list[str] = field(default_factory=list)
+    baseline: bool = False
+
+    @property
+    def settings(self) -> Settings:
+        return next((run.settings for run in self.runs if run.settings), {})
+
+    @property
+    def problems(self) -> list[str]:
+        """What there is to know of runs that are not whole."""
+        return [f"{run.path}: {note}" for run in self.runs for note in run.notes] + self.notes
+
+
+def read_groups(folders: Sequence[Path]) -> tuple[str, list[Group]]:
+    """(title, groups) of folders of runs and of studies.
+
+    Raises:
+        UserError: a folder holds neither, or a study's `study.json` is broken.
+    """
+    titles: list[str] = []
+    groups: list[Group] = []
+    runs: list[Run] = []
+    for folder in folders:
+        if (folder / "study.json").is_file():
+            title, cells = read_study(folder)
+            titles.append(title)
+            groups += cells
+        else:
+            runs.append(read_run(folder))
+    groups += group_runs(runs)
+    return " + ".join(titles) or _title(groups), groups
+
+
+def read_study(folder: Path) -> tuple[str, list[Group]]:
+    """(name, one group per cell and task) of a study; a run that is not there becomes a note.
+
+    Raises:
+        UserError: `study.json` has not the form that `lit-rlvr compare` writes.
+    """
+    path = folder / "study.json"
+    try:
+        study: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not has_fields(study, {"name": str, "cells": list}) or not all(has_fields(c, CELL) for c in study["cells"]):
+        raise UserError(f"{path} is not a study: it needs a name, and cells with name, task, seed, run and status")
+    groups: dict[tuple[str, str], Group] = {}
+    for cell in study["cells"]:
+        name, task = cell["name"], cell["task"]
+        group = groups.setdefault((name, task), Group(name, task, baseline=name == study.get("baseline")))
+        group.wanted += 1
+        if cell["status"] != "done":
+            why = f": {cell['error']}" if cell.get("error") else ""
+            group.notes.append(f"{name} on {task}, seed {cell['seed']}: {cell['status']}{why}")
+        try:
+            group.runs.append(read_run(folder / cell["run"]))
+        except UserError as error:
+            if cell["status"] == "done":
+                group.notes.append(str(error))
+    return study["name"], sorted(groups.values(), key=lambda group: group.task)
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Runs in the order given, those together whose settings differ by `settings.PER_RUN` alone."""
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        same = tuple(sorted(without_seed(run.settings).items())) if run.settings else run.path
+        groups.setdefault(same, []).append(run)
+    names = [_name(members) for members in groups.values()]
+    return [
+        Group(name if names.count(name) == 1 else str(members[0].path), runs=members, wanted=len(members))
+        for name, members in zip(names, groups.values(), strict=True)
+    ]
+
+
+def _name(runs: list[Run]) -> str:
+    """What the folders of a group have in common: `grpo` of `grpo_0` and `grpo_1`, or of `grpo/seed-0`."""
+    folders = [run.path.resolve() for run in runs]
+    plain = [folder.parent if re.fullmatch(r"seed[-_]?\d+", folder.name) else folder for folder in folders]
+    if len(set(plain)) == 1:
+        return plain[0].name
+    same = takewhile(lambda letters: len(set(letters)) == 1, zip(*(folder.name for folder in plain), strict=False))
+    return "".join(letters[0] for letters in same).rstrip("-_. 0123456789") or plain[0].name
+
+
+def _title(groups: list[Group]) -> str:
+    """What all groups have in common."""
+    models, sets = (
+        list(dict.fromkeys(group.settings.get(name, "?") for group in groups)) for name in ("model", "data")
+    )
+    what, where = (
+        ", ".join(names) if len(names) < 4 else f"{len(names)} {kind}"
+        for names, kind in ((models, "algorithms"), (sets, "data sets"))
+    )
+    return f"{what} on {where}"

@@ -1,0 +1,91 @@
+"""The page: everything about some groups of runs, put into `templates/report.html`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lit_rlvr import __version__
+from lit_rlvr.pages import render
+from lit_rlvr.report.closeup import close_up, shorten
+from lit_rlvr.report.curves import more_panels, panels
+from lit_rlvr.report.groups import Group
+from lit_rlvr.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart
+from lit_rlvr.report.settings import differences, main_settings
+from lit_rlvr.report.tables import RUN_COLUMNS, Result, results, run_rows, validation_rows
+
+COLOURS = 8
+"""How many the style sheet has; further groups have dashed lines."""
+
+
+@dataclass(frozen=True)
+class Legend:
+    """A group among all of the page: its number, its name within its task and among all, and the number of its name,
+    which chooses its colour and dashes."""
+
+    number: int
+    name: str
+    label: str
+    look: int
+
+    @property
+    def style(self) -> str:
+        return f"s{self.look % COLOURS}" + (" dashed" if self.look >= COLOURS else "")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The groups that are compared with each other."""
+
+    name: str
+    legends: list[Legend]
+    columns: list[str]
+    results: list[Result]
+    charts: list[Chart]
+    more: list[Chart]
+    validation: list[tuple[str, list[str]]]
+
+
+def page(title: str, groups: Sequence[Group]) -> str:
+    """The HTML of a report.
+
+    Args:
+        title: of the page.
+        groups: at least one.
+    """
+    looks = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
+    tasks = list(dict.fromkeys(group.task for group in groups))
+    labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
+    legends = [Legend(k, group.name, labels[k], looks[group.name]) for k, group in enumerate(groups)]
+    close_ups = [close_up(group) for group in groups]  # first: it notes what it cannot read
+    settings = [group.settings for group in groups]
+    return render(
+        "report.html",
+        title=title,
+        version=__version__,
+        groups=groups,
+        legends=legends,
+        several=any(len(group.runs) > 1 for group in groups),
+        problems=[problem for group in groups for problem in group.problems],
+        main=main_settings(settings),
+        differences=differences(settings),
+        tasks=[_task(name, groups, legends) for name in tasks],
+        run_columns=RUN_COLUMNS,
+        run_rows=run_rows(groups),
+        close_ups=close_ups,
+        shorten=shorten,
+        box={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP,
+             "bottom": HEIGHT - BOTTOM},
+    )  # fmt: skip
+
+
+def _task(name: str, groups: Sequence[Group], legends: Sequence[Legend]) -> Task:
+    chosen = [legend for group, legend in zip(groups, legends, strict=True) if group.task == name]
+    members, numbers = [groups[legend.number] for legend in chosen], [legend.number for legend in chosen]
+    columns, rows = results(members)
+    return Task(
+        name, chosen, columns, rows,
+        charts=[chart(panel, numbers) for panel in panels(members)],
+        more=[chart(panel, numbers) for panel in more_panels(members)],
+        validation=validation_rows(members),
+    )  # fmt: skip

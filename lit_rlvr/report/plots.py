@@ -1,0 +1,113 @@
+"""Panels as line charts: where everything stands, in units of the SVG that `templates/charts.html` draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lit_rlvr.report.curves import Curve, Panel
+
+WIDTH, HEIGHT = 340, 190
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24
+MARKED = 13
+"""A curve with at most so many points shows each of them."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One group's curve: its number, the mean, the outline of the band ("" = none), and points with their numbers."""
+
+    group: int
+    path: str
+    band: str
+    points: list[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn panel; ticks are (place, label)."""
+
+    title: str
+    summary: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    lines: list[Line]
+
+
+def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
+    """Lay a panel out.
+
+    Args:
+        panel: with at least one curve.
+        numbers: of its groups among all of the page.
+    """
+    curves = [(number, curve) for number, curve in zip(numbers, panel.curves, strict=True) if curve is not None]
+    low, high = min(min(c.low) for _, c in curves), max(max(c.high) for _, c in curves)
+    ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high else low, high)
+    last = max(1, *(c.steps[-1] for _, c in curves))
+    x = Scale(0, last, LEFT, WIDTH - RIGHT)
+    y = Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    steps = [step for step in nice_ticks(0, last, most=7) if step <= last and step == int(step)]
+    ends = {(number_text(c.mean[0]), number_text(c.mean[-1])) for _, c in curves}
+    return Chart(
+        title=panel.title,
+        summary=" \N{RIGHTWARDS ARROW} ".join(next(iter(ends))) if len(curves) == 1 else "",
+        x_ticks=[(x.at(step), tick_text(step)) for step in steps],
+        y_ticks=[(y.at(tick), tick_text(tick)) for tick in ticks],
+        lines=[_line(number, curve, x, y) for number, curve in curves],
+    )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A linear map of [low, high] to [start, end]."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+
+def _line(number: int, curve: Curve, x: Scale, y: Scale) -> Line:
+    def points(values: list[float]) -> list[str]:
+        return [f"{x.at(step)},{y.at(value)}" for step, value in zip(curve.steps, values, strict=True)]
+
+    outline = [*points(curve.high), *reversed(points(curve.low))]
+    marks = []
+    if len(curve.steps) <= MARKED:
+        for step, mean, low, high in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True):
+            span = "" if low == high else f" ({number_text(low)} to {number_text(high)})"
+            marks.append((x.at(step), y.at(mean), f"step {step}: {number_text(mean)}{span}"))
+    return Line(
+        group=number,
+        path="M" + "L".join(points(curve.mean)),
+        band=f"M{'L'.join(outline)}Z" if curve.low != curve.high else "",
+        points=marks,
+    )
+
+
+def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from at most `low` to at least `high`, about `most` of them, one to five units of ten apart."""
+    span = high - low or abs(high) or 1.0
+    unit = 10 ** math.floor(math.log10(span / (most - 1)))
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor * (most - 1) >= span * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 12 - math.floor(math.log10(step))) for k in range(first, max(last, first + 1) + 1)]
+
+
+def tick_text(value: float) -> str:
+    """A tick's label, short: 12k for 12000, 2e-5 for 0.00002."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.2g}".replace("e-0", "e-")
+    return f"{value / 1000:.6g}k" if abs(value) >= 10_000 else f"{value:.6g}"
+
+
+def number_text(value: float) -> str:
+    """A number with about three digits that count."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.2g}".replace("e-0", "e-")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

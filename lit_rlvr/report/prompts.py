@@ -1,0 +1,134 @@
+"""What became of single prompts: the hardest, the newly solved, and sample completions.
+
+All of it is about the prompts that a run sampled into completions.jsonl (`run.save_prompts` of each rollout).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from lit_rlvr.report.runs import Run
+
+MOST_PROMPTS = 10
+"""Rows of the tables of prompts."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One prompt's group of completions in one rollout: its rows of completions.jsonl."""
+
+    step: int
+    id: str
+    rows: list[dict[str, Any]]
+
+    @property
+    def right(self) -> int:
+        return sum(row["correct"] for row in self.rows)
+
+    @property
+    def score(self) -> str:
+        return f"{self.right} of {len(self.rows)}"
+
+    @property
+    def live(self) -> bool:
+        """Whether the group had a gradient."""
+        return any(row["advantage"] for row in self.rows)
+
+    @property
+    def prompt(self) -> str:
+        return prompt_text(self.rows[0]["prompt"])
+
+    @property
+    def answer(self) -> str:
+        return str(self.rows[0]["answer"])
+
+
+@dataclass(frozen=True)
+class History:
+    """A prompt in all runs of a group: each run's visits in order."""
+
+    id: str
+    visits: list[list[Visit]]
+
+    @property
+    def wrong_visits(self) -> int:
+        """How often it has been visited since it was last solved; 0 unless every run ended with it unsolved."""
+        tails = [_tail(visits) for visits in self.visits]
+        return sum(tails) if all(tails) else 0
+
+    @property
+    def solved_by(self) -> list[list[Visit]]:
+        """The visits of the runs in which it was unsolved at first, and solved at last."""
+        return [visits for visits in self.visits if visits[0].right == 0 and visits[-1].right > 0]
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.visits))
+
+    @property
+    def last(self) -> Visit:
+        return max((visits[-1] for visits in self.visits), key=lambda visit: visit.step)
+
+
+def visits(run: Run) -> list[Visit]:
+    """A run's sampled groups, in order."""
+    rows = sorted(run.rows, key=lambda row: row["step"])  # stable: within a step as they were written
+    groups = groupby(rows, key=lambda row: (row["step"], row["id"]))
+    return [Visit(step, name, list(group)) for (step, name), group in groups]
+
+
+def histories(runs: Iterable[Run]) -> list[History]:
+    """Every prompt that some run visited."""
+    seen: dict[str, list[list[Visit]]] = {}
+    for run in runs:
+        own: dict[str, list[Visit]] = {}
+        for visit in visits(run):
+            own.setdefault(visit.id, []).append(visit)
+        for name, its_visits in own.items():
+            seen.setdefault(name, []).append(its_visits)
+    return [History(name, its_runs) for name, its_runs in seen.items()]
+
+
+def hardest(prompts: Sequence[History]) -> list[History]:
+    """Prompts all of whose completions were wrong when each run last visited them: first those that were visited most
+    often since they were last solved, then those visited last."""
+    hard = [prompt for prompt in prompts if prompt.wrong_visits]
+    return sorted(hard, key=lambda prompt: (-prompt.wrong_visits, -prompt.last.step, prompt.id))
+
+
+def newly_solved(prompts: Sequence[History]) -> list[History]:
+    """Prompts that runs solved at last and not at first, those of most runs first."""
+    solved = [prompt for prompt in prompts if prompt.solved_by]
+    return sorted(solved, key=lambda prompt: (-len(prompt.solved_by), prompt.id))
+
+
+def samples(run: Run) -> list[Visit]:
+    """Groups from the beginning, the middle and the end of a run, with a gradient where one is near."""
+    found = visits(run)
+    thirds = [found[len(found) * k // 3 : len(found) * (k + 1) // 3] for k in range(3)]
+    return [next((visit for visit in third if visit.live), third[0]) for third in thirds if third]
+
+
+def prompt_text(prompt: Any) -> str:
+    """A prompt as it was recorded: text, or chat messages."""
+    if not isinstance(prompt, list):
+        return str(prompt)
+    return "\n".join(
+        f"{m.get('role')}: {_content(m.get('content'))}" if isinstance(m, dict) else str(m) for m in prompt
+    )
+
+
+def _content(content: Any) -> str:
+    """A message's content: text, or parts of which some are images."""
+    if not isinstance(content, list):
+        return str(content)
+    return "".join(part.get("text", "<image>") if isinstance(part, dict) else str(part) for part in content)
+
+
+def _tail(visits: list[Visit]) -> int:
+    """How many of the last visits were all wrong."""
+    solved = [k for k, visit in enumerate(visits) if visit.right]
+    return len(visits) - 1 - (solved[-1] if solved else -1)

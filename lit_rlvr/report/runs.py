@@ -1,0 +1,169 @@
+"""One run folder, read as far as it goes: a broken or unfinished run still has its place in the report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.report.settings import Settings, flatten
+from lit_rlvr.run.files import Fields, has_fields
+
+Metrics = dict[int, dict[str, float]]
+
+ROW: Fields = {
+    "step": int, "id": str, "sample": int, "prompt": (str, list), "answer": str, "completion": str,
+    "finish_reason": str, "tokens": int, "reward": (int, float), "correct": bool, "status": str,
+    "advantage": (int, float, type(None)),
+}  # fmt: skip
+"""A line of completions.jsonl."""
+
+
+@dataclass
+class Run:
+    """What a run left.
+
+    Args:
+        path: its folder.
+        config: config.yaml as it stands; settings: the same, flattened.
+        metrics: {step: {metric: finite value}}.
+        summary: summary.json; empty while the run goes on, or when it was killed.
+        rows: sampled completions.
+        notes: what is missing or cannot be read, and how the run ended if that was early.
+    """
+
+    path: Path
+    config: str = ""
+    settings: Settings = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seed(self) -> str:
+        return self.settings.get("seed_everything", "?")
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.summary) and self.summary.get("stopped") is None
+
+    def number(self, name: str) -> float | None:
+        """A number of the summary; None when it has none."""
+        return _number(self.summary.get(name))
+
+    @property
+    def seconds_per_iteration(self) -> float | None:
+        """The median time of an iteration: a rollout and its updates."""
+        seconds = self.summary.get("seconds_per_step")
+        return _number(seconds.get("step")) if isinstance(seconds, dict) else None
+
+    def ends(self, metric: str) -> tuple[float | None, float | None]:
+        """A metric before training (at step 0) and when it was last logged after that; None where it was not."""
+        later = [row[metric] for step, row in sorted(self.metrics.items()) if step > 0 and metric in row]
+        return self.metrics.get(0, {}).get(metric), later[-1] if later else None
+
+    @property
+    def accuracies(self) -> tuple[float | None, float | None]:
+        """Validation accuracy before and after training; a run that did not finish has none after it."""
+        before = self.number("accuracy_before")
+        return self.ends("val/accuracy")[0] if before is None else before, self.number("accuracy_after")
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        UserError: it holds no run.
+    """
+    if not any((path / name).is_file() for name in ("config.yaml", "metrics.csv", "summary.json")):
+        raise UserError(
+            f"{path} holds no run (config.yaml, metrics.csv, summary.json); give a folder that `lit-rlvr fit` wrote"
+        )
+    run = Run(path)
+    for name, read in READERS.items():
+        try:
+            read(run, (path / name).read_text(encoding="utf-8", errors="replace"))
+        except FileNotFoundError:
+            if name != "summary.json":
+                run.notes.append(f"there is no {name}")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            run.notes.append(f"{name} cannot be read: {' '.join(str(error).split())}")
+    run.notes += [note for note in [_ending(run)] if note]
+    return run
+
+
+def metric_names(runs: Iterable[Run]) -> list[str]:
+    """Every metric that some run logged, numbers in them by size: pass@2 before pass@16."""
+    names = {name for run in runs for row in run.metrics.values() for name in row}
+    return sorted(names, key=lambda name: [(part.zfill(9), part) for part in re.split(r"(\d+)", name)])
+
+
+def _ending(run: Run) -> str:
+    """How the run ended, if not by itself."""
+    steps = max(run.metrics, default=0)
+    if not run.summary:
+        return f"unfinished: no summary.json; its metrics reach step {steps}"
+    stopped = run.summary.get("stopped")
+    return "" if stopped is None else f"stopped early, at step {steps}: {stopped}"
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _config(run: Run, text: str) -> None:
+    value = yaml.safe_load(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is not a mapping")
+    run.config, run.settings = text, dict(flatten(value))
+
+
+def _metrics(run: Run, text: str) -> None:
+    bad = 0
+    for row in csv.DictReader(text.splitlines()):
+        try:
+            step = int(row.pop("step"))
+            values = {name: float(value) for name, value in row.items() if value}
+        except (KeyError, TypeError, ValueError):  # a torn row, or not our file
+            bad += 1
+        else:
+            run.metrics[step] = {name: value for name, value in values.items() if math.isfinite(value)}
+    if bad:
+        run.notes.append(f"metrics.csv: {bad} unreadable rows were left out")
+
+
+def _completions(run: Run, text: str) -> None:
+    lines = text.split("\n")
+    bad = 0
+    for line in filter(None, lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if has_fields(row, ROW):
+            run.rows.append(row)
+        else:
+            bad += 1
+    if bad:
+        run.notes.append(f"completions.jsonl: {bad} unreadable lines were left out")
+
+
+def _summary(run: Run, text: str) -> None:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is not a mapping")
+    run.summary = value
+
+
+READERS = {
+    "config.yaml": _config, "metrics.csv": _metrics, "completions.jsonl": _completions, "summary.json": _summary
+}  # fmt: skip

@@ -1,0 +1,125 @@
+"""Tables: accuracies, time and memory, as means and standard deviations over a group's runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from lit_rlvr.report.groups import Group
+from lit_rlvr.report.runs import Run, metric_names
+from lit_rlvr.report.settings import MISSING
+
+ARROW = "\N{RIGHTWARDS ARROW}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A group's row: its name, the cells, and its mean accuracies before and after training (None = not measured)."""
+
+    name: str
+    cells: list[str]
+    before: float | None
+    after: float | None
+
+
+RESULT_COLUMNS = (
+    "before", "after", "gain", "runs", "steps", "training (s)", "per iteration (s)", "memory (GiB)", "engine",
+)  # fmt: skip
+AGAINST = 3
+"""Where the comparison with the baseline stands among them."""
+
+
+def results(groups: Sequence[Group]) -> tuple[list[str], list[Result]]:
+    """(columns, one row per group) of what training brought and took."""
+    baseline = next((group for group in groups if group.baseline), None)
+    columns = list(RESULT_COLUMNS)
+    if baseline is not None:
+        columns.insert(AGAINST, f"against {baseline.name}")
+    return columns, [_result(group, baseline) for group in groups]
+
+
+def _result(group: Group, baseline: Group | None) -> Result:
+    before, after = _known(run.accuracies[0] for run in group.runs), _known(run.accuracies[1] for run in group.runs)
+    gains = [b - a for a, b in (run.accuracies for run in group.runs) if a is not None and b is not None]
+    reached = _numbers(group.runs, "steps")
+    done = sum(run.finished for run in group.runs)
+    cells = [
+        mean_std(before),
+        mean_std(after),
+        mean_std(gains, "+.3f"),
+        str(done) if done == group.wanted else f"{done} of {group.wanted} finished",
+        " to ".join(f"{steps:,.0f}" for steps in sorted({min(reached), max(reached)})) if reached else MISSING,
+        mean_std(_numbers(group.runs, "train_seconds"), ",.0f"),
+        mean_std(_known(run.seconds_per_iteration for run in group.runs), ",.2f"),
+        mean_std([megabytes / 1024 for megabytes in _numbers(group.runs, "peak_memory_mb")], ".2f"),
+        ", ".join(sorted({str(run.summary["engine"]) for run in group.runs if "engine" in run.summary})) or MISSING,
+    ]
+    if baseline is not None:
+        theirs = _known(run.accuracies[1] for run in baseline.runs)
+        compared = group is not baseline and after and theirs
+        cells.insert(AGAINST, f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
+    return Result(group.name, cells, fmean(before) if before else None, fmean(after) if after else None)
+
+
+RUN_COLUMNS = (
+    "seed",
+    "state",
+    "accuracy before",
+    "after",
+    "steps",
+    "training (s)",
+    "memory (GiB)",
+    "weights (SHA-256)",
+)
+
+
+def run_rows(groups: Iterable[Group]) -> list[tuple[str, list[str]]]:
+    """(folder, cells under `RUN_COLUMNS`) of every run."""
+    rows = []
+    for run in (run for group in groups for run in group.runs):
+        memory = [megabytes / 1024 for megabytes in _numbers([run], "peak_memory_mb")]
+        cells = [
+            run.seed,
+            "finished" if run.finished else "stopped early" if run.summary else "unfinished",
+            *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
+            mean_std(_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
+            mean_std(_numbers([run], "train_seconds"), ",.0f"),
+            mean_std(memory, ".2f"),
+            str(run.summary.get("weights_sha256", MISSING))[:12],
+        ]
+        rows.append((str(run.path), cells))
+    return rows
+
+
+def validation_rows(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+    """(metric, before and after training in every group) of all that validation logged: of each set its accuracy,
+    pass@k, length, share of cut completions, and the accuracy of each category."""
+    return [
+        (name.removeprefix("val/"), [_before_after(group.runs, name) for group in groups])
+        for name in metric_names(run for group in groups for run in group.runs)
+        if name.startswith("val/") and name.count("/") > 1
+    ]
+
+
+def mean_std(values: Sequence[float], form: str = ".3f") -> str:
+    """Mean and sample standard deviation as text; the mean alone of a single value, a dash of none."""
+    if not values:
+        return MISSING
+    mean = format(fmean(values), form)
+    return f"{mean} \N{PLUS-MINUS SIGN} {format(stdev(values), form.removeprefix('+'))}" if len(values) > 1 else mean
+
+
+def _before_after(runs: Sequence[Run], metric: str) -> str:
+    ends = [run.ends(metric) for run in runs]
+    first, last = _known(before for before, _ in ends), _known(after for _, after in ends)
+    form = ".1f" if metric.endswith("/length") else ".3f"
+    return f"{mean_std(first, form)} {ARROW} {mean_std(last, form)}" if first or last else MISSING
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _numbers(runs: Iterable[Run], name: str) -> list[float]:
+    return _known(run.number(name) for run in runs)
