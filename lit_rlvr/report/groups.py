@@ -121,12 +121,13 @@ def _name(runs: list[Run]) -> str:
 
 
 def _title(groups: list[Group]) -> str:
-    """What all groups have in common."""
-    models, sets = (
-        list(dict.fromkeys(group.settings.get(name, "?") for group in groups)) for name in ("model", "data")
-    )
-    what, where = (
-        ", ".join(names) if len(names) < 4 else f"{len(names)} {kind}"
-        for names, kind in ((models, "algorithms"), (sets, "data sets"))
-    )
-    return f"{what} on {where}"
+    """Which algorithms on which data."""
+    settings = [group.settings for group in groups]
+    models, sets = ([its.get(name, "?") for its in settings] for name in ("model", "data"))
+    return f"{_listed(models, 'algorithms')} on {_listed(sets, 'data sets')}"
+
+
+def _listed(names: list[str], kind: str) -> str:
+    """A few names, or how many there are."""
+    different = list(dict.fromkeys(names))
+    return ", ".join(different) if len(different) < 4 else f"{len(different)} {kind}"

@@ -51,7 +51,7 @@ def page(title: str, groups: Sequence[Group]) -> str:
 
     Args:
         title: of the page.
-        groups: at least one.
+        groups: of runs, those that are compared next to each other.
     """
     looks = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
     tasks = list(dict.fromkeys(group.task for group in groups))

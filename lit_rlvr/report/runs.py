@@ -104,14 +104,14 @@ def read_run(path: Path) -> Run:
 def metric_names(runs: Iterable[Run]) -> list[str]:
     """Every metric that some run logged, numbers in them by size: pass@2 before pass@16."""
     names = {name for run in runs for row in run.metrics.values() for name in row}
-    return sorted(names, key=lambda name: [(part.zfill(9), part) for part in re.split(r"(\d+)", name)])
+    return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)])
 
 
 def _ending(run: Run) -> str:
     """How the run ended, if not by itself."""
     steps = max(run.metrics, default=0)
     if not run.summary:
-        return f"unfinished: no summary.json; its metrics reach step {steps}"
+        return f"unfinished, or killed: it has no summary; its metrics reach step {steps}"
     stopped = run.summary.get("stopped")
     return "" if stopped is None else f"stopped early, at step {steps}: {stopped}"
 

@@ -63,15 +63,8 @@ def _result(group: Group, baseline: Group | None) -> Result:
 
 
 RUN_COLUMNS = (
-    "seed",
-    "state",
-    "accuracy before",
-    "after",
-    "steps",
-    "training (s)",
-    "memory (GiB)",
-    "weights (SHA-256)",
-)
+    "seed", "state", "accuracy before", "accuracy after", "steps", "training (s)", "memory (GiB)", "weights (SHA-256)",
+)  # fmt: skip
 
 
 def run_rows(groups: Iterable[Group]) -> list[tuple[str, list[str]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tiny_runs import completions, write_config
+from tiny_runs import completions, pictures_config, write_config
 
 from datamodules.images import open_images
 from lit_rlvr.run.thumbnails import SIDE, list_thumbnails, save_thumbnails
@@ -43,17 +43,3 @@ def test_sampled_rows_name_their_images(tmp_path: Path, vlm_folder: Path, lit_rl
     assert lit_rlvr("fit", "--config", tmp_path / "see.yaml", *again).status == 0
     second = {key for row in completions(run) for key in row["images"]}
     assert {path.stem for path in list_thumbnails(run)} == second != first and foreign.exists()
-
-
-def pictures_config(vlm_folder: Path, run: Path) -> dict[str, Any]:
-    """Two iterations on drawn pictures."""
-    return {
-        "model": {"class_path": "GRPO", "init_args": {"model": str(vlm_folder)}},
-        "data": {"class_path": "LesionCount", "init_args": {"pictures": 8, "held_out": 0, "prompts_per_step": 2}},
-        "rollout": {"group_size": 2, "engine": "hf", "sampling": {"max_tokens": 4}},
-        "trainer": {
-            "max_steps": 2, "precision": "32-true", "accelerator": "cpu", "devices": 1,
-            "default_root_dir": str(run),
-        },
-        "run": {"show_every": 0},
-    }  # fmt: skip

@@ -1,0 +1,82 @@
+"""The close look at a group: images, tokens, and how much of a long text is shown."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+from made_runs import group, make_run, row
+from PIL import Image
+
+from lit_rlvr.report.closeup import MOST_CHARACTERS, MOST_TOKENS, close_up, extremes, image_uri, shorten
+from lit_rlvr.report.groups import Group
+from lit_rlvr.report.runs import read_run
+from lit_rlvr.run.thumbnails import save_thumbnails
+
+
+def look(folder: Path) -> Group:
+    return Group("g", runs=[read_run(folder)], wanted=1)
+
+
+def test_the_extremes_of_a_group_are_shown() -> None:
+    assert extremes([0.0, 1.0, 0.5, 2.0, -1.0, 0.0]) == [3, 1, 5, 4]
+    assert extremes([0.0, 1.0, 0.5]) == [1, 2, 0]
+
+
+def test_images_are_inlined(tmp_path: Path) -> None:
+    (key,) = save_thumbnails((Image.new("RGB", (8, 8), "red"),), tmp_path)
+    rows = [row(2, "a", 0, True, images=[key, "0" * 16, 5, "../config"])]
+    (sample,) = close_up(look(make_run(tmp_path, rows=rows))).samples
+    head, _, data = sample.images[0].partition(",")
+    assert head == "data:image/png;base64" and len(sample.images) == 1
+    assert base64.b64decode(data) == (tmp_path / f"images/{key}.png").read_bytes()
+
+
+def test_no_file_but_a_thumbnail_is_read(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    assert image_uri(tmp_path, "../secret") == "" and image_uri(tmp_path, "x/../../secret") == ""
+
+
+def test_long_texts_keep_their_beginning_and_end() -> None:
+    text = "a" * MOST_CHARACTERS + "b" * MOST_CHARACTERS
+    short = shorten(text)
+    half = MOST_CHARACTERS // 2
+    assert short == f"{'a' * half}\n... {MOST_CHARACTERS:,} more characters ...\n{'b' * half}"
+    assert shorten("a" * MOST_CHARACTERS) == "a" * MOST_CHARACTERS
+
+
+def test_tokens_are_of_the_first_and_the_last_live_rollout(tmp_path: Path) -> None:
+    dead = group("dead")
+    for completion in dead["completions"]:
+        for name in ("logp", "ratio", "weight"):
+            del completion[name]
+    traces = {2: [dead], 4: [dead, group("early")], 6: [group("middle")], 8: [group("late")], 10: [dead]}
+    look_at = look(make_run(tmp_path / "run", traces=traces))
+    found = close_up(look_at)
+    assert [(step, algorithm, view["id"]) for step, algorithm, view in found.tokens] == [
+        (4, "GRPO", "early"), (8, "GRPO", "late")
+    ]  # fmt: skip
+    assert found.saved == 5 and look_at.problems == []
+    assert [completion["number"] for completion in found.tokens[0][2]["completions"]] == [0, 1]
+
+
+def test_a_broken_rollout_is_noted_and_passed_over(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", traces={2: [group("good")], 4: [group("bad")]})
+    (folder / "rollouts/step-000004.json").write_text("{")
+    look_at = look(folder)
+    assert [step for step, _, _ in close_up(look_at).tokens] == [2]
+    assert len(look_at.problems) == 1 and "step-000004.json cannot be read" in look_at.problems[0]
+
+
+def test_long_completions_are_cut_by_tokens(tmp_path: Path) -> None:
+    long = group(weights=(0.5,))
+    for name in ("tokens", "logp", "ratio", "weight"):
+        long["completions"][0][name] *= MOST_TOKENS
+    ((_, _, view),) = close_up(look(make_run(tmp_path / "run", traces={2: [long]}))).tokens
+    assert len(view["completions"][0]["tokens"]) == MOST_TOKENS and view["completions"][0]["more"] == MOST_TOKENS
+
+
+def test_a_group_without_runs_is_empty() -> None:
+    found = close_up(Group("g", wanted=1))
+    assert found.seen == 0 and found.samples == [] and found.tokens == [] and found.saved == 0

@@ -1,0 +1,166 @@
+"""The page as a whole: what is on it, and that nothing of what models wrote gets out of its place."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import METRICS, config, group, make_run, make_study, row
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.report import write_report
+
+EVIL = "</div></table></style></title><script>alert('x')</script>\"'><img src=x onerror=alert(1)>\x1b[2J\x00 \u202eπ🙂"
+
+
+class Elements(HTMLParser):
+    """Counts a page's elements, its text and its attributes' names; notes what is not closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+        self._open: list[str] = []
+        self.misnested: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag not in ("meta", "input", "img", "wbr"):
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self._open or self._open.pop() != tag:
+            self.misnested.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read(path: Path) -> tuple[str, Elements]:
+    text = path.read_text(encoding="utf-8")
+    return text, Elements(text)
+
+
+def run_of(text: str, folder: Path) -> Path:
+    """A run in which a model, a data set and a user wrote nothing but `text`."""
+    rows = [
+        row(step, text, g, g == 0 and step > 2, text, prompt=prompt, answer=text, finish_reason=text, status=text)
+        for step, prompt in ((2, text), (4, [{"role": text, "content": text}])) for g in (0, 1)
+    ] + [row(4, f"{text}2", 0, False, text, answer=text, images=[text])]  # fmt: skip
+    trace = group(text, text) | {"prompt": text, "answer": text}
+    trace["completions"][0]["status"] = text
+    more = {f"train/{text}": 1.0, f"val/{text}/accuracy/{text}": 0.5}
+    metrics = {step: values | more for step, values in METRICS.items()}
+    settings = config(0, **{text: text}) | {text: {"class_path": text, "init_args": {text: [text]}}}
+    return make_run(folder, settings, metrics, rows, {4: [trace]}, engine=text, weights_sha256=text, stopped=text)
+
+
+def test_a_run_has_a_page(tmp_path: Path) -> None:
+    rows = [row(2, "1+1", 0, False), row(2, "1+1", 1, False), row(4, "1+1", 0, True), row(4, "2+2", 0, False)]
+    run = make_run(tmp_path / "run", rows=rows, traces={4: [group()]})
+    text, page = read(write_report([run]))
+    assert (run / "report.html").is_file() and page.misnested == []
+    for words in (
+        "GRPO on Arithmetic", "1 run.", "+0.500", "Training reward", "0.5 → 0.75", "arithmetic/accuracy",
+        "0.250 → 0.750", "model.lr", "0.001", "0 of 2 at step 2", "1 of 1 at step 4", "All-wrong visits at the end",
+        "reward 1", "advantage -1", "GRPO, step 4, prompt 1+1", "class_path: lit_rlvr.algorithms.GRPO",
+    ):  # fmt: skip
+        assert words in page.text, words
+    assert page.seen.count("figure") == 5 and 'class="up"' in text and 'class="down"' in text
+    assert "Not all runs are whole" not in text and "What differs" not in text
+    assert text == write_report([run], tmp_path / "again.html").read_text(), "the same runs give the same page"
+
+
+def test_seeds_are_one_line_with_a_band(tmp_path: Path) -> None:
+    double = {step: {name: value / 2 for name, value in values.items()} for step, values in METRICS.items()}
+    runs = [make_run(tmp_path / "a_0"), make_run(tmp_path / "a_1", config(1), double, accuracy_after=0.5)]
+    text, page = read(write_report(runs, tmp_path / "page.html"))
+    assert text.count('<g class="g0 s0">') == page.seen.count("figure") == 5 and 'class="band"' in text
+    for words in ("0.625 ± 0.177", "bands reach from the lowest run to the highest", "differ only by seed", "a_1"):
+        assert words in page.text, words
+
+
+def test_groups_are_compared(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / f"run{k}", config(lr=float(k))) for k in range(10)]
+    text, page = read(write_report(runs, tmp_path / "page.html"))
+    assert "What differs" in page.text and "10 runs in 10 groups" in page.text
+    assert 'class="g9 s1 dashed"' in text and 'class="g1 s1"' in text
+    assert "body:has(#show-9:not(:checked)) .g9 { display: none; }" in text and 'id="show-9"' in text
+
+
+def test_a_study_has_its_tasks_apart_and_names_its_failures(tmp_path: Path) -> None:
+    cells: list[dict[str, Any]] = [
+        {"name": name, "task": task, "run": f"runs/{name}-{task}/seed-0"}
+        for task in ("sums", "angles") for name in ("a", "b")
+    ]  # fmt: skip
+    for k, cell in enumerate(cells[:-1]):
+        make_run(tmp_path / cell["run"], config(lr=float(cell["name"] == "a")), accuracy_after=0.5 + k / 10)
+    cells[-1] |= {"status": "failed", "error": "<b>no memory</b>"}
+    target = write_report([make_study(tmp_path, cells, baseline="a")])
+    text, page = read(target)
+    assert target == tmp_path / "report.html" and page.misnested == []
+    assert "b on angles, seed 0: failed: <b>no memory</b>" in page.text and "<b>no memory" not in text
+    assert page.text.count("against a") == 2 and "+0.100" in page.text and "0 of 1 finished" in page.text
+
+
+def test_nothing_of_a_run_becomes_markup(tmp_path: Path) -> None:
+    text, page = read(write_report([run_of(EVIL, tmp_path / "evil")]))
+    _, plain = read(write_report([run_of("plain", tmp_path / "plain")]))
+    elements, expected = ([tag for tag in it.seen if tag != "wbr"] for it in (page, plain))
+    assert elements == expected and page.attributes == plain.attributes and page.misnested == []
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f]", text)
+    assert page.text.count("<script>alert('x')</script>") > 20 and "π🙂" in page.text
+
+
+def test_the_page_needs_no_network(tmp_path: Path) -> None:
+    text, page = read(write_report([make_run(tmp_path / "run", rows=[row(2, "a", 0, True)], traces={4: [group()]})]))
+    assert "default-src 'none'" in text and not {"script", "link", "iframe"} & set(page.seen)
+    assert not re.search(r'(?:src|href)="(?!#|data:)|url\(|@import', text)
+
+
+def test_broken_runs_are_told_of(tmp_path: Path) -> None:
+    whole, torn, bare = (make_run(tmp_path / name) for name in ("whole", "torn", "bare"))
+    (torn / "metrics.csv").write_bytes(b"\x00\xff")
+    (torn / "summary.json").write_text("{")
+    for name in ("summary.json", "config.yaml", "completions.jsonl"):
+        (bare / name).unlink()
+    _, page = read(write_report([whole, torn, bare], tmp_path / "page.html"))
+    assert "Not all runs are whole" in page.text and page.misnested == []
+    for note in (
+        "torn: summary.json cannot be read",
+        "bare: there is no config.yaml",
+        "bare: unfinished, or killed",
+        "1 of 2 finished",
+    ):
+        assert note in page.text, note
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with pytest.raises(UserError, match="holds no run"):
+        write_report([run, tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="is a folder"):
+        write_report([run], tmp_path)
+
+
+def test_several_runs_leave_the_page_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(Path(name)) for name in ("a", "b")]
+    assert write_report(runs) == Path("report.html") and Path("report.html").is_file()
+    assert write_report(runs, "new/folder/page.html").is_file()
+
+
+def test_a_study_without_any_run_has_a_page(tmp_path: Path) -> None:
+    cell = {"name": "a", "run": "gone", "status": "failed", "error": json.dumps({"e": 1})}
+    _, page = read(write_report([make_study(tmp_path, [cell])]))
+    assert "0 runs" in page.text and "No metrics." in page.text and 'failed: {"e": 1}' in page.text

@@ -1,0 +1,70 @@
+"""Charts: ticks are round, and every point stands where it should."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from lit_rlvr.report.curves import Curve, Panel
+from lit_rlvr.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart, nice_ticks, number_text, tick_text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 1, [0, 0.25, 0.5, 0.75, 1]),
+        (0, 0.84, [0, 0.25, 0.5, 0.75, 1]),
+        (7.1, 8.9, [7, 7.5, 8, 8.5, 9]),
+        (-0.02, 0.11, [-0.05, 0, 0.05, 0.1, 0.15]),
+        (0, 2e-5, [0, 5e-6, 1e-5, 1.5e-5, 2e-5]),
+        (3, 3, [3, 4]),
+        (0, 0, [0, 0.25]),
+    ],
+)
+def test_ticks(low: float, high: float, ticks: list[float]) -> None:
+    assert nice_ticks(low, high)[: len(ticks)] == ticks
+
+
+def test_ticks_enclose_the_values() -> None:
+    draw = random.Random(0)
+    for _ in range(2000):
+        low = draw.uniform(-1, 1) * 10 ** draw.uniform(-8, 8)
+        high = low + abs(draw.gauss(0, 1)) * 10 ** draw.uniform(-3, 6)
+        ticks = nice_ticks(low, high)
+        slack = 1e-6 * (ticks[-1] - ticks[0])
+        assert ticks[0] <= low + slack and ticks[-1] >= high - slack and 2 <= len(ticks) <= 7, (low, high, ticks)
+
+
+def test_labels_are_short() -> None:
+    assert [tick_text(v) for v in (0.0, 0.25, 12000.0, 2e-5, -500.0)] == ["0", "0.25", "12k", "2e-5", "-500"]
+    assert [number_text(v) for v in (0.0, 0.85234, 1234.5, 1.97e-5, 23.456)] == ["0", "0.852", "1,234", "2e-5", "23.5"]
+
+
+def test_points_stand_where_they_should() -> None:
+    panel = Panel("Accuracy", [None, Curve([0, 10], [0.0, 0.5], [0.0, 0.25], [0.0, 1.0])])
+    drawn = chart(panel, [3, 7])
+    bottom, middle, right = HEIGHT - BOTTOM, (HEIGHT - BOTTOM + TOP) / 2, WIDTH - RIGHT
+    quarter = bottom - (bottom - TOP) / 4
+    assert drawn.y_ticks[0] == (bottom, "0") and drawn.y_ticks[2] == (middle, "0.5") and drawn.y_ticks[4] == (TOP, "1")
+    assert drawn.x_ticks[0] == (LEFT, "0") and drawn.x_ticks[-1] == (right, "10")
+    (line,) = drawn.lines
+    assert line.group == 7
+    assert line.path == f"M{LEFT:.1f},{bottom:.1f}L{right:.1f},{middle:.1f}"
+    assert (
+        line.band
+        == f"M{LEFT:.1f},{bottom:.1f}L{right:.1f},{TOP:.1f}L{right:.1f},{quarter:.1f}L{LEFT:.1f},{bottom:.1f}Z"
+    )
+    assert line.points[1] == (right, middle, "step 10: 0.5 (0.25 to 1)")
+    assert drawn.summary == "0 \N{RIGHTWARDS ARROW} 0.5"
+
+
+def test_a_single_run_has_no_band_and_a_long_one_no_points() -> None:
+    values = [float(k) for k in range(50)]
+    (line,) = chart(Panel("t", [Curve(list(range(50)), values, values, values)]), [0]).lines
+    assert line.band == "" and line.points == []
+
+
+def test_one_point_at_step_0_can_be_drawn() -> None:
+    drawn = chart(Panel("t", [Curve([0], [0.0], [0.0], [0.0]), Curve([0], [0.0], [0.0], [0.0])]), [0, 1])
+    assert len(drawn.lines) == 2 and drawn.summary == ""

@@ -1,0 +1,81 @@
+"""Run folders are read as far as they go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from made_runs import METRICS, make_run, row
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.report.runs import metric_names, read_run
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    rows = [row(2, "1+1", 0, True), row(2, "1+1", 1, False, completion="\u2028 line \x85 ends")]
+    run = read_run(make_run(tmp_path / "run", rows=rows))
+    assert run.metrics == METRICS and run.rows == rows and run.notes == []
+    assert run.finished and run.seed == "0" and run.settings["model"] == "GRPO"
+    assert run.accuracies == (0.25, 0.75) and run.number("steps") == 4 and run.seconds_per_iteration == 3.25
+    assert run.ends("val/accuracy") == (0.25, 0.75) and run.ends("rollout/reward") == (None, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "note"),
+    [
+        ("config.yaml", "a: [1", "config.yaml cannot be read: while parsing"),
+        ("config.yaml", "- 1", "config.yaml cannot be read: it is not a mapping"),
+        ("metrics.csv", "step,a\n2,1\n4,x\n,3\n", "metrics.csv: 2 unreadable rows were left out"),
+        ("metrics.csv", "a\n1\n", "metrics.csv: 1 unreadable rows were left out"),
+        ("completions.jsonl", '{"step": 2}\n{"st', "completions.jsonl: 2 unreadable lines were left out"),
+        ("summary.json", "{", "summary.json cannot be read: Expecting property name"),
+        ("summary.json", "[]", "summary.json cannot be read: it is not a mapping"),
+        ("summary.json", '{"stopped": "stopped by SIGTERM"}', "stopped early, at step 4: stopped by SIGTERM"),
+        ("config.yaml", None, "there is no config.yaml"),
+        ("completions.jsonl", None, "there is no completions.jsonl"),
+        ("summary.json", None, "unfinished, or killed: it has no summary; its metrics reach step 4"),
+    ],
+)
+def test_what_is_broken_is_noted(tmp_path: Path, name: str, content: str | None, note: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / name).unlink()
+    if content is not None:
+        (run / name).write_text(content)
+    assert any(found.startswith(note) for found in read_run(run).notes), read_run(run).notes
+
+
+def test_an_unfinished_run_knows_its_first_accuracy(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    (folder / "summary.json").unlink()
+    run = read_run(folder)
+    assert run.accuracies == (0.25, None) and not run.finished
+
+
+def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", metrics={2: {"a": float("inf"), "b": 1.0}, 4: {"a": float("nan")}})
+    summary = json.loads((folder / "summary.json").read_text()) | {"steps": "many", "accuracy_after": float("nan")}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    run = read_run(folder)
+    assert run.metrics == {2: {"b": 1.0}, 4: {}}
+    assert run.number("steps") is None and run.accuracies[1] is None
+
+
+def test_a_torn_character_costs_one_line(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", rows=[row(2, "a", 0, True)])
+    with (folder / "completions.jsonl").open("ab") as file:
+        file.write('{"step": 4, "completion": "é'.encode()[:-1])
+    run = read_run(folder)
+    assert len(run.rows) == 1 and run.notes == ["completions.jsonl: 1 unreadable lines were left out"]
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match="holds no run"):
+            read_run(folder)
+
+
+def test_metrics_are_ordered_by_their_numbers(tmp_path: Path) -> None:
+    names = ["val/a/pass@16", "val/a/pass@2", "train/lr", "val/a/accuracy/10", "val/a/accuracy/9", "time/generate"]
+    run = read_run(make_run(tmp_path / "run", metrics={0: dict.fromkeys(names, 0.0)}))
+    assert metric_names([run]) == [names[k] for k in (5, 2, 4, 3, 1, 0)]

@@ -1,0 +1,39 @@
+"""Settings: flat names, what differs, what is shared."""
+
+from __future__ import annotations
+
+from made_runs import config
+
+from lit_rlvr.report.settings import MISSING, differences, flatten, main_settings, without_seed
+
+
+def test_classes_and_lists_become_flat_names() -> None:
+    assert dict(flatten(config(seed=3, betas=[0.9, 0.99]))) == {
+        "seed_everything": "3", "trainer.max_steps": "4", "trainer.precision": "32-true",
+        "trainer.default_root_dir": "run", "trainer.logger": "null", "model": "GRPO", "model.model": "tiny",
+        "model.lr": "0.001", "model.betas": "[0.9, 0.99]", "data": "Arithmetic", "data.prompts_per_step": "2",
+        "rollout.group_size": "2", "rollout.rewards[0]": "MathAnswer", "rollout.rewards[0].weight": "1.0",
+    }  # fmt: skip
+
+
+def test_seed_and_folder_do_not_count() -> None:
+    one, two = (dict(flatten(config(seed=seed, root=f"run{seed}"))) for seed in (0, 1))
+    assert one != two and without_seed(one) == without_seed(two) and differences([one, two]) == []
+
+
+def test_differences_come_with_shared_options_first() -> None:
+    grpo = dict(flatten(config(dual_clip=3.0)))
+    dapo = dict(flatten(config(algorithm="DAPO", lr=0.1)))
+    assert differences([grpo, dapo]) == [
+        ("model", ["GRPO", "DAPO"]), ("model.lr", ["0.001", "0.1"]), ("model.dual_clip", ["3.0", MISSING])
+    ]  # fmt: skip
+
+
+def test_main_settings_are_the_shared_ones() -> None:
+    groups = [dict(flatten(config())), dict(flatten(config(algorithm="DAPO")))]
+    assert main_settings(groups) == [
+        ("model.model", "tiny"), ("model.lr", "0.001"), ("data", "Arithmetic"), ("data.prompts_per_step", "2"),
+        ("rollout.rewards[0]", "MathAnswer"), ("rollout.group_size", "2"), ("trainer.max_steps", "4"),
+        ("trainer.precision", "32-true"),
+    ]  # fmt: skip
+    assert main_settings([]) == []

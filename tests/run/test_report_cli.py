@@ -1,0 +1,43 @@
+"""`report` on runs that `fit` wrote: seeds become one group, images come along, mistakes are one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiny_runs import completions, fit, pictures_config, to, write_config
+
+CLI = Callable[..., Any]
+PASS = ("--rollout.eval_samples", "4", "--rollout.eval_sampling.temperature", "1.0")
+
+
+def test_two_seeds_and_a_rival(run_folder: Path, lit_rlvr: CLI) -> None:
+    for seed in ("0", "1"):
+        fit(lit_rlvr, *to(f"grpo_{seed}"), "--seed_everything", seed, *PASS)
+    fit(lit_rlvr, *to("hot"), "--model.init_args.lr", "0.01", *PASS)
+    result = lit_rlvr("report", "grpo_0", "grpo_1", "hot", "--out", "page.html")
+    assert (result.status, result.out) == (0, "Page: page.html\n"), result.err
+    page = (run_folder / "page.html").read_text()
+    for words in (
+        "GRPO on Arithmetic", "3 runs in 2 groups", "pass@2 on arithmetic", "pass@4 on arithmetic", "Entropy",
+        "Correct completions", "Seconds per iteration", "Share with zero advantage", "arithmetic/<wbr>pass@4",
+        "Token by token", completions(run_folder / "hot")[0]["prompt"],
+    ):  # fmt: skip
+        assert words in page, words
+    differs = page[page.index("What differs") : page.index("What all have in common")]
+    assert differs.count("<tr>") == 2 and "model.<wbr>lr" in differs, "the learning rate is all that differs"
+    assert "Not all runs are whole" not in page
+
+
+def test_pictures_come_along(tmp_path: Path, vlm_folder: Path, lit_rlvr: CLI) -> None:
+    write_config(tmp_path / "see.yaml", pictures_config(vlm_folder, tmp_path / "run"))
+    assert lit_rlvr("fit", "--config", tmp_path / "see.yaml").status == 0
+    assert lit_rlvr("report", tmp_path / "run").status == 0
+    assert 'src="data:image/png;base64,' in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_folder_without_a_run_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr("report", "nowhere")
+    assert result.status == 2 and result.err.startswith("lit-rlvr: error: nowhere holds no run")
+    assert result.err.count("\n") == 1
