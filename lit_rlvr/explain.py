@@ -30,7 +30,7 @@ def run(command: str, arguments: list[str]) -> None:
     step, algorithm, group = load_group(Path(config.run), config.step, config.prompt)
     show(step, algorithm, group)
     target = Path(config.html or Path(config.run) / "explain.html")
-    target.write_text(page(step, algorithm, group))
+    target.write_text(page(step, algorithm, group), encoding="utf-8")
     Console().print(f"\nPage: {target}", highlight=False, soft_wrap=True)
 
 

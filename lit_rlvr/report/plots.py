@@ -44,7 +44,7 @@ def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
     """
     curves = [(number, curve) for number, curve in zip(numbers, panel.curves, strict=True) if curve is not None]
     low, high = min(min(c.low) for _, c in curves), max(max(c.high) for _, c in curves)
-    ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high else low, high)
+    ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high or 0 <= low == high else low, high)
     last = max(1, *(c.steps[-1] for _, c in curves))
     x = Scale(0, last, LEFT, WIDTH - RIGHT)
     y = Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)

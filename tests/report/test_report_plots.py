@@ -65,6 +65,12 @@ def test_a_single_run_has_no_band_and_a_long_one_no_points() -> None:
     assert line.band == "" and line.points == []
 
 
+@pytest.mark.parametrize(("values", "labels"), [([1.0, 1.0], "0 1"), ([0.7, 1.0], "0.7 1"), ([0.5, 1.0], "0 1")])
+def test_the_axis_starts_at_0_unless_the_values_are_far_from_it(values: list[float], labels: str) -> None:
+    ticks = chart(Panel("t", [Curve([0, 1], values, values, values)]), [0]).y_ticks
+    assert f"{ticks[0][1]} {ticks[-1][1]}" == labels
+
+
 def test_one_point_at_step_0_can_be_drawn() -> None:
     drawn = chart(Panel("t", [Curve([0], [0.0], [0.0], [0.0]), Curve([0], [0.0], [0.0], [0.0])]), [0, 1])
     assert len(drawn.lines) == 2 and drawn.summary == ""
