@@ -1,0 +1,118 @@
+"""A jail for one run of an untrusted Python program; `sandbox.py` starts this folder as a script.
+
+`python jail FD PID`: FD holds the request as JSON and is told when the jail is closed, PID is the parent. It imports
+nothing of lit-rlvr.
+"""
+
+from __future__ import annotations
+
+import builtins
+import ctypes
+import errno
+import json
+import os
+import random
+import resource
+import signal
+import sys
+from types import ModuleType
+from typing import Any
+
+import landlock
+import seccomp
+
+PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+OPEN_FILES = 64
+INTEGER_DIGITS = 50_000
+RECURSION = 50_000
+LIBRARY = (
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
+    "functools", "operator", "io", "sys", "json", "builtins", "typing",
+)  # fmt: skip
+"""What LiveCodeBench's programs find imported: the modules, and all their names."""
+IMPORTS = "\n".join([f"from {name} import *" for name in LIBRARY] + [f"import {name}" for name in LIBRARY])
+
+
+def main() -> None:
+    """Read the request, close the jail, say so, run the program."""
+    with open(int(sys.argv[1]), "r+b", buffering=0) as channel:
+        request = json.load(channel)
+        limit(request["cpu_seconds"], request["memory_mb"], request["output_bytes"])
+        confine(int(sys.argv[2]), request["readable"])
+        channel.write(b"ready")  # at the end; the program does not have this file
+    sys.path[:] = [*sys.path[1:], *request["packages"]]
+    sys.argv[:] = [""]
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as every script has them
+    sys.set_int_max_str_digits(INTEGER_DIGITS)
+    sys.setrecursionlimit(RECURSION)
+    random.seed(0)  # a program that draws numbers gets the same verdict every time
+    try:
+        if request["function"]:
+            call(request["program"], request["function"])
+        else:
+            execute(request["program"], "__main__")
+    except SystemExit:  # judged by what it has printed
+        pass
+    except MemoryError:
+        sys.exit(errno.ENOMEM)
+
+
+def limit(cpu_seconds: int, memory_mb: int, output_bytes: int) -> None:
+    """Bound what the kernel counts; SIGXCPU ends a program that does not ask for it, SIGKILL every other."""
+    size = memory_mb << 20
+    for kind, soft, hard in (
+        (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
+        (resource.RLIMIT_AS, size, size),
+        (resource.RLIMIT_FSIZE, output_bytes, output_bytes),
+        (resource.RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES),
+        (resource.RLIMIT_CORE, 0, 0),
+    ):
+        resource.setrlimit(kind, (soft, hard))
+    signal.signal(signal.SIGXCPU, signal.SIG_DFL)  # an ignored or blocked signal is inherited
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGXCPU})
+
+
+def confine(parent: int, readable: list[str]) -> None:
+    """Die with the parent; read nothing but `readable`, where the kernel can refuse that; only compute."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before
+        sys.exit("orphaned")
+    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    landlock.read_only_beneath(readable)
+    seccomp.confine()
+
+
+def execute(program: str, name: str) -> dict[str, Any]:
+    """Run the program as a module of that name; returns what it defines."""
+    module = ModuleType(name)
+    sys.modules[name] = module
+    names = module.__dict__
+    exec(IMPORTS, names)
+    exec(compile(program, "program.py", "exec"), names)
+    return names
+
+
+def call(program: str, function: str) -> None:
+    """Call a function, or the method of that name of a class `Solution`; the value is printed as JSON.
+
+    The arguments are the lines of standard input, as JSON. What the program prints goes to standard error.
+    """
+    arguments = [json.loads(line) for line in sys.stdin.read().split("\n") if line.strip()]
+    with open(os.dup(1), "w") as output:
+        os.dup2(2, 1)
+        names = execute(program, "solution")
+        owner = names["Solution"]() if "Solution" in names else None
+        method = getattr(owner, function) if owner else names[function]
+        output.write(json.dumps(method(*arguments), default=plain))
+
+
+def plain(value: Any) -> Any:
+    """A numpy number or array as numbers."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"the value holds a {type(value).__name__}, which is no JSON")
+    return value.tolist()
+
+
+if __name__ == "__main__":
+    main()
