@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import datamodules  # noqa: F401  # makes short class names known
 import lit_rlvr.algorithms
 import lit_rlvr.rewards.choice
+import lit_rlvr.rewards.code
 import lit_rlvr.rewards.format
 import lit_rlvr.rewards.length
 import lit_rlvr.rewards.open_answer

@@ -25,7 +25,10 @@ from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.types import Sampling
 from lit_rlvr.warm_start import WarmStart
 
-REWARDS = ("MathAnswer", "Choice", "OpenAnswer", "SQLExecution", "CosineScaled", "Format", "Overlong", "FunctionReward")
+REWARDS = (
+    "MathAnswer", "Choice", "OpenAnswer", "SQLExecution", "CodeTests", "CosineScaled", "Format", "Overlong",
+    "FunctionReward",
+)  # fmt: skip
 
 
 def options(cls: type) -> Iterator[tuple[str, str, str, str]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_rlvr.rewards.base import FunctionReward, Reward, as_rewards
     from lit_rlvr.rewards.choice import Choice
+    from lit_rlvr.rewards.code import CodeTests
     from lit_rlvr.rewards.combine import Scores, score_rollout
     from lit_rlvr.rewards.format import Format
     from lit_rlvr.rewards.length import CosineScaled, Overlong
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Choice",
+    "CodeTests",
     "CosineScaled",
     "Format",
     "FunctionReward",
@@ -40,6 +42,7 @@ __all__ = [
 
 _MODULES = {
     "Choice": "choice",
+    "CodeTests": "code",
     "CosineScaled": "length",
     "Format": "format",
     "FunctionReward": "base",

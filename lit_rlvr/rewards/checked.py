@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 from lit_rlvr.rewards.base import Pair, Reward
+from lit_rlvr.rewards.process import Outcome
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 
@@ -27,3 +28,9 @@ class CheckedReward(Reward):
         for i, result in zip(judged, self.check([pairs[i] for i in judged]), strict=True):
             results[i] = result
         return results
+
+
+def verdict(outcome: Outcome) -> RewardResult:
+    """The result of a check that returns (correct, status, detail): 1 or 0, and no verdict where the check failed."""
+    correct, status, detail = outcome.value if outcome.status == "ok" else (False, outcome.status, outcome.detail)
+    return RewardResult(float(correct), None if status == "error" else correct, status, detail)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Pair
-from lit_rlvr.rewards.checked import CheckedReward
+from lit_rlvr.rewards.checked import CheckedReward, verdict
 from lit_rlvr.rewards.pool import shared_pool
 from lit_rlvr.rewards.process import Outcome
 from lit_rlvr.rewards.sql_query import Limits
@@ -64,7 +64,7 @@ class SQLExecution(CheckedReward):
         for k, outcome in zip(killed, alone, strict=True):
             if outcome.status == "timeout":
                 outcomes[k] = Outcome(None, "error", f"the reference query: {outcome.detail}")
-        return [_result(outcome) for outcome in outcomes]
+        return [verdict(outcome) for outcome in outcomes]
 
     def _run(self, checks: list[tuple[str | None, Sample]]) -> list[Outcome]:
         arguments = [(text, s.answer, _databases(s), self.comparison, self.limits) for text, s in checks]
@@ -80,11 +80,3 @@ def _databases(sample: Sample) -> tuple[str, ...]:
             "rows that list their SQLite files there"
         )
     return tuple(map(str, paths))
-
-
-def _result(outcome: Outcome) -> RewardResult:
-    if outcome.status != "ok":
-        wrong = outcome.status == "timeout"
-        return RewardResult(0.0, False if wrong else None, outcome.status, outcome.detail)
-    correct, status, detail = outcome.value
-    return RewardResult(float(correct), None if status == "error" else correct, status, detail)
