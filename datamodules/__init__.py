@@ -3,9 +3,11 @@
 from datamodules.arithmetic import Arithmetic
 from datamodules.base import PromptDataModule
 from datamodules.cells import CellArea
+from datamodules.code_problems import CodeProblems
 from datamodules.geometry import Geometry
 from datamodules.lesions import LesionCount, LesionPlace
 from datamodules.medical_vqa import MedicalVQA
+from datamodules.multiple_choice import MultipleChoice
 from datamodules.rows import BadRow
 from datamodules.synthetic_sql import SyntheticSQL
 from datamodules.text_math import TextMath
@@ -16,10 +18,12 @@ __all__ = [
     "Arithmetic",
     "BadRow",
     "CellArea",
+    "CodeProblems",
     "Geometry",
     "LesionCount",
     "LesionPlace",
     "MedicalVQA",
+    "MultipleChoice",
     "PromptDataModule",
     "SyntheticSQL",
     "TextMath",

@@ -52,7 +52,7 @@ class PromptDataModule(UsesModel):
         min_pixels: smaller images are enlarged to so many pixels (width x height).
         max_pixels: larger images are reduced to so many pixels; 784 pixels are a token of Qwen2.5-VL.
         system_prompt: system message, or the name of one of the papers (aapo-1.5b, aapo-7b, aapo-eval, agrae-math,
-            agrae-vision). It replaces a system message of the data.
+            agrae-vision, livecodebench). It replaces a system message of the data.
         template: text around the user's text, which goes where `{prompt}` stands; or a name (boxed, sql).
         prefill: text the answer starts with, such as "<think>\\n"; the model continues from it.
         chat_template_kwargs: further arguments of the model's chat template, such as {enable_thinking: false}.

@@ -107,10 +107,10 @@ def _read_folder(folder: Path, split: str) -> Iterator[Row]:
 def _split_of(file: Path, folder: Path) -> str:
     """The split that a file's name or else a folder below `folder` names, or "".
 
-    "train-00000-of-00002.parquet", "test.jsonl", and "train/metadata.jsonl" beside the images it lists.
+    "train-00000-of-00002.parquet", "test.jsonl", "test2.jsonl", and "train/metadata.jsonl" beside the images it lists.
     """
     for part in reversed(file.relative_to(folder).parts):
-        head = re.split(r"[-_.]", part)[0].lower()
+        head = re.split(r"[-_.]", part)[0].lower().rstrip("0123456789")
         head = {"val": "validation", "valid": "validation", "dev": "validation"}.get(head, head)
         if head in SPLITS:
             return head

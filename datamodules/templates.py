@@ -41,6 +41,12 @@ SYSTEM_PROMPTS: dict[str, str] = {
         "and then provide the final choice from the given options. The reasoning process MUST BE enclosed within "
         "<think> </think> tags. The final answer MUST BE put in \\boxed{ }."
     ),
+    # LiveCodeBench, for chat models
+    "livecodebench": (
+        "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
+        "correct Python program that matches the specification and passes all tests. You will NOT return anything "
+        "except for the program."
+    ),
 }
 
 TEMPLATES: dict[str, str] = {

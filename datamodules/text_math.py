@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from string import ascii_uppercase
 from typing import Any
 
 from datamodules.base import PromptDataModule
-from datamodules.choices import as_options, listed
 from datamodules.layouts import Layouts, Row
 from datamodules.rows import BadRow, as_prompt, as_text, lookup
 from lit_rlvr.types import Sample
@@ -22,7 +20,7 @@ BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?=\{)|\\boxed\s+([^\s${}]+)")
 
 class TextMath(PromptDataModule):
     """Problems with a final answer: GSM8K, MATH, MATH-500, SVAMP, math12k, SimpleRL, open-rs, verl parquet,
-    OlympiadBench, MMLU.
+    OlympiadBench.
 
     The layout is recognised by the columns of each file's first row that has a known one; for any
     other file give `columns`. An answer column may then hold a whole solution: the reference is
@@ -47,7 +45,6 @@ class TextMath(PromptDataModule):
             row=row,
             category=str(category),
             source=source,
-            options=as_options(row.get("choices")),
         )
 
 
@@ -96,19 +93,16 @@ def read_olympiad(row: Row) -> tuple[Any, str]:
     return f"{context}\n{question}" if context else question, as_text(answers, "final_answer")
 
 
-def read_mmlu(row: Row) -> tuple[Any, str]:
-    """MMLU: `question`, four `choices`, and the number of the right one from 0; the answer is its letter."""
-    choices, answer = as_options(row["choices"]), row["answer"]
-    if not isinstance(answer, int) or not 0 <= answer < len(choices):
-        raise BadRow(f"{answer!r} is not the number of one of {len(choices)} choices", "answer")
-    return f"{as_text(row['question'], 'question')}\n{listed(choices)}", ascii_uppercase[answer]
+def refuse_choices(row: Row) -> tuple[Any, str]:
+    """MMLU is no mathematics; read as a plain answer, the number of a choice would be taken for a result."""
+    raise BadRow("a multiple-choice question, which MultipleChoice reads", "choices")
 
 
 LAYOUTS = (
     ({"prompt", "reward_model"}, read_verl),
     ({"Body", "Question", "Answer"}, read_svamp),
     ({"question", "final_answer"}, read_olympiad),
-    ({"question", "choices", "answer"}, read_mmlu),
+    ({"question", "choices", "answer"}, refuse_choices),
     ({"problem", "answer"}, read_answer),
     ({"question", "answer"}, read_answer),
     ({"problem", "solution"}, read_solution),

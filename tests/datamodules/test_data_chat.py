@@ -110,6 +110,7 @@ def test_papers_prompts_are_the_papers_words():
         "aapo-eval": "Therefore, the final answer is: $\\boxed{ANSWER}$. I hope it is correct",
         "agrae-math": "Please reason step by step, and put your final answer within \\boxed{ }.",
         "agrae-vision": "provide the final choice from the given options.",
+        "livecodebench": "will generate a correct Python program that matches the specification and passes all tests.",
     }
     assert phrases.keys() == SYSTEM_PROMPTS.keys()
     assert all(phrase in SYSTEM_PROMPTS[name] for name, phrase in phrases.items())

@@ -84,12 +84,6 @@ LAYOUTS = [
         "\\frac{1}{2}, 3",
         "",
     ),
-    (
-        {"question": "Which?", "subject": "anatomy", "choices": ["a", "b", "c", "d"], "answer": 2},
-        "Which?\nA) a\nB) b\nC) c\nD) d",
-        "C",
-        "anatomy",
-    ),
     (VERL, [{"role": "user", "content": "Find $a$."}], "\\text{Friday}", "Algebra"),
     (SIMPLERL, "Find b", "7", "Geometry"),
 ]
@@ -107,7 +101,6 @@ def test_layouts(tmp_path: Path, row: dict, prompt, answer: str, category: str, 
     assert (sample.prompt, sample.answer, sample.category) == (prompt, answer, category)
     assert sample.row == row and sample.source == f"{path}:1"
     assert sample.id == (str(row["id"]) if "id" in row else "text_math:1")
-    assert sample.options == tuple(row.get("choices", ()))
 
 
 def test_the_layout_is_that_of_the_files_first_known_row(jsonl):
@@ -131,9 +124,9 @@ def test_unknown_columns_are_listed_and_can_be_mapped(jsonl):
     assert (sample.prompt, sample.answer) == ("1+1?", "2")
 
 
-def test_the_answer_of_mmlu_is_the_number_of_a_choice(jsonl):
-    row = {"question": "Which?", "subject": "anatomy", "choices": ["a", "b"], "answer": 2}
-    with pytest.raises(UserError, match="answer: 2 is not the number of one of 2 choices"):
+def test_multiple_choice_is_refused(jsonl):
+    row = {"question": "Which?", "subject": "anatomy", "choices": ["a", "b"], "answer": 1}
+    with pytest.raises(UserError, match="choices: a multiple-choice question, which MultipleChoice reads"):
         TextMath(train=jsonl([row])).load("train")
 
 

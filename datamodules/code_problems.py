@@ -1,0 +1,141 @@
+"""Programming problems with tests: LiveCodeBench's layout, or any by column mapping."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import date
+from typing import Any
+
+from datamodules.base import PromptDataModule, Split
+from datamodules.rows import BadRow, as_text, lookup
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.code_tests import check_calls, read_tests
+from lit_rlvr.types import Sample
+
+KNOWN = (
+    ("prompt", "question_content"), ("starter_code", "starter_code"), ("function", "metadata.func_name"),
+    ("public_tests", "public_test_cases"), ("tests", "private_test_cases"), ("date", "contest_date"),
+    ("id", "question_id"), ("category", "difficulty"),
+)  # fmt: skip
+"""Field -> column of LiveCodeBench."""
+
+# LiveCodeBench's own words, which its published scores were measured with
+SCRIPT = (
+    "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on the sample "
+    "inputs). Enclose your code within delimiters as follows."
+)
+FUNCTION = (
+    "You will use the following starter code to write the solution to the problem and enclose your code within "
+    "delimiters."
+)
+PROMPT = (
+    "### Question:\n{question}\n\n### Format: {form}\n```python\n{code}\n```\n\n"
+    "### Answer: (use the provided format with backticks)\n\n"
+)
+
+
+class CodeProblems(PromptDataModule):
+    """LiveCodeBench, or any set of programming problems with tests, which the reward `CodeTests` runs.
+
+    The prompt is LiveCodeBench's: the question and the form of the answer, a function to complete where there is
+    starter code, else a program that reads standard input. The system prompt `livecodebench` goes with it. The
+    category is the difficulty. A row whose tests cannot be read is a bad row. A test is {"input", "output"}: standard
+    input and output, or the arguments of a call, a line of JSON each, and its value.
+
+    Args:
+        columns: which column holds `prompt` (the question), `starter_code`, `function` (the name of the function or
+            method that tests call; none: tests run the program), `tests` and `public_tests` (all are run, the public
+            ones first; lists, JSON, or packed as LiveCodeBench packs them), `date`, `id` and `category`. Fields that
+            are left out are looked for under the names of LiveCodeBench, else their own.
+        since: leave out problems of contests before this day, such as 2024-08-01.
+        until: leave out problems of contests after this day.
+        max_prompt_tokens: longer prompts are dropped, counted and named, never truncated.
+    """
+
+    fields: Sequence[str] = tuple(field for field, _ in KNOWN)
+
+    def __init__(
+        self,
+        columns: dict[str, str] | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        max_prompt_tokens: int = 4096,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(columns=columns, max_prompt_tokens=max_prompt_tokens, **kwargs)
+        self.since, self.until = _day("since", since), _day("until", until)
+        if self.since and self.until and self.since > self.until:
+            raise UserError(f"since={since} is after until={until}: no day is left")
+
+    def rows(self, split: Split) -> Iterator[Sample | BadRow]:
+        """The problems of the time that is asked for, with the number of their tests as the answer."""
+        for row in super().rows(split):
+            if isinstance(row, BadRow):
+                yield row
+            elif self._is_asked_for(row.row["date"]):
+                yield _counted(row)
+
+    def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
+        if isinstance(row.get("metadata"), str):
+            row = {**row, "metadata": _parsed(row["metadata"], "metadata")}
+        known = {field: column for field, column in KNOWN if column.partition(".")[0] in row}
+        columns = known | (self.columns or {})
+        cells = {field: lookup(row, columns.get(field, field)) for field in self.fields}
+        starter, question = cells["starter_code"] or "", as_text(cells["prompt"], "prompt")
+        form, code = (FUNCTION, starter) if starter else (SCRIPT, "# YOUR CODE HERE")
+        return Sample(
+            id=f"{self.name}:{index + 1}" if cells["id"] is None else as_text(cells["id"], "id"),
+            prompt=PROMPT.format(question=question, form=form, code=code),
+            answer="",
+            row={
+                **row,
+                "tests": tuple(_as_json(cells[field]) for field in ("public_tests", "tests") if cells[field]),
+                "function": cells["function"] or "",
+                "date": self._date(cells["date"]),
+            },
+            category=str(cells["category"] or ""),
+            source=source,
+        )
+
+    def _date(self, cell: Any) -> date | None:
+        """The day of a contest; None where nobody asks for it."""
+        if not (self.since or self.until):
+            return None
+        try:
+            return date.fromisoformat(as_text(str(cell or ""), "date")[:10])
+        except ValueError as error:
+            raise BadRow(f"{cell!r} is no date ({error})", "date") from error
+
+    def _is_asked_for(self, day: date | None) -> bool:
+        return day is None or (self.since or day) <= day <= (self.until or day)
+
+
+def _counted(sample: Sample) -> Sample | BadRow:
+    """The sample with the number of its tests as the answer, or why they cannot be used."""
+    try:
+        tests = [test for cell in sample.row["tests"] for test in read_tests(cell)]
+        if sample.row["function"]:
+            check_calls(tests)
+    except ValueError as error:
+        return BadRow(str(error), "tests", sample.source)
+    return replace(sample, answer=f"{len(tests)} tests") if tests else BadRow("there are none", "tests", sample.source)
+
+
+def _as_json(cell: Any) -> str:
+    return cell if isinstance(cell, str) else json.dumps(cell)
+
+
+def _parsed(text: str, field: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"broken JSON ({error})", field) from error
+
+
+def _day(option: str, text: str | None) -> date | None:
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError as error:
+        raise UserError(f"{option}: {text!r} is no day, write it as 2024-08-01") from error

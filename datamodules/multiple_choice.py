@@ -1,0 +1,65 @@
+"""Multiple-choice questions in words: MMLU's layout, or any by column mapping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from string import ascii_uppercase
+from typing import Any
+
+from datamodules.base import PromptDataModule
+from datamodules.choices import letter_of, listed
+from datamodules.rows import BadRow, as_text, lookup, map_columns
+from lit_rlvr.types import Sample
+
+KNOWN = (("prompt", "question"), ("options", "choices"), ("category", "subject"))
+"""Field -> column of MMLU; its `answer` has the field's own name."""
+
+MOST_OPTIONS = 10
+"""The reward `Choice` knows the letters A to J."""
+
+
+class MultipleChoice(PromptDataModule):
+    """Questions with options: MMLU as `cais/mmlu` holds it, or any other set by `columns`.
+
+    The prompt is the question and below it the options, "A) first"; the answer is the letter of the right one, which
+    the reward `Choice` judges; the category is the subject.
+
+    Args:
+        columns: which column holds `prompt` (the question), `options` (a list), `answer` (an integer, counted from 0,
+            or else the letter or the text of an option), `id`, `category` and `image`. Fields that are left out are
+            looked for under the names of MMLU (`question`, `choices`, `answer`, `subject`), else their own.
+    """
+
+    def __init__(self, columns: dict[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(columns=columns, **kwargs)
+
+    def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
+        columns = {field: column for field, column in KNOWN if column in row} | (self.columns or {})
+        sample = map_columns(row, columns, f"{self.name}:{index + 1}", source)
+        if not isinstance(sample.prompt, str):
+            raise BadRow("expected text, got messages", "prompt")
+        if not 2 <= len(sample.options) <= MOST_OPTIONS:
+            raise BadRow(f"expected 2 to {MOST_OPTIONS} options, found {len(sample.options)}", "options")
+        answer = lookup(row, columns.get("answer", "answer"))
+        if not self.columns and str(answer).isdecimal():  # a CSV file's number
+            answer = int(answer)
+        prompt = f"{sample.prompt}\n{listed(sample.options)}"
+        return replace(sample, prompt=prompt, answer=right_letter(answer, sample.options))
+
+
+def right_letter(answer: Any, options: Sequence[str]) -> str:
+    """The letter of the right option, which an answer names by its number from 0, its letter or its text.
+
+    Raises:
+        BadRow: it names none of them.
+    """
+    if isinstance(answer, int | float):
+        if answer not in range(len(options)):
+            raise BadRow(f"{answer!r} is not the number of one of {len(options)} options", "answer")
+        return ascii_uppercase[int(answer)]
+    text = as_text(answer, "answer").strip()
+    letter = text if text in list(ascii_uppercase[: len(options)]) else letter_of(text, options)
+    if letter is None:
+        raise BadRow(f"{text!r} is neither the letter nor the text of one of {len(options)} options", "answer")
+    return letter

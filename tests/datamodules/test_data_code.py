@@ -1,0 +1,186 @@
+"""CodeProblems on LiveCodeBench's layout, whole and broken."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datamodules import CodeProblems
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards import CodeTests, code_tests
+from lit_rlvr.types import Completion
+
+
+def packed(value: Any) -> str:
+    return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+
+
+def cell(*pairs: tuple[str, str], kind: str = "stdin") -> str:
+    return json.dumps([{"input": text, "output": output, "testtype": kind} for text, output in pairs])
+
+
+SCRIPT = {
+    "question_title": "A. Sums",
+    "question_content": "Print the sum of {a} and b.",
+    "platform": "codeforces",
+    "question_id": "1873_A",
+    "contest_id": "1873",
+    "contest_date": "2023-08-21T00:00:00",
+    "starter_code": "",
+    "difficulty": "easy",
+    "public_test_cases": cell(("1 2\n", "3\n")),
+    "private_test_cases": packed(cell(("2 2\n", "4\n"), ("5 5\n", "10\n"))),
+    "metadata": "{}",
+}
+FUNCTION = SCRIPT | {
+    "question_id": "2837",
+    "contest_date": "2024-02-01T12:30:00",
+    "starter_code": "class Solution:\n    def add(self, a: int, b: int) -> int:\n        ",
+    "difficulty": "hard",
+    "public_test_cases": cell(("1\n2", "3"), kind="functional"),
+    "private_test_cases": cell(("2\n2", "4"), kind="functional"),
+    "metadata": '{"func_name": "add"}',
+}
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_livecodebench(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"test{suffix}"
+    if suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in (SCRIPT, FUNCTION)))
+    else:
+        pq.write_table(pa.Table.from_pylist([SCRIPT, FUNCTION]), path)
+    script, function = CodeProblems(train=str(path)).load("train")
+    assert script.prompt == (
+        "### Question:\nPrint the sum of {a} and b.\n\n### Format: Read the inputs from stdin solve the problem and "
+        "write the answer to stdout (do not directly test on the sample inputs). Enclose your code within delimiters "
+        "as follows.\n```python\n# YOUR CODE HERE\n```\n\n### Answer: (use the provided format with backticks)\n\n"
+    )
+    assert function.prompt == (
+        "### Question:\nPrint the sum of {a} and b.\n\n### Format: You will use the following starter code to write "
+        "the solution to the problem and enclose your code within delimiters.\n```python\n"
+        "class Solution:\n    def add(self, a: int, b: int) -> int:\n        \n```\n\n"
+        "### Answer: (use the provided format with backticks)\n\n"
+    )
+    assert [(s.id, s.answer, s.category) for s in (script, function)] == [
+        ("1873_A", "3 tests", "easy"),
+        ("2837", "2 tests", "hard"),
+    ]
+    assert script.row["tests"] == (SCRIPT["public_test_cases"], SCRIPT["private_test_cases"])
+    assert (script.row["function"], function.row["function"]) == ("", "add")
+    assert script.source == f"{path}:1" and script.row["platform"] == "codeforces"
+
+
+def test_its_tests_are_what_the_reward_runs(jsonl: Any) -> None:
+    script, function = CodeProblems(train=jsonl([SCRIPT, FUNCTION])).load("train")
+    program = "print(sum(map(int, input().split())))"
+    method = "class Solution:\n    def add(self, a, b):\n        return a + b"
+    pairs = [
+        (Completion(f"```python\n{source}\n```", (1,), "stop"), sample)
+        for source, sample in ((program, script), (method, script), (method, function), ("print(3)", script))
+    ]
+    results = CodeTests().score(pairs)
+    assert [result.correct for result in results] == [True, False, True, False]
+    assert results[3].detail == "test 2 of 3: '3' is not '4'"
+
+
+def test_problems_are_taken_by_the_day_of_their_contest(jsonl: Any) -> None:
+    """Both ends included; the others are not even unpacked."""
+    days = ["2023-12-31T23:59:00", "2024-01-01", "2024-02-29T00:00:00", "2024-03-01"]
+    rows = [SCRIPT | {"question_id": str(i), "contest_date": day} for i, day in enumerate(days)]
+    rows.append(SCRIPT | {"question_id": "4", "contest_date": "2025-01-01", "private_test_cases": "broken"})
+    path = jsonl(rows)
+
+    def taken(since: str | None, until: str | None) -> str:
+        return "".join(s.id for s in CodeProblems(train=path, since=since, until=until).load("train"))
+
+    assert taken("2024-01-01", "2024-02-29") == "12"
+    assert taken("2024-01-02", "2024-06-01") == "23"
+    assert taken(None, "2024-01-01") == "01"
+    with pytest.raises(UserError, match="1 of 2 rows cannot be used"):
+        taken("2024-03-01", None)
+
+
+def test_days_are_checked(jsonl: Any) -> None:
+    for option in ("since", "until"):
+        with pytest.raises(UserError, match=f"{option}: 'May 2024' is no day, write it as 2024-08-01"):
+            CodeProblems(**{option: "May 2024"})
+    with pytest.raises(UserError, match="since=2024-02-01 is after until=2024-01-01"):
+        CodeProblems(since="2024-02-01", until="2024-01-01")
+    rows = [SCRIPT, SCRIPT | {"contest_date": None}, SCRIPT | {"contest_date": "soon"}]
+    data = CodeProblems(train=jsonl(rows), since="2020-01-01", max_bad_rows=0.9)
+    assert len(data.load("train")) == 1
+    assert ["date: empty" in str(row) or "'soon' is no date" in str(row) for row in data.bad_rows["train"]] == [
+        True
+    ] * 2
+    assert len(CodeProblems(train=jsonl(rows)).load("train")) == 3
+
+
+def test_a_release_is_a_folder_of_several_files(tmp_path: Path) -> None:
+    """`test.jsonl` to `test6.jsonl`, as LiveCodeBench's releases add them."""
+    for number, name in enumerate(["test.jsonl", "test2.jsonl", "test6.jsonl"]):
+        (tmp_path / name).write_text(json.dumps(SCRIPT | {"question_id": str(number)}) + "\n")
+    data = CodeProblems(train=f"{tmp_path}:test")
+    assert [sample.id for sample in data.load("train")] == ["0", "1", "2"]
+
+
+def test_other_columns_are_mapped(jsonl: Any) -> None:
+    checks = [{"input": "1", "output": "1"}, {"input": "2", "output": "4"}]
+    row = {"task": "Square it.", "checks": checks, "about": {"call": "square"}, "level": 3, "key": "s"}
+    columns = {"prompt": "task", "tests": "checks", "function": "about.call", "category": "level", "id": "key"}
+    (sample,) = CodeProblems(train=jsonl([row]), columns=columns).load("train")
+    assert (sample.id, sample.answer, sample.category) == ("s", "2 tests", "3") and "Square it." in str(sample.prompt)
+    right = Completion("```python\ndef square(n):\n    return n * n\n```", (1,), "stop")
+    assert CodeTests()(right, sample).correct is True
+    with pytest.raises(UserError, match="columns: unknown field 'test', did you mean 'tests'"):
+        CodeProblems(columns={"test": "checks"})
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_tests, "MAX_BYTES", 10**6)
+    bad = [
+        SCRIPT | {"private_test_cases": packed(Evil(tmp_path / "evil"))},
+        SCRIPT | {"private_test_cases": packed("x" * 10**7)},
+        SCRIPT | {"private_test_cases": "nonsense"},
+        SCRIPT | {"public_test_cases": "[]", "private_test_cases": None},
+        SCRIPT | {"question_content": ""},
+        SCRIPT | {"metadata": "{"},
+        FUNCTION | {"private_test_cases": cell(("2, 2", "4"))},
+    ]
+    path = jsonl([SCRIPT, *bad])
+    data = CodeProblems(train=path, max_bad_rows=0.9)
+    assert len(data.load("train")) == 1 and not (tmp_path / "evil").exists()
+    reasons = [str(row).removeprefix(f"{path}:") for row in data.bad_rows["train"]]
+    for reason, start in zip(
+        reasons,
+        ["2: tests: its pickle is refused, it holds more than a text", "3: tests: cut off, or more than",
+         "4: tests: neither JSON nor base64", "5: tests: there are none", "6: prompt: empty",
+         "7: metadata: broken JSON", "8: tests: test 2 of a function is no JSON"],
+        strict=True,
+    ):  # fmt: skip
+        assert reason.startswith(start), reason
+
+
+def test_the_prompt_is_whole_in_the_chat(jsonl: Any, chat_tokenizer: Any) -> None:
+    data = CodeProblems(train=jsonl([SCRIPT]), system_prompt="livecodebench")
+    data.tokenizer = chat_tokenizer
+    (sample,) = data.load("train")
+    text = data.render(sample)
+    assert "You are an expert Python programmer." in text and str(sample.prompt) in text
