@@ -21,6 +21,8 @@ from lit_rlvr.rewards import Reward, as_rewards
 BOXED = {"template": "boxed"}
 LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], list[Any]]] = (
     ([{"db_id", "question"}], {"class_path": "TextToSQL"}, ["SQLExecution"]),
+    ([{"question_content", "public_test_cases"}], {"class_path": "CodeProblems"}, ["CodeTests"]),
+    ([{"question", "choices", "answer"}], {"class_path": "MultipleChoice"}, ["Choice"]),
     ([needs for needs, _ in geometry.LAYOUTS], {"class_path": "Geometry"}, [("Choice", "MathAnswer")]),
     ([needs for needs, _ in medical_vqa.LAYOUTS], {"class_path": "MedicalVQA"}, [("Choice", "OpenAnswer")]),
     ([needs for needs, _ in text_math.LAYOUTS], {"class_path": "TextMath", "init_args": BOXED}, ["MathAnswer"]),

@@ -33,7 +33,18 @@ def test_shipped_suites_are_built(name: str) -> None:
 
 
 def test_every_paper_set_has_one() -> None:
-    wanted = {"gsm8k", "math500", "aime24", "aime25", "amc23", "minerva", "olympiadbench", "svamp", "mmlu"}
+    wanted = {
+        "gsm8k",
+        "math500",
+        "aime24",
+        "aime25",
+        "amc23",
+        "minerva",
+        "olympiadbench",
+        "svamp",
+        "mmlu",
+        "livecodebench",
+    }
     assert {*wanted, "geometry3k", "mathverse", "mathvision", "vqa_rad", "path_vqa", "bird", "spider"} <= {*NAMES}
 
 
@@ -42,6 +53,7 @@ ROWS: list[tuple[dict[str, Any], str, str]] = [
     ({"question": "1+1?", "answer": "#### 2"}, "TextMath", "MathAnswer"),
     ({"images": ["a.png"], "problem": "<image>?", "answer": "48"}, "Geometry", "Choice"),
     ({"image": "a.png", "question": "Normal?", "answer": "yes"}, "MedicalVQA", "Choice"),
+    ({"question": "Sun?", "choices": ["a", "b"], "answer": 1, "subject": "x"}, "MultipleChoice", "Choice"),
     ({"db_id": "x", "question": "How many?", "query": "select 1"}, "TextToSQL", "SQLExecution"),
 ]
 
