@@ -149,15 +149,14 @@ class RolloutCallback(Callback):
     ) -> tuple[Rollout, dict[str, float]]:
         """One round of G completions per prompt; all ranks take part."""
         seeds = self.seeds(prompts, repeats, self.group_size, "rollout", module.iteration)
-        sampling = self.sampling.with_banned(module.policy.placeholder_ids)
-        return self.roll_out(trainer, prompts, sampling, seeds, together=True, ready=self._ahead.take(prompts))
+        return self.roll_out(trainer, prompts, self.sampling, seeds, together=True, ready=self._ahead.take(prompts))
 
     def _start_next(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
         """Generate for the batch after this one, with the seeds that it will have."""
         prompts = trainer.datamodule.train_dataloader().take(batch.cursor).prompts  # type: ignore[attr-defined]
         repeats = count_repeats(prompts, [])
         seeds = self.seeds(prompts, repeats, self.group_size, "rollout", module.iteration + 1)
-        self._ahead.start(self.engine, prompts, self.sampling.with_banned(module.policy.placeholder_ids), seeds)
+        self._ahead.start(self.engine, prompts, self.sampling, seeds)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
@@ -168,8 +167,7 @@ class RolloutCallback(Callback):
         self._ahead.wait()
         self._sync(trainer, module, batch.prompts)
         seeds = self.seeds(batch.prompts, [0] * len(batch), self.eval_samples, "validation", batch.name)
-        sampling = self.eval_sampling.with_banned(module.policy.placeholder_ids)
-        batch.rollout, _ = self.roll_out(trainer, batch.prompts, sampling, seeds)
+        batch.rollout, _ = self.roll_out(trainer, batch.prompts, self.eval_sampling, seeds)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -177,7 +175,7 @@ class RolloutCallback(Callback):
         """Completions of other weights than the trained ones, with the training's sampling."""
         self._bring(policy)
         self._synced_version = -1  # the next iteration brings the trained weights back
-        return self.engine.generate(prompts, self.sampling.with_banned(policy.placeholder_ids), seeds)
+        return self.engine.generate(prompts, self.sampling, seeds)
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference": self._reference.state_dict(), "ahead": self._ahead.state_dict()}
@@ -243,6 +241,9 @@ class RolloutCallback(Callback):
         """Bring the engine's weights up to date (seconds it took); start it first if need be, and probe it."""
         if not self._started:
             self.engine.start(self._context(trainer, module))
+            self.sampling, self.eval_sampling = (
+                sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
+            )
             self._started = True
         started = time.perf_counter()
         if self._synced_version != module.updates:
@@ -251,8 +252,7 @@ class RolloutCallback(Callback):
             self._syncs += 1
             if self._syncs == 1 or (self.probe_every and self._syncs % self.probe_every == 0):
                 longest = max(prompts, key=lambda p: len(p.token_ids))
-                sampling = self.sampling.with_banned(module.policy.placeholder_ids)
-                sampling = replace(sampling, max_tokens=min(16, self.sampling.max_tokens), top_p=1.0, top_k=0)
+                sampling = replace(self.sampling, max_tokens=min(16, self.sampling.max_tokens), top_p=1.0, top_k=0)
                 check_engine(self.engine, module.policy, longest, sampling, derive_seed(run_seed(), "probe"))
         return time.perf_counter() - started
 
