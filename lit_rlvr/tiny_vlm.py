@@ -34,40 +34,54 @@ def save_tiny_vlm(
         folder: is made. seed: of the weights.
         text: other sizes of the language model, by their names in its config. vision: of the image encoder.
     """
-    from transformers import (
-        GenerationConfig,
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2VLImageProcessor,
-    )
+    from transformers import Qwen2_5_VLConfig
 
-    ids = {token: i for i, token in enumerate(SPECIALS)}
-    language: dict[str, Any] = {
-        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": len(SPECIALS) + 256, "max_position_embeddings": 2048,
-        "tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": ids["<|im_end|>"], "pad_token_id": 0,
-        **(text or {}),
-    }  # fmt: skip
-    sections = _sections(language["hidden_size"] // language["num_attention_heads"])
-    language["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+    language = language_sizes(**(text or {}))
     encoder = {
         "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2,
         "out_hidden_size": language["hidden_size"], "patch_size": 14, "window_size": 56,
         "fullatt_block_indexes": [1], "spatial_merge_size": 2, **(vision or {}),
     }  # fmt: skip
-    config = Qwen2_5_VLConfig(
-        text_config=language, vision_config=encoder, tie_word_embeddings=True, image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-    )  # fmt: skip
+    return save_vlm(Qwen2_5_VLConfig(text_config=language, vision_config=encoder, **markers()), folder, seed)
+
+
+def language_sizes(**other: Any) -> dict[str, Any]:
+    """The config of the tiny language model.
+
+    Args:
+        other: settings that replace or join the usual ones, by their names in it.
+    """
+    sizes: dict[str, Any] = {
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": len(SPECIALS) + 256, "max_position_embeddings": 2048,
+        "bos_token_id": None, "eos_token_id": SPECIALS.index("<|im_end|>"), "pad_token_id": 0, **other,
+    }  # fmt: skip
+    sections = _sections(sizes["hidden_size"] // sizes["num_attention_heads"])
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+    return {"rope_parameters": rope, **sizes}
+
+
+def markers(tied: bool = True) -> dict[str, Any]:
+    """What a vision-language model's config says besides its two parts: the tokens around images, and whether the
+    output embedding is the input embedding."""
+    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    ids = {f"{name}_token_id": SPECIALS.index(f"<|{token}|>") for name, token in names.items()}
+    return {"tie_word_embeddings": tied, **ids}
+
+
+def save_vlm(config: Any, folder: Path, seed: int = 0) -> Path:
+    """Write a vision-language model of any config with random weights, the tokenizer and an image processor."""
+    from transformers import AutoModelForImageTextToText, GenerationConfig, Qwen2VLImageProcessor
+
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    model = AutoModelForImageTextToText.from_config(config)
     torch.set_rng_state(state)
-    model.generation_config = GenerationConfig(eos_token_id=ids["<|im_end|>"], pad_token_id=0)
+    model.generation_config = GenerationConfig(eos_token_id=SPECIALS.index("<|im_end|>"), pad_token_id=0)
     model.save_pretrained(folder)
     byte_tokenizer(SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
-    Qwen2VLImageProcessor(patch_size=14, merge_size=2).save_pretrained(folder)
+    vision = config.vision_config
+    Qwen2VLImageProcessor(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size).save_pretrained(folder)
     return folder
 
 

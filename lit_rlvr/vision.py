@@ -11,6 +11,14 @@ from torch import Tensor
 
 from lit_rlvr.errors import UserError
 
+_MARKERS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+_PATCHES = {
+    "patch_size": "patch_size",
+    "spatial_merge_size": "merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
+"""Sizes of patches: their names in a vision tower's config -> in its image processor."""
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -34,7 +42,7 @@ class ImageProcessor:
         folder: a model folder or hub id.
 
     Raises:
-        UserError: the model takes no images.
+        UserError: the model takes no images, or its image processor cuts other patches than it was built for.
     """
 
     def __init__(self, folder: str) -> None:
@@ -44,6 +52,7 @@ class ImageProcessor:
         if not takes_images(config):
             raise UserError(f"model: {folder} takes no images, and the data has some; use a vision-language model")
         self._processor: Any = AutoImageProcessor.from_pretrained(folder)
+        _check_patches(folder, self._processor, config.vision_config)
         self._token = int(config.image_token_id)
         self._merge = int(self._processor.merge_size)
         self._unit = int(self._processor.patch_size) * self._merge
@@ -61,8 +70,8 @@ class ImageProcessor:
             high, wide = smart_resize(height, width, self._unit, self._min, self._max)
         except ValueError as error:
             raise UserError(f"an image of {width} x {height} pixels: {error}") from error
-        patch = self._unit // self._merge
-        return 1, high // patch, wide // patch
+        patch = self._unit // self._merge  # a long image's short side may have come out below one unit
+        return 1, max(high, self._unit) // patch, max(wide, self._unit) // patch
 
     def pixels(self, images: Sequence[Any]) -> Pixels:
         """Resize PIL images and cut their patches."""
@@ -102,9 +111,34 @@ def collapse(token_ids: Sequence[int], image_token: int) -> list[int]:
     return [t for t, last in zip(token_ids, before, strict=True) if t != image_token or last != image_token]
 
 
+def _check_patches(folder: str, processor: Any, vision: Any) -> None:
+    """Patches of another size would fail deep inside the model, or be taken for those of another image."""
+    for name, other in _PATCHES.items():
+        wanted, found = getattr(vision, name), getattr(processor, other, None)
+        if wanted != found:
+            raise UserError(
+                f"model: the image processor of {folder} has {other} {found}, its vision_config {name} {wanted}; "
+                "take preprocessor_config.json and config.json from the same model"
+            )
+
+
 def takes_images(config: Any) -> bool:
-    """Whether a model's config is that of a vision-language model."""
-    return hasattr(config, "vision_config")
+    """Whether a model's config is that of a vision-language model.
+
+    Raises:
+        UserError: of another kind than Qwen2-VL, Qwen2.5-VL and Qwen3-VL, which take an image as a sequence of
+            patches of any length, with positions of three dimensions.
+    """
+    if not hasattr(config, "vision_config"):
+        return False
+    missing = [name for name in _MARKERS if not hasattr(config, name)]
+    missing += [f"vision_config.{name}" for name in _PATCHES if not hasattr(config.vision_config, name)]
+    if missing:
+        raise UserError(
+            f"model: {config.model_type} takes images in another way than Qwen2-VL, Qwen2.5-VL and Qwen3-VL (its "
+            f"config has no {missing[0]}); use one of these"
+        )
+    return True
 
 
 def vision_tower(model: Any) -> Any:
@@ -127,8 +161,7 @@ def freeze_vision_tower(model: Any) -> None:
 
 def placeholder_ids(config: Any) -> tuple[int, ...]:
     """The tokens that stand for images and videos or enclose them: a text never has them."""
-    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
-    ids = [getattr(config, name, None) for name in names]
+    ids = [getattr(config, name, None) for name in (*_MARKERS, "video_token_id")]
     return tuple(int(i) for i in ids if i is not None)
 
 

@@ -24,6 +24,7 @@ import pytest
 import torch
 from tiny import byte_tokenizer, save_model, tiny_llama, tiny_qwen2
 from tiny_runs import tiny_config, write_config
+from tiny_vlms import KINDS
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlvr.tiny_vlm import save_tiny_vlm
@@ -48,6 +49,12 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2.5-VL as a Hugging Face folder."""
     return save_tiny_vlm(tmp_path_factory.mktemp("models") / "tiny-vlm", seed=3)
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def any_vlm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of each supported kind of vision-language model as a Hugging Face folder."""
+    return KINDS[request.param](tmp_path_factory.mktemp("models") / request.param)
 
 
 @pytest.fixture(scope="session")
