@@ -20,7 +20,7 @@ from lit_rlvr.rows import Group, Rows, build_rows
 from lit_rlvr.scoring import score_tokens
 from lit_rlvr.speedups import checkpointing, enable_checkpointing
 from lit_rlvr.types import Prompt, Rollout, Sampling
-from lit_rlvr.vision import Pixels, placeholder_ids, rope_places, takes_images
+from lit_rlvr.vision import Pixels, placeholder_ids, rope_places, takes_images, vision_tower
 
 _log = logging.getLogger("lit_rlvr")
 _NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
@@ -114,6 +114,10 @@ class Policy(nn.Module):
                 **self.images(pixels),
             ).last_hidden_state  # (R, L, H)
         hidden = hidden[rows.row, rows.column]  # (N, H)
+        tower = vision_tower(model)
+        if tower is not None and not pixels and hidden.requires_grad:
+            # Several processes wait for a gradient of every weight, also where no prompt has an image.
+            hidden = hidden + 0 * sum(p.sum() for p in tower.parameters() if p.requires_grad)
         head = model.get_output_embeddings()
         return score_tokens(hidden, head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient)
 

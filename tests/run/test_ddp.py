@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import TESTS, completions, launch, launch_module, metrics, summary
+from tiny_runs import TESTS, completions, launch, launch_module, metrics, summary, tiny_config, write_config
+from tiny_vlms import picture
 
 from lit_rlvr import algorithms
 from lit_rlvr.run.checkpoint import last_checkpoint
@@ -86,6 +87,28 @@ def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlv
         alone = lit_rlvr(*command)
         assert alone.status == 0, alone.err
         assert_same_training(run_folder / "two" / name, run_folder / "one" / name)
+
+
+def test_prompts_with_and_without_images_train_alike_in_two_processes(
+    run_folder: Path, vlm_folder: Path, lit_rlvr: CLI
+) -> None:
+    """Also where the last micro-batch of a rank has no image."""
+    rows = [{"prompt": f"How long is {i}?", "answer": "1", "image": f"{i}.png" if i % 2 else None} for i in range(16)]
+    (run_folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for i in range(1, 16, 2):
+        picture(30 + i, 60 - i, seed=i).save(run_folder / f"{i}.png")
+    config = tiny_config(vlm_folder)
+    data = {"train": str(run_folder / "train.jsonl"), "columns": {"image": "image"}, "prompts_per_step": 4}
+    config["data"] = {"class_path": "Geometry", "init_args": data}
+    config["model"]["init_args"] |= {"lr": 1e-4, "tokens_per_microbatch": 60}
+    config["trainer"] |= {"max_steps": 3, "limit_val_batches": 0}
+    write_config(run_folder / "tiny.yaml", config)
+    one = lit_rlvr(*FIT, "--trainer.default_root_dir", "one")
+    assert one.status == 0, one.err
+    two = launch([*FIT, *DDP, "--trainer.default_root_dir", "two"], run_folder)
+    assert two.returncode == 0, two.stderr
+    assert_same_training(run_folder / "two", run_folder / "one")
+    assert all(float(row["train/grad_norm"]) > 0 for row in metrics(run_folder / "two"))
 
 
 @pytest.mark.slow
