@@ -75,11 +75,11 @@ def _into(run: Path, folder: Path) -> None:
 
 
 def save_model(model: Any, source: str, target: Path) -> Path:
-    """Write a model with the tokenizer (and image processor) of the folder or hub id it came from.
+    """Write a model with the tokenizer (and image and video processor) of the folder or hub id it came from.
 
     The folder appears only when it is complete.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer
+    from transformers import AutoImageProcessor, AutoTokenizer, AutoVideoProcessor
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,8 @@ def save_model(model: Any, source: str, target: Path) -> Path:
         model.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(source).save_pretrained(scratch)
         if takes_images(model.config):
-            AutoImageProcessor.from_pretrained(source).save_pretrained(scratch)
+            for processor in (AutoImageProcessor, AutoVideoProcessor):
+                processor.from_pretrained(source).save_pretrained(scratch)
         scratch.chmod(0o755)
         os.replace(scratch, target)
     finally:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_vlms import mixed_prompts, slow
+from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, AutoVideoProcessor
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.export import export_run
+from lit_rlvr.export import export_run, save_model
 from lit_rlvr.main import run
+from lit_rlvr.policy import load_policy
 from lit_rlvr.run.folder import weights_sha256
 
 VLLM_SCRIPT = """
@@ -70,6 +74,21 @@ def test_vllm_loads_the_exported_folder(trained: Path, tmp_path: Path) -> None:
 def test_bfloat16_export(trained: Path, tmp_path: Path) -> None:
     folder = export_run(trained, tmp_path / "out", "bfloat16")
     assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_vision_language_model_keeps_its_processors(any_vlm_folder: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(any_vlm_folder, tmp_path / "in")
+    video = {"video_processor_type": "Qwen3VLVideoProcessor", "size": {"shortest_edge": 4096, "longest_edge": 99999}}
+    (source / "video_preprocessor_config.json").write_text(json.dumps(video))
+    policy = load_policy(str(source))
+    folder = save_model(policy.model, str(source), tmp_path / "out")
+    for auto in (AutoImageProcessor, AutoVideoProcessor):
+        assert auto.from_pretrained(folder).to_dict() == auto.from_pretrained(source).to_dict()
+    assert AutoVideoProcessor.from_pretrained(folder).size["longest_edge"] == 99999
+    prompts = mixed_prompts(folder)
+    with torch.no_grad():
+        for prompt in prompts:
+            assert torch.equal(slow(load_policy(str(folder)), prompt, [40, 50]), slow(policy, prompt, [40, 50]))
 
 
 def test_refusals(trained: Path, tmp_path: Path) -> None:
