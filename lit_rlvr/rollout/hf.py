@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.scoring import shape_logits
 from lit_rlvr.types import Completion, Prompt, Sampling
@@ -32,6 +33,11 @@ class HFEngine(RolloutEngine):
         self._context: EngineContext | None = None
 
     def start(self, context: EngineContext) -> None:
+        from transformers import DynamicCache
+
+        model: Any = context.policy.model
+        if not all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers):
+            raise UserError(f"rollout.engine: hf cannot decode {type(model).__name__}'s recurrent layers; use vllm")
         self._context = context
 
     def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:

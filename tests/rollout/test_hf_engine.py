@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import END, ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine, tiny_llama, tiny_qwen2
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy import Policy
 from lit_rlvr.rollout.hf import HFEngine, draw
 from lit_rlvr.types import Completion, Sampling
@@ -133,6 +134,13 @@ def test_greedy_decoding_takes_the_likeliest_token() -> None:
         logp, everything = plain_logprobs(model, prompt.token_ids, group[0].token_ids, plain)
         assert everything.argmax(-1).tolist() == list(group[0].token_ids)
         torch.testing.assert_close(torch.tensor(group[0].logprobs), logp.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_recurrent_layers_are_refused() -> None:
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 32, "vocab_size": VOCAB}
+    model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(num_hidden_layers=4, num_key_value_heads=1, **shape))
+    with pytest.raises(UserError, match=r"rollout\.engine: hf cannot decode Qwen3_5ForCausalLM's recurrent layers"):
+        hf_engine(model)
 
 
 # ---- one draw ---------------------------------------------------------------------------------------------
