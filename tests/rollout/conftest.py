@@ -1,0 +1,32 @@
+"""Real vLLM for each kind of vision-language model, started once."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from lit_rlvr.policy import load_policy
+from lit_rlvr.rollout.engine import EngineContext
+from lit_rlvr.rollout.vllm import VLLMEngine
+
+
+@pytest.fixture(scope="session")
+def vlm_context(any_vlm_folder: Path) -> EngineContext:
+    """What an engine for a vision-language model is started with: up to two images a prompt."""
+    folder = str(any_vlm_folder)
+    return EngineContext(folder, load_policy(folder), AutoTokenizer.from_pretrained(folder), 256, 64, 0, max_images=2)
+
+
+@pytest.fixture(scope="session")
+def vlm_engine(vlm_context: EngineContext) -> Iterator[VLLMEngine]:
+    """Its weights are noise until the first sync."""
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    engine = VLLMEngine()
+    engine.start(vlm_context)
+    yield engine
+    engine.close()
