@@ -50,7 +50,7 @@ class PromptDataModule(UsesModel):
             where they stand.
         image_folder: where relative paths of images start; by default the folder of the file they are named in.
         min_pixels: smaller images are enlarged to so many pixels (width x height).
-        max_pixels: larger images are reduced to so many pixels; 784 pixels are a token of Qwen2.5-VL.
+        max_pixels: larger images are reduced to so many pixels; 784 pixels are a token of Qwen2.5-VL, 1024 of Qwen3-VL.
         system_prompt: system message, or the name of one of the papers (aapo-1.5b, aapo-7b, aapo-eval, agrae-math,
             agrae-vision, livecodebench). It replaces a system message of the data.
         template: text around the user's text, which goes where `{prompt}` stands; or a name (boxed, sql).
@@ -189,10 +189,18 @@ class PromptDataModule(UsesModel):
         return Prompt(sample, token_ids)
 
     def prepare(self, prompt: Prompt) -> Prompt:
-        """A prompt as it goes into a batch: with its images decoded and cut into patches."""
+        """A prompt as it goes into a batch: with its images decoded and cut into patches.
+
+        Raises:
+            UserError: a file that could be read at first is gone or broken.
+        """
         if not prompt.sample.images:
             return prompt
-        return replace(prompt, pixels=self.image_processor.pixels(prompt.sample.images))
+        try:
+            return replace(prompt, pixels=self.image_processor.pixels(prompt.sample.images))
+        except OSError as error:
+            where = prompt.sample.source
+            raise UserError(f"{where}: image: {error}; it was there when the data were loaded, restore it") from error
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the sets of a stage; bad data is an error before weights load."""

@@ -215,6 +215,15 @@ def test_bad_images_are_skipped_and_counted_up_to_the_limit(own_data: Path, capl
         PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS).load("train")
 
 
+def test_an_image_that_disappears_during_the_run_is_named(own_data: Path, vlm_folder: Path) -> None:
+    data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=20)
+    data.tokenizer, data.image_processor = AutoTokenizer.from_pretrained(vlm_folder), ImageProcessor(str(vlm_folder))
+    data.setup("fit")
+    (own_data / "pics" / "3.png").unlink()
+    with pytest.raises(UserError, match=r"train.jsonl:4: image: .*No such file.*3\.png.*; it was there when"):
+        next(iter(data.train_dataloader()))
+
+
 def test_an_image_folder_with_metadata(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("test", 2)):
         (tmp_path / split).mkdir()
