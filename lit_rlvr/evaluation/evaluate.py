@@ -30,6 +30,7 @@ from lit_rlvr.export import model_of
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.engine import RolloutEngine, resolve_engine
+from lit_rlvr.rollout.vllm import VLLMEngine
 from lit_rlvr.run.files import write_atomically
 from lit_rlvr.types import Prompt, Sampling
 
@@ -217,4 +218,6 @@ def start(module: EvaluatingModule, config: Namespace, prompts: list[Prompt]) ->
     dtype = getattr(torch, automatic if config.dtype == "auto" else config.dtype)
     images = max(len(prompt.sample.images) for prompt in prompts)
     engine = resolve_engine(config.engine)
+    if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # it has the device to itself
+        engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
     return Sampler(module.model_folder, engine, module.tokenizer, dtype, reach, images, longest)
