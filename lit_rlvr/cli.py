@@ -25,7 +25,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.configs import changed_classes, find_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.run.checkpoint import RunCheckpoint, checkpoint_step, last_checkpoint
+from lit_rlvr.run.checkpoint import CheckpointFiles, RunCheckpoint, checkpoint_step, last_checkpoint, remove
 from lit_rlvr.run.collapse import CollapseStop
 from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.run.logger import MetricsFile
@@ -111,6 +111,12 @@ class RLVRCLI(LightningCLI):
         for option, ours in INSTEAD.items():
             if config.trainer.get(option) not in (None, 1):
                 raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
+        strategy = str(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
+        if strategy.startswith("fsdp") or strategy.endswith("FSDPStrategy"):
+            raise UserError(
+                "trainer.strategy: FSDP1 fails on backward passes inside a training step, clips no norm and runs on no "
+                "CPU; use FSDP2 instead: --config configs/strategy/fsdp2.yaml"
+            )
         if config.get("ckpt_path"):
             step = checkpoint_step(config.ckpt_path)
             if self.subcommand == "fit" and 0 < config.trainer.max_steps <= step:
@@ -131,6 +137,7 @@ class RLVRCLI(LightningCLI):
         trainer = super().instantiate_trainer(logger=loggers, **kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:0] = [StopOnSignal()]
+        trainer.strategy.checkpoint_io = CheckpointFiles()
         bar = trainer.progress_bar_callback
         if bar is not None:
             callbacks[callbacks.index(bar)] = RunProgress()
@@ -175,9 +182,10 @@ def _check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
 
 def _clear(root: Path) -> None:
     """Remove what an earlier run left; nothing that is not ours."""
-    for path in [*root.glob("checkpoints/*.ckpt"), *root.glob("tensorboard/events.out.tfevents.*")]:
-        path.unlink()
-    for path in [*root.glob("rollouts/step-*.json"), *list_thumbnails(root)]:
+    for pattern in ("checkpoints/*.ckpt", "tensorboard/events.out.tfevents.*", "rollouts/step-*.json"):
+        for path in root.glob(pattern):
+            remove(path)
+    for path in list_thumbnails(root):
         path.unlink()
     for name in ("summary.json", "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl"):
         (root / name).unlink(missing_ok=True)

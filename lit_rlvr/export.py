@@ -18,6 +18,7 @@ from lit_rlvr.lora import Lora, add_adapters, merge_adapters
 from lit_rlvr.models import auto_class, cache_folder, made_once, resolve_model
 from lit_rlvr.policy import load_policy
 from lit_rlvr.run.checkpoint import last_checkpoint, read_checkpoint
+from lit_rlvr.run.shards import is_sharded
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.vision import takes_images
 
@@ -41,7 +42,7 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
     The folder appears only when it is complete.
 
     Args:
-        run: a run folder, or a checkpoint file inside its `checkpoints/`.
+        run: a run folder, or a checkpoint inside its `checkpoints/`.
         target: the folder to write.
         dtype: `float32` or `bfloat16`.
 
@@ -52,8 +53,8 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
         raise UserError(f"--dtype: {dtype!r} is not float32 or bfloat16")
     if target.exists():
         raise UserError(f"--to: {target} exists; choose another folder")
-    checkpoint = run if run.is_file() else last_checkpoint(run)
-    root = checkpoint.parent.parent if run.is_file() else run
+    checkpoint = run if run.is_file() or is_sharded(run) else last_checkpoint(run)
+    root = checkpoint.parent.parent
     settings = _settings_of(root)
     model = load_model(checkpoint, settings, getattr(torch, dtype))
     return save_model(model, resolve_model(settings["model"]), target)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -12,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlvr import attention
+from lit_rlvr.check import check_policy
 from lit_rlvr.errors import UserError
 from lit_rlvr.lora import adapters_off, merged_parameters
 from lit_rlvr.memory import keep_freed_memory
 from lit_rlvr.models import auto_class
 from lit_rlvr.rows import Group, Rows, build_rows
 from lit_rlvr.scoring import score_tokens
+from lit_rlvr.sharding import gathered, whole
 from lit_rlvr.speedups import checkpointing, enable_checkpointing
 from lit_rlvr.types import Prompt, Rollout, Sampling
 from lit_rlvr.vision import Pixels, placeholder_ids, rope_places, takes_images, vision_tower
 
-_log = logging.getLogger("lit_rlvr")
 _NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
@@ -33,16 +33,16 @@ class Policy(nn.Module):
         model: a `...ForCausalLM` with a decoder and an output embedding.
         eos_token_ids: tokens that end a completion, from the generation config.
         shared_prefix: compute each prompt once for its group; False = one completion per row.
-        adapters: compute with the model's adapters, if it has any; False = with the weights they were added to.
+        owner: the policy whose model it is, to compute without the adapters that it has; None = this one.
     """
 
     def __init__(
-        self, model: nn.Module, eos_token_ids: tuple[int, ...], shared_prefix: bool = True, adapters: bool = True
+        self, model: nn.Module, eos_token_ids: tuple[int, ...], shared_prefix: bool = True, owner: Policy | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.eos_token_ids = eos_token_ids
-        self.adapters = adapters
+        self._owner = (owner or self,)  # in a tuple, so that it is not a part of this module
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
         self.share_prefix(shared_prefix)
 
@@ -56,15 +56,25 @@ class Policy(nn.Module):
 
     def without_adapters(self) -> Policy:
         """The same model as it was before adapters were added; nothing is copied."""
-        return Policy(self.model, self.eos_token_ids, self.shared_prefix, adapters=False)
+        return Policy(self.model, self.eos_token_ids, self.shared_prefix, owner=self)
 
-    def weights(self) -> AbstractContextManager[None]:
-        """Whoever runs the model itself does so in here."""
-        return nullcontext() if self.adapters else adapters_off(self.model)
+    @property
+    def owner(self) -> Policy:
+        """The policy that is called to compute: only its own call gathers sharded weights."""
+        return self._owner[0]
+
+    @contextmanager
+    def weights(self) -> Iterator[None]:
+        """Whoever runs the model itself does so in here, all processes together."""
+        with gathered(self.owner), self._adapters():
+            yield
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights by the names that the plain model has for them, adapters merged in."""
-        return merged_parameters(self.model, self.adapters)
+        """The weights by the names that the plain model has for them, whole, adapters merged in."""
+        return ((name, whole(weight)) for name, weight in merged_parameters(self.model, self.owner is self))
+
+    def _adapters(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.owner is self else adapters_off(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +115,7 @@ class Policy(nn.Module):
         inputs: dict[str, Any] = {"attention_mask": rows.attend}
         if rows.segments is not None:  # a mask of four dimensions keeps the model from making one of its own
             inputs = {"attention_mask": _NO_MASK.to(self.device), "segments": rows.segments}
-        with self.weights(), checkpointing(model):
+        with checkpointing(model):
             hidden = model.base_model(
                 input_ids=rows.input_ids,
                 position_ids=rows.position_ids,
@@ -146,7 +156,8 @@ class Policy(nn.Module):
             if prompt.pixels is not None:
                 pixels += [prompt.pixels] * (1 if self.shared_prefix else len(completions))
         built = build_rows(groups, self.shared_prefix, self.device)
-        logp, spread = self(built, rollout.sampling, entropy, entropy_gradient, pixels)
+        with self._adapters():
+            logp, spread = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels)
         at = (built.sequence, built.position)
         empty = torch.zeros(len(rows), width, dtype=logp.dtype, device=logp.device)
         return empty.index_put(at, logp), None if spread is None else empty.index_put(at, spread)
@@ -193,70 +204,3 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
     if found is None:
         raise UserError("model: neither generation_config.json nor config.json names an eos_token_id; add one")
     return tuple(found) if isinstance(found, list | tuple) else (int(found),)
-
-
-def check_policy(policy: Policy) -> None:
-    """Compare our log-probabilities with the model's own forward pass on a few tokens, once.
-
-    This catches what would be silently wrong: models that scale or cap their logits after the output embedding,
-    and models whose attention is not the plain causal one (windows, recurrent layers), which fall back to one
-    completion per row.
-
-    Raises:
-        UserError: even one completion per row does not reproduce the model's own log-probabilities.
-    """
-    reason = "it does not hand our layout on to its attention"
-    try:
-        if _worst_difference(policy) <= _tolerance(policy):
-            return
-    except attention.CannotShare as error:
-        reason = f"its attention has {error}"
-    if policy.shared_prefix:
-        policy.share_prefix(False)
-        if _worst_difference(policy) <= _tolerance(policy):
-            _log.warning("This model does not take shared prefixes (%s); one completion per row: slower.", reason)
-            return
-    name = type(policy.model).__name__
-    raise UserError(f"model: {name}'s log-probabilities cannot be reproduced from its hidden states; not supported")
-
-
-def _tolerance(policy: Policy) -> float:
-    return 1e-3 if next(policy.model.parameters()).dtype in (torch.float32, torch.float64) else 0.2
-
-
-@torch.no_grad()
-def _worst_difference(policy: Policy) -> float:
-    """Two groups, so that a leak between them shows, the second with an image where the model takes images."""
-    model: Any = policy.model
-    vocabulary = model.config.get_text_config().vocab_size
-    groups, pixels, theirs = [], [], []
-    for first in (11, 47):
-        ids = [i % vocabulary for i in range(first, first + 20)]
-        image = _patches(model.config) if first == 47 and takes_images(model.config) else None
-        prompt = ids[:12] if image is None else [*ids[:6], *_placeholders(model.config), *ids[6:12]]
-        completions = [ids[12:16], ids[16:20]]
-        grid = None if image is None else image.grid
-        groups.append(Group(prompt, completions, rope_places(model, prompt, grid)))
-        images = [] if image is None else [image]
-        pixels += images * (1 if policy.shared_prefix else len(completions))
-        for completion in completions:
-            full = torch.tensor([[*prompt, *completion]], device=policy.device)
-            kinds = {"mm_token_type_ids": (full == model.config.image_token_id).int()} if images else {}
-            logp = model(full, use_cache=False, **policy.images(images), **kinds).logits.float().log_softmax(-1)
-            theirs.append(logp[0, len(prompt) - 1 : -1].gather(-1, full[0, len(prompt) :, None]).squeeze(-1))
-    ours, _ = policy(build_rows(groups, policy.shared_prefix, policy.device), Sampling(), False, pixels=pixels)
-    return float((ours.float() - torch.cat(theirs)).abs().max())
-
-
-def _patches(config: Any) -> Pixels:
-    """A made-up image of 2 x 3 features."""
-    vision = config.vision_config
-    merge, size = vision.spatial_merge_size, vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
-    count = 6 * merge**2
-    return Pixels(
-        torch.linspace(-1, 1, count * size).sin().view(count, size), torch.tensor([[1, 2 * merge, 3 * merge]]), ()
-    )
-
-
-def _placeholders(config: Any) -> list[int]:
-    return [config.vision_start_token_id, *[config.image_token_id] * 6, config.vision_end_token_id]

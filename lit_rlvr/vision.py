@@ -165,6 +165,21 @@ def placeholder_ids(config: Any) -> tuple[int, ...]:
     return tuple(int(i) for i in ids if i is not None)
 
 
+def blank_image(config: Any) -> Pixels:
+    """A made-up image of 2 x 3 features."""
+    vision = config.vision_config
+    merge, size = vision.spatial_merge_size, vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
+    count = 6 * merge**2
+    return Pixels(
+        torch.linspace(-1, 1, count * size).sin().view(count, size), torch.tensor([[1, 2 * merge, 3 * merge]]), ()
+    )
+
+
+def blank_placeholders(config: Any) -> list[int]:
+    """The tokens that stand for `blank_image` in a prompt."""
+    return [config.vision_start_token_id, *[config.image_token_id] * 6, config.vision_end_token_id]
+
+
 def rope_places(model: Any, token_ids: Sequence[int], grid: Tensor | None) -> Tensor:
     """Positions (1, L) of a prompt's tokens, or (3, L) for a model with multimodal rotary embeddings."""
     plain = torch.arange(len(token_ids))[None]

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_rlvr import scoring
+from lit_rlvr.check import check_policy
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy import Policy, check_policy, eos_token_ids, load_policy
+from lit_rlvr.policy import Policy, eos_token_ids, load_policy
 from lit_rlvr.types import Rollout, Sampling
 
 MODELS = pytest.mark.parametrize("build", [tiny_llama, tiny_qwen2], ids=["llama", "qwen2"])

@@ -16,15 +16,17 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
+from lit_rlvr.algorithms.identity import check_identity, identity
 from lit_rlvr.algorithms.optimizer import apply_options, build_optimizer
 from lit_rlvr.algorithms.reference import ReferenceModule
 from lit_rlvr.algorithms.step import Frozen, frozen_logprobs, plan_step, step_metrics
+from lit_rlvr.check import check_policy
 from lit_rlvr.distributed import gather_rows, rank, world_size
 from lit_rlvr.errors import UserError
 from lit_rlvr.lora import Lora, add_adapters
 from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats
-from lit_rlvr.policy import check_policy, load_policy
-from lit_rlvr.seeds import derive_seed
+from lit_rlvr.policy import load_policy
+from lit_rlvr.sharding import whole
 from lit_rlvr.speedups import use_liger
 from lit_rlvr.types import PromptBatch, Rollout
 from lit_rlvr.vision import freeze_vision_tower
@@ -130,6 +132,7 @@ class RLVRModule(ReferenceModule):
                 freeze_vision_tower(self.policy.model)
             if self.lora is not None:
                 add_adapters(self.policy.model, self.lora)
+            self.distribute(self.policy)
             self.load_reference(self.shared_prefix)
 
     def configure_optimizers(self) -> Any:
@@ -237,7 +240,7 @@ class RLVRModule(ReferenceModule):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
         if not bool(torch.isfinite(norm)):
             raise UserError(
                 f"step {self.updates + 1}: the gradient is not finite, and the weights were left as they are; lower "
@@ -251,14 +254,20 @@ class RLVRModule(ReferenceModule):
         return step_metrics(sums) | {"train/grad_norm": float(norm), "train/lr": learning_rate}
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged between ranks with the last micro-batch only."""
+        """Gradients are exchanged between ranks with the last micro-batch only; with sharded weights with each, because
+        until then every rank would hold all of them."""
         model = self.trainer.strategy.model
         return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 
+    @property
+    def trained(self) -> list[str]:
+        """The names of the parameters in the optimizer, in its order."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["rlvr"] = self._identity() | {
+        checkpoint["rlvr"] = identity(self) | {
             "iteration": self.iteration,
             "updates": self.updates,
             "advantage_state": self.advantage.state_dict(),
@@ -266,25 +275,12 @@ class RLVRModule(ReferenceModule):
             "model_folder": self.model_folder,
         }
         if self.lora is not None:
-            trained = {f"policy.{name}" for name, p in self.policy.named_parameters() if p.requires_grad}
-            weights = checkpoint["state_dict"]
+            weights, trained = checkpoint["state_dict"], set(self.trained)
             checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_identity(self, checkpoint)
         saved = checkpoint["rlvr"]
-        for key, ours in self._identity().items():
-            if saved[key] != ours:
-                raise UserError(f"ckpt_path: its run had {key} {saved[key]}, this one has {ours}; resume with the same")
         self.iteration, self.updates = saved["iteration"], saved["updates"]
         self.advantage.load_state_dict(saved["advantage_state"])
         self.load_reference_state(saved["reference"])
-
-    def _identity(self) -> dict[str, Any]:
-        """What a checkpoint must have in common with the run that goes on from it."""
-        shapes = sorted((name, tuple(p.shape)) for name, p in self.policy.named_parameters())
-        return {
-            "data": type(self.trainer.datamodule).__name__,  # type: ignore[attr-defined]
-            "algorithm": type(self).__name__,
-            "advantage": type(self.advantage).__name__,
-            "model of": f"{type(self.policy.model).__name__} {derive_seed(str(shapes)):x}",
-        }

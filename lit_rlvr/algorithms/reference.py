@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from lit_rlvr.algorithms.loss import LossModule
+from lit_rlvr.check import check_policy
 from lit_rlvr.errors import UserError
 from lit_rlvr.lora import Lora
 from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.sharding import load_whole_weights, shard, whole_weights
 
 
 class ReferenceModule(LossModule):
@@ -41,10 +43,17 @@ class ReferenceModule(LossModule):
             return
         if self.lora is None:
             self._reference = [load_policy(self.model_folder, shared_prefix).requires_grad_(False)]
+            self.distribute(self.reference)
         elif self.reference_update_every:
             raise UserError("model.reference_update_every: with model.lora the reference is the model without adapters")
         else:
             self._reference = [self.policy.without_adapters()]
+
+    def distribute(self, policy: Policy) -> None:
+        """Share a policy's weights out among the processes, where the strategy does so."""
+        if self.device_mesh is not None:
+            shard(policy, self.device_mesh)
+            check_policy(policy)
 
     def on_fit_start(self) -> None:
         for reference in self._reference:
@@ -58,10 +67,10 @@ class ReferenceModule(LossModule):
 
     def reference_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the reference: its weights only once they are not the initial ones."""
-        weights = self.reference.state_dict() if self.reference_version else None
+        weights = whole_weights(self.reference) if self.reference_version else None
         return {"version": self.reference_version, "weights": weights}
 
     def load_reference_state(self, state: dict[str, Any]) -> None:
         self.reference_version = state["version"]
         if state["weights"] is not None:
-            self.reference.load_state_dict(state["weights"])
+            load_whole_weights(self.reference, state["weights"])

@@ -145,8 +145,12 @@ def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool
 def frozen_logprobs(policy: Policy, rollout: Rollout, rows: list[int], budget: int) -> Tensor:
     """(B, T) log-probabilities of some rows under `policy`, without a gradient; 0 in the others."""
     result = torch.zeros(rollout.mask.shape, device=policy.device)
-    for piece in cut_rows(rollout, rows, budget, policy.shared_prefix):
+    pieces = cut_rows(rollout, rows, budget, policy.shared_prefix)
+    idle = all_max(len(pieces), policy.device) - len(pieces)
+    for piece in pieces:
         result[piece] = policy.logprobs(rollout, piece)[0]
+    for _ in range(idle):  # it takes all ranks to gather sharded weights
+        policy.logprobs(rollout, [0])
     return result
 
 

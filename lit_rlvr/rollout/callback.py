@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.algorithms.sizes import check_sizes
-from lit_rlvr.distributed import world_size
+from lit_rlvr.distributed import gather_objects, world_size
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import MathAnswer, Reward, as_rewards, shared_pool
 from lit_rlvr.rewards.combine import Scores, score_rollout
@@ -162,12 +162,13 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
-        if not batch.prompts:  # another rank has the last ones
-            return
         self._ahead.wait()
         self._sync(trainer, module, batch.prompts)
         seeds = self.seeds(batch.prompts, [0] * len(batch), self.eval_samples, "validation", batch.name)
-        batch.rollout, _ = self.roll_out(trainer, batch.prompts, self.eval_sampling, seeds)
+        if batch.prompts:
+            batch.rollout, _ = self.roll_out(trainer, batch.prompts, self.eval_sampling, seeds)
+        else:  # another rank has the last ones, and gathers sharded weights with this one's help
+            self.engine.generate([], self.eval_sampling, [])
 
     on_test_batch_start = on_validation_batch_start
 
@@ -251,7 +252,8 @@ class RolloutCallback(Callback):
             self._synced_version = module.updates
             self._syncs += 1
             if self._syncs == 1 or (self.probe_every and self._syncs % self.probe_every == 0):
-                longest = max(prompts, key=lambda p: len(p.token_ids))
+                found = gather_objects(max(prompts, key=lambda p: len(p.token_ids), default=None))
+                longest = max((p for p in found if p is not None), key=lambda p: len(p.token_ids))
                 sampling = replace(self.sampling, max_tokens=min(16, self.sampling.max_tokens), top_p=1.0, top_k=0)
                 check_engine(self.engine, module.policy, longest, sampling, derive_seed(run_seed(), "probe"))
         return time.perf_counter() - started

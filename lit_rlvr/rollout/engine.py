@@ -80,6 +80,8 @@ class RolloutEngine(ABC):
     ) -> list[list[Completion]]:
         """Sample `len(seeds[p])` completions of each prompt p; completion g depends on `seeds[p][g]` alone.
 
+        All ranks call it together; one may have no prompts while others have some.
+
         Args:
             done: told of each prompt's group (its index and completions) as soon as it is complete, in any order.
         """

@@ -69,7 +69,8 @@ class HFEngine(RolloutEngine):
                     found |= self._decode(prompts, batch, sampling, seeds, done)
                     batch = []
                 batch.append(p)
-            found |= self._decode(prompts, batch, sampling, seeds, done)
+            if batch:
+                found |= self._decode(prompts, batch, sampling, seeds, done)
         return [found[p] for p in range(len(prompts))]
 
     def _decode(

@@ -44,5 +44,5 @@ def trainer_logprobs(
     rollout = Rollout(
         [prompt], [[completion]], token_ids, mask, logprobs, zero, zero, zero == 0, {}, [["ok"]], sampling
     )  # fmt: skip
-    with torch.autocast(policy.device.type, dtype, enabled=dtype != torch.float32):
+    with torch.autocast(policy.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
         return policy.logprobs(rollout, [0])[0][0].float().cpu()

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_rlvr.distributed import gather_objects
+from lit_rlvr.distributed import all_max, gather_objects
 from lit_rlvr.rollout.assemble import impute
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Prompt
@@ -55,8 +55,13 @@ class ReferenceRollouts:
     def _sample(
         self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], seeds: list[list[int]]
     ) -> list[list[float]]:
-        """Rewards of new completions of the reference, one per seed; a failed check counts as its group's mean."""
+        """Rewards of new completions of the reference, one per seed; a failed check counts as its group's mean.
+
+        All ranks take part, with or without prompts.
+        """
         completions = self._callback.generate_with(module.reference, prompts, seeds)
+        if not prompts:
+            return []
         scores = self._callback.score(trainer, prompts, completions)
         return impute(scores.rewards, scores.failed).tolist()
 
@@ -64,14 +69,14 @@ class ReferenceRollouts:
         """Sample the pool of every prompt that has none yet; ranks share theirs."""
         if self._version != module.reference_version:
             self._pool, self._version = {}, module.reference_version
-        missing = list({p.sample.id: p for p in prompts if p.sample.id not in self._pool}.values())
-        new: dict[str, list[float]] = {}
-        if missing:
-            count = module.reference_pool_size or 2 * self._callback.group_size
-            seeds = self._callback.seeds(missing, [0] * len(missing), count, "reference-pool", self._version)
-            found = self._sample(trainer, module, missing, seeds)
-            new = dict(zip((p.sample.id for p in missing), found, strict=True))
-        for part in gather_objects(new):
+        missing = {p.sample.id: p for p in prompts if p.sample.id not in self._pool}
+        if not all_max(len(missing), module.device):
+            return
+        count = module.reference_pool_size or 2 * self._callback.group_size
+        wanted = list(missing.values())
+        seeds = self._callback.seeds(wanted, [0] * len(wanted), count, "reference-pool", self._version)
+        found = self._sample(trainer, module, wanted, seeds)
+        for part in gather_objects(dict(zip(missing, found, strict=True))):
             self._pool |= part
 
     def _draw(self, module: RLVRModule, prompt: Prompt, size: int, repeat: int) -> list[float]:

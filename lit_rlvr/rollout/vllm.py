@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
+from lit_rlvr.sharding import whole
 from lit_rlvr.types import Completion, Prompt, Sampling
 from lit_rlvr.vision import collapse
 
@@ -106,7 +107,7 @@ class VLLMEngine(RolloutEngine):
             seen |= name == "lm_head.weight"
             yield name, parameter.detach()
         if not seen:
-            yield "lm_head.weight", head.detach()
+            yield "lm_head.weight", whole(head.detach())
 
     def generate(
         self,

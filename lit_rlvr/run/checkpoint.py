@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.run.shards import MOMENTS, REST, WEIGHTS, is_sharded, numbered, read_whole
 
 
 class RunCheckpoint(Checkpoint):
@@ -66,21 +68,25 @@ class RunCheckpoint(Checkpoint):
         self.best_value = state_dict["best_value"]
 
     def save(self, trainer: Trainer) -> Path:
-        """Write a checkpoint of now, unless there is one already, and drop the oldest ones."""
+        """Write a checkpoint of now, unless there is one already, and drop the oldest ones; all processes together."""
         folder = checkpoint_folder(trainer.default_root_dir)
         path = folder / f"step-{trainer.global_step:06d}.ckpt"
-        if self._saved_step == trainer.global_step and path.exists():
+        if trainer.strategy.broadcast(self._saved_step == trainer.global_step and path.exists()):
             return path
         scratch = path.with_suffix(".tmp")
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if trainer.is_global_zero:
+                remove(scratch)
+            trainer.strategy.barrier()
             trainer.save_checkpoint(scratch)
             if trainer.is_global_zero:
-                os.replace(scratch, path)
+                publish(scratch, path)
                 for old in list_checkpoints(trainer.default_root_dir)[: -self.keep]:
-                    old.unlink()
+                    remove(old)
         except OSError as error:
-            scratch.unlink(missing_ok=True)
+            if trainer.is_global_zero:
+                remove(scratch)
             raise UserError(
                 f"checkpoint {path} cannot be written: {error.strerror or error}; free some space"
             ) from error
@@ -88,15 +94,53 @@ class RunCheckpoint(Checkpoint):
         return path
 
 
+class CheckpointFiles(TorchCheckpointIO):
+    """Lets strategies that keep whole weights on every process go on from sharded checkpoints too."""
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        checkpoint = read_checkpoint(path)
+        if is_sharded(Path(path)):
+            moments = read_whole(Path(path), MOMENTS)
+            checkpoint["optimizer_states"] = [numbered(checkpoint["optimizer_states"][0], moments)]
+        return checkpoint
+
+
+def publish(scratch: Path, path: Path) -> None:
+    """Give a finished checkpoint its name, in place of one that had it before."""
+    aside = path.with_suffix(".old")
+    if path.is_dir():  # which, other than a file, cannot be replaced in one go
+        remove(aside)
+        os.replace(path, aside)
+    os.replace(scratch, path)
+    remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def link(path: Path, name: Path) -> None:
-    """Give a file a second name, in place of what had it before; where files have one name only, a copy."""
+    """Give a checkpoint a second name, in place of what had it before; where files have one name only, a copy."""
     scratch = name.with_suffix(".tmp")
-    scratch.unlink(missing_ok=True)
+    remove(scratch)
+    if path.is_dir():
+        shutil.copytree(path, scratch, copy_function=_link_file)
+    else:
+        _link_file(path, scratch)
+    publish(scratch, name)
+
+
+def _link_file(path: str | Path, name: str | Path) -> None:
     try:
-        os.link(path, scratch)
+        os.link(path, name)
     except OSError:
-        shutil.copyfile(path, scratch)
-    os.replace(scratch, name)
+        shutil.copyfile(path, name)
 
 
 def checkpoint_folder(run: str | Path) -> Path:
@@ -123,14 +167,16 @@ def last_checkpoint(run: str | Path) -> Path:
     return found[-1]
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours; tensors stay on disk until they are used.
+def read_rest(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours, its tensors left on disk: until they are used, or where they are in a folder's shares.
 
     Raises:
-        UserError: the file is missing, torn, or not one of ours.
+        UserError: it is missing, torn, or not one of ours.
     """
+    path = Path(path)
+    file = path / REST if is_sharded(path) else path
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} is not a readable checkpoint ({reason})") from error
@@ -139,6 +185,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return found
 
 
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours with the weights as `state_dict`; errors as `read_rest`."""
+    found = read_rest(path)
+    return found | {WEIGHTS: read_whole(Path(path), WEIGHTS)} if is_sharded(Path(path)) else found
+
+
 def checkpoint_step(path: str | Path) -> int:
-    """The optimizer step of a checkpoint; errors as `read_checkpoint`."""
-    return int(read_checkpoint(path)["global_step"])
+    """The optimizer step of a checkpoint; errors as `read_rest`."""
+    return int(read_rest(path)["global_step"])

@@ -26,6 +26,7 @@ from lit_rlvr.run.plots import plot_run
 from lit_rlvr.run.stop import RunStopped
 from lit_rlvr.run.thumbnails import save_thumbnails
 from lit_rlvr.run.trace import Trace, write_trace
+from lit_rlvr.sharding import whole
 from lit_rlvr.text import printable
 from lit_rlvr.types import Rollout
 
@@ -180,10 +181,10 @@ def write_metrics(trainer: Trainer) -> None:
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 over the parameters' names, types, shapes and bytes, in the order of their names."""
+    """SHA-256 over the parameters' names, types, shapes and bytes, in the order of their names; whole where sharded."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        values = parameter.detach().cpu().contiguous()
+        values = whole(parameter.detach()).cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         digest.update(values.view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -236,6 +236,7 @@ BAD_ARGUMENTS = {
     "minibatches": (["--model.init_args.updates_per_rollout", "3"], ["4 prompts", "multiple of 3"]),
     "too few prompts": (["--data.init_args.prompts_per_step", "17"], ["prompts_per_step"]),
     "group size": (["--rollout.group_size", "0"], ["group_size"]),
+    "FSDP1": (["--trainer.strategy", "fsdp"], ["FSDP1", "--config configs/strategy/fsdp2.yaml"]),
     "top_p": (["--rollout.sampling.top_p", "0.9"], ["top_p", "log-probabilities"]),
     "temperature": (["--rollout.sampling.temperature", "0"], ["temperature"]),
     "max_tokens": (["--rollout.sampling.max_tokens", "0"], ["max_tokens"]),

@@ -112,7 +112,7 @@ def test_a_signal_stops_all_processes_after_the_same_iteration(run_folder: Path,
     assert (run_folder / "run" / "checkpoints" / f"step-{steps:06d}.ckpt").is_file()
 
 
-# ---- others: belong in test_ddp.py, test_fit_cli.py ----
+# ---- others: belong in test_two_processes.py, test_fit_cli.py ----
 
 
 def test_a_prompt_twice_in_a_batch_is_sampled_alike_on_one_and_two_processes(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -1,4 +1,4 @@
-"""Two processes do what one does: real `lit-rlvr fit` runs with gloo on the CPU."""
+"""Two processes do what one does, by DDP and by FSDP2: real `lit-rlvr fit` runs with gloo on the CPU."""
 
 import json
 from collections.abc import Callable
@@ -11,15 +11,16 @@ from tiny_runs import TESTS, completions, launch, launch_module, metrics, summar
 from tiny_vlms import picture
 
 from lit_rlvr import algorithms
-from lit_rlvr.run.checkpoint import last_checkpoint
+from lit_rlvr.run.checkpoint import last_checkpoint, read_checkpoint
 
 CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml")
-DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
+STRATEGIES = {name: ("--config", f"configs/strategy/{name}_cpu.yaml") for name in ("ddp", "fsdp2")}
+BOTH = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return torch.load(last_checkpoint(run), weights_only=True)["state_dict"]
+    return read_checkpoint(last_checkpoint(run))["state_dict"]
 
 
 def assert_same_training(ours: Path, theirs: Path) -> None:
@@ -36,25 +37,25 @@ def assert_same_training(ours: Path, theirs: Path) -> None:
 
 
 def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI) -> None:
-    """With everything that could differ: an odd validation set, small micro-batches, dead groups, a KL term."""
+    """With what could differ: a last validation batch of one prompt, small micro-batches, dead groups, a KL term."""
     shared = (
-        "--data.init_args.held_out", "21", "--rollout.eval_samples", "2", "--rollout.eval_sampling.temperature", "1",
+        "--data.init_args.held_out", "17", "--rollout.eval_samples", "2", "--rollout.eval_sampling.temperature", "1",
         "--model.init_args.tokens_per_microbatch", "120", "--model.init_args.kl_coef", "0.1",
         "--model.init_args.lr", "1e-4", "--model.init_args.aggregation", "token_mean",
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, "--trainer.default_root_dir", "one")
     assert one.status == 0, one.err
-    two = launch([*FIT, *shared, *DDP, "--trainer.default_root_dir", "two"], run_folder)
-    assert two.returncode == 0, two.stderr
-    assert "2 rank(s)" in two.stderr
+    for name, strategy in STRATEGIES.items():
+        two = launch([*FIT, *strategy, *shared, "--trainer.default_root_dir", name], run_folder)
+        assert two.returncode == 0, two.stderr
+        assert "2 rank(s)" in two.stderr
 
-    assert_same_training(run_folder / "two", run_folder / "one")
-    for key in ("steps", "iterations", "accuracy_before", "accuracy_after"):
-        assert summary(run_folder / "two")[key] == pytest.approx(summary(run_folder / "one")[key]), key
-    assert [row["completion"] for row in completions(run_folder / "two")] == [
-        row["completion"] for row in completions(run_folder / "one")
-    ]
-    assert two.stderr.count("step 6/6") == 1, "only one process talks"
+        assert_same_training(run_folder / name, run_folder / "one")
+        for key in ("steps", "iterations", "accuracy_before", "accuracy_after"):
+            assert summary(run_folder / name)[key] == pytest.approx(summary(run_folder / "one")[key]), key
+        said = [row["completion"] for row in completions(run_folder / name)]
+        assert said == [row["completion"] for row in completions(run_folder / "one")]
+        assert two.stderr.count("step 6/6") == 1, "only one process talks"
 
 
 def init(**options: Any) -> list[str]:
@@ -67,26 +68,30 @@ EVERY = {
     "AAPO pool": ["--model", "AAPO", *init(reference_rollouts="pool", reference_update_every=2)],
     "A-GRAE": [*init(advantage="AGRAE"), "--model.init_args.advantage.omega_scope", "ema"],
     "A-GRAE on DAPO": ["--model", "DAPO", *init(advantage="AGRAE", dynamic_sampling="false")],
+    "checkpointing": init(gradient_checkpointing="true"),
+    "LoRA": [*init(kl_coef=0.1), "--model.init_args.lora.rank", "4"],
 }
 
 
 def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlvr: CLI) -> None:
     """With two minibatches a rollout, so that ratios, clips and the adaptive statistics play their part."""
-    one, two = (
-        [[*FIT, *EVERY[name], *init(updates_per_rollout=2, lr=1e-3, tokens_per_microbatch=120), *where,
-          "--rollout.rewards", "[tiny_rewards.rare]", "--trainer.default_root_dir", f"{root}/{name}"] for name in EVERY]
-        for root, where in (("one", ()), ("two", DDP))
-    )  # fmt: skip
+
+    def command(root: str, name: str) -> list[str]:
+        options = [*EVERY[name], *init(updates_per_rollout=2, lr=1e-3, tokens_per_microbatch=120)]
+        rest = ("--rollout.rewards", "[tiny_rewards.rare]", "--trainer.limit_val_batches", "0")
+        return [*FIT, *STRATEGIES.get(root, ()), *options, *rest, "--trainer.default_root_dir", f"{root}/{name}"]
+
     commands = run_folder / "two.json"
-    commands.write_text(json.dumps(two))
+    commands.write_text(json.dumps([command(strategy, name) for strategy in STRATEGIES for name in EVERY]))
     result = launch_module(
-        ["torch.distributed.run", "--nproc_per_node=2", TESTS / "tiny_many.py", commands], run_folder
+        ["torch.distributed.run", "--nproc_per_node=2", TESTS / "tiny_many.py", commands], run_folder, timeout=480
     )
     assert result.returncode == 0, result.stderr
-    for command, name in zip(one, EVERY, strict=True):
-        alone = lit_rlvr(*command)
+    for name in EVERY:
+        alone = lit_rlvr(*command("one", name))
         assert alone.status == 0, alone.err
-        assert_same_training(run_folder / "two" / name, run_folder / "one" / name)
+        for strategy in STRATEGIES:
+            assert_same_training(run_folder / strategy / name, run_folder / "one" / name)
 
 
 def test_prompts_with_and_without_images_train_alike_in_two_processes(
@@ -112,10 +117,12 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
 
 
 @pytest.mark.slow
-def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(run_folder: Path) -> None:
-    whole = launch([*FIT, *DDP, "--trainer.default_root_dir", "whole"], run_folder)
-    first = launch([*FIT, *DDP, "--trainer.default_root_dir", "parts", "--trainer.max_steps", "3"], run_folder)
-    again = launch([*FIT, *DDP, "--trainer.default_root_dir", "parts", "--ckpt_path", "last"], run_folder)
+@BOTH
+def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(run_folder: Path, strategy: str) -> None:
+    fit = (*FIT, *STRATEGIES[strategy])
+    whole = launch([*fit, "--trainer.default_root_dir", "whole"], run_folder)
+    first = launch([*fit, "--trainer.default_root_dir", "parts", "--trainer.max_steps", "3"], run_folder)
+    again = launch([*fit, "--trainer.default_root_dir", "parts", "--ckpt_path", "last"], run_folder)
     assert whole.returncode == first.returncode == again.returncode == 0, whole.stderr + first.stderr + again.stderr
     assert summary(run_folder / "parts")["weights_sha256"] == summary(run_folder / "whole")["weights_sha256"]
     assert metrics(run_folder / "parts") == metrics(run_folder / "whole")
@@ -123,6 +130,6 @@ def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(run_folder: Pat
 
 @pytest.mark.slow
 def test_indivisible_prompts_are_refused(run_folder: Path) -> None:
-    result = launch([*FIT, *DDP, "--data.init_args.prompts_per_step", "3"], run_folder)
+    result = launch([*FIT, *STRATEGIES["ddp"], "--data.init_args.prompts_per_step", "3"], run_folder)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "prompts_per_step" in result.stderr and "2 processes" in result.stderr
