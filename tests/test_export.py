@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_runs import launch
 from tiny_vlms import mixed_prompts, slow
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, AutoVideoProcessor
 
@@ -30,16 +31,21 @@ print("TOKENS", list(output[0].outputs[0].token_ids))
 """
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["file", "shards"])
+def trained(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose checkpoint is a file, and one of two processes whose checkpoint is sharded."""
     root = tmp_path_factory.mktemp("export") / "run"
     arguments = [
         "fit", "--config", "quickstart", "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf",
         "--trainer.precision", "32-true", "--trainer.max_steps", "1", "--model.init_args.lr", "0.01",
-        "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(root), 
+        "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(root),
         "--rollout.rewards", "[tiny_rewards.first_token]",
     ]  # fmt: skip
-    assert run(arguments) == 0
+    if request.param == "file":
+        assert run(arguments) == 0
+    else:
+        result = launch([*arguments, "--config", "strategy/fsdp2_cpu"], root.parent)
+        assert result.returncode == 0, result.stderr
     return root
 
 
@@ -100,8 +106,10 @@ def test_refusals(trained: Path, tmp_path: Path) -> None:
         export_run(trained, tmp_path / "out", "int4")
     torn = tmp_path / "run" / "checkpoints" / "step-000001.ckpt"
     torn.parent.mkdir(parents=True)
-    whole = next((trained / "checkpoints").glob("*.ckpt")).read_bytes()
-    torn.write_bytes(whole[: len(whole) // 2])
+    whole = next((trained / "checkpoints").glob("*.ckpt"))
+    shutil.copytree(whole, torn) if whole.is_dir() else shutil.copyfile(whole, torn)
+    torn_file = torn / "__1_0.distcp" if torn.is_dir() else torn
+    torn_file.write_bytes(torn_file.read_bytes()[:1000])
     (tmp_path / "run" / "config.yaml").write_text((trained / "config.yaml").read_text())
     with pytest.raises(UserError, match="not a readable checkpoint"):
         export_run(tmp_path / "run", tmp_path / "out")

@@ -1,0 +1,157 @@
+"""Checkpoints of sharded weights: on any number of processes and with any strategy a run goes on from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import (
+    CONSOLE_SCRIPT,
+    FIT,
+    TESTS,
+    assert_same_run,
+    child_environment,
+    fit,
+    launch,
+    launch_module,
+    metrics,
+    summary,
+    to,
+)
+
+from lit_rlvr.run.checkpoint import last_checkpoint, link, list_checkpoints, publish, read_checkpoint, remove
+from lit_rlvr.run.shards import is_sharded
+
+CLI = Callable[..., Any]
+FSDP2 = ("--config", "configs/strategy/fsdp2_cpu.yaml")
+DDP = ("--config", "configs/strategy/ddp_cpu.yaml")
+ALONE = ("--trainer.devices", "1")
+LAST = ("--ckpt_path", "last")
+LORA = ("--model.init_args.lora.rank", "4")
+AAPO = ("--model", "AAPO", "--model.init_args.reference_update_every", "2")
+
+
+def in_two_processes(folder: Path, *commands: Sequence[Any]) -> None:
+    """Several commands, one after the other."""
+    listed = folder / "commands.json"
+    listed.write_text(json.dumps([[str(part) for part in command] for command in commands]))
+    result = launch_module(["torch.distributed.run", "--nproc_per_node=2", TESTS / "tiny_many.py", listed], folder, 480)
+    assert result.returncode == 0, result.stderr
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(last_checkpoint(run))["state_dict"]
+
+
+def assert_same_end(run: Path, whole: Path) -> None:
+    """Weights to 1e-6: after three more steps of AdamW that is its moments too."""
+    ours, theirs = weights(run), weights(whole)
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) <= 1e-6
+    assert summary(run)["resumed_from_step"] == 3
+
+
+def test_a_run_goes_on_with_another_strategy(run_folder: Path, lit_rlvr: CLI) -> None:
+    gentle = ("--model.init_args.lr", "1e-4")  # so that rounding stays rounding
+    begin = (*gentle, "--trainer.max_steps", "3")
+    fit(lit_rlvr, *gentle, *to("whole"))
+    fit(lit_rlvr, *begin, *to("file-to-shards"))
+    in_two_processes(
+        run_folder,
+        [*FIT, *FSDP2, *begin, *to("shards-to-ddp")],
+        [*FIT, *DDP, *gentle, *to("shards-to-ddp"), *LAST],
+        [*FIT, *FSDP2, *gentle, *to("file-to-shards"), *LAST],
+        [*FIT, *FSDP2, *begin, *to("shards-to-one")],
+        [*FIT, *FSDP2, *begin, *to("shards-to-fewer")],
+    )
+    fit(lit_rlvr, *gentle, *to("shards-to-one"), *LAST)
+    fewer = launch([*FIT, *FSDP2, *ALONE, *gentle, *to("shards-to-fewer"), *LAST], run_folder)
+    assert fewer.returncode == 0, fewer.stderr
+    for name in ("shards-to-ddp", "file-to-shards", "shards-to-one", "shards-to-fewer"):
+        assert_same_end(run_folder / name, run_folder / "whole")
+    sharded = [name for name in ("shards-to-ddp", "file-to-shards", "shards-to-one", "shards-to-fewer")
+               if is_sharded(last_checkpoint(run_folder / name))]  # fmt: skip
+    assert sharded == ["file-to-shards", "shards-to-fewer"]
+
+
+@pytest.mark.parametrize("options", [(), LORA, AAPO], ids=["all", "lora", "renewed-reference"])
+def test_a_run_goes_on_exactly(run_folder: Path, options: tuple[str, ...]) -> None:
+    run = [*FIT, *FSDP2, *options]
+    in_two_processes(
+        run_folder,
+        [*run, *to("whole")],
+        [*run, *to("parts"), "--trainer.max_steps", "3", "--checkpoint.best", "val/accuracy"],
+        [*run, *to("parts"), *LAST, "--checkpoint.best", "val/accuracy"],
+    )
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+    assert is_sharded(run_folder / "parts" / "checkpoints" / "best.ckpt")
+    if options == LORA:
+        assert all(".lora_" in name for name in weights(run_folder / "parts"))
+
+
+def test_what_a_killed_write_leaves_is_in_nobodys_way(run_folder: Path) -> None:
+    run = [*FIT, *FSDP2, *to("run")]
+    in_two_processes(run_folder, [*run, "--trainer.max_steps", "3"])
+    half = run_folder / "run" / "checkpoints" / "step-000006.tmp"
+    half.mkdir()
+    (half / "__0_0.distcp").write_bytes(b"half of it")
+    in_two_processes(run_folder, [*run, *LAST], [*run, "--overwrite", "true", "--trainer.max_steps", "1"])
+    assert [path.name for path in list_checkpoints(run_folder / "run")] == ["step-000001.ckpt"]
+    assert not half.exists()
+
+
+def test_a_torn_or_foreign_checkpoint_is_one_line(run_folder: Path, untied_model_folder: Path) -> None:
+    run = [*FIT, *FSDP2, *to("run")]
+    in_two_processes(run_folder, [*run, "--trainer.max_steps", "1"])
+    other = launch([*run, *LAST, "--model.init_args.model", str(untied_model_folder)], run_folder)
+    share = last_checkpoint(run_folder / "run") / "__1_0.distcp"
+    share.write_bytes(share.read_bytes()[: share.stat().st_size // 2])
+    torn = launch([*run, *LAST], run_folder)
+    for result, said in ((other, "its run had model of LlamaForCausalLM"), (torn, "is not a readable checkpoint")):
+        assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+        assert said in result.stderr
+
+
+def test_names_of_folders(tmp_path: Path) -> None:
+    """Published over an older one of the same name, linked, removed."""
+    for name, content in (("a.tmp", "new"), ("a.ckpt", "old")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "meta.pt").write_text(content)
+    publish(tmp_path / "a.tmp", tmp_path / "a.ckpt")
+    link(tmp_path / "a.ckpt", tmp_path / "best.ckpt")
+    remove(tmp_path / "a.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+    assert (tmp_path / "best.ckpt" / "meta.pt").read_text() == "new"
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_goes_on_exactly(run_folder: Path) -> None:
+    run = [*FIT, *FSDP2, "--checkpoint.every", "1", "--trainer.max_steps", "40", "--trainer.val_check_interval", "40"]
+    in_two_processes(run_folder, [*run, *to("whole")])
+    checkpoints = run_folder / "run" / "checkpoints"
+    resume: tuple[str, ...] = ()
+    for kill in range(4):
+        process = subprocess.Popen(
+            [CONSOLE_SCRIPT, *run, *resume], env=child_environment(), stderr=subprocess.PIPE, start_new_session=True
+        )
+        wanted, deadline = f"step-{8 * (kill + 1):06d}", time.monotonic() + 240
+        while not any(path.name > wanted for path in checkpoints.glob("step-*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(0.004 * kill)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        resume = LAST
+    result = launch([*run, *LAST], run_folder)
+    assert result.returncode == 0, result.stderr
+    last = summary(run_folder / "run")
+    assert last["weights_sha256"] == summary(run_folder / "whole")["weights_sha256"] and last["resumed_from_step"] > 30
+    assert metrics(run_folder / "run") == metrics(run_folder / "whole")
