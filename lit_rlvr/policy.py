@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_rlvr import attention
 from lit_rlvr.check import check_policy
+from lit_rlvr.distributed import world_size
 from lit_rlvr.errors import UserError
 from lit_rlvr.lora import adapters_off, merged_parameters
 from lit_rlvr.memory import keep_freed_memory
@@ -21,7 +22,14 @@ from lit_rlvr.scoring import score_tokens
 from lit_rlvr.sharding import gathered, whole
 from lit_rlvr.speedups import checkpointing, enable_checkpointing
 from lit_rlvr.types import Prompt, Rollout, Sampling
-from lit_rlvr.vision import Pixels, placeholder_ids, rope_places, takes_images, vision_tower
+from lit_rlvr.vision import (
+    Pixels,
+    blank_image,
+    blank_placeholders,
+    placeholder_ids,
+    rope_places,
+    takes_images,
+)
 
 _NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
@@ -124,10 +132,6 @@ class Policy(nn.Module):
                 **self.images(pixels),
             ).last_hidden_state  # (R, L, H)
         hidden = hidden[rows.row, rows.column]  # (N, H)
-        tower = vision_tower(model)
-        if tower is not None and not pixels and hidden.requires_grad:
-            # Several processes wait for a gradient of every weight, also where no prompt has an image.
-            hidden = hidden + 0 * sum(p.sum() for p in tower.parameters() if p.requires_grad)
         head = model.get_output_embeddings()
         return score_tokens(hidden, head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient)
 
@@ -155,12 +159,24 @@ class Policy(nn.Module):
             groups.append(Group(prompt.token_ids, completions, self.places(prompt)))
             if prompt.pixels is not None:
                 pixels += [prompt.pixels] * (1 if self.shared_prefix else len(completions))
+        if world_size() > 1 and not pixels and takes_images(self.model.config):
+            groups.append(self._blank())
+            pixels.append(blank_image(self.model.config))
         built = build_rows(groups, self.shared_prefix, self.device)
         with self._adapters():
             logp, spread = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels)
         at = (built.sequence, built.position)
         empty = torch.zeros(len(rows), width, dtype=logp.dtype, device=logp.device)
         return empty.index_put(at, logp), None if spread is None else empty.index_put(at, spread)
+
+    def _blank(self) -> Group:
+        """A prompt with an image and a completion of no tokens, which nothing is predicted from.
+
+        Processes wait for each other in every part of the model, and one whose prompts have no image would not come to
+        the vision tower.
+        """
+        ids = blank_placeholders(self.model.config)
+        return Group(ids, [[]], rope_places(self.model, ids, blank_image(self.model.config).grid))
 
 
 def load_policy(

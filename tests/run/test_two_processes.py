@@ -110,10 +110,11 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
     write_config(run_folder / "tiny.yaml", config)
     one = lit_rlvr(*FIT, "--trainer.default_root_dir", "one")
     assert one.status == 0, one.err
-    two = launch([*FIT, *DDP, "--trainer.default_root_dir", "two"], run_folder)
-    assert two.returncode == 0, two.stderr
-    assert_same_training(run_folder / "two", run_folder / "one")
-    assert all(float(row["train/grad_norm"]) > 0 for row in metrics(run_folder / "two"))
+    for name, strategy in STRATEGIES.items():
+        two = launch([*FIT, *strategy, "--trainer.default_root_dir", name], run_folder)
+        assert two.returncode == 0, two.stderr
+        assert_same_training(run_folder / name, run_folder / "one")
+    assert all(float(row["train/grad_norm"]) > 0 for row in metrics(run_folder / "one"))
 
 
 @pytest.mark.slow
