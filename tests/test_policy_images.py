@@ -76,10 +76,17 @@ def test_a_part_of_a_rollout_takes_its_own_images(any_vlm_folder: Path, prompts:
         torch.testing.assert_close(policy.logprobs(rollout, rows)[0], whole[rows], atol=2e-5, rtol=1e-5)
 
 
-def test_without_images_the_vision_tower_has_a_gradient_of_zero(any_vlm_folder: Path, prompts: list[Prompt]) -> None:
-    """Processes that have images elsewhere wait for it."""
-    policy = load_policy(str(any_vlm_folder))
-    policy.logprobs(make_rollout(prompts), [3, 5])[0].sum().backward()
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
+def test_without_images_the_vision_tower_has_a_gradient_of_zero(
+    any_vlm_folder: Path, prompts: list[Prompt], shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that have images elsewhere wait for it; nothing else is changed by it."""
+    policy, rollout = load_policy(str(any_vlm_folder), shared), make_rollout(prompts)
+    alone = policy.logprobs(rollout, [3, 5])[0]
+    monkeypatch.setattr("lit_rlvr.policy.world_size", lambda: 2)
+    together = policy.logprobs(rollout, [3, 5])[0]
+    torch.testing.assert_close(together, alone, atol=2e-6, rtol=0)
+    together.sum().backward()
     for name, parameter in policy.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.any()) is (".visual." not in name), name
 
