@@ -25,6 +25,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.configs import changed_classes, find_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.run.budget import Budget
 from lit_rlvr.run.checkpoint import CheckpointFiles, RunCheckpoint, checkpoint_step, last_checkpoint, remove
 from lit_rlvr.run.collapse import CollapseStop
 from lit_rlvr.run.folder import RunFolder
@@ -91,6 +92,7 @@ class RLVRCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RunFolder, "run")  # first: its clock covers the rollout
         parser.add_lightning_class_args(RolloutCallback, "rollout")
+        parser.add_lightning_class_args(Budget, "budget")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(CollapseStop, "collapse")
         parser.add_class_arguments(WarmStart, "warm_start")

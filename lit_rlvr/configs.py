@@ -18,8 +18,8 @@ _SCRATCH = tempfile.TemporaryDirectory(prefix="lit-rlvr-")  # removed when the p
 _MERGED = Path(_SCRATCH.name)
 
 TOP_KEYS = (
-    "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "checkpoint", "collapse", "warm_start",
-    "overwrite", "ckpt_path", "weights_only", "verbose",
+    "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "budget", "checkpoint", "collapse",
+    "warm_start", "overwrite", "ckpt_path", "weights_only", "verbose",
 )  # fmt: skip
 """What a config of `fit` or `validate` may hold."""
 
@@ -42,8 +42,8 @@ def find_configs(args: Sequence[str]) -> list[str]:
     """
     found = list(args)
     for i, name in _config_arguments(args):
-        path = _find(name)
-        if "base" in _read_yaml(path):
+        path = find_config(name)
+        if "base" in read_config(path):
             values, path = load_config(path), _MERGED / str(i) / path.name
             path.parent.mkdir(exist_ok=True)
             path.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -59,12 +59,15 @@ def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """
     if path in seen:
         raise UserError(f"--config: {path}: its `base:` leads back to itself")
-    values = _read_yaml(path)
+    values = read_config(path)
     base = values.pop("base", None)
-    if base is None:
-        return values
-    beside = path.parent / str(base)
-    return merge(load_config(beside if beside.is_file() else _find(str(base)), (*seen, path)), values)
+    return values if base is None else merge(load_config(find_base(str(base), path), (*seen, path)), values)
+
+
+def find_base(name: str, path: Path) -> Path:
+    """The config that a `base:` in the file `path` names: beside that file, or as `find_config`."""
+    beside = path.parent / name
+    return beside if beside.is_file() else find_config(name)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +88,12 @@ def _config_arguments(args: Sequence[str]) -> Iterator[tuple[int, str]]:
             yield i, argument
 
 
-def _find(name: str) -> Path:
+def find_config(name: str, option: str = "--config") -> Path:
+    """The file that a user names by its path or, if it is a shipped one, by its name.
+
+    Raises:
+        UserError: there is none; it names the nearest, and the `option`.
+    """
     path = Path(name)
     if path.is_file():
         return path
@@ -96,24 +104,37 @@ def _find(name: str) -> Path:
     shipped = [str(p.relative_to(config_folder()).with_suffix("")) for p in config_folder().rglob("*.yaml")]
     near = difflib.get_close_matches(relative.removesuffix(".yaml"), shipped, 1)
     hint = f"; did you mean {near[0]}?" if near else f"; shipped configs: {', '.join(sorted(shipped))}"
-    raise UserError(f"--config: there is no file {name}{hint}")
+    raise UserError(f"{option}: there is no file {name}{hint}")
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """A config as it stands, its form and top-level keys checked."""
+def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--config") -> dict[str, Any]:
+    """A YAML file as it stands, its form and top-level keys checked.
+
+    Raises:
+        UserError: it is not a mapping in YAML, or has a key that is not `known`; names the `option` and the file.
+    """
     try:
         value = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"--config: {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        raise UserError(f"{option}: {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    return check_keys(value, known, f"{option}: {path}")
+
+
+def check_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:
+    """`value`, a mapping whose keys are all `known`.
+
+    Raises:
+        UserError: it is not; the message begins with `where`.
+    """
     if not isinstance(value, dict):
-        raise UserError(f"--config: {path}: a config is a mapping of keys to values, not {type(value).__name__}")
+        raise UserError(f"{where}: a config is a mapping of keys to values, not {type(value).__name__}")
     for key in value:
-        if key not in TOP_KEYS:
-            near = difflib.get_close_matches(str(key), TOP_KEYS, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(TOP_KEYS)}"
-            raise UserError(f"--config: {path}: unknown key {key!r}; {hint}")
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(known)}"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
     return value
 
 
@@ -126,7 +147,7 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
         One line per class that was replaced.
     """
     for _, name in _config_arguments(args):
-        path = _find(name)
+        path = find_config(name)
         values = load_config(path)
         for part in ("model", "data"):
             section, chosen = values.get(part), config.get(part)
@@ -180,13 +201,14 @@ def _known_names() -> list[str]:
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.rewards import Reward
     from lit_rlvr.rollout import RolloutCallback, RolloutEngine
+    from lit_rlvr.run.budget import Budget
     from lit_rlvr.run.checkpoint import RunCheckpoint
     from lit_rlvr.run.folder import RunFolder
     from lit_rlvr.types import Sampling
 
     names = set(TOP_KEYS)
     open_roots: list[type] = [RLVRModule, PromptDataModule, Reward, RolloutEngine, Advantage]
-    leaves: list[type] = [RolloutCallback, RunCheckpoint, RunFolder, Sampling, Trainer]
+    leaves: list[type] = [Budget, RolloutCallback, RunCheckpoint, RunFolder, Sampling, Trainer]
     while open_roots:
         leaves.append(open_roots.pop())
         open_roots += leaves[-1].__subclasses__()

@@ -19,6 +19,7 @@ from lit_rlvr import advantages, algorithms
 from lit_rlvr.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.lora import Lora
 from lit_rlvr.rollout import HFEngine, RolloutCallback, VLLMEngine
+from lit_rlvr.run.budget import Budget
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.collapse import CollapseStop
 from lit_rlvr.run.folder import RunFolder
@@ -88,6 +89,7 @@ def reference() -> str:
         ("rollout.rewards", [getattr(lit_rlvr.rewards, name) for name in REWARDS]),
         ("diversity", [SelfBLEU4, CosineSimilarity, SentenceEmbedder, JudgeScore]),
         ("run", [RunFolder]),
+        ("budget", [Budget]),
         ("checkpoint", [RunCheckpoint]),
         ("collapse", [CollapseStop]),
         ("warm_start", [WarmStart]),

@@ -33,7 +33,10 @@ def total_steps(module: RLVRModule) -> int:
     if trainer.max_steps > 0:
         return int(trainer.max_steps)
     if trainer.max_epochs is None or trainer.max_epochs < 0:
-        raise UserError(f"model.lr_schedule: {module.lr_schedule} needs trainer.max_steps or trainer.max_epochs")
+        raise UserError(
+            f"model.lr_schedule: {module.lr_schedule} needs trainer.max_steps or trainer.max_epochs (a budget of "
+            "samples or tokens ends at a step that is not known before); give one, or use constant"
+        )
     batches = len(trainer.datamodule.train_dataloader())
     return int(batches * trainer.max_epochs * module.updates_per_rollout * module.epochs_per_rollout)
 

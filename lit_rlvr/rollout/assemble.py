@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -71,9 +72,18 @@ def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
     return counts[rank()]
 
 
-def rollout_metrics(rollout: Rollout, seconds: float) -> dict[str, float]:
-    """What a rollout was like, over all ranks; shares and means lie in the rewards' own units."""
+def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Completion]] = ()) -> dict[str, float]:
+    """What a rollout was like, over all ranks; shares and means lie in the rewards' own units.
+
+    `rollout/entropy` is the mean of -log p over the sampled tokens, an unbiased estimate of what they were drawn from;
+    unlike `train/entropy` it is one of all completions, whichever of them an algorithm trains on.
+
+    Args:
+        seconds: that its generation took.
+        beside: further completions that were generated for it; `rollout/samples` and `rollout/tokens` count them too.
+    """
     size = float(rollout.rewards.numel())
+    generated = [completion for group in [*rollout.completions, *beside] for completion in group]
     solved = rollout.correct.sum(1)  # (P,)
     statuses = Counter(status for group in rollout.statuses for status in group)
     sums = {
@@ -86,12 +96,16 @@ def rollout_metrics(rollout: Rollout, seconds: float) -> dict[str, float]:
         "size": torch.tensor(size),
         "rollout/correct_count": (rollout.correct * rollout.judged).sum(),
         "rollout/unsolved_prompts": (solved == 0).float().sum(),
+        "rollout/samples": torch.tensor(float(len(generated))),
+        "rollout/tokens": torch.tensor(float(sum(len(c.token_ids) for c in generated)), dtype=torch.float64),
+        "nats": -rollout.engine_logprobs.sum(),
     }
     total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
-    count = total.pop("size")
-    counts = {k: total.pop(k) for k in ("rollout/correct_count", "rollout/unsolved_prompts")}
-    speed = total["rollout/length"] / max(seconds, 1e-9)
-    return {name: value / count for name, value in total.items()} | counts | {"rollout/tokens_per_second": speed}
+    count, nats, tokens = total.pop("size"), total.pop("nats"), total["rollout/length"]
+    counted = ("correct_count", "unsolved_prompts", "samples", "tokens")
+    counts = {f"rollout/{name}": total.pop(f"rollout/{name}") for name in counted}
+    rates = {"rollout/entropy": nats / max(tokens, 1.0), "rollout/tokens_per_second": tokens / max(seconds, 1e-9)}
+    return {name: value / count for name, value in total.items()} | counts | rates
 
 
 def live_groups(rollout: Rollout) -> list[int]:

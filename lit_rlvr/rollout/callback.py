@@ -83,6 +83,7 @@ class RolloutCallback(Callback):
         self._synced_version = -1  # the version of the weights that the engine holds; -1 = others
         self._syncs = 0
         self._reference = ReferenceRollouts(self)
+        self._beside: list[list[Completion]] = []  # this iteration's completions of other weights
         self._ahead = Ahead()
         self.check()
 
@@ -111,6 +112,7 @@ class RolloutCallback(Callback):
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
         started = time.perf_counter()
+        self._beside = []
         self._ahead.wait()
         waited = time.perf_counter() - started
         seconds = Counter({"sync": self._sync(trainer, module, batch.prompts)})
@@ -142,7 +144,7 @@ class RolloutCallback(Callback):
             self._start_next(trainer, module, batch)
         module.log_dict({f"time/{name}": value for name, value in seconds.items()})
         module.log("time/rollout", time.perf_counter() - started)
-        module.log_dict(rollout_metrics(rollout, seconds["generate"]))
+        module.log_dict(rollout_metrics(rollout, seconds["generate"], self._beside))
 
     def _train_rollout(
         self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]
@@ -176,7 +178,9 @@ class RolloutCallback(Callback):
         """Completions of other weights than the trained ones, with the training's sampling."""
         self._bring(policy)
         self._synced_version = -1  # the next iteration brings the trained weights back
-        return self.engine.generate(prompts, self.sampling, seeds)
+        completions = self.engine.generate(prompts, self.sampling, seeds)
+        self._beside += completions
+        return completions
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference": self._reference.state_dict(), "ahead": self._ahead.state_dict()}

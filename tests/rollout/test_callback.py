@@ -113,7 +113,9 @@ def test_metrics_of_a_rollout_by_hand() -> None:
     rollout.completions[0][0] = replace(rollout.completions[0][0], finish_reason="length")
     rollout.parts = {"answer": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}
     rollout.statuses = [["ok", "parse_fail"], ["timeout", "ok"]]
-    found = rollout_metrics(rollout, 4.0)
+    rollout.engine_logprobs = torch.tensor([[-1.0, -2.0, 0], [-0.5, 0, 0], [-1.0, -1.0, -1.0], [-0.5, -1.0, 0]])
+    beside = [[Completion("", (1, 2, 3, 4), "stop")]]
+    found = rollout_metrics(rollout, 4.0, beside)
     assert {k: v for k, v in found.items() if k.startswith(("rollout", "reward"))} == pytest.approx(
         {
             "rollout/reward": -3 / 4,
@@ -126,6 +128,9 @@ def test_metrics_of_a_rollout_by_hand() -> None:
             "reward/status/error": 0.0,
             "rollout/correct_count": 1.0,
             "rollout/unsolved_prompts": 1.0,
+            "rollout/samples": 4 + 1.0,
+            "rollout/tokens": 8 + 4.0,
+            "rollout/entropy": 8.0 / 8,
             "rollout/tokens_per_second": 8 / 4.0,
         }
     )

@@ -1,0 +1,46 @@
+"""An end of training that is counted in what was generated, whatever an algorithm does with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_rlvr.errors import UserError
+
+
+class Budget(Callback):
+    """Ends training with the iteration that uses up a number of completions or tokens.
+
+    All that is generated for training counts: further rounds of dynamic sampling and a reference model's completions
+    too, validation not. Optimizer steps are counted by `trainer.max_steps`, and whatever comes first ends the run.
+
+    Args:
+        samples: sampled completions; None = no end.
+        tokens: generated tokens; None = no end.
+    """
+
+    def __init__(self, samples: int | None = None, tokens: int | None = None) -> None:
+        self.limits = {name: limit for name, limit in (("samples", samples), ("tokens", tokens)) if limit is not None}
+        for name, limit in self.limits.items():
+            if limit < 1:
+                raise UserError(f"budget.{name}: {limit} is not positive")
+        self.used = dict.fromkeys(("samples", "tokens"), 0)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for name in self.used:
+            self.used[name] += int(trainer.callback_metrics[f"rollout/{name}"])
+        self._stop_if_used_up(trainer)
+
+    def _stop_if_used_up(self, trainer: Trainer) -> None:
+        if any(self.used[name] >= limit for name, limit in self.limits.items()):
+            trainer.should_stop = True  # Lightning then validates before it ends the run
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["budget"] = self.used
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.used = checkpoint["budget"]
+        self._stop_if_used_up(trainer)
