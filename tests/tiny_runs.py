@@ -78,7 +78,7 @@ def metrics(run: Path) -> list[dict[str, str]]:
 
 
 def completions(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "completions.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "completions.jsonl").read_text().split("\n")[:-1]]
 
 
 def child_environment() -> dict[str, str]:

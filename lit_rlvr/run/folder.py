@@ -20,6 +20,7 @@ from rich.text import Text
 
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.collapse import CollapseStop
+from lit_rlvr.run.complete import is_complete, validate_now
 from lit_rlvr.run.files import write_atomically
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.plots import plot_run
@@ -51,6 +52,7 @@ class RunFolder(Callback):
         self._last: tuple[int, float | None] = (-1, None)  # the last validation: step, accuracy
         self.train_seconds = 0.0
         self.resumed_from_step = 0
+        self._began = False
         self._iteration_began = 0.0
         self._fit_began = time.perf_counter()
         self._startup_seconds = 0.0
@@ -62,6 +64,7 @@ class RunFolder(Callback):
         self._fit_began = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = True
         self.resumed_from_step = trainer.global_step
         self._startup_seconds = time.perf_counter() - self._fit_began
         if trainer.is_global_zero:
@@ -113,6 +116,14 @@ class RunFolder(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         collapse = next((c.reason for c in callbacks if isinstance(c, CollapseStop)), None)
         self._finish(trainer, pl_module, None if collapse is None else f"collapse: {collapse}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Complete a run that was stopped in its last validation: nothing is left to train, so that Lightning comes
+        here at once."""
+        if not self._began and not is_complete(self._root(trainer)):
+            self.on_train_start(trainer, pl_module)
+            validate_now(trainer)
+            self._finish(trainer, pl_module, None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, RunStopped | KeyboardInterrupt) and getattr(pl_module, "policy", None) is not None:
@@ -238,8 +249,8 @@ def _drop_after(path: Path, step: int) -> None:
     """Keep the records of a JSONL file up to `step`: a resumed run writes the later ones again."""
     if not path.is_file():
         return
-    kept = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
-    write_atomically(path, "".join(kept))
+    *lines, _ = path.read_text(errors="replace").split("\n")  # the last one is empty, or torn by a kill
+    write_atomically(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 def _peak_memory_mb() -> float:
