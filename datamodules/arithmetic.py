@@ -16,6 +16,8 @@ from lit_rlvr.types import Sample
 class Arithmetic(GeneratedDataModule):
     """ "What is A + B?" for all pairs of a range; some pairs are only seen in validation.
 
+    A row's `solution` is what a completion should say, for warm starts.
+
     Args:
         low: smallest number.
         high: largest number.
@@ -51,4 +53,4 @@ class Arithmetic(GeneratedDataModule):
         for a, b in self.pairs:
             if split == ("validation" if (a, b) in held_out else "train"):
                 question = self.question.replace("{a}", str(a)).replace("{b}", str(b))
-                yield Sample(f"{a}+{b}", question, str(a + b), row={"a": a, "b": b})
+                yield Sample(f"{a}+{b}", question, str(a + b), row={"a": a, "b": b, "solution": str(a + b)})

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.tiny_llm import save_tiny_llm
 from lit_rlvr.tiny_vlm import save_tiny_vlm
 from lit_rlvr.vision import takes_images
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-TINY_VLM = "tiny-qwen2.5-vl"
+TINY = {"tiny-llama": save_tiny_llm, "tiny-qwen2.5-vl": save_tiny_vlm}
+"""Models of random weights: name -> what writes their folder."""
+
 _log = logging.getLogger("lit_rlvr")
 
 
@@ -29,16 +32,16 @@ def resolve_model(model: str) -> str:
     """The folder (or hub id) that transformers and vLLM both load.
 
     Args:
-        model: a folder with a `config.json`, a hub id, `smollm2` (SmolLM2-135M-Instruct), or `tiny-qwen2.5-vl` (half
-            a million random weights, for the smoke recipes).
+        model: a folder with a `config.json`, a hub id, `smollm2` (SmolLM2-135M-Instruct), or `tiny-llama` or
+            `tiny-qwen2.5-vl` (less than a million random weights, for the smoke recipes).
 
     Raises:
         UserError: neither a model folder nor reachable on the hub.
     """
     if model == "smollm2":
         return str(_smollm2())
-    if model == TINY_VLM:
-        return str(made_once(cache_folder() / TINY_VLM, save_tiny_vlm))
+    if model in TINY:
+        return str(made_once(cache_folder() / model, TINY[model]))
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
