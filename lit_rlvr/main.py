@@ -20,6 +20,7 @@ COMMANDS = {
     "preview": ("lit_rlvr.cli", "show prompts exactly as the model sees them"),
     "filter": ("lit_rlvr.cli", "keep the prompts that a model answers right sometimes"),
     "evaluate": ("lit_rlvr.evaluation.evaluate", "measure pass@k of a model, or of completions, on suites"),
+    "compare": ("lit_rlvr.compare", "compare algorithms over seeds and tasks on an equal budget"),
     "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
     "parity": ("lit_rlvr.parity", "replay algorithms on one frozen batch of numbers, without a model"),
     "report": ("lit_rlvr.report", "write one HTML page about runs: settings, curves, tables, completions"),

@@ -16,6 +16,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_rlvr.run.files import write_atomically
 
 
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """The rows of a metrics.csv by step, each with the metrics that it has."""
+    with path.open(newline="") as file:
+        rows = {int(row.pop("step")): row for row in csv.DictReader(file)}
+    return {step: {name: float(value) for name, value in row.items() if value != ""} for step, row in rows.items()}
+
+
 class MetricsFile(Logger):
     """Writes every logged metric to one CSV file; NaN says that there is none, and leaves the cell empty.
 
@@ -51,13 +58,8 @@ class MetricsFile(Logger):
 
     def resume(self, last_step: int) -> None:
         """Read what an earlier run wrote up to and including `last_step`."""
-        if not self.path.is_file():
-            return
-        with self.path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                step = int(row.pop("step"))
-                if step <= last_step:
-                    self._rows[step] = {k: float(v) for k, v in row.items() if v != ""}
+        if self.path.is_file():
+            self._rows = {step: row for step, row in read_metrics(self.path).items() if step <= last_step}
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,85 @@
+"""`lit-rlvr compare STUDY.yaml --out DIR`: run a study's cells that are not done yet, and say what came out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from lit_rlvr.compare.figures import draw_figures
+from lit_rlvr.compare.folder import StudyFolder, locked
+from lit_rlvr.compare.numbers import read_run, results
+from lit_rlvr.compare.processes import run_cells
+from lit_rlvr.compare.progress import Progress
+from lit_rlvr.compare.study import Cell, Study, load_study
+from lit_rlvr.compare.tables import report
+from lit_rlvr.errors import UserError
+from lit_rlvr.run.files import write_atomically
+
+_log = logging.getLogger("lit_rlvr")
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """The command line of `compare`."""
+    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser.add_argument("study", type=str, help="a study: a YAML file, or a shipped one by name (studies/smoke)")
+    parser.add_argument("--out", type=str, required=True, help="folder of the study; the same one goes on with it")
+    parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
+    config = parser.parse_args(arguments)
+    if config.jobs < 1:
+        raise UserError(f"--jobs: {config.jobs} is not positive")
+    compare(load_study(config.study), Path(config.out), config.jobs)
+
+
+def compare(study: Study, root: Path, jobs: int = 1) -> None:
+    """Run the cells of a study that are not done, and write its tables and figures.
+
+    Args:
+        root: the study's folder; `study.json`, `results.json`, `results.md`, `figures/` and `runs/` go there.
+        jobs: cells that run at the same time.
+
+    Raises:
+        UserError: the folder is that of another study, or, once all the others are done, cells have failed.
+    """
+    with locked(root) as lock:
+        folder = StudyFolder(root, study)
+        progress = Progress(len(study.cells), done=len(folder.having("done")))
+
+        def started(cell: Cell) -> None:
+            folder.note(cell, "running")
+            progress.started(cell)
+
+        def ended(cell: Cell, error: str | None) -> None:
+            folder.note(cell, "failed" if error else "done", error)
+            progress.ended(cell, error)
+
+        try:
+            run_cells([state.cell for state in folder.having("pending")], root, jobs, lock, started, ended)
+        except KeyboardInterrupt:
+            for state in folder.having("running"):
+                folder.note(state.cell, "interrupted")
+            _log.warning("Stopped; the same command goes on")
+            raise
+        _conclude(folder)
+
+
+def _conclude(folder: StudyFolder) -> None:
+    """Write the results of what is done; tell of what failed."""
+    root, study = folder.root, folder.study
+    runs = [read_run(state.cell, root) for state in folder.having("done")]
+    if runs and not any(study.metric in run.last for run in runs):
+        _log.warning("metric: no run has %s at its last step, but %s", study.metric, ", ".join(runs[0].last))
+    found = results(study, runs)
+    write_atomically(root / "results.json", json.dumps(found, indent=2) + "\n")
+    figures = draw_figures(study, runs, root / "figures")
+    failed = folder.having("failed")
+    write_atomically(root / "results.md", report(study, found, figures, failed))
+    _log.info("Results: %s", root / "results.md")
+    if failed:
+        first = failed[0]
+        raise UserError(
+            f"{len(failed)} of {len(study.cells)} cells failed ({first.cell}: {first.error}); their logs are in "
+            f"{root / first.cell.folder} and so on; the same command tries them again"
+        )

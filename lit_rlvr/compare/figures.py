@@ -1,0 +1,177 @@
+"""The papers' figures of a study: curves over training with seeds as bands, pass@k, and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from lit_rlvr.compare.numbers import Finished, pass_at_k, spread
+from lit_rlvr.compare.study import Study
+
+CURVES = {
+    "reward": ("rollout/reward", "Reward of the training rollouts"),
+    "accuracy": ("val/accuracy", "Validation accuracy"),
+    "entropy": ("rollout/entropy", "Entropy of the sampled tokens (nats)"),
+    "correct_count": ("rollout/correct_count", "Correct completions in a rollout"),
+    "length": ("rollout/length", "Completion length (tokens)"),
+    "zero_advantage": ("train/zero_advantage", "Share of zero advantages"),
+}
+"""File -> metric and title."""
+
+PARTS = ("generate", "score", "train")
+"""Parts of an iteration's time; the rest of it is a reference model's rollouts and the weight sync."""
+
+Groups = Mapping[str, Sequence[Finished]]
+
+
+def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[str, list[Path]]:
+    """Draw every figure that there are numbers for.
+
+    Args:
+        folder: gets a folder for each task.
+
+    Returns:
+        Task -> PNG files, relative to the folder that `folder` is in.
+    """
+    drawn: dict[str, list[Path]] = {}
+    for task in study.tasks:
+        groups = {name: [r for r in runs if (r.cell.task, r.cell.name) == (task, name)] for name in study.names}
+        groups = {name: found for name, found in groups.items() if found}
+        colours = _colours(study.names)
+        figures = {name: _draw_curve(study, groups, colours, *CURVES[name]) for name in CURVES} | {
+            "pass_at_k": _draw_pass_at_k(groups, colours),
+            "time_per_step": _draw_seconds(groups),
+        }
+        drawn[task] = []
+        for name, figure in figures.items():
+            if figure is not None:
+                path = folder / task / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                figure.savefig(path, dpi=110)
+                drawn[task].append(path.relative_to(folder.parent))
+        _close()
+    return drawn
+
+
+def band(runs: Sequence[Finished], x: str | None, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Mean and sample standard deviation of a metric over runs, along what was used: (n,) each.
+
+    Each run is smoothed, and interpolated linearly between its points, over the stretch that all of them cover.
+
+    Args:
+        x: metric along which to go; None = the step.
+    """
+    curves = [[(row[x] if x else step, row[metric]) for step, row in r.rows.items() if metric in row] for r in runs]
+    curves = [smoothed(curve) for curve in curves if curve]
+    if not curves:
+        return None
+    first, last = max(curve[0][0] for curve in curves), min(curve[-1][0] for curve in curves)
+    grid = np.array(sorted({place for curve in curves for place, _ in curve if first <= place <= last}))
+    values = np.array([np.interp(grid, [p for p, _ in c], [v for _, v in c]) for c in curves])  # (runs, n)
+    deviation = values.std(0, ddof=1) if len(curves) > 1 else np.zeros(len(grid))
+    return grid, values.mean(0), deviation
+
+
+def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Running means over a twelfth of the points; curves of fewer than 24 points stay as they are."""
+    half = len(curve) // 24
+    windows = [curve[max(0, i - half) : i + half + 1] for i in range(len(curve))]
+    return [(x, fmean(value for _, value in window)) for (x, _), window in zip(curve, windows, strict=True)]
+
+
+def _draw_curve(study: Study, groups: Groups, colours: Mapping[str, Any], metric: str, title: str) -> Any:
+    """Figure of one metric along the study's budget; None if no run has it."""
+    unit = study.budget[0]
+    bands = {name: band(runs, None if unit == "steps" else f"used/{unit}", metric) for name, runs in groups.items()}
+    if not any(bands.values()):
+        return None
+    figure, axis = _figure(
+        title, {"steps": "step", "samples": "sampled completions", "tokens": "generated tokens"}[unit]
+    )
+    for name, found in bands.items():
+        if found is not None:
+            _line(axis, name, colours[name], *found)
+    _legend(figure, axis)
+    return figure
+
+
+def _draw_pass_at_k(groups: Groups, colours: Mapping[str, Any]) -> Any:
+    """Figure of pass@k after training, and before it; a pair of axes for each validation set."""
+    after = {name: pass_at_k([run.last for run in runs]) for name, runs in groups.items()}
+    before = pass_at_k([run.rows.get(0, {}) for runs in groups.values() for run in runs])
+    sets = sorted({name for found in after.values() for name in found})
+    if not sets:
+        return None
+    figure, axes = _figure("", "k", len(sets))
+    for axis, name in zip(np.atleast_1d(axes), sets, strict=True):
+        for cell, found in [("before training", before), *after.items()]:
+            if name in found:
+                numbers = [(int(k), value["mean"], value["std"] or 0.0) for k, value in found[name].items()]
+                _line(axis, cell, colours.get(cell, "0.5"), *map(np.array, zip(*numbers, strict=True)))
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_title(f"pass@k, {name}")
+    _legend(figure, np.atleast_1d(axes)[0])
+    return figure
+
+
+def _draw_seconds(groups: Groups) -> Any:
+    """Figure of the seconds of an iteration by part, with the deviation of the whole over seeds."""
+    if not groups:
+        return None
+    figure, axis = _figure("Seconds per rollout and its updates (median)", "")
+    names = list(groups)
+    parts = {part: np.array([np.mean([r.seconds[part] for r in groups[name]]) for name in names]) for part in PARTS}
+    whole = [spread([run.seconds["step"] for run in groups[name]]) or {} for name in names]
+    total = np.array([seconds["mean"] for seconds in whole])
+    parts["other"] = np.maximum(total - sum(parts.values()), 0)
+    below = np.zeros(len(names))
+    for part, seconds in parts.items():
+        axis.bar(names, seconds, bottom=below, label=part)
+        below = below + seconds
+    axis.errorbar(names, below, [seconds["std"] or 0.0 for seconds in whole], fmt="none", color="black", capsize=3)
+    axis.tick_params(axis="x", rotation=30)
+    _legend(figure, axis)
+    return figure
+
+
+def _figure(title: str, x: str, count: int = 1) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, count, figsize=(2.2 + 5.2 * count, 4.4), constrained_layout=True)
+    for axis in np.atleast_1d(axes):
+        axis.set_title(title)
+        axis.set_xlabel(x)
+        axis.grid(alpha=0.3)
+    return figure, axes
+
+
+def _line(axis: Any, name: str, colour: Any, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> None:
+    marker = "o" if len(x) <= 20 else None
+    axis.plot(x, mean, label=name, color=colour, linewidth=1.6, marker=marker, markersize=3)
+    axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)
+
+
+def _legend(figure: Any, axis: Any) -> None:
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+
+
+def _colours(names: Sequence[str]) -> dict[str, Any]:
+    """The first, which is the baseline, is black."""
+    import matplotlib
+
+    palette = matplotlib.colormaps["tab10" if len(names) <= 11 else "tab20"].colors  # type: ignore[attr-defined]
+    return {name: "black" if i == 0 else palette[(i - 1) % len(palette)] for i, name in enumerate(names)}
+
+
+def _close() -> None:
+    from matplotlib import pyplot
+
+    pyplot.close("all")

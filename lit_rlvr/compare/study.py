@@ -1,0 +1,158 @@
+"""A study: which cells there are, and the config of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.configs import TOP_KEYS, check_keys, find_base, find_config, load_config, merge, read_config
+from lit_rlvr.errors import UserError
+
+KEYS = ("name", "base", "tasks", "cells", "seeds", "baseline", "budget", "metric")
+"""What a study may hold."""
+
+BUDGETS = ("steps", "samples", "tokens")
+DECIDED = ("seed_everything", "budget", "overwrite", "ckpt_path")
+"""Keys of a config that the study itself decides, and beside them these of `trainer`:"""
+DECIDED_OF_TRAINER = ("max_steps", "max_epochs", "default_root_dir")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run of a study.
+
+    Args:
+        config: what `fit` takes, but for the run folder.
+    """
+
+    task: str
+    name: str
+    seed: int
+    config: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, inside the study's."""
+        return Path("runs", self.task, self.name, f"seed-{self.seed}")
+
+    def __str__(self) -> str:
+        return f"{self.task}, {self.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Args:
+        cells: seed by seed, so that the first ones already compare everything.
+        baseline: name of the cells that the others are compared with.
+        budget: steps, samples or tokens, and how many.
+        metric: column of metrics.csv whose last value is compared.
+    """
+
+    name: str
+    cells: tuple[Cell, ...]
+    baseline: str
+    budget: tuple[str, int]
+    metric: str
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(dict.fromkeys(cell.task for cell in self.cells))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the cells, the baseline first."""
+        return list(dict.fromkeys([self.baseline, *(cell.name for cell in self.cells)]))
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(dict.fromkeys(cell.seed for cell in self.cells))
+
+
+def load_study(name: str) -> Study:
+    """Read a study: a file, or a shipped one by name (`studies/smoke`).
+
+    A cell's config is made of layers, each merged over those before: the `base` of the study, of the task and of the
+    cell, then the task, the cell, the budget and the seed.
+
+    Raises:
+        UserError: it is no study; the message says where it is not.
+    """
+    path = find_config(name, "STUDY")
+    study = read_config(path, KEYS, "STUDY")
+    missing = [key for key in ("name", "cells", "baseline", "budget") if key not in study]
+    if missing:
+        raise UserError(f"STUDY: {path}: `{missing[0]}` is missing")
+    tasks = _named(study.get("tasks", {"task": {}}), "tasks", path)
+    cells = _named(study["cells"], "cells", path)
+    seeds = study.get("seeds", [0, 1, 2])
+    budget = _budget(study["budget"], path)
+    if not isinstance(seeds, list) or not seeds or len({s for s in seeds if type(s) is int and s >= 0}) < len(seeds):
+        raise UserError(f"STUDY: {path}: seeds: {seeds} is not a list of different whole numbers")
+    if study["baseline"] not in cells:
+        raise UserError(f"STUDY: {path}: baseline: {study['baseline']!r} is none of the cells {', '.join(cells)}")
+    shared = list(_bases(study, path))
+    grid = []
+    for seed in seeds:
+        for task, of_task in tasks.items():
+            for cell, of_cell in cells.items():
+                layers = [*shared, *_bases(of_task, path), *_bases(of_cell, path), _own(of_task), _own(of_cell)]
+                config = _merged([*layers, _ends_after(*budget), {"seed_everything": seed}])
+                grid.append(Cell(task, cell, seed, config))
+    metric = str(study.get("metric", "val/accuracy"))
+    return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric)
+
+
+def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
+    """The tasks or cells: names that can be folders -> configs."""
+    if not isinstance(found, dict) or not found:
+        raise UserError(f"STUDY: {path}: {key}: give a mapping of names to what each changes")
+    named = {str(name): config or {} for name, config in found.items()}
+    allowed = [key for key in TOP_KEYS if key not in DECIDED]
+    for name, config in named.items():
+        where = f"STUDY: {path}: {key}.{name}"
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise UserError(f"{where}: a name has letters, digits and _ . + - only; it becomes a folder")
+        trainer = check_keys(config, allowed, where).get("trainer") or {}
+        for option in DECIDED_OF_TRAINER:
+            if option in trainer:
+                raise UserError(f"{where}: trainer.{option} is for the study to decide (budget, --out)")
+    return named
+
+
+def _budget(found: Any, path: Path) -> tuple[str, int]:
+    if isinstance(found, dict) and len(found) == 1:
+        ((unit, count),) = found.items()
+        if unit in BUDGETS and type(count) is int and count > 0:
+            return unit, count
+    raise UserError(f"STUDY: {path}: budget: give one of {', '.join(BUDGETS)} with a positive number, not {found!r}")
+
+
+def _bases(layer: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
+    """The configs that a layer's `base` names: one, or a list of them."""
+    names = layer.get("base") or []
+    for name in names if isinstance(names, list) else [names]:
+        yield load_config(find_base(str(name), path))
+
+
+def _own(layer: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in layer.items() if key != "base"}
+
+
+def _ends_after(unit: str, count: int) -> dict[str, Any]:
+    """The config that ends a run with its budget, whatever else the layers below say."""
+    return {
+        "trainer": {"max_steps": count if unit == "steps" else -1, "max_epochs": -1},
+        "budget": {name: count if unit == name else None for name in ("samples", "tokens")},
+    }
+
+
+def _merged(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for layer in layers:
+        config = merge(config, layer)
+    return config

@@ -1,0 +1,113 @@
+"""results.md: what came out, as tables and figures for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.compare.folder import State
+from lit_rlvr.compare.significance import LEVEL, limits
+from lit_rlvr.compare.study import Study
+
+Spread = Mapping[str, Any] | None
+
+LAST = (
+    ("rollout/reward", "reward"),
+    ("rollout/entropy", "entropy"),
+    ("rollout/length", "length"),
+    ("train/zero_advantage", "zero advantages"),
+)
+"""Metrics of the last rollout that stand beside what a run used."""
+
+
+def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[Path]], failed: Sequence[State]) -> str:
+    """The whole page.
+
+    Args:
+        results: as in results.json.
+        figures: task -> pictures, in the study's folder.
+    """
+    unit, count = study.budget
+    parts = [
+        f"# {study.name}",
+        f"{len(study.cells) - len(failed)} of {len(study.cells)} cells are done. Each ended with the iteration that "
+        f"used up {count} {unit}. Compared is `{study.metric}` at the last step. Mean ± sample standard deviation over "
+        f"seeds {', '.join(map(str, study.seeds))}.",
+    ]
+    for task in study.tasks:
+        found = results["tasks"][task]
+        parts += [f"## {task}", _main_table(study, found), _tested(study, found), *_pass_at_k(found), _used(found)]
+        parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
+    if failed:
+        rows = [[str(state.cell), str(state.error)] for state in failed]
+        parts += ["## Failed", table(["cell", "error"], rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def plus_minus(spread: Spread, digits: int = 3) -> str:
+    """`0.512 ± 0.013`."""
+    if spread is None or spread.get("mean") is None:
+        return "-"
+    text = f"{spread['mean']:.{digits}f}"
+    return text if spread["std"] is None else f"{text} ± {spread['std']:.{digits}f}"
+
+
+def _main_table(study: Study, found: Mapping[str, Any]) -> str:
+    rows = [["before training", "", plus_minus(found["before"]), "", "", "", ""]] if found["before"] else []
+    for name, cell in found["cells"].items():
+        versus = cell.get("versus_baseline")
+        against = [""] * 4
+        if versus:
+            p_values = [_p(versus[key]) for key in ("p_t", "p_holm", "p_sign_flip")]
+            against = [plus_minus(versus["difference"]), *p_values]
+        rows.append([name, str(cell["n"]), plus_minus(cell), *against])
+    tests = ["p: paired t", "p: Holm", "p: sign flips"]
+    return table(["", "seeds", study.metric, f"minus {study.baseline}", *tests], rows)
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"**{value:.3f}**" if value < LEVEL else f"{value:.3f}"
+
+
+def _tested(study: Study, found: Mapping[str, Any]) -> str:
+    """What the p-values are, and what so few seeds cannot show."""
+    pairs = {cell["versus_baseline"]["pairs"] for cell in found["cells"].values() if "versus_baseline" in cell}
+    comparisons = sum(cell.get("versus_baseline", {}).get("p_t") is not None for cell in found["cells"].values())
+    return " ".join(
+        [
+            f"Two-sided tests of the differences from `{study.baseline}`, paired by seed: Student's t (takes them for "
+            f"normal), the same after Holm's correction (comparisons: {comparisons}), and the exact "
+            f"sign-flip permutation test. Bold: below {LEVEL:g}.",
+            *filter(None, [limits(n) for n in sorted(pairs - {0})]),
+        ]
+    )
+
+
+def _pass_at_k(found: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for name in sorted({name for cell in found["cells"].values() for name in cell["pass_at_k"]}):
+        rows = {"before training": found["before_pass_at_k"].get(name, {})}
+        rows |= {cell: values["pass_at_k"].get(name, {}) for cell, values in found["cells"].items()}
+        ks = sorted({int(k) for row in rows.values() for k in row})
+        lines = [[cell, *(plus_minus(row.get(str(k))) for k in ks)] for cell, row in rows.items() if row]
+        parts.append(table([f"pass@k, {name}", *(str(k) for k in ks)], lines))
+    return parts
+
+
+def _used(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name, cell in found["cells"].items():
+        used = [plus_minus(cell["used"][unit], 0) for unit in ("steps", "samples", "tokens")]
+        seconds = plus_minus(cell["seconds_per_step"].get("step"), 2)
+        rows.append([name, *used, seconds, *(plus_minus(cell["last"].get(metric)) for metric, _ in LAST)])
+    header = ["used, and the last rollout", "steps", "samples", "tokens", "seconds per rollout"]
+    return table([*header, *(label for _, label in LAST)], rows)

@@ -1,0 +1,132 @@
+"""Studies through the command line: cells in processes of their own, failures apart, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from tiny_runs import TESTS, assert_same_run, child_environment, fit, summary, to
+
+CLI = Callable[..., Any]
+
+
+def study(folder: Path, **changes: Any) -> Path:
+    """Two algorithms and a mistake, over two seeds, on 32 completions: two iterations."""
+    told = {
+        "name": "tiny",
+        "base": "tiny.yaml",
+        "tasks": {"sums": {"rollout": {"eval_samples": 2, "eval_sampling": {"temperature": 1.0}}}},
+        "cells": {"grpo": {}, "wrong": {"model": {"init_args": {"lrr": 1}}}, "aapo": {"model": {"class_path": "AAPO"}}},
+        "seeds": [0, 1],
+        "baseline": "grpo",
+        "budget": {"samples": 32},
+    }
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(told | changes, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' rewards, in the processes of the cells."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
+def told(out: Path) -> dict[str, Any]:
+    return json.loads((out / "study.json").read_text())
+
+
+def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, importable: None) -> None:
+    out = run_folder / "out"
+    first = lit_rlvr("compare", study(run_folder), "--out", out, "--jobs", 2)
+    assert first.status == 2 and "2 of 6 cells failed (sums, wrong, seed 0: " in first.err
+    assert "cell 1 of 6: sums, grpo, seed 0" in first.err and "cell 6 of 6: done" in first.err and "left" in first.err
+
+    cells = told(out)["cells"]
+    assert {key: told(out)[key] for key in ("name", "baseline")} == {"name": "tiny", "baseline": "grpo"}
+    assert [(c["task"], c["name"], c["seed"]) for c in cells] == [
+        ("sums", name, seed) for seed in (0, 1) for name in ("grpo", "wrong", "aapo")
+    ]
+    for cell in cells:
+        assert cell["run"] == f"runs/sums/{cell['name']}/seed-{cell['seed']}"
+        assert cell["status"] == ("failed" if cell["name"] == "wrong" else "done")
+        assert (cell["error"] is not None) == (cell["name"] == "wrong")
+        assert "Traceback" not in (out / cell["run"] / "log.txt").read_text()
+    assert "no option 'lrr'; did you mean 'lr'" in cells[1]["error"]
+
+    fit(lit_rlvr, *to("alone"), "--budget.samples", 32, "--trainer.max_steps", -1, "--seed_everything", 1,
+        "--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1)  # fmt: skip
+    assert_same_run(out / "runs/sums/grpo/seed-1", run_folder / "alone", resumed=0)
+    assert summary(out / "runs/sums/grpo/seed-0")["steps"] == 2
+    assert summary(out / "runs/sums/aapo/seed-0")["steps"] == 1, "its reference rollouts count"
+
+    found = json.loads((out / "results.json").read_text())["tasks"]["sums"]["cells"]
+    accuracies = {str(seed): summary(out / f"runs/sums/aapo/seed-{seed}")["accuracy_after"] for seed in (0, 1)}
+    assert found["aapo"]["values"] == pytest.approx(accuracies) and found["wrong"]["values"] == {}
+    page = (out / "results.md").read_text()
+    assert "| sums, wrong, seed 1 |" in page and "cannot go below 0.5" in page
+    pictures = sorted(path.stem for path in (out / "figures/sums").glob("*.png"))
+    wanted = ["reward", "accuracy", "entropy", "correct_count", "length", "zero_advantage", "pass_at_k"]
+    assert pictures == sorted([*wanted, "time_per_step"])
+    assert all(f"(figures/sums/{name}.png)" in page for name in pictures)
+
+    written = {c["run"]: (out / c["run"] / "summary.json").stat().st_mtime_ns for c in cells if c["status"] == "done"}
+    mended = {"cells": {"grpo": {}, "wrong": {}, "aapo": {"model": {"class_path": "AAPO"}}}}
+    second = lit_rlvr("compare", study(run_folder, **mended), "--out", out)
+    assert second.status == 0, second.err
+    assert "4 of 6 cells are done already" in second.err and {c["status"] for c in told(out)["cells"]} == {"done"}
+    assert {run: (out / run / "summary.json").stat().st_mtime_ns for run in written} == written
+    assert_same_run(out / "runs/sums/wrong/seed-1", run_folder / "alone", resumed=0)
+
+
+def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, importable: None) -> None:
+    """The cell saves and ends with its parent, and the next comparison waits for that."""
+    budget = {"samples": 1600}
+    path = study(run_folder, cells={"grpo": {"checkpoint": {"every": 0}}}, seeds=[0], budget=budget)
+    out, run = run_folder / "out", run_folder / "out/runs/sums/grpo/seed-0"
+    command = [sys.executable, "-m", "lit_rlvr", "compare", str(path), "--out", str(out)]
+    parent = subprocess.Popen(command, env=child_environment(), stderr=subprocess.DEVNULL)
+    wait_for(lambda: (run / "completions.jsonl").is_file() and parent.poll() is None)
+    (child,) = [p for p in psutil.Process(parent.pid).children() if "fit" in p.cmdline()]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert told(out)["cells"][0]["status"] == "running"
+    result = lit_rlvr("compare", path, "--out", out)
+    assert result.status == 0, result.err
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert told(out)["cells"][0]["status"] == "done"
+    fit(lit_rlvr, *to("whole"), "--budget.samples", 1600, "--trainer.max_steps", -1, "--checkpoint.every", 0,
+        "--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1)  # fmt: skip
+    resumed = summary(run)["resumed_from_step"]
+    assert 0 < resumed < 100, "it had saved when its parent was killed"
+    assert_same_run(run, run_folder / "whole", resumed=resumed)
+
+
+def test_ctrl_c_stops_the_cells_too(run_folder: Path, lit_rlvr: CLI, importable: None) -> None:
+    path = study(run_folder, cells={"grpo": {}, "other": {}}, seeds=[0], budget={"steps": 5000})
+    out, runs = run_folder / "out", [run_folder / f"out/runs/sums/{name}/seed-0" for name in ("grpo", "other")]
+    command = [sys.executable, "-m", "lit_rlvr", "compare", str(path), "--out", str(out), "--jobs", "2"]
+    parent = subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: all((run / "completions.jsonl").is_file() for run in runs))
+    parent.send_signal(signal.SIGINT)
+    _, err = parent.communicate(timeout=60)
+    assert parent.returncode == 130 and "the same command goes on" in err and "Traceback" not in err
+    assert [cell["status"] for cell in told(out)["cells"]] == ["interrupted"] * 2
+    assert all(summary(run)["stopped"] == "stopped by SIGTERM" for run in runs)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
