@@ -63,6 +63,15 @@ def untied_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tiny_qwen2(), tmp_path_factory.mktemp("models") / "tiny-qwen2")
 
 
+@pytest.fixture
+def environment() -> Iterator[None]:
+    """Puts back the variables that `seed_everything` and the trainer leave behind."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @dataclass
 class Result:
     """A command's exit status and output."""

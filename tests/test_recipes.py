@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_built import Built, build_here
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.algorithms.sizes import check_sizes
-from lit_rlvr.cli import RLVRCLI
-from lit_rlvr.configs import config_folder, find_configs, load_config
+from lit_rlvr.configs import config_folder, load_config
 from lit_rlvr.objectives import LossInputs, aggregation_weights
 from lit_rlvr.rewards.choice import Choice
 from lit_rlvr.rewards.format import Format
@@ -226,22 +224,6 @@ def settings_of(recipe: str) -> Settings:
     return next(settings for name, settings in SETTINGS.items() if recipe.startswith(name + "_"))
 
 
-class Built(RLVRCLI):
-    """`lit-rlvr fit` up to the moment it would train."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-@pytest.fixture
-def environment() -> Iterator[None]:
-    """`seed_everything` and the trainer leave variables behind."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
-
-
 @pytest.fixture(scope="module")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four sums as text or geometry problems or questions to a database, and eight as closed questions on MRI."""
@@ -266,20 +248,11 @@ def build(recipe: str, model: Path, data: Path, root: Path) -> Built:
     """The recipe as the command line builds it, but for the model, the data and the machine."""
     medical = "medical" in recipe
     swapped = {
-        "model.init_args.model": model,
         "data.init_args.train": data / ("closed.jsonl" if medical else "sums.jsonl"),
         "data.init_args.validation": "null" if medical else data / "sums.jsonl",
         **({f"data.init_args.{part}_modalities": "{MRI: 4}" for part in ("train", "eval")} if medical else {}),
-        "rollout.engine": "hf",
-        "trainer.accelerator": "cpu",
-        "trainer.devices": 1,
-        "trainer.strategy": "auto",
-        "trainer.precision": "32-true",
-        "trainer.logger": "false",
-        "trainer.default_root_dir": root,
     }
-    more = [f"--{key}={value}" for key, value in swapped.items()]
-    return Built(["fit", *find_configs(["--config", f"recipes/{recipe}", *more])])
+    return build_here(f"recipes/{recipe}", model, root, **swapped)
 
 
 def test_every_recipe_is_in_the_table() -> None:

@@ -1,0 +1,177 @@
+"""Every shipped study: its cells build on a tiny model, and vary what the papers' tables vary."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_built import build_here
+from tiny_runs import metrics, summary
+
+from lit_rlvr import advantages as adv
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms.sizes import check_sizes
+from lit_rlvr.compare.study import Cell, Study, load_study
+from lit_rlvr.configs import config_folder
+from lit_rlvr.rollout import RolloutCallback
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within Python.*")
+FILES = sorted((config_folder() / "studies").glob("*.yaml"))
+STUDIES = {path.stem: load_study(str(path)) for path in FILES}
+
+grpo = adv.GRPOAdvantage()
+ladder = [(0.1, 0.3), (0.1, 0.4), (0.2, 0.3), (0.2, 0.4)]
+margin = {"delta_low": -0.2, "delta_high": 0.28, "base": "grpo"}
+VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
+    "agrae_control_1": {
+        "grpo": ("GRPO", {"advantage": grpo}),
+        "positive_dominant": ("GRPO", {"advantage": adv.PositiveDominant(base="grpo", beta=10)}),
+        "negative_dominant": ("GRPO", {"advantage": adv.NegativeDominant(base="grpo", beta=10)}),
+    },
+    "agrae_control_2": {
+        "grpo": ("GRPO", {"advantage": grpo}),
+        "hard_focused": ("GRPO", {"advantage": adv.HardFocused(base="grpo", gamma=0.5)}),
+        "easy_focused": ("GRPO", {"advantage": adv.EasyFocused(base="grpo", gamma=0.5)}),
+    },
+    "agrae_ablation": {
+        "grpo": ("GRPO", {"advantage": grpo}),
+        "sample_level": ("GRPO", {"advantage": adv.AGRAE(base="grpo", alpha=1.0, group_level=False)}),
+        "group_level": ("GRPO", {"advantage": adv.AGRAE(base="grpo", alpha=1.0, sample_level=False)}),
+        "full": ("GRPO", {"advantage": adv.AGRAE(base="grpo", alpha=1.0)}),
+    },
+    "agrae_main": {
+        "grpo": ("GRPO", {"advantage": grpo}),
+        "grpo_lead": ("GRPOLead", {}),
+        "w_reinforce": ("GRPO", {"advantage": adv.ReinforceAdvantage()}),
+        "grpo_agrae": ("GRPO", {"advantage": adv.AGRAE(base="grpo")}),
+        "dapo": ("DAPO", {"advantage": grpo}),
+        "dapo_agrae": ("DAPO", {"advantage": adv.AGRAE(base="grpo")}),
+        "dr_grpo": ("DrGRPO", {"advantage": adv.DrGRPOAdvantage()}),
+        "dr_grpo_agrae": ("DrGRPO", {"advantage": adv.AGRAE(base="dr_grpo")}),
+    },
+    "apmpo_main": {name.lower(): (name, {"kl_coef": 0.001}) for name in ("GRPO", "DAPO", "GMPO", "APMPO")},
+    "apmpo_pmpo_fac": {
+        "grpo": ("GRPO", {"clip_low": 0.2, "clip_high": 0.2}),
+        "fac": ("APMPO", {"power": 1.0, "eps_min": 0.2, "eps_max": 0.4}),
+        "pmpo": ("APMPO", {"power": None, "gamma": 0.8, "eps_min": 0.2, "eps_max": 0.2}),
+        "apmpo": ("APMPO", {"power": None, "gamma": 0.8, "eps_min": 0.2, "eps_max": 0.4}),
+    },
+    "apmpo_variants": {
+        "apmpo": ("APMPO", {"fss": "ratio", "power_schedule": "exp", "adaptive_lower": False}),
+        "fss_inverse_std": ("APMPO", {"fss": "inverse_std"}),
+        "fss_mean": ("APMPO", {"fss": "mean"}),
+        "linear_p": ("APMPO", {"power_schedule": "linear"}),
+        "adaptive_lower": ("APMPO", {"adaptive_lower": True}),
+    },
+    "apmpo_gamma": {
+        f"gamma_{g}": ("APMPO", {"gamma": g, "eps_min": 0.2, "eps_max": 0.4}) for g in (0.2, 0.4, 0.6, 0.8, 1.0)
+    },
+    "apmpo_epsilon": {
+        f"eps_{low}_{high}": ("APMPO", {"gamma": 0.8, "eps_min": low, "eps_max": high}) for low, high in ladder
+    },
+    "aapo_main": {name.lower(): (name, {}) for name in ("GRPO", "GPG", "AAPO")},
+    **{
+        f"aapo_ablation_{size}": {
+            "aapo": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "reference_update_every": None}),
+            "no_clip": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin, clip=False), "reference_update_every": None}),
+            "reference_update": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "reference_update_every": every}),
+        }
+        for size, every in (("1.5b", 20), ("7b", 100))
+    },
+    "smoke": {
+        "grpo": ("GRPO", {"advantage": grpo}),
+        "grpo_agrae": ("GRPO", {"advantage": adv.AGRAE()}),
+        "dapo": ("DAPO", {"clip_high": 0.28}),
+        "dr_grpo": ("DrGRPO", {"advantage": adv.DrGRPOAdvantage()}),
+        "gmpo": ("GMPO", {"clip_high": 0.4}),
+        "apmpo": ("APMPO", {"gamma": 0.8}),
+        "aapo": ("AAPO", {"advantage": adv.AAPOAdvantage()}),
+        "w_reinforce": ("GRPO", {"advantage": adv.ReinforceAdvantage(), "aggregation": "token_mean"}),
+    },
+}
+"""Study -> cell -> algorithm and attributes, from the papers' tables that its comments name."""
+
+GPUS = {"agrae": 8, "apmpo": 4, "aapo_ablation_1.5b": 2, "aapo_ablation_7b": 8, "aapo_main": 4, "smoke": 1}
+ENDS = {"agrae": ("steps", 20 * 7 * 4), "apmpo": ("steps", 400 * 2), "aapo_ablation_1.5b": ("steps", 100),
+        "aapo_ablation_7b": ("steps", 8523 // 32), "aapo_main": ("steps", 8523 // 8)}  # fmt: skip
+
+
+def different_cells() -> Iterator[tuple[str, Cell]]:
+    """Each study's cells on its first task, and one on each of the others; of one seed."""
+    for name, study in STUDIES.items():
+        for cell in study.cells:
+            if cell.seed == 0 and (cell.task == study.tasks[0] or cell.name == study.baseline):
+                yield name, cell
+
+
+def of(table: dict[str, Any], study: str) -> Any:
+    return next(value for prefix, value in table.items() if study.startswith(prefix))
+
+
+def test_every_study_is_in_the_table() -> None:
+    assert STUDIES.keys() == VARIED.keys()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study(name: str) -> None:
+    study: Study = STUDIES[name]
+    assert study.name == name and study.seeds == [0, 1, 2] and study.metric == "val/accuracy"
+    assert {cell.name for cell in study.cells} == VARIED[name].keys()
+    if name != "smoke":
+        assert study.budget == of(ENDS, name)
+        text = (config_folder() / f"studies/{name}.yaml").read_text()
+        for cell in study.cells:
+            size = re.search(r"\d(\.\d)?b", cell.task + name)
+            assert size is None or size[0] in cell.config["model"]["init_args"]["model"].lower()
+        assert re.search(r"^# (.*\n# )?.*\b[Tt]ables? \d|^# .*\(table \d", text, re.M), "says which table it is"
+
+
+@pytest.mark.parametrize(("study", "cell"), different_cells(), ids=str)
+def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_folder: Path, environment: None) -> None:
+    path = tmp_path / "cell.yaml"
+    path.write_text(yaml.safe_dump(cell.config))
+    more = {"warm_start.steps": 0} if study == "smoke" else {}
+    cli = build_here(path, tiny_model_folder, tmp_path / "run", **more)
+    module, trainer = cli.model, cli.trainer
+    rollout = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))
+    algorithm, attributes = VARIED[study][cell.name]
+    assert type(module).__name__ == algorithm
+    assert {name: getattr(module, name) for name in attributes} == attributes
+    assert isinstance(module.advantage, Advantage)
+    check_sizes(module, rollout, cli.datamodule.prompts_per_step, of(GPUS, study))
+    if study == "smoke":
+        assert module.updates_per_rollout >= 2
+    else:
+        assert trainer.max_steps == STUDIES[study].budget[1]
+    if study.startswith("agrae"):
+        assert rollout.eval_samples == 256 and trainer.check_val_every_n_epoch is None
+
+
+def test_the_tiny_llama_starts_to_learn_sums(tmp_path: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe under the smoke study runs from its supervised start on."""
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    small = ["--warm_start.steps", 20, "--trainer.max_steps", 4, "--trainer.val_check_interval", 2]
+    result = lit_rlvr("fit", "--config", "smoke/sums", *small, "--trainer.default_root_dir", tmp_path / "run")
+    assert result.status == 0, result.err
+    assert summary(tmp_path / "run")["steps"] == 4 and "Warm start: step 20" in result.err
+    assert metrics(tmp_path / "run")[-1]["val/arithmetic/pass@8"] != ""
+
+
+@pytest.mark.slow
+def test_the_smoke_study_learns_within_a_quarter_of_an_hour(
+    tmp_path: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    started = time.monotonic()
+    result = lit_rlvr("compare", "studies/smoke", "--out", tmp_path / "out")
+    assert result.status == 0, result.err
+    assert time.monotonic() - started < 15 * 60
+    found = json.loads((tmp_path / "out/results.json").read_text())["tasks"]["sums"]
+    assert found["cells"]["grpo"]["mean"] > found["before"]["mean"] + 0.05
+    assert len({cell["mean"] for cell in found["cells"].values()}) == 8, "no two algorithms are the same"
