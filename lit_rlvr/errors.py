@@ -16,3 +16,9 @@ def user_error_in(error: BaseException) -> UserError | None:
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__
     return cause
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception's type and the first line that it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from lit_rlvr.errors import in_one_line
 from lit_rlvr.rollout.engine import RolloutEngine
 from lit_rlvr.types import Completion, Prompt, Sampling
 
+_log = logging.getLogger("lit_rlvr")
+
 
 class Ahead:
-    """One generation in a thread of its own. Checkpoints hold its result: the weights it came from are gone by then."""
+    """One generation in a thread of its own. Checkpoints hold its result: the weights it came from are gone by then.
+
+    After a crash there is no result, and the next iteration generates with the weights of then.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="lit-rlvr-ahead")
@@ -27,8 +34,13 @@ class Ahead:
 
     def wait(self) -> None:
         """Until the engine is free again."""
-        if isinstance(self._result, Future):
+        if not isinstance(self._result, Future):
+            return
+        try:
             self._result = self._result.result()
+        except Exception as error:
+            self._result = None
+            _log.warning("the engine crashed on the rollout ahead: %s; it is generated anew", in_one_line(error))
 
     def take(self, prompts: Sequence[Prompt]) -> list[list[Completion]] | None:
         """The completions of these prompts, once; None if they were not generated."""

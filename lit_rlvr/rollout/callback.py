@@ -27,6 +27,7 @@ from lit_rlvr.rollout.failures import stop_on_failures
 from lit_rlvr.rollout.generate import sample_and_score
 from lit_rlvr.rollout.probe import check_engine
 from lit_rlvr.rollout.reference import ReferenceRollouts
+from lit_rlvr.rollout.restart import RestartingEngine
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
 
@@ -55,6 +56,8 @@ class RolloutCallback(Callback):
             the importance correction makes up. Needs an engine with weights of its own (vLLM).
         max_failure_rate: share of completions whose reward may fail by the checker's own fault (they are
             masked out of the loss); above it the run stops and saves the examples.
+        max_engine_restarts: an engine that crashes is started anew, with the same weights and batch, so many times in a
+            row at most.
     """
 
     def __init__(
@@ -69,9 +72,10 @@ class RolloutCallback(Callback):
         mask_truncated: bool = False,
         overlap: bool = False,
         max_failure_rate: float = 0.05,
+        max_engine_restarts: int = 3,
     ) -> None:
         self.group_size = group_size
-        self.engine = resolve_engine(engine)
+        self.engine = RestartingEngine(resolve_engine(engine), max_engine_restarts)
         self.sampling = sampling
         self.eval_sampling = eval_sampling
         self.eval_samples = eval_samples
@@ -158,7 +162,7 @@ class RolloutCallback(Callback):
         prompts = trainer.datamodule.train_dataloader().take(batch.cursor).prompts  # type: ignore[attr-defined]
         repeats = count_repeats(prompts, [])
         seeds = self.seeds(prompts, repeats, self.group_size, "rollout", module.iteration + 1)
-        self._ahead.start(self.engine, prompts, self.sampling, seeds)
+        self._ahead.start(self.engine.engine, prompts, self.sampling, seeds)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0

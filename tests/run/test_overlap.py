@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_engines import Copying
 from tiny_fit import fit
 from tiny_runs import assert_same_run, to
 from tiny_runs import fit as run
 
-from lit_rlvr.policy import load_policy
-from lit_rlvr.rollout.engine import Done, EngineContext
-from lit_rlvr.rollout.hf import HFEngine
-from lit_rlvr.types import Completion, Prompt, Sampling
-
 CLI = Callable[..., Any]
-
-
-class Copying(HFEngine):
-    """Decodes with a copy of the weights that it makes at each sync, as vLLM does."""
-
-    exact = False
-    shares_weights = False
-
-    def start(self, context: EngineContext) -> None:
-        super().start(context)
-        self.copy = load_policy(context.folder)
-        self.sampled_with: list[torch.Tensor] = []
-
-    def follow(self, policy: Any) -> None:
-        self.policy = self.copy
-        self.source = policy
-
-    def sync(self, named_parameters: Any) -> None:
-        self.copy.load_state_dict(self.source.state_dict())
-
-    def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
-    ) -> list[list[Completion]]:
-        if len(prompts) > 1:
-            self.sampled_with.append(next(self.copy.parameters()).detach().clone())
-        return super().generate(prompts, sampling, seeds, done)
 
 
 def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -74,7 +44,7 @@ def test_what_cannot_overlap_is_refused(run_folder: Path, lit_rlvr: CLI, options
 
 
 def test_a_resumed_run_trains_on_what_was_generated_before_the_stop(run_folder: Path, lit_rlvr: CLI) -> None:
-    overlap = ("--rollout.overlap", "true", "--rollout.engine", f"{__name__}.Copying")
+    overlap = ("--rollout.overlap", "true", "--rollout.engine", "tiny_engines.Copying")
     run(lit_rlvr, *overlap, *to("whole"))
     run(lit_rlvr, *overlap, *to("parts"), "--trainer.max_steps", 3)
     run(lit_rlvr, *overlap, *to("parts"), "--ckpt_path", "last")

@@ -1,0 +1,146 @@
+"""Engines that crash: started anew with the same weights for the same batch, and the run is the one without a crash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_engines import Copying, Crashing
+from tiny_fit import Recorder, fit
+from torch import Tensor
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.rollout.engine import EngineContext
+
+STEP = ["sync", "6"]  # six prompts; the first step's sync is probed with one
+
+
+def assert_same_training(seen: Recorder, wanted: Recorder) -> None:
+    for ours, theirs in zip(seen.rollouts, wanted.rollouts, strict=True):
+        assert torch.equal(ours.token_ids, theirs.token_ids) and torch.equal(ours.rewards, theirs.rewards)
+    for mine, other in zip(seen.weights, wanted.weights, strict=True):
+        assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorder:
+    return fit(tiny_model_folder, tmp_path_factory.mktemp("whole"), steps=3, engine=Copying())[1]
+
+
+AGAIN = ["close", "start", "sync", "1"]  # with the probe
+CASES = {
+    "before any group": (Crashing(calls=[3]), ["sync", "6", *AGAIN, "6"]),
+    "after two groups": (Crashing(calls=[3], groups=2), ["sync", "6", *AGAIN, "6"]),
+    "twice": (Crashing(calls=[3, 5], groups=1), ["sync", "6", *AGAIN, "6", *AGAIN, "6"]),
+    "in the probe": (Crashing(calls=[3, 4]), ["sync", "6", *AGAIN, *AGAIN, "6"]),
+    "on new weights": (Crashing("sync", calls=[2]), ["sync", *AGAIN, "6"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_crash_changes_nothing(tiny_model_folder: Path, tmp_path: Path, whole: Recorder, case: str) -> None:
+    """In the second of three iterations."""
+    engine, second = CASES[case]
+    _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine)
+    assert engine.log == ["start", "sync", "1", "6", *second, *STEP, "close"]
+    assert_same_training(seen, whole)
+
+
+def test_an_engine_that_neither_closes_nor_starts_at_once(
+    tiny_model_folder: Path, tmp_path: Path, whole: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stubborn(Crashing):
+        def start(self, context: EngineContext) -> None:
+            super().start(context)
+            if self.log.count("start") == 2:
+                raise OSError("no such device")
+
+        def close(self) -> None:
+            super().close()
+            if self.log.count("close") == 1:
+                raise RuntimeError("it does not answer")
+
+    engine = Stubborn(calls=[3])
+    _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine)
+    assert engine.log[6:12] == ["close", "start", "close", "start", "sync", "1"]
+    assert_same_training(seen, whole)
+    said = [record.getMessage() for record in caplog.records if record.name == "lit_rlvr"]
+    assert [line.partition(":")[0] for line in said] == [
+        "engine stubborn crashed", "engine stubborn could not be closed", "engine stubborn crashed",
+    ]  # fmt: skip
+    assert "CUDA error: an illegal memory access; restart 1 of 3" in said[0] and "restart 2 of 3" in said[2]
+
+
+def test_after_too_many_crashes_in_a_row_the_run_ends(tiny_model_folder: Path, tmp_path: Path) -> None:
+    engine = Crashing(calls=range(3, 99))
+    with pytest.raises(UserError, match=r"illegal memory access; after 3 restart\(s\) in a row .*--ckpt_path last"):
+        fit(tiny_model_folder, tmp_path, steps=3, engine=engine)
+    assert engine.log.count("start") == 1 + 3
+
+
+def test_whole_batches_in_between_set_the_count_back(tiny_model_folder: Path, tmp_path: Path) -> None:
+    engine = Crashing(calls=[3, 6, 9, 12, 15])
+    _, seen = fit(tiny_model_folder, tmp_path, steps=8, engine=engine)
+    assert engine.log.count("start") == 1 + 5 and len(seen.rollouts) == 8
+
+
+def test_stale_weights_after_a_restart_are_noticed(tiny_model_folder: Path, tmp_path: Path) -> None:
+    class Forgetful(Crashing):
+        def sync(self, named_parameters: object) -> None:
+            self.log.append("sync")
+            if self.log.count("start") < 2:
+                super().sync(named_parameters)  # type: ignore[arg-type]
+
+    with pytest.raises(UserError, match="stale or wrong weights"):
+        fit(tiny_model_folder, tmp_path, steps=3, engine=Forgetful(calls=[3]))
+
+
+def test_a_mistake_of_the_user_is_not_tried_again(tiny_model_folder: Path, tmp_path: Path) -> None:
+    class Refusing(Crashing):
+        def generate(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+            self.log.append("generate")
+            raise UserError("no such sampling")
+
+    engine = Refusing()
+    with pytest.raises(UserError, match="no such sampling"):
+        fit(tiny_model_folder, tmp_path, engine=engine)
+    assert engine.log.count("generate") == 1
+
+
+def test_a_crash_of_the_rollout_ahead(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its weights are gone: the batch is generated with those of now, by an engine that was started anew."""
+    engine = Crashing(calls=[4, 5])  # after the probe and two rollouts: ahead, and when it is asked for again
+    _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine, overlap=True)
+    assert len(seen.rollouts) == 3 and engine.log.count("start") == 2
+    assert "crashed on the rollout ahead" in caplog.text
+    stale, fresh = (seen.metrics[k]["train/engine_difference"] for k in (1, 2))
+    assert fresh < 1e-5 < stale
+
+
+def test_a_restart_keeps_no_memory_of_the_crash(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """An engine could not be started beside what the crashed one held."""
+    import gc
+    import weakref
+
+    held: list[weakref.ref[Tensor]] = []
+
+    class Hoarding(Crashing):
+        def generate(self, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+            cache = torch.zeros(1000)
+            if len(self.log) == 5:
+                held.append(weakref.ref(cache))
+            return super().generate(*args, **kwargs)  # type: ignore[arg-type]
+
+        def start(self, context: EngineContext) -> None:
+            assert all(ref() is None for ref in held)
+            super().start(context)
+
+    gc.disable()
+    try:
+        fit(tiny_model_folder, tmp_path, steps=2, engine=Hoarding(calls=[3]))
+    finally:
+        gc.enable()
+    assert held
