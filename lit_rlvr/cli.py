@@ -184,7 +184,8 @@ def _check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
 
 def _clear(root: Path) -> None:
     """Remove what an earlier run left; nothing that is not ours."""
-    for pattern in ("checkpoints/*.ckpt", "tensorboard/events.out.tfevents.*", "rollouts/step-*.json"):
+    for pattern in ("checkpoints/*.ckpt", "tensorboard/events.out.tfevents.*", "rollouts/step-*.json",
+                    "skipped/step-*.json"):  # fmt: skip
         for path in root.glob(pattern):
             remove(path)
     for path in list_thumbnails(root):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -53,3 +54,11 @@ def gather_rows(local: Tensor) -> Tensor:
     parts = [torch.empty_like(local) for _ in range(world_size())]
     dist.all_gather(parts, local.contiguous())
     return torch.cat(parts)
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Put the ranks' mean of each parameter's gradient in its place."""
+    for parameter in parameters:
+        assert parameter.grad is not None
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world_size()

@@ -34,7 +34,7 @@ class Recorder(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         parameters = dict(pl_module.policy.model.named_parameters())
-        self.gradients.append({n: p.grad.clone() for n, p in parameters.items()})
+        self.gradients.append({n: p.grad.clone() for n, p in parameters.items() if p.grad is not None})
         self.weights.append({n: p.detach().clone() for n, p in parameters.items()})
 
     def on_train_batch_end(

@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,10 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.algorithms.identity import check_identity, identity
 from lit_rlvr.algorithms.optimizer import apply_options, build_optimizer
+from lit_rlvr.algorithms.out_of_memory import within_memory
 from lit_rlvr.algorithms.reference import ReferenceModule
-from lit_rlvr.algorithms.step import Frozen, frozen_logprobs, plan_step, step_metrics
+from lit_rlvr.algorithms.skipped import SkippedSteps
+from lit_rlvr.algorithms.step import Frozen, Step, frozen_logprobs, plan_step, step_metrics
 from lit_rlvr.check import check_policy
-from lit_rlvr.distributed import gather_rows, rank, world_size
+from lit_rlvr.distributed import average_gradients, gather_rows, rank, world_size
 from lit_rlvr.errors import UserError
 from lit_rlvr.lora import Lora, add_adapters
 from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats
@@ -52,7 +55,8 @@ class RLVRModule(ReferenceModule):
         max_grad_norm: gradients are scaled down to this norm; 0 = off.
         updates_per_rollout: minibatches (optimizer steps) a rollout is split into.
         epochs_per_rollout: passes over each rollout.
-        tokens_per_microbatch: input tokens run at once, padding included; bounds memory, changes no result.
+        tokens_per_microbatch: input tokens run at once, padding included; bounds memory, changes no result. Halved when
+            memory runs out.
         kl_coef: weight of the KL term against the initial policy; 0 loads no reference model.
         entropy_coef: weight of an entropy bonus, with the gradient of the policy's exact entropy; 0 = off.
         importance_correction: for engines whose log-probabilities differ from the trainer's; by default
@@ -63,6 +67,7 @@ class RLVRModule(ReferenceModule):
         liger: use the fused kernels of liger-kernel (GPU).
         freeze_vision: do not train the vision tower of a vision-language model.
         lora: train low-rank adapters of the language model instead of its weights; checkpoints then hold only them.
+        max_skipped_steps: optimizer steps in a row whose loss or gradient may be not finite; they are left out.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class RLVRModule(ReferenceModule):
         liger: bool = False,
         freeze_vision: bool = False,
         lora: Lora | None = None,
+        max_skipped_steps: int = 10,
     ) -> None:
         super().__init__(model, advantage, aggregation, kl_coef, entropy_coef)
         self.automatic_optimization = False
@@ -95,11 +101,13 @@ class RLVRModule(ReferenceModule):
         self.lr_schedule, self.warmup_steps, self.max_grad_norm = lr_schedule, warmup_steps, max_grad_norm
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
         self.tokens_per_microbatch, self.shared_prefix = tokens_per_microbatch, shared_prefix
+        self.tokens_given = tokens_per_microbatch  # before memory ran out
         self.gradient_checkpointing, self.liger = gradient_checkpointing, liger
         self.freeze_vision, self.lora = freeze_vision, lora
         self.strict_loading = lora is None  # what an adapter is added to comes from the model folder
         self.importance_correction, self.importance_cap = importance_correction, importance_cap
         self.iteration = 0  # rollouts trained on so far
+        self.skipped = SkippedSteps(max_skipped_steps)
         self._logged: set[str] = set()  # metrics of updates that were logged so far
         self.trace: Trace | None = None  # what to note of the next rollout's tokens, for `explain`
         for name in ("updates_per_rollout", "epochs_per_rollout", "tokens_per_microbatch"):
@@ -221,43 +229,51 @@ class RLVRModule(ReferenceModule):
         """One optimizer step on the groups of some prompts."""
         optimizer: Any = self.optimizers()
         parameters = optimizer.param_groups[0]["params"]
-        step = plan_step(
-            frozen, prompts, self.device, self.aggregation, self.tokens_per_microbatch, self.policy.shared_prefix,
-            self.importance_correction or "none", self.importance_cap,
-        )  # fmt: skip
-        optimizer.zero_grad()
-        sums: Stats = {}
-        for k in range(len(step.microbatches)):
-            x, stats = step.inputs(k, self.policy, self.entropy_coef != 0)
-            if self.trace is not None and k < step.real:
-                self.trace.watch(step.microbatches[k], frozen.rollout.group_size, x)
-            loss, more = self.loss(x)
-            with self._gradient_sync(k + 1 == len(step.microbatches)):
-                self.manual_backward(loss * world_size())  # distributed strategies average over ranks; we sum
-            for name, value in (stats | more | {"loss": loss.detach()}).items():
-                sums[name] = sums.get(name, 0) + value.double() * float(k < step.real)
+        sums: Stats | None = None
+        while sums is None:
+            step = plan_step(
+                frozen, prompts, self.device, self.aggregation, self.tokens_per_microbatch, self.policy.shared_prefix,
+                self.importance_correction or "none", self.importance_cap,
+            )  # fmt: skip
+            optimizer.zero_grad()
+            sums = within_memory(self, frozen.rollout, partial(self._accumulate, step))
         for parameter in parameters:  # groups that are not run have a gradient of zero, which AdamW still sees
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            average_gradients(parameters)
         limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
         norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        if not bool(torch.isfinite(norm)):
-            raise UserError(
-                f"step {self.updates + 1}: the gradient is not finite, and the weights were left as they are; lower "
-                "model.lr or model.max_grad_norm, and go on with --ckpt_path last"
-            )
+        skipped = self.skipped.skips(self, step, sums.get("loss"), norm)
+        if skipped:
+            optimizer.zero_grad()  # AdamW passes over parameters without a gradient
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         frozen.on_policy = False
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.updates += 1
-        return step_metrics(sums) | {"train/grad_norm": float(norm), "train/lr": learning_rate}
+        metrics = {} if skipped else step_metrics(sums) | {"train/grad_norm": float(norm)}
+        return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
 
-    def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients are exchanged between ranks with the last micro-batch only; with sharded weights with each, because
-        until then every rank would hold all of them."""
+    def _accumulate(self, step: Step) -> Stats:
+        """Add up this rank's gradients over the micro-batches of a step; sums over the tokens that were run."""
+        sums: Stats = {}
+        for k in range(len(step.microbatches)):
+            x, stats = step.inputs(k, self.policy, self.entropy_coef != 0)
+            if self.trace is not None and k < step.real:
+                self.trace.watch(step.microbatches[k], step.frozen.rollout.group_size, x)
+            loss, more = self.loss(x)
+            with self.gradients_apart():
+                self.manual_backward(loss * world_size())  # distributed strategies average over ranks; we sum
+            for name, value in (stats | more | {"loss": loss.detach()}).items():
+                sums[name] = sums.get(name, 0) + value.double() * float(k < step.real)
+        return sums
+
+    def gradients_apart(self) -> AbstractContextManager[Any]:
+        """Every rank keeps its own gradients: only once all ranks have theirs is it known that the step counts. With
+        sharded weights they are exchanged at once, because until then every rank would hold all of them."""
         model = self.trainer.strategy.model
-        return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 
@@ -270,6 +286,8 @@ class RLVRModule(ReferenceModule):
         checkpoint["rlvr"] = identity(self) | {
             "iteration": self.iteration,
             "updates": self.updates,
+            "skipped": self.skipped.state_dict(),
+            "tokens": [self.tokens_given, self.tokens_per_microbatch],
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference_state(),
             "model_folder": self.model_folder,
@@ -282,5 +300,8 @@ class RLVRModule(ReferenceModule):
         check_identity(self, checkpoint)
         saved = checkpoint["rlvr"]
         self.iteration, self.updates = saved["iteration"], saved["updates"]
+        self.skipped.load_state_dict(saved["skipped"])
+        given, left = saved["tokens"]
+        self.tokens_per_microbatch = left if given == self.tokens_given else self.tokens_per_microbatch
         self.advantage.load_state_dict(saved["advantage_state"])
         self.load_reference_state(saved["reference"])

@@ -1,0 +1,121 @@
+"""Steps whose loss or gradient is not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_fit import RecordingGRPO, fit
+from torch import Tensor
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.objectives import LossInputs, Stats
+
+Poison = Callable[[LossInputs, Tensor], Tensor]
+SMALL = {"tokens_per_microbatch": 200}  # two groups of six in a micro-batch
+
+
+def nan_loss(x: LossInputs, loss: Tensor) -> Tensor:
+    return loss * torch.nan
+
+
+def infinite_gradient(x: LossInputs, loss: Tensor) -> Tensor:
+    x.logp.register_hook(lambda gradient: gradient * torch.inf)
+    return loss
+
+
+def nan_in_the_number_only(x: LossInputs, loss: Tensor) -> Tensor:
+    return loss + torch.nan
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, what: Poison, steps: set[int], group: int | None = None) -> None:
+    """Let `what` befall the micro-batches (those with a group, if one is given) of some optimizer steps, from 1."""
+    objective = RecordingGRPO.objective
+
+    def poisoned(self: RecordingGRPO, x: LossInputs) -> tuple[Tensor, Stats]:
+        loss, stats = objective(self, x)
+        hit = self.updates + 1 in steps and (group is None or bool((x.prompt == group).any()))
+        return what(x, loss) if hit else loss, stats
+
+    monkeypatch.setattr(RecordingGRPO, "objective", poisoned)
+
+
+def adam_steps(module: RecordingGRPO) -> set[float]:
+    (optimizer,) = module.trainer.optimizers
+    return {float(state["step"]) for state in optimizer.state.values()}
+
+
+@pytest.mark.parametrize("what", [nan_loss, infinite_gradient, nan_in_the_number_only])
+def test_the_step_is_left_out_and_everything_else_goes_on(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Poison
+) -> None:
+    poison(monkeypatch, what, {2})
+    module, seen = fit(tiny_model_folder, tmp_path, steps=3, lr_schedule="linear")
+    before, during, after = seen.weights
+    assert all(torch.equal(during[name], after[name]) for name in before), "the skipped step changes nothing"
+    assert any(not torch.equal(before[name], during[name]) for name in before)
+    assert adam_steps(module) == {2.0} and module.trainer.global_step == module.updates == 3
+    assert all(bool(p.isfinite().all()) for p in module.policy.parameters())
+    assert [m["train/lr"] for m in seen.metrics] == pytest.approx([1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
+    assert [m["train/skipped_steps"] for m in seen.metrics] == [0, 1, 1]
+    assert [math.isnan(m["train/loss"]) for m in seen.metrics] == [False, True, False]
+    (path,) = (tmp_path / "skipped").iterdir()
+    assert path.name == "step-000002-rank-0.json"
+    assert json.loads(path.read_text())["wrong"] == {
+        nan_loss: ["loss", "gradient"], infinite_gradient: ["gradient"], nan_in_the_number_only: ["loss"],
+    }[what]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", [nan_loss, infinite_gradient])
+def test_the_saved_batch_says_which_micro_batch_it_was(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: Poison
+) -> None:
+    poison(monkeypatch, what, {1}, group=4)
+    _, seen = fit(tiny_model_folder, tmp_path, steps=1, skip_nothing=True, **SMALL)
+    saved = json.loads((tmp_path / "skipped" / "step-000001-rank-0.json").read_text())
+    rollout = seen.rollouts[0]
+    assert len(saved["microbatches"]) == 3
+    assert sorted(row for batch in saved["microbatches"] for row in batch["rows"]) == list(range(24))
+    for batch in saved["microbatches"]:
+        hit = any(row // 4 == 4 for row in batch["rows"])
+        assert batch["finite"] is not hit
+        assert math.isnan(batch["loss"]) is (hit and what is nan_loss)
+    assert [group["group"] for group in saved["groups"]] == list(range(6))
+    for p, group in enumerate(saved["groups"]):
+        assert group["id"] == rollout.prompts[p].sample.id and group["prompt_token_ids"] == rollout.prompts[p].token_ids
+        for g, completion in enumerate(group["completions"]):
+            assert tuple(completion["token_ids"]) == rollout.completions[p][g].token_ids
+            assert tuple(completion["engine_logprobs"]) == rollout.completions[p][g].logprobs
+            assert completion["reward"] == float(rollout.rewards[p, g])
+            assert completion["advantage"] == pytest.approx(float(rollout.advantages[p, g]))
+
+
+def test_too_many_in_a_row_end_the_run_with_one_line(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, nan_loss, set(range(2, 99)))
+    with pytest.raises(UserError) as error:
+        fit(tiny_model_folder, tmp_path, steps=9, max_skipped_steps=3)
+    said = str(error.value)
+    assert "\n" not in said and "step 5: loss and gradient not finite" in said
+    assert "after 3 skipped in a row (model.max_skipped_steps)" in said and "step-000005-rank-0.json" in said
+    assert len(list((tmp_path / "skipped").iterdir())) == 4
+
+
+def test_a_good_step_in_between_sets_the_count_back(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, nan_loss, {1, 2, 4, 5})
+    _, seen = fit(tiny_model_folder, tmp_path, steps=6, max_skipped_steps=2)
+    assert [m["train/skipped_steps"] for m in seen.metrics] == [1, 2, 2, 3, 4, 4]
+    with pytest.raises(UserError, match="after 0 skipped"):
+        fit(tiny_model_folder, tmp_path, steps=6, max_skipped_steps=0)
+
+
+def test_the_limit_is_not_negative(tiny_model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="max_skipped_steps: -1"):
+        fit(tiny_model_folder, tmp_path, max_skipped_steps=-1)
