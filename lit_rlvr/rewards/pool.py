@@ -66,7 +66,8 @@ class WorkerPool:
         """Call `function` ("module:name") once per tuple of arguments; outcomes in that order.
 
         Arguments and values must pickle. The limits default to the pool's. A worker that dies for
-        another reason than its limits is replaced and the check repeated once.
+        another reason than its limits is replaced and the check repeated once; one that runs out of memory is
+        replaced, and the check repeated until a worker without a past has spoken.
 
         Raises:
             UserError: a worker could not start or import the function.
@@ -97,6 +98,8 @@ class WorkerPool:
                             if outcome is None or outcome.status != "ok":
                                 reason = worker.obituary() if outcome is None else outcome.detail
                                 raise UserError(f"a reward worker could not load {worker.function!r}: {reason}")
+                        elif outcome is not None and worker.may_have_leaked(outcome):
+                            todo.appendleft(task)
                         elif outcome is not None:
                             outcomes[task] = outcome
                         elif task in crashed:

@@ -40,6 +40,7 @@ class WorkerProcess:
     deadline: when to stop waiting for it, in seconds of `time.monotonic`.
     function: the last one it was asked for, as "module:name".
     loaded: the functions it has imported.
+    checks: how many it has answered.
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,7 @@ class WorkerProcess:
         self.deadline = 0.0
         self.function = ""
         self.loaded: set[str] = set()
+        self.checks = 0
         self.tail = b""
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `kill`)
         self.connection, theirs = Pipe()
@@ -93,10 +95,16 @@ class WorkerProcess:
             self.process.wait()
             return Outcome(None, "timeout", "out of CPU time") if self.process.returncode == -signal.SIGPROF else None
         outcome = Outcome(*pickle.loads(reply))
-        if self.task == LOADING and outcome.status == "ok":
+        if self.task != LOADING:
+            self.checks += 1
+        elif outcome.status == "ok":
             self.loaded.add(self.function)
         self.task = None
         return outcome
+
+    def may_have_leaked(self, outcome: Outcome) -> bool:
+        """Whether it ran out of memory of which earlier checks may have kept some."""
+        return self.checks > 1 and outcome.detail.startswith("MemoryError")
 
     def obituary(self) -> str:
         """How a killed worker ended (negative: the signal) and the last it printed."""

@@ -92,6 +92,16 @@ def test_memory_and_recursion_bombs_are_the_answers_fault(pool: WorkerPool) -> N
     )  # in the default 2 GiB
 
 
+def test_a_leak_is_not_the_next_answers_fault(pool: WorkerPool) -> None:
+    """What it needs itself is known only in a worker that has not judged others before."""
+    leak = "__import__('sys').modules.setdefault('leak', []).append(bytearray(300 << 20)) or 'leaked'"
+    innocent, bomb = "len(bytearray(300 << 20)) >> 20", "bytearray(2000 << 20)"
+    outcomes = pool.run(EVAL, python(*[leak, innocent] * 6, bomb, innocent, bomb), memory_mb=1000)
+    assert [o.value for o in outcomes] == [*["leaked", 300] * 6, None, 300, None]
+    assert outcomes[-1].status == "timeout" and "MemoryError" in outcomes[-1].detail
+    assert len(workers(pool)) <= 2
+
+
 def test_exceptions_name_type_and_message(pool: WorkerPool) -> None:
     outcomes = pool.run(EVAL, python("1 / 0", "lambda: 0", "1"))
     assert outcomes[0].status == "error" and outcomes[0].detail == "ZeroDivisionError: division by zero"
