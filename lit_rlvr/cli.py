@@ -31,6 +31,7 @@ from lit_rlvr.run.collapse import CollapseStop
 from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.progress import RunProgress
+from lit_rlvr.run.ranks import RankWatch
 from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.thumbnails import list_thumbnails
 from lit_rlvr.run.trainer import RLVRTrainer
@@ -138,7 +139,7 @@ class RLVRCLI(LightningCLI):
         loggers = self._fit_loggers(config) if self.subcommand == "fit" else False
         trainer = super().instantiate_trainer(logger=loggers, **kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:0] = [StopOnSignal()]
+        callbacks[:0] = [RankWatch(), StopOnSignal()]
         trainer.strategy.checkpoint_io = CheckpointFiles()
         bar = trainer.progress_bar_callback
         if bar is not None:

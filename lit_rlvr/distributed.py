@@ -20,6 +20,11 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Whether an exception says that another rank has gone, or does not answer in time."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def all_sum(values: Tensor) -> Tensor:
     """Elementwise sum over ranks, on every rank."""
     if world_size() == 1:

@@ -49,7 +49,11 @@ def main() -> None:
     # Threads that spin while they wait would keep the cores from vLLM's and the reward workers' threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(run(sys.argv[1:]))
+    try:
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while packages are imported
+        status = _interrupted()
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -138,6 +142,8 @@ def _set_up_output() -> None:
     log.propagate = False
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It says which process has died before it kills the others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()

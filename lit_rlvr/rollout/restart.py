@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lit_rlvr.distributed import lost_peer
 from lit_rlvr.errors import UserError, in_one_line
 from lit_rlvr.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
@@ -139,11 +140,14 @@ def crash_of(action: Callable[[], None]) -> str | None:
 
     Raises:
         UserError: what it says is the user's to mend, and would come back.
+        RuntimeError: another rank has gone.
     """
     try:
         action()
     except UserError:
         raise
     except Exception as error:
+        if lost_peer(error):
+            raise
         return in_one_line(error)
     return None

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from tiny_runs import FIT, assert_same_run, fit, launch, metrics, summary, to
+from tiny_runs import CONSOLE_SCRIPT, FIT, assert_same_run, child_environment, fit, launch, metrics, summary, to
 
 CLI = Callable[..., Any]
 FAULTY = ("--model", "tiny_faults.Faulty", "--model.init_args.tokens_per_microbatch", "160")
@@ -66,3 +72,63 @@ def test_two_processes_agree_on_a_fault_of_one(
         return
     saved = [json.loads((run_folder / "two" / "skipped" / f"step-000002-rank-{k}.json").read_text()) for k in (0, 1)]
     assert [all(batch["finite"] for batch in record["microbatches"]) for record in saved] == [where == 1, where == 0]
+
+
+# ---- a process that ends ----------------------------------------------------------------------------------
+
+SAID = {
+    "user": "process {} ended: the licence of this process has expired",
+    "bug": "process {} ended: KeyError: 'no_such_column'",
+    "kill": "ended without a word|was ended by SIGKILL|terminated with code -9",
+    "stop": "process {},? has (given no sign of life|not answered) for 40 s",
+}
+
+
+def end_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int) -> tuple[str, float]:
+    """Let one of two processes end in the third step; what all of them said, and the seconds until the others (and it,
+    unless it was only stopped) were gone."""
+    monkeypatch.setenv("FAULT", f"{kind} 3 {where}")
+    arguments = [*FIT, *FAULTY, *DDP, "--trainer.max_steps", "5000", "--trainer.val_check_interval", "2500"]
+    with (folder / "said").open("w") as said:
+        first = psutil.Popen(
+            [str(CONSOLE_SCRIPT), *arguments], cwd=folder, env=child_environment(), stderr=said, start_new_session=True
+        )
+    samples, deadline = folder / "run" / "completions.jsonl", time.monotonic() + 180
+    while not (samples.is_file() and samples.read_text().count('"sample": 0,') >= 4):  # two steps of two groups
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    processes = [first, *first.children(recursive=True)]
+    started = time.monotonic()
+    try:
+        while any(is_running(process) for process in processes):
+            assert time.monotonic() - started < 60, (folder / "said").read_text()
+            time.sleep(0.1)
+    finally:
+        seconds = time.monotonic() - started
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    return (folder / "said").read_text(), seconds
+
+
+def is_running(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
+    return False
+
+
+def test_the_others_end_with_the_reason_of_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    err, _ = end_one(run_folder, monkeypatch, "user", 0)
+    assert "process 0 ended: the licence of this process has expired; so process 1 ends, go on with" in err
+    assert err.count("lit-rlvr: error: the licence") == 1 and "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", [0, 1])
+@pytest.mark.parametrize("kind", SAID)
+def test_however_a_process_ends_the_others_say_so_within_a_minute(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int
+) -> None:
+    err, seconds = end_one(run_folder, monkeypatch, kind, where)
+    assert re.search(SAID[kind].format(where), err), err
+    print(f"{kind} in process {where}: {seconds:.0f} s")
+    assert err.count("Traceback") == (1 if kind == "bug" else 0), err
