@@ -26,7 +26,14 @@ from lit_rlvr.configs import changed_classes, find_configs
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.budget import Budget
-from lit_rlvr.run.checkpoint import CheckpointFiles, RunCheckpoint, checkpoint_step, last_checkpoint, remove
+from lit_rlvr.run.checkpoint import (
+    CheckpointFiles,
+    RunCheckpoint,
+    checkpoint_step,
+    last_checkpoint,
+    list_checkpoints,
+    remove,
+)
 from lit_rlvr.run.collapse import CollapseStop
 from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.run.logger import MetricsFile
@@ -110,7 +117,7 @@ class RLVRCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir or "runs/default")
         config.trainer.default_root_dir = str(root)
         if config.get("ckpt_path") == "last":
-            config.ckpt_path = str(last_checkpoint(root))
+            self._find_last(config, root)
         for option, ours in INSTEAD.items():
             if config.trainer.get(option) not in (None, 1):
                 raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
@@ -128,6 +135,14 @@ class RLVRCLI(LightningCLI):
             _check_run_folder(root, bool(config.get("ckpt_path")), config.overwrite)
         for line in changed_classes(self._arguments, config):
             _log.warning("%s", line)
+
+    def _find_last(self, config: Any, root: Path) -> None:
+        """Make `--ckpt_path last` a file; a run that ended before its first checkpoint goes on from its beginning."""
+        if self.subcommand == "fit" and (root / "config.yaml").is_file() and not list_checkpoints(root):
+            _log.warning("ckpt_path: %s has no checkpoint yet, the run goes on from its beginning", root)
+            config.ckpt_path, config.overwrite = None, True
+        else:
+            config.ckpt_path = str(last_checkpoint(root))
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()

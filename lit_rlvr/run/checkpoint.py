@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import pickle
 import re
 import shutil
+import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, in_one_line
 from lit_rlvr.run.shards import MOMENTS, REST, WEIGHTS, is_sharded, numbered, read_whole
+
+PARTS = ("rlvr", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch")
+"""What a checkpoint of ours holds, among others."""
+
+_log = logging.getLogger("lit_rlvr")
 
 
 class RunCheckpoint(Checkpoint):
@@ -82,7 +89,7 @@ class RunCheckpoint(Checkpoint):
             trainer.save_checkpoint(scratch)
             if trainer.is_global_zero:
                 publish(scratch, path)
-                for old in list_checkpoints(trainer.default_root_dir)[: -self.keep]:
+                for old in [*list_checkpoints(trainer.default_root_dir)[: -self.keep], *folder.glob("*.tmp")]:
                     remove(old)
         except OSError as error:
             if trainer.is_global_zero:
@@ -108,7 +115,10 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 def publish(scratch: Path, path: Path) -> None:
-    """Give a finished checkpoint its name, in place of one that had it before."""
+    """Give a finished checkpoint its name, in place of one that had it before; from then on it is on the disk."""
+    for part in scratch.iterdir() if scratch.is_dir() else [scratch]:
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
     aside = path.with_suffix(".old")
     if path.is_dir():  # which, other than a file, cannot be replaced in one go
         remove(aside)
@@ -154,17 +164,21 @@ def list_checkpoints(run: str | Path) -> list[Path]:
 
 
 def last_checkpoint(run: str | Path) -> Path:
-    """A run's newest checkpoint.
+    """A run's newest checkpoint that can be read; newer ones that cannot are named.
 
     Raises:
         UserError: there is none.
     """
-    found = list_checkpoints(run)
-    if not found:
-        raise UserError(
-            f"{checkpoint_folder(run)} has no checkpoint (step-*.ckpt); run `lit-rlvr fit` into {run} first"
-        )
-    return found[-1]
+    problem = f"{checkpoint_folder(run)} has no checkpoint (step-*.ckpt); run `lit-rlvr fit` into {run} first"
+    for path in reversed(list_checkpoints(run)):
+        try:
+            read_rest(path)
+        except UserError as error:
+            problem = str(error)
+            _log.warning("%s: passed over", problem)
+        else:
+            return path
+    raise UserError(problem)
 
 
 def read_rest(path: str | Path) -> dict[str, Any]:
@@ -176,11 +190,14 @@ def read_rest(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     file = path / REST if is_sharded(path) else path
     try:
+        broken = _broken_part(str(file), os.stat(file).st_mtime_ns)
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is not a readable checkpoint ({reason})") from error
-    if not isinstance(found, dict) or "rlvr" not in found:
+    except Exception as error:  # whatever a reader of damaged files comes upon
+        raise UserError(f"{path} is not a readable checkpoint ({in_one_line(error)})") from error
+    if broken is not None:
+        raise UserError(f"{path} is damaged: {broken} is not what was written")
+    wanted = PARTS if is_sharded(path) else (*PARTS, WEIGHTS)
+    if not isinstance(found, dict) or any(part not in found for part in wanted):
         raise UserError(f"{path} is not a checkpoint of lit-rlvr")
     return found
 
@@ -189,6 +206,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of ours with the weights as `state_dict`; errors as `read_rest`."""
     found = read_rest(path)
     return found | {WEIGHTS: read_whole(Path(path), WEIGHTS)} if is_sharded(Path(path)) else found
+
+
+@lru_cache(maxsize=8)
+def _broken_part(path: str, changed: int) -> str | None:
+    """The first part of a file whose checksum is wrong: torch does not look."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def checkpoint_step(path: str | Path) -> int:

@@ -1,41 +1,80 @@
-"""SIGKILL at any moment: the resumed run is the uninterrupted one."""
+"""Ended at any moment, by any signal: the resumed run is the uninterrupted one."""
 
+import random
+import shutil
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import CONSOLE_SCRIPT, FIT, assert_same_run, child_environment, fit, summary, to
+from tiny_runs import CONSOLE_SCRIPT, FIT, TESTS, assert_same_run, child_environment, fit, summary, to
 
 from lit_rlvr.algorithms.evaluation import EvaluatingModule
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import _drop_after
 
 CLI = Callable[..., Any]
+EVERY_STEP = ("--checkpoint.every", "1")
+RESUME = ("--ckpt_path", "last")
+
+
+def samples(run: Path) -> int:
+    """How many groups were written to completions.jsonl so far; two a step."""
+    path = run / "completions.jsonl"
+    return path.read_bytes().count(b'"sample": 0,') if path.is_file() else 0
+
+
+def end_at_random(arguments: list[str], run: Path, draw: random.Random) -> str:
+    """Start a run and end it by some signal, while it starts or a moment after it has gone on; its last words."""
+    number = draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+    before, starting, delay = samples(run), draw.random() < 0.3, draw.uniform(0, 0.5)
+    process = subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + (draw.uniform(0.1, 6) if starting else 180)
+    while time.monotonic() < deadline and (starting or abs(samples(run) - before) < 2):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (-number, 128 + number), err
+    assert "Traceback" not in err, err
+    return err
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
-    options = ("--checkpoint.every", 1, "--trainer.max_steps", 60, "--trainer.val_check_interval", 30)
+def test_ended_at_twenty_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
+    options = (*EVERY_STEP, "--trainer.max_steps", "600", "--trainer.val_check_interval", "200")
     fit(lit_rlvr, *to("whole"), *options)
-    arguments = [str(CONSOLE_SCRIPT), *FIT, *map(str, options)]
-    samples, resume, last = run_folder / "run" / "completions.jsonl", [], -1
-    for kill in range(3):
-        process = subprocess.Popen([*arguments, *resume], env=child_environment(), stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while not (samples.is_file() and samples.read_text().count('"sample": 0,') > last + 7):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(0.013 * kill)
-        process.kill()
-        process.communicate()
-        last, resume = samples.read_text().count('"sample": 0,'), ["--ckpt_path", "last"]
-    fit(lit_rlvr, *options, "--ckpt_path", "last")
-    run, whole = summary(run_folder / "run"), summary(run_folder / "whole")
-    assert_same_run(run_folder / "run", run_folder / "whole", resumed=run["resumed_from_step"])
-    assert 0 < run["resumed_from_step"] < 60 and whole["steps"] == 60
+    draw, run = random.Random(0), run_folder / "run"
+    for _ in range(20):
+        resume = RESUME if (run / "config.yaml").is_file() else ("--overwrite", "true")
+        end_at_random([str(CONSOLE_SCRIPT), *FIT, *options, *resume], run, draw)
+    fit(lit_rlvr, *options, *RESUME)
+    resumed = summary(run)["resumed_from_step"]
+    assert 20 < resumed < 600
+    assert_same_run(run, run_folder / "whole", resumed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["torn", "whole", "named"])
+def test_killed_while_a_checkpoint_is_written_the_one_before_is_there(
+    run_folder: Path, lit_rlvr: CLI, moment: str
+) -> None:
+    fit(lit_rlvr, *to("whole"))
+    command = [sys.executable, str(TESTS / "tiny_killed.py"), moment, "4", *FIT, *EVERY_STEP]
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = sorted(path.name for path in (run_folder / "run" / "checkpoints").iterdir())
+    assert left == (
+        ["step-000003.ckpt", "step-000004.ckpt"] if moment == "named" else ["step-000003.ckpt", "step-000004.tmp"]
+    )
+    fit(lit_rlvr, *EVERY_STEP, *RESUME)
+    assert_same_run(run_folder / "run", run_folder / "whole", resumed=4 if moment == "named" else 3)
+    assert [path.name for path in (run_folder / "run" / "checkpoints").iterdir()] == ["step-000006.ckpt"]
 
 
 def test_ended_right_after_a_checkpoint_nothing_is_missing(
@@ -86,3 +125,49 @@ def test_records_after_a_checkpoint_and_a_torn_one_are_dropped(tmp_path: Path) -
     path.write_bytes("".join([*whole, '{"step": 3}\n', '{"step": 3, "completion": "\u2028']).encode()[:-1])
     _drop_after(path, 2)
     assert path.read_text() == "".join(whole)
+
+
+def test_ended_before_the_first_checkpoint_a_run_goes_on_from_its_beginning(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, *to("whole"))
+    fit(lit_rlvr, "--trainer.max_steps", 3)
+    shutil.rmtree(run_folder / "run" / "checkpoints")
+    result = fit(lit_rlvr, *RESUME)
+    assert "run has no checkpoint yet, the run goes on from its beginning" in result.err
+    assert_same_run(run_folder / "run", run_folder / "whole", resumed=0)
+
+
+# ---- checkpoints that cannot be used ----------------------------------------------------------------------
+
+
+def spoil(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    made = {
+        "torn": content[:-1000],
+        "empty": b"",
+        "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        "foreign": b"PK\x05\x06" + b"\0" * 18,
+    }
+    path.write_bytes(made[how])
+
+
+@pytest.mark.parametrize("how", ["torn", "empty", "flipped", "foreign"])
+def test_a_spoilt_checkpoint_is_named_and_passed_over_or_refused(run_folder: Path, lit_rlvr: CLI, how: str) -> None:
+    fit(lit_rlvr, *EVERY_STEP, "--checkpoint.keep", 3)
+    before, newest = summary(run_folder / "run"), run_folder / "run/checkpoints/step-000006.ckpt"
+    spoil(newest, how)
+    refused = lit_rlvr(*FIT, "--ckpt_path", newest)
+    assert refused.status == 2 and "Traceback" not in refused.err
+    assert refused.err.count("lit-rlvr: error: ") == 1 and "step-000006.ckpt" in refused.err
+    result = fit(lit_rlvr, *RESUME, "--checkpoint.keep", 3)
+    assert "step-000006.ckpt" in result.err and "passed over" in result.err
+    after = summary(run_folder / "run")
+    assert after["resumed_from_step"] == 5 and after["weights_sha256"] == before["weights_sha256"]
+
+
+def test_without_a_good_checkpoint_the_newest_is_named(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, *EVERY_STEP, "--checkpoint.keep", 2)
+    for path in (run_folder / "run/checkpoints").iterdir():
+        spoil(path, "torn")
+    refused = lit_rlvr(*FIT, *RESUME)
+    assert refused.status == 2 and "lit-rlvr: error: run/checkpoints/step-000005.ckpt is not" in refused.err
