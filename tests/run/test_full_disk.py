@@ -1,0 +1,57 @@
+"""A disk that fills up, really: one line, and with more space the run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import FIT, assert_same_run, fit, summary, to
+
+CLI = Callable[..., Any]
+CHECKPOINTS = 2 * 1092  # KiB: the last one stays until the next one is written
+
+
+@pytest.fixture
+def small_disk(run_folder: Path) -> Iterator[Callable[[str], None]]:
+    """`small_disk("700k")` makes `run/` a disk of that size, or changes it."""
+    run = run_folder / "run"
+    run.mkdir()
+
+    def resize(size: str) -> None:
+        option = f"{'remount,' if os.path.ismount(run) else ''}size={size}"
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", option, "none", str(run)], capture_output=True, check=False
+        )
+        if done.returncode:
+            pytest.skip("this user cannot mount a disk")
+
+    yield resize
+    if os.path.ismount(run):
+        subprocess.run(["umount", "-l", str(run)], check=True)
+
+
+@pytest.mark.parametrize(("kilobytes", "apart"), [(8, False), (700, False), (CHECKPOINTS + 8, False), (32, True)])
+def test_a_run_on_a_full_disk(
+    run_folder: Path, lit_rlvr: CLI, small_disk: Callable[[str], None], kilobytes: int, apart: bool
+) -> None:
+    """Full with the first files, the first checkpoint, the second one; or, with checkpoints elsewhere, with records."""
+    fit(lit_rlvr, *to("whole"))
+    small_disk(f"{kilobytes}k")
+    if apart:
+        (run_folder / "checkpoints").mkdir()
+        (run_folder / "run" / "checkpoints").symlink_to(run_folder / "checkpoints")
+    result = lit_rlvr(*FIT, "--checkpoint.every", 1, "--overwrite", "true")
+    errors = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
+    assert result.status == 2 and "Traceback" not in result.err
+    assert len(errors) == 1 and "cannot be written" in errors[0] and "No space left on device" in errors[0]
+    left = list((run_folder / "run" / "checkpoints").glob("*.ckpt"))
+    assert len(left) == (kilobytes > 1200 or apart)
+    small_disk("20m")
+    fit(lit_rlvr, "--checkpoint.every", 1, "--ckpt_path", "last")
+    resumed = summary(run_folder / "run")["resumed_from_step"]
+    assert (resumed > 0) is bool(left)
+    assert_same_run(run_folder / "run", run_folder / "whole", resumed)
