@@ -13,6 +13,7 @@ from typing import Any
 
 from math_verify import parse, verify
 
+from lit_rlvr.rewards import arithmetic
 from lit_rlvr.rewards.answers import TAIL_CHARACTERS, last_boxed, last_phrase, normalise
 
 _NUMBER_GROUPS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\\[,; !]|\{,\}|,\\!| )\d{3})+(?!\d)")
@@ -84,5 +85,6 @@ def _parse(text: str, fallback: str) -> list[Any]:
     return parse(text, fallback_mode=fallback, parsing_timeout=None)
 
 
+arithmetic.take_over()
 check("\\boxed{1}", "2")  # compiles the patterns, so that no answer pays for it
 check("1", "2")
