@@ -15,6 +15,7 @@ from lit_rlvr.algorithms.step import Step
 from lit_rlvr.distributed import all_max, rank
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.files import write_atomically
+from lit_rlvr.sharding import whole
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms.base import RLVRModule
@@ -77,7 +78,7 @@ def skipped_folder(run: str | Path) -> Path:
 
 
 def _is_finite(value: Tensor | None) -> bool:
-    return value is None or bool(torch.isfinite(value).all())
+    return value is None or bool(whole(torch.isfinite(value).all()))
 
 
 def _microbatches(module: RLVRModule, step: Step) -> list[dict[str, Any]]:
@@ -91,9 +92,9 @@ def _microbatches(module: RLVRModule, step: Step) -> list[dict[str, Any]]:
         with module.gradients_apart():
             module.manual_backward(loss)
         loss = loss.detach()
-        finite = _is_finite(loss) and all(_is_finite(parameter.grad) for parameter in parameters)
+        finite = [_is_finite(value) for value in (loss, *(parameter.grad for parameter in parameters))]
         if k < step.real:
-            found.append({"rows": rows, "loss": float(loss), "finite": finite})
+            found.append({"rows": rows, "loss": float(loss), "finite": all(finite)})
     return found
 
 

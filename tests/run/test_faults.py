@@ -19,6 +19,7 @@ from tiny_runs import CONSOLE_SCRIPT, FIT, assert_same_run, child_environment, f
 CLI = Callable[..., Any]
 FAULTY = ("--model", "tiny_faults.Faulty", "--model.init_args.tokens_per_microbatch", "160")
 DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
+SHARDED = ("--config", "strategy/fsdp2_cpu")
 
 
 @pytest.mark.parametrize("kind", ["nan", "memory"])
@@ -51,16 +52,18 @@ def test_what_was_skipped_is_said_saved_and_cleared(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("where", [0, 1])
-@pytest.mark.parametrize("kind", ["nan", "memory"])
+@pytest.mark.parametrize(
+    ("kind", "where", "strategy"),
+    [("nan", 0, DDP), ("nan", 1, DDP), ("nan", 1, SHARDED), ("memory", 0, DDP), ("memory", 1, DDP)],
+)
 def test_two_processes_agree_on_a_fault_of_one(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int, strategy: tuple[str, ...]
 ) -> None:
     """As one process that has it (a step skipped), or as none (memory)."""
     monkeypatch.setenv("FAULT", "nan 2 0" if kind == "nan" else "none 0 0")
     one = launch([*FIT, *FAULTY, *to("one")], run_folder)
     monkeypatch.setenv("FAULT", f"{kind} 2 {where}")
-    two = launch([*FIT, *FAULTY, *DDP, *to("two")], run_folder)
+    two = launch([*FIT, *FAULTY, *strategy, *to("two")], run_folder)
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
     for ours, theirs in zip(metrics(run_folder / "two"), metrics(run_folder / "one"), strict=True):
         assert ours["train/skipped_steps"] == theirs["train/skipped_steps"]
@@ -71,7 +74,18 @@ def test_two_processes_agree_on_a_fault_of_one(
         assert ("another rank" in two.stderr) is (where == 1), "the first process says it"
         return
     saved = [json.loads((run_folder / "two" / "skipped" / f"step-000002-rank-{k}.json").read_text()) for k in (0, 1)]
-    assert [all(batch["finite"] for batch in record["microbatches"]) for record in saved] == [where == 1, where == 0]
+    finite = [all(batch["finite"] for batch in record["microbatches"]) for record in saved]
+    assert finite == ([where == 1, where == 0] if strategy == DDP else [False, False]), "shards are shared"
+
+
+@pytest.mark.slow
+def test_out_of_memory_with_shards_is_one_line(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process cannot try again alone, and the others wait for it in the middle of a layer."""
+    monkeypatch.setenv("FAULT", "memory 2 1")
+    two = launch([*FIT, *FAULTY, *SHARDED], run_folder)
+    assert two.returncode == 2 and "Traceback" not in two.stderr
+    assert "Tried to allocate 2.00 GiB; with sharded weights a step cannot be tried again" in two.stderr
+    assert "process 1 ended: OutOfMemoryError" in two.stderr
 
 
 # ---- a process that ends ----------------------------------------------------------------------------------
