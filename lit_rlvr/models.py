@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,18 @@ def auto_class(config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     return AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
+
+
+def empty_model(folder: str, config: Any, dtype: Any) -> Any:
+    """A model without its weights: they are on the meta device."""
+    import torch
+    from transformers import GenerationConfig
+
+    with torch.device("meta"):
+        model = auto_class(config).from_config(config, dtype=dtype)
+    with suppress(OSError):  # without one, the model's own config says it all
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
 
 
 def _convert_gguf(gguf: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from lit_rlvr.distributed import world_size
 from lit_rlvr.errors import UserError
 from lit_rlvr.lora import adapters_off, merged_parameters
 from lit_rlvr.memory import keep_freed_memory
-from lit_rlvr.models import auto_class
+from lit_rlvr.models import auto_class, empty_model
 from lit_rlvr.rows import Group, Rows, build_rows
 from lit_rlvr.scoring import score_tokens
 from lit_rlvr.sharding import gathered, whole
@@ -184,6 +184,7 @@ def load_policy(
     shared_prefix: bool = True,
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
+    empty: bool = False,
 ) -> Policy:
     """Load a causal language model as a policy, in evaluation mode (no dropout), and check its log-probabilities.
 
@@ -192,12 +193,14 @@ def load_policy(
         shared_prefix: see `Policy`; a model it is not exact for falls back to one completion per row, with a warning.
         dtype: of the master weights.
         gradient_checkpointing: recompute each layer in the backward pass.
+        empty: leave the weights out (they are on the meta device), and so the check.
     """
     from transformers import AutoConfig
 
     keep_freed_memory()
     try:
-        model = auto_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, dtype=dtype)
+        config = AutoConfig.from_pretrained(folder)
+        model = empty_model(folder, config, dtype) if empty else auto_class(config).from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError) as error:
         raise UserError(f"model: {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     if not isinstance(model.get_output_embeddings(), nn.Linear):
@@ -205,7 +208,8 @@ def load_policy(
     if gradient_checkpointing:
         enable_checkpointing(model)
     policy = Policy(model.eval(), eos_token_ids(model), shared_prefix)
-    check_policy(policy)
+    if not empty:
+        check_policy(policy)
     return policy
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
@@ -21,13 +23,14 @@ from lit_rlvr.errors import UserError
 
 
 def shard(root: nn.Module, mesh: DeviceMesh) -> None:
-    """Split a module's parameters over the processes of a mesh, in place.
+    """Split a module's parameters over the processes of a mesh, in place; the values are those of the first process.
 
     Each layer (of the language model and of a vision tower) is gathered for its own forward and backward pass only;
     what stands outside of them, such as the embeddings, is gathered while `root` itself runs. So `root` is to be
     called, not a part of it; the first time before anything else is done with it.
 
     Args:
+        root: whole in the first process; in the others its tensors may be on the meta device.
         mesh: of the dimensions `data_parallel` and `tensor_parallel`; the latter of size 1.
 
     Raises:
@@ -36,9 +39,29 @@ def shard(root: nn.Module, mesh: DeviceMesh) -> None:
     if mesh["tensor_parallel"].size() > 1:
         raise UserError("trainer.strategy: tensor_parallel_size above 1 is not supported; use --config strategy/fsdp2")
     layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for layer in reversed(layers):
-        fully_shard(layer, mesh=mesh["data_parallel"])
-    fully_shard(root, mesh=mesh["data_parallel"], reshard_after_forward=True)
+    for module in (*reversed(layers), root):
+        _fill(module, torch.device(mesh.device_type))
+        fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)
+
+
+def _fill(module: nn.Module, device: torch.device) -> None:
+    """Give a module, apart from what is sharded already, the tensors of the first process."""
+    filled: dict[Tensor, Tensor] = {}  # tied ones stay tied
+    for part in module.modules():
+        own: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
+        for tensors in own:
+            for name, tensor in tensors.items():
+                if tensor is None or isinstance(tensor, DTensor):
+                    continue
+                if tensor not in filled:
+                    filled[tensor] = _from_first(tensor, device)
+                tensors[name] = filled[tensor]
+
+
+def _from_first(tensor: Tensor, device: torch.device) -> Tensor:
+    values = tensor.detach().to(device) if dist.get_rank() == 0 else torch.empty_like(tensor, device=device)
+    dist.broadcast(values, src=0)
+    return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import yaml
 TESTS = Path(__file__).parent
 CONSOLE_SCRIPT = Path(sys.executable).with_name("lit-rlvr")
 FIT = ("fit", "--config", "tiny.yaml")
+STRATEGIES = {name: ("--config", f"configs/strategy/{name}_cpu.yaml") for name in ("ddp", "fsdp2")}
+"""Strategy -> the arguments that make two processes of a command."""
 UNTIMED = ("time/", "rollout/tokens_per_second")
 
 
@@ -95,6 +97,15 @@ def launch(arguments: list[str], cwd: Path, timeout: float = 240) -> subprocess.
 def launch_module(arguments: list[Any], cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """`python -m ...` in a process of its own."""
     return _shell([sys.executable, "-m", *arguments], cwd, timeout)
+
+
+def in_two_processes(folder: Path, *commands: Sequence[Any]) -> str:
+    """Several `lit-rlvr` commands, one after the other, in two processes of torchrun; what they said."""
+    listed = folder / "commands.json"
+    listed.write_text(json.dumps([[str(part) for part in command] for command in commands]))
+    result = launch_module(["torch.distributed.run", "--nproc_per_node=2", TESTS / "tiny_many.py", listed], folder, 600)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
 
 
 def _shell(command: list[Any], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:

@@ -134,7 +134,10 @@ class RLVRModule(ReferenceModule):
     def configure_model(self) -> None:
         if self.policy is None:
             self.policy = load_policy(
-                self.model_folder, self.shared_prefix, gradient_checkpointing=self.gradient_checkpointing
+                self.model_folder,
+                self.shared_prefix,
+                gradient_checkpointing=self.gradient_checkpointing,
+                empty=self.starts_empty,
             )
             if self.freeze_vision:
                 freeze_vision_tower(self.policy.model)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lit_rlvr.algorithms.loss import LossModule
 from lit_rlvr.check import check_policy
+from lit_rlvr.distributed import rank
 from lit_rlvr.errors import UserError
 from lit_rlvr.lora import Lora
 from lit_rlvr.policy import Policy, load_policy
@@ -42,16 +43,23 @@ class ReferenceModule(LossModule):
         if self.kl_coef == 0 and not self.advantage.needs_reference:
             return
         if self.lora is None:
-            self._reference = [load_policy(self.model_folder, shared_prefix).requires_grad_(False)]
-            self.distribute(self.reference)
+            initial = load_policy(self.model_folder, shared_prefix, empty=self.starts_empty).requires_grad_(False)
+            self.distribute(initial)
+            self._reference = [initial]
         elif self.reference_update_every:
             raise UserError("model.reference_update_every: with model.lora the reference is the model without adapters")
         else:
             self._reference = [self.policy.without_adapters()]
 
+    @property
+    def starts_empty(self) -> bool:
+        """Whether another process loads the weights and `distribute` brings this one its share."""
+        return self.device_mesh is not None and rank() > 0
+
     def distribute(self, policy: Policy) -> None:
         """Share a policy's weights out among the processes, where the strategy does so."""
         if self.device_mesh is not None:
+            policy.share_prefix(self.trainer.strategy.broadcast(policy.shared_prefix))
             shard(policy, self.device_mesh)
             check_policy(policy)
 

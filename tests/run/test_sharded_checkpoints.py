@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,12 @@ import torch
 from tiny_runs import (
     CONSOLE_SCRIPT,
     FIT,
-    TESTS,
+    STRATEGIES,
     assert_same_run,
     child_environment,
     fit,
+    in_two_processes,
     launch,
-    launch_module,
     metrics,
     summary,
     to,
@@ -31,20 +30,11 @@ from lit_rlvr.run.checkpoint import last_checkpoint, link, list_checkpoints, pub
 from lit_rlvr.run.shards import is_sharded
 
 CLI = Callable[..., Any]
-FSDP2 = ("--config", "configs/strategy/fsdp2_cpu.yaml")
-DDP = ("--config", "configs/strategy/ddp_cpu.yaml")
+DDP, FSDP2 = STRATEGIES["ddp"], STRATEGIES["fsdp2"]
 ALONE = ("--trainer.devices", "1")
 LAST = ("--ckpt_path", "last")
 LORA = ("--model.init_args.lora.rank", "4")
 AAPO = ("--model", "AAPO", "--model.init_args.reference_update_every", "2")
-
-
-def in_two_processes(folder: Path, *commands: Sequence[Any]) -> None:
-    """Several commands, one after the other."""
-    listed = folder / "commands.json"
-    listed.write_text(json.dumps([[str(part) for part in command] for command in commands]))
-    result = launch_module(["torch.distributed.run", "--nproc_per_node=2", TESTS / "tiny_many.py", listed], folder, 480)
-    assert result.returncode == 0, result.stderr
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -108,16 +98,16 @@ def test_what_a_killed_write_leaves_is_in_nobodys_way(run_folder: Path) -> None:
     assert not half.exists()
 
 
-def test_a_torn_or_foreign_checkpoint_is_one_line(run_folder: Path, untied_model_folder: Path) -> None:
-    run = [*FIT, *FSDP2, *to("run")]
-    in_two_processes(run_folder, [*run, "--trainer.max_steps", "1"])
-    other = launch([*run, *LAST, "--model.init_args.model", str(untied_model_folder)], run_folder)
+def test_a_torn_or_foreign_checkpoint_is_one_line(run_folder: Path, lit_rlvr: CLI, untied_model_folder: Path) -> None:
+    in_two_processes(run_folder, [*FIT, *FSDP2, *to("run"), "--trainer.max_steps", "1"])
+    options = (*ALONE, *to("run"), *LAST, "--model.init_args.model", str(untied_model_folder))
+    other = launch([*FIT, *FSDP2, *options], run_folder)
+    assert other.returncode == 2 and "Traceback" not in other.stderr, other.stderr
+    assert "its run had model of LlamaForCausalLM" in other.stderr
     share = last_checkpoint(run_folder / "run") / "__1_0.distcp"
-    share.write_bytes(share.read_bytes()[: share.stat().st_size // 2])
-    torn = launch([*run, *LAST], run_folder)
-    for result, said in ((other, "its run had model of LlamaForCausalLM"), (torn, "is not a readable checkpoint")):
-        assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
-        assert said in result.stderr
+    share.write_bytes(share.read_bytes()[:1000])
+    torn = fit(lit_rlvr, *to("run"), *LAST, status=2)
+    assert "is not a readable checkpoint" in torn.err and "Traceback" not in torn.err
 
 
 def test_names_of_folders(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Two processes do what one does, by DDP and by FSDP2: real `lit-rlvr fit` runs with gloo on the CPU."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,15 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import TESTS, completions, launch, launch_module, metrics, summary, tiny_config, write_config
+from tiny_runs import (
+    FIT,
+    STRATEGIES,
+    completions,
+    in_two_processes,
+    launch,
+    metrics,
+    summary,
+    tiny_config,
+    to,
+    write_config,
+)
 from tiny_vlms import picture
 
 from lit_rlvr import algorithms
 from lit_rlvr.run.checkpoint import last_checkpoint, read_checkpoint
 
 CLI = Callable[..., Any]
-FIT = ("fit", "--config", "tiny.yaml")
-STRATEGIES = {name: ("--config", f"configs/strategy/{name}_cpu.yaml") for name in ("ddp", "fsdp2")}
 BOTH = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
@@ -43,19 +53,17 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI) -> No
         "--model.init_args.tokens_per_microbatch", "120", "--model.init_args.kl_coef", "0.1",
         "--model.init_args.lr", "1e-4", "--model.init_args.aggregation", "token_mean",
     )  # fmt: skip
-    one = lit_rlvr(*FIT, *shared, "--trainer.default_root_dir", "one")
+    one = lit_rlvr(*FIT, *shared, *to("one"))
     assert one.status == 0, one.err
-    for name, strategy in STRATEGIES.items():
-        two = launch([*FIT, *strategy, *shared, "--trainer.default_root_dir", name], run_folder)
-        assert two.returncode == 0, two.stderr
-        assert "2 rank(s)" in two.stderr
-
+    commands = ([*FIT, *strategy, *shared, *to(name)] for name, strategy in STRATEGIES.items())
+    said = in_two_processes(run_folder, *commands)
+    assert said.count("step 6/6") == 2 and "2 rank(s)" in said, "only one process talks"
+    for name in STRATEGIES:
         assert_same_training(run_folder / name, run_folder / "one")
         for key in ("steps", "iterations", "accuracy_before", "accuracy_after"):
             assert summary(run_folder / name)[key] == pytest.approx(summary(run_folder / "one")[key]), key
-        said = [row["completion"] for row in completions(run_folder / name)]
-        assert said == [row["completion"] for row in completions(run_folder / "one")]
-        assert two.stderr.count("step 6/6") == 1, "only one process talks"
+        sampled, wanted = completions(run_folder / name), completions(run_folder / "one")
+        assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
 
 
 def init(**options: Any) -> list[str]:
@@ -79,14 +87,9 @@ def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlv
     def command(root: str, name: str) -> list[str]:
         options = [*EVERY[name], *init(updates_per_rollout=2, lr=1e-3, tokens_per_microbatch=120)]
         rest = ("--rollout.rewards", "[tiny_rewards.rare]", "--trainer.limit_val_batches", "0")
-        return [*FIT, *STRATEGIES.get(root, ()), *options, *rest, "--trainer.default_root_dir", f"{root}/{name}"]
+        return [*FIT, *STRATEGIES.get(root, ()), *options, *rest, *to(f"{root}/{name}")]
 
-    commands = run_folder / "two.json"
-    commands.write_text(json.dumps([command(strategy, name) for strategy in STRATEGIES for name in EVERY]))
-    result = launch_module(
-        ["torch.distributed.run", "--nproc_per_node=2", TESTS / "tiny_many.py", commands], run_folder, timeout=480
-    )
-    assert result.returncode == 0, result.stderr
+    in_two_processes(run_folder, *(command(strategy, name) for strategy in STRATEGIES for name in EVERY))
     for name in EVERY:
         alone = lit_rlvr(*command("one", name))
         assert alone.status == 0, alone.err
@@ -108,11 +111,10 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
     config["model"]["init_args"] |= {"lr": 1e-4, "tokens_per_microbatch": 60}
     config["trainer"] |= {"max_steps": 3, "limit_val_batches": 0}
     write_config(run_folder / "tiny.yaml", config)
-    one = lit_rlvr(*FIT, "--trainer.default_root_dir", "one")
+    one = lit_rlvr(*FIT, *to("one"))
     assert one.status == 0, one.err
-    for name, strategy in STRATEGIES.items():
-        two = launch([*FIT, *strategy, "--trainer.default_root_dir", name], run_folder)
-        assert two.returncode == 0, two.stderr
+    in_two_processes(run_folder, *([*FIT, *strategy, *to(name)] for name, strategy in STRATEGIES.items()))
+    for name in STRATEGIES:
         assert_same_training(run_folder / name, run_folder / "one")
     assert all(float(row["train/grad_norm"]) > 0 for row in metrics(run_folder / "one"))
 
@@ -121,12 +123,22 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
 @BOTH
 def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(run_folder: Path, strategy: str) -> None:
     fit = (*FIT, *STRATEGIES[strategy])
-    whole = launch([*fit, "--trainer.default_root_dir", "whole"], run_folder)
-    first = launch([*fit, "--trainer.default_root_dir", "parts", "--trainer.max_steps", "3"], run_folder)
-    again = launch([*fit, "--trainer.default_root_dir", "parts", "--ckpt_path", "last"], run_folder)
+    whole = launch([*fit, *to("whole")], run_folder)
+    first = launch([*fit, *to("parts"), "--trainer.max_steps", "3"], run_folder)
+    again = launch([*fit, *to("parts"), "--ckpt_path", "last"], run_folder)
     assert whole.returncode == first.returncode == again.returncode == 0, whole.stderr + first.stderr + again.stderr
     assert summary(run_folder / "parts")["weights_sha256"] == summary(run_folder / "whole")["weights_sha256"]
     assert metrics(run_folder / "parts") == metrics(run_folder / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
+@pytest.mark.parametrize("options", [(), ("--model.init_args.lora.rank", "4")], ids=["all", "lora"])
+def test_vllm_samples_from_sharded_weights(run_folder: Path, options: tuple[str, ...]) -> None:
+    """Each step's probe compares the two."""
+    probed = ("--rollout.engine", "vllm", "--rollout.probe_every", "1")
+    in_two_processes(run_folder, [*FIT, *STRATEGIES["fsdp2"], *probed, *options])
+    assert summary(run_folder / "run")["engine"] == "vllm"
 
 
 @pytest.mark.slow
