@@ -127,11 +127,14 @@ class RunFolder(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, RunStopped | KeyboardInterrupt) and getattr(pl_module, "policy", None) is not None:
-            self._finish(trainer, pl_module, str(exception) or type(exception).__name__)
+            alone = isinstance(exception, KeyboardInterrupt)
+            self._finish(trainer, pl_module, str(exception) or type(exception).__name__, alone)
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule, stopped: str | None) -> None:
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stopped: str | None, alone: bool = False) -> None:
+        """Write the summary; `alone`: where the other processes are is not known, so nothing is asked of them."""
         module: Any = pl_module
-        digest = weights_sha256(module.policy.model)
+        unknown = alone and module.device_mesh is not None
+        digest = None if unknown else weights_sha256(module.policy.model)
         if not trainer.is_global_zero:
             return
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
