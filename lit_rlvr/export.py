@@ -89,10 +89,10 @@ def save_model(model: Any, source: str, target: Path) -> Path:
         raise UserError(f"{target} cannot be written: {error.strerror}") from error
     try:
         model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(source).save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(scratch)
         if takes_images(model.config):
             for processor in (AutoImageProcessor, AutoVideoProcessor):
-                processor.from_pretrained(source).save_pretrained(scratch)
+                processor.from_pretrained(source, trust_remote_code=False).save_pretrained(scratch)
         scratch.chmod(0o755)
         os.replace(scratch, target)
     finally:
@@ -133,7 +133,7 @@ def whole(folder: str, weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
     """The model of a folder with all its weights replaced."""
     from transformers import AutoConfig, GenerationConfig
 
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     model = auto_class(config).from_config(config, dtype=dtype)
     model.load_state_dict(weights)
     model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -10,12 +10,15 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, in_one_line
 from lit_rlvr.tiny_llm import save_tiny_llm
 from lit_rlvr.tiny_vlm import save_tiny_vlm
 from lit_rlvr.vision import takes_images
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TINY = {"tiny-llama": save_tiny_llm, "tiny-qwen2.5-vl": save_tiny_vlm}
@@ -58,7 +61,7 @@ def _check_hub(model: str) -> None:
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(model)
+        AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -96,6 +99,20 @@ def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id.
+
+    Raises:
+        UserError: it cannot be loaded, or not without running code that comes with it.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model: the tokenizer of {folder} cannot be loaded: {in_one_line(error)}") from error
 
 
 def auto_class(config: Any) -> Any:

@@ -199,8 +199,11 @@ def load_policy(
 
     keep_freed_memory()
     try:
-        config = AutoConfig.from_pretrained(folder)
-        model = empty_model(folder, config, dtype) if empty else auto_class(config).from_pretrained(folder, dtype=dtype)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if empty:
+            model = empty_model(folder, config, dtype)
+        else:
+            model = auto_class(config).from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"model: {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     if not isinstance(model.get_output_embeddings(), nn.Linear):

@@ -48,10 +48,10 @@ class ImageProcessor:
     def __init__(self, folder: str) -> None:
         from transformers import AutoConfig, AutoImageProcessor
 
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if not takes_images(config):
             raise UserError(f"model: {folder} takes no images, and the data has some; use a vision-language model")
-        self._processor: Any = AutoImageProcessor.from_pretrained(folder)
+        self._processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         _check_patches(folder, self._processor, config.vision_config)
         self._token = int(config.image_token_id)
         self._merge = int(self._processor.merge_size)

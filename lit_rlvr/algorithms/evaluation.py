@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import LightningModule
 
 from lit_rlvr.metrics import EvaluationMetrics
-from lit_rlvr.models import resolve_model
+from lit_rlvr.models import load_tokenizer, resolve_model
 from lit_rlvr.policy import Policy
 from lit_rlvr.types import PromptBatch
 from lit_rlvr.vision import ImageProcessor
@@ -36,9 +36,7 @@ class EvaluatingModule(LightningModule):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.model_folder)
+        return load_tokenizer(self.model_folder)
 
     @cached_property
     def image_processor(self) -> ImageProcessor:

@@ -57,8 +57,10 @@ class SentenceEmbedder(Embedder):
         self.source = _packaged() if model == PACKAGED else str(Path(model).expanduser())
         try:
             self.pooling, limit = read_settings(_settings_folder(self.source))
-            config = AutoConfig.from_pretrained(self.source)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(self.source, padding_side="right")
+            config = AutoConfig.from_pretrained(self.source, trust_remote_code=False)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(
+                self.source, padding_side="right", trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
         limits = (limit, self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None), _NO_LIMIT)
@@ -88,7 +90,8 @@ class SentenceEmbedder(Embedder):
         from transformers import AutoModel
 
         try:
-            return AutoModel.from_pretrained(self.source, dtype="auto").to(self.device).eval()
+            model = AutoModel.from_pretrained(self.source, dtype="auto", trust_remote_code=False)
+            return model.to(self.device).eval()
         except (OSError, ValueError) as error:
             raise self._unusable(error) from error
 

@@ -208,7 +208,8 @@ def start(module: EvaluatingModule, config: Namespace, prompts: list[Prompt]) ->
 
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     reach = len(longest.token_ids) + config.max_tokens
-    context = AutoConfig.from_pretrained(module.model_folder).get_text_config().max_position_embeddings
+    settings = AutoConfig.from_pretrained(module.model_folder, trust_remote_code=False)
+    context = settings.get_text_config().max_position_embeddings
     if reach > context:
         raise UserError(
             f"--max_tokens: {config.max_tokens} after the longest question ({len(longest.token_ids)} tokens) exceeds "
