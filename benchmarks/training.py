@@ -143,17 +143,20 @@ class Clock(Callback):
 
 
 def train(
-    trained: Policy,
+    trained: Policy | None,
     rollouts: Sequence[Rollout],
     precision: str = "fp32",
     between: Callable[[], Any] = lambda: None,
     algorithm: type[GRPO] = GRPO,
+    trainer_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[float]:
     """Train a policy on the rollouts, one optimizer step each, with the product's defaults; seconds of each step.
 
     Args:
+        trained: None = the algorithm loads its `model`.
         between: called before each step, not counted.
+        trainer_options: such as a strategy and its number of processes.
         options: the algorithm's.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -161,13 +164,14 @@ def train(
         warnings.filterwarnings("ignore", message=message)
     seed_everything(0, verbose=False)
     module = algorithm(importance_correction="token_truncate", **options)
-    module.policy = trained
+    if trained is not None:
+        module.policy = trained
     clock = Clock(between)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_steps=len(rollouts), max_epochs=-1, accelerator="cpu", precision=PRECISIONS[precision],
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-            default_root_dir=folder, callbacks=[clock],
+            default_root_dir=folder, callbacks=[clock], **trainer_options or {},
         )  # fmt: skip
         trainer.fit(module, datamodule=Given(rollouts))
     return clock.seconds
@@ -180,9 +184,9 @@ def switch_off(technique: str) -> dict[str, Any]:
     if technique == "skipping dead groups":
         return {"algorithm": EveryGroup}
     if technique == "kept logits":
-        scoring._KEPT_BYTES = -1
+        scoring.KEPT_BYTES = -1
     elif technique == "vocabulary in chunks":
-        scoring._CHUNK = 1 << 62
+        scoring.CHUNK = 1 << 62
     elif technique == "kept freed memory":
         policy.keep_freed_memory = lambda: None
     elif technique:

@@ -1,4 +1,4 @@
-"""`lit-rlvr fit`, `validate`, `preview` and `filter`: LightningCLI with our groups of options."""
+"""`lit-rlvr fit`, `validate`, `preview`, `filter` and `plan`: LightningCLI with our groups of options."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ INSTEAD = {
 """Trainer options that manual optimization refuses -> ours."""
 
 
+ANYWHERE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
+"""Lets a trainer for GPUs be built on a machine without any."""
+
+
 class ConfigFile(SaveConfigCallback):
     """Leaves the resolved settings of `fit` as `config.yaml` in the run folder."""
 
@@ -95,7 +99,8 @@ class RLVRCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         return {"fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
                 "validate": {"model", "dataloaders", "datamodule"},
-                "preview": {"model", "datamodule"}, "filter": {"model", "datamodule"}}  # fmt: skip
+                "preview": {"model", "datamodule"}, "filter": {"model", "datamodule"},
+                "plan": {"model", "datamodule"}}  # fmt: skip
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(RunFolder, "run")  # first: its clock covers the rollout
@@ -146,7 +151,7 @@ class RLVRCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
-        if self.subcommand != "preview":
+        if self.subcommand not in ("preview", "plan"):
             self.config_init[self.subcommand].warm_start.apply(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -212,4 +217,4 @@ def _clear(root: Path) -> None:
 
 def run(command: str, arguments: list[str]) -> None:
     """`lit-rlvr fit ...` and the other commands that take a config."""
-    RLVRCLI([command, *find_configs(arguments)])
+    RLVRCLI([command, *find_configs(arguments), *(ANYWHERE if command == "plan" else ())])

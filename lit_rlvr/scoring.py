@@ -10,8 +10,8 @@ from torch.nn.functional import linear
 
 from lit_rlvr.types import Sampling
 
-_CHUNK = 1 << 25  # logits worked on at once
-_KEPT_BYTES = 1 << 29  # of logits a call keeps for its backward pass; above it they are computed a second time
+CHUNK = 1 << 25  # logits worked on at once
+KEPT_BYTES = 1 << 29  # of logits a call keeps for its backward pass; above it they are computed a second time
 
 
 def score_tokens(
@@ -53,9 +53,9 @@ class _Score(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         with torch.autocast(hidden.device.type, enabled=False):
             features, head = hidden.to(dtype), weight.to(dtype)
-            ctx.rows = max(1, _CHUNK // len(weight))
+            ctx.rows = max(1, CHUNK // len(weight))
             size = len(target) * len(weight) * features.element_size()
-            kept: list[Tensor] | None = [] if keep and size <= _KEPT_BYTES else None
+            kept: list[Tensor] | None = [] if keep and size <= KEPT_BYTES else None
             parts = []
             for h, t in zip(features.split(ctx.rows), target.split(ctx.rows), strict=True):
                 raw = _logits(h, head, bias)

@@ -40,8 +40,8 @@ def numbers(bias: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
 def test_values_and_gradients_are_those_of_the_softmax(
     sampling: Sampling, bias: bool, chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring, "_CHUNK", chunk)
-    monkeypatch.setattr(scoring, "_KEPT_BYTES", kept)
+    monkeypatch.setattr(scoring, "CHUNK", chunk)
+    monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
     hidden, weight, offset, target = numbers(bias)
     factors = torch.randn(2, N, dtype=torch.float64)
     inputs = [x for x in (hidden, weight, offset) if x is not None]
@@ -108,8 +108,8 @@ def peak_elements(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("gradient", [True, False])
 def test_the_vocabulary_is_held_for_a_chunk_only(gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_CHUNK", 2 * V)
-    monkeypatch.setattr(scoring, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(scoring, "CHUNK", 2 * V)
+    monkeypatch.setattr(scoring, "KEPT_BYTES", 0)
     hidden, weight, _, target = numbers(False)
 
     def work() -> None:

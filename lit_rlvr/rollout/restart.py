@@ -74,6 +74,9 @@ class RestartingEngine(RolloutEngine):
         self._restarts = 0
         return [found[p] for p in range(len(prompts))]
 
+    def rest(self) -> bool:
+        return self.engine.rest()
+
     def close(self) -> None:
         self.engine.close()
 
@@ -96,7 +99,7 @@ class RestartingEngine(RolloutEngine):
             UserError: it has crashed too often, or this process alone does not have its weights.
         """
         while crash is not None:
-            if self._sharded:
+            if self._sharded and not self.engine.keeps_weights:
                 raise UserError(
                     f"engine {self.name} crashed: {crash}; with sharded weights no process can start it anew alone, "
                     "go on with --ckpt_path last"
@@ -108,7 +111,7 @@ class RestartingEngine(RolloutEngine):
                 )
             self._restarts, self._proven = self._restarts + 1, False
             _log.warning("engine %s crashed: %s; restart %d of %d", self.name, crash, self._restarts, self.limit)
-            unclosed = crash_of(self.engine.close)
+            unclosed = None if self.engine.keeps_weights else crash_of(self.engine.close)
             if unclosed is not None:
                 _log.warning("engine %s could not be closed: %s", self.name, unclosed)
             crash = crash_of(self._bring_up)
@@ -116,12 +119,11 @@ class RestartingEngine(RolloutEngine):
     def _bring_up(self) -> None:
         assert self._context is not None and self.policy is not None, "start() and follow() come first"
         self.engine.start(self._context)
-        self.engine.follow(self.policy)
-        self.engine.sync(self.policy.named_weights())
+        self.engine.restore(self.policy)
 
     def _probe(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
-        """Once after a restart: it holds the policy's weights."""
-        if self._proven:
+        """Once after a restart: it holds the policy's weights. (Sharded ones give no log-probabilities alone.)"""
+        if self._proven or self._sharded:
             return
         assert self.policy is not None, "follow() comes first"
         longest = max(prompts, key=lambda p: len(p.token_ids))

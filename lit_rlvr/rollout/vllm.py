@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_rlvr.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.sharding import whole
 from lit_rlvr.types import Completion, Prompt, Sampling
@@ -25,6 +26,7 @@ class VLLMEngine(RolloutEngine):
         dtype: of weights and activations; `auto` is what the trainer computes in, so that both see the same numbers.
         kv_cache_gb: memory for keys and values, in GiB (CPU only).
         gpu_memory_utilization: share of the GPU's memory that vLLM may take (GPU only).
+        sleep: give vLLM's memory back while the policy is trained (GPU only).
         enforce_eager: no compilation: starts faster; on a GPU generates slower.
         options: further arguments of `vllm.LLM`, by their vLLM names.
     """
@@ -34,16 +36,19 @@ class VLLMEngine(RolloutEngine):
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         kv_cache_gb: int = 1,
         gpu_memory_utilization: float = 0.4,
+        sleep: bool = True,
         enforce_eager: bool = True,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.dtype = dtype
         self.kv_cache_gb = kv_cache_gb
         self.gpu_memory_utilization = gpu_memory_utilization
+        self.sleep = sleep
         self.enforce_eager = enforce_eager
         self.options = options or {}
         self._llm: Any = None
         self._context: EngineContext | None = None
+        self._asleep = False
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -78,6 +83,7 @@ class VLLMEngine(RolloutEngine):
             settings["mm_device_do_normalize"] = False
         if torch.cuda.is_available():
             settings["gpu_memory_utilization"] = self.gpu_memory_utilization
+            settings["enable_sleep_mode"] = self.sleep
             settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
         else:
             # Seeded sampling on a CPU fails on a prompt computed in several pieces: let every prompt fit.
@@ -88,26 +94,18 @@ class VLLMEngine(RolloutEngine):
         torch.set_rng_state(state)
 
     def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": self.with_tied_head(named_parameters)})
+        assert self.policy is not None, "follow() comes first"
+        if self._asleep:
+            torch.cuda.empty_cache()  # what training has freed
+            self._llm.wake_up(tags=["weights"])
+        weights = with_tied_head(self.policy, named_parameters)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
         self._llm.reset_prefix_cache()
         if self._context is not None and self._context.policy.placeholder_ids:
             self._llm.llm_engine.reset_encoder_cache()
-
-    def with_tied_head(self, named_parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        """The parameters, and `lm_head.weight` by name where it is tied to the input embedding.
-
-        vLLM on a CPU packs the output embedding into a copy of its own, which `named_parameters` (where a tied
-        tensor stands once, under the embedding's name) would leave stale.
-        """
-        assert self.policy is not None, "follow() comes first"
-        model: Any = self.policy.model
-        head = model.get_output_embeddings().weight
-        seen = False
-        for name, parameter in named_parameters:
-            seen |= name == "lm_head.weight"
-            yield name, parameter.detach()
-        if not seen:
-            yield "lm_head.weight", whole(head.detach())
 
     def generate(
         self,
@@ -143,8 +141,7 @@ class VLLMEngine(RolloutEngine):
         if prompt.pixels is None:
             return {"prompt_token_ids": prompt.token_ids}
         assert self._context is not None, "start() comes first"
-        model: Any = self._context.policy.model
-        ids = collapse(prompt.token_ids, model.config.image_token_id)
+        ids = collapsed(self._context.policy, prompt)
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(prompt.pixels.images)}}
 
     def _parameters(self, sampling: Sampling, seed: int) -> Any:
@@ -152,29 +149,69 @@ class VLLMEngine(RolloutEngine):
         from vllm.sampling_params import RequestOutputKind
 
         assert self._context is not None, "start() comes first"
-        return SamplingParams(
-            seed=None if sampling.temperature == 0 else seed,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            stop_token_ids=list(self._context.policy.eos_token_ids),
-            logit_bias={i: -100.0 for i in sampling.banned_token_ids} or None,
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        values = sampling_parameters(sampling, seed, self._context.policy.eos_token_ids)
+        return SamplingParams(**values, output_kind=RequestOutputKind.FINAL_ONLY)
 
     def _completion(self, output: Any) -> Completion:
-        assert self._context is not None
+        assert self._context is not None, "start() comes first"
         ids = list(output.token_ids)
         logprobs = tuple(at[token].logprob for at, token in zip(output.logprobs, ids, strict=True))
-        text = str(self._context.tokenizer.decode(ids, skip_special_tokens=True))
-        return Completion(text, tuple(ids), "stop" if output.finish_reason == "stop" else "length", logprobs)
+        return read_completion(self._context, ids, logprobs, output.finish_reason)
+
+    def rest(self) -> bool:
+        if not (self.sleep and torch.cuda.is_available()):
+            return False
+        self._llm.sleep(level=2)  # neither keys and values nor weights are kept
+        self._asleep = True
+        return True
 
     def close(self) -> None:
         if self._llm is None:
             return
         self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
+        self._llm, self._asleep = None, False
         gc.collect()
+
+
+def with_tied_head(policy: Policy, named_parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The parameters, and `lm_head.weight` by name where it is tied to the input embedding.
+
+    vLLM on a CPU packs the output embedding into a copy of its own, which `named_parameters` (where a tied tensor
+    stands once, under the embedding's name) would leave stale.
+    """
+    model: Any = policy.model
+    seen = False
+    for name, parameter in named_parameters:
+        seen |= name == "lm_head.weight"
+        yield name, parameter.detach()
+    if not seen:
+        yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach())
+
+
+def sampling_parameters(sampling: Sampling, seed: int, eos_token_ids: Sequence[int]) -> dict[str, Any]:
+    """The fields of vLLM's SamplingParams for one completion."""
+    return {
+        "seed": None if sampling.temperature == 0 else seed,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": sampling.max_tokens,
+        "stop_token_ids": list(eos_token_ids),
+        "logit_bias": {i: -100.0 for i in sampling.banned_token_ids} or None,
+        "logprobs": 0,
+        "detokenize": False,
+    }
+
+
+def collapsed(policy: Policy, prompt: Prompt) -> list[int]:
+    """A prompt's tokens with one placeholder for each image, which vLLM expands on its own."""
+    model: Any = policy.model
+    return collapse(prompt.token_ids, model.config.image_token_id)
+
+
+def read_completion(
+    context: EngineContext, token_ids: Sequence[int], logprobs: tuple[float, ...], finish_reason: str
+) -> Completion:
+    """What vLLM gave, with its text."""
+    text = str(context.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    return Completion(text, tuple(token_ids), "stop" if finish_reason == "stop" else "length", logprobs)

@@ -11,6 +11,9 @@ from lightning.pytorch import Trainer
 from datamodules import PromptDataModule
 from datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
+from lit_rlvr.plan.job import job_of
+from lit_rlvr.plan.show import show
+from lit_rlvr.plan.ways import GPUs
 from lit_rlvr.preview import show_prompts
 from lit_rlvr.rollout import RolloutCallback
 
@@ -56,3 +59,14 @@ class RLVRTrainer(Trainer):
         dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float32
         path = filter_prompts(model, datamodule, rollout, dtype, Path(out), samples, lowest, highest, split)
         print(f"{path}: give it as --data.init_args.{split}")
+
+    def plan(self, model: RLVRModule, datamodule: PromptDataModule, gpus: str) -> None:
+        """Say what a run needs of each GPU's memory, by DDP, FSDP2 and LoRA, and propose one.
+
+        Args:
+            model: of which only the config is read.
+            datamodule: whose sizes count; no row is read.
+            gpus: how many with how much memory each, such as 8x80GB.
+        """
+        rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
+        show(job_of(model, datamodule, rollout, str(self.precision)), GPUs.parse(gpus))

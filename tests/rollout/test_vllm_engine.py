@@ -11,6 +11,7 @@ from tiny import ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_eng
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.rollout import vllm
 from lit_rlvr.rollout.probe import check_engine
 from lit_rlvr.rollout.vllm import VLLMEngine
 from lit_rlvr.types import Completion, Sampling
@@ -59,7 +60,7 @@ def change(policy: Policy, relative: float, seed: int = 1) -> None:
 
 
 def without_the_repair(
-    self: VLLMEngine, named_parameters: Iterable[tuple[str, torch.Tensor]]
+    policy: Policy, named_parameters: Iterable[tuple[str, torch.Tensor]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((name, parameter.detach()) for name, parameter in named_parameters)
 
@@ -103,7 +104,7 @@ def test_the_probe_fails_when_the_tied_head_is_not_repaired(
     """vLLM on a CPU keeps the old output embedding: everything else is new, and generation looks healthy."""
     if torch.cuda.is_available():
         pytest.skip("only vLLM on a CPU packs the output embedding")
-    monkeypatch.setattr(VLLMEngine, "with_tied_head", without_the_repair)
+    monkeypatch.setattr(vllm, "with_tied_head", without_the_repair)
     change(policy, relative)
     sync(engine, policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
@@ -123,7 +124,7 @@ def test_the_probe_fails_at_the_first_sync_without_the_repair(
     noise = [(n, 1e-3 * torch.randn(p.shape, generator=generator)) for n, p in policy.model.named_parameters()]
     noise.append(("lm_head.weight", dict(noise)["model.embed_tokens.weight"]))
     engine.sync(noise)
-    monkeypatch.setattr(VLLMEngine, "with_tied_head", without_the_repair)
+    monkeypatch.setattr(vllm, "with_tied_head", without_the_repair)
     sync(engine, policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
         check_engine(engine, policy, PROMPTS[0], PROBE, 0)
@@ -195,7 +196,7 @@ def test_a_fresh_engine(folder: str, request: pytest.FixtureRequest, monkeypatch
     policy, engine = load_policy(str(path)), VLLMEngine()
     start_engine(engine, policy, path)
     with monkeypatch.context() as patch:
-        patch.setattr(VLLMEngine, "with_tied_head", without_the_repair)
+        patch.setattr(vllm, "with_tied_head", without_the_repair)
         sync(engine, policy)
         if folder == "tiny_model_folder" and not torch.cuda.is_available():
             with pytest.raises(UserError, match="stale or wrong weights"):

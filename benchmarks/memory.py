@@ -1,0 +1,109 @@
+"""Whether `lit-rlvr plan` tells the truth: the memory of real training steps beside what its formula says.
+
+Each row is a fresh run on a CPU: GRPO loads a model and takes two optimizer steps on a made-up rollout, in one process
+or in two (DDP, FSDP2 over gloo), with and without gradient checkpointing and LoRA. Measured is the peak of resident
+memory of the first process above what it held before it loaded the model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import passive  # noqa: F401
+from common import make_parser, peak_memory_mb, print_result, print_table, run_isolated, say
+from training import SMALL, build_policy, make_rollout, train
+
+from lit_rlvr.lora import Lora
+from lit_rlvr.models import resolve_model
+from lit_rlvr.plan.memory import Way, fullest, training
+from lit_rlvr.plan.shape import shape_of
+from lit_rlvr.strategy import FSDP2
+
+MIB = 2**20
+SIZES = {"groups": 4, "group_size": 8, "prompt_tokens": 128, "completion_tokens": 64}
+BUDGET = 4096
+CASES = [
+    (model, precision, processes, sharded, checkpointing, lora)
+    for model in ("30M", "smollm2")
+    for precision, processes, sharded, checkpointing, lora in (
+        ("fp32", 1, False, False, False), ("fp32", 1, False, True, False), ("fp32", 1, False, False, True),
+        ("bf16", 1, False, False, False), ("bf16", 1, False, True, False), ("fp32", 2, False, False, False),
+        ("fp32", 2, True, False, False), ("fp32", 2, True, True, False), ("fp32", 2, True, False, True),
+    )
+]  # fmt: skip
+
+
+def parse() -> Any:
+    parser = make_parser(__doc__)
+    parser.add_argument("--models", nargs="+", default=["30M", "smollm2"], help="which; 30M is a random Llama")
+    return parser.parse_args()
+
+
+def expected(folder: str, precision: str, processes: int, way: Way) -> float:
+    """MiB by the formula."""
+    from transformers import AutoConfig
+
+    shape = shape_of(AutoConfig.from_pretrained(folder), lora=Lora() if way.lora else None)
+    lengths = (SIZES["prompt_tokens"], SIZES["completion_tokens"])
+    load = fullest(BUDGET, *lengths, SIZES["group_size"], SIZES["groups"])
+    size = 4 if precision == "fp32" else 2
+    return sum(training(shape, load, way, processes, size, attention=4).values()) / MIB
+
+
+def main() -> None:
+    options, rows = parse(), []
+    with tempfile.TemporaryDirectory() as scratch:
+        small = Path(scratch) / "30M"
+        build_small(small)
+        folders = {"30M": str(small), "smollm2": resolve_model("smollm2")}
+        for model, precision, processes, sharded, checkpointing, lora in CASES:
+            if model not in options.models:
+                continue
+            way = Way(sharded, checkpointing, lora)
+            asked = {"folder": folders[model], "precision": precision, "processes": processes, **vars(way)}
+            measured = run_isolated("memory.py", **asked)["mib"]
+            formula = expected(folders[model], precision, processes, way)
+            name = ("FSDP2" if sharded else "DDP" if processes > 1 else "one process") + ", LoRA" * lora
+            name += ", checkpointing" * checkpointing
+            rows.append((model, precision, name, measured, formula, formula / measured))
+            say(f"{model} {precision} {name}: {measured:.0f} MiB, formula {formula:.0f}")
+    print_table(("model", "precision", "way", "measured MiB", "formula MiB", "formula / measured"), rows)
+    print_result(sizes=SIZES, tokens_per_microbatch=BUDGET, rows=rows)
+
+
+def build_small(folder: Path) -> None:
+    """The random Llama, as a folder that loads."""
+    model: Any = build_policy(SMALL).model
+    model.generation_config.eos_token_id = 0
+    model.save_pretrained(folder)
+
+
+def measure(asked: dict[str, Any]) -> None:
+    """One run; the first process prints its memory."""
+    from transformers import AutoConfig
+
+    rollout = make_rollout(**SIZES, vocabulary=AutoConfig.from_pretrained(asked["folder"]).vocab_size)
+    processes = asked["processes"]
+    trainer: dict[str, Any] = {"devices": processes, "use_distributed_sampler": False}
+    if processes > 1:
+        trainer["strategy"] = FSDP2() if asked["sharded"] else "ddp"
+    lora = Lora() if asked["lora"] else None
+    before = peak_memory_mb()
+    train(
+        None, [rollout] * 2, asked["precision"], trainer_options=trainer, model=asked["folder"],
+        gradient_checkpointing=asked["checkpointing"], lora=lora, tokens_per_microbatch=BUDGET,
+    )  # fmt: skip
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(json.dumps({"mib": peak_memory_mb() - before}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] and sys.argv[1].startswith("{"):
+        measure(json.loads(sys.argv[1]))
+    else:
+        main()

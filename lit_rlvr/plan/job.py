@@ -1,0 +1,41 @@
+"""What a config asks for, as numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lit_rlvr.lora import Lora
+from lit_rlvr.plan.shape import shape_of
+from lit_rlvr.plan.ways import Job
+from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.rollout.vllm import VLLMEngine
+
+if TYPE_CHECKING:
+    from datamodules import PromptDataModule
+    from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.rollout import RolloutCallback
+
+
+def job_of(module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, precision: str) -> Job:
+    """Gather the sizes; of the model only the config is read."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(module.model_folder)
+    engine = rollout.engine.engine
+    own = isinstance(engine, VLLMEngine)
+    share = engine.gpu_memory_utilization if own else 0.0
+    return Job(
+        whole=shape_of(config, module.freeze_vision),
+        adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
+        budget=module.tokens_per_microbatch,
+        prompt=data.max_prompt_tokens,
+        completion=rollout.sampling.max_tokens,
+        group=rollout.group_size,
+        prompts=data.prompts_per_step,
+        size=2 if precision == "bf16-mixed" else 4,
+        share=None if isinstance(engine, HFEngine) else share,
+        vllm_sleeps=own and engine.sleep and not rollout.overlap,
+        reference=module.kl_coef > 0 or module.advantage.needs_reference,
+        lora=module.lora is not None,
+        shared_prefix=module.shared_prefix,
+    )

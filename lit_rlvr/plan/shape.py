@@ -1,0 +1,102 @@
+"""A model's sizes, counted on the meta device: no weights are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lit_rlvr.lora import Lora, add_adapters
+from lit_rlvr.models import auto_class
+from lit_rlvr.vision import freeze_vision_tower, takes_images, vision_tower
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A stack of equal transformer layers.
+
+    Args:
+        count: layers. width: H of the hidden state. inner: of the MLP. heads: width of all query heads together.
+        keys: width of all key heads together.
+    """
+
+    count: int
+    width: int
+    inner: int
+    heads: int
+    keys: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model.
+
+    Args:
+        parameters: all of them, tied ones counted once. trained: those in the optimizer.
+        largest: parameters of the largest layer. outside: of what stands in no layer, such as the embeddings.
+        text, tower: the language model's layers, and the vision tower's if it has one that is trained.
+        patches: patches of an image per token of a prompt.
+        vocabulary: V.
+    """
+
+    parameters: int
+    trained: int
+    largest: int
+    outside: int
+    text: Layers
+    tower: Layers | None
+    patches: int
+    vocabulary: int
+
+
+def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None) -> Shape:
+    """Count a model by its config.
+
+    Args:
+        config: of transformers.
+        freeze_vision, lora: as the options of the same names.
+    """
+    with torch.device("meta"):
+        model: Any = auto_class(config).from_config(config, dtype=torch.float32)
+    if freeze_vision:
+        freeze_vision_tower(model)
+    if lora is not None:
+        add_adapters(model, lora)
+    layers = [_size(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    tower = vision_tower(model)
+    seen = tower is not None and any(p.requires_grad for p in tower.parameters())
+    return Shape(
+        parameters=_size(model),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        largest=max(layers, default=0),
+        outside=_size(model) - sum(layers),
+        text=_text_layers(config.get_text_config()),
+        tower=_tower_layers(config.vision_config) if seen else None,
+        patches=config.vision_config.spatial_merge_size**2 if takes_images(config) else 0,
+        vocabulary=config.get_text_config().vocab_size,
+    )
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _text_layers(text: Any) -> Layers:
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Layers(
+        text.num_hidden_layers,
+        text.hidden_size,
+        text.intermediate_size,
+        text.num_attention_heads * head,
+        text.num_key_value_heads * head,
+    )
+
+
+def _tower_layers(vision: Any) -> Layers:
+    """Qwen's towers: Qwen2-VL names its sizes in another way than the later ones."""
+    width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
+    return Layers(vision.depth, width, inner, width, width)

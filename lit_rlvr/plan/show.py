@@ -1,0 +1,59 @@
+"""A plan as a table in the terminal, with a proposal."""
+
+from __future__ import annotations
+
+import os
+
+from rich.console import Console
+from rich.table import Table
+
+from lit_rlvr.plan.ways import FREE, GIB, GPUs, Job
+
+MOST = 1024
+"""GPUs that are looked for when too few were given."""
+
+
+def show(job: Job, gpus: GPUs) -> None:
+    """Print what each way to train takes on each GPU, and which to choose."""
+    load = job.load(gpus, job.budget)
+    console = Console(markup=False, highlight=False, soft_wrap=True, width=None if os.isatty(1) else 120)
+    console.print(
+        f"{job.whole.parameters / 1e9:.3g} billion parameters; micro-batches of {load.tokens:.0f} tokens, "
+        f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {job.completion} tokens"
+    )
+    console.print(table(job, gpus))
+    for line in advice(job, gpus):
+        console.print(line)
+
+
+def table(job: Job, gpus: GPUs) -> Table:
+    """A row per way, a column per term."""
+    plans = job.plans(gpus)
+    terms = [name for name in plans[0].terms if any(plan.terms[name] for plan in plans)]
+    made = Table(title=f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB", title_justify="left", box=None)
+    made.add_column("")
+    for name in (*terms, "needs", "fits"):
+        made.add_column(name, justify="right")
+    for plan in plans:
+        values = [*(plan.terms[name] for name in terms), plan.needs]
+        made.add_row(plan.name, *(f"{value / GIB:.1f}" for value in values), "yes" if plan.fits else "no")
+    return made
+
+
+def advice(job: Job, gpus: GPUs) -> list[str]:
+    """The proposal, in words and as arguments."""
+    copies = 2 if job.reference and not job.lora else 1
+    lines = [
+        f"{FREE:.0%} of each GPU are left free. The first process needs "
+        f"{copies * job.whole.parameters * 4 / GIB:.1f} GiB of host memory to load (with DDP each process does)."
+    ]
+    found = job.proposal(gpus)
+    if found is not None:
+        return [*lines, f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip()]
+    count = gpus.count
+    while found is None and count < MOST:
+        count *= 2
+        found = job.proposal(GPUs(count, gpus.gib))
+    if found is None:
+        return [*lines, "Nothing fits, on any number of such GPUs; the engine or a micro-batch alone takes too much."]
+    return [*lines, f"Nothing fits; {count} such GPUs would do: {found.name} ({found.needs / GIB:.1f} GiB)."]

@@ -1,0 +1,151 @@
+"""Which ways to train fit into which GPUs."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.plan.memory import Load, Terms, Way, decoding, fullest, key_bytes, training
+from lit_rlvr.plan.shape import Shape
+
+GIB = 2**30
+FREE = 0.1  # of a GPU: its context, communication buffers, fragments
+STEP = ("gathered", "activations", "temporary")
+"""Terms of the training step alone: generation has this memory at another time."""
+
+
+@dataclass(frozen=True)
+class GPUs:
+    """So many GPUs with so much memory each (in GiB)."""
+
+    count: int
+    gib: float
+
+    @classmethod
+    def parse(cls, text: str) -> GPUs:
+        """From `8x80GB`.
+
+        Raises:
+            UserError: it does not look like that.
+        """
+        found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GB", text)
+        if not found or not int(found[1]) or not float(found[2]):
+            raise UserError(f"--gpus: {text!r} is not a number of GPUs and the memory of each, such as 8x80GB")
+        return cls(int(found[1]), float(found[2]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way to train, and the bytes that it takes on each GPU; `budget` is its `tokens_per_microbatch`."""
+
+    way: Way
+    gpus: GPUs
+    budget: int
+    terms: Terms
+    vllm_sleeps: bool = True
+
+    @property
+    def needs(self) -> float:
+        """Bytes at the worst moment."""
+        rollout = ("generation", "vLLM") if self.vllm_sleeps else ("generation",)
+        always = sum(value for name, value in self.terms.items() if name not in (*STEP, *rollout))
+        return always + max(sum(self.terms[name] for name in names) for names in (STEP, rollout))
+
+    @property
+    def fits(self) -> bool:
+        return self.needs <= (1 - FREE) * self.gpus.gib * GIB
+
+    @property
+    def name(self) -> str:
+        strategy = "FSDP2" if self.way.sharded else "DDP" if self.gpus.count > 1 else "alone"
+        return strategy + ", LoRA" * self.way.lora + ", checkpointing" * self.way.checkpointing
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a config asks for.
+
+    Args:
+        whole, adapted: the model as all of it is trained, and with adapters.
+        budget: `tokens_per_microbatch`.
+        prompt, completion: tokens of each, at most.
+        group: completions per prompt.
+        prompts: per step.
+        size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
+        share: of each GPU's memory that vLLM takes; None = the Hugging Face engine; 0 = an engine elsewhere.
+        vllm_sleeps: it gives its memory back during training.
+        reference: a reference model is held too.
+        lora: adapters are trained anyway.
+    """
+
+    whole: Shape
+    adapted: Shape
+    budget: int
+    prompt: int
+    completion: int
+    group: int
+    prompts: int
+    size: int = 2
+    share: float | None = 0.4
+    vllm_sleeps: bool = True
+    reference: bool = False
+    lora: bool = False
+    shared_prefix: bool = True
+
+    def load(self, gpus: GPUs, budget: int) -> Load:
+        """The fullest micro-batch."""
+        prompts = max(1, self.prompts // gpus.count)
+        return fullest(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
+
+    def vllm_share(self, gpus: GPUs) -> float:
+        """The given share, or the smallest (in steps of 0.05) with which vLLM starts: its weights, room to run them,
+        and the keys and values of one sequence."""
+        length = self.prompt + self.completion
+        needs = self.whole.parameters * self.size + 2 * GIB + length * key_bytes(self.whole, self.size)
+        return max(self.share, math.ceil(20 * needs / (gpus.gib * GIB)) / 20) if self.share else 0.0
+
+    def plans(self, gpus: GPUs, budget: int | None = None) -> list[Plan]:
+        """Every way to train, the fastest first, adapters last.
+
+        Args:
+            budget: in place of its own.
+        """
+        return [
+            self._plan(Way(sharded, checkpointing, lora), gpus, budget or self.budget)
+            for lora in ((True,) if self.lora else (False, True))
+            for sharded in ((False, True) if gpus.count > 1 else (False,))
+            for checkpointing in (False, True)
+        ]
+
+    def proposal(self, gpus: GPUs) -> Plan | None:
+        """The fastest way that fits; with smaller micro-batches, which change no result, rather than with adapters."""
+        budgets, least = [self.budget], self.prompt + self.completion
+        while budgets[-1] // 2 >= least:
+            budgets.append(budgets[-1] // 2)
+        plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
+        return min(plans, key=lambda plan: plan.way.lora, default=None)
+
+    def _plan(self, way: Way, gpus: GPUs, budget: int) -> Plan:
+        shape = self.adapted if way.lora else self.whole
+        terms = training(shape, self.load(gpus, budget), way, gpus.count, self.size, self.reference)
+        generation = 0.0
+        if self.share is None:
+            together = min(256, max(1, self.prompts // gpus.count) * self.group)
+            generation = decoding(shape, way, together, self.prompt + self.completion, self.size)
+        vllm = self.vllm_share(gpus) * gpus.gib * GIB
+        return Plan(way, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, self.vllm_sleeps)
+
+    def arguments(self, plan: Plan) -> str:
+        """What a plan adds to the command line."""
+        several = "multinode" if plan.gpus.count > 8 else "fsdp2" if plan.way.sharded else "ddp"
+        share = self.vllm_share(plan.gpus)
+        chosen = {
+            f"--config strategy/{several}": plan.gpus.count > 1,
+            "--model.init_args.gradient_checkpointing true": plan.way.checkpointing,
+            f"--model.init_args.tokens_per_microbatch {plan.budget}": plan.budget != self.budget,
+            "--model.init_args.lora.rank 16": plan.way.lora and not self.lora,
+            f"--rollout.engine.init_args.gpu_memory_utilization {share:.2f}": share > (self.share or 0.0),
+        }
+        return " ".join(argument for argument, wanted in chosen.items() if wanted)

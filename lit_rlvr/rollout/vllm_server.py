@@ -1,0 +1,196 @@
+"""vLLM as a server, on other machines or on other GPUs of this one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import uuid
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import torch
+from torch import Tensor
+
+from lit_rlvr.distributed import gather_objects, rank
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy import Policy
+from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
+from lit_rlvr.rollout.transfer import WeightTransfer
+from lit_rlvr.rollout.vllm import collapsed, read_completion, sampling_parameters, with_tied_head
+from lit_rlvr.rollout.vllm_client import START, ServerError, VLLMServer, dtype_of
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+
+class VLLMServerEngine(RolloutEngine):
+    """Generates on vLLM servers that `lit-rlvr serve` has started.
+
+    Every token comes with the label of the weights that it was drawn from; one of other weights than the last sync's
+    (a server was started anew, or somebody else uses it) is an error, never a sample. The first sync finds zeros in
+    place of weights, so that a weight it does not reach cannot go unnoticed.
+
+    Args:
+        urls: of the servers, such as http://host:8000; the processes of a run are spread over them.
+        transfer: how weights get there: `FileTransfer` or `NCCLTransfer`.
+        api_key_env: NAME of the environment variable that holds the servers' `--api-key`, if they have one.
+        timeout: seconds to wait for a server to start, for new weights, and for one completion.
+    """
+
+    keeps_weights = True
+
+    def __init__(
+        self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 600.0
+    ) -> None:
+        if not urls:
+            raise UserError("VLLMServerEngine.urls: name at least one server, such as http://host:8000")
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise UserError(f"VLLMServerEngine.urls: {url!r} must begin with http:// or https://")
+        if timeout <= 0:
+            raise UserError(f"VLLMServerEngine.timeout: {timeout} must be more than 0 seconds")
+        self.servers = [VLLMServer(url, api_key_env, timeout) for url in urls]
+        self.transfer = transfer
+        self._context: EngineContext | None = None
+        self._dtype = torch.float32
+        self._run = ""
+        self._syncs = 0
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def server(self) -> VLLMServer:
+        """This process's."""
+        return self.servers[rank() % len(self.servers)]
+
+    @property
+    def version(self) -> str:
+        """The label of the last sync's weights."""
+        return f"{self._run}-{self._syncs}"
+
+    def start(self, context: EngineContext) -> None:
+        self._context = context
+        for server in self.servers if rank() == 0 else [self.server]:
+            server.wait()
+            self._check(server, context)
+        if rank() == 0 and not self._syncs:
+            for server in self.servers:
+                server.forget_weights()
+
+    def _check(self, server: VLLMServer, context: EngineContext) -> None:
+        """Refuse a server whose numbers would be others than the trainer's."""
+        settings = server.settings()
+        self._dtype = dtype_of(settings)
+        if settings["max_model_len"] < context.max_tokens:
+            raise UserError(
+                f"{server.url}: prompts and completions have up to {context.max_tokens} tokens, it takes "
+                f"{settings['max_model_len']}; start it with --max-model-len {context.max_tokens}"
+            )
+        if settings["logprobs_mode"] != "processed_logprobs":
+            raise UserError(
+                f"{server.url}: its log-probabilities are not those it samples from; {START}, "
+                "or with --logprobs-mode processed_logprobs"
+            )
+
+    def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
+        """As every engine's; `named_parameters` are those of the policy that it follows, read as often as need be."""
+        policy = self._followed
+        self._run = self._run or gather_objects(uuid.uuid4().hex[:12])[0]
+        self._syncs += 1
+        failure = ""
+
+        def weights() -> Iterable[tuple[str, Tensor]]:
+            return with_tied_head(policy, policy.named_weights())
+
+        try:
+            self.transfer.send(self.servers, weights, self._dtype, self.version)
+        except ServerError as error:
+            failure = str(error)
+        failures = [text for text in gather_objects(failure) if text]
+        if failures:
+            raise ServerError(failures[0])
+
+    def restore(self, policy: Policy) -> None:
+        self.follow(policy)
+        if self.server.version() != self.version:
+            self.transfer.restore(self.server, self.version)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None = None,
+    ) -> list[list[Completion]]:
+        with ThreadPoolExecutor(1) as thread:  # where no other event loop runs
+            return thread.submit(asyncio.run, self._generate(prompts, sampling, seeds, done)).result()
+
+    async def _generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None
+    ) -> list[list[Completion]]:
+        server = self.server
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(headers=server.headers, timeout=server.timeout, limits=limits) as client:
+            tasks = [
+                asyncio.create_task(self._group(client, p, prompt, sampling, seeds[p], done))
+                for p, prompt in enumerate(prompts)
+            ]
+            try:
+                return list(await asyncio.gather(*tasks))
+            except BaseException:
+                for task in tasks:
+                    task.cancel()  # the server stops working for a connection that is closed
+                await asyncio.gather(*tasks, return_exceptions=True)
+                raise
+
+    async def _group(
+        self, client: httpx.AsyncClient, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int],
+        done: Done | None,
+    ) -> list[Completion]:  # fmt: skip
+        base = self._input(prompt)
+        requests = [base | {"sampling_params": self._parameters(sampling, seed)} for seed in seeds]
+        choices = await asyncio.gather(*(self.server.complete(client, request) for request in requests))
+        group = [self._completion(choice) for choice in choices]
+        if done is not None and group:
+            done(p, group)
+        return group
+
+    def _input(self, prompt: Prompt) -> dict[str, Any]:
+        """A prompt; its images as PNG, which loses nothing, each where one placeholder stands."""
+        if prompt.pixels is None:
+            return {"token_ids": list(prompt.token_ids)}
+        parts = [{"type": "image_url", "url": _png(image)} for image in prompt.pixels.images]
+        return {"token_ids": collapsed(self._followed, prompt), "content_parts": parts}
+
+    def _parameters(self, sampling: Sampling, seed: int) -> dict[str, Any]:
+        return sampling_parameters(sampling, seed, self._followed.eos_token_ids)
+
+    def _completion(self, choice: dict[str, Any]) -> Completion:
+        assert self._context is not None, "start() comes first"
+        versions = {span["version"] for span in choice["weight_versions"] or []}
+        if versions != {self.version}:
+            held = ", ".join(sorted(versions)) or "none"
+            raise ServerError(
+                f"{self.server.url} answered with other weights ({held}) than those of the last sync ({self.version})"
+            )
+        if choice["finish_reason"] not in ("stop", "length"):
+            raise ServerError(f"{self.server.url} broke a completion off: {choice['finish_reason']}")
+        logprobs = tuple(float(content["logprob"]) for content in choice["logprobs"]["content"])
+        return read_completion(self._context, choice["token_ids"], logprobs, choice["finish_reason"])
+
+    @property
+    def _followed(self) -> Policy:
+        assert self.policy is not None, "follow() comes first"
+        return self.policy
+
+    def close(self) -> None:
+        self.transfer.close()
+
+
+def _png(image: Any) -> str:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

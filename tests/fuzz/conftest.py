@@ -1,0 +1,27 @@
+"""Whatever a fuzz test does, it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from lit_rlvr.rewards import shared_pool
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """No process and no shared memory that was not there before."""
+
+    def segments() -> set[str]:
+        return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+    before = segments()
+    yield
+    shared_pool().close()
+    left = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    left = [child for child in left if "resource_tracker" not in " ".join(child.cmdline())]
+    assert not left, [child.cmdline() for child in left]
+    assert segments() <= before

@@ -1,0 +1,19 @@
+"""How many examples a fuzz test draws: a few in `make test`, FUZZ times as many with FUZZ=20."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+
+FACTOR = int(os.environ.get("FUZZ", "1"))
+
+
+def examples(count: int) -> Callable[..., Any]:
+    """So many examples, the same in every run; fixtures may be shared by them."""
+    return settings(
+        max_examples=count * FACTOR, deadline=None, derandomize=FACTOR == 1, database=None,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    )  # fmt: skip

@@ -1,0 +1,258 @@
+"""A real vLLM server on this machine, started as users start it, on a tiny model."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import ENDS, make_prompt, plain_logprobs, random_ids, start_engine
+from tiny_fit import fit
+from tiny_runs import CONSOLE_SCRIPT, child_environment
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.rollout import transfer, vllm_server
+from lit_rlvr.rollout.probe import check_engine
+from lit_rlvr.rollout.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, free_port
+from lit_rlvr.rollout.vllm_client import ServerError, VLLMServer
+from lit_rlvr.rollout.vllm_server import VLLMServerEngine
+from lit_rlvr.types import Completion, Sampling
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
+PROBE = Sampling(max_tokens=16)
+PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 300, 1)]
+SEEDS = [[100 * p + g for g in range(3)] for p in range(4)]
+KEY = "sk-not-for-anybody"
+
+
+class Served:
+    """`lit-rlvr serve` in a process of its own."""
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        self.folder, self.log, self.port = folder, log, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        line = [str(CONSOLE_SCRIPT), "serve", "--model", str(self.folder), "--port", str(self.port), "--api-key", KEY]
+        line += ["--max-model-len", "512", "--enforce-eager", "--kv-cache-memory-bytes", str(1 << 28)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                line, env=child_environment(), stdout=log, stderr=log, start_new_session=True
+            )
+
+    def kill(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    server = Served(tiny_model_folder, tmp_path_factory.mktemp("server") / "log")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def make_engine(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., VLLMServerEngine]:
+    monkeypatch.setenv("SERVER_KEY", KEY)
+
+    def make(**options: Any) -> VLLMServerEngine:
+        defaults: dict[str, Any] = {"transfer": FileTransfer(tmp_path / "weights"), "api_key_env": "SERVER_KEY"}
+        return VLLMServerEngine(**{"urls": [served.url], "timeout": 120.0} | defaults | options)
+
+    return make
+
+
+@pytest.fixture
+def policy(tiny_model_folder: Path) -> Policy:
+    return load_policy(str(tiny_model_folder))
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., VLLMServerEngine], policy: Policy) -> Iterator[VLLMServerEngine]:
+    made = make_engine()
+    start_engine(made, policy)
+    made.sync(policy.named_weights())
+    yield made
+    made.close()
+
+
+@torch.no_grad()
+def change(policy: Policy, relative: float, seed: int = 1) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.parameters():
+        parameter += relative * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)
+
+
+@torch.no_grad()
+def assert_logprobs_are_the_policys(policy: Policy, groups: list[list[Completion]]) -> None:
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for completion in group:
+            expected, _ = plain_logprobs(policy.model, prompt.token_ids, completion.token_ids, SAMPLING)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def flat(groups: list[list[Completion]]) -> list[tuple[int, ...]]:
+    return [completion.token_ids for group in groups for completion in group]
+
+
+def test_logprobs_are_the_trainers_also_after_weight_changes(engine: VLLMServerEngine, policy: Policy) -> None:
+    before = engine.generate(PROMPTS, SAMPLING, SEEDS)
+    assert_logprobs_are_the_policys(policy, before)
+    for seed in (1, 2):
+        change(policy, 0.3, seed)
+        engine.sync(policy.named_weights())
+        after = engine.generate(PROMPTS, SAMPLING, SEEDS)
+        assert_logprobs_are_the_policys(policy, after)
+        assert flat(after) != flat(before)
+        before = after
+    assert len(list(engine.transfer.folder.iterdir())) == 1, "of all versions one is kept"  # type: ignore[attr-defined]
+    engine.close()
+    assert not list(engine.transfer.folder.iterdir())  # type: ignore[attr-defined]
+
+
+def test_groups_come_in_order_and_each_is_told_once(engine: VLLMServerEngine) -> None:
+    told: dict[int, list[Completion]] = {}
+    seeds = [[1, 2], [3], [], [4, 5, 6, 7]]
+    groups = engine.generate(PROMPTS, SAMPLING, seeds, told.__setitem__)
+    assert [len(group) for group in groups] == [2, 1, 0, 4]
+    assert told == {p: group for p, group in enumerate(groups) if group}
+    assert engine.generate(PROMPTS[::-1], SAMPLING, seeds[::-1])[::-1] == groups, "a seed, a completion"
+    assert engine.generate([], SAMPLING, []) == []
+    found = [c for group in engine.generate(PROMPTS, SAMPLING, SEEDS) for c in group]
+    stopped = [c for c in found if c.finish_reason == "stop"]
+    assert 0 < len(stopped) < len(found) and all(c.token_ids[-1] in ENDS for c in stopped)
+    assert all(len(c.token_ids) == SAMPLING.max_tokens for c in found if c.finish_reason == "length")
+
+
+def test_the_probe_fails_without_a_sync(engine: VLLMServerEngine, policy: Policy) -> None:
+    assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
+    change(policy, 0.01)
+    with pytest.raises(UserError, match="stale or wrong weights"):
+        check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+
+
+def test_the_probe_fails_at_once_when_a_weight_is_not_sent(
+    engine: VLLMServerEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server was started with this very model: only because it begins with zeros does it show."""
+    engine.server.forget_weights()
+    monkeypatch.setattr(
+        vllm_server, "with_tied_head", lambda _, named: ((n, w) for n, w in named if "layers.1.mlp.up" not in n)
+    )
+    engine.sync(policy.named_weights())
+    with pytest.raises(UserError, match="stale or wrong weights"):
+        check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+
+
+def test_other_weights_are_no_samples(
+    engine: VLLMServerEngine, make_engine: Callable[..., VLLMServerEngine], policy: Policy
+) -> None:
+    """Somebody else uses the server."""
+    other = make_engine()
+    start_engine(other, policy)
+    with pytest.raises(ServerError, match=r"answered with other weights \(zeros\) than those of the last sync"):
+        engine.generate(PROMPTS, SAMPLING, SEEDS)
+    other.sync(policy.named_weights())
+    with pytest.raises(ServerError, match="other weights"):
+        engine.generate(PROMPTS, SAMPLING, SEEDS)
+    engine.restore(policy)
+    assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS))
+
+
+def test_what_is_wrong_is_one_line(
+    make_engine: Callable[..., VLLMServerEngine], policy: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refused(said: str, **options: Any) -> None:
+        with pytest.raises(UserError, match=said):
+            start_engine(make_engine(**options), policy)
+
+    refused("name at least one server", urls=[])
+    refused("must begin with http:// or https://", urls=["localhost:8000"])
+    refused("must be more than 0 seconds", timeout=0)
+    refused(r"does not answer within 1 s .*lit-rlvr serve", urls=["http://127.0.0.1:9"], timeout=1)
+    refused("the environment variable NO_KEY is not set", api_key_env="NO_KEY")
+    settings = VLLMServer.settings
+    for change_, said in (
+        ({"max_model_len": 100}, "start it with --max-model-len 512"),
+        ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),
+    ):
+        monkeypatch.setattr(VLLMServer, "settings", lambda self, change_=change_: settings(self) | change_)
+        refused(said)
+    monkeypatch.undo()
+    monkeypatch.setenv("SERVER_KEY", "another")
+    wrong = make_engine(api_key_env="SERVER_KEY")
+    start_engine(wrong, policy)
+    wrong.sync(policy.named_weights())
+    with pytest.raises(UserError, match="wants an API key") as raised:
+        wrong.generate(PROMPTS, SAMPLING, SEEDS)
+    assert "another" not in str(raised.value)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    lost = make_engine(transfer=FileTransfer(tmp_path / "file" / "weights"))
+    start_engine(lost, policy)
+    with pytest.raises(UserError, match=r"FileTransfer\.folder: .* cannot be written: Not a directory"):
+        lost.sync(policy.named_weights())
+    with pytest.raises(UserError, match="there is no GPU here; use FileTransfer"):
+        NCCLTransfer()
+
+
+def test_a_server_that_goes_and_comes_back_changes_nothing(
+    served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """Killed in the second of three iterations while it generates, and started again a while later."""
+    _, whole = fit(tiny_model_folder, tmp_path / "whole", steps=3, engine=make_engine())
+
+    class Killed(VLLMServerEngine):
+        calls = 0
+
+        def generate(self, *args: Any) -> list[list[Completion]]:
+            self.calls += 1
+            if self.calls == 3:  # the probe, an iteration, and this one
+                served.kill()
+                served.start()
+            return super().generate(*args)
+
+    engine = Killed([served.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 120)
+    _, seen = fit(tiny_model_folder, tmp_path / "killed", steps=3, engine=engine)
+    assert engine.calls > 4
+    for ours, theirs in zip(seen.rollouts, whole.rollouts, strict=True):
+        assert torch.equal(ours.token_ids, theirs.token_ids) and torch.equal(ours.rewards, theirs.rewards)
+    assert KEY not in served.log.read_text()
+
+
+def test_files_are_split_and_hold_what_was_sent(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr(transfer, "FILE_BYTES", 100_000)
+    FileTransfer(tmp_path).send([], policy.named_weights, torch.bfloat16, "v")
+    files = sorted((tmp_path / "v").iterdir())
+    found = {name: weight for path in files for name, weight in load_file(path).items()}
+    assert len(files) > 2 and all(path.stat().st_size < 110_000 for path in files)
+    assert found.keys() == dict(policy.named_weights()).keys()
+    assert all(torch.equal(found[name], weight.bfloat16()) for name, weight in policy.named_weights())
+
+
+def test_what_nccl_is_told_is_what_it_gets(policy: Policy) -> None:
+    """vLLM sizes its buffers by it; a pass may be made as often as it likes."""
+    source = RepeatedWeights()
+    source.set(policy.named_weights, torch.bfloat16)
+    told = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
+    for _ in range(2):
+        assert [(name, weight.dtype, tuple(weight.shape)) for name, weight in source] == told
+    change(policy, 0.1)
+    assert all(torch.equal(got, w.bfloat16()) for (_, got), (_, w) in zip(source, policy.named_weights(), strict=True))
