@@ -94,3 +94,37 @@ def test_what_makes_no_sense_is_one_line(tiny_model_folder: Path) -> None:
         add_adapters(load_policy(str(tiny_model_folder)).model, Lora(layers=["qkv"]))
     with pytest.raises(UserError, match="freeze_vision: LlamaForCausalLM has no vision tower"):
         freeze_vision_tower(load_policy(str(tiny_model_folder)).model)
+
+
+def test_nf4_is_4_bits_and_engines_get_the_numbers_that_are_computed_with(tiny_model_folder: Path) -> None:
+    policy, plain = adapted(tiny_model_folder, quantize="nf4"), load_policy(str(tiny_model_folder))
+    layers = [m for m in policy.model.modules() if type(m).__name__ == "Linear4bit"]
+    assert len(layers) == 2 * 7 and all(layer.weight.dtype == torch.uint8 for layer in layers)
+    assert all(2 * layer.weight.numel() == layer.out_features * layer.in_features for layer in layers)
+    given, original = dict(policy.named_weights()), dict(plain.model.named_parameters())
+    assert given.keys() == original.keys() and all(given[n].shape == w.shape for n, w in original.items())
+    reference = dict(policy.without_adapters().named_weights())
+    name = "model.layers.0.mlp.up_proj.weight"
+    error = (reference[name] - original[name]).abs().max() / original[name].abs().max()
+    assert 0.01 < error < 0.2, "quantised, and not something else"
+    plain.model.load_state_dict(given, strict=False)
+    torch.testing.assert_close(logprobs(policy), logprobs(plain), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(logprobs(policy), logprobs(plain), atol=1e-5, rtol=0)
+    assert all(torch.equal(w, given[n]) for n, w in policy.named_weights()), "running it has changed no layout"
+
+
+def test_nf4_trains_its_adapters_alone_and_merges(tiny_model_folder: Path) -> None:
+    policy = adapted(tiny_model_folder, quantize="nf4", layers=["q_proj", "v_proj"])
+    policy.logprobs(ROLLOUT, [0, 1, 2, 3])[0].sum().backward()
+    assert all((p.grad is not None) == (".lora_" in name) for name, p in policy.named_parameters())
+    before = logprobs(policy)
+    merge_adapters(policy.model)
+    assert not [n for n, m in policy.model.named_modules() if "4bit" in type(m).__name__ or hasattr(m, "base_layer")]
+    torch.testing.assert_close(logprobs(policy), before, atol=1e-5, rtol=0)
+
+
+def test_nf4_without_bitsandbytes_is_one_line(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"bitsandbytes is not installed; pip install 'lit-rlvr\[qlora\]'"):
+        adapted(tiny_model_folder, quantize="nf4")

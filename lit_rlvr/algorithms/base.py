@@ -133,6 +133,8 @@ class RLVRModule(ReferenceModule):
 
     def configure_model(self) -> None:
         if self.policy is None:
+            if self.lora is not None and self.lora.quantize != "none" and self.device_mesh is not None:
+                raise UserError("model.lora.quantize: weights in 4 bits cannot be sharded; use --config strategy/ddp")
             self.policy = load_policy(
                 self.model_folder,
                 self.shared_prefix,
@@ -142,7 +144,8 @@ class RLVRModule(ReferenceModule):
             if self.freeze_vision:
                 freeze_vision_tower(self.policy.model)
             if self.lora is not None:
-                add_adapters(self.policy.model, self.lora)
+                bf16 = str(self.trainer.precision) == "bf16-mixed"
+                add_adapters(self.policy.model, self.lora, torch.bfloat16 if bf16 else torch.float32)
             self.distribute(self.policy)
             self.load_reference(self.shared_prefix)
 

@@ -13,6 +13,7 @@ from lit_rlvr.plan.shape import Layers, Shape
 from lit_rlvr.scoring import CHUNK, KEPT_BYTES
 
 FLOAT = 4
+NF4 = 0.516  # bytes of a number in 4 bits, with its share of the quantised scales
 GATHERED_LAYERS = 5  # the layer that runs and the next: gathered, on their way, and the gradients going back
 Terms = dict[str, float]
 
@@ -115,11 +116,11 @@ def training(
         recomputed = max(each) + shape.largest * copy(size)
     else:
         kept = sum(layers.count * one for (layers, _), one in zip(stacks, each, strict=True))
-        kept += (shape.parameters - shape.outside) * copy(size)
+        kept += (shape.parameters - shape.outside - shape.quantized) * copy(size)
         recomputed = 0
     inside = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * FLOAT)  # gradients within a layer
     return {
-        "weights": shape.parameters * FLOAT / share,
+        "weights": ((shape.parameters - shape.quantized) * FLOAT + shape.quantized * NF4) / share,
         "gradients": shape.trained * FLOAT / share + buckets,
         "AdamW": shape.trained * 2 * FLOAT / share,
         "reference": shape.parameters * FLOAT / share if reference and not way.lora else 0.0,

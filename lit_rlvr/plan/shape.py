@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_rlvr.lora import Lora, add_adapters
+from lit_rlvr.lora import Lora, add_adapters, language_layers
 from lit_rlvr.models import auto_class
 from lit_rlvr.vision import freeze_vision_tower, takes_images, vision_tower
 
@@ -35,7 +35,7 @@ class Shape:
     """Sizes of a model.
 
     Args:
-        parameters: all of them, tied ones counted once. trained: those in the optimizer.
+        parameters: all of them, tied ones counted once. trained: those in the optimizer. quantized: those in 4 bits.
         largest: parameters of the largest layer. outside: of what stands in no layer, such as the embeddings.
         text, tower: the language model's layers, and the vision tower's if it has one that is trained.
         patches: patches of an image per token of a prompt.
@@ -50,6 +50,7 @@ class Shape:
     tower: Layers | None
     patches: int
     vocabulary: int
+    quantized: int = 0
 
 
 def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None) -> Shape:
@@ -63,8 +64,11 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
         model: Any = auto_class(config).from_config(config, dtype=torch.float32)
     if freeze_vision:
         freeze_vision_tower(model)
+    quantized = 0
     if lora is not None:
-        add_adapters(model, lora)
+        if lora.quantize != "none":
+            quantized = sum(model.get_submodule(name).weight.numel() for name in language_layers(model))
+        add_adapters(model, replace(lora, quantize="none"))
     layers = [_size(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     tower = vision_tower(model)
     seen = tower is not None and any(p.requires_grad for p in tower.parameters())
@@ -77,6 +81,7 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
         tower=_tower_layers(config.vision_config) if seen else None,
         patches=config.vision_config.spatial_merge_size**2 if takes_images(config) else 0,
         vocabulary=config.get_text_config().vocab_size,
+        quantized=quantized,
     )
 
 

@@ -115,7 +115,7 @@ class Job:
         return [
             self._plan(Way(sharded, checkpointing, lora), gpus, budget or self.budget)
             for lora in ((True,) if self.lora else (False, True))
-            for sharded in ((False, True) if gpus.count > 1 else (False,))
+            for sharded in ((False, True) if gpus.count > 1 and not (lora and self.adapted.quantized) else (False,))
             for checkpointing in (False, True)
         ]
 

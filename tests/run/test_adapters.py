@@ -35,6 +35,20 @@ def test_resume_and_export(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: P
     assert torch.equal(exported["model.norm.weight"], original["model.norm.weight"])
 
 
+def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit_rlvr: CLI) -> None:
+    quantized = ("--model.init_args.lora", "{rank: 4, alpha: 8, quantize: nf4}", "--rollout.probe_every", "1")
+    fit(lit_rlvr, *quantized, *to("whole"))
+    fit(lit_rlvr, *quantized, *to("cut"), "--trainer.max_steps", "3")
+    fit(lit_rlvr, *quantized, *to("cut"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "cut", run_folder / "whole", resumed=3)
+    assert all(".lora_" in name for name in read_checkpoint(last_checkpoint(run_folder / "whole"))["state_dict"])
+    exported = AutoModelForCausalLM.from_pretrained(export_run(run_folder / "whole", run_folder / "exported"))
+    assert all(parameter.dtype == torch.float32 for parameter in exported.parameters())
+    result = lit_rlvr("fit", "--config", "tiny.yaml", *quantized, *to("sharded"), "--config", "strategy/fsdp2_cpu",
+                      "--trainer.devices", "1")  # fmt: skip
+    assert result.status == 2 and "weights in 4 bits cannot be sharded" in result.err
+
+
 @pytest.mark.parametrize("model", [("GRPO", "--model.init_args.kl_coef", "0.1"), ("AAPO",)])
 def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr: CLI, model: tuple[str, ...]) -> None:
     options = ("--model", *model, *LORA, *to("run"), "--trainer.max_steps", "3")
