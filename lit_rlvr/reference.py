@@ -18,7 +18,7 @@ import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms
 from lit_rlvr.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.lora import Lora
-from lit_rlvr.rollout import HFEngine, RolloutCallback, VLLMEngine
+from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
 from lit_rlvr.run.budget import Budget
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.collapse import CollapseStop
@@ -85,7 +85,8 @@ def reference() -> str:
         ("data", [getattr(datamodules, name) for name in datamodules.__all__ if name != "BadRow"]),
         ("model.lora", [Lora]),
         ("rollout", [RolloutCallback, Sampling]),
-        ("rollout.engine", [HFEngine, VLLMEngine]),
+        ("rollout.engine", [HFEngine, VLLMEngine, VLLMServerEngine]),
+        ("rollout.engine.transfer", [FileTransfer, NCCLTransfer]),
         ("rollout.rewards", [getattr(lit_rlvr.rewards, name) for name in REWARDS]),
         ("diversity", [SelfBLEU4, CosineSimilarity, SentenceEmbedder, JudgeScore]),
         ("run", [RunFolder]),

@@ -34,12 +34,21 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_same_training(ours: Path, theirs: Path) -> None:
-    """The same weights to 1e-6 and the same metrics, adaptive statistics among them, to 1e-4."""
+    """The same weights to 1e-6 and the same metrics, adaptive statistics among them, to 1e-4; `-s` shows how close."""
     got, wanted = weights(ours), weights(theirs)
     worst = max(float((got[name] - wanted[name]).abs().max()) for name in wanted)
     assert got.keys() == wanted.keys() and worst <= 1e-6, worst
     rows, expected = metrics(ours), metrics(theirs)
     assert [row.keys() for row in rows] == [row.keys() for row in expected]
+    apart = [
+        abs(float(row[name]) - float(value)) / max(abs(float(value)), 1e-2)
+        for row, other in zip(rows, expected, strict=True)
+        for name, value in other.items()
+        if value and row[name]
+    ]
+    print(
+        f"{ours.name} as {theirs.parent.name}/{theirs.name}: weights {worst:.1e}, metrics {max(apart):.1e} (relative)"
+    )
     for row, other in zip(rows, expected, strict=True):
         for name, value in other.items():
             near = "" if value == "" else pytest.approx(float(value), rel=1e-4, abs=1e-6)
