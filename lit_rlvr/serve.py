@@ -11,6 +11,8 @@ import json
 import os
 import sys
 
+import torch
+
 from lit_rlvr.errors import UserError
 from lit_rlvr.models import resolve_model
 from lit_rlvr.vision import takes_images
@@ -44,6 +46,9 @@ def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[s
         "-m", "vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", model, "--dtype", dtype,
         "--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
     ]  # fmt: skip
+    if not torch.cuda.is_available():
+        # Seeded sampling on a CPU fails on a prompt that is computed in pieces. vLLM would take most of the memory.
+        line += ["--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(1 << 30)]
     if nccl:
         line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
     if takes_images(AutoConfig.from_pretrained(folder, trust_remote_code=False)):
