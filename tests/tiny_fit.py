@@ -70,9 +70,10 @@ def fit(
     probe_every: int = 10,
     skip_nothing: bool = False,
     overlap: bool = False,
+    recorder: Recorder | None = None,
     **options: Any,
 ) -> tuple[RecordingGRPO, Recorder]:
-    recorder = Recorder()
+    recorder = recorder or Recorder()
     module = RecordingGRPO(model=str(folder), **{"lr": 1e-2, "max_grad_norm": 0.0} | options)
     module.recorder, module.skip_nothing = recorder, skip_nothing
     rollout = RolloutCallback(

@@ -85,7 +85,7 @@ def run(command: str, arguments: list[str]) -> None:
     table = markdown(results, config.model or config.completions)
     write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_atomically(out / "results.md", table)
-    Console().print(Markdown(table))
+    Console(width=None if os.isatty(1) else 160).print(Markdown(table))
 
 
 def sample_suites(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import make_prompt, make_rollout
-from tiny_fit import fit
+from tiny_engines import Copying
+from tiny_fit import Recorder, fit
 from torch import Tensor
 
 from lit_rlvr.errors import UserError
@@ -149,3 +150,38 @@ def test_every_iteration_draws_with_seeds_of_its_own(
     monkeypatch.setattr(RolloutCallback, "seeds", staticmethod(noted))
     fit(tiny_model_folder, tmp_path, steps=10, updates_per_rollout=2)
     assert uses == [("rollout", iteration) for iteration in range(5)]
+
+
+def test_an_engine_that_rests_during_training_gets_its_weights_before_the_next_rollout(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+
+    class Resting(Copying):
+        asleep = True
+
+        def sync(self, named_parameters: object) -> None:
+            super().sync(named_parameters)
+            self.asleep = False
+
+        def generate(self, *args: object, **options: object) -> list[list[Completion]]:  # type: ignore[override]
+            assert not self.asleep
+            return super().generate(*args, **options)  # type: ignore[arg-type]
+
+        def rest(self) -> bool:
+            with torch.no_grad():
+                for weight in self.copy.parameters():
+                    weight.fill_(float("nan"))
+            self.asleep = True
+            return True
+
+    class Watched(Recorder):
+        def on_before_optimizer_step(self, *args: object) -> None:  # type: ignore[override]
+            assert engine.asleep
+            super().on_before_optimizer_step(*args)  # type: ignore[arg-type]
+
+    engine = Resting()
+    _, awake = fit(tiny_model_folder, tmp_path / "awake", steps=3, engine=Copying())
+    _, slept = fit(tiny_model_folder, tmp_path / "asleep", steps=3, engine=engine, recorder=Watched())
+    for ours, theirs in zip(slept.rollouts, awake.rollouts, strict=True):
+        assert torch.equal(ours.token_ids, theirs.token_ids)
+    assert len(slept.weights) == 3 and engine.asleep

@@ -207,3 +207,26 @@ def test_a_fresh_engine(folder: str, request: pytest.FixtureRequest, monkeypatch
     assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
     engine.close()
     engine.close()
+
+
+def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
+    """What vLLM is told, in which order; there is no GPU here."""
+
+    class Told(list[str]):
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **options: self.append(f"{name} {options.get('level') or options.get('tags') or ''}")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    engine, told = VLLMEngine(), Told()
+    engine._llm = told
+    engine.follow(policy)
+    sync(engine, policy)
+    assert engine.rest()
+    sync(engine, policy)
+    sync(engine, policy)
+    load = ["collective_rpc ", "reset_prefix_cache "]
+    woken = ["wake_up ['weights']", "collective_rpc ", "wake_up ['kv_cache']", "reset_prefix_cache "]
+    assert told == [*load, "sleep 2", *woken, *load]
+    stays = VLLMEngine(sleep=False)
+    stays._llm = told
+    assert not stays.rest()

@@ -1,0 +1,121 @@
+"""`lit-rlvr plan`: sizes from a config alone, held against what a step really keeps, and what is proposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_rollout, random_ids
+from tiny_runs import FIT
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.lora import Lora
+from lit_rlvr.plan.memory import FLOAT, Way, activations, fullest, training
+from lit_rlvr.plan.shape import shape_of
+from lit_rlvr.plan.sizing import job, sizing
+from lit_rlvr.plan.ways import GIB, GPUs
+from lit_rlvr.policy import Policy, load_policy
+
+CLI = Callable[..., Any]
+
+
+@pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder", "vlm_folder"])
+def test_shapes_are_those_of_the_loaded_model(folder: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(folder)
+    policy = load_policy(str(path))
+    shape = shape_of(AutoConfig.from_pretrained(path))
+    assert shape.parameters == shape.trained == sum(p.numel() for p in policy.parameters())
+    assert shape.text.count == 2 and shape.vocabulary == policy.model.get_output_embeddings().weight.shape[0]
+    few = shape_of(AutoConfig.from_pretrained(path), lora=Lora(rank=4))
+    assert few.trained == few.parameters - shape.parameters > 0
+    packed = shape_of(AutoConfig.from_pretrained(path), lora=Lora(rank=4, quantize="nf4"))
+    assert packed.trained == few.trained and 0 < packed.quantized < shape.parameters
+
+
+def test_activations_are_what_the_backward_pass_keeps() -> None:
+    """Every tensor that autograd saves, counted once; weights are not among them."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=300, tie_word_embeddings=True,
+    )  # fmt: skip
+    policy = Policy(LlamaForCausalLM(config).eval(), (0,))
+    prompt, completion, group, groups = 24, 40, 4, 3
+    rollout = make_rollout(
+        [random_ids(prompt, p) for p in range(groups)],
+        [[random_ids(completion, 10 * p + g) for g in range(group)] for p in range(groups)],
+    )
+    owned = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or note(t), lambda t: t):  # type: ignore[func-returns-value]
+        policy.logprobs(rollout, list(range(group * groups)))
+    load = fullest(4096, prompt, completion, group, groups)
+    shape = shape_of(config)
+    formula = 4 * activations(shape.text, load, FLOAT, FLOAT) + load.scored * shape.vocabulary * FLOAT
+    assert 0.75 < formula / sum(kept.values()) < 1.33, formula / sum(kept.values())
+
+
+def test_sharding_divides_what_is_kept_and_adapters_spare_the_optimizer() -> None:
+    shape = job("Qwen2.5-7B").whole
+    load = fullest(16384, 1024, 3072, 8, 16)
+    one, many = (training(shape, load, Way(sharded, True), 8, 2) for sharded in (False, True))
+    for name in ("weights", "AdamW"):
+        assert many[name] == one[name] / 8
+    assert one["weights"] == 4 * shape.parameters and one["AdamW"] == 8 * shape.parameters
+    assert one["activations"] == many["activations"] and one["gathered"] == 0 < many["gathered"]
+    assert training(shape, load, Way(True, False), 8, 2)["activations"] > 5 * many["activations"]
+    adapted = training(job("Qwen2.5-7B").adapted, load, Way(False, True, lora=True), 8, 2)
+    assert adapted["AdamW"] < 0.01 * one["AdamW"] and adapted["weights"] < 1.01 * one["weights"]
+
+
+def test_what_fits_first_is_proposed() -> None:
+    def proposed(model: str, gpus: str, **changes: Any) -> str | None:
+        found = replace(job(model), **changes).proposal(GPUs.parse(gpus))
+        assert found is None or found.needs <= 0.9 * found.gpus.gib * GIB
+        return None if found is None else found.name
+
+    assert proposed("Qwen2.5-1.5B", "1x80GB") == "alone, checkpointing"
+    assert proposed("Qwen2.5-1.5B", "1x192GB") == "alone"
+    assert proposed("Qwen2.5-7B", "8x80GB") == "FSDP2, checkpointing"
+    assert proposed("Qwen2.5-7B", "1x80GB", share=0.0) == "alone, LoRA, checkpointing"
+    assert proposed("Qwen2.5-32B", "1x24GB") is None
+    awake = replace(job("Qwen2.5-7B"), vllm_sleeps=False).plans(GPUs.parse("8x80GB"))
+    asleep = job("Qwen2.5-7B").plans(GPUs.parse("8x80GB"))
+    assert all(a.needs < b.needs for a, b in zip(asleep, awake, strict=True))
+
+
+@pytest.mark.parametrize("text", ["8", "8x80", "0x80GB", "8x0GB", "x80GB", "8x80GBs", "eight"])
+def test_what_are_no_gpus_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match=r"--gpus: .* is not a number of GPUs .* such as 8x80GB"):
+        GPUs.parse(text)
+
+
+def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr("lit_rlvr.algorithms.base.load_policy", refuse)
+    result = lit_rlvr("plan", *FIT[1:], "--trainer.accelerator", "gpu", "--trainer.devices", "8", "--gpus", "8x80GB")
+    assert result.status == 0, result.err
+    assert "Proposal: DDP" in result.out and "--config strategy/ddp" in result.out
+    assert not (run_folder / "run").exists()
+    result = lit_rlvr("plan", *FIT[1:], "--gpus", "many")
+    assert result.status == 2 and "such as 8x80GB" in result.err
+
+
+def test_the_sizing_table_is_current() -> None:
+    path = Path(__file__).parents[1] / "docs" / "sizing.md"
+    assert path.read_text() == sizing(), "run: python -m lit_rlvr.plan.sizing > docs/sizing.md"
