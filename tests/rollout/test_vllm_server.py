@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +11,15 @@ import pytest
 import torch
 from tiny import ENDS, make_prompt, plain_logprobs, random_ids, start_engine
 from tiny_fit import fit
-from tiny_runs import CONSOLE_SCRIPT, child_environment
+from tiny_server import KEY, Served
+from tiny_vlms import differences, mixed_prompts
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import Policy, load_policy
 from lit_rlvr.rollout import transfer, vllm_server
+from lit_rlvr.rollout.engine import EngineContext
 from lit_rlvr.rollout.probe import check_engine
-from lit_rlvr.rollout.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, free_port
+from lit_rlvr.rollout.transfer import FileTransfer, NCCLTransfer, RepeatedWeights
 from lit_rlvr.rollout.vllm_client import ServerError, VLLMServer
 from lit_rlvr.rollout.vllm_server import VLLMServerEngine
 from lit_rlvr.types import Completion, Sampling
@@ -31,37 +30,12 @@ SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
 PROBE = Sampling(max_tokens=16)
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 300, 1)]
 SEEDS = [[100 * p + g for g in range(3)] for p in range(4)]
-KEY = "sk-not-for-anybody"
-
-
-class Served:
-    """`lit-rlvr serve` in a process of its own."""
-
-    def __init__(self, folder: Path, log: Path) -> None:
-        self.folder, self.log, self.port = folder, log, free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def start(self) -> None:
-        line = [str(CONSOLE_SCRIPT), "serve", "--model", str(self.folder), "--port", str(self.port), "--api-key", KEY]
-        line += ["--max-model-len", "512", "--kv-cache-memory-bytes", str(1 << 28)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                line, env=child_environment(), stdout=log, stderr=log, start_new_session=True
-            )
-
-    def kill(self) -> None:
-        assert self.process is not None
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
 def served(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    server = Served(tiny_model_folder, tmp_path_factory.mktemp("server") / "log")
-    yield server
-    server.kill()
+    with Served(tiny_model_folder, tmp_path_factory.mktemp("server") / "log") as server:
+        yield server
 
 
 @pytest.fixture
@@ -231,6 +205,40 @@ def test_a_server_that_goes_and_comes_back_changes_nothing(
     for ours, theirs in zip(seen.rollouts, whole.rollouts, strict=True):
         assert torch.equal(ours.token_ids, theirs.token_ids) and torch.equal(ours.rewards, theirs.rewards)
     assert KEY not in served.log.read_text()
+
+
+@pytest.mark.slow
+def test_weights_reach_all_parts_of_a_model_that_is_split_over_two_workers(
+    tiny_model_folder: Path, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    with Served(tiny_model_folder, tmp_path / "log", "--tensor-parallel-size", "2") as split:
+        engine = VLLMServerEngine([split.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 180)
+        start_engine(engine, policy)
+        assert engine.server.workers() == 2
+        for seed in (1, 2):
+            change(policy, 0.3, seed)
+            engine.sync(policy.named_weights())
+            assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS))
+
+
+@pytest.mark.slow
+def test_images_on_a_server_are_those_of_the_trainer(
+    vlm_context: EngineContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    policy, prompts = vlm_context.policy, mixed_prompts(Path(vlm_context.folder))
+    sampling = Sampling(max_tokens=6).with_banned(policy.placeholder_ids)
+    with Served(Path(vlm_context.folder), tmp_path / "log") as served:
+        engine = VLLMServerEngine([served.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 180)
+        engine.start(vlm_context)
+        for _ in range(2):
+            engine.follow(policy)
+            engine.sync(policy.named_weights())
+            groups = engine.generate(prompts, sampling, SEEDS[:3])
+            found = differences(policy, prompts, groups, sampling)
+            assert max(found.values()) <= 5e-5, found
+            change(policy, 0.1)
 
 
 def test_files_are_split_and_hold_what_was_sent(

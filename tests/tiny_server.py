@@ -1,0 +1,44 @@
+"""A vLLM server as users start it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tiny_runs import CONSOLE_SCRIPT, child_environment
+
+from lit_rlvr.rollout.transfer import free_port
+
+KEY = "sk-not-for-anybody"
+
+
+class Served:
+    """`lit-rlvr serve` in processes of its own, which are gone at the end."""
+
+    def __init__(self, folder: Path, log: Path, *options: str) -> None:
+        self.folder, self.log, self.options, self.port = folder, log, options, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Served:
+        self.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.kill()
+
+    def start(self) -> None:
+        line = [str(CONSOLE_SCRIPT), "serve", "--model", str(self.folder), "--port", str(self.port), "--api-key", KEY]
+        line += ["--max-model-len", "512", "--kv-cache-memory-bytes", str(1 << 28), *self.options]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                line, env=child_environment(), stdout=log, stderr=log, start_new_session=True
+            )
+
+    def kill(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
