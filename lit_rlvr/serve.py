@@ -47,8 +47,16 @@ def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[s
         "--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
     ]  # fmt: skip
     if not torch.cuda.is_available():
-        # Seeded sampling on a CPU fails on a prompt that is computed in pieces. vLLM would take most of the memory.
-        line += ["--enforce-eager", "--no-enable-chunked-prefill", "--kv-cache-memory-bytes", str(1 << 30)]
+        # Seeded sampling on a CPU fails on a prompt that is computed in pieces. A group shares whole blocks of its
+        # prompt. vLLM would take most of the memory.
+        line += [
+            "--enforce-eager",
+            "--block-size",
+            "32",
+            "--no-enable-chunked-prefill",
+            "--kv-cache-memory-bytes",
+            str(1 << 30),
+        ]
     if nccl:
         line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
     if takes_images(AutoConfig.from_pretrained(folder, trust_remote_code=False)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -88,6 +89,7 @@ class VLLMEngine(RolloutEngine):
         else:
             # Seeded sampling on a CPU fails on a prompt computed in several pieces: let every prompt fit.
             settings["max_num_batched_tokens"] = settings["max_num_seqs"] * context.max_tokens
+            settings["block_size"] = smallest_block()
             # Said outright, so that vLLM does not ask for most of the machine's memory to be free.
             settings["kv_cache_memory_bytes"] = self.kv_cache_gb << 30
         self._llm = LLM(**(settings | self.options))
@@ -186,6 +188,21 @@ def with_tied_head(policy: Policy, named_parameters: Iterable[tuple[str, Tensor]
         yield name, parameter.detach()
     if not seen:
         yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach())
+
+
+def smallest_block() -> int:
+    """Tokens in a block of keys and values, as few as vLLM's kernels for this CPU take.
+
+    A group shares whole blocks of its prompt, and vLLM's default of 128 tokens leaves most prompts without any. For x86
+    it has kernels for 16 tokens, which its own list of sizes leaves out.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return 32
+    from vllm.v1.attention.backend import MultipleOf
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    CPUAttentionBackend.get_supported_kernel_block_sizes = staticmethod(lambda *_: [MultipleOf(16)])  # type: ignore[method-assign]
+    return 16
 
 
 def sampling_parameters(sampling: Sampling, seed: int, eos_token_ids: Sequence[int]) -> dict[str, Any]:
