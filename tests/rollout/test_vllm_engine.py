@@ -13,7 +13,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy import Policy, load_policy
 from lit_rlvr.rollout import vllm
 from lit_rlvr.rollout.probe import check_engine
-from lit_rlvr.rollout.vllm import VLLMEngine
+from lit_rlvr.rollout.vllm import VLLMEngine, smallest_block
 from lit_rlvr.types import Completion, Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -143,6 +143,13 @@ def test_long_prompts_follow_new_weights_only_because_the_prefix_cache_is_reset(
     sync(engine, policy)
     with pytest.raises(AssertionError):
         assert_logprobs_are_the_policys(policy, engine.generate([LONG], SAMPLING, [[1, 2]]), [LONG])
+
+
+def test_blocks_are_small_enough_for_short_prompts_to_be_shared(engine: VLLMEngine) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("vLLM's default on a GPU is 16")
+    cache = engine._llm.llm_engine.vllm_config.cache_config
+    assert cache.block_size == smallest_block() <= 32 and cache.enable_prefix_caching
 
 
 def test_a_completion_depends_on_its_own_seed_alone(engine: VLLMEngine) -> None:
