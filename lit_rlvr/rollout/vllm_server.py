@@ -41,7 +41,7 @@ class VLLMServerEngine(RolloutEngine):
     keeps_weights = True
 
     def __init__(
-        self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 600.0
+        self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 1800.0
     ) -> None:
         if not urls:
             raise UserError("VLLMServerEngine.urls: name at least one server, such as http://host:8000")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tiny import ENDS, make_prompt, plain_logprobs, random_ids, start_engine
 from tiny_fit import fit
+from tiny_runs import FIT, STRATEGIES, completions, in_two_processes, summary, to
 from tiny_server import KEY, Served
 from tiny_vlms import differences, mixed_prompts
 
@@ -205,6 +206,38 @@ def test_a_server_that_goes_and_comes_back_changes_nothing(
     for ours, theirs in zip(seen.rollouts, whole.rollouts, strict=True):
         assert torch.equal(ours.token_ids, theirs.token_ids) and torch.equal(ours.rewards, theirs.rewards)
     assert KEY not in served.log.read_text()
+
+
+def from_yaml(served: Served, folder: Path) -> list[str]:
+    """What a user adds to the command line."""
+    engine = {"urls": f"[{served.url}]", "api_key_env": "SERVER_KEY", "timeout": 120, "transfer": "FileTransfer"}
+    options = [x for name, value in engine.items() for x in (f"--rollout.engine.init_args.{name}", str(value))]
+    folder_of = ["--rollout.engine.init_args.transfer.init_args.folder", str(folder)]
+    return ["--rollout.engine", "VLLMServerEngine", *options, *folder_of, "--rollout.probe_every", "1"]
+
+
+def test_from_the_command_line(
+    served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    result = lit_rlvr(*FIT, *from_yaml(served, run_folder / "weights"), "--trainer.max_steps", 2)
+    assert result.status == 0, result.err
+    assert summary(run_folder / "run")["engine"] == "vllmserver" and KEY not in result.err
+    assert KEY not in (run_folder / "run/config.yaml").read_text()
+    assert not list((run_folder / "weights").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_share_a_server(
+    served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    options = from_yaml(served, run_folder / "weights")
+    assert lit_rlvr(*FIT, *options, *to("one")).status == 0
+    in_two_processes(run_folder, [*FIT, *STRATEGIES[strategy], *options, *to("two")])
+    sampled, wanted = ([row["completion"] for row in completions(run_folder / name)] for name in ("two", "one"))
+    assert sampled == wanted
 
 
 @pytest.mark.slow
