@@ -6,6 +6,9 @@ step is weight sync + generation + scoring + training; loading, engine start-up,
 counted, and the first step of each is dropped as its warm-up. lit-rlvr runs with its defaults; TRL generates with
 Hugging Face generate and without gradient checkpointing, the whole batch at once (--trl tries other settings).
 
+The workload gsm8k is scored by a coin that the tokens toss, for SmolLM2 answers next to nothing right: every group is
+mixed and has to be trained on, which is the worst case for us.
+
 ratio_step = TRL's median seconds / ours. With --to-reward R also ratio_to_reward, from the seconds of all steps
 (the first included) until a step's mean reward is at least R; a contestant that does not get there in --max-steps
 steps gives a bound.
@@ -66,6 +69,7 @@ def make_workload(options: Any) -> Workload:
         steps=most,
         precision=options.precision,
         engine=options.engine,
+        reward="lit_rlvr.rewards.MathAnswer" if sums else "coin.Coin",
         seed=options.seed,
         trl_options={name: json.loads(value) for name, _, value in (item.partition("=") for item in options.trl)},
     )
