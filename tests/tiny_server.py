@@ -32,7 +32,7 @@ class Served:
 
     def start(self) -> None:
         line = [str(CONSOLE_SCRIPT), "serve", "--model", str(self.folder), "--port", str(self.port), "--api-key", KEY]
-        line += ["--max-model-len", "512", "--kv-cache-memory-bytes", str(1 << 28), *self.options]
+        line += ["--max-model-len", "1024", "--kv-cache-memory-bytes", str(1 << 28), *self.options]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 line, env=child_environment(), stdout=log, stderr=log, start_new_session=True

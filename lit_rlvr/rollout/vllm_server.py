@@ -28,8 +28,9 @@ class VLLMServerEngine(RolloutEngine):
     """Generates on vLLM servers that `lit-rlvr serve` has started.
 
     Every token comes with the label of the weights that it was drawn from; one of other weights than the last sync's
-    (a server was started anew, or somebody else uses it) is an error, never a sample. The first sync finds zeros in
-    place of weights, so that a weight it does not reach cannot go unnoticed.
+    (a server was started anew, or somebody else uses it) is an error, never a sample. On a GPU the first sync finds
+    zeros in place of weights, so that a weight it does not reach cannot go unnoticed; vLLM on a CPU has packed copies,
+    which later probes see.
 
     Args:
         urls: of the servers, such as http://host:8000; the processes of a run are spread over them.

@@ -108,8 +108,10 @@ def test_groups_come_in_order_and_each_is_told_once(engine: VLLMServerEngine) ->
     assert engine.generate([], SAMPLING, []) == []
     found = [c for group in engine.generate(PROMPTS, SAMPLING, SEEDS) for c in group]
     stopped = [c for c in found if c.finish_reason == "stop"]
-    assert 0 < len(stopped) < len(found) and all(c.token_ids[-1] in ENDS for c in stopped)
-    assert all(len(c.token_ids) == SAMPLING.max_tokens for c in found if c.finish_reason == "length")
+    assert stopped and all(c.token_ids[-1] in ENDS for c in stopped)
+    found = [c for group in engine.generate(PROMPTS, Sampling(max_tokens=1), SEEDS) for c in group]
+    cut = [c for c in found if c.finish_reason == "length"]
+    assert cut and all(len(c.token_ids) == 1 and c.token_ids[0] not in ENDS for c in cut)
 
 
 def test_the_probe_fails_without_a_sync(engine: VLLMServerEngine, policy: Policy) -> None:
@@ -122,10 +124,13 @@ def test_the_probe_fails_without_a_sync(engine: VLLMServerEngine, policy: Policy
 def test_the_probe_fails_at_once_when_a_weight_is_not_sent(
     engine: VLLMServerEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server was started with this very model: only because it begins with zeros does it show."""
+    """The server was started with this very model: only because it begins with zeros does it show. (vLLM on a CPU has
+    packed copies of its matrices, which stay.)"""
     engine.server.forget_weights()
     monkeypatch.setattr(
-        vllm_server, "with_tied_head", lambda _, named: ((n, w) for n, w in named if "layers.1.mlp.up" not in n)
+        vllm_server,
+        "with_tied_head",
+        lambda _, named: ((n, w) for n, w in named if "layers.1.input_layernorm" not in n),
     )
     engine.sync(policy.named_weights())
     with pytest.raises(UserError, match="stale or wrong weights"):
@@ -279,11 +284,15 @@ def test_files_are_split_and_hold_what_was_sent(
 ) -> None:
     from safetensors.torch import load_file
 
+    class Server:
+        def load(self, folder: Path, version: str) -> None:
+            assert (folder, version) == (tmp_path / "v", "v") and sorted(folder.iterdir())
+
     monkeypatch.setattr(transfer, "FILE_BYTES", 100_000)
-    FileTransfer(tmp_path).send([], policy.named_weights, torch.bfloat16, "v")
+    FileTransfer(tmp_path).send([Server()], policy.named_weights, torch.bfloat16, "v")  # type: ignore[list-item]
     files = sorted((tmp_path / "v").iterdir())
     found = {name: weight for path in files for name, weight in load_file(path).items()}
-    assert len(files) > 2 and all(path.stat().st_size < 110_000 for path in files)
+    assert len(files) > 1 and all(path.stat().st_size < 110_000 for path in files)
     assert found.keys() == dict(policy.named_weights()).keys()
     assert all(torch.equal(found[name], weight.bfloat16()) for name, weight in policy.named_weights())
 
