@@ -68,7 +68,7 @@ def test_the_source_runs_no_text_and_trusts_no_file(path: Path) -> None:
 # ---- answers ----------------------------------------------------------------------------------------------
 
 WATCH = """if True:
-    import os, sys
+    import os, resource, sys, tempfile
     sys.path.append({tests!r})
     from hostile import ANSWERS
     from lit_rlvr.rewards import code_check, math_check, sql_check
@@ -79,17 +79,24 @@ WATCH = """if True:
     reads = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     forbidden = ("os.", "subprocess.", "socket.", "shutil.", "pickle.", "ctypes.", "pty.", "code.__new__")
     harmless = ("os.listdir", "os.scandir", "os.putenv")
-    seen, armed = [], []
+    armed = []
+    told = tempfile.TemporaryFile(buffering=0)
+
+    def note(*words):
+        told.write((repr(words) + "\\n").encode(errors="replace"))  # at once: the process may be ended
 
     def hook(event, arguments):
         if not armed:
             return
         if event == "exec" and arguments[0].co_filename.startswith("<") and "frozen" not in arguments[0].co_filename:
-            seen.append((event, arguments[0].co_filename))
+            by = sys._getframe(1).f_code.co_filename
+            if not by.endswith(("sympy/polys/monomials.py", "/dataclasses.py", "/collections/__init__.py")):
+                # (they fill templates of their own: with a number of variables, or the fields of a class)
+                note(event, by)
         if event.startswith(forbidden) and event not in harmless:
-            seen.append((event, str(arguments)[:100]))
+            note(event, str(arguments)[:100])
         if event == "open" and arguments[2] & reads:
-            seen.append((event, str(arguments)[:100]))
+            note(event, str(arguments)[:100])
 
     def judge(text):
         boxed = f"\\\\boxed{{{{{{text}}}}}}"
@@ -101,24 +108,21 @@ WATCH = """if True:
             except (MemoryError, RecursionError, OverflowError, ValueError, TimeoutError):
                 pass
 
-    import signal
-    def too_long(*_):
-        raise TimeoutError
-    signal.signal(signal.SIGPROF, too_long)
     sys.addaudithook(hook)
     for text in ("1/2", "x^2", "(1,2)", "\\\\{{1,2\\\\}}", "x>3", "SELECT 1"):
         judge(text)  # imports what sympy imports late
     sys.set_int_max_str_digits(4300)
     for text in ANSWERS:
-        armed.append(1)
-        signal.setitimer(signal.ITIMER_PROF, 3)
-        try:
+        child = os.fork()
+        if not child:  # where an answer may take as little as it likes
+            resource.setrlimit(resource.RLIMIT_CPU, (1, 1))
+            resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+            armed.append(1)
             judge(text)
-        except TimeoutError:
-            pass
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            armed.clear()
+            os._exit(0)
+        os.waitpid(child, 0)
+    told.seek(0)
+    seen = told.read().decode().splitlines()
     print(len(ANSWERS), sorted(set(seen)))
 """
 """Judges hostile answers in one process that notes what Python's audit events tell: programs made of text, processes,

@@ -37,7 +37,7 @@ def assert_said_in_one_line(result: Any) -> None:
         assert result.err.count("lit-rlvr: error: ") == 1 and len(result.err.splitlines()[-1]) < 2000, result.err
 
 
-@examples(25)
+@examples(12)
 @given(data=st.data())
 def test_configs(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI, data: st.DataObject) -> None:
     config = copy.deepcopy(tiny_config(tiny_model_folder))
@@ -61,7 +61,7 @@ def test_configs(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI, data:
     assert_said_in_one_line(lit_rlvr("fit", "--config", "odd.yaml", "--overwrite", "true"))
 
 
-@examples(40)
+@examples(10)
 @given(content=st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode(errors="replace")))
 def test_config_files_of_any_bytes(run_folder: Path, lit_rlvr: CLI, content: bytes) -> None:
     (run_folder / "odd.yaml").write_bytes(content)

@@ -250,6 +250,7 @@ def test_weights_reach_all_parts_of_a_model_that_is_split_over_two_workers(
     tiny_model_folder: Path, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", KEY)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # a core for each, on one NUMA node
     with Served(tiny_model_folder, tmp_path / "log", "--tensor-parallel-size", "2") as split:
         engine = VLLMServerEngine([split.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 180)
         start_engine(engine, policy)
