@@ -22,8 +22,8 @@ def job_of(module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback,
 
     config = AutoConfig.from_pretrained(module.model_folder)
     engine = rollout.engine.engine
-    own = isinstance(engine, VLLMEngine)
-    share = engine.gpu_memory_utilization if own else 0.0
+    own = engine if isinstance(engine, VLLMEngine) else None
+    share = 0.0 if own is None else own.gpu_memory_utilization
     return Job(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
@@ -34,7 +34,7 @@ def job_of(module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback,
         prompts=data.prompts_per_step,
         size=2 if precision == "bf16-mixed" else 4,
         share=None if isinstance(engine, HFEngine) else share,
-        vllm_sleeps=own and engine.sleep and not rollout.overlap,
+        vllm_sleeps=own is not None and own.sleep and not rollout.overlap,
         reference=module.kl_coef > 0 or module.advantage.needs_reference,
         lora=module.lora is not None,
         shared_prefix=module.shared_prefix,

@@ -15,7 +15,7 @@ from lit_rlvr.lora import Lora
 from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.plan.ways import FREE, GIB, GPUs, Job
 
-LARGE = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "vocab_size": 152064}
+LARGE: dict[str, Any] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "vocab_size": 152064}
 CONFIGS: dict[str, Any] = {
     "Qwen2.5-1.5B": Qwen2Config(
         hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,

@@ -150,7 +150,8 @@ class NCCLTransfer(WeightTransfer):
 
         info = NCCLTrainerInitInfo(self.address, free_port(), 1 + server.workers(), rank=rank())
         client = HTTPVLLMWeightSyncClient(server.url, server.timeout)
-        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=self._source)
+        source: Any = self._source  # it has what is asked of a WeightSource here
+        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
 
 
 class RepeatedWeights:

@@ -201,7 +201,8 @@ def smallest_block() -> int:
     from vllm.v1.attention.backend import MultipleOf
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-    CPUAttentionBackend.get_supported_kernel_block_sizes = staticmethod(lambda *_: [MultipleOf(16)])  # type: ignore[method-assign]
+    backend: Any = CPUAttentionBackend
+    backend.get_supported_kernel_block_sizes = staticmethod(lambda *_: [MultipleOf(16)])
     return 16
 
 
