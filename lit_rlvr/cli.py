@@ -24,6 +24,7 @@ from datamodules import PromptDataModule
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.configs import changed_classes, find_configs
 from lit_rlvr.errors import UserError
+from lit_rlvr.nulls import refuse_nulls
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.budget import Budget
 from lit_rlvr.run.checkpoint import (
@@ -52,6 +53,15 @@ INSTEAD = {
 }
 """Trainer options that manual optimization refuses -> ours."""
 
+
+CALLBACKS: dict[str, type[Callback]] = {
+    "run": RunFolder,  # first: its clock covers the rollout
+    "rollout": RolloutCallback,
+    "budget": Budget,
+    "checkpoint": RunCheckpoint,
+    "collapse": CollapseStop,
+}
+"""Group of options -> the callback that takes them."""
 
 ANYWHERE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
 """Lets a trainer for GPUs be built on a machine without any."""
@@ -103,11 +113,8 @@ class RLVRCLI(LightningCLI):
                 "plan": {"model", "datamodule"}}  # fmt: skip
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_lightning_class_args(RunFolder, "run")  # first: its clock covers the rollout
-        parser.add_lightning_class_args(RolloutCallback, "rollout")
-        parser.add_lightning_class_args(Budget, "budget")
-        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(CollapseStop, "collapse")
+        for key, cls in CALLBACKS.items():
+            parser.add_lightning_class_args(cls, key)
         parser.add_class_arguments(WarmStart, "warm_start")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Train into a run folder that already holds a run."
@@ -119,6 +126,7 @@ class RLVRCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        refuse_nulls(config, CALLBACKS | {"warm_start": WarmStart})
         root = Path(config.trainer.default_root_dir or "runs/default")
         config.trainer.default_root_dir = str(root)
         if config.get("ckpt_path") == "last":

@@ -51,14 +51,14 @@ def judged(request: pytest.FixtureRequest, database: Path) -> Iterator[tuple[Rew
         "math": lambda: (MathAnswer(), Sample("x", "?", "7"), "\\boxed{7}"),
         "choice": lambda: (Choice(), Sample("x", "?", "B", options=("1", "2")), "\\boxed{B}"),
         "open": lambda: (OpenAnswer(), Sample("x", "?", "lung"), "\\boxed{lung}"),
-        "format": lambda: (Format(), Sample("x", "?", "7"), "<think>a</think><answer>7</answer>"),
+        "format": lambda: (Format(pattern="<answer>"), Sample("x", "?", "7"), "<think>a</think><answer>7</answer>"),
         "sql": lambda: (SQLExecution(), Sample("x", "?", "SELECT a FROM t", row=row), "```sql\nSELECT a FROM t\n```"),
     }[request.param]()
     yield reward, sample, right
     reward.close()
 
 
-@examples(12)
+@examples(40)
 @given(data=st.data())
 def test_a_verdict_on_everything(judged: tuple[Reward, Sample, str], database: Path, data: st.DataObject) -> None:
     reward, sample, right = judged
