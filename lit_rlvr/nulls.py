@@ -26,6 +26,7 @@ def refuse_nulls(config: Namespace, classes: Mapping[str, type]) -> None:
     """
     for key, cls in classes.items():
         _check_arguments(config[key], cls, key)
+    _check_arguments(config.trainer, object, "trainer")
     for key in ("model", "data"):
         _check(config[key], Any, key)
 
@@ -39,10 +40,8 @@ def _check(value: Any, hint: Any, key: str) -> None:
         _check_arguments(
             value.get("init_args") or Namespace(), getattr(import_module(module), name), f"{key}.init_args"
         )
-    elif isinstance(value, Namespace):
-        known = [cls for cls in (hint, *get_args(hint)) if dataclasses.is_dataclass(cls)]
-        if known:
-            _check_arguments(value, known[0], key)
+    elif known := [cls for cls in (hint, *get_args(hint)) if dataclasses.is_dataclass(cls)]:
+        _check_arguments(value, known[0], key)
     elif isinstance(value, list):
         for place, item in enumerate(value):
             _check(item, Any, f"{key}.{place}")
@@ -51,7 +50,7 @@ def _check(value: Any, hint: Any, key: str) -> None:
 def _check_arguments(values: Any, cls: Any, key: str) -> None:
     hints: dict[str, Any] = {}
     for owner in reversed(inspect.getmro(cls) if inspect.isclass(cls) else ()):
-        hints |= _hints(vars(owner).get("__init__"))
+        hints |= {} if owner is object else _hints(vars(owner).get("__init__"))
     if not isinstance(values, Namespace):
         raise UserError(f"{key}: {values!r} is not a group of options; give them by their names")
     for name, value in vars(values).items():

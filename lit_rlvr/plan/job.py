@@ -20,7 +20,7 @@ def job_of(module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback,
     """Gather the sizes; of the model only the config is read."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(module.model_folder)
+    config = AutoConfig.from_pretrained(module.model_folder, trust_remote_code=False)
     engine = rollout.engine.engine
     own = engine if isinstance(engine, VLLMEngine) else None
     share = 0.0 if own is None else own.gpu_memory_utilization
