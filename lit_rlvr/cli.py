@@ -165,7 +165,10 @@ class RLVRCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
         loggers = self._fit_loggers(config) if self.subcommand == "fit" else False
-        trainer = super().instantiate_trainer(logger=loggers, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(logger=loggers, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:0] = [RankWatch(), StopOnSignal()]
         trainer.strategy.checkpoint_io = CheckpointFiles()
