@@ -6,8 +6,12 @@ from __future__ import annotations
 class UserError(Exception):
     """Bad input. The message says what, where (file, row, field, config key) and what to do.
 
-    The command line prints it as one line and exits with status 2, without a traceback.
+    The command line prints it as one line and exits with status 2, without a traceback. Data that is quoted in it may
+    hold line breaks and terminal commands: they are shown, not obeyed.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 def user_error_in(error: BaseException) -> UserError | None:
