@@ -158,4 +158,4 @@ def cut_microbatches(
         else:
             batches.append(list(piece))
             used = length
-    return batches
+    return [sorted(batch) for batch in batches]  # two pieces of a group that came together share their prompt

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_rlvr.rows import Group, Rows, build_rows, cut_microbatches
@@ -105,6 +105,7 @@ def cost(batch: list[int], prompts: list[int], lengths: list[int], group_size: i
 
 
 @settings(max_examples=150, deadline=None)
+@example(6381, True, 12)  # two pieces of a group with another's between them
 @given(st.integers(0, 10**6), st.booleans(), st.integers(1, 120))
 def test_cuts_keep_every_row_once_and_the_budget(seed: int, shared: bool, budget: int) -> None:
     draw = random.Random(seed)

@@ -96,7 +96,8 @@ def test_a_leak_is_not_the_next_answers_fault(pool: WorkerPool) -> None:
     """What it needs itself is known only in a worker that has not judged others before."""
     leak = "__import__('sys').modules.setdefault('leak', []).append(bytearray(300 << 20)) or 'leaked'"
     innocent, bomb = "len(bytearray(300 << 20)) >> 20", "bytearray(2000 << 20)"
-    outcomes = pool.run(EVAL, python(*[leak, innocent] * 6, bomb, innocent, bomb), memory_mb=1000)
+    answers = python(*[leak, innocent] * 6, bomb, innocent, bomb)
+    outcomes = pool.run(EVAL, answers, memory_mb=1000, cpu_seconds=5, wall_seconds=60)
     assert [o.value for o in outcomes] == [*["leaked", 300] * 6, None, 300, None]
     assert outcomes[-1].status == "timeout" and "MemoryError" in outcomes[-1].detail
     assert len(workers(pool)) <= 2
