@@ -142,8 +142,9 @@ def _set_up_output() -> None:
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
-    for name in ("lightning.pytorch", "lightning.fabric", "bitsandbytes"):
+    for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package that it can do without
     # It says which process has died before it kills the others.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     from transformers.utils import logging as hf_logging
