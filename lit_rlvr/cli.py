@@ -121,6 +121,12 @@ class RLVRCLI(LightningCLI):
         )
         parser.set_defaults({"seed_everything": 0})
 
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {error}") from error
+
     def _parse_ckpt_path(self) -> None:
         """Settings come from the command line and its configs alone, never from a checkpoint."""
 
@@ -167,7 +173,7 @@ class RLVRCLI(LightningCLI):
         loggers = self._fit_loggers(config) if self.subcommand == "fit" else False
         try:
             trainer = super().instantiate_trainer(logger=loggers, **kwargs)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:0] = [RankWatch(), StopOnSignal()]
