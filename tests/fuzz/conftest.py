@@ -18,10 +18,14 @@ def nothing_is_left() -> Iterator[None]:
     def segments() -> set[str]:
         return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
 
-    before = segments()
+    def children() -> set[psutil.Process]:
+        found = psutil.Process().children(recursive=True)
+        return {child for child in found if child.status() != psutil.STATUS_ZOMBIE}
+
+    shared_pool().close()
+    before, others = segments(), children()
     yield
     shared_pool().close()
-    left = [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
-    left = [child for child in left if "resource_tracker" not in " ".join(child.cmdline())]
+    left = [child for child in children() - others if "resource_tracker" not in " ".join(child.cmdline())]
     assert not left, [child.cmdline() for child in left]
     assert segments() <= before
