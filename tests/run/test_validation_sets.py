@@ -33,7 +33,7 @@ def test_each_has_its_metrics(run_folder: Path, lit_rlvr: CLI, tiny_model_folder
     for row in rows:
         assert 0 <= float(row["val/larger/pass@4"]) <= 1 and float(row["val/arithmetic/pass@4"]) >= 0
         mean = (float(row["val/larger/accuracy"]) + float(row["val/arithmetic/accuracy"])) / 2
-        assert abs(float(row["val/accuracy"]) - mean) < 1e-9
+        assert abs(float(row["val/accuracy"]) - mean) < 1e-6
 
 
 def test_the_best_checkpoint_stays(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
