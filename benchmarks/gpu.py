@@ -61,7 +61,7 @@ def save_model(shape: dict[str, int], folder: str) -> Any:
     """A Qwen2 of random weights with a byte tokenizer as a model folder; its config and number of parameters."""
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-    from lit_rlvr.tiny_vlm import byte_tokenizer
+    from lit_rlvr.policy.tiny_vlm import byte_tokenizer
 
     special = ["<|im_start|>", "<|im_end|>"]
     byte_tokenizer(special, CHATML, pad="<|im_end|>").save_pretrained(folder)

@@ -19,11 +19,11 @@ import passive  # noqa: F401
 from common import make_parser, peak_memory_mb, print_result, print_table, run_isolated, say
 from training import SMALL, build_policy, make_rollout, train
 
-from lit_rlvr.lora import Lora
-from lit_rlvr.models import resolve_model
+from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.plan.memory import Way, fullest, training
 from lit_rlvr.plan.shape import shape_of
-from lit_rlvr.strategy import FSDP2
+from lit_rlvr.policy.lora import Lora
+from lit_rlvr.policy.sources import resolve_model
 
 MIB = 2**20
 SIZES = {"groups": 4, "group_size": 8, "prompt_tokens": 128, "completion_tokens": 64}

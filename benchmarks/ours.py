@@ -86,7 +86,7 @@ def settings(workload: Workload, folder: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    from lit_rlvr.main import main as lit_rlvr
+    from lit_rlvr.cli.main import main as lit_rlvr
 
     workload = Workload(**json.loads(sys.argv[1]))
     with tempfile.TemporaryDirectory() as folder:

@@ -54,7 +54,7 @@ def main() -> None:
     seen: list[tuple[int, float, int, int]] = []
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        line = [sys.executable, "-c", "from lit_rlvr.main import main; main()", "fit", "--config", "smoke/resume",
+        line = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", "smoke/resume",
                 "--trainer.max_steps", str(options.steps), "--trainer.val_check_interval", "100",
                 "--checkpoint.every", "10", "--rollout.engine", options.engine,
                 "--trainer.default_root_dir", str(run)]  # fmt: skip

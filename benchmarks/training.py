@@ -22,15 +22,16 @@ from common import PRECISIONS, peak_memory_mb
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
 
-from lit_rlvr import policy, scoring
 from lit_rlvr.algorithms import GRPO
-from lit_rlvr.algorithms.step import Frozen
-from lit_rlvr.main import EXPECTED_WARNINGS
-from lit_rlvr.models import resolve_model
-from lit_rlvr.policy import Policy, load_policy
-from lit_rlvr.tiny_vlm import SPECIALS, save_tiny_vlm
-from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sample, Sampling, pad_completions
-from lit_rlvr.vision import Pixels
+from lit_rlvr.cli.main import EXPECTED_WARNINGS
+from lit_rlvr.policy import logprobs as scoring
+from lit_rlvr.policy import policy
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.sources import resolve_model
+from lit_rlvr.policy.tiny_vlm import SPECIALS, save_tiny_vlm
+from lit_rlvr.training.step import PreparedRollout
+from lit_rlvr.types import Completion, Pixels, Prompt, PromptBatch, Rollout, Sample, Sampling, pad_completions
 
 Shape = dict[str, int]
 
@@ -105,8 +106,8 @@ def make_rollout(
 class EveryGroup(GRPO):
     """GRPO that also runs the groups whose advantages are all zero."""
 
-    def _freeze(self, rollout: Rollout, minibatches: list[list[int]]) -> Frozen:
-        return replace(super()._freeze(rollout, minibatches), live=list(range(len(rollout.mask))))
+    def _prepare(self, rollout: Rollout, minibatches: list[list[int]]) -> PreparedRollout:
+        return replace(super()._prepare(rollout, minibatches), live=list(range(len(rollout.mask))))
 
 
 class Given(LightningDataModule):

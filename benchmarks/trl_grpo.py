@@ -23,7 +23,7 @@ from turns import Turns
 from workload import Workload, gpu_memory_mb, wait_for_gpu
 
 import datamodules
-from datamodules.stream import START
+from datamodules.reading.stream import START
 from lit_rlvr.types import Completion, Sample
 
 

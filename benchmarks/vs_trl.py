@@ -55,7 +55,7 @@ def parse() -> Any:
 
 
 def make_workload(options: Any) -> Workload:
-    from lit_rlvr.models import resolve_model
+    from lit_rlvr.policy.sources import resolve_model
 
     sums = options.workload == "sums"
     most = max(1 + options.steps, options.max_steps if options.to_reward is not None else 0)

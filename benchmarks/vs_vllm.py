@@ -51,11 +51,11 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     from datamodules import Arithmetic
-    from datamodules.stream import START
-    from lit_rlvr.models import resolve_model
-    from lit_rlvr.policy import load_policy
-    from lit_rlvr.rollout import RolloutCallback
+    from datamodules.reading.stream import START
+    from lit_rlvr.policy.load_policy import load_policy
+    from lit_rlvr.policy.sources import resolve_model
     from lit_rlvr.rollout.engine import EngineContext
+    from lit_rlvr.rollout.generate import completion_seeds
     from lit_rlvr.rollout.vllm import VLLMEngine
     from lit_rlvr.types import Sampling, pad_completions
 
@@ -70,15 +70,14 @@ def main() -> None:
     engine, sequences = VLLMEngine(), options.prompts * options.group_size
     longest = data.max_prompt_tokens + options.max_tokens
     engine.start(EngineContext(folder, policy, tokenizer, longest, sequences, 0, dtype))
-    engine.follow(policy)
-    engine.sync(policy.model.named_parameters())
+    engine.sync(policy)
     llm = engine._llm
     rate = MatmulRate(options.precision)
 
     rates: dict[str, list[float]] = {"rollout": [], "bare vLLM": []}
     for k in range(-1, options.rounds):  # the first round warms up
         rate.measure(1)
-        seeds = RolloutCallback.seeds(prompts, [0] * len(prompts), options.group_size, "rollout", k + 1)
+        seeds = completion_seeds(prompts, [0] * len(prompts), options.group_size, "rollout", k + 1)
         asked = ask(engine, prompts, sampling, seeds)
         llm.reset_prefix_cache()  # as after a weight sync
         started = time.perf_counter()

@@ -8,7 +8,7 @@ from datamodules.geometry import Geometry
 from datamodules.lesions import LesionCount, LesionPlace
 from datamodules.medical_vqa import MedicalVQA
 from datamodules.multiple_choice import MultipleChoice
-from datamodules.rows import BadRow
+from datamodules.reading.rows import BadRow
 from datamodules.synthetic_sql import SyntheticSQL
 from datamodules.text_math import TextMath
 from datamodules.text_to_sql import TextToSQL

@@ -1,4 +1,4 @@
-"""Sums of two numbers, generated: the quickstart's task."""
+"""Generated sums of two numbers: the quickstart's task."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lit_rlvr.types import Sample
 
 
 class Arithmetic(GeneratedDataModule):
-    """ "What is A + B?" for all pairs of a range; some pairs are only seen in validation.
+    """ "What is A + B?" for all pairs in a range, with some pairs held out for validation.
 
-    A row's `solution` is what a completion should say, for warm starts.
+    A row's `solution` is the target completion for warm starts.
 
     Args:
         low: smallest number.
         high: largest number.
-        held_out: how many of the (high - low + 1)**2 pairs are the validation set, drawn by `seed`.
-        question: the user's text; `{a}` and `{b}` stand for the numbers, the answer is their sum.
-        system_prompt: system message, or the name of one of the papers.
+        held_out: how many of the (high - low + 1)**2 pairs form the validation set, drawn by `seed`.
+        question: the user's text, with `{a}` and `{b}` for the numbers; the answer is their sum.
+        system_prompt: system message, or the name of a shipped one.
     """
 
     def __init__(
@@ -40,14 +40,14 @@ class Arithmetic(GeneratedDataModule):
         self.pairs = [(a, b) for a in numbers for b in numbers]
         if not 0 <= held_out < len(self.pairs):
             raise UserError(
-                f"held_out={held_out}: {low}..{high} makes {len(self.pairs)} pairs, one must be left to train"
+                f"held_out={held_out}: {low}..{high} makes {len(self.pairs)} pairs, one must be left to train on"
             )
         if "{a}" not in question or "{b}" not in question:
             raise UserError(f"question: {question!r} must hold {{a}} and {{b}}")
         self.question, self.held_out = question, held_out
 
     def rows(self, split: Split) -> Iterator[Sample]:
-        """Training pairs and held-out pairs; there is no test set of its own."""
+        """Training pairs and held-out pairs; there is no test set."""
         draw = random.Random(derive_seed("split", self.seed))
         held_out = set(draw.sample(self.pairs, self.held_out))
         for a, b in self.pairs:

@@ -1,7 +1,6 @@
 """`PromptDataModule`: rows of a data set -> samples -> prompts the model sees -> batches.
 
-A new data set needs `columns` in YAML and nothing else, or a subclass with `sample` (one row of
-its own schema) or `rows` (anything iterable).
+A new data set needs only `columns` in YAML, or a subclass with `sample` (converts one row) or `rows` (yields samples).
 """
 
 from __future__ import annotations
@@ -10,17 +9,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from datamodules.chat import Chat
-from datamodules.fingerprint import check_same, fingerprint
-from datamodules.images import with_images
-from datamodules.options import FIELDS, at_least_one, check_columns, check_pixels, check_share, snake_case
-from datamodules.readers import read_rows
-from datamodules.rows import BadRow, map_columns, say, sift, unique_ids
-from datamodules.split import deal_images, draw, drop_long, hold_out
-from datamodules.stream import START, Cursor, EvalLoader, PromptStream, TrainLoader
-from datamodules.templates import SYSTEM_PROMPTS, TEMPLATES, named
-from datamodules.uses_model import UsesModel
-from lit_rlvr.errors import UserError
+from datamodules.reading.chat import Chat
+from datamodules.reading.fingerprint import check_same, fingerprint
+from datamodules.reading.images import with_images
+from datamodules.reading.made import check_made, made_rows
+from datamodules.reading.options import FIELDS, at_least_one, check_columns, check_pixels, check_share, snake_case
+from datamodules.reading.readers import read_rows
+from datamodules.reading.rows import BadRow, check_ids, map_columns, say, sift
+from datamodules.reading.split import deal_images, draw, drop_long, hold_out
+from datamodules.reading.stream import START, Cursor, EvalLoader, PromptStream, TrainLoader
+from datamodules.reading.templates import SYSTEM_PROMPTS, TEMPLATES, named
+from datamodules.reading.uses_model import UsesModel
+from lit_rlvr.errors import UserError, check_takes, defined_at
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.types import Prompt, Sample
 
@@ -31,7 +31,7 @@ STAGES: dict[str, tuple[Split, ...]] = {
     "validate": ("validation",),
     "test": ("test",),
 }
-"""Which sets a stage of the trainer needs."""
+"""The sets that each trainer stage needs."""
 
 
 class PromptDataModule(UsesModel):
@@ -40,40 +40,41 @@ class PromptDataModule(UsesModel):
     Args:
         train: training rows: a file (jsonl, json, csv, parquet, arrow), a folder of such files or saved by
             `datasets`, a hub name `org/name[@config][:split]`, or `package:svamp/train.jsonl` (ships with lit-rlvr).
-        validation: validation rows, given in the same way.
-        test: test rows, given in the same way.
-        validation_split: where no `validation` is given, take so many rows (an integer) or such a share (a
-            fraction) from train, drawn by `seed` alone, so that runs with other seeds share them.
+        validation: validation rows, in the same form as `train`.
+        test: test rows, in the same form as `train`.
+        validation_split: without `validation`, hold out this many training rows (an integer) or this share of them (a
+            fraction) for validation, drawn by `seed` alone, so that runs with other seeds hold out the same rows.
         columns: which column holds `prompt`, `answer`, `image`, `id`, `category` and `options` (of a multiple-choice
-            question); nested columns are written `metadata.subject`. Fields that are left out are looked for under
-            their own names. Images are paths, bytes, base64 or what `datasets` stores; `<image>` in the prompt says
-            where they stand.
-        image_folder: where relative paths of images start; by default the folder of the file they are named in.
-        min_pixels: smaller images are enlarged to so many pixels (width x height).
-        max_pixels: larger images are reduced to so many pixels; 784 pixels are a token of Qwen2.5-VL, 1024 of Qwen3-VL.
-        system_prompt: system message, or the name of one of the papers (aapo-1.5b, aapo-7b, aapo-eval, agrae-math,
-            agrae-vision, livecodebench). It replaces a system message of the data.
-        template: text around the user's text, which goes where `{prompt}` stands; or a name (boxed, sql).
-        prefill: text the answer starts with, such as "<think>\\n"; the model continues from it.
+            question); write nested columns as `metadata.subject`. An omitted field is read from the column of the same
+            name. Images are paths, bytes, base64 or what `datasets` stores; `<image>` in the prompt marks their places.
+        image_folder: folder that relative image paths start from; by default the folder of the data file.
+        min_pixels: smaller images are enlarged to this many pixels (width x height).
+        max_pixels: larger images are reduced to this many pixels; one token is 784 pixels in Qwen2.5-VL and 1024 in
+            Qwen3-VL.
+        system_prompt: system message, or the name of a shipped one (aapo-1.5b, aapo-7b, aapo-eval, agrae-math,
+            agrae-vision, livecodebench). It replaces a system message in the data.
+        template: text around the user's text, with `{prompt}` in its place; or a name (boxed, sql).
+        prefill: text that every answer starts with, such as "<think>\\n"; the model continues from it.
         chat_template_kwargs: further arguments of the model's chat template, such as {enable_thinking: false}.
-        plain_template: what a base model without a chat template sees; `{system}` becomes the system prompt and a
-            blank line, or nothing.
-        max_prompt_tokens: longer prompts are dropped, counted and named, never truncated.
-        prompts_per_step: prompts in one training step, over all processes.
-        eval_prompts_per_step: prompts generated at once in validation and test, over all processes.
+        plain_template: the prompt format of a base model without a chat template; `{system}` becomes the system prompt
+            and a blank line, or nothing.
+        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
+        prompts_per_step: prompts in one training step, summed over all processes.
+        eval_prompts_per_step: prompts generated at once in validation and test, summed over all processes.
         seed: seed of the split, of `limit` and, together with seed_everything, of the order of prompts.
-        max_bad_rows: unusable rows (no answer, empty prompt, broken JSON line) are skipped and counted up to this
-            share of a file; with more of them the file is refused.
-        limit: train on so many rows only, drawn by `seed` after the validation rows were taken out.
-        eval_limit: validate and test on so many rows of each set only, drawn by `seed`.
-        also_validate: further DataModules whose validation sets are measured during training, each under its own `name`
-            and with the run's rewards.
-        shuffle_images: validate and test with the images of other prompts: what is still right was not seen.
+        max_bad_rows: largest share of unusable rows (no answer, empty prompt, broken JSON line) in a file. They are
+            skipped and counted up to this share; a file with more of them is refused.
+        limit: train on at most this many rows, drawn by `seed` after the validation rows are held out.
+        eval_limit: validate and test on at most this many rows of each set, drawn by `seed`.
+        also_validate: further DataModules to validate on during training, each under its own `name` and with the run's
+            rewards.
+        shuffle_images: validate and test with the images of other prompts, as a control: correct answers are then
+            guesses.
         name: the set's name in metrics (`val/<name>/...`); the class name in snake case by default.
     """
 
     fields: Sequence[str] = FIELDS
-    """What `columns` can map."""
+    """The fields that `columns` can map."""
 
     def __init__(
         self,
@@ -102,6 +103,8 @@ class PromptDataModule(UsesModel):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        check_takes(self.rows, "split")
+        check_takes(self.sample, "row", "index", "source")
         at_least_one(max_prompt_tokens=max_prompt_tokens, limit=limit, eval_limit=eval_limit)
         check_pixels(min_pixels, max_pixels)
         at_least_one(prompts_per_step=prompts_per_step, eval_prompts_per_step=eval_prompts_per_step)
@@ -134,12 +137,12 @@ class PromptDataModule(UsesModel):
         self._fingerprint: dict[str, str] | None = None
         self._restored: dict[str, str] | None = None
 
-    # what a subclass overrides
+    # a subclass overrides these
 
     def rows(self, split: Split) -> Iterable[Sample | BadRow]:
-        """The samples of a split; none if there is no such set. By default the file the option names.
+        """The samples of a split, none if there is no such set; by default read from the file that the option names.
 
-        A `BadRow` may be yielded in place of a sample that cannot be used.
+        It may yield a `BadRow` in place of a sample that cannot be used.
         """
         location = self.locations[split]
         if location is None:
@@ -150,14 +153,16 @@ class PromptDataModule(UsesModel):
             try:
                 if isinstance(row.value, BadRow):
                     raise row.value
-                sample = self.sample(row.value, index, row.source)
+                sample = check_made(self.sample(row.value, index, row.source), self.sample, row.source)
+                if isinstance(sample, BadRow):
+                    raise sample
                 yield sample if sample.source else replace(sample, source=row.source)
             except BadRow as error:
                 error.source = error.source or row.source
                 yield error
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        """One row as a sample; by default by `columns`.
+        """Convert one row to a sample; by default with `columns`.
 
         Args:
             row: column -> cell.
@@ -176,8 +181,8 @@ class PromptDataModule(UsesModel):
         return self.chat.text(self.chat.messages(sample), self.tokenizer, sample.source)
 
     def encode(self, sample: Sample) -> Prompt:
-        """The sample as tokens; nothing is added to `render`'s text and nothing cut from it, and every image's
-        placeholder is repeated as often as the image has features."""
+        """The sample as tokens: exactly `render`'s text, with each image's placeholder repeated once per image
+        feature."""
         token_ids = list(self.tokenizer(self.render(sample), add_special_tokens=False).input_ids)
         if sample.images:
             images: Any = sample.images
@@ -189,10 +194,10 @@ class PromptDataModule(UsesModel):
         return Prompt(sample, token_ids)
 
     def prepare(self, prompt: Prompt) -> Prompt:
-        """A prompt as it goes into a batch: with its images decoded and cut into patches.
+        """A prompt ready for a batch: with its images decoded and cut into patches.
 
         Raises:
-            UserError: a file that could be read at first is gone or broken.
+            UserError: an image file has disappeared or broken since it was checked.
         """
         if not prompt.sample.images:
             return prompt
@@ -203,7 +208,7 @@ class PromptDataModule(UsesModel):
             raise UserError(f"{where}: image: {error}; it was there when the data were loaded, restore it") from error
 
     def setup(self, stage: str) -> None:
-        """Read, check and tokenise the sets of a stage; bad data is an error before weights load."""
+        """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
         for split in STAGES.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
                 prompts = [self.encode(sample) for sample in self.load(split)]
@@ -222,11 +227,11 @@ class PromptDataModule(UsesModel):
             self.train_dataloader()  # refuses sizes that do not fit
 
     def load(self, split: Split) -> list[Sample]:
-        """The checked samples of a split, in file order, before tokenisation."""
+        """The checked samples of a split, in file order, not yet tokenised."""
         samples = self._read(split)
         if self.validation_split is not None and split != "test":
             if self._read("validation"):
-                raise UserError("validation_split: there is a validation set already, give one of the two")
+                raise UserError("validation_split: there is already a validation set, give only one of the two")
             train = self._read("train")
             held_out = hold_out(len(train), self.validation_split, self.seed)
             samples = [sample for i, sample in enumerate(train) if (i in held_out) == (split == "validation")]
@@ -244,26 +249,26 @@ class PromptDataModule(UsesModel):
 
     @property
     def validated(self) -> list[PromptDataModule]:
-        """The DataModules whose validation sets are measured."""
+        """This DataModule and those of `also_validate`."""
         return [self, *self.also_validate]
 
     def test_dataloader(self) -> list[EvalLoader]:
         return self.eval_loader("test", self._ranks())
 
     def eval_loader(self, split: Split, ranks: tuple[int, int]) -> list[EvalLoader]:
-        """The loader of a set for (this process, number of processes), or none where there is no such set."""
+        """The loader of a set for `ranks` = (rank, world size), as a list; empty if there is no such set."""
         prompts = self.prompts[split]
         return [EvalLoader(prompts, self.eval_prompts_per_step, self.name, *ranks, self.prepare)] if prompts else []
 
     @property
     def stream(self) -> PromptStream:
-        """The endless stream of training prompts; `stream.take(count, cursor)` for more than a batch."""
+        """The endless stream of training prompts; `stream.take(count, cursor)` takes any number of them."""
         if self._stream is None:
             raise RuntimeError("no training prompts yet: call `setup('fit')` first")
         return self._stream
 
     def commit(self, cursor: Cursor) -> None:
-        """Training on everything before `cursor` is done; checkpoints name this position."""
+        """Record that training has consumed everything before `cursor`; checkpoints store this position."""
         self.cursor = dict(cursor)
 
     def state_dict(self) -> dict[str, Any]:
@@ -273,20 +278,23 @@ class PromptDataModule(UsesModel):
         """Restore the position, before or after `setup`.
 
         Raises:
-            UserError: the training data are not those of the checkpoint.
+            UserError: the training data differ from those of the checkpoint.
         """
         self.commit(state_dict["cursor"])
         self._restored = state_dict["fingerprint"]
         check_same(self._restored, self._fingerprint)
 
     def _read(self, split: Split) -> list[Sample]:
-        """All usable rows of a split; each is read once."""
+        """All usable rows of a split, read only once."""
         if split not in self._samples:
-            rows = with_images(self.rows(split) or (), *self.image_options)
+            rows = with_images(made_rows(self.rows(split), self.rows), *self.image_options)
             good, self.bad_rows[split] = sift(rows, f"{self.name} {split}", self.max_bad_rows)
             if not good and self.locations[split] is not None:
                 raise UserError(f"{self.locations[split]}: no usable row in it")
-            self._samples[split] = unique_ids(good)
+            if not good and split == "train":
+                raise UserError(f"{defined_at(self.rows)} must give Samples for the split 'train', it gave none")
+            check_ids(good)
+            self._samples[split] = good
         return self._samples[split]
 
     def _ranks(self) -> tuple[int, int]:

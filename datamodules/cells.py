@@ -16,11 +16,11 @@ CELL = 14
 class CellArea(DrawnPictures):
     """The area of a filled rectangle on a grid of 6 x 6 cells, with sides of 1 to 3 cells.
 
-    The rectangle's place, its colour and the shade of the paper vary.
+    The rectangle's position, its colour and the background shade vary.
 
     Args:
-        pictures: how many there are to train on.
-        held_out: how many others are the validation set.
+        pictures: number of training pictures.
+        held_out: number of other pictures, for validation.
         question: the user's text.
     """
 

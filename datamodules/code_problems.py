@@ -1,4 +1,4 @@
-"""Programming problems with tests: LiveCodeBench's layout, or any by column mapping."""
+"""Programming problems with tests: LiveCodeBench's layout, or any other through a column mapping."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any
 
 from datamodules.base import PromptDataModule, Split
-from datamodules.rows import BadRow, as_text, lookup
+from datamodules.reading.rows import BadRow, as_text, lookup
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.code_tests import check_calls, read_tests
 from lit_rlvr.types import Sample
@@ -21,7 +21,7 @@ KNOWN = (
 )  # fmt: skip
 """Field -> column of LiveCodeBench."""
 
-# LiveCodeBench's own words, which its published scores were measured with
+# LiveCodeBench's wording, with which its published scores were measured
 SCRIPT = (
     "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on the sample "
     "inputs). Enclose your code within delimiters as follows."
@@ -39,19 +39,19 @@ PROMPT = (
 class CodeProblems(PromptDataModule):
     """LiveCodeBench, or any set of programming problems with tests, which the reward `CodeTests` runs.
 
-    The prompt is LiveCodeBench's: the question and the form of the answer, a function to complete where there is
-    starter code, else a program that reads standard input. The system prompt `livecodebench` goes with it. The
+    The prompt is LiveCodeBench's: the question and the form of the answer, which is a function to complete if there is
+    starter code, or else a program that reads standard input. Use it with the system prompt `livecodebench`. The
     category is the difficulty. A row whose tests cannot be read is a bad row. A test is {"input", "output"}: standard
-    input and output, or the arguments of a call, a line of JSON each, and its value.
+    input and output, or the arguments of a call, one line of JSON each, and its return value.
 
     Args:
         columns: which column holds `prompt` (the question), `starter_code`, `function` (the name of the function or
-            method that tests call; none: tests run the program), `tests` and `public_tests` (all are run, the public
-            ones first; lists, JSON, or packed as LiveCodeBench packs them), `date`, `id` and `category`. Fields that
-            are left out are looked for under the names of LiveCodeBench, else their own.
-        since: leave out problems of contests before this day, such as 2024-08-01.
-        until: leave out problems of contests after this day.
-        max_prompt_tokens: longer prompts are dropped, counted and named, never truncated.
+            method that tests call; without one, tests run the program), `tests` and `public_tests` (both are run, the
+            public ones first; lists, JSON, or packed the way LiveCodeBench packs them), `date`, `id` and `category`.
+            For omitted fields, LiveCodeBench's column names are tried, then the field's own name.
+        since: leave out problems of contests before this date, such as 2024-08-01.
+        until: leave out problems of contests after this date.
+        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
     """
 
     fields: Sequence[str] = tuple(field for field, _ in KNOWN)
@@ -70,7 +70,7 @@ class CodeProblems(PromptDataModule):
             raise UserError(f"since={since} is after until={until}: no day is left")
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
-        """The problems of the time that is asked for, with the number of their tests as the answer."""
+        """The problems between `since` and `until`, with the number of their tests as the answer."""
         for row in super().rows(split):
             if isinstance(row, BadRow):
                 yield row
@@ -100,20 +100,20 @@ class CodeProblems(PromptDataModule):
         )
 
     def _date(self, cell: Any) -> date | None:
-        """The day of a contest; None where nobody asks for it."""
+        """The date of a contest; None if neither `since` nor `until` is set."""
         if not (self.since or self.until):
             return None
         try:
             return date.fromisoformat(as_text(str(cell or ""), "date")[:10])
         except ValueError as error:
-            raise BadRow(f"{cell!r} is no date ({error})", "date") from error
+            raise BadRow(f"{cell!r} is not a date ({error})", "date") from error
 
     def _is_asked_for(self, day: date | None) -> bool:
         return day is None or (self.since or day) <= day <= (self.until or day)
 
 
 def _counted(sample: Sample) -> Sample | BadRow:
-    """The sample with the number of its tests as the answer, or why they cannot be used."""
+    """The sample with the number of its tests as the answer, or a bad row that says why they cannot be used."""
     try:
         tests = [test for cell in sample.row["tests"] for test in read_tests(cell)]
         if sample.row["function"]:
@@ -138,4 +138,4 @@ def _day(option: str, text: str | None) -> date | None:
     try:
         return None if text is None else date.fromisoformat(text)
     except ValueError as error:
-        raise UserError(f"{option}: {text!r} is no day, write it as 2024-08-01") from error
+        raise UserError(f"{option}: {text!r} is not a date, write it like 2024-08-01") from error

@@ -1,4 +1,4 @@
-"""Pictures that are drawn, with something to be read off: tasks for vision-language models without any data."""
+"""Base class of tasks with drawn pictures: they train vision-language models without any data."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SIDE = 84
 
 
 class DrawnPictures(GeneratedDataModule):
-    """Generated pictures; a subclass draws one and knows its answer.
+    """Generated pictures; a subclass draws each one and returns its answer.
 
-    A row's `solution` is what a completion should say, for warm starts.
+    A row's `solution` is the target completion for warm starts.
 
     Args:
-        pictures: how many there are to train on.
-        held_out: how many others are the validation set.
+        pictures: number of training pictures.
+        held_out: number of other pictures, for validation.
         question: the user's text.
     """
 
     options: tuple[str, ...] = ()
-    """Of a multiple-choice question, whose answer is a letter."""
+    """Options of a multiple-choice question, whose answer is a letter."""
 
     def __init__(self, pictures: int, held_out: int, question: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -45,7 +45,7 @@ class DrawnPictures(GeneratedDataModule):
         """An RGB picture and its answer; every choice comes from `rng`."""
 
     def rows(self, split: Split) -> Iterator[Sample]:
-        """Training pictures and held-out ones, none of which is among both; there is no test set of its own."""
+        """Training pictures and held-out ones, with none in both; there is no test set."""
         held_out = {picture.tobytes() for picture, _ in self._draw("validation", self.counts["validation"])}
         drawn = self._draw(split, self.counts[split])
         for i, (picture, answer) in enumerate(drawn):

@@ -1,4 +1,4 @@
-"""What generated data sets have in common: nothing of theirs comes from files."""
+"""Base class of generated data sets, which read no files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datamodules.base import PromptDataModule
 
 
 class GeneratedDataModule(PromptDataModule):
-    """Fixes what a data set from files needs, so that it is no option of a generated one."""
+    """Fixes the options that only data sets read from files need, so that generated ones do not offer them."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(

@@ -1,4 +1,4 @@
-"""Geometry and visual mathematics: the layouts its data sets are published in, read as they are."""
+"""Geometry and visual mathematics, read in the layouts that the data sets are published in."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from string import ascii_uppercase
 from typing import Any
 
 from datamodules.base import PromptDataModule
-from datamodules.choices import as_options, letter_of, listed
-from datamodules.layouts import Layouts, Row
-from datamodules.placeholders import PLACEHOLDER
-from datamodules.rows import as_images, as_text
+from datamodules.reading.choices import as_options, letter_of, listed
+from datamodules.reading.layouts import Layouts, Row
+from datamodules.reading.placeholders import PLACEHOLDER
+from datamodules.reading.rows import as_images, as_text
 from lit_rlvr.types import Sample
 
 MATHVERSE_CHOICE = re.compile(r"^\s*\(?([A-H])\)?\s*[:.)]\s*(.*?)\s*$", re.MULTILINE)
 """A line of MathVerse's choices: "A:145°", "(B) 35°"."""
 
 MATHVISION_MARK = re.compile(r"<image\d+>")
-"""MathVision's places of its one picture, "<image1>"; further numbers are parts of it."""
+"""MathVision's markers for its one picture, "<image1>"; further numbers are parts of it."""
 
 DEGREES = re.compile(r"\s*(?:°|\^\s*\{?\s*\\circ\s*\}?|\\degree|\bdegrees?\b)\s*\.?$")
 
@@ -25,9 +25,9 @@ DEGREES = re.compile(r"\s*(?:°|\^\s*\{?\s*\\circ\s*\}?|\\degree|\bdegrees?\b)\s
 class Geometry(PromptDataModule):
     """Problems with pictures and a final answer: Geometry3K, MathVerse, MathVision.
 
-    The layout is recognised by the columns of each file's first row that has a known one; for any other file give
+    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
     `columns`. Categories are MathVerse's versions of a problem and MathVision's levels. The answer of a
-    multiple-choice problem is its letter, which the reward `Choice` judges; all others are for `MathAnswer`.
+    multiple-choice problem is its letter, which the reward `Choice` judges; `MathAnswer` judges all others.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -42,9 +42,9 @@ class Geometry(PromptDataModule):
 
 
 def read_geometry3k(row: Row) -> dict[str, Any]:
-    """`images`, a `problem` with `<image>`, and the value as `answer`, its degree sign left out.
+    """`images`, a `problem` with `<image>`, and the value as `answer`, without its degree sign.
 
-    The file's `choices` are not part of the problem's text, so it is no multiple-choice question.
+    The file's `choices` are not part of the problem's text, so it is not a multiple-choice question.
     """
     return {
         "prompt": as_text(row["problem"], "problem"),
@@ -71,7 +71,7 @@ def read_mathvision(row: Row) -> dict[str, Any]:
     """`question` with "<image1>", `options`, `level`, and a letter or value as `answer`.
 
     The picture is `decoded_image`, or the file that `image` names. Options that are only their letters are drawn in
-    the picture and not listed.
+    the picture and are not listed in the prompt.
     """
     question, options = as_text(row["question"], "question"), as_options(row["options"])
     question = MATHVISION_MARK.sub(PLACEHOLDER, question, count=1)
@@ -92,4 +92,4 @@ LAYOUTS = (
     ({"sample_index", "question", "answer", "problem_version"}, read_mathverse),
     ({"id", "question", "options", "answer", "level"}, read_mathvision),
 )
-"""Columns a layout needs -> how it is read; the first that fits is taken."""
+"""Columns that a layout needs -> its reader; the first layout that fits is used."""

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datamodules.choices import listed
 from datamodules.drawn import SIDE, DrawnPictures
+from datamodules.reading.choices import listed
 from lit_rlvr.errors import UserError
 
 RADII = (6.0, 8.0)
-"""Smallest and largest lesion, pixels."""
+"""Radii of the smallest and largest lesion, in pixels."""
 
 GAP = 4.0
 """Pixels between two lesions and between a lesion and the outer ring."""
@@ -26,15 +26,15 @@ NOISE = 3.0
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
 Lesion = tuple[float, float, float]
-"""x and y from the centre of the slice, and the radius; pixels."""
+"""x and y from the centre of the slice, and the radius, in pixels."""
 
 
 class LesionCount(DrawnPictures):
     """The number of bright lesions, 0 to `most`, in a noisy grey slice with a bright outer ring.
 
     Args:
-        pictures: how many there are to train on.
-        held_out: how many others are the validation set.
+        pictures: number of training pictures.
+        held_out: number of other pictures, for validation.
         question: the user's text.
         most: the largest number of lesions.
     """
@@ -48,7 +48,7 @@ class LesionCount(DrawnPictures):
         **kwargs: Any,
     ) -> None:
         if not 1 <= most <= 4:
-            raise UserError(f"most={most}: 1 to 4 lesions have room in the slice")
+            raise UserError(f"most={most}: the slice has room for 1 to 4 lesions")
         super().__init__(pictures, held_out, question, **kwargs)
         self.most = most
 
@@ -59,11 +59,11 @@ class LesionCount(DrawnPictures):
 
 
 class LesionPlace(DrawnPictures):
-    """The quadrant of the one bright lesion in such a slice, as a multiple-choice question (the reward `Choice`).
+    """The quadrant of the one bright lesion in a noisy grey slice, as a multiple-choice question (reward `Choice`).
 
     Args:
-        pictures: how many there are to train on.
-        held_out: how many others are the validation set.
+        pictures: number of training pictures.
+        held_out: number of other pictures, for validation.
         question: the user's text; the four quadrants follow it as options A to D.
     """
 

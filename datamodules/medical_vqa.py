@@ -1,4 +1,4 @@
-"""Questions on medical images: the layouts they are published in, and splits by modality."""
+"""Questions on medical images, read in the layouts they are published in and split by modality."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from string import ascii_uppercase
 from typing import Any
 
 from datamodules.base import PromptDataModule, Split
-from datamodules.choices import as_options, letter_of, listed
-from datamodules.layouts import Layouts, Row
 from datamodules.modality import modality
-from datamodules.modality_split import Disjoint, apart, draw_counts, evaluation_pool
-from datamodules.options import at_least_one
-from datamodules.rows import BadRow, as_images, as_text
-from datamodules.split import draw
+from datamodules.reading.choices import as_options, letter_of, listed
+from datamodules.reading.layouts import Layouts, Row
+from datamodules.reading.modality_split import Disjoint, apart, draw_counts, evaluation_pool
+from datamodules.reading.options import at_least_one
+from datamodules.reading.rows import BadRow, as_images, as_text
+from datamodules.reading.split import draw
 from lit_rlvr.types import Sample
 
 
@@ -22,16 +22,16 @@ class MedicalVQA(PromptDataModule):
     """Medical images with closed and open questions: HuatuoGPT-Vision's evaluation data, MedVLM-R1, OmniMedVQA,
     VQA-RAD, PathVQA, SLAKE (its English questions), PMC-VQA.
 
-    The layout is recognised by the columns of each file's first row that has a known one; for any other file give
-    `columns`. The category is the modality, where the data name one. The answer of a multiple-choice
-    question is its letter: the reward `Choice` judges it and "yes" and "no", `OpenAnswer` the rest.
+    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
+    `columns`. The category is the modality, if the data name one. The answer of a multiple-choice question is its
+    letter: the reward `Choice` judges letters, "yes" and "no", and `OpenAnswer` judges the rest.
 
     Args:
-        train_modalities: how many training rows of which modality, such as {MRI: 600}, drawn by `seed`; None = all.
-        eval_modalities: how many validation (and test) rows of which modality, drawn by `seed`; None = all. Without a
+        train_modalities: number of training rows per modality, such as {MRI: 600}, drawn by `seed`; None = all.
+        eval_modalities: number of validation (and test) rows per modality, drawn by `seed`; None = all. Without
             `validation` they are taken from `train`.
-        disjoint: training leaves out what shares an image with a validation or test row (`image`), or an image or the
-            words of a question (`question`).
+        disjoint: leave out training rows that share an image (`image`), or an image or the words of a question
+            (`question`), with a validation or test row.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class MedicalVQA(PromptDataModule):
         return Sample(**fields, row=row, source=source)
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
-        """The rows of the modalities that are asked for, in English."""
+        """The English rows of the requested modalities."""
         wanted = self.train_modalities if split == "train" else self.eval_modalities
         if split == "train" and wanted is not None and self.locations["validation"] is None:
             wanted = wanted | (self.eval_modalities or {})
@@ -67,7 +67,7 @@ class MedicalVQA(PromptDataModule):
                 yield row
 
     def load(self, split: Split) -> list[Sample]:
-        """The rows of a split; those of training have nothing in common with those of the others."""
+        """The rows of a split; training rows share nothing with validation and test rows (see `disjoint`)."""
         if split != "train":
             return draw(self._evaluation(split), self.eval_limit, self.seed)
         others = self._evaluation("validation") + self._evaluation("test")
@@ -90,7 +90,7 @@ def _named(counts: dict[str, int] | None) -> dict[str, int] | None:
 
 
 def read_huatuo(row: Row) -> dict[str, Any]:
-    """HuatuoGPT-Vision's evaluation data: the answer is an option's text, "?" where there is none."""
+    """HuatuoGPT-Vision's evaluation data: the answer is an option's text, or "?" if there is none."""
     answer, options = as_text(row["answer"], "answer"), as_options(row["options"])
     letter = letter_of(answer, options)
     if letter is None:
@@ -105,7 +105,7 @@ def read_medvlm(row: Row) -> dict[str, Any]:
 
 
 def read_omnimed(row: Row) -> dict[str, Any]:
-    """OmniMedVQA: options in columns of their own, the answer is one's text."""
+    """OmniMedVQA: each option has its own column, and the answer is an option's text."""
     options = tuple(str(row[f"option_{x}"]).strip() for x in "ABCD" if row.get(f"option_{x}"))
     letter = letter_of(as_text(row["gt_answer"], "gt_answer"), options)
     if letter is None:
@@ -121,13 +121,13 @@ def read_pmc(row: Row) -> dict[str, Any]:
 
 
 def read_slake(row: Row) -> dict[str, Any]:
-    """SLAKE: the file is in `imgs/`; closed questions offer more than yes and no, in their own words."""
+    """SLAKE: image files are in `imgs/`; closed questions name their options, which can be other than yes and no."""
     fields = _open(row["question"], row["answer"], f"imgs/{as_text(row['img_name'], 'img_name')}")
     return fields | {"id": as_text(row["qid"], "qid"), "category": modality(as_text(row["modality"], "modality"))}
 
 
 def read_plain(row: Row) -> dict[str, Any]:
-    """VQA-RAD and PathVQA: a closed question is one that is answered by yes or no."""
+    """VQA-RAD and PathVQA: a closed question is one answered by yes or no."""
     return _open(row["question"], row["answer"], row["image"])
 
 
@@ -152,4 +152,4 @@ LAYOUTS = (
     ({"img_name", "question", "answer", "modality", "qid"}, read_slake),
     ({"image", "question", "answer"}, read_plain),
 )
-"""Columns a layout needs -> how it is read; the first that fits is taken."""
+"""Columns that a layout needs -> its reader; the first layout that fits is used."""

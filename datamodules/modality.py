@@ -1,4 +1,4 @@
-"""What kind of picture a medical image is, as the data sets spell it."""
+"""The modality of a medical image, in the spellings that data sets use."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ SPELLINGS = {
 
 
 def modality(text: str) -> str:
-    """MRI, CT or X-ray in whichever spelling; anything else as it stands."""
+    """MRI, CT or X-ray from any known spelling; any other text unchanged."""
     return next((name for name, spelling in SPELLINGS.items() if spelling.match(text.strip())), text.strip())

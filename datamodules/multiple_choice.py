@@ -1,4 +1,4 @@
-"""Multiple-choice questions in words: MMLU's layout, or any by column mapping."""
+"""Text multiple-choice questions: MMLU's layout, or any other through a column mapping."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from datamodules.base import PromptDataModule
-from datamodules.choices import letter_of, listed
-from datamodules.rows import BadRow, as_text, lookup, map_columns
+from datamodules.reading.choices import letter_of, listed
+from datamodules.reading.rows import BadRow, as_text, lookup, map_columns
 from lit_rlvr.types import Sample
 
 KNOWN = (("prompt", "question"), ("options", "choices"), ("category", "subject"))
@@ -20,15 +20,15 @@ MOST_OPTIONS = 10
 
 
 class MultipleChoice(PromptDataModule):
-    """Questions with options: MMLU as `cais/mmlu` holds it, or any other set by `columns`.
+    """Questions with options: MMLU in the layout of `cais/mmlu`, or any other set with `columns`.
 
-    The prompt is the question and below it the options, "A) first"; the answer is the letter of the right one, which
+    The prompt is the question followed by the options, "A) first"; the answer is the letter of the right one, which
     the reward `Choice` judges; the category is the subject.
 
     Args:
         columns: which column holds `prompt` (the question), `options` (a list), `answer` (an integer, counted from 0,
-            or else the letter or the text of an option), `id`, `category` and `image`. Fields that are left out are
-            looked for under the names of MMLU (`question`, `choices`, `answer`, `subject`), else their own.
+            or the letter or the text of an option), `id`, `category` and `image`. For omitted fields, MMLU's column
+            names (`question`, `choices`, `answer`, `subject`) are tried, then the field's own name.
     """
 
     def __init__(self, columns: dict[str, str] | None = None, **kwargs: Any) -> None:
@@ -49,7 +49,7 @@ class MultipleChoice(PromptDataModule):
 
 
 def right_letter(answer: Any, options: Sequence[str]) -> str:
-    """The letter of the right option, which an answer names by its number from 0, its letter or its text.
+    """The letter of the right option; the answer is its number from 0, its letter or its text.
 
     Raises:
         BadRow: it names none of them.

@@ -1,4 +1,4 @@
-"""Small databases and questions about them, generated: the smoke recipe's task."""
+"""Generated small databases and questions about them: the smoke recipe's task."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ NUMBERS = ("age", "length", "points", "price", "size", "weight", "year")
 
 
 class Table(NamedTuple):
-    """A table `name` with a text column `name`, a text column `kind` of few values, and numbers, all different."""
+    """A table `name` with a text column `name`, a text column `kind` with few values, and a column of distinct
+    numbers."""
 
     name: str
     kind: str
@@ -43,16 +44,16 @@ class Table(NamedTuple):
 
 
 class SyntheticSQL(GeneratedDataModule, TextToSQL):
-    """Questions about one small table each, from counting its rows to grouping them, about some only in validation.
+    """Questions about generated tables, from counting rows to grouping them, with some tables held out for validation.
 
     The databases are written to `folder` and are the same for the same seed. The categories of the questions are count,
     list, aggregate, filter, top and group.
 
     Args:
-        tables: how many tables there are; each has eleven questions.
-        held_out: how many of them are the validation set, drawn by `seed`.
+        tables: number of tables; each has eleven questions.
+        held_out: how many of the tables form the validation set, drawn by `seed`.
         folder: where the databases are written; by default in the user's cache folder.
-        max_prompt_tokens: longer prompts are dropped, counted and named, never truncated.
+        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
         self.folder = (Path(folder) if folder else cache).expanduser() / f"seed-{self.seed}"
 
     def rows(self, split: Split) -> Iterator[Sample]:
-        """Questions about training tables and held-out tables; there is no test set of its own."""
+        """Questions about training tables and held-out tables; there is no test set."""
         held_out = set(random.Random(derive_seed("split", self.seed)).sample(TABLES[: self.tables], self.held_out))
         for name in TABLES[: self.tables]:
             if split == ("validation" if name in held_out else "train"):
@@ -118,7 +119,7 @@ def questions(table: Table) -> Iterator[tuple[str, str, str]]:
 
 
 def write_table(table: Table, path: Path) -> Path:
-    """The table as a SQLite file, in one step, so that other processes never see half of it."""
+    """Write the table as a SQLite file atomically, so that other processes never see half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")
     draft.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Text mathematics: the layouts its data sets are published in, read as they are."""
+"""Text mathematics, read in the layouts that the data sets are published in."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from datamodules.base import PromptDataModule
-from datamodules.layouts import Layouts, Row
-from datamodules.rows import BadRow, as_prompt, as_text, lookup
+from datamodules.reading.layouts import Layouts, Row
+from datamodules.reading.rows import BadRow, as_prompt, as_text, lookup
 from lit_rlvr.types import Sample
 
 TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\]")
-"""Markup of a chat template inside a data set's own prompts."""
+"""Chat template markup that a data set's prompts already contain."""
 
 BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?=\{)|\\boxed\s+([^\s${}]+)")
 
@@ -22,9 +22,9 @@ class TextMath(PromptDataModule):
     """Problems with a final answer: GSM8K, MATH, MATH-500, SVAMP, math12k, SimpleRL, open-rs, verl parquet,
     OlympiadBench.
 
-    The layout is recognised by the columns of each file's first row that has a known one; for any
-    other file give `columns`. An answer column may then hold a whole solution: the reference is
-    what follows `####`, else the last `\\boxed{...}`, else all of it.
+    Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
+    `columns`. An answer column may then hold a whole solution: the reference is what follows `####`, else the last
+    `\\boxed{...}`, else the whole text.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -51,8 +51,8 @@ class TextMath(PromptDataModule):
 def read_verl(row: Row) -> tuple[Any, str]:
     """`prompt` messages and `reward_model.ground_truth`: text, or {target, solution}.
 
-    The solution's box comes before the target: in the MATH files that circulate, a normaliser broke
-    all matrices (`\\\\` became `\\`), \\text answers and more in the targets, and emptied some.
+    The solution's box is preferred to the target: in the MATH files in circulation, a normaliser broke all matrices
+    (`\\\\` became `\\`), \\text answers and more in the targets, and emptied some.
     """
     truth = lookup(row, "reward_model.ground_truth")
     if isinstance(truth, Mapping):
@@ -61,7 +61,7 @@ def read_verl(row: Row) -> tuple[Any, str]:
     if TEMPLATED.search(prompt if isinstance(prompt, str) else "".join(str(m["content"]) for m in prompt)):
         prompt = row.get("question")
         if prompt is None:
-            raise BadRow("has a chat template applied already; map the bare question with `columns`", "prompt")
+            raise BadRow("a chat template is already applied; map the bare question with `columns`", "prompt")
     return prompt, reference(as_text(truth, "reward_model.ground_truth"))
 
 
@@ -86,7 +86,7 @@ def read_solution(row: Row) -> tuple[Any, str]:
 
 
 def read_olympiad(row: Row) -> tuple[Any, str]:
-    """OlympiadBench: `question` (after its `context`, if any) and a list of `final_answer`s, all of them asked for."""
+    """OlympiadBench: `question` (after its `context`, if any) and a list of `final_answer`s, all of them required."""
     context = row.get("context")
     question = as_text(row["question"], "question")
     answers = [as_text(answer, "final_answer").strip("$ ") for answer in row["final_answer"]]
@@ -94,7 +94,7 @@ def read_olympiad(row: Row) -> tuple[Any, str]:
 
 
 def refuse_choices(row: Row) -> tuple[Any, str]:
-    """MMLU is no mathematics; read as a plain answer, the number of a choice would be taken for a result."""
+    """Refuse MMLU: it is not mathematics, and the number of a choice would be taken for a numeric answer."""
     raise BadRow("a multiple-choice question, which MultipleChoice reads", "choices")
 
 
@@ -108,11 +108,11 @@ LAYOUTS = (
     ({"problem", "solution"}, read_solution),
     ({"question", "solution"}, read_solution),
 )
-"""Columns a layout needs -> how it is read; the first that fits is taken."""
+"""Columns that a layout needs -> its reader; the first layout that fits is used."""
 
 
 def reference(text: str) -> str:
-    """The reference answer in a text: after the last `####` without commas, else the last box, else all.
+    """The reference answer in a text: what follows the last `####`, without commas; else the last box; else all.
 
     Raises:
         BadRow: nothing follows the mark.
@@ -128,7 +128,7 @@ def reference(text: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    """What the last `\\boxed{...}` (or `\\fbox{...}`, `\\boxed 5`) holds; None without one, or if it never ends."""
+    """The content of the last `\\boxed{...}` (or `\\fbox{...}`, `\\boxed 5`); None without one, or if it is open."""
     matches = list(BOXED.finditer(text))
     if not matches:
         return None

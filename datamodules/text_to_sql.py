@@ -1,4 +1,4 @@
-"""Questions about SQLite databases: the layouts of BIRD and Spider, read as they are."""
+"""Questions about SQLite databases, read in the layouts of BIRD and Spider."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import PromptDataModule
-from datamodules.rows import BadRow, as_text, lookup, map_columns
-from datamodules.schema import schema_text
+from datamodules.reading.rows import BadRow, as_text, lookup, map_columns
+from datamodules.reading.schema import schema_text
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
 FOLDERS = ("train_databases", "dev_databases", "databases", "database", "test_database")
-"""What BIRD and Spider call the folder of databases beside their files."""
+"""Names that BIRD and Spider give the folder of databases next to their files."""
 
 KNOWN = (
     ("prompt", "question"), ("answer", "query"), ("answer", "SQL"), ("database", "db_id"), ("evidence", "evidence"),
@@ -31,14 +31,14 @@ class TextToSQL(PromptDataModule):
 
     Args:
         columns: which column holds `prompt` (the question), `answer` (the query), `database` (its name), `evidence`,
-            `id` and `category`. Fields that are left out are looked for under the names of BIRD (`question`, `SQL`,
-            `db_id`, `evidence`, `question_id`, `difficulty`) or Spider (`question`, `query`, `db_id`), else their own.
-        databases: folder of the databases, which are files `NAME/NAME.sqlite` or `NAME.sqlite` there. By default a
-            folder beside the data's own file, called `train_databases`, `dev_databases`, `databases`, `database` or
-            `test_database`. Queries are judged on every other .sqlite file beside `NAME/NAME.sqlite` too.
-        example_rows: show so many rows of every table below its schema.
-        template: text around schema and question, which go where `{prompt}` stands; or a name (sql).
-        max_prompt_tokens: longer prompts are dropped, counted and named, never truncated.
+            `id` and `category`. For omitted fields, the column names of BIRD (`question`, `SQL`, `db_id`, `evidence`,
+            `question_id`, `difficulty`) or Spider (`question`, `query`, `db_id`) are tried, then the field's own name.
+        databases: folder with the databases, as `NAME/NAME.sqlite` or `NAME.sqlite`. By default a folder next to the
+            data file, called `train_databases`, `dev_databases`, `databases`, `database` or `test_database`. Queries
+            are also judged on every other .sqlite file next to `NAME/NAME.sqlite`.
+        example_rows: show this many rows of each table below its schema.
+        template: text around schema and question, with `{prompt}` in their place; or a name (sql).
+        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
     """
 
     fields: Sequence[str] = ("prompt", "answer", "database", "evidence", "id", "category")
@@ -67,10 +67,10 @@ class TextToSQL(PromptDataModule):
         return self.ask(sample, self._find(name, source), str(evidence or ""))
 
     def ask(self, sample: Sample, databases: list[Path], evidence: str = "") -> Sample:
-        """The sample with the schema of the first database in its prompt, and all of them in its row.
+        """The sample with the schema of the first database in its prompt, and all databases in its row.
 
         Raises:
-            BadRow: the prompt is no plain text, or the first database cannot be read.
+            BadRow: the prompt is not plain text, or the first database cannot be read.
         """
         if not isinstance(sample.prompt, str):
             raise BadRow("expected text, got messages", "prompt")
@@ -83,11 +83,11 @@ class TextToSQL(PromptDataModule):
             try:
                 self._schemas[path] = schema_text(path, self.example_rows)
             except sqlite3.Error as error:
-                raise BadRow(f"{path} is no usable SQLite database: {error}", "database") from error
+                raise BadRow(f"{path} is not a usable SQLite database: {error}", "database") from error
         return self._schemas[path]
 
     def _find(self, name: str, source: str) -> list[Path]:
-        """The files of a database, the one of its own name first.
+        """The files of a database, starting with the one named after it.
 
         Raises:
             BadRow: there is none, or the name leads out of the folder.

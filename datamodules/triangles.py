@@ -1,4 +1,4 @@
-"""Triangles with lengths and angles written beside them: geometry problems without data."""
+"""Drawn triangles with lengths or angles written in them: generated geometry problems."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ QUESTIONS = {
 class TriangleProblem(DrawnPictures):
     """The third angle of a triangle, or the third side of a right one; the other two are written in the picture.
 
-    Place, rotation, mirroring and size vary. The picture has to be read for its numbers.
+    Position, rotation, mirroring and size vary. The numbers appear only in the picture.
 
     Args:
-        ask: what is asked for.
-        pictures: how many there are to train on.
-        held_out: how many others are the validation set.
+        ask: what the question asks for.
+        pictures: number of training pictures.
+        held_out: number of other pictures, for validation.
         question: the user's text; None = one that fits `ask`.
     """
 
@@ -73,7 +73,7 @@ def corners_of(first: float, second: float) -> list[Point]:
 
 
 def placed(rng: random.Random, corners: list[Point]) -> list[Point]:
-    """The corners turned, perhaps mirrored, and as large as leaves room for labels around them."""
+    """The corners, rotated, perhaps mirrored, and scaled to leave room for labels around them."""
     angle, mirror = rng.uniform(0, 2 * math.pi), rng.choice((-1, 1))
     turned = [
         (x * math.cos(angle) - mirror * y * math.sin(angle), x * math.sin(angle) + mirror * y * math.cos(angle))
@@ -94,7 +94,7 @@ def middle(a: Point, b: Point) -> Point:
 
 
 def towards(start: Point, goal: Point, share: float) -> Point:
-    """So far on the way from `start` to `goal`; away from it where `share` is negative."""
+    """The point at `share` of the way from `start` to `goal`; a negative share leads away from it."""
     return start[0] + share * (goal[0] - start[0]), start[1] + share * (goal[1] - start[1])
 
 

@@ -3,11 +3,11 @@
 This module imports nothing heavy: reward workers import it, and they must start fast.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 import os as _os
 
 from lit_rlvr.compat import repair as _repair
 
-_os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see memory.py; read at torch's first allocation
+_os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see policy/malloc.py; read at torch's first allocation
 _repair()

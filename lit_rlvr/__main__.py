@@ -1,5 +1,5 @@
 """`python -m lit_rlvr`: the console script."""
 
-from lit_rlvr.main import main
+from lit_rlvr.cli.main import main
 
 main()

@@ -1,10 +1,9 @@
-"""Repairs for packages from PyPI that do not fit a CPU-only torch, applied only where needed.
+"""Repairs PyPI packages that do not work with a CPU-only torch, only where needed.
 
-PyPI's torchaudio, torchcodec and torchvision are CUDA builds. Beside a CPU-only torch the first two
-fail when transformers tries to import them, and torchvision fails on two operators that its C++
-part could not define. `repair()` runs when `lit_rlvr` is imported, and a start-up file that the
-installation puts beside the package (see hatch_build.py) imports it in every program of the environment:
-vLLM inspects models in processes of its own.
+PyPI's torchaudio, torchcodec and torchvision are CUDA builds. With a CPU-only torch the first two fail when
+transformers tries to import them, and torchvision fails on two operators that its C++ part could not define. `repair()`
+runs when `lit_rlvr` is imported. A start-up file installed next to the package (see hatch_build.py) imports it in every
+program of the environment, because vLLM inspects models in separate processes.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ class _TorchvisionFinder(MetaPathFinder):
 
 
 def _declare_torchvision_operators() -> None:
-    """Give `nms` and `qnms` their schemas; torchvision's fake kernels then register, and nothing that
-    vision processors use ever calls them."""
+    """Define the schemas of `nms` and `qnms`, so that torchvision's fake kernels register; vision processors never call
+    them."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
@@ -43,7 +42,7 @@ def _declare_torchvision_operators() -> None:
 
 
 def _misfits() -> list[str]:
-    """Installed torch companions that are CUDA builds beside a CPU-only torch."""
+    """Installed CUDA builds of torch's companion packages, if torch is CPU-only."""
     found = []
     try:
         if not version("torch").endswith("+cpu"):

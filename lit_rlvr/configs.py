@@ -1,4 +1,4 @@
-"""Config files: found by name, and errors about them told in one line."""
+"""Finds config files by name, checks them, and merges them over their bases."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ TOP_KEYS = (
     "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "budget", "checkpoint", "collapse",
     "warm_start", "overwrite", "ckpt_path", "weights_only", "verbose",
 )  # fmt: skip
-"""What a config of `fit` or `validate` may hold."""
+"""Top-level keys of a config of `fit` or `validate`."""
 
 
 def config_folder() -> Path:
-    """Where the shipped configs are: inside the installed package, or beside it in a source checkout."""
+    """The folder of the shipped configs: inside the installed package, or next to it in a source checkout."""
     package = Path(lit_rlvr.__file__).parent
     inside = package / "_configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """The arguments with every `--config NAME` made a path: a file as it is, else a shipped config.
+    """The arguments with every `--config NAME` replaced by a path: an existing file, or else a shipped config.
 
     `quickstart`, `quickstart.yaml` and `configs/quickstart.yaml` all find the shipped quickstart.yaml. A config with a
-    `base:` is replaced by a file that holds it merged over its base.
+    `base:` is replaced by a file with the config merged over its base.
 
     Raises:
         UserError: there is no such config, it is not YAML (its name and line), or it has an unknown key.
@@ -52,10 +52,10 @@ def find_configs(args: Sequence[str]) -> list[str]:
 
 
 def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A config merged over its `base:` (a path beside it, or a shipped config), mappings key by key.
+    """A config merged over its `base:` (a path relative to it, or a shipped config), mappings key by key.
 
     Raises:
-        UserError: as `find_configs`, or the bases run in a circle.
+        UserError: as `find_configs`, or the bases form a cycle.
     """
     if path in seen:
         raise UserError(f"--config: {path}: its `base:` leads back to itself")
@@ -65,13 +65,13 @@ def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def find_base(name: str, path: Path) -> Path:
-    """The config that a `base:` in the file `path` names: beside that file, or as `find_config`."""
+    """The config that a `base:` in the file `path` names: relative to that file, or as `find_config`."""
     beside = path.parent / name
     return beside if beside.is_file() else find_config(name)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`: mappings are merged, everything else (lists too) is replaced."""
+    """`over` on top of `base`: mappings are merged, everything else (including lists) is replaced."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -89,10 +89,10 @@ def _config_arguments(args: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 def find_config(name: str, option: str = "--config") -> Path:
-    """The file that a user names by its path or, if it is a shipped one, by its name.
+    """The file that a user names by path or, for a shipped one, by name.
 
     Raises:
-        UserError: there is none; it names the nearest, and the `option`.
+        UserError: there is no such file; the message names the `option` and the nearest name.
     """
     path = Path(name)
     if path.is_file():
@@ -101,20 +101,36 @@ def find_config(name: str, option: str = "--config") -> Path:
     for candidate in (config_folder() / relative, config_folder() / f"{relative}.yaml"):
         if candidate.is_file():
             return candidate
-    shipped = [str(p.relative_to(config_folder()).with_suffix("")) for p in config_folder().rglob("*.yaml")]
-    near = difflib.get_close_matches(relative.removesuffix(".yaml"), shipped, 1)
-    hint = f"; did you mean {near[0]}?" if near else f"; shipped configs: {', '.join(sorted(shipped))}"
-    raise UserError(f"{option}: there is no file {name}{hint}")
+    near = nearest_configs(relative.removesuffix(".yaml"))
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the shipped ones are in {config_folder()}"
+    raise UserError(f"{option}: there is no file {name!r}; {hint}")
+
+
+def shipped_configs() -> list[str]:
+    """The names of the shipped configs, such as `smoke/grpo`."""
+    return sorted(str(path.relative_to(config_folder()).with_suffix("")) for path in config_folder().rglob("*.yaml"))
+
+
+def nearest_configs(name: str, count: int = 3) -> list[str]:
+    """Shipped configs whose name contains all words of a name, or else whose path or last part is similar."""
+    words = [word for word in re.split(r"[/_\W]+", name) if word]
+
+    def likeness(config: str) -> float:
+        spelled = max(difflib.SequenceMatcher(None, name, known).ratio() for known in (config, Path(config).name))
+        return spelled + bool(words and all(word in config for word in words))
+
+    likely = [config for config in shipped_configs() if likeness(config) > 0.7]
+    return sorted(likely, key=likeness, reverse=True)[:count]
 
 
 def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--config") -> dict[str, Any]:
-    """A YAML file as it stands, its form and top-level keys checked.
+    """The content of a YAML file, with its form and top-level keys checked.
 
     Raises:
-        UserError: it is not a mapping in YAML, or has a key that is not `known`; names the `option` and the file.
+        UserError: it is not a YAML mapping, or has a key that is not `known`; names the `option` and the file.
     """
     try:
-        value = yaml.safe_load(path.read_text())
+        value = _OnceLoader(path.read_text()).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -122,8 +138,21 @@ def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--co
     return check_keys(value, known, f"{option}: {path}")
 
 
+class _OnceLoader(yaml.SafeLoader):
+    """Refuses a duplicate key in a mapping; YAML would silently drop the first one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def check_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:
-    """`value`, a mapping whose keys are all `known`.
+    """Check that `value` is a mapping whose keys are all `known`, and return it.
 
     Raises:
         UserError: it is not; the message begins with `where`.
@@ -139,12 +168,12 @@ def check_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:
 
 
 def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
-    """What became of a config file's options of model or data where the finally chosen class is another one.
+    """Reports which model or data options of a config file are kept when another class is chosen later.
 
-    jsonargparse keeps those that the new class accepts too, and drops the others without a word.
+    jsonargparse keeps the options that the new class also accepts, and silently drops the others.
 
     Yields:
-        One line per class that was replaced.
+        One line per replaced class.
     """
     for _, name in _config_arguments(args):
         path = find_config(name)
@@ -162,57 +191,13 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
                 yield f"{part}: {new} instead of {old} of {path.name}: kept {kept}; dropped {lost}"
 
 
-PARSE_ERRORS = (
-    (r"class_path '(?P<name>[^']+)': Option '(?P<key>[^']+)' is not accepted", "{where}: {name} has no option {key!r}"),
-    (r"class_path '(?P<name>[^']+)': Parser key \"(?P<key>[^\"]+)\": (?P<why>.*?)(?= - |$)", "{where}.{key}: {why}"),
-    (r"class_path '(?P<name>[^']+)': (?P<why>.*?)(?= - |$)", "{where}: class_path {name!r} cannot be used: {why}"),
-    (r"Expected a dot import path string: (?P<key>\S+)", "{where}: there is no class {key!r}"),
-    (r"does not accept option '(?P<key>[^']+)'", "unknown key {key!r}"),
-    (r"[Uu]nrecognized arguments: -*(?P<key>[^ =]+)", "unknown option {key!r}"),
-)
-"""jsonargparse's long messages -> what is wrong; `where` is the key that the message names."""
-
-
-def explain_parse_error(error: Exception) -> str:
-    """A parse error as one line, with the nearest valid name where one is unknown."""
-    text = " ".join(str(error).split())
-    where = re.search(r'Parser key "([^"]+)"', text)
-    for pattern, message in PARSE_ERRORS:
-        found = re.search(pattern, text)
-        if not found:
-            continue
-        said = message.format(where=where.group(1) if where else "config", **found.groupdict())
-        if "why" in found.groupdict():
-            return said
-        key = found["key"].split(".")[-1]
-        near = difflib.get_close_matches(key, [name for name in _known_names() if name != key], 1)
-        return said + (f"; did you mean {near[0]!r}?" if near else "")
-    return text.split(" Given value")[0]
-
-
-def _known_names() -> list[str]:
-    """Every option of the shipped classes, and their short names."""
-    import inspect
-
-    from lightning.pytorch import Trainer
-
-    from datamodules import PromptDataModule
-    from lit_rlvr.advantages import Advantage
-    from lit_rlvr.algorithms import RLVRModule
-    from lit_rlvr.rewards import Reward
-    from lit_rlvr.rollout import RolloutCallback, RolloutEngine
-    from lit_rlvr.run.budget import Budget
-    from lit_rlvr.run.checkpoint import RunCheckpoint
-    from lit_rlvr.run.folder import RunFolder
-    from lit_rlvr.types import Sampling
-
-    names = set(TOP_KEYS)
-    open_roots: list[type] = [RLVRModule, PromptDataModule, Reward, RolloutEngine, Advantage]
-    leaves: list[type] = [Budget, RolloutCallback, RunCheckpoint, RunFolder, Sampling, Trainer]
-    while open_roots:
-        leaves.append(open_roots.pop())
-        open_roots += leaves[-1].__subclasses__()
-        names.add(leaves[-1].__name__)
-    for leaf in leaves:
-        names |= set(inspect.signature(leaf).parameters) - {"self", "args", "kwargs"}
-    return sorted(names)
+def changes(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The differences between two configs: (key, before, now); None for a missing value."""
+    lists = isinstance(before, list) and isinstance(now, list) and len(before) == len(now)
+    if lists and all(isinstance(item, dict) for item in [*before, *now]):
+        before, now = dict(enumerate(before)), dict(enumerate(now))
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}, key=str):
+            yield from changes(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+    elif before != now:
+        yield key, before, now

@@ -1,4 +1,4 @@
-"""`lit-rlvr export RUN --to DIR`: a run's weights as a Hugging Face folder."""
+"""`lit-rlvr export RUN --to DIR`: writes a run's weights as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor
 
+from datamodules.reading.rows import lookup
+from lit_rlvr.configs import read_config
+from lit_rlvr.distributed.checkpoint_files import last_checkpoint, read_checkpoint
+from lit_rlvr.distributed.shards import is_sharded
 from lit_rlvr.errors import UserError
-from lit_rlvr.lora import Lora, add_adapters, merge_adapters
-from lit_rlvr.models import auto_class, cache_folder, made_once, resolve_model
-from lit_rlvr.policy import load_policy
-from lit_rlvr.run.checkpoint import last_checkpoint, read_checkpoint
-from lit_rlvr.run.shards import is_sharded
+from lit_rlvr.files import check_writable
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import auto_class, generation_config, load_config, load_tokenizer
+from lit_rlvr.policy.lora import Lora, add_adapters, merge_adapters
+from lit_rlvr.policy.sources import cache_folder, made_once, resolve_model
+from lit_rlvr.policy.vision import takes_images
 from lit_rlvr.seeds import derive_seed
-from lit_rlvr.vision import takes_images
 
 PREFIX = "policy.model."
 
@@ -47,24 +50,30 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
         dtype: `float32` or `bfloat16`.
 
     Raises:
-        UserError: no such run, a checkpoint that is not ours, or a target that exists.
+        UserError: there is no such run, the checkpoint is not ours, or the target exists or cannot be written.
     """
     if dtype not in ("float32", "bfloat16"):
         raise UserError(f"--dtype: {dtype!r} is not float32 or bfloat16")
     if target.exists():
         raise UserError(f"--to: {target} exists; choose another folder")
+    check_writable(target.parent, "--to")
     checkpoint = run if run.is_file() or is_sharded(run) else last_checkpoint(run)
     root = checkpoint.parent.parent
-    settings = _settings_of(root)
+    settings = run_config(root)["model"]["init_args"]
     model = load_model(checkpoint, settings, getattr(torch, dtype))
     return save_model(model, resolve_model(settings["model"]), target)
 
 
+def is_run(name: str) -> bool:
+    """Whether a model is given as a run folder."""
+    return (Path(name).expanduser() / "config.yaml").is_file()
+
+
 def model_of(name: str) -> str:
-    """A model by name, folder or hub id as it is; a run folder's newest model as a folder of the cache."""
-    run = Path(name).expanduser()
-    if not (run / "config.yaml").is_file():
+    """A model name, folder or hub id unchanged; for a run folder, its newest model exported to the cache."""
+    if not is_run(name):
         return name
+    run = Path(name).expanduser()
     checkpoint = last_checkpoint(run)
     key = derive_seed(str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns)
     return str(made_once(cache_folder() / "exported" / f"{run.resolve().name}-{key:x}", lambda to: _into(run, to)))
@@ -80,7 +89,7 @@ def save_model(model: Any, source: str, target: Path) -> Path:
 
     The folder appears only when it is complete.
     """
-    from transformers import AutoImageProcessor, AutoTokenizer, AutoVideoProcessor
+    from transformers import AutoImageProcessor, AutoVideoProcessor
 
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +98,7 @@ def save_model(model: Any, source: str, target: Path) -> Path:
         raise UserError(f"{target} cannot be written: {error.strerror}") from error
     try:
         model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(scratch)
+        load_tokenizer(source).save_pretrained(scratch)
         if takes_images(model.config):
             for processor in (AutoImageProcessor, AutoVideoProcessor):
                 processor.from_pretrained(source, trust_remote_code=False).save_pretrained(scratch)
@@ -100,13 +109,19 @@ def save_model(model: Any, source: str, target: Path) -> Path:
     return target
 
 
-def _settings_of(root: Path) -> dict[str, Any]:
-    """The options of a run's model."""
+def run_config(root: Path) -> dict[str, Any]:
+    """The config of a run.
+
+    Raises:
+        UserError: there is none, or it names no model.
+    """
     path = root / "config.yaml"
     if not path.is_file():
         raise UserError(f"{root} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
-    settings: dict[str, Any] = yaml.safe_load(path.read_text())["model"]["init_args"]
-    return settings
+    config = read_config(path, option="run")
+    if not isinstance(lookup(config, "model.init_args.model"), str):
+        raise UserError(f"run: {path} has no model.init_args.model; give a folder that `lit-rlvr fit` wrote")
+    return config
 
 
 def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -> Any:
@@ -116,7 +131,7 @@ def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -
         settings: the run's options of its model.
 
     Raises:
-        UserError: the checkpoint is not one of this model.
+        UserError: the checkpoint belongs to another model.
     """
     saved = read_checkpoint(checkpoint)
     weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
@@ -131,12 +146,10 @@ def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -
 
 def whole(folder: str, weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
     """The model of a folder with all its weights replaced."""
-    from transformers import AutoConfig, GenerationConfig
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = load_config(folder)
     model = auto_class(config).from_config(config, dtype=dtype)
     model.load_state_dict(weights)
-    model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.generation_config = generation_config(folder) or model.generation_config
     return model
 
 

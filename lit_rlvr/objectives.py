@@ -1,9 +1,8 @@
 """The pure mathematics of the losses: ratios, clips, KL, aggregation, importance weights.
 
 Tensors in, tensors out. Shapes: B sequences, T completion positions; `mask` is bool, True = in the loss.
-All losses are minimised, and every one is a *sum* over rows of terms that already carry their share of
-the global normaliser (`token_weight`, `row_weight`), so that the loss of a batch is the sum of the losses
-of its pieces, however it is cut.
+All losses are minimised. Each is a *sum* over rows of terms that already include their share of the global normaliser
+(`token_weight`, `row_weight`), so that the loss of a batch is the sum of the losses of its parts, however it is cut.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import check_within
 
 Aggregation = Literal["sequence_mean", "token_mean", "group_token_mean", "constant"]
 ImportanceCorrection = Literal["none", "token_truncate", "token_mask", "sequence_mask"]
@@ -24,10 +23,10 @@ Stats = dict[str, Tensor]
 
 @dataclass
 class LossInputs:
-    """What an objective sees of some rows of one optimizer step.
+    """The input of an objective: some rows of one optimizer step.
 
     Args:
-        logp: (B, T) log-probabilities under the current policy; with `entropy` the only tensor with a gradient.
+        logp: (B, T) log-probabilities under the current policy; besides `entropy` the only tensor with a gradient.
         old: (B, T) under the policy at rollout time, as the trainer computes it.
         mask: (B, T) bool.
         advantages: (B, 1), constant.
@@ -35,10 +34,10 @@ class LossInputs:
             train/inference importance weight); 0 where masked.
         row_weight: (B,) share of each sequence in a sequence-level loss (1/B times the importance weight).
         prompt: (B,) long, each row's prompt as an index into the whole rollout's `GroupBatch` (all ranks).
-        plain_weight: (B, T) as token_weight without the importance weight: each token's share in the KL and
-            entropy terms.
-        ref: (B, T) under the reference policy; None when no KL term is wanted.
-        entropy: (B, T) exact entropy of the policy at each position; None when it is not computed.
+        plain_weight: (B, T) token_weight without the importance weight: each token's share in the KL and entropy
+            terms.
+        ref: (B, T) under the reference policy; None without a KL term.
+        entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
     """
 
     logp: Tensor
@@ -76,7 +75,7 @@ def clipped_surrogate(
         w: (B, T) ratios of tokens, or (B, 1) of sequences.
 
     Returns:
-        The surrogate, and the counts of tokens that the lower and the upper clip cut off.
+        The surrogate, and the numbers of tokens clipped by the lower and the upper bound.
     """
     value = torch.minimum(w * x.advantages, w.clamp(1 - clip_low, 1 + clip_high) * x.advantages)
     if dual_clip is not None:
@@ -105,20 +104,19 @@ def clipped_log_ratio(
 
 
 def clip_counts(w: Tensor, x: LossInputs, low: float | Tensor, high: float | Tensor) -> Stats:
-    """Tokens whose gradient a clip of `w` (B, T) or (B, 1) to [low, high] removes: counts, not fractions."""
+    """Number of tokens (not the fraction) whose gradient is removed by clipping `w` (B, T) or (B, 1) to [low, high]."""
     below = (w < low) & (x.advantages < 0) & x.mask
     above = (w > high) & (x.advantages > 0) & x.mask
     return {"clip_low": below.sum(), "clip_high": above.sum()}
 
 
 def check_dual_clip(dual_clip: float | None) -> float | None:
-    """The option as it is.
+    """The option, unchanged.
 
     Raises:
-        UserError: it would cut off the policy that sampled, whose ratio is 1.
+        UserError: it would clip the sampling policy itself, whose ratio is 1.
     """
-    if dual_clip is not None and dual_clip <= 1:
-        raise UserError(f"model.dual_clip: {dual_clip} is not above 1; the paper uses 3, null is off")
+    check_within("(1, inf)", "model", dual_clip=dual_clip)
     return dual_clip
 
 
@@ -135,8 +133,8 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def log_power_mean(log_values: Tensor, mask: Tensor, power: Tensor) -> Tensor:
     """`log [mean_t v^p]^(1/p)` (B,) of each row's unmasked values; at p = 0 its limit, the mean of `log v`.
 
-    Nothing overflows, and no digits are lost: where the powers differ much a logsumexp is exact (and so is its
-    gradient, a softmax); where they hardly do, as for small p, they are taken of `v` over its geometric mean.
+    Nothing overflows, and no digits are lost: if the powers differ much, a logsumexp is exact (and so is its gradient,
+    a softmax); if they hardly differ, as for small p, `v` is first divided by its geometric mean.
 
     Args:
         log_values: (B, T) log v.
@@ -148,7 +146,7 @@ def log_power_mean(log_values: Tensor, mask: Tensor, power: Tensor) -> Tensor:
     near = scaled.abs().amax(1) < 1  # (B,)
     log_mean = torch.log1p(masked_mean(torch.expm1(torch.where(near[:, None], scaled, 0.0)), mask))
     far = torch.where(mask, p[:, None] * log_values, float("-inf"))
-    far = torch.where((near | ~mask.any(1))[:, None], 0.0, far)  # rows that are not used: anything finite
+    far = torch.where((near | ~mask.any(1))[:, None], 0.0, far)  # unused rows: any finite value
     far_mean = far.logsumexp(1) - mask.sum(1).clamp(min=1).to(far.dtype).log()
     excess = torch.where(power == 0, 0.0, log_mean / p)
     return torch.where(near | (power == 0), center + excess, far_mean / p)
@@ -196,6 +194,11 @@ def aggregation_weights(
         return m / (sequences * lengths.clamp(min=1))
     per_group = lengths.view(-1, group_size).sum(1).repeat_interleave(group_size)[:, None]  # (B, 1)
     return m * group_size / (sequences * per_group.clamp(min=1))
+
+
+def settle_correction(given: ImportanceCorrection | None, exact: bool) -> ImportanceCorrection:
+    """The requested correction; by default `none` if the engine's log-probabilities equal the trainer's."""
+    return given or ("none" if exact else "token_truncate")
 
 
 def importance_weights(

@@ -1,7 +1,6 @@
-"""Every random choice derives from what it is for, never from how often a generator was used before.
+"""Derives every random choice from its purpose, never from the state of a generator.
 
-That is what makes a resumed run draw the same numbers as the uninterrupted one: there is no
-generator state to save.
+A resumed run therefore draws the same numbers as an uninterrupted one: there is no generator state to save.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed in [0, 2**62) that depends on all `parts` and on nothing else.
+    """A seed in [0, 2**62) that depends only on `parts`.
 
     Args:
         parts: for example (run seed, "rollout", iteration, prompt id, sample index).
@@ -23,5 +22,5 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def run_seed() -> int:
-    """The run's seed: what `seed_everything` set, 0 without it."""
+    """The run's seed, as set by `seed_everything`; 0 without it."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))

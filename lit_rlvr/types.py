@@ -1,4 +1,4 @@
-"""What flows through one training iteration, and the shape legend.
+"""The data types of one training iteration, and the shape legend.
 
 Shapes: P prompts, G completions per prompt (the group), B = P * G sequences (row p * G + g),
 T completion positions, V vocabulary. Masks are bool, True = in the loss.
@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.vision import Pixels
+
+if TYPE_CHECKING:  # reward workers import this module; torch is too slow for them
+    from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
 Status = Literal["ok", "parse_fail", "timeout", "error"]
@@ -28,12 +27,12 @@ class Sample:
         id: unique within its set and the same in every run; seeds derive from it.
         prompt: the user's text, or a whole conversation as chat messages ({"role", "content"}).
         answer: the reference answer as text; rewards decide how to read it.
-        images: in the order their `<image>` placeholders stand in the prompt: files, bytes or PIL images as the data
-            hold them; once a DataModule has checked them, a sequence that decodes each to RGB when it is indexed.
+        images: in the order of their `<image>` placeholders in the prompt: files, bytes or PIL images as stored in the
+            data; after a DataModule has checked them, a sequence that decodes each to RGB on indexing.
         row: the whole source row, for rewards that need more than the answer.
         category: a label for per-category tables ("" = none).
-        source: where the row stands, "file:row", for error messages.
-        options: what a multiple-choice question offers, in the order A, B, ...
+        source: the row's place, "file:row", for error messages.
+        options: the options of a multiple-choice question, in the order A, B, ...
     """
 
     id: str
@@ -48,10 +47,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn; the engine samples with it and the trainer scores with it.
+    """How completions are sampled; the engine samples with these settings and the trainer scores with them.
 
     Args:
-        temperature: logits are divided by it; 0 is greedy decoding (evaluation only).
+        temperature: divisor of the logits; 0 is greedy decoding (evaluation only).
         top_p: nucleus sampling; 1.0 is off. Ratio-based losses refuse anything else.
         top_k: sample among the k likeliest tokens; 0 is off. Ratio-based losses refuse anything else.
         max_tokens: longest completion in tokens, EOS included (T_max).
@@ -76,12 +75,36 @@ class Sampling:
 
     @property
     def truncated(self) -> bool:
-        """True when the sampled distribution is not the model's own (top-p or top-k)."""
+        """True if the sampled distribution differs from the model's (top-p or top-k)."""
         return self.top_p < 1 or self.top_k > 0
 
     def with_banned(self, token_ids: Sequence[int]) -> Sampling:
         """The same sampling with more tokens banned."""
         return replace(self, banned_token_ids=tuple(sorted({*self.banned_token_ids, *token_ids})))
+
+
+@dataclass(frozen=True)
+class EvalSampling:
+    """How completions are sampled in validation; training's settings fill in what is not set.
+
+    Args:
+        temperature: divisor of the logits; 0 is greedy decoding.
+        top_p: nucleus sampling; 1.0 is off.
+        top_k: sample among the k likeliest tokens; 0 is off.
+        max_tokens: longest completion in tokens, EOS included; null: as in training, so that accuracies are comparable.
+        banned_token_ids: never sampled (image placeholders).
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int | None = None
+    banned_token_ids: tuple[int, ...] = ()
+
+    def beside(self, training: Sampling) -> Sampling:
+        """The complete settings, with those of training filled in."""
+        longest = training.max_tokens if self.max_tokens is None else self.max_tokens
+        return Sampling(**vars(self) | {"max_tokens": longest})
 
 
 @dataclass(frozen=True)
@@ -100,18 +123,27 @@ class Completion:
     finish_reason: FinishReason
     logprobs: tuple[float, ...] = ()
 
+    @classmethod
+    def made_elsewhere(cls, text: str, tokens: int, finish_reason: FinishReason) -> Completion:
+        """A completion not sampled by our engines: of its tokens only the number is known."""
+        return cls(text, (0,) * tokens, finish_reason)
+
     @property
     def truncated(self) -> bool:
         return self.finish_reason == "length"
 
 
+Pair = tuple[Completion, Sample]
+"""A completion and its sample, the input of a reward."""
+
+
 @dataclass(frozen=True)
 class RewardResult:
-    """What a reward says of one completion.
+    """A reward's judgement of one completion.
 
     Args:
-        value: the reward, in the reward's own unit.
-        correct: whether the answer is right, or None when this reward does not judge that.
+        value: the reward, before its weight.
+        correct: whether the answer is right, or None if this reward does not judge that.
         status: "ok"; "parse_fail" and "timeout" are the answer's fault (scored, value 0);
             "error" is the checker's own failure (the completion is masked out of the loss).
         detail: what was extracted, or the error.
@@ -123,12 +155,27 @@ class RewardResult:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """A prompt's n images.
+
+    Args:
+        values: (N, D) float, the patches of all images one after the other.
+        grid: (n, 3) long, each image's patches in time, height and width.
+        images: the n resized RGB images themselves, for engines that cut patches themselves.
+    """
+
+    values: Tensor
+    grid: Tensor
+    images: tuple[Any, ...]
+
+
 @dataclass
 class Prompt:
     """One prompt as the model sees it: tokens (the chat template applied once) and images.
 
     Args:
-        token_ids: with as many placeholders for each image as it has features.
+        token_ids: the tokens, with one placeholder per image feature.
         pixels: the images, present while the prompt is in a batch; None without images.
     """
 
@@ -139,12 +186,12 @@ class Prompt:
 
 @dataclass
 class PromptBatch:
-    """What a DataModule's loader yields: P prompts. The rollout callback fills `rollout` in place.
+    """A batch of P prompts from a DataModule's loader. The rollout callback fills `rollout` in place.
 
     Args:
         prompts: this rank's P prompts.
-        cursor: where the loader stands after this batch ({"epoch", "position"}); training commits
-            it, so that a checkpoint always names the next unseen prompt.
+        cursor: the loader's position after this batch ({"epoch", "position"}); training commits it, so that a
+            checkpoint always names the next unseen prompt.
         name: the data set's name in metrics (`val/<name>/...`).
     """
 
@@ -168,16 +215,16 @@ class Rollout:
         mask: (B, T) bool, True = in the loss (EOS is in; padding and failed checks are not).
         engine_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded.
         rewards: (P, G) float, the weighted sum of all rewards.
-        correct: (P, G) float in {0, 1}, the mean of its group's others where the check failed; never inferred from
+        correct: (P, G) float in {0, 1}, or the mean of the group's others where the check failed; never inferred from
             the reward.
         judged: (P, G) bool, False = the check itself failed.
         parts: name -> (P, G) float, each reward before its weight.
         statuses: P lists of G, the worst status of each completion.
-        sampling: what the engine sampled with.
+        sampling: the engine's sampling settings.
+        exact: whether the engine's log-probabilities equal the trainer's up to rounding.
         reference_rewards: (P, G) float, rewards of the reference model's completions, where used.
         advantages: (P, G) float, filled in by the algorithm.
-        kept: the groups that are trained on, where dynamic sampling dropped some, with their numbers among those of
-            all ranks; None = all.
+        kept: if dynamic sampling dropped some groups, those to train on, numbered over all ranks; None = all.
     """
 
     prompts: list[Prompt]
@@ -191,9 +238,29 @@ class Rollout:
     parts: dict[str, Tensor]
     statuses: list[list[Status]]
     sampling: Sampling
+    exact: bool = False
     reference_rewards: Tensor | None = None
     advantages: Tensor | None = None
     kept: dict[int, int] | None = None
+
+    @classmethod
+    def unscored(
+        cls, prompts: list[Prompt], completions: list[list[Completion]], sampling: Sampling, group_size: int = 1
+    ) -> Rollout:
+        """Completions not (yet) judged, for callers that need only their log-probabilities.
+
+        Args:
+            completions: P lists of `group_size`; P may be 0.
+        """
+        import torch
+
+        token_ids, mask, logprobs = pad_completions(completions)
+        nothing = torch.zeros(len(prompts), group_size)
+        statuses: list[list[Status]] = [["ok"] * group_size for _ in prompts]
+        judged = torch.zeros(nothing.shape, dtype=torch.bool)
+        return cls(
+            prompts, completions, token_ids, mask, logprobs, nothing, nothing.clone(), judged, {}, statuses, sampling
+        )
 
     @property
     def group_size(self) -> int:
@@ -202,12 +269,18 @@ class Rollout:
     @property
     def lengths(self) -> Tensor:
         """(P, G) float: sampled tokens of each completion, EOS included."""
-        return torch.tensor([[float(len(c.token_ids)) for c in group] for group in self.completions])
+        import torch
+
+        values = [[float(len(c.token_ids)) for c in group] for group in self.completions]
+        return torch.tensor(values).reshape(self.rewards.shape)
 
     @property
     def truncated(self) -> Tensor:
         """(P, G) float in {0, 1}: the engine's finish reason was "length"."""
-        return torch.tensor([[float(c.truncated) for c in group] for group in self.completions])
+        import torch
+
+        values = [[float(c.truncated) for c in group] for group in self.completions]
+        return torch.tensor(values).reshape(self.rewards.shape)
 
 
 def pad_completions(completions: list[list[Completion]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,6 +290,8 @@ def pad_completions(completions: list[list[Completion]]) -> tuple[Tensor, Tensor
         token_ids (B, T) long, mask (B, T) bool, engine_logprobs (B, T) float; T is the longest
         completion, at least 1.
     """
+    import torch
+
     rows = [completion for group in completions for completion in group]
     width = max([1, *(len(row.token_ids) for row in rows)])
     token_ids = torch.zeros(len(rows), width, dtype=torch.long)

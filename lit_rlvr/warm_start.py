@@ -1,4 +1,4 @@
-"""A short supervised start, for models that do not answer at all yet: there is nothing to reinforce in them."""
+"""A short supervised warm start, for models that do not answer at all yet and so have nothing to reinforce."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_rlvr.algorithms.step import cut_rows
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.export import save_model
-from lit_rlvr.models import cache_folder, made_once
-from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.sources import cache_folder, made_once
 from lit_rlvr.rollout.engine import EngineContext
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.seeds import derive_seed
-from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, pad_completions
+from lit_rlvr.training.step import cut_rows
+from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
 if TYPE_CHECKING:
     from datamodules import PromptDataModule
@@ -33,18 +34,16 @@ _log = logging.getLogger("lit_rlvr")
 class WarmStart:
     """Trains the model on reference solutions before the run.
 
-    The result is a model folder in the cache, which a later run with the same model, data and settings starts from at
-    once.
+    The result is cached as a model folder; a later run with the same model, data and settings starts from it at once.
 
     Args:
-        steps: optimizer steps at most; 0 = no warm start.
-        until: stop once so large a share of `checked` training prompts, which it does not train on, is answered
-            exactly like their solutions by greedy decoding.
-        solution: column of the data with what a completion should say.
+        steps: maximum number of optimizer steps; 0 = no warm start.
+        until: stop once greedy decoding reproduces the solutions of at least this share of the `checked` prompts.
+        solution: column of the data with the target completion.
         batch_size: prompts in a step.
         lr: learning rate of AdamW.
-        checked: prompts that are left out for `until`.
-        check_every: steps between two looks at them.
+        checked: training prompts to hold out for the check of `until`.
+        check_every: steps between two checks.
     """
 
     def __init__(
@@ -57,18 +56,15 @@ class WarmStart:
         checked: int = 128,
         check_every: int = 20,
     ) -> None:
-        least = {"steps": 0, "batch_size": 1, "checked": 1, "check_every": 1}
-        given = {"steps": steps, "batch_size": batch_size, "checked": checked, "check_every": check_every}
-        for name, value in given.items():
-            if value < least[name]:
-                raise UserError(f"warm_start.{name}: {value} is below {least[name]}")
-        if not 0 < until <= 1:
-            raise UserError(f"warm_start.until: {until} is a share between 0 and 1")
+        check_within("[0, inf)", "warm_start", steps=steps)
+        check_within("[1, inf)", "warm_start", batch_size=batch_size, checked=checked, check_every=check_every)
+        check_within("(0, 1]", "warm_start", until=until)
+        check_within("[0, inf)", "warm_start", lr=lr)
         self.steps, self.until, self.solution = steps, until, solution
         self.batch_size, self.lr, self.checked, self.check_every = batch_size, lr, checked, check_every
 
     def apply(self, module: RLVRModule, data: PromptDataModule) -> None:
-        """Let `module` start from the warm-started folder, which is made now if it is not in the cache yet."""
+        """Let `module` start from the warm-started folder, which is created now if it is not cached."""
         if not self.steps:
             return
         source = module.model_folder
@@ -77,12 +73,12 @@ class WarmStart:
         policy = load_policy(source)
         target = cache_folder() / "warm-start" / self._key(policy, data)
         if not target.exists():
-            _log.info("Warm start: %d supervised steps at most, kept in %s", self.steps, target)
+            _log.info("Warm start: at most %d supervised steps, cached in %s", self.steps, target)
         made_once(target, lambda folder: self._make(policy, source, data, folder, module.tokens_per_microbatch))
         module.model_folder = str(target)
 
     def _key(self, policy: Policy, data: PromptDataModule) -> str:
-        """What the result depends on: the weights, the prompts and the settings."""
+        """A key of everything the result depends on: the weights, the prompts and the settings."""
         digest = hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode())
         for name, parameter in sorted(policy.model.named_parameters()):
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
@@ -96,7 +92,7 @@ class WarmStart:
         random.Random(derive_seed("warm start", data.seed)).shuffle(prompts)
         if len(prompts) <= self.checked:
             raise UserError(
-                f"warm_start.checked: {self.checked} of {len(prompts)} training prompts leave none to learn"
+                f"warm_start.checked: {self.checked} of {len(prompts)} training prompts leave none to train on"
             )
         pairs = [(prompt, self._completion(prompt, data.tokenizer, policy)) for prompt in prompts]
         left_out, learnt = pairs[: self.checked], pairs[self.checked :]
@@ -111,7 +107,7 @@ class WarmStart:
                 _log.info("Warm start: step %d, loss %.3f, %.3f exact, %.0f s", step, loss, share, seconds)
                 if share >= self.until or step == self.steps:
                     break
-        folder.rmdir()  # save_model makes it again, whole
+        folder.rmdir()  # save_model creates it again, atomically
         save_model(policy.model, source, folder)
 
     def _completion(self, prompt: Prompt, tokenizer: Any, policy: Policy) -> Completion:
@@ -125,7 +121,7 @@ class WarmStart:
         return Completion(text, ids, "stop")
 
     def _batches(self, pairs: list[tuple[Prompt, Completion]]) -> Iterator[list[tuple[Prompt, Completion]]]:
-        """Batches without an end, every epoch in an order of its own."""
+        """An endless stream of batches; every epoch has a new order."""
         size, epoch = min(self.batch_size, len(pairs)), 0
         while True:
             order = random.Random(derive_seed("warm start", epoch)).sample(pairs, len(pairs))
@@ -136,7 +132,8 @@ class WarmStart:
     @staticmethod
     def _learn(policy: Policy, batch: list[tuple[Prompt, Completion]], optimizer: Any, budget: int) -> float:
         """One step on the mean token's cross-entropy; its value, in nats."""
-        rollout = supervised(batch, Sampling(banned_token_ids=policy.placeholder_ids))
+        sampling = Sampling(banned_token_ids=policy.placeholder_ids)
+        rollout = Rollout.unscored([prompt for prompt, _ in batch], [[solution] for _, solution in batch], sampling)
         total = float(rollout.mask.sum())
         loss = 0.0
         for rows in cut_rows(rollout, list(range(len(batch))), budget, policy.shared_prefix):
@@ -149,21 +146,11 @@ class WarmStart:
         return loss
 
 
-def supervised(batch: list[tuple[Prompt, Completion]], sampling: Sampling) -> Rollout:
-    """Prompts and their solutions as a rollout of groups of one."""
-    prompts, completions = [p for p, _ in batch], [[c] for _, c in batch]
-    token_ids, mask, logprobs = pad_completions(completions)
-    zero = torch.zeros(len(batch), 1)
-    statuses: Any = [["ok"]] * len(batch)
-    return Rollout(prompts, completions, token_ids, mask, logprobs, zero, zero, zero == 0, {}, statuses, sampling)
-
-
 def exact_share(policy: Policy, pairs: list[tuple[Prompt, Completion]], tokenizer: Any) -> float:
     """The share of prompts that greedy decoding answers exactly like their solutions."""
     longest = max(len(completion.token_ids) for _, completion in pairs)
     engine = HFEngine()
-    engine.start(EngineContext("", policy, tokenizer, 0, len(pairs), 0))
-    engine.follow(policy)
+    engine.start(EngineContext.in_place(policy, tokenizer, len(pairs)))
     sampling = Sampling(temperature=0.0, max_tokens=longest, banned_token_ids=policy.placeholder_ids)
     said = engine.generate([prompt for prompt, _ in pairs], sampling, [[0]] * len(pairs))
     return sum(c.token_ids == wanted.token_ids for (c,), (_, wanted) in zip(said, pairs, strict=True)) / len(pairs)

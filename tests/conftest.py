@@ -27,7 +27,7 @@ from tiny_runs import tiny_config, write_config
 from tiny_vlms import KINDS
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlvr.tiny_vlm import save_tiny_vlm
+from lit_rlvr.policy.tiny_vlm import save_tiny_vlm
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
@@ -72,6 +72,26 @@ def environment() -> Iterator[None]:
     os.environ.update(before)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process draw no `curves.png`, a third of their time, but in tests marked `pictures`."""
+    if "pictures" not in request.keywords:
+        monkeypatch.setattr("lit_rlvr.run.folder.plot_run", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[None]:
+    """Puts back what a command does to our log; pytest listens to one that does not propagate in a way of its own."""
+    ours = logging.getLogger("lit_rlvr")
+    level, before = ours.level, list(ours.handlers)
+    yield
+    ours.propagate = True
+    ours.setLevel(level)
+    for handler in set(ours.handlers) - set(before):
+        if type(handler) is logging.StreamHandler:
+            ours.removeHandler(handler)
+
+
 @dataclass
 class Result:
     """A command's exit status and output."""
@@ -92,10 +112,9 @@ def run_folder(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.Monk
 @pytest.fixture
 def lit_rlvr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
     """`lit_rlvr("fit", "--config", ...)` as from a shell; everything it sets is put back afterwards."""
-    from lit_rlvr.main import run
+    from lit_rlvr.cli.main import run
 
-    environment, path, log = dict(os.environ), list(sys.path), logging.getLogger("lit_rlvr")
-    before = (list(log.handlers), log.level, log.propagate)
+    environment, path = dict(os.environ), list(sys.path)
 
     def call(*arguments: Any) -> Result:
         capsys.readouterr()
@@ -105,8 +124,6 @@ def lit_rlvr(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Resul
         return Result(status, captured.out, captured.err)
 
     yield call
-    log.handlers[:], log.propagate = before[0], before[2]
-    log.setLevel(before[1])
     sys.path[:] = path
     os.environ.clear()
     os.environ.update(environment)

@@ -1,4 +1,4 @@
-"""The documents say what the code does: README's code runs, its configs parse, the reference is current."""
+"""The documents say what the code does: their code runs, their configs parse, the reference is current."""
 
 from __future__ import annotations
 
@@ -11,24 +11,76 @@ from pathlib import Path
 
 import pytest
 import yaml
+from house_map import house_map
 
 from lit_rlvr import algorithms
+from lit_rlvr.cli.main import COMMANDS, run
+from lit_rlvr.cli.options_page import reference
 from lit_rlvr.configs import config_folder
-from lit_rlvr.main import COMMANDS, run
-from lit_rlvr.reference import reference
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "docs", "configs")
+USERS = {"my_task.py", "task.py", "my_env.py", "train.py"}
+"""Files that a user of the documents writes."""
+OTHERS = {"repo", "include", "weighted_sample"}
+"""Options of other programs."""
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def blocks(language: str, *pages: Path) -> list[str]:
+    return [block for page in pages for block in re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)]
 
 
 def test_reference_is_current() -> None:
     assert (ROOT / "docs/reference.md").read_text() == reference(), (
-        "run: python -m lit_rlvr.reference > docs/reference.md"
+        "run: python -m lit_rlvr.cli.options_page > docs/reference.md"
     )
+
+
+def test_the_map_is_current() -> None:
+    assert (ROOT / "docs/map.md").read_text() == house_map(), "run: python tests/helpers/house_map.py > docs/map.md"
+
+
+def test_every_file_that_is_named_exists() -> None:
+    """In the documents, and in the docstrings and comments of the code: by its path, or by its name alone."""
+    tracked = [file for top in TOPS for file in (ROOT / top).rglob("*.*") if "__pycache__" not in file.parts]
+    tracked += [file for file in ROOT.iterdir() if file.is_file()]
+    known = {"/".join(file.relative_to(ROOT).parts[-k:]) for file in tracked for k in range(1, 5)}
+    sources = [page for page in PAGES if page.name != "map.md"]
+    sources += [file for file in tracked if file.suffix == ".py" and "tests" not in file.parts]
+    missing = [
+        f"{source.relative_to(ROOT)}: {name}"
+        for source in sources
+        for name in re.findall(r"`((?:[\w.]+/)*\w+\.py)`", source.read_text())
+        if name not in known and name not in USERS
+    ]
+    assert not missing
+
+
+def test_every_command_that_is_named_exists() -> None:
+    missing = [
+        f"{page.name}: lit-rlvr {command}"
+        for page in PAGES
+        for command in re.findall(r"(?:`|^|\| )lit-rlvr (\w+)", page.read_text(), re.M)
+        if command not in {*COMMANDS, "help"}
+    ]
+    assert not missing
+
+
+def test_every_option_that_is_named_exists() -> None:
+    """`--group.option` of the documents' commands, by the reference and by what the commands themselves take."""
+    known = set(re.findall(r"\w+", reference())) | {
+        word for file in (ROOT / "lit_rlvr").rglob("*.py") for word in re.findall(r"\w+", file.read_text())
+    }
+    missing = [
+        f"{page.name}: --{option}"
+        for page in PAGES
+        for option in re.findall(r"--([a-z][\w.]*)", page.read_text())
+        for name in [option.split(".")[-1]]
+        if name not in known and option not in OTHERS
+    ]
+    assert not missing
 
 
 def test_every_option_has_a_meaning() -> None:
@@ -36,11 +88,26 @@ def test_every_option_has_a_meaning() -> None:
     assert not empty
 
 
-def test_readme_shows_every_command_and_files_exist() -> None:
+def test_readme_shows_every_command() -> None:
     for command in COMMANDS:
         assert f"lit-rlvr {command}" in README, command
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_lead_somewhere() -> None:
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path) if path else page
+            if not target.startswith("https://") and not (file.exists() and (not anchor or anchor in headings(file))):
+                broken.append(f"{page.name}: {target}")
+    assert not broken
 
 
 def test_readme_make_targets_exist() -> None:
@@ -49,43 +116,57 @@ def test_readme_make_targets_exist() -> None:
         assert f"\n{target}:" in makefile, target
 
 
-@pytest.mark.parametrize("part", ["data", "images", "reward", "function", "advantage", "algorithm"])
-def test_readme_plug_points_run(part: str, tmp_path: Path, tiny_model_folder: Path, vlm_folder: Path) -> None:
-    """Each part of README's `my_task`, used from another folder by its class_path alone."""
+EACH = """
+import sys
+from lit_rlvr.cli.main import run
+common, parts = sys.argv[1].split("|"), sys.argv[2:]
+for part in parts:
+    name, *options = part.split("|")
+    assert run([*common, *options, "--trainer.default_root_dir", name]) == 0, name
+"""
+
+
+def test_plug_points_run(tmp_path: Path, tiny_model_folder: Path, vlm_folder: Path) -> None:
+    """Each part of `my_task` in docs/extend.md, used from another folder by its class_path alone."""
     parts = {
         "data": ["--data", "my_task.Reverse", "--data.init_args.prompts_per_step", "2"],
-        "images": [
-            "--data",
-            "my_task.Clocks",
-            "--data.init_args.prompts_per_step",
-            "2",
-            "--model.init_args.model",
-            str(vlm_folder),
-        ],
+        "images": ["--data", "my_task.Clocks", "--data.init_args.prompts_per_step", "2",
+                   "--model.init_args.model", str(vlm_folder)],
         "reward": ["--rollout.rewards", "[{class_path: my_task.EndsRight}]"],
         "function": ["--rollout.rewards", "[my_task.score]"],
         "advantage": ["--model.init_args.advantage", "my_task.sign"],
         "algorithm": ["--model", "my_task.Plain", "--model.init_args.lr", "1e-3"],
-    }
-    code = "\n".join(blocks("python")) + (
-        "\n\ndef score(completion, sample):\n"
-        "    return RewardResult(float(len(completion.text)), correct=sample.answer in completion.text)\n"
-    )
-    (tmp_path / "my_task.py").write_text(code)
+    }  # fmt: skip
+    common = [
+        "fit", "--config", "quickstart", "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf",
+        "--trainer.precision", "32-true", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0",
+    ]  # fmt: skip
+    (tmp_path / "my_task.py").write_text("\n".join(blocks("python", ROOT / "docs/extend.md")))
     done = subprocess.run(
-        [sys.executable, "-c", "from lit_rlvr.main import main; main()", "fit", "--config", "quickstart",
-         "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf", "--trainer.precision", "32-true",
-         "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", "run",
-         *parts[part]],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-c", EACH, "|".join(common), *("|".join([name, *part]) for name, part in parts.items())],
+        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "run" / "summary.json").is_file()
+    assert all((tmp_path / name / "summary.json").is_file() for name in parts)
 
 
-def test_readme_yaml_parses() -> None:
-    for block in blocks("yaml"):
+def test_yaml_parses() -> None:
+    for block in blocks("yaml", *PAGES):
         assert isinstance(yaml.safe_load(block), dict)
+
+
+def test_readme_python_trains(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """README's lines of Python, without the command line; a tiny model and two steps in place of theirs."""
+    (code,) = blocks("python", ROOT / "README.md")
+    for said, small in (('"smollm2"', repr(str(tiny_model_folder))), ("max_steps=20", "max_steps=2, accelerator='cpu'"),
+                        ("group_size=8", "group_size=2, engine='hf'")):  # fmt: skip
+        assert said in code
+        code = code.replace(said, small)
+    done = subprocess.run(
+        [sys.executable, "-c", code + "print(trainer.global_step)"], cwd=tmp_path, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip().endswith("2"), done.stderr[-3000:]
 
 
 CONFIGS = [p for p in sorted(config_folder().rglob("*.yaml")) if p.parent.name not in ("suites", "studies")]

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import launch
+from tiny_runs import in_two_processes
 from tiny_vlms import mixed_prompts, slow
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, AutoVideoProcessor
 
+from lit_rlvr.cli.main import run
 from lit_rlvr.errors import UserError
 from lit_rlvr.export import export_run, save_model
-from lit_rlvr.main import run
-from lit_rlvr.policy import load_policy
+from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.run.folder import weights_sha256
 
 VLLM_SCRIPT = """
@@ -44,8 +44,7 @@ def trained(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path_fa
     if request.param == "file":
         assert run(arguments) == 0
     else:
-        result = launch([*arguments, "--config", "strategy/fsdp2_cpu"], root.parent)
-        assert result.returncode == 0, result.stderr
+        in_two_processes(root.parent, [*arguments, "--config", "strategy/fsdp2_cpu"])
     return root
 
 
@@ -104,6 +103,8 @@ def test_refusals(trained: Path, tmp_path: Path) -> None:
         export_run(tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="float32 or bfloat16"):
         export_run(trained, tmp_path / "out", "int4")
+    with pytest.raises(UserError, match="--to: /proc/no_such cannot be written"):
+        export_run(trained, Path("/proc/no_such/out"))
     torn = tmp_path / "run" / "checkpoints" / "step-000001.ckpt"
     torn.parent.mkdir(parents=True)
     whole = next((trained / "checkpoints").glob("*.ckpt"))

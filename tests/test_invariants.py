@@ -15,7 +15,7 @@ from tiny import plain_logprobs, tiny_llama
 from tiny_fit import T_MAX, Gradients, fit
 from torch import Tensor
 
-from datamodules.stream import Cursor, PromptStream
+from datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.rollout.engine import Done
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
@@ -278,7 +278,7 @@ def test_importance_weights_correct_for_an_engine_that_is_off(
 
 def test_the_exact_engine_needs_no_correction(tiny_model_folder: Path, tmp_path: Path) -> None:
     module, seen = fit(tiny_model_folder, tmp_path)
-    assert module.importance_correction == "none"
+    assert seen.rollouts[0].exact and module.importance_correction is None
     assert seen.metrics[0]["train/engine_difference"] < 1e-5
     assert seen.metrics[0]["train/effective_sample_size"] == pytest.approx(1.0, abs=1e-5)
 

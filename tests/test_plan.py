@@ -14,12 +14,13 @@ from tiny_runs import FIT
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.lora import Lora
 from lit_rlvr.plan.memory import FLOAT, Way, activations, fullest, training
 from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.plan.sizing import job, sizing
 from lit_rlvr.plan.ways import GIB, GPUs
-from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.lora import Lora
+from lit_rlvr.policy.policy import Policy
 
 CLI = Callable[..., Any]
 
@@ -107,7 +108,7 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     def refuse(*args: Any, **options: Any) -> None:
         raise AssertionError("weights are loaded")
 
-    monkeypatch.setattr("lit_rlvr.algorithms.base.load_policy", refuse)
+    monkeypatch.setattr("lit_rlvr.training.module.load_policy", refuse)
     result = lit_rlvr("plan", *FIT[1:], "--trainer.accelerator", "gpu", "--trainer.devices", "8", "--gpus", "8x80GB")
     assert result.status == 0, result.err
     assert "Proposal: DDP" in result.out and "--config strategy/ddp" in result.out

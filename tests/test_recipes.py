@@ -17,7 +17,6 @@ from transformers import PreTrainedTokenizerFast
 from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.algorithms.sizes import check_sizes
 from lit_rlvr.configs import config_folder, load_config
 from lit_rlvr.objectives import LossInputs, aggregation_weights
 from lit_rlvr.rewards.choice import Choice
@@ -288,7 +287,7 @@ def test_recipe(
     assert (rollout.eval_sampling.temperature, rollout.eval_sampling.top_p) == settings.eval
     assert (rollout.eval_sampling.max_tokens, rollout.eval_samples) == (settings.eval_length, settings.runs)
     assert ("updates", trainer.max_steps) == settings.duration or ("epochs", trainer.max_epochs) == settings.duration
-    check_sizes(module, rollout, settings.prompts, settings.gpus)
+    rollout.check_sizes(module, settings.prompts, settings.gpus)
 
     check_rewards(recipe, rollout)
     data.tokenizer = tiny_tokenizer

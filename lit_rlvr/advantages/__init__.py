@@ -1,6 +1,6 @@
-"""Advantage estimators: (P, G) rewards of groups in, (P, G) advantages out; and their registry.
+"""Advantage estimators and their registry: (P, G) rewards of groups in, (P, G) advantages out.
 
-P prompts (over all ranks), G completions per prompt. An advantage is a constant: no gradient flows into it.
+P prompts (over all ranks), G completions per prompt. An advantage is a constant: no gradient flows through it.
 """
 
 from lit_rlvr.advantages.agrae import AGRAE

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from lit_rlvr.advantages.base import GroupBatch, register
 from lit_rlvr.advantages.composed import Composed, inverse_sqrt, rescaled
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 
 _log = logging.getLogger("lit_rlvr")
-_ROUNDING = 1e-6  # means of rewards in [0, 1] may leave it by this much
+_ROUNDING = 1e-6  # means of rewards in [0, 1] may leave the interval by this much
 
 
 @register("agrae")
@@ -22,21 +22,22 @@ _ROUNDING = 1e-6  # means of rewards in [0, 1] may leave it by this much
 class AGRAE(Composed):
     """Asymmetric advantages that follow the policy's proficiency omega.
 
-    Sample level, from easy to hard groups: `A1 = omega/2 A/sqrt(p) + (1 - omega)/2 A/sqrt(1 - p)`, unchanged where
-    p is 0 or 1. Group level, correct answers held back early on: `A2 = A1 min(1, omega/alpha)` where `A1 > 0`.
+    Sample level, shifts weight from easy to hard groups: `A1 = omega/2 A/sqrt(p) + (1 - omega)/2 A/sqrt(1 - p)`,
+    unchanged where p is 0 or 1. Group level, dampens correct answers early on: `A2 = A1 min(1, omega/alpha)` where
+    `A1 > 0`.
 
     Source: Yu et al. 2026 (A-GRAE), eqs. 11-13.
 
     Args:
-        base: the estimator it changes.
-        alpha: proficiency at which positive advantages count in full (1 for MATH, 0.5 for Geo3K and medical).
+        base: the estimator to modify.
+        alpha: proficiency from which positive advantages count in full (1 for MATH, 0.5 for Geo3K and medical).
         sample_level: apply A1.
         group_level: apply A2.
         omega_from: omega is the batch's mean of `correct`, or of the `reward` (eq. 11 read literally).
         p_from: p is the group's mean of `correct`, or of the `reward`.
-        omega_scope: `batch`, or `ema`: an exponential moving average over rollouts that starts at the first.
+        omega_scope: `batch`, or `ema`: an exponential moving average over rollouts, starting with the first one.
         ema_decay: weight of the past in the moving average.
-        omega_floor: omega is at least this.
+        omega_floor: lower bound of omega.
     """
 
     alpha: float = 1.0
@@ -50,15 +51,14 @@ class AGRAE(Composed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.alpha <= 1:
-            raise UserError(f"advantage agrae: alpha must lie in (0, 1], got {self.alpha}")
-        if not 0 <= self.omega_floor <= 1 or not 0 <= self.ema_decay < 1:
-            raise UserError("advantage agrae: omega_floor must lie in [0, 1] and ema_decay in [0, 1)")
-        self._omega: float | None = None  # the last one; under `ema` the average so far
+        check_within("(0, 1]", "advantage agrae", alpha=self.alpha)
+        check_within("[0, 1]", "advantage agrae", omega_floor=self.omega_floor)
+        check_within("[0, 1)", "advantage agrae", ema_decay=self.ema_decay)
+        self._omega: float | None = None  # the last omega; with `ema` the average so far
         self._warned = False
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        advantages = self._base(group)
+        advantages = self._of_base(group)
         p = self._rates(group, self.p_from, "p_from")
         omega = self._update(group)
         if self.sample_level:
@@ -69,14 +69,14 @@ class AGRAE(Composed):
             if omega == 0 and bool(positive.any()) and not self._warned:
                 _log.warning(
                     "A-GRAE: omega is 0 (no completion is correct), so positive advantages vanish while negative "
-                    "ones stay; omega_floor guards against that"
+                    "ones stay; set omega_floor to avoid this"
                 )
                 self._warned = True
             advantages = torch.where(positive, advantages * min(1.0, omega / self.alpha), advantages)
         return advantages
 
     def _update(self, group: GroupBatch) -> float:
-        """Take in a rollout; the omega to use."""
+        """Record a rollout and return the omega to use."""
         omega = float(self._rates(group, self.omega_from, "omega_from").double().mean())
         if self.omega_scope == "ema" and self._omega is not None:
             omega = self.ema_decay * self._omega + (1 - self.ema_decay) * omega

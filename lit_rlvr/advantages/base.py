@@ -1,24 +1,26 @@
-"""What an estimator is, how it is named, and the group statistics that several of them share."""
+"""The base class of estimators, their registry, and the group statistics that several of them share."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import update_wrapper
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_takes, user_line
 
-DEGENERATE = 1e-8  # a group whose rewards spread no more than this says nothing about its completions
+DEGENERATE = 1e-8  # rewards of a group that spread no more than this count as equal
 
 
 @dataclass
 class GroupBatch:
-    """What an estimator sees: (P, G) floats of the whole rollout, gathered over all ranks.
+    """The input of an estimator: (P, G) floats of the whole rollout, gathered over all ranks.
 
     Args:
         rewards: r, the weighted sum of all rewards.
@@ -44,8 +46,8 @@ AdvantageFunction = Callable[[GroupBatch], Tensor]
 class Advantage(ABC):
     """An estimator with options. Subclass it as a dataclass, or use any function of a `GroupBatch`.
 
-    It is called once per rollout, on every rank with the same numbers. One that keeps something from rollout to
-    rollout says what in `state_dict`, which goes into checkpoints.
+    It is called once per rollout, on every rank with the same numbers. An estimator that keeps state between rollouts
+    returns it in `state_dict`, which is saved in checkpoints.
     """
 
     @abstractmethod
@@ -54,28 +56,28 @@ class Advantage(ABC):
 
     @property
     def min_group(self) -> int:
-        """Completions per prompt that it needs, at least."""
+        """Smallest group size that the estimator works with."""
         return 1
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it needs `reference_rewards`."""
+        """Whether the estimator needs `reference_rewards`."""
         return False
 
     min_valid_fraction: float | None = None
-    """Share of a batch's groups that must have right and wrong completions before it is trained on; None = none."""
+    """Share of groups with both right and wrong completions that a batch needs before training; None = no minimum."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the last call found, logged as `train/<name>`."""
+        """Metrics of the last call, logged as `train/<name>`."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a resume: numbers, strings, tensors and dicts of them."""
+        """The state to save for a resume: numbers, strings, tensors and dicts of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # optional
-        """Take over what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
 
 
 REGISTRY: dict[str, type[Advantage]] = {}
@@ -83,7 +85,7 @@ _Class = TypeVar("_Class", bound=type[Advantage])
 
 
 def register(name: str) -> Callable[[_Class], _Class]:
-    """Class decorator: make an `Advantage` known by a short name."""
+    """Class decorator: register an `Advantage` under a short name."""
 
     def add(cls: _Class) -> _Class:
         if name in REGISTRY:
@@ -100,6 +102,9 @@ class FunctionAdvantage(Advantage):
 
     function: AdvantageFunction
 
+    def __post_init__(self) -> None:
+        update_wrapper(self, self.function)  # messages name the function
+
     def __call__(self, group: GroupBatch) -> Tensor:
         return self.function(group)
 
@@ -108,11 +113,12 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
     """An estimator from a registered name, a dotted path to a class or function, a function, or itself.
 
     Raises:
-        UserError: the name is neither registered nor importable, or what it names cannot be called.
+        UserError: the name is neither registered nor importable, or the object it names cannot be called.
     """
     if isinstance(advantage, Advantage):
         return advantage
     if not isinstance(advantage, str):
+        check_takes(advantage, "group")
         return FunctionAdvantage(advantage)
     if advantage in REGISTRY:
         return REGISTRY[advantage]()
@@ -123,9 +129,14 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
     try:
         found: Any = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"advantage: {advantage!r} cannot be imported ({error}); registered names: {known}") from error
+        where = f" at {line}" if (line := user_line(error)) else ""
+        raise UserError(
+            f"advantage: {advantage!r} cannot be imported ({error}{where}); registered names: {known}"
+        ) from error
     if not callable(found):
         raise UserError(f"advantage: {advantage!r} is neither a class nor a function; registered names: {known}")
+    if inspect.isabstract(found):
+        raise UserError(f"advantage: {advantage!r} is abstract, it lacks {', '.join(found.__abstractmethods__)}")
     return resolve_advantage(found() if isinstance(found, type) else found)
 
 
@@ -143,7 +154,7 @@ def centered(rewards: Tensor) -> Tensor:
     """`r - mu` (P, G), exactly 0 in degenerate groups (never a rounding residue).
 
     Raises:
-        UserError: a group has one completion, which cannot be compared with anything.
+        UserError: a group has only one completion, so there is nothing to compare it with.
     """
     if rewards.shape[1] < 2:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Estimators that change another one: AAPO's margin and the controlled experiments of the A-GRAE paper."""
+"""Estimators that modify another one: AAPO's margin and the controlled experiments of the A-GRAE paper."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages.base import Advantage, GroupBatch, register, resolve_advantage
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.returned import check_advantages
 
 
 @dataclass
 class Composed(Advantage):
-    """An estimator on top of another one.
+    """An estimator that modifies another one.
 
     Args:
-        base: the other one: a registered name, a class_path, or a dotted path to a function.
+        base: the estimator to modify: a registered name, a class_path, or a dotted path to a function.
     """
 
     base: Advantage | str = "grpo"
@@ -25,6 +26,9 @@ class Composed(Advantage):
     def __post_init__(self) -> None:
         self._base = resolve_advantage(self.base)
         self.min_valid_fraction = self._base.min_valid_fraction
+
+    def _of_base(self, group: GroupBatch) -> Tensor:
+        return check_advantages(self._base, self._base(group), group.rewards)
 
     @property
     def min_group(self) -> int:
@@ -53,10 +57,10 @@ class AAPOAdvantage(Composed):
     Source: AAPO, eq. 5. A group whose rewards are all the same keeps its margin.
 
     Args:
-        base: the estimator it adds to (the released 7B run: `dr_grpo`).
-        delta_low: the margin is at least this.
-        delta_high: the margin is at most this.
-        clip: False leaves the margin as it is.
+        base: the estimator to add the margin to (the released 7B run: `dr_grpo`).
+        delta_low: lower bound of the margin.
+        delta_high: upper bound of the margin.
+        clip: False leaves the margin unbounded.
         margin: `paired` compares completion g with reference completion g; `group_mean` with their mean.
     """
 
@@ -67,6 +71,7 @@ class AAPOAdvantage(Composed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_within("(-inf, inf)", "advantage aapo", delta_low=self.delta_low, delta_high=self.delta_high)
         if self.delta_low > self.delta_high:
             raise UserError(f"advantage aapo: delta_low {self.delta_low} is above delta_high {self.delta_high}")
         self._metrics: dict[str, float] = {}
@@ -77,7 +82,7 @@ class AAPOAdvantage(Composed):
         s = group.reference_rewards.to(group.rewards.dtype)
         margin = group.rewards - (s if self.margin == "paired" else s.mean(1, keepdim=True))
         margin = margin.clamp(self.delta_low, self.delta_high) if self.clip else margin
-        base = self._base(group)
+        base = self._of_base(group)
         self._metrics = {"margin": float(margin.mean()), "zero_advantage_base": float((base == 0).double().mean())}
         return base + margin
 
@@ -106,14 +111,18 @@ class PositiveDominant(Composed):
     """`beta A` where A > 0. Source: A-GRAE, table 1, control experiment I.
 
     Args:
-        base: the estimator it changes.
+        base: the estimator to modify.
         beta: factor of the positive advantages.
     """
 
     beta: float = 10.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_within("(0, inf)", "advantage positive_dominant", beta=self.beta)
+
     def __call__(self, group: GroupBatch) -> Tensor:
-        advantages = self._base(group)
+        advantages = self._of_base(group)
         return torch.where(advantages > 0, advantages * self.beta, advantages)
 
 
@@ -123,14 +132,18 @@ class NegativeDominant(Composed):
     """`A / beta` where A > 0. Source: A-GRAE, table 1, control experiment I.
 
     Args:
-        base: the estimator it changes.
-        beta: the positive advantages are divided by it.
+        base: the estimator to modify.
+        beta: divisor of the positive advantages.
     """
 
     beta: float = 10.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_within("(0, inf)", "advantage negative_dominant", beta=self.beta)
+
     def __call__(self, group: GroupBatch) -> Tensor:
-        advantages = self._base(group)
+        advantages = self._of_base(group)
         return torch.where(advantages > 0, advantages / self.beta, advantages)
 
 
@@ -140,14 +153,18 @@ class HardFocused(Composed):
     """`gamma A / sqrt(p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II.
 
     Args:
-        base: the estimator it changes.
+        base: the estimator to modify.
         gamma: normalisation constant.
     """
 
     gamma: float = 0.5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_within("(0, inf)", "advantage hard_focused", gamma=self.gamma)
+
     def __call__(self, group: GroupBatch) -> Tensor:
-        return rescaled(self._base(group), self.gamma * inverse_sqrt(group.success), group.success)
+        return rescaled(self._of_base(group), self.gamma * inverse_sqrt(group.success), group.success)
 
 
 @register("easy_focused")
@@ -156,11 +173,15 @@ class EasyFocused(Composed):
     """`gamma A / sqrt(1 - p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II.
 
     Args:
-        base: the estimator it changes.
+        base: the estimator to modify.
         gamma: normalisation constant.
     """
 
     gamma: float = 0.5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_within("(0, inf)", "advantage easy_focused", gamma=self.gamma)
+
     def __call__(self, group: GroupBatch) -> Tensor:
-        return rescaled(self._base(group), self.gamma * inverse_sqrt(1 - group.success), group.success)
+        return rescaled(self._of_base(group), self.gamma * inverse_sqrt(1 - group.success), group.success)

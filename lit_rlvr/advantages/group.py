@@ -1,4 +1,4 @@
-"""Estimators that need nothing but one group's own rewards."""
+"""Estimators that use only the rewards within a group."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages.base import Advantage, GroupBatch, centered, degenerate, register, standardised
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 
 
 class _Compared(Advantage):
-    """An estimator that compares completions of one prompt."""
+    """An estimator that compares the completions of one prompt."""
 
     @property
     def min_group(self) -> int:
@@ -32,6 +32,9 @@ class GRPOAdvantage(_Compared):
 
     eps: float = 1e-6
     unbiased_std: bool = False
+
+    def __post_init__(self) -> None:
+        check_within("[0, inf)", "advantage grpo", eps=self.eps)
 
     def __call__(self, group: GroupBatch) -> Tensor:
         return standardised(group.rewards, self.eps, self.unbiased_std)
@@ -57,8 +60,8 @@ class GPGAdvantage(_Compared):
         f_norm: F: `one`, or `std`, the population standard deviation plus eps.
         rescale_valid: False sets `alpha` to 1.
         eps: added to the standard deviation.
-        min_valid_fraction: sample more prompts until this share of a batch's groups has right and wrong completions
-            (the paper uses 0.6); None = never. All sampled groups are trained on.
+        min_valid_fraction: sample more prompts until this share of a batch's groups has both right and wrong
+            completions (the paper uses 0.6); None = never. All sampled groups are trained on.
     """
 
     f_norm: Literal["one", "std"] = "one"
@@ -67,8 +70,8 @@ class GPGAdvantage(_Compared):
     min_valid_fraction: float | None = None
 
     def __post_init__(self) -> None:
-        if self.min_valid_fraction is not None and not 0 < self.min_valid_fraction <= 1:
-            raise UserError(f"advantage gpg: min_valid_fraction {self.min_valid_fraction} must lie in (0, 1]")
+        check_within("[0, inf)", "advantage gpg", eps=self.eps)
+        check_within("(0, 1]", "advantage gpg", min_valid_fraction=self.min_valid_fraction)
 
     def __call__(self, group: GroupBatch) -> Tensor:
         r = group.rewards
@@ -98,12 +101,16 @@ class ReinforceAdvantage(Advantage):
     Source: Zhu et al. 2025 (the effectiveness of negative reinforcement, arXiv 2506.01347).
 
     Args:
-        positive_weight: of a correct completion (the paper's lambda).
-        negative_weight: of a wrong one.
+        positive_weight: weight of a correct completion (the paper's lambda).
+        negative_weight: weight of a wrong completion.
     """
 
     positive_weight: float = 0.1
     negative_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights = {"positive_weight": self.positive_weight, "negative_weight": self.negative_weight}
+        check_within("[0, inf)", "advantage reinforce", **weights)
 
     def __call__(self, group: GroupBatch) -> Tensor:
         positive = torch.full_like(group.rewards, self.positive_weight)
@@ -134,6 +141,13 @@ class GRPOLeadAdvantage(_Compared):
     weight_max: float = 1.5
     slope: float = 10.0
     center: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_within("[0, inf)", "advantage grpo_lead", alpha=self.alpha, slope=self.slope)
+        check_within("[0, inf)", "advantage grpo_lead", weight_min=self.weight_min, weight_max=self.weight_max)
+        check_within("[0, 1]", "advantage grpo_lead", center=self.center)
+        if self.weight_min > self.weight_max:
+            raise UserError(f"advantage grpo_lead: weight_min {self.weight_min} is above weight_max {self.weight_max}")
 
     def __call__(self, group: GroupBatch) -> Tensor:
         if group.lengths is None:

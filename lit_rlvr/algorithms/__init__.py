@@ -2,7 +2,6 @@
 
 from lit_rlvr.algorithms.aapo import AAPO
 from lit_rlvr.algorithms.apmpo import APMPO
-from lit_rlvr.algorithms.base import RLVRModule
 from lit_rlvr.algorithms.cispo import CISPO
 from lit_rlvr.algorithms.dapo import DAPO
 from lit_rlvr.algorithms.dr_grpo import DrGRPO
@@ -12,6 +11,7 @@ from lit_rlvr.algorithms.grpo import GRPO
 from lit_rlvr.algorithms.grpo_lead import GRPOLead
 from lit_rlvr.algorithms.gspo import GSPO
 from lit_rlvr.algorithms.reinforce import Reinforce
+from lit_rlvr.training.module import RLVRModule
 
 __all__ = [
     "AAPO",

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
+from lit_rlvr.training.module import RLVRModule
 
 
 class AAPO(RLVRModule):
@@ -19,7 +20,7 @@ class AAPO(RLVRModule):
     Args:
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.
         aggregation: how tokens are averaged.
-        reference_rollouts: `fresh` samples the reference anew at every visit of a prompt; `pool` samples
+        reference_rollouts: `fresh` samples the reference model at every visit of a prompt; `pool` samples
             `reference_pool_size` completions at the first visit and draws from their rewards later.
         reference_pool_size: completions in a prompt's pool; None = twice the group size.
         reference_update_every: iterations after which the current policy becomes the reference; None = never.
@@ -37,6 +38,8 @@ class AAPO(RLVRModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        check_within("[1, inf)", "model", reference_pool_size=reference_pool_size)
+        check_within("[1, inf)", "model", reference_update_every=reference_update_every)
         self.reference_rollouts, self.reference_pool_size = reference_rollouts, reference_pool_size
         self.reference_update_every = reference_update_every
 

@@ -6,37 +6,38 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lit_rlvr.adaptive import adaptive_clip, adaptive_power, check_bounds, feedback_stability, reward_statistics
 from lit_rlvr.advantages import Advantage, GroupBatch
-from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.algorithms import apmpo_schedule as schedule
+from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, clipped_log_ratio, log_power_mean, row_sum
+from lit_rlvr.training.module import RLVRModule
 
 
 class APMPO(RLVRModule):
     """`-(1/B) sum_i sign(A) [(1/n_i) sum_t phi^p]^(1/p)`, `phi = |min(w A, clip(w, 1 - eps_low, 1 + eps_ada) A)|`.
 
-    A is constant in a sequence, so a term is `A` times the power mean of the ratios that `min` selects, formed in log
-    space. p and eps_ada follow the rewards of the whole rollout (`adaptive.py`).
+    A is constant in a sequence, so each term is `A` times the power mean of the ratios that `min` selects, computed in
+    log space. p and eps_ada follow the rewards of the whole rollout (`apmpo_schedule.py`).
 
-    Source: APMPO, eqs. 4-10; the ablations are its section 5.2.3, eq. 11 and appendix K.4, eq. 81. The KL and entropy
-    terms are sequence means.
+    Source: APMPO, eqs. 4-10; ablations: section 5.2.3, eq. 11 and appendix K.4, eq. 81. The KL and entropy terms are
+    sequence means.
 
     Args:
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.
         kl_coef: weight of the KL term against the initial policy; 0 loads no reference model.
         gamma: how fast p falls with the mean reward.
         eps_low: the ratio is clipped at 1 - eps_low.
-        eps_min: eps_ada is at least this; the ratio is clipped at 1 + eps_ada.
-        eps_max: eps_ada is at most this; eps_min = eps_max is PMPO without adaptive clipping.
+        eps_min: lower bound of eps_ada; the ratio is clipped at 1 + eps_ada.
+        eps_max: upper bound of eps_ada; eps_min = eps_max is PMPO without adaptive clipping.
         delta: added to the standard deviation in the stability score.
         power: a fixed p instead of the adaptive one; 1 is adaptive clipping without PMPO.
         power_schedule: `exp` is eq. 4, `linear` eq. 11.
-        squash: `tanh` is eq. 6, `none` Algorithm 1, held within the bounds.
-        fss: stability score: `ratio` mean over deviation, `mean` its numerator, `inverse_std` its denominator.
-        adaptive_lower: clip at 1 - eps_ada too, instead of 1 - eps_low.
+        squash: `tanh` is eq. 6; `none` is Algorithm 1, kept within the bounds.
+        fss: stability score: `ratio` is mean over deviation, `mean` its numerator, `inverse_std` its denominator.
+        adaptive_lower: clip below at 1 - eps_ada instead of 1 - eps_low.
         statistics: over the `batch` (section 4), or over each `group` (Algorithm 1).
-        statistics_from: statistics of the `reward`, or of `correct`, for shaped rewards.
-        dual_clip: with a negative advantage, token ratios count as at most this; None = off.
+        statistics_from: statistics of the `reward`, or of `correct` for shaped rewards.
+        dual_clip: upper bound of token ratios where the advantage is negative; None = off.
     """
 
     needs_updates = True
@@ -50,17 +51,20 @@ class APMPO(RLVRModule):
         dual_clip: float | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         super().__init__(advantage=advantage, aggregation="sequence_mean", kl_coef=kl_coef, **kwargs)
-        check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
+        check_within("[0, inf)", "model", gamma=gamma)
+        check_within("(0, inf)", "model", delta=delta)
+        check_within("(-inf, inf)", "model", power=power)
+        schedule.check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
         self.gamma, self.eps_low, self.eps_min, self.eps_max, self.delta = gamma, eps_low, eps_min, eps_max, delta
         self.power, self.power_schedule, self.squash, self.fss = power, power_schedule, squash, fss
         self.adaptive_lower, self.statistics, self.statistics_from = adaptive_lower, statistics, statistics_from
         self.dual_clip = check_dual_clip(dual_clip)
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
-        mu, sigma = reward_statistics(group, self.statistics_from, self.statistics)
-        fss = feedback_stability(mu, sigma, self.delta, self.fss)
-        self._p = adaptive_power(mu, self.gamma, self.power_schedule, self.power)  # (P,)
-        self._eps = adaptive_clip(fss, self.eps_min, self.eps_max, self.squash)  # (P,)
+        mu, sigma = schedule.reward_statistics(group, self.statistics_from, self.statistics)
+        fss = schedule.feedback_stability(mu, sigma, self.delta, self.fss)
+        self._p = schedule.adaptive_power(mu, self.gamma, self.power_schedule, self.power)  # (P,)
+        self._eps = schedule.adaptive_clip(fss, self.eps_min, self.eps_max, self.squash)  # (P,)
         return {"p": float(self._p.mean()), "fss": float(fss.mean()), "eps_ada": float(self._eps.mean())}
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, check_dual_clip, masked_sum, ratio
+from lit_rlvr.training.module import RLVRModule
 
 
 class CISPO(RLVRModule):
-    """`-(1/N) sum_i sum_t stopgrad(min(w, ratio_cap)) A logp`: the ratio is a capped weight, no token is cut off.
+    """`-(1/N) sum_i sum_t stopgrad(min(w, ratio_cap)) A logp`: the ratio is a capped weight; no token is clipped away.
 
     Source: MiniMax 2025 (MiniMax-M1, arXiv 2506.13585), eqs. 4-5.
 
     Args:
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.
         aggregation: how tokens are averaged.
-        ratio_cap: a token's ratio counts as at most this.
-        dual_clip: the same bound for negative advantages only, when it is lower; None = off.
+        ratio_cap: upper bound of a token's ratio.
+        dual_clip: the same bound for negative advantages only, if it is lower; None = off.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class CISPO(RLVRModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        check_within("[1, inf)", "model", ratio_cap=ratio_cap)
         self.ratio_cap, self.dual_clip = ratio_cap, check_dual_clip(dual_clip)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

@@ -6,12 +6,12 @@ from typing import Any
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.grpo import GRPO
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import Aggregation
 
 
 class DAPO(GRPO):
-    """`-(1/N) sum_i sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`: a token mean, the upper clip wider.
+    """`-(1/N) sum_i sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`: a token mean with a wider upper clip.
 
     Source: Yu et al. 2025 (DAPO), eqs. 8-12, whose text and code average over the whole batch; APMPO, eq. 13, writes
     `aggregation: group_token_mean`.
@@ -21,8 +21,8 @@ class DAPO(GRPO):
         aggregation: how tokens are averaged.
         clip_low: the ratio is clipped at 1 - clip_low.
         clip_high: the ratio is clipped at 1 + clip_high.
-        dynamic_sampling: drop groups that are all right or all wrong, and sample more prompts in their place.
-        max_sampling_rounds: batches of prompts that one iteration may sample for it; then it trains on what is there.
+        dynamic_sampling: drop groups that are all right or all wrong, and sample more prompts to replace them.
+        max_sampling_rounds: most batches of prompts to sample in one iteration; then it trains on the groups it has.
     """
 
     def __init__(
@@ -36,10 +36,9 @@ class DAPO(GRPO):
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, clip_low=clip_low, clip_high=clip_high, **kwargs)
+        check_within("[1, inf)", "model", max_sampling_rounds=max_sampling_rounds)
         self.drops_groups = self.dynamic_sampling = dynamic_sampling
         self.max_sampling_rounds = max_sampling_rounds
-        if max_sampling_rounds < 1:
-            raise UserError(f"model.max_sampling_rounds: {max_sampling_rounds} is not positive")
 
     def wanted_groups(self, prompts: int) -> int:
         return prompts if self.dynamic_sampling else super().wanted_groups(prompts)

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import LossInputs, Stats, check_dual_clip, clipped_log_ratio, masked_mean, row_sum
+from lit_rlvr.training.module import RLVRModule
 
 
 class GMPO(RLVRModule):
@@ -21,7 +22,7 @@ class GMPO(RLVRModule):
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.
         clip_low: the log-ratio is clipped at -clip_low.
         clip_high: the log-ratio is clipped at clip_high.
-        dual_clip: with a negative advantage, token ratios count as at most this; None = off.
+        dual_clip: upper bound of token ratios where the advantage is negative; None = off.
     """
 
     needs_updates = True
@@ -35,6 +36,7 @@ class GMPO(RLVRModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation="sequence_mean", **kwargs)
+        check_within("[0, inf)", "model", clip_low=clip_low, clip_high=clip_high)
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

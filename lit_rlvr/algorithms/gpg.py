@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.algorithms.base import RLVRModule
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
+from lit_rlvr.training.module import RLVRModule
 
 
 class GPG(RLVRModule):

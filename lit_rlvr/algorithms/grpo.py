@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.algorithms.base import RLVRModule
+from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, check_dual_clip, clipped_surrogate, masked_sum, ratio
+from lit_rlvr.training.module import RLVRModule
 
 
 class GRPO(RLVRModule):
@@ -34,6 +35,8 @@ class GRPO(RLVRModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        check_within("[0, 1]", "model", clip_low=clip_low)
+        check_within("[0, inf)", "model", clip_high=clip_high)
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

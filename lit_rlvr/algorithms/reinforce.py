@@ -1,4 +1,4 @@
-"""REINFORCE with weights: W-REINFORCE, PSR, NSR, and RLOO by the chosen advantage."""
+"""REINFORCE; the advantage makes it W-REINFORCE, PSR, NSR or RLOO."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.algorithms.base import RLVRModule
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
+from lit_rlvr.training.module import RLVRModule
 
 
 class Reinforce(RLVRModule):

@@ -1,7 +1,7 @@
 """Comparison: a grid of algorithms x tasks x seeds on an equal budget, each cell an ordinary `fit`.
 
-`study.py` reads what is to be compared, `folder.py` and `processes.py` run it, `numbers.py` and `significance.py` say
-what came out, `tables.py` and `figures.py` show it.
+`study.py` reads a study, `folder.py` and `processes.py` run it, `numbers.py` and `significance.py` compute the results,
+`tables.py` and `figures.py` show them.
 """
 
 from lit_rlvr.compare.command import compare, run

@@ -1,4 +1,4 @@
-"""`lit-rlvr compare STUDY.yaml --out DIR`: run a study's cells that are not done yet, and say what came out."""
+"""`lit-rlvr compare STUDY.yaml --out DIR`: runs a study's remaining cells and reports the results."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from lit_rlvr.cli.failure_line import failure_line
+from lit_rlvr.cli.lightning_cli import ConfigCheck
+from lit_rlvr.compare.announcer import Announcer
 from lit_rlvr.compare.figures import draw_figures
 from lit_rlvr.compare.folder import StudyFolder, locked
 from lit_rlvr.compare.numbers import read_run, results
 from lit_rlvr.compare.processes import run_cells
-from lit_rlvr.compare.progress import Progress
 from lit_rlvr.compare.study import Cell, Study, load_study
 from lit_rlvr.compare.tables import report
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.files import write_atomically
+from lit_rlvr.files import write_atomically
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -25,7 +27,7 @@ def run(command: str, arguments: list[str]) -> None:
     """The command line of `compare`."""
     parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
     parser.add_argument("study", type=str, help="a study: a YAML file, or a shipped one by name (studies/smoke)")
-    parser.add_argument("--out", type=str, required=True, help="folder of the study; the same one goes on with it")
+    parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
     config = parser.parse_args(arguments)
     if config.jobs < 1:
@@ -41,11 +43,13 @@ def compare(study: Study, root: Path, jobs: int = 1) -> None:
         jobs: cells that run at the same time.
 
     Raises:
-        UserError: the folder is that of another study, or, once all the others are done, cells have failed.
+        UserError: a cell is invalid, the folder belongs to another study, or, after all others are done, some cells
+            failed.
     """
+    check_cells(study)
     with locked(root) as lock:
         folder = StudyFolder(root, study)
-        progress = Progress(len(study.cells), done=len(folder.having("done")))
+        progress = Announcer(len(study.cells), done=len(folder.having("done")))
 
         def started(cell: Cell) -> None:
             folder.note(cell, "running")
@@ -60,17 +64,36 @@ def compare(study: Study, root: Path, jobs: int = 1) -> None:
         except KeyboardInterrupt:
             for state in folder.having("running"):
                 folder.note(state.cell, "interrupted")
-            _log.warning("Stopped; the same command goes on")
+            _log.warning("Stopped; run the same command again to continue")
             raise
         _conclude(folder)
 
 
+def check_cells(study: Study) -> None:
+    """Refuse a study with a cell that `fit` would refuse, before the first one trains.
+
+    Raises:
+        UserError: a cell is invalid; the message names it.
+    """
+    fit = ConfigCheck()
+    for cell in study.cells:
+        if cell.seed != study.seeds[0]:
+            continue
+        try:
+            fit.check(cell.config)
+        except Exception as error:
+            line = failure_line(error)
+            if line is None:
+                raise
+            raise UserError(f"STUDY: {cell.task}, {cell.name}: {line}") from error
+
+
 def _conclude(folder: StudyFolder) -> None:
-    """Write the results of what is done; tell of what failed."""
+    """Write the results of finished cells; report failed ones."""
     root, study = folder.root, folder.study
     runs = [read_run(state.cell, root) for state in folder.having("done")]
     if runs and not any(study.metric in run.last for run in runs):
-        _log.warning("metric: no run has %s at its last step, but %s", study.metric, ", ".join(runs[0].last))
+        _log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
     found = results(study, runs)
     write_atomically(root / "results.json", json.dumps(found, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")
@@ -81,5 +104,5 @@ def _conclude(folder: StudyFolder) -> None:
         first = failed[0]
         raise UserError(
             f"{len(failed)} of {len(study.cells)} cells failed ({first.cell}: {first.error}); their logs are in "
-            f"{root / first.cell.folder} and so on; the same command tries them again"
+            f"{root / first.cell.folder} and so on; run the same command again to retry them"
         )

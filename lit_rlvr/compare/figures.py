@@ -1,4 +1,4 @@
-"""The papers' figures of a study: curves over training with seeds as bands, pass@k, and time."""
+"""Draws the papers' figures for a study: training curves with bands over seeds, pass@k, and time."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ CURVES = {
 """File -> metric and title."""
 
 PARTS = ("generate", "score", "train")
-"""Parts of an iteration's time; the rest of it is a reference model's rollouts and the weight sync."""
+"""Parts of an iteration's time; the rest is a reference model's rollouts and the weight sync."""
 
 Groups = Mapping[str, Sequence[Finished]]
 
 
 def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[str, list[Path]]:
-    """Draw every figure that there are numbers for.
+    """Draw every figure that there is data for.
 
     Args:
-        folder: gets a folder for each task.
+        folder: receives a subfolder for each task.
 
     Returns:
-        Task -> PNG files, relative to the folder that `folder` is in.
+        Task -> PNG files, relative to the parent of `folder`.
     """
     drawn: dict[str, list[Path]] = {}
     for task in study.tasks:
@@ -58,12 +58,12 @@ def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[s
 
 
 def band(runs: Sequence[Finished], x: str | None, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Mean and sample standard deviation of a metric over runs, along what was used: (n,) each.
+    """Mean and sample standard deviation of a metric over runs, along the budget used: (n,) each.
 
-    Each run is smoothed, and interpolated linearly between its points, over the stretch that all of them cover.
+    Each run is smoothed, and interpolated linearly between its points, over the range that all runs cover.
 
     Args:
-        x: metric along which to go; None = the step.
+        x: metric for the x axis; None = the step.
     """
     curves = [[(row[x] if x else step, row[metric]) for step, row in r.rows.items() if metric in row] for r in runs]
     curves = [smoothed(curve) for curve in curves if curve]
@@ -77,7 +77,7 @@ def band(runs: Sequence[Finished], x: str | None, metric: str) -> tuple[np.ndarr
 
 
 def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Running means over a twelfth of the points; curves of fewer than 24 points stay as they are."""
+    """Running means over a twelfth of the points; curves of fewer than 24 points stay unchanged."""
     half = len(curve) // 24
     windows = [curve[max(0, i - half) : i + half + 1] for i in range(len(curve))]
     return [(x, fmean(value for _, value in window)) for (x, _), window in zip(curve, windows, strict=True)]
@@ -100,7 +100,7 @@ def _draw_curve(study: Study, groups: Groups, colours: Mapping[str, Any], metric
 
 
 def _draw_pass_at_k(groups: Groups, colours: Mapping[str, Any]) -> Any:
-    """Figure of pass@k after training, and before it; a pair of axes for each validation set."""
+    """Figure of pass@k after training and before it; one pair of axes per validation set."""
     after = {name: pass_at_k([run.last for run in runs]) for name, runs in groups.items()}
     before = pass_at_k([run.rows.get(0, {}) for runs in groups.values() for run in runs])
     sets = sorted({name for found in after.values() for name in found})
@@ -164,7 +164,7 @@ def _legend(figure: Any, axis: Any) -> None:
 
 
 def _colours(names: Sequence[str]) -> dict[str, Any]:
-    """The first, which is the baseline, is black."""
+    """Colours of the cells; the first one, the baseline, is black."""
     import matplotlib
 
     palette = matplotlib.colormaps["tab10" if len(names) <= 11 else "tab20"].colors  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""A study's folder: what it was begun with, how far each cell is, and that only one process works in it."""
+"""A study's folder: its settings, each cell's progress, and a lock so that only one process uses it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from typing import Any, Literal
 import yaml
 
 from lit_rlvr.compare.study import Cell, Study
+from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.complete import is_complete
-from lit_rlvr.run.files import write_atomically
+from lit_rlvr.files import has_fields, write_atomically
+from lit_rlvr.run.ending import is_complete
 
 _log = logging.getLogger("lit_rlvr")
 Status = Literal["pending", "running", "done", "failed", "interrupted"]
 CONFIG = "cell.yaml"
-"""What a cell was given, in its run folder: a config of `fit`."""
+"""A cell's config of `fit`, in its run folder."""
 
 
 @dataclass
 class State:
-    """How far a cell is.
+    """The progress of a cell.
 
     Args:
-        error: one line of a failed cell.
+        error: the error of a failed cell, in one line.
     """
 
     cell: Cell
@@ -41,10 +42,10 @@ class StudyFolder:
     """`study.json` and the cells' run folders.
 
     Args:
-        root: is made if need be.
+        root: created if necessary.
 
     Raises:
-        UserError: the folder holds another study, or another form of this one, or cannot be written.
+        UserError: the folder holds another study or a different version of this one, or cannot be written.
     """
 
     def __init__(self, root: Path, study: Study) -> None:
@@ -59,7 +60,7 @@ class StudyFolder:
         self._write()
 
     def note(self, cell: Cell, status: Status, error: str | None = None) -> None:
-        """Record how far a cell is."""
+        """Record a cell's progress."""
         state = self.states[cell.folder]
         state.status, state.error = status, error
         self._write()
@@ -85,10 +86,10 @@ class StudyFolder:
 
 @contextmanager
 def locked(root: Path) -> Iterator[int]:
-    """Work in a study's folder alone: wait for another process that does, or for a cell that a killed one left.
+    """Hold a study's folder exclusively; waits for another comparison, or for a cell left by a killed one.
 
     Yields:
-        The lock's descriptor; a process that inherits it holds the lock as well.
+        The lock's descriptor; a process that inherits it also holds the lock.
 
     Raises:
         UserError: the folder cannot be written.
@@ -102,40 +103,49 @@ def locked(root: Path) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _log.info("%s: another comparison, or a cell that it left, is at work here; waiting for its end", root)
+            _log.info("%s: another comparison, or a cell that it left, is using this; waiting for it to end", root)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock.fileno()
 
 
 def has_begun(run: Path) -> bool:
-    """Whether a run folder holds anything that a run left."""
+    """Whether a run folder holds any files of a run."""
     return any((run / name).exists() for name in ("metrics.csv", "checkpoints", "summary.json"))
 
 
 def _check(root: Path, study: Study) -> None:
-    """Refuse a folder whose runs are not those of this study; more seeds, tasks and cells are welcome."""
+    """Refuse a folder with runs that are not in this study; more seeds, tasks and cells may be added."""
     told = root / "study.json"
     if told.is_file():
-        before = json.loads(told.read_text())
+        before = _read(told)
         if before["name"] != study.name:
             raise UserError(f"--out: {root} holds the study {before['name']!r}, not {study.name!r}; choose another")
         gone = {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}
         if gone:
             raise UserError(f"--out: {root} holds {min(gone)}, which the study no longer has; choose another")
+    elif strangers := [name for name in ("results.json", "results.md", "figures") if (root / name).exists()]:
+        raise UserError(f"--out: {root} holds a {strangers[0]} that does not belong to a study; choose another")
     for cell in study.cells:
         run = root / cell.folder
+        if has_begun(run) and not (run / CONFIG).is_file():
+            raise UserError(f"--out: {run} holds a run that does not belong to a study; choose another")
         if (run / CONFIG).is_file() and has_begun(run):
             change = first_change(yaml.safe_load((run / CONFIG).read_text()), cell.config)
             if change:
                 raise UserError(f"--out: {run} was begun with other settings ({change}); choose another, or remove it")
 
 
-def first_change(before: Any, now: Any, key: str = "") -> str:
-    """The first difference of two configs, as `key was this, is that`; "" if there is none."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}, key=str):
-            change = first_change(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
-            if change:
-                return change
-        return ""
-    return "" if before == now else f"{key} was {before}, is {now}"
+def _read(told: Path) -> dict[str, Any]:
+    """The `study.json` of an earlier comparison."""
+    try:
+        found = json.loads(told.read_text())
+    except ValueError:
+        found = None
+    if not has_fields(found, {"name": str, "cells": list}):
+        raise UserError(f"--out: {told} does not belong to a study; choose another folder")
+    return dict(found)
+
+
+def first_change(before: Any, now: Any) -> str:
+    """The first difference between two configs, as `key was this, is that`; "" if there is none."""
+    return next((f"{name} was {old}, is {new}" for name, old, new in changes(before, now)), "")

@@ -1,4 +1,4 @@
-"""What the runs of a study reached, over seeds and against the baseline."""
+"""Computes the results of a study, over seeds and against the baseline."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ USED = ("samples", "tokens")
 
 @dataclass(frozen=True)
 class Finished:
-    """A cell that is done.
+    """A finished cell.
 
     Args:
-        rows: its metrics by step, each with `used/samples` and `used/tokens` up to there.
-        seconds: of one iteration, by part; `step` is the whole.
+        rows: its metrics by step, each with `used/samples` and `used/tokens` up to that step.
+        seconds: duration of one iteration, by part; `step` is the whole.
     """
 
     cell: Cell
@@ -49,9 +49,9 @@ def read_run(cell: Cell, root: Path) -> Finished:
 
 
 def results(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
-    """Everything of results.json: by task and cell, over seeds.
+    """The content of results.json: by task and cell, over seeds.
 
-    A `{mean, std, n}` has the sample standard deviation, null for one value.
+    In `{mean, std, n}`, std is the sample standard deviation, null for one value.
     """
     tasks = {task: _task(study, [run for run in runs if run.cell.task == task]) for task in study.tasks}
     unit, count = study.budget
@@ -96,12 +96,12 @@ def _cell(runs: Sequence[Finished], metric: str) -> dict[str, Any]:
 
 
 def _values(runs: Sequence[Finished], metric: str) -> dict[int, float]:
-    """The metric at the last step by seed, where there is one."""
+    """The metric at the last step, by seed; seeds without it are left out."""
     return {run.cell.seed: run.last[metric] for run in runs if metric in run.last}
 
 
 def compared(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, dict[str, Any]]:
-    """Each other cell's differences from the baseline over the seeds that both have, and their p-values.
+    """Each cell's differences from the baseline, over the seeds that both have, and their p-values.
 
     Args:
         values: cell -> {seed: value}.

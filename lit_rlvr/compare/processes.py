@@ -1,4 +1,4 @@
-"""Runs cells, each as `lit-rlvr fit` in a process of its own."""
+"""Runs cells, each as `lit-rlvr fit` in a separate process."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from pathlib import Path
 
 from lit_rlvr.compare.folder import CONFIG
 from lit_rlvr.compare.study import Cell
-from lit_rlvr.run.checkpoint import list_checkpoints
+from lit_rlvr.distributed.checkpoint_files import list_checkpoints
 
 PR_SET_PDEATHSIG = 1
 LOG = "log.txt"
-"""What a cell printed, in its run folder."""
+"""A cell's output, in its run folder."""
 
 BEGIN = "$ lit-rlvr "
 ERROR = re.compile(r"lit-rlvr: error: |\w[\w.]*(Error|Exception|Interrupt)\b")
-"""A line that tells of an error: ours, or the last one of a traceback."""
+"""A line that reports an error: ours, or the last line of a traceback."""
 
 Started = Callable[[Cell], None]
 Ended = Callable[[Cell, str | None], None]
@@ -33,13 +33,13 @@ Ended = Callable[[Cell, str | None], None]
 def run_cells(cells: Sequence[Cell], root: Path, jobs: int, lock: int, started: Started, ended: Ended) -> None:
     """Run cells, `jobs` at a time.
 
-    When this process is interrupted or killed, the running cells save and end with it.
+    When this process is interrupted or killed, the running cells save and exit with it.
 
     Args:
         root: the study's folder.
         lock: descriptor that the processes keep open.
-        started: told of each cell.
-        ended: told of each cell, and why it failed in one line.
+        started: called with each cell.
+        ended: called with each cell, and, in one line, why it failed.
     """
     waiting, running = deque(cells), dict[Cell, subprocess.Popen[bytes]]()
     try:
@@ -57,10 +57,10 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, lock: int, started: 
 
 
 def _start(run: Path, jobs: int, lock: int) -> subprocess.Popen[bytes]:
-    """`fit` on a run folder, going on from its last checkpoint if there is one."""
+    """Start `fit` in a run folder, resuming from the last checkpoint if there is one."""
     again = ["--ckpt_path", "last"] if list_checkpoints(run) else ["--overwrite", "true"]
     arguments = ["fit", "--config", str(run / CONFIG), "--trainer.default_root_dir", str(run), *again]
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # our modules, not those of the current folder
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # our modules, not those in the current folder
     if jobs > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
     with (run / LOG).open("a") as log:
@@ -76,13 +76,13 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _end_with_parent() -> None:
-    """A killed comparison leaves no run behind that nobody waits for: it saves and ends, as on Ctrl-C."""
+    """Make a cell save and exit, as on Ctrl-C, if the comparison is killed."""
     if _libc is not None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
-    """Let running cells save and end; a second Ctrl-C does not wait for it."""
+    """Let running cells save and exit; a second Ctrl-C does not wait for them."""
     for process in processes:
         process.terminate()
     try:
@@ -95,7 +95,7 @@ def _stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
 
 
 def reason(log: Path, status: int) -> str:
-    """Why a run failed, in one line: the last error it told of, else the signal that ended it, else its last line."""
+    """Why a run failed, in one line: its last reported error, else the signal that killed it, else its last line."""
     told = log.read_text(errors="replace").rpartition(BEGIN)[2].splitlines()[1:]
     errors = [line for line in told if ERROR.match(line)]
     if errors:

@@ -1,4 +1,4 @@
-"""Whether two algorithms differ, from what each reached with the same seeds. Pure numbers."""
+"""Tests whether two algorithms differ, from their results with the same seeds. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from itertools import product
 
 LEVEL = 0.05
 MOST_PAIRS = 20
-"""Differences whose signs can all be tried."""
+"""Largest number of differences for which all signs are tried."""
 
 
 def paired_t_test(differences: Sequence[float]) -> float | None:
-    """Two-sided p-value of Student's paired t-test; None where it says nothing.
+    """Two-sided p-value of Student's paired t-test; None if it is undefined.
 
-    It takes the differences for normally distributed, which a few of them cannot show.
+    It assumes normally distributed differences, which a few of them cannot show.
 
     Args:
         differences: one per seed. Fewer than two, or equal ones other than 0, have no p-value.
@@ -30,7 +30,7 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
 
 
 def student_tail(t: float, freedom: int) -> float:
-    """P(|T| > t) of Student's distribution with a whole number of degrees of freedom.
+    """P(|T| > t) for Student's distribution with an integer number of degrees of freedom.
 
     Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
     """
@@ -48,7 +48,7 @@ def sign_flip_test(differences: Sequence[float]) -> float | None:
     """Two-sided p-value of the exact sign-flip permutation test: the share of all choices of signs whose sum is at
     least as far from 0. None without differences, or with more than `MOST_PAIRS`.
 
-    It supposes no more than that a difference is as likely as its opposite. With n of them the smallest value is
+    It assumes only that a difference is as likely as its opposite. With n differences the smallest p-value is
     `2 / 2**n`. Source: Fisher 1935, The Design of Experiments, section 21.
     """
     if not 1 <= len(differences) <= MOST_PAIRS:
@@ -65,7 +65,7 @@ def flips(n: int) -> product[tuple[int, ...]]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values adjusted for being several: the chance of even one false finding among them stays below the level.
+    """p-values adjusted for multiple comparisons: the chance of even one false finding stays below the level.
 
     Source: Holm 1979.
     """
@@ -77,7 +77,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def limits(pairs: int) -> str:
-    """What so few pairs cannot show, as a sentence; "" if there are enough."""
+    """A sentence about what so few pairs cannot show; "" if there are enough."""
     if pairs < 2:
         return f"{pairs} seed{'s' * (pairs != 1)} cannot be tested."
     smallest = 2 / 2**pairs

@@ -1,4 +1,4 @@
-"""A study: which cells there are, and the config of each."""
+"""Reads a study: its cells and the config of each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lit_rlvr.configs import TOP_KEYS, check_keys, find_base, find_config, load_
 from lit_rlvr.errors import UserError
 
 KEYS = ("name", "base", "tasks", "cells", "seeds", "baseline", "budget", "metric")
-"""What a study may hold."""
+"""Keys of a study."""
 
 BUDGETS = ("steps", "samples", "tokens")
 DECIDED = ("seed_everything", "budget", "overwrite", "ckpt_path")
-"""Keys of a config that the study itself decides, and beside them these of `trainer`:"""
+"""Config keys that the study itself sets, in addition to these of `trainer`:"""
 DECIDED_OF_TRAINER = ("max_steps", "max_epochs", "default_root_dir")
 
 
@@ -25,7 +25,7 @@ class Cell:
     """One run of a study.
 
     Args:
-        config: what `fit` takes, but for the run folder.
+        config: the config of `fit`, without the run folder.
     """
 
     task: str
@@ -44,11 +44,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """A comparison.
 
     Args:
-        cells: seed by seed, so that the first ones already compare everything.
-        baseline: name of the cells that the others are compared with.
+        cells: seed by seed, so that the first seed already covers everything.
+        baseline: name of the cell that the others are compared with.
         budget: steps, samples or tokens, and how many.
         metric: column of metrics.csv whose last value is compared.
     """
@@ -65,7 +65,7 @@ class Study:
 
     @property
     def names(self) -> list[str]:
-        """The names of the cells, the baseline first."""
+        """The names of the cells, starting with the baseline."""
         return list(dict.fromkeys([self.baseline, *(cell.name for cell in self.cells)]))
 
     @property
@@ -76,11 +76,11 @@ class Study:
 def load_study(name: str) -> Study:
     """Read a study: a file, or a shipped one by name (`studies/smoke`).
 
-    A cell's config is made of layers, each merged over those before: the `base` of the study, of the task and of the
-    cell, then the task, the cell, the budget and the seed.
+    A cell's config is built in layers, each merged over the previous ones: the `base` of the study, of the task and of
+    the cell, then the task, the cell, the budget and the seed.
 
     Raises:
-        UserError: it is no study; the message says where it is not.
+        UserError: it is not a valid study; the message says where.
     """
     path = find_config(name, "STUDY")
     study = read_config(path, KEYS, "STUDY")
@@ -93,8 +93,8 @@ def load_study(name: str) -> Study:
     budget = _budget(study["budget"], path)
     if not isinstance(seeds, list) or not seeds or len({s for s in seeds if type(s) is int and s >= 0}) < len(seeds):
         raise UserError(f"STUDY: {path}: seeds: {seeds} is not a list of different whole numbers")
-    if study["baseline"] not in cells:
-        raise UserError(f"STUDY: {path}: baseline: {study['baseline']!r} is none of the cells {', '.join(cells)}")
+    if study["baseline"] not in list(cells):
+        raise UserError(f"STUDY: {path}: baseline: {study['baseline']!r} is not one of the cells {', '.join(cells)}")
     shared = list(_bases(study, path))
     grid = []
     for seed in seeds:
@@ -110,17 +110,19 @@ def load_study(name: str) -> Study:
 def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
     """The tasks or cells: names that can be folders -> configs."""
     if not isinstance(found, dict) or not found:
-        raise UserError(f"STUDY: {path}: {key}: give a mapping of names to what each changes")
+        raise UserError(f"STUDY: {path}: {key}: give a mapping of names to the options each changes")
     named = {str(name): config or {} for name, config in found.items()}
     allowed = [key for key in TOP_KEYS if key not in DECIDED]
     for name, config in named.items():
         where = f"STUDY: {path}: {key}.{name}"
         if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise UserError(f"{where}: a name has letters, digits and _ . + - only; it becomes a folder")
+            raise UserError(f"{where}: a name may have only letters, digits and _ . + -; it becomes a folder")
         trainer = check_keys(config, allowed, where).get("trainer") or {}
+        if not isinstance(trainer, dict):
+            raise UserError(f"{where}: trainer: {trainer!r} is not a group of options; give them by their names")
         for option in DECIDED_OF_TRAINER:
             if option in trainer:
-                raise UserError(f"{where}: trainer.{option} is for the study to decide (budget, --out)")
+                raise UserError(f"{where}: trainer.{option} is set by the study (budget, --out)")
     return named
 
 
@@ -144,7 +146,7 @@ def _own(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ends_after(unit: str, count: int) -> dict[str, Any]:
-    """The config that ends a run with its budget, whatever else the layers below say."""
+    """The config layer that ends a run with its budget, overriding the layers below."""
     return {
         "trainer": {"max_steps": count if unit == "steps" else -1, "max_epochs": -1},
         "budget": {name: count if unit == name else None for name in ("samples", "tokens")},

@@ -1,4 +1,4 @@
-"""results.md: what came out, as tables and figures for people."""
+"""Writes results.md: the results as tables and figures."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ LAST = (
     ("rollout/length", "length"),
     ("train/zero_advantage", "zero advantages"),
 )
-"""Metrics of the last rollout that stand beside what a run used."""
+"""Metrics of the last rollout to show next to the budget used."""
 
 
 def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[Path]], failed: Sequence[State]) -> str:
     """The whole page.
 
     Args:
-        results: as in results.json.
-        figures: task -> pictures, in the study's folder.
+        results: the content of results.json.
+        figures: task -> figures, in the study's folder.
     """
     unit, count = study.budget
     parts = [
         f"# {study.name}",
         f"{len(study.cells) - len(failed)} of {len(study.cells)} cells are done. Each ended with the iteration that "
-        f"used up {count} {unit}. Compared is `{study.metric}` at the last step. Mean ± sample standard deviation over "
+        f"used up {count} {unit}. Compared: `{study.metric}` at the last step. Mean ± sample standard deviation over "
         f"seeds {', '.join(map(str, study.seeds))}.",
     ]
     for task in study.tasks:
@@ -46,7 +46,7 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
+    """A Markdown table with numbers aligned right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -79,13 +79,13 @@ def _p(value: float | None) -> str:
 
 
 def _tested(study: Study, found: Mapping[str, Any]) -> str:
-    """What the p-values are, and what so few seeds cannot show."""
+    """A note on the p-values, and on what so few seeds cannot show."""
     pairs = {cell["versus_baseline"]["pairs"] for cell in found["cells"].values() if "versus_baseline" in cell}
     comparisons = sum(cell.get("versus_baseline", {}).get("p_t") is not None for cell in found["cells"].values())
     return " ".join(
         [
-            f"Two-sided tests of the differences from `{study.baseline}`, paired by seed: Student's t (takes them for "
-            f"normal), the same after Holm's correction (comparisons: {comparisons}), and the exact "
+            f"Two-sided tests of the differences from `{study.baseline}`, paired by seed: Student's t (assumes that "
+            f"they are normal), the same after Holm's correction (comparisons: {comparisons}), and the exact "
             f"sign-flip permutation test. Bold: below {LEVEL:g}.",
             *filter(None, [limits(n) for n in sorted(pairs - {0})]),
         ]

@@ -1,4 +1,4 @@
-"""Diversity of the completions of one prompt: torchmetrics that are right under distributed synchronisation."""
+"""Diversity of the completions of one prompt, as torchmetrics that synchronise correctly across processes."""
 
 from lit_rlvr.diversity.base import DiversityMeasure, measure_diversity
 from lit_rlvr.diversity.cosine import CosineSimilarity

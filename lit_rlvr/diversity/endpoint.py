@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible endpoint (`/chat/completions`), by the package openai."""
+"""Queries a language model at an OpenAI-compatible endpoint (`/chat/completions`) with the package openai."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Reply(NamedTuple):
-    """What came back: a text, or why there is none."""
+    """A reply: a text, or the reason why there is none."""
 
     text: str
     failure: str = ""
@@ -28,7 +28,7 @@ class Reply(NamedTuple):
 class ChatEndpoint:
     """Asks a model many independent questions; the options are those of `JudgeScore`.
 
-    The key is read when questions are asked, and neither kept nor logged.
+    The key is read when questions are asked, and neither stored nor logged.
 
     Raises:
         UserError: an option is out of range, the package openai is not installed, or the key is not set.
@@ -54,7 +54,7 @@ class ChatEndpoint:
         self._key()
 
     def ask(self, messages: Sequence[str]) -> list[Reply]:
-        """A reply to each message, in their order.
+        """A reply to each message, in order.
 
         Raises:
             UserError: the endpoint cannot be reached, or refuses the key or the model.
@@ -80,7 +80,7 @@ class ChatEndpoint:
             raise UserError(
                 f"JudgeScore: {self.base_url} answers HTTP {error.status_code} to model {self.model!r}; "
                 "check base_url, model and the key in api_key_env"
-            ) from None  # the server's own words may repeat the key
+            ) from None  # the server's message may repeat the key
         except openai.APITimeoutError:
             return Reply("", f"no reply within {self.timeout:g} s")
         except openai.APIConnectionError as error:
@@ -91,7 +91,7 @@ class ChatEndpoint:
 
     def _key(self) -> str:
         if self.api_key_env is None:
-            return "no-key"  # the client wants one, and would take OPENAI_API_KEY
+            return "no-key"  # the client requires a key, and would use OPENAI_API_KEY
         key = os.environ.get(self.api_key_env)
         if not key:
             raise UserError(f"JudgeScore.api_key_env: the environment variable {self.api_key_env} is not set")
@@ -99,7 +99,7 @@ class ChatEndpoint:
 
 
 def _content(body: str) -> str:
-    """The message of a chat completion; the body itself if it is none."""
+    """The message of a chat completion; the body itself if it is not one."""
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError):

@@ -1,4 +1,4 @@
-"""Judge score: how different the ways of a prompt's correct solutions are, by the word of a language model."""
+"""Judge score: how different a prompt's correct solutions are, as scored by a language model."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ _log = logging.getLogger("lit_rlvr")
 class JudgeScore(DiversityMeasure):
     """Mean score, from 0 (the same) to 3 (different approaches), of a prompt's correct solutions by a language model.
 
-    The model is behind any OpenAI-compatible endpoint. One request per prompt holds the instruction and the numbered
-    solutions, as one user message. Replies that are no score and requests that fail are left out of the mean, counted
-    as `judge_score/unparsed` and `judge_score/failed`, and named in a warning. Source: APMPO, K.6 (its judge is GPT-5;
-    how the solutions are laid out is not said there).
+    The model is served at any OpenAI-compatible endpoint. One request per prompt holds the instruction and the numbered
+    solutions, as one user message. Replies without a score and failed requests are left out of the mean, counted as
+    `judge_score/unparsed` and `judge_score/failed`, and reported in a warning. Source: APMPO, K.6 (its judge is GPT-5;
+    it does not state how the solutions are laid out).
 
     Args:
-        base_url: the endpoint, up to and without `/chat/completions`: https://api.openai.com/v1
-        model: its name there.
-        api_key_env: NAME of the environment variable that holds the key; none: the endpoint wants no key.
+        base_url: the endpoint, without `/chat/completions`: https://api.openai.com/v1
+        model: the model's name at the endpoint.
+        api_key_env: NAME of the environment variable that holds the key; none: the endpoint needs no key.
         prompt: the instruction; by default that of APMPO, K.6.
-        request: further fields of each request, such as `{temperature: 0, max_tokens: 8}`; what is not given is the
-            endpoint's default.
-        retries: repetitions of a request that met a rate limit (429), a server error, a time-out or no connection, with
-            growing pauses, or those the server asks for.
+        request: further fields of each request, such as `{temperature: 0, max_tokens: 8}`; the endpoint's defaults
+            apply to all others.
+        retries: how often to retry a request after a rate limit (429), a server error, a time-out or a failed
+            connection, with growing pauses or those that the server requests.
         timeout: seconds to wait for one reply.
-        concurrency: requests at a time, of each process.
+        concurrency: simultaneous requests of each process.
 
     Raises:
         UserError: the package openai or the key is missing, the endpoint cannot be reached, or it refuses key or model.
@@ -81,7 +81,7 @@ class JudgeScore(DiversityMeasure):
         others = [r.text for r, score in zip(replies, scores, strict=True) if score is None and not r.failure]
         self.failed += len(failures)
         self.unparsed += len(others)
-        for what, found in (("requests failed", failures), ("replies are no score", others)):
+        for what, found in (("requests failed", failures), ("replies have no score", others)):
             if found:
                 _log.warning("%s: %d of %d %s, first: %.200r", self.name, len(found), len(groups), what, found[0])
         return scores
@@ -98,8 +98,8 @@ def judge_message(prompt: str, solutions: Group) -> str:
 
 
 def parse_score(reply: str) -> float | None:
-    """The score, if the reply is nothing else than an integer from 0 to 3; "Score:", emphasis and brackets may stand
-    around it, and thoughts in `<think>` before it."""
+    """The score, if the reply is just an integer from 0 to 3, optionally with "Score:", emphasis or brackets around it,
+    and thoughts in `<think>` before it."""
     answer = re.sub(r"(?s)^.*</think>", "", reply)
     found = re.fullmatch(r"""(?i)[\s*"'`(\[]*(?:score\W{0,4})??([0-3])(?:\.0)?[\s*"'`)\].]*""", answer)
     return float(found[1]) if found else None

@@ -1,4 +1,4 @@
-"""How a sentence-embedding model's hidden states become one vector, by the settings that stand in its folder."""
+"""Pools a sentence-embedding model's hidden states to one vector, by the settings in its folder."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import torch
 from torch import Tensor
 
 POOLINGS = ("mean", "cls", "lasttoken")
-_SUPPORTED = {"Transformer", "Pooling", "Normalize"}  # a cosine does not see the last
+_SUPPORTED = {"Transformer", "Pooling", "Normalize"}  # normalising does not change a cosine
 _OLD_NAMES = {"mean_tokens": "mean", "cls_token": "cls"}
 
 
 class Settings(NamedTuple):
-    """What a model's folder says."""
+    """The settings in a model's folder."""
 
     pooling: str = "mean"
     max_tokens: int | None = None
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings that sentence-transformers wrote; the mean of all tokens without any.
+    """The settings that sentence-transformers wrote; without them, the mean of all tokens.
 
     Raises:
-        ValueError: the model does what is not supported: other poolings, more layers, or a chat template.
+        ValueError: the model needs something unsupported: another pooling, more layers, or a chat template.
     """
     modules = {str(m["type"]).rsplit(".", 1)[-1]: m["path"] for m in _read(folder / "modules.json") or []}
     more = sorted(modules.keys() - _SUPPORTED)
     if more:
         raise ValueError(f"its layer {more[0]} after the hidden states is not supported")
     config = _read(folder / modules.get("Pooling", "") / "config.json") or {} if modules else {}
-    prefix = "pooling_mode_"  # one key a pooling, until version 5
+    prefix = "pooling_mode_"  # one key per pooling, until version 5
     named = [key.removeprefix(prefix) for key, value in config.items() if key.startswith(prefix) and value]
     found = config.get("pooling_mode") or [_OLD_NAMES.get(name, name) for name in named] or "mean"
     how = found if isinstance(found, str) else " and ".join(found)

@@ -1,4 +1,4 @@
-"""Self-BLEU: how much of each completion's wording is found in the others."""
+"""Self-BLEU: how much of each completion's wording appears in the others."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ TOKENISATIONS = ("13a", "intl", "zh", "char", "none")
 
 
 class SelfBLEU4(DiversityMeasure):
-    """Mean over a prompt's completions of the sentence BLEU-4 of one against all others, in [0, 1]; low is diverse.
+    """Mean sentence BLEU-4 of each of a prompt's completions against all others, in [0, 1]; low is diverse.
 
     BLEU is sacrebleu's: clipped n-gram precisions for n = 1..4, the closest reference length, "exp" smoothing of orders
-    without a match, and only the orders that a completion is long enough for. Identical completions have 1, completions
-    without a common token 0; an empty completion shares nothing and has 0.
+    without a match, and only the orders that a completion is long enough for. Identical completions score 1,
+    completions without a common token 0; an empty completion scores 0.
     Source: Zhu et al. 2018 (Texygen); APMPO, K.6.
 
     Args:
@@ -45,8 +45,8 @@ class SelfBLEU4(DiversityMeasure):
 def self_bleu(completions: Group, tokenizer: Callable[[str], str]) -> float:
     """Mean sentence BLEU-4 of each of at least two completions against the others, in [0, 1].
 
-    n-grams are counted once per completion, not once per pair: a completion's n-gram is clipped at the largest count
-    in the others, which is the group's largest count, or its second largest where this completion holds the largest.
+    n-grams are counted once per completion, not once per pair: a completion's n-gram is clipped at its largest count in
+    the others, which is the group's largest count, or its second largest if this completion has the largest.
     """
     from sacrebleu.metrics import BLEU
     from sacrebleu.metrics.helpers import extract_all_word_ngrams

@@ -7,59 +7,76 @@ import json
 import logging
 import os
 import time
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.markdown import Markdown
 
-from lit_rlvr.algorithms.evaluation import EvaluatingModule
 from lit_rlvr.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.given import Given, match, read_completions
-from lit_rlvr.evaluation.progress import counted
+from lit_rlvr.evaluation.counter import counted
+from lit_rlvr.evaluation.defaults import find_dtype, find_max_tokens
+from lit_rlvr.evaluation.own_completions import Given, match, read_completions
 from lit_rlvr.evaluation.records import Records
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
-from lit_rlvr.evaluation.suites import Suite, find_suites
+from lit_rlvr.evaluation.suites import Suite, example, find_suites
 from lit_rlvr.export import model_of
+from lit_rlvr.files import write_atomically
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.rollout.engine import RolloutEngine, resolve_engine
+from lit_rlvr.rollout.choose_engine import resolve_engine
+from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.rollout.lengths import Asked, check_lengths
+from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.rollout.vllm import VLLMEngine
-from lit_rlvr.run.files import write_atomically
+from lit_rlvr.terminal import Terminal
+from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 
 AT_ONCE = 32
-"""Questions whose given completions are judged together."""
+"""Questions whose completions are judged together."""
 
 _log = logging.getLogger("lit_rlvr")
+
+OWN = f"""Your own suite: a file with the columns of a known set (such as question and answer), alone or as NAME=FILE;
+for any other file, a YAML file with its DataModule and rewards, such as mine.yaml for --suite mine.yaml:
+
+  {example("mine.jsonl", ["question", "answer"])}
+"""
+
+
+class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
+    """Prints the example unchanged, ready to copy."""
 
 
 def make_parser(command: str) -> ArgumentParser:
     """The options of `evaluate`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN, exit_on_error=False,
+                            formatter_class=_Help)  # fmt: skip
     parser.add_argument("--model", type=str | None, help="model folder, hub id, run folder, or a name (smollm2)")
     parser.add_argument("--suite", type=str, required=True,
                         help="suites by name (math500), NAME=FILE, or data files, comma-separated")  # fmt: skip
     parser.add_argument("--out", type=str, required=True, help="folder for completions, results and the table")
-    parser.add_argument("-n", "--samples", type=int, default=8, help="sampled completions a question; 0 = greedy only")
-    parser.add_argument("--greedy", type=bool, default=True, help="answer every question once without sampling too")
-    parser.add_argument("--temperature", type=float, default=0.6, help="of sampling")
-    parser.add_argument("--top_p", type=float, default=0.95, help="of sampling")
-    parser.add_argument("--max_tokens", type=int, default=2048, help="longest completion")
-    parser.add_argument("--max_prompt_tokens", type=int, default=4096, help="longer questions are left out and named")
-    parser.add_argument("--limit", type=int | None, help="so many questions of each suite only, drawn by a fixed seed")
-    parser.add_argument("--system_prompt", type=str | None, help="in place of the suites' own")
-    parser.add_argument("--template", type=str | None, help="in place of the suites' own")
+    parser.add_argument("-n", "--samples", type=int, default=8, help="sampled answers per question; 0 = greedy only")
+    parser.add_argument("--greedy", type=bool, default=True, help="also answer every question once without sampling")
+    parser.add_argument("--temperature", type=float, default=0.6, help="sampling temperature")
+    parser.add_argument("--top_p", type=float, default=0.95, help="nucleus sampling")
+    parser.add_argument("--max_tokens", type=int | None,
+                        help="longest completion; default: as in the run's validation, else 2048")  # fmt: skip
+    parser.add_argument("--max_prompt_tokens", type=int, default=4096, help="drop and report longer questions")
+    parser.add_argument("--limit", type=int | None, help="most questions of each suite, drawn by a fixed seed")
+    parser.add_argument("--system_prompt", type=str | None, help="replaces that of the suites")
+    parser.add_argument("--template", type=str | None, help="replaces that of the suites")
     parser.add_argument("--engine", type=RolloutEngine | str, default="auto", help="auto, hf, vllm, or a class_path")
-    parser.add_argument("--dtype", type=str, default="auto",
-                        help="what the engine computes in: float32, bfloat16, or auto (bfloat16 on a GPU)")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of sampling")
+    parser.add_argument("--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto",
+                        help="data type to compute in; auto = the run's, or that of the model's config")  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling")
     parser.add_argument("--diversity", type=list[DiversityMeasure], default=[],
                         help="measures of sampled completions, such as [SelfBLEU4, CosineSimilarity]")  # fmt: skip
     parser.add_argument("--completions", type=str | None,
@@ -72,7 +89,7 @@ def run(command: str, arguments: list[str]) -> None:
     parser = make_parser(command)
     config = parser.instantiate_classes(parser.parse_args(arguments))
     if (config.model is None) == (config.completions is None):
-        raise UserError("--model: give a model to sample from, or --completions to score (one of the two)")
+        raise UserError("--model: give either a model to sample from or --completions to score")
     if config.samples < 0 or not (config.samples or config.greedy):
         raise UserError("--samples: give a positive number, or 0 with --greedy true")
     given = {"system_prompt": config.system_prompt, "template": config.template}
@@ -85,13 +102,14 @@ def run(command: str, arguments: list[str]) -> None:
     table = markdown(results, config.model or config.completions)
     write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_atomically(out / "results.md", table)
-    Console(width=None if os.isatty(1) else 160).print(Markdown(table))
+    Terminal(width=None if os.isatty(1) else 160).print(Markdown(table, hyperlinks=False))
 
 
 def sample_suites(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:
-    """Sample and judge; the records, and each suite's questions."""
+    """Sample and judge; returns the records and each suite's questions."""
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = EvaluatingModule(model_of(config.model))
+    settle(config, module)
     prompts = {suite.name: load_prompts(suite, module) for suite in suites}
     parts = plan(config)
     records = Records(out, settings_of(config, module, prompts))
@@ -122,8 +140,16 @@ def sample_suites(suites: list[Suite], config: Namespace, out: Path) -> tuple[Re
     return records, prompts
 
 
+def settle(config: Namespace, module: EvaluatingModule) -> None:
+    """Fill in missing settings from the run or the model, and log them."""
+    dtype, why = find_dtype(config.dtype, config.model, module.model_folder)
+    config.max_tokens, limit = find_max_tokens(config.max_tokens, config.model)
+    config.dtype = str(dtype).removeprefix("torch.")
+    _log.info("Computing in %s (%s), completions of up to %d tokens (%s)", config.dtype, why, config.max_tokens, limit)
+
+
 def count(records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]) -> dict[str, Any]:
-    """The results of a suite that is recorded as a whole."""
+    """The results of a completely recorded suite."""
     samples = [prompt.sample for prompt in prompts]
     sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
     results = suite_results(samples, sampled, greedy)
@@ -136,7 +162,7 @@ def count(records: Records, name: str, prompts: list[Prompt], measures: Sequence
 
 
 def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:
-    """Judge completions that are there already; the records, and the questions that they answer."""
+    """Judge existing completions; returns the records and the questions that they answer."""
     path = Path(config.completions)
     given = read_completions(path, [suite.name for suite in suites])
     records = Records(out, {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite})
@@ -157,7 +183,7 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
 
 
 def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: Given) -> None:
-    """Score and record the completions of some questions, several questions at once."""
+    """Score and record the completions of the given questions, several questions at once."""
     with counted(name, len(prompts)) as one_more:
         for first in range(0, len(prompts), AT_ONCE):
             some = prompts[first : first + AT_ONCE]
@@ -169,7 +195,7 @@ def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], give
 
 
 def plan(config: Namespace) -> dict[str, tuple[Sampling, int]]:
-    """Part -> how it is sampled, and completions per question."""
+    """Part -> its sampling and the number of completions per question."""
     parts: dict[str, tuple[Sampling, int]] = {}
     if config.samples:
         parts["sampled"] = Sampling(config.temperature, config.top_p, max_tokens=config.max_tokens), config.samples
@@ -188,7 +214,7 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
 
 
 def settings_of(config: Namespace, module: EvaluatingModule, prompts: dict[str, list[Prompt]]) -> dict[str, Any]:
-    """What the completions depend on."""
+    """The settings that the completions depend on."""
     names = ("samples", "greedy", "temperature", "top_p", "max_tokens", "dtype", "seed")
     digests = {
         name: hashlib.sha256(repr([(p.sample.id, p.token_ids) for p in found]).encode()).hexdigest()[:16]
@@ -204,21 +230,12 @@ def start(module: EvaluatingModule, config: Namespace, prompts: list[Prompt]) ->
     Raises:
         UserError: the model's context is shorter than that.
     """
-    from transformers import AutoConfig
-
-    longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
-    reach = len(longest.token_ids) + config.max_tokens
-    settings = AutoConfig.from_pretrained(module.model_folder, trust_remote_code=False)
-    context = settings.get_text_config().max_position_embeddings
-    if reach > context:
-        raise UserError(
-            f"--max_tokens: {config.max_tokens} after the longest question ({len(longest.token_ids)} tokens) exceeds "
-            f"the model's context of {context} tokens; lower it, or --max_prompt_tokens"
-        )
-    automatic = "bfloat16" if torch.cuda.is_available() else "float32"
-    dtype = getattr(torch, automatic if config.dtype == "auto" else config.dtype)
+    asked = Asked("--suite", prompts, config.max_tokens, "--max_tokens", "--max_prompt_tokens")
+    check_lengths(module.model_folder, [asked])
+    dtype = getattr(torch, config.dtype)
     images = max(len(prompt.sample.images) for prompt in prompts)
     engine = resolve_engine(config.engine)
-    if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # it has the device to itself
+    if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
         engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
-    return Sampler(module.model_folder, engine, module.tokenizer, dtype, reach, images, longest)
+    owner = SyncedEngine(engine, resume="run the same command again to continue")
+    return Sampler(module.model_folder, owner, module.tokenizer, dtype, asked.reach, images, asked.longest)

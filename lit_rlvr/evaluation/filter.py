@@ -1,4 +1,4 @@
-"""`lit-rlvr filter`: keep the prompts that a model answers sometimes, so that groups are mixed."""
+"""`lit-rlvr filter`: keeps the prompts that a model sometimes answers correctly, so that groups are mixed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from datamodules.writing import as_row
+from datamodules.reading.writing import as_row
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.progress import counted
+from lit_rlvr.evaluation.counter import counted
 from lit_rlvr.evaluation.records import Records, Row
 from lit_rlvr.evaluation.sampler import Sampler
-from lit_rlvr.run.files import write_atomically
+from lit_rlvr.files import check_new, write_atomically
+from lit_rlvr.rollout.lengths import Asked, check_lengths
 
 if TYPE_CHECKING:
     from datamodules import PromptDataModule
@@ -30,22 +31,23 @@ def filter_prompts(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, dtype: torch.dtype, out: Path,
     samples: int, lowest: float, highest: float, split: Split,
 ) -> Path:  # fmt: skip
-    """Sample every prompt with the training's sampling and rewards, and write the rows whose share of right
-    completions is in [lowest, highest].
+    """Sample every prompt with training's sampling and rewards, and write the rows whose share of right completions is
+    in [lowest, highest].
 
-    The completions go to a folder beside `out`; an interrupted run goes on from them.
+    The completions go to a folder next to `out`; an interrupted run continues from them.
 
     Args:
-        dtype: what the engine computes in.
-        out: JSONL file with the rows of the data, and `pass_rate` and `samples` in each.
+        dtype: the engine's data type.
+        out: new JSONL file for the rows of the data, each with `pass_rate` and `samples`.
 
     Raises:
-        UserError: options that contradict each other, no prompts, or none left.
+        UserError: the options contradict each other, there are no prompts, or none is left.
     """
     if not 0 <= lowest <= highest <= 1:
         raise UserError(f"--lowest {lowest} --highest {highest}: give 0 <= lowest <= highest <= 1")
-    if samples < 1 or out.suffix != ".jsonl":
-        raise UserError(f"--samples {samples} --out {out}: give at least 1 sample, and a file that ends in .jsonl")
+    if samples < 1:
+        raise UserError(f"--samples: {samples} is not positive")
+    check_out(out)
     data.use_model(module)
     data.setup("test" if split == "test" else "fit")
     prompts = data.prompts[split]
@@ -59,12 +61,11 @@ def filter_prompts(
     records = Records(out.with_suffix(".samples"), settings)
     missing = records.missing(split, prompts)
     if missing:
-        longest = max(missing, key=lambda prompt: len(prompt.token_ids))
+        asked = Asked(f"{data.name} {split}", missing, sampling.max_tokens, "rollout.sampling.max_tokens")
+        check_lengths(module.model_folder, [asked])
         images = max(len(prompt.sample.images) for prompt in missing)
-        reach = len(longest.token_ids) + sampling.max_tokens
-        sampler = Sampler(
-            module.model_folder, rollout.engine, module.tokenizer, dtype, reach, images, data.prepare(longest)
-        )
+        check = data.prepare(asked.longest)
+        sampler = Sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, asked.reach, images, check)
         with counted(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
 
             def judged(*group: Any) -> None:
@@ -84,6 +85,17 @@ def filter_prompts(
     return out
 
 
+def check_out(out: Path) -> None:
+    """Refuse an output file that cannot be written.
+
+    Raises:
+        UserError: it is not a .jsonl file, it exists, or its folder cannot be written.
+    """
+    if out.suffix != ".jsonl":
+        raise UserError(f"--out: {out}: give a file that ends in .jsonl")
+    check_new(out, "--out")
+
+
 def pass_rate(group: list[Row]) -> float | None:
     """The share of right completions among those that could be judged; None if none could."""
     judged = [row["correct"] for row in group if row["correct"] is not None]
@@ -91,7 +103,7 @@ def pass_rate(group: list[Row]) -> float | None:
 
 
 def summary(rates: list[float | None], kept: int, lowest: float, highest: float) -> str:
-    """How many prompts have which pass rate, in tenths."""
+    """A histogram of the prompts' pass rates, in tenths."""
     tenths = Counter(min(int(rate * 10), 9) for rate in rates if rate is not None)
     never, always = (sum(rate == bound for rate in rates) for bound in (0.0, 1.0))
     bars = ", ".join(f"{k / 10:.1f}-{(k + 1) / 10:.1f}: {tenths[k]}" for k in range(10) if tenths[k])

@@ -1,4 +1,4 @@
-"""What was sampled and judged so far, on disk: an interrupted evaluation goes on where it stopped."""
+"""Stores judged completions on disk, so that an interrupted evaluation can continue where it stopped."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.files import write_atomically
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.run.files import write_atomically
 from lit_rlvr.types import Completion, Prompt
 
 Row = dict[str, Any]
+OUTPUT = ("settings.json", "completions.jsonl", "results.json", "results.md")
+"""The files that an evaluation writes to its folder."""
 
 
 class Records:
-    """`completions.jsonl` in a folder, and beside it the settings that it was made with.
+    """`completions.jsonl` in a folder, together with the settings it was generated with.
 
     A row is one completion: part, id, sample (of samples), completion, extracted, correct, status,
     finish_reason, tokens, reward.
 
     Args:
-        folder: is made if need be.
-        settings: what the completions depend on; a folder that was begun with other ones is refused.
+        folder: created if necessary.
+        settings: the settings that the completions depend on; a folder begun with different ones is refused.
 
     Raises:
-        UserError: the settings differ (the message says in what), or the folder cannot be written.
+        UserError: the settings differ (the message says how), or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -35,14 +37,28 @@ class Records:
         told = folder / "settings.json"
         self._groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
         settings = json.loads(json.dumps(settings))
-        if self.path.is_file():
-            self._check(json.loads(told.read_text()), settings, folder)
+        before = self._settings(told)
+        begun = self.path.is_file() if before is not None else False
+        strangers = [name for name in OUTPUT if (folder / name).exists()]
+        if strangers and not begun and set(before or {}) != set(settings):
+            raise UserError(f"--out: {folder} holds a {strangers[0]} not from an evaluation; choose another folder")
+        if before is not None and begun:
+            self._check(before, settings, folder)
             self._read()
         else:
             try:
                 write_atomically(told, json.dumps(settings, indent=2) + "\n")
             except OSError as error:
                 raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from error
+
+    @staticmethod
+    def _settings(path: Path) -> dict[str, Any] | None:
+        """The settings of an earlier evaluation; None if there are none."""
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
 
     @staticmethod
     def _check(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
@@ -52,7 +68,7 @@ class Records:
             raise UserError(f"--out: {folder} was begun with other settings ({said}); choose another folder")
 
     def _read(self) -> None:
-        """Take over whole groups; a last one that a kill cut off is dropped."""
+        """Read complete groups; a last group torn by a kill is dropped."""
         *lines, torn = self.path.read_text().split("\n")
         for line in lines:
             row = json.loads(line)
@@ -68,19 +84,19 @@ class Records:
         return [prompt for prompt in prompts if (part, prompt.sample.id) not in self._groups]
 
     def add(self, part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int = 0) -> None:
-        """Record a judged group, in one write; it is group `p` of the scores."""
+        """Record group `p` of the scores, in one write."""
         rows = group_rows(part, prompt, completions, scores, p)
         with self.path.open("a") as file:
             file.write("".join(map(_line, rows)))
         self._groups[part, prompt.sample.id] = rows
 
     def groups(self, part: str, prompts: Iterable[Prompt]) -> list[list[Row]]:
-        """The rows of each prompt; nothing where the part was not asked for."""
+        """The rows of each prompt; empty if the part was not requested."""
         return [self._groups[part, p.sample.id] for p in prompts if (part, p.sample.id) in self._groups]
 
 
 def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[Row]:
-    """A judged group of one prompt as rows; `correct` is null where the check itself failed."""
+    """A judged group of one prompt as rows; `correct` is null if the check itself failed."""
     return [
         {
             "part": part,

@@ -1,4 +1,4 @@
-"""What the judged completions of a suite amount to."""
+"""Computes the results of a suite from its judged completions."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import numpy as np
 import torch
 
 from lit_rlvr.evaluation.records import Row
-from lit_rlvr.metrics import pass_at_k
+from lit_rlvr.printable import one_line
+from lit_rlvr.training.metrics import pass_at_k
 from lit_rlvr.types import Sample
 
 RESAMPLES = 2000
-"""Bootstrap samples of an interval."""
+"""Number of bootstrap samples for an interval."""
 
 Groups = Sequence[Sequence[Row]]
 
 
 def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) -> dict[str, Any]:
-    """The numbers of one suite; rates lie in [0, 1], lengths are tokens.
+    """The results of one suite; rates are in [0, 1], lengths in tokens.
 
     Args:
-        samples: its Q questions.
+        samples: the suite's Q questions.
         sampled: n rows of each question, or nothing.
         greedy: one row of each question, or nothing.
 
     Returns:
         `pass@k` for powers of two up to n with `pass@k_ci95`, `avg@n`, `greedy` with `greedy_ci95`, `n`, `questions`,
-        `length` (null where it is not known), `truncated`, the shares of each status, and `categories` with pass@1,
-        greedy and questions of each. A check that failed by itself counts as wrong.
+        `length` (null if unknown), `truncated`, the share of each status, and `categories` with pass@1, greedy and
+        questions of each. A check that itself failed counts as wrong.
     """
     groups = sampled or greedy
     results: dict[str, Any] = {"n": len(sampled[0]) if sampled else 0, "questions": len(samples)}
@@ -54,14 +55,14 @@ def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) ->
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """The 95 % percentile bootstrap interval of a mean over questions (Efron 1979), always with the same draws."""
+    """The 95 % percentile bootstrap interval of a mean over questions (Efron 1979), with fixed draws."""
     draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
     return [float(low), float(high)]
 
 
 def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Mean scores of each category; nothing where there are no categories."""
+    """Mean scores of each category; empty without categories."""
     places: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
         if sample.category:
@@ -73,7 +74,7 @@ def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> 
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
-    """All suites as one table, and a table of each one's categories."""
+    """All suites as one table, and a table per suite of its categories."""
     names = {name for r in results.values() for name in r}
     ks = sorted(int(name.removeprefix("pass@")) for name in names if name.startswith("pass@") and name[5:].isdigit())
     columns = [*(f"pass@{k}" for k in ks), *(["greedy"] if "greedy" in names else [])]
@@ -110,4 +111,9 @@ def _number(value: float | None) -> str:
 
 
 def _line(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+def _cell(value: Any) -> str:
+    """A printable cell on one line, with vertical bars escaped."""
+    return one_line(str(value)).replace("|", "\\|")

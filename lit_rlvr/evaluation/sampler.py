@@ -1,4 +1,4 @@
-"""A model, an engine and rewards without a trainer: what evaluates a model and filters data."""
+"""Samples and judges completions without a trainer, to evaluate a model or filter data."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from lit_rlvr.policy import load_policy
+from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.combine import Scores, score_rollout
-from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
-from lit_rlvr.rollout.probe import check_engine
+from lit_rlvr.rollout.engine import EngineContext
+from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -20,24 +20,24 @@ Judged = Callable[[Prompt, list[Completion], Scores], None]
 Prepare = Callable[[Prompt], Prompt]
 
 SEQUENCES = 2048
-"""Completions handed to the engine at once; images are decoded for so many only."""
+"""Completions handed to the engine at once; only their images are decoded."""
 
 
 class Sampler:
-    """Samples groups of completions from a model's weights and judges each as soon as it is complete.
+    """Samples groups of completions from a model and judges each group as soon as it is complete.
 
     Args:
         folder: model folder or hub id.
         engine: not started yet.
         tokenizer: the model's.
-        dtype: what the engine computes in.
+        dtype: the engine's data type.
         max_tokens: the longest sequence, prompt and completion together.
-        max_images: images in one prompt, at most.
-        check: a prompt on which the engine's log-probabilities are compared with the model's own, once.
+        max_images: the most images in one prompt.
+        check: a prompt on which the engine's log-probabilities are compared once with the model's.
     """
 
     def __init__(
-        self, folder: str, engine: RolloutEngine, tokenizer: Any, dtype: torch.dtype, max_tokens: int, max_images: int,
+        self, folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, max_tokens: int, max_images: int,
         check: Prompt,
     ) -> None:  # fmt: skip
         self.engine = engine
@@ -47,10 +47,8 @@ class Sampler:
         engine.start(
             EngineContext(folder, self.policy, tokenizer, max_tokens, 256, run_seed(), dtype, max_images=max_images)
         )
-        engine.follow(self.policy)
-        engine.sync(self.policy.named_weights())
-        sampling = Sampling(max_tokens=min(16, max_tokens - len(check.token_ids)))
-        check_engine(engine, self.policy, check, sampling.with_banned(self.policy.placeholder_ids), run_seed())
+        sampling = Sampling(max_tokens=max_tokens - len(check.token_ids)).with_banned(self.policy.placeholder_ids)
+        engine.bring(self.policy, "evaluated", [check], sampling)
 
     def run(
         self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, rewards: Sequence[Reward], use: str,
@@ -59,10 +57,10 @@ class Sampler:
         """Sample and judge.
 
         Args:
-            samples: completions per prompt. Each has a seed of its own, of (run seed, `use`, prompt id, number), so
-                that no completion depends on what else is sampled.
+            samples: completions per prompt. Each has its own seed, derived from (run seed, `use`, prompt id, number),
+                so that no completion depends on the others sampled.
             prepare: makes a prompt ready for the engine (images).
-            judged: told of each group from a thread of its own, one after the other, in any order.
+            judged: called with each group from a separate thread, one at a time, in any order.
         """
         sampling = sampling.with_banned(self.policy.placeholder_ids)
         share = max(1, SEQUENCES // samples)

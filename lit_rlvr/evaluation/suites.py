@@ -1,7 +1,8 @@
-"""What a model is evaluated on: a set of questions and the rewards that judge the answers."""
+"""Suites: sets of questions to evaluate a model on, with the rewards that judge the answers."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,12 +12,15 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+import lit_rlvr.rewards.known  # noqa: F401
 from datamodules import PromptDataModule, geometry, medical_vqa, text_math
-from datamodules.readers import FORMATS, read_rows
-from datamodules.rows import BadRow
-from lit_rlvr.configs import config_folder, explain_parse_error, merge
+from datamodules.reading.readers import FORMATS, read_rows
+from datamodules.reading.rows import BadRow
+from lit_rlvr.configs import config_folder, merge
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Reward, as_rewards
+
+_log = logging.getLogger("lit_rlvr")
 
 BOXED = {"template": "boxed"}
 LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], list[Any]]] = (
@@ -27,7 +31,7 @@ LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], list[Any]]] = (
     ([needs for needs, _ in medical_vqa.LAYOUTS], {"class_path": "MedicalVQA"}, [("Choice", "OpenAnswer")]),
     ([needs for needs, _ in text_math.LAYOUTS], {"class_path": "TextMath", "init_args": BOXED}, ["MathAnswer"]),
 )
-"""Columns of a file that is no named suite -> its DataModule and rewards; the first that fits."""
+"""Columns of a file that is not a named suite -> its DataModule and rewards; the first that fits."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class Suite:
     """A set of questions by its name in the results.
 
     Args:
-        data: has the questions as its test set.
-        rewards: what judges an answer.
+        data: DataModule with the questions as its test set.
+        rewards: the rewards that judge an answer.
     """
 
     name: str
@@ -48,40 +52,47 @@ def find_suites(asked: str, options: Mapping[str, Any]) -> Iterator[Suite]:
     """The suites of a comma-separated list.
 
     Args:
-        asked: names of shipped suites (`math500`), each with a file of your own in its place if you like
-            (`math500=test.jsonl`); YAML files with `data` and `rewards`; files with a known layout.
-        options: options of all their DataModules, over their own.
+        asked: names of shipped suites (`math500`), optionally with your own file (`math500=test.jsonl`); YAML files
+            with `data` and `rewards`; files with a known layout, optionally with a name (`mine=test.jsonl`).
+        options: options that override those of all their DataModules.
 
     Raises:
         UserError: there is no such suite, or it cannot be built.
     """
     seen: set[str] = set()
     for item in filter(None, (part.strip() for part in asked.split(","))):
-        name, _, location = item.partition("=")
-        path = Path(name)
-        if path.suffix in FORMATS:
-            name, values = path.stem, by_columns(name)
-        else:
-            values = read_suite(path if path.suffix == ".yaml" else shipped(name))
-            name = path.stem
-        own = {"name": name} | ({"test": location} if location else {})
-        values = merge(values, {"data": {"init_args": own | dict(options)}})
+        name, values = settings_of(item)
+        values = merge(values, {"data": {"init_args": {"name": name} | dict(options)}})
         if name in seen:
             raise UserError(f"--suite: two suites are called {name}; rename one of the files")
         seen.add(name)
         yield build(name, values)
 
 
+def settings_of(item: str) -> tuple[str, dict[str, Any]]:
+    """One suite's name and settings."""
+    name, _, location = item.partition("=")
+    path = Path(name)
+    if path.suffix in FORMATS:
+        return path.stem, by_columns(name, path.stem)
+    if location and path.suffix != ".yaml" and name not in shipped_names():
+        return name, by_columns(location, name)
+    values = read_suite(path if path.suffix == ".yaml" else shipped(name))
+    return path.stem, merge(values, {"data": {"init_args": {"test": location}}}) if location else values
+
+
+def shipped_names() -> list[str]:
+    return sorted(file.stem for file in (config_folder() / "suites").glob("*.yaml"))
+
+
 def shipped(name: str) -> Path:
     """The file of a shipped suite."""
-    folder = config_folder() / "suites"
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in folder.glob("*.yaml"))
+    known = shipped_names()
+    if name not in known:
         near = get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"suites: {', '.join(known)}; or a {', '.join(FORMATS)} file"
         raise UserError(f"--suite: there is no suite {name!r}; {hint}")
-    return path
+    return config_folder() / "suites" / f"{name}.yaml"
 
 
 def read_suite(path: Path) -> dict[str, Any]:
@@ -91,27 +102,43 @@ def read_suite(path: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--suite: {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or {*values} != {"data", "rewards"}:
-        raise UserError(f"--suite: {path} must hold `data` and `rewards`, as the shipped suites do")
+        raise UserError(f"--suite: {path} must hold `data` and `rewards`, like the shipped suites")
     return values
 
 
-def by_columns(location: str) -> dict[str, Any]:
-    """The suite of a file, told by the columns of its first usable row."""
+def by_columns(location: str, name: str) -> dict[str, Any]:
+    """The suite for a file, recognised by the columns of its first usable row.
+
+    Args:
+        name: the suite's name.
+
+    Raises:
+        UserError: no known layout has these columns; the message shows the suite file to write instead.
+    """
     row = next((row.value for row in read_rows(location, "test") if not isinstance(row.value, BadRow)), None)
     if row is None:
         raise UserError(f"--suite: {location} has no usable row")
     for layouts, data, rewards in LAYOUTS:
         if any(needs <= row.keys() for needs in layouts):
             built = [_reward(reward) for reward in rewards]
+            _log.info("%s: %s with %s, by its columns", name, data["class_path"], built[0]["class_path"])
             return {"data": merge(data, {"init_args": {"test": location}}), "rewards": built}
     raise UserError(
-        f"--suite: {location} has no known layout, its columns are {', '.join(row)}; write a suite file with a "
-        "DataModule and its `columns`"
+        f"--suite: {location} has no known layout, its columns are {', '.join(map(str, row))}; write {name}.yaml with "
+        f"the columns of question and answer, such as {example(location, list(map(str, row)))} and give "
+        f"--suite {name}.yaml"
     )
 
 
+def example(location: str, columns: list[str]) -> str:
+    """A suite file for a set of mathematical questions, in one line."""
+    init_args = {"test": location, "columns": {"prompt": columns[0], "answer": columns[-1]}, "template": "boxed"}
+    values = {"data": {"class_path": "TextMath", "init_args": init_args}, "rewards": ["MathAnswer"]}
+    return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=float("inf")).strip()
+
+
 def _reward(reward: Any) -> dict[str, Any]:
-    """A reward by its class, or one and the other that judges what it does not."""
+    """A reward by its class, or a pair of one and its fallback."""
     if isinstance(reward, str):
         return {"class_path": reward}
     first, otherwise = reward
@@ -119,12 +146,13 @@ def _reward(reward: Any) -> dict[str, Any]:
 
 
 def build(name: str, values: dict[str, Any]) -> Suite:
-    """A suite from its settings."""
+    """Build a suite from its settings."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PromptDataModule, "data", required=True)
     parser.add_argument("--rewards", type=list[Reward | str], required=True)
     try:
         built = parser.instantiate_classes(parser.parse_object(values))
     except ArgumentError as error:
-        raise UserError(f"--suite: {name}: {explain_parse_error(error)}") from error
+        error.add_note(f"--suite: {name}")  # names the suite for the command line
+        raise
     return Suite(name, built.data, as_rewards(built.rewards))

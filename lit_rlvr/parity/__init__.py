@@ -1,7 +1,7 @@
-"""Replay: run algorithms on one frozen batch of numbers, without any model.
+"""`lit-rlvr parity`: replays algorithms on one frozen batch of numbers, without a model.
 
-This is how an algorithm is checked against a paper or another framework: the same code as in training
-(`algorithms/loss.py`, `objectives.py`), on arrays that anyone can write.
+Use it to check an algorithm against a paper or another framework: it runs the same code as training
+(`training/loss.py`, `objectives.py`) on arrays that anyone can write.
 """
 
 from lit_rlvr.parity.command import load_algorithms, run, run_parity

@@ -1,4 +1,4 @@
-"""The frozen batch: its file, and what is checked before anything is computed."""
+"""Reads the frozen batch from its file and checks it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class FrozenBatch:
     """The arrays of a batch as tensors of one float type: row p * G + g is completion g of prompt p.
 
     Args:
-        logp, old, ref: (B, T), 0 where masked; ref is None when the batch has none.
+        logp, old, ref: (B, T), 0 where masked; ref is None if the batch has none.
         mask: (B, T) bool.
         group: rewards, correct, reference_rewards and lengths, (P, G).
-        max_tokens: T_max; T when the batch does not say.
+        max_tokens: T_max; T if the batch does not set it.
     """
 
     logp: Tensor
@@ -37,7 +37,7 @@ class FrozenBatch:
 
 
 def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
-    """Check a batch's arrays and take them over, in the widest float type among them.
+    """Check a batch's arrays and convert them to tensors of the widest float type among them.
 
     Raises:
         UserError: an array is missing, has the wrong shape or type, or holds a number that is not finite.
@@ -95,7 +95,7 @@ def _mask(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarra
 
 
 def _check(name: str, array: np.ndarray, shape: tuple[int, ...], like: str, used: np.ndarray) -> None:
-    """Shape, and finite numbers wherever they are used (masked log-probabilities are not)."""
+    """Check the shape, and that all used numbers are finite (masked log-probabilities are not used)."""
     if array.shape != shape:
         raise UserError(f"batch: {name} has shape {array.shape}, not that of {like}, {shape}")
     bad = np.argwhere(used & ~np.isfinite(array))
@@ -117,7 +117,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file.
 
     Raises:
-        UserError: it is not one, or holds objects instead of numbers.
+        UserError: it is not an .npz file, or holds objects instead of numbers.
     """
     try:
         with np.load(path, allow_pickle=False) as data:

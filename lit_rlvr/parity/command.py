@@ -1,4 +1,4 @@
-"""The command: algorithms from a config, a batch from a file, results to a file, a table and a picture."""
+"""The command line of `parity`: replays a batch through a config's algorithms and writes results, table and plot."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.errors import UserError, user_error_in
+from lit_rlvr.files import check_new
 from lit_rlvr.parity.batch import load_arrays
 from lit_rlvr.parity.plot import plot_weights
 from lit_rlvr.parity.replay import replay
@@ -29,30 +30,38 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def run_parity(batch_path: Path | str, config: Path | str, out: Path | str, plot: Path | str | None = None) -> None:
-    """Replay a batch file through the algorithms of a config, write the results, and print what they come to.
+    """Replay a batch file through the algorithms of a config, write the results, and print a summary.
 
     Args:
         batch_path: .npz with the arrays that `replay` takes.
         config: YAML with `algorithms: {NAME: {class_path, init_args}}`.
         out: .npz to write.
         plot: PNG to draw, the gradient weight of every token.
+
+    Raises:
+        UserError: `out` or `plot` exists already, or cannot be written.
     """
     arrays = load_arrays(Path(batch_path))
+    check_new(Path(out), "--out")
+    if plot is not None:
+        check_new(Path(plot), "--plot")
     algorithms = load_algorithms(Path(config))
     results = replay(arrays, algorithms)
     mask = np.asarray(arrays["mask"]).astype(bool)
     print_table(list(algorithms), results, mask)
     try:
-        with Path(out).open("wb") as file:  # np.savez would add .npz to a name without it
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        with Path(out).open("xb") as file:  # np.savez would add .npz to a name without it
             np.savez(file, **results)  # type: ignore[arg-type]
         if plot is not None:
+            Path(plot).parent.mkdir(parents=True, exist_ok=True)
             plot_weights({name: -results[f"{name}/dlogp"] for name in algorithms}, mask, Path(plot))
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written: {error.strerror}") from error
 
 
 def load_algorithms(path: Path) -> dict[str, RLVRModule]:
-    """The modules that `algorithms: {NAME: {class_path, init_args}}` of a YAML file names, as `fit` would build them.
+    """The modules named by `algorithms: {NAME: {class_path, init_args}}` in a YAML file, built as `fit` would.
 
     Raises:
         UserError: the file is not such a mapping, or names a class or an option that does not exist.
@@ -73,7 +82,7 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
 def _build(spec: Any, where: str) -> RLVRModule:
     from jsonargparse import ArgumentError, ArgumentParser
 
-    from lit_rlvr.configs import explain_parse_error
+    from lit_rlvr.cli.parse_errors import explain_parse_error
 
     if not isinstance(spec, str) and not (isinstance(spec, dict) and "class_path" in spec):
         raise UserError(f"{where}: must be {{class_path: ..., init_args: ...}} or the name of a class")
@@ -93,9 +102,10 @@ def _build(spec: Any, where: str) -> RLVRModule:
 
 
 def print_table(names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
-    """One line per algorithm: its loss, how large its advantages and its gradient are, and where it is silent."""
-    from rich.console import Console
+    """One line per algorithm: its loss, the size of its advantages and gradient, and its share of zero gradients."""
     from rich.table import Table
+
+    from lit_rlvr.terminal import Terminal
 
     table = Table(title="Replay of one frozen batch", caption="zero gradient: share of the tokens in the loss")
     table.add_column("algorithm", overflow="fold")
@@ -111,4 +121,4 @@ def print_table(names: list[str], results: Mapping[str, np.ndarray], mask: np.nd
             f"{float(np.abs(gradient).sum()):.4g}",
             f"{silent:.1%}",
         )
-    Console().print(table)
+    Terminal().print(table)

@@ -1,4 +1,4 @@
-"""The picture of a replay: how hard each algorithm pulls at every token of the same batch."""
+"""Plots a replay: each algorithm's gradient weight for every token of the same batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def plot_weights(weights: Mapping[str, np.ndarray], mask: np.ndarray, path: Path) -> None:
-    """Draw one map per algorithm, completions down and tokens across; red is pushed up, blue is pushed down.
+    """Draw one map per algorithm, with one row per completion; red tokens are pushed up, blue ones down.
 
     Args:
         weights: name -> (B, T) gradient weight of each token, `-dloss/dlogp`.
@@ -34,7 +34,7 @@ def plot_weights(weights: Mapping[str, np.ndarray], mask: np.ndarray, path: Path
     for axis, (name, values) in zip(axes.flat, weights.items(), strict=False):
         size = np.abs(values)
         most = float(size.max())
-        top = min(most, 10 * float(np.median(size[size > 0]))) if most > 0 else 1.0  # one token hides no other
+        top = min(most, 10 * float(np.median(size[size > 0]))) if most > 0 else 1.0  # outliers must not hide others
         shown = np.ma.masked_array(values, ~mask)
         image = axis.imshow(shown, cmap=colours, vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
         cut = "both" if most > top else "neither"

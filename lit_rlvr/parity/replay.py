@@ -18,8 +18,8 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
     """Each algorithm's loss, advantages and gradient on a frozen batch.
 
     Args:
-        batch: `logp`, `old_logp` (B, T), `mask` (B, T) bool, `rewards`, `correct` (P, G); where an algorithm needs
-            them `ref_logp` (B, T), `reference_rewards` (P, G) and the scalar `max_completion_length` (default T).
+        batch: `logp`, `old_logp` (B, T), `mask` (B, T) bool, `rewards`, `correct` (P, G); and, if an algorithm needs
+            them, `ref_logp` (B, T), `reference_rewards` (P, G) and the scalar `max_completion_length` (default T).
         algorithms: name -> module; no model is loaded.
 
     Returns:
@@ -27,7 +27,7 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
         to `logp`; in float64 when the batch is.
 
     Raises:
-        UserError: the batch is not usable, or lacks what an algorithm needs; the message names it.
+        UserError: the batch is invalid, or lacks an array that an algorithm needs; the message names it.
     """
     frozen = read_batch(batch)
     results: dict[str, np.ndarray] = {}
@@ -54,7 +54,7 @@ def _replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
 
 
 def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advantages: Tensor) -> LossInputs:
-    """What the algorithm's loss sees of the whole batch, as one optimizer step.
+    """The loss inputs of the whole batch, as one optimizer step.
 
     Args:
         logp: (B, T), with a gradient.

@@ -1,1 +1,1 @@
-"""`lit-rlvr plan`: what a run needs of each GPU's memory, before any weights are loaded."""
+"""`lit-rlvr plan`: estimates the memory per GPU that a run needs, without loading weights."""

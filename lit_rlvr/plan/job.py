@@ -1,12 +1,14 @@
-"""What a config asks for, as numbers."""
+"""Reads the sizes that `plan` needs from a config."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lit_rlvr.lora import Lora
 from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.plan.ways import Job
+from lit_rlvr.policy.loading import load_config
+from lit_rlvr.policy.lora import Lora
+from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.rollout.vllm import VLLMEngine
 
@@ -17,13 +19,11 @@ if TYPE_CHECKING:
 
 
 def job_of(module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, precision: str) -> Job:
-    """Gather the sizes; of the model only the config is read."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(module.model_folder, trust_remote_code=False)
-    engine = rollout.engine.engine
+    """Collect the sizes; only the model's config is read."""
+    config = load_config(module.model_folder)
+    engine = rollout.generator
     own = engine if isinstance(engine, VLLMEngine) else None
-    share = 0.0 if own is None else own.gpu_memory_utilization
+    share = 0.0 if own is None else own.gpu_memory_utilization or 0.4
     return Job(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
@@ -32,7 +32,7 @@ def job_of(module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback,
         completion=rollout.sampling.max_tokens,
         group=rollout.group_size,
         prompts=data.prompts_per_step,
-        size=2 if precision == "bf16-mixed" else 4,
+        size=compute_dtype(precision).itemsize,
         share=None if isinstance(engine, HFEngine) else share,
         vllm_sleeps=own is not None and own.sleep and not rollout.overlap,
         reference=module.kl_coef > 0 or module.advantage.needs_reference,

@@ -1,8 +1,8 @@
-"""Bytes of memory that a training step takes on one GPU, term by term.
+"""Estimates the memory of a training step on one GPU, term by term.
 
-The terms are what `policy.py`, `attention.py` and `scoring.py` keep for the backward pass, counted tensor by tensor;
-master weights, gradients and AdamW's two moments are in float32. How far that is from what was measured stands in
-`docs/sizing.md`.
+The terms are the tensors that `policy.py`, `shared_prefix.py` and `logprobs.py` keep for the backward pass; master
+weights, gradients and AdamW's two moments are in float32. `docs/sizing.md` says how far the estimate is from
+measurements.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lit_rlvr.plan.shape import Layers, Shape
-from lit_rlvr.scoring import CHUNK, KEPT_BYTES
+from lit_rlvr.policy.logprobs import CHUNK, KEPT_BYTES
 
 FLOAT = 4
 NF4 = 0.516  # bytes of a number in 4 bits, with its share of the quantised scales
-GATHERED_LAYERS = 5  # the layer that runs and the next: gathered, on their way, and the gradients going back
+GATHERED_LAYERS = 5  # the current layer and the next: gathered, in transfer, and their gradients
 Terms = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one micro-batch holds.
+    """The contents of one micro-batch.
 
     Args:
         tokens: input tokens.
-        keys: keys (and as many values) that attention lays out: a shared prompt's again for each of its completions.
+        keys: keys (and as many values) in attention; a shared prompt's keys are repeated for each of its completions.
         scores: attention scores of the completions in one head.
-        scored: completion tokens, whose logits are computed.
-        prompts: tokens of prompts.
+        scored: completion tokens, for which logits are computed.
+        prompts: prompt tokens.
     """
 
     tokens: float
@@ -42,9 +42,9 @@ class Way:
     """A way to train.
 
     Args:
-        sharded: by FSDP2; otherwise every GPU has the whole model.
+        sharded: FSDP2; otherwise every GPU holds the whole model.
         checkpointing: layers are recomputed in the backward pass.
-        lora: adapters are trained.
+        lora: only adapters are trained.
     """
 
     sharded: bool
@@ -53,13 +53,13 @@ class Way:
 
 
 def fullest(budget: int, prompt: int, completion: int, group: int, prompts: int, shared_prefix: bool = True) -> Load:
-    """The largest micro-batch, where all prompts and completions have their greatest length.
+    """The largest micro-batch, with all prompts and completions at their maximum length.
 
     Args:
         budget: `tokens_per_microbatch`.
         prompt, completion: tokens of each.
         group: completions per prompt.
-        prompts: prompts of a rollout in one process.
+        prompts: prompts of a rollout on one process.
     """
     inputs = completion - 1  # nothing is predicted from the last token
     together = max(1, min(group, (budget - prompt) // max(inputs, 1))) if shared_prefix else 1  # of one prompt
@@ -74,37 +74,37 @@ def activations(layers: Layers, load: Load, size: int, attention: int) -> float:
     """Bytes that one layer keeps for its backward pass.
 
     Args:
-        size: bytes of a number in matrix products. attention: in attention.
+        size: bytes of a number in matrix products. attention: bytes of a number in attention.
     """
-    norms = 4 * layers.width * FLOAT  # the inputs of both, as they are and normalised
-    copies = 5 if size < FLOAT else 2  # of what goes into q, k, v, gate and up: autocast makes one for each
+    norms = 4 * layers.width * FLOAT  # the inputs of both norms, raw and normalised
+    copies = 5 if size < FLOAT else 2  # of the inputs of q, k, v, gate and up: autocast makes one for each
     products = (copies * layers.width + layers.heads + 4 * layers.inner) * size
-    queries = 2 * layers.heads * attention  # and what attention gives
+    queries = 2 * layers.heads * attention  # and attention's output
     return load.tokens * (norms + products + queries) + (2 * load.keys * layers.heads + load.scores) * attention
 
 
 def copy(size: int) -> int:
-    """Bytes of a weight's copy that autocast makes; none where products are in float32."""
+    """Bytes of the copy of a weight that autocast makes; 0 if products are in float32."""
     return size if size < FLOAT else 0
 
 
 def logits(shape: Shape, load: Load, size: int) -> float:
-    """Bytes around the output embedding: kept logits, the chunk in work, the weight's gradient and copy."""
+    """Bytes around the output embedding: kept logits, the current chunk, the weight's gradient and copy."""
     count = load.scored * shape.vocabulary
     kept = count * size if count * size <= KEPT_BYTES else min(count, CHUNK) * size
-    wide = FLOAT if size == FLOAT else 2 * FLOAT + size  # of what is made of a logit in work
+    wide = FLOAT if size == FLOAT else 2 * FLOAT + size  # tensors per logit of the current chunk
     return kept + min(count, CHUNK) * wide + shape.vocabulary * shape.text.width * (FLOAT + copy(size))
 
 
 def training(
     shape: Shape, load: Load, way: Way, gpus: int, size: int, reference: bool = False, attention: int | None = None
 ) -> Terms:
-    """Bytes on one GPU at the height of a training step.
+    """Bytes on one GPU at the peak of a training step.
 
     Args:
         size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
-        reference: a reference model is held too.
-        attention: bytes of a number in attention, if not the same (a CPU's fused kernel runs in float32).
+        reference: whether there is a reference model.
+        attention: bytes of a number in attention, if different (a CPU's fused kernel runs in float32).
     """
     share = gpus if way.sharded else 1
     buckets = shape.trained * FLOAT if gpus > 1 and not way.sharded else 0  # of DDP
@@ -131,7 +131,7 @@ def training(
 
 
 def decoding(shape: Shape, way: Way, sequences: int, length: int, size: int) -> float:
-    """Bytes that the Hugging Face engine takes while it generates: keys and values, logits, gathered weights."""
+    """Bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights."""
     weights = shape.parameters * (FLOAT * way.sharded + copy(size))
     return weights + sequences * (length * key_bytes(shape, size) + 3 * shape.vocabulary * FLOAT)
 

@@ -1,4 +1,4 @@
-"""A model's sizes, counted on the meta device: no weights are loaded."""
+"""Counts a model's sizes on the meta device, without loading weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_rlvr.lora import Lora, add_adapters, language_layers
-from lit_rlvr.models import auto_class
-from lit_rlvr.vision import freeze_vision_tower, takes_images, vision_tower
+from lit_rlvr.policy.loading import outline
+from lit_rlvr.policy.lora import Lora, add_adapters, language_layers
+from lit_rlvr.policy.vision import freeze_vision_tower, takes_images, vision_tower
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Layers:
     """A stack of equal transformer layers.
 
     Args:
-        count: layers. width: H of the hidden state. inner: of the MLP. heads: width of all query heads together.
-        keys: width of all key heads together.
+        count: number of layers. width: H, width of the hidden state. inner: width of the MLP.
+        heads, keys: total width of the query heads, and of the key heads.
     """
 
     count: int
@@ -35,10 +35,10 @@ class Shape:
     """Sizes of a model.
 
     Args:
-        parameters: all of them, tied ones counted once. trained: those in the optimizer. quantized: those in 4 bits.
-        largest: parameters of the largest layer. outside: of what stands in no layer, such as the embeddings.
-        text, tower: the language model's layers, and the vision tower's if it has one that is trained.
-        patches: patches of an image per token of a prompt.
+        parameters: all parameters, tied ones counted once. trained: those in the optimizer. quantized: those in 4 bits.
+        largest: parameters of the largest layer. outside: parameters outside layers, such as the embeddings.
+        text, tower: the language model's layers, and the vision tower's if it is trained.
+        patches: image patches per prompt token.
         vocabulary: V.
     """
 
@@ -57,11 +57,10 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
     """Count a model by its config.
 
     Args:
-        config: of transformers.
-        freeze_vision, lora: as the options of the same names.
+        config: a transformers config.
+        freeze_vision, lora: see the options of the same names.
     """
-    with torch.device("meta"):
-        model: Any = auto_class(config).from_config(config, dtype=torch.float32)
+    model = outline(config, torch.float32)
     if freeze_vision:
         freeze_vision_tower(model)
     quantized = 0
@@ -101,7 +100,7 @@ def _text_layers(text: Any) -> Layers:
 
 
 def _tower_layers(vision: Any) -> Layers:
-    """Qwen's towers: Qwen2-VL names its sizes in another way than the later ones."""
+    """The layers of Qwen's vision towers; Qwen2-VL names its sizes differently from later models."""
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
     inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
     return Layers(vision.depth, width, inner, width, width)

@@ -1,22 +1,22 @@
-"""A plan as a table in the terminal, with a proposal."""
+"""Prints a plan as a table in the terminal, with a proposal."""
 
 from __future__ import annotations
 
 import os
 
-from rich.console import Console
 from rich.table import Table
 
 from lit_rlvr.plan.ways import FREE, GIB, GPUs, Job
+from lit_rlvr.terminal import Terminal
 
 MOST = 1024
-"""GPUs that are looked for when too few were given."""
+"""Numbers of GPUs to try if too few were given."""
 
 
 def show(job: Job, gpus: GPUs) -> None:
-    """Print what each way to train takes on each GPU, and which to choose."""
+    """Print the memory that each way to train needs on each GPU, and which one to choose."""
     load = job.load(gpus, job.budget)
-    console = Console(markup=False, highlight=False, soft_wrap=True, width=None if os.isatty(1) else 120)
+    console = Terminal(soft_wrap=True, width=None if os.isatty(1) else 120)
     console.print(
         f"{job.whole.parameters / 1e9:.3g} billion parameters; micro-batches of {load.tokens:.0f} tokens, "
         f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {job.completion} tokens"
@@ -44,7 +44,7 @@ def advice(job: Job, gpus: GPUs) -> list[str]:
     """The proposal, in words and as arguments."""
     copies = 2 if job.reference and not job.lora else 1
     lines = [
-        f"{FREE:.0%} of each GPU are left free. The first process needs "
+        f"{FREE:.0%} of each GPU is left free. The first process needs "
         f"{copies * job.whole.parameters * 4 / GIB:.1f} GiB of host memory to load (with DDP each process does)."
     ]
     found = job.proposal(gpus)
@@ -55,5 +55,5 @@ def advice(job: Job, gpus: GPUs) -> list[str]:
         count *= 2
         found = job.proposal(GPUs(count, gpus.gib))
     if found is None:
-        return [*lines, "Nothing fits, on any number of such GPUs; the engine or a micro-batch alone takes too much."]
+        return [*lines, "Nothing fits on any number of such GPUs; the engine or a micro-batch alone needs too much."]
     return [*lines, f"Nothing fits; {count} such GPUs would do: {found.name} ({found.needs / GIB:.1f} GiB)."]

@@ -1,4 +1,4 @@
-"""Which ways to train fit into which GPUs."""
+"""Finds the ways to train that fit on given GPUs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from lit_rlvr.plan.shape import Shape
 GIB = 2**30
 FREE = 0.1  # of a GPU: its context, communication buffers, fragments
 STEP = ("gathered", "activations", "temporary")
-"""Terms of the training step alone: generation has this memory at another time."""
+"""Terms of the training step only: generation uses this memory at another time."""
 
 
 @dataclass(frozen=True)
 class GPUs:
-    """So many GPUs with so much memory each (in GiB)."""
+    """A number of GPUs and the memory of each, in GiB."""
 
     count: int
     gib: float
 
     @classmethod
     def parse(cls, text: str) -> GPUs:
-        """From `8x80GB`.
+        """Parse `8x80GB`.
 
         Raises:
-            UserError: it does not look like that.
+            UserError: the text does not have this form.
         """
         found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GB", text)
         if not found or not int(found[1]) or not float(found[2]):
@@ -38,7 +38,7 @@ class GPUs:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to train, and the bytes that it takes on each GPU; `budget` is its `tokens_per_microbatch`."""
+    """A way to train, and the bytes it needs on each GPU; `budget` is its `tokens_per_microbatch`."""
 
     way: Way
     gpus: GPUs
@@ -48,7 +48,7 @@ class Plan:
 
     @property
     def needs(self) -> float:
-        """Bytes at the worst moment."""
+        """Bytes at the peak."""
         rollout = ("generation", "vLLM") if self.vllm_sleeps else ("generation",)
         always = sum(value for name, value in self.terms.items() if name not in (*STEP, *rollout))
         return always + max(sum(self.terms[name] for name in names) for names in (STEP, rollout))
@@ -65,19 +65,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """What a config asks for.
+    """The sizes of a config.
 
     Args:
-        whole, adapted: the model as all of it is trained, and with adapters.
+        whole, adapted: the model with all parameters trained, and with adapters.
         budget: `tokens_per_microbatch`.
-        prompt, completion: tokens of each, at most.
+        prompt, completion: maximum tokens of each.
         group: completions per prompt.
-        prompts: per step.
-        size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
-        share: of each GPU's memory that vLLM takes; None = the Hugging Face engine; 0 = an engine elsewhere.
-        vllm_sleeps: it gives its memory back during training.
-        reference: a reference model is held too.
-        lora: adapters are trained anyway.
+        prompts: prompts per step.
+        size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
+        share: share of each GPU's memory for vLLM; None = the Hugging Face engine; 0 = an engine elsewhere.
+        vllm_sleeps: whether vLLM frees its memory during training.
+        reference: whether there is a reference model.
+        lora: whether the config trains adapters.
     """
 
     whole: Shape
@@ -95,13 +95,13 @@ class Job:
     shared_prefix: bool = True
 
     def load(self, gpus: GPUs, budget: int) -> Load:
-        """The fullest micro-batch."""
+        """The largest micro-batch."""
         prompts = max(1, self.prompts // gpus.count)
         return fullest(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
 
     def vllm_share(self, gpus: GPUs) -> float:
-        """The given share, or the smallest (in steps of 0.05) with which vLLM starts: its weights, room to run them,
-        and the keys and values of one sequence."""
+        """The configured share, or the smallest (in steps of 0.05) with which vLLM starts: room for its weights, for
+        running them, and for the keys and values of one sequence."""
         length = self.prompt + self.completion
         needs = self.whole.parameters * self.size + 2 * GIB + length * key_bytes(self.whole, self.size)
         return max(self.share, math.ceil(20 * needs / (gpus.gib * GIB)) / 20) if self.share else 0.0
@@ -110,7 +110,7 @@ class Job:
         """Every way to train, the fastest first, adapters last.
 
         Args:
-            budget: in place of its own.
+            budget: replaces the job's own budget.
         """
         return [
             self._plan(Way(sharded, checkpointing, lora), gpus, budget or self.budget)
@@ -120,7 +120,7 @@ class Job:
         ]
 
     def proposal(self, gpus: GPUs) -> Plan | None:
-        """The fastest way that fits; with smaller micro-batches, which change no result, rather than with adapters."""
+        """The fastest way that fits; prefers smaller micro-batches, which do not change results, to adapters."""
         budgets, least = [self.budget], self.prompt + self.completion
         while budgets[-1] // 2 >= least:
             budgets.append(budgets[-1] // 2)
@@ -138,7 +138,7 @@ class Job:
         return Plan(way, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, self.vllm_sleeps)
 
     def arguments(self, plan: Plan) -> str:
-        """What a plan adds to the command line."""
+        """The arguments that the plan adds to the command line."""
         several = "multinode" if plan.gpus.count > 8 else "fsdp2" if plan.way.sharded else "ddp"
         share = self.vllm_share(plan.gpus)
         chosen = {

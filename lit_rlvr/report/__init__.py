@@ -1,4 +1,4 @@
-"""`lit-rlvr report`: run folders as one page. Nothing is computed anew; it shows what `fit` left."""
+"""`lit-rlvr report`: shows run folders on one page, from the files that `fit` wrote."""
 
 from lit_rlvr.report.command import run, write_report
 

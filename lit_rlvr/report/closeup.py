@@ -1,4 +1,4 @@
-"""A close look at one group: its prompts, completions, images, and the weights of some tokens."""
+"""Shows one group of runs in detail: its prompts, completions, images, and the weights of some tokens."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.explain import has_weights, view
+from lit_rlvr.report.explain import has_gradient, view
 from lit_rlvr.report.groups import Group
 from lit_rlvr.report.prompts import MOST_PROMPTS, History, Visit, hardest, histories, newly_solved, samples
 from lit_rlvr.report.runs import Run
 from lit_rlvr.run.thumbnails import thumbnail_path
-from lit_rlvr.run.trace import list_traces, read_trace
+from lit_rlvr.training.trace import list_traces, read_trace
 
 MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS = 1600, 400, 4
-"""How much of a completion, and how many of a group, the page holds."""
+"""Characters of a completion, and completions of a group, that the page shows at most."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sampled group as it is shown: all of it or the completions of highest and lowest reward; images as URIs."""
+    """A sampled group as shown: all completions, or those with the highest and lowest rewards; images as URIs."""
 
     visit: Visit
     rows: list[dict[str, Any]]
@@ -35,10 +35,10 @@ class CloseUp:
     """What the page shows of a group besides numbers.
 
     Args:
-        seen: prompts that were sampled; visited_again: those of them that a run sampled more than once.
-        hardest, newly_solved: the first of them, and hard, solved: how many there are.
-        seed: of the run that samples and tokens come from.
-        saved: its rollouts that were saved; tokens: (step, algorithm, `explain.view`) of an early and a late one.
+        seen: prompts that were sampled; visited_again: those that a run sampled more than once.
+        hardest, newly_solved: the first of them; hard, solved: how many there are.
+        seed: seed of the run that samples and tokens come from.
+        saved: its saved rollouts; tokens: (step, algorithm, `explain.view`) of an early and a late one.
     """
 
     seen: int
@@ -54,7 +54,7 @@ class CloseUp:
 
 
 def close_up(group: Group) -> CloseUp:
-    """Look at a group; notes a run's unreadable rollouts in it."""
+    """Collect the details of a group; adds notes on unreadable rollouts to it."""
     prompts = histories(group.runs)
     hard, solved = hardest(prompts), newly_solved(prompts)
     run = next((run for run in group.runs if run.rows), group.runs[0]) if group.runs else None
@@ -80,15 +80,15 @@ def _sample(run: Path, visit: Visit) -> Sample:
 
 
 def extremes(rewards: Sequence[float]) -> list[int]:
-    """Which of a group's completions are shown: those of highest and of lowest reward, half of `MOST_COMPLETIONS`
-    each, or all of a small group; from the highest to the lowest."""
+    """Which completions of a group to show: half of `MOST_COMPLETIONS` each with the highest and lowest rewards, or all
+    of a small group; from highest to lowest."""
     ranked = sorted(range(len(rewards)), key=lambda g: -rewards[g])
     half = MOST_COMPLETIONS // 2
     return ranked if len(ranked) <= MOST_COMPLETIONS else ranked[:half] + ranked[-half:]
 
 
 def image_uri(run: Path, key: str) -> str:
-    """A run's thumbnail as a data URI; "" when it is not there."""
+    """A run's thumbnail as a data URI; "" if it is missing."""
     path = thumbnail_path(run, key)
     if not re.fullmatch(r"[0-9a-f]+", key) or not path.is_file():
         return ""
@@ -96,7 +96,7 @@ def image_uri(run: Path, key: str) -> str:
 
 
 def shorten(text: str) -> str:
-    """A text's beginning and end, with the number of characters between them."""
+    """The beginning and end of a text, with the number of characters in between."""
     if len(text) <= MOST_CHARACTERS:
         return text
     half = MOST_CHARACTERS // 2
@@ -104,7 +104,7 @@ def shorten(text: str) -> str:
 
 
 def _tokens(run: Run) -> list[tuple[int, str, dict[str, Any]]]:
-    """A group with a gradient of the first saved rollout that has one, and of the last."""
+    """A group with a gradient from the first saved rollout that has one, and from the last."""
     files = sorted(list_traces(run.path).items())
     ends = [found for found in (_first_live(run, files), _first_live(run, files[::-1])) if found is not None]
     return [
@@ -122,6 +122,6 @@ def _first_live(run: Run, files: list[tuple[int, Path]]) -> tuple[int, str, dict
             if str(error) not in run.notes:
                 run.notes.append(str(error))
             continue
-        for group in filter(has_weights, groups):
+        for group in filter(has_gradient, groups):
             return step, algorithm, group
     return None

@@ -1,4 +1,4 @@
-"""The command: which folders, and where the page goes."""
+"""The command line of `report`: which folders, and where to write the page."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lit_rlvr.errors import UserError
 from lit_rlvr.report.groups import read_groups
 from lit_rlvr.report.page import page
-from lit_rlvr.run.files import write_atomically
+from lit_rlvr.report.render import write_page
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -21,7 +20,7 @@ def run(command: str, arguments: list[str]) -> None:
         "--out",
         type=str,
         default=None,
-        help="page to write; by default report.html in the folder, if only one is given",
+        help="page to write; default: report.html, in the folder if only one is given",
     )
     config = parser.parse_args(arguments)
     print(f"Page: {write_report(config.runs, config.out)}")
@@ -30,18 +29,16 @@ def run(command: str, arguments: list[str]) -> None:
 def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Write one self-contained HTML page about runs: settings, curves, accuracies, prompts, completions, tokens.
 
-    Runs that differ by seed alone are shown as one, their curves as a mean with a band.
+    Runs that differ only by seed are shown together, their curves as a mean with a band.
 
     Args:
         runs: folders of runs or of studies.
-        out: the page; by default `report.html`, in the folder when only one is given.
+        out: the page; by default `report.html`, in the folder if only one is given.
 
     Raises:
         UserError: a folder holds no run, or the page cannot be written.
     """
     folders = [Path(run) for run in runs]
     target = Path(out) if out is not None else (folders[0] if len(folders) == 1 else Path()) / "report.html"
-    if target.is_dir():
-        raise UserError(f"--out: {target} is a folder; give the name of a file")
-    write_atomically(target, page(*read_groups(folders)))
+    write_page(target, page(*read_groups(folders)), "--out")
     return target

@@ -10,7 +10,7 @@ from lit_rlvr.report.groups import Group
 from lit_rlvr.report.runs import Run, metric_names
 
 MOST_POINTS = 240
-"""A longer curve is drawn by means of equal stretches: more would not be seen."""
+"""Longer curves are drawn as means over equal intervals: more points would not be visible."""
 
 SHOWN = (
     ("Training reward", ("rollout/reward",)),
@@ -23,12 +23,12 @@ SHOWN = (
     ("Share with zero advantage", ("train/zero_advantage",)),
     ("Seconds per iteration", ("time/rollout", "time/train")),
 )
-"""Title, and the metrics whose sum is drawn."""
+"""Title, and the metrics whose sum to draw."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A group's values at each step: their mean, lowest and highest over the runs that have one there."""
+    """A group's values at each step: the mean, lowest and highest over the runs that have one."""
 
     steps: list[int]
     mean: list[float]
@@ -38,14 +38,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: a curve per group, None where no run of it has the metric."""
+    """One chart: a curve per group, or None if no run of the group has the metric."""
 
     title: str
     curves: list[Curve | None]
 
 
 def curve(runs: Sequence[Run], metrics: Sequence[str]) -> Curve | None:
-    """The sum of some metrics over a group's runs; None when no row has them all."""
+    """The sum of some metrics over a group's runs; None if no row has them all."""
     values: dict[int, list[float]] = {}
     for run in runs:
         for step, row in run.metrics.items():
@@ -59,8 +59,8 @@ def curve(runs: Sequence[Run], metrics: Sequence[str]) -> Curve | None:
 
 
 def thin(long: Curve) -> Curve:
-    """A curve of at most `MOST_POINTS`: stretches of steps, each at its last one, with the mean of their means and the
-    whole of their bands."""
+    """A curve of at most `MOST_POINTS`: intervals of steps, each at its last step, with the mean of the means and the
+    union of the bands."""
     width = -(-len(long.steps) // MOST_POINTS)
     if width == 1:
         return long
@@ -74,8 +74,8 @@ def thin(long: Curve) -> Curve:
 
 
 def panels(groups: Sequence[Group]) -> list[Panel]:
-    """The charts of some groups: those of `SHOWN` that were logged, with accuracy and pass@k of each validation set
-    after the validation accuracy."""
+    """The charts of some groups: the logged ones of `SHOWN`, with accuracy and pass@k of each validation set after the
+    validation accuracy."""
     wanted: list[tuple[str, tuple[str, ...]]] = []
     for title, metrics in SHOWN:
         wanted.append((title, metrics))
@@ -85,7 +85,7 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
 
 
 def more_panels(groups: Sequence[Group]) -> list[Panel]:
-    """A chart of every other metric but validation's."""
+    """A chart of every other metric except validation's."""
     seen = {metric for _, metrics in SHOWN for metric in metrics}
     names = metric_names(run for group in groups for run in group.runs)
     other = [name for name in names if name not in seen and not name.startswith("val/") and name != "epoch"]
@@ -98,7 +98,7 @@ def _drawn(groups: Sequence[Group], wanted: Sequence[tuple[str, tuple[str, ...]]
 
 
 def _validation_metrics(groups: Sequence[Group]) -> list[str]:
-    """`val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` when there are several sets."""
+    """`val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` if there are several sets."""
     names = [name for name in metric_names(run for group in groups for run in group.runs) if name.startswith("val/")]
     accuracies = [name for name in names if name.endswith("/accuracy") and name.count("/") == 2]
     passes = [name for name in names if "/pass@" in name and not name.endswith("/pass@1")]

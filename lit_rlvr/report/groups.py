@@ -1,4 +1,4 @@
-"""Which runs belong together: the seeds of a study's cell, or runs whose settings differ by the seed alone."""
+"""Groups runs that belong together: the seeds of a study's cell, or runs whose settings differ only by seed."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.files import Fields, has_fields
 from lit_rlvr.report.runs import Run, read_run
 from lit_rlvr.report.settings import Settings, without_seed
-from lit_rlvr.run.files import Fields, has_fields
 
 CELL: Fields = {"name": str, "task": str, "seed": int, "run": str, "status": str}
 
 
 @dataclass
 class Group:
-    """Runs that are shown as one.
+    """Runs that are shown together.
 
     Args:
-        name: as in legends and tables.
-        task: groups of one task are compared with each other.
-        runs: over seeds.
-        wanted: how many runs there should be.
-        notes: runs of a study that are not there, or not as they should be.
-        baseline: whether the others of its task are compared with it.
+        name: name in legends and tables.
+        task: groups of the same task are compared with each other.
+        runs: the runs, one per seed.
+        wanted: expected number of runs.
+        notes: notes on missing or incomplete runs of a study.
+        baseline: whether the other groups of the task are compared with this one.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Group:
 
     @property
     def problems(self) -> list[str]:
-        """What there is to know of runs that are not whole."""
+        """All notes on incomplete runs."""
         return [f"{run.path}: {note}" for run in self.runs for note in run.notes] + self.notes
 
 
@@ -69,10 +69,10 @@ def read_groups(folders: Sequence[Path]) -> tuple[str, list[Group]]:
 
 
 def read_study(folder: Path) -> tuple[str, list[Group]]:
-    """(name, one group per cell and task) of a study; a run that is not there becomes a note.
+    """(name, one group per cell and task) of a study; a missing run becomes a note.
 
     Raises:
-        UserError: `study.json` has not the form that `lit-rlvr compare` writes.
+        UserError: `study.json` does not have the form that `lit-rlvr compare` writes.
     """
     path = folder / "study.json"
     try:
@@ -98,7 +98,7 @@ def read_study(folder: Path) -> tuple[str, list[Group]]:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Runs in the order given, those together whose settings differ by `settings.PER_RUN` alone."""
+    """Groups of runs in the given order; runs whose settings differ only by `settings.PER_RUN` form one group."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         same = tuple(sorted(without_seed(run.settings).items())) if run.settings else run.path
@@ -111,7 +111,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def _name(runs: list[Run]) -> str:
-    """What the folders of a group have in common: `grpo` of `grpo_0` and `grpo_1`, or of `grpo/seed-0`."""
+    """The common name of a group's folders: `grpo` for `grpo_0` and `grpo_1`, or for `grpo/seed-0`."""
     folders = [run.path.resolve() for run in runs]
     plain = [folder.parent if re.fullmatch(r"seed[-_]?\d+", folder.name) else folder for folder in folders]
     if len(set(plain)) == 1:
@@ -121,7 +121,7 @@ def _name(runs: list[Run]) -> str:
 
 
 def _title(groups: list[Group]) -> str:
-    """Which algorithms on which data."""
+    """A title: which algorithms on which data."""
     settings = [group.settings for group in groups]
     models, sets = ([its.get(name, "?") for its in settings] for name in ("model", "data"))
     return f"{_listed(models, 'algorithms')} on {_listed(sets, 'data sets')}"

@@ -1,4 +1,4 @@
-"""The page: everything about some groups of runs, put into `templates/report.html`."""
+"""Builds the page about groups of runs from `templates/report.html`."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lit_rlvr import __version__
-from lit_rlvr.pages import render
 from lit_rlvr.report.closeup import close_up, shorten
 from lit_rlvr.report.curves import more_panels, panels
 from lit_rlvr.report.groups import Group
 from lit_rlvr.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart
+from lit_rlvr.report.render import render
 from lit_rlvr.report.settings import differences, main_settings
 from lit_rlvr.report.tables import RUN_COLUMNS, Result, results, run_rows, validation_rows
 
 COLOURS = 8
-"""How many the style sheet has; further groups have dashed lines."""
+"""Number of colours in the style sheet; further groups get dashed lines."""
 
 
 @dataclass(frozen=True)
 class Legend:
-    """A group among all of the page: its number, its name within its task and among all, and the number of its name,
-    which chooses its colour and dashes."""
+    """A group on the page: its number, its name within its task and on the page, and the number of its name, which
+    determines its colour and dashes."""
 
     number: int
     name: str
@@ -50,14 +50,14 @@ def page(title: str, groups: Sequence[Group]) -> str:
     """The HTML of a report.
 
     Args:
-        title: of the page.
-        groups: of runs, those that are compared next to each other.
+        title: title of the page.
+        groups: groups of runs, with groups to compare next to each other.
     """
     looks = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
     tasks = list(dict.fromkeys(group.task for group in groups))
     labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
     legends = [Legend(k, group.name, labels[k], looks[group.name]) for k, group in enumerate(groups)]
-    close_ups = [close_up(group) for group in groups]  # first: it notes what it cannot read
+    close_ups = [close_up(group) for group in groups]  # first, because it adds notes on unreadable files
     settings = [group.settings for group in groups]
     return render(
         "report.html",

@@ -1,4 +1,4 @@
-"""Panels as line charts: where everything stands, in units of the SVG that `templates/charts.html` draws."""
+"""Lays out line charts, in units of the SVG that `templates/charts.html` draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lit_rlvr.report.curves import Curve, Panel
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24
 MARKED = 13
-"""A curve with at most so many points shows each of them."""
+"""A curve with at most this many points shows each of them."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
     """Lay a panel out.
 
     Args:
-        panel: with at least one curve.
-        numbers: of its groups among all of the page.
+        panel: a panel with at least one curve.
+        numbers: numbers of its groups on the page.
     """
     curves = [(number, curve) for number, curve in zip(numbers, panel.curves, strict=True) if curve is not None]
     low, high = min(min(c.low) for _, c in curves), max(max(c.high) for _, c in curves)
@@ -107,7 +107,7 @@ def tick_text(value: float) -> str:
 
 
 def number_text(value: float) -> str:
-    """A number with about three digits that count."""
+    """A number with about three significant digits."""
     if value and abs(value) < 1e-3:
         return f"{value:.2g}".replace("e-0", "e-")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

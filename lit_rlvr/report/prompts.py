@@ -1,6 +1,6 @@
-"""What became of single prompts: the hardest, the newly solved, and sample completions.
+"""Follows single prompts through a run: the hardest, the newly solved, and sample completions.
 
-All of it is about the prompts that a run sampled into completions.jsonl (`run.save_prompts` of each rollout).
+It covers the prompts that a run saved to completions.jsonl (`run.save_prompts` of each rollout).
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class History:
 
     @property
     def wrong_visits(self) -> int:
-        """How often it has been visited since it was last solved; 0 unless every run ended with it unsolved."""
+        """Number of visits since it was last solved; 0 unless it was unsolved at the end of every run."""
         tails = [_tail(visits) for visits in self.visits]
         return sum(tails) if all(tails) else 0
 
     @property
     def solved_by(self) -> list[list[Visit]]:
-        """The visits of the runs in which it was unsolved at first, and solved at last."""
+        """The visits in the runs in which it was unsolved at first and solved at the end."""
         return [visits for visits in self.visits if visits[0].right == 0 and visits[-1].right > 0]
 
     @property
@@ -93,27 +93,27 @@ def histories(runs: Iterable[Run]) -> list[History]:
 
 
 def hardest(prompts: Sequence[History]) -> list[History]:
-    """Prompts all of whose completions were wrong when each run last visited them: first those that were visited most
-    often since they were last solved, then those visited last."""
+    """Prompts with only wrong completions at each run's last visit, ordered by the number of visits since they were
+    last solved, then by the latest visit."""
     hard = [prompt for prompt in prompts if prompt.wrong_visits]
     return sorted(hard, key=lambda prompt: (-prompt.wrong_visits, -prompt.last.step, prompt.id))
 
 
 def newly_solved(prompts: Sequence[History]) -> list[History]:
-    """Prompts that runs solved at last and not at first, those of most runs first."""
+    """Prompts that runs solved at the end but not at first; those solved by the most runs come first."""
     solved = [prompt for prompt in prompts if prompt.solved_by]
     return sorted(solved, key=lambda prompt: (-len(prompt.solved_by), prompt.id))
 
 
 def samples(run: Run) -> list[Visit]:
-    """Groups from the beginning, the middle and the end of a run, with a gradient where one is near."""
+    """Groups from the beginning, the middle and the end of a run, preferring nearby ones with a gradient."""
     found = visits(run)
     thirds = [found[len(found) * k // 3 : len(found) * (k + 1) // 3] for k in range(3)]
     return [next((visit for visit in third if visit.live), third[0]) for third in thirds if third]
 
 
 def prompt_text(prompt: Any) -> str:
-    """A prompt as it was recorded: text, or chat messages."""
+    """A recorded prompt as text; it is text or chat messages."""
     if not isinstance(prompt, list):
         return str(prompt)
     return "\n".join(
@@ -122,13 +122,13 @@ def prompt_text(prompt: Any) -> str:
 
 
 def _content(content: Any) -> str:
-    """A message's content: text, or parts of which some are images."""
+    """A message's content as text; it is text, or parts, some of which are images."""
     if not isinstance(content, list):
         return str(content)
     return "".join(part.get("text", "<image>") if isinstance(part, dict) else str(part) for part in content)
 
 
 def _tail(visits: list[Visit]) -> int:
-    """How many of the last visits were all wrong."""
+    """Number of most recent visits in a row with only wrong completions."""
     solved = [k for k, visit in enumerate(visits) if visit.right]
     return len(visits) - 1 - (solved[-1] if solved else -1)

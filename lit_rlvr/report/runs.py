@@ -1,4 +1,4 @@
-"""One run folder, read as far as it goes: a broken or unfinished run still has its place in the report."""
+"""Reads a run folder as far as possible, so that a broken or unfinished run can still be reported."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.files import Fields, has_fields
 from lit_rlvr.report.settings import Settings, flatten
-from lit_rlvr.run.files import Fields, has_fields
 
 Metrics = dict[int, dict[str, float]]
 
@@ -29,15 +29,15 @@ ROW: Fields = {
 
 @dataclass
 class Run:
-    """What a run left.
+    """The contents of a run folder.
 
     Args:
-        path: its folder.
-        config: config.yaml as it stands; settings: the same, flattened.
+        path: the folder.
+        config: config.yaml; settings: the same, flattened.
         metrics: {step: {metric: finite value}}.
-        summary: summary.json; empty while the run goes on, or when it was killed.
+        summary: summary.json; empty while the run is going, or if it was killed.
         rows: sampled completions.
-        notes: what is missing or cannot be read, and how the run ended if that was early.
+        notes: missing or unreadable files, and why the run ended if it ended early.
     """
 
     path: Path
@@ -57,23 +57,23 @@ class Run:
         return bool(self.summary) and self.summary.get("stopped") is None
 
     def number(self, name: str) -> float | None:
-        """A number of the summary; None when it has none."""
+        """A number from the summary; None if it is missing."""
         return _number(self.summary.get(name))
 
     @property
     def seconds_per_iteration(self) -> float | None:
-        """The median time of an iteration: a rollout and its updates."""
+        """The median duration of an iteration: a rollout and its updates."""
         seconds = self.summary.get("seconds_per_step")
         return _number(seconds.get("step")) if isinstance(seconds, dict) else None
 
     def ends(self, metric: str) -> tuple[float | None, float | None]:
-        """A metric before training (at step 0) and when it was last logged after that; None where it was not."""
+        """A metric before training (at step 0) and at its last logged step after that; None if it was not logged."""
         later = [row[metric] for step, row in sorted(self.metrics.items()) if step > 0 and metric in row]
         return self.metrics.get(0, {}).get(metric), later[-1] if later else None
 
     @property
     def accuracies(self) -> tuple[float | None, float | None]:
-        """Validation accuracy before and after training; a run that did not finish has none after it."""
+        """Validation accuracy before and after training; None after training for an unfinished run."""
         before = self.number("accuracy_before")
         return self.ends("val/accuracy")[0] if before is None else before, self.number("accuracy_after")
 
@@ -102,13 +102,13 @@ def read_run(path: Path) -> Run:
 
 
 def metric_names(runs: Iterable[Run]) -> list[str]:
-    """Every metric that some run logged, numbers in them by size: pass@2 before pass@16."""
+    """Every logged metric, with numbers in names sorted by value: pass@2 before pass@16."""
     names = {name for run in runs for row in run.metrics.values() for name in row}
     return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)])
 
 
 def _ending(run: Run) -> str:
-    """How the run ended, if not by itself."""
+    """How the run ended, if it did not finish."""
     steps = max(run.metrics, default=0)
     if not run.summary:
         return f"unfinished, or killed: it has no summary; its metrics reach step {steps}"

@@ -1,4 +1,4 @@
-"""Settings as flat names and texts, so that runs can be compared."""
+"""Flattens settings to names and texts, so that runs can be compared."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 Settings = dict[str, str]
-"""Name -> value as text; `model` is the class, `model.lr` one of its options."""
+"""Name -> value as text; `model` is the class, `model.lr` is one of its options."""
 
 PER_RUN = ("seed_everything", "trainer.default_root_dir", "overwrite")
-"""What may differ between the runs that are shown as one."""
+"""Settings that may differ between runs shown together."""
 
 MAIN = (
     "model", "model.model", "model.advantage", "model.lr", "data", "data.train", "data.prompts_per_step",
     "rollout.rewards", "rollout.group_size", "rollout.sampling.max_tokens", "rollout.sampling.temperature",
     "rollout.engine", "trainer.max_steps", "trainer.precision",
 )  # fmt: skip
-"""What a reader asks for first."""
+"""The settings that a reader looks for first."""
 
 MISSING = "\N{EN DASH}"
 
@@ -26,7 +26,7 @@ MISSING = "\N{EN DASH}"
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """A config's settings.
 
-    `{class_path, init_args}` becomes the class under the name itself, its options under `name.option`; the items of
+    `{class_path, init_args}` becomes the class under the name itself and its options under `name.option`; the items of
     a list of mappings are numbered.
     """
     if isinstance(value, dict) and "class_path" in value:
@@ -42,13 +42,12 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def without_seed(settings: Settings) -> Settings:
-    """What the runs of a group have in common."""
+    """The settings that the runs of a group share."""
     return {name: value for name, value in settings.items() if name not in PER_RUN}
 
 
 def differences(groups: Sequence[Settings]) -> list[tuple[str, list[str]]]:
-    """The settings that are not the same in all groups, each with its value in every group; those first
-    that every group has."""
+    """The settings that differ between groups, with their value in each; those that every group has come first."""
     names = dict.fromkeys(name for settings in groups for name in without_seed(settings))
     rows = [(name, [settings.get(name, MISSING) for settings in groups]) for name in names]
     return sorted(((name, values) for name, values in rows if len(set(values)) > 1), key=lambda row: MISSING in row[1])

@@ -1,4 +1,4 @@
-"""Tables: accuracies, time and memory, as means and standard deviations over a group's runs."""
+"""Builds the tables: accuracies, time and memory, as means and standard deviations over a group's runs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ RESULT_COLUMNS = (
     "before", "after", "gain", "runs", "steps", "training (s)", "per iteration (s)", "memory (GiB)", "engine",
 )  # fmt: skip
 AGAINST = 3
-"""Where the comparison with the baseline stands among them."""
+"""Position of the comparison with the baseline among the columns."""
 
 
 def results(groups: Sequence[Group]) -> tuple[list[str], list[Result]]:
-    """(columns, one row per group) of what training brought and took."""
+    """(columns, one row per group) of the gains and costs of training."""
     baseline = next((group for group in groups if group.baseline), None)
     columns = list(RESULT_COLUMNS)
     if baseline is not None:
@@ -86,8 +86,8 @@ def run_rows(groups: Iterable[Group]) -> list[tuple[str, list[str]]]:
 
 
 def validation_rows(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """(metric, before and after training in every group) of all that validation logged: of each set its accuracy,
-    pass@k, length, share of cut completions, and the accuracy of each category."""
+    """(metric, before and after training in every group) for everything that validation logged: for each set its
+    accuracy, pass@k, length, share of truncated completions, and the accuracy of each category."""
     return [
         (name.removeprefix("val/"), [_before_after(group.runs, name) for group in groups])
         for name in metric_names(run for group in groups for run in group.runs)
@@ -96,7 +96,7 @@ def validation_rows(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
 
 
 def mean_std(values: Sequence[float], form: str = ".3f") -> str:
-    """Mean and sample standard deviation as text; the mean alone of a single value, a dash of none."""
+    """Mean and sample standard deviation as text; only the mean for a single value, a dash for none."""
     if not values:
         return MISSING
     mean = format(fmean(values), form)

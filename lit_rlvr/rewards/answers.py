@@ -1,18 +1,18 @@
-"""Where the final answer stands in a completion, and answers as plain text. Pure, and linear in the text's length:
-completions are untrusted."""
+"""Finds the final answer in a completion and normalises answers as plain text. Pure, and linear in the text's length,
+because completions are untrusted."""
 
 from __future__ import annotations
 
 import re
 
-TAIL_CHARACTERS = 2000  # without a marker, an answer further from the end is not the final one
+TAIL_CHARACTERS = 2000  # without a marker, text further from the end is not the final answer
 _BOX_OR_BRACE = re.compile(r"\\boxed\{|\\(?!\\boxed\{).|[{}]", re.DOTALL)  # an escaped brace is no brace
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 
 
 def last_boxed(text: str) -> str | None:
-    """What the last `\\boxed{...}` with balanced braces holds; None when there is none."""
-    opened: list[int | None] = []  # where the content of a box begins; None for other braces
+    """The content of the last `\\boxed{...}` with balanced braces; None if there is none."""
+    opened: list[int | None] = []  # start of a box's content; None for other braces
     start, end = -1, -1
     for match in _BOX_OR_BRACE.finditer(text):
         if match[0] in ("{", "\\boxed{"):
@@ -25,10 +25,10 @@ def last_boxed(text: str) -> str | None:
 
 
 def final_answer(text: str, boxed_only: bool = False) -> str:
-    """The part of a completion that answers, "" if there is none.
+    """The final answer in a completion, "" if there is none.
 
-    What the last `\\boxed{}` after the last `</think>` holds. Without a box and unless `boxed_only`, what the last
-    `<answer>` tag holds, else what follows the last "answer is" or "answer:", else the last line.
+    It is the content of the last `\\boxed{}` after the last `</think>`. Without a box, and unless `boxed_only`, it is
+    the content of the last `<answer>` tag, else the text after the last "answer is" or "answer:", else the last line.
     """
     text = text.rpartition("</think>")[2]
     boxed = last_boxed(text)
@@ -39,13 +39,13 @@ def final_answer(text: str, boxed_only: bool = False) -> str:
 
 
 def last_phrase(text: str) -> str:
-    """What follows the last "answer is" or "answer:", or else the last line."""
+    """The text after the last "answer is" or "answer:", or else the last line."""
     lines = re.split(r"(?i)answer(?: is|:)", text)[-1].strip().splitlines()
     return lines[-1].strip() if lines else ""
 
 
 def normalise(text: str) -> str:
-    """Text for comparison as text: no markup, outer space, final stop or case; `(A)` is `a`."""
+    """Text normalised for comparison: no markup, outer space, final full stop or case; `(A)` becomes `a`."""
     text = _TEXT_COMMAND.sub(r"\1", text)
     text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".").lower()

@@ -1,4 +1,4 @@
-"""Arithmetic as sympy objects, without `eval`: sympy's own parser hands the text it is given to it."""
+"""Parses arithmetic to sympy objects without `eval`, to which sympy's own parser would pass the text."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ AS_WRITTEN = {
 
 
 def parse(text: str, *_: Any, evaluate: bool = True, **__: Any) -> sympy.Basic:
-    """Numbers, names, + - * / ** and brackets; the further arguments are those of sympy's parser.
+    """Parse numbers, names, + - * / ** and brackets; the other arguments are those of sympy's parser.
 
     Args:
-        evaluate: work it out; False = 2 + 3 stays a sum.
+        evaluate: compute the value; False = 2 + 3 stays a sum.
 
     Raises:
-        SyntaxError: it is something else.
+        SyntaxError: the text is anything else.
     """
     try:
         return _build(ast.parse(text.strip(), mode="eval").body, text.strip(), evaluate)
-    except (ValueError, RecursionError, MemoryError) as error:  # what the parser says of bytes and brackets
+    except (ValueError, RecursionError, MemoryError) as error:  # raised by the parser for null bytes and deep brackets
         raise SyntaxError(f"no arithmetic: {error}") from error
 
 
@@ -55,6 +55,6 @@ def _build(node: ast.expr, text: str, evaluate: bool) -> sympy.Basic:
 
 
 def take_over() -> None:
-    """Put `parse` in the place of sympy's parser, wherever untrusted text reaches that."""
+    """Replace sympy's parser by `parse` wherever untrusted text reaches it."""
     sympy_parser.parse_expr = parse
     math_verify.parser.parse_expr = parse

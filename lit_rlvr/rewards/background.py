@@ -1,70 +1,86 @@
-"""Scoring groups while others are still being generated."""
+"""Scores groups while others are still being generated."""
 
 from __future__ import annotations
 
-from collections import deque
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from types import TracebackType
 
-from lit_rlvr.rewards.base import Pair, Reward
+from lit_rlvr.rewards.base import Reward
 from lit_rlvr.rewards.combine import Judgements, Scores, combine, judge
-from lit_rlvr.types import Completion, Sample
+from lit_rlvr.types import Completion, Pair, Sample
 
 
 class BackgroundScoring:
-    """Scores each group that is added in a thread of its own, several at once where several wait.
+    """Scores groups in a separate thread as they are added, in batches if several are waiting.
 
-    The checks run in worker processes, so the thread only sends and receives.
+    The checks run in worker processes, so the thread only sends and receives. It is a daemon: a reward that hangs in
+    this process does not keep an interrupted run from ending.
 
     Args:
-        rewards: what scores a completion.
+        rewards: the rewards that score a completion.
     """
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
         self._rewards = rewards
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lit-rlvr-scoring")
         self._added: set[int] = set()
-        self._waiting: deque[tuple[int, list[Pair]]] = deque()
+        self._waiting: SimpleQueue[tuple[int, list[Pair]] | None] = SimpleQueue()  # None: no more groups
+        self._dropped = False
         self._found: dict[int, Judgements] = {}
-        self._jobs: list[Future[None]] = []
+        self._end: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="lit-rlvr-scoring", daemon=True)
 
     def __enter__(self) -> BackgroundScoring:
+        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
-        self._thread.shutdown(wait=kind is None, cancel_futures=True)
+        self._dropped = kind is not None
+        self._waiting.put(None)
 
     def add(self, number: int, group: list[Completion], sample: Sample) -> None:
-        """Score a group, known by its number, of completions that answer `sample`; once, however often it is added."""
-        if number in self._added:
-            return
-        self._added.add(number)
-        self._waiting.append((number, [(completion, sample) for completion in group]))
-        self._jobs.append(self._thread.submit(self._score_waiting))
+        """Score group `number`, completions of `sample`; only once, even if it is added repeatedly."""
+        if number not in self._added:
+            self._added.add(number)
+            self._waiting.put((number, [(completion, sample) for completion in group]))
 
     def scores(self, width: int) -> Scores:
-        """Wait for the groups added, numbered 0 to P - 1, of `width` completions each.
+        """Wait for the added groups, numbered 0 to P - 1, of `width` completions each. No group can be added later.
 
         Raises:
             UserError: see `combine`.
         """
-        for job in self._jobs:
-            job.result()
+        self._waiting.put(None)
+        self._end.result()
         names = [reward.name for reward in self._rewards]
         order = sorted(self._found)
         results = {name: [result for number in order for result in self._found[number][name]] for name in names}
         return combine(self._rewards, results, len(order), width)
 
-    def _score_waiting(self) -> None:
-        """Take all that wait by now as one batch, which keeps every worker busy; a later call may find nothing."""
-        taken: list[tuple[int, list[Pair]]] = []
-        while self._waiting:
-            taken.append(self._waiting.popleft())
-        if not taken:
-            return
-        results = judge(self._rewards, [pair for _, pairs in taken for pair in pairs])
+    def _run(self) -> None:
+        try:
+            while not self._dropped and self._score_waiting():
+                pass
+        except BaseException as error:  # re-raised in the thread that waits for the scores
+            self._end.set_exception(error)
+        else:
+            self._end.set_result(None)
+
+    def _score_waiting(self) -> bool:
+        """Score all waiting groups as one batch, which keeps every worker busy; False after the last."""
+        waiting = [self._waiting.get()]
+        while not self._waiting.empty():
+            waiting.append(self._waiting.get())
+        taken = [group for group in waiting if group is not None]
+        if taken:
+            self._judge(taken)
+        return None not in waiting
+
+    def _judge(self, groups: list[tuple[int, list[Pair]]]) -> None:
+        results = judge(self._rewards, [pair for _, pairs in groups for pair in pairs])
         start = 0
-        for number, pairs in taken:
+        for number, pairs in groups:
             self._found[number] = {name: said[start : start + len(pairs)] for name, said in results.items()}
             start += len(pairs)

@@ -1,71 +1,127 @@
-"""What a reward is: a callable on (completion, sample), scored in batches."""
+"""The base class of rewards: callables on (completion, sample), scored in batches."""
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from lit_rlvr.errors import UserError
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.errors import UserError, begins_at, first_line, user_line
+from lit_rlvr.rewards.isolated import Isolation, as_function, run_isolated
+from lit_rlvr.rewards.process import Function, Outcome
+from lit_rlvr.rewards.waiting import Waiting
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
-Pair = tuple[Completion, Sample]
+_log = logging.getLogger("lit_rlvr")
 
 
 class Reward(ABC):
-    """Judges one completion; subclasses pass `**kwargs` on to here.
+    """Judges one completion; subclasses pass their `**kwargs` to it.
 
     Args:
         weight: factor of this reward in the weighted sum.
-        correct_from: take `correct` (accuracy, pass@k) from this reward. Without a mark it comes
-            from the first reward that reports it.
-        name: how metrics call it (`reward/<name>`). Default: the class name in snake case.
+        correct_from: take `correct` (accuracy, pass@k) from this reward. If no reward sets this, `correct` comes from
+            the first one that reports it; if none does, value 1 of the first reward is correct.
+        name: the reward's name in metrics (`reward/<name>`). Default: the class name in snake case.
+        isolate: judge each completion in a worker process, where a crash, a hang or a leak affects only that
+            completion; true, or limits other than `{cpu_seconds: 2, wall_seconds: 20, memory_mb: 2048}`.
 
     Raises:
-        UserError: the weight is not a finite number.
+        UserError: the weight is not a finite number, or this reward does not support `isolate`.
     """
 
-    def __init__(self, weight: float = 1.0, correct_from: bool = False, name: str | None = None) -> None:
+    def __init__(
+        self,
+        weight: float = 1.0,
+        correct_from: bool = False,
+        name: str | None = None,
+        isolate: bool | Isolation = False,
+    ) -> None:
+        cls = type(self)
         if not math.isfinite(weight):
-            raise UserError(f"rewards.{type(self).__name__}.weight must be a finite number, got {weight}")
+            raise UserError(f"rewards.{cls.__name__}.weight must be a finite number, got {weight}")
+        if isolate and cls.score is not Reward.score:
+            raise UserError(
+                f"rewards.{cls.__name__}.isolate: leave it out, {cls.__name__} judges batches with its own method "
+                "(MathAnswer, CodeTests and SQLExecution already use worker processes)"
+            )
         self.weight = weight
         self.correct_from = correct_from
-        self.name = name or snake_case(type(self).__name__)
+        self.name = name or snake_case(cls.__name__)
+        self.dotted_path = f"{cls.__module__}.{cls.__qualname__}"
+        self.isolation = (Isolation() if isolate else None) if isinstance(isolate, bool) else isolate
 
     @abstractmethod
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult:
-        """The reward of one completion; a plain number says nothing about `correct`."""
+        """The reward of one completion; True and False also report `correct`, a number does not."""
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        """Judge a batch, in order. Rewards that run in worker processes override this.
+        """Judge a batch, in order. Rewards with their own worker processes override this.
 
-        An exception of the checker becomes status "error" for that completion alone, which masks it
-        out of the loss. A `UserError` is about the configuration, so it ends the run.
+        An exception in the checker becomes status "error" for that completion alone, which masks it out of the loss. A
+        `UserError` is about the configuration, so it ends the run.
         """
-        return [self._judge(completion, sample) for completion, sample in pairs]
+        if self.isolation is not None:
+            return [_unpacked(outcome) for outcome in run_isolated(self.for_workers, pairs, self.isolation)]
+        results = []
+        with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
+            for number, pair in enumerate(pairs):
+                waiting.begin(number)
+                results.append(self._judge(*pair))
+                waiting.end(number)
+        return results
 
     def _judge(self, completion: Completion, sample: Sample) -> RewardResult:
         try:
             return as_result(self(completion, sample))
-        except UserError:
+        except (UserError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            return RewardResult(0.0, None, "error", f"{type(error).__name__}: {error}")
+        except BaseException as error:  # SystemExit too: a reward must not end the run
+            return self._failed(error)
+
+    @cached_property
+    def for_workers(self) -> Function:
+        """The function that worker processes call.
+
+        Raises:
+            UserError: this reward cannot be sent to a worker.
+        """
+        return as_function(self.dotted_path, self.judge_alone)
+
+    def judge_alone(self, completion: Completion, sample: Sample) -> RewardResult | UserError:
+        """Judge one completion like `score`, but in a worker process, which itself handles running out of memory."""
+        try:
+            return as_result(self(completion, sample))
+        except UserError as error:
+            return error
+        except MemoryError:
+            raise
+        except BaseException as error:
+            return self._failed(error)
+
+    def _failed(self, error: BaseException) -> RewardResult:
+        place = user_line(error) or begins_at(self.judging_function())
+        return RewardResult(0.0, None, "error", ": ".join(filter(None, (place, first_line(error)))))
+
+    def judging_function(self) -> object:
+        """The callable defined in the user's file."""
+        return type(self).__call__
 
     def close(self) -> None:  # noqa: B027 (optional)
-        """Release what the reward holds; nothing by default."""
+        """Release the reward's resources; none by default."""
 
 
 class FunctionReward(Reward):
-    """A plain function `(completion, sample) -> float | RewardResult` as a reward.
+    """A plain function `(completion, sample) -> float | bool | RewardResult` as a reward.
 
     Args:
-        path: where the function is, `module.function`; modules of the current directory work.
-        kwargs: `weight`, `correct_from` and `name` of every reward; the default name is the
-            function's.
+        path: the function as `module.function`; modules in the current directory work.
+        kwargs: `weight`, `correct_from`, `name` and `isolate` of every reward; the default name is the function's.
 
     Raises:
         UserError: the function cannot be imported; the message says which import failed.
@@ -84,21 +140,29 @@ class FunctionReward(Reward):
             raise UserError(f"rewards.FunctionReward.path {path!r}: {error}") from error
         if not callable(self.function):
             raise UserError(f"rewards.FunctionReward.path {path!r} is not callable")
+        self.dotted_path = path
         if kwargs.get("name") is None:
             self.name = function
 
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult:
         return self.function(completion, sample)
 
+    def judging_function(self) -> object:
+        return self.function
+
 
 def as_result(value: object) -> RewardResult:
-    """A reward's return value as a RewardResult.
+    """A reward's return value as a RewardResult; True and False, including numpy's and torch's, report `correct`.
 
     Raises:
-        TypeError: neither a number nor a RewardResult.
+        TypeError: it is neither a number nor a RewardResult.
         ValueError: the number is not finite.
     """
-    result = value if isinstance(value, RewardResult) else RewardResult(_number(value))
+    if isinstance(value, RewardResult):
+        result = value
+    else:
+        is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+        result = RewardResult(_number(value), bool(value) if is_bool else None)
     if not math.isfinite(result.value):
         raise ValueError(f"the reward is not finite: {result.value}")
     return result
@@ -106,8 +170,17 @@ def as_result(value: object) -> RewardResult:
 
 def _number(value: object) -> float:
     if not hasattr(value, "__float__"):
-        raise TypeError(f"a reward must return a number or a RewardResult, got {type(value).__name__}")
+        raise TypeError(f"a reward must return a number, a bool or a RewardResult, got {type(value).__name__}")
     return float(value)
+
+
+def _unpacked(outcome: Outcome) -> RewardResult:
+    """The result of `judge_alone` in a worker, or its failure as a result."""
+    if isinstance(outcome.value, UserError):
+        raise outcome.value
+    if outcome.status != "ok":
+        return RewardResult(0.0, None, outcome.status, outcome.detail)
+    return outcome.value
 
 
 def snake_case(name: str) -> str:
@@ -116,5 +189,39 @@ def snake_case(name: str) -> str:
 
 
 def as_rewards(rewards: Sequence[Reward | str]) -> list[Reward]:
-    """Rewards as a config names them: a plain function by its dotted path, any other as it is."""
-    return [FunctionReward(reward) if isinstance(reward, str) else reward for reward in rewards]
+    """Resolve the rewards of a config: a dotted path becomes a `FunctionReward`, a `Reward` stays unchanged.
+
+    Raises:
+        UserError: the rewards cannot be used together, or one cannot be isolated as requested.
+    """
+    made = [FunctionReward(reward) if isinstance(reward, str) else reward for reward in rewards]
+    check_rewards(made)
+    for reward in made:
+        if reward.isolation is not None:
+            _ = reward.for_workers
+    return made
+
+
+def check_rewards(rewards: Sequence[Reward]) -> None:
+    """Refuse rewards that cannot be used together.
+
+    Raises:
+        UserError: no reward, two of the same name, or two marked `correct_from`.
+    """
+    names = [reward.name for reward in rewards]
+    if not names:
+        raise UserError("rollout.rewards is empty: give at least one reward")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"rollout.rewards: two rewards are named {', '.join(twice)}; set `name` on one of them")
+    if len(marked := [reward.name for reward in rewards if reward.correct_from]) > 1:
+        raise UserError(f"rollout.rewards: correct_from is set on {', '.join(marked)}; mark only one")
+
+
+def say_where(rewards: Sequence[Reward]) -> None:
+    """Report which user-defined rewards run in this process, because they can hang or end it."""
+    own = [r.dotted_path for r in rewards if r.isolation is None and not r.dotted_path.startswith("lit_rlvr.")]
+    if own:
+        _log.info(
+            "%s: runs in this process and can hang or end it; set `isolate: true` on a reward to use worker processes",
+            ", ".join(own),
+        )

@@ -1,23 +1,23 @@
-"""Rewards whose checks run in worker processes."""
+"""Base class of rewards whose checks run in worker processes."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from lit_rlvr.rewards.base import Pair, Reward
+from lit_rlvr.rewards.base import Reward
 from lit_rlvr.rewards.process import Outcome
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
 
 class CheckedReward(Reward):
-    """Checks a batch at once; with `truncated_is_wrong`, which subclasses set, one that was cut off needs no check."""
+    """Checks a batch at once. With `truncated_is_wrong`, set by subclasses, truncated completions are not checked."""
 
     truncated_is_wrong: bool
 
     @abstractmethod
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
-        """Judge completions that are to be looked at, in order."""
+        """Judge the completions that need a check, in order."""
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         return self.score([(completion, sample)])[0]
@@ -31,6 +31,6 @@ class CheckedReward(Reward):
 
 
 def verdict(outcome: Outcome) -> RewardResult:
-    """The result of a check that returns (correct, status, detail): 1 or 0, and no verdict where the check failed."""
+    """The result of a check that returns (correct, status, detail): 1 or 0, without a verdict if the check failed."""
     correct, status, detail = outcome.value if outcome.status == "ok" else (False, outcome.status, outcome.detail)
     return RewardResult(float(correct), None if status == "error" else correct, status, detail)

@@ -1,4 +1,4 @@
-"""Multiple-choice answers: a letter, an option's text, yes or no."""
+"""Judges multiple-choice answers: a letter, an option's text, yes or no."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.answers import final_answer, normalise
-from lit_rlvr.rewards.base import Pair, Reward
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.rewards.base import Reward
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
 YES_NO = ("yes", "no")
 _LETTER = re.compile(r"(?:option |choice )?\(?([a-j])(\)?[.:)]+|\)?$|\s)(.*)", re.DOTALL)
@@ -19,17 +19,17 @@ _LETTER = re.compile(r"(?:option |choice )?\(?([a-j])(\)?[.:)]+|\)?$|\s)(.*)", r
 class Choice(Reward):
     """1 when the completion names the right option, else 0; reports `correct`.
 
-    The final answer is what the last `\\boxed{}` after the last `</think>` holds, else what `<answer>` tags hold, what
-    follows "answer is", or the last line. It names an option by its letter ("B", "(b)", "B) liver", "option B"), by its
-    whole text, or, where that is asked, by yes or no ("Yes, on the left"). An answer that names several, or a letter
-    with another option's text, names none: status "parse_fail".
+    The final answer is the content of the last `\\boxed{}` after the last `</think>`, else the content of `<answer>`
+    tags, the text after "answer is", or the last line. It names an option by its letter ("B", "(b)", "B) liver",
+    "option B"), by its whole text, or, for a yes-or-no question, by yes or no ("Yes, on the left"). An answer that
+    names several options, or a letter with another option's text, names none: status "parse_fail".
 
-    A sample is a multiple-choice one when it has `options`, or when its answer is a letter from A to J, yes or no.
+    A sample is multiple-choice if it has `options`, or if its answer is a letter from A to J, yes or no.
 
     Args:
-        truncated_is_wrong: a completion that was cut off at max_tokens is wrong without a look at it.
+        truncated_is_wrong: a completion cut off at max_tokens is wrong and is not checked.
         boxed_only: only the last `\\boxed{}` counts as an answer.
-        otherwise: the reward that judges samples that are no multiple-choice ones; without it they are an error.
+        otherwise: the reward that judges samples that are not multiple-choice; without it they are an error.
         kwargs: `weight`, `correct_from` and `name` of every reward.
     """
 
@@ -72,7 +72,7 @@ class Choice(Reward):
 
 
 def right_option(sample: Sample) -> int | None:
-    """The number of the right option from 0; None when the sample is no multiple-choice one."""
+    """The number of the right option from 0; None if the sample is not multiple-choice."""
     answer = sample.answer.strip()
     if len(answer) == 1 and answer in ascii_uppercase[: len(sample.options) or 10]:
         return ascii_uppercase.index(answer)
@@ -81,11 +81,11 @@ def right_option(sample: Sample) -> int | None:
 
 
 def named_options(found: str, options: Sequence[str]) -> set[int]:
-    """The numbers of the options that an answer names: one, several of the same text, or none.
+    """The numbers of the options that an answer names: one, several with the same text, or none.
 
     Args:
         found: the final answer.
-        options: their texts; none = only letters are known.
+        options: the options' texts; none = only letters are known.
     """
     answer, texts = normalise(found), [normalise(option) for option in options]
     letter = _LETTER.fullmatch(answer)
@@ -103,7 +103,7 @@ def named_options(found: str, options: Sequence[str]) -> set[int]:
 
 
 def said_yes_or_no(found: str, texts: Sequence[str]) -> set[int]:
-    """The number of "yes" or "no" in `texts` when the answer begins with one and does not hold the other."""
+    """The number of "yes" or "no" in `texts` if the answer begins with one and does not contain the other."""
     answer = normalise(found)
     said = set(re.findall(r"\b(yes|no)\b", answer))
     return {texts.index(word) for word in said if len(said) == 1 and re.match(rf"{word}\b", answer)}

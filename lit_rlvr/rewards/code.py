@@ -1,4 +1,4 @@
-"""Programs against their tests, run in a sandbox."""
+"""Judges programs by running their tests in a sandbox."""
 
 from __future__ import annotations
 
@@ -6,38 +6,37 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.base import Pair
 from lit_rlvr.rewards.checked import CheckedReward, verdict
 from lit_rlvr.rewards.pool import shared_pool
 from lit_rlvr.rewards.sandbox import Limits, is_supported
-from lit_rlvr.types import RewardResult, Sample
+from lit_rlvr.types import Pair, RewardResult, Sample
 
 CHECK = "lit_rlvr.rewards.code_check:check"
 CHECK_SECONDS = 3600.0
-"""Wall-clock time of one check, its own CPU time too: the tests have limits of their own, this one is never met."""
+"""Wall-clock and CPU seconds of one check; never reached, because each test has its own limits."""
 CHECK_MEMORY_MB = 4096
-"""For the tests of one problem; a program gets its own `memory_mb`."""
+"""Memory for the tests of one problem; a program gets its own `memory_mb`."""
 
 
 class CodeTests(CheckedReward):
     """1 when the completion's Python program passes all tests, else 0; reports `correct`.
 
-    `CodeProblems` fills in the tests: `sample.row["tests"]` and, where a function is called, `sample.row["function"]`.
-    `lit_rlvr.rewards.code_check` says which text is the program and when a test is passed, and
-    `lit_rlvr.rewards.sandbox` what a program cannot do. Status "parse_fail" means no block of code and "timeout" that
-    the program ran into a limit: both are wrong, as an exception or a crash is (status "ok"). `detail` names the first
-    test that failed. Tests that cannot be read, or a sandbox that does not start, are status "error".
+    `CodeProblems` provides the tests: `sample.row["tests"]` and, if a function is called, `sample.row["function"]`.
+    `lit_rlvr.rewards.code_check` defines which text is the program and when a test passes;
+    `lit_rlvr.rewards.sandbox` defines what a program cannot do. Status "parse_fail" means no code block, and "timeout"
+    means that the program hit a limit: both are wrong, and so is an exception or a crash (status "ok"). `detail` names
+    the first failed test. Unreadable tests, or a sandbox that does not start, give status "error".
 
     Args:
-        prefill: the data's `prefill`, where it has one: the text before every completion, judged with it.
-        truncated_is_wrong: a completion that was cut off at max_tokens is wrong without a check. False judges whatever
-            text there is.
+        prefill: the data's `prefill`, if set: the text before every completion, judged together with it.
+        truncated_is_wrong: a completion cut off at max_tokens is wrong and is not checked. False judges the text so
+            far.
         cpu_seconds: CPU time of one test, a whole number; a program that sleeps is stopped after ten times that.
-        memory_mb: address space of a program in MiB, Python's own ~30 included.
+        memory_mb: address space of a program in MiB, including about 30 for Python.
         kwargs: `weight`, `correct_from` and `name` of every reward.
 
     Raises:
-        UserError: a limit is not positive, or the machine is none that the sandbox knows.
+        UserError: a limit is not positive, or the sandbox does not support this machine.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class CodeTests(CheckedReward):
             if value < 1:
                 raise UserError(f"rewards.CodeTests.{option} must be at least 1, got {value}")
         if not is_supported():
-            raise UserError("rewards.CodeTests runs untrusted programs on Linux alone, on x86_64 or aarch64")
+            raise UserError("rewards.CodeTests runs untrusted programs only on Linux, on x86_64 or aarch64")
         self.prefill = prefill
         self.truncated_is_wrong = truncated_is_wrong
         self.limits = Limits(cpu_seconds, memory_mb)
@@ -71,6 +70,6 @@ def _tests(sample: Sample) -> tuple[tuple[str, ...], str]:
     if not cells:
         raise UserError(
             f"{sample.source or sample.id}: no `tests` in its row; CodeTests needs the data of CodeProblems, or rows "
-            "that hold them there"
+            "with a `tests` entry"
         )
     return tuple(cells), str(sample.row.get("function") or "")

@@ -1,4 +1,4 @@
-"""Judge the program of one completion by running it on every test. Runs in a reward worker."""
+"""Judges the program of one completion by running it on every test. Runs in a reward worker."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
     from lit_rlvr.types import Status
 
 SHOWN = 80
-"""Characters of an output that a detail shows."""
+"""Characters of an output to show in a detail."""
 
 _BLOCK = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _PYTHON = re.compile(r"(?:(?:python|py)[\d.]*)?", re.IGNORECASE)
 
 
 def check(text: str, cells: tuple[str, ...], function: str, limits: Limits) -> tuple[bool, Status, str]:
-    """Whether the program in `text` passes every test, up to the first that it does not.
+    """Whether the program in `text` passes every test; stops at the first failure.
 
-    A script's output is right when it is the expected one line by line (`same_output`), a function's value when it
-    equals the expected one as JSON, so that a tuple equals a list (LiveCodeBench, Jain et al. 2024).
+    A script's output is right if it equals the expected output line by line (`same_output`); a function's value is
+    right if it equals the expected one as JSON, so that a tuple equals a list (LiveCodeBench, Jain et al. 2024).
 
     Args:
         text: a completion.
-        cells: tests as `read_tests` reads them, one after another.
+        cells: tests in the form that `read_tests` reads, one after another.
         function: the function to call, or the method of a class `Solution`; "" = the program is a script.
-        limits: of each test.
+        limits: the limits of each test.
 
     Returns:
-        (correct, status, which test failed and why). An exception or a crash of the program is status "ok".
+        (correct, status, which test failed and why). An exception or a crash of the program has status "ok".
 
     Raises:
         ValueError: the tests cannot be read.
@@ -56,16 +56,16 @@ def check(text: str, cells: tuple[str, ...], function: str, limits: Limits) -> t
 
 
 def extract(text: str) -> str:
-    """The program of a completion, "" where there is none: the last fenced block after the last `</think>` that says it
-    is Python or does not say what it is."""
+    """The program of a completion, or "": the last fenced block after the last `</think>` that is marked as Python or
+    has no language."""
     blocks = _BLOCK.findall(text.rpartition("</think>")[2])
     return next((code for tag, code in reversed(blocks) if _PYTHON.fullmatch(tag.strip()) and code.strip()), "")
 
 
 def same_output(expected: str, found: str) -> bool:
-    """Whether two outputs have the same lines, space around them and around the whole aside.
+    """Whether two outputs have the same lines, ignoring space around each line and around the whole.
 
-    Lines that differ as text are the same when their words are equal numbers: "1.0 2" and "1 2.00".
+    Lines that differ as text still match if their words are equal numbers: "1.0 2" and "1 2.00".
     """
     wanted, lines = expected.strip().split("\n"), found.strip().split("\n")
     return len(wanted) == len(lines) and all(map(_same_line, wanted, lines))

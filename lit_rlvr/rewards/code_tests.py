@@ -1,6 +1,6 @@
-"""The tests of a programming problem as data sets hold them: plain, or packed as LiveCodeBench packs its private ones.
+"""Reads the tests of a programming problem: plain, or packed the way LiveCodeBench packs its private tests.
 
-A pickle can run code as it is loaded, so none is loaded: LiveCodeBench's hold one text, which is read off.
+Loading a pickle can run code, so none is loaded: LiveCodeBench's pickles hold one text, which is extracted.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_BYTES = 512 << 20
-"""Tests of one problem, unpacked."""
+"""Size limit of one problem's unpacked tests."""
 
 TEXT = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
 AROUND_TEXT = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
-"""Operations of a pickle that holds a text and nothing else."""
+"""Operations of a pickle that holds only a text."""
 
 
 class Case(NamedTuple):
-    """One test: standard input and output of a program, or a call's arguments (a line of JSON each) and its value."""
+    """One test: a program's standard input and output, or a call's arguments (one line of JSON each) and its value."""
 
     input: str
     output: str
@@ -44,7 +44,7 @@ def read_tests(cell: str) -> list[Case]:
 
 
 def check_calls(tests: Sequence[Case]) -> None:
-    """Whether the input lines and the output of every test are JSON.
+    """Check that the input lines and the output of every test are JSON.
 
     Raises:
         ValueError: they are not.
@@ -54,14 +54,14 @@ def check_calls(tests: Sequence[Case]) -> None:
             for text in (*filter(str.strip, test.input.split("\n")), test.output):
                 json.loads(text, parse_int=str)  # integers may be of any length
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"test {number} of a function is no JSON ({error})") from error
+            raise ValueError(f"test {number} of a function is not JSON ({error})") from error
 
 
 def unpack(cell: str) -> str:
-    """The text in base64 of zlib of a pickle.
+    """The text in a pickle, compressed with zlib and encoded in base64.
 
     Raises:
-        ValueError: it is no such thing, it is larger than `MAX_BYTES`, or the pickle holds more than a text.
+        ValueError: it is not in this form, it is larger than `MAX_BYTES`, or the pickle holds more than a text.
     """
     try:
         stream = zlib.decompressobj()

@@ -1,33 +1,36 @@
-"""Several rewards on one rollout: the weighted sum, `correct`, and what failed."""
+"""Combines the rewards of a rollout: the weighted sum, `correct`, and failed checks."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.base import Pair, Reward
-from lit_rlvr.types import Completion, RewardResult, Sample, Status
+from lit_rlvr.rewards.base import Reward, check_rewards
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample, Status
 
-Judgements = dict[str, list[RewardResult]]  # a reward's name -> what it says of each completion
+_log = logging.getLogger("lit_rlvr")
+
+Judgements = dict[str, list[RewardResult]]  # a reward's name -> its results, one per completion
 SEVERITY: tuple[Status, ...] = ("ok", "parse_fail", "timeout", "error")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the rewards say of P groups of G completions.
+    """The scores of P groups of G completions.
 
     Args:
         rewards: (P, G) float32, the weighted sum; a reward that failed on a completion adds 0.
         correct: (P, G) float32 in {0, 1}; 0 where the check failed.
         parts: name -> (P, G) float32, each reward before its weight.
         statuses: P lists of G, the worst status of each completion.
-        failed: (P, G) bool, True = some reward has status "error", so neither reward nor `correct`
-            means anything: to be masked out of the loss and of its group's statistics.
-        details: P lists of G, name -> what that reward said.
+        failed: (P, G) bool, True = some reward has status "error", so reward and `correct` are meaningless and the
+            completion must be masked out of the loss and of its group's statistics.
+        details: P lists of G, name -> that reward's detail.
     """
 
     rewards: Tensor
@@ -39,7 +42,7 @@ class Scores:
 
 
 def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]], samples: list[Sample]) -> Scores:
-    """Score P groups of G completions, `samples[p]` being the row that group p answers.
+    """Score P groups of G completions; `samples[p]` is the sample that group p answers.
 
     Raises:
         UserError: see `combine`.
@@ -50,23 +53,23 @@ def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]]
 
 
 def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:
-    """What each reward says of some completions, by the reward's name."""
+    """The results of each reward for some completions, by the reward's name."""
     return {reward.name: reward.score(pairs) for reward in rewards}
 
 
 def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: int) -> Scores:
-    """Scores of P = `groups` groups of G = `width` completions from what each reward says of the P * G.
+    """Scores of P = `groups` groups of G = `width` completions from each reward's results for the P * G completions.
 
-    `correct` comes from the reward with `correct_from`, else from the first that reports it. Where
-    that reward does not report it for a completion, its check counts as failed (status "error").
+    `correct` comes from the reward with `correct_from`, else from the first that reports it, else from the first. If
+    that reward reports it for some completions only, it counts as failed on the others (status "error"); if it reports
+    it for none, its value 1 is correct.
 
     Raises:
-        UserError: no reward, two of the same name, two marked `correct_from`, or none that reports
-            `correct` although no check failed.
+        UserError: no reward, two of the same name, or two marked `correct_from`.
     """
-    _validate(rewards)
+    check_rewards(rewards)
     judging = _judge(rewards, results)
-    results = results | {judging: [_judged(result) for result in results[judging]]}
+    results = results | {judging: _judged(judging, results[judging])}
 
     rows = [dict(zip(results, said, strict=True)) for said in zip(*results.values(), strict=True)]  # B
     worst = [max((result.status for result in row.values()), key=SEVERITY.index) for row in rows]
@@ -88,16 +91,6 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
     )
 
 
-def _validate(rewards: Sequence[Reward]) -> None:
-    names = [reward.name for reward in rewards]
-    if not names:
-        raise UserError("rollout.rewards is empty: give at least one reward")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"rollout.rewards: two rewards are named {', '.join(twice)}; set `name` on one of them")
-    if len(marked := [reward.name for reward in rewards if reward.correct_from]) > 1:
-        raise UserError(f"rollout.rewards: correct_from is set on {', '.join(marked)}; mark one")
-
-
 def _judge(rewards: Sequence[Reward], results: Judgements) -> str:
     """The name of the reward that `correct` comes from."""
     for reward in rewards:
@@ -106,16 +99,30 @@ def _judge(rewards: Sequence[Reward], results: Judgements) -> str:
     for name, column in results.items():
         if any(result.correct is not None for result in column):
             return name
-    for name, column in results.items():
-        if not column or any(result.status == "error" for result in column):
-            return name  # nothing to judge, or the failures are the news
-    raise UserError(
-        f"no reward reports whether an answer is correct ({', '.join(results)}): add one that does, or return "
-        "RewardResult(value, correct=...) from yours and set correct_from: true on it"
-    )
+    failed = [name for name, column in results.items() if column and all(r.status == "error" for r in column)]
+    return failed[0] if failed else rewards[0].name  # it may report `correct` elsewhere
 
 
-def _judged(result: RewardResult) -> RewardResult:
+def _judged(name: str, column: list[RewardResult]) -> list[RewardResult]:
+    """The results of the reward that `correct` comes from, with `correct` set wherever its check has not failed."""
+    if any(result.correct is not None for result in column):
+        return [_reported(result) for result in column]
+    if any(result.status == "ok" for result in column):
+        _say_rule(name)
+    return [r if r.status == "error" else replace(r, correct=r.value == 1) for r in column]
+
+
+def _reported(result: RewardResult) -> RewardResult:
     if result.correct is not None or result.status == "error":
         return result
+    if result.status == "timeout":  # it was stopped before it could report
+        return replace(result, correct=False)
     return replace(result, value=0.0, status="error", detail=f"did not report `correct`; {result.detail}")
+
+
+@lru_cache
+def _say_rule(name: str) -> None:
+    _log.info(
+        "reward %r reports no `correct` (accuracy, pass@k): its value 1 counts as correct; "
+        "return True or False, or RewardResult(value, correct=...), for another rule", name,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Whether a completion has the demanded form."""
+"""Judges whether a completion has the required format."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lit_rlvr.types import Completion, Sample
 
 
 class Format(Reward):
-    """1 when the text meets every given condition, else 0; says nothing about `correct`.
+    """1 when the text meets every given condition, else 0; does not report `correct`.
 
     Args:
-        pattern: a regular expression that is found somewhere in the text (a dot matches newlines too).
-        contains: a string that is in the text, such as "\\n</think>\\n".
-        boxed: the text has a `\\boxed{`.
+        pattern: a regular expression that must match somewhere in the text (a dot matches newlines too).
+        contains: a string that the text must contain, such as "\\n</think>\\n".
+        boxed: the text must contain `\\boxed{`.
         kwargs: `weight`, `correct_from` and `name` of every reward.
 
     Raises:

@@ -16,15 +16,15 @@ from lit_rlvr.types import Completion, RewardResult, Sample
 class Overlong(Reward):
     """DAPO's soft punishment: 0 up to `max_tokens - cache_tokens`, then falling linearly to -1 at `max_tokens`.
 
-    Source: Yu et al. 2025 (DAPO), eq. 13. DAPO's task reward is +-1; on a 0/1 reward this weighs twice as much.
+    Source: Yu et al. 2025 (DAPO), eq. 13. DAPO's task reward is +-1; with a 0/1 reward this has twice the weight.
 
     Args:
-        max_tokens: L_max, the length from which the punishment is -1.
+        max_tokens: L_max, the length at which the punishment reaches -1.
         cache_tokens: L_cache, the length of the slope.
         kwargs: `weight`, `correct_from` and `name` of every reward.
 
     Raises:
-        UserError: `cache_tokens` does not lie in [1, max_tokens].
+        UserError: `cache_tokens` is not in [1, max_tokens].
     """
 
     def __init__(self, max_tokens: int, cache_tokens: int, **kwargs: Any) -> None:
@@ -41,9 +41,9 @@ class Overlong(Reward):
 class CosineScaled(MathAnswer):
     """Right answers earn more when short, wrong ones lose less when long; lengths in tokens.
 
-    `max_correct` at length 0 falls to `min_correct` at `max_length` along half a cosine; wrong answers go from
-    `min_wrong` to `max_wrong`. Source: AAPO, eqs. 9-10; lengths beyond `max_length` count as `max_length`, where the
-    released code is periodic. An answer that cannot be read counts as wrong.
+    A right answer's reward falls along half a cosine from `max_correct` at length 0 to `min_correct` at `max_length`; a
+    wrong one's goes from `min_wrong` to `max_wrong`. Source: AAPO, eqs. 9-10; lengths beyond `max_length` count as
+    `max_length`, where the released code is periodic. An answer that cannot be parsed counts as wrong.
 
     Args:
         max_length: L, in tokens.

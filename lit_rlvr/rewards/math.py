@@ -1,14 +1,13 @@
-"""Mathematical answers against the reference, checked by math-verify in worker processes."""
+"""Judges mathematical answers against the reference with math-verify, in worker processes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from lit_rlvr.rewards.base import Pair
 from lit_rlvr.rewards.checked import CheckedReward
 from lit_rlvr.rewards.pool import Outcome, shared_pool
-from lit_rlvr.types import RewardResult
+from lit_rlvr.types import Pair, RewardResult
 
 CHECK = "lit_rlvr.rewards.math_check:check"
 
@@ -16,13 +15,12 @@ CHECK = "lit_rlvr.rewards.math_check:check"
 class MathAnswer(CheckedReward):
     """1 when the completion's final answer equals `sample.answer`, else 0; reports `correct`.
 
-    `lit_rlvr.rewards.math_check.check` says which answer is the final one. Status "parse_fail" means
-    that no answer was found and "timeout" that checking it ran into the limits: both are wrong.
+    `lit_rlvr.rewards.math_check.check` defines which answer is the final one. Status "parse_fail" means that no answer
+    was found, and "timeout" that the check hit its limits: both are wrong.
 
     Args:
-        truncated_is_wrong: a completion that was cut off at max_tokens is wrong without a check: it
-            has not ended with an answer, and the last number so far would be judged in its place.
-            False judges whatever text there is.
+        truncated_is_wrong: a completion cut off at max_tokens is wrong and is not checked: it has no final answer, and
+            the last number so far would be judged instead. False judges the text so far.
         boxed_only: only the last `\\boxed{}` counts as an answer.
         decimals: decimal places to which numbers must agree; 2 for MathVision.
         cpu_seconds: CPU time of one check.

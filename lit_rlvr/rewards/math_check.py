@@ -1,8 +1,8 @@
-"""Judge the final answer of one completion with math-verify. Pure; runs in a reward worker, whose
-limits end what takes too long, so math-verify's own time limits (signal.alarm) are off.
+"""Judges the final answer of one completion with math-verify. Pure; runs in a reward worker, whose limits stop checks
+that take too long, so math-verify's own time limits (signal.alarm) are off.
 
-math-verify swallows what sympy raises on odd answers and calls them wrong. That is what we want: an
-answer must not be able to leave the loss by breaking the checker.
+math-verify swallows sympy's exceptions on odd answers and calls them wrong. This is intended: an answer must not be
+able to escape the loss by breaking the checker.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from lit_rlvr.rewards.answers import TAIL_CHARACTERS, last_boxed, last_phrase, n
 _NUMBER_GROUPS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:\\[,; !]|\{,\}|,\\!| )\d{3})+(?!\d)")
 _DEGREES = re.compile(r"\s*(?:\u00b0|\\degree(?![A-Za-z]))")
 _UNIT_WORDS = re.compile(r"(?<=[\d}])(?:\s+[A-Za-z]{3,})+$|(?<=\d)\s*[€£¥]$")
+_SCIENTIFIC = re.compile(r"([-+]?\d*\.?\d+)[eE]([-+]?\d{1,3})")
 _UNEVALUATED = re.compile(
     r"(?=.*\d\)?\s*(?:[-+*\u00d7\u00f7]|\\times|\\cdot|\\div))(?:[-\d\s.,()+*\u00d7\u00f7]|\\times|\\cdot|\\div)+"
 )
@@ -27,12 +28,12 @@ _UNEVALUATED = re.compile(
 def check(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -> tuple[bool, str, bool]:
     """Whether the final answer in `text` equals the reference `answer`.
 
-    The final answer is what the last `\\boxed{}` after the last `</think>` holds. Without a box it is
-    looked for after the last `####`, or else in the last 2,000 characters: the phrase after "answer
-    is" or on the last line, if it is the reference word for word, and otherwise the last number,
-    fraction or LaTeX (those after the word "answer" go first). An unevaluated sum or product
-    ("3 + 4") restates the question and is no answer; `3 + 4 = 7` answers 7. A reference that cannot
-    be parsed is compared as normalised text. Numbers are equal when they agree to `decimals` places.
+    The final answer is the content of the last `\\boxed{}` after the last `</think>`. Without a box it is searched for
+    after the last `####`, or else in the last 2,000 characters: the phrase after "answer is" or on the last line, if it
+    is the reference word for word or a number like 1e3, and otherwise the last number, fraction or LaTeX (preferably
+    after the word "answer"). An unevaluated sum or product ("3 + 4") restates the question and is not an answer;
+    `3 + 4 = 7` answers 7. A reference that cannot be parsed is compared as normalised text. Numbers are equal if they
+    agree to `decimals` places.
 
     Returns:
         (correct, the extracted answer, whether an answer was found).
@@ -47,7 +48,12 @@ def check(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -
     else:
         tail = text.rpartition("####")[2][-TAIL_CHARACTERS:]
         phrase = last_phrase(tail)
-        found, readings = (phrase, []) if _same_text(phrase, gold_text) else _last_expression(tail)
+        if _same_text(phrase, gold_text):
+            found, readings = phrase, []
+        elif _SCIENTIFIC.fullmatch(phrase):
+            found, readings = phrase, _readings(phrase)
+        else:
+            found, readings = _last_expression(tail)
     if _same_text(found, gold_text):
         return True, found, True
     if not readings or _UNEVALUATED.fullmatch(found):
@@ -64,15 +70,18 @@ def _reference(answer: str) -> tuple[str, list[Any]]:
 
 
 def _readings(latex: str) -> list[Any]:
-    """LaTeX as sympy objects: as it stands, and without words after it (18 dollars)."""
+    """LaTeX as sympy objects: as written, without words after it (18 dollars), and, for scientific notation, also as a
+    number (2e-1 is 0.2 as well as 2e minus 1)."""
     latex = _NUMBER_GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), latex)
     latex = _DEGREES.sub(r"^\\circ", latex)
-    forms = dict.fromkeys([latex, _UNIT_WORDS.sub("", latex)])
+    plain = _UNIT_WORDS.sub("", latex)
+    power = _SCIENTIFIC.fullmatch(plain.strip())
+    forms = dict.fromkeys([latex, plain, *([f"{power[1]} \\times 10^{{{int(power[2])}}}"] if power else [])])
     return [reading for form in forms for reading in _parse(f"$\\boxed{{{form}}}$", "no_fallback")]
 
 
 def _last_expression(text: str) -> tuple[str, list[Any]]:
-    """The last expression in plain text and its reading; ("", []) when there is none."""
+    """The last expression in plain text and its parsed form; ("", []) if there is none."""
     parsed = _parse(text, "first_match")
     return ("", []) if not parsed or isinstance(parsed[0], str) else (str(parsed[-1]), parsed[:1])
 
@@ -86,5 +95,5 @@ def _parse(text: str, fallback: str) -> list[Any]:
 
 
 arithmetic.take_over()
-check("\\boxed{1}", "2")  # compiles the patterns, so that no answer pays for it
+check("\\boxed{1}", "2")  # compiles the patterns before the first answer is timed
 check("1", "2")

@@ -1,4 +1,4 @@
-"""Open questions that are answered in a few words."""
+"""Judges answers of a few words to open questions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lit_rlvr.types import Completion, RewardResult, Sample
 
 
 class OpenAnswer(Reward):
-    """The F1 score of the answer's words against the reference's, or whether they are the same; reports `correct`.
+    """The F1 score of the answer's words against the reference's, or 1 only for an exact match; reports `correct`.
 
-    Words are compared without case, punctuation and articles; `correct` is the same words in the same order. Source:
+    Words are compared without case, punctuation and articles; `correct` means the same words in the same order. Source:
     Rajpurkar et al. 2016 (SQuAD), as medical open questions are scored. The final answer is found as in `Choice`.
 
     Args:
-        exact: the reward is 1 for the reference's words and 0 for all others, without a part for some of them.
-        truncated_is_wrong: a completion that was cut off at max_tokens is wrong without a look at it.
+        exact: the reward is 1 for exactly the reference's words and 0 otherwise, without partial credit.
+        truncated_is_wrong: a completion cut off at max_tokens is wrong and is not checked.
         boxed_only: only the last `\\boxed{}` counts as an answer.
         kwargs: `weight`, `correct_from` and `name` of every reward.
     """
@@ -49,6 +49,6 @@ def words(text: str) -> list[str]:
 
 
 def f1(said: list[str], wanted: list[str]) -> float:
-    """Harmonic mean of precision and recall of `said` as a bag of words; 0 when nothing is shared."""
+    """Harmonic mean of precision and recall of `said` as a bag of words; 0 if no words are shared."""
     shared = sum((Counter(said) & Counter(wanted)).values())
     return 2 * shared / (len(said) + len(wanted)) if shared else 0.0

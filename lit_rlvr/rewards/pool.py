@@ -1,8 +1,8 @@
 """Killable worker processes for checks of untrusted answers.
 
-Every check runs in a worker process (`worker.py`) under limits on CPU time, memory and, as
-the last resort, wall-clock time. CPU time comes first because it does not depend on how busy the
-machine is: the same answer gets the same status when a run is repeated or resumed.
+Every check runs in a worker process (`worker.py`) under limits on CPU time, memory and, as the last resort, wall-clock
+time. CPU time comes first because it does not depend on how busy the machine is: the same answer gets the same status
+when a run is repeated or resumed.
 """
 
 from __future__ import annotations
@@ -12,22 +12,28 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from multiprocessing.connection import wait
 from typing import Any
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.process import LOADING, Outcome, WorkerProcess
+from lit_rlvr.rewards.process import LOADING, Function, Outcome, WorkerProcess
+from lit_rlvr.rewards.waiting import Waiting
+
+RESTARTS = 3
+"""How often in a row workers may die while loading before the run ends, per worker of a pool."""
 
 
 class WorkerPool:
     """Runs functions in worker processes, which start on first use and are replaced when they die.
 
     Args:
-        workers: processes; results do not depend on it.
+        workers: number of processes; results do not depend on it.
         cpu_seconds: CPU time of one check.
         wall_seconds: wall-clock time of one check, the last resort (a check that sleeps or waits).
-        memory_mb: address space of a worker in MiB, its own ~200 included.
+        memory_mb: address space of a worker in MiB, not counting the loading of functions.
         start_seconds: wall-clock time to start a worker and import a function's module.
 
     Raises:
@@ -50,28 +56,33 @@ class WorkerPool:
         self.memory_mb = memory_mb
         self.start_seconds = start_seconds
         self._live: list[WorkerProcess] = []
+        # Workers die with the thread that starts them, so this one, which lives as long as the pool, starts them all.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="lit-rlvr-workers")
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._finalizer = weakref.finalize(self, _kill_all, self._live, self._owner)  # also at exit
 
     def run(
         self,
-        function: str,
-        arguments: list[tuple[Any, ...]],
+        function: str | Function,
+        arguments: Sequence[tuple[Any, ...]],
         *,
         cpu_seconds: float | None = None,
         wall_seconds: float | None = None,
         memory_mb: int | None = None,
+        waiting: Waiting | None = None,
     ) -> list[Outcome]:
         """Call `function` ("module:name") once per tuple of arguments; outcomes in that order.
 
-        Arguments and values must pickle. The limits default to the pool's. A worker that dies for
-        another reason than its limits is replaced and the check repeated once; one that runs out of memory is
-        replaced, and the check repeated until a worker without a past has spoken.
+        Arguments and values must be picklable. The limits default to the pool's; `waiting` is told which checks are
+        running. A worker that dies for a reason other than its limits is replaced and the check repeated once. One that
+        runs out of memory is replaced, and the check repeated until a fresh worker has judged it. One that dies while
+        loading is replaced, at most a few times in a row.
 
         Raises:
-            UserError: a worker could not start or import the function.
+            UserError: a worker could not start or load the function.
         """
+        function = Function(function) if isinstance(function, str) else function
         cpu_seconds = self.cpu_seconds if cpu_seconds is None else cpu_seconds
         wall_seconds = self.wall_seconds if wall_seconds is None else wall_seconds
         memory_mb = self.memory_mb if memory_mb is None else memory_mb
@@ -82,22 +93,28 @@ class WorkerPool:
         outcomes: dict[int, Outcome] = {}
         crashed: set[int] = set()
         todo = deque(range(len(arguments)))
+        restarts = RESTARTS * self.workers
         with self._lock:
-            # An interrupted run leaves checks behind; their late answers must not reach this one.
+            # An interrupted call leaves checks behind; their late answers must not reach this call.
             self._discard_unusable()
             try:
                 while len(outcomes) < len(arguments):
                     for worker in self._idle(len(todo)):
-                        if function not in worker.loaded:
+                        if function.key not in worker.loaded:
                             worker.load(function, self.start_seconds)
                         elif todo:
                             task = todo.popleft()
                             worker.check(task, function, wall_seconds, arguments[task], cpu_seconds, memory_mb)
+                            if waiting is not None:
+                                waiting.begin(task)
                     for worker, task, outcome in self._answers():
+                        if waiting is not None:
+                            waiting.end(task)
                         if task == LOADING:
-                            if outcome is None or outcome.status != "ok":
+                            restarts = restarts - 1 if outcome is None else RESTARTS * self.workers
+                            if restarts < 0 or (outcome is not None and outcome.status != "ok"):
                                 reason = worker.obituary() if outcome is None else outcome.detail
-                                raise UserError(f"a reward worker could not load {worker.function!r}: {reason}")
+                                raise UserError(f"a reward worker could not load {worker.function.name!r}: {reason}")
                         elif outcome is not None and worker.may_have_leaked(outcome):
                             todo.appendleft(task)
                         elif outcome is not None:
@@ -112,22 +129,22 @@ class WorkerPool:
         return [outcomes[task] for task in range(len(arguments))]
 
     def close(self) -> None:
-        """Kill the workers. The pool can be used again and then starts new ones."""
+        """Kill the workers. The pool can be used again; it then starts new ones."""
         with self._lock:
             _kill_all(self._live, self._owner)
 
     def _idle(self, wanted: int) -> list[WorkerProcess]:
-        """Workers without a task, new ones included while there is work for them."""
+        """Workers without a task, including new ones while there is work for them."""
         idle = [worker for worker in self._live if worker.task is None]
         for _ in range(min(self.workers - len(self._live), wanted - len(idle))):
-            worker = WorkerProcess()
+            worker = self._starter.submit(WorkerProcess).result()
             self._live.append(worker)
             idle.append(worker)
         return idle[:wanted]
 
     def _answers(self) -> list[tuple[WorkerProcess, int, Outcome | None]]:
-        """Wait for the busy workers; (worker, task, outcome) of those that answered, ran into a limit
-        or died (outcome None). The latter two are discarded."""
+        """Wait for the busy workers; (worker, task, outcome) of those that answered, hit a limit or died (outcome
+        None). The latter two are discarded."""
         busy = [(worker, worker.task) for worker in self._live if worker.task is not None]
         patience = min(worker.deadline for worker, _ in busy) - time.monotonic()
         ready = wait([worker.connection for worker, _ in busy], max(0.0, patience))
@@ -145,8 +162,8 @@ class WorkerPool:
         return answers
 
     def _discard_unusable(self) -> None:
-        """Discard the dead and those with a check. Those still loading stay: a short run must not keep
-        them from ever being ready."""
+        """Discard dead workers and those with a check. Workers still loading are kept: otherwise short calls would
+        never let one become ready."""
         for worker in list(self._live):
             if worker.task not in (None, LOADING) or not worker.alive:
                 self._discard(worker)
@@ -170,5 +187,5 @@ def _require_positive(**numbers: float) -> None:
 
 @lru_cache(maxsize=1)
 def shared_pool() -> WorkerPool:
-    """The pool all rewards of this process share: half the cores, at least 2 and at most 8 workers."""
+    """The pool that all rewards of this process share: half the cores, at least 2 and at most 8 workers."""
     return WorkerPool(workers=max(2, min(8, len(os.sched_getaffinity(0)) // 2)))

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from hashlib import sha256
 from multiprocessing.connection import Pipe
 from typing import Any, Literal, NamedTuple
 
@@ -18,11 +19,11 @@ LOG_BYTES = 1000
 
 
 class Outcome(NamedTuple):
-    """What became of one check.
+    """The outcome of one check.
 
-    value: what the function returned; None unless the status is "ok".
-    status: "timeout" = the answer ran into a limit (time, memory, recursion); "error" = the function
-        raised, or its worker died twice.
+    value: the function's return value; None unless the status is "ok".
+    status: "timeout" = the answer hit a limit (time, memory, recursion); "error" = the function raised, or its worker
+        died twice.
     detail: why, when not "ok".
     """
 
@@ -31,22 +32,37 @@ class Outcome(NamedTuple):
     detail: str = ""
 
 
-class WorkerProcess:
-    """One worker process and what it is doing.
+class Function(NamedTuple):
+    """A function that workers call.
 
-    task: the number of the check it works on, LOADING, or None. It is set before the request is sent
-        and cleared after the whole answer is read, so whatever interrupts us in between leaves the
-        worker marked as busy.
+    name: where to import it from, "module:name"; with a `pickle`, only its name in messages.
+    pickle: the callable itself; b"" = import it.
+    """
+
+    name: str
+    pickle: bytes = b""
+
+    @property
+    def key(self) -> str:
+        """A unique key."""
+        return f"{self.name} {sha256(self.pickle).hexdigest()}"
+
+
+class WorkerProcess:
+    """One worker process and its state. It dies with the thread that starts it.
+
+    task: the number of its current check, LOADING, or None. It is set before the request is sent and cleared after the
+        whole answer is read, so that an interruption in between leaves the worker marked as busy.
     deadline: when to stop waiting for it, in seconds of `time.monotonic`.
-    function: the last one it was asked for, as "module:name".
-    loaded: the functions it has imported.
-    checks: how many it has answered.
+    function: the last function requested.
+    loaded: the keys of the functions it has loaded.
+    checks: the number of checks it has answered.
     """
 
     def __init__(self) -> None:
         self.task: int | None = None
         self.deadline = 0.0
-        self.function = ""
+        self.function = Function("")
         self.loaded: set[str] = set()
         self.checks = 0
         self.tail = b""
@@ -54,7 +70,7 @@ class WorkerProcess:
         self.connection, theirs = Pipe()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-u", "-P", "-m", "lit_rlvr.rewards.worker", str(theirs.fileno())],
+                [sys.executable, "-u", "-P", "-m", "lit_rlvr.rewards.worker", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=self.log,
                 stderr=self.log,
@@ -72,15 +88,15 @@ class WorkerProcess:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def load(self, function: str, seconds: float) -> None:
-        """Ask it to import a function within `seconds`."""
-        self._ask(LOADING, function, seconds, ("load", function))
+    def load(self, function: Function, seconds: float) -> None:
+        """Ask it to import or unpickle a function within `seconds`."""
+        self._ask(LOADING, function, seconds, ("load", function.key, *function))
 
-    def check(self, task: int, function: str, seconds: float, *request: Any) -> None:
+    def check(self, task: int, function: Function, seconds: float, *request: Any) -> None:
         """Ask it for check number `task` within `seconds`; `request` is (arguments, CPU s, MiB)."""
-        self._ask(task, function, seconds, ("run", function, *request))
+        self._ask(task, function, seconds, ("run", function.key, *request))
 
-    def _ask(self, task: int, function: str, seconds: float, request: tuple[Any, ...]) -> None:
+    def _ask(self, task: int, function: Function, seconds: float, request: tuple[Any, ...]) -> None:
         self.task = task
         self.function = function
         self.deadline = time.monotonic() + seconds
@@ -88,34 +104,39 @@ class WorkerProcess:
             self.connection.send(request)
 
     def answer(self) -> Outcome | None:
-        """Its reply, or None when it died for no reason of ours."""
+        """Its reply, or None if it died for a reason other than a limit."""
         try:
             reply = self.connection.recv_bytes()
         except (EOFError, OSError):
-            self.process.wait()
+            self._end()
             return Outcome(None, "timeout", "out of CPU time") if self.process.returncode == -signal.SIGPROF else None
         outcome = Outcome(*pickle.loads(reply))
         if self.task != LOADING:
             self.checks += 1
         elif outcome.status == "ok":
-            self.loaded.add(self.function)
+            self.loaded.add(self.function.key)
         self.task = None
         return outcome
 
     def may_have_leaked(self, outcome: Outcome) -> bool:
-        """Whether it ran out of memory of which earlier checks may have kept some."""
+        """Whether it ran out of memory that earlier checks may partly hold."""
         return self.checks > 1 and outcome.detail.startswith("MemoryError")
 
     def obituary(self) -> str:
-        """How a killed worker ended (negative: the signal) and the last it printed."""
+        """The exit code of a killed worker (negative: the signal) and its last output."""
         return f"exit code {self.process.returncode}; {self.tail.decode(errors='replace').strip()}"
 
     def kill(self) -> None:
-        """End it and release its descriptors; harmless when done before."""
+        """Kill it and release its descriptors; safe to call again."""
         if self.log.closed:
             return
-        self.process.kill()
-        self.process.wait()
+        self._end()
         self.connection.close()
         self.tail = os.pread(self.log.fileno(), LOG_BYTES, max(0, os.fstat(self.log.fileno()).st_size - LOG_BYTES))
         self.log.close()
+
+    def _end(self) -> None:
+        """Kill it and the processes that its checks started; a worker that has already exited keeps its exit code."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()

@@ -1,17 +1,17 @@
 """Runs an untrusted Python program on one input, in a process that can do nothing but compute.
 
-What holds for it, whatever the program does:
+Guaranteed for every program:
 
 - It reads its input, computes and prints. It cannot start a process, send a signal, open a socket, write, create or
-  delete a file, or raise its limits: the kernel refuses these calls (seccomp, `jail/seccomp.py`). Threads it may start.
+  delete a file, or raise its limits: the kernel refuses these calls (seccomp, `jail/seccomp.py`). It may start threads.
 - CPU time, memory, output, open files and threads are bounded, and it is killed after a wall-clock time. It dies with
-  its parent. It leaves nothing behind.
-- It reads files of the Python installation and of the system's libraries alone, so neither data sets nor the memory and
-  environment of other processes, on a kernel with Landlock (Linux 5.13 or newer, unless it is switched off;
-  `jail/landlock.py`). On one without it can read whatever its user can.
-- It gets nothing of the parent's environment and memory; the expected output stays with the parent.
+  its parent and leaves nothing behind.
+- On a kernel with Landlock (Linux 5.13 or newer, unless it is switched off; `jail/landlock.py`) it can read only the
+  Python installation and the system's libraries: no data sets, and no memory or environment of other processes.
+  Without Landlock it can read everything that its user can.
+- It gets none of the parent's environment and memory; the expected output stays with the parent.
 
-What does not hold: it shares the kernel, whose bugs it may find, and it can measure time.
+Not guaranteed: it shares the kernel and may exploit its bugs, and it can measure time.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-if TYPE_CHECKING:  # it imports torch, which no worker should pay for
+if TYPE_CHECKING:  # imports torch, too slow for a worker
     from lit_rlvr.types import Status
 
 JAIL = str(Path(__file__).parent / "jail")
 MACHINES = ("x86_64", "aarch64")
 OUTPUT_BYTES = 16 << 20
-"""The longest output, and the longest standard error."""
+"""Size limits of output and of standard error."""
 MAX_THREADS = 128
 WALL_FACTOR = 10
-"""Wall-clock seconds for each of CPU time: for a program that sleeps, and a machine that is too busy."""
+"""Wall-clock seconds allowed per CPU second: for programs that sleep and overloaded machines."""
 TICK = 0.05
-"""Seconds between two looks at the number of threads."""
+"""Seconds between two checks of the number of threads."""
 MESSAGE_BYTES = 2000
 PACKAGES = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
 READABLE = sorted({
@@ -51,17 +51,17 @@ READABLE = sorted({
 
 
 class Limits(NamedTuple):
-    """What one run of a program may use: whole seconds of CPU time, and MiB of address space."""
+    """Limits on one run of a program: whole seconds of CPU time, and MiB of address space."""
 
     cpu_seconds: int
     memory_mb: int
 
 
 class ProgramFailed(Exception):
-    """A program that did not come to its end.
+    """A program did not run to its end.
 
     Args:
-        status: "timeout" = it ran into a limit; "ok" = it raised an exception or crashed.
+        status: "timeout" = it hit a limit; "ok" = it raised an exception or crashed.
         reason: which limit, or the last line it wrote to standard error.
     """
 
@@ -71,21 +71,21 @@ class ProgramFailed(Exception):
 
 
 def is_supported() -> bool:
-    """Whether this machine can hold a program."""
+    """Whether this machine supports the sandbox."""
     return sys.platform == "linux" and platform.machine() in MACHINES
 
 
 def run(program: str, text: str, limits: Limits, function: str = "") -> str:
-    """What a program prints.
+    """Run a program and return what it prints.
 
     Args:
-        program: its source.
-        text: its standard input; with a `function` that function's arguments, a line of JSON each.
+        program: the source code.
+        text: standard input; with a `function`, that function's arguments, one line of JSON each.
         function: call this function of the program, or the method of this name of its class `Solution`, and return
             the value as JSON; "" = run the program as a script.
 
     Raises:
-        ProgramFailed: it has no output to judge.
+        ProgramFailed: there is no output to judge.
         RuntimeError: it could not be confined, so it was not run.
     """
     request = {
@@ -125,7 +125,7 @@ def run(program: str, text: str, limits: Limits, function: str = "") -> str:
 
 @contextmanager
 def _memory(content: bytes = b"") -> Iterator[BinaryIO]:
-    """A file that is on no disk, read from its beginning."""
+    """An in-memory file, positioned at its beginning."""
     with open(os.memfd_create("sandbox"), "w+b", buffering=0) as file:
         file.write(content)
         file.seek(0)
@@ -133,7 +133,7 @@ def _memory(content: bytes = b"") -> Iterator[BinaryIO]:
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """Wait for a process, and kill it in the end; "", or which limit it ran into."""
+    """Wait for a process, then kill it; returns the limit that it hit, or ""."""
     deadline = time.monotonic() + seconds
     try:
         while time.monotonic() < deadline:
@@ -157,7 +157,7 @@ def _last_line(stderr: BinaryIO) -> str:
 
 
 def _check_end(code: int, message: str) -> None:
-    """Whether a process came to its end by itself; `code` is its exit code, negative: the signal.
+    """Check that a process exited normally; `code` is its exit code, negative: the signal.
 
     Raises:
         ProgramFailed: it did not.

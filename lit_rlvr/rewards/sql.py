@@ -1,4 +1,4 @@
-"""SQL against the reference by its result, executed in worker processes."""
+"""Judges SQL by comparing its result with the reference query's, in worker processes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.base import Pair
 from lit_rlvr.rewards.checked import CheckedReward, verdict
 from lit_rlvr.rewards.pool import shared_pool
 from lit_rlvr.rewards.process import Outcome
 from lit_rlvr.rewards.sql_query import Limits
-from lit_rlvr.types import RewardResult, Sample
+from lit_rlvr.types import Pair, RewardResult, Sample
 
 CHECK = "lit_rlvr.rewards.sql_check:check"
 
@@ -19,21 +18,21 @@ CHECK = "lit_rlvr.rewards.sql_check:check"
 class SQLExecution(CheckedReward):
     """1 when the completion's SQL has the result of the reference query `sample.answer`, else 0; reports `correct`.
 
-    Both run on the SQLite files `sample.row["databases"]` (`TextToSQL` fills it in), which are opened read-only.
-    `lit_rlvr.rewards.sql_check` says which text is the SQL and when results are equal. Status "parse_fail" means no
-    SQL, or SQL that SQLite refuses; "timeout" that it ran into a limit: both are wrong. A reference that fails or a
-    database that cannot be read is status "error".
+    Both run on the SQLite files `sample.row["databases"]` (provided by `TextToSQL`), which are opened read-only.
+    `lit_rlvr.rewards.sql_check` defines which text is the SQL and when results are equal. Status "parse_fail" means no
+    SQL, or SQL that SQLite refuses, and "timeout" that it hit a limit: both are wrong. A reference that fails or a
+    database that cannot be read gives status "error".
 
     Args:
-        comparison: whose rule says that results are equal: `bird` (sets of rows) or `spider` (multisets up to the
-            order of columns; lists where the reference has an ORDER BY).
-        prefill: the data's `prefill`, where it has one: the text before every completion, judged with it.
-        truncated_is_wrong: a completion that was cut off at max_tokens is wrong without a check. False judges whatever
-            text there is.
-        max_instructions: of SQLite's virtual machine in one query, 20 to 300 million a second; unlike seconds they
-            are the same in every run.
-        max_rows: in a query's result.
-        cpu_seconds: CPU time of one check, for what no instruction counts.
+        comparison: the rule for equal results: `bird` (sets of rows) or `spider` (multisets up to the order of columns;
+            lists if the reference has an ORDER BY).
+        prefill: the data's `prefill`, if set: the text before every completion, judged together with it.
+        truncated_is_wrong: a completion cut off at max_tokens is wrong and is not checked. False judges the text so
+            far.
+        max_instructions: limit on one query in instructions of SQLite's virtual machine, which runs 20 to 300 million a
+            second; unlike seconds, they are the same in every run.
+        max_rows: most rows in a query's result.
+        cpu_seconds: CPU time of one check, for work that instructions do not count.
         kwargs: `weight`, `correct_from` and `name` of every reward.
     """
 
@@ -68,7 +67,7 @@ class SQLExecution(CheckedReward):
 
     def _run(self, checks: list[tuple[str | None, Sample]]) -> list[Outcome]:
         arguments = [(text, s.answer, _databases(s), self.comparison, self.limits) for text, s in checks]
-        wall = 20 * self.cpu_seconds  # SQLite never waits: this is for a machine that is many times too busy
+        wall = 20 * self.cpu_seconds  # SQLite never waits: this is for an overloaded machine
         return shared_pool().run(CHECK, arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall)
 
 
@@ -77,6 +76,6 @@ def _databases(sample: Sample) -> tuple[str, ...]:
     if not paths:
         raise UserError(
             f"{sample.source or sample.id}: no `databases` in its row; SQLExecution needs the data of TextToSQL, or "
-            "rows that list their SQLite files there"
+            "rows whose `databases` list their SQLite files"
         )
     return tuple(map(str, paths))

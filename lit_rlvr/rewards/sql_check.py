@@ -1,4 +1,4 @@
-"""Judge the SQL of one completion by running it beside the reference. Pure; runs in a reward worker."""
+"""Judges the SQL of one completion by running it and the reference. Pure; runs in a reward worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Comparison = Literal["bird", "spider"]
 
 CACHE_BYTES = 128 << 20
-"""Results of reference queries that a worker keeps."""
+"""Results of reference queries that a worker caches."""
 
 _FENCE = re.compile(r"```(?:(?:sqlite|sql)\b)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _START = r"SELECT|WITH\s+(?:RECURSIVE\s+)?\S+\s*(?:\([^)]*\)\s*)?AS"  # not every line that begins with "With"
@@ -28,18 +28,18 @@ _known: dict[tuple[str, str, Limits], Result | QueryFailed] = {}
 def check(
     text: str | None, reference: str, databases: tuple[str, ...], comparison: Comparison, limits: Limits
 ) -> tuple[bool, Status, str]:
-    """Whether the SQL in `text` has the reference's result on every one of the databases.
+    """Whether the SQL in `text` has the reference's result on every database.
 
-    "bird": the sets of rows are equal; neither their order nor duplicates count (Li et al. 2023). "spider": the
-    rows are equal as multisets, or as lists where the reference has an ORDER BY outside of parentheses, after some
-    permutation of the columns (Zhong et al. 2020).
+    "bird": the sets of rows are equal; neither order nor duplicates count (Li et al. 2023). "spider": after some
+    permutation of the columns, the rows are equal as multisets, or as lists if the reference has an ORDER BY outside
+    parentheses (Zhong et al. 2020).
 
     Args:
-        text: a completion; None = only see whether the reference runs.
+        text: a completion; None = only check whether the reference runs.
         databases: SQLite files, at least one.
 
     Returns:
-        (correct, status, the SQL or what went wrong). The reference's own failure is status "error".
+        (correct, status, the SQL or what went wrong). A failure of the reference has status "error".
     """
     sql = reference if text is None else extract(text)
     if not sql:
@@ -58,10 +58,10 @@ def check(
 
 
 def extract(text: str) -> str:
-    """The SQL of a completion, "" where there is none.
+    """The SQL of a completion, "" if there is none.
 
-    It is what the last non-empty fenced block after the last `</think>` holds, all of it. Without a block it is
-    what starts with SELECT or WITH ... AS at the beginning of a line (the last such), up to a blank line or the end.
+    It is the whole content of the last non-empty fenced block after the last `</think>`. Without a block it is the text
+    from the last line that starts with SELECT or WITH ... AS, up to a blank line or the end.
     """
     text = text.rpartition("</think>")[2]
     blocks = [block.strip() for block in (_FENCE if "```" in text else _BARE).findall(text)]
@@ -89,10 +89,10 @@ def same(wanted: list[Row], found: list[Row], comparison: Comparison, ordered: b
 
 
 def _match(wanted: list[Row], found: list[Row], left: list[Row], right: list[Row], ordered: bool) -> bool:
-    """Whether the found columns can be put in an order in which the rows are the wanted ones.
+    """Whether some order of the found columns makes the rows equal the wanted ones.
 
     Args:
-        wanted, found: columns not yet placed. left, right: the rows of those that are.
+        wanted, found: columns not yet placed. left, right: the rows of the columns already placed.
     """
     if not wanted:
         return True
@@ -108,7 +108,7 @@ def _match(wanted: list[Row], found: list[Row], left: list[Row], right: list[Row
 
 
 def _wanted(path: str, reference: str, limits: Limits) -> Result | QueryFailed:
-    """The reference's result or failure; each is worked out once, as long as there is room for it."""
+    """The reference's result or failure, cached while there is room."""
     key = (path, reference, limits)
     if key not in _known:
         if sum(result.size for result in _known.values() if isinstance(result, Result)) > CACHE_BYTES:

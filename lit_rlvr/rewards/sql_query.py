@@ -1,4 +1,4 @@
-"""One SQL query against a SQLite file that it can neither change nor leave, under limits that count, not time."""
+"""Runs one SQL query on a SQLite file that it can neither change nor leave, under limits on counts instead of time."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:  # it imports torch, which no worker should pay for
+if TYPE_CHECKING:  # imports torch, too slow for a worker
     from lit_rlvr.types import Status
 
 Row = tuple[Any, ...]
 
 ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-"""What a query may do; everything else (writes, PRAGMA, ATTACH, VACUUM, transactions) is denied as it is compiled."""
+"""Allowed actions of a query; all others (writes, PRAGMA, ATTACH, VACUUM, transactions) are denied at compile time."""
 FORBIDDEN_FUNCTIONS = {"load_extension", "random", "randomblob"}
-"""The last two would give the same answer another reward in another run."""
+"""Denied because the last two would give the same answer different rewards in different runs."""
 
 TICK = 100_000
-"""Instructions between two looks at the limit: some milliseconds. A limit is rounded up to whole ticks."""
+"""Instructions between two checks of the limit: some milliseconds. A limit is rounded up to whole ticks."""
 HEAP_BYTES = 256 << 20
-"""Memory of SQLite itself: sorting, grouping, DISTINCT."""
+"""Memory limit of SQLite itself: sorting, grouping, DISTINCT."""
 VALUE_BYTES = 16 << 20
-"""The longest text or blob."""
+"""Size limit of a text or blob."""
 RESULT_BYTES = 32 << 20
-"""A whole result as Python objects."""
+"""Size limit of a whole result as Python objects."""
 DIGITS = 10
-"""Floats that agree to so many significant digits are equal: a sum depends on the order of its terms."""
+"""Floats that agree to this many significant digits are equal: a sum depends on the order of its terms."""
 
 FILE_CODES = {
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM,
@@ -36,19 +36,19 @@ LIMIT_CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_NOM
 
 
 class Limits(NamedTuple):
-    """How much a query may do: instructions of SQLite's virtual machine, and rows of its result."""
+    """Limits of a query: instructions of SQLite's virtual machine, and rows of its result."""
 
     instructions: int
     rows: int
 
 
 class QueryFailed(Exception):
-    """A query without a result.
+    """A query failed.
 
     Args:
-        status: "parse_fail" = the query is wrong or not allowed; "timeout" = it ran into a limit; "error" = the
-            database file is missing or broken.
-        reason: what SQLite says.
+        status: "parse_fail" = the query is wrong or not allowed; "timeout" = it hit a limit; "error" = the database
+            file is missing or broken.
+        reason: SQLite's message.
     """
 
     def __init__(self, status: Status, reason: str) -> None:
@@ -57,14 +57,14 @@ class QueryFailed(Exception):
 
 
 class Result(NamedTuple):
-    """Rows of comparable values, and their size as Python objects in bytes."""
+    """Rows of comparable values, and their size in bytes as Python objects."""
 
     rows: list[Row]
     size: int
 
 
 def connect(path: str | Path) -> sqlite3.Connection:
-    """A connection that cannot write and leaves no file beside the database; text need not be valid UTF-8.
+    """A connection that cannot write and creates no file next to the database; text need not be valid UTF-8.
 
     Raises:
         sqlite3.OperationalError: there is no such file.
@@ -95,7 +95,7 @@ def run_query(path: str, sql: str, limits: Limits) -> Result:
 
 
 def _confine(connection: sqlite3.Connection, instructions: int) -> None:
-    """Limits and permissions of a query; nothing that it says can change them."""
+    """Set the limits and permissions of a query, which it cannot change."""
     connection.execute("PRAGMA temp_store = MEMORY")  # sorting must not fill the disk
     connection.execute(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES)

@@ -1,7 +1,7 @@
-"""A reward worker: runs functions on untrusted answers under limits that it cannot escape.
+"""A reward worker: runs functions on untrusted answers under limits that they cannot escape.
 
-Started by `pool.py` as `python -m lit_rlvr.rewards.worker FD`; requests and replies travel over the
-socket FD, so that whatever a function prints cannot corrupt them. Imports nothing heavy.
+Started by `pool.py` as `python -m lit_rlvr.rewards.worker FD PID`. Requests and replies travel over the socket FD, so
+that a function's output cannot corrupt them; PID is the parent. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -16,65 +16,80 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
+
+from lit_rlvr.errors import with_user_line
 
 PR_SET_PDEATHSIG = 1
 DETAIL_CHARACTERS = 500
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, parent: int) -> None:
     """Serve requests until the parent closes its end.
 
-    A request is ("load", "module:name") or ("run", "module:name", arguments, cpu_seconds, memory_mb);
-    a reply is a pickled (value, status, detail).
+    A request is ("load", key, name, pickle), with name and pickle of a `Function`, or ("run", key, arguments,
+    cpu_seconds, memory_mb); a reply is a pickled (value, status, detail).
     """
-    _prepare(descriptor)
+    _prepare(descriptor, parent)
     connection = Connection(descriptor)
     functions: dict[str, Callable[..., Any]] = {}
+    loaded_mb = 0  # memory taken by imports of functions and arguments
     while True:
+        before_mb = _address_space_mb()
         try:
-            kind, name, *rest = connection.recv()
+            kind, key, *rest = connection.recv()
         except (EOFError, ConnectionResetError):
             return
-        os.ftruncate(2, 0)  # what was printed is kept for the current request only
+        os.ftruncate(2, 0)  # keep output of the current request only
         os.lseek(2, 0, os.SEEK_SET)
         if kind == "load":
-            reply = _reply(_load, (name, functions))
+            reply = _reply(_load, (*rest, key, functions))
+            loaded_mb += _address_space_mb() - before_mb
         else:
             arguments, cpu_seconds, memory_mb = rest
-            with limited(cpu_seconds, memory_mb):
-                reply = _reply(functions[name], arguments)
+            loaded_mb += _address_space_mb() - before_mb
+            with limited(cpu_seconds, loaded_mb + memory_mb):
+                reply = _reply(functions[key], arguments)
         connection.send_bytes(reply)
 
 
-def _prepare(descriptor: int) -> None:
+def _prepare(descriptor: int, parent: int) -> None:
+    """Die with the parent's thread that started this process, even during a check; `pool.py` keeps that thread."""
     os.set_inheritable(descriptor, False)
     if sys.platform == "linux":  # end-of-file would only be noticed between requests
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before
+        sys.exit("orphaned")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # kills; an ignored or blocked signal is inherited
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
 
 
-def _load(name: str, functions: dict[str, Callable[..., Any]]) -> None:
+def _load(name: str, pickled: bytes, key: str, functions: dict[str, Callable[..., Any]]) -> None:
     module, _, function = name.partition(":")
-    functions[name] = getattr(import_module(module), function)
+    functions[key] = pickle.loads(pickled) if pickled else getattr(import_module(module), function)
 
 
 def _reply(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
     try:
         return pickle.dumps((function(*arguments), "ok", ""))
-    except (MemoryError, RecursionError) as error:  # the answer's fault, as running out of time is
+    except (MemoryError, RecursionError) as error:  # the answer's fault, like running out of time
         return pickle.dumps((None, "timeout", f"{type(error).__name__}: too much for the checker"))
     except Exception as error:
-        return pickle.dumps((None, "error", f"{type(error).__name__}: {error}"[:DETAIL_CHARACTERS]))
+        return pickle.dumps((None, "error", with_user_line(error)[:DETAIL_CHARACTERS]))
+
+
+def _address_space_mb() -> int:
+    """This process's share of RLIMIT_AS, in MiB; 0 if the system does not report it."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[0]) * resource.getpagesize() >> 20 if statm.exists() else 0
 
 
 @contextmanager
 def limited(cpu_seconds: float, memory_mb: int) -> Iterator[None]:
-    """Kill this process after `cpu_seconds` of its own CPU time (SIGPROF, its default action, at a
-    granularity of some ms; RLIMIT_CPU only counts whole seconds), and let allocations fail once the
-    address space would exceed `memory_mb` MiB.
+    """Kill this process after `cpu_seconds` of its CPU time (SIGPROF's default action, accurate to some ms; RLIMIT_CPU
+    only counts whole seconds), and make allocations fail once the address space would exceed `memory_mb` MiB.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     size = memory_mb * 2**20
@@ -88,4 +103,4 @@ def limited(cpu_seconds: float, memory_mb: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from lit_rlvr.errors import in_one_line
-from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.errors import first_line
+from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 _log = logging.getLogger("lit_rlvr")
@@ -26,11 +26,11 @@ class Ahead:
         self._result: Future[list[list[Completion]]] | list[list[Completion]] | None = None
 
     def start(
-        self, engine: RolloutEngine, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
+        self, engine: SyncedEngine, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> None:
         """Begin; the engine belongs to this generation until `wait`."""
         self._ids = [prompt.sample.id for prompt in prompts]
-        self._result = self._thread.submit(engine.generate, prompts, sampling, seeds)
+        self._result = self._thread.submit(engine.generate_once, prompts, sampling, seeds)
 
     def wait(self) -> None:
         """Until the engine is free again."""
@@ -40,7 +40,7 @@ class Ahead:
             self._result = self._result.result()
         except Exception as error:
             self._result = None
-            _log.warning("the engine crashed on the rollout ahead: %s; it is generated anew", in_one_line(error))
+            _log.warning("the engine crashed on the rollout ahead: %s; it is generated anew", first_line(error))
 
     def take(self, prompts: Sequence[Prompt]) -> list[list[Completion]] | None:
         """The completions of these prompts, once; None if they were not generated."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_rlvr.distributed import all_sum, gather_objects, rank
+from lit_rlvr.distributed.collectives import all_sum, gather_objects, rank
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, pad_completions
 
@@ -21,12 +21,16 @@ def assemble(
     scores: Scores,
     sampling: Sampling,
     mask_truncated: bool = False,
+    exact: bool = False,
 ) -> Rollout:
     """Completions and scores as a `Rollout`.
 
     A completion whose check failed is out of the loss, and takes the mean reward and correctness of its group's
     others, so that it moves neither of the group's means. With `mask_truncated` a truncated completion is out of
     the loss too, and keeps its reward.
+
+    Args:
+        exact: whether the engine's log-probabilities are the trainer's own.
     """
     token_ids, mask, logprobs = pad_completions(completions)
     failed = scores.failed  # (P, G)
@@ -45,6 +49,7 @@ def assemble(
         parts=scores.parts,
         statuses=scores.statuses,
         sampling=sampling,
+        exact=exact,
     )
 
 

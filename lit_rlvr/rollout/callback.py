@@ -1,39 +1,42 @@
-"""From prompts to scored groups: sync the weights, generate, score. The first half of the flow.
+"""The first half of the loop, from prompts to scored groups, is `RolloutCallback.collect`.
 
-The second half, from a rollout to an optimizer step, is `algorithms/base.py`.
+The second half, from scored groups to optimizer steps, is `RLVRModule.training_step` in `training/module.py`, which
+opens with a map of both.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.algorithms.sizes import check_sizes
-from lit_rlvr.distributed import gather_objects, world_size
-from lit_rlvr.errors import UserError
+from lit_rlvr.distributed.collectives import world_size
+from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import MathAnswer, Reward, as_rewards, shared_pool
+from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rollout.ahead import Ahead
 from lit_rlvr.rollout.assemble import all_live_groups, assemble, count_repeats, join, number_groups, rollout_metrics
-from lit_rlvr.rollout.engine import EngineContext, RolloutEngine, resolve_engine
+from lit_rlvr.rollout.check_sizes import check_sizes
+from lit_rlvr.rollout.choose_engine import resolve_engine
+from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
 from lit_rlvr.rollout.failures import stop_on_failures
-from lit_rlvr.rollout.generate import sample_and_score
-from lit_rlvr.rollout.probe import check_engine
-from lit_rlvr.rollout.reference import ReferenceRollouts
-from lit_rlvr.rollout.restart import RestartingEngine
-from lit_rlvr.seeds import derive_seed, run_seed
-from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
-
-if TYPE_CHECKING:
-    from lit_rlvr.algorithms.base import RLVRModule
-    from lit_rlvr.policy import Policy
+from lit_rlvr.rollout.generate import completion_seeds, sample_and_score
+from lit_rlvr.rollout.lengths import asked_of, check_lengths
+from lit_rlvr.rollout.lost import LostWork
+from lit_rlvr.rollout.reference_rewards import ReferenceRewards
+from lit_rlvr.rollout.synced_engine import SyncedEngine
+from lit_rlvr.seeds import run_seed
+from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.types import Completion, EvalSampling, Prompt, PromptBatch, Rollout, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -45,7 +48,7 @@ class RolloutCallback(Callback):
         group_size: completions per prompt, G.
         engine: what generates: `auto` (vLLM when installed), `hf`, `vllm`, or a class_path.
         sampling: how training completions are drawn.
-        eval_sampling: how validation completions are drawn.
+        eval_sampling: how validation completions are drawn; as long as in training by default.
         eval_samples: completions per validation prompt; above 1, pass@k is reported up to it.
         rewards: what scores a completion; the training reward is their weighted sum. Default: MathAnswer.
         probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and
@@ -56,8 +59,8 @@ class RolloutCallback(Callback):
             the importance correction makes up. Needs an engine with weights of its own (vLLM).
         max_failure_rate: share of completions whose reward may fail by the checker's own fault (they are
             masked out of the loss); above it the run stops and saves the examples.
-        max_engine_restarts: an engine that crashes is started anew, with the same weights and batch, so many times in a
-            row at most.
+        max_engine_restarts: how often in a row a crashed engine is restarted, with the same weights and batch, before
+            the run ends.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class RolloutCallback(Callback):
         group_size: int = 8,
         engine: RolloutEngine | str = "auto",
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
-        eval_sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008
+        eval_sampling: EvalSampling = EvalSampling(),  # noqa: B008
         eval_samples: int = 1,
         rewards: list[Reward | str] | None = None,
         probe_every: int = 10,
@@ -75,24 +78,24 @@ class RolloutCallback(Callback):
         max_engine_restarts: int = 3,
     ) -> None:
         self.group_size = group_size
-        self.engine = RestartingEngine(resolve_engine(engine), max_engine_restarts)
+        self.generator = resolve_engine(engine)
+        self.engine = SyncedEngine(self.generator, max_engine_restarts, probe_every)
         self.sampling = sampling
-        self.eval_sampling = eval_sampling
+        self.eval_sampling = eval_sampling.beside(sampling)
         self.eval_samples = eval_samples
-        self.rewards = as_rewards(rewards or [MathAnswer()])
-        self.probe_every = probe_every
+        self.rewards = as_rewards([MathAnswer()] if rewards is None else rewards)
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate = max_failure_rate
-        self._started = False
-        self._synced_version = -1  # the version of the weights that the engine holds; -1 = others
-        self._syncs = 0
-        self._reference = ReferenceRollouts(self)
-        self._beside: list[list[Completion]] = []  # this iteration's completions of other weights
+        self._reference = ReferenceRewards(group_size)
+        self._beside: list[list[Completion]] = []  # this iteration's completions of the reference
+        self._seconds: defaultdict[str, float] = defaultdict(float)  # of this iteration, by stage
         self._ahead = Ahead()
+        self._lost = LostWork()
         self.check()
 
     def check(self) -> None:
         """Refuse settings that contradict each other, before anything is loaded."""
+        check_within("[0, 1]", "rollout", max_failure_rate=self.max_failure_rate)
         if self.group_size < 1:
             raise UserError(f"rollout.group_size: {self.group_size} is not positive")
         if self.sampling.temperature == 0:
@@ -105,88 +108,182 @@ class RolloutCallback(Callback):
                 "(greedy decoding gives the same completion every time)"
             )
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        module: RLVRModule = pl_module  # type: ignore[assignment]
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        module.eval_samples = self.eval_samples
-        check_sizes(module, self, data.prompts_per_step, trainer.world_size, str(trainer.precision))
+    # ---- one iteration ------------------------------------------------------------------------------------
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
         started = time.perf_counter()
-        self._beside = []
-        self._ahead.wait()
-        waited = time.perf_counter() - started
-        seconds = Counter({"sync": self._sync(trainer, module, batch.prompts)})
+        self._seconds, self._beside = defaultdict(float), []
+        rollout = batch.rollout = self.collect(trainer, module, batch)
         if self.overlap:
-            seconds.update({"wait": waited})
+            self._start_next(trainer, module, batch)
+        else:
+            self.engine.rest()
+        module.log_dict({f"time/{name}": value for name, value in self._seconds.items()})
+        module.log("time/rollout", time.perf_counter() - started)
+        module.log_dict(rollout_metrics(rollout, self._seconds["generate"], self._beside))
+
+    def collect(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
+        """Scored groups of the current policy for a batch of prompts; all ranks together."""
+        if self.overlap:
+            with self._timed("wait"):
+                self._ahead.wait()
+        self._start(trainer, module)
+        with self._timed("sync"):
+            self.engine.bring(module.policy, ("policy", module.updates), batch.prompts, self.sampling)
         repeats = count_repeats(batch.prompts, [])
-        rollout, spent = self._train_rollout(trainer, module, batch.prompts, repeats)
-        seconds.update(spent)
-        wanted, rounds, live = module.wanted_groups(len(batch) * world_size()), 1, all_live_groups(rollout)
+        rollout = self._round(trainer, module, batch.prompts, repeats)
+        if wanted := module.wanted_groups(len(batch) * world_size()):
+            rollout, repeats = self._sample_on(trainer, module, batch, rollout, repeats, wanted)
+        if module.advantage.needs_reference:
+            with self._timed("reference"):
+                sample = partial(self._sample_reference, trainer, module)
+                rollout.reference_rewards = self._reference.rewards(module, rollout.prompts, repeats, sample)
+        return rollout
+
+    def _round(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]) -> Rollout:
+        """G scored completions per prompt."""
+        seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration)
+        ready = self._ahead.take(prompts)
+        completions, scores, seconds = sample_and_score(self.engine, self.rewards, prompts, self.sampling, seeds, ready)
+        for stage, value in seconds.items():
+            self._seconds[stage] += value
+        self._stop_on_failures(trainer, prompts, completions, scores, together=True)
+        exact = self.engine.exact(compute_dtype(str(trainer.precision)))
+        return assemble(prompts, completions, scores, self.sampling, self.mask_truncated, exact)
+
+    def _sample_on(
+        self, trainer: Trainer, module: RLVRModule, batch: PromptBatch, rollout: Rollout, repeats: list[int],
+        wanted: int,
+    ) -> tuple[Rollout, list[int]]:  # fmt: skip
+        """Dynamic sampling (DAPO, eq. 11): further prompts until as many groups as wanted have a gradient, or the
+        algorithm has had enough.
+
+        Returns:
+            The rollout of all rounds, and how often each of its prompts stood in the iteration before.
+        """
+        rounds, live = 1, all_live_groups(rollout)
         while rounds < module.max_sampling_rounds and sum(map(len, live)) < wanted:
             next_batch = trainer.datamodule.train_dataloader().take(batch.cursor)  # type: ignore[attr-defined]
             batch.cursor = next_batch.cursor
             again = count_repeats(next_batch.prompts, rollout.prompts)
-            more, spent = self._train_rollout(trainer, module, next_batch.prompts, again)
-            rollout, repeats = join(rollout, more), repeats + again
-            live = all_live_groups(rollout)
-            seconds.update(spent)
-            rounds += 1
-        if wanted:
-            if module.drops_groups:
-                rollout.kept = number_groups(live, len(batch), len(batch) * world_size())
-            counts = {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, live)))}
-            module.log_dict(counts)
-        if module.advantage.needs_reference:
-            rollout.reference_rewards, spent = self._reference.rewards(trainer, module, rollout.prompts, repeats)
-            seconds.update(spent)
-        batch.rollout = rollout
-        if self.overlap:
-            self._start_next(trainer, module, batch)
-        elif self.engine.rest():
-            self._synced_version = -1
-        module.log_dict({f"time/{name}": value for name, value in seconds.items()})
-        module.log("time/rollout", time.perf_counter() - started)
-        module.log_dict(rollout_metrics(rollout, seconds["generate"], self._beside))
+            rollout = join(rollout, self._round(trainer, module, next_batch.prompts, again))
+            repeats, live, rounds = repeats + again, all_live_groups(rollout), rounds + 1
+        if module.drops_groups:
+            rollout.kept = number_groups(live, len(batch), len(batch) * world_size())
+        counts = {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, live)))}
+        module.log_dict(counts)
+        return rollout, repeats
 
-    def _train_rollout(
-        self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]
-    ) -> tuple[Rollout, dict[str, float]]:
-        """One round of G completions per prompt; all ranks take part."""
-        seeds = self.seeds(prompts, repeats, self.group_size, "rollout", module.iteration)
-        return self.roll_out(trainer, prompts, self.sampling, seeds, together=True, ready=self._ahead.take(prompts))
+    def _sample_reference(
+        self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], seeds: list[list[int]]
+    ) -> Scores | None:
+        """Scores of new completions of the reference, with the training's sampling; None without prompts."""
+        self.engine.bring(module.reference, ("reference", module.reference_version))
+        completions = self.engine.generate(prompts, self.sampling, seeds)
+        self._beside += completions
+        if not prompts:
+            return None
+        scores = score_rollout(self.rewards, completions, [p.sample for p in prompts])
+        self._stop_on_failures(trainer, prompts, completions, scores, together=False)
+        return scores
 
     def _start_next(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
         """Generate for the batch after this one, with the seeds that it will have."""
         prompts = trainer.datamodule.train_dataloader().take(batch.cursor).prompts  # type: ignore[attr-defined]
         repeats = count_repeats(prompts, [])
-        seeds = self.seeds(prompts, repeats, self.group_size, "rollout", module.iteration + 1)
-        self._ahead.start(self.engine.engine, prompts, self.sampling, seeds)
+        seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration + 1)
+        self._ahead.start(self.engine, prompts, self.sampling, seeds)
+
+    def _stop_on_failures(
+        self, trainer: Trainer, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores,
+        together: bool,
+    ) -> None:  # fmt: skip
+        """Too many failed checks end the run, counted over all ranks where these are `together`."""
+        root = Path(trainer.default_root_dir)
+        stop_on_failures(prompts, completions, scores, self.max_failure_rate, root, together)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[stage] += time.perf_counter() - started
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            for line in self._lost.look(metrics, self.sampling):
+                _log.warning("step %d: %s", trainer.global_step, line)
+
+    # ---- validation ---------------------------------------------------------------------------------------
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
         self._ahead.wait()
-        self._sync(trainer, module, batch.prompts)
-        seeds = self.seeds(batch.prompts, [0] * len(batch), self.eval_samples, "validation", batch.name)
-        if batch.prompts:
-            batch.rollout, _ = self.roll_out(trainer, batch.prompts, self.eval_sampling, seeds)
-        else:  # another rank has the last ones, and gathers sharded weights with this one's help
-            self.engine.generate([], self.eval_sampling, [])
+        self._start(trainer, module)
+        prompts, sampling = batch.prompts, self.eval_sampling
+        self.engine.bring(module.policy, ("policy", module.updates), prompts, sampling)
+        if not prompts:  # another rank has the last ones, and gathers sharded weights with this one's help
+            self.engine.generate([], sampling, [])
+            batch.rollout = Rollout.unscored([], [], sampling, self.eval_samples)
+            return
+        seeds = completion_seeds(prompts, [0] * len(batch), self.eval_samples, "validation", batch.name)
+        completions, scores, _ = sample_and_score(self.engine, self.rewards, prompts, sampling, seeds)
+        self._stop_on_failures(trainer, prompts, completions, scores, together=False)
+        batch.rollout = assemble(prompts, completions, scores, sampling)
 
     on_test_batch_start = on_validation_batch_start
 
-    def generate_with(self, policy: Policy, prompts: list[Prompt], seeds: list[list[int]]) -> list[list[Completion]]:
-        """Completions of other weights than the trained ones, with the training's sampling."""
-        self._bring(policy)
-        self._synced_version = -1  # the next iteration brings the trained weights back
-        completions = self.engine.generate(prompts, self.sampling, seeds)
-        self._beside += completions
-        return completions
+    # ---- start and end ------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        module: RLVRModule = pl_module  # type: ignore[assignment]
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        device = trainer.strategy.root_device.type
+        self.check_sizes(module, data.prompts_per_step, trainer.world_size, str(trainer.precision), device)
+        check_lengths(module.model_folder, asked_of(data, self.sampling, self.eval_sampling))
+        if stage == "fit" and trainer.is_global_zero:
+            say_where(self.rewards)
+
+    def check_sizes(
+        self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
+    ) -> None:
+        """See `check_sizes.py`."""
+        check_sizes(
+            module, self.engine, self.sampling, self.group_size, self.overlap, prompts, ranks, precision, device
+        )
+
+    def _start(self, trainer: Trainer, module: RLVRModule) -> None:
+        """Once."""
+        if self.engine.started:
+            return
+        self.engine.start(self._context(trainer, module))
+        self.sampling, self.eval_sampling = (
+            sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
+        )
+
+    def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        sets = asked_of(data, self.sampling, self.eval_sampling)
+        return EngineContext(
+            folder=module.model_folder,
+            policy=module.policy,
+            tokenizer=module.tokenizer,
+            max_tokens=max(asked.reach for asked in sets),
+            max_sequences=max(
+                data.prompts_per_step * self.group_size // trainer.world_size,
+                *(other.eval_prompts_per_step * self.eval_samples // trainer.world_size for other in data.validated),
+            ),
+            seed=run_seed(),
+            dtype=compute_dtype(str(trainer.precision)),
+            max_images=max(len(prompt.sample.images) for asked in sets for prompt in asked.prompts),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference": self._reference.state_dict(), "ahead": self._ahead.state_dict()}
@@ -203,96 +300,9 @@ class RolloutCallback(Callback):
 
     def close(self) -> None:
         """Give back the engine's memory and the reward workers."""
-        if self._started:
+        if self.engine.started:
             self._ahead.wait()
             self.engine.close()
         for reward in self.rewards:
             reward.close()
         shared_pool().close()
-        self._started, self._synced_version = False, -1
-
-    def roll_out(
-        self,
-        trainer: Trainer,
-        prompts: list[Prompt],
-        sampling: Sampling,
-        seeds: list[list[int]],
-        together: bool = False,
-        ready: list[list[Completion]] | None = None,
-    ) -> tuple[Rollout, dict[str, float]]:
-        """One scored completion per seed, and the seconds of generation and of scoring after it."""
-        completions, scores, seconds = sample_and_score(self.engine, self.rewards, prompts, sampling, seeds, ready)
-        self._stop_on_failures(trainer, prompts, completions, scores, together)
-        return assemble(prompts, completions, scores, sampling, self.mask_truncated), seconds
-
-    def score(self, trainer: Trainer, prompts: list[Prompt], completions: list[list[Completion]]) -> Scores:
-        """Score completions that are all there."""
-        scores = score_rollout(self.rewards, completions, [p.sample for p in prompts])
-        self._stop_on_failures(trainer, prompts, completions, scores, together=False)
-        return scores
-
-    def _stop_on_failures(
-        self, trainer: Trainer, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores,
-        together: bool,
-    ) -> None:  # fmt: skip
-        """Too many failed checks end the run, counted over all ranks where these are `together`."""
-        root = Path(trainer.default_root_dir)
-        stop_on_failures(prompts, completions, scores, self.max_failure_rate, root, together)
-
-    @staticmethod
-    def seeds(prompts: list[Prompt], repeats: list[int], count: int, *use: int | str) -> list[list[int]]:
-        """Each completion's own seed, from (run seed, use, prompt id, sample index). A prompt's k-th repeat in an
-        iteration goes on counting its samples. Validation draws with the same seeds every time."""
-        return [
-            [derive_seed(run_seed(), *use, prompt.sample.id, repeat * count + g) for g in range(count)]
-            for prompt, repeat in zip(prompts, repeats, strict=True)
-        ]
-
-    def _sync(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt]) -> float:
-        """Bring the engine's weights up to date (seconds it took); start it first if need be, and probe it."""
-        if not self._started:
-            self.engine.start(self._context(trainer, module))
-            self.sampling, self.eval_sampling = (
-                sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
-            )
-            self._started = True
-        started = time.perf_counter()
-        if self._synced_version != module.updates:
-            self._bring(module.policy)
-            self._synced_version = module.updates
-            self._syncs += 1
-            if self._syncs == 1 or (self.probe_every and self._syncs % self.probe_every == 0):
-                found = gather_objects(max(prompts, key=lambda p: len(p.token_ids), default=None))
-                longest = max((p for p in found if p is not None), key=lambda p: len(p.token_ids))
-                sampling = replace(self.sampling, max_tokens=min(16, self.sampling.max_tokens), top_p=1.0, top_k=0)
-                check_engine(self.engine, module.policy, longest, sampling, derive_seed(run_seed(), "probe"))
-        return time.perf_counter() - started
-
-    def _bring(self, policy: Policy) -> None:
-        """Give the engine a policy's weights."""
-        self.engine.follow(policy)
-        self.engine.sync(policy.named_weights())
-
-    def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        return EngineContext(
-            folder=module.model_folder,
-            policy=module.policy,
-            tokenizer=module.tokenizer,
-            max_tokens=max(
-                data.max_prompt_tokens + self.sampling.max_tokens,
-                *(other.max_prompt_tokens + self.eval_sampling.max_tokens for other in data.validated),
-            ),
-            max_sequences=max(
-                data.prompts_per_step * self.group_size // trainer.world_size,
-                *(other.eval_prompts_per_step * self.eval_samples // trainer.world_size for other in data.validated),
-            ),
-            seed=run_seed(),
-            dtype=torch.bfloat16 if trainer.precision == "bf16-mixed" else torch.float32,
-            max_images=max(
-                len(prompt.sample.images)
-                for other in data.validated
-                for split in other.prompts.values()
-                for prompt in split
-            ),
-        )

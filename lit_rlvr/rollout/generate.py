@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.background import BackgroundScoring
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.rollout.engine import Generates
+from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 
 def sample_and_score(
-    engine: RolloutEngine,
+    engine: Generates,
     rewards: Sequence[Reward],
     prompts: list[Prompt],
     sampling: Sampling,
@@ -41,3 +42,18 @@ def sample_and_score(
             done(p, group)
         scores = scoring.scores(len(seeds[0]))
     return completions, scores, {"generate": generated - started, "score": time.perf_counter() - generated}
+
+
+def completion_seeds(prompts: list[Prompt], repeats: list[int], count: int, *use: int | str) -> list[list[int]]:
+    """Each completion's own seed (P lists of `count`), from (run seed, use, prompt id, sample index).
+
+    Validation draws with the same seeds every time.
+
+    Args:
+        repeats: how often each prompt stood in this iteration before: it goes on counting its samples.
+        use: such as "rollout" and the iteration.
+    """
+    return [
+        [derive_seed(run_seed(), *use, prompt.sample.id, repeat * count + g) for g in range(count)]
+        for prompt, repeat in zip(prompts, repeats, strict=True)
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.logprobs import shape_logits
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
-from lit_rlvr.scoring import shape_logits
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 
@@ -31,6 +32,7 @@ class HFEngine(RolloutEngine):
     def __init__(self, max_sequences: int = 256) -> None:
         self.max_sequences = max_sequences
         self._context: EngineContext | None = None
+        self._policy: Policy | None = None  # what decodes
 
     def start(self, context: EngineContext) -> None:
         from transformers import DynamicCache
@@ -38,17 +40,18 @@ class HFEngine(RolloutEngine):
         model: Any = context.policy.model
         if not all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers):
             raise UserError(f"rollout.engine: hf cannot decode {type(model).__name__}'s recurrent layers; use vllm")
-        self._context = context
+        self._context, self._policy = context, context.policy
 
-    def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do: the weights are those of the policy it follows."""
+    def sync(self, policy: Policy) -> None:
+        """Decode with this policy's weights from now on; there is nothing to copy."""
+        self._policy = policy
 
     @property
     def compute_dtype(self) -> torch.dtype:
         return torch.float32 if self._context is None else self._context.dtype
 
     def close(self) -> None:
-        self._context = None
+        self._context = self._policy = None
 
     @torch.no_grad()
     def generate(
@@ -58,12 +61,12 @@ class HFEngine(RolloutEngine):
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
     ) -> list[list[Completion]]:
-        assert self._context is not None and self.policy is not None, "start() and follow() come first"
+        assert self._context is not None and self._policy is not None, "start() comes first"
         order = sorted(range(len(prompts)), key=lambda p: len(prompts[p].token_ids))
         found: dict[int, list[Completion]] = {}
         batch: list[int] = []
         device, half = self._context.policy.device.type, self.compute_dtype != torch.float32
-        with self.policy.weights(), torch.autocast(device, self.compute_dtype, enabled=half):
+        with self._policy.weights(), torch.autocast(device, self.compute_dtype, enabled=half):
             for p in order:
                 if batch and sum(len(seeds[q]) for q in [*batch, p]) > self.max_sequences:
                     found |= self._decode(prompts, batch, sampling, seeds, done)
@@ -80,8 +83,8 @@ class HFEngine(RolloutEngine):
         """Decode the prompts in `batch` together; {prompt: completions}."""
         from transformers import DynamicCache
 
-        policy = self.policy
-        assert policy is not None, "follow() comes first"
+        policy = self._policy
+        assert policy is not None, "start() comes first"
         model: Any = policy.model
         device = policy.device
         ids = [prompts[p].token_ids for p in batch]

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy import Policy
-from lit_rlvr.rollout.engine import RolloutEngine
-from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, pad_completions
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.rollout.engine import Generates
+from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
 
-def check_engine(engine: RolloutEngine, policy: Policy, prompt: Prompt, sampling: Sampling, seed: int) -> float:
+def probe_sampling(sampling: Sampling) -> Sampling:
+    """A few tokens, drawn from the model's own distribution."""
+    return replace(
+        sampling, temperature=sampling.temperature or 1.0, top_p=1.0, top_k=0, max_tokens=min(16, sampling.max_tokens)
+    )
+
+
+def check_engine(engine: Generates, policy: Policy, prompt: Prompt, sampling: Sampling, seed: int) -> float:
     """Let the engine sample a completion, score it with the trainer's weights, compare.
 
     Args:
@@ -39,10 +48,6 @@ def trainer_logprobs(
     policy: Policy, prompt: Prompt, completion: Completion, sampling: Sampling, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """(n,) log-probabilities of one completion's tokens under the trainer's weights, computed in `dtype`."""
-    token_ids, mask, logprobs = pad_completions([[completion]])
-    zero = torch.zeros(1, 1)
-    rollout = Rollout(
-        [prompt], [[completion]], token_ids, mask, logprobs, zero, zero, zero == 0, {}, [["ok"]], sampling
-    )  # fmt: skip
+    rollout = Rollout.unscored([prompt], [[completion]], sampling)
     with torch.autocast(policy.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
         return policy.logprobs(rollout, [0])[0][0].float().cpu()

@@ -8,6 +8,8 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_rlvr.distributed import rank, world_size
-from lit_rlvr.errors import UserError
-from lit_rlvr.rollout.vllm_client import VLLMServer
+from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
+from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.rollout.vllm_client import ServerError, VLLMServer
 
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
 """Makes a fresh pass over the weights; with sharded ones, all ranks go through it together."""
@@ -123,21 +125,24 @@ class NCCLTransfer(WeightTransfer):
         self._source.set(weights, dtype)
         if not self._senders:
             self._senders = [self._connect(server) for server in servers]
-        for server, sender in zip(servers, self._senders, strict=True):
-            if rank() == 0:
-                server.take(sender.send_weights, version)
-            else:
+        agree(servers, VLLMServer.pause)  # before the first collective, in which others would wait
+        for sender in self._senders:
+            with _server_errors():
                 sender.send_weights()
+        agree(servers, partial(VLLMServer.resume, version=version))
 
     def restore(self, server: VLLMServer, version: str) -> None:
         if world_size() > 1:
             raise UserError(
-                f"{server.url} was started anew and lost its weights, which no process can send over NCCL alone; "
-                "go on with --ckpt_path last, or use FileTransfer"
+                f"{server.url} was restarted and lost its weights, which no process can send over NCCL alone; "
+                "resume with --ckpt_path last, or use FileTransfer"
             )
         self.close()
         self._senders = [self._connect(server)]
-        server.take(self._senders[0].send_weights, version)
+        server.pause()
+        with _server_errors():
+            self._senders[0].send_weights()
+        server.resume(version)
 
     def close(self) -> None:
         for sender in self._senders:
@@ -151,7 +156,36 @@ class NCCLTransfer(WeightTransfer):
         info = NCCLTrainerInitInfo(self.address, free_port(), 1 + server.workers(), rank=rank())
         client = HTTPVLLMWeightSyncClient(server.url, server.timeout)
         source: Any = self._source  # it has what is asked of a WeightSource here
-        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
+        with _server_errors():
+            return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
+
+
+def agree(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
+    """Let the first rank do something with the servers, and all of them know whether it worked; collective.
+
+    Raises:
+        ServerError: it did not; the same on every rank.
+    """
+    said = None
+    if rank() == 0:
+        try:
+            for server in servers:
+                action(server)
+        except ServerError as error:
+            said = str(error)
+    if failed := gather_objects(said)[0]:
+        raise ServerError(failed)
+
+
+@contextmanager
+def _server_errors() -> Iterator[None]:
+    """What vLLM's own client raises of a request, as ours."""
+    from requests import RequestException
+
+    try:
+        yield
+    except RequestException as error:
+        raise ServerError(first_line(error)) from error
 
 
 class RepeatedWeights:

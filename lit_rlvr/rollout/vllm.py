@@ -5,17 +5,24 @@ from __future__ import annotations
 import gc
 import os
 import platform
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lit_rlvr.policy import Policy
+from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.images import collapse
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
-from lit_rlvr.sharding import whole
+from lit_rlvr.rollout.own_world import executor_on, vllm_world
 from lit_rlvr.types import Completion, Prompt, Sampling
-from lit_rlvr.vision import collapse
+
+_SPARE = 2 << 30
+"""Bytes of a GPU that are left for its context and fragments."""
+_SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""Options of vLLM that spread one model over several devices."""
 
 
 class VLLMEngine(RolloutEngine):
@@ -26,9 +33,11 @@ class VLLMEngine(RolloutEngine):
     Args:
         dtype: of weights and activations; `auto` is what the trainer computes in, so that both see the same numbers.
         kv_cache_gb: memory for keys and values, in GiB (CPU only).
-        gpu_memory_utilization: share of the GPU's memory that vLLM may take (GPU only).
+        gpu_memory_utilization: share of the GPU's memory that vLLM may take (GPU only); by default all that is left
+            beside the weights and AdamW's moments where vLLM sleeps while the policy is trained, and 0.4 where not.
         sleep: give vLLM's memory back while the policy is trained (GPU only).
-        enforce_eager: no compilation: starts faster; on a GPU generates slower.
+        enforce_eager: no compilation and no CUDA graphs: starts faster; by default on a CPU only, because a GPU
+            generates slower so.
         options: further arguments of `vllm.LLM`, by their vLLM names.
     """
 
@@ -36,9 +45,9 @@ class VLLMEngine(RolloutEngine):
         self,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         kv_cache_gb: int = 1,
-        gpu_memory_utilization: float = 0.4,
+        gpu_memory_utilization: float | None = None,
         sleep: bool = True,
-        enforce_eager: bool = True,
+        enforce_eager: bool | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
         self.dtype = dtype
@@ -47,6 +56,11 @@ class VLLMEngine(RolloutEngine):
         self.sleep = sleep
         self.enforce_eager = enforce_eager
         self.options = options or {}
+        if split := [name for name in _SPLIT if self.options.get(name, 1) != 1]:
+            raise UserError(
+                f"VLLMEngine.options: {split[0]} splits the model, but vLLM in the training process runs whole on each "
+                "rank's device; start a server with `lit-rlvr serve` and use VLLMServerEngine"
+            )
         self._llm: Any = None
         self._context: EngineContext | None = None
         self._asleep = False
@@ -63,7 +77,7 @@ class VLLMEngine(RolloutEngine):
         from vllm import LLM
 
         self._context = context
-        state = torch.get_rng_state()  # vLLM seeds the whole process
+        gc.collect()  # what is left of one that crashed while it started or ended
         settings: dict[str, Any] = {
             "model": context.folder,
             "load_format": "dummy",
@@ -71,10 +85,13 @@ class VLLMEngine(RolloutEngine):
             "dtype": str(self.compute_dtype).removeprefix("torch."),
             "seed": context.seed % 2**31,
             "max_model_len": context.max_tokens,
-            "max_num_seqs": min(context.max_sequences, 256),
-            "enforce_eager": self.enforce_eager,
+            "max_num_seqs": min(context.max_sequences, 1024 if torch.cuda.is_available() else 256),
+            "enforce_eager": not torch.cuda.is_available() if self.enforce_eager is None else self.enforce_eager,
             "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,
+            "distributed_executor_backend": executor_on(
+                torch.cuda.current_device() if torch.cuda.is_available() else 0
+            ),
         }
         if context.policy.placeholder_ids:  # a vision-language model
             settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": 0}
@@ -83,7 +100,7 @@ class VLLMEngine(RolloutEngine):
             # On the device it would take mean and deviation from the noise that the engine starts with.
             settings["mm_device_do_normalize"] = False
         if torch.cuda.is_available():
-            settings["gpu_memory_utilization"] = self.gpu_memory_utilization
+            settings["gpu_memory_utilization"] = self._share(context.policy)
             settings["enable_sleep_mode"] = self.sleep
             settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
         else:
@@ -92,20 +109,31 @@ class VLLMEngine(RolloutEngine):
             settings["block_size"] = smallest_block()
             # Said outright, so that vLLM does not ask for most of the machine's memory to be free.
             settings["kv_cache_memory_bytes"] = self.kv_cache_gb << 30
-        self._llm = LLM(**(settings | self.options))
-        torch.set_rng_state(state)
+        with vllm_world().inside(), torch.random.fork_rng(devices=[]):  # vLLM seeds the whole process
+            self._llm = LLM(**(settings | self.options))
 
-    def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-        assert self.policy is not None, "follow() comes first"
+    def _share(self, policy: Policy) -> float:
+        """Of the GPU's memory, for vLLM."""
+        if self.gpu_memory_utilization is not None:
+            return self.gpu_memory_utilization
+        if not self.sleep:
+            return 0.4
+        free, total = torch.cuda.mem_get_info()
+        moments = sum(2 * weight.nbytes for weight in policy.parameters() if weight.requires_grad)
+        return max(0.1, (free - moments - _SPARE) / total)
+
+    def sync(self, policy: Policy) -> None:
         if self._asleep:
             torch.cuda.empty_cache()  # what training has freed
             self._llm.wake_up(tags=["weights"])
-        weights = with_tied_head(self.policy, named_parameters)
+            self._llm.collective_rpc(_make_noise)  # sleep took the weights, and what it left might pass for them
+        weights = with_tied_head(policy)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
-        self._llm.reset_prefix_cache()
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM keeps its prefix cache, which older weights made: a request is still running")
         if self._context is not None and self._context.policy.placeholder_ids:
             self._llm.llm_engine.reset_encoder_cache()
 
@@ -152,12 +180,14 @@ class VLLMEngine(RolloutEngine):
 
         assert self._context is not None, "start() comes first"
         values = sampling_parameters(sampling, seed, self._context.policy.eos_token_ids)
-        return SamplingParams(**values, output_kind=RequestOutputKind.FINAL_ONLY)
+        return SamplingParams(**values, output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True)
 
     def _completion(self, output: Any) -> Completion:
         assert self._context is not None, "start() comes first"
         ids = list(output.token_ids)
-        logprobs = tuple(at[token].logprob for at, token in zip(output.logprobs, ids, strict=True))
+        found = output.logprobs  # the sampled token's of each place, one after the other
+        assert found.token_ids == ids, "vLLM gives the log-probabilities of other tokens than it sampled"
+        logprobs = tuple(found.logprobs)
         return read_completion(self._context, ids, logprobs, output.finish_reason)
 
     def rest(self) -> bool:
@@ -168,22 +198,31 @@ class VLLMEngine(RolloutEngine):
         return True
 
     def close(self) -> None:
-        if self._llm is None:
+        llm, self._llm, self._asleep = self._llm, None, False
+        if llm is None:
             return
-        self._llm.llm_engine.engine_core.shutdown()
-        self._llm, self._asleep = None, False
+        llm.llm_engine.engine_core.shutdown()
+        del llm
         gc.collect()
 
 
-def with_tied_head(policy: Policy, named_parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The parameters, and `lm_head.weight` by name where it is tied to the input embedding.
+def _make_noise(worker: Any) -> None:
+    """What vLLM starts with in place of weights."""
+    from vllm.model_executor.model_loader.weight_utils import initialize_single_dummy_weight
 
-    vLLM on a CPU packs the output embedding into a copy of its own, which `named_parameters` (where a tied tensor
+    for parameter in worker.get_model().parameters():
+        initialize_single_dummy_weight(parameter.data)
+
+
+def with_tied_head(policy: Policy) -> Iterator[tuple[str, Tensor]]:
+    """A policy's weights, and `lm_head.weight` by name where it is tied to the input embedding.
+
+    vLLM on a CPU packs the output embedding into a copy of its own, which `named_weights` (where a tied tensor
     stands once, under the embedding's name) would leave stale.
     """
     model: Any = policy.model
     seen = False
-    for name, parameter in named_parameters:
+    for name, parameter in policy.named_weights():
         seen |= name == "lm_head.weight"
         yield name, parameter.detach()
     if not seen:

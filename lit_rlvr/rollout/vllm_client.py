@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import torch
 
-from lit_rlvr.errors import UserError, in_one_line
+from lit_rlvr.errors import UserError, first_line
 
 START = "start it with `lit-rlvr serve --model ...`"
 _log = logging.getLogger("lit_rlvr")
@@ -54,7 +54,7 @@ class VLLMServer:
                     return
                 reason = "it is not healthy"
             except httpx.HTTPError as error:
-                reason = in_one_line(error)
+                reason = first_line(error)
             if time.monotonic() > deadline:
                 raise UserError(f"{self.url} does not answer within {self.timeout:g} s ({reason}); {START}")
             if not said:
@@ -92,8 +92,16 @@ class VLLMServer:
 
     def take(self, bring: Callable[[], object], version: str) -> None:
         """New weights, brought while it rests; every cache that older ones made is emptied."""
-        self.post("/pause?mode=abort")
+        self.pause()
         bring()
+        self.resume(version)
+
+    def pause(self) -> None:
+        """Stop generating, for new weights."""
+        self.post("/pause?mode=abort")
+
+    def resume(self, version: str) -> None:
+        """Generate with the weights that came since `pause`, without any cache that older ones made."""
         for cache in ("prefix", "mm", "encoder"):
             answer = self.post(f"/reset_{cache}_cache")
             if answer.get("success") is False:
@@ -112,7 +120,7 @@ class VLLMServer:
         try:
             answer = await client.post(f"{self.url}/inference/v1/generate", json=request)
         except httpx.HTTPError as error:
-            raise ServerError(f"{self.url}: {in_one_line(error)}") from error
+            raise ServerError(f"{self.url}: {first_line(error)}") from error
         if answer.status_code == httpx.codes.NOT_FOUND:
             raise UserError(f"{self.url} takes no tokens: it runs without --enable-scale-out; {START}")
         return dict(self._checked(answer)["choices"][0])
@@ -121,7 +129,7 @@ class VLLMServer:
         try:
             return httpx.request(method, self.url + path, json=body, headers=self.headers, timeout=self.timeout)
         except httpx.HTTPError as error:
-            raise ServerError(f"{self.url}{path}: {in_one_line(error)}") from error
+            raise ServerError(f"{self.url}{path}: {first_line(error)}") from error
 
     def _checked(self, answer: httpx.Response) -> dict[str, Any]:
         path = answer.request.url.path

@@ -14,10 +14,11 @@ import httpx
 import torch
 from torch import Tensor
 
-from lit_rlvr.distributed import gather_objects, rank
+from lit_rlvr.distributed.collectives import gather_objects, rank
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy import Policy
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
+from lit_rlvr.rollout.synced_engine import crash_of
 from lit_rlvr.rollout.transfer import WeightTransfer
 from lit_rlvr.rollout.vllm import collapsed, read_completion, sampling_parameters, with_tied_head
 from lit_rlvr.rollout.vllm_client import START, ServerError, VLLMServer, dtype_of
@@ -40,6 +41,7 @@ class VLLMServerEngine(RolloutEngine):
     """
 
     keeps_weights = True
+    in_process = False
 
     def __init__(
         self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 1800.0
@@ -54,6 +56,7 @@ class VLLMServerEngine(RolloutEngine):
         self.servers = [VLLMServer(url, api_key_env, timeout) for url in urls]
         self.transfer = transfer
         self._context: EngineContext | None = None
+        self._policy: Policy | None = None
         self._dtype = torch.float32
         self._run = ""
         self._syncs = 0
@@ -96,26 +99,21 @@ class VLLMServerEngine(RolloutEngine):
                 "or with --logprobs-mode processed_logprobs"
             )
 
-    def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-        """As every engine's; `named_parameters` are those of the policy that it follows, read as often as need be."""
-        policy = self._followed
+    def sync(self, policy: Policy) -> None:
+        self._policy = policy
         self._run = self._run or gather_objects(uuid.uuid4().hex[:12])[0]
         self._syncs += 1
-        failure = ""
 
         def weights() -> Iterable[tuple[str, Tensor]]:
-            return with_tied_head(policy, policy.named_weights())
+            return with_tied_head(policy)
 
-        try:
-            self.transfer.send(self.servers, weights, self._dtype, self.version)
-        except ServerError as error:
-            failure = str(error)
-        failures = [text for text in gather_objects(failure) if text]
+        failure = crash_of(lambda: self.transfer.send(self.servers, weights, self._dtype, self.version))
+        failures = [text for text in gather_objects(failure) if text]  # all start anew what one could not send to
         if failures:
-            raise ServerError(failures[0])
+            raise ServerError(failures[0].removeprefix("ServerError: "))
 
     def restore(self, policy: Policy) -> None:
-        self.follow(policy)
+        self._policy = policy
         if self.server.version() != self.version:
             self.transfer.restore(self.server, self.version)
 
@@ -164,10 +162,10 @@ class VLLMServerEngine(RolloutEngine):
         if prompt.pixels is None:
             return {"token_ids": list(prompt.token_ids)}
         parts = [{"type": "image_url", "url": _png(image)} for image in prompt.pixels.images]
-        return {"token_ids": collapsed(self._followed, prompt), "content_parts": parts}
+        return {"token_ids": collapsed(self._held, prompt), "content_parts": parts}
 
     def _parameters(self, sampling: Sampling, seed: int) -> dict[str, Any]:
-        return sampling_parameters(sampling, seed, self._followed.eos_token_ids)
+        return sampling_parameters(sampling, seed, self._held.eos_token_ids)
 
     def _completion(self, choice: dict[str, Any]) -> Completion:
         assert self._context is not None, "start() comes first"
@@ -183,9 +181,10 @@ class VLLMServerEngine(RolloutEngine):
         return read_completion(self._context, choice["token_ids"], logprobs, choice["finish_reason"])
 
     @property
-    def _followed(self) -> Policy:
-        assert self.policy is not None, "follow() comes first"
-        return self.policy
+    def _held(self) -> Policy:
+        """Whose weights the servers hold."""
+        assert self._policy is not None, "sync() comes first"
+        return self._policy
 
     def close(self) -> None:
         self.transfer.close()

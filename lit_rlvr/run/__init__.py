@@ -1,1 +1,1 @@
-"""What a run leaves behind: logs, samples, pictures, checkpoints, and its summary."""
+"""What a run writes: logs, samples, plots, checkpoints, and its summary."""

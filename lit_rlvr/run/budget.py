@@ -1,4 +1,4 @@
-"""An end of training that is counted in what was generated, whatever an algorithm does with it."""
+"""Ends training after a number of generated completions or tokens, however the algorithm uses them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lit_rlvr.errors import UserError
 class Budget(Callback):
     """Ends training with the iteration that uses up a number of completions or tokens.
 
-    All that is generated for training counts: further rounds of dynamic sampling and a reference model's completions
-    too, validation not. Optimizer steps are counted by `trainer.max_steps`, and whatever comes first ends the run.
+    Everything generated for training counts, including further rounds of dynamic sampling and a reference model's
+    completions; validation does not. `trainer.max_steps` counts optimizer steps; the first limit reached ends the run.
 
     Args:
-        samples: sampled completions; None = no end.
-        tokens: generated tokens; None = no end.
+        samples: sampled completions; None = no limit.
+        tokens: generated tokens; None = no limit.
     """
 
     def __init__(self, samples: int | None = None, tokens: int | None = None) -> None:

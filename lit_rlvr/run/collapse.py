@@ -14,15 +14,15 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class CollapseStop(Callback):
-    """Compares the means over the last `window` iterations with the best and the first such means of the run.
+    """Stops a collapsed run: compares means over the last `window` iterations with the run's lowest and first means.
 
-    Both signs are those of the negative-dominant control in the A-GRAE paper, whose unsolved prompts rise and whose
+    Both signs are those of the negative-dominant control in the A-GRAE paper, where unsolved prompts rise and the
     entropy explodes.
 
     Args:
-        window: iterations that are averaged; 0 = never stop.
-        unsolved: stop when the share of prompts without any right completion is so much above its lowest mean so far.
-        entropy: stop when the entropy is so many times that of the run's first `window` iterations.
+        window: number of iterations to average over; 0 = never stop.
+        unsolved: stop when the share of prompts without a right completion exceeds its lowest mean by this much.
+        entropy: stop when the entropy exceeds this multiple of its mean over the run's first `window` iterations.
     """
 
     def __init__(self, window: int = 0, unsolved: float = 0.3, entropy: float = 4.0) -> None:
@@ -52,7 +52,7 @@ class CollapseStop(Callback):
             trainer.should_stop = True
 
     def look(self, unsolved: float, entropy: float) -> str | None:
-        """Take in one iteration; why the run should stop, if it should.
+        """Record one iteration; returns why the run should stop, or None.
 
         Args:
             unsolved: share of prompts without a right completion. entropy: nats per token; NaN = not measured.

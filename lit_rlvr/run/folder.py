@@ -1,4 +1,4 @@
-"""The run folder: sample completions, the picture, and summary.json."""
+"""Writes the run folder: sample completions, the plot of the curves, and summary.json."""
 
 from __future__ import annotations
 
@@ -14,40 +14,46 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.errors import UserError
+from lit_rlvr.files import write_atomically
+from lit_rlvr.printable import one_line
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.collapse import CollapseStop
-from lit_rlvr.run.complete import is_complete, validate_now
-from lit_rlvr.run.files import write_atomically
+from lit_rlvr.run.ending import is_complete, validate_now
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.plots import plot_run
 from lit_rlvr.run.stop import RunStopped
 from lit_rlvr.run.thumbnails import save_thumbnails
-from lit_rlvr.run.trace import Trace, write_trace
-from lit_rlvr.sharding import whole
-from lit_rlvr.text import printable
+from lit_rlvr.terminal import Terminal
+from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
 from lit_rlvr.types import Rollout
 
 _log = logging.getLogger("lit_rlvr")
 
 
 class RunFolder(Callback):
-    """Writes what a run leaves in `trainer.default_root_dir`, besides checkpoints and logs.
+    """Writes the results of a run to `trainer.default_root_dir`, besides checkpoints and logs.
 
-    `completions.jsonl` (sampled groups) and `images/` (small copies of what they show), `curves.png`, and
-    `summary.json`, which is also written when the run stops early.
+    `completions.jsonl` (sampled groups) and `images/` (thumbnails of their images), `curves.png`, and `summary.json`,
+    which is also written when the run stops early.
 
     Args:
-        save_prompts: prompts per iteration (each with its whole group) that go to completions.jsonl.
+        save_prompts: prompts per iteration whose groups are saved to completions.jsonl.
         show_every: iterations between tables of sample completions in the terminal; 0 = never.
-        trace_every: iterations between rollouts whose tokens are saved for `lit-rlvr explain`; 0 = never.
+        trace_every: iterations between rollouts whose tokens are saved for `lit-rlvr explain`, for `save_prompts`
+            prompts each; the last rollout and the newest with a gradient are saved too; 0 = never.
     """
 
     def __init__(self, save_prompts: int = 2, show_every: int = 10, trace_every: int = 10) -> None:
+        for name, value in {"save_prompts": save_prompts, "show_every": show_every, "trace_every": trace_every}.items():
+            if value < 0:
+                raise UserError(f"run.{name}: {value} is negative; use 0 for never")
         self.save_prompts, self.show_every, self.trace_every = save_prompts, show_every, trace_every
+        self._trace: Trace | None = None  # of the iteration in progress
+        self._unsaved: dict[int, tuple[Trace, Rollout]] = {}  # by step: the last trace, and the newest with a gradient
         self.accuracy_before: float | None = None
         self._last: tuple[int, float | None] = (-1, None)  # the last validation: step, accuracy
         self.train_seconds = 0.0
@@ -69,12 +75,14 @@ class RunFolder(Callback):
         self._startup_seconds = time.perf_counter() - self._fit_began
         if trainer.is_global_zero:
             _drop_after(self._root(trainer) / "completions.jsonl", trainer.global_step)
+            drop_traces_after(self._root(trainer), trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._iteration_began = time.perf_counter()
         module: Any = pl_module
-        wanted = self.trace_every and module.iteration % self.trace_every == 0 and trainer.is_global_zero
-        module.trace = Trace(self.save_prompts) if wanted else None
+        wanted = self.trace_every and self.save_prompts and trainer.is_global_zero
+        self._trace = Trace(self.save_prompts) if wanted else None
+        module.watch(self._trace)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -89,9 +97,8 @@ class RunFolder(Callback):
             with (root / "completions.jsonl").open("a") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             module: Any = pl_module
-            if module.trace is not None:
-                groups = module.trace.records(batch.rollout, module.tokenizer)
-                write_trace(root, trainer.global_step, type(module).__name__, groups)
+            if self._trace is not None:
+                self._keep_trace(trainer, module, batch.rollout, self._trace)
             if self.show_every and (module.iteration == 1 or module.iteration % self.show_every == 0):
                 show_rows(rows[:8], trainer.global_step)
             write_metrics(trainer)
@@ -99,6 +106,16 @@ class RunFolder(Callback):
         last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and batch_idx + 1 == trainer.num_training_batches
         if last_step or last_epoch:
             trainer.should_stop = True  # Lightning then validates before it ends the run
+
+    def _keep_trace(self, trainer: Trainer, module: Any, rollout: Rollout, trace: Trace) -> None:
+        self._unsaved = {} if trace.live else {step: kept for step, kept in self._unsaved.items() if kept[0].live}
+        self._unsaved[trainer.global_step] = (trace, rollout)
+        if (module.iteration - 1) % self.trace_every == 0:
+            self._save_trace(trainer, module, trainer.global_step)
+
+    def _save_trace(self, trainer: Trainer, module: Any, step: int) -> None:
+        trace, rollout = self._unsaved.pop(step)
+        write_trace(self._root(trainer), step, type(module).__name__, trace.records(rollout, module.tokenizer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
@@ -110,7 +127,7 @@ class RunFolder(Callback):
             for logger in trainer.loggers:  # Lightning does not log the check before training
                 logger.log_metrics(results, step=0)
 
-    # ---- at its end ---------------------------------------------------------------------------------------
+    # ---- at the end ---------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -118,8 +135,8 @@ class RunFolder(Callback):
         self._finish(trainer, pl_module, None if collapse is None else f"collapse: {collapse}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete a run that was stopped in its last validation: nothing is left to train, so that Lightning comes
-        here at once."""
+        """Complete a run that was stopped in its last validation: with nothing left to train, Lightning comes here at
+        once."""
         if not self._began and not is_complete(self._root(trainer)):
             self.on_train_start(trainer, pl_module)
             validate_now(trainer)
@@ -131,7 +148,7 @@ class RunFolder(Callback):
             self._finish(trainer, pl_module, str(exception) or type(exception).__name__, alone)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stopped: str | None, alone: bool = False) -> None:
-        """Write the summary; `alone`: where the other processes are is not known, so nothing is asked of them."""
+        """Write the summary; `alone`: run no collectives, because the state of the other processes is unknown."""
         module: Any = pl_module
         unknown = alone and module.device_mesh is not None
         digest = None if unknown else weights_sha256(module.policy.model)
@@ -160,16 +177,25 @@ class RunFolder(Callback):
         }
         root = self._root(trainer)
         write_atomically(root / "summary.json", json.dumps(summary, indent=2) + "\n")
+        for step in list(self._unsaved):
+            self._save_trace(trainer, module, step)
         rows = next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
         if rows:
             plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
-        if self.accuracy_before is None:
-            _log.info("No accuracies: there is no validation set; give data.validation or data.validation_split")
-        elif accuracy_after is not None:
-            _log.info(
-                "Validation accuracy %.3f before, %.3f after %d steps (%.0f s of training). Results: %s",
-                self.accuracy_before, accuracy_after, trainer.global_step, self.train_seconds, root,
-            )  # fmt: skip
+        _log.info("%s", self._accuracies(trainer, accuracy_after))
+
+    def _accuracies(self, trainer: Trainer, after: float | None) -> str:
+        """The result of validation, or why there was none."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not any(one.prompts.get("validation") for one in data.validated):
+            return "No accuracies: there is no validation set; set data.validation or data.validation_split"
+        if not trainer.limit_val_batches:
+            return "No accuracies: trainer.limit_val_batches is 0"
+        first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
+        return (
+            f"Validation accuracy {first} before, {last} after {trainer.global_step} steps "
+            f"({self.train_seconds:.0f} s of training). Results: {self._root(trainer)}"
+        )
 
     @staticmethod
     def _root(trainer: Trainer) -> Path:
@@ -184,8 +210,8 @@ class RunFolder(Callback):
 
 
 def write_metrics(trainer: Trainer) -> None:
-    """Put this iteration's metrics into metrics.csv now: Lightning logs them only after the checkpoint, and a run
-    that is killed in between would go on without them."""
+    """Write this iteration's metrics to metrics.csv now: Lightning logs them only after the checkpoint, and a run
+    killed in between would resume without them."""
     values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
     step = int(values.pop("step"))
     for logger in trainer.loggers:
@@ -195,7 +221,7 @@ def write_metrics(trainer: Trainer) -> None:
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 over the parameters' names, types, shapes and bytes, in the order of their names; whole where sharded."""
+    """SHA-256 over the parameters' names, types, shapes and bytes, in name order; sharded parameters are gathered."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = whole(parameter.detach()).cpu().contiguous()
@@ -205,8 +231,8 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 
 def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[dict[str, Any]]:
-    """The first prompts' groups of a rollout as flat records; those of prompts with images name the thumbnails
-    that are kept in the run folder."""
+    """The groups of a rollout's first prompts as flat records; records with images name the thumbnails in the run
+    folder."""
     rows = []
     for p, prompt in enumerate(rollout.prompts[:prompts]):
         shown = {"images": save_thumbnails(prompt.sample.images, run)} if prompt.sample.images else {}
@@ -239,25 +265,25 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
     for row in rows:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1]["content"])
         advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
-        table.add_row(Text(_short(prompt)), Text(_short(row["completion"])), f"{row['reward']:.2f}", advantage)
-    Console(stderr=True, markup=False, highlight=False, width=None if os.isatty(2) else 120).print(table)
+        table.add_row(_short(prompt), _short(row["completion"]), f"{row['reward']:.2f}", advantage)
+    Terminal(stderr=True, width=None if os.isatty(2) else 120).print(table)
 
 
 def _short(text: str, limit: int = 160) -> str:
-    flat = " ".join(printable(text).split())
+    flat = one_line(text)
     return flat if len(flat) <= limit else flat[: limit - 3] + "..."
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keep the records of a JSONL file up to `step`: a resumed run writes the later ones again."""
+    """Drop the records of a JSONL file after `step`, which a resumed run writes again."""
     if not path.is_file():
         return
-    *lines, _ = path.read_text(errors="replace").split("\n")  # the last one is empty, or torn by a kill
+    *lines, _ = path.read_text(errors="replace").split("\n")  # the last line is empty, or torn by a kill
     write_atomically(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
 
 
 def _peak_memory_mb() -> float:
-    """Peak resident memory of this process in MiB (of the GPU, where there is one)."""
+    """Peak memory of the GPU, or else peak resident memory of this process, in MiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

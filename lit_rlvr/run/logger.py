@@ -13,21 +13,21 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_rlvr.run.files import write_atomically
+from lit_rlvr.files import write_atomically
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """The rows of a metrics.csv by step, each with the metrics that it has."""
+    """The rows of a metrics.csv by step, without empty cells."""
     with path.open(newline="") as file:
         rows = {int(row.pop("step")): row for row in csv.DictReader(file)}
     return {step: {name: float(value) for name, value in row.items() if value != ""} for step, row in rows.items()}
 
 
 class MetricsFile(Logger):
-    """Writes every logged metric to one CSV file; NaN says that there is none, and leaves the cell empty.
+    """Writes every logged metric to one CSV file; NaN means no value and leaves the cell empty.
 
-    Lightning's CSVLogger starts its file anew on every run; this one goes on, and a resumed run first drops
-    the rows after the checkpoint it resumes from, so that the file is that of an uninterrupted run.
+    Lightning's CSVLogger starts a new file on every run; this one appends. A resumed run first drops the rows after its
+    checkpoint, so that the file equals that of an uninterrupted run.
 
     Args:
         path: the file.
@@ -63,7 +63,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the resolved settings are in config.yaml."""
+        """Do nothing: the resolved settings are in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -93,5 +93,5 @@ class MetricsFile(Logger):
 
     @property
     def rows(self) -> dict[int, dict[str, float]]:
-        """What has been logged so far, by step."""
+        """The metrics logged so far, by step."""
         return self._rows

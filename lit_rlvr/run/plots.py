@@ -1,4 +1,4 @@
-"""The picture of a run: reward, accuracy, entropy and length over its steps."""
+"""Plots a run: reward, accuracy, entropy and length over its steps."""
 
 from __future__ import annotations
 

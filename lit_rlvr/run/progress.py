@@ -8,16 +8,17 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lit_rlvr.terminal import Terminal
 
 
 class RunProgress(ProgressBar):
-    """Steps, reward, accuracy, tokens/s and the time left."""
+    """Steps, reward, accuracy, truncated completions, prompts without a signal, tokens/s and the time left."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._console = Console(file=sys.stderr)
+        self._console = Terminal(file=sys.stderr)
         self._bar: Progress | None = None
         self._task: Any = None
         self._began = 0.0
@@ -46,6 +47,7 @@ class RunProgress(ProgressBar):
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         text = (
             f"reward {values.get('rollout/reward', 0):.3f}  accuracy {values.get('rollout/accuracy', 0):.3f}  "
+            f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}  "
             f"{values.get('rollout/tokens_per_second', 0):.0f} tokens/s"
         )
         if self._bar is not None:
@@ -72,9 +74,10 @@ class RunProgress(ProgressBar):
         results = getattr(pl_module, "validation_results", {})
         if not (trainer.is_global_zero and results):
             return
-        when = "before training" if trainer.sanity_checking else f"step {trainer.global_step}"
+        steps = getattr(pl_module, "updates", 0)  # in `validate` the trainer counts none
+        when = "before training" if trainer.sanity_checking else f"step {steps}"
         text = "  ".join(f"{k.removeprefix('val/')} {v:.3f}" for k, v in results.items() if k != "val/accuracy")
-        self._console.print(f"validation, {when}: {text}", highlight=False)
+        self._console.print(f"validation, {when}: {text}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
@@ -89,7 +92,7 @@ class RunProgress(ProgressBar):
 
     @staticmethod
     def _total(trainer: Trainer) -> int | None:
-        """Optimizer steps of the whole run; None when it has no end."""
+        """Optimizer steps of the whole run; None if it is not limited."""
         if trainer.max_steps > 0:
             return int(trainer.max_steps)
         if trainer.max_epochs and trainer.max_epochs > 0:

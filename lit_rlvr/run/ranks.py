@@ -1,4 +1,4 @@
-"""When one process of a run ends, the others say why and end too, instead of waiting for it."""
+"""When one process of a run dies, makes the others report why and exit instead of waiting for it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.distributed import lost_peer, rank, world_size
-from lit_rlvr.errors import UserError, in_one_line
+from lit_rlvr.distributed.collectives import lost_peer, rank, world_size
+from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.printable import printable
 from lit_rlvr.run.stop import RunStopped
 
 BEAT = 1.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 SILENCE = 40
-"""Beats without one after which a process counts as gone: its own beats, for all may have been stopped a while."""
+"""Missed heartbeats after which a process counts as dead, counted in the watcher's own beats: all processes may have
+been suspended for a while."""
 GRACE = 1.0
-"""Seconds in which a process may end by its own exception before it is ended."""
+"""Seconds a process has to exit through its own exception before it is killed."""
 PATIENCE = 5.0
 """Seconds to find out why a process does not answer."""
-NO_WORD = "another process ended without a word; was it killed, for its memory?"
+NO_WORD = "another process ended without a message; was it killed for running out of memory?"
 
 
 class RankWatch(Callback):
-    """Each process gives signs of life in the store that the run's processes share, and watches those of the next one.
+    """Each process writes heartbeats to the store that all processes of the run share, and watches the next process's.
 
-    What ends the run, an exception or a silence, is written there once; whoever reads it ends. Threads do this: the
-    main one may be waiting for a process that will never answer, and so may the one that talks to the store.
+    The first cause of failure, an exception or missing heartbeats, is written to the store; every process that reads it
+    exits. This runs in threads, because the main thread may be waiting for a process that will never answer, and so may
+    the thread that talks to the store.
     """
 
     def __init__(self) -> None:
         self._store: Any = None
+        self._rank = 0  # read once: while an engine starts, its world is the default one
         self._unanswered = 0  # beats since the store answered
         self._reason = ""
         self._done = threading.Event()
@@ -46,43 +50,44 @@ class RankWatch(Callback):
         if world_size() == 1:
             return
         shared: Any = dist.distributed_c10d._get_default_store()
-        self._store = shared.clone()  # the main thread may block the other one
+        self._store = shared.clone()  # the main thread may block the original
+        self._rank = rank()
         self._done.clear()
         for work in (self._talk, self._watch):
             threading.Thread(target=work, args=(trainer,), name="lit-rlvr-ranks", daemon=True).start()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._store is not None:
-            trainer.strategy.barrier()  # nobody watches one who is through
+            trainer.strategy.barrier()  # nobody watches a process that has finished
             self._done.set()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Tell the others, or, where the exception comes of another process's end, find out why that one ended."""
+        """Tell the others; if the exception was caused by another process's death, find out why that one died."""
         if self._store is None or isinstance(exception, RunStopped):
             self._done.set()
         elif lost_peer(exception):
             self._done.set()
             exception.__cause__ = UserError(self._find_reason(trainer))
         else:
-            why = str(exception) if isinstance(exception, UserError) else in_one_line(exception)
+            why = str(exception) if isinstance(exception, UserError) else first_line(exception)
             self._done.set()
-            with suppress(RuntimeError):  # the store has gone, so the others have
-                self._tell(f"process {rank()} ended: {why}")
-                time.sleep(2 * BEAT)  # for them to read it: the store may be in this process
+            with suppress(RuntimeError):  # the store is gone, and so are the others
+                self._tell(f"process {self._rank} ended: {why}")
+                time.sleep(2 * BEAT)  # so that they can read it: the store may be in this process
 
     def _talk(self, trainer: Trainer) -> None:
-        neighbour = (rank() + 1) % world_size()
+        neighbour = (self._rank + 1) % world_size()
         heard, silent = 0, 0
         while not self._done.wait(BEAT):
             try:
-                self._store.add(f"lit-rlvr/beat/{rank()}", 1)
+                self._store.add(f"lit-rlvr/beat/{self._rank}", 1)
                 beats = self._store.add(f"lit-rlvr/beat/{neighbour}", 0)
                 self._unanswered = 0
                 heard, silent = beats, (silent + 1 if beats == heard else 0)
                 if silent > SILENCE:
-                    self._tell(f"process {neighbour} has given no sign of life for {SILENCE * BEAT:.0f} s")
+                    self._tell(f"process {neighbour} has not responded for {SILENCE * BEAT:.0f} s")
                 self._read(trainer)
-            except RuntimeError:  # the store has gone with the process that it was in
+            except RuntimeError:  # the store died with its process
                 self._reason = self._reason or NO_WORD
                 return
 
@@ -95,11 +100,11 @@ class RankWatch(Callback):
                 self._end(trainer)
 
     def _tell(self, reason: str) -> None:
-        """Write a reason; the first one stays."""
+        """Write a reason to the store; only the first one is kept."""
         self._store.compare_set("lit-rlvr/end", "", reason)
 
     def _read(self, trainer: Trainer) -> None:
-        """Take in the reason that was written, or write that a process which this one has started is dead."""
+        """Read the reason in the store, or write one if a child of this process has died."""
         if not self._store.check(["lit-rlvr/end"]):
             children = enumerate(getattr(trainer.strategy.launcher, "procs", []), 1)
             ended = next(((number, child.returncode) for number, child in children if child.poll()), None)
@@ -121,14 +126,14 @@ class RankWatch(Callback):
         return self._sentence()
 
     def _sentence(self) -> str:
-        return f"{self._reason or NO_WORD}; so process {rank()} ends, go on with --ckpt_path last"
+        return f"{self._reason or NO_WORD}; so process {self._rank} exits, resume with --ckpt_path last"
 
     def _end(self, trainer: Trainer) -> None:
-        """At once, and with the processes that this one has started: the main thread may be waiting for ever."""
+        """Exit at once and kill this process's children: the main thread may be waiting forever."""
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # the progress bar hides it
-        print(f"{show_cursor}lit-rlvr: error: {self._sentence()}", file=sys.stderr, flush=True)
+        print(f"{show_cursor}lit-rlvr: error: {printable(self._sentence())}", file=sys.stderr, flush=True)
         for child in getattr(trainer.strategy.launcher, "procs", []):
-            with suppress(subprocess.TimeoutExpired):  # it may have something to say
+            with suppress(subprocess.TimeoutExpired):  # it may still report something
                 child.wait(PATIENCE)
             child.kill()
         os._exit(2)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.distributed import all_max
+from lit_rlvr.distributed.collectives import all_max, is_first_process
 from lit_rlvr.run.checkpoint import RunCheckpoint
 
 _log = logging.getLogger("lit_rlvr")
@@ -19,19 +19,20 @@ class RunStopped(Exception):
     """The run was asked to stop and has stopped cleanly.
 
     Args:
-        signal_number: which signal asked.
+        signal_number: the signal received.
+        saved: whether there is a checkpoint to resume from.
     """
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self, signal_number: int, saved: bool) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number = signal_number
+        self.signal_number, self.saved = signal_number, saved
 
 
 class StopOnSignal(Callback):
     """The first signal lets the iteration finish (an iteration is atomic); a second Ctrl-C stops at once.
 
-    A checkpoint is taken at the end of the iteration, and the run stops where the next one would begin: only there
-    are the last one's logs and validation done.
+    A checkpoint is saved at the end of the iteration, and the run stops where the next one would begin: only then are
+    the iteration's logs and validation complete.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class StopOnSignal(Callback):
         self._listen()
 
     def _listen(self) -> None:
-        """Take the signals over from Lightning, which puts back the handlers of before the run at its end."""
+        """Take the signals over from Lightning, which restores the original handlers when the run ends."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -53,16 +54,22 @@ class StopOnSignal(Callback):
         if self._received is not None:
             raise KeyboardInterrupt
         self._received = number
-        _log.warning("%s: finishing this iteration, then saving; again to stop at once", signal.Signals(number).name)
+        if is_first_process():  # a terminal signals all processes
+            name = signal.Signals(number).name
+            _log.warning("%s: finishing this iteration, then saving; repeat to stop at once", name)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._stopping = all_max(self._received or 0, pl_module.device)  # all processes stop after the same iteration
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        for checkpoint in (c for c in callbacks if isinstance(c, RunCheckpoint)):
-            checkpoint.wanted = self._stopping > 0
+        for checkpoint in _checkpoints(trainer):
+            checkpoint.save_after_iteration(self._stopping > 0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:
-            raise RunStopped(self._stopping)
+            raise RunStopped(self._stopping, saved=any(checkpoint.enabled for checkpoint in _checkpoints(trainer)))
+
+
+def _checkpoints(trainer: Trainer) -> list[RunCheckpoint]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, RunCheckpoint)]

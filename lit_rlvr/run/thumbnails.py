@@ -1,4 +1,4 @@
-"""Small copies of the images of sampled prompts, for the report."""
+"""Stores thumbnails of the images of sampled prompts, for the report."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from datamodules.images import Images, open_images
-from lit_rlvr.run.files import write_atomically
+from datamodules.reading.images import Images, open_images
+from lit_rlvr.files import write_atomically
 
 SIDE = 256
-"""Pixels of a thumbnail's longer side, at most."""
+"""Maximum length of a thumbnail's longer side, in pixels."""
 
 
 def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
@@ -36,5 +36,5 @@ def thumbnail_path(run: str | Path, key: str) -> Path:
 
 
 def list_thumbnails(run: str | Path) -> list[Path]:
-    """A run's thumbnails; other pictures that lie there are not among them."""
+    """A run's thumbnails, without other pictures in the folder."""
     return sorted((Path(run) / "images").glob(f"{'[0-9a-f]' * 16}.png"))

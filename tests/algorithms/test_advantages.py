@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -172,7 +171,6 @@ def test_agrae_by_hand() -> None:
 def test_agrae_warns_once_when_nothing_is_correct(caplog: pytest.LogCaptureFixture) -> None:
     r = torch.tensor([[0.5, 0.1]])
     advantage = AGRAE()
-    logging.getLogger("lit_rlvr").propagate = True
     with caplog.at_level("WARNING", "lit_rlvr"):
         found = [advantage(GroupBatch(r, torch.zeros_like(r))) for _ in range(3)]
     assert len(caplog.records) == 1
@@ -289,6 +287,17 @@ def test_the_estimate_of_a_module_is_logged_and_checked() -> None:
         }
     )
     assert AAPO().estimate(group)[1].keys() >= {"margin", "zero_advantage_base", "zero_advantage"}
-    for wrong in (lambda g: g.rewards[0], lambda g: g.rewards / 0):
-        with pytest.raises(UserError, match="finite values of shape"):
-            GRPO(advantage=wrong).estimate(group)
+    wrongs: list[Any] = [
+        lambda g: g.rewards[0],
+        lambda g: g.rewards / 0,
+        lambda g: g.rewards.long(),
+        lambda g: g.rewards.tolist(),
+        lambda g: None,
+    ]
+    said = r"<lambda> \(.*test_advantages.py:\d+\) must give finite values of shape"
+    for wrong in wrongs:
+        for advantage in (wrong, HardFocused(base=wrong)):
+            with pytest.raises(UserError, match=said):
+                GRPO(advantage=advantage).estimate(group)
+    with pytest.raises(UserError, match=r"must take \(group\)"):
+        GRPO(advantage=lambda: 1)  # type: ignore[arg-type, misc]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import inspect
 import io
+import math
+import re
 import tokenize
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +19,7 @@ from slow_loops import random_case
 from tiny import make_rollout, tiny_llama
 
 import lit_rlvr.algorithms
-from lit_rlvr.advantages import AGRAE, GroupBatch
+from lit_rlvr.advantages import AGRAE, REGISTRY, GroupBatch
 from lit_rlvr.algorithms import (
     AAPO,
     APMPO,
@@ -31,10 +34,11 @@ from lit_rlvr.algorithms import (
     Reinforce,
     RLVRModule,
 )
-from lit_rlvr.algorithms.sizes import check_sizes
+from lit_rlvr.cli.options_page import options
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.policy import Policy
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.types import Sampling
 
 DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
@@ -97,18 +101,14 @@ def test_an_algorithm_is_one_file_of_at_most_40_lines_that_names_its_paper(cls: 
 
 
 def sizes(module: RLVRModule, group_size: int = 4) -> None:
-    engine = SimpleNamespace(exact=True, name="hf")
-    rollout = SimpleNamespace(sampling=Sampling(), group_size=group_size, engine=engine, overlap=False)
-    check_sizes(module, rollout, 4, 1)  # type: ignore[arg-type]
+    RolloutCallback(group_size, engine="hf").check_sizes(module, 4, 1)
 
 
 @pytest.mark.parametrize("cls", [GPG, AAPO, Reinforce])
 def test_a_loss_without_a_ratio_warns_of_several_updates(
     cls: type[RLVRModule], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import logging
 
-    monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
     with caplog.at_level("INFO", "lit_rlvr"):
         sizes(cls())
         assert "has no ratio" not in caplog.text
@@ -122,15 +122,72 @@ def test_a_loss_without_a_ratio_warns_of_several_updates(
 def test_a_mean_of_ratios_says_that_one_update_makes_it_grpo(
     cls: type[RLVRModule], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import logging
 
-    monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
     with caplog.at_level("INFO", "lit_rlvr"):
         sizes(cls())
         assert f"{cls.__name__}: with one update" in caplog.text
         caplog.clear()
         sizes(cls(updates_per_rollout=2))
         assert "with one update" not in caplog.text
+
+
+@pytest.mark.parametrize("cls", [*DEFAULTS, *REGISTRY.values()])
+def test_every_number_has_a_range(cls: type) -> None:
+    """NaN lies in none."""
+    for name in [name for name, kind, *_ in options(cls) if re.match("(int|float)", kind)]:
+        with pytest.raises(UserError, match=rf"{name}: nan"):
+            cls(**{name: math.nan})
+
+
+OUTSIDE = {
+    "clip_low": (GRPO, [-0.5, 1.5], [0, 1]),
+    "clip_high": (DAPO, [-0.1, math.inf], [0, 3]),
+    "ratio_cap": (CISPO, [0.9], [1, 100]),
+    "dual_clip": (GSPO, [1, -3, math.inf], [3]),
+    "gamma": (APMPO, [-0.1], [0]),
+    "delta": (APMPO, [0], [1e-6]),
+    "lr": (GRPO, [-1e-6, math.inf], [0, 1]),
+    "updates_per_rollout": (GRPO, [0], [1]),
+    "reference_update_every": (AAPO, [0], [1]),
+    "max_skipped_steps": (GRPO, [-1], [0]),
+    "entropy_coef": (GRPO, [math.inf], [-0.01, 0.01]),
+    "betas": (GRPO, [(0.9, 1.0), (-0.1, 0.9)], [(0, 0.9)]),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_an_option_outside_its_range_is_refused(name: str) -> None:
+    cls, outside, inside = OUTSIDE[name]
+    for value in outside:
+        with pytest.raises(UserError, match=rf"model\.{name}.* must lie in [\[(].*, .*[\])]$"):
+            cls(**{name: value})
+    for value in inside:
+        cls(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (lambda x: None, "it gave None"),
+        (lambda x: x.logp.sum(), "it gave torch.float32 of shape ()"),
+        (lambda x: (x.logp, {}), "the loss must be a tensor with one number, not torch.float32 of shape (2, 3)"),
+        (lambda x: (0.0, {}), "the loss must be a tensor with one number, not a float"),
+        (lambda x: (x.logp.detach().sum(), {}), "the loss has no gradient"),
+        (lambda x: (x.logp.sum(), None), "stats must be a dict of names and tensors, not None"),
+        (lambda x: (x.logp.sum(), {"a": 1.0}), "stats['a'] must be a tensor with one number, not a float"),
+    ],
+)
+def test_what_an_objective_gives_is_checked(objective: Callable[..., Any], said: str) -> None:
+    logp, ones = torch.zeros(2, 3, requires_grad=True), torch.ones(2, 3)
+    x = LossInputs(logp, ones, ones.bool(), ones[:, :1], ones, ones[:, 0], torch.tensor([0, 0]), ones)
+
+    class Mine(GRPO):
+        def objective(self, x: LossInputs) -> Any:
+            return objective(x)
+
+    with pytest.raises(UserError, match=r"Mine.objective \(.*test_modules.py:\d+\) must give") as error:
+        Mine().loss(x)
+    assert said in str(error.value)
 
 
 def test_a_group_of_one_is_refused_before_anything_is_loaded() -> None:
@@ -197,3 +254,16 @@ def test_the_entropy_bonus_has_the_gradient_of_the_exact_entropy(options: dict[s
     _, constant = policy.logprobs(rollout, [0, 1], entropy=True)
     assert constant is not None
     assert not constant.requires_grad
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(100.0, True), (1.5, False)])
+def test_a_cpu_that_emulates_bfloat16_is_warned_of(
+    factor: float, warned: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_rlvr.rollout.check_sizes.bf16_slowdown", lambda: factor)
+    rollout = RolloutCallback(engine="hf")
+    with caplog.at_level("WARNING", "lit_rlvr"):
+        rollout.check_sizes(GRPO(), 4, 1, "32-true")
+        assert not caplog.messages
+        rollout.check_sizes(GRPO(), 4, 1, "bf16-mixed")
+    assert ("100 times slower than in float32; use --trainer.precision 32-true" in caplog.text) is warned

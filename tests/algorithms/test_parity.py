@@ -181,7 +181,7 @@ def test_an_error_of_one_algorithm_names_it() -> None:
         ({"a": {"class_path": "RLVRModule"}}, "algorithms.a: .*abstract"),
         ({"a": {"class_path": "GRPO", "init_args": {"clip_lwo": 1}}}, "algorithms.a: .*'clip_lwo'.*'clip_low'"),
         ({"a": {"class_path": "GMPO", "init_args": {"aggregation": "token_mean"}}}, "has no option 'aggregation'"),
-        ({"a": {"class_path": "GRPO", "init_args": {"clip_low": "x"}}}, "algorithms.a: clip_low: .*float"),
+        ({"a": {"class_path": "GRPO", "init_args": {"clip_low": "x"}}}, "algorithms.a: clip_low: give a number, not x"),
         ({"a": {"class_path": "GRPO", "init_args": {"advantage": "agra"}}}, "algorithms.a: .*'agra'.*agrae"),
         ({"a": {"class_path": "GRPO", "init_args": {"dual_clip": 0.9}}}, "algorithms.a: .*dual_clip"),
         ({"a": {"class_path": "APMPO", "init_args": {"eps_low": 1.0}}}, "eps_low"),
@@ -194,7 +194,7 @@ def test_an_error_of_one_algorithm_names_it() -> None:
                     "init_args": {"advantage": {"class_path": "AGRAE", "init_args": {"alpha": 2}}},
                 }
             },
-            "algorithms.a: advantage agrae: alpha",
+            "algorithms.a: advantage agrae.alpha",
         ),
         (
             {"a": {"class_path": "GRPO", "init_args": {"advantage": {"class_path": "AGRAE", "init_args": {"x": 2}}}}},
@@ -228,15 +228,30 @@ def test_files_that_cannot_be_used_are_named(files: Path) -> None:
     with pytest.raises(UserError, match=r"algorithms\.yaml cannot be read"):
         parity(files)
     write(files, {"a": "GRPO"})
-    with pytest.raises(UserError, match="cannot be written"):
-        run_parity(files / "batch.npz", files / "algorithms.yaml", files / "nowhere" / "out.npz")
+    with pytest.raises(UserError, match="--out: /proc/no_such cannot be written"):
+        run_parity(files / "batch.npz", files / "algorithms.yaml", "/proc/no_such/out.npz")
+
+
+@pytest.mark.parametrize("name", ["batch.npz", "algorithms.yaml"])
+def test_no_file_is_overwritten(files: Path, name: str) -> None:
+    before, others = (files / name).read_bytes(), (files / "batch.npz", files / "algorithms.yaml")
+    with pytest.raises(UserError, match=f"--out: .*{name} exists; choose another"):
+        run_parity(*others, files / name)
+    with pytest.raises(UserError, match=f"--plot: .*{name} exists; choose another"):
+        run_parity(*others, files / "out.npz", files / name)
+    assert (files / name).read_bytes() == before and not (files / "out.npz").exists()
+
+
+def test_folders_of_the_results_are_made(files: Path) -> None:
+    run_parity(files / "batch.npz", files / "algorithms.yaml", files / "new/out.npz", files / "pictures/plot.png")
+    assert (files / "new/out.npz").is_file() and (files / "pictures/plot.png").is_file()
 
 
 def test_no_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    import lit_rlvr.algorithms.base
+    import lit_rlvr.training.module
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("the replay needs no model")
 
-    monkeypatch.setattr(lit_rlvr.algorithms.base, "load_policy", fail)
+    monkeypatch.setattr(lit_rlvr.training.module, "load_policy", fail)
     assert replay(random_case(0).arrays, {"x": APMPO(model="no/such-model")})

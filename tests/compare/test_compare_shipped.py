@@ -15,7 +15,6 @@ from tiny_runs import metrics, summary
 
 from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.algorithms.sizes import check_sizes
 from lit_rlvr.compare.study import Cell, Study, load_study
 from lit_rlvr.configs import config_folder
 from lit_rlvr.rollout import RolloutCallback
@@ -155,7 +154,7 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
     assert type(module).__name__ == algorithm
     assert {name: getattr(module, name) for name in attributes} == attributes
     assert isinstance(module.advantage, Advantage)
-    check_sizes(module, rollout, cli.datamodule.prompts_per_step, of(GPUS, study))
+    rollout.check_sizes(module, cli.datamodule.prompts_per_step, of(GPUS, study))
     if study == "smoke":
         assert module.updates_per_rollout >= 2
     else:
@@ -176,12 +175,13 @@ def test_the_tiny_llama_starts_to_learn_sums(tmp_path: Path, lit_rlvr: Any, monk
 
 @pytest.mark.slow
 def test_the_smoke_study_learns(tmp_path: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its eight algorithms, with one seed of three."""
+    """Four of its eight algorithms, with one seed of three."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     study = yaml.safe_load((config_folder() / "studies/smoke.yaml").read_text()) | {"seeds": [0]}
+    study["cells"] = dict([*study["cells"].items()][:4])
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     result = lit_rlvr("compare", tmp_path / "study.yaml", "--out", tmp_path / "out")
     assert result.status == 0, result.err
     found = json.loads((tmp_path / "out/results.json").read_text())["tasks"]["sums"]
     assert found["cells"]["grpo"]["mean"] > found["before"]["mean"] + 0.05
-    assert len({cell["mean"] for cell in found["cells"].values()}) == 8, "no two algorithms are the same"
+    assert len({cell["mean"] for cell in found["cells"].values()}) == 4, "no two algorithms are the same"

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from lit_rlvr.compare.command import compare
 from lit_rlvr.compare.folder import CONFIG, StudyFolder, first_change
 from lit_rlvr.compare.study import load_study
+from lit_rlvr.configs import merge
 from lit_rlvr.errors import UserError
 
 STUDY: dict[str, Any] = {
@@ -88,18 +90,20 @@ REFUSED = {
     "unknown key": ({"cell": {}}, "unknown key 'cell'; did you mean 'cells'"),
     "no name": ({"name": None}, "`name` is missing"),
     "no cells": ({"cells": {}}, "cells: give a mapping of names"),
-    "no such baseline": ({"baseline": "c"}, "baseline: 'c' is none of the cells a, b"),
+    "no such baseline": ({"baseline": "c"}, "baseline: 'c' is not one of the cells a, b"),
+    "several baselines": ({"baseline": ["a", "b"]}, "baseline: ['a', 'b'] is not one of the cells a, b"),
+    "no options": ({"cells": {"a": {"trainer": 7}}}, "cells.a: trainer: 7 is not a group of options"),
     "two budgets": ({"budget": {"steps": 1, "tokens": 2}}, "budget: give one of steps, samples, tokens"),
     "no number": ({"budget": {"steps": "many"}}, "budget: give one of"),
     "nothing to use": ({"budget": {"samples": 0}}, "budget: give one of"),
     "seeds twice": ({"seeds": [1, 1]}, "seeds: [1, 1] is not a list of different"),
     "seeds": ({"seeds": 3}, "seeds: 3 is not a list"),
-    "no folder": ({"cells": {"a": {}, "a/b": {}}}, "cells.a/b: a name has letters"),
+    "no folder": ({"cells": {"a": {}, "a/b": {}}}, "cells.a/b: a name may have only letters"),
     "no mapping": ({"cells": {"a": 3}}, "cells.a: a config is a mapping"),
     "key of a cell": ({"cells": {"a": {"modle": {}}}}, "cells.a: unknown key 'modle'; did you mean 'model'"),
     "seed of a cell": ({"cells": {"a": {"seed_everything": 1}}}, "cells.a: unknown key 'seed_everything'"),
-    "end of a cell": ({"cells": {"a": {"trainer": {"max_steps": 1}}}}, "cells.a: trainer.max_steps is for the study"),
-    "base of a task": ({"tasks": {"t": {"base": "nowhere"}}}, "there is no file nowhere"),
+    "end of a cell": ({"cells": {"a": {"trainer": {"max_steps": 1}}}}, "cells.a: trainer.max_steps is set by the"),
+    "base of a task": ({"tasks": {"t": {"base": "nowhere"}}}, "there is no file 'nowhere'"),
 }
 
 
@@ -111,9 +115,30 @@ def test_what_is_no_study_is_one_clear_line(write: Callable[..., str], case: str
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+WRONG_CELLS = {
+    "class": ({"model": {"class_path": "GRPOO"}}, "model: there is no class 'GRPOO'; did you mean 'GRPO'"),
+    "option": ({"model": {"init_args": {"lrr": 1}}}, "no option 'lrr'; did you mean 'lr'"),
+    "range": ({"model": {"init_args": {"clip_low": -1}}}, "model.clip_low: -1"),
+    "reward": ({"rollout": {"rewards": ["no_such.reward"]}}, "no_such"),
+    "group": ({"rollout": {"group_size": 0}}, "group_size"),
+    "null": ({"rollout": {"probe_every": None}}, "rollout.probe_every: null"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_CELLS)
+def test_a_wrong_cell_is_refused_before_any_trains(write: Callable[..., str], tmp_path: Path, case: str) -> None:
+    wrong, said = WRONG_CELLS[case]
+    right = {"data": {"class_path": "Arithmetic"}, "model": {"class_path": "GRPO"}}
+    path = write(base=None, tasks=None, cells={"a": right, "b": merge(right, wrong)})
+    with pytest.raises(UserError) as error:
+        compare(load_study(path), tmp_path / "out")
+    assert str(error.value).startswith("STUDY: task, b: ") and said in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_name_that_is_none(tmp_path: Path, lit_rlvr: Callable[..., Any]) -> None:
     result = lit_rlvr("compare", "studies/smok", "--out", tmp_path)
-    assert result.status == 2 and "STUDY: there is no file studies/smok; did you mean studies/smoke?" in result.err
+    assert result.status == 2 and "STUDY: there is no file 'studies/smok'; did you mean studies/smoke?" in result.err
     result = lit_rlvr("compare", "studies/smoke", "--out", tmp_path, "--jobs", 0)
     assert result.status == 2 and "--jobs: 0 is not positive" in result.err
 
@@ -152,6 +177,16 @@ def test_a_changed_study_is_refused(write: Callable[..., str], tmp_path: Path, c
         StudyFolder(out, load_study(write(**changes)))
     assert said in str(error.value)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["results.json", "results.md", "study.json", "runs/easy/a/seed-4/metrics.csv"])
+def test_files_of_something_else_are_left_alone(write: Callable[..., str], tmp_path: Path, name: str) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"--out: .* does not belong to a study; choose another"):
+        StudyFolder(tmp_path / "out", load_study(write()))
+    assert path.read_text() == '{"mine": 1}'
 
 
 def test_a_cell_that_never_began_may_change(write: Callable[..., str], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
-from datamodules.options import snake_case
+from datamodules.reading.options import snake_case
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -109,8 +109,14 @@ def test_nothing_to_train_on_is_an_error(jsonl):
         PromptDataModule(train=path).load("train")
 
 
-def test_repeated_ids_are_made_unique(jsonl):
-    assert ids(PromptDataModule(train=jsonl([*rows(2), *rows(2)])).load("train")) == ["r0", "r1", "r0#2", "r1#2"]
+def test_two_rows_with_one_id_are_refused(jsonl):
+    path = jsonl([*rows(3), *rows(2)])
+    with pytest.raises(UserError, match=f"^{path}:1 and {path}:4: both rows have the id 'r0'; give every row"):
+        PromptDataModule(train=path).load("train")
+    mapped = PromptDataModule(
+        train=jsonl([{**row, "n": n} for n, row in enumerate([*rows(3), *rows(2)])]), columns={"id": "n"}
+    )
+    assert ids(mapped.load("train")) == ["0", "1", "2", "3", "4"]
 
 
 # splits and limits
@@ -136,7 +142,7 @@ def test_splits_that_leave_nothing_are_refused(jsonl, size):
 
 def test_two_validation_sets_are_a_contradiction(jsonl):
     validation = jsonl(rows(3), "validation.jsonl")
-    with pytest.raises(UserError, match="there is a validation set already"):
+    with pytest.raises(UserError, match="there is already a validation set"):
         PromptDataModule(train=jsonl(rows(9)), validation=validation, validation_split=2).load("train")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from datamodules import PromptDataModule
-from datamodules.chat import Chat
-from datamodules.templates import SYSTEM_PROMPTS, TEMPLATES, named
+from datamodules.reading.chat import Chat
+from datamodules.reading.templates import SYSTEM_PROMPTS, TEMPLATES, named
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

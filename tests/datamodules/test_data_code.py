@@ -112,14 +112,15 @@ def test_problems_are_taken_by_the_day_of_their_contest(jsonl: Any) -> None:
 
 def test_days_are_checked(jsonl: Any) -> None:
     for option in ("since", "until"):
-        with pytest.raises(UserError, match=f"{option}: 'May 2024' is no day, write it as 2024-08-01"):
+        with pytest.raises(UserError, match=f"{option}: 'May 2024' is not a date, write it like 2024-08-01"):
             CodeProblems(**{option: "May 2024"})
     with pytest.raises(UserError, match="since=2024-02-01 is after until=2024-01-01"):
         CodeProblems(since="2024-02-01", until="2024-01-01")
-    rows = [SCRIPT, SCRIPT | {"contest_date": None}, SCRIPT | {"contest_date": "soon"}]
+    dates = (SCRIPT["contest_date"], None, "soon")
+    rows = [SCRIPT | {"question_id": f"q{i}", "contest_date": date} for i, date in enumerate(dates)]
     data = CodeProblems(train=jsonl(rows), since="2020-01-01", max_bad_rows=0.9)
     assert len(data.load("train")) == 1
-    assert ["date: empty" in str(row) or "'soon' is no date" in str(row) for row in data.bad_rows["train"]] == [
+    assert ["date: empty" in str(row) or "'soon' is not a date" in str(row) for row in data.bad_rows["train"]] == [
         True
     ] * 2
     assert len(CodeProblems(train=jsonl(rows)).load("train")) == 3
@@ -172,7 +173,7 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path, monk
         reasons,
         ["2: tests: its pickle is refused, it holds more than a text", "3: tests: cut off, or more than",
          "4: tests: neither JSON nor base64", "5: tests: there are none", "6: prompt: empty",
-         "7: metadata: broken JSON", "8: tests: test 2 of a function is no JSON"],
+         "7: metadata: broken JSON", "8: tests: test 2 of a function is not JSON"],
         strict=True,
     ):  # fmt: skip
         assert reason.startswith(start), reason

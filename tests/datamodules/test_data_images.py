@@ -15,15 +15,15 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from datamodules import PromptDataModule
-from datamodules.chat import Chat
-from datamodules.fingerprint import fingerprint
-from datamodules.images import decode, fit, locate, open_images, resize
-from datamodules.placeholders import as_parts, check_placeholders
-from datamodules.rows import BadRow
+from datamodules.reading.chat import Chat
+from datamodules.reading.fingerprint import fingerprint
+from datamodules.reading.images import decode, fit, locate, open_images, resize
+from datamodules.reading.placeholders import as_parts, check_placeholders
+from datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError
-from lit_rlvr.tiny_vlm import SPECIALS
+from lit_rlvr.policy.images import ImageProcessor
+from lit_rlvr.policy.tiny_vlm import SPECIALS
 from lit_rlvr.types import Sample
-from lit_rlvr.vision import ImageProcessor
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 PARTS = (

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from datamodules import MedicalVQA
-from datamodules.choices import as_options
 from datamodules.modality import modality
+from datamodules.reading.choices import as_options
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules import hub
-from datamodules.readers import SHIPPED, read_rows
-from datamodules.rows import BadRow
+from datamodules.reading import hub
+from datamodules.reading.readers import SHIPPED, read_rows
+from datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError
 
 ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "é {x}\n2+2?", "answer": "4"}]
@@ -143,7 +143,7 @@ def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path):
         ("dict.json", b'{"rows": []}', "expected a list of rows"),
         ("cut.parquet", b"PAR1 and no more", "cannot be read as .parquet"),
         ("cut.arrow", b"no arrow", "cannot be read as .arrow"),
-        ("notes.txt", b"hello", "unknown kind of file"),
+        ("notes.txt", b"hello", "unknown file type"),
     ],
 )
 def test_files_that_cannot_be_read_are_one_line_with_their_name(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datamodules.rows import BadRow, as_images, as_prompt, as_text, lookup, map_columns, sift, unique_ids
+from datamodules.reading.made import made_rows
+from datamodules.reading.rows import BadRow, as_images, as_prompt, as_text, check_ids, lookup, map_columns, sift
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -113,6 +114,36 @@ def test_a_surrogate_inside_a_message_is_found():
         sift([sample(1, prompt=[{"role": "user", "content": "\udfff"}])], "toy", 0.0)
 
 
-def test_repeated_ids_get_a_suffix():
-    ids = [s.id for s in unique_ids([sample(i, id=name) for i, name in enumerate(["a", "b", "a", "a#2", "a"])])]
-    assert ids == ["a", "b", "a#3", "a#2", "a#4"] and len(set(ids)) == 5
+def test_the_first_two_rows_with_one_id_are_named():
+    with pytest.raises(UserError, match=r"^f.jsonl:2 and f.jsonl:5: both rows have the id 'b'"):
+        check_ids(sample(i, id=name) for i, name in enumerate(["a", "b", "c", "d", "b", "a"], 1))
+    check_ids(sample(i) for i in range(3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"id": 1}, "id must be text, not an int"),
+        ({"prompt": 2.5}, "prompt must be text, or a list of messages, not a float"),
+        ({"answer": None}, "answer must be text, not None"),
+        ({"images": "a.png"}, "images must be a list of images, not a str"),
+        ({"row": [1]}, "row must be a dict, not a list"),
+        ({"category": 3}, "category must be text, not an int"),
+        ({"options": ["a"]}, "options must be a tuple of texts, not a list"),
+    ],
+)
+def test_a_field_of_the_wrong_type_is_named_with_the_function(fields, said):
+    def rows(split):
+        return [sample(1), sample(2, **fields)]
+
+    with pytest.raises(UserError, match=rf"rows \(.*test_data_rows.py:\d+\): item 2: {said}"):
+        list(made_rows(rows("train"), rows))
+
+
+def test_rows_give_samples_bad_rows_or_nothing():
+    good = [sample(1), BadRow("broken"), sample(2, prompt=[{"role": "user", "content": "q"}], images=("a.png",))]
+    assert list(made_rows(iter(good), sample)) == good and list(made_rows(None, sample)) == []
+    with pytest.raises(UserError, match="must give Samples, not an int"):
+        list(made_rows(7, sample))
+    with pytest.raises(UserError, match="item 2 must be a Sample"):
+        list(made_rows([sample(1), {"prompt": "q"}], sample))

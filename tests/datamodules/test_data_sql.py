@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules import SyntheticSQL, TextToSQL
-from datamodules.schema import schema_text
+from datamodules.reading.schema import schema_text
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution
 from lit_rlvr.types import Completion
@@ -151,8 +151,8 @@ def test_bad_rows_are_skipped_counted_and_named(jsonl: Any, tmp_path: Path) -> N
     folders = "{train_databases,dev_databases,databases,database,test_database}"
     assert reasons[:7] == [
         f"2: database: no colleges.sqlite in {tmp_path}/{folders}; `databases` names the folder",
-        f"3: database: {tmp_path}/databases/text.sqlite is no usable SQLite database: file is not a database",
-        f"4: database: {tmp_path}/databases/empty.sqlite is no usable SQLite database: it holds no table",
+        f"3: database: {tmp_path}/databases/text.sqlite is not a usable SQLite database: file is not a database",
+        f"4: database: {tmp_path}/databases/empty.sqlite is not a usable SQLite database: it holds no table",
         "5: database: '../outside' is not the name of a database",
         "6: database: missing",
         "7: answer: empty",

@@ -93,7 +93,7 @@ def test_garbage_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
         assert len(server.requests) == len(bodies) + 2, "asked once each"
     assert (found["judge_score"], found["judge_score/prompts"]) == (2, 1)
     assert (found["judge_score/unparsed"], found["judge_score/failed"]) == (len(bodies) + 1, 0)
-    assert "judge_score: 13 of 14 replies are no score, first: " in caplog.text
+    assert "judge_score: 13 of 14 replies have no score, first: " in caplog.text
 
 
 @pytest.mark.parametrize(

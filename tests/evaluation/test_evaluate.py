@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_runs import fit, to
+
+from lit_rlvr.evaluation.defaults import find_dtype, find_max_tokens
 
 CLI = Callable[..., Any]
 SUITE = {
@@ -95,17 +98,48 @@ def test_completions_made_elsewhere(here: Path, lit_rlvr: CLI) -> None:
 def test_a_run_folder_is_a_model(here: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_RLVR_CACHE", str(here / "cache"))
     fit(lit_rlvr, *to("run"), "--trainer.max_steps", "1")
-    done = lit_rlvr("evaluate", "--model", "run", "--suite", "tiny_suite.yaml", *SMALL, "--samples", 0, "--out", "out")
+    options = ("--suite", "tiny_suite.yaml", "--engine", "hf", "--samples", 0, "--out", "out")
+    done = lit_rlvr("evaluate", "--model", "run", *options)
     assert done.status == 0, done.err
+    assert "Computing in float32 (the run's precision), completions of up to 8 tokens (the run's rollout." in done.err
+    assert max(row["tokens"] for row in records("out")) == 8
     assert results("out")["tiny_suite"]["n"] == 0 and len(records("out")) == 9
     assert len(list((here / "cache/exported").glob("[!.]*"))) == 1
 
 
+def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    """What is asked for, else what the run did, else what the model's config says."""
+    Path("run").mkdir()
+    config = {"trainer": {"precision": "bf16-mixed"}, "model": {"init_args": {"model": str(tiny_model_folder)}}}
+    for sampling, wanted in (
+        ({"sampling": {"max_tokens": 7}, "eval_sampling": {"max_tokens": 9}}, (9, "the run's rollout.eval_sampling")),
+        ({"sampling": {"max_tokens": 7}, "eval_sampling": {"max_tokens": None}}, (7, "the run's rollout.sampling")),
+        ({}, (2048, "by default")),
+    ):
+        Path("run/config.yaml").write_text(yaml.safe_dump(config | {"rollout": sampling}))
+        limit, why = find_max_tokens(None, "run")
+        assert (limit, why.removesuffix(".max_tokens")) == wanted
+        assert find_max_tokens(5, "run") == (5, "--max_tokens")
+    assert find_dtype("auto", "run", str(tiny_model_folder)) == (torch.bfloat16, "the run's precision")
+    assert find_dtype("float32", "run", str(tiny_model_folder)) == (torch.float32, "--dtype")
+    settings = json.loads((tiny_model_folder / "config.json").read_text())
+    (here / "model").mkdir()
+    for said, found in (("bfloat16", torch.bfloat16), ("float16", torch.bfloat16), ("float32", torch.float32)):
+        (here / "model/config.json").write_text(json.dumps(settings | {"dtype": said}))
+        wanted_why = f"its config.json: torch.{said}"
+        assert find_dtype("auto", "model", str(here / "model")) == (found, wanted_why)
+    (here / "model/config.json").write_text(json.dumps(settings | {"dtype": None}))
+    assert find_dtype("auto", "model", str(here / "model")) == (torch.float32, "by default")
+    assert find_max_tokens(None, "model") == (2048, "by default")
+
+
 @pytest.mark.parametrize(("options", "said"), [
-    (("--suite", "tiny_suite.yaml"), "--model: give a model"),
-    (("--suite", "tiny_suite.yaml", "--model", "x", "--completions", "y"), "--model: give a model"),
+    (("--suite", "tiny_suite.yaml"), "--model: give either a model"),
+    (("--suite", "tiny_suite.yaml", "--model", "x", "--completions", "y"), "--model: give either a model"),
     (("--suite", "data.jsonl", "--model", "MODEL", "--samples", 0, "--greedy", "false"), "--samples: give a positive"),
-    (("--suite", "tiny_suite.yaml", "--model", "MODEL", "--max_tokens", 5000), "exceeds the model's context of 1024"),
+    (("--suite", "tiny_suite.yaml", "--model", "MODEL", "--max_tokens", 5000), "of 1024 tokens; lower --max_tokens"),
+    (("--suite", "tiny_suite.yaml", "--model", "MODEL", "--dtype", "int8"),
+     "dtype: give one of 'auto', 'float32', 'bfloat16', not int8"),
     (("--suite", "tiny_suite.yaml", "--model", "no/such-model"), "neither a folder nor a model the hub gives"),
 ])  # fmt: skip
 def test_refusals(here: Path, lit_rlvr: CLI, tiny_model_folder: Path, options: tuple[Any, ...], said: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from datamodules import LesionCount, TextMath
-from datamodules.writing import as_row
+from datamodules.reading.writing import as_row
 from lit_rlvr.evaluation.filter import pass_rate, summary
 
 CLI = Callable[..., Any]
@@ -39,8 +39,10 @@ def test_rows_in_the_range_are_kept_as_they_were(run_folder: Path, lit_rlvr: CLI
     path = run_folder / "kept.samples/completions.jsonl"
     whole = path.read_text()
     path.write_text("".join(whole.splitlines(keepends=True)[: 3 * 5]))
+    (run_folder / "kept.jsonl").unlink()
     assert lit_rlvr(*FILTER, *source, "--out", "kept.jsonl").status == 0
     assert sorted(path.read_text().splitlines()) == sorted(whole.splitlines()), "the missing ones, with the same seeds"
+    (run_folder / "kept.jsonl").unlink()
     refused = lit_rlvr(*FILTER, *source, "--out", "kept.jsonl", "--samples", 7)
     assert refused.status == 2 and "samples was 3, is 7" in refused.err
 
@@ -57,6 +59,17 @@ def test_an_empty_result_says_what_to_do(run_folder: Path, lit_rlvr: CLI) -> Non
 def test_refusals(run_folder: Path, lit_rlvr: CLI, more: tuple[Any, ...], said: str) -> None:
     result = lit_rlvr(*FILTER, "--out", "x.jsonl", *more)
     assert result.status == 2 and said in result.err, result.err
+
+
+def test_a_file_that_exists_is_refused_before_a_model_loads(run_folder: Path, lit_rlvr: CLI) -> None:
+    """Its own input above all."""
+    (run_folder / "data.jsonl").write_text('{"question": "1?", "answer": "1"}\n')
+    before = (run_folder / "data.jsonl").read_bytes()
+    source = ("--data", "TextMath", "--data.init_args.train", "data.jsonl", "--model.init_args.model", "no-such-model")
+    refused = lit_rlvr(*FILTER, *source, "--out", "data.jsonl")
+    assert refused.status == 2 and "--out: data.jsonl exists; choose another name" in refused.err
+    assert (run_folder / "data.jsonl").read_bytes() == before
+    assert "--out: /proc/no_such cannot be written" in lit_rlvr(*FILTER, *source, "--out", "/proc/no_such/x.jsonl").err
 
 
 def test_generated_samples_become_rows_that_columns_can_name(tmp_path: Path) -> None:

@@ -54,3 +54,18 @@ def test_other_settings_are_refused_and_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"begun with other settings \(n was 2, is 4\); choose another folder"):
         Records(tmp_path, {"n": 4, "model": "a"})
     assert json.loads((tmp_path / "settings.json").read_text()) == {"n": 2, "model": "a"}
+
+
+@pytest.mark.parametrize("name", ["completions.jsonl", "settings.json", "results.json", "results.md"])
+def test_files_of_something_else_are_left_alone(tmp_path: Path, name: str) -> None:
+    """Such as a run folder's completions."""
+    (tmp_path / name).write_text('{"mine": 1}\n')
+    with pytest.raises(UserError, match=f"holds a {name} not from an evaluation"):
+        Records(tmp_path, {"n": 2})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: '{"mine": 1}\n'}
+
+
+def test_an_evaluation_that_ended_before_its_first_completion_goes_on(tmp_path: Path) -> None:
+    Records(tmp_path, {"n": 2})
+    Records(tmp_path, {"n": 3})
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"n": 3}

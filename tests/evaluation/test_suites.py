@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,15 @@ def test_shipped_suites_are_built(name: str) -> None:
     assert suite.data.locations["test"] and suite.data.eval_limit == 5
     mine = one(f"{name}=mine.jsonl")
     assert mine.data.locations["test"] == "mine.jsonl" and type(mine.data) is type(suite.data)
+
+
+def test_suites_alone_know_all_rewards() -> None:
+    """As in `lit-rlvr evaluate`, which imports nothing of the other commands."""
+    source = (
+        "from lit_rlvr.evaluation.suites import *; print(*(s.name for s in find_suites(','.join(shipped_names()), {})))"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.split() == NAMES, done.stderr
 
 
 def test_every_paper_set_has_one() -> None:
@@ -69,6 +81,26 @@ def test_a_file_is_told_by_its_columns(tmp_path: Path, row: dict[str, Any], data
         assert len(suite.data.load("test")) == 1
 
 
+def test_a_file_under_a_name_of_ones_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "test.jsonl").write_text('{"problem": "1+1?", "answer": "2"}\n')
+    with caplog.at_level("INFO", "lit_rlvr"):
+        suite = one(f"mine={tmp_path / 'test.jsonl'}")
+    assert (suite.name, suite.data.name, type(suite.data).__name__) == ("mine", "mine", "TextMath")
+    assert caplog.messages == ["mine: TextMath with MathAnswer, by its columns"]
+
+
+def test_the_example_in_the_message_is_a_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("odd rows.jsonl").write_text('{"q": "1+1?", "level": 3, "gold: a": "2"}\n')
+    with pytest.raises(UserError, match=r"columns are q, level, gold: a; write mine.yaml") as error:
+        one("mine=odd rows.jsonl")
+    _, _, rest = str(error.value).partition("such as ")
+    Path("mine.yaml").write_text(rest.partition(" and give --suite mine.yaml")[0])
+    suite = one("mine.yaml")
+    (sample,) = suite.data.load("test")
+    assert (sample.prompt, sample.answer, type(suite.rewards[0]).__name__) == ("1+1?", "2", "MathAnswer")
+
+
 def test_a_suite_file(tmp_path: Path) -> None:
     values = {"data": {"class_path": "PromptDataModule", "init_args": {"test": "x", "columns": {"prompt": "q"}}},
               "rewards": ["tiny_rewards.first_token", {"class_path": "Format", "init_args": {"boxed": True}}],
@@ -90,9 +122,15 @@ def test_what_is_no_suite_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
         ("empty.jsonl", "no usable row"),
         ("none.jsonl", "no such file"),
         ("bad.yaml", "must hold `data` and `rewards`"),
-        ("wrong.yaml", "no option 'tset'; did you mean 'test'?"),
         ("math500,math500=x.jsonl", "two suites are called math500"),
     ):
         with pytest.raises(UserError) as error:
             list(find_suites(asked, OPTIONS))
         assert said in str(error.value) and "\n" not in str(error.value), str(error.value)
+
+
+def test_a_wrong_option_of_a_suite_is_one_line(run_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
+    (run_folder / "wrong.yaml").write_text("data: {class_path: TextMath, init_args: {tset: x}}\nrewards: []\n")
+    result = lit_rlvr("evaluate", "--model", "smollm2", "--suite", "wrong.yaml", "--out", "out")
+    assert result.status == 2 and "Traceback" not in result.err
+    assert "error: --suite: wrong: data: datamodules.TextMath has no option 'tset'; did you mean 'test'?" in result.err

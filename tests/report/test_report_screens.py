@@ -14,8 +14,8 @@ import pytest
 from made_runs import METRICS, config, group, make_run, make_study, row
 from PIL import Image
 
-from lit_rlvr.explain import page as explain_page
 from lit_rlvr.report import write_report
+from lit_rlvr.report.explain import page as explain_page
 from lit_rlvr.run.thumbnails import save_thumbnails
 
 CHROMIUM = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
@@ -67,7 +67,7 @@ def browse(page: str, width: int, height: int, folder: Path) -> tuple[dict[str, 
 
 
 def _run(command: list[Any]) -> str:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

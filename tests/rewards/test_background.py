@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
-import time
 from collections.abc import Sequence
 
 import pytest
 from tiny_rewards import first_token
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import MathAnswer, Reward
+from lit_rlvr.rewards import MathAnswer, Reward, shared_pool
 from lit_rlvr.rewards.background import BackgroundScoring
-from lit_rlvr.rewards.base import Pair
 from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
 GROUPS = [[Completion(f"\\boxed{{{n}}}", (n,), "stop") for n in group] for group in ([1, 2], [3, 3], [4, 6])]
 SAMPLES = [Sample("a", "?", "1"), Sample("b", "?", "3"), Sample("c", "?", "5")]
 
 
-class Slow(Reward):
-    """Notes which thread judges what, and takes its time."""
+class Held(Reward):
+    """Notes which thread judges what, and goes on when it is let go."""
 
     def __init__(self) -> None:
         super().__init__()
         self.batches: list[int] = []
         self.threads: set[str] = set()
+        self.begun, self.let_go = threading.Event(), threading.Event()
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         return first_token(completion, sample)
@@ -34,12 +35,15 @@ class Slow(Reward):
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         self.batches.append(len(pairs))
         self.threads.add(threading.current_thread().name)
-        time.sleep(0.2)
+        self.begun.set()
+        assert self.let_go.wait(60)
         return super().score(pairs)
 
 
 def test_the_scores_are_those_of_the_whole_in_any_order_of_arrival() -> None:
-    rewards = [MathAnswer(), Slow()]
+    held = Held()
+    held.let_go.set()
+    rewards = [MathAnswer(), held]
     wanted = score_rollout(rewards, GROUPS, SAMPLES)
     with BackgroundScoring(rewards) as scoring:
         for number in (2, 0, 1, 0):  # a group that is added twice is scored once
@@ -51,17 +55,26 @@ def test_the_scores_are_those_of_the_whole_in_any_order_of_arrival() -> None:
 
 
 def test_it_runs_meanwhile_and_takes_what_waits_as_one_batch() -> None:
-    slow = Slow()
-    with BackgroundScoring([slow]) as scoring:
-        started = time.perf_counter()
+    held = Held()
+    with BackgroundScoring([held]) as scoring:
         scoring.add(0, GROUPS[0], SAMPLES[0])
-        time.sleep(0.1)
-        scoring.add(1, GROUPS[1], SAMPLES[1])
+        assert held.begun.wait(60)
+        scoring.add(1, GROUPS[1], SAMPLES[1])  # does not wait
         scoring.add(2, GROUPS[2], SAMPLES[2])
-        assert time.perf_counter() - started < 0.19, "adding does not wait"
+        held.let_go.set()
         scoring.scores(2)
-    assert slow.batches == [2, 4]
-    assert threading.main_thread().name not in slow.threads
+    assert held.batches == [2, 4]
+    assert threading.main_thread().name not in held.threads
+
+
+def test_all_rollouts_have_the_same_workers() -> None:
+    found = []
+    for _ in range(2):
+        with BackgroundScoring([MathAnswer()]) as scoring:
+            scoring.add(0, GROUPS[0], SAMPLES[0])
+            scoring.scores(2)
+        found.append([worker.process.pid for worker in shared_pool()._live])
+    assert found[0] == found[1] and all(worker.alive for worker in shared_pool()._live)
 
 
 def test_a_mistake_in_the_configuration_reaches_the_main_thread() -> None:
@@ -75,10 +88,35 @@ def test_a_mistake_in_the_configuration_reaches_the_main_thread() -> None:
 
 
 def test_an_engine_that_fails_drops_what_waits() -> None:
-    slow = Slow()
-    with pytest.raises(RuntimeError, match="engine"), BackgroundScoring([slow]) as scoring:
+    held = Held()
+    with pytest.raises(RuntimeError, match="engine"), BackgroundScoring([held]) as scoring:
         for number in range(3):
             scoring.add(number, GROUPS[number], SAMPLES[number])
-            time.sleep(0.02)
+            assert held.begun.wait(60)
         raise RuntimeError("engine")
-    assert sum(slow.batches) < 6
+    held.let_go.set()
+    scoring._thread.join(60)
+    assert held.batches == [2]
+
+
+def test_a_reward_that_hangs_does_not_keep_an_interrupted_run_from_ending() -> None:
+    source = """if True:
+        import sys, threading
+        from lit_rlvr.rewards import Reward
+        from lit_rlvr.rewards.background import BackgroundScoring
+        from lit_rlvr.types import Completion, Sample
+
+        begun = threading.Event()
+
+        class Hangs(Reward):
+            def __call__(self, completion, sample):
+                begun.set()
+                threading.Event().wait()
+
+        with BackgroundScoring([Hangs()]) as scoring:
+            scoring.add(0, [Completion("", (1,), "stop")], Sample("a", "?", ""))
+            begun.wait()
+            raise KeyboardInterrupt
+    """
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
+    assert done.stderr.strip().endswith("KeyboardInterrupt")

@@ -1,20 +1,25 @@
 """The base class: coercion, failures, names, functions as rewards, resolution from YAML."""
 
 import importlib
+import logging
 import math
+import os
+import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 
 from lit_rlvr import rewards
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import FunctionReward, Reward
-from lit_rlvr.rewards.base import snake_case
+from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, waiting
+from lit_rlvr.rewards.base import say_where, snake_case
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 PAIR = (Completion("hello", (1, 2), "stop"), Sample("a", "?", "hello"))
@@ -26,12 +31,18 @@ class Returns(Reward):
         self.value = value
 
     def __call__(self, completion: Completion, sample: Sample) -> Any:
-        if isinstance(self.value, Exception):
+        if isinstance(self.value, BaseException):
             raise self.value
         return self.value
 
 
-@pytest.mark.parametrize("value", [1, True, 1.0, torch.tensor(1.0)])
+@pytest.mark.parametrize("value", [True, np.bool_(True), torch.tensor(True)])
+def test_true_and_false_say_whether_it_is_correct(value: Any) -> None:
+    assert Returns(value).score([PAIR]) == [RewardResult(1.0, True)]
+    assert Returns(value ^ value).score([PAIR]) == [RewardResult(0.0, False)]
+
+
+@pytest.mark.parametrize("value", [1, 1.0, np.float32(1.0), torch.tensor(1.0)])
 def test_numbers_become_results(value: object) -> None:
     assert Returns(value).score([PAIR, PAIR]) == [RewardResult(1.0, None, "ok", "")] * 2
 
@@ -47,17 +58,79 @@ def test_results_pass_unchanged() -> None:
         (ZeroDivisionError("oops"), "ZeroDivisionError: oops"),
         (math.nan, "ValueError: the reward is not finite: nan"),
         (RewardResult(math.inf), "ValueError: the reward is not finite: inf"),
-        ("1.0", "TypeError: a reward must return a number or a RewardResult, got str"),
-        (None, "TypeError: a reward must return a number or a RewardResult, got NoneType"),
+        ("1.0", "TypeError: a reward must return a number, a bool or a RewardResult, got str"),
+        (None, "TypeError: a reward must return a number, a bool or a RewardResult, got NoneType"),
+        (SystemExit(0), "SystemExit: 0"),
+        (GeneratorExit(), "GeneratorExit"),
     ],
 )
 def test_failures_are_errors_of_that_completion(value: object, detail: str) -> None:
-    assert Returns(value).score([PAIR]) == [RewardResult(0.0, None, "error", detail)]
+    (result,) = Returns(value).score([PAIR])
+    assert result == RewardResult(0.0, None, "error", result.detail)
+    code, raises = Returns.__call__.__code__, isinstance(value, BaseException)
+    line = code.co_firstlineno + (2 if raises else 0)
+    assert result.detail == f"{os.path.relpath(__file__)}:{line}: {detail}"
 
 
 def test_a_user_error_ends_the_run() -> None:
     with pytest.raises(UserError, match="no column"):
         Returns(UserError("no column")).score([PAIR])
+
+
+def test_an_interrupt_is_not_a_rewards_failure() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Returns(KeyboardInterrupt()).score([PAIR])
+
+
+def test_rewards_that_do_not_go_together_are_refused() -> None:
+    for together, message in (
+        ([], "rollout.rewards is empty"),
+        ([Returns(), Returns()], "two rewards are named returns"),
+        ([Returns(name="a", correct_from=True), Returns(name="b", correct_from=True)], "is set on a, b; mark only one"),
+    ):
+        with pytest.raises(UserError, match=message):
+            as_rewards(together)
+
+
+def test_the_users_rewards_that_run_in_this_process_are_said(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "lit_rlvr")
+    say_where([Format(boxed=True), FunctionReward("tiny_rewards.rare", isolate=True)])
+    assert caplog.messages == []
+    say_where([Returns(), FunctionReward("tiny_rewards.first_token")])
+    assert caplog.messages[0].startswith(f"{__name__}.Returns, tiny_rewards.first_token: runs in this process")
+
+
+class Stuck(Reward):
+    """Judges only when it has been said that it takes its time."""
+
+    def __init__(self, said: threading.Event) -> None:
+        super().__init__()
+        self.said = said
+
+    def __call__(self, completion: Completion, sample: Sample) -> float:
+        assert self.said.wait(60)
+        return 1.0
+
+
+def test_a_reward_that_hangs_is_said_while_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "PATIENCE", 0.05)
+    said, lines = threading.Event(), []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+            if len(lines) == 3:
+                said.set()
+
+    log, handler = logging.getLogger("lit_rlvr"), Handler()
+    log.addHandler(handler)
+    try:
+        assert Stuck(said).score([PAIR]) == [RewardResult(1.0)]
+    finally:
+        log.removeHandler(handler)
+    assert re.fullmatch(rf"waiting for {__name__}.Stuck, 0\.\d+ s \(row a\)", lines[0])
 
 
 def test_names_and_weights() -> None:

@@ -1,5 +1,6 @@
 """score_rollout against numbers computed by hand."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_weighted_sum_parts_statuses_and_failures() -> None:
     assert torch.equal(scores.parts["form"], torch.tensor([[0.25, 1.0, -1.0], [1.0, 1.0, 1.0]]))
     assert scores.statuses == [["ok", "parse_fail", "timeout"], ["parse_fail", "parse_fail", "error"]]
     assert torch.equal(scores.failed, torch.tensor([[False, False, False], [False, False, True]]))
-    assert scores.details[1][2]["answer"].detail == "KeyError: 'd'"
+    assert scores.details[1][2]["answer"].detail.endswith("KeyError: 'd'")
     assert scores.details[0][2] == {"answer": ANSWER["c"], "form": RewardResult(-1.0)}
     assert answer.asked == ["pa", "pb", "pc", "qb", "qb", "qd"]
 
@@ -78,9 +79,33 @@ def test_a_judge_that_does_not_report_has_failed_there() -> None:
     assert "did not report" in scores.details[0][1]["t"].detail
 
 
-def test_nobody_reports_correct() -> None:
-    with pytest.raises(UserError, match=r"\(form\).*correct_from"):
-        score_rollout([Table(FORMAT, name="form")], GROUPS, SAMPLES)
+def test_where_nobody_reports_correct_it_is_the_value_1_of_the_first() -> None:
+    form, other = Table(FORMAT, name="form"), Table(dict.fromkeys("abcd", 1.0), name="other")
+    scores = score_rollout([form, other], GROUPS, SAMPLES)
+    assert scores.correct.tolist() == [[0.0, 1.0, 0.0], [1.0, 1.0, 1.0]]  # 0.25, 1, -1; 1, 1, 1
+    assert scores.rewards.tolist() == [[1.25, 2.0, 0.0], [2.0, 2.0, 2.0]] and not scores.failed.any()
+    marked = Table(FORMAT, name="marked", correct_from=True)
+    assert score_rollout([other, marked], GROUPS, SAMPLES).correct.tolist() == scores.correct.tolist()
+
+
+def test_the_rule_for_correct_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO, "lit_rlvr")
+    for _ in range(2):
+        score_rollout([Table(FORMAT, name="said once")], GROUPS, SAMPLES)
+    (message,) = (message for message in caplog.messages if "said once" in message)
+    assert "'said once' reports no `correct`" in message and "its value 1 counts as correct" in message
+
+
+def test_a_plain_number_that_fails_for_some_is_an_error_there_alone() -> None:
+    scores = score_rollout([Table({"a": 1.0, "b": 0.5}, name="plain")], [group("abc")], SAMPLES[:1])
+    assert scores.failed.tolist() == [[False, False, True]]
+    assert scores.correct.tolist() == [[1.0, 0.0, 0.0]] and scores.rewards.tolist() == [[1.0, 0.5, 0.0]]
+
+
+def test_a_judge_that_was_stopped_says_wrong() -> None:
+    table: dict[str, float | RewardResult] = {"a": RewardResult(1.0, True), "b": RewardResult(0.0, None, "timeout")}
+    scores = score_rollout([Table(table, name="t")], [group("ab")], SAMPLES[:1])
+    assert scores.correct.tolist() == [[1.0, 0.0]] and scores.statuses == [["ok", "timeout"]]
 
 
 def test_all_checks_failing_is_reported_as_failures() -> None:

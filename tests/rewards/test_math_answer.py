@@ -1,9 +1,5 @@
 """MathAnswer on a hand-written table, on answers made to break checkers, and on real references."""
 
-import json
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +8,6 @@ from lit_rlvr.rewards import MathAnswer
 from lit_rlvr.rewards.answers import last_boxed, normalise
 from lit_rlvr.rewards.math_check import check
 from lit_rlvr.types import Completion, RewardResult, Sample
-
-DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def completion(text: str, finish_reason: str = "stop") -> Completion:
@@ -57,6 +51,14 @@ RIGHT = [
     (r"\boxed{10\%}", "0.1"),
     (r"\boxed{10}", r"10\%"),
     ("10%", "10"),
+    (r"\boxed{1e3}", "1000"),
+    (r"\boxed{1E3}", "1000"),
+    (r"\boxed{-1.5e-2}", "-0.015"),
+    (r"\boxed{2e+3 apples}", "2000"),
+    (r"\boxed{1000}", "1e3"),
+    ("The answer is 1e3", "1000"),
+    (r"\boxed{2e-1}", "-1 + 2e"),
+    (r"\boxed{2e}", "2 e"),
     (r"\boxed{(1,2)}", "(1, 2)"),
     ("The answer is (1, 2).", "(1,2)"),
     (r"\boxed{[1,2)}", "[1, 2)"),
@@ -97,6 +99,13 @@ WRONG = [
     (r"\boxed{(2,1)}", "(1,2)", "ok"),
     (r"\boxed{\{1,2\}}", r"\{1,2,3\}", "ok"),
     (r"\boxed{1.234}", "1234", "ok"),
+    (r"\boxed{1e3}", "1", "ok"),
+    (r"\boxed{1e3}", "100", "ok"),
+    (r"\boxed{1e}", "1", "ok"),
+    (r"\boxed{2e}", "2", "ok"),
+    (r"\boxed{e3}", "1000", "ok"),
+    (r"\boxed{0x1e3}", "1000", "ok"),
+    (r"\boxed{1e999999999}", "1", "ok"),
     (r"\boxed{y=7}", "x=7", "ok"),
     (r"\boxed{\text{(B)}}", "C", "ok"),
     ("3 + 4", "7", "parse_fail"),
@@ -153,20 +162,22 @@ BOMBS = {
     "brackets": "\\[" * 50_000,
     "spaces": "1 " * 50_000,
     "digits": "1" * 100_000,
-    "prose": "Consider x = 3 and the result could be 12 or $4$. " * 2_000 + "It is 17.",
 }
 
 
 def test_bombs_end_by_the_limits_and_score_zero() -> None:
-    started = time.monotonic()
     results = judge([*BOMBS.values(), "18"], ["18"] * (len(BOMBS) + 1), cpu_seconds=0.5)
     statuses = dict(zip(BOMBS, (r.status for r in results), strict=False))
     assert {(r.value, r.correct) for r in results[:-1]} == {(0.0, False)}
     assert "error" not in statuses.values()
     assert {name for name, status in statuses.items() if status == "timeout"} >= {"tower", "nines", "fractions"}
-    assert statuses["prose"] == "ok" and results[len(BOMBS) - 1].detail.startswith("17")
     assert results[-1].correct is True
-    assert time.monotonic() - started < 30
+
+
+def test_long_prose_is_no_bomb() -> None:
+    prose = "Consider x = 3 and the result could be 12 or $4$. " * 2_000 + "It is 17."
+    (result,) = judge([prose], ["18"])
+    assert (result.value, result.correct, result.status) == (0.0, False, "ok") and result.detail.startswith("17")
 
 
 def test_the_checker_itself_failing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,35 +200,23 @@ def test_normalise_keeps_what_distinguishes_answers() -> None:
     assert normalise("1 2") != normalise("12")
 
 
-def gsm8k() -> tuple[list[str], list[str]]:
-    file = DATA / "gsm8k" / "test.jsonl"
-    inline = ["9 * 2 = $<<9*2=18>>18 a day.\n#### 18", "2+1=<<2+1=3>>3 bolts\n#### 3", "so $70,000\n#### 70,000"]
-    texts = [json.loads(line)["answer"] for line in file.open()][:200] if file.exists() else inline
-    return texts, [text.rpartition("####")[2].strip() for text in texts]
+SOLUTIONS = {
+    "gsm8k": (
+        ["9 * 2 = $<<9*2=18>>18 a day.\n#### 18", "2+1=<<2+1=3>>3 bolts\n#### 3", "so $70,000\n#### 70,000"],
+        ["18", "3", "70,000"],
+    ),
+    "math": ([r"So $x=\boxed{\frac{1}{2}}$.", r"Hence $\boxed{(3,\pi)}$."], [r"\frac{1}{2}", r"(3,\pi)"]),
+}
+"""As they stand in the sets; `benchmarks/real_sets.py` does the same with whole files."""
 
 
-def math_dataset() -> tuple[list[str], list[str]]:
-    file = DATA / "math" / "test.parquet"
-    if not file.exists():
-        return [r"So $x=\boxed{\frac{1}{2}}$.", r"Hence $\boxed{(3,\pi)}$."], [r"\frac{1}{2}", r"(3,\pi)"]
-    import pyarrow.parquet
-
-    rows = pyarrow.parquet.read_table(file).column("reward_model").to_pylist()[:200]
-    return [r["ground_truth"]["solution"] for r in rows], [r["ground_truth"]["target"] for r in rows]
-
-
-@pytest.mark.parametrize("rows", [gsm8k, math_dataset])
-def test_real_solutions_verify_against_their_own_reference_only(
-    rows: Callable[[], tuple[list[str], list[str]]],
-) -> None:
-    texts, golds = rows()
+@pytest.mark.parametrize("name", SOLUTIONS)
+def test_solutions_verify_against_their_own_reference_only(name: str) -> None:
+    texts, golds = SOLUTIONS[name]
     own = judge(texts, golds)
-    missed = [(gold, r.detail) for gold, r in zip(golds, own, strict=True) if not r.correct]
-    assert len(missed) <= 0.01 * len(texts), missed
+    assert all(r.correct for r in own), own
     others = golds[1:] + golds[:1]
-    accepted = [(gold, r.detail) for gold, r in zip(others, judge(texts, others), strict=True) if r.correct]
-    same_by_chance = sum(normalise(a) == normalise(b) for a, b in zip(golds, others, strict=True))
-    assert len(accepted) - same_by_chance <= 0.01 * len(texts), accepted
+    assert not any(r.correct for r in judge(texts, others))
 
 
 def test_check_is_pure() -> None:

@@ -15,13 +15,14 @@ import pytest
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.pool import WorkerPool, shared_pool
+from lit_rlvr.rewards.process import Function
 
 EVAL = "builtins:eval"
 
 
 @pytest.fixture
 def pool() -> Iterator[WorkerPool]:
-    pool = WorkerPool(workers=2, cpu_seconds=0.5, wall_seconds=5)
+    pool = WorkerPool(workers=2, cpu_seconds=0.5, wall_seconds=120)
     yield pool
     pool.close()
 
@@ -58,12 +59,10 @@ def test_a_worker_that_loads_while_others_finish_is_kept(pool: WorkerPool) -> No
 
 def test_cpu_limit_kills_a_busy_loop_at_once_and_nothing_else(pool: WorkerPool) -> None:
     pool.run(EVAL, python("1", "1"))
-    started = time.monotonic()
     outcomes = pool.run(EVAL, python("'before'", "[None for _ in iter(int, 1)]", "10 ** 10 ** 10", "'after'"))
     assert [o.status for o in outcomes] == ["ok", "timeout", "timeout", "ok"]
     assert outcomes[1].detail == "out of CPU time"
     assert outcomes[3].value == "after"
-    assert time.monotonic() - started < 4
 
 
 def test_cpu_limit_does_not_count_waiting(pool: WorkerPool) -> None:
@@ -72,7 +71,10 @@ def test_cpu_limit_does_not_count_waiting(pool: WorkerPool) -> None:
 
 
 def test_cpu_limit_counts_each_check_alone(pool: WorkerPool) -> None:
-    spin = "sum(1 for _ in range(10 ** 6)) > 0"
+    used = (
+        "(lambda used: lambda end: [None for _ in iter(lambda: used() > end, True)])(__import__('time').process_time)"
+    )
+    spin = f"{used}(__import__('time').process_time() + 0.05) and 1"
     assert {o.status for o in pool.run(EVAL, python(*[spin] * 40))} == {"ok"}  # > 0.5 s in each worker
 
 
@@ -121,6 +123,63 @@ def test_a_dead_worker_is_replaced_and_its_check_repeated_once(pool: WorkerPool,
     assert [o.value for o in outcomes[2:]] == list(range(10))
 
 
+def test_workers_outlive_the_thread_that_first_needs_them(pool: WorkerPool) -> None:
+    found: list[list[int]] = []
+
+    def check() -> None:
+        pool.run(EVAL, python("1", "2"))
+        found.append([worker.process.pid for worker in pool._live])
+
+    for _ in range(2):
+        thread = threading.Thread(target=check)
+        thread.start()
+        thread.join()
+    assert found[0] == found[1] and all(worker.alive for worker in pool._live)
+
+
+def module_that_dies(folder: Path, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dies_while_loading`, which kills the first processes that import it."""
+    source = f"""if True:
+        import os, pathlib
+        for number in range({times}):
+            try:
+                open({str(folder)!r} + f"/{{number}}", "x")
+            except FileExistsError:
+                continue
+            os.write(2, b"last words")
+            os.kill(os.getpid(), 9)
+        answer = lambda: 42
+    """
+    (folder / "dies_while_loading.py").write_text(source)
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_a_worker_that_dies_while_it_loads_is_started_again(
+    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module_that_dies(tmp_path, 3, monkeypatch)
+    assert [o.value for o in pool.run("dies_while_loading:answer", [()] * 4)] == [42] * 4
+
+
+def test_workers_that_always_die_while_they_load_end_the_run(
+    pool: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module_that_dies(tmp_path, 10_000, monkeypatch)
+    with pytest.raises(UserError, match=r"could not load 'dies_while_loading:answer': exit code -9; last words"):
+        pool.run("dies_while_loading:answer", [()])
+
+
+def test_what_a_check_has_started_ends_with_its_worker(pool: WorkerPool, tmp_path: Path) -> None:
+    told = "echo $$ > pid.half; mv pid.half pid; exec sleep 999"
+    start = f"__import__('subprocess').Popen(['sh', '-c', {told!r}], cwd={str(tmp_path)!r})"
+    wait = f"__import__('time').sleep(0.01) or __import__('os').path.exists({str(tmp_path / 'pid')!r})"
+    (outcome,) = pool.run(
+        EVAL, python(f"({start}, [0 for _ in iter(lambda: {wait}, True)], [0 for _ in iter(int, 1)])")
+    )
+    assert outcome.detail == "out of CPU time"
+    wait_for_end(int((tmp_path / "pid").read_text()))
+
+
 def test_workers_killed_between_runs_are_replaced(pool: WorkerPool) -> None:
     pool.run(EVAL, python("1", "2"))
     for worker in pool._live:
@@ -159,7 +218,7 @@ def test_a_worker_left_busy_is_never_asked_again(pool: WorkerPool) -> None:
     """An interrupt may hit the clean-up itself: the next run does it."""
     pool.run(EVAL, python("1"))
     (worker,) = pool._live
-    worker.check(0, EVAL, 5, ("'stale'", {}), 0.5, 2048)
+    worker.check(0, Function(EVAL), 5, ("'stale'", {}), 0.5, 2048)
     time.sleep(0.2)
     assert pool.run(EVAL, python("'new'"))[0].value == "new"
 
@@ -191,11 +250,14 @@ def test_workers_die_with_their_parent_even_when_busy(end: str) -> None:
         time.sleep(0.5)
         {end}
     """
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=30)
-    pid = int(done.stdout)
-    deadline = time.monotonic() + 5
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300)
+    wait_for_end(int(done.stdout))
+
+
+def wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + 60
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, f"worker {pid} outlives its parent"
+        assert time.monotonic() < deadline, f"process {pid} still runs"
         time.sleep(0.05)
 
 

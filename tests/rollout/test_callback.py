@@ -1,6 +1,6 @@
 """The first half of the flow: seeds, when weights are synced and probed, metrics of a rollout."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +9,15 @@ import torch
 from tiny import make_prompt, make_rollout
 from tiny_engines import Copying
 from tiny_fit import Recorder, fit
-from torch import Tensor
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.rollout import RolloutCallback, callback
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
 from lit_rlvr.rollout.engine import Done
+from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.hf import HFEngine
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 
 
 def test_every_completion_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,23 +26,23 @@ def test_every_completion_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch)
     for run_seed in (0, 1):
         monkeypatch.setenv("PL_GLOBAL_SEED", str(run_seed))
         for iteration in range(30):
-            for group in RolloutCallback.seeds(prompts, [0] * 3, 4, "rollout", iteration):
+            for group in completion_seeds(prompts, [0] * 3, 4, "rollout", iteration):
                 seen |= set(group)
-        for group in RolloutCallback.seeds(prompts, [0] * 3, 4, "validation", "set"):
+        for group in completion_seeds(prompts, [0] * 3, 4, "validation", "set"):
             seen |= set(group)
     assert len(seen) == 2 * 31 * 3 * 4
 
 
 def test_seeds_belong_to_the_prompt_and_not_to_its_place() -> None:
     prompts = [make_prompt([5], name) for name in "abc"]
-    forward = RolloutCallback.seeds(prompts, [0] * 3, 4, "rollout", 7)
-    assert RolloutCallback.seeds(prompts[::-1], [0] * 3, 4, "rollout", 7) == forward[::-1]
-    assert RolloutCallback.seeds(prompts[1:], [0] * 2, 4, "rollout", 7) == forward[1:]
-    assert RolloutCallback.seeds(prompts[:1], [0], 8, "rollout", 7)[0][:4] == forward[0]
+    forward = completion_seeds(prompts, [0] * 3, 4, "rollout", 7)
+    assert completion_seeds(prompts[::-1], [0] * 3, 4, "rollout", 7) == forward[::-1]
+    assert completion_seeds(prompts[1:], [0] * 2, 4, "rollout", 7) == forward[1:]
+    assert completion_seeds(prompts[:1], [0], 8, "rollout", 7)[0][:4] == forward[0]
     again = [prompts[0], prompts[1], prompts[0]]
     assert count_repeats(again, []) == [0, 0, 1]
     assert count_repeats(again, again) == [2, 1, 3]
-    twice = RolloutCallback.seeds(again, count_repeats(again, []), 4, "rollout", 7)
+    twice = completion_seeds(again, count_repeats(again, []), 4, "rollout", 7)
     assert twice[:2] == forward[:2] and not set(twice[2]) & set(twice[0])
 
 
@@ -52,9 +53,9 @@ class CountingEngine(HFEngine):
         super().__init__()
         self.calls: list[str] = []
 
-    def sync(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-        names = {name for name, _ in named_parameters}
-        assert "model.embed_tokens.weight" in names
+    def sync(self, policy: Policy) -> None:
+        assert "model.embed_tokens.weight" in dict(policy.named_weights())
+        super().sync(policy)
         self.calls.append("sync")
 
     def generate(
@@ -104,9 +105,22 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         ({"eval_samples": 0}, "eval_samples"),
         ({"eval_samples": 2}, "eval_sampling.temperature"),
         ({"engine": "vlm"}, "'vlm' is not known"),
+        ({"max_failure_rate": 7.0}, r"rollout\.max_failure_rate: 7\.0 must lie in \[0, 1\]"),
+        ({"probe_every": -1}, r"rollout\.probe_every: -1 must lie in"),
+        ({"max_engine_restarts": -1}, r"rollout\.max_engine_restarts: -1 must lie in"),
     ):
         with pytest.raises(UserError, match=said):
             RolloutCallback(**{"engine": "hf", **options})  # type: ignore[arg-type]
+
+
+def test_validation_is_as_long_as_training_unless_it_is_said() -> None:
+    training = Sampling(temperature=0.7, top_k=5, max_tokens=24)
+    inherited = RolloutCallback(engine="hf", sampling=training)
+    assert inherited.eval_sampling == Sampling(temperature=0.0, max_tokens=24)
+    given = RolloutCallback(engine="hf", sampling=training, eval_sampling=EvalSampling(0.6, top_p=0.95, max_tokens=96))
+    assert given.eval_sampling == Sampling(temperature=0.6, top_p=0.95, max_tokens=96)
+    with pytest.raises(UserError, match="max_tokens: 0 must be >= 1"):
+        RolloutCallback(engine="hf", eval_sampling=EvalSampling(max_tokens=0))
 
 
 def test_metrics_of_a_rollout_by_hand() -> None:
@@ -141,13 +155,12 @@ def test_every_iteration_draws_with_seeds_of_its_own(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uses: list[tuple[int | str, ...]] = []
-    seeds = RolloutCallback.seeds
 
     def noted(prompts: list[Prompt], repeats: list[int], count: int, *use: int | str) -> list[list[int]]:
         uses.append(use)
-        return seeds(prompts, repeats, count, *use)
+        return completion_seeds(prompts, repeats, count, *use)
 
-    monkeypatch.setattr(RolloutCallback, "seeds", staticmethod(noted))
+    monkeypatch.setattr(callback, "completion_seeds", noted)
     fit(tiny_model_folder, tmp_path, steps=10, updates_per_rollout=2)
     assert uses == [("rollout", iteration) for iteration in range(5)]
 
@@ -159,8 +172,8 @@ def test_an_engine_that_rests_during_training_gets_its_weights_before_the_next_r
     class Resting(Copying):
         asleep = True
 
-        def sync(self, named_parameters: object) -> None:
-            super().sync(named_parameters)
+        def sync(self, policy: Policy) -> None:
+            super().sync(policy)
             self.asleep = False
 
         def generate(self, *args: object, **options: object) -> list[list[Completion]]:  # type: ignore[override]

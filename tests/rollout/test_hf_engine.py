@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 from tiny import END, ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine, tiny_llama, tiny_qwen2
+from tiny_engines import flat
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy import Policy
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.hf import HFEngine, draw
 from lit_rlvr.types import Completion, Sampling
 
@@ -63,10 +64,6 @@ def test_text_is_decoded_without_special_tokens() -> None:
     for group in hf_engine(ends=(END,)).generate(PROMPTS, Sampling(max_tokens=40), SEEDS):
         for completion in group:
             assert "<|" not in completion.text
-
-
-def flat(groups: list[list[Completion]]) -> list[tuple[int, ...]]:
-    return [completion.token_ids for group in groups for completion in group]
 
 
 def test_a_completion_depends_on_its_own_seed_alone() -> None:

@@ -13,13 +13,13 @@ from tiny_vlms import differences, picture
 from transformers import AutoTokenizer
 
 from datamodules import Geometry
-from lit_rlvr.policy import load_policy
+from lit_rlvr.policy.images import ImageProcessor
+from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.rollout.probe import trainer_logprobs
 from lit_rlvr.rollout.vllm import VLLMEngine
 from lit_rlvr.types import Completion, Prompt, Sampling
-from lit_rlvr.vision import ImageProcessor
 
 COLUMNS = {"prompt": "question", "answer": "answer", "image": "picture", "id": "kind"}
 
@@ -70,8 +70,7 @@ def prompts(any_vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> l
 
 def largest_differences(engine: RolloutEngine, context: EngineContext, prompts: list[Prompt]) -> dict[str, float]:
     policy = load_policy(context.folder)
-    engine.follow(policy)
-    engine.sync(policy.named_weights())
+    engine.sync(policy)
     sampling = Sampling(max_tokens=8).with_banned(policy.placeholder_ids)
     seeds = [[10 * p, 10 * p + 1] for p in range(len(prompts))]
     return differences(policy, prompts, engine.generate(prompts, sampling, seeds), sampling)

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import make_prompt, start_engine
 from tiny_engines import Copying, Crashing
 from tiny_fit import Recorder, fit
 from torch import Tensor
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import EngineContext
+from lit_rlvr.rollout.synced_engine import SyncedEngine
+from lit_rlvr.types import Sampling
 
 STEP = ["sync", "6"]  # six prompts; the first step's sync is probed with one
 
@@ -65,7 +70,7 @@ def test_an_engine_that_neither_closes_nor_starts_at_once(
     _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine)
     assert engine.log[6:12] == ["close", "start", "close", "start", "sync", "1"]
     assert_same_training(seen, whole)
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("engine")]
     assert [line.partition(":")[0] for line in said] == [
         "engine stubborn crashed", "engine stubborn could not be closed", "engine stubborn crashed",
     ]  # fmt: skip
@@ -85,12 +90,37 @@ def test_whole_batches_in_between_set_the_count_back(tiny_model_folder: Path, tm
     assert engine.log.count("start") == 1 + 5 and len(seen.rollouts) == 8
 
 
+def test_a_process_without_a_prompt_of_the_batch(tiny_model_folder: Path) -> None:
+    """The last validation batch may be another one's alone: what was started anew is probed with the next prompts."""
+    policy = load_policy(str(tiny_model_folder))
+    inner = Crashing("sync", calls=[1])
+    engine = SyncedEngine(inner, max_restarts=1)
+    start_engine(engine, policy, tiny_model_folder)
+    engine.bring(policy, "new")
+    assert engine.generate([], Sampling(), []) == []
+    assert inner.log == ["start", "sync", "close", "start", "sync", "0"]
+    engine.generate([make_prompt([5, 6])], Sampling(max_tokens=2), [[1]])
+    assert inner.log[6:] == ["1", "1"]
+
+
+def test_an_engine_that_does_not_close_does_not_hide_why_the_run_ends(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unclosable(Crashing):
+        def close(self) -> None:
+            raise RuntimeError("it does not answer")
+
+    with pytest.raises(UserError, match=r"after 3 restart\(s\) in a row"):
+        fit(tiny_model_folder, tmp_path, engine=Unclosable(calls=range(9)))
+    assert "could not be closed: RuntimeError: it does not answer" in caplog.text
+
+
 def test_stale_weights_after_a_restart_are_noticed(tiny_model_folder: Path, tmp_path: Path) -> None:
     class Forgetful(Crashing):
-        def sync(self, named_parameters: object) -> None:
+        def sync(self, policy: Policy) -> None:
             self.log.append("sync")
             if self.log.count("start") < 2:
-                super().sync(named_parameters)  # type: ignore[arg-type]
+                super().sync(policy)
 
     with pytest.raises(UserError, match="stale or wrong weights"):
         fit(tiny_model_folder, tmp_path, steps=3, engine=Forgetful(calls=[3]))

@@ -10,8 +10,9 @@ import torch
 from tiny_vlms import PAD, differences, mixed_prompts
 
 from lit_rlvr.export import save_model
-from lit_rlvr.lora import Lora, add_adapters
-from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.lora import Lora, add_adapters
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.rollout.vllm import VLLMEngine
@@ -36,8 +37,7 @@ def policy(any_vlm_folder: Path) -> Policy:
 
 def generate(engine: RolloutEngine, policy: Policy, prompts: list[Prompt]) -> list[list[Completion]]:
     """Sync and sample."""
-    engine.follow(policy)
-    engine.sync(policy.named_weights())
+    engine.sync(policy)
     return engine.generate(prompts, sampling(policy), SEEDS)
 
 
@@ -89,7 +89,6 @@ def test_vllm_loads_an_exported_folder(
     engine = VLLMEngine(options={"load_format": "auto"})
     try:
         engine.start(replace(vlm_context, folder=str(folder)))
-        engine.follow(policy)
         assert_agrees(policy, prompts, engine.generate(prompts, sampling(policy), SEEDS), 5e-5)
     finally:
         engine.close()

@@ -1,20 +1,24 @@
 """Real vLLM in this process, on tiny models: one engine for the whole session."""
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny import ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine
+from tiny_engines import assert_logprobs_are_the_policys, change, flat
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import vllm
+from lit_rlvr.rollout.own_world import executor_on
 from lit_rlvr.rollout.probe import check_engine
 from lit_rlvr.rollout.vllm import VLLMEngine, smallest_block
-from lit_rlvr.types import Completion, Sampling
+from lit_rlvr.types import Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -42,48 +46,21 @@ def policy(tiny_model_folder: Path) -> Policy:
 @pytest.fixture
 def engine(started: VLLMEngine, policy: Policy) -> VLLMEngine:
     """The session's engine with a fresh policy's weights."""
-    started.follow(policy)
-    sync(started, policy)
+    started.sync(policy)
     return started
 
 
-def sync(engine: VLLMEngine, policy: Policy) -> None:
-    engine.sync(policy.model.named_parameters())
-
-
-@torch.no_grad()
-def change(policy: Policy, relative: float, seed: int = 1) -> None:
-    """Change every weight a little."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in policy.parameters():
-        parameter += relative * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)
-
-
-def without_the_repair(
-    policy: Policy, named_parameters: Iterable[tuple[str, torch.Tensor]]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from ((name, parameter.detach()) for name, parameter in named_parameters)
-
-
-def flat(groups: list[list[Completion]]) -> list[tuple[int, ...]]:
-    return [completion.token_ids for group in groups for completion in group]
-
-
-@torch.no_grad()
-def assert_logprobs_are_the_policys(policy: Policy, groups: list[list[Completion]], prompts: list[Any]) -> None:
-    for prompt, group in zip(prompts, groups, strict=True):
-        for completion in group:
-            expected, _ = plain_logprobs(policy.model, prompt.token_ids, completion.token_ids, SAMPLING)
-            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+def without_the_repair(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from ((name, parameter.detach()) for name, parameter in policy.named_weights())
 
 
 def test_logprobs_are_the_trainers_also_after_a_weight_change(engine: VLLMEngine, policy: Policy) -> None:
     first = engine.generate(PROMPTS, SAMPLING, SEEDS)
-    assert_logprobs_are_the_policys(policy, first, PROMPTS)
+    assert_logprobs_are_the_policys(policy, first, PROMPTS, SAMPLING)
     change(policy, 0.3)
-    sync(engine, policy)
+    engine.sync(policy)
     second = engine.generate(PROMPTS, SAMPLING, SEEDS)
-    assert_logprobs_are_the_policys(policy, second, PROMPTS)
+    assert_logprobs_are_the_policys(policy, second, PROMPTS, SAMPLING)
     assert flat(first) != flat(second), "generation follows the new weights"
 
 
@@ -93,7 +70,7 @@ def test_the_probe_passes_after_a_sync_and_fails_without_one(engine: VLLMEngine,
     change(policy, 0.01)
     with pytest.raises(UserError, match=r"engine vllm: its log-probabilities differ.*stale or wrong weights"):
         check_engine(engine, policy, PROMPTS[0], PROBE, 0)
-    sync(engine, policy)
+    engine.sync(policy)
     assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
 
 
@@ -106,11 +83,11 @@ def test_the_probe_fails_when_the_tied_head_is_not_repaired(
         pytest.skip("only vLLM on a CPU packs the output embedding")
     monkeypatch.setattr(vllm, "with_tied_head", without_the_repair)
     change(policy, relative)
-    sync(engine, policy)
+    engine.sync(policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
         check_engine(engine, policy, PROMPTS[0], PROBE, 0)
     monkeypatch.undo()
-    sync(engine, policy)
+    engine.sync(policy)
     assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
 
 
@@ -123,9 +100,9 @@ def test_the_probe_fails_at_the_first_sync_without_the_repair(
     generator = torch.Generator().manual_seed(3)
     noise = [(n, 1e-3 * torch.randn(p.shape, generator=generator)) for n, p in policy.model.named_parameters()]
     noise.append(("lm_head.weight", dict(noise)["model.embed_tokens.weight"]))
-    engine.sync(noise)
+    engine.sync(SimpleNamespace(named_weights=lambda: noise, model=policy.model))  # type: ignore[arg-type]
     monkeypatch.setattr(vllm, "with_tied_head", without_the_repair)
-    sync(engine, policy)
+    engine.sync(policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
         check_engine(engine, policy, PROMPTS[0], PROBE, 0)
 
@@ -135,14 +112,14 @@ def test_long_prompts_follow_new_weights_only_because_the_prefix_cache_is_reset(
 ) -> None:
     engine.generate([LONG], SAMPLING, [[1]])
     change(policy, 0.3)
-    sync(engine, policy)
-    assert_logprobs_are_the_policys(policy, engine.generate([LONG], SAMPLING, [[1, 2]]), [LONG])
+    engine.sync(policy)
+    assert_logprobs_are_the_policys(policy, engine.generate([LONG], SAMPLING, [[1, 2]]), [LONG], SAMPLING)
 
-    monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: None)
+    monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: True)
     change(policy, 0.3, seed=2)
-    sync(engine, policy)
+    engine.sync(policy)
     with pytest.raises(AssertionError):
-        assert_logprobs_are_the_policys(policy, engine.generate([LONG], SAMPLING, [[1, 2]]), [LONG])
+        assert_logprobs_are_the_policys(policy, engine.generate([LONG], SAMPLING, [[1, 2]]), [LONG], SAMPLING)
 
 
 def test_blocks_are_small_enough_for_short_prompts_to_be_shared(engine: VLLMEngine) -> None:
@@ -204,13 +181,13 @@ def test_a_fresh_engine(folder: str, request: pytest.FixtureRequest, monkeypatch
     start_engine(engine, policy, path)
     with monkeypatch.context() as patch:
         patch.setattr(vllm, "with_tied_head", without_the_repair)
-        sync(engine, policy)
+        engine.sync(policy)
         if folder == "tiny_model_folder" and not torch.cuda.is_available():
             with pytest.raises(UserError, match="stale or wrong weights"):
                 check_engine(engine, policy, PROMPTS[0], PROBE, 0)
         elif folder == "untied_model_folder":
             assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
-    sync(engine, policy)
+    engine.sync(policy)
     assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
     engine.close()
     engine.close()
@@ -221,19 +198,67 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
 
     class Told(list[str]):
         def __getattr__(self, name: str) -> Any:
-            return lambda *args, **options: self.append(f"{name} {options.get('level') or options.get('tags') or ''}")
+            def note(*args: Any, **options: Any) -> bool:
+                self.append(f"{name} {getattr(args[0], '__name__', '') if args else ''}"
+                            f"{options.get('level') or options.get('tags') or ''}")  # fmt: skip
+                return True
+
+            return note
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     engine, told = VLLMEngine(), Told()
     engine._llm = told
-    engine.follow(policy)
-    sync(engine, policy)
+    engine.sync(policy)
     assert engine.rest()
-    sync(engine, policy)
-    sync(engine, policy)
+    engine.sync(policy)
+    engine.sync(policy)
     load = ["collective_rpc ", "reset_prefix_cache "]
-    woken = ["wake_up ['weights']", "collective_rpc ", "wake_up ['kv_cache']", "reset_prefix_cache "]
+    noise = "collective_rpc _make_noise"  # so that a weight which the sync does not reach cannot go unnoticed
+    woken = ["wake_up ['weights']", noise, "collective_rpc ", "wake_up ['kv_cache']", "reset_prefix_cache "]
     assert told == [*load, "sleep 2", *woken, *load]
     stays = VLLMEngine(sleep=False)
     stays._llm = told
     assert not stays.rest()
+
+
+def test_it_runs_on_this_ranks_device(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left to itself vLLM takes the first one on every rank."""
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    running = engine._llm.llm_engine.engine_core.engine_core.model_executor
+    assert isinstance(running, UniProcExecutor) and type(running).__name__ == "OnDevice"
+    monkeypatch.setattr(UniProcExecutor, "_distributed_args", lambda self: ("tcp://here", 0, 0))
+    other = object.__new__(executor_on(3))
+    assert other._distributed_args() == ("tcp://here", 0, 3)
+
+
+@pytest.mark.parametrize("option", ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"])
+def test_a_model_is_not_split_in_the_training_process(option: str) -> None:
+    with pytest.raises(UserError, match=rf"VLLMEngine\.options: {option} splits the model.*lit-rlvr serve"):
+        VLLMEngine(options={option: 2})
+    VLLMEngine(options={option: 1})
+
+
+def test_a_prefix_cache_that_is_kept_is_an_error(engine: VLLMEngine, policy: Policy) -> None:
+    """vLLM does not empty it while a request is running, and says so by its return value alone."""
+    llm = engine._llm.llm_engine
+    llm.add_request("0", {"prompt_token_ids": [5] * 64}, engine._parameters(Sampling(max_tokens=9), 0))
+    llm.step()
+    try:
+        with pytest.raises(RuntimeError, match="keeps its prefix cache"):
+            engine.sync(policy)
+    finally:
+        llm.abort_request(["0"])
+        llm.step()
+
+
+def test_what_sleep_leaves_becomes_noise(engine: VLLMEngine, policy: Policy) -> None:
+    def weights() -> list[torch.Tensor]:
+        (found,) = engine._llm.collective_rpc(lambda worker: [p.clone() for p in worker.get_model().parameters()])
+        return list(found)
+
+    before = weights()  # on a CPU some are empty: it keeps packed copies
+    engine._llm.collective_rpc(vllm._make_noise)
+    assert not any(a.numel() and torch.equal(a, b) for a, b in zip(weights(), before, strict=True))
+    engine.sync(policy)
+    assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)

@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ENDS, make_prompt, plain_logprobs, random_ids, start_engine
+from tiny import ENDS, make_prompt, random_ids, start_engine
+from tiny_engines import assert_logprobs_are_the_policys, change, flat
 from tiny_fit import fit
 from tiny_runs import FIT, STRATEGIES, completions, in_two_processes, summary, to
 from tiny_server import KEY, Served
 from tiny_vlms import differences, mixed_prompts
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy import Policy, load_policy
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import transfer, vllm_server
 from lit_rlvr.rollout.engine import EngineContext
 from lit_rlvr.rollout.probe import check_engine
@@ -59,38 +61,19 @@ def policy(tiny_model_folder: Path) -> Policy:
 def engine(make_engine: Callable[..., VLLMServerEngine], policy: Policy) -> Iterator[VLLMServerEngine]:
     made = make_engine()
     start_engine(made, policy)
-    made.sync(policy.named_weights())
+    made.sync(policy)
     yield made
     made.close()
 
 
-@torch.no_grad()
-def change(policy: Policy, relative: float, seed: int = 1) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in policy.parameters():
-        parameter += relative * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)
-
-
-@torch.no_grad()
-def assert_logprobs_are_the_policys(policy: Policy, groups: list[list[Completion]]) -> None:
-    for prompt, group in zip(PROMPTS, groups, strict=True):
-        for completion in group:
-            expected, _ = plain_logprobs(policy.model, prompt.token_ids, completion.token_ids, SAMPLING)
-            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
-
-
-def flat(groups: list[list[Completion]]) -> list[tuple[int, ...]]:
-    return [completion.token_ids for group in groups for completion in group]
-
-
 def test_logprobs_are_the_trainers_also_after_weight_changes(engine: VLLMServerEngine, policy: Policy) -> None:
     before = engine.generate(PROMPTS, SAMPLING, SEEDS)
-    assert_logprobs_are_the_policys(policy, before)
+    assert_logprobs_are_the_policys(policy, before, PROMPTS, SAMPLING)
     for seed in (1, 2):
         change(policy, 0.3, seed)
-        engine.sync(policy.named_weights())
+        engine.sync(policy)
         after = engine.generate(PROMPTS, SAMPLING, SEEDS)
-        assert_logprobs_are_the_policys(policy, after)
+        assert_logprobs_are_the_policys(policy, after, PROMPTS, SAMPLING)
         assert flat(after) != flat(before)
         before = after
     assert len(list(engine.transfer.folder.iterdir())) == 1, "of all versions one is kept"  # type: ignore[attr-defined]
@@ -130,9 +113,9 @@ def test_the_probe_fails_at_once_when_a_weight_is_not_sent(
     monkeypatch.setattr(
         vllm_server,
         "with_tied_head",
-        lambda _, named: ((n, w) for n, w in named if "layers.1.input_layernorm" not in n),
+        lambda policy: ((n, w) for n, w in policy.named_weights() if "layers.1.input_layernorm" not in n),
     )
-    engine.sync(policy.named_weights())
+    engine.sync(policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
         check_engine(engine, policy, PROMPTS[0], PROBE, 0)
 
@@ -145,11 +128,26 @@ def test_other_weights_are_no_samples(
     start_engine(other, policy)
     with pytest.raises(ServerError, match=r"answered with other weights \(zeros\) than those of the last sync"):
         engine.generate(PROMPTS, SAMPLING, SEEDS)
-    other.sync(policy.named_weights())
+    other.sync(policy)
     with pytest.raises(ServerError, match="other weights"):
         engine.generate(PROMPTS, SAMPLING, SEEDS)
     engine.restore(policy)
-    assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS))
+    assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
+
+
+def test_every_process_is_told_of_a_crash_of_one(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They all start anew then, since the others wait for the one that sends."""
+
+    class Broken(FileTransfer):
+        def send(self, *args: object) -> None:  # type: ignore[override]
+            raise RuntimeError("CUDA error: an illegal memory access")
+
+    told: list[object] = []
+    monkeypatch.setattr(vllm_server, "gather_objects", lambda value: told.append(value) or [value])
+    engine = VLLMServerEngine(["http://localhost:1"], Broken(Path()))
+    with pytest.raises(ServerError, match=r"^RuntimeError: CUDA error: an illegal memory access$"):
+        engine.sync(policy)
+    assert told[-1] == "RuntimeError: CUDA error: an illegal memory access"
 
 
 def test_what_is_wrong_is_one_line(
@@ -175,7 +173,7 @@ def test_what_is_wrong_is_one_line(
     monkeypatch.setenv("SERVER_KEY", "another")
     wrong = make_engine(api_key_env="SERVER_KEY")
     start_engine(wrong, policy)
-    wrong.sync(policy.named_weights())
+    wrong.sync(policy)
     with pytest.raises(UserError, match="wants an API key") as raised:
         wrong.generate(PROMPTS, SAMPLING, SEEDS)
     assert "another" not in str(raised.value)
@@ -184,11 +182,12 @@ def test_what_is_wrong_is_one_line(
     lost = make_engine(transfer=FileTransfer(tmp_path / "file" / "weights"))
     start_engine(lost, policy)
     with pytest.raises(UserError, match=r"FileTransfer\.folder: .* cannot be written: Not a directory"):
-        lost.sync(policy.named_weights())
+        lost.sync(policy)
     with pytest.raises(UserError, match="there is no GPU here; use FileTransfer"):
         NCCLTransfer()
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_and_comes_back_changes_nothing(
     served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -257,8 +256,8 @@ def test_weights_reach_all_parts_of_a_model_that_is_split_over_two_workers(
         assert engine.server.workers() == 2
         for seed in (1, 2):
             change(policy, 0.3, seed)
-            engine.sync(policy.named_weights())
-            assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS))
+            engine.sync(policy)
+            assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
 
 
 @pytest.mark.slow
@@ -272,8 +271,7 @@ def test_images_on_a_server_are_those_of_the_trainer(
         engine = VLLMServerEngine([served.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 180)
         engine.start(vlm_context)
         for _ in range(2):
-            engine.follow(policy)
-            engine.sync(policy.named_weights())
+            engine.sync(policy)
             groups = engine.generate(prompts, sampling, SEEDS[:3])
             found = differences(policy, prompts, groups, sampling)
             assert max(found.values()) <= 5e-5, found
@@ -307,3 +305,46 @@ def test_what_nccl_is_told_is_what_it_gets(policy: Policy) -> None:
         assert [(name, weight.dtype, tuple(weight.shape)) for name, weight in source] == told
     change(policy, 0.1)
     assert all(torch.equal(got, w.bfloat16()) for (_, got), (_, w) in zip(source, policy.named_weights(), strict=True))
+
+
+def test_no_rank_sends_over_nccl_before_all_servers_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that began would wait in the first collective for one that has given up."""
+    from requests import HTTPError
+
+    done: list[str] = []
+
+    class Server:
+        def __init__(self, name: str, rests: bool = True) -> None:
+            self.name, self.rests = name, rests
+
+        def pause(self) -> None:
+            done.append(f"pause {self.name}")
+            if not self.rests:
+                raise ServerError(f"{self.name}: status 500")
+
+        def resume(self, version: str) -> None:
+            done.append(f"resume {self.name} {version}")
+
+    class Sender:
+        def send_weights(self) -> None:
+            done.append("send")
+            if done.count("send") == 3:
+                raise HTTPError("409 Client Error: Conflict")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(transfer, "VLLMServer", Server)
+    sending = NCCLTransfer("here")
+    sending._senders = [Sender(), Sender()]
+    sending.send([Server("a"), Server("b")], tuple, torch.float32, "1")  # type: ignore[list-item]
+    assert done == ["pause a", "pause b", "send", "send", "resume a 1", "resume b 1"]
+    with pytest.raises(ServerError, match="409 Client Error"):
+        sending.send([Server("a"), Server("b")], tuple, torch.float32, "2")  # type: ignore[list-item]
+    done.clear()
+    with pytest.raises(ServerError, match="b: status 500"):
+        sending.send([Server("a"), Server("b", rests=False)], tuple, torch.float32, "3")  # type: ignore[list-item]
+    assert done == ["pause a", "pause b"]
+    monkeypatch.setattr(transfer, "rank", lambda: 1)
+    monkeypatch.setattr(transfer, "gather_objects", lambda said: ["b: status 500", said])
+    with pytest.raises(ServerError, match="b: status 500"):
+        sending.send([Server("a")], tuple, torch.float32, "3")  # type: ignore[list-item]
+    assert done == ["pause a", "pause b"], "the other ranks know, and do not begin either"

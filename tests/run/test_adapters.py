@@ -11,8 +11,8 @@ import torch
 from tiny_runs import assert_same_run, fit, metrics, to
 from transformers import AutoModelForCausalLM
 
+from lit_rlvr.distributed.checkpoint_files import last_checkpoint, read_checkpoint
 from lit_rlvr.export import export_run
-from lit_rlvr.run.checkpoint import last_checkpoint, read_checkpoint
 
 CLI = Callable[..., Any]
 LORA = ("--model.init_args.lora", "{rank: 4, alpha: 8}")

@@ -51,7 +51,7 @@ def test_gpg_samples_until_its_share_of_groups_is_valid(run_folder: Path, lit_rl
     )
     assert max(rounds) > 1 and all(n >= 3 for n, r in zip(live, rounds, strict=True) if r < 10)
     refused = lit_rlvr(*gpg, *share[:-1], "1.5", "--overwrite", "true")
-    assert refused.status == 2 and "min_valid_fraction 1.5 must lie in (0, 1]" in refused.err
+    assert refused.status == 2 and "min_valid_fraction: 1.5 must lie in (0, 1]" in refused.err
 
 
 def test_without_it_one_round_is_all(run_folder: Path, lit_rlvr: CLI) -> None:

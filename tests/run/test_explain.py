@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_rewards
 import torch
+from made_runs import group, make_run
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.explain import load_group, page
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.run.trace import Trace
+from lit_rlvr.report.explain import load_group, page
+from lit_rlvr.training.trace import Trace, list_traces
+from lit_rlvr.types import RewardResult
 
 CLI = Callable[..., Any]
 
@@ -21,7 +24,8 @@ CLI = Callable[..., Any]
 def test_explain_shows_a_group_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None:
     two = ("--model.init_args.updates_per_rollout", "2", "--trainer.max_steps", "8", "--run.trace_every", "2")
     assert lit_rlvr("fit", "--config", "tiny.yaml", *two).status == 0
-    assert sorted(p.name for p in (run_folder / "run/rollouts").iterdir()) == ["step-000002.json", "step-000006.json"]
+    saved_steps = [int(p.stem.removeprefix("step-")) for p in sorted((run_folder / "run/rollouts").iterdir())]
+    assert saved_steps == [2, 6, 8], "every second one, and the last"
     saved = json.loads((run_folder / "run/rollouts/step-000006.json").read_text())
     live = next(k for k, group in enumerate(saved["groups"]) if "weight" in group["completions"][0])
     result = lit_rlvr("explain", "run", "--step", "6", "--prompt", str(live))
@@ -39,7 +43,8 @@ def test_what_was_not_saved_is_named(run_folder: Path, lit_rlvr: CLI) -> None:
     assert lit_rlvr("fit", "--config", "tiny.yaml", "--run.trace_every", "0").status == 0
     assert "train with run.trace_every above 0" in lit_rlvr("explain", "run").err
     assert lit_rlvr("fit", "--config", "tiny.yaml", "--overwrite", "true").status == 0
-    assert "saved steps: 1" in lit_rlvr("explain", "run", "--step", "3").err
+    assert "saved steps: 1, 6" in lit_rlvr("explain", "run", "--step", "3").err
+    assert "nothere: there is no such folder" in lit_rlvr("explain", "nothere").err
     missing = lit_rlvr("explain", "run", "--prompt", "99")
     assert missing.status == 2 and "there are 0, 1" in missing.err
 
@@ -53,11 +58,84 @@ def test_the_trace_holds_ratio_and_gradient_weight() -> None:
         prompt=torch.tensor([0, 1]),
     )  # fmt: skip
     trace = Trace(prompts=1)
+    trace.choose(torch.ones(2, 2), [0, 1])
     trace.watch([1, 2], group_size=2, x=x)  # completion 1 of prompt 0, completion 0 of prompt 1
     (x.logp * torch.tensor([[0.5, -2.0, 9.0], [1.0, 1.0, 1.0]])).sum().backward()
     assert trace.tokens.keys() == {1}, "only the first prompt's group is watched"
-    assert trace.tokens[1]["weight"] == [-0.5, 2.0]
-    assert trace.tokens[1]["ratio"] == pytest.approx([1.0, 2.718281828**0.5], rel=1e-5)
+    assert trace.tokens[1]["weight"].tolist() == [-0.5, 2.0]
+    assert trace.tokens[1]["ratio"].tolist() == pytest.approx([1.0, 2.718281828**0.5], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("live", "trained", "watched"),
+    [([], [0, 1, 2, 3], [0, 1]), ([1], [0, 1, 2, 3], [0, 1]), ([2, 3], [0, 1, 2, 3], [0, 2]), ([2, 3], [0, 3], [0, 3])],
+)
+def test_a_group_with_an_advantage_is_watched_if_there_is_one(
+    live: list[int], trained: list[int], watched: list[int]
+) -> None:
+    advantages = torch.zeros(4, 2)
+    advantages[live] = torch.tensor([1.0, -1.0])
+    trace = Trace(prompts=2)
+    trace.choose(advantages, trained)
+    assert (trace.watched, trace.live) == (watched, bool(live))
+
+
+def dead() -> dict[str, Any]:
+    """A group of equal answers, run for its KL term."""
+    found = group("dead")
+    for completion in found["completions"]:
+        completion["advantage"] = 0.0
+    return found
+
+
+def test_the_newest_group_with_a_gradient_is_shown(tmp_path: Path, lit_rlvr: CLI) -> None:
+    make_run(tmp_path / "run", traces={1: [group("first")], 5: [dead(), group("newest")], 9: [dead()]})
+    assert "step 5, prompt newest" in lit_rlvr("explain", tmp_path / "run").out
+    assert "step 1, prompt first" in lit_rlvr("explain", tmp_path / "run", "--step", 1).out
+    alone = lit_rlvr("explain", tmp_path / "run", "--step", 9).out
+    assert "step 9, prompt dead" in alone and "This group has no gradient" in alone
+
+
+def test_what_was_traced_last_with_a_gradient_is_saved_at_the_end(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rewards differ in the first four iterations of 16 completions alone; the trace is due in the first."""
+    calls = 0
+
+    def fading(completion: Any, sample: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        right = calls <= 64 and calls % 2 == 0
+        return RewardResult(float(right), right)
+
+    monkeypatch.setattr(tiny_rewards, "first_token", fading)
+    fading.__name__ = "first_token"
+    options = ("--trainer.limit_val_batches", 0)
+    assert lit_rlvr("fit", "--config", "tiny.yaml", *options).status == 0
+    assert sorted(list_traces(run_folder / "run")) == [1, 4, 6]
+    assert "step 4, " in lit_rlvr("explain", "run").out
+
+
+def test_traces_of_later_steps_go_when_a_run_goes_on_from_an_earlier_one(run_folder: Path, lit_rlvr: CLI) -> None:
+    every = ("--run.trace_every", 1, "--checkpoint.every", 1, "--checkpoint.keep", 3, "--trainer.max_steps")
+    assert lit_rlvr("fit", "--config", "tiny.yaml", *every, 3).status == 0
+    older = ("--ckpt_path", "run/checkpoints/step-000001.ckpt")
+    assert lit_rlvr("fit", "--config", "tiny.yaml", *every, 2, *older).status == 0
+    assert sorted(list_traces(run_folder / "run")) == [1, 2]
+
+
+def test_a_page_goes_into_a_new_folder_and_over_no_file_of_the_users(tmp_path: Path, lit_rlvr: CLI) -> None:
+    run, page_file = make_run(tmp_path / "run", traces={1: [group()]}), tmp_path / "new/folder/page.html"
+    for command, option in (("explain", "--html"), ("report", "--out")):
+        for _ in range(2):
+            assert lit_rlvr(command, run, option, page_file).status == 0
+        mine = tmp_path / "mine.html"
+        mine.write_text("<p>mine</p>")
+        refused = lit_rlvr(command, run, option, mine)
+        assert refused.status == 2 and f"{option}: {mine} exists and is not a page of lit-rlvr" in refused.err
+        assert mine.read_text() == "<p>mine</p>"
+        unwritable = lit_rlvr(command, run, option, "/proc/no_such/page.html")
+        assert unwritable.status == 2 and f"{option}: /proc/no_such/page.html cannot be written" in unwritable.err
 
 
 def test_the_page_escapes_what_the_model_wrote() -> None:

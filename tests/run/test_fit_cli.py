@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from tiny_runs import (
     write_config,
 )
 
+from lit_rlvr.configs import config_folder
+from lit_rlvr.distributed.checkpoint_files import last_checkpoint
+from lit_rlvr.run import checkpoint
+
 CLI = Callable[..., Any]
 SUMMARY_KEYS = {
     "accuracy_before", "accuracy_after", "steps", "resumed_from_step", "train_seconds", "engine", "algorithm",
@@ -32,6 +37,7 @@ SUMMARY_KEYS = {
 # ---- what a run leaves ------------------------------------------------------------------------------------
 
 
+@pytest.mark.pictures
 def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) -> None:
     result = fit(lit_rlvr)
     run = run_folder / "run"
@@ -76,7 +82,6 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
 def test_the_checkpoint_holds_the_hashed_weights(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI) -> None:
     from tiny import tiny_llama
 
-    from lit_rlvr.run.checkpoint import last_checkpoint
     from lit_rlvr.run.folder import weights_sha256
 
     fit(lit_rlvr, "--trainer.max_steps", 1)
@@ -91,6 +96,10 @@ def test_the_checkpoint_holds_the_hashed_weights(run_folder: Path, tiny_model_fo
 
 
 def test_without_a_validation_set_accuracies_are_null_and_it_is_said(run_folder: Path, lit_rlvr: CLI) -> None:
+    unused = fit(lit_rlvr, *to("unused"), "--trainer.limit_val_batches", 0, "--trainer.max_steps", 1)
+    assert "No accuracies: trainer.limit_val_batches is 0" in unused.err and "no validation set" not in unused.err
+    fast = fit(lit_rlvr, *to("fast"), "--trainer.fast_dev_run", "true")
+    assert "Validation accuracy not measured before, " in fast.err and "no validation set" not in fast.err
     result = fit(lit_rlvr, "--data.init_args.held_out", 0, "--trainer.max_steps", 2)
     assert summary(run_folder / "run")["accuracy_before"] is None
     assert summary(run_folder / "run")["accuracy_after"] is None
@@ -164,12 +173,93 @@ def test_a_second_fit_is_refused_unless_told_to_overwrite(run_folder: Path, lit_
     assert_refused(lit_rlvr(*FIT), "already holds a run", "--ckpt_path last", "--overwrite true")
     assert {p: p.read_bytes() for p in (run_folder / "run").rglob("*") if p.is_file()} == before
     (run_folder / "run" / "mine.txt").write_text("keep me")
+    failed = lit_rlvr(*FIT, "--overwrite", "true", "--rollout.rewards", "[tiny_rewards.broken]")
+    assert failed.status == 2 and "run: restored the earlier run" in failed.err and "run/.failed" in failed.err
+    assert {p: p.read_bytes() for p in before} == before, "the new one came to no checkpoint"
     fit(lit_rlvr, "--overwrite", "true", "--trainer.max_steps", 1)
     assert summary(run_folder / "run")["steps"] == 1 and summary(run_folder / "run")["resumed_from_step"] == 0
     assert {row["step"] for row in completions(run_folder / "run")} == {1}
     assert [p.name for p in (run_folder / "run" / "checkpoints").iterdir()] == ["step-000001.ckpt"]
     assert len(list((run_folder / "run" / "tensorboard").glob("events*"))) == 1
     assert (run_folder / "run" / "mine.txt").read_text() == "keep me"
+    assert not (run_folder / "run" / ".replaced").exists()
+
+
+def test_the_old_run_is_there_until_the_first_checkpoint(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And from then on the new one stays, even if it fails."""
+    fit(lit_rlvr, "--trainer.max_steps", 2)
+    seen: list[bool] = []
+    publish = checkpoint.publish
+
+    def look(scratch: Path, path: Path) -> None:
+        seen.append((run_folder / "run/.replaced/checkpoints/step-000002.ckpt").is_file())
+        if len(seen) == 2:
+            raise OSError(28, "No space left on device")
+        publish(scratch, path)
+
+    monkeypatch.setattr(checkpoint, "publish", look)
+    assert_refused(lit_rlvr(*FIT, "--overwrite", "true", "--checkpoint.every", 1), "step-000002.ckpt cannot be written")
+    assert seen == [True, False]
+    assert [p.name for p in (run_folder / "run/checkpoints").iterdir()] == ["step-000001.ckpt"]
+
+
+def test_without_checkpoints_a_run_replaces_another_and_cannot_go_on(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, "--trainer.max_steps", 1)
+    result = fit(lit_rlvr, "--overwrite", "true", "--trainer.enable_checkpointing", "false", "--trainer.max_steps", 2)
+    assert result.err.count("trainer.enable_checkpointing: false saves no checkpoints: the run cannot be resumed") == 1
+    assert summary(run_folder / "run")["steps"] == 2
+    assert not list((run_folder / "run/checkpoints").iterdir()) and not (run_folder / "run/.replaced").exists()
+
+
+# ---- going on with other settings -------------------------------------------------------------------------
+
+
+def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr: CLI) -> None:
+    """The optimizer's own state has the old learning rate."""
+    fit(lit_rlvr, "--trainer.max_steps", 2)
+    same = fit(lit_rlvr, "--trainer.max_steps", 2, "--ckpt_path", "last")
+    assert "another" not in same.err
+    options = ("--model.init_args.lr", 5e-4, "--model.init_args.weight_decay", 0.1, "--rollout.sampling.max_tokens", 6)
+    result = fit(lit_rlvr, "--trainer.max_steps", 3, "--ckpt_path", "last", *options)
+    said = [line for line in result.err.splitlines() if line.startswith("resumed with a different ")]
+    assert said == [
+        "resumed with a different model.init_args.lr: 0.001 -> 0.0005",
+        "resumed with a different model.init_args.weight_decay: 0.0 -> 0.1",
+        "resumed with a different rollout.sampling.max_tokens: 8 -> 6",
+        "resumed with a different trainer.max_steps: 2 -> 3",
+    ]
+    rates = [float(row["train/lr"]) for row in metrics(run_folder / "run")[1:]]
+    assert rates == pytest.approx([1e-3, 1e-3, 5e-4])
+    saved = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)
+    (group,) = saved["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (5e-4, 5e-4, 0.1)
+
+
+# ---- loggers ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("logger", "left"),
+    [
+        ("CSVLogger", ["lightning_logs", "metrics.csv", "tensorboard"]),
+        ("[{class_path: CSVLogger, init_args: {name: more}}]", ["metrics.csv", "more", "tensorboard"]),
+        ("TensorBoardLogger", ["lightning_logs", "metrics.csv"]),
+        ("false", ["metrics.csv"]),
+    ],
+)
+def test_loggers_write_into_the_run_folder_besides_ours(
+    run_folder: Path, lit_rlvr: CLI, logger: str, left: list[str]
+) -> None:
+    fit(lit_rlvr, "--trainer.max_steps", 1, "--trainer.logger", logger)
+    there = {path.name for path in (run_folder / "run").iterdir()}
+    assert sorted(there & {"lightning_logs", "metrics.csv", "more", "tensorboard"}) == left
+
+
+def test_a_loggers_own_folder_is_kept(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, "--trainer.max_steps", 1, "--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "elsewhere")
+    assert list((run_folder / "elsewhere").rglob("metrics.csv"))
 
 
 # ---- validation only --------------------------------------------------------------------------------------
@@ -184,8 +274,14 @@ def test_validate_measures_a_model_and_a_checkpoint(run_folder: Path, lit_rlvr: 
     accuracies = summary(run_folder / "run")
     assert f"arithmetic/accuracy {accuracies['accuracy_before']:.3f}" in fresh.err + fresh.out
     assert f"arithmetic/accuracy {accuracies['accuracy_after']:.3f}" in trained.err + trained.out
+    assert "validation, step 0: " in fresh.err and "validation, step 6: " in trained.err
     after = {p: p.read_bytes() for p in (run_folder / "run").rglob("*") if p.is_file() and "events" not in p.name}
     assert after == {p: before[p] for p in before if "events" not in p.name}, "the run's own files stay as they are"
+
+
+def test_validate_without_a_set_is_refused(run_folder: Path, lit_rlvr: CLI, no_weights: None) -> None:
+    result = lit_rlvr("validate", "--config", "tiny.yaml", "--data.init_args.held_out", "0")
+    assert_refused(result, "data: arithmetic has no validation set to measure")
 
 
 def test_pass_at_k_of_several_samples(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -213,7 +309,7 @@ def assert_refused(result: Any, *said: str) -> None:
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights must not be loaded before the error is told."""
-    import lit_rlvr.algorithms.base as base
+    import lit_rlvr.training.module as base
 
     def load(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("weights were loaded before the input was checked")
@@ -243,13 +339,17 @@ BAD_ARGUMENTS = {
     "greedy pass@k": (["--rollout.eval_samples", "4"], ["eval_samples", "temperature"]),
     "advantage": (["--model.init_args.advantage", "grpoo"], ["grpoo", "grpo"]),
     "negative lr": (["--model.init_args.lr", "-1"], ["lr"]),
-    "negative lr, in a file": (["--config", "negative.yaml"], ["lr", "negative"]),
+    "negative lr, in a file": (["--config", "negative.yaml"], ["model.lr: -1.0 must lie in"]),
     "held out": (["--data.init_args.held_out", "999"], ["held_out", "999"]),
     "reward options": (["--rollout.rewards", "[{class_path: Format}]"], ["Format", "pattern"]),
     "reward class": (["--rollout.rewards", "[{class_path: Fromat}]"], ["Fromat"]),
     "reward import": (["--rollout.rewards", "[no_such_module.reward]"], ["no_such_module"]),
     "engine": (["--rollout.engine", "vlm"], ["vlm"]),
     "config name": (["--config", "no_such_config"], ["no_such_config"]),
+    "traces": (["--run.trace_every", "-1"], ["run.trace_every: -1 is negative"]),
+    "logging": (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps: 0 must be at least 1"]),
+    "sanity": (["--trainer.num_sanity_val_steps", "-2"], ["trainer.num_sanity_val_steps: -2 must be"]),
+    "minutes": (["--checkpoint.minutes", "-1"], ["checkpoint.minutes: -1"]),
     "checkpoint": (["--ckpt_path", "last"], ["no checkpoint"]),
     "checkpoint file": (["--ckpt_path", "no_such.ckpt"], ["no_such.ckpt"]),
 }
@@ -273,6 +373,8 @@ BAD_CONFIGS = {
     "unknown key inside": ("rollout: {group_sze: 2}\n", ["group_sze", "group_size"]),
     "unknown key of the model": ("model: {init_args: {lr_shedule: linear}}\n", ["lr_shedule", "lr_schedule"]),
     "unknown key of sampling": ("rollout: {sampling: {max_token: 2}}\n", ["max_token", "max_tokens"]),
+    "no seed": ("seed_everything: null\n", ["seed_everything: null is not a seed"]),
+    "a key twice": ("rollout: {group_size: 2}\nrun: {}\nrollout: {group_size: 4}\n", ["bad.yaml, line 3", "twice"]),
     "not text": (b"\xff\xfe\x00", ["bad.yaml"]),
 }
 
@@ -284,8 +386,12 @@ def test_bad_configs_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_weig
     assert_refused(lit_rlvr(*FIT, "--config", "bad.yaml"), *said)
 
 
-def test_a_near_config_name_is_suggested(run_folder: Path, lit_rlvr: CLI) -> None:
-    assert_refused(lit_rlvr("fit", "--config", "quickstrat"), "quickstrat", "quickstart")
+def test_near_config_names_are_suggested(run_folder: Path, lit_rlvr: CLI) -> None:
+    assert_refused(lit_rlvr("fit", "--config", "quickstrat"), "'quickstrat'; did you mean quickstart?")
+    assert_refused(lit_rlvr("fit", "--config", "llama_grpo"), "did you mean recipes/", "llama-3.2-1b_grpo")
+    far = lit_rlvr("fit", "--config", "zzzzqqqq")
+    assert_refused(far, "'zzzzqqqq'; the shipped ones are in ", str(config_folder()))
+    assert len(far.err) < 300
 
 
 @pytest.mark.parametrize("root", ["in_the_way/run", "/proc/no_such/run"])
@@ -318,15 +424,27 @@ def test_a_reward_that_raises_stops_the_run_and_shows_where(run_folder: Path, li
     assert rows and all("KeyError" in row["failed"]["broken"] for row in rows)
 
 
-def test_a_reward_without_a_verdict_on_correctness_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
-    (run_folder / "my_length.py").write_text("def length(completion, sample):\n    return len(completion.text)\n")
-    assert_refused(lit_rlvr(*FIT, "--rollout.rewards", "[my_length.length]"), "correct")
-
-
 def test_an_unknown_command_and_no_command(lit_rlvr: CLI) -> None:
     assert_refused(lit_rlvr("fti"), "fti", "fit")
     assert lit_rlvr().status == 0 and "lit-rlvr COMMAND" in lit_rlvr("--help").out
     assert lit_rlvr("--version").out.startswith("lit-rlvr ")
+    assert lit_rlvr("help").out == lit_rlvr("--help").out
+    assert_refused(lit_rlvr("help", "fti"), "fti", "fit")
+
+
+def test_help_begins_with_what_to_do_and_our_options(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lit_rlvr.cli.main import run
+
+    with pytest.raises(SystemExit) as ended:
+        run(["help", "fit"])
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0 and lines[0].startswith("usage: lit-rlvr fit --config NAME_OR_FILE")
+    assert "--config quickstart" in " ".join(lines[:8])
+    groups = [line.partition(":")[0] for line in lines[8:] if re.match(r"[a-z_.]+: ", line)]
+    assert groups == [
+        "model", "data", "rollout", "rollout.sampling", "rollout.eval_sampling", "run", "budget", "checkpoint",
+        "collapse", "warm_start", "trainer",
+    ]  # fmt: skip
 
 
 def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr: CLI, tmp_path: Path) -> None:

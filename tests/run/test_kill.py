@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from tiny_runs import CONSOLE_SCRIPT, FIT, TESTS, assert_same_run, child_environment, fit, summary, to
 
-from lit_rlvr.algorithms.evaluation import EvaluatingModule
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import _drop_after
+from lit_rlvr.training.validation import EvaluatingModule
 
 CLI = Callable[..., Any]
 EVERY_STEP = ("--checkpoint.every", "1")
@@ -39,23 +39,23 @@ def end_at_random(arguments: list[str], run: Path, draw: random.Random) -> str:
         time.sleep(0.005)
     time.sleep(delay)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode in (-number, 128 + number), err
     assert "Traceback" not in err, err
     return err
 
 
 @pytest.mark.slow
-def test_ended_at_twenty_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_ended_at_ten_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
     options = (*EVERY_STEP, "--trainer.max_steps", "600", "--trainer.val_check_interval", "200")
     fit(lit_rlvr, *to("whole"), *options)
     draw, run = random.Random(0), run_folder / "run"
-    for _ in range(20):
+    for _ in range(10):
         resume = RESUME if (run / "config.yaml").is_file() else ("--overwrite", "true")
         end_at_random([str(CONSOLE_SCRIPT), *FIT, *options, *resume], run, draw)
     fit(lit_rlvr, *options, *RESUME)
     resumed = summary(run)["resumed_from_step"]
-    assert 20 < resumed < 600
+    assert 10 < resumed < 600
     assert_same_run(run, run_folder / "whole", resumed)
 
 
@@ -66,7 +66,7 @@ def test_killed_while_a_checkpoint_is_written_the_one_before_is_there(
 ) -> None:
     fit(lit_rlvr, *to("whole"))
     command = [sys.executable, str(TESTS / "tiny_killed.py"), moment, "4", *FIT, *EVERY_STEP]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = sorted(path.name for path in (run_folder / "run" / "checkpoints").iterdir())
     assert left == (
@@ -88,9 +88,10 @@ def test_ended_right_after_a_checkpoint_nothing_is_missing(
         save(self, trainer)
         raise RuntimeError("killed here")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed here"):
+    with monkeypatch.context() as patch:
         patch.setattr(RunCheckpoint, "save", end_after)
-        lit_rlvr(*FIT, *to("parts"), "--checkpoint.every", 2)
+        options = ("--checkpoint.every", 2, "--checkpoint.minutes", 0)
+        assert "killed here" in lit_rlvr(*FIT, *to("parts"), *options).err
     fit(lit_rlvr, *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=2)
 
@@ -107,9 +108,9 @@ def test_ended_in_its_last_validation_a_run_is_completed(
         if self.updates == 6:
             raise RuntimeError("killed here")
 
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed here"):
+    with monkeypatch.context() as patch:
         patch.setattr(EvaluatingModule, "on_validation_epoch_end", end_after)
-        lit_rlvr(*FIT, *to("parts"), *end)
+        assert "killed here" in lit_rlvr(*FIT, *to("parts"), *end).err
     assert not (run_folder / "parts" / "summary.json").exists()
     fit(lit_rlvr, *to("parts"), *end, "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=6)
@@ -132,7 +133,7 @@ def test_ended_before_the_first_checkpoint_a_run_goes_on_from_its_beginning(run_
     fit(lit_rlvr, "--trainer.max_steps", 3)
     shutil.rmtree(run_folder / "run" / "checkpoints")
     result = fit(lit_rlvr, *RESUME)
-    assert "run has no checkpoint yet, the run goes on from its beginning" in result.err
+    assert "run has no checkpoint yet, the run starts from the beginning" in result.err
     assert_same_run(run_folder / "run", run_folder / "whole", resumed=0)
 
 

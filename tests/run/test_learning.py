@@ -1,4 +1,4 @@
-"""From the same start, every algorithm learns the same tiny task, over fixed seeds."""
+"""From the same start, every algorithm learns the same tiny task, from a fixed seed."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ AGRAE = ("--model", "GRPO", "--model.init_args.advantage", "agrae")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", [*NAMES, "A-GRAE"])
-def test_accuracy_rises_clearly(run_folder: Path, lit_rlvr: CLI, name: str, seed: int) -> None:
+def test_accuracy_rises_clearly(run_folder: Path, lit_rlvr: CLI, name: str) -> None:
     """The share of right samples on held-out prompts rises by more than 5 standard errors of the difference.
 
     A sample is right when its first token's number is divisible by 3. Both shares come from 640 samples, so that
-    without learning one of the 36 runs would pass with a chance below 1 in 90,000.
+    without learning one of the 12 runs would pass with a chance below 1 in 270,000.
     """
     model = AGRAE if name == "A-GRAE" else ("--model", name)
     shape = ("--trainer.max_steps", "30", "--model.init_args.lr", "0.003", "--rollout.group_size", "8")
-    judge = ("--rollout.eval_samples", SAMPLES, "--rollout.eval_sampling.temperature", "1", "--seed_everything", seed)
+    judge = ("--rollout.eval_samples", SAMPLES, "--rollout.eval_sampling.temperature", "1", "--seed_everything", 0)
     result = lit_rlvr("fit", "--config", "tiny.yaml", *model, *shape, *judge, "--trainer.val_check_interval", "30")
     assert result.status == 0, result.err
     before, after = (summary(run_folder / "run")[f"accuracy_{when}"] for when in ("before", "after"))

@@ -49,3 +49,16 @@ def test_a_resumed_run_trains_on_what_was_generated_before_the_stop(run_folder: 
     run(lit_rlvr, *overlap, *to("parts"), "--trainer.max_steps", 3)
     run(lit_rlvr, *overlap, *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+
+
+def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
+    from lit_rlvr.algorithms import GRPO
+    from lit_rlvr.errors import UserError
+    from lit_rlvr.rollout import FileTransfer, RolloutCallback, VLLMServerEngine
+
+    beside = RolloutCallback(engine="vllm", overlap=True)
+    beside.check_sizes(GRPO(), 8, 1)
+    with pytest.raises(UserError, match="has the GPU that trains meanwhile; use VLLMServerEngine"):
+        beside.check_sizes(GRPO(), 8, 1, device="cuda")
+    elsewhere = VLLMServerEngine(["http://host:1"], FileTransfer(Path()))
+    RolloutCallback(engine=elsewhere, overlap=True).check_sizes(GRPO(), 8, 1, device="cuda")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny_runs import assert_same_run, metrics
 
+from lit_rlvr.distributed.checkpoint_files import last_checkpoint
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.reference import ReferenceRollouts
-from lit_rlvr.run.checkpoint import last_checkpoint
+from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 
 CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml", "--model", "AAPO", "--model.init_args.lr", "0.01")
@@ -22,13 +22,13 @@ FIT = ("fit", "--config", "tiny.yaml", "--model", "AAPO", "--model.init_args.lr"
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, int]]:
     """(a weight, completions asked for) of every generation from another policy than the trained one."""
     seen: list[tuple[torch.Tensor, int]] = []
-    generate = RolloutCallback.generate_with
+    sample = RolloutCallback._sample_reference
 
-    def watched(self: RolloutCallback, policy: Any, prompts: Any, seeds: Any) -> Any:
-        seen.append((next(policy.parameters()).detach().clone(), sum(len(s) for s in seeds)))
-        return generate(self, policy, prompts, seeds)
+    def watched(self: RolloutCallback, trainer: Any, module: Any, prompts: Any, seeds: Any) -> Any:
+        seen.append((next(module.reference.parameters()).detach().clone(), sum(len(s) for s in seeds)))
+        return sample(self, trainer, module, prompts, seeds)
 
-    monkeypatch.setattr(RolloutCallback, "generate_with", watched)
+    monkeypatch.setattr(RolloutCallback, "_sample_reference", watched)
     return seen
 
 
@@ -57,18 +57,15 @@ def test_a_pool_samples_each_prompt_once(run_folder: Path, lit_rlvr: CLI, monkey
 
 
 def test_draws_from_a_pool_are_without_replacement_and_differ_by_visit() -> None:
-    class Module:
-        iteration = 0
-
     class Prompt:
         class sample:
             id = "p"
 
-    reference = ReferenceRollouts(RolloutCallback(group_size=4, engine="hf"))
+    reference = ReferenceRewards(4)
     reference.load_state_dict({"pool": {"p": [float(i) for i in range(8)]}, "version": 0})
     draws = set()
-    for Module.iteration in range(20):
-        drawn = reference._draw(Module, Prompt, 4, 0)
+    for iteration in range(20):
+        drawn = reference._draw(iteration, Prompt, 0)
         assert len(set(drawn)) == 4
         draws.add(tuple(sorted(drawn)))
     assert len(draws) > 5

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import tiny_rewards
-from tiny_runs import CONSOLE_SCRIPT, FIT, assert_same_run, child_environment, fit, summary, to
+from tiny_runs import (
+    CONSOLE_SCRIPT,
+    FIT,
+    STRATEGIES,
+    assert_same_run,
+    child_environment,
+    fit,
+    in_two_processes,
+    metrics,
+    summary,
+    to,
+)  # fmt: skip
 
 CLI = Callable[..., Any]
 DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
@@ -40,7 +51,6 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
     stopped = summary(run_folder / "parts")
     assert stopped["steps"] == 3 and signal.Signals(number).name in stopped["stopped"]
     assert (run_folder / "parts" / "checkpoints" / "step-000003.ckpt").is_file()
-    assert (run_folder / "parts" / "curves.png").is_file()
     fit(lit_rlvr, *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
 
@@ -53,7 +63,7 @@ def test_ctrl_c_in_a_real_terminal_process(run_folder: Path, lit_rlvr: CLI) -> N
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 130 and "Traceback" not in err, err
     steps = summary(run_folder / "run")["steps"]
     assert steps >= 3 and summary(run_folder / "run")["stopped"] == "stopped by SIGINT"
@@ -103,7 +113,7 @@ def test_a_signal_stops_all_processes_after_the_same_iteration(run_folder: Path,
         time.sleep(0.1)
     try:
         os.killpg(process.pid, signal.SIGINT) if group else process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=600)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -117,20 +127,15 @@ def test_a_signal_stops_all_processes_after_the_same_iteration(run_folder: Path,
 
 def test_a_prompt_twice_in_a_batch_is_sampled_alike_on_one_and_two_processes(run_folder: Path, lit_rlvr: CLI) -> None:
     """A batch over the end of an epoch: the second copy of a prompt may stand on the other process."""
-    from tiny_runs import launch, metrics
-
     options = ("--data.init_args.prompts_per_step", "12", "--model.init_args.lr", "1e-4", "--trainer.max_steps", "2")
     fit(lit_rlvr, *to("one"), *options)
-    two = launch([*FIT, *options, *DDP, *to("two")], run_folder)
-    assert two.returncode == 0, two.stderr
+    in_two_processes(run_folder, [*FIT, *options, *STRATEGIES["ddp"], *to("two")])
     for row, wanted in zip(metrics(run_folder / "two"), metrics(run_folder / "one"), strict=True):
         assert row["rollout/length"] == wanted["rollout/length"], row["step"]
 
 
 def test_accuracies_of_a_run_that_ends_with_its_epochs(run_folder: Path, lit_rlvr: CLI) -> None:
     """`accuracy_after` is that of the final weights, `accuracy_before` that of the first, also after a resume."""
-    from tiny_runs import metrics
-
     fit(lit_rlvr, "--trainer.max_steps", -1, "--trainer.max_epochs", 1)
     first, row = summary(run_folder / "run"), metrics(run_folder / "run")[-1]
     fit(lit_rlvr, "--trainer.max_steps", -1, "--trainer.max_epochs", 2, "--ckpt_path", "last")
@@ -166,8 +171,6 @@ def test_another_model_on_resume_is_one_line(run_folder: Path, lit_rlvr: CLI, un
 
 def test_the_default_correction_is_for_the_precision_too(run_folder: Path, lit_rlvr: CLI) -> None:
     """The HF engine decodes in fp32 while bf16-mixed scores in bf16: 0.012 nats a token, so not `none`."""
-    from tiny_runs import metrics
-
     result = fit(lit_rlvr, "--trainer.precision", "bf16-mixed", "--trainer.max_steps", 1)
     difference = float(metrics(run_folder / "run")[1]["train/engine_difference"])
     assert difference < 1e-4 or "importance correction none" not in result.err

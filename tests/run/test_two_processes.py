@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tiny_runs import (
 from tiny_vlms import picture
 
 from lit_rlvr import algorithms
-from lit_rlvr.run.checkpoint import last_checkpoint, read_checkpoint
+from lit_rlvr.distributed.checkpoint_files import last_checkpoint, read_checkpoint
 
 CLI = Callable[..., Any]
 BOTH = pytest.mark.parametrize("strategy", STRATEGIES)
@@ -66,13 +66,24 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI) -> No
     assert one.status == 0, one.err
     commands = ([*FIT, *strategy, *shared, *to(name)] for name, strategy in STRATEGIES.items())
     said = in_two_processes(run_folder, *commands)
-    assert said.count("step 6/6") == 2 and "2 rank(s)" in said, "only one process talks"
+    assert said.count("step 6/6") == said.count("2 rank(s)") == 2, "only one process talks"
     for name in STRATEGIES:
         assert_same_training(run_folder / name, run_folder / "one")
         for key in ("steps", "iterations", "accuracy_before", "accuracy_after"):
             assert summary(run_folder / name)[key] == pytest.approx(summary(run_folder / "one")[key]), key
         sampled, wanted = completions(run_folder / name), completions(run_folder / "one")
         assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
+
+
+def test_what_both_processes_find_is_one_line(run_folder: Path) -> None:
+    """Before they are joined, and in the setup of the run that both are in."""
+    options = ("--data", "TextMath", "--data.init_args.train", "package:svamp/train.jsonl", "--trainer.max_steps", "1")
+    wrong = ("--model.init_args.updates_per_rollout", "3")
+    result = launch([*FIT, *STRATEGIES["ddp"], *options, *wrong], run_folder)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.count("lit-rlvr: error: data.prompts_per_step: 4 prompts cannot be split") == 1
+    assert result.stderr.count("lit-rlvr: error: ") == 1
+    assert result.stderr.count("data: TextMath instead of Arithmetic of tiny.yaml") == 1
 
 
 def init(**options: Any) -> list[str]:
@@ -90,7 +101,15 @@ EVERY = {
 }
 
 
-def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlvr: CLI) -> None:
+ADAPTIVE = ("APMPO", "APMPO per group", "AAPO pool", "A-GRAE", "LoRA")
+"""Those with a state of their own between rollouts, and the one of which only a part is trained."""
+
+
+@pytest.mark.parametrize(
+    "names", [ADAPTIVE, pytest.param([name for name in EVERY if name not in ADAPTIVE], marks=pytest.mark.slow)],
+    ids=["adaptive", "others"],
+)  # fmt: skip
+def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlvr: CLI, names: Sequence[str]) -> None:
     """With two minibatches a rollout, so that ratios, clips and the adaptive statistics play their part."""
 
     def command(root: str, name: str) -> list[str]:
@@ -98,10 +117,11 @@ def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlv
         rest = ("--rollout.rewards", "[tiny_rewards.rare]", "--trainer.limit_val_batches", "0")
         return [*FIT, *STRATEGIES.get(root, ()), *options, *rest, *to(f"{root}/{name}")]
 
-    in_two_processes(run_folder, *(command(strategy, name) for strategy in STRATEGIES for name in EVERY))
-    for name in EVERY:
+    in_two_processes(run_folder, *(command(strategy, name) for strategy in STRATEGIES for name in names))
+    for name in names:
         alone = lit_rlvr(*command("one", name))
         assert alone.status == 0, alone.err
+    for name in names:
         for strategy in STRATEGIES:
             assert_same_training(run_folder / strategy / name, run_folder / "one" / name)
 
@@ -132,10 +152,8 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
 @BOTH
 def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(run_folder: Path, strategy: str) -> None:
     fit = (*FIT, *STRATEGIES[strategy])
-    whole = launch([*fit, *to("whole")], run_folder)
-    first = launch([*fit, *to("parts"), "--trainer.max_steps", "3"], run_folder)
-    again = launch([*fit, *to("parts"), "--ckpt_path", "last"], run_folder)
-    assert whole.returncode == first.returncode == again.returncode == 0, whole.stderr + first.stderr + again.stderr
+    begun, resumed = ("--trainer.max_steps", "3"), ("--ckpt_path", "last")
+    in_two_processes(run_folder, [*fit, *to("whole")], [*fit, *to("parts"), *begun], [*fit, *to("parts"), *resumed])
     assert summary(run_folder / "parts")["weights_sha256"] == summary(run_folder / "whole")["weights_sha256"]
     assert metrics(run_folder / "parts") == metrics(run_folder / "whole")
 
@@ -148,6 +166,23 @@ def test_vllm_samples_from_sharded_weights(run_folder: Path, options: tuple[str,
     probed = ("--rollout.engine", "vllm", "--rollout.probe_every", "1")
     in_two_processes(run_folder, [*FIT, *STRATEGIES["fsdp2"], *probed, *options])
     assert summary(run_folder / "run")["engine"] == "vllm"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
+def test_vllm_started_anew_in_one_of_two_processes_changes_nothing(run_folder: Path) -> None:
+    """Only that process starts it, while the other one waits for its share of the step."""
+    short = ("--trainer.max_steps", "3", "--trainer.limit_val_batches", "0")
+    engines = {"whole": "vllm", "crashed": "tiny_engines.CrashingVLLM"}
+    said = in_two_processes(
+        run_folder,
+        *(
+            [*FIT, *STRATEGIES["ddp"], *short, "--rollout.engine", engine, *to(name)]
+            for name, engine in engines.items()
+        ),
+    )
+    assert "an illegal memory access; restart 1 of 3" in said and said.count("step 3/3") == 2
+    assert summary(run_folder / "crashed")["weights_sha256"] == summary(run_folder / "whole")["weights_sha256"]
 
 
 @pytest.mark.slow

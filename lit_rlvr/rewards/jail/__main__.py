@@ -1,7 +1,7 @@
 """A jail for one run of an untrusted Python program; `sandbox.py` starts this folder as a script.
 
-`python jail FD PID`: FD holds the request as JSON and is told when the jail is closed, PID is the parent. It imports
-nothing of lit-rlvr.
+`python jail FD PID`: FD holds the request as JSON and receives a note once the jail is closed; PID is the parent. It
+imports nothing from lit-rlvr.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ LIBRARY = (
     "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics", "itertools",
     "functools", "operator", "io", "sys", "json", "builtins", "typing",
 )  # fmt: skip
-"""What LiveCodeBench's programs find imported: the modules, and all their names."""
+"""LiveCodeBench's pre-imports for programs: the modules, and all their names."""
 IMPORTS = "\n".join([f"from {name} import *" for name in LIBRARY] + [f"import {name}" for name in LIBRARY])
 
 
 def main() -> None:
-    """Read the request, close the jail, say so, run the program."""
+    """Read the request, close the jail, report that, run the program."""
     with open(int(sys.argv[1]), "r+b", buffering=0) as channel:
         request = json.load(channel)
         limit(request["cpu_seconds"], request["memory_mb"], request["output_bytes"])
         confine(int(sys.argv[2]), request["readable"])
-        channel.write(b"ready")  # at the end; the program does not have this file
+        channel.write(b"ready")  # appended; the program does not have this file
     sys.path[:] = [*sys.path[1:], *request["packages"]]
     sys.argv[:] = [""]
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # as every script has them
@@ -51,14 +51,14 @@ def main() -> None:
             call(request["program"], request["function"])
         else:
             execute(request["program"], "__main__")
-    except SystemExit:  # judged by what it has printed
+    except SystemExit:  # judged by its output
         pass
     except MemoryError:
         sys.exit(errno.ENOMEM)
 
 
 def limit(cpu_seconds: int, memory_mb: int, output_bytes: int) -> None:
-    """Bound what the kernel counts; SIGXCPU ends a program that does not ask for it, SIGKILL every other."""
+    """Set resource limits; SIGXCPU ends a program that does not handle it, SIGKILL one that does."""
     size = memory_mb << 20
     for kind, soft, hard in (
         (resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1),
@@ -73,7 +73,7 @@ def limit(cpu_seconds: int, memory_mb: int, output_bytes: int) -> None:
 
 
 def confine(parent: int, readable: list[str]) -> None:
-    """Die with the parent; read nothing but `readable`, where the kernel can refuse that; only compute."""
+    """Die with the parent; read only `readable`, if the kernel supports it; only compute."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before
@@ -84,7 +84,7 @@ def confine(parent: int, readable: list[str]) -> None:
 
 
 def execute(program: str, name: str) -> dict[str, Any]:
-    """Run the program as a module of that name; returns what it defines."""
+    """Run the program as a module of that name; returns its namespace."""
     module = ModuleType(name)
     sys.modules[name] = module
     names = module.__dict__
@@ -110,7 +110,7 @@ def call(program: str, function: str) -> None:
 def plain(value: Any) -> Any:
     """A numpy number or array as numbers."""
     if not hasattr(value, "tolist"):
-        raise TypeError(f"the value holds a {type(value).__name__}, which is no JSON")
+        raise TypeError(f"the value holds a {type(value).__name__}, which is not JSON")
     return value.tolist()
 
 

@@ -1,4 +1,4 @@
-"""Which folders a program may read, by Landlock (Linux 5.13 or newer)."""
+"""Restricts which folders a program may read, with Landlock (Linux 5.13 or newer)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import struct
 from collections.abc import Iterable
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-"""System calls; the numbers are those of every machine."""
+"""System call numbers, the same on every architecture."""
 READ_FILE, READ_DIR = 1 << 2, 1 << 3
 PATH_BENEATH = 1
 UNAVAILABLE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
-"""It is not built in, it is off, or a container does not let it through."""
+"""Errors if Landlock is not built in, is switched off, or is blocked by a container."""
 
 
 def read_only_beneath(paths: Iterable[str]) -> bool:
-    """Refuse this process, from now on, to read files and list folders that are not beneath `paths`.
+    """From now on, let this process read files and list folders only beneath `paths`.
 
-    The caller has set PR_SET_NO_NEW_PRIVS.
+    The caller must have set PR_SET_NO_NEW_PRIVS.
 
     Args:
-        paths: folders and files; what does not exist is passed over.
+        paths: folders and files; missing ones are skipped.
 
     Returns:
-        False: there is no Landlock here; nothing was restricted.
+        False: Landlock is not available; nothing was restricted.
 
     Raises:
         OSError: the kernel refuses it for another reason.

@@ -1,4 +1,4 @@
-"""The system calls that a program may make, as a seccomp filter; it can never be taken off again."""
+"""Restricts the system calls of a program with a seccomp filter, which can never be removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
 KILL, ERROR, ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 LOAD, RETURN, IF_EQUAL, IF_ANY_BIT = 0x20, 0x06, 0x15, 0x45
 NUMBER, MACHINE, ARGUMENTS = 0, 4, 16
-"""Where the kernel shows the filter a call's number, the machine, and six arguments of 8 bytes."""
+"""Offsets at which the filter finds a call's number, the architecture, and six arguments of 8 bytes."""
 
 CLONE_THREAD = 0x10000
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -54,18 +54,18 @@ MACHINES: dict[str, tuple[int, dict[str, int]]] = {
         "clone3": 435, "faccessat2": 439,
     }),
 }  # fmt: skip
-"""Machine -> its number, and the numbers of the calls that are allowed, some of them by their arguments (`RULES`)."""
+"""Machine -> its number, and the numbers of the allowed calls, some depending on their arguments (`RULES`)."""
 
 
 def confine() -> None:
-    """Let this process and its threads only read, compute and sleep, from now on.
+    """From now on, let this process and its threads only read, compute and sleep.
 
-    What is not allowed fails with EPERM: starting processes, signals, sockets, opening files to write, changing files
-    or limits. The caller has set PR_SET_NO_NEW_PRIVS.
+    Everything else fails with EPERM: starting processes, signals, sockets, opening files for writing, changing files or
+    limits. The caller must have set PR_SET_NO_NEW_PRIVS.
 
     Raises:
         OSError: the kernel refuses the filter.
-        KeyError: a machine whose calls are not known.
+        KeyError: the system calls of this machine are not known.
     """
     code = program(*MACHINES[platform.machine()])
     instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in code))
@@ -76,7 +76,7 @@ def confine() -> None:
 
 
 def program(machine: int, calls: dict[str, int]) -> Code:
-    """The filter: a call of another machine's numbering kills, one that is not listed fails."""
+    """The filter: a call with another architecture's numbering kills the process, an unlisted call fails."""
     code = [(LOAD, 0, 0, MACHINE), (IF_EQUAL, 1, 0, machine), (RETURN, 0, 0, KILL), (LOAD, 0, 0, NUMBER)]
     for name, number in calls.items():
         verdict = RULES.get(name, [(RETURN, 0, 0, ALLOW)])
@@ -105,7 +105,7 @@ def _one_of(argument: int, values: Iterable[int]) -> Code:
 
 
 def _null(argument: int) -> Code:
-    """Allow the call if its argument is no address."""
+    """Allow the call if its argument is not an address."""
     _, _, _, place = _low_half(argument)
     return [
         (LOAD, 0, 0, place), (IF_EQUAL, 0, 2, 0), (LOAD, 0, 0, place + 4), (IF_EQUAL, 1, 0, 0),
@@ -117,9 +117,9 @@ RULES: dict[str, Code] = {
     "open": _without(1, WRITING),
     "openat": _without(2, WRITING),
     "clone": _with(0, CLONE_THREAD),
-    "clone3": [(RETURN, 0, 0, ERROR | errno.ENOSYS)],  # its flags cannot be seen; the C library goes back to clone
+    "clone3": [(RETURN, 0, 0, ERROR | errno.ENOSYS)],  # its flags cannot be seen; the C library falls back to clone
     "fcntl": _one_of(1, FCNTL),
     "ioctl": _one_of(1, IOCTL),
     "prlimit64": _null(2),
 }
-"""Call -> what decides on it; all other calls that are listed are allowed as they are."""
+"""Call -> the checks on its arguments; all other listed calls are allowed unconditionally."""

@@ -1,0 +1,219 @@
+"""Reads the rows of a file, a folder or a hub data set, each with its source."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datamodules.reading import hub
+from datamodules.reading.rows import BadRow
+from lit_rlvr.errors import UserError
+
+SHIPPED = Path(__file__).parents[1] / "data"
+"""Where `package:` locations point to."""
+
+SPLITS = ("train", "validation", "test")
+
+Value = dict[str, Any] | BadRow
+
+
+class Row(NamedTuple):
+    """One row and its source.
+
+    Args:
+        number: counted from 1 in its file (JSON Lines: the line; CSV: without the header).
+        value: column -> cell, or a `BadRow` that says why the row cannot be read.
+        file: the file or data set it comes from.
+    """
+
+    number: int
+    value: Value
+    file: str
+
+    @property
+    def source(self) -> str:
+        return f"{self.file}:{self.number}"
+
+
+def read_rows(location: str, split: str = "train") -> Iterator[Row]:
+    """All rows of a location.
+
+    Args:
+        location: a file (.jsonl, .json, .csv, .parquet, .arrow), a folder of such files, a folder
+            saved by `datasets` (`save_to_disk`), `package:FILE` for a file that ships with
+            lit-rlvr, or a hub name `org/name[@config][:split]`. A folder may end in `:split` too.
+        split: which split to read if the location has several and names none.
+
+    Raises:
+        UserError: there is nothing at the location, or it cannot be read at all.
+    """
+    if location.startswith("package:"):
+        location = str(SHIPPED / location.removeprefix("package:"))
+    path, named = Path(location).expanduser(), None
+    if not path.exists() and ":" in location:
+        folder, _, named = location.rpartition(":")
+        path = Path(folder).expanduser()
+    if path.is_dir():
+        yield from _read_folder(path, named or split)
+    elif path.exists():
+        if named:
+            raise UserError(f"{path}: a file has no splits, drop {':' + named!r}")
+        yield from _read_file(path)
+    elif hub.NAME.fullmatch(location) and path.suffix not in FORMATS and not location.startswith("."):
+        yield from _read_dataset(hub.load_from_hub(location, split), location)
+    else:
+        raise UserError(_missing(Path(location).expanduser()))
+
+
+def _read_folder(folder: Path, split: str) -> Iterator[Row]:
+    """A `save_to_disk` folder, or all data files below a folder that belong to the split."""
+    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+        import datasets
+
+        saved = datasets.load_from_disk(str(folder))
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                raise UserError(
+                    f"{folder}: no split {split!r}, it has {', '.join(map(str, saved))}; write FOLDER:SPLIT"
+                )
+            yield from _read_dataset(saved[split], f"{folder}/{split}")
+        else:
+            yield from _read_dataset(saved, str(folder))
+        return
+    files = [
+        file for file in sorted(folder.rglob("*"))
+        if file.suffix in FORMATS and not file.name.startswith((".", "dataset_info"))
+    ]  # fmt: skip
+    own = [file for file in files if _split_of(file, folder) == split]
+    if not own:
+        others = sorted({_split_of(file, folder) for file in files} - {""})
+        if not files:
+            raise UserError(f"{folder}: no {', '.join(FORMATS)} file in this folder")
+        if others:
+            raise UserError(f"{folder}: no file for the split {split!r}, only for {', '.join(others)}")
+    for file in own or files:
+        yield from _read_file(file)
+
+
+def _split_of(file: Path, folder: Path) -> str:
+    """The split named by a file or, failing that, by a folder below `folder`; or "".
+
+    "train-00000-of-00002.parquet", "test.jsonl", "test2.jsonl", and "train/metadata.jsonl" next to the images it lists.
+    """
+    for part in reversed(file.relative_to(folder).parts):
+        head = re.split(r"[-_.]", part)[0].lower().rstrip("0123456789")
+        head = {"val": "validation", "valid": "validation", "dev": "validation"}.get(head, head)
+        if head in SPLITS:
+            return head
+    return ""
+
+
+def _read_dataset(data: Any, file: str) -> Iterator[Row]:
+    """Rows of a `datasets.Dataset` in their Arrow form: images stay {"bytes", "path"}, undecoded."""
+    number = 0
+    for table in data.with_format("arrow").iter(batch_size=256):
+        for value in table.to_pylist():
+            number += 1
+            yield Row(number, value, file)
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    """Rows of one file by its suffix."""
+    read = FORMATS.get(path.suffix)
+    if read is None:
+        raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}")
+    try:
+        for number, value in read(path):
+            yield Row(number, value, str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason}: {error.object[error.start : error.end]!r})") from error
+    except (OSError, pa.ArrowException, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as {path.suffix} ({' '.join(str(error).split())})") from error
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
+    """One JSON object per line; blank lines are skipped, broken ones are bad rows."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                yield number, _object(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                yield number, BadRow(f"broken JSON ({error})")
+
+
+def _json(path: Path) -> Iterator[tuple[int, Value]]:
+    """A list of objects, or {"data": [...]}; a .json file that holds JSON Lines is read as such."""
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            yield from _jsonl(path)
+            return
+        raise UserError(f"{path}: broken JSON ({error})") from error
+    rows = rows.get("data") if isinstance(rows, dict) else rows
+    if not isinstance(rows, list):
+        raise UserError(f'{path}: expected a list of rows or {{"data": [...]}}; JSON Lines go into a .jsonl file')
+    yield from ((number, _object(row)) for number, row in enumerate(rows, 1))
+
+
+def _csv(path: Path) -> Iterator[tuple[int, Value]]:
+    """Comma-separated values with a header."""
+    csv.field_size_limit(sys.maxsize)  # base64 images are longer than the default of 128 KiB
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), 1):
+            extra = row.pop(None, None)
+            yield number, BadRow(f"{len(extra)} more fields than the header") if extra else row
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, Value]]:
+    with pq.ParquetFile(path) as file:
+        yield from _batches(file.iter_batches(batch_size=256))
+
+
+def _arrow(path: Path) -> Iterator[tuple[int, Value]]:
+    """Arrow IPC, as a stream (what `datasets` writes) or as a file."""
+    with pa.memory_map(str(path)) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        table = pa.ipc.open_file(source).read_all() if is_file else pa.ipc.open_stream(source).read_all()
+        yield from _batches(table.to_batches(max_chunksize=256))
+
+
+def _batches(batches: Any) -> Iterator[tuple[int, Value]]:
+    number = 0
+    for batch in batches:
+        for value in batch.to_pylist():
+            number += 1
+            yield number, value
+
+
+def _object(value: Any) -> Value:
+    """A JSON value as a row."""
+    return value if isinstance(value, dict) else BadRow(f"expected a JSON object, got {type(value).__name__}")
+
+
+def _missing(path: Path) -> str:
+    """The error message for a missing path, with the most similar existing name."""
+    parent, name = path.parent, path.name
+    while not parent.exists():
+        parent, name = parent.parent, parent.name
+    nearest = get_close_matches(name, sorted(p.name for p in parent.iterdir()), 1) if parent.is_dir() else []
+    return f"{path}: no such file or folder" + (f", did you mean {str(parent / nearest[0])!r}?" if nearest else "")
+
+
+FORMATS: dict[str, Callable[[Path], Iterator[tuple[int, Value]]]] = {
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow,
+}  # fmt: skip
+"""Suffix -> reader."""

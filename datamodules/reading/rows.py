@@ -1,0 +1,224 @@
+"""Turns raw rows into `Sample`s: bad rows, the column mapping, unique ids."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from datamodules.reading.choices import as_options
+from lit_rlvr.errors import UserError
+from lit_rlvr.types import Sample
+
+log = logging.getLogger("lit_rlvr")
+
+SHOWN = 3
+"""How many bad rows or dropped prompts a message names."""
+
+
+class BadRow(Exception):
+    """A row that cannot be used. It is skipped and counted; above `max_bad_rows` the file is refused.
+
+    Args:
+        reason: what is wrong with the row, for the user.
+        field: the field concerned ("prompt", "answer", ...).
+        source: the row's place, "file:row"; `PromptDataModule` fills it in.
+    """
+
+    def __init__(self, reason: str, field: str = "row", source: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.field, self.source = reason, field, source
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.source, self.field, self.reason) if part)
+
+
+@rank_zero_only
+def say(message: str) -> None:
+    """Log a warning on rank 0 only."""
+    log.warning(message)
+
+
+def name_few(items: list[str]) -> str:
+    """The first few items and the number of the others."""
+    more = f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return "; ".join(items[:SHOWN]) + more
+
+
+def lookup(row: Mapping[str, Any], column: str) -> Any:
+    """The value of a column, or of a nested one ("metadata.subject"); None if it is missing."""
+    if column in row:
+        return row[column]
+    head, _, rest = column.partition(".")
+    inner = row.get(head)
+    return lookup(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def as_text(value: Any, field: str) -> str:
+    """A cell as text: 145.0 is "145", a list is joined by ", ".
+
+    Raises:
+        BadRow: it is missing, empty, NaN, or not text, a number or a list of these.
+    """
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        value = ", ".join(as_text(part, field) for part in value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        raise BadRow("missing", field)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int | float):
+        raise BadRow(f"expected text or a number, got {type(value).__name__}", field)
+    text = str(value)
+    if not text.strip():
+        raise BadRow("empty", field)
+    return text
+
+
+def as_prompt(value: Any) -> str | list[dict[str, Any]]:
+    """A cell as a prompt: text, or a list of chat messages.
+
+    Raises:
+        BadRow: it is empty, or a list of anything but {"role", "content"}.
+    """
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, list | tuple):
+        return as_text(value, "prompt")
+    messages = list(value)
+    for message in messages:
+        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            raise BadRow('a list that does not hold messages {"role", "content"}', "prompt")
+    if not any(message["content"] for message in messages if message["role"] == "user"):
+        raise BadRow("no user message with content", "prompt")
+    return [dict(message) for message in messages]
+
+
+def as_images(value: Any) -> tuple[Any, ...]:
+    """A cell as a tuple of images: one, a list, or none (None or ""); they are opened later."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    return tuple(image for image in values if image is not None and not (isinstance(image, str) and not image))
+
+
+def map_columns(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str, source: str) -> Sample:
+    """A `Sample` from a column mapping.
+
+    Args:
+        row: the source row.
+        columns: field -> column. An omitted field is read from the column of the same name ("image" also from "images"
+            and "file_name"); only prompt and answer are required.
+        fallback_id: the id for a row without one.
+        source: "file:row".
+
+    Raises:
+        BadRow: no prompt, no answer, or a mapped column that the row does not have.
+    """
+
+    def cell(field: str) -> Any:
+        value = lookup(row, columns.get(field, field))
+        required = field in columns or field in ("prompt", "answer")
+        if value is None and required and columns.get(field, field).partition(".")[0] not in row:
+            raise BadRow(f"no column {columns.get(field, field)!r}; the columns are {', '.join(map(str, row))}", field)
+        return row.get("images", row.get("file_name")) if value is None and field == "image" else value
+
+    row_id, category = cell("id"), cell("category")
+    return Sample(
+        id=fallback_id if row_id is None else as_text(row_id, "id"),
+        prompt=as_prompt(cell("prompt")),
+        answer=as_text(cell("answer"), "answer"),
+        images=as_images(cell("image")),
+        row=row,
+        category="" if category is None else as_text(category, "category"),
+        source=source,
+        options=as_options(cell("options")),
+    )
+
+
+def check_sample(sample: Sample) -> None:
+    """Check a sample, including those from a user's own `rows`.
+
+    Raises:
+        BadRow: empty prompt or answer, or text that is not valid Unicode (a lone surrogate).
+    """
+    as_prompt(sample.prompt)
+    as_text(sample.answer, "answer")
+    for field, text in (("prompt", _texts(sample.prompt)), ("answer", sample.answer), ("id", sample.id)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(f"not valid Unicode ({error.reason})", field) from error
+
+
+def _texts(value: Any) -> str:
+    """All text in a prompt: a string, messages, or the parts of a message."""
+    if isinstance(value, str):
+        return value
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return "".join(_texts(part) for part in parts)
+
+
+def sift(rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float) -> tuple[list[Sample], list[BadRow]]:
+    """Keep the usable rows, report how many were skipped, and refuse a file with too many bad ones.
+
+    Args:
+        rows: samples, and the rows that could not become one.
+        what: the set's name, used for rows that do not say which file they come from.
+        max_bad_rows: the largest tolerated share of bad rows in each file.
+    """
+    good: list[Sample] = []
+    bad: list[BadRow] = []
+    total: Counter[str] = Counter()
+    for number, row in enumerate(rows, 1):
+        if not row.source:
+            row = _placed(row, f"{what}:{number}")
+        total[_file(row.source)] += 1
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
+        try:
+            check_sample(row)
+        except BadRow as error:
+            error.source = row.source
+            bad.append(error)
+        else:
+            good.append(row)
+    for file, count in Counter(_file(row.source) for row in bad).items():
+        named = name_few([str(row) for row in bad if _file(row.source) == file])
+        if count > max_bad_rows * total[file]:
+            raise UserError(
+                f"{file}: {count} of {total[file]} rows cannot be used and max_bad_rows is {max_bad_rows:g}: "
+                f"{named}. Correct these rows, map other columns with `columns`, or raise max_bad_rows."
+            )
+        say(f"{file}: skipped {count} of {total[file]} rows: {named}")
+    return good, bad
+
+
+def check_ids(samples: Iterable[Sample]) -> None:
+    """Refuse two rows with the same id: seeds, records and saved groups are keyed by id.
+
+    Raises:
+        UserError: two rows have the same id; the message names the first such pair.
+    """
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        other = first.setdefault(sample.id, sample)
+        if other is not sample:
+            raise UserError(
+                f"{other.source} and {sample.source}: both rows have the id {sample.id!r}; give every row a unique "
+                "id, or map a column that has one with `columns: {id: COLUMN}`"
+            )
+
+
+def _placed(row: Sample | BadRow, source: str) -> Sample | BadRow:
+    """The row with its source filled in."""
+    return replace(row, source=source) if isinstance(row, Sample) else BadRow(row.reason, row.field, source)
+
+
+def _file(source: str) -> str:
+    """The file of "file:row"."""
+    return source.rpartition(":")[0]

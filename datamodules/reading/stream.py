@@ -1,0 +1,162 @@
+"""The order of prompts: an endless shuffled stream, and the loaders that cut it into batches.
+
+A cursor {"epoch", "position"} records how far training has come. The next prompts are a pure function of it, so that a
+resumed run sees the same prompts as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.seeds import derive_seed
+from lit_rlvr.types import Prompt, PromptBatch
+
+Cursor = dict[str, int]
+
+START: Cursor = {"epoch": 0, "position": 0}
+
+
+class PromptStream:
+    """An endless stream of prompts: every epoch is a new permutation of all of them.
+
+    Args:
+        prompts: the training prompts, in file order.
+        seed: the data seed.
+        run_seed: the run's seed (seed_everything); the order depends on both.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], seed: int, run_seed: int = 0) -> None:
+        if not prompts:
+            raise UserError("there is no training prompt")
+        self.prompts = list(prompts)
+        self.seed, self.run_seed = seed, run_seed
+        self._latest: tuple[int, list[int]] = (-1, [])
+
+    def __len__(self) -> int:
+        """Prompts in one epoch."""
+        return len(self.prompts)
+
+    def order(self, epoch: int) -> list[int]:
+        """The permutation of an epoch, a function of (run seed, data seed, epoch) alone."""
+        if self._latest[0] != epoch:
+            order = list(range(len(self.prompts)))
+            random.Random(derive_seed(self.run_seed, "order", self.seed, epoch)).shuffle(order)
+            self._latest = (epoch, order)
+        return self._latest[1]
+
+    def take(self, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
+        """The next `count` prompts from `cursor`, across epoch boundaries, and the cursor after them."""
+        epoch, position = cursor["epoch"], cursor["position"]
+        taken: list[Prompt] = []
+        while len(taken) < count:
+            chunk = self.order(epoch)[position : position + count - len(taken)]
+            taken += [self.prompts[i] for i in chunk]
+            position += len(chunk)
+            if position >= len(self.prompts):
+                epoch, position = epoch + 1, 0
+        return taken, {"epoch": epoch, "position": position}
+
+
+Prepare = Callable[[Prompt], Prompt]
+
+
+def _as_it_is(prompt: Prompt) -> Prompt:
+    return prompt
+
+
+class TrainLoader:
+    """Batches of one epoch, starting at the DataModule's committed cursor.
+
+    Each rank sees a contiguous slice of every global batch; `cursor` counts global prompts, so that it is the same on
+    all ranks. Prompts left over at the end of an epoch go into the first batch of the next one.
+
+    Args:
+        stream: all training prompts.
+        prompts_per_step: size of the global batch.
+        committed: returns the cursor of the next unseen prompt; if training took more prompts than the batch held
+            (dynamic sampling), the next batch starts after them.
+        rank: this process.
+        world: number of processes.
+        name: the set's name.
+        prepare: makes a prompt ready for a batch.
+    """
+
+    def __init__(
+        self,
+        stream: PromptStream,
+        prompts_per_step: int,
+        committed: Callable[[], Cursor],
+        rank: int = 0,
+        world: int = 1,
+        name: str = "",
+        prepare: Prepare = _as_it_is,
+    ) -> None:
+        if prompts_per_step % world:
+            raise UserError(f"prompts_per_step={prompts_per_step} is not divisible by the {world} processes")
+        if len(stream) < prompts_per_step:
+            raise UserError(
+                f"there are {len(stream)} training prompts, fewer than prompts_per_step={prompts_per_step}: "
+                "lower it, or give more data"
+            )
+        self.stream, self.prompts_per_step, self.committed = stream, prompts_per_step, committed
+        self.rank, self.world, self.name, self.prepare = rank, world, name, prepare
+
+    def __len__(self) -> int:
+        """Steps in one epoch."""
+        return len(self.stream) // self.prompts_per_step
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        cursor = self.committed()
+        for _ in range(len(self)):
+            cursor = max(cursor, self.committed(), key=lambda c: (c["epoch"], c["position"]))
+            batch = self.take(cursor)
+            cursor = batch.cursor
+            yield batch
+
+    def take(self, cursor: Cursor) -> PromptBatch:
+        """This rank's slice of the global batch that begins at `cursor`."""
+        share = self.prompts_per_step // self.world
+        prompts, after = self.stream.take(self.prompts_per_step, cursor)
+        mine = [self.prepare(prompt) for prompt in prompts[self.rank * share :][:share]]
+        return PromptBatch(mine, cursor=after, name=self.name)
+
+
+class EvalLoader:
+    """Every prompt of a set once, in file order: rank r takes prompts[r::world].
+
+    All ranks yield the same number of batches, so that collectives (sharded weights) cannot hang; the last batch may be
+    empty on some ranks.
+
+    Args:
+        prompts: the whole set.
+        prompts_per_step: prompts in one batch over all ranks, rounded up to a multiple of `world`.
+        name: the set's name in metrics.
+        rank: this process.
+        world: number of processes.
+        prepare: makes a prompt ready for a batch.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        prompts_per_step: int,
+        name: str,
+        rank: int = 0,
+        world: int = 1,
+        prepare: Prepare = _as_it_is,
+    ) -> None:
+        self.name, self.prepare = name, prepare
+        self.share = math.ceil(prompts_per_step / world)
+        self.prompts = list(prompts[rank::world])
+        self.batches = math.ceil(len(prompts) / (self.share * world))
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        for i in range(self.batches):
+            prompts = self.prompts[i * self.share :][: self.share]
+            yield PromptBatch([self.prepare(prompt) for prompt in prompts], name=self.name)

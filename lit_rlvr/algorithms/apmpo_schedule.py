@@ -1,0 +1,77 @@
+"""Adapts APMPO's exponent p and upper clip to the rewards of a rollout.
+
+Pure functions of (P,) tensors, one number per prompt; with batch statistics all P numbers are equal.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.advantages import GroupBatch
+from lit_rlvr.errors import UserError, check_within
+
+
+def reward_statistics(
+    group: GroupBatch, source: Literal["reward", "correct"], scope: Literal["batch", "group"]
+) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation (P,) of the rewards, over the batch or over each prompt's group.
+
+    Source: APMPO, section 4.2-4.3 (batch) and Algorithm 1, lines 7-8 (group).
+
+    Raises:
+        UserError: a mean is negative, so the rewards are not in [0, 1].
+    """
+    values = group.rewards if source == "reward" else group.correct.to(group.rewards.dtype)  # (P, G)
+    if scope == "batch":
+        mean, std = values.mean().expand(len(values)), values.std(correction=0).expand(len(values))
+    else:
+        mean, std = values.mean(1), values.std(1, correction=0)
+    if bool((mean < 0).any()):
+        raise UserError(
+            f"APMPO: the mean reward is {float(mean.min()):.4g}, but p and eps_ada need rewards in [0, 1]; "
+            "use statistics_from: correct"
+        )
+    return mean, std
+
+
+def adaptive_power(
+    mean: Tensor, gamma: float, schedule: Literal["exp", "linear"], fixed: float | None = None
+) -> Tensor:
+    """`p = exp(-gamma mu)`, or linear `1 - gamma mu` (P,), or a fixed p. Source: APMPO, eqs. 4 and 11."""
+    if fixed is not None:
+        return torch.full_like(mean, fixed)
+    return torch.exp(-gamma * mean) if schedule == "exp" else 1 - gamma * mean
+
+
+def feedback_stability(
+    mean: Tensor, std: Tensor, delta: float, kind: Literal["ratio", "mean", "inverse_std"]
+) -> Tensor:
+    """Feedback stability score `mu / (sigma + delta)` (P,), or one half of it. Source: APMPO, eq. 5, section 5.2.3."""
+    if kind == "mean":
+        return mean
+    return (mean if kind == "ratio" else torch.ones_like(mean)) / (std + delta)
+
+
+def adaptive_clip(fss: Tensor, eps_min: float, eps_max: float, squash: Literal["tanh", "none"]) -> Tensor:
+    """`eps_ada = eps_min + (eps_max - eps_min) tanh(FSS)` (P,). Source: APMPO, eq. 6.
+
+    Without tanh, as in Algorithm 1, line 18, the score is capped at 1.
+    """
+    return eps_min + (eps_max - eps_min) * (fss.tanh() if squash == "tanh" else fss.clamp(0, 1))
+
+
+def check_bounds(eps_low: float, eps_min: float, eps_max: float, adaptive_lower: bool) -> None:
+    """Refuse clips that leave no ratio.
+
+    Raises:
+        UserError: a clip is out of range; the message says which.
+    """
+    check_within("[0, 1)", "model", eps_low=eps_low)  # the ratio is clipped at 1 - eps_low
+    check_within("[0, inf)", "model", eps_min=eps_min, eps_max=eps_max)
+    if eps_min > eps_max:
+        raise UserError(f"model.eps_min: eps_min <= eps_max must hold, got {eps_min} and {eps_max}")
+    if adaptive_lower and eps_max >= 1:
+        raise UserError(f"model.eps_max: {eps_max} must be below 1 with adaptive_lower: the clip is at 1 - eps_ada")

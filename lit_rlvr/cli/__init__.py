@@ -1,0 +1,1 @@
+"""The command line: finds commands, parses options and reports errors."""

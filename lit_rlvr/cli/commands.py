@@ -1,0 +1,22 @@
+"""The commands of `lit-rlvr`."""
+
+COMMANDS = {
+    "fit": ("lit_rlvr.cli.lightning_cli", "train a model"),
+    "validate": ("lit_rlvr.cli.lightning_cli", "measure a model on the validation sets"),
+    "preview": ("lit_rlvr.cli.lightning_cli", "show prompts exactly as the model sees them"),
+    "filter": ("lit_rlvr.cli.lightning_cli", "keep the prompts that a model sometimes answers correctly"),
+    "plan": ("lit_rlvr.cli.lightning_cli", "estimate the memory per GPU that a run needs, and which strategy fits"),
+    "evaluate": ("lit_rlvr.evaluation.evaluate", "measure pass@k of a model, or of completions, on suites"),
+    "compare": ("lit_rlvr.compare", "compare algorithms over seeds and tasks on an equal budget"),
+    "serve": ("lit_rlvr.cli.serve", "start a vLLM server that generates for runs on other machines"),
+    "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
+    "parity": ("lit_rlvr.parity", "replay algorithms on one frozen batch of numbers, without a model"),
+    "report": ("lit_rlvr.report", "write one HTML page about runs: settings, curves, tables, completions"),
+    "explain": ("lit_rlvr.report.explain", "show what the loss did with each token of one group"),
+    "completion": (
+        "lit_rlvr.cli.shell_completion",
+        "print a script that completes commands and options in bash or zsh",
+    ),
+    "doctor": ("lit_rlvr.cli.doctor", "show what is installed, what will be used, and what is missing"),
+}
+"""Command -> (module with `run(command, arguments)`, one line of help)."""

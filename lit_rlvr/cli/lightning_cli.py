@@ -1,0 +1,279 @@
+"""`lit-rlvr fit`, `validate`, `preview`, `filter` and `plan`: LightningCLI with our option groups."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+import datamodules  # noqa: F401  # makes short class names known
+import lit_rlvr.algorithms
+import lit_rlvr.rewards.known  # noqa: F401
+from datamodules import PromptDataModule
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.cli.commands import COMMANDS
+from lit_rlvr.cli.groups import CALLBACKS
+from lit_rlvr.cli.refuse_nulls import refuse_nulls
+from lit_rlvr.cli.trainer import RLVRTrainer
+from lit_rlvr.configs import changed_classes, changes, find_configs
+from lit_rlvr.distributed.checkpoint_files import CheckpointFiles, checkpoint_step, last_checkpoint, list_checkpoints
+from lit_rlvr.distributed.collectives import is_first_process
+from lit_rlvr.errors import UserError, defined_at
+from lit_rlvr.evaluation.filter import check_out
+from lit_rlvr.files import check_writable, write_atomically
+from lit_rlvr.run.claim import held, room
+from lit_rlvr.run.logger import MetricsFile
+from lit_rlvr.run.loggers import in_run_folder, save_dir_not_required, with_ours
+from lit_rlvr.run.monitored import MonitoredMetrics
+from lit_rlvr.run.progress import RunProgress
+from lit_rlvr.run.ranks import RankWatch
+from lit_rlvr.run.stop import StopOnSignal
+from lit_rlvr.run.voice import SetUpEnds
+from lit_rlvr.warm_start import WarmStart
+
+_log = logging.getLogger("lit_rlvr")
+
+INSTEAD = {
+    "gradient_clip_val": "model.max_grad_norm",
+    "accumulate_grad_batches": "model.tokens_per_microbatch (memory) or data.prompts_per_step",
+}
+"""Trainer options that manual optimization refuses -> ours."""
+
+
+ANYWHERE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
+"""Lets a trainer for GPUs be built on a machine without GPUs."""
+
+
+HELP = (
+    "Start from a config, shipped or your own, and change what you like: --config quickstart --rollout.group_size 4 "
+    "--model DAPO --model.init_args.lr 1e-5. --model.help DAPO shows the options of an algorithm, --data.help TextMath "
+    "those of a data set, --print_config all settings of the run. docs/reference.md explains every class."
+)
+"""Instructions at the top of the help."""
+
+
+SUBCOMMANDS = {
+    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+    "validate": {"model", "dataloaders", "datamodule"},
+    "preview": {"model", "datamodule"},
+    "filter": {"model", "datamodule"},
+    "plan": {"model", "datamodule"},
+}
+"""The trainer's methods that are commands -> those of their arguments that the command line supplies."""
+
+
+class ConfigFile(SaveConfigCallback):
+    """Saves the resolved settings of `fit` as `config.yaml` in the run folder."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            write_atomically(Path(trainer.default_root_dir) / "config.yaml", settings_of(self.parser, self.config))
+
+
+def settings_of(parser: LightningArgumentParser, config: Any) -> str:
+    """The resolved settings of `fit` as YAML for another run, without resume and overwrite."""
+    settings = config.clone()
+    settings.overwrite, settings.ckpt_path = False, None
+    return str(parser.dump(settings, skip_none=False, format="yaml"))
+
+
+class RLVRCLI(LightningCLI):
+    """`lit-rlvr fit | validate | ...`."""
+
+    def __init__(self, args: Sequence[str], until_end: ExitStack) -> None:
+        self._arguments, self._until_end = list(args), until_end
+        quiet = {"exit_on_error": False}
+        super().__init__(
+            RLVRModule,
+            PromptDataModule,
+            trainer_class=RLVRTrainer,
+            save_config_callback=ConfigFile,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults={
+                "num_sanity_val_steps": -1,
+                "log_every_n_steps": 1,
+                "max_epochs": -1,
+                "enable_model_summary": False,
+            },
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_kwargs={**quiet, **{command: quiet | _top_of_help(command) for command in self.subcommands()}},
+            args=self._arguments,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Build only the requested command's parser: each takes a tenth of a second."""
+        return {self._arguments[0]: SUBCOMMANDS[self._arguments[0]]}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Name each group in the help, and show ours before the Trainer's, which is longer than all of ours."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        order = ["model", "data", "rollout", *CALLBACKS, "warm_start", "trainer"]
+        places: dict[int, int] = {}
+        for key, group in (parser.groups or {}).items():
+            if key.partition(".")[0] in order:
+                group.title = f"{key}: {group.title}"
+                places[id(group)] = order.index(key.partition(".")[0])
+        parser._action_groups = sorted(parser._action_groups, key=lambda group: places.get(id(group), -1))
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for key, cls in CALLBACKS.items():
+            parser.add_lightning_class_args(cls, key)
+        parser.add_class_arguments(WarmStart, "warm_start")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Replace the run in the run folder, if there is one."
+        )
+        parser.set_defaults({"seed_everything": 0})
+
+    def _set_seed(self) -> None:
+        if self.config[self.subcommand].seed_everything is None:
+            raise UserError("seed_everything: null is not a seed; give a whole number, or leave it out for 0")
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise UserError(f"seed_everything: {error}") from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Take settings only from the command line and its configs, never from a checkpoint."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        refuse_nulls(config, CALLBACKS | {"warm_start": WarmStart})
+        root = Path(config.trainer.default_root_dir or "runs/default")
+        config.trainer.default_root_dir = str(root)
+        in_run_folder(config.trainer.logger, root)
+        if config.trainer.val_check_interval == 0:
+            raise UserError(
+                "trainer.val_check_interval: 0 is not an interval; to skip validation, set trainer.limit_val_batches: 0"
+            )
+        if (every := config.trainer.log_every_n_steps) is not None and every < 1:
+            raise UserError(f"trainer.log_every_n_steps: {every} must be at least 1")
+        if (checks := config.trainer.num_sanity_val_steps) is not None and checks < -1:
+            raise UserError(f"trainer.num_sanity_val_steps: {checks} must be -1 (all batches), 0 (none) or more")
+        for option, ours in INSTEAD.items():
+            if config.trainer.get(option) not in (None, 1):
+                raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
+        strategy = str(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
+        if strategy.startswith("fsdp") or strategy.endswith("FSDPStrategy"):
+            raise UserError(
+                "trainer.strategy: FSDP1 fails on backward passes inside a training step, cannot clip the norm and "
+                "does not run on CPUs; use FSDP2 instead: --config configs/strategy/fsdp2.yaml"
+            )
+        if self.subcommand == "filter":
+            check_out(Path(config.out))
+        if self.subcommand == "preview":
+            check_writable(Path(config.out), "--out")
+        owns = self.subcommand == "fit" and is_first_process()
+        if owns:
+            self._until_end.enter_context(held(root))
+        if config.get("ckpt_path") == "last":
+            self._find_last(config, root)
+        if config.get("ckpt_path"):
+            step = checkpoint_step(config.ckpt_path)
+            if self.subcommand == "fit":
+                self._say_what_changes(config, step)
+        if owns:
+            self._until_end.enter_context(room(root, bool(config.ckpt_path), config.overwrite))
+        for line in changed_classes(self._arguments, config):
+            _log.warning("%s", line)
+
+    def _say_what_changes(self, config: Any, step: int) -> None:
+        """Log whether a resumed run has steps left, and which settings differ from the original run."""
+        if 0 < config.trainer.max_steps <= step:
+            _log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
+        before = Path(config.ckpt_path).parent.parent / "config.yaml"
+        if before.is_file():
+            now = settings_of(self._parser("fit"), config)
+            for key, old, new in changes(yaml.safe_load(before.read_text()), yaml.safe_load(now)):
+                _log.warning("resumed with a different %s: %s -> %s", key, old, new)
+
+    def _find_last(self, config: Any, root: Path) -> None:
+        """Resolve `--ckpt_path last` to a file; a run that ended before its first checkpoint starts over."""
+        if self.subcommand == "fit" and (root / "config.yaml").is_file() and not list_checkpoints(root):
+            _log.warning("ckpt_path: %s has no checkpoint yet, the run starts from the beginning", root)
+            config.ckpt_path, config.overwrite = None, True
+        else:
+            config.ckpt_path = str(last_checkpoint(root))
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        for key, part, made in (("model", self.model, "policy"), ("data", self.datamodule, "prompts")):
+            if not hasattr(part, made):
+                raise UserError(f"{key}: {defined_at(type(part).__init__)} must call super().__init__(**kwargs)")
+        if self.subcommand not in ("preview", "plan"):
+            self.config_init[self.subcommand].warm_start.apply(self.model, self.datamodule)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand]
+        loggers = self._fit_loggers(config) if self.subcommand == "fit" else False
+        if config.trainer.enable_checkpointing is False:
+            config.checkpoint.enabled = False  # Lightning would refuse the callback itself
+            if self.subcommand == "fit":
+                _log.warning("trainer.enable_checkpointing: false saves no checkpoints: the run cannot be resumed")
+        try:
+            trainer = super().instantiate_trainer(logger=loggers, enable_checkpointing=True, **kwargs)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:0] = [RankWatch(), StopOnSignal(), SetUpEnds(), MonitoredMetrics()]
+        trainer.strategy.checkpoint_io = CheckpointFiles()
+        bar = trainer.progress_bar_callback
+        if bar is not None:
+            callbacks[callbacks.index(bar)] = RunProgress()
+        return trainer
+
+    @staticmethod
+    def _fit_loggers(config: Any) -> list[Any]:
+        """The loggers of `with_ours`; a resumed run continues its metrics.csv."""
+        root = Path(config.trainer.default_root_dir)
+        metrics = MetricsFile(root / "metrics.csv")
+        if config.ckpt_path:
+            metrics.resume(checkpoint_step(config.ckpt_path))
+        return with_ours(config.trainer.logger, root, metrics)
+
+
+class ConfigCheck(RLVRCLI):
+    """Parses configs like `fit` and builds the objects they name, without loading weights or training."""
+
+    def __init__(self) -> None:
+        super().__init__(["fit"], ExitStack())
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = Namespace(subcommand="fit", fit=Namespace(seed_everything=False))
+
+    def before_instantiate_classes(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+    def check(self, config: dict[str, Any]) -> None:
+        """Raise the errors that `fit` would raise for a config before it builds its trainer."""
+        self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
+        refuse_nulls(self.config.fit, CALLBACKS | {"warm_start": WarmStart})
+        self.parser.instantiate_classes(self.config)
+
+
+def _top_of_help(command: str) -> dict[str, str]:
+    return {
+        "usage": f"lit-rlvr {command} --config NAME_OR_FILE [--GROUP.OPTION VALUE ...]",
+        "description": f"{COMMANDS[command][1].capitalize()}. {HELP}",
+    }
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """`lit-rlvr fit ...` and the other commands that take a config."""
+    with ExitStack() as until_end, save_dir_not_required():
+        RLVRCLI([command, *find_configs(arguments), *(ANYWHERE if command == "plan" else ())], until_end)

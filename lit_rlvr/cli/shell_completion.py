@@ -1,0 +1,91 @@
+"""`lit-rlvr completion bash`: prints a script that completes commands, options, config and class names.
+
+The script holds all names, so that pressing TAB imports nothing:
+`lit-rlvr completion bash > ~/.local/share/bash-completion/completions/lit-rlvr`, or for zsh
+`lit-rlvr completion zsh > ~/.lit-rlvr.zsh` and `source ~/.lit-rlvr.zsh` in `~/.zshrc`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
+from io import StringIO
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+import datamodules
+from datamodules import PromptDataModule
+from lit_rlvr import algorithms
+from lit_rlvr.cli.commands import COMMANDS
+from lit_rlvr.cli.lightning_cli import ConfigCheck
+from lit_rlvr.cli.options_page import options
+from lit_rlvr.configs import shipped_configs
+
+SCRIPT = """\
+_lit_rlvr() {{
+    local current=${{COMP_WORDS[COMP_CWORD]}} words
+    case "$COMP_CWORD ${{COMP_WORDS[1]}} ${{COMP_WORDS[COMP_CWORD - 1]}}" in
+        "1 "* | "2 help "*) words="{commands}" ;;
+        *" evaluate --model" | *" serve --model") words= ;;
+        *" --config" | *" -c") words="{configs}" ;;
+        *" --model") words="{models}" ;;
+        *" --data") words="{data}" ;;
+        *) case ${{COMP_WORDS[1]}} in
+{options}
+        esac ;;
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+}}
+complete -o default -F _lit_rlvr lit-rlvr
+"""
+"""The bash script; `-o default` completes file names when no word fits."""
+
+ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
+"""Lets zsh run bash's completions."""
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """The command line of `completion`."""
+    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser.add_argument("shell", type=Literal["bash", "zsh"], help="bash or zsh")
+    shell = parser.parse_args(arguments).shell
+    print((ZSH if shell == "zsh" else "") + script(), end="")
+
+
+def script() -> str:
+    """The script for bash."""
+    parsers = ConfigCheck()._subcommand_parsers
+    models = [name for name in algorithms.__all__ if name != "RLVRModule"]
+    data = [name for name in datamodules.__all__ if issubclass(getattr(datamodules, name), PromptDataModule)]
+    data.remove("PromptDataModule")
+    inner = _inner("model", algorithms, models) | _inner("data", datamodules, data)
+    cases = []
+    for command in COMMANDS:
+        found = {*parsers[command]._option_string_actions, *inner} if command in parsers else _in_help(command)
+        cases.append(f'            {command}) words="{_words(found)}" ;;')
+    return SCRIPT.format(
+        commands=_words(["help", *COMMANDS]), configs=_words(shipped_configs()), models=_words(models),
+        data=_words(data), options="\n".join(cases),
+    )  # fmt: skip
+
+
+def _inner(key: str, module: object, names: Iterable[str]) -> set[str]:
+    """The options of all classes that a key accepts."""
+    return {f"--{key}.init_args.{option[0]}" for name in names for option in options(getattr(module, name))}
+
+
+def _in_help(command: str) -> set[str]:
+    """The options that a command's help shows."""
+    if command == "completion":
+        return {"bash", "zsh"}
+    shown = StringIO()
+    with redirect_stdout(shown), suppress(SystemExit):
+        import_module(COMMANDS[command][0]).run(command, ["--help"])
+    return set(re.findall(r"(?<!\S)--\w[\w.-]*\w", shown.getvalue()))
+
+
+def _words(names: Iterable[str]) -> str:
+    return " ".join(sorted(names))

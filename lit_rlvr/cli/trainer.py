@@ -1,0 +1,72 @@
+"""Lightning's Trainer with those of our commands that take a whole config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Trainer
+
+from datamodules import PromptDataModule
+from datamodules.base import Split
+from lit_rlvr.cli.preview import show_prompts
+from lit_rlvr.evaluation.filter import filter_prompts
+from lit_rlvr.plan.job import job_of
+from lit_rlvr.plan.show import show
+from lit_rlvr.plan.ways import GPUs
+from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.rollout import RolloutCallback
+
+if TYPE_CHECKING:
+    from lit_rlvr.algorithms import RLVRModule
+
+
+class RLVRTrainer(Trainer):
+    """Lightning's `fit` and `validate`, and commands that inspect a config before training."""
+
+    def preview(
+        self, model: RLVRModule, datamodule: PromptDataModule, prompts: int = 3, split: Split = "train",
+        out: str = "preview",
+    ) -> None:  # fmt: skip
+        """Show prompts exactly as the model sees them.
+
+        Args:
+            model: the model, of which only the tokenizer and image processor are loaded, not the weights.
+            datamodule: the data.
+            prompts: number of prompts to show, from the start of the set.
+            split: which set.
+            out: folder for their images, as PNG files in the size that the model sees.
+        """
+        datamodule.use_model(model)
+        show_prompts(datamodule, split, prompts, Path(out))
+
+    def filter(
+        self, model: RLVRModule, datamodule: PromptDataModule, out: str, samples: int = 8, lowest: float = 0.1,
+        highest: float = 0.9, split: Split = "train",
+    ) -> None:  # fmt: skip
+        """Keep the prompts that the model sometimes answers correctly.
+
+        Args:
+            model: the model that answers.
+            datamodule: the data.
+            out: new JSONL file for the kept rows, each with its `pass_rate`.
+            samples: completions per prompt, with the config's sampling and rewards.
+            lowest: smallest share of right completions to keep.
+            highest: largest share of right completions to keep.
+            split: which set.
+        """
+        rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
+        dtype = compute_dtype(str(self.precision))
+        path = filter_prompts(model, datamodule, rollout, dtype, Path(out), samples, lowest, highest, split)
+        print(f"{path}: use it with --data.init_args.{split}")
+
+    def plan(self, model: RLVRModule, datamodule: PromptDataModule, gpus: str) -> None:
+        """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, and propose one of them.
+
+        Args:
+            model: the model, of which only the config is read.
+            datamodule: the data, of which only the sizes are used; no row is read.
+            gpus: number of GPUs and memory of each, such as 8x80GB.
+        """
+        rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
+        show(job_of(model, datamodule, rollout, str(self.precision)), GPUs.parse(gpus))

@@ -1,0 +1,1 @@
+"""Several processes: sums over them, weights and checkpoints split among them."""

@@ -1,0 +1,85 @@
+"""Sums and gathers over all ranks; each is the identity when training runs in one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.rank_zero import _get_rank
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def is_first_process() -> bool:
+    """Whether this is the first process of its run, by the environment: before the processes are joined too."""
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return _get_rank() in (None, 0) and node == "0"
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an exception says that another rank has gone, or does not answer in time."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _sent(values: Tensor) -> Tensor:
+    """A copy of a tensor on a device that the process group's backend takes: NCCL knows tensors on GPUs only."""
+    if dist.get_backend() == "nccl" and not values.is_cuda:
+        return values.to(torch.device("cuda", torch.cuda.current_device()))
+    return values.clone()
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """Elementwise sum over ranks, on every rank and on the device of `values`."""
+    if world_size() == 1:
+        return values
+    sent = _sent(values)
+    dist.all_reduce(sent)
+    return sent.to(values.device)
+
+
+def all_max(value: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers, on every rank."""
+    if world_size() == 1:
+        return value
+    tensor = _sent(torch.tensor(value, device=device))
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's (small, picklable) object, in rank order."""
+    if world_size() == 1:
+        return [value]
+    parts: list[T] = [value] * world_size()
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """Concatenate the ranks' (P_local, ...) tensors of equal shape in rank order: (P, ...)."""
+    if world_size() == 1:
+        return local
+    sent = _sent(local.contiguous())
+    parts = [torch.empty_like(sent) for _ in range(world_size())]
+    dist.all_gather(parts, sent)
+    return torch.cat(parts).to(local.device)
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Put the ranks' mean of each parameter's gradient in its place."""
+    for parameter in parameters:
+        assert parameter.grad is not None
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world_size()

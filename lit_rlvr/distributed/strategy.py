@@ -1,0 +1,82 @@
+"""FSDP2 for any number of processes: Lightning's `ModelParallelStrategy` with the weights sharded over all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from lit_rlvr.distributed.checkpoint_files import read_rest
+from lit_rlvr.distributed.shards import MOMENTS, REST, WEIGHTS, is_sharded, load_shares, named
+
+
+class FSDP2(ModelParallelStrategy):
+    """Each process keeps a share of the weights, gradients and optimizer state; see `sharding.py`.
+
+    Checkpoints are folders, to which each process writes its share. They can be resumed on any number of
+    processes and with any strategy, and this strategy resumes the files of others.
+
+    Args:
+        process_group_backend: `nccl` on GPUs and `gloo` on CPUs by default.
+    """
+
+    def __init__(self, process_group_backend: str | None = None) -> None:
+        super().__init__(process_group_backend=process_group_backend)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        path = Path(self.broadcast(filepath))
+        moments = [state.pop("state") for state in checkpoint["optimizer_states"]]
+        tensors = {WEIGHTS: checkpoint.pop("state_dict"), MOMENTS: moments[0]}
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            dcp.save(tensors, checkpoint_id=path)
+        except dcp.CheckpointException as error:
+            raise next(iter(error.failures.values()))[
+                0
+            ] from error  # what a process said, such as that the disk is full
+        if self.is_global_zero:
+            torch.save(checkpoint, path / REST)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(checkpoint_path))
+        module: Any = self.lightning_module
+        checkpoint = read_rest(path)
+        module.check_checkpoint(checkpoint)  # before shapes could clash
+        load = self._load_shares if is_sharded(path) else self._load_whole
+        load(path, checkpoint, module)
+        return checkpoint
+
+    def _load_shares(self, path: Path, checkpoint: dict[str, Any], module: Any) -> None:
+        """Every process its share, however many wrote them."""
+        weights = get_model_state_dict(module)
+        if not module.strict_loading:  # only what is trained was saved
+            weights = {name: weights[name] for name in module.trained}
+        load_shares({WEIGHTS: weights}, path)
+        set_model_state_dict(module, weights, options=StateDictOptions(strict=module.strict_loading))
+        for optimizer in self.optimizers:
+            moments = get_optimizer_state_dict(module, optimizer)["state"]
+            load_shares({MOMENTS: moments}, path)
+            state = checkpoint["optimizer_states"][0] | {"state": moments}
+            set_optimizer_state_dict(module, optimizer, state)
+
+    def _load_whole(self, path: Path, checkpoint: dict[str, Any], module: Any) -> None:
+        """Every process its share of the whole tensors in a file."""
+        options = StateDictOptions(full_state_dict=True, strict=module.strict_loading)
+        set_model_state_dict(module, checkpoint["state_dict"], options=options)
+        for optimizer in self.optimizers:
+            state = named(checkpoint["optimizer_states"][0], module.trained)
+            set_optimizer_state_dict(module, optimizer, state, options=options)

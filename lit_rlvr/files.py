@@ -1,0 +1,57 @@
+"""Atomic file writes, and checks of records read from files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.errors import UserError
+
+Fields = Mapping[str, type | tuple[type, ...]]
+"""Name -> type (or types) of each field of a record."""
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8) atomically, creating its folder; an older file stays until the new is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(scratch, path)
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Check that a folder can be written, without leaving anything behind.
+
+    Args:
+        option: the option that the message names.
+
+    Raises:
+        UserError: it cannot be written or created.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write-test"
+        probe.write_text("x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{option}: {folder} cannot be written: {error.strerror}") from error
+    finally:
+        for path in missing:
+            with suppress(OSError):  # it was never created
+                path.rmdir()
+
+
+def check_new(path: Path, option: str) -> None:
+    """Refuse a file that exists, or whose folder cannot be written; the message names `option`."""
+    if path.exists():
+        raise UserError(f"{option}: {path} exists; choose another name, or remove it first")
+    check_writable(path.parent, option)
+
+
+def has_fields(record: Any, fields: Fields) -> bool:
+    """Whether a record read from JSON has these fields with these types."""
+    return isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in fields.items())

@@ -1,0 +1,161 @@
+"""How prompts and completions are laid out as model inputs, and how micro-batches are cut.
+
+With a shared prefix all groups of a micro-batch stand in one row without padding, `[prompt][c1]...[cG][prompt]...`:
+each completion attends to its prompt and to itself, and its positions continue the prompt's, so a prompt is computed
+once per group. Without, each completion has a row of its own, `[prompt][c]`, padded on the right. The last token of a
+completion is never an input: nothing is predicted from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.policy.shared_prefix import Segments, lay_out
+
+
+@dataclass
+class Group:
+    """A prompt and its completions.
+
+    Args:
+        prompt: token ids. completions: G lists of token ids.
+        places: (D, L) positions of the prompt's tokens: D = 1, or 3 for multimodal rotary embeddings.
+    """
+
+    prompt: Sequence[int]
+    completions: Sequence[Sequence[int]]
+    places: Tensor
+
+
+@dataclass
+class Rows:
+    """Model inputs of R rows of length L, and where the completion tokens' predictions stand in them.
+
+    Args:
+        input_ids: (R, L) long. position_ids: (R, L) long, or (3, R, L).
+        attend: (R, L) bool, False = padding; None where `segments` say who attends to whom.
+        segments: the layout of a row of shared prefixes; None with one completion per row.
+        row, column: (N,) long: the hidden state that predicts completion token n.
+        target: (N,) long: that token.
+        sequence, position: (N,) long: which completion (in the order given) it belongs to, and where in it.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attend: Tensor | None
+    segments: Segments | None
+    row: Tensor
+    column: Tensor
+    target: Tensor
+    sequence: Tensor
+    position: Tensor
+
+
+def build_rows(groups: Sequence[Group], shared_prefix: bool, device: torch.device) -> Rows:
+    """Lay groups out. Completions of length 0 give no position and no target."""
+    made = _shared_row(groups, device) if shared_prefix else _single_rows(groups)
+    input_ids, position_ids, attend, segments, row, column = made
+    completions = [c for group in groups for c in group.completions]
+    target = [token for c in completions for token in c]
+    sequence = [k for k, c in enumerate(completions) for _ in c]
+    position = [t for c in completions for t in range(len(c))]
+    where = (torch.tensor(values, dtype=torch.long).to(device) for values in (row, column, target, sequence, position))
+    return Rows(
+        input_ids.to(device),
+        position_ids.to(device),
+        None if attend is None else attend.to(device),
+        None if segments is None else segments.to(device),
+        *where,
+    )
+
+
+Layout = tuple[Tensor, Tensor, Tensor | None, Segments | None, list[int], list[int]]
+
+
+def _shared_row(groups: Sequence[Group], device: torch.device) -> Layout:
+    tokens: list[int] = []
+    places: list[Tensor] = []
+    prompts: list[range] = []
+    completions: list[tuple[int, range]] = []
+    column: list[int] = []
+    for group in groups:
+        start = len(tokens)
+        last = start + len(group.prompt) - 1
+        prompts.append(range(start, last + 1))
+        tokens += group.prompt
+        places.append(group.places)
+        for completion in group.completions:
+            inputs = completion[:-1]
+            span = range(len(tokens), len(tokens) + len(inputs))
+            tokens += inputs
+            places.append(_after(group.places, len(inputs)))
+            column += [last, *span] if completion else []
+            if inputs:
+                completions.append((len(prompts) - 1, span))
+    position_ids = _by_rows(torch.cat(places, 1)[:, None])
+    return torch.tensor([tokens]), position_ids, None, lay_out(prompts, completions, device), [0] * len(column), column
+
+
+def _single_rows(groups: Sequence[Group]) -> Layout:
+    rows = [(group, [*group.prompt, *c[:-1]], c) for group in groups for c in group.completions]
+    width = max(len(tokens) for _, tokens, _ in rows)
+    ids = torch.tensor([tokens + [0] * (width - len(tokens)) for _, tokens, _ in rows])
+    lengths = torch.tensor([len(tokens) for _, tokens, _ in rows])
+    places = [torch.cat([g.places, _after(g.places, width - len(g.prompt))], 1) for g, _, _ in rows]
+    row = [r for r, (_, _, c) in enumerate(rows) for _ in c]
+    column = [len(g.prompt) - 1 + t for g, _, c in rows for t in range(len(c))]
+    return ids, _by_rows(torch.stack(places, 1)), torch.arange(width) < lengths[:, None], None, row, column
+
+
+def _after(places: Tensor, count: int) -> Tensor:
+    """(D, count) positions of text behind a prompt: on from its largest, alike in all dimensions."""
+    return (places.max() + 1 + torch.arange(count)).expand(len(places), -1)
+
+
+def _by_rows(places: Tensor) -> Tensor:
+    """(D, R, L) positions; (R, L) where there is one dimension only."""
+    return places[0] if len(places) == 1 else places
+
+
+def cut_microbatches(
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[int],
+    rows: Sequence[int],
+    group_size: int,
+    budget: int,
+    shared_prefix: bool,
+) -> list[list[int]]:
+    """Cut rows (indices p * group_size + g) into micro-batches of at most `budget` input tokens, padding included.
+
+    Rows of one group stay together unless the group alone is over the budget; it is then split by
+    completions. A single completion over the budget is a micro-batch of its own: nothing is ever dropped.
+    """
+    pieces: list[tuple[int, list[int]]] = []  # (tokens, completions in it)
+    for prompt in sorted({i // group_size for i in rows}):
+        piece: list[int] = []
+        length = prompt_lengths[prompt]
+        for i in (i for i in rows if i // group_size == prompt):
+            cost = max(completion_lengths[i] - 1, 0)
+            if piece and (not shared_prefix or length + cost > budget):
+                pieces.append((length, piece))
+                piece, length = [], prompt_lengths[prompt]
+            piece.append(i)
+            length += cost
+        pieces.append((length, piece))
+    pieces.sort(key=lambda p: p[0])
+    batches: list[list[int]] = []
+    used = 0
+    for length, piece in pieces:
+        # Single rows are as wide as the longest, which is this one: lengths rise.
+        total = used + length if shared_prefix else (len(batches[-1]) + 1) * length if batches else length
+        if batches and total <= budget:
+            batches[-1] += piece
+            used = total
+        else:
+            batches.append(list(piece))
+            used = length
+    return [sorted(batch) for batch in batches]  # two pieces of a group that came together share their prompt

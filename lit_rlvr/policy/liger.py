@@ -1,0 +1,28 @@
+"""Fused kernels of liger-kernel, for GPUs; results change by rounding only."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import nn
+
+from lit_rlvr.errors import UserError
+
+
+def use_liger(model: nn.Module) -> None:
+    """Replace normalisation, rotary embedding and MLP by the fused kernels of liger-kernel.
+
+    Raises:
+        UserError: there is no GPU, liger-kernel is not installed, or it does not know the model.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("model.liger: its kernels run on a GPU only; leave it off")
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise UserError("model.liger: liger-kernel is not installed; pip install 'lit-rlvr[liger]'")
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    try:  # our own scoring does without the logits that its losses would fuse
+        _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.liger: {type(model).__name__} is not supported: {error}") from error

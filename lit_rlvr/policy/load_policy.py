@@ -1,0 +1,41 @@
+"""From a model folder to a policy that is ready to train."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.gradient_checkpointing import enable_checkpointing
+from lit_rlvr.policy.loading import empty_model, eos_token_ids, load_model
+from lit_rlvr.policy.malloc import keep_freed_memory
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.verify import verify_or_fall_back
+
+
+def load_policy(
+    folder: str,
+    shared_prefix: bool = True,
+    dtype: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
+    empty: bool = False,
+) -> Policy:
+    """Load a causal language model as a policy, in evaluation mode (no dropout), and check its log-probabilities.
+
+    Args:
+        folder: a model folder or hub id, from `resolve_model`.
+        shared_prefix: see `Policy`; a model it is not exact for falls back to one completion per row, with a warning.
+        dtype: of the master weights.
+        gradient_checkpointing: recompute each layer in the backward pass.
+        empty: leave the weights out (they are on the meta device), and so the check.
+    """
+    keep_freed_memory()
+    model = empty_model(folder, dtype) if empty else load_model(folder, dtype)
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        raise UserError(f"model: {folder} has no plain linear output embedding; not supported")
+    if gradient_checkpointing:
+        enable_checkpointing(model)
+    policy = Policy(model.eval(), eos_token_ids(model), shared_prefix)
+    if not empty:
+        verify_or_fall_back(policy)
+    return policy

@@ -1,0 +1,210 @@
+"""A model's files read: its config, weights and tokenizer. They are others' work, and what is wrong with them is one
+line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.vision import takes_images
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+MOST_LAYERS = 1000
+"""Models have a tenth of them; many more would take for ever to build."""
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
+SHOWN = 3
+"""How many weights a message names."""
+
+
+@contextmanager
+def reading(what: str, folder: str) -> Iterator[None]:
+    """Tell in one line whatever transformers raises over a model's files."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = shorten(f"{type(error).__name__}: {error}", 300, placeholder="...")
+        raise UserError(f"model: {what} of {folder} cannot be read: {reason}") from error
+
+
+def load_config(folder: str) -> Any:
+    """The config of a model folder or hub id.
+
+    Raises:
+        UserError: it cannot be read, not without running code that comes with it, or has impossible sizes.
+    """
+    from transformers import AutoConfig
+
+    with reading("config.json", folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        text = config.get_text_config()
+        sizes = {name: getattr(text, name) for name in SIZES if hasattr(text, name)}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1 or (name == "num_hidden_layers" and size > MOST_LAYERS):
+            raise UserError(f"model: config.json of {folder}: {name} cannot be {size!r}; take the one of its weights")
+    return config
+
+
+def auto_class(config: Any) -> Any:
+    """The class of transformers that loads the language or vision-language model of a config.
+
+    Raises:
+        UserError: it is a model of another kind.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    found = AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
+    if type(config) not in found._model_mapping:
+        raise UserError(f"model: {config.model_type} is not a causal language model; use one")
+    return found
+
+
+def outline(config: Any, dtype: torch.dtype) -> Any:
+    """A model by its config alone, on the meta device."""
+    with reading("the sizes", config.name_or_path or config.model_type), torch.device("meta"):
+        return auto_class(config).from_config(config, dtype=dtype)
+
+
+def load_model(folder: str, dtype: torch.dtype, device: str | None = None) -> Any:
+    """The model of a folder or hub id with all of its weights and generation settings.
+
+    Args:
+        dtype: of the weights.
+        device: `meta` looks at the files and keeps nothing of them.
+
+    Raises:
+        UserError: a file cannot be read, or weights are missing, unknown or of another shape.
+    """
+    config = load_config(folder)
+    made_by, settings = auto_class(config), generation_config(folder)
+    if getattr(config, "quantization_config", None) is None:
+        check_files(folder, sum(weight.numel() for weight in outline(config, dtype).parameters()))
+    with reading("the weights", folder):
+        model, found = made_by.from_pretrained(
+            folder, dtype=dtype, device_map=device, trust_remote_code=False, ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    check_complete(folder, found)
+    model.generation_config = settings or model.generation_config
+    return model
+
+
+def empty_model(folder: str, dtype: torch.dtype) -> Any:
+    """A model without its weights: they are on the meta device."""
+    model = outline(load_config(folder), dtype)
+    model.generation_config = generation_config(folder) or model.generation_config
+    return model
+
+
+def check_files(folder: str, wanted: int) -> None:
+    """Refuse files of a local folder that are cut off or something else, and numbers that are no weights.
+
+    Args:
+        wanted: how many numbers the model has; ten times as many as the files would take memory in vain.
+    """
+    from safetensors import safe_open
+
+    held = 0
+    for path in sorted(Path(folder).glob("model*.safetensors")):
+        with reading(path.name, folder), safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            types = {name: tensor.get_dtype() for name, tensor in tensors.items()}
+            held += sum(prod(tensor.get_shape()) for tensor in tensors.values())
+        for name, kind in types.items():
+            if not kind.startswith(("F", "BF")):
+                raise UserError(
+                    f"model: {path}: {name} is {kind}, and config.json has no quantization_config; give a folder with "
+                    "the weights as floating-point numbers"
+                )
+
+    if 0 < held < wanted / 10:
+        raise UserError(
+            f"model: config.json of {folder} is of {wanted} parameters, its files hold {held}; take both from the same "
+            "model"
+        )
+
+
+def check_complete(folder: str, found: dict[str, Any]) -> None:
+    """Refuse weights that are not exactly the model's: it would compute with random ones in their places.
+
+    Args:
+        found: what transformers says of loading them; tied weights and buffers that it makes itself are not in it.
+    """
+    misfits = {
+        "missing": sorted(found["missing_keys"]),
+        "unknown": sorted(found["unexpected_keys"]),
+        "of another shape": [
+            f"{name} {list(there)} instead of {list(wanted)}"
+            for name, there, wanted in sorted(found["mismatched_keys"])
+        ],
+    }
+    said = "; ".join(f"{len(names)} {kind}: {_few(names)}" for kind, names in misfits.items() if names)
+    if said:
+        raise UserError(
+            f"model: the weights in {folder} are not those of its config.json ({said}); take both from the same model"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def generation_config(folder: str) -> Any:
+    """The generation settings of a folder or hub id; None where the model's own config says it all.
+
+    Raises:
+        UserError: there are some, and they cannot be read.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        with reading("generation_config.json", folder):
+            return GenerationConfig.from_pretrained(folder)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError) and not (Path(folder) / "generation_config.json").exists():
+            return None
+        raise
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub id.
+
+    Raises:
+        UserError: it cannot be loaded, or not without running code that comes with it.
+    """
+    from transformers import AutoTokenizer
+
+    load_config(folder)  # which says what kind of tokenizer it is
+    if Path(folder).is_dir() and not any(path for name in TOKENIZER_FILES for path in Path(folder).glob(name)):
+        raise UserError(
+            f"model: {folder} has no tokenizer files; copy tokenizer.json and tokenizer_config.json into it"
+        )
+    with reading("the tokenizer", folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def eos_token_ids(model: Any) -> tuple[int, ...]:
+    """The tokens that end a completion, from the generation config.
+
+    Raises:
+        UserError: the model names none, so every completion would be cut off.
+    """
+    found = model.generation_config.eos_token_id
+    found = model.config.eos_token_id if found is None else found
+    if found is None:
+        raise UserError("model: neither generation_config.json nor config.json names an eos_token_id; add one")
+    ids = tuple(found) if isinstance(found, list | tuple) else (found,)
+    if not ids or not all(isinstance(token, int) for token in ids):
+        raise UserError(f"model: eos_token_id is {found!r}; give a token's number or a list of such numbers")
+    return ids

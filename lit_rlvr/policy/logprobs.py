@@ -1,0 +1,162 @@
+"""Log-probabilities and entropies from hidden states; the vocabulary is only ever held for a chunk of positions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from lit_rlvr.types import Sampling
+
+CHUNK = 1 << 25  # logits worked on at once
+GPU_ROWS = 2048  # positions worked on at once by a GPU, at least: with fewer, its matrix products are slow
+COLUMNS = 16384  # of the output embedding whose gradient a GPU adds up at once, in the precision of the products
+KEPT_BYTES = 1 << 29  # of logits a call keeps for its backward pass; above it they are computed a second time
+
+
+def score_tokens(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    sampling: Sampling,
+    entropy: bool = False,
+    entropy_gradient: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities of tokens under the sampling distribution, and its exact entropies, in at least fp32.
+
+    Args:
+        hidden: (N, H). weight: (V, H) of the output embedding. bias: (V,) or None. target: (N,) long.
+        sampling: its temperature divides the logits, its banned tokens have probability 0.
+        entropy: also give the entropies.
+        entropy_gradient: let a gradient flow through them.
+
+    Returns:
+        (N,) log-probabilities, and (N,) entropies in nats or None.
+    """
+    keep = torch.is_grad_enabled()
+    logp, spread = _Score.apply(hidden, weight, bias, target, sampling, entropy, entropy_gradient, keep)
+    return logp, spread if entropy else None
+
+
+class _Score(torch.autograd.Function):
+    """With z the shaped logits, p = softmax(z) and H its entropy: `d logp_t / dz = [v = t] - p` and
+    `dH / dz = -p (log p + H)`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sampling: Sampling,
+        entropy: bool, entropy_gradient: bool, keep: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        dtype = hidden.dtype
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+        with torch.autocast(hidden.device.type, enabled=False):
+            features, head = hidden.to(dtype), weight.to(dtype)
+            ctx.rows = max(GPU_ROWS if hidden.is_cuda else 1, CHUNK // len(weight))
+            size = len(target) * len(weight) * features.element_size()
+            kept: list[Tensor] | None = [] if keep and size <= KEPT_BYTES else None
+            parts = []
+            for h, t in zip(features.split(ctx.rows), target.split(ctx.rows), strict=True):
+                raw = _logits(h, head, bias)
+                if kept is not None:
+                    kept.append(raw)
+                parts.append(_normalise(shape_logits(_wide(raw), sampling), t, sampling, entropy))
+            logp, normaliser, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        ctx.save_for_backward(features, head, bias, target, normaliser, spread)
+        ctx.kept, ctx.sampling, ctx.dtypes = kept, sampling, (hidden.dtype, weight.dtype)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(spread)
+        ctx.set_materialize_grads(False)
+        return logp, spread
+
+    @staticmethod
+    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        features, head, bias, target, normaliser, spread = ctx.saved_tensors
+        inputs, outputs = ctx.dtypes
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(features) if needs_hidden else None
+        grad_weight = torch.zeros_like(head, dtype=outputs) if needs_weight else None
+        grad_bias = torch.zeros_like(bias) if needs_bias else None
+        for k, start in enumerate(range(0, len(target), ctx.rows)):
+            at = slice(start, start + ctx.rows)
+            raw = _logits(features[at], head, bias) if ctx.kept is None else ctx.kept[k]
+            z = shape_logits(_wide(raw), ctx.sampling)
+            of_logp, of_entropy = (None if g is None else g[at] for g in (grad_logp, grad_entropy))
+            dz = _logit_gradient(z, target[at], normaliser[at], spread[at], of_logp, of_entropy)
+            if ctx.sampling.temperature not in (0.0, 1.0):
+                dz /= ctx.sampling.temperature
+            if grad_bias is not None:
+                grad_bias += dz.sum(0)
+            dz = dz.to(features.dtype)
+            if grad_hidden is not None:
+                torch.mm(dz, head, out=grad_hidden[at])
+            if grad_weight is not None:
+                _accumulate(grad_weight, dz, features[at])
+        grad_hidden = None if grad_hidden is None else grad_hidden.to(inputs)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
+    return linear(hidden, head, None if bias is None else bias.to(hidden.dtype))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _normalise(z: Tensor, target: Tensor, sampling: Sampling, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Shaped logits (n, V) -> log-probability of the target, log of the normaliser, entropy (0 if not asked for)."""
+    top = z.amax(-1, keepdim=True)
+    mass = (z - top).exp_()
+    total = mass.sum(-1)
+    normaliser = top.squeeze(-1) + total.log()
+    logp = z.gather(-1, target[:, None]).squeeze(-1) - normaliser
+    if not entropy:
+        return logp, normaliser, torch.zeros_like(logp)
+    mean = torch.bmm(mass[:, None], _finite(z, sampling)[:, :, None]).flatten() / total
+    return logp, normaliser, normaliser - mean
+
+
+def _finite(z: Tensor, sampling: Sampling) -> Tensor:
+    """Banned tokens at 0 instead of -inf: their probability 0 times anything finite is 0."""
+    if not sampling.banned_token_ids:
+        return z
+    return z.index_fill(-1, torch.tensor(sampling.banned_token_ids, device=z.device), 0.0)
+
+
+def _logit_gradient(
+    z: Tensor, target: Tensor, normaliser: Tensor, entropy: Tensor, of_logp: Tensor | None, of_entropy: Tensor | None
+) -> Tensor:
+    """Gradient (n, V) of the loss with respect to the shaped logits, from those (n,) of its two results."""
+    of_logp = torch.zeros_like(normaliser) if of_logp is None else of_logp
+    logp = z - normaliser[:, None]
+    if of_entropy is None:
+        dz = logp.exp_().mul_(-of_logp[:, None])
+    else:
+        p = logp.exp()
+        surprise = torch.where(p > 0, logp, 0.0)  # banned tokens: 0 times -inf
+        dz = -p * (of_logp[:, None] + of_entropy[:, None] * (surprise + entropy[:, None]))
+    return dz.scatter_add_(1, target[:, None], of_logp[:, None])
+
+
+def _accumulate(total: Tensor, dz: Tensor, hidden: Tensor) -> None:
+    """total (V, H) += dz (n, V)^T hidden (n, H)."""
+    if total.dtype == dz.dtype:
+        total.addmm_(dz.t(), hidden)
+    else:
+        columns = COLUMNS if dz.is_cuda else len(total)
+        for part, its in zip(total.split(columns), dz.split(columns, 1), strict=True):
+            part += its.t() @ hidden
+
+
+def shape_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Divide by the temperature and ban tokens (..., V): the distribution that sampling and scoring share."""
+    if sampling.temperature not in (0.0, 1.0):
+        logits = logits / sampling.temperature
+    if sampling.banned_token_ids:
+        banned = torch.tensor(sampling.banned_token_ids, device=logits.device)
+        logits = logits.index_fill(-1, banned, float("-inf"))
+    return logits

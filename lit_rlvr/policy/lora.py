@@ -1,0 +1,120 @@
+"""LoRA by peft: low-rank adapters on the language model, in place, so that everything else sees the model it knows.
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.quantize import dense, is_quantized, quantize_layers
+from lit_rlvr.policy.vision import vision_tower
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train adapters of rank r instead of the weights: W + (alpha / r) B A, B starting at 0.
+
+    Args:
+        rank: r.
+        alpha: the adapters' scale before it is divided by r.
+        layers: names of the linear layers that get one, such as [q_proj, v_proj]; None = all of the language model
+            but the output embedding. The vision tower never gets any.
+        quantize: `nf4` holds the language model's linear layers in 4 bits (QLoRA): a seventh of their memory. Engines,
+            exports and the reference get the numbers that are computed with.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    layers: list[str] | None = None
+    quantize: Literal["none", "nf4"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise UserError(f"model.lora: rank={self.rank} and alpha={self.alpha} must be positive")
+
+
+def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.float32) -> None:
+    """Put adapters into a model and freeze everything else.
+
+    Args:
+        compute_dtype: what layers in 4 bits compute in.
+
+    Raises:
+        UserError: no linear layer has one of the names, or bitsandbytes is wanted and not installed.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = language_layers(model)
+    chosen = [name for name in linear if lora.layers is None or name.rpartition(".")[2] in lora.layers]
+    if not chosen:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise UserError(f"model.lora.layers: {lora.layers} names no layer of the language model; it has {known}")
+    if lora.quantize == "nf4":
+        quantize_layers(model, linear, compute_dtype)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=chosen, bias="none")
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+
+
+def language_layers(model: Any) -> list[str]:
+    """Names of the language model's linear layers but the output embedding."""
+    left_out = {id(module) for module in (vision_tower(model) or nn.Module()).modules()}
+    left_out.add(id(model.get_output_embeddings()))
+    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in left_out]
+
+
+def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """A model's parameters under the names they have without adapters, each with its adapter's product added.
+
+    Args:
+        adapters: False = add nothing.
+    """
+    modules: dict[str, Any] = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        layer = owner.removesuffix(".base_layer")
+        if ".lora_" in name:
+            continue
+        weight = dense(parameter)
+        if layer != owner and leaf == "weight" and adapters:
+            weight = weight.detach() + modules[layer].get_delta_weight(ADAPTER).detach()
+        yield f"{layer}.{leaf}" if layer else leaf, weight
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Make a model with adapters a plain one with the same outputs."""
+    merged = dict(merged_parameters(model))
+    for name, module in [*model.named_modules()]:
+        if name.endswith(".base_layer") or not (hasattr(module, "base_layer") or is_quantized(module)):
+            continue
+        weight, bias = merged[f"{name}.weight"], merged.get(f"{name}.bias")
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+        plain.weight = nn.Parameter(weight)
+        if bias is not None:
+            plain.bias = nn.Parameter(bias)
+        model.set_submodule(name, plain)
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The model without its adapters for a while.
+
+    peft's own `enable_adapters` would also change which parameters are trained.
+    """
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "base_layer")]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False

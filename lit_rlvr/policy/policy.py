@@ -1,0 +1,178 @@
+"""The policy: a causal language model and the log-probabilities of completions under it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlvr.distributed.collectives import world_size
+from lit_rlvr.distributed.sharding import gathered, whole
+from lit_rlvr.policy import shared_prefix as attention
+from lit_rlvr.policy.gradient_checkpointing import checkpointing
+from lit_rlvr.policy.layout import Group, Rows, build_rows
+from lit_rlvr.policy.logprobs import score_tokens
+from lit_rlvr.policy.lora import adapters_off, merged_parameters
+from lit_rlvr.policy.vision import blank_image, blank_placeholders, placeholder_ids, rope_places, takes_images
+from lit_rlvr.types import Pixels, Prompt, Rollout, Sampling
+
+_NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+
+
+class Policy(nn.Module):
+    """A Hugging Face causal language model that scores completions in place.
+
+    Args:
+        model: a `...ForCausalLM` with a decoder and an output embedding.
+        eos_token_ids: tokens that end a completion, from the generation config.
+        shared_prefix: compute each prompt once for its group; False = one completion per row.
+        owner: the policy whose model it is, to compute without the adapters that it has; None = this one.
+    """
+
+    def __init__(
+        self, model: nn.Module, eos_token_ids: tuple[int, ...], shared_prefix: bool = True, owner: Policy | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.eos_token_ids = eos_token_ids
+        self._owner = (owner or self,)  # in a tuple, so that it is not a part of this module
+        self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
+        self.share_prefix(shared_prefix)
+
+    def share_prefix(self, shared: bool) -> None:
+        """Compute prompts once per group from now on, or with the model's own attention and one completion per row."""
+        model: Any = self.model
+        self.shared_prefix = shared
+        name = attention.NAME if shared else self._attention
+        vision = takes_images(model.config)  # whose own attention stays as it is
+        model.set_attn_implementation({"text_config": name} if vision else name)
+
+    def without_adapters(self) -> Policy:
+        """The same model as it was before adapters were added; nothing is copied."""
+        return Policy(self.model, self.eos_token_ids, self.shared_prefix, owner=self)
+
+    @property
+    def owner(self) -> Policy:
+        """The policy that is called to compute: only its own call gathers sharded weights."""
+        return self._owner[0]
+
+    @contextmanager
+    def weights(self) -> Iterator[None]:
+        """Whoever runs the model itself does so in here, all processes together."""
+        with gathered(self.owner), self._adapters():
+            yield
+
+    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights by the names that the plain model has for them, whole, adapters merged in."""
+        return ((name, whole(weight)) for name, weight in merged_parameters(self.model, self.owner is self))
+
+    def _adapters(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.owner is self else adapters_off(self.model)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Tokens that stand for images: never sampled, and left out of the softmax."""
+        return placeholder_ids(self.model.config)
+
+    def places(self, prompt: Prompt) -> Tensor:
+        """Positions (D, L) of a prompt's tokens: D = 1, or 3 for multimodal rotary embeddings."""
+        return rope_places(self.model, prompt.token_ids, None if prompt.pixels is None else prompt.pixels.grid)
+
+    def images(self, pixels: Sequence[Pixels]) -> dict[str, Tensor]:
+        """Images as arguments of the model; none without images."""
+        if not pixels:
+            return {}
+        return {
+            "pixel_values": torch.cat([p.values for p in pixels]).to(self.device),
+            "image_grid_thw": torch.cat([p.grid for p in pixels]).to(self.device),
+        }
+
+    def forward(
+        self,
+        rows: Rows,
+        sampling: Sampling,
+        entropy: bool,
+        entropy_gradient: bool = False,
+        pixels: Sequence[Pixels] = (),
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities (N,) of the targets under the sampling distribution, and the entropy (N,) there.
+
+        Args:
+            pixels: the images whose placeholders stand in the rows, in their order.
+        """
+        model: Any = self.model
+        inputs: dict[str, Any] = {"attention_mask": rows.attend}
+        if rows.segments is not None:  # a mask of four dimensions keeps the model from making one of its own
+            inputs = {"attention_mask": _NO_MASK.to(self.device), "segments": rows.segments}
+        with checkpointing(model):
+            hidden = model.base_model(
+                input_ids=rows.input_ids,
+                position_ids=rows.position_ids,
+                use_cache=False,
+                **inputs,
+                **self.images(pixels),
+            ).last_hidden_state  # (R, L, H)
+        # Not `hidden[row, column]`: its backward pass adds floats in the order in which threads come by.
+        hidden = hidden.flatten(0, 1).index_select(0, rows.row * hidden.shape[1] + rows.column)  # (N, H)
+        head = model.get_output_embeddings()
+        return score_tokens(hidden, head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient)
+
+    def plain_logits(self, token_ids: Tensor, pixels: Sequence[Pixels]) -> Tensor:
+        """Logits (1, L, V) of the model's own forward pass on one sequence (1, L), with its images.
+
+        Sharded weights are gathered layer by layer, as in `forward` (see `sharding.shard`).
+        """
+        model: Any = self.model
+        kinds = {"mm_token_type_ids": (token_ids == model.config.image_token_id).int()} if pixels else {}
+        return model(token_ids, use_cache=False, **self.images(pixels), **kinds).logits
+
+    def logprobs(
+        self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities of some completions of a rollout.
+
+        Args:
+            rollout: the whole rollout of this rank.
+            rows: which completions, as indices p * G + g; those of one prompt stand together.
+            entropy: also give the exact entropy of the policy at each position.
+            entropy_gradient: let a gradient flow through the entropy.
+
+        Returns:
+            (len(rows), T) log-probabilities, 0 where padded; and entropies of the same shape, or None.
+        """
+        group_size, width = rollout.group_size, rollout.token_ids.shape[1]
+        tokens = [rollout.completions[i // group_size][i % group_size].token_ids for i in rows]
+        pairs = [(i // group_size, c) for i, c in zip(rows, tokens, strict=True)]
+        groups: list[Group] = []
+        pixels: list[Pixels] = []
+        for p, members in groupby(pairs, key=lambda pair: pair[0]):
+            prompt, completions = rollout.prompts[p], [c for _, c in members]
+            groups.append(Group(prompt.token_ids, completions, self.places(prompt)))
+            if prompt.pixels is not None:
+                pixels += [prompt.pixels] * (1 if self.shared_prefix else len(completions))
+        if world_size() > 1 and not pixels and takes_images(self.model.config):
+            groups.append(self._blank())
+            pixels.append(blank_image(self.model.config))
+        built = build_rows(groups, self.shared_prefix, self.device)
+        with self._adapters():
+            logp, spread = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels)
+        at = (built.sequence, built.position)
+        empty = torch.zeros(len(rows), width, dtype=logp.dtype, device=logp.device)
+        return empty.index_put(at, logp), None if spread is None else empty.index_put(at, spread)
+
+    def _blank(self) -> Group:
+        """A prompt with an image and a completion of no tokens, which nothing is predicted from.
+
+        Processes wait for each other in every part of the model, and one whose prompts have no image would not come to
+        the vision tower.
+        """
+        ids = blank_placeholders(self.model.config)
+        return Group(ids, [[]], rope_places(self.model, ids, blank_image(self.model.config).grid))

@@ -1,0 +1,31 @@
+"""The trainer's precisions, and what a model computes in under each."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+import torch
+
+PRECISIONS = ("32-true", "bf16-mixed")
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """What matrix products run in under a trainer's precision."""
+    return torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+
+
+@lru_cache
+def bf16_slowdown() -> float:
+    """How many times longer this CPU takes for a matrix product in bfloat16 than in float32; below 1 it is faster.
+
+    CPUs without instructions for bfloat16 emulate it, and take a hundred times as long.
+    """
+    seconds = []
+    for dtype in (torch.bfloat16, torch.float32):
+        matrix = torch.ones(256, 256, dtype=dtype)
+        matrix @ matrix
+        started = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - started)
+    return seconds[0] / seconds[1]

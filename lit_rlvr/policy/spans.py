@@ -1,0 +1,198 @@
+"""Attention of prompts and completions of any lengths without padding, mask or repeated keys.
+
+The tokens of a micro-batch lie in one row, segment after segment. Two calls of a flash-attention kernel compute what
+they attend to: every segment to itself (causal), and the completions of each group, together, to their prompt. A
+completion's two results are merged by their log-sum-exps, and the backward pass gives both calls the merged output and
+log-sum-exp, with which each of them computes its own part of the exact gradient.
+
+Source: Dao et al. 2022, "FlashAttention", algorithms 1 and 4 (the backward pass needs nothing but the output and the
+log-sum-exp of each query); Milakov and Gimelshein 2018 for merging parts of a softmax.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_FLASH = {
+    "_flash_attention_forward": (
+        "query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal",
+        "return_debug_mask", "scale",
+    ),
+    "_flash_attention_backward": (
+        "grad_out", "query", "key", "value", "out", "logsumexp", "cum_seq_q", "cum_seq_k", "max_q", "max_k",
+        "dropout_p", "is_causal", "rng_state", "unused", "scale",
+    ),
+}  # fmt: skip
+"""Operators under `torch.nn.attention.varlen`, whose own backward pass takes no gradient of the log-sum-exp, and the
+arguments that they are called with here. They are not public: where they have others, `available` says so."""
+
+
+@dataclass
+class Blocks:
+    """N pairs of a piece of queries and a piece of keys.
+
+    Args:
+        queries, keys: lengths of the pieces, which follow each other.
+        query_ends, key_ends: (N + 1,) int32, their cumulative sums from 0.
+    """
+
+    queries: list[int]
+    keys: list[int]
+    query_ends: Tensor
+    key_ends: Tensor
+
+    @classmethod
+    def of(cls, queries: list[int], keys: list[int]) -> Blocks:
+        ends = (torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (queries, keys))
+        return cls(queries, keys, *ends)
+
+    def to(self, device: torch.device) -> Blocks:
+        return Blocks(self.queries, self.keys, self.query_ends.to(device), self.key_ends.to(device))
+
+
+@dataclass
+class Spans:
+    """Who attends to whom in a row of T tokens.
+
+    Args:
+        own: every segment and itself.
+        shared: the completions of each group, together, and their prompt; of groups with a completion.
+        asking: (Q,) long, the places of those completions' tokens; asked: (K,) long, of those prompts'.
+    """
+
+    own: Blocks
+    shared: Blocks
+    asking: Tensor
+    asked: Tensor
+
+    def to(self, device: torch.device) -> Spans:
+        return Spans(self.own.to(device), self.shared.to(device), self.asking.to(device), self.asked.to(device))
+
+
+def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) -> Spans:
+    """Spans from the places of each prompt, and of each completion with its prompt's index, in the order of the row."""
+    lengths = [0] * len(prompts)
+    for p, span in completions:
+        lengths[p] += len(span)
+    segments = sorted([*prompts, *(span for _, span in completions)], key=lambda span: span.start)
+    own = [len(span) for span in segments]
+    live = [p for p, length in enumerate(lengths) if length]
+    return Spans(
+        Blocks.of(own, own),
+        Blocks.of([lengths[p] for p in live], [len(prompts[p]) for p in live]),
+        torch.tensor([t for _, span in completions for t in span], dtype=torch.long),
+        torch.tensor([t for p in live for t in prompts[p]], dtype=torch.long),
+    )
+
+
+def available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel: on a CPU always, on an NVIDIA GPU for 16-bit numbers and where torch has the operators
+    with the arguments that are used here."""
+    if device.type == "cpu":
+        return True
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    for name, wanted in _FLASH.items():
+        operator = getattr(torch.ops.aten, name, None)
+        if operator is None or [a.name for a in operator.default._schema.arguments][: len(wanted)] != [*wanted]:
+            return False
+    return True
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
+    """Attention of a row of T tokens by its spans.
+
+    Args:
+        query: (T, H, D). key, value: (T, K, D) with H a multiple of K.
+
+    Returns:
+        (T, H, D). Memory is linear in T.
+    """
+    out: Tensor = _Attend.apply(query, key, value, spans, scale)
+    return out
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
+        out, lse = _kernel(q, k, v, spans.own, True, scale)
+        if len(spans.asking):
+            parts = q[spans.asking], k[spans.asked], v[spans.asked]
+            other, its = _kernel(*parts, spans.shared, False, scale)
+            own, mine = out[spans.asking], lse[:, spans.asking]
+            both = torch.logaddexp(mine, its)  # (H, Q)
+            merged = own * _weight(mine, both, own.dtype) + other * _weight(its, both, own.dtype)
+            out, lse = out.index_copy(0, spans.asking, merged), lse.index_copy(1, spans.asking, both)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.spans, ctx.scale = spans, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        spans: Spans = ctx.spans
+        grad = grad.contiguous()
+        dq, dk, dv = _gradient(grad, q, k, v, out, lse, spans.own, True, ctx.scale)
+        if len(spans.asking):
+            parts = q[spans.asking], k[spans.asked], v[spans.asked]
+            results = out[spans.asking], lse[:, spans.asking].contiguous()
+            more = _gradient(grad[spans.asking], *parts, *results, spans.shared, False, ctx.scale)
+            for total, at, part in zip((dq, dk, dv), (spans.asking, spans.asked, spans.asked), more, strict=True):
+                total.index_add_(0, at, part)  # each place once, so the order of the sum is given
+        return dq, dk, dv, None, None
+
+
+def _weight(part: Tensor, both: Tensor, dtype: torch.dtype) -> Tensor:
+    """The share (Q, H, 1) of a part in the merged softmax, from log-sum-exps (H, Q)."""
+    return (part - both).exp().t()[..., None].to(dtype)
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Output (T, H, D) and log-sum-exp (H, T) of each piece of queries on its piece of keys."""
+    if q.is_cuda:
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            q, k, v, blocks.query_ends, blocks.key_ends, max(blocks.queries), max(blocks.keys), 0.0, causal, False,
+            scale=scale,
+        )  # fmt: skip
+        return out, lse
+    found = [
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(a, b, c, 0.0, causal, scale=scale)
+        for a, b, c in zip(_heads(q, blocks.queries), _heads(k, blocks.keys), _heads(v, blocks.keys), strict=True)
+    ]
+    return torch.cat([out[0].transpose(0, 1) for out, _ in found]), torch.cat([lse[0] for _, lse in found], 1)
+
+
+def _gradient(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, blocks: Blocks, causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `_kernel`'s arguments; `out` and `lse` may be those of a softmax over further keys."""
+    if q.is_cuda:
+        state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of the dropout, which there is none of
+        dq, dk, dv = torch.ops.aten._flash_attention_backward(
+            grad, q, k, v, out, lse, blocks.query_ends, blocks.key_ends, max(blocks.queries), max(blocks.keys), 0.0,
+            causal, state, torch.empty(0, device=q.device), scale=scale,
+        )  # fmt: skip
+        return dq, dk, dv
+    pieces = zip(
+        *(_heads(x, blocks.queries) for x in (grad, q)),
+        *(_heads(x, blocks.keys) for x in (k, v)),
+        _heads(out, blocks.queries),
+        lse[None].split(blocks.queries, 2),
+        strict=True,
+    )
+    found = [
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*piece, 0.0, causal, scale=scale)
+        for piece in pieces
+    ]
+    dq, dk, dv = (torch.cat([part[0].transpose(0, 1) for part in parts]) for parts in zip(*found, strict=True))
+    return dq, dk, dv
+
+
+def _heads(x: Tensor, lengths: list[int]) -> list[Tensor]:
+    """(T, H, D) in pieces (1, H, L, D)."""
+    return [piece.transpose(0, 1)[None] for piece in x.split(lengths)]

@@ -1,0 +1,77 @@
+"""A policy checked against its own model: what would be silently wrong is refused or done the slower way."""
+
+from __future__ import annotations
+
+import logging
+from math import isnan
+from typing import Any
+
+import torch
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy import shared_prefix as attention
+from lit_rlvr.policy.layout import Group, build_rows
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.vision import blank_image, blank_placeholders, rope_places, takes_images
+from lit_rlvr.types import Pixels, Sampling
+
+_log = logging.getLogger("lit_rlvr")
+
+
+def verify_or_fall_back(policy: Policy) -> None:
+    """Compare our log-probabilities with the model's own forward pass on a few tokens, once.
+
+    This catches what would be silently wrong: models that scale or cap their logits after the output embedding,
+    and models whose attention is not the plain causal one (windows, recurrent layers), which fall back to one
+    completion per row.
+
+    Raises:
+        UserError: even one completion per row does not reproduce the model's own log-probabilities.
+    """
+    reason = "it does not hand our layout on to its attention"
+    try:
+        if _worst_difference(policy) <= _tolerance(policy):
+            return
+    except attention.CannotShare as error:
+        reason = f"its attention has {error}"
+    if policy.shared_prefix:
+        policy.share_prefix(False)
+        if _worst_difference(policy) <= _tolerance(policy):
+            _log.warning("This model does not take shared prefixes (%s); one completion per row: slower.", reason)
+            return
+    name = type(policy.model).__name__
+    if isnan(_worst_difference(policy)):
+        raise UserError(f"model: {name}'s log-probabilities are not numbers, its weights are broken; use another copy")
+    raise UserError(f"model: {name}'s log-probabilities cannot be reproduced from its hidden states; not supported")
+
+
+def _tolerance(policy: Policy) -> float:
+    return 1e-3 if next(policy.model.parameters()).dtype in (torch.float32, torch.float64) else 0.2
+
+
+@torch.no_grad()
+def _worst_difference(policy: Policy) -> float:
+    """Two groups, so that a leak between them shows, the second with an image where the model takes images."""
+    model: Any = policy.model
+    vocabulary = model.config.get_text_config().vocab_size
+    groups: list[Group] = []
+    images: list[list[Pixels]] = []
+    pixels: list[Pixels] = []
+    for first in (11, 47):
+        ids = [i % vocabulary for i in range(first, first + 20)]
+        image = [blank_image(model.config)] if first == 47 and takes_images(model.config) else []
+        prompt = [*ids[:6], *blank_placeholders(model.config), *ids[6:12]] if image else ids[:12]
+        places = rope_places(model, prompt, image[0].grid if image else None)
+        groups.append(Group(prompt, [ids[12:16], ids[16:20]], places))
+        images.append(image)
+        pixels += image * (1 if policy.shared_prefix else 2)
+    rows = build_rows(groups, policy.shared_prefix, policy.device)
+    ours, _ = policy(rows, Sampling(), False, pixels=pixels)  # first: the first pass of sharded weights is the policy's
+    theirs = []
+    for group, image in zip(groups, images, strict=True):
+        for completion in group.completions:
+            full = torch.tensor([[*group.prompt, *completion]], device=policy.device)
+            logp = policy.plain_logits(full, image).float().log_softmax(-1)
+            target = full[0, len(group.prompt) :, None]
+            theirs.append(logp[0, len(group.prompt) - 1 : -1].gather(-1, target).squeeze(-1))
+    return float((ours.float() - torch.cat(theirs)).abs().max())

@@ -1,0 +1,90 @@
+"""What of a vision-language model is about images: its tower, its placeholders, its positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.types import Pixels
+
+_MARKERS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+PATCHES = {
+    "patch_size": "patch_size",
+    "spatial_merge_size": "merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
+"""Sizes of patches: their names in a vision tower's config -> in its image processor."""
+
+
+def takes_images(config: Any) -> bool:
+    """Whether a model's config is that of a vision-language model.
+
+    Raises:
+        UserError: of another kind than Qwen2-VL, Qwen2.5-VL and Qwen3-VL, which take an image as a sequence of
+            patches of any length, with positions of three dimensions.
+    """
+    if not hasattr(config, "vision_config"):
+        return False
+    missing = [name for name in _MARKERS if not hasattr(config, name)]
+    missing += [f"vision_config.{name}" for name in PATCHES if not hasattr(config.vision_config, name)]
+    if missing:
+        raise UserError(
+            f"model: {config.model_type} takes images in another way than Qwen2-VL, Qwen2.5-VL and Qwen3-VL (its "
+            f"config has no {missing[0]}); use one of these"
+        )
+    return True
+
+
+def vision_tower(model: Any) -> Any:
+    """The part of a model that turns patches into features of the language model; None without one."""
+    inner = model.base_model
+    return next((getattr(inner, name) for name in ("visual", "vision_tower") if hasattr(inner, name)), None)
+
+
+def freeze_vision_tower(model: Any) -> None:
+    """Leave the vision tower out of training.
+
+    Raises:
+        UserError: there is none.
+    """
+    tower = vision_tower(model)
+    if tower is None:
+        raise UserError(f"model.freeze_vision: {type(model).__name__} has no vision tower; leave the option out")
+    tower.requires_grad_(False)
+
+
+def placeholder_ids(config: Any) -> tuple[int, ...]:
+    """The tokens that stand for images and videos or enclose them: a text never has them."""
+    ids = [getattr(config, name, None) for name in (*_MARKERS, "video_token_id")]
+    return tuple(int(i) for i in ids if i is not None)
+
+
+def blank_image(config: Any) -> Pixels:
+    """A made-up image of 2 x 3 features."""
+    vision = config.vision_config
+    merge, size = vision.spatial_merge_size, vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
+    count = 6 * merge**2
+    return Pixels(
+        torch.linspace(-1, 1, count * size).sin().view(count, size), torch.tensor([[1, 2 * merge, 3 * merge]]), ()
+    )
+
+
+def blank_placeholders(config: Any) -> list[int]:
+    """The tokens that stand for `blank_image` in a prompt."""
+    return [config.vision_start_token_id, *[config.image_token_id] * 6, config.vision_end_token_id]
+
+
+def rope_places(model: Any, token_ids: Sequence[int], grid: Tensor | None) -> Tensor:
+    """Positions (1, L) of a prompt's tokens, or (3, L) for a model with multimodal rotary embeddings."""
+    plain = torch.arange(len(token_ids))[None]
+    if not takes_images(model.config):
+        return plain
+    if grid is None:
+        return plain.expand(3, -1)
+    ids = torch.tensor([list(token_ids)])
+    kinds = (ids == model.config.image_token_id).int()
+    return model.model.get_rope_index(ids, kinds, image_grid_thw=grid)[0][:, 0]

@@ -1,0 +1,54 @@
+"""Renders self-contained HTML pages from `templates/`, with all inserted values escaped."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.files import write_atomically
+from lit_rlvr.printable import printable
+
+MARK = '<meta name="generator" content="lit-rlvr">'
+"""Mark in every page (`page.html`)."""
+
+
+def render(template: str, **values: Any) -> str:
+    """A page. Much of its content comes from models and data sets, so every value is escaped and control characters are
+    replaced. The page's security policy (`page.html`) also forbids scripts and all requests."""
+    return _environment().get_template(template).render(**values)
+
+
+def write_page(path: Path, text: str, option: str) -> None:
+    """Write a page, creating its folder; replaces an older page of ours.
+
+    Args:
+        option: the option that messages name.
+
+    Raises:
+        UserError: another file has that name, or it cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{option}: {path} is a folder; give the name of a file")
+    try:
+        if path.exists() and MARK not in path.read_text(errors="replace"):
+            raise UserError(f"{option}: {path} exists and is not a page of lit-rlvr; choose another name")
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(f"{option}: {path} cannot be written: {error.strerror}") from error
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("lit_rlvr"), autoescape=True, undefined=StrictUndefined, finalize=_visible,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+
+
+def _visible(value: Any) -> Any:
+    """Text without control characters; the output of a macro is left unchanged."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -1,0 +1,99 @@
+"""The sizes of a run, checked against each other before any weights load."""
+
+from __future__ import annotations
+
+import logging
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.objectives import settle_correction
+from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
+from lit_rlvr.rollout.synced_engine import SyncedEngine
+from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.types import Sampling
+
+_log = logging.getLogger("lit_rlvr")
+
+SLOW = 4.0
+"""Factor above which a slow precision is worth a warning."""
+
+
+def check_sizes(
+    module: RLVRModule, engine: SyncedEngine, sampling: Sampling, group_size: int, overlap: bool, prompts: int,
+    ranks: int, precision: str = "32-true", device: str = "cpu",
+) -> None:  # fmt: skip
+    """Check what was given, and print what follows from it.
+
+    Args:
+        sampling: of the training completions. group_size: completions per prompt.
+        overlap: whether the next rollout is generated while this one is trained on.
+        prompts: prompts per step, over all ranks.
+        precision, device: the trainer's.
+
+    Raises:
+        UserError: sizes that do not divide or are too small, or a sampling that the loss is not about.
+    """
+    if sampling.truncated:
+        raise UserError(
+            "rollout.sampling: top_p/top_k change the distribution that the loss's log-probabilities are about; "
+            "use top_p: 1.0 and top_k: 0 for training (eval_sampling may use them)"
+        )
+    if group_size < module.advantage.min_group:
+        raise UserError(
+            f"rollout.group_size: {group_size} is too small, model.advantage compares the completions of "
+            f"a prompt; use at least {module.advantage.min_group}"
+        )
+    if prompts % (ranks * module.updates_per_rollout):
+        raise UserError(
+            f"data.prompts_per_step: {prompts} prompts cannot be split evenly over {ranks} rank(s) x "
+            f"{module.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
+            f"use a multiple of {ranks * module.updates_per_rollout}"
+        )
+    if (module.reference_pool_size or group_size) < group_size:
+        raise UserError(
+            f"model.reference_pool_size: {module.reference_pool_size} is below rollout.group_size={group_size}"
+        )
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"trainer.precision: {precision} is not supported, the weights are kept in float32; "
+            f"use {' or '.join(PRECISIONS)}"
+        )
+    if precision == "bf16-mixed" and device == "cpu" and (factor := bf16_slowdown()) > SLOW:
+        _log.warning(
+            "this CPU multiplies in bfloat16 %.0f times slower than in float32; use --trainer.precision 32-true", factor
+        )
+    name, updates = type(module).__name__, module.updates_per_rollout * module.epochs_per_rollout
+    if updates > 1 and not module.has_ratio:
+        _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
+    if updates == 1 and module.needs_updates:
+        _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
+    correction = settle_correction(module.importance_correction, engine.exact(compute_dtype(precision)))
+    if overlap:
+        _check_overlap(module, engine, prompts, correction, device)
+    _log.info(
+        "%d prompts x %d completions = %d sequences a rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
+        "%d pass(es), at most %d tokens at once; engine %s, importance correction %s",
+        prompts, group_size, prompts * group_size, ranks, module.updates_per_rollout,
+        prompts // ranks // module.updates_per_rollout, module.epochs_per_rollout, module.tokens_per_microbatch,
+        engine.name, correction,
+    )  # fmt: skip
+
+
+def _check_overlap(module: RLVRModule, engine: SyncedEngine, prompts: int, correction: str, device: str) -> None:
+    """Refuse what a rollout that was generated one iteration early cannot go with.
+
+    Raises:
+        UserError: says what.
+    """
+    reason = None
+    if engine.shares_weights:
+        reason = f"engine {engine.name} decodes with the weights in training; use vllm"
+    elif engine.in_process and device == "cuda":
+        reason = f"engine {engine.name} has the GPU that trains meanwhile; use VLLMServerEngine on other GPUs"
+    elif module.wanted_groups(prompts):
+        reason = "dynamic sampling decides about further prompts only when the groups are scored; turn it off"
+    elif module.advantage.needs_reference and module.reference_rollouts == "fresh":
+        reason = "fresh reference rollouts need the engine meanwhile; use model.reference_rollouts: pool"
+    elif correction == "none":
+        reason = "the rollouts are one iteration old; give model.importance_correction"
+    if reason:
+        raise UserError(f"rollout.overlap: {reason}")

@@ -1,0 +1,89 @@
+"""How long sequences get, and whether the model's context has room for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.loading import load_config
+from lit_rlvr.types import Prompt, Sampling
+
+if TYPE_CHECKING:
+    from datamodules import PromptDataModule
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A set's prompts, and how long a completion may get that is asked for each.
+
+    Args:
+        name: the set's, in messages.
+        prompts: at least one.
+        max_tokens: of a completion.
+        option: that sets it.
+        prompt_option: that leaves longer prompts out.
+    """
+
+    name: str
+    prompts: Sequence[Prompt]
+    max_tokens: int
+    option: str
+    prompt_option: str = "data.init_args.max_prompt_tokens"
+
+    @property
+    def longest(self) -> Prompt:
+        return max(self.prompts, key=lambda prompt: len(prompt.token_ids))
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the longest prompt with the longest completion."""
+        return len(self.longest.token_ids) + self.max_tokens
+
+
+def asked_of(data: PromptDataModule, sampling: Sampling, eval_sampling: Sampling) -> list[Asked]:
+    """What a run asks for, by the sets that are loaded."""
+    trained = sampling.max_tokens, "rollout.sampling.max_tokens"
+    evaluated = eval_sampling.max_tokens, "rollout.eval_sampling.max_tokens"
+    return [
+        Asked(f"{other.name} {split}", prompts, *(trained if split == "train" else evaluated))
+        for other in data.validated
+        for split, prompts in other.prompts.items()
+        if prompts
+    ]
+
+
+def check_lengths(model_folder: str, sets: Sequence[Asked]) -> None:
+    """Refuse a set whose longest prompt has no room for its completions; of the model only the config is read.
+
+    Raises:
+        UserError: names the prompt, and what to lower to which number.
+    """
+    context = context_length(load_config(model_folder))
+    for asked in sets:
+        if context is None or asked.reach <= context:
+            continue
+        tokens = len(asked.longest.token_ids)
+        rooms = {asked.prompt_option: context - asked.max_tokens, asked.option: context - tokens}
+        lower = " or ".join(f"{option} to {room}" for option, room in rooms.items() if room > 0)
+        raise UserError(
+            f"{asked.name}: prompt {asked.longest.sample.id} has {tokens} tokens, which with {asked.option}="
+            f"{asked.max_tokens} is more than the model's context of {context} tokens; lower "
+            f"{lower or ' and '.join(rooms)}"
+        )
+
+
+def context_length(config: Any) -> int | None:
+    """The longest sequence that a model's positions are made for, as vLLM has it; None where its config does not say.
+
+    `linear` and `dynamic` RoPE scaling multiply it; the others' factor is in it already, and so is Gemma 3's.
+    """
+    text = config.get_text_config()
+    length = getattr(text, "max_position_embeddings", None)
+    if length is None:
+        return None
+    ropes: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one for all layers, or several
+    factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic")]
+    return int(length * (1 if "gemma3" in text.model_type else max(factors, default=1)))

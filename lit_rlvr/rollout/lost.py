@@ -1,0 +1,54 @@
+"""Says when most of what a run generates teaches nothing: once, and again when it has become much worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
+
+from lit_rlvr.types import Sampling
+
+RECENT = 4
+"""Iterations whose mean counts."""
+MOST = 0.5
+WORSE = 0.2
+
+
+class LostWork:
+    """Follows the shares of completions that were cut off and of prompts without a signal."""
+
+    def __init__(self) -> None:
+        self._recent: dict[str, list[float]] = {}
+        self._said: dict[str, float] = {}
+
+    def look(self, metrics: Mapping[str, float], sampling: Sampling) -> list[str]:
+        """Take in one iteration; what is worth saying of it.
+
+        Args:
+            metrics: what it logged.
+            sampling: the training's.
+        """
+        said = []
+        if (share := self._grown("rollout/truncated", metrics)) is not None:
+            said.append(
+                f"{share:.0%} of the completions were cut off before they ended; raise rollout.sampling.max_tokens="
+                f"{sampling.max_tokens}"
+            )
+        if (share := self._grown("train/no_signal", metrics)) is not None:
+            more = "more completions (rollout.group_size)"
+            if metrics["rollout/accuracy"] > 0.5:
+                advice = f"harder prompts (lit-rlvr filter), or {more}"
+            else:
+                advice = f"easier prompts (lit-rlvr filter), {more}, or a warm start (warm_start.steps)"
+            said.append(
+                f"{share:.0%} of the prompts gave no signal, their completions were all rewarded alike; take {advice}"
+            )
+        return said
+
+    def _grown(self, name: str, metrics: Mapping[str, float]) -> float | None:
+        """A share's recent mean, if it is most, and so much more than was said before."""
+        self._recent[name] = [*self._recent.get(name, []), metrics[name]][-RECENT:]
+        share = fmean(self._recent[name])
+        if share <= max(MOST, self._said.get(name, 0.0) + WORSE):
+            return None
+        self._said[name] = share
+        return share

@@ -1,0 +1,223 @@
+"""The owner of an engine and of the weights in it: it starts the engine, brings it weights, proves that they arrived,
+and starts it anew when it crashes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from lit_rlvr.distributed.collectives import gather_objects, lost_peer
+from lit_rlvr.errors import UserError, check_within, first_line
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
+from lit_rlvr.rollout.probe import check_engine, probe_sampling
+from lit_rlvr.seeds import derive_seed, run_seed
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class SyncedEngine:
+    """Generates with weights of a version that is asked for.
+
+    When the engine raises, it is closed, started, given its weights, probed, and asked for the same batch with the same
+    seeds; groups that were complete, which may be scored already, stay as they were.
+
+    Args:
+        engine: what generates; it is started here.
+        max_restarts: without a whole batch in between.
+        probe_every: after the first sync that is to be probed and every this many, the engine's log-probabilities are
+            compared with the policy's; 0 = after the first only.
+        resume: how a user continues once the engine has crashed too often.
+    """
+
+    def __init__(
+        self, engine: RolloutEngine, max_restarts: int = 3, probe_every: int = 10,
+        resume: str = "resume with --ckpt_path last",
+    ) -> None:  # fmt: skip
+        check_within("[0, inf)", "rollout", max_engine_restarts=max_restarts, probe_every=probe_every)
+        self._engine, self._max_restarts, self._probe_every, self._resume = engine, max_restarts, probe_every, resume
+        self._context: EngineContext | None = None
+        self._policy: Policy | None = None  # whose weights it holds
+        self._version: Hashable | None = None  # of these weights; None = it holds others
+        self._syncs = 0  # of those that are to be probed
+        self._restarts = 0  # since the last whole batch
+        self._proven = True  # False: started anew and not probed yet
+
+    @property
+    def name(self) -> str:
+        return self._engine.name
+
+    @property
+    def started(self) -> bool:
+        return self._context is not None
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether it decodes with the very weights that are trained."""
+        return self._engine.shares_weights
+
+    @property
+    def in_process(self) -> bool:
+        """Whether it generates in the training process, on its device."""
+        return self._engine.in_process
+
+    def exact(self, dtype: torch.dtype) -> bool:
+        """Whether its log-probabilities are those of a trainer that computes in `dtype`, up to rounding."""
+        return self._engine.exact and dtype == torch.float32
+
+    def start(self, context: EngineContext) -> None:
+        """Once; later calls do nothing."""
+        if self._context is None:
+            self._engine.start(context)
+            self._context = context
+
+    def bring(
+        self, policy: Policy, version: Hashable, prompts: Sequence[Prompt] | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    ) -> None:  # fmt: skip
+        """Bring the engine this version of a policy's weights, unless it holds it; all ranks together.
+
+        Args:
+            version: names the policy and its weights.
+            prompts: this rank's; the longest of all ranks' is what the engine is probed on, when its turn has come.
+                None = these weights are not to be probed.
+            sampling: of these prompts: with it they have room in the engine.
+        """
+        if self._version == version:
+            return
+        self._policy, self._version = policy, None
+        self._restart_after(crash_of(lambda: self._engine.sync(policy)))
+        self._version = version
+        if prompts is None:
+            return
+        self._syncs += 1
+        if self._syncs == 1 or (self._probe_every and self._syncs % self._probe_every == 0):
+            found = gather_objects(max(prompts, key=lambda p: len(p.token_ids), default=None))
+            longest = max((p for p in found if p is not None), key=lambda p: len(p.token_ids))
+            seed = derive_seed(run_seed(), "probe")
+            check_engine(self, policy, longest, probe_sampling(sampling), seed)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None = None,
+    ) -> list[list[Completion]]:
+        """As `RolloutEngine.generate`, whatever crashes on the way."""
+        found: dict[int, list[Completion]] = {}
+
+        def keep(p: int, group: list[Completion]) -> None:
+            if p not in found:
+                found[p] = group
+                if done is not None:
+                    done(p, group)
+
+        def attempt() -> None:
+            self._probe_after_restart(prompts, sampling, seeds)
+            before = dict(found)
+            found.update(dict(enumerate(self._engine.generate(prompts, sampling, seeds, keep))) | before)
+
+        while (crash := crash_of(attempt)) is not None:
+            self._restart_after(crash)
+        if prompts:
+            self._restarts = 0
+        return [found[p] for p in range(len(prompts))]
+
+    def generate_once(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Completion]]:
+        """As `generate`; a crash is raised."""
+        return self._engine.generate(prompts, sampling, seeds)
+
+    def rest(self) -> None:
+        """Give back memory, where the engine can, until the next weights come."""
+        if self._engine.rest():
+            self._version = None
+
+    def close(self) -> None:
+        """Give back memory and processes. What keeps it from closing is said; it must not hide why the run ends."""
+        if self._context is not None:
+            self._close_engine()
+        self._context = self._version = None
+
+    def _close_engine(self) -> None:
+        unclosed = crash_of(self._engine.close)
+        if unclosed is not None:
+            _log.warning("engine %s could not be closed: %s", self.name, unclosed)
+
+    @property
+    def probe_tolerance(self) -> float:
+        return self._engine.probe_tolerance
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self._engine.compute_dtype
+
+    def _restart_after(self, crash: str | None) -> None:
+        """Until the engine runs; nothing after no crash.
+
+        Raises:
+            UserError: it has crashed too often, or this process alone does not have its weights.
+        """
+        while crash is not None:
+            if self._sharded and not self._engine.keeps_weights:
+                raise UserError(
+                    f"engine {self.name} crashed: {crash}; with sharded weights no process can start it anew alone, "
+                    f"{self._resume}"
+                )
+            if self._restarts == self._max_restarts:
+                raise UserError(
+                    f"engine {self.name} crashed: {crash}; after {self._max_restarts} restart(s) in a row "
+                    f"(rollout.max_engine_restarts) the run ends, {self._resume}"
+                )
+            self._restarts, self._proven = self._restarts + 1, False
+            _log.warning(
+                "engine %s crashed: %s; restart %d of %d", self.name, crash, self._restarts, self._max_restarts
+            )
+            crash = crash_of(self._start_anew)
+
+    def _start_anew(self) -> None:
+        assert self._context is not None and self._policy is not None, "start() and bring() come first"
+        if not self._engine.keeps_weights:
+            self._close_engine()
+        self._engine.start(self._context)
+        self._engine.restore(self._policy)
+
+    def _probe_after_restart(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> None:
+        """Once: it holds the policy's weights. (Sharded ones give no log-probabilities alone, and a process may have no
+        prompt of a batch.)"""
+        if self._proven or self._sharded or not prompts:
+            return
+        assert self._policy is not None, "bring() comes first"
+        longest = max(prompts, key=lambda p: len(p.token_ids))
+        check_engine(self._engine, self._policy, longest, probe_sampling(sampling), seeds[0][0])
+        self._proven = True
+
+    @property
+    def _sharded(self) -> bool:
+        return self._policy is not None and any(isinstance(weight, DTensor) for weight in self._policy.parameters())
+
+
+def crash_of(action: Callable[[], None]) -> str | None:
+    """Run something; how it crashed, if it did. The memory that a crash holds is free again when this returns.
+
+    Raises:
+        UserError: what it says is the user's to mend, and would come back.
+        RuntimeError: another rank has gone.
+    """
+    try:
+        action()
+    except UserError:
+        raise
+    except Exception as error:
+        if lost_peer(error):
+            raise
+        return first_line(error)
+    return None

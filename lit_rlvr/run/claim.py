@@ -1,0 +1,59 @@
+"""Claims a run folder for one run, and keeps an earlier run until there is something to replace it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lit_rlvr.distributed.checkpoint_files import list_checkpoints
+from lit_rlvr.errors import UserError
+from lit_rlvr.files import check_writable
+from lit_rlvr.run.lock import locked
+from lit_rlvr.run.replaced import drop, put_back, recover, set_aside
+
+
+@contextmanager
+def held(root: Path) -> Iterator[None]:
+    """Hold a run folder exclusively; creates it if necessary and repairs what a killed process left half done.
+
+    Raises:
+        UserError: the folder cannot be written, or another run is using it.
+    """
+    check_writable(root, "trainer.default_root_dir")
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root):
+        recover(root)
+        if list_checkpoints(root):
+            drop(root)
+        yield
+
+
+@contextmanager
+def room(root: Path, resumes: bool, overwrite: bool) -> Iterator[None]:
+    """Train in a run folder that is held: an earlier run in it is resumed, or kept until it is replaced.
+
+    Raises:
+        UserError: the folder has an earlier run, which is neither resumed nor overwritten.
+    """
+    if overwrite and not resumes:
+        set_aside(root)
+    elif not resumes:
+        put_back(root)
+        _check_free(root)
+    try:
+        yield
+    except BaseException:
+        if not list_checkpoints(root):
+            put_back(root)
+        raise
+    drop(root)
+
+
+def _check_free(root: Path) -> None:
+    taken = [root / name for name in ("summary.json", "metrics.csv", "checkpoints") if (root / name).exists()]
+    if taken:
+        raise UserError(
+            f"trainer.default_root_dir: {root} already holds a run ({taken[0].name}); resume it with --ckpt_path last, "
+            "replace it with --overwrite true, or choose another folder"
+        )

@@ -1,0 +1,34 @@
+"""What a checkpoint must have in common with the run that resumes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.seeds import derive_seed
+
+
+def identity(data: object, algorithm: object, advantage: object, policy: Policy) -> dict[str, str]:
+    """The classes of data, algorithm and advantage, and the model's architecture."""
+    shapes = sorted((name, tuple(p.shape)) for name, p in policy.named_parameters())
+    return {
+        "data": type(data).__name__,
+        "algorithm": type(algorithm).__name__,
+        "advantage": type(advantage).__name__,
+        "model of": f"{type(policy.model).__name__} {derive_seed(str(shapes)):x}",
+    }
+
+
+def check_identity(ours: dict[str, str], saved: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another kind of run.
+
+    Args:
+        saved: what `identity` was when the checkpoint was written, among other things.
+
+    Raises:
+        UserError: says what differs.
+    """
+    for key, value in ours.items():
+        if saved[key] != value:
+            raise UserError(f"ckpt_path: its run had {key} {saved[key]}, this one has {value}; resume with the same")

@@ -1,0 +1,82 @@
+"""An algorithm as mathematics: from a rollout's rewards to advantages, from log-probabilities to a loss.
+
+Training (`training/module.py`) and the replay of a frozen batch (`parity/replay.py`) both go through here. An algorithm
+overrides `objective`, and `observe` if its loss depends on the whole rollout's statistics.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor
+
+from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
+from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, kind_of
+from lit_rlvr.objectives import Aggregation, LossInputs, Stats, k3, masked_sum
+from lit_rlvr.returned import check_advantages, check_objective
+from lit_rlvr.training.validation import EvaluatingModule
+
+
+class LossModule(EvaluatingModule, ABC):
+    """The advantage estimator and the loss; see `RLVRModule` for the options."""
+
+    has_ratio: ClassVar[bool] = True  # False: right only on the policy that sampled, so with one update per rollout
+    needs_updates: ClassVar[bool] = False  # True: with one update per rollout its gradient is GRPO's
+
+    def __init__(
+        self, model: str, advantage: Advantage | str, aggregation: Aggregation, kl_coef: float, entropy_coef: float
+    ) -> None:
+        check_within("[0, inf)", "model", kl_coef=kl_coef)
+        check_within("(-inf, inf)", "model", entropy_coef=entropy_coef)
+        super().__init__(model)
+        check_takes(self.objective, "x")
+        check_takes(self.observe, "group")
+        self.aggregation, self.advantage = aggregation, resolve_advantage(advantage)
+        self.kl_coef, self.entropy_coef = kl_coef, entropy_coef
+
+    @abstractmethod
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        """The loss of some rows: a sum that already carries the global normalisers, without the KL term.
+
+        Returns:
+            The loss, and counts or sums over the unmasked tokens, which are logged as means.
+        """
+
+    def observe(self, group: GroupBatch) -> dict[str, float]:
+        """Take in the whole rollout's statistics (all ranks) before its updates; metrics to log as `train/...`."""
+        return {}
+
+    def estimate(self, group: GroupBatch) -> tuple[Tensor, dict[str, float]]:
+        """Advantages (P, G) of the whole rollout (all ranks), and metrics to log as `train/...`.
+
+        Raises:
+            UserError: the estimator gives no tensor, the wrong shape, or numbers that are not finite.
+        """
+        observed = self.observe(group)
+        if not isinstance(observed, dict):
+            raise UserError(f"model: {defined_at(self.observe)} must give a dict of metrics, not {kind_of(observed)}")
+        advantages = check_advantages(self.advantage, self.advantage(group), group.rewards)
+        return advantages, observed | self.advantage.metrics | {
+            "advantage": float(advantages.mean()),
+            "zero_advantage": float((advantages == 0).double().mean()),
+            "advantage_positive_mass": float(advantages.clamp(min=0).mean()),
+            "advantage_negative_mass": float(-advantages.clamp(max=0).mean()),
+        }
+
+    def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        """The objective plus the KL term minus the entropy bonus, of some rows of one optimizer step.
+
+        Raises:
+            UserError: the objective gives anything but a loss with a gradient, and statistics.
+        """
+        loss, stats = check_objective(self.objective, self.objective(x), x)
+        if x.ref is not None:
+            kl = k3(x.logp, x.ref, x.mask)
+            loss = loss + self.kl_coef * masked_sum(kl, x.plain_weight, x.mask)
+            stats = stats | {"kl": kl.detach().sum()}
+        if self.entropy_coef:
+            if x.entropy is None:
+                raise UserError("model.entropy_coef: there is no entropy without a model; use 0")
+            loss = loss - self.entropy_coef * masked_sum(x.entropy, x.plain_weight, x.mask)
+        return loss, stats

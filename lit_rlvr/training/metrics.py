@@ -1,0 +1,105 @@
+"""Metrics (torchmetrics), right under distributed synchronisation."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+
+from lit_rlvr.distributed.collectives import gather_objects
+from lit_rlvr.printable import one_line
+from lit_rlvr.types import Rollout
+
+
+class PassAtK(Metric):
+    """Unbiased pass@k: the chance that at least one of k completions drawn without replacement is correct.
+
+    `1 - C(n - c, k) / C(n, k)`, computed as a product, so that it never overflows.
+    Source: Chen et al. 2021 (Codex), eq. 1.
+
+    Args:
+        k: completions drawn, at least 1.
+    """
+
+    total: Tensor
+    questions: Tensor
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.k = k
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("questions", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, correct: Tensor) -> None:
+        """Count questions.
+
+        Args:
+            correct: (P, n) in {0, 1}: n >= k judged completions of each of P questions.
+        """
+        if correct.shape[1] < self.k:
+            raise ValueError(f"pass@{self.k} needs at least {self.k} completions a question, got {correct.shape[1]}")
+        self.total += pass_at_k(correct, self.k).sum()
+        self.questions += correct.shape[0]
+
+    def compute(self) -> Tensor:
+        return self.total / self.questions
+
+
+def pass_at_k(correct: Tensor, k: int) -> Tensor:
+    """Unbiased pass@k of each question (P,), float64, from judged completions (P, n) in {0, 1}."""
+    n = correct.shape[1]
+    c = correct.double().sum(1)  # (P,)
+    j = torch.arange(k, dtype=torch.float64, device=correct.device)
+    miss = ((n - c[:, None] - j) / (n - j)).clamp(min=0)  # (P, k): the j-th draw is wrong too
+    return 1 - miss.prod(1)
+
+
+class EvaluationMetrics(nn.Module):
+    """Accuracy (of each category too), pass@k for powers of two up to n, response length and truncation of one
+    evaluated set.
+
+    Args:
+        samples: completions per question, n.
+    """
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.accuracy, self.length, self.truncated = MeanMetric(), MeanMetric(), MeanMetric()
+        self.right: Counter[str] = Counter()  # category -> correct completions of this rank
+        self.judged: Counter[str] = Counter()  # category -> completions of this rank
+        ks = [1 << i for i in range(samples.bit_length()) if 1 << i <= samples] if samples > 1 else []
+        self.pass_at = nn.ModuleDict({str(k): PassAtK(k) for k in ks})
+
+    def update(self, rollout: Rollout) -> None:
+        """Count a scored batch; a failed check counts as not correct."""
+        device = self.accuracy.device
+        correct = (rollout.correct * rollout.judged).to(device)
+        self.accuracy.update(correct)
+        self.length.update(rollout.lengths.to(device))
+        self.truncated.update(rollout.truncated.to(device))
+        for metric in self._pass_at():
+            metric.update(correct)
+        for prompt, group in zip(rollout.prompts, correct, strict=True):
+            if prompt.sample.category:
+                category = one_line(prompt.sample.category)  # it becomes a part of a metric's name
+                self.right[category] += int(group.sum())
+                self.judged[category] += len(group)
+
+    def compute(self) -> dict[str, float]:
+        values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
+        right, judged = Counter[str](), Counter[str]()
+        for right_there, judged_there in gather_objects((self.right, self.judged)):
+            right.update(right_there)
+            judged.update(judged_there)
+        return (
+            {name: float(m.compute()) for name, m in values.items()}
+            | {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
+            | {f"accuracy/{name}": right[name] / judged[name] for name in sorted(judged)}
+        )
+
+    def _pass_at(self) -> list[PassAtK]:
+        return [metric for metric in self.pass_at.values() if isinstance(metric, PassAtK)]

@@ -1,0 +1,375 @@
+"""The second half of the loop, from scored groups to optimizer steps, is `RLVRModule.training_step`.
+
+One iteration, in order, and where each part stands:
+
+    RolloutCallback.collect           rollout/callback.py
+      sync                            rollout/synced_engine.py   the engine takes over the policy's weights
+      sample_and_score                rollout/generate.py        P x G completions and what the rewards say
+      assemble                        rollout/assemble.py        both as the tensors of a `Rollout`
+    RLVRModule.training_step          here
+      estimate                        training/loss.py           rewards -> advantages
+      plan_step                       training/step.py           normalisers, and the micro-batches of a step
+      loss                            training/loss.py           calls the algorithm's `objective`
+      optimizer                       training/optimizer.py      AdamW and its schedule
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from lit_rlvr.advantages import Advantage, GroupBatch
+from lit_rlvr.distributed.collectives import average_gradients, gather_rows, rank, world_size
+from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, settle_correction
+from lit_rlvr.policy.liger import use_liger
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.lora import Lora, add_adapters
+from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.policy.verify import verify_or_fall_back
+from lit_rlvr.policy.vision import freeze_vision_tower
+from lit_rlvr.training.identity import check_identity, identity
+from lit_rlvr.training.optimizer import (
+    BETAS,
+    WEIGHT_DECAY,
+    Schedule,
+    all_parameters,
+    apply_options,
+    build_optimizer,
+    build_schedule,
+    check_options,
+    total_steps,
+)
+from lit_rlvr.training.out_of_memory import within_memory
+from lit_rlvr.training.reference_policy import ReferenceModule
+from lit_rlvr.training.skipped import SkippedSteps, skipped_folder
+from lit_rlvr.training.step import PreparedRollout, Step, logprobs_of, plan_step, step_metrics
+from lit_rlvr.training.trace import Trace
+from lit_rlvr.types import PromptBatch, Rollout
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class RLVRModule(ReferenceModule):
+    """The base of every algorithm.
+
+    Args:
+        model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+        aggregation: how token losses are averaged.
+        lr: peak learning rate.
+        optimizer: class_path of an optimizer to use instead of AdamW, such as torch.optim.SGD or
+            bitsandbytes.optim.AdamW8bit, with its own options, except the learning rate, under init_args.
+        weight_decay: AdamW's decoupled weight decay.
+        betas: AdamW's moment decay rates.
+        lr_schedule: after the warm-up; linear and cosine fall to 0 at the last step.
+        warmup_steps: optimizer steps over which the learning rate rises linearly.
+        max_grad_norm: gradients are scaled down to this norm; 0 = off.
+        updates_per_rollout: minibatches (optimizer steps) a rollout is split into.
+        epochs_per_rollout: passes over each rollout.
+        tokens_per_microbatch: input tokens run at once, padding included; bounds memory, changes no result. Halved when
+            memory runs out.
+        kl_coef: weight of the KL term against the initial policy; 0 loads no reference model.
+        entropy_coef: weight of an entropy bonus, with the gradient of the policy's exact entropy; 0 = off.
+        importance_correction: for engines whose log-probabilities differ from the trainer's; by default
+            `token_truncate`, and `none` for the Hugging Face engine at precision 32-true, which is exact.
+        importance_cap: bound of the importance weights.
+        shared_prefix: run each prompt once for its whole group; False = one completion per row.
+        gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time.
+        liger: use the fused kernels of liger-kernel (GPU).
+        freeze_vision: do not train the vision tower of a vision-language model.
+        lora: train low-rank adapters of the language model instead of its weights; checkpoints then hold only them.
+        max_skipped_steps: optimizer steps in a row whose loss or gradient may be not finite; they are left out.
+    """
+
+    def __init__(
+        self,
+        model: str = "smollm2",
+        advantage: Advantage | str = "grpo",
+        aggregation: Aggregation = "sequence_mean",
+        lr: float = 1e-6,
+        optimizer: OptimizerCallable | None = None,
+        weight_decay: float = WEIGHT_DECAY,
+        betas: tuple[float, float] = BETAS,
+        lr_schedule: Schedule = "constant",
+        warmup_steps: int = 0,
+        max_grad_norm: float = 1.0,
+        updates_per_rollout: int = 1,
+        epochs_per_rollout: int = 1,
+        tokens_per_microbatch: int = 4096,
+        kl_coef: float = 0.0,
+        entropy_coef: float = 0.0,
+        importance_correction: ImportanceCorrection | None = None,
+        importance_cap: float = 2.0,
+        shared_prefix: bool = True,
+        gradient_checkpointing: bool = False,
+        liger: bool = False,
+        freeze_vision: bool = False,
+        lora: Lora | None = None,
+        max_skipped_steps: int = 10,
+    ) -> None:
+        check_within("[0, inf)", "model", lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+        check_within("[0, 1)", "model.betas", first=betas[0], second=betas[1])
+        check_within("[0, inf)", "model", warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
+        check_within("[1, inf)", "model", updates_per_rollout=updates_per_rollout, importance_cap=importance_cap)
+        check_within(
+            "[1, inf)", "model", epochs_per_rollout=epochs_per_rollout, tokens_per_microbatch=tokens_per_microbatch
+        )
+        check_options(optimizer, betas, weight_decay)
+        super().__init__(model, advantage, aggregation, kl_coef, entropy_coef)
+        self.automatic_optimization = False
+        self.make_optimizer = optimizer
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.lr_schedule, self.warmup_steps, self.max_grad_norm = lr_schedule, warmup_steps, max_grad_norm
+        self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
+        self.tokens_per_microbatch, self.shared_prefix = tokens_per_microbatch, shared_prefix
+        self.tokens_given = tokens_per_microbatch  # before memory ran out
+        self.gradient_checkpointing, self.liger = gradient_checkpointing, liger
+        self.freeze_vision, self.lora = freeze_vision, lora
+        self.strict_loading = lora is None  # what an adapter is added to comes from the model folder
+        self.importance_correction, self.importance_cap = importance_correction, importance_cap
+        self.iteration = 0  # rollouts trained on so far
+        self.skipped = SkippedSteps(max_skipped_steps)
+        self._logged: set[str] = set()  # metrics of updates that were logged so far
+        self._trace: Trace | None = None
+
+    max_sampling_rounds = 10  # batches of prompts that one iteration may sample
+    drops_groups = False  # whether the other groups are then left out of training
+
+    def wanted_groups(self, prompts: int) -> int:
+        """How many groups with both right and wrong completions an iteration on `prompts` prompts wants; 0 = any.
+
+        Where it wants some, prompts are sampled until they are there or `max_sampling_rounds` is reached.
+        """
+        return math.ceil((self.advantage.min_valid_fraction or 0) * prompts)
+
+    # ---- set-up -------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if self.policy is None:
+            if self.lora is not None and self.lora.quantize != "none" and self.sharded:
+                raise UserError("model.lora.quantize: weights in 4 bits cannot be sharded; use --config strategy/ddp")
+            self.policy = load_policy(
+                self.model_folder,
+                self.shared_prefix,
+                gradient_checkpointing=self.gradient_checkpointing,
+                empty=self.starts_empty,
+            )
+            if self.freeze_vision:
+                freeze_vision_tower(self.policy.model)
+            if self.lora is not None:
+                add_adapters(self.policy.model, self.lora, compute_dtype(str(self.trainer.precision)))
+            self.distribute(self.policy)
+            self.load_reference(self.shared_prefix)
+
+    def configure_optimizers(self) -> Any:
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        optimizer = build_optimizer(parameters, self.lr, self.betas, self.weight_decay, self.make_optimizer)
+        steps = total_steps(self.trainer, self.updates_per_rollout * self.epochs_per_rollout)
+        schedule = build_schedule(optimizer, self.lr_schedule, self.warmup_steps, steps)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.liger:  # now that the weights are on the GPU
+            use_liger(self.policy.model)
+            verify_or_fall_back(self.policy)
+
+    def on_train_start(self) -> None:
+        adamw = {} if self.make_optimizer else {"betas": self.betas, "weight_decay": self.weight_decay}
+        apply_options(self.optimizers(), self.lr_schedulers(), self.lr, adamw)
+
+    def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
+        """Prompts stay where they are: Lightning would train on a copy that the rollout callback never saw."""
+        return batch
+
+    def watch(self, trace: Trace | None) -> None:
+        """Let `trace` take note of what the next rollout's updates do with its tokens; None = nothing does."""
+        self._trace = trace
+
+    # ---- one iteration ------------------------------------------------------------------------------------
+
+    def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        assert batch.rollout is not None, "the RolloutCallback fills the batch before the algorithm sees it"
+        started = time.perf_counter()
+        minibatches = self._minibatches(batch.rollout) * self.epochs_per_rollout
+        prepared = self._prepare(batch.rollout, minibatches)
+        if self._trace is not None and batch.rollout.advantages is not None:
+            self._trace.choose(batch.rollout.advantages, {p for prompts in minibatches for p in prompts})
+        metrics = [self._update(prepared, prompts) for prompts in minibatches]
+        self.iteration += 1
+        self.renew_reference(self.iteration)
+        self.trainer.datamodule.commit(batch.cursor)  # type: ignore[attr-defined]
+        self._log_updates(metrics)
+        self.log("time/train", time.perf_counter() - started)
+        self.log("step", float(self.updates))  # Lightning takes it as the logs' x axis
+
+    def _log_updates(self, metrics: list[dict[str, float]]) -> None:
+        """Means over the updates of one rollout; NaN for what none of them has (where no row was run), because
+        Lightning would log the value of the iteration before."""
+        self._logged |= {name for update in metrics for name in update}
+        for name in sorted(self._logged):
+            values = [update[name] for update in metrics if name in update]
+            self.log(name, sum(values) / len(values) if values else math.nan)
+
+    def _prepare(self, rollout: Rollout, minibatches: list[list[int]]) -> PreparedRollout:
+        """Advantages, and the log-probabilities that stay fixed during the updates on this rollout.
+
+        The first minibatch runs on the weights of the rollout, so its old log-probabilities are its own.
+        """
+        advantages = self.local_advantages(rollout)
+        useful = rollout.mask.any(1)  # (B,) rows with a token in the loss
+        if not self.kl_coef and not self.entropy_coef:  # then a row of advantage 0 has no gradient
+            useful &= advantages.flatten().cpu() != 0
+        live = [int(i) for i in useful.nonzero().flatten()]
+        budget, first = self.tokens_per_microbatch, set(minibatches[0])
+        later = [i for i in live if i // rollout.group_size not in first]
+        return PreparedRollout(
+            rollout,
+            advantages,
+            live,
+            old=logprobs_of(self.policy, rollout, later, budget, self.sharded) if len(minibatches) > 1 else None,
+            ref=logprobs_of(self.reference, rollout, live, budget, self.sharded) if self.kl_coef else None,
+        )
+
+    def local_advantages(self, rollout: Rollout) -> Tensor:
+        """(B, 1) advantages of this rank's rows, from the statistics of all ranks' groups."""
+        reference = rollout.reference_rewards
+        group = GroupBatch(
+            rewards=gather_rows(rollout.rewards.to(self.device)),
+            correct=gather_rows(rollout.correct.to(self.device)),
+            reference_rewards=None if reference is None else gather_rows(reference.to(self.device)),
+            lengths=gather_rows(rollout.lengths.to(self.device)),
+        )
+        advantages, metrics = self.estimate(group)  # (P, G) over all ranks
+        metrics = metrics | {"no_signal": float((advantages == 0).all(1).double().mean())}  # a share of the prompts
+        self.log_dict({f"train/{name}": value for name, value in metrics.items()})
+        local = len(rollout.prompts)
+        mine = advantages[rank() * local : (rank() + 1) * local]
+        rollout.advantages = mine.cpu()
+        return mine.reshape(-1, 1)
+
+    def _minibatches(self, rollout: Rollout) -> list[list[int]]:
+        """The groups to train on in `updates_per_rollout` parts, dealt out by their place in the (shuffled) stream:
+        a part is the same set of groups on any number of ranks, each of which has an equal share of it."""
+        parts = self.updates_per_rollout
+        numbers = {p: p for p in range(len(rollout.prompts))} if rollout.kept is None else rollout.kept
+        return [[p for p, number in numbers.items() if number % parts == k] for k in range(parts)]
+
+    def _update(self, prepared: PreparedRollout, prompts: list[int]) -> dict[str, float]:
+        """One optimizer step on the groups of some prompts."""
+        optimizer: Any = self.optimizers()
+        parameters = all_parameters(optimizer)
+        sums: Stats | None = None
+        while sums is None:
+            step = plan_step(
+                prepared, prompts, self.device, self.aggregation, self.tokens_per_microbatch, self.policy.shared_prefix,
+                settle_correction(self.importance_correction, prepared.rollout.exact), self.importance_cap,
+                in_step=self.sharded,
+            )  # fmt: skip
+            optimizer.zero_grad()
+            sums, self.tokens_per_microbatch = within_memory(
+                partial(self._accumulate, step), prepared.rollout, self.tokens_per_microbatch,
+                self.sharded, self.device,
+            )  # fmt: skip
+        for parameter in parameters:  # groups that are not run have a gradient of zero, which AdamW still sees
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            average_gradients(parameters)
+        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        folder = skipped_folder(self.trainer.default_root_dir)
+        run_alone = partial(self._run_alone, step)
+        skipped = self.skipped.skips(step, self.updates + 1, sums.get("loss"), norm, run_alone, folder)
+        if skipped:
+            optimizer.zero_grad()  # AdamW passes over parameters without a gradient
+        learning_rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        optimizer.zero_grad()  # their memory is the next rollout's
+        prepared.on_policy = False
+        self.lr_schedulers().step()  # type: ignore[union-attr]
+        self.updates += 1
+        metrics = {} if skipped else step_metrics(sums) | {"train/grad_norm": float(norm)}
+        return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
+
+    def _accumulate(self, step: Step) -> Stats:
+        """Add up this rank's gradients over the micro-batches of a step; sums over the tokens that were run."""
+        sums: Stats = {}
+        for k in range(len(step.microbatches)):
+            x, stats = step.inputs(k, self.policy, self.entropy_coef != 0)
+            if self._trace is not None and k < step.real:
+                self._trace.watch(step.microbatches[k], step.prepared.rollout.group_size, x)
+            loss, more = self.loss(x)
+            with self._gradients_apart():
+                self.manual_backward(loss * world_size())  # distributed strategies average over ranks; we sum
+            for name, value in (stats | more | {"loss": loss.detach()}).items():
+                sums[name] = sums.get(name, 0) + value.double() * float(k < step.real)
+        return sums
+
+    def _run_alone(self, step: Step, k: int) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss and the gradients of one micro-batch by itself."""
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        loss, _ = self.loss(step.inputs(k, self.policy, self.entropy_coef != 0)[0])
+        with self._gradients_apart():
+            self.manual_backward(loss)
+        return loss.detach(), [parameter.grad for parameter in all_parameters(optimizer)]
+
+    def _gradients_apart(self) -> AbstractContextManager[Any]:
+        """Every rank keeps its own gradients: only once all ranks have theirs is it known that the step counts. With
+        sharded weights they are exchanged at once, because until then every rank would hold all of them."""
+        model = self.trainer.strategy.model
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    # ---- checkpoints --------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> list[str]:
+        """The names of the parameters in the optimizer, in its order."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def _identity(self) -> dict[str, str]:
+        return identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another kind of run, before shapes could clash.
+
+        Raises:
+            UserError: says what differs.
+        """
+        check_identity(self._identity(), checkpoint["rlvr"])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["rlvr"] = self._identity() | {
+            "iteration": self.iteration,
+            "updates": self.updates,
+            "skipped": self.skipped.state_dict(),
+            "tokens": [self.tokens_given, self.tokens_per_microbatch],
+            "advantage_state": self.advantage.state_dict(),
+            "reference": self.reference_state(),
+            "model_folder": self.model_folder,
+        }
+        if self.lora is not None:
+            weights, trained = checkpoint["state_dict"], set(self.trained)
+            checkpoint["state_dict"] = {name: value for name, value in weights.items() if name in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_checkpoint(checkpoint)
+        saved = checkpoint["rlvr"]
+        self.iteration, self.updates = saved["iteration"], saved["updates"]
+        self.skipped.load_state_dict(saved["skipped"])
+        given, left = saved["tokens"]
+        self.tokens_per_microbatch = left if given == self.tokens_given else self.tokens_per_microbatch
+        self.advantage.load_state_dict(saved["advantage_state"])
+        self.load_reference_state(saved["reference"])

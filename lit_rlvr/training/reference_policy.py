@@ -1,0 +1,90 @@
+"""The frozen reference policy: for a KL term, and for AAPO's reference completions."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lit_rlvr.distributed.collectives import rank
+from lit_rlvr.distributed.sharding import load_whole_weights, shard, whole_weights
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.lora import Lora
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.verify import verify_or_fall_back
+from lit_rlvr.training.loss import LossModule
+
+
+class ReferenceModule(LossModule):
+    """Holds the initial policy where something needs it, and renews it on request (AAPO, section 6.3).
+
+    AAPO makes the attributes options; another algorithm with its advantage uses these values.
+    """
+
+    reference_rollouts: Literal["fresh", "pool"] = "fresh"
+    reference_pool_size: int | None = None
+    reference_update_every: int | None = None
+    lora: Lora | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.reference_version = 0  # how often the reference was renewed
+        self._reference: list[Policy] = []  # in a list, so that it is neither saved nor sharded with the module
+
+    @property
+    def reference(self) -> Policy:
+        """The reference policy; it exists where a KL term or the advantage needs it."""
+        return self._reference[0]
+
+    def load_reference(self, shared_prefix: bool) -> None:
+        """The initial policy, if anything needs it: the trained one without its adapters, else loaded once more.
+
+        Raises:
+            UserError: it is to be renewed, which is not possible with adapters.
+        """
+        if self.kl_coef == 0 and not self.advantage.needs_reference:
+            return
+        if self.lora is None:
+            initial = load_policy(self.model_folder, shared_prefix, empty=self.starts_empty).requires_grad_(False)
+            self.distribute(initial)
+            self._reference = [initial]
+        elif self.reference_update_every:
+            raise UserError("model.reference_update_every: with model.lora the reference is the model without adapters")
+        else:
+            self._reference = [self.policy.without_adapters()]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are split among the processes."""
+        return self.device_mesh is not None
+
+    @property
+    def starts_empty(self) -> bool:
+        """Whether another process loads the weights and `distribute` brings this one its share."""
+        return self.sharded and rank() > 0
+
+    def distribute(self, policy: Policy) -> None:
+        """Share a policy's weights out among the processes, where the strategy does so."""
+        if self.device_mesh is not None:
+            policy.share_prefix(self.trainer.strategy.broadcast(policy.shared_prefix))
+            shard(policy, self.device_mesh, ["plain_logits"])
+            verify_or_fall_back(policy)
+
+    def on_fit_start(self) -> None:
+        for reference in self._reference:
+            reference.to(self.device)
+
+    def renew_reference(self, iteration: int) -> None:
+        """Make the current policy the reference, every `reference_update_every` iterations."""
+        if self._reference and self.reference_update_every and iteration % self.reference_update_every == 0:
+            self.reference.load_state_dict(self.policy.state_dict())
+            self.reference_version += 1
+
+    def reference_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the reference: its weights only once they are not the initial ones."""
+        weights = whole_weights(self.reference) if self.reference_version else None
+        return {"version": self.reference_version, "weights": weights}
+
+    def load_reference_state(self, state: dict[str, Any]) -> None:
+        self.reference_version = state["version"]
+        if state["weights"] is not None:
+            load_whole_weights(self.reference, state["weights"])

@@ -1,0 +1,113 @@
+"""Optimizer steps whose loss or gradient is not finite are left out, shown and counted."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.distributed.collectives import all_max, rank
+from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.errors import UserError
+from lit_rlvr.files import write_atomically
+from lit_rlvr.training.step import Step
+
+_log = logging.getLogger("lit_rlvr")
+
+RunAlone = Callable[[int], tuple[Tensor, Sequence[Tensor | None]]]
+
+
+class SkippedSteps:
+    """Counts them, over all ranks alike, and ends the run after too many in a row.
+
+    A skipped step leaves the weights and AdamW's state as they are. It counts as an optimizer step all the same, and
+    the learning rate moves on: so the run has as many steps as it was given, and a resumed one ends like it.
+
+    Args:
+        limit: skipped steps in a row that are borne.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.total, self.in_a_row = 0, 0
+
+    def skips(
+        self, step: Step, number: int, loss: Tensor | None, norm: Tensor, run_alone: RunAlone, folder: Path
+    ) -> bool:
+        """Whether to leave this step out; then its groups are in `folder`.
+
+        Args:
+            number: of the step in the run, from 1.
+            loss: this rank's; None = no row was run. norm: of the gradient over all ranks, before clipping.
+            run_alone: runs micro-batch k by itself: its loss, and its gradients.
+
+        Raises:
+            UserError: it is one too many.
+        """
+        wrong = [name for name, value in (("loss", loss), ("gradient", norm)) if not _is_finite(value)]
+        if not all_max(len(wrong), norm.device):
+            self.in_a_row = 0
+            return False
+        self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
+        path = folder / f"step-{number:06d}-rank-{rank()}.json"
+        found = [_microbatch(step, k, *run_alone(k)) for k in range(len(step.microbatches))]  # all ranks run as many
+        record = {"step": number, "wrong": wrong, "microbatches": found[: step.real], "groups": _groups(step)}
+        write_atomically(path, json.dumps(record, ensure_ascii=False))
+        said = f"step {number}: {' and '.join(wrong) or 'loss of another rank'} not finite"
+        if self.in_a_row > self.limit:
+            raise UserError(
+                f"{said}, after {self.limit} skipped in a row (model.max_skipped_steps); its batch is in {path}; "
+                "lower model.lr or model.max_grad_norm, and resume with --ckpt_path last"
+            )
+        _log.warning("%s: the step is skipped, its batch is in %s", said, path)
+        return True
+
+    def state_dict(self) -> dict[str, int]:
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
+
+
+def skipped_folder(run: str | Path) -> Path:
+    return Path(run) / "skipped"
+
+
+def _is_finite(value: Tensor | None) -> bool:
+    return value is None or bool(whole(torch.isfinite(value).all()))
+
+
+def _microbatch(step: Step, k: int, loss: Tensor, gradients: Sequence[Tensor | None]) -> dict[str, Any]:
+    """What a micro-batch gave by itself: its rows, its loss, and whether loss and gradient are finite."""
+    finite = [_is_finite(value) for value in (loss, *gradients)]
+    return {"rows": step.microbatches[k], "loss": float(loss), "finite": all(finite)}
+
+
+def _groups(step: Step) -> list[dict[str, Any]]:
+    """The groups that were run, with all that is needed to run them again."""
+    rollout, size = step.prepared.rollout, step.prepared.rollout.group_size
+    return [
+        {
+            "group": p,
+            "id": rollout.prompts[p].sample.id,
+            "source": rollout.prompts[p].sample.source,
+            "prompt": rollout.prompts[p].sample.prompt,
+            "prompt_token_ids": rollout.prompts[p].token_ids,
+            "completions": [
+                {
+                    "text": completion.text,
+                    "token_ids": completion.token_ids,
+                    "engine_logprobs": completion.logprobs,
+                    "reward": float(rollout.rewards[p, g]),
+                    "advantage": float(step.prepared.advantages[p * size + g]),
+                }
+                for g, completion in enumerate(rollout.completions[p])
+            ],
+        }
+        for p in sorted({row // size for rows in step.microbatches[: step.real] for row in rows})
+    ]

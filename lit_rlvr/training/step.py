@@ -1,0 +1,177 @@
+"""One optimizer step as tensors: who is in it, with which weights, and in which micro-batches.
+
+Normalisers are counted here, once per step, over all ranks and before anything is cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.distributed.collectives import all_max, all_sum, rank
+from lit_rlvr.objectives import (
+    Aggregation,
+    ImportanceCorrection,
+    LossInputs,
+    Stats,
+    aggregation_weights,
+    importance_weights,
+    log_ratio,
+)
+from lit_rlvr.policy.layout import cut_microbatches
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.types import Rollout
+
+
+@dataclass
+class PreparedRollout:
+    """A rollout with what its updates need, computed once before the first of them; (B, T) rows are this rank's.
+
+    Args:
+        advantages: (B, 1). live: rows that can give a gradient.
+        old: log-probabilities at rollout time; None when one optimizer step makes them the current ones.
+        on_policy: the weights are still those of the rollout, so the current log-probabilities are the old ones.
+        ref: log-probabilities under the reference policy; None without a KL term.
+    """
+
+    rollout: Rollout
+    advantages: Tensor
+    live: list[int]
+    old: Tensor | None = None
+    on_policy: bool = True
+    ref: Tensor | None = None
+
+
+@dataclass
+class Step:
+    """One optimizer step of this rank.
+
+    Args:
+        token_weight: (B, T) share of each token in the loss, 0 outside this step's groups.
+        row_share: 1/B, a sequence's share in a sequence-level loss.
+        microbatches: lists of rows. `real` counts those that are not repeats of the first with weight 0: where weights
+            are sharded, a rank with less work runs them to keep in step with the others.
+    """
+
+    prepared: PreparedRollout
+    mask: Tensor
+    engine_logprobs: Tensor
+    token_weight: Tensor
+    row_share: float
+    microbatches: list[list[int]]
+    real: int
+    correction: ImportanceCorrection
+    cap: float
+
+    def inputs(self, k: int, policy: Policy, entropy_gradient: bool = False) -> tuple[LossInputs, Stats]:
+        """Run the policy on micro-batch k; what the objective sees, and sums over its tokens."""
+        rows, weight = self.microbatches[k], float(k < self.real)
+        prepared = self.prepared
+        logp, entropy = policy.logprobs(prepared.rollout, rows, entropy=True, entropy_gradient=entropy_gradient)
+        mask = self.mask[rows]
+        if prepared.on_policy and prepared.old is not None:
+            prepared.old[rows] = logp.detach().to(prepared.old.dtype)
+        old = logp.detach() if prepared.old is None else prepared.old[rows]
+        tokens, sequences = importance_weights(old, self.engine_logprobs[rows], mask, self.correction, self.cap)
+        plain = self.token_weight[rows] * weight
+        inputs = LossInputs(
+            logp=logp,
+            old=old,
+            mask=mask,
+            advantages=prepared.advantages[rows],
+            token_weight=plain * tokens,
+            row_weight=sequences * self.row_share * weight,
+            prompt=torch.tensor(rows, device=mask.device) // prepared.rollout.group_size
+            + rank() * len(prepared.rollout.prompts),
+            plain_weight=plain,
+            ref=None if prepared.ref is None else prepared.ref[rows],
+            entropy=entropy,
+        )
+        difference = log_ratio(old, self.engine_logprobs[rows], mask)
+        ratio = difference.exp() * mask
+        stats = {
+            "tokens": mask.sum(),
+            "entropy": torch.where(mask, entropy.detach(), 0.0).sum(),  # type: ignore[union-attr]
+            "engine_difference": difference.abs().sum(),
+            "engine_ratio": ratio.sum(),
+            "engine_ratio_squared": ratio.square().sum(),
+        }
+        return inputs, stats
+
+
+def plan_step(
+    prepared: PreparedRollout,
+    prompts: list[int],
+    device: torch.device,
+    aggregation: Aggregation,
+    tokens_per_microbatch: int,
+    shared_prefix: bool,
+    correction: ImportanceCorrection,
+    cap: float,
+    in_step: bool,
+) -> Step:
+    """Count the normalisers of the step on the groups of `prompts`, over all ranks, and cut its live rows.
+
+    Args:
+        in_step: every rank runs as many micro-batches, because it takes all of them to gather sharded weights.
+    """
+    rollout = prepared.rollout
+    size = rollout.group_size
+    rows = [p * size + g for p in prompts for g in range(size)]
+    mask = rollout.mask.to(device)
+    chosen = mask[rows]
+    counts = all_sum(torch.tensor([float(len(rows)), float(chosen.sum())], dtype=torch.float64, device=device))
+    sequences, tokens = counts.tolist()
+    token_weight = torch.zeros(mask.shape, device=device)
+    token_weight[rows] = aggregation_weights(
+        chosen, size, aggregation, sequences, tokens, rollout.sampling.max_tokens
+    ).to(token_weight.dtype)
+    live = set(prepared.live)
+    microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
+    real = len(microbatches)
+    wanted = all_max(real, device)
+    if not in_step:
+        wanted = max(real, min(wanted, 1))  # a rank without any has none of the metrics that all of them sum
+    microbatches += [microbatches[0] if microbatches else [0]] * (wanted - real)
+    return Step(
+        prepared, mask, rollout.engine_logprobs.to(device), token_weight, 1.0 / max(sequences, 1.0), microbatches, real,
+        correction, cap,
+    )  # fmt: skip
+
+
+def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool) -> list[list[int]]:
+    """Cut rows of a rollout into micro-batches of at most `budget` input tokens."""
+    prompt_lengths = [len(prompt.token_ids) for prompt in rollout.prompts]
+    lengths = [len(completion.token_ids) for group in rollout.completions for completion in group]
+    return cut_microbatches(prompt_lengths, lengths, rows, rollout.group_size, budget, shared_prefix)
+
+
+@torch.no_grad()
+def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, in_step: bool) -> Tensor:
+    """(B, T) log-probabilities of some rows under `policy`, without a gradient; 0 in the others.
+
+    Args:
+        in_step: as for `plan_step`.
+    """
+    result = torch.zeros(rollout.mask.shape, device=policy.device)
+    pieces = cut_rows(rollout, rows, budget, policy.shared_prefix)
+    idle = all_max(len(pieces), policy.device) - len(pieces) if in_step else 0
+    for piece in pieces:
+        result[piece] = policy.logprobs(rollout, piece)[0]
+    for _ in range(idle):  # it takes all ranks to gather sharded weights
+        policy.logprobs(rollout, [0])
+    return result
+
+
+def step_metrics(sums: Stats) -> dict[str, float]:
+    """Sums over this rank's tokens -> means over all ranks' tokens that were run, by metric name."""
+    if not sums:
+        return {"train/loss": 0.0}
+    names = sorted(sums)
+    total = dict(zip(names, all_sum(torch.stack([sums[n].double() for n in names])).tolist(), strict=True))
+    loss, tokens = total.pop("loss"), max(total.pop("tokens"), 1.0)
+    ratio, squared = total.pop("engine_ratio"), max(total.pop("engine_ratio_squared"), 1e-12)
+    means = {f"train/{name}": value / tokens for name, value in total.items()}
+    return means | {"train/loss": loss, "train/effective_sample_size": ratio**2 / squared / tokens}

@@ -1,0 +1,152 @@
+"""What the loss did with each token of some groups: kept for `lit-rlvr explain` and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_rlvr.distributed.collectives import world_size
+from lit_rlvr.errors import UserError
+from lit_rlvr.files import Fields, has_fields, write_atomically
+from lit_rlvr.objectives import LossInputs
+from lit_rlvr.types import Rollout
+
+GROUP: Fields = {"id": str, "prompt": str, "answer": str, "completions": list}
+COMPLETION: Fields = {
+    "tokens": list, "finish_reason": str, "reward": (int, float), "correct": bool, "status": str,
+    "advantage": (int, float),
+}  # fmt: skip
+PER_TOKEN = ("logp", "ratio", "weight")
+"""Lists of numbers that a completion has when it was run."""
+
+
+class Trace:
+    """Watches some groups of a rollout through its updates; later updates replace earlier ones.
+
+    Args:
+        prompts: groups to watch.
+    """
+
+    def __init__(self, prompts: int) -> None:
+        self.prompts = prompts
+        self.watched: list[int] = []
+        self.live = False  # whether one of them has an advantage
+        self.tokens: dict[int, dict[str, Tensor]] = {}
+
+    def choose(self, advantages: Tensor, trained: Iterable[int]) -> None:
+        """Watch the first groups; where none of them has an advantage, the first that has one is the last of them.
+
+        Args:
+            advantages: (P, G). trained: the groups that the updates are on.
+        """
+        self.watched = list(range(min(self.prompts, len(advantages))))
+        live = [p for p in sorted(trained) if bool((advantages[p] != 0).any())]
+        self.live = bool(live)
+        if live and not set(live) & set(self.watched):
+            self.watched[-1] = live[0]
+
+    def watch(self, rows: list[int], group_size: int, x: LossInputs) -> None:
+        """Note the numbers of the watched ones among `rows`, and their gradients when these are computed."""
+        chosen = {k: row for k, row in enumerate(rows) if row // group_size in self.watched}
+        if not chosen:
+            return
+
+        def note(gradient: Tensor) -> None:
+            for k, row in chosen.items():
+                numbers = {
+                    "logp": x.logp[k], "ratio": (x.logp[k] - x.old[k]).exp(), "weight": -gradient[k] / world_size(),
+                }  # fmt: skip
+                self.tokens[row] = {name: values.detach()[x.mask[k]].clone() for name, values in numbers.items()}
+
+        x.logp.register_hook(note)
+
+    def records(self, rollout: Rollout, tokenizer: Any) -> list[dict[str, Any]]:
+        """The watched groups with everything that is known of them."""
+        size = rollout.group_size
+        return [
+            {
+                "id": rollout.prompts[p].sample.id,
+                "prompt": tokenizer.decode(rollout.prompts[p].token_ids),
+                "answer": rollout.prompts[p].sample.answer,
+                "completions": [self._completion(rollout, p, g, tokenizer) for g in range(size)],
+            }
+            for p in self.watched
+        ]
+
+    def _completion(self, rollout: Rollout, p: int, g: int, tokenizer: Any) -> dict[str, Any]:
+        completion = rollout.completions[p][g]
+        advantages = rollout.advantages
+        return {
+            "text": completion.text,
+            "tokens": [tokenizer.decode([token]) for token in completion.token_ids],
+            "finish_reason": completion.finish_reason,
+            "reward": float(rollout.rewards[p, g]),
+            "parts": {name: float(part[p, g]) for name, part in rollout.parts.items()},
+            "correct": bool(rollout.correct[p, g]),
+            "status": rollout.statuses[p][g],
+            "advantage": None if advantages is None else float(advantages[p, g]),
+            "engine_logp": [round(v, 6) for v in completion.logprobs],
+            **{name: _numbers(v) for name, v in self.tokens.get(p * rollout.group_size + g, {}).items()},
+        }
+
+
+def _numbers(values: Tensor) -> list[float]:
+    return [float(f"{v:.6g}") for v in values.tolist()]
+
+
+def trace_folder(run: str | Path) -> Path:
+    return Path(run) / "rollouts"
+
+
+def write_trace(run: str | Path, step: int, algorithm: str, groups: list[dict[str, Any]]) -> None:
+    """Save one step's groups as `rollouts/step-NNNNNN.json`, atomically."""
+    path = trace_folder(run) / f"step-{step:06d}.json"
+    write_atomically(path, json.dumps({"step": step, "algorithm": algorithm, "groups": groups}, ensure_ascii=False))
+
+
+def list_traces(run: str | Path) -> dict[int, Path]:
+    """The files that `write_trace` left, by step."""
+    files = {path.stem.removeprefix("step-"): path for path in sorted(trace_folder(run).glob("step-*.json"))}
+    return {int(step): path for step, path in files.items() if step.isdigit()}
+
+
+def drop_traces_after(run: str | Path, step: int) -> None:
+    """Delete those of later steps: a resumed run comes by them again."""
+    for later, path in list_traces(run).items():
+        if later > step:
+            path.unlink()
+
+
+def read_trace(path: Path) -> tuple[str, list[dict[str, Any]]]:
+    """(algorithm, groups) of one file that `write_trace` left.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    good = has_fields(saved, {"algorithm": str, "groups": list})
+    if not good or not saved["groups"] or not all(_is_group(group) for group in saved["groups"]):
+        raise UserError(f"{path} is not a rollout that `lit-rlvr fit` saved")
+    return saved["algorithm"], saved["groups"]
+
+
+def _is_group(group: Any) -> bool:
+    return has_fields(group, GROUP) and all(_is_completion(completion) for completion in group["completions"])
+
+
+def _is_completion(completion: Any) -> bool:
+    if not has_fields(completion, COMPLETION):
+        return False
+    length = len(completion["tokens"])
+    lists = [completion[name] for name in PER_TOKEN if name in completion]
+    return len(lists) in (0, len(PER_TOKEN)) and all(
+        isinstance(values, list) and len(values) == length and all(isinstance(v, int | float) for v in values)
+        for values in lists
+    )

@@ -1,0 +1,76 @@
+"""The model of a run and its evaluation: what every algorithm has in common before any training."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.images import ImageProcessor
+from lit_rlvr.policy.loading import load_tokenizer
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.sources import resolve_model
+from lit_rlvr.training.metrics import EvaluationMetrics
+from lit_rlvr.types import PromptBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class EvaluatingModule(LightningModule):
+    """Knows its model, and turns scored validation batches into `val/<set>/...` metrics."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__()
+        self.model = model
+        self.updates = 0  # optimizer steps taken so far: the version of the weights
+        self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
+        self.validation_results: dict[str, float] = {}
+        self._metrics: dict[str, EvaluationMetrics] = {}
+
+    @cached_property
+    def model_folder(self) -> str:
+        """The folder or hub id that the policy and the engine load."""
+        return resolve_model(self.model)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.model_folder)
+
+    @cached_property
+    def image_processor(self) -> ImageProcessor:
+        return ImageProcessor(self.model_folder)
+
+    def setup(self, stage: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "validate" and not any(other.prompts["validation"] for other in data.validated):
+            raise UserError(f"data: {data.name} has no validation set to measure; give `validation`")
+
+    def on_validation_epoch_start(self) -> None:
+        self._metrics = {}
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        assert batch.rollout is not None, "the RolloutCallback fills the batch before it is measured"
+        if batch.name not in self._metrics:
+            self._metrics[batch.name] = EvaluationMetrics(batch.rollout.group_size).to(self.device)
+        if batch.prompts:  # none: a last batch of which only other ranks have a part
+            self._metrics[batch.name].update(batch.rollout)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log each set's metrics, and `val/accuracy`, the mean over sets."""
+        results = {
+            f"val/{name}/{metric}": value
+            for name, metrics in self._metrics.items()
+            for metric, value in metrics.compute().items()
+        }
+        accuracies = [v for k, v in results.items() if k.endswith("/accuracy")]
+        if accuracies:
+            results["val/accuracy"] = sum(accuracies) / len(accuracies)
+        self.validation_results = results
+        self.log_dict(results | {"step": float(self.updates)})
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end

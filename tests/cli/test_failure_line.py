@@ -1,0 +1,173 @@
+"""What ends a command is one line, unless it is a bug of ours."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import FIT
+
+import lit_rlvr.rollout.callback as rollout_callback
+from lit_rlvr.cli.failure_line import TRACEBACK
+
+CLI = Callable[..., Any]
+MINE = """
+from datamodules import PromptDataModule
+from lightning.pytorch import Callback
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.types import Sample
+
+
+class Raises(PromptDataModule):
+    def rows(self, split):
+        yield Sample("0", "1+1?", "2")
+        yield {}["prompt"]
+
+
+class Dicts(PromptDataModule):
+    def rows(self, split):
+        return [{"prompt": "1+1?", "answer": "2"}]
+
+
+class Nothing(PromptDataModule):
+    def rows(self, split):
+        return None
+
+
+class Bare(PromptDataModule):
+    def __init__(self):
+        self.prompt = "1+1?"
+
+
+class Silent(GRPO):
+    def objective(self, x):
+        return None
+
+
+class Typo(GRPO):
+    def objective(self, x):
+        return x.lopg.sum(), {}
+
+
+class Ends(Callback):
+    def on_train_batch_end(self, *arguments):
+        raise IndexError("nothing\\nto show")
+
+
+def none(group):
+    return None
+
+
+def typo(group):
+    return group.rewads
+"""
+MONITORS = ("val/accuracy", "rollout/reward", "step")
+HINT = f"({TRACEBACK}=1 shows the whole traceback)"
+GIVES = "must give finite values of shape (P, G) = (4, 4), a floating-point tensor on cpu; it gave None"
+
+
+def callback(name: str, **options: str) -> list[str]:
+    init_args = ", ".join(f"{key}: {value}" for key, value in options.items())
+    return ["--trainer.callbacks", f"[{{class_path: {name}, init_args: {{{init_args}}}}}]"]
+
+
+def at(line: str, after: str = "") -> str:
+    """Where a line of MINE stands, the first one after another line."""
+    lines = [text.strip() for text in MINE.splitlines()]
+    return f"my_own.py:{lines.index(line, lines.index(after)) + 1}"
+
+
+CASES = {
+    "rows raise": (
+        ["--data", "my_own.Raises"],
+        at('yield {}["prompt"]') + f": KeyError: 'prompt' {HINT}",
+    ),
+    "rows of dicts": (
+        ["--data", "my_own.Dicts"],
+        f"Dicts.rows ({at('def rows(self, split):', 'class Dicts(PromptDataModule):')}): item 1 must be a Sample(",
+    ),
+    "no rows": (
+        ["--data", "my_own.Nothing"],
+        "must give Samples for the split 'train', it gave none",
+    ),
+    "no super().__init__": (
+        ["--data", "my_own.Bare"],
+        f"data: Bare.__init__ ({at('def __init__(self):')}) must call super().__init__(",
+    ),
+    "advantage None": (
+        ["--model.init_args.advantage", "my_own.none"],
+        f"model.advantage: none ({at('def none(group):')}) {GIVES}",
+    ),
+    "advantage raises": (
+        ["--model.init_args.advantage", "my_own.typo"],
+        f"{at('return group.rewads')}: AttributeError: ",
+    ),
+    "objective None": (
+        ["--model", "my_own.Silent"],
+        f"model: Silent.objective ({at('def objective(self, x):')}) must give (loss, stats); it gave None",
+    ),
+    "objective raises": (
+        ["--model", "my_own.Typo"],
+        f"{at('return x.lopg.sum(), {}')}: AttributeError: ",
+    ),
+    "callback raises": (
+        callback("my_own.Ends"),
+        f": IndexError: nothing {HINT}",
+    ),
+    "logger": (
+        ["--trainer.logger", "lightning.pytorch.loggers.WandbLogger"],
+        "trainer: Requirement 'wandb",
+    ),
+    "interval": (
+        ["--trainer.val_check_interval", "5", "--trainer.check_val_every_n_epoch", "1"],
+        "trainer: `val_check_interval` (5) must be less than or equal to the number of the training batches (4)",
+    ),
+    "no interval": (
+        ["--trainer.val_check_interval", "0"],
+        "trainer.val_check_interval: 0 is not an interval",
+    ),
+    "mode of a callback": (
+        callback("EarlyStopping", monitor="val/accuracy", mode="up"),
+        "trainer: `mode` can be min",
+    ),
+    "monitored metric": (
+        callback("EarlyStopping", monitor="val_accuracy"),
+        "trainer.callbacks: EarlyStopping monitors 'val_accuracy', which this run does not log; did you mean "
+        "'val/accuracy'? it logs ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_options_and_the_users_own_code(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    (run_folder / "my_own.py").write_text(MINE)
+    monkeypatch.delitem(sys.modules, "my_own", raising=False)
+    arguments, said = CASES[case]
+    result = lit_rlvr(*FIT, *arguments)
+    errors = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
+    assert result.status == 2 and len(errors) == 1 and said in errors[0], result.err
+    assert "Traceback" not in result.err + result.out
+
+
+def test_the_traceback_is_shown_on_request(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACEBACK, "1")
+    result = lit_rlvr(*FIT, "--model.init_args.clip_low", "-1")
+    assert "Traceback (most recent call last)" in result.err
+    assert result.err.splitlines()[-1] == "lit-rlvr: error: model.clip_low: -1.0 must lie in [0, 1]"
+
+
+def test_a_bug_of_ours_keeps_its_traceback(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout_callback, "count_repeats", lambda *_: None)
+    with pytest.raises(TypeError):
+        lit_rlvr(*FIT)
+
+
+def test_metrics_that_a_run_logs_may_be_monitored(run_folder: Path, lit_rlvr: CLI) -> None:
+    more = ("--trainer.max_steps", 1, "--trainer.callbacks")
+    kept = [f"{{class_path: ModelCheckpoint, init_args: {{monitor: {name}, dirpath: kept}}}}" for name in MONITORS]
+    assert lit_rlvr(*FIT, *more, f"[{', '.join(kept)}]").status == 0

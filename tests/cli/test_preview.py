@@ -1,0 +1,68 @@
+"""`lit-rlvr preview` shows what the model sees, and loads no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from datamodules import LesionCount
+
+CLI = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("preview loads no weights")
+
+    monkeypatch.setattr("lit_rlvr.training.module.load_policy", fail)
+
+
+def test_text(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr("preview", "--config", "tiny.yaml", "--prompts", 2, "--split", "validation")
+    assert result.status == 0, result.err
+    shown = result.out
+    assert shown.count("<|im_start|>system\nYou are a calculator.<|im_end|>\n<|im_start|>user\nWhat is ") == 2
+    assert "validation 1 of 20: " in shown and "validation 3 of" not in shown
+    text = shown.split("\n", 1)[1].split("\n----")[0]
+    tokens = len(text.encode()) - sum(len(s) - 1 for s in ["<|im_start|>"] * 3 + ["<|im_end|>"] * 2)
+    assert f"\n{tokens} tokens; answer '" in shown, "one token a byte, one a special token"
+    assert "arithmetic validation: 20 prompts of " in shown and "0 rows could not be used" in shown
+    assert not (run_folder / "run").exists()
+
+
+def test_images(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:
+    model = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
+    result = lit_rlvr("preview", "--config", "tiny.yaml", *model, "--prompts", 1, "--out", "seen")
+    assert result.status == 0, result.err
+    assert "<|vision_start|><|image_pad|><|vision_end|>How many bright" in result.out
+    assert "image 1: 9 tokens, 84 x 84 pixels, seen/train-0-1.png" in result.out
+    (sample,) = LesionCount(pictures=1, held_out=0).load("train")
+    assert Image.open(run_folder / "seen/train-0-1.png").tobytes() == sample.images[0].tobytes()
+
+
+def test_pictures_of_the_users_are_left_alone(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:
+    """Those of an earlier preview are not the user's."""
+    options = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
+    command = ("preview", "--config", "tiny.yaml", *options, "--prompts", 1, "--out", "seen")
+    assert lit_rlvr(*command).status == lit_rlvr(*command).status == 0
+    mine = run_folder / "seen/train-0-1.png"
+    Image.new("RGB", (3, 3)).save(mine)
+    before = mine.read_bytes()
+    result = lit_rlvr(*command)
+    assert result.status == 2 and "--out: seen/train-0-1.png exists and is not a picture of" in result.err
+    assert mine.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_is_one_line_without_pictures_too(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr("preview", "--config", "tiny.yaml", "--out", "/proc/x")
+    assert result.status == 2 and "--out: /proc/x cannot be written" in result.err
+
+
+def test_a_set_that_is_not_there(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr("preview", "--config", "tiny.yaml", "--split", "test")
+    assert result.status == 2 and "--split: there is no test set" in result.err

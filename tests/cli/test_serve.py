@@ -1,0 +1,103 @@
+"""What `lit-rlvr serve` refuses before vLLM is started, and how vLLM's own refusals are told."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_rlvr.rollout import vllm_process
+
+CLI = Callable[..., Any]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines that vLLM would be started with."""
+    lines: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda _, line: lines.append(line))
+    monkeypatch.setattr("os.environ", {})  # for what the command sets
+    return lines
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (("--port", "TAKEN"), "--port: TAKEN cannot be listened on: Address already in use; choose another"),
+    (("--port=TAKEN", "--host=127.0.0.1"), "--host 127.0.0.1 --port TAKEN cannot be listened on"),
+    (("--port", 65536), "--port: 65536 is not between 0 and 65535"),
+    (("--port=-1",), "--port: -1 is not between 0 and 65535"),
+    (("--port", "http"), "--port: invalid int value: 'http'"),
+    (("--port", 0, "--host", "no.such.host.invalid"), "--host no.such.host.invalid --port 0 cannot be listened on: "),
+    (("--dtype", "int8"), "--dtype: invalid choice: 'int8'"),
+])  # fmt: skip
+def test_what_cannot_be_served_is_one_line(
+    lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]], taken: int, options: tuple[Any, ...], said: str
+) -> None:
+    given = [str(option).replace("TAKEN", str(taken)) for option in options]
+    result = lit_rlvr("serve", "--model", tiny_model_folder, *given)
+    assert result.status == 2 and said.replace("TAKEN", str(taken)) in result.err
+    assert result.err.count("\n") == 1 and not started
+
+
+def test_without_a_model(lit_rlvr: CLI) -> None:
+    result = lit_rlvr("serve")
+    assert result.status == 2 and result.err == ("lit-rlvr: error: the following arguments are required: --model\n")
+
+
+def test_vllm_gets_the_other_options(lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]]) -> None:
+    result = lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, "--max-model-len", 64, "--api-key", "k")
+    assert result.status == 0, result.err
+    (line,) = started
+    assert line[1:5] == ["-m", "lit_rlvr.rollout.vllm_process", "--model", str(tiny_model_folder)]
+    assert line[-5:] == ["--port=0", "--max-model-len", "64", "--api-key", "k"]
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    (["--max-model-length", "5"], "unknown option --max-model-length; did you mean --max-model-len?"),
+    (["--max_model_lenn=5"], "unknown option --max_model_lenn; did you mean --max-model-len?"),
+    (["--nonsense"], "unknown option --nonsense"),
+    (["--max-model-len", "x"], "argument --max-model-len: invalid int value: 'x'"),
+])  # fmt: skip
+def test_an_option_that_vllm_refuses_is_one_line(
+    options: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its parser is an argparse one with some three hundred lines of usage."""
+
+    def serve(*_: Any, **__: Any) -> None:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--max-model-len", type=int)
+        parser.parse_args(options)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)  # put back afterwards
+    monkeypatch.setattr("runpy.run_module", serve)
+    with pytest.raises(SystemExit, match="2"):
+        vllm_process.main()
+    assert capsys.readouterr().err == f"lit-rlvr: error: vLLM: {said}\n"
+
+
+def test_settings_that_vllm_refuses_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def serve(*_: Any, **__: Any) -> None:
+        raise ValueError(
+            "1 validation error for ModelConfig\n  Value error, max_model_len (5) is too large " + "x" * 999
+        )
+
+    monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
+    monkeypatch.setattr("runpy.run_module", serve)
+    with pytest.raises(SystemExit, match="2"):
+        vllm_process.main()
+    said = capsys.readouterr().err
+    assert said.startswith("lit-rlvr: error: vLLM: 1 validation error for ModelConfig Value error, max_model_len (5)")
+    assert said.count("\n") == 1 and len(said) < 600

@@ -1,0 +1,47 @@
+"""Sums and gathers on a backend that knows GPUs only: what NCCL would refuse never reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lit_rlvr.distributed import collectives
+from lit_rlvr.distributed.collectives import all_max, all_sum, gather_rows
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The devices of tensors that two ranks' backend gets; it refuses all but the GPU's, as NCCL does."""
+    devices: list[str] = []
+
+    def refuse(*tensors: Tensor) -> None:
+        for tensor in tensors:
+            devices.append(tensor.device.type)
+            assert tensor.is_cuda, "No backend type associated with device type cpu"
+
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives.dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(collectives.dist, "all_reduce", lambda tensor, **_: refuse(tensor))
+    monkeypatch.setattr(collectives.dist, "all_gather", lambda parts, tensor: refuse(tensor, *parts))
+    with FakeTensorMode():  # tensors on GPUs that are not there
+        yield devices
+
+
+@pytest.mark.parametrize("collective", [all_sum, gather_rows])
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_tensors_go_to_the_backends_device_and_back(
+    seen: list[str], collective: Callable[[Tensor], Tensor], device: str
+) -> None:
+    found = collective(torch.ones(3, 2, device=device))
+    assert found.device == torch.device(device) and set(seen) == {"cuda"}
+
+
+def test_a_number_goes_there_too(seen: list[str]) -> None:
+    with pytest.raises(RuntimeError):  # a tensor that is not there has no number
+        all_max(3, torch.device("cpu"))
+    assert seen == ["cuda"]

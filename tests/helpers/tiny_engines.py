@@ -1,0 +1,123 @@
+"""Engines for tests: one with weights of its own, and one that crashes; and what tests of real ones share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tiny import plain_logprobs
+
+from lit_rlvr.distributed.collectives import rank
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.rollout.engine import Done, EngineContext
+from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.rollout.vllm import VLLMEngine
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+
+class Copying(HFEngine):
+    """Decodes with a copy of the weights that it makes at each sync, as vLLM does."""
+
+    exact = False
+    shares_weights = False
+
+    def start(self, context: EngineContext) -> None:
+        super().start(context)
+        self.copy = load_policy(context.folder)
+        super().sync(self.copy)
+        self.sampled_with: list[torch.Tensor] = []
+
+    def sync(self, policy: Policy) -> None:
+        self.copy.load_state_dict(policy.state_dict())
+        super().sync(self.copy)
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+    ) -> list[list[Completion]]:
+        if len(prompts) > 1:
+            self.sampled_with.append(next(self.copy.parameters()).detach().clone())
+        return super().generate(prompts, sampling, seeds, done)
+
+
+class Crashing(Copying):
+    """Crashes in the given calls (counted from 1) of one method, in `generate` after so many groups.
+
+    Attributes:
+        log: what was called: start, sync, close, or how many prompts were asked for.
+    """
+
+    def __init__(self, method: str = "generate", calls: Sequence[int] = (), groups: int = 0) -> None:
+        super().__init__()
+        self.method, self.calls, self.groups = method, calls, groups
+        self.count = 0
+        self.log: list[str] = []
+
+    def _crashes(self, method: str, note: str = "") -> bool:
+        self.log.append(note or method)
+        self.count += method == self.method
+        return method == self.method and self.count in self.calls
+
+    def start(self, context: EngineContext) -> None:
+        if self._crashes("start"):
+            raise OSError("no such device")
+        super().start(context)
+
+    def sync(self, policy: Policy) -> None:
+        if self._crashes("sync"):
+            raise RuntimeError("the engine is dead")
+        super().sync(policy)
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+    ) -> list[list[Completion]]:
+        if not self._crashes("generate", str(len(prompts))):
+            return super().generate(prompts, sampling, seeds, done)
+        for p, group in enumerate(super().generate(prompts, sampling, seeds)[: self.groups]):
+            if done is not None:
+                done(p, group)
+        raise RuntimeError("CUDA error: an illegal memory access\nwas encountered")
+
+    def close(self) -> None:
+        if self._crashes("close"):
+            raise RuntimeError("it does not answer")
+        super().close()
+
+
+class CrashingVLLM(VLLMEngine):
+    """A real one that crashes once, in the middle of the second rollout of the second process."""
+
+    rollouts = 0
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+    ) -> list[list[Completion]]:
+        self.rollouts += len(prompts) > 1  # the probe has one
+        found = super().generate(prompts, sampling, seeds, done)
+        if self.rollouts == 2 and rank() == 1:
+            self.rollouts += 1
+            raise RuntimeError("CUDA error: an illegal memory access")
+        return found
+
+
+@torch.no_grad()
+def change(policy: Policy, relative: float, seed: int = 1) -> None:
+    """Change every weight a little."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in policy.parameters():
+        parameter += relative * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)
+
+
+@torch.no_grad()
+def assert_logprobs_are_the_policys(
+    policy: Policy, groups: list[list[Completion]], prompts: Sequence[Prompt], sampling: Sampling
+) -> None:
+    for prompt, group in zip(prompts, groups, strict=True):
+        for completion in group:
+            expected, _ = plain_logprobs(policy.model, prompt.token_ids, completion.token_ids, sampling)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
+def flat(groups: list[list[Completion]]) -> list[tuple[int, ...]]:
+    """The tokens of all completions."""
+    return [completion.token_ids for group in groups for completion in group]

@@ -1,0 +1,94 @@
+"""Training in the real flow, in this process: Trainer, RolloutCallback, Arithmetic and GRPO, and what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from datamodules import Arithmetic
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.training.step import PreparedRollout
+from lit_rlvr.types import Rollout, Sampling
+
+Gradients = dict[str, Tensor]
+T_MAX = 9
+
+
+@dataclass
+class Recorder(Callback):
+    """What each optimizer step saw: gradients (before clipping, which is off), weights, and the rollouts."""
+
+    gradients: list[Gradients] = field(default_factory=list)
+    weights: list[dict[str, Tensor]] = field(default_factory=list)
+    rollouts: list[Rollout] = field(default_factory=list)
+    minibatches: list[list[int]] = field(default_factory=list)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        parameters = dict(pl_module.policy.model.named_parameters())
+        self.gradients.append({n: p.grad.clone() for n, p in parameters.items() if p.grad is not None})
+        self.weights.append({n: p.detach().clone() for n, p in parameters.items()})
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.rollouts.append(batch.rollout)
+        self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+class RecordingGRPO(GRPO):
+    """GRPO that tells the recorder which prompts each step is on."""
+
+    recorder: Recorder
+    skip_nothing = False
+
+    def _update(self, prepared: PreparedRollout, prompts: list[int]) -> dict[str, float]:
+        self.recorder.minibatches.append(list(prompts))
+        if self.skip_nothing:
+            prepared = replace(prepared, live=list(range(len(prepared.advantages))))
+        return super()._update(prepared, prompts)
+
+
+def fit(
+    folder: Path,
+    root: Path,
+    steps: int = 1,
+    rewards: Sequence[str] = ("tiny_rewards.first_token",),
+    engine: RolloutEngine | None = None,
+    prompts_per_step: int = 6,
+    group_size: int = 4,
+    sampling: Sampling | None = None,
+    max_failure_rate: float = 0.05,
+    probe_every: int = 10,
+    skip_nothing: bool = False,
+    overlap: bool = False,
+    recorder: Recorder | None = None,
+    **options: Any,
+) -> tuple[RecordingGRPO, Recorder]:
+    recorder = recorder or Recorder()
+    module = RecordingGRPO(model=str(folder), **{"lr": 1e-2, "max_grad_norm": 0.0} | options)
+    module.recorder, module.skip_nothing = recorder, skip_nothing
+    rollout = RolloutCallback(
+        group_size=group_size,
+        engine=engine or HFEngine(),
+        sampling=sampling or Sampling(max_tokens=T_MAX),
+        rewards=list(rewards),
+        max_failure_rate=max_failure_rate,
+        probe_every=probe_every,
+        overlap=overlap,
+    )
+    trainer = Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+        default_root_dir=root, callbacks=[rollout, recorder],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=Arithmetic(prompts_per_step=prompts_per_step, held_out=10))
+    return module, recorder

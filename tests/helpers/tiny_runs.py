@@ -1,0 +1,189 @@
+"""Whole runs through the command line, small enough for a second each."""
+
+from __future__ import annotations
+
+import atexit
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+TESTS = Path(__file__).parent
+CONSOLE_SCRIPT = Path(sys.executable).with_name("lit-rlvr")
+FIT = ("fit", "--config", "tiny.yaml")
+STRATEGIES = {name: ("--config", f"configs/strategy/{name}_cpu.yaml") for name in ("ddp", "fsdp2")}
+"""Strategy -> the arguments that make two processes of a command."""
+UNTIMED = ("time/", "rollout/tokens_per_second")
+
+
+def tiny_config(model_folder: Path) -> dict[str, Any]:
+    """36 sums of which 16 are trained on: four iterations an epoch, so that six cross its end."""
+    return {
+        "seed_everything": 0,
+        "model": {"class_path": "GRPO", "init_args": {"model": str(model_folder), "lr": 1e-3}},
+        "data": {
+            "class_path": "Arithmetic",
+            "init_args": {"prompts_per_step": 4, "high": 6, "held_out": 20, "eval_prompts_per_step": 8},
+        },
+        "rollout": {
+            "group_size": 4,
+            "engine": "hf",
+            "sampling": {"max_tokens": 8},
+            "eval_sampling": {"temperature": 0.0, "max_tokens": 8},
+            "rewards": ["tiny_rewards.first_token"],
+        },
+        "trainer": {
+            "max_steps": 6,
+            "precision": "32-true",
+            "accelerator": "cpu",
+            "devices": 1,
+            "val_check_interval": 3,
+            "check_val_every_n_epoch": None,
+            "default_root_dir": "run",
+        },
+        "run": {"show_every": 0},
+    }
+
+
+def pictures_config(vlm_folder: Path, run: Path) -> dict[str, Any]:
+    """Two iterations on drawn pictures, without validation."""
+    return {
+        "model": {"class_path": "GRPO", "init_args": {"model": str(vlm_folder)}},
+        "data": {"class_path": "LesionCount", "init_args": {"pictures": 8, "held_out": 0, "prompts_per_step": 2}},
+        "rollout": {"group_size": 2, "engine": "hf", "sampling": {"max_tokens": 4}},
+        "trainer": {
+            "max_steps": 2, "precision": "32-true", "accelerator": "cpu", "devices": 1,
+            "default_root_dir": str(run),
+        },
+        "run": {"show_every": 0},
+    }  # fmt: skip
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def summary(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what depends on the clock."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith(UNTIMED)} for row in csv.DictReader(file)]
+
+
+def completions(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "completions.jsonl").read_text().split("\n")[:-1]]
+
+
+def child_environment() -> dict[str, str]:
+    """As a user's shell, with the tests' rewards importable."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "LOCAL_", "MASTER_", "NODE_", "WORLD_"))}
+    return kept | {"PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+def launch(arguments: list[str], cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """The console script in a process of its own."""
+    return _shell([CONSOLE_SCRIPT, *arguments], cwd, timeout)
+
+
+def launch_module(arguments: list[Any], cwd: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """`python -m ...` in a process of its own."""
+    return _shell([sys.executable, "-m", *arguments], cwd, timeout)
+
+
+class TwoProcesses:
+    """Two processes of torchrun that wait for commands: to start them takes longer than most of what tests ask of them.
+
+    Args:
+        folder: where they are told what to do.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        command = ["-m", "torch.distributed.run", "--nproc_per_node=2", str(TESTS / "tiny_many.py"), str(folder)]
+        with (folder / "start.log").open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *command], env=child_environment(), stdout=log, stderr=log, start_new_session=True
+            )
+
+    def run(self, cwd: Path, commands: Sequence[Sequence[Any]]) -> str:
+        """What they said; they are ended when a command fails or takes too long."""
+        number, self.count = self.count, self.count + 1
+        order = {"cwd": str(cwd), "environment": child_environment(),
+                 "commands": [[str(part) for part in command] for command in commands]}  # fmt: skip
+        scratch = self.folder / "order.tmp"
+        scratch.write_text(json.dumps(order))
+        scratch.replace(self.folder / f"{number}.json")
+        done = [self.folder / f"{number}.done-{rank}" for rank in range(2)]
+        deadline = time.monotonic() + 1200
+        while not all(path.exists() for path in done) and time.monotonic() < deadline and self.process.poll() is None:
+            time.sleep(0.05)
+        log = self.folder / f"{number}.log"
+        said = log.read_text(errors="replace") if log.exists() else (self.folder / "start.log").read_text()
+        failed = [path.read_text() if path.exists() else "did not end" for path in done]
+        if any(failed):
+            self.close()
+        assert failed == ["", ""], f"{failed}\n{said}"
+        return said
+
+    def close(self) -> None:
+        """Torchrun ends its processes; one that hangs is killed, and they then end by themselves."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+PAIRS: list[TwoProcesses] = []
+"""The one that runs, if one does."""
+
+
+def in_two_processes(folder: Path, *commands: Sequence[Any]) -> str:
+    """Several `lit-rlvr` commands, one after the other, in two processes of torchrun; what they said."""
+    if not PAIRS or PAIRS[-1].process.poll() is not None:
+        PAIRS.append(TwoProcesses(Path(tempfile.mkdtemp(prefix="two-processes-"))))
+        atexit.register(PAIRS[-1].close)
+    return PAIRS[-1].run(folder, commands)
+
+
+def _shell(command: list[Any], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=child_environment(), capture_output=True, text=True,
+        timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def assert_same_run(run: Path, whole: Path, resumed: int) -> None:
+    """A run that went on after a stop ended where the uninterrupted one did, and logged the same."""
+    ours, theirs = summary(run), summary(whole)
+    assert (ours["resumed_from_step"], theirs["resumed_from_step"]) == (resumed, 0)
+    for key in ("weights_sha256", "steps", "iterations", "accuracy_before", "accuracy_after"):
+        assert ours[key] == theirs[key], key
+    for row, wanted in zip(metrics(run), metrics(whole), strict=True):
+        assert row == wanted, row["step"]
+    assert completions(run) == completions(whole)
+
+
+def fit(lit_rlvr: Callable[..., Any], *more: Any, status: int = 0) -> Any:
+    """`lit-rlvr fit --config tiny.yaml` with more arguments, which ends with the expected status."""
+    result = lit_rlvr(*FIT, *more)
+    assert result.status == status, result.err
+    return result
+
+
+def to(root: str) -> tuple[str, str]:
+    return "--trainer.default_root_dir", root

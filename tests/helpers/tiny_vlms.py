@@ -1,0 +1,103 @@
+"""Vision-language models of every supported kind, small and random, and the slow way through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Qwen2VLConfig, Qwen3VLConfig
+
+from lit_rlvr.policy.images import ImageProcessor
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.tiny_vlm import SPECIALS, language_sizes, markers, save_tiny_vlm, save_vlm
+from lit_rlvr.rollout.probe import trainer_logprobs
+from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+
+PAD = SPECIALS.index("<|image_pad|>")
+START, STOP = SPECIALS.index("<|vision_start|>"), SPECIALS.index("<|vision_end|>")
+SHARP = {"initializer_range": 0.1}
+"""Random weights so large that log-probabilities differ by nats between images and between positions."""
+
+
+def save_qwen2_vl(folder: Path) -> Path:
+    """Full attention in the vision tower, an output embedding of its own."""
+    vision = {"depth": 2, "embed_dim": 64, "num_heads": 2, "hidden_size": 128, "mlp_ratio": 2, **SHARP}
+    return save_vlm(Qwen2VLConfig(text_config=language_sizes(**SHARP), vision_config=vision, **markers(False)), folder)
+
+
+def save_qwen2_5_vl(folder: Path) -> Path:
+    """Attention in windows in the vision tower."""
+    return save_tiny_vlm(folder, text=SHARP, vision=SHARP)
+
+
+def save_qwen3_vl(folder: Path) -> Path:
+    """Patches of 16 pixels, interleaved rotary frequencies, features of two vision layers into two text layers."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5], "mrope_interleaved": True}
+    text = language_sizes(num_hidden_layers=3, head_dim=32, rope_parameters=rope, **SHARP)
+    vision = {
+        "depth": 3, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
+        "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1], **SHARP,
+    }  # fmt: skip
+    return save_vlm(Qwen3VLConfig(text_config=text, vision_config=vision, **markers()), folder)
+
+
+KINDS = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl}
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """Noise."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy(), "RGB")
+
+
+def make_prompt(processor: ImageProcessor, name: str, *images: Image.Image) -> Prompt:
+    """Some text around each image."""
+    ids = [10, 11]
+    for _ in images:
+        ids += [START, PAD, STOP, 30, 31]
+    pixels = processor.pixels(images) if images else None
+    grids = [tuple(g) for g in pixels.grid.tolist()] if pixels is not None else []
+    return Prompt(Sample(name, "?", "1"), processor.expand(ids, grids) if grids else [*ids, 12, 13], pixels)
+
+
+def mixed_prompts(folder: Path) -> list[Prompt]:
+    """One image, none, two of other shapes."""
+    processor = ImageProcessor(str(folder))
+    return [
+        make_prompt(processor, "one", picture(84, 84, 0)),
+        make_prompt(processor, "none"),
+        make_prompt(processor, "two", picture(60, 140, 1), picture(56, 28, 2)),
+    ]
+
+
+def slow(policy: Policy, prompt: Prompt, completion: Sequence[int], banned: Sequence[int] = ()) -> Tensor:
+    """One unpadded sequence through the whole model, which finds the positions on its own."""
+    model = policy.model
+    ids = torch.tensor([[*prompt.token_ids, *completion]])
+    images = {}
+    if prompt.pixels is not None:
+        images = {
+            "pixel_values": prompt.pixels.values,
+            "image_grid_thw": prompt.pixels.grid,
+            "mm_token_type_ids": (ids == PAD).int(),
+        }
+    model.model.rope_deltas = None
+    logits = model(ids, use_cache=False, **images).logits[0, len(prompt.token_ids) - 1 : -1].clone()
+    logits[:, list(banned)] = float("-inf")
+    return logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)]
+
+
+def differences(
+    policy: Policy, prompts: Sequence[Prompt], groups: Sequence[Sequence[Completion]], sampling: Sampling
+) -> dict[str, float]:
+    """{prompt id: the largest difference, in nats, between an engine's log-probabilities and the trainer's}."""
+    return {
+        prompt.sample.id: max(
+            float((torch.tensor(c.logprobs) - trainer_logprobs(policy, prompt, c, sampling)).abs().max()) for c in group
+        )
+        for prompt, group in zip(prompts, groups, strict=True)
+    }

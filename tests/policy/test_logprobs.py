@@ -1,0 +1,121 @@
+"""Log-probabilities, entropies and their gradients against plain softmax by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_rlvr.policy import logprobs as scoring
+from lit_rlvr.policy.logprobs import score_tokens
+from lit_rlvr.types import Sampling
+
+N, H, V = 7, 5, 23
+SAMPLINGS = pytest.mark.parametrize(
+    "sampling",
+    [Sampling(), Sampling(temperature=0.6), Sampling(banned_token_ids=(0, 22)), Sampling(0.7, banned_token_ids=(22,))],
+)
+
+
+def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sampling: Sampling) -> list[Tensor]:
+    """The definitions, with everything held at once."""
+    logits = torch.nn.functional.linear(hidden, weight, bias) / sampling.temperature
+    kept = [v for v in range(V) if v not in sampling.banned_token_ids]
+    logp = logits[:, kept].log_softmax(-1)
+    at = torch.tensor([kept.index(int(t)) for t in target])
+    return [logp[torch.arange(N), at], -(logp.exp() * logp).sum(-1)]
+
+
+def numbers(bias: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    torch.manual_seed(3)
+    made = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((N, H), (V, H), (V,))]
+    return made[0], made[1], made[2] if bias else None, torch.randint(1, V - 1, (N,))
+
+
+@SAMPLINGS
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("chunk", "kept"), [(1 << 25, 1 << 29), (2 * V, 1 << 29), (3 * V, 0)])
+def test_values_and_gradients_are_those_of_the_softmax(
+    sampling: Sampling, bias: bool, chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "CHUNK", chunk)
+    monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
+    hidden, weight, offset, target = numbers(bias)
+    factors = torch.randn(2, N, dtype=torch.float64)
+    inputs = [x for x in (hidden, weight, offset) if x is not None]
+
+    def gradients(found: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((torch.stack(found) * factors).exp().sum(), inputs)
+
+    ours = score_tokens(hidden, weight, offset, target, sampling, entropy=True, entropy_gradient=True)
+    wanted = plain(hidden, weight, offset, target, sampling)
+    torch.testing.assert_close(list(ours), wanted)
+    for got, expected in zip(gradients(list(ours)), gradients(wanted), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_without_an_entropy_gradient_none_flows() -> None:
+    hidden, weight, _, target = numbers(False)
+    logp, entropy = score_tokens(hidden, weight, None, target, Sampling(), entropy=True)
+    assert entropy is not None and not entropy.requires_grad and logp.requires_grad
+    assert score_tokens(hidden, weight, None, target, Sampling())[1] is None
+
+
+def test_a_frozen_head_still_passes_the_gradient_on() -> None:
+    hidden, weight, _, target = numbers(False)
+    score_tokens(hidden, weight.detach(), None, target, Sampling())[0].sum().backward()
+    assert hidden.grad is not None and weight.grad is None
+    wanted = torch.autograd.grad(plain(hidden, weight, None, target, Sampling())[0].sum(), hidden)[0]
+    torch.testing.assert_close(hidden.grad, wanted)
+
+
+def test_under_autocast_the_matrices_are_half_and_the_softmax_is_not() -> None:
+    hidden, weight, _, target = (x if x is None or x.dtype == torch.long else x.float() for x in numbers(False))
+    assert hidden is not None and weight is not None and target is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        logp, _ = score_tokens(hidden, weight, None, target, Sampling())
+        half = torch.nn.functional.linear(hidden, weight)
+    assert half.dtype == torch.bfloat16 and logp.dtype == torch.float32
+    wanted = half.float().log_softmax(-1)[torch.arange(N), target]
+    torch.testing.assert_close(logp, wanted)
+    got = torch.autograd.grad(logp.sum(), [hidden, weight])
+    expected = torch.autograd.grad(plain(hidden, weight, None, target, Sampling())[0].sum(), [hidden, weight])
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b, atol=0.1, rtol=0.05)
+
+
+def peak_elements(work: Callable[[], object]) -> int:
+    """The largest tensor that any operation made meanwhile."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            for x in out if isinstance(out, tuple | list) else (out,):
+                if isinstance(x, Tensor):
+                    self.largest = max(self.largest, x.numel())
+            return out
+
+    with Watch() as watch:
+        work()
+    return watch.largest
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_the_vocabulary_is_held_for_a_chunk_only(gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "CHUNK", 2 * V)
+    monkeypatch.setattr(scoring, "KEPT_BYTES", 0)
+    hidden, weight, _, target = numbers(False)
+
+    def work() -> None:
+        with torch.set_grad_enabled(gradient):
+            logp, _ = score_tokens(hidden, weight, None, target, Sampling(), entropy=True)
+        if gradient:
+            logp.sum().backward()
+
+    assert peak_elements(work) == max(V * H, 2 * V)

@@ -1,0 +1,131 @@
+"""Adapters: what is trained, what engines and exports get, and that the reference is the model without them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_rollout, random_ids
+from transformers import AutoModelForCausalLM
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.lora import Lora, add_adapters, merge_adapters
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.vision import freeze_vision_tower
+
+ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3), random_ids(2, 4)]] * 2)
+
+
+def adapted(folder: Path, **options: Any) -> Policy:
+    """A policy whose adapters do something."""
+    policy = load_policy(str(folder))
+    add_adapters(policy.model, Lora(rank=3, alpha=6, **options))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in policy.named_parameters():
+        if ".lora_B" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return policy
+
+
+def logprobs(policy: Policy) -> torch.Tensor:
+    return policy.logprobs(ROLLOUT, [0, 1, 2, 3])[0].detach()
+
+
+def test_only_the_adapters_are_trained(tiny_model_folder: Path) -> None:
+    policy = adapted(tiny_model_folder)
+    trained = [name for name, p in policy.named_parameters() if p.requires_grad]
+    assert trained and all(".lora_" in name for name in trained)
+    assert len(trained) == 2 * 2 * 7, "A and B of seven linear layers in each of two layers"
+    few = adapted(tiny_model_folder, layers=["q_proj", "v_proj"])
+    assert len([1 for p in few.parameters() if p.requires_grad]) == 2 * 2 * 2
+
+
+def test_merged_weights_are_w_plus_alpha_over_r_times_ba(tiny_model_folder: Path) -> None:
+    policy = adapted(tiny_model_folder)
+    plain = load_policy(str(tiny_model_folder))
+    given = dict(policy.named_weights())
+    assert [*given] == [name for name, _ in plain.model.named_parameters()]
+    parts = dict(policy.model.named_parameters())
+    name = "model.layers.1.mlp.up_proj"
+    a, b = parts[f"{name}.lora_A.default.weight"], parts[f"{name}.lora_B.default.weight"]
+    torch.testing.assert_close(given[f"{name}.weight"], parts[f"{name}.base_layer.weight"] + 6.0 / 3 * b @ a)
+    plain.model.load_state_dict(given, strict=False)
+    torch.testing.assert_close(logprobs(plain), logprobs(policy), atol=1e-5, rtol=0)
+
+
+def test_without_adapters_it_is_the_model_it_was(tiny_model_folder: Path) -> None:
+    policy = adapted(tiny_model_folder)
+    before, original = logprobs(policy), load_policy(str(tiny_model_folder))
+    reference = policy.without_adapters()
+    torch.testing.assert_close(logprobs(reference), logprobs(original), atol=0, rtol=0)
+    assert (logprobs(reference) - before).abs().max() > 1e-2
+    for name, weight in reference.named_weights():
+        torch.testing.assert_close(weight, original.model.get_parameter(name), atol=0, rtol=0)
+    assert torch.equal(logprobs(policy), before), "they are back afterwards"
+
+
+def test_merging_leaves_a_plain_model(tiny_model_folder: Path, tmp_path: Path) -> None:
+    policy = adapted(tiny_model_folder)
+    before = logprobs(policy)
+    merge_adapters(policy.model)
+    torch.testing.assert_close(logprobs(policy), before, atol=1e-5, rtol=0)
+    policy.model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert [n for n, _ in loaded.named_parameters()] == [n for n, _ in policy.model.named_parameters()]
+
+
+def test_the_vision_tower_gets_none_and_can_be_frozen(vlm_folder: Path) -> None:
+    policy = adapted(vlm_folder)
+    names = [name for name, _ in policy.named_parameters() if ".lora_" in name]
+    assert names and not any("visual" in name for name in names)
+    frozen = load_policy(str(vlm_folder))
+    freeze_vision_tower(frozen.model)
+    left = [name for name, p in frozen.named_parameters() if not p.requires_grad]
+    assert left and all(".visual." in name for name in left)
+    assert not [n for n, p in frozen.named_parameters() if p.requires_grad and ".visual." in n]
+
+
+def test_what_makes_no_sense_is_one_line(tiny_model_folder: Path) -> None:
+    with pytest.raises(UserError, match="rank=0"):
+        Lora(rank=0)
+    with pytest.raises(UserError, match=r"\['qkv'\] names no layer .* it has down_proj, gate_proj"):
+        add_adapters(load_policy(str(tiny_model_folder)).model, Lora(layers=["qkv"]))
+    with pytest.raises(UserError, match="freeze_vision: LlamaForCausalLM has no vision tower"):
+        freeze_vision_tower(load_policy(str(tiny_model_folder)).model)
+
+
+def test_nf4_is_4_bits_and_engines_get_the_numbers_that_are_computed_with(tiny_model_folder: Path) -> None:
+    policy, plain = adapted(tiny_model_folder, quantize="nf4"), load_policy(str(tiny_model_folder))
+    layers = [m for m in policy.model.modules() if type(m).__name__ == "Linear4bit"]
+    assert len(layers) == 2 * 7 and all(layer.weight.dtype == torch.uint8 for layer in layers)
+    assert all(2 * layer.weight.numel() == layer.out_features * layer.in_features for layer in layers)
+    given, original = dict(policy.named_weights()), dict(plain.model.named_parameters())
+    assert given.keys() == original.keys() and all(given[n].shape == w.shape for n, w in original.items())
+    reference = dict(policy.without_adapters().named_weights())
+    name = "model.layers.0.mlp.up_proj.weight"
+    error = (reference[name] - original[name]).abs().max() / original[name].abs().max()
+    assert 0.01 < error < 0.2, "quantised, and not something else"
+    plain.model.load_state_dict(given, strict=False)
+    torch.testing.assert_close(logprobs(policy), logprobs(plain), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(logprobs(policy), logprobs(plain), atol=1e-5, rtol=0)
+    assert all(torch.equal(w, given[n]) for n, w in policy.named_weights()), "running it has changed no layout"
+
+
+def test_nf4_trains_its_adapters_alone_and_merges(tiny_model_folder: Path) -> None:
+    policy = adapted(tiny_model_folder, quantize="nf4", layers=["q_proj", "v_proj"])
+    policy.logprobs(ROLLOUT, [0, 1, 2, 3])[0].sum().backward()
+    assert all((p.grad is not None) == (".lora_" in name) for name, p in policy.named_parameters())
+    before = logprobs(policy)
+    merge_adapters(policy.model)
+    assert not [n for n, m in policy.model.named_modules() if "4bit" in type(m).__name__ or hasattr(m, "base_layer")]
+    torch.testing.assert_close(logprobs(policy), before, atol=1e-5, rtol=0)
+
+
+def test_nf4_without_bitsandbytes_is_one_line(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"bitsandbytes is not installed; pip install 'lit-rlvr\[qlora\]'"):
+        adapted(tiny_model_folder, quantize="nf4")

@@ -1,0 +1,137 @@
+"""Policies of every supported kind of vision-language model: log-probabilities and gradients are the model's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_vlms import make_prompt, mixed_prompts, picture, slow
+from torch import Tensor
+
+from lit_rlvr.policy.images import ImageProcessor
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.lora import Lora, add_adapters
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, pad_completions
+
+
+@pytest.fixture(scope="session")
+def prompts(any_vlm_folder: Path) -> list[Prompt]:
+    return mixed_prompts(any_vlm_folder)
+
+
+def make_rollout(prompts: list[Prompt], sampling: Sampling | None = None) -> Rollout:
+    """Completions of lengths 5, 1, 3 for each prompt."""
+
+    def made(p: int, g: int, length: int) -> Completion:
+        return Completion("", tuple(40 + (7 * p + 3 * g + t) % 200 for t in range(length)), "stop")
+
+    groups = [[made(p, g, n) for g, n in enumerate((5, 1, 3))] for p in range(len(prompts))]
+    token_ids, mask, zeros = pad_completions(groups)
+    shape = (len(groups), 3)
+    return Rollout(
+        prompts, groups, token_ids, mask, zeros, torch.zeros(shape), torch.zeros(shape),
+        torch.ones(shape, dtype=torch.bool), {}, [["ok"] * 3] * len(groups), sampling or Sampling(),
+    )  # fmt: skip
+
+
+def gradients(policy: Policy) -> dict[str, Tensor]:
+    """Each parameter's gradient, which is cleared."""
+    found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+    policy.zero_grad()
+    return found
+
+
+def assert_same_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    scale = max(float(gradient.abs().max()) for gradient in wanted.values())
+    assert got.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(got[name], gradient, atol=1e-5 * scale, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_logprobs_and_gradients_are_those_of_single_sequences(
+    any_vlm_folder: Path, prompts: list[Prompt], shared: bool, checkpointing: bool
+) -> None:
+    policy = load_policy(str(any_vlm_folder), shared_prefix=shared, gradient_checkpointing=checkpointing)
+    assert policy.shared_prefix is shared, "the check at loading, which has an image in it, passes"
+    rollout = make_rollout(prompts)
+    logp, _ = policy.logprobs(rollout, list(range(9)))
+    logp.square().sum().backward()
+    got = gradients(policy)
+    assert got.keys() == dict(policy.named_parameters()).keys(), "every part of the vision tower among them"
+    wanted = [slow(policy, prompts[i // 3], rollout.completions[i // 3][i % 3].token_ids) for i in range(9)]
+    for row, expected in zip(logp, wanted, strict=True):
+        torch.testing.assert_close(row[: len(expected)], expected, atol=2e-5, rtol=1e-5)
+    torch.cat(wanted).square().sum().backward()
+    assert_same_gradients(got, gradients(policy))
+
+
+def test_a_part_of_a_rollout_takes_its_own_images(any_vlm_folder: Path, prompts: list[Prompt]) -> None:
+    policy = load_policy(str(any_vlm_folder))
+    rollout = make_rollout(prompts)
+    whole = policy.logprobs(rollout, list(range(9)))[0]
+    for rows in ([6, 8], [3, 7], [0, 1, 2]):
+        torch.testing.assert_close(policy.logprobs(rollout, rows)[0], whole[rows], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
+def test_without_images_the_vision_tower_has_a_gradient_of_zero(
+    any_vlm_folder: Path, prompts: list[Prompt], shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that have images elsewhere wait for it; nothing else is changed by it."""
+    policy, rollout = load_policy(str(any_vlm_folder), shared), make_rollout(prompts)
+    alone = policy.logprobs(rollout, [3, 5])[0]
+    monkeypatch.setattr("lit_rlvr.policy.policy.world_size", lambda: 2)
+    together = policy.logprobs(rollout, [3, 5])[0]
+    torch.testing.assert_close(together, alone, atol=2e-6, rtol=0)
+    together.sum().backward()
+    for name, parameter in policy.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.any()) is (".visual." not in name), name
+
+
+def test_the_image_encoder_runs_once_per_group(
+    any_vlm_folder: Path, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = load_policy(str(any_vlm_folder))
+    seen: list[int] = []
+    visual = policy.model.model.visual
+    forward = visual.forward
+
+    def counted(pixels: Tensor, *args: object, **kwargs: object) -> object:
+        seen.append(len(pixels))
+        return forward(pixels, *args, **kwargs)
+
+    monkeypatch.setattr(visual, "forward", counted)
+    policy.logprobs(make_rollout(prompts), list(range(9)))
+    assert seen == [sum(len(p.pixels.values) for p in prompts if p.pixels is not None)]
+
+
+def test_positions_and_images_matter(
+    any_vlm_folder: Path, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else no comparison of log-probabilities would say anything."""
+    policy = load_policy(str(any_vlm_folder))
+    before = policy.logprobs(make_rollout(prompts), [0, 6])[0]
+    processor = ImageProcessor(str(any_vlm_folder))
+    other = [make_prompt(processor, "other", picture(84, 84, 9)), *prompts[1:]]
+    assert (policy.logprobs(make_rollout(other), [0])[0] - before[:1]).abs().max() > 0.1
+    monkeypatch.setattr(policy, "places", lambda prompt: torch.arange(len(prompt.token_ids)).expand(3, -1))
+    assert (policy.logprobs(make_rollout(prompts), [0, 6])[0] - before).abs().amin(0).max() > 0.1
+
+
+def test_merged_adapters_are_the_adapted_model_on_images(any_vlm_folder: Path, prompts: list[Prompt]) -> None:
+    policy, plain = load_policy(str(any_vlm_folder)), load_policy(str(any_vlm_folder))
+    before = plain.logprobs(make_rollout(prompts), [0, 3, 6])[0]
+    add_adapters(policy.model, Lora(rank=2))
+    assert not [n for n, p in policy.named_parameters() if p.requires_grad and (".visual." in n or ".lora_" not in n)]
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    adapted = policy.logprobs(make_rollout(prompts), [0, 3, 6])[0]
+    assert (adapted - before).abs().max() > 0.1
+    plain.model.load_state_dict(dict(policy.named_weights()), strict=False)
+    torch.testing.assert_close(plain.logprobs(make_rollout(prompts), [0, 3, 6])[0], adapted, atol=1e-4, rtol=0)

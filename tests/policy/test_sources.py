@@ -1,0 +1,64 @@
+"""Where models come from, and what is said when they do not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import lit_rlvr.policy.sources as models
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.sources import cache_folder, resolve_model
+
+
+def test_a_model_folder_is_itself(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_model(str(tiny_model_folder)) == str(tiny_model_folder)
+    monkeypatch.setenv("HOME", str(tiny_model_folder.parent))
+    assert resolve_model(f"~/{tiny_model_folder.name}") == str(tiny_model_folder)
+
+
+def test_what_is_no_model_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.bin").write_text("")
+    (tmp_path / "empty").mkdir()
+    for name, said in (
+        ("empty", "no config.json"),
+        ("file.bin", "is a file"),
+        ("org/no-such-model", "neither a folder nor a model the hub gives"),
+        ("no such model", "neither a folder nor a model the hub gives"),
+    ):
+        with pytest.raises(UserError) as error:
+            resolve_model(name)
+        assert said in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    assert cache_folder() == tmp_path / "cache"
+
+
+def test_smollm2_is_converted_once_and_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    made: list[Path] = []
+
+    def convert(gguf: Path, target: Path) -> None:
+        assert gguf.suffix == ".gguf"
+        made.append(target)
+        (target / "half").write_text("")
+        if len(made) == 1:
+            raise OSError("no space")
+        (target / "config.json").write_text(json.dumps({}))
+
+    monkeypatch.setattr(models, "_convert_gguf", convert)
+    with pytest.raises(OSError, match="no space"):
+        resolve_model("smollm2")
+    assert list((tmp_path / "cache").glob("[!.]*")) == list((tmp_path / "cache").glob(".*/")) == [], "nothing half-made"
+    folder = resolve_model("smollm2")
+    assert resolve_model("smollm2") == folder == str(tmp_path / "cache" / "smollm2-135m-instruct")
+    assert len(made) == 2 and [p.name for p in (tmp_path / "cache").glob("[!.]*")] == ["smollm2-135m-instruct"]
+
+
+def test_without_the_package_smollm2_is_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path))
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="SmolLM2-135M-Instruct"):
+        resolve_model("smollm2")

@@ -1,0 +1,144 @@
+"""Attention by spans against one completion per row, in numbers and through a model."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from tiny import make_prompt, tiny_llama
+from torch import Tensor, nn
+
+from lit_rlvr.policy import spans
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.shared_prefix import Padded, lay_out, lay_out_padded, padded_scores, shared_prefix_attention
+from lit_rlvr.policy.spans import Spans, attend, available, lay_out_spans
+from lit_rlvr.types import Completion, Rollout, Sampling
+
+GROUPS = {
+    "mixed": [(5, [3, 1, 9]), (30, [4]), (7, [11, 2])],
+    "one token each": [(1, [1, 1])],
+    "a prompt alone": [(4, []), (3, [5])],
+    "prompts only": [(6, []), (2, [])],
+    "long and short": [(3, [40, 1, 1, 1, 1, 1, 1, 1])],
+}
+CPU = torch.device("cpu")
+
+
+def row(groups: list[tuple[int, list[int]]]) -> tuple[list[range], list[tuple[int, range]], int]:
+    """Places of prompts and completions of these lengths, and how many tokens there are."""
+    prompts, completions, end = [], [], 0
+    for p, (prompt, lengths) in enumerate(groups):
+        prompts.append(range(end, end + prompt))
+        end += prompt
+        for length in lengths:
+            completions.append((p, range(end, end + length)))
+            end += length
+    return prompts, completions, end
+
+
+def one_by_one(q: Tensor, k: Tensor, v: Tensor, prompts: list[range], completions: list[tuple[int, range]]) -> Tensor:
+    """Each prompt, and each completion behind its prompt, as a sequence of its own: softmax(q k^T / 4) v, causal."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    out = [torch.zeros_like(q[0])] * len(q)
+    for asking, seen in [(p, [*p]) for p in prompts] + [(c, [*prompts[p], *c]) for p, c in completions]:
+        for t in asking:
+            sees = torch.tensor([s for s in seen if s <= t])
+            weights = (torch.einsum("hd,shd->hs", q[t], k[sees]) / 4).softmax(-1)
+            out[t] = torch.einsum("hs,shd->hd", weights, v[sees])
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_outputs_and_gradients_are_those_of_one_completion_per_row(
+    name: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    prompts, completions, tokens = row(GROUPS[name])
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(tokens, heads, 16, dtype=dtype, generator=generator) for heads in (6, 2, 2, 6))
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    ours = attend(*inputs, lay_out_spans(prompts, completions), 0.25)
+    theirs = one_by_one(*inputs, prompts, completions)
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
+    for got, wanted in zip(*(torch.autograd.grad(x, inputs, grad) for x in (ours, theirs)), strict=True):
+        torch.testing.assert_close(got, wanted, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_padded_blocks_give_the_same_through_the_registered_attention(name: str) -> None:
+    prompts, completions, tokens = row(GROUPS[name])
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, heads, tokens, 16, generator=generator) for heads in (6, 2, 2))
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        inputs = [x.to(dtype) for x in (q, k, v)]
+        found = [
+            shared_prefix_attention(nn.Module(), *inputs, None, segments=made(prompts, completions))[0]
+            for made in (lay_out_spans, lay_out_padded)
+        ]
+        assert found[0].dtype == dtype
+        torch.testing.assert_close(*found, atol=tolerance, rtol=0)
+
+
+def test_spans_are_taken_where_padding_wastes_much() -> None:
+    equal, unequal = row([(20, [10] * 4)] * 2), row([(20, [100, 5, 5, 5])] * 2)
+    assert padded_scores(*equal[:2]) == 1.0 and padded_scores(*unequal[:2]) > 3
+    assert isinstance(lay_out(*equal[:2], CPU), Padded) and isinstance(lay_out(*unequal[:2], CPU), Spans)
+
+
+def test_a_model_scores_alike_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollout with one long completion, as a policy scores it for training."""
+    policy = Policy(tiny_llama().double(), (2,))
+    groups = [[Completion("", tuple(range(3, 3 + n)), "stop") for n in lengths] for lengths in ([60, 2, 4], [1, 5, 3])]
+    rollout = Rollout.unscored([make_prompt([5, 6, 7]), make_prompt([9] * 12)], groups, Sampling(), 3)
+    seen: list[str] = []
+    kernel = spans._kernel
+
+    def noted(*arguments: object) -> object:
+        seen.append("spans")
+        return kernel(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(spans, "_kernel", noted)
+
+    def scored() -> tuple[Tensor, Tensor]:
+        policy.zero_grad()
+        logp, _ = policy.logprobs(rollout, list(range(6)))
+        (logp * torch.arange(1, logp.numel() + 1).view(logp.shape)).sum().backward()
+        return logp.detach(), torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+    found = scored()
+    assert seen
+    seen.clear()
+    monkeypatch.setattr("lit_rlvr.policy.shared_prefix._WASTED", 1e9)
+    wanted = scored()
+    assert not seen
+    torch.testing.assert_close(found[0], wanted[0], atol=1e-10, rtol=0)
+    torch.testing.assert_close(found[1], wanted[1], atol=1e-8, rtol=1e-10)
+
+
+@pytest.mark.parametrize("missing", ["operator", "argument"])
+def test_where_torch_has_no_such_operator_there_is_none(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, half = torch.device("cuda"), torch.bfloat16
+    assert available(gpu, half) and available(CPU, torch.float64)
+    assert not available(gpu, torch.float32), "its kernels are for 16 bits"
+    names: dict[str, tuple[str, ...]] = {"_no_such_operator": ()} if missing == "operator" else {
+        "_flash_attention_forward": ("query", "keys")
+    }  # fmt: skip
+    monkeypatch.setattr(spans, "_FLASH", names)
+    assert not available(gpu, half)
+    with torch.autocast("cuda", half) if torch.cuda.is_available() else nullcontext():
+        assert isinstance(lay_out(*row(GROUPS["mixed"])[:2], gpu), Padded), "the way of before"
+
+
+def test_memory_is_linear_whatever_the_lengths() -> None:
+    """What is kept for the backward pass: query, key, value, output and log-sum-exp of each token, no scores."""
+    sizes = []
+    for lengths in ([8] * 8, [57, 1, 1, 1, 1, 1, 1, 1]):
+        prompts, completions, tokens = row([(16, lengths)])
+        q, k, v = (torch.randn(tokens, heads, 16, requires_grad=True) for heads in (6, 2, 2))
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x):
+            attend(q, k, v, lay_out_spans(prompts, completions), 0.25)
+        assert sum(kept) == tokens * (6 + 2 + 2 + 6) * 16 + tokens * 6
+        sizes.append(sum(kept))
+    assert sizes[0] == sizes[1]

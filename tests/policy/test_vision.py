@@ -1,0 +1,110 @@
+"""Images as every supported kind of vision-language model takes them: sizes, placeholders, positions, refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_vlms import PAD, START, STOP, picture
+from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGeneration
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.images import ImageProcessor, collapse
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.vision import rope_places, takes_images
+
+
+@pytest.fixture(scope="session")
+def processor(any_vlm_folder: Path) -> ImageProcessor:
+    return ImageProcessor(str(any_vlm_folder))
+
+
+@pytest.mark.parametrize("size", [(1000, 1), (200, 3), (28, 28), (33, 65), (100, 47), (1500, 1500)])
+def test_sizes_become_multiples_within_the_bounds(
+    any_vlm_folder: Path, processor: ImageProcessor, size: tuple[int, int]
+) -> None:
+    if max(size) > 200 * min(size):
+        with pytest.raises(UserError, match="1000 x 1"):
+            processor.grid(*size)
+        return
+    own: Any = AutoImageProcessor.from_pretrained(any_vlm_folder)
+    patch = json.loads((any_vlm_folder / "config.json").read_text())["vision_config"]["patch_size"]
+    time, high, wide = processor.grid(*size)
+    assert time == 1 and high % 2 == wide % 2 == 0
+    assert 3136 <= high * wide * patch**2 <= 1003520, "the bounds of the model's own processor"
+    image = picture(*size, seed=1)
+    if min(size) >= 2 * patch:
+        assert own(images=[image])["image_grid_thw"].tolist() == [[time, high, wide]], "as it would resize on its own"
+    pixels = processor.pixels([image])
+    assert pixels.grid.tolist() == [[1, high, wide]] and len(pixels.values) == high * wide
+    assert pixels.images[0].size == (wide * patch, high * patch)
+
+
+def edited(folder: Path, to: Path, **settings: Any) -> Path:
+    """A model folder with other settings of its image processor."""
+    shutil.copytree(folder, to)
+    file = to / "preprocessor_config.json"
+    old = {key: value for key, value in json.loads(file.read_text()).items() if key != "size" or "size" in settings}
+    file.write_text(json.dumps(old | settings))
+    return to
+
+
+def test_published_settings_of_image_processors(any_vlm_folder: Path, tmp_path: Path) -> None:
+    """As they stand on the hub for Qwen2-VL and Qwen2.5-VL, and for Qwen3-VL."""
+    kind = {"image_processor_type": "Qwen2VLImageProcessorFast"}
+    pixels = ImageProcessor(str(edited(any_vlm_folder, tmp_path / "a", min_pixels=50000, max_pixels=90000)))
+    bounds = {"shortest_edge": 50000, "longest_edge": 90000}
+    edges = ImageProcessor(str(edited(any_vlm_folder, tmp_path / "b", size=bounds, **kind)))
+    for made in (pixels, edges):
+        for size in ((10, 10), (2000, 1500)):
+            wide, high = made.pixels([picture(*size, seed=0)]).images[0].size
+            assert 50000 <= wide * high <= 90000
+    flat = ImageProcessor(str(edited(any_vlm_folder, tmp_path / "c", min_pixels=1, max_pixels=20000)))
+    assert 2 in flat.grid(6000, 30), "a side is never nothing"
+
+
+def test_patches_of_another_size_are_refused(any_vlm_folder: Path, tmp_path: Path) -> None:
+    folder = edited(any_vlm_folder, tmp_path / "other", patch_size=7)
+    with pytest.raises(UserError, match=r"image processor of .*other has patch_size 7, its vision_config patch_size 1"):
+        ImageProcessor(str(folder))
+
+
+def test_placeholders_are_as_many_as_features(processor: ImageProcessor) -> None:
+    ids = processor.expand([1, START, PAD, STOP, START, PAD, STOP, 2], [(1, 4, 4), (1, 2, 6)])
+    assert ids == [1, START, *[PAD] * 4, STOP, START, *[PAD] * 3, STOP, 2]
+    assert collapse(ids, PAD) == [1, START, PAD, STOP, START, PAD, STOP, 2]
+    with pytest.raises(UserError, match="1 image placeholders for 2 images"):
+        processor.expand([PAD], [(1, 2, 2)] * 2)
+
+
+def test_positions_of_an_image_are_those_of_its_grid(any_vlm_folder: Path) -> None:
+    """Three tokens, an image of 2 x 3 features, two tokens: text goes on behind the image's longer side."""
+    policy = load_policy(str(any_vlm_folder))
+    ids = [10, 11, START, *[PAD] * 6, STOP, 12]
+    places = rope_places(policy.model, ids, torch.tensor([[1, 4, 6]]))
+    assert places.tolist() == [
+        [0, 1, 2, 3, 3, 3, 3, 3, 3, 6, 7],
+        [0, 1, 2, 3, 3, 3, 4, 4, 4, 6, 7],
+        [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7],
+    ]
+    assert rope_places(policy.model, ids[:3], None).tolist() == [[0, 1, 2]] * 3
+
+
+def test_a_text_model_refuses_images(tiny_model_folder: Path) -> None:
+    with pytest.raises(UserError, match="takes no images"):
+        ImageProcessor(str(tiny_model_folder))
+
+
+def test_other_vision_language_models_are_refused(tmp_path: Path) -> None:
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"model_type": "llama", "vocab_size": 300, **tower}
+    config = LlavaConfig(text_config=text, vision_config={"model_type": "clip_vision_model", "image_size": 28, **tower})
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    line = r"model: llava takes images in another way than Qwen2-VL, .* \(its config has no vision_start_token_id\)"
+    for refuse in (load_policy, ImageProcessor, lambda folder: takes_images(config)):
+        with pytest.raises(UserError, match=line):
+            refuse(str(tmp_path))

@@ -1,0 +1,67 @@
+"""What is generated in vain: cut-off completions and prompts without a signal, in the step's line and as warnings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_fit import fit as fit_in_process
+from tiny_runs import FIT, completions, metrics
+
+from lit_rlvr.rollout.lost import LostWork
+from lit_rlvr.types import Sampling
+
+CLI = Callable[..., Any]
+
+
+def said(shares: list[float], name: str, accuracy: float = 0.1) -> list[list[str]]:
+    """What is said in iterations with these shares of one kind, and none of the other."""
+    lost, none = LostWork(), {"rollout/truncated": 0.0, "train/no_signal": 0.0, "rollout/accuracy": accuracy}
+    return [lost.look(none | {name: share}, Sampling(max_tokens=24)) for share in shares]
+
+
+def test_it_is_said_once_and_again_when_it_is_much_worse() -> None:
+    lines = said([0.5, 0.6, 0.6, 0.6, 0.6, 0.7, 0.7, 0.9, 1.0, 1.0, 1.0, 0.0, 1.0], "rollout/truncated")
+    assert [k for k, line in enumerate(lines) if line] == [1, 8], "the mean of four: 0.55, then 0.75 or more"
+    assert lines[1] == ["55% of the completions were cut off before they ended; raise rollout.sampling.max_tokens=24"]
+
+
+def test_one_bad_iteration_among_good_ones_is_not_worth_a_word() -> None:
+    assert not any(said([0.1, 0.1, 0.1, 1.0, 0.1, 0.1, 0.1], "train/no_signal"))
+
+
+def test_prompts_without_a_signal_are_too_hard_or_too_easy() -> None:
+    filtered = (
+        "75% of the prompts gave no signal, their completions were all rewarded alike; take {} prompts (lit-rlvr "
+    )
+    (hard,), (easy,) = (said([0.75], "train/no_signal", accuracy)[0] for accuracy in (0.1, 0.9))
+    assert hard.startswith(filtered.format("easier")) and hard.endswith(", or a warm start (warm_start.steps)")
+    assert easy.startswith(filtered.format("harder")) and easy.endswith(", or more completions (rollout.group_size)")
+
+
+def test_the_share_without_a_signal_is_that_of_groups_with_one_reward(tiny_model_folder: Path, tmp_path: Path) -> None:
+    _, seen = fit_in_process(tiny_model_folder, tmp_path, steps=3)
+    shares = [sum(len(set(group)) == 1 for group in rollout.rewards.tolist()) / 6 for rollout in seen.rollouts]
+    assert [logged["train/no_signal"] for logged in seen.metrics] == pytest.approx(shares)
+    assert 0 < max(shares) < 1
+
+
+def test_each_steps_line_and_one_warning(run_folder: Path, lit_rlvr: CLI) -> None:
+    """Validation is cut where training is, though only training's length was given."""
+    options = ("--rollout.sampling.max_tokens", 2, "--rollout.eval_sampling.max_tokens", "null")
+    result = lit_rlvr(*FIT, *options, "--rollout.rewards", "[tiny_rewards.dead]", "--trainer.max_steps", 4)
+    assert result.status == 0, result.err
+    cut = [row["finish_reason"] == "length" for row in completions(run_folder / "run")]
+    first = metrics(run_folder / "run")[1]
+    assert any(cut) and float(first["rollout/truncated"]) > 0.5
+    share = f"{float(first['rollout/truncated']):.0%}"
+    assert f"step 1/4  reward 1.000  accuracy 1.000  truncated {share}  no signal 100%  " in result.err
+    assert f"step 1: {share} of the completions were cut off before they ended; raise rollout.sampling." in result.err
+    assert len(re.findall("were cut off", result.err)) == len(re.findall("gave no signal", result.err)) == 1
+    lengths = [
+        float(row["val/arithmetic/length"]) for row in metrics(run_folder / "run") if row["val/arithmetic/length"]
+    ]
+    assert lengths and max(lengths) <= 2

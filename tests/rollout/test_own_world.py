@@ -1,0 +1,61 @@
+"""What an engine does to process groups leaves the trainer's alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from lit_rlvr.rollout.own_world import OwnWorld
+
+
+def begin() -> None:
+    """A world of one process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+@pytest.fixture
+def trainers() -> Iterator[None]:
+    """A trainer's world, which is gone afterwards."""
+    world = OwnWorld()
+    world._count = 0
+    with world.inside():
+        begin()
+        yield
+    with world.ending():
+        pass
+
+
+def test_an_engine_is_started_and_ended_twice_beside_the_trainers_groups(trainers: None) -> None:
+    """An engine destroys the default group when it ends, if there is one, as vLLM does."""
+    world, own, hook, counted = OwnWorld(), dist.group.WORLD, sys.excepthook, dist.new_group([0])
+    for _ in range(2):
+        with world.inside():
+            assert not dist.is_initialized()
+            begin()
+            group = dist.new_group([0])
+            assert dist.group.WORLD is not own
+        assert dist.group.WORLD is own and sys.excepthook is hook
+        dist.all_reduce(torch.ones(1), group=group)
+        with world.ending():
+            dist.destroy_process_group(group)
+            assert not dist.is_initialized()
+        assert dist.group.WORLD is own
+    dist.all_reduce(torch.ones(1), group=counted)
+    names = [int(group.group_name) for group in (own, counted, dist.new_group([0]))]
+    assert names == [0, 1, 2], "other processes, whose engines were not started anew, count the same"
+
+
+def test_an_engine_that_fails_to_start_leaves_the_trainers_world(trainers: None) -> None:
+    world, own = OwnWorld(), dist.group.WORLD
+    with pytest.raises(OSError, match="no such device"), world.inside():
+        begin()
+        raise OSError("no such device")
+    assert dist.group.WORLD is own
+    with world.inside():
+        assert dist.is_initialized(), "it goes on with what it had made"
+    with world.ending():
+        pass

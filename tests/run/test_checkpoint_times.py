@@ -1,0 +1,90 @@
+"""Checkpoints by time: the first iteration, then every so many minutes, and never most of the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny_runs import FIT, assert_same_run, fit, to
+
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.run.checkpoint import RunCheckpoint
+
+CLI = Callable[..., Any]
+
+
+def saved_iterations(
+    monkeypatch: pytest.MonkeyPatch, root: Path, minutes: float, save_seconds: float, every: int
+) -> list[int]:
+    """Which of 60 iterations of a minute each are saved, if a save takes so long."""
+    now, saved = 1000.0, []
+    monkeypatch.setattr(RunCheckpoint, "clock", staticmethod(lambda: now))
+
+    def save(path: Path) -> None:
+        nonlocal now
+        path.write_text("")
+        saved.append(trainer.global_step)
+        now += save_seconds
+
+    strategy = SimpleNamespace(broadcast=lambda value: value, barrier=lambda: None)
+    trainer: Any = SimpleNamespace(
+        default_root_dir=str(root), is_global_zero=True, should_stop=False, save_checkpoint=save, strategy=strategy,
+    )  # fmt: skip
+    checkpoint: Any = RunCheckpoint(every=every, minutes=minutes)
+    checkpoint.on_train_start(trainer, None)
+    for iteration in range(1, 61):
+        now += 60
+        trainer.global_step = iteration
+        checkpoint.on_train_batch_end(trainer, SimpleNamespace(iteration=iteration), None, None, 0)
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("minutes", "save_seconds", "every", "saved"),
+    [
+        (5.0, 0.0, 0, [1, *range(6, 61, 5)]),
+        (5.0, 14.0, 0, [1, *range(6, 61, 5)]),
+        (5.0, 57.0, 0, [1, 20, 39, 58]),  # 20 x 57 s = 19 minutes
+        (0.0, 0.0, 0, []),
+        (0.0, 0.0, 25, [25, 50]),
+        (20.0, 0.0, 15, [1, 15, 30, 45, 60]),  # counted from the last save, whatever it was for
+    ],
+)
+def test_when_a_checkpoint_is_due(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, minutes: float, save_seconds: float, every: int, saved: list[int]
+) -> None:
+    assert saved_iterations(monkeypatch, tmp_path, minutes, save_seconds, every) == saved
+
+
+@pytest.mark.parametrize("first_says", [True, False])
+def test_the_first_process_decides(monkeypatch: pytest.MonkeyPatch, first_says: bool) -> None:
+    """Whatever this one's clock says: all of them take part in a save."""
+    saved: list[Any] = []
+    monkeypatch.setattr(RunCheckpoint, "save", lambda self, trainer: saved.append(trainer))
+    monkeypatch.setattr(RunCheckpoint, "clock", staticmethod(lambda: 0.0 if first_says else 1e6))
+    trainer: Any = SimpleNamespace(should_stop=False, strategy=SimpleNamespace(broadcast=lambda own: first_says))
+    module: Any = SimpleNamespace(iteration=2)
+    RunCheckpoint(every=0).on_train_batch_end(trainer, module, None, None, 0)
+    assert bool(saved) is first_says
+
+
+def test_killed_before_any_checkpoint_by_steps_a_run_goes_on(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(lit_rlvr, *to("whole"))
+    step = GRPO.training_step
+
+    def end_in_the_fourth(self: GRPO, *args: Any) -> None:
+        if self.iteration == 3:
+            raise RuntimeError("killed here")
+        step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GRPO, "training_step", end_in_the_fourth)
+        assert "killed here" in lit_rlvr(*FIT, *to("parts")).err
+    assert [path.name for path in (run_folder / "parts/checkpoints").iterdir()] == ["step-000001.ckpt"]
+    fit(lit_rlvr, *to("parts"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=1)

@@ -1,0 +1,43 @@
+"""One run at a time in a folder; a lock goes with the process that held it, however it ended."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tiny_runs import FIT, fit
+
+CLI = Callable[..., Any]
+HOLD = """
+import os, pathlib, sys, time
+from lit_rlvr.run.lock import locked
+with locked(pathlib.Path("run")):
+    child = os.fork()
+    if child == 0:
+        time.sleep(600)
+    print(child, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_run_is_refused_and_a_killed_one_does_not_stand_in_the_way(run_folder: Path, lit_rlvr: CLI) -> None:
+    (run_folder / "run").mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=run_folder
+    )
+    assert other.stdout is not None
+    child = int(other.stdout.readline())
+    try:
+        refused = lit_rlvr(*FIT, "--trainer.max_steps", 1)
+        assert refused.status == 2 and refused.err.count("lit-rlvr: error: ") == 1
+        assert f"another run is using run (process {other.pid} on " in refused.err
+        assert not (run_folder / "run" / "metrics.csv").exists()
+        other.kill()
+        other.wait()
+        fit(lit_rlvr, "--trainer.max_steps", 1)  # though a child of it lives
+    finally:
+        other.kill()
+        os.kill(child, signal.SIGKILL)

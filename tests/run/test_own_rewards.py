@@ -1,0 +1,105 @@
+"""Runs with a reward of the user's own: it works alone, it fails where its file is named, and it ends no run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import FIT, completions, fit, launch
+
+from lit_rlvr.rewards import shared_pool
+
+CLI = Callable[..., Any]
+SHORT = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
+SOURCE = """import os
+import sys
+
+def length(completion, sample):
+    return len(completion.token_ids) - 7
+
+def even(completion, sample):
+    return completion.token_ids[0] % 2 == 0
+
+def column(completion, sample):
+    return sample.row["colour"]
+
+def nothing(completion, sample):
+    print(completion)
+
+def ends(completion, sample):
+    os._exit(0) if completion.token_ids[0] % 2 else None
+    return True
+
+def leaves(*_):
+    sys.exit(0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def task(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`own_rewards` in the current directory, which workers learn of when they start."""
+    monkeypatch.delitem(sys.modules, "own_rewards", raising=False)
+    (run_folder / "own_rewards.py").write_text(SOURCE)
+    (run_folder / "ends_at_once.py").write_text("import sys\nsys.exit(0)\n")
+    shared_pool().close()
+
+
+def rewards(*names: str) -> tuple[str, str]:
+    return "--rollout.rewards", f"[{', '.join(names)}]"
+
+
+def refusal(result: Any) -> str:
+    """The one line that a run ends with."""
+    assert result.status == 2, result.err
+    return result.err.splitlines()[-1]
+
+
+def test_a_plain_function_works_alone(run_folder: Path, lit_rlvr: CLI) -> None:
+    said = fit(lit_rlvr, *SHORT, *rewards("own_rewards.length")).err
+    assert said.count("own_rewards.length: runs in this process") == 1
+    assert said.count("'length' reports no `correct`") == 1
+    assert all(row["correct"] == (row["reward"] == 1) for row in completions(run_folder / "run"))
+
+
+def test_true_is_correct(run_folder: Path, lit_rlvr: CLI) -> None:
+    said = fit(lit_rlvr, *SHORT, *rewards("own_rewards.length", "own_rewards.even")).err
+    assert "reports no `correct`" not in said
+    assert {row["correct"] for row in completions(run_folder / "run")} == {True, False}
+
+
+def test_a_reward_that_fails_is_named_by_file_and_line(lit_rlvr: CLI) -> None:
+    said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.column")))
+    assert "reward 'column' failed on 16 of 16" in said and ": own_rewards.py:11: KeyError: 'colour';" in said
+    said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.nothing"), "--overwrite", "true"))
+    assert ": own_rewards.py:13: TypeError: a reward must return a number" in said and "NoneType" in said
+
+
+def test_a_reward_that_ends_its_process_fails_alone_where_it_is_isolated(run_folder: Path, lit_rlvr: CLI) -> None:
+    isolated = "{class_path: FunctionReward, init_args: {path: own_rewards.ends, isolate: true}}"
+    said = fit(lit_rlvr, *SHORT, *rewards(isolated), "--rollout.max_failure_rate", 0.99).err
+    assert "runs in this process" not in said
+    assert {row["status"] for row in completions(run_folder / "run")} == {"ok", "error"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "line"),
+    [
+        ("--rollout.rewards", "[ends_at_once.score]", "ends_at_once.py:2: sys.exit(0) ended the run"),
+        ("--model.init_args.advantage", "own_rewards.leaves", "own_rewards.py:21: sys.exit(0) ended the run"),
+    ],
+)
+def test_sys_exit_in_own_code_is_no_success(option: str, value: str, line: str, lit_rlvr: CLI) -> None:
+    assert refusal(lit_rlvr(*FIT, *SHORT, option, value)) == f"lit-rlvr: error: {line}"
+
+
+def test_no_reward_is_refused(lit_rlvr: CLI) -> None:
+    assert refusal(lit_rlvr(*FIT, *SHORT, *rewards())).endswith("rollout.rewards is empty: give at least one reward")
+
+
+def test_a_reward_that_ends_the_process_is_no_success(run_folder: Path) -> None:
+    done = launch([*FIT, *map(str, SHORT), *rewards("own_rewards.ends")], run_folder)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("own_rewards.py:17: os._exit(0) ended the run")

@@ -1,0 +1,85 @@
+"""What others wrote reaches the terminal as text, by whatever way it is printed."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.markdown import Markdown
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+from tiny_runs import fit
+
+from lit_rlvr.terminal import PlainFormatter, Terminal
+
+CLI = Callable[..., Any]
+EVIL = "\x1b[2J[/b]:heart:\u202eabc\x9b1m"
+SHOWN = "\ufffd[2J[/b]:heart:\ufffdabc\ufffd1m"
+
+
+def commands(text: str) -> set[str]:
+    """The characters of a text that a terminal obeys."""
+    return {c for c in text if (unicodedata.category(c) == "Cc" and c not in "\n\t") or c in "\u202e\u2066"}
+
+
+@pytest.mark.parametrize("made", [
+    lambda: EVIL,
+    lambda: Text(EVIL),
+    lambda: Markdown(EVIL),
+    lambda: Table(EVIL, title=EVIL),
+])  # fmt: skip
+def test_whatever_is_printed_is_text(made: Callable[[], Any]) -> None:
+    file = io.StringIO()
+    Terminal(file=file, width=120).print(made())
+    assert SHOWN in file.getvalue() and not commands(file.getvalue())
+
+
+def test_bars_still_move_the_cursor_and_their_text_does_not() -> None:
+    file = io.StringIO()
+    console = Terminal(file=file, width=120, force_terminal=True, legacy_windows=False)
+    with Progress(TextColumn("{task.description}", markup=False), console=console) as bar:
+        bar.add_task(EVIL)
+    assert "\x1b[?25l" in file.getvalue() and SHOWN[:12] in file.getvalue() and "\x1b[2J" not in file.getvalue()
+
+
+def test_messages_are_text() -> None:
+    record = logging.LogRecord("lit_rlvr", logging.WARNING, "", 0, "%s: skipped", (EVIL,), None)
+    assert PlainFormatter().format(record) == f"{SHOWN}: skipped"
+
+
+def test_commands_show_hostile_data_as_text(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    rows = [
+        {"id": f"{i}{EVIL}", "prompt": f"{i}{EVIL}", "answer": EVIL, "category": f"{EVIL}\r{i % 2}"} for i in range(8)
+    ]
+    Path("evil.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": EVIL, EVIL: 1}]))
+    options = {"test": "evil.jsonl", "validation": "evil.jsonl", "train": "evil.jsonl", "max_bad_rows": 0.5}
+    rewards = ["tiny_rewards.first_token"]
+    config = yaml.safe_load(Path("tiny.yaml").read_text())
+    config |= {"data": {"class_path": "PromptDataModule", "init_args": options | {"prompts_per_step": 4}}}
+    config["run"] = {"show_every": 1}
+    Path("tiny.yaml").write_text(yaml.safe_dump(config))
+    Path("suite.yaml").write_text(yaml.safe_dump(
+        {"data": {"class_path": "PromptDataModule", "init_args": options}, "rewards": rewards}
+    ))  # fmt: skip
+    model = ("--model", tiny_model_folder, "--engine", "hf", "--max_tokens", 4, "-n", 1)
+    for done in (
+        fit(lit_rlvr, "--trainer.max_steps", 1),
+        lit_rlvr("preview", "--config", "tiny.yaml"),
+        lit_rlvr("validate", "--config", "tiny.yaml"),
+        lit_rlvr("evaluate", *model, "--suite", "suite.yaml", "--out", "out"),
+        lit_rlvr("explain", "run"),
+        lit_rlvr("report", "run"),
+    ):
+        assert done.status == 0, done.err
+        assert not commands(done.out + done.err), done.out + done.err
+    assert "\ufffd[2J" in done.out or Path("run/report.html").is_file()
+    for page in ("run/explain.html", "run/report.html", "out/results.md"):
+        assert not commands(Path(page).read_text()), page

@@ -1,0 +1,81 @@
+"""pass@k against all subsets, and the metrics of an evaluated set."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+from tiny import make_rollout
+
+from lit_rlvr.training.metrics import EvaluationMetrics, PassAtK, pass_at_k
+from lit_rlvr.types import Rollout
+
+
+def brute_force(correct: list[float], k: int) -> float:
+    """The share of all subsets of k completions that hold a correct one."""
+    subsets = list(combinations(correct, k))
+    return sum(any(subset) for subset in subsets) / len(subsets)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_pass_at_k_is_the_share_of_subsets_with_a_hit(n: int) -> None:
+    for k in range(1, n + 1):
+        for c in range(n + 1):
+            row = [1.0] * c + [0.0] * (n - c)
+            found = float(pass_at_k(torch.tensor([row]), k))
+            assert found == pytest.approx(brute_force(row, k), abs=1e-12), (n, c, k)
+
+
+def test_pass_at_k_does_not_overflow() -> None:
+    correct = torch.zeros(1, 1000)
+    correct[0, :3] = 1
+    # 1 - C(997, 256) / C(1000, 256) = 1 - (744 * 743 * 742) / (1000 * 999 * 998)
+    assert float(pass_at_k(correct, 256)) == pytest.approx(1 - 744 * 743 * 742 / (1000 * 999 * 998), abs=1e-12)
+
+
+def test_pass_at_k_is_the_mean_over_questions_of_all_batches() -> None:
+    metric = PassAtK(2)
+    metric.update(torch.tensor([[1.0, 0.0, 0.0]]))  # 2/3
+    metric.update(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))  # 0, 1
+    assert float(metric.compute()) == pytest.approx((2 / 3 + 0 + 1) / 3)
+    with pytest.raises(ValueError, match="at least 2"):
+        metric.update(torch.ones(1, 1))
+    with pytest.raises(ValueError, match="at least 1"):
+        PassAtK(0)
+
+
+def test_an_evaluated_set() -> None:
+    metrics = EvaluationMetrics(4)
+    metrics.update(make_rollout([[5]], [[[6], [6, 7], [6, 7, 8], []]], [[1.0, 0.0, 0.0, 0.0]]))
+    metrics.update(make_rollout([[5]], [[[6], [6], [6], [6]]], [[1.0, 1.0, 0.0, 0.0]]))
+    found = metrics.compute()
+    assert found["accuracy"] == pytest.approx(3 / 8) and found["pass@1"] == pytest.approx(3 / 8)
+    assert found["pass@2"] == pytest.approx((brute_force([1, 0, 0, 0], 2) + brute_force([1, 1, 0, 0], 2)) / 2)
+    assert found["pass@4"] == 1.0
+    assert found["length"] == pytest.approx((0 + 1 + 2 + 3 + 4) / 8)
+    assert found["truncated"] == 0.0
+
+
+def test_one_completion_a_question_has_no_pass_at_k() -> None:
+    metrics = EvaluationMetrics(1)
+    metrics.update(make_rollout([[5], [5]], [[[6]], [[6]]], [[1.0], [0.0]]))
+    assert metrics.compute() == {"accuracy": 0.5, "length": 1.0, "truncated": 0.0}
+
+
+def of_category(name: str, rewards: list[list[float]]) -> Rollout:
+    rollout = make_rollout([[5]] * len(rewards), [[[6]] * len(row) for row in rewards], rewards)
+    rollout.prompts = [replace(p, sample=replace(p.sample, category=name)) for p in rollout.prompts]
+    return rollout
+
+
+def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = [EvaluationMetrics(1), EvaluationMetrics(1)]
+    ranks[0].update(of_category("MRI", [[1.0], [0.0], [1.0]]))
+    ranks[0].update(of_category("CT", [[0.0]]))
+    ranks[0].update(of_category("", [[1.0]]))  # no category
+    ranks[1].update(of_category("MRI", [[0.0]]))
+    ranks[1].update(of_category("X-ray", [[1.0], [1.0]]))
+    monkeypatch.setattr("lit_rlvr.training.metrics.gather_objects", lambda _: [(r.right, r.judged) for r in ranks])
+    for rank in ranks:
+        shares = {name: value for name, value in rank.compute().items() if "/" in name}
+        assert shares == {"accuracy/CT": 0.0, "accuracy/MRI": 2 / 4, "accuracy/X-ray": 1.0}

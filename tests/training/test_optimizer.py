@@ -1,0 +1,51 @@
+"""Another optimizer in AdamW's place, from a config, exact across a stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import assert_same_run, fit, metrics, to
+from torch import nn
+
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.errors import UserError
+from lit_rlvr.training.optimizer import build_optimizer
+
+CLI = Callable[..., Any]
+SGD = ("--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.momentum", "0.9")
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGD, ("--model.init_args.optimizer", "bitsandbytes.optim.AdamW8bit")], ids=["SGD", "AdamW8bit"]
+)
+def test_a_run_with_it_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, optimizer: tuple[str, ...]) -> None:
+    schedule = (*optimizer, "--model.init_args.lr_schedule", "linear", "--trainer.max_steps", 6)
+    fit(lit_rlvr, *schedule, *to("whole"))
+    fit(lit_rlvr, *schedule[:-1], 3, *to("parts"), "--model.init_args.lr_schedule", "constant")
+    fit(lit_rlvr, *optimizer, "--model.init_args.lr_schedule", "constant", *to("constant"))
+    fit(lit_rlvr, *optimizer, "--model.init_args.lr_schedule", "constant", *to("parts"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "parts", run_folder / "constant", resumed=3)
+    rates = [float(row["train/lr"]) for row in metrics(run_folder / "whole")[1:]]
+    assert rates == pytest.approx([1e-3 * (6 - k) / 6 for k in range(6)]), "its learning rate is model.lr"
+
+
+def test_its_step_is_its_own() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = build_optimizer([weight], 0.5, (0.9, 0.999), 0.0, lambda parameters: torch.optim.SGD(parameters))
+    weight.grad = torch.tensor([0.2, -0.4])
+    optimizer.step()
+    assert weight.tolist() == pytest.approx([0.9, 2.2])
+
+
+def test_what_cannot_be_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"model\.weight_decay: 0\.1 is AdamW's, and model\.optimizer takes its place"):
+        GRPO(optimizer=torch.optim.SGD, weight_decay=0.1)
+    matrices = [nn.Parameter(torch.zeros(2))]
+    with pytest.raises(UserError, match=r"model\.optimizer: ValueError: Muon only supports 2D"):
+        build_optimizer(matrices, 0.1, (0.9, 0.999), 0.0, torch.optim.Muon)
+    with pytest.raises(UserError, match=r"model\.optimizer: it makes a list, which is no torch\.optim\.Optimizer"):
+        build_optimizer(matrices, 0.1, (0.9, 0.999), 0.0, list)  # type: ignore[arg-type]
