@@ -14,6 +14,7 @@ from rich.table import Table
 from lit_rlvr import __version__
 from lit_rlvr.compat import repair
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.policy.sources import cache_folder
 from lit_rlvr.rollout.choose_engine import resolve_engine
 from lit_rlvr.terminal import Terminal
@@ -63,14 +64,15 @@ def packages_table() -> Table:
 
 def findings() -> list[str]:
     """The components that a run on this machine would use."""
-    if torch.cuda.is_available():
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
         device = f"CPU, {torch.get_num_threads()} threads"
     converted = (cache_folder() / "smollm2-135m-instruct").is_dir()
     lines = [
         f"Python {sys.version.split()[0]} on {platform.system()} {platform.machine()}",
-        f"device: {device}; bf16 mixed precision: {'fast' if _fast_bf16() else 'slow here, use precision: 32-true'}",
+        f"device: {device}; precision (auto): {'bf16-mixed' if fast_bf16(kind) else '32-true, bf16 is slow here'}",
         f"engine (auto): {resolve_engine('auto').name}",
         f"model smollm2: {'converted' if converted else 'converted at first use'}, in {cache_folder()}",
         f"OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
@@ -79,13 +81,6 @@ def findings() -> list[str]:
     if misfits:
         lines.append(f"CUDA builds next to a CPU-only torch, disabled at start-up: {', '.join(misfits)}")
     return lines
-
-
-def _fast_bf16() -> bool:
-    """Whether this device multiplies bf16 in hardware."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _installed(name: str) -> str | None:

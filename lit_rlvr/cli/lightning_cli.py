@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,6 +29,7 @@ from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError, defined_at
 from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.files import check_writable, write_atomically
+from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.run.claim import held, room
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.loggers import in_run_folder, save_dir_not_required, with_ours
@@ -151,6 +153,10 @@ class RLVRCLI(LightningCLI):
         root = Path(config.trainer.default_root_dir or "runs/default")
         config.trainer.default_root_dir = str(root)
         in_run_folder(config.trainer.logger, root)
+        if config.trainer.precision == "auto":
+            cuda = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
+            fast = self.subcommand == "plan" or fast_bf16("cuda" if cuda else "cpu")  # a plan is for GPUs
+            config.trainer.precision = "bf16-mixed" if fast else "32-true"
         if config.trainer.val_check_interval == 0:
             raise UserError(
                 "trainer.val_check_interval: 0 is not an interval; to skip validation, set trainer.limit_val_batches: 0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 
 class RLVRTrainer(Trainer):
-    """Lightning's `fit` and `validate`, and commands that inspect a config before training."""
+    """Lightning's `fit` and `validate`, and commands that inspect a config before training.
+
+    Args:
+        precision: `bf16-mixed`, `32-true`, or `auto`: the first where the hardware multiplies bfloat16, else the
+            second.
+    """
+
+    def __init__(self, *, precision: str | int | None = None, **kwargs: Any) -> None:
+        super().__init__(precision=precision, **kwargs)  # type: ignore[arg-type]  # the command line resolves `auto`
 
     def preview(
         self, model: RLVRModule, datamodule: PromptDataModule, prompts: int = 3, split: Split = "train",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from functools import lru_cache
 
@@ -13,6 +14,15 @@ PRECISIONS = ("32-true", "bf16-mixed")
 def compute_dtype(precision: str) -> torch.dtype:
     """What matrix products run in under a trainer's precision."""
     return torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+
+
+def fast_bf16(device: str) -> bool:
+    """Whether a device, "cpu" or "cuda", multiplies bfloat16 in hardware."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine() in ("arm64", "aarch64"):
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @lru_cache

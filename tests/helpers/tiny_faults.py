@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_rlvr.algorithms import GRPO
@@ -39,3 +41,11 @@ class Faulty(GRPO):
         if kind in ("kill", "stop"):
             os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
         return loss, stats
+
+
+class SlowToLeave(Callback):
+    """Keeps the first process for some seconds after an exception, as an engine that closes slowly does."""
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if rank() == 0:
+            time.sleep(9)

@@ -108,11 +108,12 @@ SAID = {
 }
 
 
-def end_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int) -> tuple[str, float]:
+def end_one(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int, *options: str) -> tuple[str, float]:
     """Let one of two processes end in the third step; what all of them said, and the seconds until the others (and it,
     unless it was only stopped) were gone."""
     monkeypatch.setenv("FAULT", f"{kind} 3 {where}")
     arguments = [*FIT, *FAULTY, *DDP, "--trainer.max_steps", "5000", "--trainer.val_check_interval", "2500"]
+    arguments += options
     with (folder / "said").open("w") as said:
         first = psutil.Popen(
             [str(CONSOLE_SCRIPT), *arguments], cwd=folder, env=child_environment(), stderr=said, start_new_session=True
@@ -141,7 +142,9 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def test_the_others_end_with_the_reason_of_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    err, _ = end_one(run_folder, monkeypatch, "user", 0)
+    """And it has the time to say it: the launcher ends it when it sees that another process has exited."""
+    slow = ("--trainer.callbacks+", "tiny_faults.SlowToLeave")
+    err, _ = end_one(run_folder, monkeypatch, "user", 0, *slow)
     assert "process 0 ended: the licence of this process has expired; so process 1 exits, resume with" in err
     assert err.count("lit-rlvr: error: the licence") == 1 and "Traceback" not in err
 
