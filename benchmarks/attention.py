@@ -10,12 +10,11 @@ triangle. Memory: on a GPU the peak above the inputs, on a CPU what is kept for 
 
 from __future__ import annotations
 
-import math
 from statistics import median
 from typing import Any
 
 import torch
-from common import alternate, make_parser, print_result, print_table
+from common import alternate, draw_lengths, make_parser, print_result, print_table
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -44,14 +43,7 @@ def parse() -> Any:
 
 def lay(options: Any) -> Spans:
     """Places of the prompts and completions in a row."""
-    generator = torch.Generator().manual_seed(0)
-    count = options.groups * options.group_size
-    if options.lengths == "equal":
-        lengths = [options.mean] * count
-    else:  # of this mean, at most eight times as long
-        sigma = 0.9
-        draws = torch.randn(count, generator=generator) * sigma + math.log(options.mean) - sigma**2 / 2
-        lengths = [int(x) for x in draws.exp().clamp(1, 8 * options.mean)]
+    lengths = draw_lengths(options.lengths, options.groups * options.group_size, options.mean)
     prompts, completions, end = [], [], 0
     for p in range(options.groups):
         prompts.append(range(end, end + options.prompt))

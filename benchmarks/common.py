@@ -117,6 +117,17 @@ def run_isolated(script: str, **options: Any) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def draw_lengths(kind: str, count: int, mean: int) -> list[int]:
+    """Lengths of completions: `equal`, or `lognormal` of this mean and at most eight times as long."""
+    if kind == "equal":
+        return [mean] * count
+    import torch
+
+    sigma = 0.9
+    draws = torch.randn(count, generator=torch.Generator().manual_seed(0)) * sigma + math.log(mean) - sigma**2 / 2
+    return [int(x) for x in draws.exp().clamp(2, 8 * mean)]
+
+
 def growth_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """The slope of log(values) over log(sizes): values grow like sizes ** exponent."""
     x, y = [math.log(v) for v in sizes], [math.log(v) for v in values]

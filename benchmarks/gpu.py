@@ -1,55 +1,81 @@
-"""A GRPO step at the shapes of Qwen2.5-1.5B on one GPU: lit-rlvr (vLLM and training) against TRL (colocated vLLM).
+"""How fast and how large training is on one GPU, part by part; each takes less than ten minutes.
 
-The weights are random (nothing is downloaded), the tokenizer has one token a byte, and the reward is a coin toss that
-depends on the sampled tokens alone, so that groups are mixed as early in a real run. Random weights almost never end
-a completion, so all are --max-tokens long. Each trains in a process of its own, one after the other, in bf16 with
-weights and AdamW in fp32; the first step is dropped. MFU = useful FLOP/s over the GPU's best rate of large bf16
-matrix products measured here, for both with the FLOPs that the result needs (prompts once per group, no
-recomputation), once over the seconds of training and once over the whole step.
+`--part attention`  one layer's attention: ours, padded, and one completion per row (`attention.py`)
+`--part step`       the training step alone, on a made-up rollout: seconds, MFU, memory, by tokens per micro-batch
+`--part memory`     the peak of GPU memory of a training step, beside what `lit-rlvr plan` says
+`--part engine`     weight sync and generation, and how far the engine's log-probabilities are from the trainer's
+`--part trl`        whole GRPO steps of `lit-rlvr fit`, then of TRL (vLLM in the training process for both)
 
-The command ends in one line where there is no GPU.
+The weights are random, at the shapes of Qwen2.5-1.5B or, with `--shape vision`, Qwen2.5-VL-3B, so nothing is
+downloaded; weights and AdamW are in fp32, products in bf16. MFU = useful FLOP/s (prompts once per group, no
+recomputation) over the best rate of large bf16 matrix products measured here. All parts but `trl` run where only torch,
+transformers, lightning and peft are installed, with `--engine hf`. Without a GPU the command ends in one line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from common import MatmulRate, make_parser, print_result, print_table, say
+from common import MatmulRate, draw_lengths, make_parser, peak_memory_mb, print_result, print_table, say
 from flops import step_flops
-from training import make_rollout
+from training import make_rollout, train, with_image
 from turns import Player
-from workload import Workload, start, take_turns
+from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
-QWEN = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+from lit_rlvr.plan.memory import Way, fullest, training
+from lit_rlvr.plan.shape import shape_of
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.tiny_vlm import CHAT_TEMPLATE, SPECIALS, byte_tokenizer, language_sizes, markers
+from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
+from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.training.step import logprobs_of
+from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
+
+TEXT = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
         "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 32768}  # fmt: skip
+LANGUAGE = {**TEXT, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16}
+TOWER = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "patch_size": 14,
+         "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "spatial_merge_size": 2}  # fmt: skip
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 1024}  # fmt: skip
-TINY_SIZES = {"prompts": 2, "group_size": 4, "prompt_tokens": 96, "max_tokens": 8, "steps": 2}
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+TINY_TOWER = {**TOWER, "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "window_size": 56,
+              "fullatt_block_indexes": [1]}  # fmt: skip
+TINY_SIZES = {"prompts": 2, "group_size": 4, "prompt_tokens": 96, "max_tokens": 16, "steps": 1, "budgets": [256, 512],
+              "features": 4}  # fmt: skip
+END = SPECIALS.index("<|im_end|>")
+FRAME = len("[user\n]\n[assistant\n")  # the chat markup, special tokens as brackets
 
 
 def parse() -> Any:
     parser = make_parser(__doc__)
-    parser.add_argument("--steps", type=int, default=5, help="measured steps of each, besides the first")
-    parser.add_argument("--prompts", type=int, default=16, help="prompts per step")
+    parser.add_argument("--part", choices=PARTS, required=True, help="what to measure")
+    parser.add_argument("--shape", choices=["text", "vision"], default="text", help="Qwen2.5-1.5B or Qwen2.5-VL-3B")
+    parser.add_argument("--engine", choices=["hf", "vllm"], default="vllm", help="what generates")
+    parser.add_argument("--lengths", choices=["equal", "lognormal"], default="lognormal", help="of the completions")
+    parser.add_argument("--steps", type=int, default=3, help="measured steps of each, besides the first")
+    parser.add_argument("--prompts", type=int, default=64, help="prompts per step")
     parser.add_argument("--group-size", type=int, default=8, help="completions per prompt")
     parser.add_argument("--prompt-tokens", type=int, default=256, help="tokens of every prompt, about")
-    parser.add_argument("--max-tokens", type=int, default=512, help="tokens of every completion")
-    parser.add_argument("--no-trl", action="store_true", help="measure lit-rlvr alone")
-    parser.add_argument("--trl-generate", action="store_true", help="let TRL generate without vLLM")
+    parser.add_argument("--max-tokens", type=int, default=512, help="tokens of a completion: all, or the mean")
+    parser.add_argument("--features", type=int, default=256, help="tokens of a prompt's image (vision)")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[4096, 16384, 32768], help="tokens per micro-batch")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
     parser.add_argument(
         "--trl", nargs="*", default=[], metavar="NAME=VALUE", help="settings of TRL's GRPOConfig (values as JSON)"
     )
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # the same path on a CPU, in a minute
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # the same paths on a CPU, in a minute
     options = parser.parse_args()
+    options.device = "cpu" if options.tiny else "cuda"
     if options.tiny:
         vars(options).update(TINY_SIZES)
     elif not torch.cuda.is_available():
@@ -57,30 +83,235 @@ def parse() -> Any:
     return options
 
 
-def save_model(shape: dict[str, int], folder: str) -> Any:
-    """A Qwen2 of random weights with a byte tokenizer as a model folder; its config and number of parameters."""
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+# ---- models and rollouts --------------------------------------------------------------------------------------
 
-    from lit_rlvr.policy.tiny_vlm import byte_tokenizer
 
-    special = ["<|im_start|>", "<|im_end|>"]
-    byte_tokenizer(special, CHATML, pad="<|im_end|>").save_pretrained(folder)
-    end = special.index("<|im_end|>")
-    config = Qwen2Config(**shape, tie_word_embeddings=True, bos_token_id=None, eos_token_id=end, pad_token_id=end)
+def make_config(options: Any) -> Any:
+    """Of the model whose shape is asked for."""
+    from transformers import Qwen2_5_VLConfig, Qwen2Config
+
+    ends = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": END}
+    if options.shape == "text":
+        return Qwen2Config(**(TINY if options.tiny else TEXT), **ends, tie_word_embeddings=True)
+    text = language_sizes(**(TINY if options.tiny else LANGUAGE))
+    tower = {**(TINY_TOWER if options.tiny else TOWER), "out_hidden_size": text["hidden_size"]}
+    return Qwen2_5_VLConfig(text_config=text, vision_config=tower, **markers())
+
+
+def make_policy(options: Any) -> Policy:
+    """Random weights in fp32, on the device."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
+
+    kind = AutoModelForCausalLM if options.shape == "text" else AutoModelForImageTextToText
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
-    model.save_pretrained(folder)
-    return config, model.num_parameters()
+    with torch.device(options.device):
+        model = kind.from_config(make_config(options))
+    model.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=END)
+    say(f"{model.num_parameters() / 1e6:.1f} M parameters")
+    return Policy(model.eval(), (END,))
+
+
+def made_up(options: Any, lengths: str | None = None) -> Rollout:
+    """A rollout of random tokens, with images where the model takes them."""
+    count = options.prompts * options.group_size
+    drawn = draw_lengths(lengths or options.lengths, count, options.max_tokens)
+    config = make_config(options)
+    vocabulary = config.get_text_config().vocab_size
+    rollout = make_rollout(options.prompts, options.group_size, options.prompt_tokens, drawn, vocabulary)
+    return rollout if options.shape == "text" else with_image(rollout, config, options.features)
+
+
+def steps(options: Any, policy: Policy, rollout: Rollout, budget: int, count: int) -> list[float]:
+    """Seconds of training steps."""
+    return train(
+        policy, [rollout] * count, "bf16", device=options.device, tokens_per_microbatch=budget,
+        gradient_checkpointing=options.checkpointing,
+    )  # fmt: skip
+
+
+# ---- the parts ------------------------------------------------------------------------------------------------
+
+
+def attention(options: Any) -> None:
+    sizes = ["--groups", "2", "--group-size", "2", "--mean", "32", "--rounds", "1"] if options.tiny else []
+    script = str(Path(__file__).with_name("attention.py"))
+    arguments = ["--device", options.device, "--lengths", options.lengths, *sizes]
+    subprocess.run([sys.executable, script, *arguments], check=True)
+
+
+def step(options: Any) -> None:
+    rate = make_rate(options)
+    rate.measure(5)
+    policy, rollout = make_policy(options), made_up(options)
+    model: Any = policy.model
+    tokens = sum(len(p.token_ids) for p in rollout.prompts) + int(rollout.lengths.sum())
+    rows = []
+    for budget in options.budgets:
+        forget_peak(options)
+        seconds = median(steps(options, policy, rollout, budget, 1 + options.steps)[1:])
+        mfu = None  # of the tower no FLOPs are counted
+        if options.shape == "text":
+            mfu = step_flops(model.config, model.num_parameters(), rollout)[1] / seconds / rate.measure()
+        rows.append((budget, seconds, tokens / seconds, mfu, peak(options)))
+    columns = ("tokens at once", "s / step", "tokens/s", "MFU", "peak MiB")
+    print_table(columns, rows)
+    names = ("budget", "seconds", "tokens_per_second", "mfu", "peak_mib")
+    finish(
+        options,
+        rate=rate,
+        tokens=tokens,
+        lengths=options.lengths,
+        rows=[dict(zip(names, r, strict=True)) for r in rows],
+    )
+
+
+def memory(options: Any) -> None:
+    policy, config, rows = make_policy(options), make_config(options), []
+    shape, base = shape_of(config), peak(options)
+    for lengths in ("equal", "lognormal"):
+        rollout = made_up(options, lengths)
+        longest = int(rollout.lengths.max())
+        for budget in options.budgets:
+            forget_peak(options)
+            steps(options, policy, rollout, budget, 2)
+            sizes = (len(rollout.prompts[0].token_ids), longest, options.group_size, options.prompts)
+            terms = training(shape, fullest(budget, *sizes), Way(False, options.checkpointing), 1, 2)
+            measured, formula = peak(options), sum(terms.values()) / 2**20
+            rows.append((lengths, budget, measured, formula, formula / measured))
+            say(f"{lengths} {budget}: {measured:.0f} MiB, formula {formula:.0f}")
+    print_table(("lengths", "tokens at once", "measured MiB", "formula MiB", "formula / measured"), rows)
+    finish(options, base_mib=base, rows=rows)
+
+
+def engine(options: Any) -> None:
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        policy = make_policy(options)
+        model: Any = policy.model
+        model.save_pretrained(folder)
+        byte_tokenizer(SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
+        generator = make_engine(options.engine)
+        ids = [p.token_ids for p in made_up(replace_shape(options)).prompts]
+        prompts = [Prompt(Sample(str(p), "", ""), tokens) for p, tokens in enumerate(ids)]
+        sampling = Sampling(max_tokens=options.max_tokens, banned_token_ids=policy.placeholder_ids)
+        context = EngineContext(
+            folder, policy, AutoTokenizer.from_pretrained(folder), len(ids[0]) + options.max_tokens,
+            options.prompts * options.group_size, seed=0, dtype=torch.bfloat16,
+        )  # fmt: skip
+        times: dict[str, float] = {}
+
+        def timed(name: str, call: Any) -> Any:
+            wait_for_gpu()
+            started = time.perf_counter()
+            result = call()
+            wait_for_gpu()
+            times[name] = time.perf_counter() - started
+            say(f"{name}: {times[name]:.2f} s")
+            return result
+
+        seeds = [[p * options.group_size + g for g in range(options.group_size)] for p in range(options.prompts)]
+        timed("start", lambda: generator.start(context))
+        timed("sync", lambda: generator.sync(policy))
+        timed("first", lambda: generator.generate(prompts[:1], replace(sampling, max_tokens=8), seeds[:1]))
+        timed("again", lambda: generator.sync(policy))
+        completions = timed("generate", lambda: generator.generate(prompts, sampling, seeds))
+        generator.rest()
+        held = peak(options)
+        few = Rollout.unscored(prompts[:4], completions[:4], sampling, options.group_size)
+        with torch.autocast(options.device, torch.bfloat16):
+            rows = list(range(len(few.mask)))
+            ours = logprobs_of(policy, few, rows, options.budgets[0], False).cpu()
+        generator.close()
+    difference = (ours - few.engine_logprobs)[few.mask].abs()
+    spread = {
+        "mean": float(difference.mean()),
+        "99.9 %": float(difference.quantile(0.999)),
+        "most": float(difference.max()),
+    }
+    tokens = sum(len(c.token_ids) for group in completions for c in group)
+    print_table(("", "s"), list(times.items()))
+    print_table(("difference from the trainer", "nats"), list(spread.items()))
+    finish(
+        options, engine=generator.name, times=times, tokens=tokens, difference=spread, peak_mib=held,
+        tokens_per_second=round(tokens / times["generate"], 1),
+    )  # fmt: skip
+
+
+def trl(options: Any) -> None:
+    rate = make_rate(options)
+    rate.measure(5)
+    options.lengths = "equal"  # random weights almost never end a completion
+    policy = make_policy(options)
+    model: Any = policy.model
+    flops, _ = step_flops(model.config, model.num_parameters(), made_up(options))
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        byte_tokenizer(SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
+        del policy, model
+        if not options.tiny:
+            torch.cuda.empty_cache()  # the contestants are processes of their own
+        workload, results = make_workload(options, folder), {}
+        for name in ("lit-rlvr", "TRL"):
+            results[name] = summarise(play(name, workload), flops, rate)
+            say(json.dumps({name: results[name]}))  # before the next one starts, which may fail
+    rate.measure(5)
+    print_table(("", *results["lit-rlvr"]), [(name, *result.values()) for name, result in results.items()])
+    ratio = results["TRL"]["seconds"] / results["lit-rlvr"]["seconds"]
+    finish(options, rate=rate, ratio_step=round(ratio, 3), contestants=results, tflop_per_step=round(flops / 1e12, 3))
+
+
+PARTS = {"attention": attention, "step": step, "memory": memory, "engine": engine, "trl": trl}
+
+
+# ---- what they share ------------------------------------------------------------------------------------------
+
+
+def make_rate(options: Any) -> MatmulRate:
+    return MatmulRate("bf16", options.device, (512,) if options.tiny else (4096, 8192))
+
+
+def make_engine(name: str) -> RolloutEngine:
+    if name == "hf":
+        return HFEngine()
+    from lit_rlvr.rollout.vllm import VLLMEngine
+
+    return VLLMEngine()
+
+
+def replace_shape(options: Any) -> Any:
+    """The same sizes, of text alone."""
+    return argparse.Namespace(**vars(options) | {"shape": "text"})
+
+
+def forget_peak(options: Any) -> None:
+    if options.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(options: Any) -> float:
+    """MiB since `forget_peak`, on a CPU since the process began."""
+    if options.device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return peak_memory_mb()
+
+
+def finish(options: Any, rate: MatmulRate | None = None, **result: Any) -> None:
+    """The last line."""
+    gpu = None if options.tiny else torch.cuda.get_device_name()
+    rates = {} if rate is None else {"matmul_tflops": round(rate.best / 1e12, 2)}
+    print_result(part=options.part, shape=options.shape, gpu=gpu, reserved_mib=gpu_memory_mb(), **rates, **result)
 
 
 def make_workload(options: Any, folder: str) -> Workload:
-    device = "cpu" if options.tiny else "cuda"
-    filler = options.prompt_tokens - len("[user\n][\n[assistant\n")  # the chat markup, special tokens as brackets
     question = "What is {a} + {b}? "
+    uses_vllm = options.engine == "vllm" and not options.tiny
     vllm = {"use_vllm": True, "vllm_mode": "colocate", "vllm_gpu_memory_utilization": 0.4,
             "vllm_max_model_length": options.prompt_tokens + 64 + options.max_tokens}  # fmt: skip
-    uses_vllm = device == "cuda" and not options.trl_generate
+    rows = 4 if options.tiny else 8  # of TRL in a micro-batch: its logits are (rows, tokens, V) in fp32
+    pieces = {"per_device_train_batch_size": rows,
+              "gradient_accumulation_steps": options.prompts * options.group_size // rows}  # fmt: skip
     own = {name: json.loads(value) for name, _, value in (item.partition("=") for item in options.trl)}
     return Workload(
         model=folder,
@@ -88,7 +319,7 @@ def make_workload(options: Any, folder: str) -> Workload:
         data_options={
             "held_out": 0,
             "system_prompt": None,
-            "question": question.rjust(filler, "."),
+            "question": question.rjust(options.prompt_tokens - FRAME, "."),
             "max_prompt_tokens": options.prompt_tokens + 64,
         },
         prompts=options.prompts,
@@ -96,10 +327,10 @@ def make_workload(options: Any, folder: str) -> Workload:
         max_tokens=options.max_tokens,
         steps=1 + options.steps,
         precision="bf16",
-        device=device,
-        engine="hf" if options.tiny else "vllm",
+        device=options.device,
+        engine=options.engine,
         reward="coin.Coin",
-        trl_options=(vllm if uses_vllm else {}) | own,
+        trl_options=pieces | (vllm if uses_vllm else {}) | own,
     )
 
 
@@ -113,41 +344,22 @@ def play(name: str, workload: Workload) -> Player:
     return player
 
 
+def summarise(player: Player, flops: float, rate: MatmulRate) -> dict[str, float]:
+    """A contestant's medians over its steps, without the first."""
+    counted = player.steps[1:]
+    parts = {name: median(taken[name] for taken in counted) for name in ("seconds", "sync", "generate", "train")}
+    return {
+        **parts,
+        "tokens_per_second": median(taken["tokens"] / taken["generate"] for taken in counted),
+        "mfu_train": flops / parts["train"] / rate.best,
+        "mfu_step": flops / parts["seconds"] / rate.best,
+        "peak_gpu_memory_mb": max(taken["peak_gpu_memory_mb"] for taken in player.steps),
+    }
+
+
 def main() -> None:
     options = parse()
-    rate = MatmulRate("bf16", "cpu" if options.tiny else "cuda", (512,) if options.tiny else (4096, 8192))
-    rate.measure(5)
-    with tempfile.TemporaryDirectory() as folder:
-        config, parameters = save_model(TINY if options.tiny else QWEN, folder)
-        say(f"{parameters / 1e6:.1f} M parameters")
-        workload = make_workload(options, folder)
-        names = ["lit-rlvr"] if options.no_trl else ["lit-rlvr", "TRL"]
-        players = [play(name, workload) for name in names]
-    rate.measure(5)
-    if not options.tiny:
-        torch.cuda.empty_cache()
-    rollout = make_rollout(
-        options.prompts, options.group_size, options.prompt_tokens, options.max_tokens, config.vocab_size
-    )
-    flops, _ = step_flops(config, parameters, rollout)
-    results = {}
-    for player in players:
-        steps = player.steps[1:]
-        parts = {name: median(step[name] for step in steps) for name in ("seconds", "sync", "generate", "train")}
-        results[player.name] = {
-            **parts,
-            "tokens_per_second": median(step["tokens"] / step["generate"] for step in steps),
-            "mfu_train": flops / parts["train"] / rate.best,
-            "mfu_step": flops / parts["seconds"] / rate.best,
-            "peak_gpu_memory_mb": max(step["peak_gpu_memory_mb"] for step in player.steps),
-        }
-    print_table(("", *results["lit-rlvr"]), [(name, *result.values()) for name, result in results.items()])
-    seconds = {name: result["seconds"] for name, result in results.items()}
-    ratio = {} if options.no_trl else {"ratio_step": round(seconds["TRL"] / seconds["lit-rlvr"], 3)}
-    print_result(
-        **ratio, contestants=results, matmul_tflops=round(rate.best / 1e12, 2), parameters=parameters,
-        tflop_per_step=round(flops / 1e12, 3), gpu=None if options.tiny else torch.cuda.get_device_name(),
-    )  # fmt: skip
+    PARTS[options.part](options)
 
 
 if __name__ == "__main__":

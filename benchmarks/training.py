@@ -21,6 +21,7 @@ import torch
 from common import PRECISIONS, peak_memory_mb
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from torch.utils.data import DataLoader
+from workload import wait_for_gpu
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.cli.main import EXPECTED_WARNINGS
@@ -72,19 +73,22 @@ def with_image(rollout: Rollout, config: Any, features: int) -> Rollout:
 
 
 def make_rollout(
-    groups: int, group_size: int, prompt_tokens: int, completion_tokens: int, vocabulary: int, dead: int = 0
+    groups: int, group_size: int, prompt_tokens: int, completion_tokens: int | list[int], vocabulary: int, dead: int = 0
 ) -> Rollout:
-    """Random tokens, all completions equally long; half of each group is right, none of the first `dead` groups."""
+    """Random tokens; half of each group is right, none of the first `dead` groups.
+
+    Args:
+        completion_tokens: of all completions, or of each.
+    """
+    if isinstance(completion_tokens, int):
+        completion_tokens = [completion_tokens] * (groups * group_size)
     draw = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:
         return torch.randint(len(SPECIALS), vocabulary, (count,), generator=draw).tolist()
 
-    guess = (-2.0,) * completion_tokens
-    completions = [
-        [Completion("", tuple(tokens(completion_tokens)), "length", guess) for _ in range(group_size)]
-        for _ in range(groups)
-    ]
+    made = [Completion("", tuple(tokens(n)), "length", (-2.0,) * n) for n in completion_tokens]
+    completions = [made[p * group_size : (p + 1) * group_size] for p in range(groups)]
     token_ids, mask, logprobs = pad_completions(completions)
     rewards = (torch.arange(group_size) % 2).float().repeat(groups, 1)
     rewards[:dead] = 0.0
@@ -99,7 +103,7 @@ def make_rollout(
         judged=torch.ones_like(rewards, dtype=torch.bool),
         parts={},
         statuses=[["ok"] * group_size] * groups,
-        sampling=Sampling(max_tokens=completion_tokens),
+        sampling=Sampling(max_tokens=max(completion_tokens)),
     )
 
 
@@ -140,6 +144,7 @@ class Clock(Callback):
         self._began = time.perf_counter()
 
     def on_train_batch_end(self, *args: Any) -> None:
+        wait_for_gpu()
         self.seconds.append(time.perf_counter() - self._began)
 
 
@@ -149,6 +154,7 @@ def train(
     precision: str = "fp32",
     between: Callable[[], Any] = lambda: None,
     algorithm: type[GRPO] = GRPO,
+    device: str = "cpu",
     trainer_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[float]:
@@ -157,6 +163,7 @@ def train(
     Args:
         trained: None = the algorithm loads its `model`.
         between: called before each step, not counted.
+        device: cpu or cuda.
         trainer_options: such as a strategy and its number of processes.
         options: the algorithm's.
     """
@@ -170,7 +177,7 @@ def train(
     clock = Clock(between)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            max_steps=len(rollouts), max_epochs=-1, accelerator="cpu", precision=PRECISIONS[precision],
+            max_steps=len(rollouts), max_epochs=-1, accelerator=device, precision=PRECISIONS[precision],
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             default_root_dir=folder, callbacks=[clock], **trainer_options or {},
         )  # fmt: skip

@@ -86,7 +86,7 @@ def test_without_images_the_vision_tower_has_a_gradient_of_zero(
     alone = policy.logprobs(rollout, [3, 5])[0]
     monkeypatch.setattr("lit_rlvr.policy.policy.world_size", lambda: 2)
     together = policy.logprobs(rollout, [3, 5])[0]
-    torch.testing.assert_close(together, alone, atol=2e-6, rtol=0)
+    torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-5)
     together.sum().backward()
     for name, parameter in policy.named_parameters():
         assert parameter.grad is not None and bool(parameter.grad.any()) is (".visual." not in name), name

@@ -1,0 +1,84 @@
+"""`benchmarks/gpu.py` where only torch, transformers, lightning and peft are installed, with what these require.
+
+A GPU machine may have no more; here every other package cannot be imported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from tiny_runs import child_environment
+
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "gpu.py"
+HIDE = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {names!r} else super().find_spec(name, path, target)
+
+    @classmethod
+    def find_distributions(cls, *context):
+        return (d for d in super().find_distributions(*context) if d.name.lower().replace("_", "-") in {kept!r})
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+"""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _required(roots: tuple[str, ...]) -> set[str]:
+    """These distributions and all that they cannot do without."""
+    found: set[str] = set()
+    left = [*roots]
+    while left:
+        if (name := _plain(left.pop())) in found:
+            continue
+        found.add(name)
+        try:
+            lines = requires(name) or []
+        except PackageNotFoundError:
+            continue
+        left += [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]  # type: ignore[index]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("part", "shape"),
+    [
+        ("engine", "text"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+            ("attention", "text"), ("step", "text"), ("step", "vision"), ("memory", "vision")
+        )),
+    ],
+)  # fmt: skip
+def test_with_four_packages(tmp_path: Path, part: str, shape: str) -> None:
+    kept = _required(("torch", "transformers", "lightning", "peft"))
+    others = {
+        module for module, owners in packages_distributions().items()
+        if not {_plain(owner) for owner in owners} & kept and module not in ("lit_rlvr", "datamodules")
+    }  # fmt: skip
+    assert {"vllm", "trl", "jsonargparse", "math_verify", "PIL"} - {"trl"} <= others
+    (tmp_path / "sitecustomize.py").write_text(HIDE.format(names=others, kept=kept))
+    environment = child_environment()
+    environment["PYTHONPATH"] = f"{tmp_path}:{SCRIPT.parent.parent}"
+    command = [sys.executable, str(SCRIPT), "--part", part, "--shape", shape, "--engine", "hf", "--tiny"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    if part == "attention":
+        assert result["error"] <= 1e-5 and result["scores_ratio"] <= 1.15
+    elif part == "engine":
+        assert result["tokens"] > 0 and result["difference"]["most"] < 0.1
+    else:
+        assert len(result["rows"]) == (4 if part == "memory" else 2)
