@@ -133,7 +133,7 @@ def check_files(folder: str, wanted: int) -> None:
 
     if 0 < held < wanted / 10:
         raise UserError(
-            f"model: config.json of {folder} is of {wanted} parameters, its files hold {held}; take both from the same "
+            f"model: config.json of {folder} has {wanted} parameters, its files hold {held}; take both from the same "
             "model"
         )
 
@@ -150,7 +150,7 @@ def check_complete(folder: str, found: dict[str, Any]) -> None:
     misfits = {
         "missing": sorted(found["missing_keys"]),
         "unknown": sorted(found["unexpected_keys"]),
-        "of another shape": [
+        "of the wrong shape": [
             f"{name} {list(there)} instead of {list(wanted)}"
             for name, there, wanted in sorted(found["mismatched_keys"])
         ],

@@ -60,7 +60,7 @@ def _check_hub(model: str) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"model: {model!r} is neither a folder nor a model the hub gives ({reason}); "
+            f"model: {model!r} is neither a folder nor a model on the hub ({reason}); "
             "give an existing folder, a reachable hub id, or smollm2"
         ) from error
 

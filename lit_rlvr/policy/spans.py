@@ -28,8 +28,8 @@ _FLASH = {
         "dropout_p", "is_causal", "rng_state", "unused", "scale",
     ),
 }  # fmt: skip
-"""Operators underlying `torch.nn.attention.varlen` (whose backward pass accepts no gradient of the log-sum-exp), and the
-arguments used here. They are not public, so `available` checks that their signatures match."""
+"""Operators underlying `torch.nn.attention.varlen`, whose backward pass accepts no gradient of the log-sum-exp, and
+the arguments used here. They are not public, so `available` checks that their signatures match."""
 
 
 @dataclass

@@ -86,7 +86,7 @@ def save_vlm(config: Any, folder: Path, seed: int = 0) -> Path:
 
 
 def _sections(head: int) -> list[int]:
-    """Rotary frequencies for time, height and width, `head // 2` in all: a quarter for time, half the rest for each side."""
+    """Rotary frequencies for time (a quarter), height and width (half the rest each): `head // 2` in all."""
     first = head // 8
     second = (head // 2 - first) // 2
     return [first, second, head // 2 - first - second]

@@ -27,7 +27,7 @@ def verify_or_fall_back(policy: Policy) -> None:
     Raises:
         UserError: even one completion per row does not reproduce the model's own log-probabilities.
     """
-    reason = "it does not hand our layout on to its attention"
+    reason = "it does not pass our layout to its attention"
     try:
         if _worst_difference(policy) <= _tolerance(policy):
             return
@@ -36,7 +36,7 @@ def verify_or_fall_back(policy: Policy) -> None:
     if policy.shared_prefix:
         policy.share_prefix(False)
         if _worst_difference(policy) <= _tolerance(policy):
-            _log.warning("This model does not take shared prefixes (%s); one completion per row: slower.", reason)
+            _log.warning("this model does not support shared prefixes (%s); one completion per row is slower", reason)
             return
     name = type(policy.model).__name__
     if isnan(_worst_difference(policy)):

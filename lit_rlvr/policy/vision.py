@@ -33,7 +33,7 @@ def takes_images(config: Any) -> bool:
     missing += [f"vision_config.{name}" for name in PATCHES if not hasattr(config.vision_config, name)]
     if missing:
         raise UserError(
-            f"model: {config.model_type} takes images in another way than Qwen2-VL, Qwen2.5-VL and Qwen3-VL (its "
+            f"model: {config.model_type} does not take images as Qwen2-VL, Qwen2.5-VL and Qwen3-VL do (its "
             f"config has no {missing[0]}); use one of these"
         )
     return True

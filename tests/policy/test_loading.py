@@ -74,7 +74,7 @@ WRONG_WEIGHTS: dict[str, tuple[Spoil, str]] = {
     "one more": (weights(lambda w: w.update(extra=torch.zeros(2))), "(1 unknown: extra)"),
     "another shape": (
         weights(lambda w: w.update({"model.norm.weight": torch.zeros(65)})),
-        "(1 of another shape: model.norm.weight [65] instead of [64])",
+        "(1 of the wrong shape: model.norm.weight [65] instead of [64])",
     ),
     "whole numbers": (
         weights(lambda w: w.update({"model.norm.weight": torch.zeros(64, dtype=torch.int8)})),

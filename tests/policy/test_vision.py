@@ -104,7 +104,7 @@ def test_other_vision_language_models_are_refused(tmp_path: Path) -> None:
     text = {"model_type": "llama", "vocab_size": 300, **tower}
     config = LlavaConfig(text_config=text, vision_config={"model_type": "clip_vision_model", "image_size": 28, **tower})
     LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
-    line = r"model: llava takes images in another way than Qwen2-VL, .* \(its config has no vision_start_token_id\)"
+    line = r"model: llava does not take images as Qwen2-VL, .* do \(its config has no vision_start_token_id\)"
     for refuse in (load_policy, ImageProcessor, lambda folder: takes_images(config)):
         with pytest.raises(UserError, match=line):
             refuse(str(tmp_path))
