@@ -77,8 +77,8 @@ class RLVRModule(ReferenceModule):
         max_grad_norm: gradients are scaled down to this norm; 0 = off.
         updates_per_rollout: number of minibatches (optimizer steps) that a rollout is split into.
         epochs_per_rollout: passes over each rollout.
-        tokens_per_microbatch: maximum input tokens per micro-batch, including padding; bounds memory without changing results.
-            Halved when memory runs out.
+        tokens_per_microbatch: maximum input tokens per micro-batch, including padding; bounds memory without changing
+            results. Halved when memory runs out.
         kl_coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.
         entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
         importance_correction: corrects for engines whose log-probabilities differ from the trainer's; by default

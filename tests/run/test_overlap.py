@@ -58,7 +58,7 @@ def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
 
     beside = RolloutCallback(engine="vllm", overlap=True)
     beside.check_sizes(GRPO(), 8, 1)
-    with pytest.raises(UserError, match="has the GPU that trains meanwhile; use VLLMServerEngine"):
+    with pytest.raises(UserError, match="needs the GPU that is training; use VLLMServerEngine"):
         beside.check_sizes(GRPO(), 8, 1, device="cuda")
     elsewhere = VLLMServerEngine(["http://host:1"], FileTransfer(Path()))
     RolloutCallback(engine=elsewhere, overlap=True).check_sizes(GRPO(), 8, 1, device="cuda")
