@@ -45,9 +45,7 @@ class FSDP2(ModelParallelStrategy):
         try:
             dcp.save(tensors, checkpoint_id=path)
         except dcp.CheckpointException as error:
-            raise next(iter(error.failures.values()))[
-                0
-            ] from error  # the cause on one rank, such as a full disk
+            raise next(iter(error.failures.values()))[0] from error  # the cause on one rank, such as a full disk
         if self.is_global_zero:
             torch.save(checkpoint, path / REST)
 

@@ -36,7 +36,7 @@ def verify_or_fall_back(policy: Policy) -> None:
     if policy.shared_prefix:
         policy.share_prefix(False)
         if _worst_difference(policy) <= _tolerance(policy):
-            _log.warning("this model does not support shared prefixes (%s); one completion per row is slower", reason)
+            _log.warning("prompts cannot be shared with this model (%s); one completion per row: slower", reason)
             return
     name = type(policy.model).__name__
     if isnan(_worst_difference(policy)):

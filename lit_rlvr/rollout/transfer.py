@@ -48,7 +48,7 @@ class FileTransfer(WeightTransfer):
 
     Args:
         folder: a folder that the trainer and all servers can access under this path; it holds one version of the
-            weights, in the servers' compute type.
+            weights in the servers' compute type, two while a new one is written.
     """
 
     def __init__(self, folder: Path) -> None:

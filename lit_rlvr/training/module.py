@@ -65,7 +65,7 @@ class RLVRModule(ReferenceModule):
 
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
-        advantage: the estimator: a registered name, a class_path, or a dotted path to a function.
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
         aggregation: how token losses are averaged.
         lr: peak learning rate.
         optimizer: class_path of an optimizer to use instead of AdamW, such as torch.optim.SGD or

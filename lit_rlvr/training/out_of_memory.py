@@ -69,9 +69,7 @@ def _check_smaller(rollout: Rollout, budget: int, sharded: bool, trouble: str) -
         for completion in group
     )
     if sharded:
-        raise UserError(
-            f"{trouble}; with sharded weights a step cannot be retried; lower model.tokens_per_microbatch"
-        )
+        raise UserError(f"{trouble}; with sharded weights a step cannot be retried; lower model.tokens_per_microbatch")
     if budget < shortest:
         raise UserError(
             f"{trouble}, with one completion at a time; use model.gradient_checkpointing, a smaller model, or a lower "

@@ -34,9 +34,7 @@ def test_one_bad_iteration_among_good_ones_is_not_worth_a_word() -> None:
 
 
 def test_prompts_without_a_signal_are_too_hard_or_too_easy() -> None:
-    filtered = (
-        "75% of the prompts gave no signal: their completions all had the same reward; try {} prompts (lit-rlvr "
-    )
+    filtered = "75% of the prompts gave no signal: their completions all had the same reward; try {} prompts (lit-rlvr "
     (hard,), (easy,) = (said([0.75], "train/no_signal", accuracy)[0] for accuracy in (0.1, 0.9))
     assert hard.startswith(filtered.format("easier")) and hard.endswith(", or a warm start (warm_start.steps)")
     assert easy.startswith(filtered.format("harder")) and easy.endswith(", or more completions (rollout.group_size)")

@@ -174,7 +174,7 @@ def test_what_is_wrong_is_one_line(
     wrong = make_engine(api_key_env="SERVER_KEY")
     start_engine(wrong, policy)
     wrong.sync(policy)
-    with pytest.raises(UserError, match="wants an API key") as raised:
+    with pytest.raises(UserError, match="requires an API key") as raised:
         wrong.generate(PROMPTS, SAMPLING, SEEDS)
     assert "another" not in str(raised.value)
     (tmp_path / "file").touch()
