@@ -1,4 +1,4 @@
-"""Where models come from, and what is said when they do not."""
+"""Where models come from, and the errors when they cannot be found."""
 
 import json
 from pathlib import Path

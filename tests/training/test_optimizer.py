@@ -1,4 +1,4 @@
-"""Another optimizer in AdamW's place, from a config, exact across a stop."""
+"""Another optimizer than AdamW, from a config, resumed exactly after a stop."""
 
 from __future__ import annotations
 
