@@ -110,8 +110,8 @@ def check_files(folder: str, wanted: int) -> None:
     """Refuse weight files of a local folder that are damaged, quantised, or much smaller than the config says.
 
     Args:
-        wanted: how many parameters the model has. Above ten times what the files hold, it is refused before the
-            model takes memory.
+        wanted: the model's parameter count. More than ten times what the files hold is refused here, before the model
+            is allocated.
 
     Raises:
         UserError: names the file, or both counts.

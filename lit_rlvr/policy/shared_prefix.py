@@ -138,7 +138,7 @@ def shared_prefix_attention(
 
 
 def _kernel_dtype(value: Tensor) -> torch.dtype:
-    """Compute type of the spans' kernel: autocast's on a GPU; on a CPU, where bfloat16 is slower, never that."""
+    """Compute type of the spans' kernel: autocast's on a GPU; never bfloat16 on a CPU, where it is slower."""
     if value.device.type == "cpu":
         return torch.float32 if value.dtype == torch.bfloat16 else value.dtype
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype

@@ -46,11 +46,11 @@ class RolloutCallback(Callback):
 
     Args:
         group_size: completions per prompt, G.
-        engine: generates completions: `auto` (vLLM if installed, else hf), `hf`, `vllm`, or a class_path.
+        engine: the engine that generates: `auto` (vLLM if installed, else hf), `hf`, `vllm`, or a class_path.
         sampling: how training completions are sampled.
         eval_sampling: how validation completions are sampled; max_tokens is training's by default.
         eval_samples: completions per validation prompt; if above 1, pass@k is reported for k up to this number.
-        rewards: score the completions; the training reward is their weighted sum. Default: MathAnswer.
+        rewards: the rewards that score a completion; the training reward is their weighted sum. Default: MathAnswer.
         probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and after
             every this many syncs; 0 = after the first only.
         mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);

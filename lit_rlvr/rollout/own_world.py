@@ -1,7 +1,7 @@
 """Keeps vLLM's process groups apart from those of a multi-process trainer, and vLLM on this rank's device.
 
-vLLM adopts an existing default process group as its own. Its groups would then span the trainer's processes, which
-would all have to start it together, and shutting it down would destroy all of the trainer's groups.
+By default vLLM adopts an existing default process group as its own. Its groups would then span the trainer's processes,
+which would all have to start it together, and shutting it down would destroy all of the trainer's groups.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class RLVRModule(ReferenceModule):
             results. Halved when memory runs out.
         kl_coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.
         entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
-        importance_correction: corrects for engines whose log-probabilities differ from the trainer's; by default
+        importance_correction: correction for engines whose log-probabilities differ from the trainer's; by default
             `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact.
         importance_cap: upper bound of the importance weights.
         shared_prefix: compute each prompt once for its whole group; False = one completion per row.

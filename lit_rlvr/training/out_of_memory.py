@@ -19,7 +19,7 @@ _log = logging.getLogger("lit_rlvr")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of GPU memory or, which has no exception class of its own, CPU memory."""
+    """Whether torch ran out of GPU memory, or of CPU memory, for which it has no exception class."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in str(error) for m in CPU_MESSAGES)
 
 
