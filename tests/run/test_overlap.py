@@ -32,7 +32,7 @@ def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_fo
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], ["engine hf decodes with the weights in training"]),
+        ([], ["engine hf decodes with the weights being trained"]),
         (["--rollout.engine", "vllm", "--model", "DAPO"], ["dynamic sampling"]),
         (["--rollout.engine", "vllm", "--model", "AAPO"], ["reference_rollouts: pool"]),
         (["--rollout.engine", "vllm", "--model.init_args.importance_correction", "none"], ["importance_correction"]),
