@@ -1,1 +1,1 @@
-"""Several processes: sums over them, weights and checkpoints split among them."""
+"""Distributed training: collectives, sharded weights and sharded checkpoints."""

@@ -1,4 +1,4 @@
-"""A run's checkpoints on disk: which there are, and what is in them, whole or sharded."""
+"""Finds and reads a run's checkpoints, whole or sharded."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lit_rlvr.distributed.shards import MOMENTS, REST, WEIGHTS, is_sharded, numb
 from lit_rlvr.errors import UserError, first_line
 
 PARTS = ("rlvr", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch")
-"""What a checkpoint of ours holds, among others."""
+"""Entries that every checkpoint of ours has."""
 
 _log = logging.getLogger("lit_rlvr")
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Lets strategies that keep whole weights on every process go on from sharded checkpoints too."""
+    """Lets strategies that keep the full weights on every rank also resume from sharded checkpoints."""
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -46,7 +46,7 @@ def list_checkpoints(run: str | Path) -> list[Path]:
 
 
 def last_checkpoint(run: str | Path) -> Path:
-    """A run's newest checkpoint that can be read; newer ones that cannot are named.
+    """A run's newest readable checkpoint; a warning names each newer one that cannot be read.
 
     Raises:
         UserError: there is none.
@@ -64,17 +64,17 @@ def last_checkpoint(run: str | Path) -> Path:
 
 
 def read_rest(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours, its tensors left on disk: until they are used, or where they are in a folder's shares.
+    """A checkpoint of ours without reading its tensors: a file is memory-mapped, a folder's shards are left out.
 
     Raises:
-        UserError: it is missing, torn, or not one of ours.
+        UserError: it is missing, damaged, or not one of ours.
     """
     path = Path(path)
     file = path / REST if is_sharded(path) else path
     try:
         broken = _broken_part(str(file), os.stat(file).st_mtime_ns)
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a reader of damaged files comes upon
+    except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path} is not a readable checkpoint ({first_line(error)})") from error
     if broken is not None:
         raise UserError(f"{path} is damaged: {broken} is not what was written")
@@ -85,18 +85,18 @@ def read_rest(path: str | Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours with the weights as `state_dict`; errors as `read_rest`."""
+    """A checkpoint of ours with the full weights as `state_dict`; raises as `read_rest`."""
     found = read_rest(path)
     return found | {WEIGHTS: read_whole(Path(path), WEIGHTS)} if is_sharded(Path(path)) else found
 
 
 @lru_cache(maxsize=8)
 def _broken_part(path: str, changed: int) -> str | None:
-    """The first part of a file whose checksum is wrong: torch does not look."""
+    """The first member of a file whose checksum is wrong, which torch does not check; None if all are right."""
     with zipfile.ZipFile(path) as archive:
         return archive.testzip()
 
 
 def checkpoint_step(path: str | Path) -> int:
-    """The optimizer step of a checkpoint; errors as `read_rest`."""
+    """The optimizer step of a checkpoint; raises as `read_rest`."""
     return int(read_rest(path)["global_step"])

@@ -1,4 +1,4 @@
-"""Sums and gathers over all ranks; each is the identity when training runs in one process."""
+"""Sums and gathers over all ranks. In a single process each returns its input."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def rank() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first process of its run, by the environment: before the processes are joined too."""
+    """Whether this is the run's first process. Reads the environment, so it works before the process group exists."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     return _get_rank() in (None, 0) and node == "0"
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether an exception says that another rank has gone, or does not answer in time."""
+    """Whether an exception means that another rank has died or timed out."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _sent(values: Tensor) -> Tensor:
-    """A copy of a tensor on a device that the process group's backend takes: NCCL knows tensors on GPUs only."""
+    """A copy of a tensor on a device that the process group's backend accepts: NCCL takes only GPU tensors."""
     if dist.get_backend() == "nccl" and not values.is_cuda:
         return values.to(torch.device("cuda", torch.cuda.current_device()))
     return values.clone()
@@ -50,7 +50,7 @@ def all_sum(values: Tensor) -> Tensor:
 
 
 def all_max(value: int, device: torch.device) -> int:
-    """The largest of the ranks' numbers, on every rank."""
+    """The maximum over ranks, on every rank."""
     if world_size() == 1:
         return value
     tensor = _sent(torch.tensor(value, device=device))
@@ -68,7 +68,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def gather_rows(local: Tensor) -> Tensor:
-    """Concatenate the ranks' (P_local, ...) tensors of equal shape in rank order: (P, ...)."""
+    """Concatenate the ranks' tensors (P_local, ...), of equal shape, in rank order: (P, ...)."""
     if world_size() == 1:
         return local
     sent = _sent(local.contiguous())
@@ -78,7 +78,7 @@ def gather_rows(local: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Put the ranks' mean of each parameter's gradient in its place."""
+    """Replace each parameter's gradient by its mean over ranks, in place."""
     for parameter in parameters:
         assert parameter.grad is not None
         dist.all_reduce(parameter.grad)

@@ -1,7 +1,7 @@
-"""Weights split over all processes: each keeps its share of every parameter, and a layer is gathered where it runs.
+"""Weights sharded over all ranks: each keeps a shard of every parameter, and a layer is gathered while it runs.
 
-Source: Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel"; here by torch's
-`fully_shard` ("FSDP2").
+Source: Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel"; here with
+torch's `fully_shard` ("FSDP2").
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from lit_rlvr.errors import UserError
 
 
 def shard(root: nn.Module, mesh: DeviceMesh, also_called: Sequence[str] = ()) -> None:
-    """Split a module's parameters over the processes of a mesh, in place; the values are those of the first process.
+    """Shard a module's parameters over the ranks of a mesh, in place, with the values of the first rank.
 
-    Each layer (of the language model and of a vision tower) is gathered for its own forward and backward pass only;
-    what stands outside of them, such as the embeddings, is gathered while `root` itself runs. So `root` is to be
-    called, not a part of it; the first time before anything else is done with it.
+    Each layer (of the language model and of a vision tower) is gathered only for its own forward and backward pass;
+    parameters outside the layers, such as the embeddings, are gathered while `root` itself runs. So call `root`, never
+    a part of it, and call it once before doing anything else with it.
 
     Args:
-        root: whole in the first process; in the others its tensors may be on the meta device.
-        mesh: of the dimensions `data_parallel` and `tensor_parallel`; the latter of size 1.
-        also_called: methods of `root` that compute too, besides its own call.
+        root: complete on the first rank; on the others its tensors may be on the meta device.
+        mesh: with dimensions `data_parallel` and `tensor_parallel`, the latter of size 1.
+        also_called: methods of `root` that run the model too, besides `forward`.
 
     Raises:
-        UserError: single tensors are to be split for tensor parallelism.
+        UserError: the mesh has tensor parallelism.
     """
     if mesh["tensor_parallel"].size() > 1:
         raise UserError("trainer.strategy: tensor_parallel_size above 1 is not supported; use --config strategy/fsdp2")
@@ -48,8 +48,8 @@ def shard(root: nn.Module, mesh: DeviceMesh, also_called: Sequence[str] = ()) ->
 
 
 def _fill(module: nn.Module, device: torch.device) -> None:
-    """Give a module, apart from what is sharded already, the tensors of the first process."""
-    filled: dict[Tensor, Tensor] = {}  # tied ones stay tied
+    """Copy the first rank's tensors into a module, except those already sharded."""
+    filled: dict[Tensor, Tensor] = {}  # keeps tied tensors tied
     for part in module.modules():
         own: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
         for tensors in own:
@@ -69,9 +69,9 @@ def _from_first(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def gathered(root: nn.Module) -> Iterator[None]:
-    """All weights whole on every process in here, where each may run the parts of a module on its own.
+    """Within this context every rank holds the full weights and may run parts of the module on its own.
 
-    All processes enter it together. Nothing happens to a module that is not sharded.
+    Collective: enter it on every rank. A module that is not sharded is left alone.
     """
     modules = [module for module in root.modules() if isinstance(module, FSDPModule)]
     for module in modules:
@@ -86,15 +86,15 @@ def gathered(root: nn.Module) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor on every process. Collective: call it on every rank."""
+    """The full tensor, on every rank. Collective: call it on every rank."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:
-    """A module's state, whole and on the CPU; under sharding on the first process only."""
+    """A module's full state on the CPU: on the first rank only, {} on the others. Collective: call it on every rank."""
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def load_whole_weights(module: nn.Module, weights: dict[str, Any]) -> None:
-    """Take over whole weights, which every process has."""
+    """Load full weights, given on every rank."""
     set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))

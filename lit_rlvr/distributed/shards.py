@@ -1,6 +1,6 @@
-"""Checkpoints of sharded weights: a folder with each process's share of the tensors, and `meta.pt` with all else.
+"""Sharded checkpoints: a folder with each rank's shards of the tensors, and `meta.pt` with everything else.
 
-The shares are in the format of `torch.distributed.checkpoint`, whose index is a pickle: read only folders you trust.
+The shards are in the format of `torch.distributed.checkpoint`, whose index is a pickle: read only folders you trust.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def is_sharded(path: Path) -> bool:
 
 
 def load_shares(tensors: dict[str, Any], folder: Path, alone: bool = False) -> None:
-    """Fill (nested) tensors in place with what a checkpoint has under their names.
+    """Fill (nested) tensors in place from a checkpoint, by name.
 
     Args:
-        alone: this process reads them whole; otherwise all processes read their shares together.
+        alone: this rank reads full tensors by itself; otherwise collective: every rank reads its shards.
 
     Raises:
-        UserError: the folder is torn, or it has no such tensor.
+        UserError: the folder is damaged or lacks a tensor.
     """
     try:
         dcp.load(tensors, checkpoint_id=folder, no_dist=alone)
@@ -39,7 +39,11 @@ def load_shares(tensors: dict[str, Any], folder: Path, alone: bool = False) -> N
 
 
 def read_whole(folder: Path, part: str) -> dict[str, Tensor]:
-    """The tensors of a sharded checkpoint that are under `part`, whole and on the CPU, by their names in it."""
+    """The full tensors under `part` of a sharded checkpoint, on the CPU, by their names within `part`.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
     try:
         index = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
     except (OSError, EOFError, ValueError) as error:
@@ -51,11 +55,11 @@ def read_whole(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def numbered(state: dict[str, Any], moments: dict[str, Tensor]) -> dict[str, Any]:
-    """An optimizer's state as the optimizer itself has it: by the parameters' numbers instead of their names.
+    """An optimizer's `state_dict`, keyed by parameter number as the optimizer expects, instead of by name.
 
     Args:
-        state: `param_groups`, one group with names.
-        moments: all parameters' tensors, by parameter and moment: `weight.exp_avg`.
+        state: `param_groups`: one group, whose `params` are names.
+        moments: each parameter's state tensors, keyed `<parameter>.<moment>`, such as `weight.exp_avg`.
     """
     (group,) = state["param_groups"]
     number = {name: k for k, name in enumerate(group["params"])}
@@ -67,7 +71,7 @@ def numbered(state: dict[str, Any], moments: dict[str, Tensor]) -> dict[str, Any
 
 
 def named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The opposite of `numbered`."""
+    """The inverse of `numbered`: key an optimizer's `state_dict` by the parameters' names."""
     (group,) = state["param_groups"]
     return {
         "state": {names[k]: moments for k, moments in state["state"].items()},

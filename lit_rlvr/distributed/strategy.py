@@ -1,4 +1,4 @@
-"""FSDP2 for any number of processes: Lightning's `ModelParallelStrategy` with the weights sharded over all of them."""
+"""FSDP2: Lightning's `ModelParallelStrategy` with the weights sharded over all ranks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from lit_rlvr.distributed.shards import MOMENTS, REST, WEIGHTS, is_sharded, load
 
 
 class FSDP2(ModelParallelStrategy):
-    """Each process keeps a share of the weights, gradients and optimizer state; see `sharding.py`.
+    """Shards the weights, gradients and optimizer state over all processes; see `sharding.py`.
 
-    Checkpoints are folders, to which each process writes its share. They can be resumed on any number of
-    processes and with any strategy, and this strategy resumes the files of others.
+    A checkpoint is a folder to which each process writes its shards. It can be resumed on any number of processes and
+    with any strategy, and this strategy can resume checkpoints of the others.
 
     Args:
         process_group_backend: `nccl` on GPUs and `gloo` on CPUs by default.
@@ -45,9 +45,7 @@ class FSDP2(ModelParallelStrategy):
         try:
             dcp.save(tensors, checkpoint_id=path)
         except dcp.CheckpointException as error:
-            raise next(iter(error.failures.values()))[
-                0
-            ] from error  # what a process said, such as that the disk is full
+            raise next(iter(error.failures.values()))[0] from error  # the cause on one rank, such as a full disk
         if self.is_global_zero:
             torch.save(checkpoint, path / REST)
 
@@ -61,9 +59,9 @@ class FSDP2(ModelParallelStrategy):
         return checkpoint
 
     def _load_shares(self, path: Path, checkpoint: dict[str, Any], module: Any) -> None:
-        """Every process its share, however many wrote them."""
+        """Load this rank's shards from a sharded checkpoint, written by any number of ranks."""
         weights = get_model_state_dict(module)
-        if not module.strict_loading:  # only what is trained was saved
+        if not module.strict_loading:  # only the trained weights were saved
             weights = {name: weights[name] for name in module.trained}
         load_shares({WEIGHTS: weights}, path)
         set_model_state_dict(module, weights, options=StateDictOptions(strict=module.strict_loading))
@@ -74,7 +72,7 @@ class FSDP2(ModelParallelStrategy):
             set_optimizer_state_dict(module, optimizer, state)
 
     def _load_whole(self, path: Path, checkpoint: dict[str, Any], module: Any) -> None:
-        """Every process its share of the whole tensors in a file."""
+        """Load this rank's shards from the full tensors in a file."""
         options = StateDictOptions(full_state_dict=True, strict=module.strict_loading)
         set_model_state_dict(module, checkpoint["state_dict"], options=options)
         for optimizer in self.optimizers:

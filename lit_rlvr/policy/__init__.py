@@ -1,4 +1,4 @@
-"""The model that is trained: what loads it, lays out its rows, scores their tokens, and checks itself."""
+"""The trained model: loading it, laying out its inputs, scoring tokens, and checking the result."""
 
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy

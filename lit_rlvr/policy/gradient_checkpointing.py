@@ -1,4 +1,4 @@
-"""Layers that are computed again in the backward pass: less memory, a third more time, the same results."""
+"""Gradient checkpointing: layers are recomputed in the backward pass. Less memory, a third more time, same results."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lit_rlvr.errors import UserError
 
 
 def enable_checkpointing(model: Any) -> None:
-    """Recompute each layer in the backward pass instead of keeping what is in it; see `checkpointing`.
+    """Recompute each layer in the backward pass instead of keeping its activations; see `checkpointing`.
 
     Raises:
-        UserError: the model has no layers that can.
+        UserError: no layer of the model supports it.
     """
     if not any(isinstance(layer, GradientCheckpointingLayer) for layer in model.modules()):
         raise UserError(f"model.gradient_checkpointing: {type(model).__name__} does not support it; leave it off")
@@ -26,10 +26,10 @@ def enable_checkpointing(model: Any) -> None:
 
 @contextmanager
 def checkpointing(model: nn.Module) -> Iterator[None]:
-    """Let checkpointed layers do so in here, where a gradient is wanted.
+    """Within this context, checkpointed layers recompute if gradients are enabled.
 
-    transformers ties it to training mode, which would also switch dropout on: only the layers' own flag is set, and
-    only meanwhile, because a checkpointed layer refuses the cache that generation needs.
+    transformers ties checkpointing to training mode, which would also enable dropout, so only the layers' own flag is
+    set. It is reset on exit because a checkpointed layer refuses the KV cache that generation needs.
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
     chosen = [layer for layer in layers if torch.is_grad_enabled() and not layer.training]

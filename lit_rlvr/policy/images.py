@@ -1,4 +1,4 @@
-"""Images of a prompt as a vision-language model takes them: resized once, for trainer and engine alike."""
+"""Prepares a prompt's images for a vision-language model: resized once, for both trainer and engine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lit_rlvr.types import Pixels
 
 
 class ImageProcessor:
-    """Resizes images and cuts them into patches as a model was trained with.
+    """Resizes images and cuts them into patches, as in the model's own training.
 
     Args:
         folder: a model folder or hub id.
 
     Raises:
-        UserError: the model takes no images, or its image processor cuts other patches than it was built for.
+        UserError: the model takes no images, or its image processor's patch sizes are not the model's.
     """
 
     def __init__(self, folder: str) -> None:
@@ -36,10 +36,10 @@ class ImageProcessor:
         self._min, self._max = self._processor.size["shortest_edge"], self._processor.size["longest_edge"]
 
     def grid(self, width: int, height: int) -> tuple[int, int, int]:
-        """Patches in time, height and width of an image of this size, once resized.
+        """How many patches (time, height, width) an image of this size, in pixels, has after resizing.
 
         Raises:
-            UserError: one side is more than 200 times the other.
+            UserError: one side is more than 200 times as long as the other.
         """
         from qwen_vl_utils.vision_process import smart_resize
 
@@ -47,7 +47,7 @@ class ImageProcessor:
             high, wide = smart_resize(height, width, self._unit, self._min, self._max)
         except ValueError as error:
             raise UserError(f"an image of {width} x {height} pixels: {error}") from error
-        patch = self._unit // self._merge  # a long image's short side may have come out below one unit
+        patch = self._unit // self._merge  # a long image's short side can round to less than one unit
         return 1, max(high, self._unit) // patch, max(wide, self._unit) // patch
 
     def pixels(self, images: Sequence[Any]) -> Pixels:
@@ -62,15 +62,18 @@ class ImageProcessor:
         return Pixels(made["pixel_values"], made["image_grid_thw"], tuple(resized))
 
     def features(self, grid: Sequence[int]) -> int:
-        """How many features, and so tokens, an image of so many patches has."""
+        """How many features, and so tokens, an image has, given its `grid` of patches."""
         time, high, wide = grid
         return time * high * wide // self._merge**2
 
     def expand(self, token_ids: Sequence[int], grids: Sequence[tuple[int, int, int]]) -> list[int]:
-        """Repeat each image's placeholder as often as the image has features.
+        """Repeat each image's placeholder once per feature of the image.
+
+        Args:
+            grids: each image's `grid`, in order.
 
         Raises:
-            UserError: there are more or fewer placeholders than images.
+            UserError: the numbers of placeholders and images differ.
         """
         found = sum(token == self._token for token in token_ids)
         if found != len(grids):
@@ -80,7 +83,7 @@ class ImageProcessor:
 
 
 def collapse(token_ids: Sequence[int], image_token: int) -> list[int]:
-    """One placeholder per image again, for engines that expand them on their own.
+    """Undo `expand`: one placeholder per image, for engines that expand them themselves.
 
     Two images always have other tokens between them.
     """
@@ -89,7 +92,7 @@ def collapse(token_ids: Sequence[int], image_token: int) -> list[int]:
 
 
 def _check_patches(folder: str, processor: Any, vision: Any) -> None:
-    """Patches of another size would fail deep inside the model, or be taken for those of another image."""
+    """Patches of the wrong size would fail deep inside the model or be attributed to another image."""
     for name, other in PATCHES.items():
         wanted, found = getattr(vision, name), getattr(processor, other, None)
         if wanted != found:

@@ -1,9 +1,9 @@
-"""How prompts and completions are laid out as model inputs, and how micro-batches are cut.
+"""Lays prompts and completions out as model inputs, and cuts micro-batches.
 
-With a shared prefix all groups of a micro-batch stand in one row without padding, `[prompt][c1]...[cG][prompt]...`:
+With a shared prefix, all groups of a micro-batch form one row without padding, `[prompt][c1]...[cG][prompt]...`:
 each completion attends to its prompt and to itself, and its positions continue the prompt's, so a prompt is computed
-once per group. Without, each completion has a row of its own, `[prompt][c]`, padded on the right. The last token of a
-completion is never an input: nothing is predicted from it.
+once per group. Otherwise each completion has its own row, `[prompt][c]`, padded on the right. The last token of a
+completion is never an input, because nothing is predicted from it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Group:
 
     Args:
         prompt: token ids. completions: G lists of token ids.
-        places: (D, L) positions of the prompt's tokens: D = 1, or 3 for multimodal rotary embeddings.
+        places: (D, L) positions of the prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings.
     """
 
     prompt: Sequence[int]
@@ -33,13 +33,13 @@ class Group:
 
 @dataclass
 class Rows:
-    """Model inputs of R rows of length L, and where the completion tokens' predictions stand in them.
+    """Model inputs of R rows of length L, and where in them the N completion tokens are predicted.
 
     Args:
         input_ids: (R, L) long. position_ids: (R, L) long, or (3, R, L).
-        attend: (R, L) bool, False = padding; None where `segments` say who attends to whom.
-        segments: the layout of a row of shared prefixes; None with one completion per row.
-        row, column: (N,) long: the hidden state that predicts completion token n.
+        attend: (R, L) bool, False = padding; None if `segments` defines the attention instead.
+        segments: the layout of a row with shared prefixes; None with one completion per row.
+        row, column: (N,) long: position of the hidden state that predicts completion token n.
         target: (N,) long: that token.
         sequence, position: (N,) long: which completion (in the order given) it belongs to, and where in it.
     """
@@ -56,7 +56,7 @@ class Rows:
 
 
 def build_rows(groups: Sequence[Group], shared_prefix: bool, device: torch.device) -> Rows:
-    """Lay groups out. Completions of length 0 give no position and no target."""
+    """Lay groups out. Empty completions have no positions and no targets."""
     made = _shared_row(groups, device) if shared_prefix else _single_rows(groups)
     input_ids, position_ids, attend, segments, row, column = made
     completions = [c for group in groups for c in group.completions]
@@ -112,12 +112,12 @@ def _single_rows(groups: Sequence[Group]) -> Layout:
 
 
 def _after(places: Tensor, count: int) -> Tensor:
-    """(D, count) positions of text behind a prompt: on from its largest, alike in all dimensions."""
+    """(D, count) positions of text after a prompt: they continue from its largest, equal in all D dimensions."""
     return (places.max() + 1 + torch.arange(count)).expand(len(places), -1)
 
 
 def _by_rows(places: Tensor) -> Tensor:
-    """(D, R, L) positions; (R, L) where there is one dimension only."""
+    """Positions (D, R, L), or (R, L) if D = 1."""
     return places[0] if len(places) == 1 else places
 
 
@@ -131,8 +131,8 @@ def cut_microbatches(
 ) -> list[list[int]]:
     """Cut rows (indices p * group_size + g) into micro-batches of at most `budget` input tokens, padding included.
 
-    Rows of one group stay together unless the group alone is over the budget; it is then split by
-    completions. A single completion over the budget is a micro-batch of its own: nothing is ever dropped.
+    Rows of a group stay together unless the group alone exceeds the budget; then it is split by completion. A single
+    completion that exceeds the budget is a micro-batch of its own: nothing is dropped.
     """
     pieces: list[tuple[int, list[int]]] = []  # (tokens, completions in it)
     for prompt in sorted({i // group_size for i in rows}):
@@ -150,7 +150,7 @@ def cut_microbatches(
     batches: list[list[int]] = []
     used = 0
     for length, piece in pieces:
-        # Single rows are as wide as the longest, which is this one: lengths rise.
+        # Separate rows are padded to the longest, which is this one: pieces are sorted by length.
         total = used + length if shared_prefix else (len(batches[-1]) + 1) * length if batches else length
         if batches and total <= budget:
             batches[-1] += piece
@@ -158,4 +158,4 @@ def cut_microbatches(
         else:
             batches.append(list(piece))
             used = length
-    return [sorted(batch) for batch in batches]  # two pieces of a group that came together share their prompt
+    return [sorted(batch) for batch in batches]  # pieces of a group that end up together share their prompt

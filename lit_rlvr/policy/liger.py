@@ -1,4 +1,4 @@
-"""Fused kernels of liger-kernel, for GPUs; results change by rounding only."""
+"""Fused GPU kernels from liger-kernel; results change only by rounding."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lit_rlvr.errors import UserError
 
 
 def use_liger(model: nn.Module) -> None:
-    """Replace normalisation, rotary embedding and MLP by the fused kernels of liger-kernel.
+    """Replace normalisation, rotary embedding and MLP with liger-kernel's fused kernels, in place.
 
     Raises:
-        UserError: there is no GPU, liger-kernel is not installed, or it does not know the model.
+        UserError: there is no GPU, liger-kernel is not installed, or does not support the model.
     """
     if not torch.cuda.is_available():
         raise UserError("model.liger: its kernels run on a GPU only; leave it off")
@@ -22,7 +22,7 @@ def use_liger(model: nn.Module) -> None:
         raise UserError("model.liger: liger-kernel is not installed; pip install 'lit-rlvr[liger]'")
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
-    try:  # our own scoring does without the logits that its losses would fuse
+    try:  # our scoring never calls the losses that it would fuse
         _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.liger: {type(model).__name__} is not supported: {error}") from error

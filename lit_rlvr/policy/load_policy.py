@@ -1,4 +1,4 @@
-"""From a model folder to a policy that is ready to train."""
+"""Loads a model folder as a policy that is ready to train."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ def load_policy(
 
     Args:
         folder: a model folder or hub id, from `resolve_model`.
-        shared_prefix: see `Policy`; a model it is not exact for falls back to one completion per row, with a warning.
+        shared_prefix: see `Policy`; if it is not exact for the model, one completion per row, with a warning.
         dtype: of the master weights.
         gradient_checkpointing: recompute each layer in the backward pass.
-        empty: leave the weights out (they are on the meta device), and so the check.
+        empty: do not load the weights (they stay on the meta device) and skip the check.
+
+    Raises:
+        UserError: the model cannot be loaded, or its log-probabilities cannot be reproduced.
     """
     keep_freed_memory()
     model = empty_model(folder, dtype) if empty else load_model(folder, dtype)

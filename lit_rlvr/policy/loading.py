@@ -1,5 +1,4 @@
-"""A model's files read: its config, weights and tokenizer. They are others' work, and what is wrong with them is one
-line."""
+"""Reads a model's config, weights and tokenizer. Third-party files can be wrong; every problem is a one-line error."""
 
 from __future__ import annotations
 
@@ -20,15 +19,15 @@ if TYPE_CHECKING:
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 MOST_LAYERS = 1000
-"""Models have a tenth of them; many more would take for ever to build."""
+"""Real models have at most about a tenth as many; building far more would take forever."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
 SHOWN = 3
-"""How many weights a message names."""
+"""How many weights an error names."""
 
 
 @contextmanager
 def reading(what: str, folder: str) -> Iterator[None]:
-    """Tell in one line whatever transformers raises over a model's files."""
+    """Turn whatever transformers raises on a model's files into a one-line `UserError`."""
     try:
         yield
     except UserError:
@@ -42,7 +41,7 @@ def load_config(folder: str) -> Any:
     """The config of a model folder or hub id.
 
     Raises:
-        UserError: it cannot be read, not without running code that comes with it, or has impossible sizes.
+        UserError: it cannot be read, needs code that comes with it, or has impossible sizes.
     """
     from transformers import AutoConfig
 
@@ -57,10 +56,10 @@ def load_config(folder: str) -> Any:
 
 
 def auto_class(config: Any) -> Any:
-    """The class of transformers that loads the language or vision-language model of a config.
+    """The transformers class that loads the language or vision-language model of a config.
 
     Raises:
-        UserError: it is a model of another kind.
+        UserError: it is another kind of model.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -71,7 +70,7 @@ def auto_class(config: Any) -> Any:
 
 
 def outline(config: Any, dtype: torch.dtype) -> Any:
-    """A model by its config alone, on the meta device."""
+    """A model built from its config alone, on the meta device."""
     with reading("the sizes", config.name_or_path or config.model_type), torch.device("meta"):
         return auto_class(config).from_config(config, dtype=dtype)
 
@@ -81,10 +80,10 @@ def load_model(folder: str, dtype: torch.dtype, device: str | None = None) -> An
 
     Args:
         dtype: of the weights.
-        device: `meta` looks at the files and keeps nothing of them.
+        device: where to load the weights; `meta` only checks the files.
 
     Raises:
-        UserError: a file cannot be read, or weights are missing, unknown or of another shape.
+        UserError: a file cannot be read, or weights are missing, unknown or of the wrong shape.
     """
     config = load_config(folder)
     made_by, settings = auto_class(config), generation_config(folder)
@@ -101,24 +100,28 @@ def load_model(folder: str, dtype: torch.dtype, device: str | None = None) -> An
 
 
 def empty_model(folder: str, dtype: torch.dtype) -> Any:
-    """A model without its weights: they are on the meta device."""
+    """A model whose weights are left on the meta device."""
     model = outline(load_config(folder), dtype)
     model.generation_config = generation_config(folder) or model.generation_config
     return model
 
 
 def check_files(folder: str, wanted: int) -> None:
-    """Refuse files of a local folder that are cut off or something else, and numbers that are no weights.
+    """Refuse weight files of a local folder that are damaged, quantised, or much smaller than the config says.
 
     Args:
-        wanted: how many numbers the model has; ten times as many as the files would take memory in vain.
+        wanted: the model's parameter count. More than ten times what the files hold is refused here, before the model
+            is allocated.
+
+    Raises:
+        UserError: names the file, or both counts.
     """
     from safetensors import safe_open
 
     held = 0
     for path in sorted(Path(folder).glob("model*.safetensors")):
         with reading(path.name, folder), safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
             types = {name: tensor.get_dtype() for name, tensor in tensors.items()}
             held += sum(prod(tensor.get_shape()) for tensor in tensors.values())
         for name, kind in types.items():
@@ -130,21 +133,24 @@ def check_files(folder: str, wanted: int) -> None:
 
     if 0 < held < wanted / 10:
         raise UserError(
-            f"model: config.json of {folder} is of {wanted} parameters, its files hold {held}; take both from the same "
+            f"model: config.json of {folder} has {wanted} parameters, its files hold {held}; take both from the same "
             "model"
         )
 
 
 def check_complete(folder: str, found: dict[str, Any]) -> None:
-    """Refuse weights that are not exactly the model's: it would compute with random ones in their places.
+    """Refuse weights that are not exactly the model's, because transformers would fill gaps with random ones.
 
     Args:
-        found: what transformers says of loading them; tied weights and buffers that it makes itself are not in it.
+        found: transformers' loading info, which omits tied weights and buffers that it creates itself.
+
+    Raises:
+        UserError: names the missing, unknown and misshapen weights.
     """
     misfits = {
         "missing": sorted(found["missing_keys"]),
         "unknown": sorted(found["unexpected_keys"]),
-        "of another shape": [
+        "of the wrong shape": [
             f"{name} {list(there)} instead of {list(wanted)}"
             for name, there, wanted in sorted(found["mismatched_keys"])
         ],
@@ -161,10 +167,10 @@ def _few(names: Sequence[str]) -> str:
 
 
 def generation_config(folder: str) -> Any:
-    """The generation settings of a folder or hub id; None where the model's own config says it all.
+    """The generation settings of a folder or hub id; None if it has none besides the model's config.
 
     Raises:
-        UserError: there are some, and they cannot be read.
+        UserError: they exist but cannot be read.
     """
     from transformers import GenerationConfig
 
@@ -181,11 +187,11 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub id.
 
     Raises:
-        UserError: it cannot be loaded, or not without running code that comes with it.
+        UserError: it cannot be loaded, or needs code that comes with it.
     """
     from transformers import AutoTokenizer
 
-    load_config(folder)  # which says what kind of tokenizer it is
+    load_config(folder)  # it names the kind of tokenizer
     if Path(folder).is_dir() and not any(path for name in TOKENIZER_FILES for path in Path(folder).glob(name)):
         raise UserError(
             f"model: {folder} has no tokenizer files; copy tokenizer.json and tokenizer_config.json into it"
@@ -198,7 +204,7 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
     """The tokens that end a completion, from the generation config.
 
     Raises:
-        UserError: the model names none, so every completion would be cut off.
+        UserError: the model names none, so every completion would be cut off; or they are not integers.
     """
     found = model.generation_config.eos_token_id
     found = model.config.eos_token_id if found is None else found

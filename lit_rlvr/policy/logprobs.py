@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies from hidden states; the vocabulary is only ever held for a chunk of positions."""
+"""Log-probabilities and entropies from hidden states, in chunks of positions to bound the memory of the logits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn.functional import linear
 
 from lit_rlvr.types import Sampling
 
-CHUNK = 1 << 25  # logits worked on at once
-GPU_ROWS = 2048  # positions worked on at once by a GPU, at least: with fewer, its matrix products are slow
-COLUMNS = 16384  # of the output embedding whose gradient a GPU adds up at once, in the precision of the products
-KEPT_BYTES = 1 << 29  # of logits a call keeps for its backward pass; above it they are computed a second time
+CHUNK = 1 << 25  # logits computed at once
+GPU_ROWS = 2048  # minimum positions per chunk on a GPU: matrix products are slow with fewer
+COLUMNS = 16384  # rows of the output embedding whose gradient a GPU accumulates at once, in reduced precision
+KEPT_BYTES = 1 << 29  # of logits that a call keeps for its backward pass; above this they are recomputed
 
 
 def score_tokens(
@@ -25,13 +25,13 @@ def score_tokens(
     entropy: bool = False,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of tokens under the sampling distribution, and its exact entropies, in at least fp32.
+    """Log-probabilities of tokens under the sampling distribution, and its exact entropies, in float32 or wider.
 
     Args:
-        hidden: (N, H). weight: (V, H) of the output embedding. bias: (V,) or None. target: (N,) long.
+        hidden: (N, H). weight: (V, H), the output embedding's. bias: (V,) or None. target: (N,) long.
         sampling: its temperature divides the logits, its banned tokens have probability 0.
-        entropy: also give the entropies.
-        entropy_gradient: let a gradient flow through them.
+        entropy: also return the entropies.
+        entropy_gradient: let gradients flow through them.
 
     Returns:
         (N,) log-probabilities, and (N,) entropies in nats or None.
@@ -108,7 +108,7 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _normalise(z: Tensor, target: Tensor, sampling: Sampling, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Shaped logits (n, V) -> log-probability of the target, log of the normaliser, entropy (0 if not asked for)."""
+    """Shaped logits (n, V) -> log-probability of the target, log of the normaliser, entropy (0 if not requested)."""
     top = z.amax(-1, keepdim=True)
     mass = (z - top).exp_()
     total = mass.sum(-1)
@@ -121,7 +121,7 @@ def _normalise(z: Tensor, target: Tensor, sampling: Sampling, entropy: bool) -> 
 
 
 def _finite(z: Tensor, sampling: Sampling) -> Tensor:
-    """Banned tokens at 0 instead of -inf: their probability 0 times anything finite is 0."""
+    """Set banned tokens to 0 instead of -inf: their probability is 0, and 0 times anything finite is 0."""
     if not sampling.banned_token_ids:
         return z
     return z.index_fill(-1, torch.tensor(sampling.banned_token_ids, device=z.device), 0.0)
@@ -130,14 +130,14 @@ def _finite(z: Tensor, sampling: Sampling) -> Tensor:
 def _logit_gradient(
     z: Tensor, target: Tensor, normaliser: Tensor, entropy: Tensor, of_logp: Tensor | None, of_entropy: Tensor | None
 ) -> Tensor:
-    """Gradient (n, V) of the loss with respect to the shaped logits, from those (n,) of its two results."""
+    """Gradient (n, V) of the loss with respect to the shaped logits, from those (n,) of log-probability and entropy."""
     of_logp = torch.zeros_like(normaliser) if of_logp is None else of_logp
     logp = z - normaliser[:, None]
     if of_entropy is None:
         dz = logp.exp_().mul_(-of_logp[:, None])
     else:
         p = logp.exp()
-        surprise = torch.where(p > 0, logp, 0.0)  # banned tokens: 0 times -inf
+        surprise = torch.where(p > 0, logp, 0.0)  # banned tokens would be 0 times -inf
         dz = -p * (of_logp[:, None] + of_entropy[:, None] * (surprise + entropy[:, None]))
     return dz.scatter_add_(1, target[:, None], of_logp[:, None])
 
@@ -153,7 +153,7 @@ def _accumulate(total: Tensor, dz: Tensor, hidden: Tensor) -> None:
 
 
 def shape_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Divide by the temperature and ban tokens (..., V): the distribution that sampling and scoring share."""
+    """Apply temperature and banned tokens to logits (..., V): the distribution shared by sampling and scoring."""
     if sampling.temperature not in (0.0, 1.0):
         logits = logits / sampling.temperature
     if sampling.banned_token_ids:

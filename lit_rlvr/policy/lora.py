@@ -1,4 +1,4 @@
-"""LoRA by peft: low-rank adapters on the language model, in place, so that everything else sees the model it knows.
+"""LoRA with peft: low-rank adapters in the language model, in place, so that the rest of the code is unaffected.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
 """
@@ -27,10 +27,10 @@ class Lora:
     Args:
         rank: r.
         alpha: the adapters' scale before it is divided by r.
-        layers: names of the linear layers that get one, such as [q_proj, v_proj]; None = all of the language model
-            but the output embedding. The vision tower never gets any.
-        quantize: `nf4` holds the language model's linear layers in 4 bits (QLoRA): a seventh of their memory. Engines,
-            exports and the reference get the numbers that are computed with.
+        layers: names of the linear layers that get an adapter, such as [q_proj, v_proj]; None = all of the language
+            model except the output embedding. The vision tower never gets one.
+        quantize: `nf4` stores the language model's linear layers in 4 bits (QLoRA), a seventh of their memory. Engines,
+            exports and the reference use the dequantised values, as the trainer does.
     """
 
     rank: int = 16
@@ -44,13 +44,13 @@ class Lora:
 
 
 def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.float32) -> None:
-    """Put adapters into a model and freeze everything else.
+    """Add adapters to a model, in place, and freeze everything else.
 
     Args:
-        compute_dtype: what layers in 4 bits compute in.
+        compute_dtype: compute type of 4-bit layers.
 
     Raises:
-        UserError: no linear layer has one of the names, or bitsandbytes is wanted and not installed.
+        UserError: no linear layer has one of the names, or bitsandbytes is needed but not installed.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -66,17 +66,17 @@ def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.floa
 
 
 def language_layers(model: Any) -> list[str]:
-    """Names of the language model's linear layers but the output embedding."""
+    """Names of the language model's linear layers, except the output embedding."""
     left_out = {id(module) for module in (vision_tower(model) or nn.Module()).modules()}
     left_out.add(id(model.get_output_embeddings()))
     return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in left_out]
 
 
 def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """A model's parameters under the names they have without adapters, each with its adapter's product added.
+    """A model's parameters by the names that they have without adapters, each with its adapter merged in.
 
     Args:
-        adapters: False = add nothing.
+        adapters: False = leave the adapters out.
     """
     modules: dict[str, Any] = dict(model.named_modules())
     for name, parameter in model.named_parameters():
@@ -91,7 +91,7 @@ def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Make a model with adapters a plain one with the same outputs."""
+    """Merge a model's adapters into plain linear layers, in place; the outputs stay the same."""
     merged = dict(merged_parameters(model))
     for name, module in [*model.named_modules()]:
         if name.endswith(".base_layer") or not (hasattr(module, "base_layer") or is_quantized(module)):
@@ -106,9 +106,9 @@ def merge_adapters(model: nn.Module) -> None:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The model without its adapters for a while.
+    """Disable the model's adapters within this context.
 
-    peft's own `enable_adapters` would also change which parameters are trained.
+    peft's `enable_adapters` would also change which parameters are trained.
     """
     layers: list[Any] = [module for module in model.modules() if hasattr(module, "base_layer")]
     for layer in layers:

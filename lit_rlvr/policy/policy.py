@@ -24,13 +24,13 @@ _NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
 class Policy(nn.Module):
-    """A Hugging Face causal language model that scores completions in place.
+    """A Hugging Face causal language model, and the scoring of completions with it.
 
     Args:
         model: a `...ForCausalLM` with a decoder and an output embedding.
         eos_token_ids: tokens that end a completion, from the generation config.
         shared_prefix: compute each prompt once for its group; False = one completion per row.
-        owner: the policy whose model it is, to compute without the adapters that it has; None = this one.
+        owner: for a view without adapters, the policy that has them; None = this policy itself.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.eos_token_ids = eos_token_ids
-        self._owner = (owner or self,)  # in a tuple, so that it is not a part of this module
+        self._owner = (owner or self,)  # in a tuple, so that it is not registered as a submodule
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
         self.share_prefix(shared_prefix)
 
     def share_prefix(self, shared: bool) -> None:
-        """Compute prompts once per group from now on, or with the model's own attention and one completion per row."""
+        """Switch to one shared prompt per group, or to one completion per row with the model's own attention."""
         model: Any = self.model
         self.shared_prefix = shared
         name = attention.NAME if shared else self._attention
-        vision = takes_images(model.config)  # whose own attention stays as it is
+        vision = takes_images(model.config)  # the vision tower's attention stays as it is
         model.set_attn_implementation({"text_config": name} if vision else name)
 
     def without_adapters(self) -> Policy:
@@ -57,17 +57,19 @@ class Policy(nn.Module):
 
     @property
     def owner(self) -> Policy:
-        """The policy that is called to compute: only its own call gathers sharded weights."""
+        """The policy whose `forward` must be called: only that gathers sharded weights."""
         return self._owner[0]
 
     @contextmanager
     def weights(self) -> Iterator[None]:
-        """Whoever runs the model itself does so in here, all processes together."""
+        """The context in which to run `model` directly. Collective: enter it on every rank."""
         with gathered(self.owner), self._adapters():
             yield
 
     def named_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights by the names that the plain model has for them, whole, adapters merged in."""
+        """The full weights with adapters merged, by the names they have in the plain model.
+
+        Collective if the weights are sharded: iterate on every rank."""
         return ((name, whole(weight)) for name, weight in merged_parameters(self.model, self.owner is self))
 
     def _adapters(self) -> AbstractContextManager[None]:
@@ -79,15 +81,15 @@ class Policy(nn.Module):
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
-        """Tokens that stand for images: never sampled, and left out of the softmax."""
+        """Image and video placeholders and their delimiters: never sampled, and left out of the softmax."""
         return placeholder_ids(self.model.config)
 
     def places(self, prompt: Prompt) -> Tensor:
-        """Positions (D, L) of a prompt's tokens: D = 1, or 3 for multimodal rotary embeddings."""
+        """Positions (D, L) of a prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings."""
         return rope_places(self.model, prompt.token_ids, None if prompt.pixels is None else prompt.pixels.grid)
 
     def images(self, pixels: Sequence[Pixels]) -> dict[str, Tensor]:
-        """Images as arguments of the model; none without images."""
+        """Images as keyword arguments of the model; {} without images."""
         if not pixels:
             return {}
         return {
@@ -103,14 +105,14 @@ class Policy(nn.Module):
         entropy_gradient: bool = False,
         pixels: Sequence[Pixels] = (),
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities (N,) of the targets under the sampling distribution, and the entropy (N,) there.
+        """Log-probabilities (N,) of the targets under the sampling distribution, and the entropies (N,) or None.
 
         Args:
-            pixels: the images whose placeholders stand in the rows, in their order.
+            pixels: the images of the placeholders in the rows, in the same order.
         """
         model: Any = self.model
         inputs: dict[str, Any] = {"attention_mask": rows.attend}
-        if rows.segments is not None:  # a mask of four dimensions keeps the model from making one of its own
+        if rows.segments is not None:  # a four-dimensional mask keeps the model from building its own
             inputs = {"attention_mask": _NO_MASK.to(self.device), "segments": rows.segments}
         with checkpointing(model):
             hidden = model.base_model(
@@ -120,13 +122,13 @@ class Policy(nn.Module):
                 **inputs,
                 **self.images(pixels),
             ).last_hidden_state  # (R, L, H)
-        # Not `hidden[row, column]`: its backward pass adds floats in the order in which threads come by.
+        # Not `hidden[row, column]`: its backward pass adds floats in a nondeterministic order.
         hidden = hidden.flatten(0, 1).index_select(0, rows.row * hidden.shape[1] + rows.column)  # (N, H)
         head = model.get_output_embeddings()
         return score_tokens(hidden, head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient)
 
     def plain_logits(self, token_ids: Tensor, pixels: Sequence[Pixels]) -> Tensor:
-        """Logits (1, L, V) of the model's own forward pass on one sequence (1, L), with its images.
+        """Logits (1, L, V) of the model's own forward pass on one sequence (1, L) with its images.
 
         Sharded weights are gathered layer by layer, as in `forward` (see `sharding.shard`).
         """
@@ -141,12 +143,12 @@ class Policy(nn.Module):
 
         Args:
             rollout: the whole rollout of this rank.
-            rows: which completions, as indices p * G + g; those of one prompt stand together.
-            entropy: also give the exact entropy of the policy at each position.
-            entropy_gradient: let a gradient flow through the entropy.
+            rows: which completions, as indices p * G + g; those of one prompt are adjacent.
+            entropy: also return the exact entropy of the policy at each position.
+            entropy_gradient: let gradients flow through the entropy.
 
         Returns:
-            (len(rows), T) log-probabilities, 0 where padded; and entropies of the same shape, or None.
+            (len(rows), T) log-probabilities, 0 at padding, and entropies of the same shape, or None.
         """
         group_size, width = rollout.group_size, rollout.token_ids.shape[1]
         tokens = [rollout.completions[i // group_size][i % group_size].token_ids for i in rows]
@@ -169,10 +171,10 @@ class Policy(nn.Module):
         return empty.index_put(at, logp), None if spread is None else empty.index_put(at, spread)
 
     def _blank(self) -> Group:
-        """A prompt with an image and a completion of no tokens, which nothing is predicted from.
+        """A prompt with an image and an empty completion, so that it adds nothing to the loss.
 
-        Processes wait for each other in every part of the model, and one whose prompts have no image would not come to
-        the vision tower.
+        Ranks synchronise in every part of the model, and a rank whose prompts have no image would skip the vision
+        tower.
         """
         ids = blank_placeholders(self.model.config)
         return Group(ids, [[]], rope_places(self.model, ids, blank_image(self.model.config).grid))

@@ -1,4 +1,4 @@
-"""The trainer's precisions, and what a model computes in under each."""
+"""The trainer's supported precisions, and the compute type of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """What matrix products run in under a trainer's precision."""
+    """The type of matrix products under a trainer's precision."""
     return torch.bfloat16 if precision == "bf16-mixed" else torch.float32
 
 
@@ -27,9 +27,9 @@ def fast_bf16(device: str) -> bool:
 
 @lru_cache
 def bf16_slowdown() -> float:
-    """How many times longer this CPU takes for a matrix product in bfloat16 than in float32; below 1 it is faster.
+    """This CPU's time for a matrix product in bfloat16 divided by its time in float32; below 1, bfloat16 is faster.
 
-    CPUs without instructions for bfloat16 emulate it, and take a hundred times as long.
+    CPUs without bfloat16 instructions emulate it, which takes about a hundred times as long.
     """
     seconds = []
     for dtype in (torch.bfloat16, torch.float32):

@@ -1,4 +1,4 @@
-"""Frozen linear layers in 4 bits by bitsandbytes (NF4, with quantised scales).
+"""Frozen 4-bit linear layers with bitsandbytes (NF4, with quantised scales).
 
 Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", section 3.
 """
@@ -16,11 +16,11 @@ from lit_rlvr.errors import UserError
 
 
 def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch.dtype) -> None:
-    """Put 4-bit layers in the places of linear ones.
+    """Replace linear layers with 4-bit ones, in place.
 
     Args:
-        names: of the layers, in the model.
-        compute_dtype: what their products are computed in.
+        names: the layers' names in the model.
+        compute_dtype: type of their matrix products.
 
     Raises:
         UserError: bitsandbytes is not installed.
@@ -38,8 +38,8 @@ def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch
         )  # fmt: skip
         made.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
         made.bias = linear.bias
-        made.support_avx512bf16_for_cpu = False  # it would change the weights' layout where no gradient is needed
-        model.set_submodule(name, made.to(device))  # quantised on the way
+        made.support_avx512bf16_for_cpu = False  # it would change the weights' layout when no gradient is needed
+        model.set_submodule(name, made.to(device))  # moving it quantises it
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -47,7 +47,7 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def dense(weight: Tensor) -> Tensor:
-    """A weight as the numbers that it is computed with."""
+    """A weight, dequantised if it is quantised."""
     state = getattr(weight, "quant_state", None)
     if state is None:
         return weight

@@ -1,8 +1,8 @@
-"""Attention of groups that share their prompt: a prompt attends to itself, a completion to its prompt and itself.
+"""Attention for groups that share a prompt: a prompt attends to itself, a completion to its prompt and itself.
 
 Registered with transformers as the attention `shared_prefix`. All tokens of a micro-batch lie in one row without
-padding. On a GPU, and on a CPU where lengths differ much, `spans.py` computes the scores that are needed and no others;
-elsewhere prompts and completions are sorted into two padded blocks, which a CPU multiplies faster.
+padding. On a GPU, and on a CPU if lengths differ a lot, `spans.py` computes only the scores that are needed; otherwise
+prompts and completions are gathered into two padded blocks, which is faster on a CPU.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from transformers.masking_utils import sdpa_mask
 from lit_rlvr.policy.spans import Spans, attend, available, lay_out_spans
 
 NAME = "shared_prefix"
-_SMALL = 1 << 21  # scores that a CPU multiplies out, because its fused kernel is slow on short segments
+_SMALL = 1 << 21  # up to this many scores a CPU computes unfused: its fused kernel is slow on short segments
 _WASTED = 1.6
-"""Scores of padded blocks over those that are needed, above which a CPU takes spans (`benchmarks/attention.py`)."""
+"""Ratio of padded to needed scores above which a CPU uses spans (`benchmarks/attention.py`)."""
 _REFUSED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 class CannotShare(Exception):
-    """This attention is not the plain causal one, so prompts cannot be shared."""
+    """The model's attention is not plain causal attention, so prompts cannot be shared."""
 
 
 @dataclass
 class Padded:
-    """Where the P prompts and C completions stand among T tokens, as two padded blocks.
+    """Positions of the P prompts and C completions among T tokens, as two padded blocks.
 
     Args:
-        prompts: (P, Lp) long, the places of each prompt's tokens, padded on the right with any place.
+        prompts: (P, Lp) long, the positions of each prompt's tokens, padded on the right with any position.
         completions: (C, Lc) long, the same for the completions' input tokens.
-        owner: (C,) long, each completion's prompt.
-        mask: (C, 1, Lc, Lp + Lc) bool, True = attend: what of its prompt and itself a completion's token sees.
-        order: (T,) long, each token's place in [prompts, completions] laid out flat.
+        owner: (C,) long, the index of each completion's prompt.
+        mask: (C, 1, Lc, Lp + Lc) bool, True = attend: from a completion's tokens to its prompt and itself.
+        order: (T,) long, each token's index in the flattened [prompts, completions].
     """
 
     prompts: Tensor
@@ -53,11 +53,11 @@ class Padded:
 
 
 Segments = Padded | Spans
-"""Where prompts and completions stand in a row, for one way of computing their attention or the other."""
+"""Positions of prompts and completions in a row, in the form that one of the two attention methods takes."""
 
 
 def lay_out(prompts: list[range], completions: list[tuple[int, range]], device: torch.device) -> Segments:
-    """Segments from the places of each prompt, and of each completion with its prompt's index, for a device."""
+    """Choose the method for a device and lay out: prompts as ranges, completions as (prompt index, range)."""
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else torch.float32
     wasteful = device.type != "cpu" or padded_scores(prompts, completions) > _WASTED
@@ -66,7 +66,7 @@ def lay_out(prompts: list[range], completions: list[tuple[int, range]], device: 
 
 
 def padded_scores(prompts: list[range], completions: list[tuple[int, range]]) -> float:
-    """Scores of padded blocks over those that are needed; a causal block counts as its square in both."""
+    """Ratio of scores in padded blocks to those needed; causal blocks count in full in both."""
     longest, widest = max(map(len, prompts)), max((len(span) for _, span in completions), default=0)
     padded = len(prompts) * longest**2 + len(completions) * widest * (longest + widest)
     needed = sum(len(span) ** 2 for span in prompts)
@@ -74,7 +74,7 @@ def padded_scores(prompts: list[range], completions: list[tuple[int, range]]) ->
 
 
 def lay_out_padded(prompts: list[range], completions: list[tuple[int, range]]) -> Padded:
-    """Two padded blocks."""
+    """Padded blocks from prompts as ranges and completions as (prompt index, range)."""
     places, lengths = _pad(prompts)
     inner, widths = _pad([span for _, span in completions])
     owner = torch.tensor([p for p, _ in completions], dtype=torch.long)
@@ -91,7 +91,7 @@ def lay_out_padded(prompts: list[range], completions: list[tuple[int, range]]) -
 
 
 def _pad(spans: list[range]) -> tuple[Tensor, Tensor]:
-    """Ranges as an index matrix, right-padded with 0, and their lengths."""
+    """N ranges as an index matrix (N, L), right-padded with 0, and their lengths (N,)."""
     lengths = torch.tensor([len(span) for span in spans], dtype=torch.long)
     start = torch.tensor([span.start for span in spans], dtype=torch.long)
     step = torch.arange(int(lengths.max()) if spans else 0)
@@ -102,7 +102,7 @@ def shared_prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, segments: Segments | None = None, **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Attention of one row of T tokens by its segments; plain SDPA where there are none (generation).
+    """Attention of one row of T tokens by its segments; plain SDPA without segments (generation).
 
     Args:
         query: (1, heads, T, D). key, value: (1, key-value heads, T, D).
@@ -111,7 +111,7 @@ def shared_prefix_attention(
         (1, T, heads, D), and None for the scores.
 
     Raises:
-        CannotShare: the model asks for a window, a soft cap, sinks or a position bias.
+        CannotShare: the model uses a sliding window, a soft cap, sinks or a position bias.
     """
     if segments is None:
         return sdpa_attention_forward(
@@ -138,14 +138,14 @@ def shared_prefix_attention(
 
 
 def _kernel_dtype(value: Tensor) -> torch.dtype:
-    """What the spans' kernel computes in: a GPU's in 16 bits, a CPU's, which is slower in bfloat16, in 32."""
+    """Compute type of the spans' kernel: autocast's on a GPU; never bfloat16 on a CPU, where it is slower."""
     if value.device.type == "cpu":
         return torch.float32 if value.dtype == torch.bfloat16 else value.dtype
     return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:
-    """(heads, T, D) at places (N, L) -> (heads, N, L, D)."""
+    """(heads, T, D) at positions (N, L) -> (heads, N, L, D)."""
     return x.index_select(1, places.flatten()).unflatten(1, places.shape)
 
 

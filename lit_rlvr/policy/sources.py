@@ -1,4 +1,4 @@
-"""Where a policy's weights come from: a folder, a hub id, or a model that comes with lit-rlvr."""
+"""Resolves a model name: a folder, a hub id, or a model that comes with lit-rlvr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_rlvr.policy.tiny_vlm import save_tiny_vlm
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TINY = {"tiny-llama": save_tiny_llm, "tiny-qwen2.5-vl": save_tiny_vlm}
-"""Models of random weights: name -> what writes their folder."""
+"""Models with random weights: name -> function that writes their folder."""
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -28,14 +28,14 @@ def cache_folder() -> Path:
 
 
 def resolve_model(model: str) -> str:
-    """The folder (or hub id) that transformers and vLLM both load.
+    """The folder (or hub id) that transformers and vLLM load.
 
     Args:
         model: a folder with a `config.json`, a hub id, `smollm2` (SmolLM2-135M-Instruct), or `tiny-llama` or
             `tiny-qwen2.5-vl` (less than a million random weights, for the smoke recipes).
 
     Raises:
-        UserError: neither a model folder nor reachable on the hub.
+        UserError: it is neither a model folder nor reachable on the hub.
     """
     if model == "smollm2":
         return str(_smollm2())
@@ -60,7 +60,7 @@ def _check_hub(model: str) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"model: {model!r} is neither a folder nor a model the hub gives ({reason}); "
+            f"model: {model!r} is neither a folder nor a model on the hub ({reason}); "
             "give an existing folder, a reachable hub id, or smollm2"
         ) from error
 
@@ -80,8 +80,13 @@ def _smollm2() -> Path | str:
 
 
 def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
-    """A folder of the cache, made on first use; it appears only when it is complete, and other processes that want
-    it meanwhile wait for it."""
+    """Make a cache folder on first use and return it.
+
+    It appears only once it is complete; other processes wait for it.
+
+    Args:
+        make: writes the contents into the folder it is given.
+    """
     from filelock import FileLock
 
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""Attention of prompts and completions of any lengths without padding, mask or repeated keys.
+"""Attention of prompts and completions of any length, without padding, masks or repeated keys.
 
-The tokens of a micro-batch lie in one row, segment after segment. Two calls of a flash-attention kernel compute what
-they attend to: every segment to itself (causal), and the completions of each group, together, to their prompt. A
-completion's two results are merged by their log-sum-exps, and the backward pass gives both calls the merged output and
-log-sum-exp, with which each of them computes its own part of the exact gradient.
+The tokens of a micro-batch lie in one row, segment after segment. Two flash-attention calls compute the attention: of
+every segment to itself (causal), and of all completions of a group to their prompt. A completion's two results are
+merged by their log-sum-exps. The backward pass gives both calls the merged output and log-sum-exp, from which each
+computes its part of the exact gradient.
 
-Source: Dao et al. 2022, "FlashAttention", algorithms 1 and 4 (the backward pass needs nothing but the output and the
-log-sum-exp of each query); Milakov and Gimelshein 2018 for merging parts of a softmax.
+Source: Dao et al. 2022, "FlashAttention", algorithms 1 and 4 (the backward pass needs only each query's output
+and log-sum-exp); Milakov and Gimelshein 2018 for merging parts of a softmax.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _FLASH = {
         "dropout_p", "is_causal", "rng_state", "unused", "scale",
     ),
 }  # fmt: skip
-"""Operators under `torch.nn.attention.varlen`, whose own backward pass takes no gradient of the log-sum-exp, and the
-arguments that they are called with here. They are not public: where they have others, `available` says so."""
+"""Operators underlying `torch.nn.attention.varlen`, whose backward pass accepts no gradient of the log-sum-exp, and
+the arguments used here. They are not public, so `available` checks that their signatures match."""
 
 
 @dataclass
 class Blocks:
-    """N pairs of a piece of queries and a piece of keys.
+    """N pairs of a block of queries and a block of keys.
 
     Args:
-        queries, keys: lengths of the pieces, which follow each other.
-        query_ends, key_ends: (N + 1,) int32, their cumulative sums from 0.
+        queries, keys: lengths of the blocks, which are contiguous and in order.
+        query_ends, key_ends: (N + 1,) int32, their cumulative sums, starting at 0.
     """
 
     queries: list[int]
@@ -60,9 +60,10 @@ class Spans:
     """Who attends to whom in a row of T tokens.
 
     Args:
-        own: every segment and itself.
-        shared: the completions of each group, together, and their prompt; of groups with a completion.
-        asking: (Q,) long, the places of those completions' tokens; asked: (K,) long, of those prompts'.
+        own: each segment attending to itself.
+        shared: all completions of a group attending to their prompt, for groups with completion tokens.
+        asking: (Q,) long, the positions of those completions' tokens.
+        asked: (K,) long, the positions of those prompts' tokens.
     """
 
     own: Blocks
@@ -75,7 +76,7 @@ class Spans:
 
 
 def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) -> Spans:
-    """Spans from the places of each prompt, and of each completion with its prompt's index, in the order of the row."""
+    """Spans from prompts as ranges and completions as (prompt index, range), both in row order."""
     lengths = [0] * len(prompts)
     for p, span in completions:
         lengths[p] += len(span)
@@ -91,8 +92,8 @@ def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) ->
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel: on a CPU always, on an NVIDIA GPU for 16-bit numbers and where torch has the operators
-    with the arguments that are used here."""
+    """Whether there is a kernel: always on a CPU; on an NVIDIA GPU for 16-bit types, if torch's operators take the
+    arguments used here."""
     if device.type == "cpu":
         return True
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
@@ -111,7 +112,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float
         query: (T, H, D). key, value: (T, K, D) with H a multiple of K.
 
     Returns:
-        (T, H, D). Memory is linear in T.
+        (T, H, D). Memory use is linear in T.
     """
     out: Tensor = _Attend.apply(query, key, value, spans, scale)
     return out
@@ -143,17 +144,17 @@ class _Attend(torch.autograd.Function):
             results = out[spans.asking], lse[:, spans.asking].contiguous()
             more = _gradient(grad[spans.asking], *parts, *results, spans.shared, False, ctx.scale)
             for total, at, part in zip((dq, dk, dv), (spans.asking, spans.asked, spans.asked), more, strict=True):
-                total.index_add_(0, at, part)  # each place once, so the order of the sum is given
+                total.index_add_(0, at, part)  # each position once, so the sum is deterministic
         return dq, dk, dv, None, None
 
 
 def _weight(part: Tensor, both: Tensor, dtype: torch.dtype) -> Tensor:
-    """The share (Q, H, 1) of a part in the merged softmax, from log-sum-exps (H, Q)."""
+    """Weight (Q, H, 1) of one part in the merged softmax, from log-sum-exps (H, Q)."""
     return (part - both).exp().t()[..., None].to(dtype)
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Output (T, H, D) and log-sum-exp (H, T) of each piece of queries on its piece of keys."""
+    """Output (T, H, D) and log-sum-exp (H, T) of each block of queries on its block of keys."""
     if q.is_cuda:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             q, k, v, blocks.query_ends, blocks.key_ends, max(blocks.queries), max(blocks.keys), 0.0, causal, False,
@@ -170,9 +171,9 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale
 def _gradient(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, blocks: Blocks, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `_kernel`'s arguments; `out` and `lse` may be those of a softmax over further keys."""
+    """Gradients with respect to q, k and v of `_kernel`; `out` and `lse` may come from a softmax over more keys."""
     if q.is_cuda:
-        state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # of the dropout, which there is none of
+        state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # dropout state, unused
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
             grad, q, k, v, out, lse, blocks.query_ends, blocks.key_ends, max(blocks.queries), max(blocks.keys), 0.0,
             causal, state, torch.empty(0, device=q.device), scale=scale,
@@ -194,5 +195,5 @@ def _gradient(
 
 
 def _heads(x: Tensor, lengths: list[int]) -> list[Tensor]:
-    """(T, H, D) in pieces (1, H, L, D)."""
+    """(T, H, D) -> blocks (1, H, L, D)."""
     return [piece.transpose(0, 1)[None] for piece in x.split(lengths)]

@@ -1,4 +1,4 @@
-"""A Llama of a third of a million parameters: small enough to learn sums within a minute on a CPU."""
+"""A Llama with a third of a million parameters: small enough to learn sums within a minute on a CPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 def save_tiny_llm(folder: Path, seed: int = 0) -> Path:
-    """Write a Hugging Face folder: random weights and a byte-level tokenizer.
+    """Write a Hugging Face folder with random weights and a byte-level tokenizer, and return it.
 
     Args:
-        folder: is made. seed: of the weights.
+        folder: created if missing. seed: seeds the weights.
     """
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 

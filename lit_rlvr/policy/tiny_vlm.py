@@ -1,4 +1,4 @@
-"""A Qwen2.5-VL of half a million parameters: small enough to learn to look within minutes on two cores."""
+"""A Qwen2.5-VL with half a million parameters: small enough to learn a visual task within minutes on two cores."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ CHAT_TEMPLATE = (
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)  # as Qwen's own, without its default system prompt
+)  # Qwen's own, without its default system prompt
 
 
 def save_tiny_vlm(
     folder: Path, seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
 ) -> Path:
-    """Write a Hugging Face folder: random weights, a byte-level tokenizer and the image processor.
+    """Write a Hugging Face folder with random weights, a byte-level tokenizer and an image processor, and return it.
 
     Args:
-        folder: is made. seed: of the weights.
-        text: other sizes of the language model, by their names in its config. vision: of the image encoder.
+        folder: created if missing. seed: seeds the weights.
+        text, vision: overrides for the language model's and the vision tower's config, by their names in it.
     """
     from transformers import Qwen2_5_VLConfig
 
@@ -49,7 +49,7 @@ def language_sizes(**other: Any) -> dict[str, Any]:
     """The config of the tiny language model.
 
     Args:
-        other: settings that replace or join the usual ones, by their names in it.
+        other: config entries that override or extend the defaults.
     """
     sizes: dict[str, Any] = {
         "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -62,15 +62,15 @@ def language_sizes(**other: Any) -> dict[str, Any]:
 
 
 def markers(tied: bool = True) -> dict[str, Any]:
-    """What a vision-language model's config says besides its two parts: the tokens around images, and whether the
-    output embedding is the input embedding."""
+    """Config entries of a vision-language model outside its two parts: image and video tokens, and whether the input
+    and output embeddings are tied."""
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     ids = {f"{name}_token_id": SPECIALS.index(f"<|{token}|>") for name, token in names.items()}
     return {"tie_word_embeddings": tied, **ids}
 
 
 def save_vlm(config: Any, folder: Path, seed: int = 0) -> Path:
-    """Write a vision-language model of any config with random weights, the tokenizer and an image processor."""
+    """Write a vision-language model of any config: random weights, tokenizer and image processor. Returns `folder`."""
     from transformers import AutoModelForImageTextToText, GenerationConfig, Qwen2VLImageProcessor
 
     state = torch.get_rng_state()
@@ -86,17 +86,18 @@ def save_vlm(config: Any, folder: Path, seed: int = 0) -> Path:
 
 
 def _sections(head: int) -> list[int]:
-    """How many rotary frequencies time, height and width get: an eighth, and the rest in halves."""
+    """Rotary frequencies for time (a quarter), height and width (half the rest each): `head // 2` in all."""
     first = head // 8
     second = (head // 2 - first) // 2
     return [first, second, head // 2 - first - second]
 
 
 def byte_tokenizer(specials: Sequence[str], chat_template: str, pad: str) -> PreTrainedTokenizerFast:
-    """One token a byte, the special tokens in front; `<|im_end|>` among these ends a turn.
+    """A tokenizer with one token per byte, preceded by the special tokens; `<|im_end|>` ends a turn.
 
     Args:
-        pad: the special token that pads.
+        specials: special tokens, including `<|im_end|>` and `pad`.
+        pad: the padding token.
     """
     from transformers import PreTrainedTokenizerFast
 

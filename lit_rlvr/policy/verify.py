@@ -1,4 +1,4 @@
-"""A policy checked against its own model: what would be silently wrong is refused or done the slower way."""
+"""Checks a policy against its own model: what would be silently wrong is refused or computed a slower way."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ _log = logging.getLogger("lit_rlvr")
 
 
 def verify_or_fall_back(policy: Policy) -> None:
-    """Compare our log-probabilities with the model's own forward pass on a few tokens, once.
+    """Compare our log-probabilities with the model's own forward pass on a few tokens.
 
-    This catches what would be silently wrong: models that scale or cap their logits after the output embedding,
-    and models whose attention is not the plain causal one (windows, recurrent layers), which fall back to one
-    completion per row.
+    This catches models that scale or cap their logits after the output embedding, which are refused, and models
+    without plain causal attention (sliding windows, recurrent layers), which fall back to one completion per row.
 
     Raises:
         UserError: even one completion per row does not reproduce the model's own log-probabilities.
     """
-    reason = "it does not hand our layout on to its attention"
+    reason = "it does not pass our layout to its attention"
     try:
         if _worst_difference(policy) <= _tolerance(policy):
             return
@@ -37,7 +36,7 @@ def verify_or_fall_back(policy: Policy) -> None:
     if policy.shared_prefix:
         policy.share_prefix(False)
         if _worst_difference(policy) <= _tolerance(policy):
-            _log.warning("This model does not take shared prefixes (%s); one completion per row: slower.", reason)
+            _log.warning("prompts cannot be shared with this model (%s); one completion per row: slower", reason)
             return
     name = type(policy.model).__name__
     if isnan(_worst_difference(policy)):
@@ -51,7 +50,10 @@ def _tolerance(policy: Policy) -> float:
 
 @torch.no_grad()
 def _worst_difference(policy: Policy) -> float:
-    """Two groups, so that a leak between them shows, the second with an image where the model takes images."""
+    """Largest difference in nats over two groups, so that a leak between them shows.
+
+    The second group has an image if the model takes images.
+    """
     model: Any = policy.model
     vocabulary = model.config.get_text_config().vocab_size
     groups: list[Group] = []
@@ -66,7 +68,7 @@ def _worst_difference(policy: Policy) -> float:
         images.append(image)
         pixels += image * (1 if policy.shared_prefix else 2)
     rows = build_rows(groups, policy.shared_prefix, policy.device)
-    ours, _ = policy(rows, Sampling(), False, pixels=pixels)  # first: the first pass of sharded weights is the policy's
+    ours, _ = policy(rows, Sampling(), False, pixels=pixels)  # before `plain_logits`, for sharded weights
     theirs = []
     for group, image in zip(groups, images, strict=True):
         for completion in group.completions:

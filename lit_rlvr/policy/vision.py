@@ -1,4 +1,4 @@
-"""What of a vision-language model is about images: its tower, its placeholders, its positions."""
+"""The image-related parts of a vision-language model: vision tower, placeholders, positions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PATCHES = {
     "spatial_merge_size": "merge_size",
     "temporal_patch_size": "temporal_patch_size",
 }
-"""Sizes of patches: their names in a vision tower's config -> in its image processor."""
+"""Patch sizes: name in the vision tower's config -> name in the image processor."""
 
 
 def takes_images(config: Any) -> bool:
-    """Whether a model's config is that of a vision-language model.
+    """Whether a config is that of a vision-language model.
 
     Raises:
-        UserError: of another kind than Qwen2-VL, Qwen2.5-VL and Qwen3-VL, which take an image as a sequence of
-            patches of any length, with positions of three dimensions.
+        UserError: the model does not take images as Qwen2-VL, Qwen2.5-VL and Qwen3-VL do: as a sequence of patches of
+            any length, with three-dimensional positions.
     """
     if not hasattr(config, "vision_config"):
         return False
@@ -33,23 +33,23 @@ def takes_images(config: Any) -> bool:
     missing += [f"vision_config.{name}" for name in PATCHES if not hasattr(config.vision_config, name)]
     if missing:
         raise UserError(
-            f"model: {config.model_type} takes images in another way than Qwen2-VL, Qwen2.5-VL and Qwen3-VL (its "
+            f"model: {config.model_type} does not take images as Qwen2-VL, Qwen2.5-VL and Qwen3-VL do (its "
             f"config has no {missing[0]}); use one of these"
         )
     return True
 
 
 def vision_tower(model: Any) -> Any:
-    """The part of a model that turns patches into features of the language model; None without one."""
+    """The part of a model that turns patches into features for the language model; None if it has none."""
     inner = model.base_model
     return next((getattr(inner, name) for name in ("visual", "vision_tower") if hasattr(inner, name)), None)
 
 
 def freeze_vision_tower(model: Any) -> None:
-    """Leave the vision tower out of training.
+    """Freeze the vision tower, in place.
 
     Raises:
-        UserError: there is none.
+        UserError: the model has none.
     """
     tower = vision_tower(model)
     if tower is None:
@@ -58,7 +58,7 @@ def freeze_vision_tower(model: Any) -> None:
 
 
 def placeholder_ids(config: Any) -> tuple[int, ...]:
-    """The tokens that stand for images and videos or enclose them: a text never has them."""
+    """The tokens that stand for or enclose images and videos; text never contains them."""
     ids = [getattr(config, name, None) for name in (*_MARKERS, "video_token_id")]
     return tuple(int(i) for i in ids if i is not None)
 
@@ -79,7 +79,11 @@ def blank_placeholders(config: Any) -> list[int]:
 
 
 def rope_places(model: Any, token_ids: Sequence[int], grid: Tensor | None) -> Tensor:
-    """Positions (1, L) of a prompt's tokens, or (3, L) for a model with multimodal rotary embeddings."""
+    """Positions (1, L) of a prompt's tokens, or (3, L) for a vision-language model.
+
+    Args:
+        grid: (images, 3) patches in time, height and width; None without images.
+    """
     plain = torch.arange(len(token_ids))[None]
     if not takes_images(model.config):
         return plain

@@ -1,4 +1,4 @@
-"""Rollouts: engines that generate, and the callback that turns prompts into scored groups."""
+"""The first half of the loop: engines that generate, and the callback that turns prompts into scored groups."""
 
 from lit_rlvr.rollout.callback import RolloutCallback
 from lit_rlvr.rollout.engine import RolloutEngine

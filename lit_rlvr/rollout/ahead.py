@@ -1,4 +1,4 @@
-"""The next iteration's completions, generated while this one is trained on."""
+"""Generates the next iteration's completions while the current rollout is trained on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class Ahead:
-    """One generation in a thread of its own. Checkpoints hold its result: the weights it came from are gone by then.
+    """One generation in a background thread. Checkpoints store its result, because its weights are gone on resuming.
 
-    After a crash there is no result, and the next iteration generates with the weights of then.
+    If the engine crashes there is no result, and the next iteration generates with its current weights.
     """
 
     def __init__(self) -> None:
@@ -28,22 +28,22 @@ class Ahead:
     def start(
         self, engine: SyncedEngine, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> None:
-        """Begin; the engine belongs to this generation until `wait`."""
+        """Start generating; until `wait`, nothing else may use the engine."""
         self._ids = [prompt.sample.id for prompt in prompts]
         self._result = self._thread.submit(engine.generate_once, prompts, sampling, seeds)
 
     def wait(self) -> None:
-        """Until the engine is free again."""
+        """Block until the engine is free."""
         if not isinstance(self._result, Future):
             return
         try:
             self._result = self._result.result()
         except Exception as error:
             self._result = None
-            _log.warning("the engine crashed on the rollout ahead: %s; it is generated anew", first_line(error))
+            _log.warning("the engine crashed on the rollout ahead: %s; generating it again", first_line(error))
 
     def take(self, prompts: Sequence[Prompt]) -> list[list[Completion]] | None:
-        """The completions of these prompts, once; None if they were not generated."""
+        """Return and forget the completions, if they are of these prompts; else None."""
         self.wait()
         found, self._result = self._result, None
         same = self._ids == [prompt.sample.id for prompt in prompts]

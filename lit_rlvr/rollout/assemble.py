@@ -1,4 +1,4 @@
-"""From completions and scores to a `Rollout`, and what a rollout was like."""
+"""Assembles completions and scores into a `Rollout`, and computes its metrics."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ def assemble(
     mask_truncated: bool = False,
     exact: bool = False,
 ) -> Rollout:
-    """Completions and scores as a `Rollout`.
+    """Combine completions and scores into a `Rollout`.
 
-    A completion whose check failed is out of the loss, and takes the mean reward and correctness of its group's
-    others, so that it moves neither of the group's means. With `mask_truncated` a truncated completion is out of
-    the loss too, and keeps its reward.
+    A completion whose check failed is masked out of the loss, and gets the mean reward and correctness of the rest of
+    its group, so that it changes neither mean. With `mask_truncated`, truncated completions are masked out too, but
+    keep their rewards.
 
     Args:
-        exact: whether the engine's log-probabilities are the trainer's own.
+        completions: P lists of G. scores: (P, G).
+        exact: whether the engine's log-probabilities equal the trainer's.
     """
     token_ids, mask, logprobs = pad_completions(completions)
     failed = scores.failed  # (P, G)
@@ -54,14 +55,15 @@ def assemble(
 
 
 def impute(values: Tensor, failed: Tensor) -> Tensor:
-    """`values` (P, G) with the failed ones replaced by the mean of their group's others (0 where all failed)."""
+    """`values` (P, G) with failed ones replaced by the mean of the rest of their group (0 if all failed)."""
     judged = (~failed).to(values.dtype)
     mean = (values * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp(min=1)
     return torch.where(failed, mean, values)
 
 
 def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
-    """How often each of this rank's prompts stood earlier in the iteration, over the ranks in their order.
+    """How often each of this rank's prompts occurred earlier in the iteration: in earlier rounds, on lower ranks, or
+    earlier on this rank. Collective: call it on every rank.
 
     Args:
         before: this rank's prompts of earlier rounds.
@@ -78,14 +80,14 @@ def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
 
 
 def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Completion]] = ()) -> dict[str, float]:
-    """What a rollout was like, over all ranks; shares and means lie in the rewards' own units.
+    """Metrics of a rollout, over all ranks. Collective: call it on every rank.
 
-    `rollout/entropy` is the mean of -log p over the sampled tokens, an unbiased estimate of what they were drawn from;
-    unlike `train/entropy` it is one of all completions, whichever of them an algorithm trains on.
+    `rollout/entropy` is the mean of -log p over the sampled tokens, an unbiased estimate of the entropy of the sampling
+    distribution, in nats. Unlike `train/entropy` it covers all completions, even if an algorithm trains on only some.
 
     Args:
-        seconds: that its generation took.
-        beside: further completions that were generated for it; `rollout/samples` and `rollout/tokens` count them too.
+        seconds: how long generation took.
+        beside: further completions generated for it, which count in `rollout/samples` and `rollout/tokens` too.
     """
     size = float(rollout.rewards.numel())
     generated = [completion for group in [*rollout.completions, *beside] for completion in group]
@@ -114,14 +116,14 @@ def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Comp
 
 
 def live_groups(rollout: Rollout) -> list[int]:
-    """Prompts whose judged completions are neither all correct nor all wrong."""
+    """Indices of prompts whose judged completions are neither all correct nor all wrong."""
     right = ((rollout.correct == 1) & rollout.judged).any(1)
     wrong = ((rollout.correct == 0) & rollout.judged).any(1)
     return [int(p) for p in (right & wrong).nonzero().flatten()]
 
 
 def all_live_groups(rollout: Rollout) -> list[list[int]]:
-    """The live groups of every rank, in rank order."""
+    """The live groups of each rank, in rank order. Collective: call it on every rank."""
     return gather_objects(live_groups(rollout))
 
 
@@ -129,17 +131,19 @@ def number_groups(chosen: list[list[int]], share: int, limit: int) -> dict[int, 
     """Number every rank's chosen groups in the order of the prompt stream, and keep the first `limit`.
 
     Args:
-        chosen: local indices of groups, rank by rank; `share` of them are a rank's part of one sampling round.
+        chosen: each rank's local indices of groups.
+        share: prompts per rank in one sampling round.
+        limit: how many groups to keep, over all ranks.
 
     Returns:
-        This rank's kept groups and their numbers, which do not depend on how many ranks there are.
+        This rank's kept groups -> their numbers, which do not depend on the number of ranks.
     """
     places = sorted((p // share, r, p % share) for r, part in enumerate(chosen) for p in part)[:limit]
     return {turn * share + p: number for number, (turn, r, p) in enumerate(places) if r == rank()}
 
 
 def join(first: Rollout, second: Rollout) -> Rollout:
-    """The groups of two rollouts of the same sampling and group size as one."""
+    """Concatenate two rollouts with the same sampling and group size."""
     width = max(first.token_ids.shape[1], second.token_ids.shape[1])
 
     def stack(name: str) -> Tensor:

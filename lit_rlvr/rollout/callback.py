@@ -1,7 +1,7 @@
 """The first half of the loop, from prompts to scored groups, is `RolloutCallback.collect`.
 
-The second half, from scored groups to optimizer steps, is `RLVRModule.training_step` in `training/module.py`, which
-opens with a map of both.
+The second half, from scored groups to optimizer steps, is `RLVRModule.training_step` in `training/module.py`, whose
+docstring maps both halves.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ class RolloutCallback(Callback):
 
     Args:
         group_size: completions per prompt, G.
-        engine: what generates: `auto` (vLLM when installed), `hf`, `vllm`, or a class_path.
-        sampling: how training completions are drawn.
-        eval_sampling: how validation completions are drawn; as long as in training by default.
-        eval_samples: completions per validation prompt; above 1, pass@k is reported up to it.
-        rewards: what scores a completion; the training reward is their weighted sum. Default: MathAnswer.
-        probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and
-            every this many; 0 = after the first only.
-        mask_truncated: keep completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
+        engine: the engine that generates: `auto` (vLLM if installed, else hf), `hf`, `vllm`, or a class_path.
+        sampling: how training completions are sampled.
+        eval_sampling: how validation completions are sampled; max_tokens is training's by default.
+        eval_samples: completions per validation prompt; if above 1, pass@k is reported for k up to this number.
+        rewards: the rewards that score a completion; the training reward is their weighted sum. Default: MathAnswer.
+        probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and after
+            every this many syncs; 0 = after the first only.
+        mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
             their rewards still count in their group's statistics.
-        overlap: generate the next rollout while this one is trained on, with weights one iteration older, for which
-            the importance correction makes up. Needs an engine with weights of its own (vLLM).
-        max_failure_rate: share of completions whose reward may fail by the checker's own fault (they are
-            masked out of the loss); above it the run stops and saves the examples.
-        max_engine_restarts: how often in a row a crashed engine is restarted, with the same weights and batch, before
-            the run ends.
+        overlap: generate the next rollout while the current one is trained on, with weights one iteration old, for
+            which the importance correction compensates. Needs an engine with its own weights (vLLM).
+        max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
+            out of the loss); above it the run saves the examples and stops.
+        max_engine_restarts: how many times in a row a crashed engine is restarted, with the same weights and batch,
+            before the run ends.
     """
 
     def __init__(
@@ -88,18 +88,22 @@ class RolloutCallback(Callback):
         self.max_failure_rate = max_failure_rate
         self._reference = ReferenceRewards(group_size)
         self._beside: list[list[Completion]] = []  # this iteration's completions of the reference
-        self._seconds: defaultdict[str, float] = defaultdict(float)  # of this iteration, by stage
+        self._seconds: defaultdict[str, float] = defaultdict(float)  # this iteration's, by stage
         self._ahead = Ahead()
         self._lost = LostWork()
         self.check()
 
     def check(self) -> None:
-        """Refuse settings that contradict each other, before anything is loaded."""
+        """Refuse invalid and contradictory settings, before anything is loaded.
+
+        Raises:
+            UserError: names the setting.
+        """
         check_within("[0, 1]", "rollout", max_failure_rate=self.max_failure_rate)
         if self.group_size < 1:
             raise UserError(f"rollout.group_size: {self.group_size} is not positive")
         if self.sampling.temperature == 0:
-            raise UserError("rollout.sampling.temperature: 0 draws G times the same completion; use a positive one")
+            raise UserError("rollout.sampling.temperature: 0 draws the same completion G times; use a positive one")
         if self.eval_samples < 1:
             raise UserError(f"rollout.eval_samples: {self.eval_samples} is not positive")
         if self.eval_samples > 1 and self.eval_sampling.temperature == 0:
@@ -126,7 +130,7 @@ class RolloutCallback(Callback):
         module.log_dict(rollout_metrics(rollout, self._seconds["generate"], self._beside))
 
     def collect(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
-        """Scored groups of the current policy for a batch of prompts; all ranks together."""
+        """Scored groups from the current policy for a batch of prompts. Collective: call it on every rank."""
         if self.overlap:
             with self._timed("wait"):
                 self._ahead.wait()
@@ -158,11 +162,11 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, module: RLVRModule, batch: PromptBatch, rollout: Rollout, repeats: list[int],
         wanted: int,
     ) -> tuple[Rollout, list[int]]:  # fmt: skip
-        """Dynamic sampling (DAPO, eq. 11): further prompts until as many groups as wanted have a gradient, or the
-        algorithm has had enough.
+        """Dynamic sampling (DAPO, eq. 11): sample further prompts until `wanted` groups have a gradient, or the
+        algorithm's `max_sampling_rounds` is reached.
 
         Returns:
-            The rollout of all rounds, and how often each of its prompts stood in the iteration before.
+            The rollout of all rounds, and how often each of its prompts occurred earlier in the iteration.
         """
         rounds, live = 1, all_live_groups(rollout)
         while rounds < module.max_sampling_rounds and sum(map(len, live)) < wanted:
@@ -180,7 +184,7 @@ class RolloutCallback(Callback):
     def _sample_reference(
         self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], seeds: list[list[int]]
     ) -> Scores | None:
-        """Scores of new completions of the reference, with the training's sampling; None without prompts."""
+        """Scores of new completions from the reference, sampled as in training; None without prompts."""
         self.engine.bring(module.reference, ("reference", module.reference_version))
         completions = self.engine.generate(prompts, self.sampling, seeds)
         self._beside += completions
@@ -191,7 +195,7 @@ class RolloutCallback(Callback):
         return scores
 
     def _start_next(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
-        """Generate for the batch after this one, with the seeds that it will have."""
+        """Start generating for the next batch, with the seeds it will have."""
         prompts = trainer.datamodule.train_dataloader().take(batch.cursor).prompts  # type: ignore[attr-defined]
         repeats = count_repeats(prompts, [])
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration + 1)
@@ -201,7 +205,7 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores,
         together: bool,
     ) -> None:  # fmt: skip
-        """Too many failed checks end the run, counted over all ranks where these are `together`."""
+        """End the run if too many checks failed, counted over all ranks if `together`."""
         root = Path(trainer.default_root_dir)
         stop_on_failures(prompts, completions, scores, self.max_failure_rate, root, together)
 
@@ -229,7 +233,7 @@ class RolloutCallback(Callback):
         self._start(trainer, module)
         prompts, sampling = batch.prompts, self.eval_sampling
         self.engine.bring(module.policy, ("policy", module.updates), prompts, sampling)
-        if not prompts:  # another rank has the last ones, and gathers sharded weights with this one's help
+        if not prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
             self.engine.generate([], sampling, [])
             batch.rollout = Rollout.unscored([], [], sampling, self.eval_samples)
             return
@@ -260,7 +264,7 @@ class RolloutCallback(Callback):
         )
 
     def _start(self, trainer: Trainer, module: RLVRModule) -> None:
-        """Once."""
+        """Start the engine, on the first call only."""
         if self.engine.started:
             return
         self.engine.start(self._context(trainer, module))
@@ -299,7 +303,7 @@ class RolloutCallback(Callback):
         self.close()
 
     def close(self) -> None:
-        """Give back the engine's memory and the reward workers."""
+        """Close the engine and the reward workers."""
         if self.engine.started:
             self._ahead.wait()
             self.engine.close()

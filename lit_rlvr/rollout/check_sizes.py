@@ -1,4 +1,4 @@
-"""The sizes of a run, checked against each other before any weights load."""
+"""Checks the sizes of a run against each other before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from lit_rlvr.types import Sampling
 _log = logging.getLogger("lit_rlvr")
 
 SLOW = 4.0
-"""Factor above which a slow precision is worth a warning."""
+"""Slowdown of bfloat16 above which a warning is given."""
 
 
 def check_sizes(
     module: RLVRModule, engine: SyncedEngine, sampling: Sampling, group_size: int, overlap: bool, prompts: int,
     ranks: int, precision: str = "32-true", device: str = "cpu",
 ) -> None:  # fmt: skip
-    """Check what was given, and print what follows from it.
+    """Check the settings, and log the sizes that follow from them.
 
     Args:
-        sampling: of the training completions. group_size: completions per prompt.
-        overlap: whether the next rollout is generated while this one is trained on.
+        sampling: of training completions. group_size: completions per prompt.
+        overlap: whether the next rollout is generated while the current one is trained on.
         prompts: prompts per step, over all ranks.
+        ranks: number of processes.
         precision, device: the trainer's.
 
     Raises:
-        UserError: sizes that do not divide or are too small, or a sampling that the loss is not about.
+        UserError: sizes do not divide or are too small, or the sampling, precision or overlap is not supported.
     """
     if sampling.truncated:
         raise UserError(
-            "rollout.sampling: top_p/top_k change the distribution that the loss's log-probabilities are about; "
+            "rollout.sampling: with top_p/top_k the completions' distribution is not the one in the loss; "
             "use top_p: 1.0 and top_k: 0 for training (eval_sampling may use them)"
         )
     if group_size < module.advantage.min_group:
         raise UserError(
-            f"rollout.group_size: {group_size} is too small, model.advantage compares the completions of "
+            f"rollout.group_size: {group_size} is too small: model.advantage compares the completions of "
             f"a prompt; use at least {module.advantage.min_group}"
         )
     if prompts % (ranks * module.updates_per_rollout):
@@ -54,7 +55,7 @@ def check_sizes(
         )
     if precision not in PRECISIONS:
         raise UserError(
-            f"trainer.precision: {precision} is not supported, the weights are kept in float32; "
+            f"trainer.precision: {precision} is not supported: the weights are kept in float32; "
             f"use {' or '.join(PRECISIONS)}"
         )
     if precision == "bf16-mixed" and device == "cpu" and (factor := bf16_slowdown()) > SLOW:
@@ -70,7 +71,7 @@ def check_sizes(
     if overlap:
         _check_overlap(module, engine, prompts, correction, device)
     _log.info(
-        "%d prompts x %d completions = %d sequences a rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
+        "%d prompts x %d completions = %d sequences per rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
         "%d pass(es), at most %d tokens at once; engine %s, importance correction %s",
         prompts, group_size, prompts * group_size, ranks, module.updates_per_rollout,
         prompts // ranks // module.updates_per_rollout, module.epochs_per_rollout, module.tokens_per_microbatch,
@@ -79,21 +80,21 @@ def check_sizes(
 
 
 def _check_overlap(module: RLVRModule, engine: SyncedEngine, prompts: int, correction: str, device: str) -> None:
-    """Refuse what a rollout that was generated one iteration early cannot go with.
+    """Refuse settings that are incompatible with generating a rollout one iteration early.
 
     Raises:
-        UserError: says what.
+        UserError: names the setting.
     """
     reason = None
     if engine.shares_weights:
-        reason = f"engine {engine.name} decodes with the weights in training; use vllm"
+        reason = f"engine {engine.name} decodes with the weights being trained; use vllm"
     elif engine.in_process and device == "cuda":
-        reason = f"engine {engine.name} has the GPU that trains meanwhile; use VLLMServerEngine on other GPUs"
+        reason = f"engine {engine.name} needs the GPU that is training; use VLLMServerEngine on other GPUs"
     elif module.wanted_groups(prompts):
-        reason = "dynamic sampling decides about further prompts only when the groups are scored; turn it off"
+        reason = "dynamic sampling needs scored groups before it can choose further prompts; turn it off"
     elif module.advantage.needs_reference and module.reference_rollouts == "fresh":
-        reason = "fresh reference rollouts need the engine meanwhile; use model.reference_rollouts: pool"
+        reason = "fresh reference rollouts need the engine at the same time; use model.reference_rollouts: pool"
     elif correction == "none":
-        reason = "the rollouts are one iteration old; give model.importance_correction"
+        reason = "the rollouts are one iteration old; set model.importance_correction"
     if reason:
         raise UserError(f"rollout.overlap: {reason}")

@@ -1,4 +1,4 @@
-"""Which engine generates, by its name."""
+"""Chooses the engine by name."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from lit_rlvr.rollout.vllm import VLLMEngine
 
 
 def resolve_engine(engine: RolloutEngine | str) -> RolloutEngine:
-    """An engine from `auto`, `hf`, `vllm`, or itself.
+    """The engine named `auto`, `hf` or `vllm`; an engine is returned as it is.
 
-    `auto` is vLLM when it is importable, else the Hugging Face engine.
+    `auto` is vLLM if it is installed, else the Hugging Face engine.
+
+    Raises:
+        UserError: the name is not known, or vLLM is not installed.
     """
     if not isinstance(engine, str):
         return engine

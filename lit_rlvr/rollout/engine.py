@@ -1,4 +1,4 @@
-"""The engine interface: what generates completions, whatever is underneath."""
+"""The interface of rollout engines, which generate completions."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class EngineContext:
     """What an engine is started with.
 
     Args:
-        folder: the model folder or hub id the policy was loaded from.
+        folder: the model folder or hub id that the policy was loaded from.
         policy: the trainer's live policy.
         tokenizer: for decoding.
-        max_tokens: the longest sequence that will be asked for, prompt and completion together.
-        max_sequences: completions asked for in one call, at most.
+        max_tokens: maximum length of a sequence, prompt plus completion.
+        max_sequences: maximum number of completions per call.
         seed: the run's seed.
-        dtype: what the trainer computes in.
-        max_images: images in one prompt, at most.
+        dtype: the trainer's compute type.
+        max_images: maximum number of images per prompt.
     """
 
     folder: str
@@ -45,12 +45,12 @@ class EngineContext:
 
     @classmethod
     def in_place(cls, policy: Policy, tokenizer: PreTrainedTokenizerBase, sequences: int) -> EngineContext:
-        """For an engine that decodes with the policy itself (`HFEngine`): it loads nothing and sets no room aside."""
+        """A context for an engine that decodes with the policy itself (`HFEngine`) and so allocates nothing."""
         return cls("", policy, tokenizer, max_tokens=0, max_sequences=sequences, seed=0)
 
 
 class Generates(Protocol):
-    """What samples completions, and is probed: an engine, or the owner of one."""
+    """Samples completions and can be probed: an engine, or the owner of one."""
 
     @property
     def name(self) -> str: ...
@@ -73,10 +73,11 @@ class Generates(Protocol):
 class RolloutEngine(ABC):
     """Generates completions from a copy of (or a view on) the policy's weights.
 
-    `exact` says that its log-probabilities are the trainer's own up to rounding, so that no importance
-    correction is needed by default; `shares_weights` that it decodes with the very weights that are trained;
-    `keeps_weights` that a process can restore the last sync's weights alone, sharded or not; `in_process` that it
-    generates in the training process, on its device.
+    Attributes:
+        exact: its log-probabilities equal the trainer's up to rounding, so importance correction is off by default.
+        shares_weights: it decodes with the very weights that are being trained.
+        keeps_weights: each process can restore the last sync's weights by itself, whether or not they are sharded.
+        in_process: it generates in the training process, on its device.
     """
 
     exact: bool = False
@@ -86,18 +87,18 @@ class RolloutEngine(ABC):
 
     @abstractmethod
     def start(self, context: EngineContext) -> None:
-        """Load what is needed. The weights become the policy's with the first `sync`."""
+        """Load what is needed. The engine gets the policy's weights with the first `sync`."""
 
     @abstractmethod
     def sync(self, policy: Policy) -> None:
-        """Take over the weights of the trained policy, or of a reference, and forget every cache made with older ones.
+        """Load the weights of the trained policy, or of a reference, and drop every cache made with older weights.
 
-        `policy.named_weights()` gives them by their Hugging Face names, whole and with adapters merged. Collective: it
-        is called on every rank.
+        `policy.named_weights()` yields the full weights by their Hugging Face names, with adapters merged. Collective:
+        called on every rank.
         """
 
     def restore(self, policy: Policy) -> None:
-        """Bring the last sync's weights after a restart, on this rank alone."""
+        """Load the last sync's weights again after a restart, on this rank alone."""
         self.sync(policy)
 
     @abstractmethod
@@ -108,30 +109,30 @@ class RolloutEngine(ABC):
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
     ) -> list[list[Completion]]:
-        """Sample `len(seeds[p])` completions of each prompt p; completion g depends on `seeds[p][g]` alone.
+        """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
 
-        All ranks call it together; one may have no prompts while others have some.
+        Called on every rank at once; a rank may have no prompts while others have some.
 
         Args:
-            done: told of each prompt's group (its index and completions) as soon as it is complete, in any order.
+            done: called with each prompt's index and completions as soon as its group is complete, in any order.
         """
 
     def rest(self) -> bool:
-        """Give back memory until the next sync; whether it did, and its weights are gone."""
+        """Free memory until the next sync. Returns whether it did so, which discards the weights."""
         return False
 
     @abstractmethod
     def close(self) -> None:
-        """Give back memory and processes. Closing twice is allowed."""
+        """Free memory and end processes. Closing twice is allowed."""
 
     @property
     def probe_tolerance(self) -> float:
-        """Largest difference of a token's log-probability from the trainer's that is rounding, in nats."""
+        """Largest difference from the trainer's log-probability of a token that counts as rounding, in nats."""
         return 3e-4 if self.compute_dtype == torch.float32 else 0.5
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What it computes in."""
+        """The engine's compute type."""
         return torch.float32
 
     @property

@@ -1,4 +1,4 @@
-"""When a reward's own check keeps failing, the run stops and shows where."""
+"""Stops the run when a reward's own check fails too often."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ def stop_on_failures(
     run: Path,
     together: bool,
 ) -> None:
-    """Above a share of `limit` failed checks, save the completions to `failed_rewards.jsonl` in `run` and stop.
+    """If more than a share `limit` of checks failed, save the completions to `failed_rewards.jsonl` in `run` and stop.
 
     Args:
-        together: all ranks are here, and their checks count together.
+        run: the run's folder.
+        together: count over all ranks; then collective: call it on every rank.
 
     Raises:
-        UserError: names the reward, the first sample and the file.
+        UserError: too many checks failed; names the reward, the first sample and the file.
     """
     counts = (int(scores.failed.sum()), scores.failed.numel())
     failed, total = (sum(numbers) for numbers in zip(*(gather_objects(counts) if together else [counts]), strict=True))
@@ -45,5 +46,5 @@ def stop_on_failures(
     name, reason = next(iter(rows[0]["failed"].items()))
     raise UserError(
         f"reward {name!r} failed on {failed} of {total} completions, above rollout.max_failure_rate="
-        f"{limit}; first, on sample {rows[0]['id']}: {reason}; all of them: {path}"
+        f"{limit}; first, on sample {rows[0]['id']}: {reason}; all of them are in {path}"
     )

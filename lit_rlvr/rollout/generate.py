@@ -1,4 +1,4 @@
-"""Completions and their scores: groups are scored while others are still being generated."""
+"""Generates and scores completions: groups are scored while others are still being generated."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ def sample_and_score(
     seeds: list[list[int]],
     ready: list[list[Completion]] | None = None,
 ) -> tuple[list[list[Completion]], Scores, dict[str, float]]:
-    """One completion per seed, and what the rewards say of it.
+    """Generate one completion per seed and score it.
 
     Args:
         seeds: P lists of G.
-        ready: the completions, where they were generated before.
+        ready: the completions, if they were generated before.
 
     Returns:
-        P lists of G completions, their scores, and the seconds of generation and of scoring after it.
+        P lists of G completions, their scores, and the seconds spent generating ("generate") and afterwards still
+        scoring ("score").
     """
     started = time.perf_counter()
     with BackgroundScoring(rewards) as scoring:
@@ -38,7 +39,7 @@ def sample_and_score(
 
         completions = ready or engine.generate(prompts, sampling, seeds, done)
         generated = time.perf_counter()
-        for p, group in enumerate(completions):  # an engine may report none before all are there
+        for p, group in enumerate(completions):  # an engine need not report groups before the end
             done(p, group)
         scores = scoring.scores(len(seeds[0]))
     return completions, scores, {"generate": generated - started, "score": time.perf_counter() - generated}
@@ -47,11 +48,11 @@ def sample_and_score(
 def completion_seeds(prompts: list[Prompt], repeats: list[int], count: int, *use: int | str) -> list[list[int]]:
     """Each completion's own seed (P lists of `count`), from (run seed, use, prompt id, sample index).
 
-    Validation draws with the same seeds every time.
+    Validation uses the same seeds every time.
 
     Args:
-        repeats: how often each prompt stood in this iteration before: it goes on counting its samples.
-        use: such as "rollout" and the iteration.
+        repeats: how often each prompt occurred earlier in this iteration; its sample indices continue from there.
+        use: what the completions are for, such as "rollout" and the iteration.
     """
     return [
         [derive_seed(run_seed(), *use, prompt.sample.id, repeat * count + g) for g in range(count)]

@@ -1,4 +1,4 @@
-"""The engine that works everywhere: the trainer's own model with a key-value cache."""
+"""The engine that works everywhere: the trainer's own model with a KV cache."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 
 
 class HFEngine(RolloutEngine):
-    """Decodes with the trainer's live weights and precision: nothing to copy, nothing to go stale.
+    """Decodes with the trainer's live weights and precision, so nothing is copied or can go stale.
 
-    Each prompt is computed once and its cache repeated for the group; finished sequences leave the batch.
+    Each prompt is computed once and its KV cache repeated for the group; finished sequences leave the batch.
 
     Args:
-        max_sequences: completions decoded together; more are done in turns.
+        max_sequences: completions decoded at once; more are decoded in several batches.
     """
 
     exact = True
@@ -32,7 +32,7 @@ class HFEngine(RolloutEngine):
     def __init__(self, max_sequences: int = 256) -> None:
         self.max_sequences = max_sequences
         self._context: EngineContext | None = None
-        self._policy: Policy | None = None  # what decodes
+        self._policy: Policy | None = None  # decodes
 
     def start(self, context: EngineContext) -> None:
         from transformers import DynamicCache
@@ -43,7 +43,7 @@ class HFEngine(RolloutEngine):
         self._context, self._policy = context, context.policy
 
     def sync(self, policy: Policy) -> None:
-        """Decode with this policy's weights from now on; there is nothing to copy."""
+        """Use this policy's weights from now on; nothing is copied."""
         self._policy = policy
 
     @property
@@ -80,7 +80,7 @@ class HFEngine(RolloutEngine):
         self, prompts: Sequence[Prompt], batch: list[int], sampling: Sampling, seeds: Sequence[Sequence[int]],
         report: Done | None,
     ) -> dict[int, list[Completion]]:  # fmt: skip
-        """Decode the prompts in `batch` together; {prompt: completions}."""
+        """Decode the prompts in `batch` together; returns prompt index -> completions."""
         from transformers import DynamicCache
 
         policy = self._policy
@@ -117,7 +117,7 @@ class HFEngine(RolloutEngine):
                 report(batch[k], found[batch[k]])
 
         eos = torch.tensor(policy.eos_token_ids, device=device)
-        alive = torch.arange(len(owner), device=device)  # which completion each row of the cache is
+        alive = torch.arange(len(owner), device=device)  # the completion of each row of the cache
         for step in range(sampling.max_tokens):
             token, logp = draw(logits, sampling, uniform[alive, step])  # (b,), (b,)
             done = torch.isin(token, eos)
@@ -145,7 +145,7 @@ class HFEngine(RolloutEngine):
 
     @staticmethod
     def _forward(model: Any, input_ids: Tensor, attend: Tensor, cache: Any, places: Tensor, **images: Tensor) -> Tensor:
-        """Logits (b, V) after the last token of each row, at positions (D, b, L); the cache grows in place."""
+        """Logits (b, V) after each row's last token, given positions (D, b, L); the cache grows in place."""
         output = model(
             input_ids=input_ids, attention_mask=attend, position_ids=places[0] if len(places) == 1 else places,
             past_key_values=cache, use_cache=True, logits_to_keep=1, **images,
@@ -164,7 +164,7 @@ class HFEngine(RolloutEngine):
 
 
 def _uniforms(seeds: Sequence[int], sampling: Sampling, device: torch.device) -> Tensor:
-    """(B, T) numbers in [0, 1): row b depends on its seed alone, whatever else is in the batch."""
+    """(B, T) numbers in [0, 1), float64; each row depends only on its seed, not on the rest of the batch."""
     rows = [
         torch.rand(sampling.max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         for seed in seeds
@@ -179,7 +179,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
         logits: (b, V) raw logits. uniform: (b,) in [0, 1), float64.
 
     Returns:
-        Tokens (b,), and their log-probabilities (b,) under the distribution drawn from (for greedy decoding,
+        Tokens (b,), and their log-probabilities (b,) under the distribution they are drawn from (for greedy decoding,
         under the model's own).
     """
     logits = shape_logits(logits, sampling)
@@ -191,7 +191,7 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
         logits = logits.masked_fill(logits < kth, float("-inf"))
     if sampling.top_p < 1:
         ranked, index = logits.sort(-1, descending=True)
-        before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)  # mass of the likelier tokens
+        before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)  # total probability of more likely tokens
         drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= sampling.top_p)
         logits = logits.masked_fill(drop, float("-inf"))
     logp = logits.log_softmax(-1)

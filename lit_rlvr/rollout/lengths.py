@@ -1,4 +1,4 @@
-"""How long sequences get, and whether the model's context has room for them."""
+"""Checks that the longest sequences fit into the model's context."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """A set's prompts, and how long a completion may get that is asked for each.
+    """A set of prompts and the maximum length of their completions.
 
     Args:
-        name: the set's, in messages.
+        name: the set's name in messages.
         prompts: at least one.
-        max_tokens: of a completion.
-        option: that sets it.
-        prompt_option: that leaves longer prompts out.
+        max_tokens: maximum tokens of a completion.
+        option: the option that sets `max_tokens`.
+        prompt_option: the option that leaves out longer prompts.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Asked:
 
     @property
     def reach(self) -> int:
-        """Tokens of the longest prompt with the longest completion."""
+        """Tokens of the longest prompt plus the longest completion."""
         return len(self.longest.token_ids) + self.max_tokens
 
 
 def asked_of(data: PromptDataModule, sampling: Sampling, eval_sampling: Sampling) -> list[Asked]:
-    """What a run asks for, by the sets that are loaded."""
+    """The loaded sets of a run, with their maximum completion lengths."""
     trained = sampling.max_tokens, "rollout.sampling.max_tokens"
     evaluated = eval_sampling.max_tokens, "rollout.eval_sampling.max_tokens"
     return [
@@ -55,10 +55,10 @@ def asked_of(data: PromptDataModule, sampling: Sampling, eval_sampling: Sampling
 
 
 def check_lengths(model_folder: str, sets: Sequence[Asked]) -> None:
-    """Refuse a set whose longest prompt has no room for its completions; of the model only the config is read.
+    """Refuse a set whose longest prompt and completion exceed the model's context. Reads only the model's config.
 
     Raises:
-        UserError: names the prompt, and what to lower to which number.
+        UserError: names the prompt, and which option to lower to what.
     """
     context = context_length(load_config(model_folder))
     for asked in sets:
@@ -75,15 +75,16 @@ def check_lengths(model_folder: str, sets: Sequence[Asked]) -> None:
 
 
 def context_length(config: Any) -> int | None:
-    """The longest sequence that a model's positions are made for, as vLLM has it; None where its config does not say.
+    """The longest sequence that a model's positions support, as vLLM computes it; None if the config does not say.
 
-    `linear` and `dynamic` RoPE scaling multiply it; the others' factor is in it already, and so is Gemma 3's.
+    `linear` and `dynamic` RoPE scaling multiply `max_position_embeddings`; for other kinds, and for Gemma 3, it already
+    includes the factor.
     """
     text = config.get_text_config()
     length = getattr(text, "max_position_embeddings", None)
     if length is None:
         return None
     ropes: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
-    kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one for all layers, or several
+    kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one, or one per layer type
     factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic")]
     return int(length * (1 if "gemma3" in text.model_type else max(factors, default=1)))

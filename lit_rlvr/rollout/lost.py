@@ -1,4 +1,4 @@
-"""Says when most of what a run generates teaches nothing: once, and again when it has become much worse."""
+"""Warns when most of what a run generates gives no signal: once, and again when it gets much worse."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from statistics import fmean
 from lit_rlvr.types import Sampling
 
 RECENT = 4
-"""Iterations whose mean counts."""
+"""Iterations that a share is averaged over."""
 MOST = 0.5
 WORSE = 0.2
 
 
 class LostWork:
-    """Follows the shares of completions that were cut off and of prompts without a signal."""
+    """Tracks the shares of completions that were cut off and of prompts without a signal."""
 
     def __init__(self) -> None:
         self._recent: dict[str, list[float]] = {}
         self._said: dict[str, float] = {}
 
     def look(self, metrics: Mapping[str, float], sampling: Sampling) -> list[str]:
-        """Take in one iteration; what is worth saying of it.
+        """Add one iteration; returns the warnings it calls for.
 
         Args:
-            metrics: what it logged.
-            sampling: the training's.
+            metrics: the metrics that it logged.
+            sampling: training's.
         """
         said = []
         if (share := self._grown("rollout/truncated", metrics)) is not None:
@@ -40,12 +40,12 @@ class LostWork:
             else:
                 advice = f"easier prompts (lit-rlvr filter), {more}, or a warm start (warm_start.steps)"
             said.append(
-                f"{share:.0%} of the prompts gave no signal, their completions were all rewarded alike; take {advice}"
+                f"{share:.0%} of the prompts gave no signal: their completions all had the same reward; try {advice}"
             )
         return said
 
     def _grown(self, name: str, metrics: Mapping[str, float]) -> float | None:
-        """A share's recent mean, if it is most, and so much more than was said before."""
+        """A share's recent mean if above `MOST` and more than `WORSE` above the last one reported, else None."""
         self._recent[name] = [*self._recent.get(name, []), metrics[name]][-RECENT:]
         share = fmean(self._recent[name])
         if share <= max(MOST, self._said.get(name, 0.0) + WORSE):

@@ -1,7 +1,7 @@
-"""vLLM beside a trainer of several processes: process groups of its own, and this rank's device.
+"""Keeps vLLM's process groups apart from those of a multi-process trainer, and vLLM on this rank's device.
 
-vLLM takes a default process group that is there for its own: its groups would lie over the trainer's processes, which
-would all have to start it together, and its end would destroy every group of the trainer's.
+By default vLLM adopts an existing default process group as its own. Its groups would then span the trainer's processes,
+which would all have to start it together, and shutting it down would destroy all of the trainer's groups.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch.distributed import distributed_c10d
 
 
 class OwnWorld:
-    """A default process group that torch.distributed has from time to time, in place of the trainer's.
+    """A default process group that temporarily replaces the trainer's in torch.distributed.
 
-    Groups are numbered apart from the trainer's, whose processes must go on counting theirs alike.
+    Its groups are numbered separately, because the trainer's processes must keep counting theirs identically.
     """
 
     def __init__(self) -> None:
         self._group: Any = None
-        self._count = 1 << 20  # numbers are names, and a name is used once
+        self._count = 1 << 20  # a group's number becomes its name, which must be unique
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Meanwhile the default group is this world's, or there is none; one that is made then is this world's."""
+        """Within this context the default group is this world's, if any; a new default group becomes this world's."""
         world: Any = distributed_c10d._world
         group, count, hook = world.default_pg, world.group_count, sys.excepthook
         distributed_c10d._update_default_pg(self._group)
@@ -38,11 +38,11 @@ class OwnWorld:
         finally:
             self._group, self._count = world.default_pg, world.group_count
             distributed_c10d._update_default_pg(group)
-            world.group_count, sys.excepthook = count, hook  # whose tracebacks name the trainer's rank
+            world.group_count, sys.excepthook = count, hook  # the trainer's hook, which names its rank
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Meanwhile there is no default group, whose end would be that of all there are; then this world's is gone."""
+        """End this world afterwards. Within this context there is no default group: ending it would end every group."""
         group, self._group = self._group, None
         with self.inside():
             yield
@@ -52,7 +52,7 @@ class OwnWorld:
 
 @cache
 def vllm_world() -> OwnWorld:
-    """The one that every vLLM of this process is started in, and that ends with it, however it ends."""
+    """The world that every vLLM of this process starts in. It ends when vLLM shuts down, for whatever reason."""
     from vllm.distributed import parallel_state
 
     world, destroy = OwnWorld(), parallel_state.destroy_distributed_environment
@@ -66,9 +66,9 @@ def vllm_world() -> OwnWorld:
 
 
 def executor_on(index: int) -> type[Any]:
-    """vLLM's executor for one process, on the device of this number.
+    """vLLM's single-process executor, on the device with this index.
 
-    Left to itself it takes the first device that the process sees, which is the same one on every rank.
+    By default it takes the first visible device, which is the same one on every rank.
     """
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 

@@ -1,4 +1,4 @@
-"""Invariant 2: the engine's weights are the trainer's, checked by the log-probabilities of a real completion."""
+"""Invariant 2: the engine has the trainer's weights, checked on the log-probabilities of a real completion."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
 
 def probe_sampling(sampling: Sampling) -> Sampling:
-    """A few tokens, drawn from the model's own distribution."""
+    """Settings for a probe: up to 16 tokens, without top-p, top-k or greedy decoding."""
     return replace(
         sampling, temperature=sampling.temperature or 1.0, top_p=1.0, top_k=0, max_tokens=min(16, sampling.max_tokens)
     )
 
 
 def check_engine(engine: Generates, policy: Policy, prompt: Prompt, sampling: Sampling, seed: int) -> float:
-    """Let the engine sample a completion, score it with the trainer's weights, compare.
+    """Sample a completion with the engine and compare its log-probabilities with the trainer's.
 
     Args:
-        sampling: without top-p and top-k; its `max_tokens` is how many tokens are compared.
+        sampling: without top-p and top-k; at most `max_tokens` tokens are compared.
 
     Returns:
-        The largest difference of a token's log-probability, in nats.
+        The largest difference in a token's log-probability, in nats.
 
     Raises:
-        UserError: the difference is more than rounding: the engine holds stale or wrong weights.
+        UserError: the difference is more than rounding, so the engine has stale or wrong weights.
     """
     completion = engine.generate([prompt], sampling, [[seed]])[0][0]
     ours = trainer_logprobs(policy, prompt, completion, sampling, engine.compute_dtype)

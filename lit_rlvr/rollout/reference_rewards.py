@@ -1,4 +1,4 @@
-"""Rewards of the reference model on the same prompts, for AAPO's margin."""
+"""Rewards of the reference policy on the same prompts, for AAPO's margin."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Prompt
 
 SampleReference = Callable[[list[Prompt], list[list[int]]], Scores | None]
-"""Scores of new completions of the reference, one per seed; None without prompts. All ranks call it together."""
+"""Scores of new completions from the reference, one per seed; None without prompts. Collective."""
 
 
 class ReferenceRewards:
-    """Samples the reference with the training's sampling and group size (AAPO, section 4), in one of two ways.
+    """Samples the reference with training's sampling settings and group size (AAPO, section 4), in one of two ways.
 
-    `fresh`: G new completions per prompt and visit. `pool`: the first visit of a prompt samples K completions and keeps
+    `fresh`: G new completions per prompt and visit. `pool`: the first visit to a prompt samples K completions and keeps
     their rewards, and every visit draws G of them without replacement, which has the same distribution as long as the
-    reference is frozen.
+    reference does not change.
 
     Args:
         group_size: G.
@@ -38,10 +38,10 @@ class ReferenceRewards:
         self._version = -1  # the reference's version that the pool was sampled from
 
     def rewards(self, module: RLVRModule, prompts: list[Prompt], repeats: list[int], sample: SampleReference) -> Tensor:
-        """Rewards s (P, G) of reference completions.
+        """Rewards (P, G) of reference completions. Collective: call it on every rank.
 
         Args:
-            repeats: how often each prompt stood in this iteration before.
+            repeats: how often each prompt occurred earlier in this iteration.
         """
         if module.reference_rollouts == "fresh":
             seeds = completion_seeds(prompts, repeats, self._size, "reference", module.iteration)
@@ -52,7 +52,7 @@ class ReferenceRewards:
         return torch.tensor(found)
 
     def _fill(self, module: RLVRModule, prompts: list[Prompt], sample: SampleReference) -> None:
-        """Sample the pool of every prompt that has none yet; ranks share theirs."""
+        """Sample a pool for every prompt without one, and share it with all ranks."""
         if self._version != module.reference_version:
             self._pool, self._version = {}, module.reference_version
         missing = {p.sample.id: p for p in prompts if p.sample.id not in self._pool}
@@ -66,7 +66,7 @@ class ReferenceRewards:
             self._pool |= part
 
     def _draw(self, iteration: int, prompt: Prompt, repeat: int) -> list[float]:
-        """G different rewards of a prompt's pool."""
+        """G rewards from a prompt's pool, drawn without replacement."""
         seed = derive_seed(run_seed(), "reference-draw", iteration, prompt.sample.id, repeat)
         return random.Random(seed).sample(self._pool[prompt.sample.id], self._size)
 
@@ -78,5 +78,5 @@ class ReferenceRewards:
 
 
 def _values(scores: Scores | None) -> list[list[float]]:
-    """Rewards as lists; a failed check counts as its group's mean."""
+    """Rewards as lists; a failed check gets the mean of the rest of its group."""
     return [] if scores is None else impute(scores.rewards, scores.failed).tolist()

@@ -1,5 +1,4 @@
-"""The owner of an engine and of the weights in it: it starts the engine, brings it weights, proves that they arrived,
-and starts it anew when it crashes."""
+"""Owns an engine: starts it, syncs its weights, checks that they arrived, and restarts it when it crashes."""
 
 from __future__ import annotations
 
@@ -21,17 +20,17 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class SyncedEngine:
-    """Generates with weights of a version that is asked for.
+    """An engine that generates with a given version of the weights, and survives crashes.
 
-    When the engine raises, it is closed, started, given its weights, probed, and asked for the same batch with the same
-    seeds; groups that were complete, which may be scored already, stay as they were.
+    When the engine raises, it is restarted, given its weights, probed, and given the same batch with the same seeds.
+    Groups that were already complete, and may have been scored, are kept.
 
     Args:
-        engine: what generates; it is started here.
-        max_restarts: without a whole batch in between.
-        probe_every: after the first sync that is to be probed and every this many, the engine's log-probabilities are
-            compared with the policy's; 0 = after the first only.
-        resume: how a user continues once the engine has crashed too often.
+        engine: generates; it is started here.
+        max_restarts: how many times in a row, without a complete batch in between.
+        probe_every: compare the engine's log-probabilities with the policy's after the first sync that can be probed
+            and after every this many; 0 = after the first only.
+        resume: tells the user how to continue once the engine has crashed too often.
     """
 
     def __init__(
@@ -42,10 +41,10 @@ class SyncedEngine:
         self._engine, self._max_restarts, self._probe_every, self._resume = engine, max_restarts, probe_every, resume
         self._context: EngineContext | None = None
         self._policy: Policy | None = None  # whose weights it holds
-        self._version: Hashable | None = None  # of these weights; None = it holds others
-        self._syncs = 0  # of those that are to be probed
-        self._restarts = 0  # since the last whole batch
-        self._proven = True  # False: started anew and not probed yet
+        self._version: Hashable | None = None  # of these weights; None = it may hold others
+        self._syncs = 0  # those that can be probed
+        self._restarts = 0  # since the last complete batch
+        self._proven = True  # False = restarted and not probed yet
 
     @property
     def name(self) -> str:
@@ -57,7 +56,7 @@ class SyncedEngine:
 
     @property
     def shares_weights(self) -> bool:
-        """Whether it decodes with the very weights that are trained."""
+        """Whether it decodes with the very weights that are being trained."""
         return self._engine.shares_weights
 
     @property
@@ -66,11 +65,11 @@ class SyncedEngine:
         return self._engine.in_process
 
     def exact(self, dtype: torch.dtype) -> bool:
-        """Whether its log-probabilities are those of a trainer that computes in `dtype`, up to rounding."""
+        """Whether its log-probabilities equal those of a trainer that computes in `dtype`, up to rounding."""
         return self._engine.exact and dtype == torch.float32
 
     def start(self, context: EngineContext) -> None:
-        """Once; later calls do nothing."""
+        """Start the engine, on the first call only."""
         if self._context is None:
             self._engine.start(context)
             self._context = context
@@ -79,13 +78,16 @@ class SyncedEngine:
         self, policy: Policy, version: Hashable, prompts: Sequence[Prompt] | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
     ) -> None:  # fmt: skip
-        """Bring the engine this version of a policy's weights, unless it holds it; all ranks together.
+        """Sync the engine to this version of a policy's weights, unless it has it. Collective: call it on every rank.
 
         Args:
-            version: names the policy and its weights.
-            prompts: this rank's; the longest of all ranks' is what the engine is probed on, when its turn has come.
-                None = these weights are not to be probed.
-            sampling: of these prompts: with it they have room in the engine.
+            version: identifies the policy and its weights.
+            prompts: this rank's; if a probe is due, it uses the longest prompt of all ranks. None = do not probe these
+                weights.
+            sampling: for these prompts, so that the probe fits into the engine.
+
+        Raises:
+            UserError: the probe failed, or the engine has crashed too often.
         """
         if self._version == version:
             return
@@ -108,7 +110,11 @@ class SyncedEngine:
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
     ) -> list[list[Completion]]:
-        """As `RolloutEngine.generate`, whatever crashes on the way."""
+        """As `RolloutEngine.generate`, restarting the engine when it crashes.
+
+        Raises:
+            UserError: the engine has crashed too often, or a probe failed.
+        """
         found: dict[int, list[Completion]] = {}
 
         def keep(p: int, group: list[Completion]) -> None:
@@ -131,16 +137,16 @@ class SyncedEngine:
     def generate_once(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
-        """As `generate`; a crash is raised."""
+        """As `RolloutEngine.generate`, without restarts: a crash is raised."""
         return self._engine.generate(prompts, sampling, seeds)
 
     def rest(self) -> None:
-        """Give back memory, where the engine can, until the next weights come."""
+        """Free memory, if the engine can, until the next weights are synced."""
         if self._engine.rest():
             self._version = None
 
     def close(self) -> None:
-        """Give back memory and processes. What keeps it from closing is said; it must not hide why the run ends."""
+        """Free memory and end processes. Failing to do so only warns, so as not to hide why the run ends."""
         if self._context is not None:
             self._close_engine()
         self._context = self._version = None
@@ -159,21 +165,21 @@ class SyncedEngine:
         return self._engine.compute_dtype
 
     def _restart_after(self, crash: str | None) -> None:
-        """Until the engine runs; nothing after no crash.
+        """Restart the engine until it runs; do nothing if `crash` is None.
 
         Raises:
-            UserError: it has crashed too often, or this process alone does not have its weights.
+            UserError: it has crashed too often, or this process cannot restore its weights alone.
         """
         while crash is not None:
             if self._sharded and not self._engine.keeps_weights:
                 raise UserError(
-                    f"engine {self.name} crashed: {crash}; with sharded weights no process can start it anew alone, "
+                    f"engine {self.name} crashed: {crash}; with sharded weights no process can restart it alone; "
                     f"{self._resume}"
                 )
             if self._restarts == self._max_restarts:
                 raise UserError(
                     f"engine {self.name} crashed: {crash}; after {self._max_restarts} restart(s) in a row "
-                    f"(rollout.max_engine_restarts) the run ends, {self._resume}"
+                    f"(rollout.max_engine_restarts) the run ends; {self._resume}"
                 )
             self._restarts, self._proven = self._restarts + 1, False
             _log.warning(
@@ -191,8 +197,10 @@ class SyncedEngine:
     def _probe_after_restart(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> None:
-        """Once: it holds the policy's weights. (Sharded ones give no log-probabilities alone, and a process may have no
-        prompt of a batch.)"""
+        """Probe the engine once after a restart, on this rank alone.
+
+        Skipped with sharded weights, whose log-probabilities need all ranks, and put off without prompts.
+        """
         if self._proven or self._sharded or not prompts:
             return
         assert self._policy is not None, "bring() comes first"
@@ -206,11 +214,11 @@ class SyncedEngine:
 
 
 def crash_of(action: Callable[[], None]) -> str | None:
-    """Run something; how it crashed, if it did. The memory that a crash holds is free again when this returns.
+    """Run `action`; returns how it crashed, or None. The memory that a crash holds is free when this returns.
 
     Raises:
-        UserError: what it says is the user's to mend, and would come back.
-        RuntimeError: another rank has gone.
+        UserError: the user has to fix something, so trying again would not help.
+        Exception: another rank is lost (see `lost_peer`).
     """
     try:
         action()

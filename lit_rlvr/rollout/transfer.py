@@ -1,4 +1,4 @@
-"""How new weights reach vLLM servers: by files that both sides see, or by NCCL."""
+"""Transfers weights to vLLM servers: through files that both sides can access, or over NCCL."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rollout.vllm_client import ServerError, VLLMServer
 
 Weights = Callable[[], Iterable[tuple[str, Tensor]]]
-"""Makes a fresh pass over the weights; with sharded ones, all ranks go through it together."""
+"""Starts a new pass over the (name, tensor) pairs; collective if the weights are sharded."""
 
 FILE_BYTES = 4 << 30
 
 
 class WeightTransfer(ABC):
-    """Brings weights to servers; each version has a label, by which a server can be asked what it holds."""
+    """Sends weights to servers. Each version has a label, which a server can be asked for."""
 
     @abstractmethod
     def send(self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str) -> None:
-        """To all servers; all ranks call it, and the first of them sends."""
+        """Send weights, cast to `dtype`, to all servers from the first rank. Collective: called on every rank."""
 
     @abstractmethod
     def restore(self, server: VLLMServer, version: str) -> None:
-        """The last weights once more, to a server that was started anew; one rank calls it alone."""
+        """Send the last weights again, to a restarted server; called on one rank alone."""
 
     @abstractmethod
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Remove files and end connections."""
 
 
 class FileTransfer(WeightTransfer):
-    """The first rank writes safetensors, the servers read them: works anywhere, at the speed of the disk.
+    """The first rank writes safetensors files, which the servers read. Works anywhere, at the speed of the disk.
 
     Args:
-        folder: which the trainer and all servers see under this path; it holds one version of the weights at a time,
-            in the type that the servers compute in.
+        folder: a folder that the trainer and all servers can access under this path; it holds one version of the
+            weights in the servers' compute type, two while a new one is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -85,7 +85,7 @@ class FileTransfer(WeightTransfer):
 
 
 def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Path) -> None:
-    """Files of at most 4 GiB (or one tensor)."""
+    """Write files of at most 4 GiB each, or a single larger tensor."""
     held: dict[str, Tensor] = {}
     size = count = 0
 
@@ -107,11 +107,11 @@ def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Pa
 
 
 class NCCLTransfer(WeightTransfer):
-    """From GPU to GPUs over NCCL, by vLLM's own weight transfer; servers need `--weight-transfer-config
+    """From GPU to GPU over NCCL, with vLLM's own weight transfer; servers need `--weight-transfer-config
     '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`).
 
     Args:
-        address: of the first rank's machine, as the servers see it; by default the name that it has for itself.
+        address: address of the first rank's machine, reachable from the servers; by default its hostname.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -125,7 +125,7 @@ class NCCLTransfer(WeightTransfer):
         self._source.set(weights, dtype)
         if not self._senders:
             self._senders = [self._connect(server) for server in servers]
-        agree(servers, VLLMServer.pause)  # before the first collective, in which others would wait
+        agree(servers, VLLMServer.pause)  # before the first collective, where other ranks would hang
         for sender in self._senders:
             with _server_errors():
                 sender.send_weights()
@@ -155,16 +155,16 @@ class NCCLTransfer(WeightTransfer):
 
         info = NCCLTrainerInitInfo(self.address, free_port(), 1 + server.workers(), rank=rank())
         client = HTTPVLLMWeightSyncClient(server.url, server.timeout)
-        source: Any = self._source  # it has what is asked of a WeightSource here
+        source: Any = self._source  # it has the methods of a WeightSource that are used here
         with _server_errors():
             return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
 
 
 def agree(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
-    """Let the first rank do something with the servers, and all of them know whether it worked; collective.
+    """Let the first rank call `action` on each server, and tell all ranks whether it worked. Collective.
 
     Raises:
-        ServerError: it did not; the same on every rank.
+        ServerError: it failed; raised on every rank.
     """
     said = None
     if rank() == 0:
@@ -179,7 +179,7 @@ def agree(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -
 
 @contextmanager
 def _server_errors() -> Iterator[None]:
-    """What vLLM's own client raises of a request, as ours."""
+    """Turn the request errors of vLLM's client into `ServerError`."""
     from requests import RequestException
 
     try:
@@ -189,7 +189,7 @@ def _server_errors() -> Iterator[None]:
 
 
 class RepeatedWeights:
-    """The weights as vLLM's transfer takes them: what there is, told beforehand, and as many passes as it likes."""
+    """The weights in the form that vLLM's transfer takes: metadata in advance, and any number of passes."""
 
     def __init__(self) -> None:
         self._weights: Weights = tuple
@@ -197,7 +197,7 @@ class RepeatedWeights:
         self._metadata: list[Any] | None = None
 
     def set(self, weights: Weights, dtype: torch.dtype) -> None:
-        """What the next passes give; names and shapes are the same every time."""
+        """Set the weights of the next passes; names and shapes must stay the same."""
         self._weights, self._dtype = weights, dtype
 
     def metadata(self) -> list[Any]:
@@ -213,7 +213,7 @@ class RepeatedWeights:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free TCP port on this machine."""
     with socket.socket() as found:
         found.bind(("", 0))
         return int(found.getsockname()[1])

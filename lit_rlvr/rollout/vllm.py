@@ -20,25 +20,25 @@ from lit_rlvr.rollout.own_world import executor_on, vllm_world
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 _SPARE = 2 << 30
-"""Bytes of a GPU that are left for its context and fragments."""
+"""Bytes of GPU memory left free for the CUDA context and fragmentation."""
 _SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-"""Options of vLLM that spread one model over several devices."""
+"""vLLM options that spread one model over several devices."""
 
 
 class VLLMEngine(RolloutEngine):
-    """Generates with vLLM, whose weights start as noise and become the policy's with the first sync.
+    """Generates with vLLM, whose weights start as noise and are replaced by the policy's in the first sync.
 
-    Starting from noise means that a weight the sync does not reach cannot go unnoticed: the first probe fails.
+    Starting from noise makes the first probe fail if the sync misses a weight.
 
     Args:
-        dtype: of weights and activations; `auto` is what the trainer computes in, so that both see the same numbers.
-        kv_cache_gb: memory for keys and values, in GiB (CPU only).
-        gpu_memory_utilization: share of the GPU's memory that vLLM may take (GPU only); by default all that is left
-            beside the weights and AdamW's moments where vLLM sleeps while the policy is trained, and 0.4 where not.
-        sleep: give vLLM's memory back while the policy is trained (GPU only).
-        enforce_eager: no compilation and no CUDA graphs: starts faster; by default on a CPU only, because a GPU
-            generates slower so.
-        options: further arguments of `vllm.LLM`, by their vLLM names.
+        dtype: type of weights and activations; `auto` = the trainer's compute type, so that both compute alike.
+        kv_cache_gb: memory for the KV cache, in GiB (CPU only).
+        gpu_memory_utilization: share of the GPU's memory that vLLM may use (GPU only); by default, with `sleep`, what
+            the policy's weights and AdamW's moments leave free; otherwise 0.4.
+        sleep: free vLLM's memory while the policy is trained (GPU only).
+        enforce_eager: disable compilation and CUDA graphs, which starts faster; by default only on a CPU, because it
+            makes generation on a GPU slower.
+        options: further arguments of `vllm.LLM`, by vLLM's names.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class VLLMEngine(RolloutEngine):
         from vllm import LLM
 
         self._context = context
-        gc.collect()  # what is left of one that crashed while it started or ended
+        gc.collect()  # remains of an instance that crashed on starting or closing
         settings: dict[str, Any] = {
             "model": context.folder,
             "load_format": "dummy",
@@ -96,24 +96,24 @@ class VLLMEngine(RolloutEngine):
         if context.policy.placeholder_ids:  # a vision-language model
             settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": 0}
             settings |= {"mm_processor_cache_gb": 0, "skip_mm_profiling": True, "skip_tokenizer_init": False}
-            settings["mm_processor_kwargs"] = {"do_resize": False}  # our images have their size already
-            # On the device it would take mean and deviation from the noise that the engine starts with.
+            settings["mm_processor_kwargs"] = {"do_resize": False}  # our images are already resized
+            # On the device, mean and deviation would come from the noise that the engine starts with.
             settings["mm_device_do_normalize"] = False
         if torch.cuda.is_available():
             settings["gpu_memory_utilization"] = self._share(context.policy)
             settings["enable_sleep_mode"] = self.sleep
             settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
         else:
-            # Seeded sampling on a CPU fails on a prompt computed in several pieces: let every prompt fit.
+            # Seeded sampling on a CPU fails if a prompt is computed in chunks, so every prompt must fit.
             settings["max_num_batched_tokens"] = settings["max_num_seqs"] * context.max_tokens
             settings["block_size"] = smallest_block()
-            # Said outright, so that vLLM does not ask for most of the machine's memory to be free.
+            # Explicit, so that vLLM does not require most of the machine's memory to be free.
             settings["kv_cache_memory_bytes"] = self.kv_cache_gb << 30
-        with vllm_world().inside(), torch.random.fork_rng(devices=[]):  # vLLM seeds the whole process
+        with vllm_world().inside(), torch.random.fork_rng(devices=[]):  # vLLM seeds the process's random state
             self._llm = LLM(**(settings | self.options))
 
     def _share(self, policy: Policy) -> float:
-        """Of the GPU's memory, for vLLM."""
+        """Share of the GPU's memory for vLLM."""
         if self.gpu_memory_utilization is not None:
             return self.gpu_memory_utilization
         if not self.sleep:
@@ -124,16 +124,16 @@ class VLLMEngine(RolloutEngine):
 
     def sync(self, policy: Policy) -> None:
         if self._asleep:
-            torch.cuda.empty_cache()  # what training has freed
+            torch.cuda.empty_cache()  # freed by training
             self._llm.wake_up(tags=["weights"])
-            self._llm.collective_rpc(_make_noise)  # sleep took the weights, and what it left might pass for them
+            self._llm.collective_rpc(_make_noise)  # sleep discarded the weights; leftovers could pass for them
         weights = with_tied_head(policy)
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
         if not self._llm.reset_prefix_cache():
-            raise RuntimeError("vLLM keeps its prefix cache, which older weights made: a request is still running")
+            raise RuntimeError("vLLM keeps its prefix cache, made with older weights: a request is still running")
         if self._context is not None and self._context.policy.placeholder_ids:
             self._llm.llm_engine.reset_encoder_cache()
 
@@ -167,7 +167,7 @@ class VLLMEngine(RolloutEngine):
         return [[found[name] for name in names] for names in ids]
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
-        """A prompt as vLLM takes it: of an image, the picture and one placeholder, which it expands on its own."""
+        """A prompt as vLLM takes it: each image as a picture and one placeholder, which vLLM expands itself."""
         if prompt.pixels is None:
             return {"prompt_token_ids": prompt.token_ids}
         assert self._context is not None, "start() comes first"
@@ -185,15 +185,15 @@ class VLLMEngine(RolloutEngine):
     def _completion(self, output: Any) -> Completion:
         assert self._context is not None, "start() comes first"
         ids = list(output.token_ids)
-        found = output.logprobs  # the sampled token's of each place, one after the other
-        assert found.token_ids == ids, "vLLM gives the log-probabilities of other tokens than it sampled"
+        found = output.logprobs  # of the sampled token at each position
+        assert found.token_ids == ids, "vLLM returned log-probabilities of tokens that it did not sample"
         logprobs = tuple(found.logprobs)
         return read_completion(self._context, ids, logprobs, output.finish_reason)
 
     def rest(self) -> bool:
         if not (self.sleep and torch.cuda.is_available()):
             return False
-        self._llm.sleep(level=2)  # neither keys and values nor weights are kept
+        self._llm.sleep(level=2)  # keeps neither the KV cache nor the weights
         self._asleep = True
         return True
 
@@ -207,7 +207,7 @@ class VLLMEngine(RolloutEngine):
 
 
 def _make_noise(worker: Any) -> None:
-    """What vLLM starts with in place of weights."""
+    """Overwrite a worker's weights with the noise that vLLM starts with."""
     from vllm.model_executor.model_loader.weight_utils import initialize_single_dummy_weight
 
     for parameter in worker.get_model().parameters():
@@ -215,10 +215,10 @@ def _make_noise(worker: Any) -> None:
 
 
 def with_tied_head(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """A policy's weights, and `lm_head.weight` by name where it is tied to the input embedding.
+    """A policy's weights, including `lm_head.weight` if it is tied to the input embedding.
 
-    vLLM on a CPU packs the output embedding into a copy of its own, which `named_weights` (where a tied tensor
-    stands once, under the embedding's name) would leave stale.
+    vLLM on a CPU packs the output embedding into its own copy. `named_weights` lists a tied tensor once, under the
+    embedding's name, which would leave that copy stale.
     """
     model: Any = policy.model
     seen = False
@@ -230,10 +230,10 @@ def with_tied_head(policy: Policy) -> Iterator[tuple[str, Tensor]]:
 
 
 def smallest_block() -> int:
-    """Tokens in a block of keys and values, as few as vLLM's kernels for this CPU take.
+    """Tokens per KV-cache block: the fewest that vLLM's kernels for this CPU support.
 
-    A group shares whole blocks of its prompt, and vLLM's default of 128 tokens leaves most prompts without any. For x86
-    it has kernels for 16 tokens, which its own list of sizes leaves out.
+    A group shares only whole blocks of its prompt, and most prompts are shorter than vLLM's default of 128 tokens. On
+    x86, vLLM has kernels for 16 tokens but does not list that size, so it is registered here.
     """
     if platform.machine() not in ("x86_64", "AMD64"):
         return 32
@@ -261,7 +261,7 @@ def sampling_parameters(sampling: Sampling, seed: int, eos_token_ids: Sequence[i
 
 
 def collapsed(policy: Policy, prompt: Prompt) -> list[int]:
-    """A prompt's tokens with one placeholder for each image, which vLLM expands on its own."""
+    """A prompt's tokens with one placeholder per image, which vLLM expands itself."""
     model: Any = policy.model
     return collapse(prompt.token_ids, model.config.image_token_id)
 
@@ -269,6 +269,6 @@ def collapsed(policy: Policy, prompt: Prompt) -> list[int]:
 def read_completion(
     context: EngineContext, token_ids: Sequence[int], logprobs: tuple[float, ...], finish_reason: str
 ) -> Completion:
-    """What vLLM gave, with its text."""
+    """A `Completion` from vLLM's output, with its text decoded."""
     text = str(context.tokenizer.decode(list(token_ids), skip_special_tokens=True))
     return Completion(text, tuple(token_ids), "stop" if finish_reason == "stop" else "length", logprobs)

@@ -1,4 +1,4 @@
-"""One vLLM server, by its HTTP interface."""
+"""HTTP client of one vLLM server."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class ServerError(Exception):
-    """A server is gone, or says that something of its own failed."""
+    """A server cannot be reached, or reports a failure."""
 
 
 class VLLMServer:
-    """What a trainer asks of a server.
+    """The requests that a trainer makes to a server.
 
-    The key goes into the requests' header alone: it is neither kept in a config nor logged.
+    The API key goes only into the requests' headers; it is neither stored in a config nor logged.
 
     Args:
         url: http://host:port
         api_key_env: NAME of the environment variable that holds the server's `--api-key`, if it has one.
-        timeout: seconds to wait for it to start, for new weights, and for one completion.
+        timeout: seconds to wait for the server to start, for a weight update, and for a completion.
     """
 
     def __init__(self, url: str, api_key_env: str | None, timeout: float) -> None:
@@ -42,10 +42,10 @@ class VLLMServer:
             self.headers["Authorization"] = f"Bearer {os.environ[api_key_env]}"
 
     def wait(self) -> None:
-        """Until it answers.
+        """Wait until the server is healthy.
 
         Raises:
-            UserError: it does not, within `timeout`.
+            UserError: it is not within `timeout`.
         """
         deadline, said = time.monotonic() + self.timeout, False
         while True:
@@ -63,45 +63,49 @@ class VLLMServer:
             time.sleep(0.5)
 
     def settings(self) -> dict[str, Any]:
-        """vLLM's settings of the model: `dtype`, `max_model_len`, `logprobs_mode`, ...
+        """vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ...
 
         Raises:
-            UserError: it lets nobody change its weights.
+            UserError: the server does not allow changing its weights.
         """
         answer = self._ask("GET", "/server_info?config_format=json")
         if answer.status_code == httpx.codes.NOT_FOUND:
-            raise UserError(f"{self.url} takes no weights: it runs without VLLM_SERVER_DEV_MODE=1; {START}")
+            raise UserError(f"{self.url} does not accept weights: it runs without VLLM_SERVER_DEV_MODE=1; {START}")
         return dict(self._checked(answer)["vllm_config"]["model_config"])
 
     def workers(self) -> int:
-        """GPUs that hold its weights, or parts of them."""
+        """How many GPUs hold its weights, or shards of them."""
         return int(self.get("/get_world_size")["world_size"])
 
     def version(self) -> str:
-        """The label of the weights that it holds."""
+        """The label of its current weights."""
         return str(self.get("/weight_info")["weight_version"])
 
     def forget_weights(self) -> None:
-        """Zeros for weights, so that none of them can pass for new ones."""
+        """Overwrite the weights with zeros, so that a weight that is not updated cannot go unnoticed."""
         self.take(lambda: self.post("/weight_checker", {"action": "reset"}), "zeros")
 
     def load(self, folder: Path, version: str) -> None:
-        """Take the weights of a folder that it can read."""
+        """Load the weights from a folder that the server can read."""
         path = {"weights_path": str(folder)}
         self.take(lambda: self.post("/collective_rpc", {"method": "reload_weights", "kwargs": path}), version)
 
     def take(self, bring: Callable[[], object], version: str) -> None:
-        """New weights, brought while it rests; every cache that older ones made is emptied."""
+        """Call `bring`, which updates the weights, while generation is paused; then empty every cache."""
         self.pause()
         bring()
         self.resume(version)
 
     def pause(self) -> None:
-        """Stop generating, for new weights."""
+        """Abort running requests and stop generating until `resume`."""
         self.post("/pause?mode=abort")
 
     def resume(self, version: str) -> None:
-        """Generate with the weights that came since `pause`, without any cache that older ones made."""
+        """Empty every cache, label the weights and generate again.
+
+        Raises:
+            ServerError: a cache could not be emptied.
+        """
         for cache in ("prefix", "mm", "encoder"):
             answer = self.post(f"/reset_{cache}_cache")
             if answer.get("success") is False:
@@ -116,13 +120,18 @@ class VLLMServer:
         return self._checked(self._ask("POST", path, body))
 
     async def complete(self, client: httpx.AsyncClient, request: dict[str, Any]) -> dict[str, Any]:
-        """One completion of `/inference/v1/generate`: tokens in, tokens out."""
+        """One completion from `/inference/v1/generate`: tokens in, tokens out.
+
+        Raises:
+            UserError: the server does not accept tokens.
+            ServerError: it cannot be reached, or reports a failure.
+        """
         try:
             answer = await client.post(f"{self.url}/inference/v1/generate", json=request)
         except httpx.HTTPError as error:
             raise ServerError(f"{self.url}: {first_line(error)}") from error
         if answer.status_code == httpx.codes.NOT_FOUND:
-            raise UserError(f"{self.url} takes no tokens: it runs without --enable-scale-out; {START}")
+            raise UserError(f"{self.url} does not accept tokens: it runs without --enable-scale-out; {START}")
         return dict(self._checked(answer)["choices"][0])
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
@@ -134,7 +143,7 @@ class VLLMServer:
     def _checked(self, answer: httpx.Response) -> dict[str, Any]:
         path = answer.request.url.path
         if answer.status_code == httpx.codes.UNAUTHORIZED:
-            raise UserError(f"{self.url}: wants an API key; name its environment variable in api_key_env")
+            raise UserError(f"{self.url} requires an API key; name its environment variable in api_key_env")
         if not answer.is_success:
             said = " ".join(answer.text.split())[:300]
             raise ServerError(f"{self.url}{path}: status {answer.status_code}: {said}")
@@ -142,5 +151,5 @@ class VLLMServer:
 
 
 def dtype_of(settings: dict[str, Any]) -> torch.dtype:
-    """What a server computes in."""
+    """A server's compute type, from its `settings`."""
     return getattr(torch, str(settings["dtype"]).removeprefix("torch."))

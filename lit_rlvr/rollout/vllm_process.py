@@ -1,4 +1,4 @@
-"""vLLM's server as `lit-rlvr serve` starts it: options that it refuses are one line, without its usage."""
+"""vLLM's server as `lit-rlvr serve` starts it: a refused option gives a one-line error, without vLLM's usage text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """In the place of argparse's own."""
+    """Replaces `ArgumentParser.error`."""
     first = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
     known = sorted(parser._option_string_actions)
     near = get_close_matches(first.replace("_", "-"), known, 1) if message.startswith("unrecognized") else []
@@ -30,10 +30,10 @@ def end(message: str) -> NoReturn:
 def main() -> None:
     """Become the server, with this process's arguments."""
     argparse.ArgumentParser.error = refuse  # type: ignore[assignment, method-assign]
-    warnings.simplefilter("ignore", DeprecationWarning)  # vLLM's own, about the way it is started
+    warnings.simplefilter("ignore", DeprecationWarning)  # vLLM's own, about how it is started
     try:
         runpy.run_module(SERVER, run_name="__main__")
-    except ValueError as error:  # what its settings raise where they do not fit the model or each other
+    except ValueError as error:  # its settings do not fit the model or each other
         end(str(error))
 
 

@@ -1,4 +1,4 @@
-"""vLLM as a server, on other machines or on other GPUs of this one."""
+"""vLLM as a server, on other machines or on other GPUs of this machine."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 
 
 class VLLMServerEngine(RolloutEngine):
-    """Generates on vLLM servers that `lit-rlvr serve` has started.
+    """Generates on vLLM servers started by `lit-rlvr serve`.
 
-    Every token comes with the label of the weights that it was drawn from; one of other weights than the last sync's
-    (a server was started anew, or somebody else uses it) is an error, never a sample. On a GPU the first sync finds
-    zeros in place of weights, so that a weight it does not reach cannot go unnoticed; vLLM on a CPU has packed copies,
-    which later probes see.
+    Every completion carries the labels of the weights it was sampled from. If they are not the last sync's (the server
+    was restarted, or is used by somebody else), that is an error. The weights are zeroed before the first sync, so that
+    on a GPU a weight that the sync misses cannot go unnoticed; on a CPU, vLLM has packed copies, and later probes catch
+    it.
 
     Args:
-        urls: of the servers, such as http://host:8000; the processes of a run are spread over them.
-        transfer: how weights get there: `FileTransfer` or `NCCLTransfer`.
+        urls: URLs of the servers, such as http://host:8000; the processes of a run are spread over them.
+        transfer: how weights reach the servers: `FileTransfer` or `NCCLTransfer`.
         api_key_env: NAME of the environment variable that holds the servers' `--api-key`, if they have one.
-        timeout: seconds to wait for a server to start, for new weights, and for one completion.
+        timeout: seconds to wait for a server to start, for a weight update, and for a completion.
     """
 
     keeps_weights = True
@@ -67,7 +67,7 @@ class VLLMServerEngine(RolloutEngine):
 
     @property
     def server(self) -> VLLMServer:
-        """This process's."""
+        """This process's server."""
         return self.servers[rank() % len(self.servers)]
 
     @property
@@ -85,12 +85,12 @@ class VLLMServerEngine(RolloutEngine):
                 server.forget_weights()
 
     def _check(self, server: VLLMServer, context: EngineContext) -> None:
-        """Refuse a server whose numbers would be others than the trainer's."""
+        """Refuse a server whose context is too short or whose log-probabilities are not those it samples from."""
         settings = server.settings()
         self._dtype = dtype_of(settings)
         if settings["max_model_len"] < context.max_tokens:
             raise UserError(
-                f"{server.url}: prompts and completions have up to {context.max_tokens} tokens, it takes "
+                f"{server.url}: prompts and completions have up to {context.max_tokens} tokens, but it takes "
                 f"{settings['max_model_len']}; start it with --max-model-len {context.max_tokens}"
             )
         if settings["logprobs_mode"] != "processed_logprobs":
@@ -108,7 +108,7 @@ class VLLMServerEngine(RolloutEngine):
             return with_tied_head(policy)
 
         failure = crash_of(lambda: self.transfer.send(self.servers, weights, self._dtype, self.version))
-        failures = [text for text in gather_objects(failure) if text]  # all start anew what one could not send to
+        failures = [text for text in gather_objects(failure) if text]  # if a send fails, all ranks restart
         if failures:
             raise ServerError(failures[0].removeprefix("ServerError: "))
 
@@ -124,7 +124,7 @@ class VLLMServerEngine(RolloutEngine):
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
     ) -> list[list[Completion]]:
-        with ThreadPoolExecutor(1) as thread:  # where no other event loop runs
+        with ThreadPoolExecutor(1) as thread:  # a thread without a running event loop
             return thread.submit(asyncio.run, self._generate(prompts, sampling, seeds, done)).result()
 
     async def _generate(
@@ -141,7 +141,7 @@ class VLLMServerEngine(RolloutEngine):
                 return list(await asyncio.gather(*tasks))
             except BaseException:
                 for task in tasks:
-                    task.cancel()  # the server stops working for a connection that is closed
+                    task.cancel()  # the server aborts requests whose connection is closed
                 await asyncio.gather(*tasks, return_exceptions=True)
                 raise
 
@@ -158,7 +158,7 @@ class VLLMServerEngine(RolloutEngine):
         return group
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
-        """A prompt; its images as PNG, which loses nothing, each where one placeholder stands."""
+        """A prompt, with each image as one placeholder and a PNG, which is lossless."""
         if prompt.pixels is None:
             return {"token_ids": list(prompt.token_ids)}
         parts = [{"type": "image_url", "url": _png(image)} for image in prompt.pixels.images]
@@ -176,13 +176,13 @@ class VLLMServerEngine(RolloutEngine):
                 f"{self.server.url} answered with other weights ({held}) than those of the last sync ({self.version})"
             )
         if choice["finish_reason"] not in ("stop", "length"):
-            raise ServerError(f"{self.server.url} broke a completion off: {choice['finish_reason']}")
+            raise ServerError(f"{self.server.url} aborted a completion: {choice['finish_reason']}")
         logprobs = tuple(float(content["logprob"]) for content in choice["logprobs"]["content"])
         return read_completion(self._context, choice["token_ids"], logprobs, choice["finish_reason"])
 
     @property
     def _held(self) -> Policy:
-        """Whose weights the servers hold."""
+        """The policy whose weights the servers have."""
         assert self._policy is not None, "sync() comes first"
         return self._policy
 

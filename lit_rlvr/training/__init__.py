@@ -1,1 +1,1 @@
-"""From scored groups to optimizer steps: the second half of the loop, the same for every algorithm."""
+"""The second half of the loop, from scored groups to optimizer steps; shared by all algorithms."""

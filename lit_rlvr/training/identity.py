@@ -1,4 +1,4 @@
-"""What a checkpoint must have in common with the run that resumes it."""
+"""What must match between a checkpoint and the run that resumes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lit_rlvr.seeds import derive_seed
 
 
 def identity(data: object, algorithm: object, advantage: object, policy: Policy) -> dict[str, str]:
-    """The classes of data, algorithm and advantage, and the model's architecture."""
+    """The classes of data, algorithm and advantage, and a hash of the model's architecture."""
     shapes = sorted((name, tuple(p.shape)) for name, p in policy.named_parameters())
     return {
         "data": type(data).__name__,
@@ -21,13 +21,13 @@ def identity(data: object, algorithm: object, advantage: object, policy: Policy)
 
 
 def check_identity(ours: dict[str, str], saved: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another kind of run.
+    """Refuse a checkpoint of a different kind of run.
 
     Args:
-        saved: what `identity` was when the checkpoint was written, among other things.
+        saved: contains what `identity` returned when the checkpoint was written.
 
     Raises:
-        UserError: says what differs.
+        UserError: names what differs.
     """
     for key, value in ours.items():
         if saved[key] != value:

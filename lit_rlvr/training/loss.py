@@ -1,7 +1,7 @@
-"""An algorithm as mathematics: from a rollout's rewards to advantages, from log-probabilities to a loss.
+"""The mathematics of an algorithm: from rewards to advantages, and from log-probabilities to a loss.
 
-Training (`training/module.py`) and the replay of a frozen batch (`parity/replay.py`) both go through here. An algorithm
-overrides `objective`, and `observe` if its loss depends on the whole rollout's statistics.
+Training (`training/module.py`) and the replay of a frozen batch (`parity/replay.py`) both use it. An algorithm
+overrides `objective`, and `observe` if its loss depends on statistics of the whole rollout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lit_rlvr.training.validation import EvaluatingModule
 class LossModule(EvaluatingModule, ABC):
     """The advantage estimator and the loss; see `RLVRModule` for the options."""
 
-    has_ratio: ClassVar[bool] = True  # False: right only on the policy that sampled, so with one update per rollout
+    has_ratio: ClassVar[bool] = True  # False: correct only on the sampling policy, so with one update per rollout
     needs_updates: ClassVar[bool] = False  # True: with one update per rollout its gradient is GRPO's
 
     def __init__(
@@ -37,25 +37,29 @@ class LossModule(EvaluatingModule, ABC):
 
     @abstractmethod
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """The loss of some rows: a sum that already carries the global normalisers, without the KL term.
+        """The loss of some rows: a sum that includes the global normalisers, without the KL and entropy terms.
 
         Returns:
-            The loss, and counts or sums over the unmasked tokens, which are logged as means.
+            The loss, a scalar, and counts or sums over the unmasked tokens, which are logged as means over tokens.
         """
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
-        """Take in the whole rollout's statistics (all ranks) before its updates; metrics to log as `train/...`."""
+        """Called with the whole rollout's statistics (all ranks) before its updates.
+
+        Returns:
+            Metrics to log as `train/...`.
+        """
         return {}
 
     def estimate(self, group: GroupBatch) -> tuple[Tensor, dict[str, float]]:
         """Advantages (P, G) of the whole rollout (all ranks), and metrics to log as `train/...`.
 
         Raises:
-            UserError: the estimator gives no tensor, the wrong shape, or numbers that are not finite.
+            UserError: the estimator returns no tensor, the wrong shape, or values that are not finite.
         """
         observed = self.observe(group)
         if not isinstance(observed, dict):
-            raise UserError(f"model: {defined_at(self.observe)} must give a dict of metrics, not {kind_of(observed)}")
+            raise UserError(f"model: {defined_at(self.observe)} must return a dict of metrics, not {kind_of(observed)}")
         advantages = check_advantages(self.advantage, self.advantage(group), group.rewards)
         return advantages, observed | self.advantage.metrics | {
             "advantage": float(advantages.mean()),
@@ -68,7 +72,8 @@ class LossModule(EvaluatingModule, ABC):
         """The objective plus the KL term minus the entropy bonus, of some rows of one optimizer step.
 
         Raises:
-            UserError: the objective gives anything but a loss with a gradient, and statistics.
+            UserError: the objective does not return a loss with a gradient and statistics, or an entropy bonus is
+                given without a model.
         """
         loss, stats = check_objective(self.objective, self.objective(x), x)
         if x.ref is not None:
@@ -77,6 +82,6 @@ class LossModule(EvaluatingModule, ABC):
             stats = stats | {"kl": kl.detach().sum()}
         if self.entropy_coef:
             if x.entropy is None:
-                raise UserError("model.entropy_coef: there is no entropy without a model; use 0")
+                raise UserError("model.entropy_coef: the entropy needs a model; use 0")
             loss = loss - self.entropy_coef * masked_sum(x.entropy, x.plain_weight, x.mask)
         return loss, stats

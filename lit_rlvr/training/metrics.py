@@ -1,4 +1,4 @@
-"""Metrics (torchmetrics), right under distributed synchronisation."""
+"""Evaluation metrics (torchmetrics), synchronised over ranks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lit_rlvr.types import Rollout
 
 
 class PassAtK(Metric):
-    """Unbiased pass@k: the chance that at least one of k completions drawn without replacement is correct.
+    """Unbiased pass@k: the probability that at least one of k completions drawn without replacement is correct.
 
-    `1 - C(n - c, k) / C(n, k)`, computed as a product, so that it never overflows.
+    `1 - C(n - c, k) / C(n, k)`, for c correct completions of n, computed as a product so that it never overflows.
     Source: Chen et al. 2021 (Codex), eq. 1.
 
     Args:
@@ -35,13 +35,16 @@ class PassAtK(Metric):
         self.add_state("questions", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, correct: Tensor) -> None:
-        """Count questions.
+        """Add questions.
 
         Args:
             correct: (P, n) in {0, 1}: n >= k judged completions of each of P questions.
+
+        Raises:
+            ValueError: n < k.
         """
         if correct.shape[1] < self.k:
-            raise ValueError(f"pass@{self.k} needs at least {self.k} completions a question, got {correct.shape[1]}")
+            raise ValueError(f"pass@{self.k} needs at least {self.k} completions per question, got {correct.shape[1]}")
         self.total += pass_at_k(correct, self.k).sum()
         self.questions += correct.shape[0]
 
@@ -59,8 +62,8 @@ def pass_at_k(correct: Tensor, k: int) -> Tensor:
 
 
 class EvaluationMetrics(nn.Module):
-    """Accuracy (of each category too), pass@k for powers of two up to n, response length and truncation of one
-    evaluated set.
+    """Metrics of one evaluated set: accuracy (also per category), pass@k for powers of two up to n, response length in
+    tokens, and the truncated share.
 
     Args:
         samples: completions per question, n.
@@ -75,7 +78,7 @@ class EvaluationMetrics(nn.Module):
         self.pass_at = nn.ModuleDict({str(k): PassAtK(k) for k in ks})
 
     def update(self, rollout: Rollout) -> None:
-        """Count a scored batch; a failed check counts as not correct."""
+        """Add a scored batch; a failed check counts as incorrect."""
         device = self.accuracy.device
         correct = (rollout.correct * rollout.judged).to(device)
         self.accuracy.update(correct)
@@ -85,7 +88,7 @@ class EvaluationMetrics(nn.Module):
             metric.update(correct)
         for prompt, group in zip(rollout.prompts, correct, strict=True):
             if prompt.sample.category:
-                category = one_line(prompt.sample.category)  # it becomes a part of a metric's name
+                category = one_line(prompt.sample.category)  # it becomes part of a metric's name
                 self.right[category] += int(group.sum())
                 self.judged[category] += len(group)
 

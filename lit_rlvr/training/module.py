@@ -1,14 +1,14 @@
 """The second half of the loop, from scored groups to optimizer steps, is `RLVRModule.training_step`.
 
-One iteration, in order, and where each part stands:
+The parts of one iteration, in order, and where to find them:
 
     RolloutCallback.collect           rollout/callback.py
-      sync                            rollout/synced_engine.py   the engine takes over the policy's weights
-      sample_and_score                rollout/generate.py        P x G completions and what the rewards say
-      assemble                        rollout/assemble.py        both as the tensors of a `Rollout`
+      sync                            rollout/synced_engine.py   the engine receives the policy's weights
+      sample_and_score                rollout/generate.py        P x G completions and their rewards
+      assemble                        rollout/assemble.py        both as tensors of a `Rollout`
     RLVRModule.training_step          here
       estimate                        training/loss.py           rewards -> advantages
-      plan_step                       training/step.py           normalisers, and the micro-batches of a step
+      plan_step                       training/step.py           normalisers and micro-batches of a step
       loss                            training/loss.py           calls the algorithm's `objective`
       optimizer                       training/optimizer.py      AdamW and its schedule
 """
@@ -69,27 +69,27 @@ class RLVRModule(ReferenceModule):
         aggregation: how token losses are averaged.
         lr: peak learning rate.
         optimizer: class_path of an optimizer to use instead of AdamW, such as torch.optim.SGD or
-            bitsandbytes.optim.AdamW8bit, with its own options, except the learning rate, under init_args.
+            bitsandbytes.optim.AdamW8bit; its options, except the learning rate, go under init_args.
         weight_decay: AdamW's decoupled weight decay.
         betas: AdamW's moment decay rates.
-        lr_schedule: after the warm-up; linear and cosine fall to 0 at the last step.
+        lr_schedule: the schedule after warm-up; linear and cosine decay to 0 at the last step.
         warmup_steps: optimizer steps over which the learning rate rises linearly.
         max_grad_norm: gradients are scaled down to this norm; 0 = off.
-        updates_per_rollout: minibatches (optimizer steps) a rollout is split into.
+        updates_per_rollout: number of minibatches (optimizer steps) that a rollout is split into.
         epochs_per_rollout: passes over each rollout.
-        tokens_per_microbatch: input tokens run at once, padding included; bounds memory, changes no result. Halved when
-            memory runs out.
-        kl_coef: weight of the KL term against the initial policy; 0 loads no reference model.
-        entropy_coef: weight of an entropy bonus, with the gradient of the policy's exact entropy; 0 = off.
-        importance_correction: for engines whose log-probabilities differ from the trainer's; by default
-            `token_truncate`, and `none` for the Hugging Face engine at precision 32-true, which is exact.
-        importance_cap: bound of the importance weights.
-        shared_prefix: run each prompt once for its whole group; False = one completion per row.
+        tokens_per_microbatch: maximum input tokens per micro-batch, including padding; bounds memory without changing
+            results. Halved when memory runs out.
+        kl_coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.
+        entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
+        importance_correction: correction for engines whose log-probabilities differ from the trainer's; by default
+            `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact.
+        importance_cap: upper bound of the importance weights.
+        shared_prefix: compute each prompt once for its whole group; False = one completion per row.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time.
-        liger: use the fused kernels of liger-kernel (GPU).
+        liger: use liger-kernel's fused kernels (GPU only).
         freeze_vision: do not train the vision tower of a vision-language model.
-        lora: train low-rank adapters of the language model instead of its weights; checkpoints then hold only them.
-        max_skipped_steps: optimizer steps in a row whose loss or gradient may be not finite; they are left out.
+        lora: train low-rank adapters in the language model instead of its weights; checkpoints then hold only them.
+        max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite.
     """
 
     def __init__(
@@ -133,23 +133,23 @@ class RLVRModule(ReferenceModule):
         self.lr_schedule, self.warmup_steps, self.max_grad_norm = lr_schedule, warmup_steps, max_grad_norm
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
         self.tokens_per_microbatch, self.shared_prefix = tokens_per_microbatch, shared_prefix
-        self.tokens_given = tokens_per_microbatch  # before memory ran out
+        self.tokens_given = tokens_per_microbatch  # before any halving
         self.gradient_checkpointing, self.liger = gradient_checkpointing, liger
         self.freeze_vision, self.lora = freeze_vision, lora
-        self.strict_loading = lora is None  # what an adapter is added to comes from the model folder
+        self.strict_loading = lora is None  # the frozen weights come from the model folder
         self.importance_correction, self.importance_cap = importance_correction, importance_cap
         self.iteration = 0  # rollouts trained on so far
         self.skipped = SkippedSteps(max_skipped_steps)
-        self._logged: set[str] = set()  # metrics of updates that were logged so far
+        self._logged: set[str] = set()  # update metrics logged so far
         self._trace: Trace | None = None
 
-    max_sampling_rounds = 10  # batches of prompts that one iteration may sample
-    drops_groups = False  # whether the other groups are then left out of training
+    max_sampling_rounds = 10  # most batches of prompts that one iteration samples
+    drops_groups = False  # whether only such groups are trained on (see `wanted_groups`)
 
     def wanted_groups(self, prompts: int) -> int:
-        """How many groups with both right and wrong completions an iteration on `prompts` prompts wants; 0 = any.
+        """How many groups with both correct and wrong completions an iteration on `prompts` prompts needs; 0 = any.
 
-        Where it wants some, prompts are sampled until they are there or `max_sampling_rounds` is reached.
+        If above 0, further prompts are sampled until there are that many or `max_sampling_rounds` is reached.
         """
         return math.ceil((self.advantage.min_valid_fraction or 0) * prompts)
 
@@ -181,7 +181,7 @@ class RLVRModule(ReferenceModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        if self.liger:  # now that the weights are on the GPU
+        if self.liger:  # the weights are on the GPU now
             use_liger(self.policy.model)
             verify_or_fall_back(self.policy)
 
@@ -190,11 +190,11 @@ class RLVRModule(ReferenceModule):
         apply_options(self.optimizers(), self.lr_schedulers(), self.lr, adamw)
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
-        """Prompts stay where they are: Lightning would train on a copy that the rollout callback never saw."""
+        """Return the batch itself: Lightning would train on a copy that the rollout callback never saw."""
         return batch
 
     def watch(self, trace: Trace | None) -> None:
-        """Let `trace` take note of what the next rollout's updates do with its tokens; None = nothing does."""
+        """Let `trace` record what the next rollout's updates do with its tokens; None = record nothing."""
         self._trace = trace
 
     # ---- one iteration ------------------------------------------------------------------------------------
@@ -212,24 +212,24 @@ class RLVRModule(ReferenceModule):
         self.trainer.datamodule.commit(batch.cursor)  # type: ignore[attr-defined]
         self._log_updates(metrics)
         self.log("time/train", time.perf_counter() - started)
-        self.log("step", float(self.updates))  # Lightning takes it as the logs' x axis
+        self.log("step", float(self.updates))  # Lightning uses it as the logs' x axis
 
     def _log_updates(self, metrics: list[dict[str, float]]) -> None:
-        """Means over the updates of one rollout; NaN for what none of them has (where no row was run), because
-        Lightning would log the value of the iteration before."""
+        """Log means over a rollout's updates; NaN if no update has a metric (no row was run), because Lightning would
+        repeat the previous iteration's value."""
         self._logged |= {name for update in metrics for name in update}
         for name in sorted(self._logged):
             values = [update[name] for update in metrics if name in update]
             self.log(name, sum(values) / len(values) if values else math.nan)
 
     def _prepare(self, rollout: Rollout, minibatches: list[list[int]]) -> PreparedRollout:
-        """Advantages, and the log-probabilities that stay fixed during the updates on this rollout.
+        """Compute advantages, and the log-probabilities that stay fixed during the updates on this rollout.
 
-        The first minibatch runs on the weights of the rollout, so its old log-probabilities are its own.
+        The first minibatch runs on the rollout's weights, so its old log-probabilities are its current ones.
         """
         advantages = self.local_advantages(rollout)
         useful = rollout.mask.any(1)  # (B,) rows with a token in the loss
-        if not self.kl_coef and not self.entropy_coef:  # then a row of advantage 0 has no gradient
+        if not self.kl_coef and not self.entropy_coef:  # then rows with advantage 0 have no gradient
             useful &= advantages.flatten().cpu() != 0
         live = [int(i) for i in useful.nonzero().flatten()]
         budget, first = self.tokens_per_microbatch, set(minibatches[0])
@@ -243,7 +243,7 @@ class RLVRModule(ReferenceModule):
         )
 
     def local_advantages(self, rollout: Rollout) -> Tensor:
-        """(B, 1) advantages of this rank's rows, from the statistics of all ranks' groups."""
+        """(B, 1) advantages of this rank's rows, from the groups of all ranks. Collective: call it on every rank."""
         reference = rollout.reference_rewards
         group = GroupBatch(
             rewards=gather_rows(rollout.rewards.to(self.device)),
@@ -252,7 +252,7 @@ class RLVRModule(ReferenceModule):
             lengths=gather_rows(rollout.lengths.to(self.device)),
         )
         advantages, metrics = self.estimate(group)  # (P, G) over all ranks
-        metrics = metrics | {"no_signal": float((advantages == 0).all(1).double().mean())}  # a share of the prompts
+        metrics = metrics | {"no_signal": float((advantages == 0).all(1).double().mean())}  # share of prompts
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
         local = len(rollout.prompts)
         mine = advantages[rank() * local : (rank() + 1) * local]
@@ -260,8 +260,10 @@ class RLVRModule(ReferenceModule):
         return mine.reshape(-1, 1)
 
     def _minibatches(self, rollout: Rollout) -> list[list[int]]:
-        """The groups to train on in `updates_per_rollout` parts, dealt out by their place in the (shuffled) stream:
-        a part is the same set of groups on any number of ranks, each of which has an equal share of it."""
+        """Split the groups to train on into `updates_per_rollout` parts, by position in the (shuffled) prompt stream.
+
+        A part is the same set of groups on any number of ranks, and each rank has an equal share of it.
+        """
         parts = self.updates_per_rollout
         numbers = {p: p for p in range(len(rollout.prompts))} if rollout.kept is None else rollout.kept
         return [[p for p, number in numbers.items() if number % parts == k] for k in range(parts)]
@@ -282,7 +284,7 @@ class RLVRModule(ReferenceModule):
                 partial(self._accumulate, step), prepared.rollout, self.tokens_per_microbatch,
                 self.sharded, self.device,
             )  # fmt: skip
-        for parameter in parameters:  # groups that are not run have a gradient of zero, which AdamW still sees
+        for parameter in parameters:  # groups that are not run have gradient zero, which AdamW still sees
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if isinstance(self.trainer.strategy.model, DistributedDataParallel):
@@ -293,10 +295,10 @@ class RLVRModule(ReferenceModule):
         run_alone = partial(self._run_alone, step)
         skipped = self.skipped.skips(step, self.updates + 1, sums.get("loss"), norm, run_alone, folder)
         if skipped:
-            optimizer.zero_grad()  # AdamW passes over parameters without a gradient
+            optimizer.zero_grad()  # AdamW ignores parameters without a gradient
         learning_rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
-        optimizer.zero_grad()  # their memory is the next rollout's
+        optimizer.zero_grad()  # frees their memory for the next rollout
         prepared.on_policy = False
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.updates += 1
@@ -304,7 +306,7 @@ class RLVRModule(ReferenceModule):
         return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
 
     def _accumulate(self, step: Step) -> Stats:
-        """Add up this rank's gradients over the micro-batches of a step; sums over the tokens that were run."""
+        """Accumulate this rank's gradients over a step's micro-batches; returns sums over the tokens that were run."""
         sums: Stats = {}
         for k in range(len(step.microbatches)):
             x, stats = step.inputs(k, self.policy, self.entropy_coef != 0)
@@ -318,7 +320,7 @@ class RLVRModule(ReferenceModule):
         return sums
 
     def _run_alone(self, step: Step, k: int) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss and the gradients of one micro-batch by itself."""
+        """The loss and gradients of micro-batch k by itself."""
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         loss, _ = self.loss(step.inputs(k, self.policy, self.entropy_coef != 0)[0])
@@ -327,8 +329,10 @@ class RLVRModule(ReferenceModule):
         return loss.detach(), [parameter.grad for parameter in all_parameters(optimizer)]
 
     def _gradients_apart(self) -> AbstractContextManager[Any]:
-        """Every rank keeps its own gradients: only once all ranks have theirs is it known that the step counts. With
-        sharded weights they are exchanged at once, because until then every rank would hold all of them."""
+        """Keep each rank's gradients local under DDP: whether a step counts is known only once all ranks have theirs.
+
+        Sharded gradients are reduced at once, because otherwise every rank would hold all of them.
+        """
         model = self.trainer.strategy.model
         return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
@@ -343,10 +347,10 @@ class RLVRModule(ReferenceModule):
         return identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another kind of run, before shapes could clash.
+        """Refuse a checkpoint of a different kind of run, before shapes could clash.
 
         Raises:
-            UserError: says what differs.
+            UserError: names what differs.
         """
         check_identity(self._identity(), checkpoint["rlvr"])
 

@@ -1,4 +1,4 @@
-"""The optimizer, AdamW or any other, and its learning-rate schedule."""
+"""The optimizer (AdamW by default) and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Schedule = Literal["constant", "linear", "cosine"]
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
 BETAS, WEIGHT_DECAY = (0.9, 0.999), 0.0
-"""The defaults of AdamW's own options."""
+"""AdamW's default options."""
 
 
 def check_options(make: MakeOptimizer | None, betas: tuple[float, float], weight_decay: float) -> None:
-    """Refuse AdamW's options where another optimizer takes its place.
+    """Refuse AdamW's options if another optimizer replaces it.
 
     Raises:
-        UserError: names the option.
+        UserError: one of them is not at its default.
     """
     if make is None:
         return
     for name, value, default in (("betas", betas, BETAS), ("weight_decay", weight_decay, WEIGHT_DECAY)):
         if value != default:
             raise UserError(
-                f"model.{name}: {value} is AdamW's, and model.optimizer takes its place; give it under "
+                f"model.{name}: {value} is for AdamW, which model.optimizer replaces; set it under "
                 "model.optimizer.init_args"
             )
 
@@ -52,7 +52,7 @@ def build_optimizer(
     except (TypeError, ValueError) as error:
         raise UserError(f"model.optimizer: {first_line(error)}") from error
     if not isinstance(optimizer, Optimizer):
-        raise UserError(f"model.optimizer: it makes {kind_of(optimizer)}, which is no torch.optim.Optimizer")
+        raise UserError(f"model.optimizer: it makes {kind_of(optimizer)}, not a torch.optim.Optimizer")
     for group in optimizer.param_groups:
         group["lr"] = lr
     return optimizer
@@ -64,14 +64,14 @@ def all_parameters(optimizer: Any) -> list[Tensor]:
 
 
 def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps: int | None) -> Any:
-    """A learning-rate schedule that training steps itself.
+    """A learning-rate schedule, stepped by the training step.
 
     Args:
         warmup_steps: optimizer steps over which the rate rises linearly.
-        steps: optimizer steps of the whole run; None = not known before, which is enough for a constant rate.
+        steps: optimizer steps of the whole run; None = unknown in advance, which only a constant rate allows.
 
     Raises:
-        UserError: the schedule needs to know.
+        UserError: the schedule needs `steps`, and it is None.
     """
     from transformers import get_scheduler
 
@@ -80,13 +80,13 @@ def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps:
     if steps is None:
         raise UserError(
             f"model.lr_schedule: {schedule} needs trainer.max_steps or trainer.max_epochs (a budget of "
-            "samples or tokens ends at a step that is not known before); give one, or use constant"
+            "samples or tokens ends at a step that is not known in advance); give one, or use constant"
         )
     return get_scheduler(schedule, optimizer, warmup_steps, steps)
 
 
 def total_steps(trainer: Any, updates_per_batch: int) -> int | None:
-    """Optimizer steps of a whole run; None where its end is not known before."""
+    """Optimizer steps of a whole run; None if they are not known in advance."""
     if trainer.max_steps > 0:
         return int(trainer.max_steps)
     if trainer.max_epochs is None or trainer.max_epochs < 0:
@@ -95,10 +95,10 @@ def total_steps(trainer: Any, updates_per_batch: int) -> int | None:
 
 
 def apply_options(optimizer: Any, scheduler: Any, lr: float, adamw: dict[str, Any]) -> None:
-    """Let the options given now win over those that a checkpoint restored; without a change this changes nothing.
+    """Override the options restored from a checkpoint with the current ones; equal ones change nothing.
 
     Args:
-        adamw: AdamW's own options; empty where another optimizer takes its place.
+        adamw: AdamW's options; {} with another optimizer.
     """
     scheduler.base_lrs = [lr for _ in scheduler.base_lrs]
     for group, scale in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):

@@ -1,4 +1,4 @@
-"""A step that runs out of memory is tried again in smaller pieces."""
+"""Retries a step that runs out of memory with smaller micro-batches."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ _log = logging.getLogger("lit_rlvr")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch could not get memory, of a GPU or (where it has no class for that) of the machine."""
+    """Whether torch ran out of GPU memory, or of CPU memory, for which it has no exception class."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in str(error) for m in CPU_MESSAGES)
 
 
 def within_memory(
     run: Callable[[], T], rollout: Rollout, budget: int, sharded: bool, device: torch.device
 ) -> tuple[T | None, int]:
-    """`run()` and the tokens that micro-batches may have; when memory ran out on any rank, None and half as many.
+    """Call `run`, and halve the token budget if any rank runs out of memory. Collective: call it on every rank.
 
     Args:
-        run: may not wait for other ranks.
-        budget: tokens that a micro-batch had at most (`model.tokens_per_microbatch`).
-        sharded: whether the weights are, so that a step cannot be tried again.
+        run: must not wait for other ranks, unless the weights are sharded.
+        budget: maximum tokens per micro-batch (`model.tokens_per_microbatch`).
+        sharded: whether the weights are sharded, so that a step cannot be retried.
+
+    Returns:
+        The result of `run` and the budget, or None and half the budget if any rank ran out of memory.
 
     Raises:
-        UserError: micro-batches cannot be smaller, or the weights are sharded.
+        UserError: memory ran out, and micro-batches cannot get smaller or the weights are sharded.
     """
     found, trouble = _try(run)
     if trouble is not None:
@@ -43,14 +46,14 @@ def within_memory(
         return found, budget
     if rank() == 0:
         _log.warning(
-            "out of memory in a micro-batch (%s): this step again, and from now on at most %d tokens at once",
+            "out of memory in a micro-batch (%s): retrying this step, with at most %d tokens at once from now on",
             trouble or "on another rank", budget // 2,
         )  # fmt: skip
     return None, budget // 2
 
 
 def _try(run: Callable[[], T]) -> tuple[T | None, str | None]:
-    """The result, or how memory ran out; what the attempt held is free again when this returns."""
+    """The result, or how memory ran out; the memory of a failed attempt is free when this returns."""
     try:
         return run(), None
     except (RuntimeError, MemoryError) as error:
@@ -66,9 +69,7 @@ def _check_smaller(rollout: Rollout, budget: int, sharded: bool, trouble: str) -
         for completion in group
     )
     if sharded:
-        raise UserError(
-            f"{trouble}; with sharded weights a step cannot be tried again, lower model.tokens_per_microbatch"
-        )
+        raise UserError(f"{trouble}; with sharded weights a step cannot be retried; lower model.tokens_per_microbatch")
     if budget < shortest:
         raise UserError(
             f"{trouble}, with one completion at a time; use model.gradient_checkpointing, a smaller model, or a lower "

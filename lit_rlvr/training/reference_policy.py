@@ -1,4 +1,4 @@
-"""The frozen reference policy: for a KL term, and for AAPO's reference completions."""
+"""The frozen reference policy, for a KL term and for AAPO's reference completions."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lit_rlvr.training.loss import LossModule
 
 
 class ReferenceModule(LossModule):
-    """Holds the initial policy where something needs it, and renews it on request (AAPO, section 6.3).
+    """Holds the initial policy if something needs it, and updates it if requested (AAPO, section 6.3).
 
-    AAPO makes the attributes options; another algorithm with its advantage uses these values.
+    AAPO exposes these attributes as options; another algorithm with AAPO's advantage uses these values.
     """
 
     reference_rollouts: Literal["fresh", "pool"] = "fresh"
@@ -27,19 +27,19 @@ class ReferenceModule(LossModule):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.reference_version = 0  # how often the reference was renewed
+        self.reference_version = 0  # how many times the reference was updated
         self._reference: list[Policy] = []  # in a list, so that it is neither saved nor sharded with the module
 
     @property
     def reference(self) -> Policy:
-        """The reference policy; it exists where a KL term or the advantage needs it."""
+        """The reference policy; it exists only if a KL term or the advantage needs it."""
         return self._reference[0]
 
     def load_reference(self, shared_prefix: bool) -> None:
-        """The initial policy, if anything needs it: the trained one without its adapters, else loaded once more.
+        """Make the initial policy the reference, if one is needed: a second copy, or the policy without its adapters.
 
         Raises:
-            UserError: it is to be renewed, which is not possible with adapters.
+            UserError: the reference should be updated, which is not possible with adapters.
         """
         if self.kl_coef == 0 and not self.advantage.needs_reference:
             return
@@ -54,16 +54,16 @@ class ReferenceModule(LossModule):
 
     @property
     def sharded(self) -> bool:
-        """Whether the weights are split among the processes."""
+        """Whether the weights are sharded over the processes."""
         return self.device_mesh is not None
 
     @property
     def starts_empty(self) -> bool:
-        """Whether another process loads the weights and `distribute` brings this one its share."""
+        """Whether the first process loads the weights and this one gets its shards from `distribute`."""
         return self.sharded and rank() > 0
 
     def distribute(self, policy: Policy) -> None:
-        """Share a policy's weights out among the processes, where the strategy does so."""
+        """Shard and check a policy's weights if the strategy shards. Collective: call it on every rank."""
         if self.device_mesh is not None:
             policy.share_prefix(self.trainer.strategy.broadcast(policy.shared_prefix))
             shard(policy, self.device_mesh, ["plain_logits"])
@@ -80,7 +80,7 @@ class ReferenceModule(LossModule):
             self.reference_version += 1
 
     def reference_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the reference: its weights only once they are not the initial ones."""
+        """What a checkpoint stores of the reference: its weights only if it was updated."""
         weights = whole_weights(self.reference) if self.reference_version else None
         return {"version": self.reference_version, "weights": weights}
 

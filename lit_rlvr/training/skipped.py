@@ -1,4 +1,4 @@
-"""Optimizer steps whose loss or gradient is not finite are left out, shown and counted."""
+"""Skips, counts and records optimizer steps whose loss or gradient is not finite."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ RunAlone = Callable[[int], tuple[Tensor, Sequence[Tensor | None]]]
 
 
 class SkippedSteps:
-    """Counts them, over all ranks alike, and ends the run after too many in a row.
+    """Counts skipped steps, equally on all ranks, and ends the run after too many in a row.
 
-    A skipped step leaves the weights and AdamW's state as they are. It counts as an optimizer step all the same, and
-    the learning rate moves on: so the run has as many steps as it was given, and a resumed one ends like it.
+    A skipped step leaves the weights and the optimizer's state unchanged but counts as an optimizer step, and the
+    learning-rate schedule advances. So the length of the run stays the same, also after resuming.
 
     Args:
-        limit: skipped steps in a row that are borne.
+        limit: how many steps in a row may be skipped.
     """
 
     def __init__(self, limit: int) -> None:
@@ -39,15 +39,15 @@ class SkippedSteps:
     def skips(
         self, step: Step, number: int, loss: Tensor | None, norm: Tensor, run_alone: RunAlone, folder: Path
     ) -> bool:
-        """Whether to leave this step out; then its groups are in `folder`.
+        """Whether to skip this step; if so, its groups are written to `folder`. Collective: call it on every rank.
 
         Args:
             number: of the step in the run, from 1.
             loss: this rank's; None = no row was run. norm: of the gradient over all ranks, before clipping.
-            run_alone: runs micro-batch k by itself: its loss, and its gradients.
+            run_alone: runs micro-batch k by itself and returns its loss and gradients.
 
         Raises:
-            UserError: it is one too many.
+            UserError: more than `limit` steps in a row would be skipped.
         """
         wrong = [name for name, value in (("loss", loss), ("gradient", norm)) if not _is_finite(value)]
         if not all_max(len(wrong), norm.device):
@@ -55,7 +55,8 @@ class SkippedSteps:
             return False
         self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
         path = folder / f"step-{number:06d}-rank-{rank()}.json"
-        found = [_microbatch(step, k, *run_alone(k)) for k in range(len(step.microbatches))]  # all ranks run as many
+        # As many on all ranks if the weights are sharded.
+        found = [_microbatch(step, k, *run_alone(k)) for k in range(len(step.microbatches))]
         record = {"step": number, "wrong": wrong, "microbatches": found[: step.real], "groups": _groups(step)}
         write_atomically(path, json.dumps(record, ensure_ascii=False))
         said = f"step {number}: {' and '.join(wrong) or 'loss of another rank'} not finite"
@@ -83,13 +84,13 @@ def _is_finite(value: Tensor | None) -> bool:
 
 
 def _microbatch(step: Step, k: int, loss: Tensor, gradients: Sequence[Tensor | None]) -> dict[str, Any]:
-    """What a micro-batch gave by itself: its rows, its loss, and whether loss and gradient are finite."""
+    """Result of a micro-batch run by itself: its rows, its loss, and whether loss and gradient are finite."""
     finite = [_is_finite(value) for value in (loss, *gradients)]
     return {"rows": step.microbatches[k], "loss": float(loss), "finite": all(finite)}
 
 
 def _groups(step: Step) -> list[dict[str, Any]]:
-    """The groups that were run, with all that is needed to run them again."""
+    """The groups of the step, with everything needed to run them again."""
     rollout, size = step.prepared.rollout, step.prepared.rollout.group_size
     return [
         {

@@ -1,6 +1,6 @@
-"""One optimizer step as tensors: who is in it, with which weights, and in which micro-batches.
+"""One optimizer step as tensors: its rows, their weights in the loss, and its micro-batches.
 
-Normalisers are counted here, once per step, over all ranks and before anything is cut.
+Normalisers are counted here, once per step, over all ranks and before cutting micro-batches.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from lit_rlvr.types import Rollout
 
 @dataclass
 class PreparedRollout:
-    """A rollout with what its updates need, computed once before the first of them; (B, T) rows are this rank's.
+    """A rollout and what its updates need, computed once before the first update, for this rank's B rows.
 
     Args:
-        advantages: (B, 1). live: rows that can give a gradient.
-        old: log-probabilities at rollout time; None when one optimizer step makes them the current ones.
-        on_policy: the weights are still those of the rollout, so the current log-probabilities are the old ones.
-        ref: log-probabilities under the reference policy; None without a KL term.
+        advantages: (B, 1). live: rows that can have a gradient.
+        old: (B, T) log-probabilities at rollout time; None with a single optimizer step, where they are the current
+            ones.
+        on_policy: the weights are still the rollout's, so the current log-probabilities are the old ones.
+        ref: (B, T) log-probabilities under the reference policy; None without a KL term.
     """
 
     rollout: Rollout
@@ -49,10 +50,12 @@ class Step:
     """One optimizer step of this rank.
 
     Args:
-        token_weight: (B, T) share of each token in the loss, 0 outside this step's groups.
-        row_share: 1/B, a sequence's share in a sequence-level loss.
-        microbatches: lists of rows. `real` counts those that are not repeats of the first with weight 0: where weights
-            are sharded, a rank with less work runs them to keep in step with the others.
+        mask: (B, T) bool, the tokens in the loss. engine_logprobs: (B, T).
+        token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
+        row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
+        microbatches: lists of rows. The first `real` of them count; the others repeat a micro-batch with weight 0, so
+            that with sharded weights a rank with less work keeps in step with the others.
+        correction, cap: see `importance_correction` and `importance_cap` of `RLVRModule`.
     """
 
     prepared: PreparedRollout
@@ -66,7 +69,7 @@ class Step:
     cap: float
 
     def inputs(self, k: int, policy: Policy, entropy_gradient: bool = False) -> tuple[LossInputs, Stats]:
-        """Run the policy on micro-batch k; what the objective sees, and sums over its tokens."""
+        """Run the policy on micro-batch k; returns the objective's inputs, and sums over its tokens."""
         rows, weight = self.microbatches[k], float(k < self.real)
         prepared = self.prepared
         logp, entropy = policy.logprobs(prepared.rollout, rows, entropy=True, entropy_gradient=entropy_gradient)
@@ -112,10 +115,11 @@ def plan_step(
     cap: float,
     in_step: bool,
 ) -> Step:
-    """Count the normalisers of the step on the groups of `prompts`, over all ranks, and cut its live rows.
+    """Count the step's normalisers over all ranks and cut its live rows. Collective: call it on every rank.
 
     Args:
-        in_step: every rank runs as many micro-batches, because it takes all of them to gather sharded weights.
+        prompts: this rank's groups in the step.
+        in_step: run equally many micro-batches on every rank, because gathering sharded weights needs all ranks.
     """
     rollout = prepared.rollout
     size = rollout.group_size
@@ -133,7 +137,7 @@ def plan_step(
     real = len(microbatches)
     wanted = all_max(real, device)
     if not in_step:
-        wanted = max(real, min(wanted, 1))  # a rank without any has none of the metrics that all of them sum
+        wanted = max(real, min(wanted, 1))  # a rank that runs none would lack the metrics that all ranks sum
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - real)
     return Step(
         prepared, mask, rollout.engine_logprobs.to(device), token_weight, 1.0 / max(sequences, 1.0), microbatches, real,
@@ -150,7 +154,7 @@ def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool
 
 @torch.no_grad()
 def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, in_step: bool) -> Tensor:
-    """(B, T) log-probabilities of some rows under `policy`, without a gradient; 0 in the others.
+    """(B, T) log-probabilities of some rows under `policy`, without gradients; 0 in the other rows.
 
     Args:
         in_step: as for `plan_step`.
@@ -160,13 +164,13 @@ def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, 
     idle = all_max(len(pieces), policy.device) - len(pieces) if in_step else 0
     for piece in pieces:
         result[piece] = policy.logprobs(rollout, piece)[0]
-    for _ in range(idle):  # it takes all ranks to gather sharded weights
+    for _ in range(idle):  # gathering sharded weights needs all ranks
         policy.logprobs(rollout, [0])
     return result
 
 
 def step_metrics(sums: Stats) -> dict[str, float]:
-    """Sums over this rank's tokens -> means over all ranks' tokens that were run, by metric name."""
+    """Sums over this rank's tokens -> means over the tokens run on all ranks, by metric name. Collective."""
     if not sums:
         return {"train/loss": 0.0}
     names = sorted(sums)

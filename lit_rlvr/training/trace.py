@@ -1,4 +1,4 @@
-"""What the loss did with each token of some groups: kept for `lit-rlvr explain` and the report."""
+"""Records what the loss did with each token of some groups, for `lit-rlvr explain` and the report."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ COMPLETION: Fields = {
     "advantage": (int, float),
 }  # fmt: skip
 PER_TOKEN = ("logp", "ratio", "weight")
-"""Lists of numbers that a completion has when it was run."""
+"""Per-token numbers of a completion, present if it was run."""
 
 
 class Trace:
-    """Watches some groups of a rollout through its updates; later updates replace earlier ones.
+    """Watches some groups of a rollout through its updates; later updates overwrite earlier ones.
 
     Args:
-        prompts: groups to watch.
+        prompts: how many groups to watch.
     """
 
     def __init__(self, prompts: int) -> None:
         self.prompts = prompts
         self.watched: list[int] = []
-        self.live = False  # whether one of them has an advantage
+        self.live = False  # whether any group trained on has a nonzero advantage
         self.tokens: dict[int, dict[str, Tensor]] = {}
 
     def choose(self, advantages: Tensor, trained: Iterable[int]) -> None:
-        """Watch the first groups; where none of them has an advantage, the first that has one is the last of them.
+        """Watch the first groups; if none has a nonzero advantage, the first group that has one replaces the last.
 
         Args:
-            advantages: (P, G). trained: the groups that the updates are on.
+            advantages: (P, G). trained: the groups that are trained on.
         """
         self.watched = list(range(min(self.prompts, len(advantages))))
         live = [p for p in sorted(trained) if bool((advantages[p] != 0).any())]
@@ -50,7 +50,7 @@ class Trace:
             self.watched[-1] = live[0]
 
     def watch(self, rows: list[int], group_size: int, x: LossInputs) -> None:
-        """Note the numbers of the watched ones among `rows`, and their gradients when these are computed."""
+        """Record the per-token numbers of watched rows once their gradients are computed."""
         chosen = {k: row for k, row in enumerate(rows) if row // group_size in self.watched}
         if not chosen:
             return
@@ -65,7 +65,7 @@ class Trace:
         x.logp.register_hook(note)
 
     def records(self, rollout: Rollout, tokenizer: Any) -> list[dict[str, Any]]:
-        """The watched groups with everything that is known of them."""
+        """The watched groups as JSON records."""
         size = rollout.group_size
         return [
             {
@@ -109,23 +109,23 @@ def write_trace(run: str | Path, step: int, algorithm: str, groups: list[dict[st
 
 
 def list_traces(run: str | Path) -> dict[int, Path]:
-    """The files that `write_trace` left, by step."""
+    """The files that `write_trace` wrote, by step."""
     files = {path.stem.removeprefix("step-"): path for path in sorted(trace_folder(run).glob("step-*.json"))}
     return {int(step): path for step, path in files.items() if step.isdigit()}
 
 
 def drop_traces_after(run: str | Path, step: int) -> None:
-    """Delete those of later steps: a resumed run comes by them again."""
+    """Delete the files of later steps, which a resumed run writes again."""
     for later, path in list_traces(run).items():
         if later > step:
             path.unlink()
 
 
 def read_trace(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """(algorithm, groups) of one file that `write_trace` left.
+    """(algorithm, groups) from a file that `write_trace` wrote.
 
     Raises:
-        UserError: it is none.
+        UserError: it cannot be read, or is not such a file.
     """
     try:
         saved = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The model of a run and its evaluation: what every algorithm has in common before any training."""
+"""The model of a run and its evaluation, shared by all algorithms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class EvaluatingModule(LightningModule):
-    """Knows its model, and turns scored validation batches into `val/<set>/...` metrics."""
+    """Holds the model, and turns scored validation batches into `val/<set>/...` metrics."""
 
     def __init__(self, model: str) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class EvaluatingModule(LightningModule):
         assert batch.rollout is not None, "the RolloutCallback fills the batch before it is measured"
         if batch.name not in self._metrics:
             self._metrics[batch.name] = EvaluationMetrics(batch.rollout.group_size).to(self.device)
-        if batch.prompts:  # none: a last batch of which only other ranks have a part
+        if batch.prompts:  # empty if only other ranks have prompts in the last batch
             self._metrics[batch.name].update(batch.rollout)
 
     def on_validation_epoch_end(self) -> None:

@@ -1,4 +1,4 @@
-"""Sums and gathers on a backend that knows GPUs only: what NCCL would refuse never reaches it."""
+"""Sums and gathers on a GPU-only backend: it never gets a tensor that NCCL would refuse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lit_rlvr.distributed.collectives import all_max, all_sum, gather_rows
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The devices of tensors that two ranks' backend gets; it refuses all but the GPU's, as NCCL does."""
+    """The devices of tensors that the backend of two ranks receives; like NCCL, it refuses CPU tensors."""
     devices: list[str] = []
 
     def refuse(*tensors: Tensor) -> None:
@@ -28,7 +28,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(collectives.dist, "all_reduce", lambda tensor, **_: refuse(tensor))
     monkeypatch.setattr(collectives.dist, "all_gather", lambda parts, tensor: refuse(tensor, *parts))
-    with FakeTensorMode():  # tensors on GPUs that are not there
+    with FakeTensorMode():  # GPU tensors without a GPU
         yield devices
 
 
@@ -42,6 +42,6 @@ def test_tensors_go_to_the_backends_device_and_back(
 
 
 def test_a_number_goes_there_too(seen: list[str]) -> None:
-    with pytest.raises(RuntimeError):  # a tensor that is not there has no number
+    with pytest.raises(RuntimeError):  # a fake tensor has no value
         all_max(3, torch.device("cpu"))
     assert seen == ["cuda"]

@@ -140,7 +140,7 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
     (("--suite", "tiny_suite.yaml", "--model", "MODEL", "--max_tokens", 5000), "of 1024 tokens; lower --max_tokens"),
     (("--suite", "tiny_suite.yaml", "--model", "MODEL", "--dtype", "int8"),
      "dtype: give one of 'auto', 'float32', 'bfloat16', not int8"),
-    (("--suite", "tiny_suite.yaml", "--model", "no/such-model"), "neither a folder nor a model the hub gives"),
+    (("--suite", "tiny_suite.yaml", "--model", "no/such-model"), "neither a folder nor a model on the hub"),
 ])  # fmt: skip
 def test_refusals(here: Path, lit_rlvr: CLI, tiny_model_folder: Path, options: tuple[Any, ...], said: str) -> None:
     told = [str(tiny_model_folder) if option == "MODEL" else option for option in options]

@@ -1,4 +1,4 @@
-"""Recomputation changes memory and no result; kernels for a GPU say where they cannot run."""
+"""Recomputation changes memory use but not results; GPU kernels report where they cannot run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROLLOUT = make_rollout([random_ids(9, 1)], [[random_ids(12, 2), random_ids(30, 3
 
 
 def saved_bytes(policy: Policy) -> tuple[int, dict[str, torch.Tensor]]:
-    """What autograd keeps for the backward pass, and the gradients."""
+    """Bytes that autograd keeps for the backward pass, and the gradients."""
     sizes: dict[int, int] = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
@@ -70,7 +70,7 @@ def test_liger_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_liger_replaces_kernels_but_not_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its kernels need a GPU; what is asked of it can be seen without."""
+    """Its kernels need a GPU, but the arguments it gets can be checked without one."""
     asked: dict[str, Any] = {}
     module = ModuleType("liger_kernel.transformers")
     module._apply_liger_kernel_to_instance = lambda **options: asked.update(options)  # type: ignore[attr-defined]

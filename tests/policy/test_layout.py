@@ -97,7 +97,7 @@ def test_empty_completions_have_no_target_but_keep_their_number(shared: bool, id
 
 
 def cost(batch: list[int], prompts: list[int], lengths: list[int], group_size: int, shared: bool) -> int:
-    """Input tokens of a micro-batch, padding included, from the rows it is laid out as."""
+    """Input tokens of a micro-batch, including padding, from its layout."""
     owners = sorted({i // group_size for i in batch})
     members = [(p, [i for i in batch if i // group_size == p]) for p in owners]
     groups = [group([1] * prompts[p], [[2] * lengths[i] for i in chosen]) for p, chosen in members]

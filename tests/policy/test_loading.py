@@ -1,4 +1,4 @@
-"""Model folders that are broken: each is one line that names the folder, in every command that reads it."""
+"""Broken model folders: every command that reads one gives a one-line error that names the folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHTS = "model.safetensors"
 
 
 def change(name: str, **values: Any) -> Spoil:
-    """Other values in a JSON file."""
+    """Change values in a JSON file."""
     return lambda folder: (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | values))
 
 
@@ -34,7 +34,7 @@ def write(name: str, content: str | bytes) -> Spoil:
 
 
 def weights(spoil: Callable[[dict[str, torch.Tensor]], Any]) -> Spoil:
-    """Other tensors."""
+    """Change tensors."""
 
     def apply(folder: Path) -> None:
         tensors = load_file(folder / WEIGHTS)
@@ -74,7 +74,7 @@ WRONG_WEIGHTS: dict[str, tuple[Spoil, str]] = {
     "one more": (weights(lambda w: w.update(extra=torch.zeros(2))), "(1 unknown: extra)"),
     "another shape": (
         weights(lambda w: w.update({"model.norm.weight": torch.zeros(65)})),
-        "(1 of another shape: model.norm.weight [65] instead of [64])",
+        "(1 of the wrong shape: model.norm.weight [65] instead of [64])",
     ),
     "whole numbers": (
         weights(lambda w: w.update({"model.norm.weight": torch.zeros(64, dtype=torch.int8)})),
@@ -168,7 +168,7 @@ def test_generation_settings_that_are_none(folder: Path, content: str) -> None:
 
 
 def test_whole_folders_load(folder: Path, untied_model_folder: Path, tmp_path: Path) -> None:
-    """Tied weights may be left out or be there twice; buffers of old checkpoints are no weights."""
+    """Tied weights may be omitted or stored twice; buffers in old checkpoints are not weights."""
     assert "lm_head.weight" not in load_file(folder / WEIGHTS)
     model = load_model(str(folder), torch.float32)
     assert model.generation_config.eos_token_id[0] == tiny_llama().generation_config.eos_token_id[0]

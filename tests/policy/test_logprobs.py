@@ -20,7 +20,7 @@ SAMPLINGS = pytest.mark.parametrize(
 
 
 def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, sampling: Sampling) -> list[Tensor]:
-    """The definitions, with everything held at once."""
+    """The definitions, with all logits in memory."""
     logits = torch.nn.functional.linear(hidden, weight, bias) / sampling.temperature
     kept = [v for v in range(V) if v not in sampling.banned_token_ids]
     logp = logits[:, kept].log_softmax(-1)
@@ -88,7 +88,7 @@ def test_under_autocast_the_matrices_are_half_and_the_softmax_is_not() -> None:
 
 
 def peak_elements(work: Callable[[], object]) -> int:
-    """The largest tensor that any operation made meanwhile."""
+    """The largest tensor that any operation created within this context."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Watch(TorchDispatchMode):

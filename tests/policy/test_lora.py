@@ -1,4 +1,4 @@
-"""Adapters: what is trained, what engines and exports get, and that the reference is the model without them."""
+"""Adapters: what is trained, what engines and exports get, and that the reference has none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3),
 
 
 def adapted(folder: Path, **options: Any) -> Policy:
-    """A policy whose adapters do something."""
+    """A policy whose adapters change its output."""
     policy = load_policy(str(folder))
     add_adapters(policy.model, Lora(rank=3, alpha=6, **options))
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Freed memory is used again: fewer page faults, and no growth."""
+"""Freed memory is reused: fewer page faults, and no growth."""
 
 import subprocess
 import sys

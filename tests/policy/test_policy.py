@@ -34,7 +34,7 @@ def ragged(sampling: Sampling | None = None) -> Rollout:
 
 
 def slow(model: PreTrainedModel, rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """(B, T) log-probabilities and entropies, one sequence at a time, 0 where padded."""
+    """(B, T) log-probabilities and entropies, one sequence at a time, 0 at padding."""
     rows, entropies = [], []
     width = rollout.token_ids.shape[1]
     for prompt, group in zip(rollout.prompts, rollout.completions, strict=True):
@@ -133,7 +133,7 @@ def test_rows_without_any_token_still_have_a_gradient_graph() -> None:
 
 
 def scaled(forward: Callable[..., Any], factor: float) -> Callable[..., Any]:
-    """What Cohere and Granite do: logits scaled behind the output embedding's back."""
+    """What Cohere and Granite do: logits scaled after the output embedding."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
@@ -176,7 +176,7 @@ def test_a_model_that_drops_the_layout_gets_one_completion_per_row(
 def test_windows_of_attention_get_one_completion_per_row(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A check of twenty tokens would not notice a window of 4096: the attention itself says that it has one."""
+    """A check on twenty tokens cannot notice a window of 4096, but the attention reports it."""
     options = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
     model = tiny_qwen2(**options)
     policy = Policy(model, (END,), shared_prefix=True)
@@ -226,7 +226,7 @@ def test_a_folder_without_weights_is_one_clear_error(tiny_model_folder: Path, tm
 def test_a_policy_is_verified_through_calls_that_gather_shards_layer_by_layer(
     tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole on every GPU a large model would not fit."""
+    """A large model would not fit on every GPU in full."""
     policy = load_policy(str(tiny_model_folder))
     monkeypatch.setattr("lit_rlvr.policy.policy.gathered", lambda _: pytest.fail("gathered whole"))
     monkeypatch.setattr(policy.model, "forward", policy.model.forward)

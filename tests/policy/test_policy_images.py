@@ -1,4 +1,4 @@
-"""Policies of every supported kind of vision-language model: log-probabilities and gradients are the model's own."""
+"""Policies of every supported kind of vision-language model: log-probabilities and gradients equal the model's own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def make_rollout(prompts: list[Prompt], sampling: Sampling | None = None) -> Rol
 
 
 def gradients(policy: Policy) -> dict[str, Tensor]:
-    """Each parameter's gradient, which is cleared."""
+    """Each parameter's gradient, cleared afterwards."""
     found = {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
     policy.zero_grad()
     return found
@@ -81,7 +81,7 @@ def test_a_part_of_a_rollout_takes_its_own_images(any_vlm_folder: Path, prompts:
 def test_without_images_the_vision_tower_has_a_gradient_of_zero(
     any_vlm_folder: Path, prompts: list[Prompt], shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Processes that have images elsewhere wait for it; nothing else is changed by it."""
+    """Ranks with images wait for it; results are unchanged."""
     policy, rollout = load_policy(str(any_vlm_folder), shared), make_rollout(prompts)
     alone = policy.logprobs(rollout, [3, 5])[0]
     monkeypatch.setattr("lit_rlvr.policy.policy.world_size", lambda: 2)
@@ -112,7 +112,7 @@ def test_the_image_encoder_runs_once_per_group(
 def test_positions_and_images_matter(
     any_vlm_folder: Path, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else no comparison of log-probabilities would say anything."""
+    """Otherwise comparing log-probabilities would prove nothing."""
     policy = load_policy(str(any_vlm_folder))
     before = policy.logprobs(make_rollout(prompts), [0, 6])[0]
     processor = ImageProcessor(str(any_vlm_folder))

@@ -1,4 +1,4 @@
-"""Where models come from, and what is said when they do not."""
+"""Where models come from, and the errors when they cannot be found."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,8 @@ def test_what_is_no_model_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.
     for name, said in (
         ("empty", "no config.json"),
         ("file.bin", "is a file"),
-        ("org/no-such-model", "neither a folder nor a model the hub gives"),
-        ("no such model", "neither a folder nor a model the hub gives"),
+        ("org/no-such-model", "neither a folder nor a model on the hub"),
+        ("no such model", "neither a folder nor a model on the hub"),
     ):
         with pytest.raises(UserError) as error:
             resolve_model(name)

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def row(groups: list[tuple[int, list[int]]]) -> tuple[list[range], list[tuple[int, range]], int]:
-    """Places of prompts and completions of these lengths, and how many tokens there are."""
+    """Positions of prompts and completions of these lengths, and the total number of tokens."""
     prompts, completions, end = [], [], 0
     for p, (prompt, lengths) in enumerate(groups):
         prompts.append(range(end, end + prompt))
@@ -38,7 +38,7 @@ def row(groups: list[tuple[int, list[int]]]) -> tuple[list[range], list[tuple[in
 
 
 def one_by_one(q: Tensor, k: Tensor, v: Tensor, prompts: list[range], completions: list[tuple[int, range]]) -> Tensor:
-    """Each prompt, and each completion behind its prompt, as a sequence of its own: softmax(q k^T / 4) v, causal."""
+    """Each prompt, and each completion after its prompt, as a separate sequence: softmax(q k^T / 4) v, causal."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
     out = [torch.zeros_like(q[0])] * len(q)
     for asking, seen in [(p, [*p]) for p in prompts] + [(c, [*prompts[p], *c]) for p, c in completions]:

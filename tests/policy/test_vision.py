@@ -45,7 +45,7 @@ def test_sizes_become_multiples_within_the_bounds(
 
 
 def edited(folder: Path, to: Path, **settings: Any) -> Path:
-    """A model folder with other settings of its image processor."""
+    """A model folder with different image processor settings."""
     shutil.copytree(folder, to)
     file = to / "preprocessor_config.json"
     old = {key: value for key, value in json.loads(file.read_text()).items() if key != "size" or "size" in settings}
@@ -54,7 +54,7 @@ def edited(folder: Path, to: Path, **settings: Any) -> Path:
 
 
 def test_published_settings_of_image_processors(any_vlm_folder: Path, tmp_path: Path) -> None:
-    """As they stand on the hub for Qwen2-VL and Qwen2.5-VL, and for Qwen3-VL."""
+    """As on the hub for Qwen2-VL and Qwen2.5-VL, and for Qwen3-VL."""
     kind = {"image_processor_type": "Qwen2VLImageProcessorFast"}
     pixels = ImageProcessor(str(edited(any_vlm_folder, tmp_path / "a", min_pixels=50000, max_pixels=90000)))
     bounds = {"shortest_edge": 50000, "longest_edge": 90000}
@@ -82,7 +82,7 @@ def test_placeholders_are_as_many_as_features(processor: ImageProcessor) -> None
 
 
 def test_positions_of_an_image_are_those_of_its_grid(any_vlm_folder: Path) -> None:
-    """Three tokens, an image of 2 x 3 features, two tokens: text goes on behind the image's longer side."""
+    """Three tokens, an image of 2 x 3 features, two tokens: text positions continue after the image's longer side."""
     policy = load_policy(str(any_vlm_folder))
     ids = [10, 11, START, *[PAD] * 6, STOP, 12]
     places = rope_places(policy.model, ids, torch.tensor([[1, 4, 6]]))
@@ -104,7 +104,7 @@ def test_other_vision_language_models_are_refused(tmp_path: Path) -> None:
     text = {"model_type": "llama", "vocab_size": 300, **tower}
     config = LlavaConfig(text_config=text, vision_config={"model_type": "clip_vision_model", "image_size": 28, **tower})
     LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
-    line = r"model: llava takes images in another way than Qwen2-VL, .* \(its config has no vision_start_token_id\)"
+    line = r"model: llava does not take images as Qwen2-VL, .* do \(its config has no vision_start_token_id\)"
     for refuse in (load_policy, ImageProcessor, lambda folder: takes_images(config)):
         with pytest.raises(UserError, match=line):
             refuse(str(tmp_path))

@@ -77,7 +77,7 @@ def test_a_run_has_a_page(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert words in page.text, words
     assert page.seen.count("figure") == 5 and 'class="up"' in text and 'class="down"' in text
-    assert "Not all runs are whole" not in text and "What differs" not in text
+    assert "Some runs are incomplete" not in text and "What differs" not in text
     assert text == write_report([run], tmp_path / "again.html").read_text(), "the same runs give the same page"
 
 
@@ -135,7 +135,7 @@ def test_broken_runs_are_told_of(tmp_path: Path) -> None:
     for name in ("summary.json", "config.yaml", "completions.jsonl"):
         (bare / name).unlink()
     _, page = read(write_report([whole, torn, bare], tmp_path / "page.html"))
-    assert "Not all runs are whole" in page.text and page.misnested == []
+    assert "Some runs are incomplete" in page.text and page.misnested == []
     for note in (
         "torn: summary.json cannot be read",
         "bare: there is no config.yaml",

@@ -16,14 +16,14 @@ from lit_rlvr.rollout.vllm import VLLMEngine
 
 @pytest.fixture(scope="session")
 def vlm_context(any_vlm_folder: Path) -> EngineContext:
-    """What an engine for a vision-language model is started with: up to two images a prompt."""
+    """The context of an engine for a vision-language model: up to two images per prompt."""
     folder = str(any_vlm_folder)
     return EngineContext(folder, load_policy(folder), AutoTokenizer.from_pretrained(folder), 256, 64, 0, max_images=2)
 
 
 @pytest.fixture(scope="session")
 def vlm_engine(vlm_context: EngineContext) -> Iterator[VLLMEngine]:
-    """Its weights are noise until the first sync."""
+    """An engine whose weights are noise until the first sync."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     engine = VLLMEngine()

@@ -1,4 +1,4 @@
-"""The first half of the flow: seeds, when weights are synced and probed, metrics of a rollout."""
+"""The first half of the loop: seeds, when weights are synced and probed, metrics of a rollout."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,7 +47,7 @@ def test_seeds_belong_to_the_prompt_and_not_to_its_place() -> None:
 
 
 class CountingEngine(HFEngine):
-    """Notes when weights come in and how many completions are asked for."""
+    """Records weight syncs and the number of completions per call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ def test_weights_are_synced_once_an_iteration_and_probed_first_and_every_so_ofte
 
 
 class StaleEngine(CountingEngine):
-    """Takes no new weights after the first."""
+    """Ignores all weights after the first sync."""
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None

@@ -1,4 +1,4 @@
-"""The engine that works everywhere: its log-probabilities, its seeds, its draws, its finish reasons."""
+"""The Hugging Face engine: log-probabilities, seeds, draws and finish reasons."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -67,7 +67,7 @@ def test_text_is_decoded_without_special_tokens() -> None:
 
 
 def test_a_completion_depends_on_its_own_seed_alone() -> None:
-    """Not on the order of prompts, on who else is in the batch, nor on how many are decoded together."""
+    """Not on the order of prompts, on the rest of the batch, or on how many are decoded together."""
     groups = hf_engine().generate(PROMPTS, SAMPLING, SEEDS)
     backwards = hf_engine().generate(PROMPTS[::-1], SAMPLING, SEEDS[::-1])
     assert flat(backwards[::-1]) == flat(groups)

@@ -1,4 +1,4 @@
-"""Images of every kind, read from files by a data module: trainer and engines see the same."""
+"""Images of every kind, read from files by a data module: trainer and engines see the same pixels."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ COLUMNS = {"prompt": "question", "answer": "answer", "image": "picture", "id": "
 
 
 def deep(kind: type) -> Image.Image:
-    """Greyscale in 12 of the bits that a number has."""
+    """Greyscale with 12 significant bits."""
     return Image.fromarray((np.asarray(picture(40, 50, 1).convert("L")).astype(kind) * 16 + 7).astype(kind))
 
 
 def write_pictures(folder: Path) -> list[str]:
-    """One file of each kind; their names without the ending are the kinds."""
+    """One file of each kind; the file name without its extension is the kind."""
     noise = picture(61, 43, 0)
     see_through = noise.copy()
     see_through.putalpha(noise.convert("L"))
@@ -53,7 +53,7 @@ def write_pictures(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def prompts(any_vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Prompt]:
-    """A batch of the training set: every picture once."""
+    """A training batch with every picture once."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "pictures").mkdir()
     names = write_pictures(folder / "pictures")

@@ -1,4 +1,4 @@
-"""Prompts and completions that the model's context has no room for are refused before its weights load."""
+"""Prompts and completions that exceed the model's context are refused before its weights load."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_one_line_before_weights_load(
 
 
 class Sized(Copying):
-    """Takes what its size allows, as vLLM does."""
+    """Accepts only sequences that fit its size, as vLLM does."""
 
     sizes: ClassVar[list[int]] = []
 
@@ -93,7 +93,7 @@ class Sized(Copying):
 def test_an_engine_is_sized_by_the_longest_real_prompt(
     run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path
 ) -> None:
-    """However long `max_prompt_tokens` lets them be; the probe of a long validation prompt has room too."""
+    """Whatever `max_prompt_tokens` allows; a probe on a long validation prompt fits too."""
     questions = {"train": "one two", "validation": "one two three " * 20 + "four"}
     for name, text in questions.items():
         rows = [{"id": i, "prompt": text, "answer": "1"} for i in range(4)]

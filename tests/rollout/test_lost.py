@@ -1,4 +1,4 @@
-"""What is generated in vain: cut-off completions and prompts without a signal, in the step's line and as warnings."""
+"""Cut-off completions and prompts without a signal: in the step's line and as warnings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLI = Callable[..., Any]
 
 
 def said(shares: list[float], name: str, accuracy: float = 0.1) -> list[list[str]]:
-    """What is said in iterations with these shares of one kind, and none of the other."""
+    """The warnings in iterations with these shares of one kind, and none of the other."""
     lost, none = LostWork(), {"rollout/truncated": 0.0, "train/no_signal": 0.0, "rollout/accuracy": accuracy}
     return [lost.look(none | {name: share}, Sampling(max_tokens=24)) for share in shares]
 
@@ -34,9 +34,7 @@ def test_one_bad_iteration_among_good_ones_is_not_worth_a_word() -> None:
 
 
 def test_prompts_without_a_signal_are_too_hard_or_too_easy() -> None:
-    filtered = (
-        "75% of the prompts gave no signal, their completions were all rewarded alike; take {} prompts (lit-rlvr "
-    )
+    filtered = "75% of the prompts gave no signal: their completions all had the same reward; try {} prompts (lit-rlvr "
     (hard,), (easy,) = (said([0.75], "train/no_signal", accuracy)[0] for accuracy in (0.1, 0.9))
     assert hard.startswith(filtered.format("easier")) and hard.endswith(", or a warm start (warm_start.steps)")
     assert easy.startswith(filtered.format("harder")) and easy.endswith(", or more completions (rollout.group_size)")
@@ -50,7 +48,7 @@ def test_the_share_without_a_signal_is_that_of_groups_with_one_reward(tiny_model
 
 
 def test_each_steps_line_and_one_warning(run_folder: Path, lit_rlvr: CLI) -> None:
-    """Validation is cut where training is, though only training's length was given."""
+    """Validation completions are cut off at training's length if only that is given."""
     options = ("--rollout.sampling.max_tokens", 2, "--rollout.eval_sampling.max_tokens", "null")
     result = lit_rlvr(*FIT, *options, "--rollout.rewards", "[tiny_rewards.dead]", "--trainer.max_steps", 4)
     assert result.status == 0, result.err

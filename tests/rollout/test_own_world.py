@@ -1,4 +1,4 @@
-"""What an engine does to process groups leaves the trainer's alone."""
+"""An engine's process groups do not affect the trainer's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def begin() -> None:
 
 @pytest.fixture
 def trainers() -> Iterator[None]:
-    """A trainer's world, which is gone afterwards."""
+    """A trainer's world, destroyed afterwards."""
     world = OwnWorld()
     world._count = 0
     with world.inside():
@@ -30,7 +30,7 @@ def trainers() -> Iterator[None]:
 
 
 def test_an_engine_is_started_and_ended_twice_beside_the_trainers_groups(trainers: None) -> None:
-    """An engine destroys the default group when it ends, if there is one, as vLLM does."""
+    """Like vLLM, an engine destroys the default group, if there is one, when it ends."""
     world, own, hook, counted = OwnWorld(), dist.group.WORLD, sys.excepthook, dist.new_group([0])
     for _ in range(2):
         with world.inside():

@@ -1,4 +1,4 @@
-"""Engines that crash: started anew with the same weights for the same batch, and the run is the one without a crash."""
+"""Engines that crash are restarted with the same weights for the same batch, and the run is as without a crash."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_crash_changes_nothing(tiny_model_folder: Path, tmp_path: Path, whole: Recorder, case: str) -> None:
-    """In the second of three iterations."""
+    """The crash is in the second of three iterations."""
     engine, second = CASES[case]
     _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine)
     assert engine.log == ["start", "sync", "1", "6", *second, *STEP, "close"]
@@ -91,7 +91,7 @@ def test_whole_batches_in_between_set_the_count_back(tiny_model_folder: Path, tm
 
 
 def test_a_process_without_a_prompt_of_the_batch(tiny_model_folder: Path) -> None:
-    """The last validation batch may be another one's alone: what was started anew is probed with the next prompts."""
+    """A rank may have no prompts in the last validation batch: its restarted engine is probed with the next prompts."""
     policy = load_policy(str(tiny_model_folder))
     inner = Crashing("sync", calls=[1])
     engine = SyncedEngine(inner, max_restarts=1)
@@ -141,7 +141,7 @@ def test_a_mistake_of_the_user_is_not_tried_again(tiny_model_folder: Path, tmp_p
 def test_a_crash_of_the_rollout_ahead(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its weights are gone: the batch is generated with those of now, by an engine that was started anew."""
+    """The older weights are gone, so a restarted engine generates the batch with the current ones."""
     engine = Crashing(calls=[4, 5])  # after the probe and two rollouts: ahead, and when it is asked for again
     _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine, overlap=True)
     assert len(seen.rollouts) == 3 and engine.log.count("start") == 2
@@ -151,7 +151,7 @@ def test_a_crash_of_the_rollout_ahead(
 
 
 def test_a_restart_keeps_no_memory_of_the_crash(tiny_model_folder: Path, tmp_path: Path) -> None:
-    """An engine could not be started beside what the crashed one held."""
+    """Otherwise there would be no room to start another engine."""
     import gc
     import weakref
 

@@ -1,4 +1,4 @@
-"""Both engines on tiny vision-language models of every supported kind: log-probabilities are the trainer's."""
+"""Both engines on tiny vision-language models of every supported kind: log-probabilities equal the trainer's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def prompts(any_vlm_folder: Path) -> list[Prompt]:
 
 @pytest.fixture
 def policy(any_vlm_folder: Path) -> Policy:
-    """With an output embedding that would love to draw pictures."""
+    """A policy whose output embedding strongly favours image placeholders."""
     policy = load_policy(str(any_vlm_folder))
     with torch.no_grad():
         policy.model.get_output_embeddings().weight[PAD] *= 20
@@ -68,7 +68,7 @@ def test_generation_agrees_with_the_trainer(vlm_context: EngineContext, policy: 
 def test_vllm_agrees_with_the_trainer_after_every_sync(
     vlm_engine: VLLMEngine, policy: Policy, prompts: list[Prompt]
 ) -> None:
-    """The first sync replaces noise, the second other weights, the third brings merged adapters."""
+    """The first sync replaces noise, the second older weights, the third sends merged adapters."""
     groups = generate(vlm_engine, policy, prompts)
     assert_agrees(policy, prompts, groups, 5e-5)
     change(policy, 0.3)
@@ -84,7 +84,7 @@ def test_vllm_agrees_with_the_trainer_after_every_sync(
 def test_vllm_loads_an_exported_folder(
     vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], tmp_path: Path
 ) -> None:
-    """Its own way of reading weights, without any sync."""
+    """With vLLM's own loader, without a sync."""
     folder = save_model(policy.model, vlm_context.folder, tmp_path / "out")
     engine = VLLMEngine(options={"load_format": "auto"})
     try:

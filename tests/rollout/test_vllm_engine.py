@@ -78,7 +78,7 @@ def test_the_probe_passes_after_a_sync_and_fails_without_one(engine: VLLMEngine,
 def test_the_probe_fails_when_the_tied_head_is_not_repaired(
     engine: VLLMEngine, policy: Policy, relative: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM on a CPU keeps the old output embedding: everything else is new, and generation looks healthy."""
+    """vLLM on a CPU keeps the old output embedding; all other weights are new, and generation looks healthy."""
     if torch.cuda.is_available():
         pytest.skip("only vLLM on a CPU packs the output embedding")
     monkeypatch.setattr(vllm, "with_tied_head", without_the_repair)
@@ -94,7 +94,7 @@ def test_the_probe_fails_when_the_tied_head_is_not_repaired(
 def test_the_probe_fails_at_the_first_sync_without_the_repair(
     engine: VLLMEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fresh engine starts from noise; noise is put back here, since starting another one takes long."""
+    """A fresh engine starts from noise; here noise is restored, since starting another engine is slow."""
     if torch.cuda.is_available():
         pytest.skip("only vLLM on a CPU packs the output embedding")
     generator = torch.Generator().manual_seed(3)
@@ -153,7 +153,7 @@ def test_finish_reasons_end_tokens_and_groups(engine: VLLMEngine) -> None:
 
 
 def test_banned_tokens_are_never_sampled_and_out_of_the_softmax(engine: VLLMEngine, policy: Policy) -> None:
-    """All but 20 tokens banned: without the ban, hardly any token would be one of the 20."""
+    """All but 20 tokens are banned; without the ban, hardly any sampled token would be one of the 20."""
     allowed = list(range(100, 120))
     narrow = Sampling(max_tokens=12, banned_token_ids=tuple(i for i in range(VOCAB) if i not in allowed))
     found = [c for group in engine.generate(PROMPTS, narrow, SEEDS) for c in group]
@@ -175,7 +175,7 @@ def test_nothing_to_generate_is_no_error(engine: VLLMEngine) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder"])
 def test_a_fresh_engine(folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first sync of a fresh engine, tied and untied; the repair is what makes it right for the tied one."""
+    """The first sync of a fresh engine, with tied and untied embeddings; only tied ones need the repair."""
     path = request.getfixturevalue(folder)
     policy, engine = load_policy(str(path)), VLLMEngine()
     start_engine(engine, policy, path)
@@ -194,7 +194,7 @@ def test_a_fresh_engine(folder: str, request: pytest.FixtureRequest, monkeypatch
 
 
 def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
-    """What vLLM is told, in which order; there is no GPU here."""
+    """The calls that vLLM gets, in order; no GPU is needed."""
 
     class Told(list[str]):
         def __getattr__(self, name: str) -> Any:
@@ -213,7 +213,7 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
     engine.sync(policy)
     engine.sync(policy)
     load = ["collective_rpc ", "reset_prefix_cache "]
-    noise = "collective_rpc _make_noise"  # so that a weight which the sync does not reach cannot go unnoticed
+    noise = "collective_rpc _make_noise"  # so that a weight that the sync misses cannot go unnoticed
     woken = ["wake_up ['weights']", noise, "collective_rpc ", "wake_up ['kv_cache']", "reset_prefix_cache "]
     assert told == [*load, "sleep 2", *woken, *load]
     stays = VLLMEngine(sleep=False)
@@ -222,7 +222,7 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_it_runs_on_this_ranks_device(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left to itself vLLM takes the first one on every rank."""
+    """By default vLLM takes the first device on every rank."""
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     running = engine._llm.llm_engine.engine_core.engine_core.model_executor
@@ -240,7 +240,7 @@ def test_a_model_is_not_split_in_the_training_process(option: str) -> None:
 
 
 def test_a_prefix_cache_that_is_kept_is_an_error(engine: VLLMEngine, policy: Policy) -> None:
-    """vLLM does not empty it while a request is running, and says so by its return value alone."""
+    """vLLM does not empty it while a request is running, and reports that only by its return value."""
     llm = engine._llm.llm_engine
     llm.add_request("0", {"prompt_token_ids": [5] * 64}, engine._parameters(Sampling(max_tokens=9), 0))
     llm.step()

@@ -107,8 +107,8 @@ def test_the_probe_fails_without_a_sync(engine: VLLMServerEngine, policy: Policy
 def test_the_probe_fails_at_once_when_a_weight_is_not_sent(
     engine: VLLMServerEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server was started with this very model: only because it begins with zeros does it show. (vLLM on a CPU has
-    packed copies of its matrices, which stay.)"""
+    """The server was started with this very model, so the probe fails only because the weights were zeroed. (vLLM on a
+    CPU keeps packed copies of its matrices.)"""
     engine.server.forget_weights()
     monkeypatch.setattr(
         vllm_server,
@@ -136,7 +136,7 @@ def test_other_weights_are_no_samples(
 
 
 def test_every_process_is_told_of_a_crash_of_one(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They all start anew then, since the others wait for the one that sends."""
+    """All ranks then restart, since the others wait for the one that sends."""
 
     class Broken(FileTransfer):
         def send(self, *args: object) -> None:  # type: ignore[override]
@@ -174,7 +174,7 @@ def test_what_is_wrong_is_one_line(
     wrong = make_engine(api_key_env="SERVER_KEY")
     start_engine(wrong, policy)
     wrong.sync(policy)
-    with pytest.raises(UserError, match="wants an API key") as raised:
+    with pytest.raises(UserError, match="requires an API key") as raised:
         wrong.generate(PROMPTS, SAMPLING, SEEDS)
     assert "another" not in str(raised.value)
     (tmp_path / "file").touch()
@@ -191,7 +191,7 @@ def test_what_is_wrong_is_one_line(
 def test_a_server_that_goes_and_comes_back_changes_nothing(
     served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, tmp_path: Path
 ) -> None:
-    """Killed in the second of three iterations while it generates, and started again a while later."""
+    """The server is killed before generating in the second of three iterations, and started again."""
     _, whole = fit(tiny_model_folder, tmp_path / "whole", steps=3, engine=make_engine())
 
     class Killed(VLLMServerEngine):
@@ -213,7 +213,7 @@ def test_a_server_that_goes_and_comes_back_changes_nothing(
 
 
 def from_yaml(served: Served, folder: Path) -> list[str]:
-    """What a user adds to the command line."""
+    """The options that a user adds to the command line."""
     engine = {"urls": f"[{served.url}]", "api_key_env": "SERVER_KEY", "timeout": 120, "transfer": "FileTransfer"}
     options = [x for name, value in engine.items() for x in (f"--rollout.engine.init_args.{name}", str(value))]
     folder_of = ["--rollout.engine.init_args.transfer.init_args.folder", str(folder)]
@@ -297,7 +297,7 @@ def test_files_are_split_and_hold_what_was_sent(
 
 
 def test_what_nccl_is_told_is_what_it_gets(policy: Policy) -> None:
-    """vLLM sizes its buffers by it; a pass may be made as often as it likes."""
+    """vLLM sizes its buffers by the metadata, and may make any number of passes."""
     source = RepeatedWeights()
     source.set(policy.named_weights, torch.bfloat16)
     told = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
@@ -308,7 +308,7 @@ def test_what_nccl_is_told_is_what_it_gets(policy: Policy) -> None:
 
 
 def test_no_rank_sends_over_nccl_before_all_servers_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rank that began would wait in the first collective for one that has given up."""
+    """A rank that started would hang in the first collective, waiting for one that gave up."""
     from requests import HTTPError
 
     done: list[str] = []

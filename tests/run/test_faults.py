@@ -94,7 +94,7 @@ def test_out_of_memory_with_shards_is_one_line(run_folder: Path, monkeypatch: py
     monkeypatch.setenv("FAULT", "memory 2 1")
     two = launch([*FIT, *FAULTY, *SHARDED], run_folder)
     assert two.returncode == 2 and "Traceback" not in two.stderr
-    assert "Tried to allocate 2.00 GiB; with sharded weights a step cannot be tried again" in two.stderr
+    assert "Tried to allocate 2.00 GiB; with sharded weights a step cannot be retried" in two.stderr
     assert "process 1 ended: OutOfMemoryError" in two.stderr
 
 

@@ -32,7 +32,7 @@ def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_fo
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ([], ["engine hf decodes with the weights in training"]),
+        ([], ["engine hf decodes with the weights being trained"]),
         (["--rollout.engine", "vllm", "--model", "DAPO"], ["dynamic sampling"]),
         (["--rollout.engine", "vllm", "--model", "AAPO"], ["reference_rollouts: pool"]),
         (["--rollout.engine", "vllm", "--model.init_args.importance_correction", "none"], ["importance_correction"]),
@@ -58,7 +58,7 @@ def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
 
     beside = RolloutCallback(engine="vllm", overlap=True)
     beside.check_sizes(GRPO(), 8, 1)
-    with pytest.raises(UserError, match="has the GPU that trains meanwhile; use VLLMServerEngine"):
+    with pytest.raises(UserError, match="needs the GPU that is training; use VLLMServerEngine"):
         beside.check_sizes(GRPO(), 8, 1, device="cuda")
     elsewhere = VLLMServerEngine(["http://host:1"], FileTransfer(Path()))
     RolloutCallback(engine=elsewhere, overlap=True).check_sizes(GRPO(), 8, 1, device="cuda")

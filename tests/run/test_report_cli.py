@@ -27,7 +27,7 @@ def test_two_seeds_and_a_rival(run_folder: Path, lit_rlvr: CLI) -> None:
         assert words in page, words
     differs = page[page.index("What differs") : page.index("What all have in common")]
     assert differs.count("<tr>") == 2 and "model.<wbr>lr" in differs, "the learning rate is all that differs"
-    assert "Not all runs are whole" not in page
+    assert "Some runs are incomplete" not in page
 
 
 def test_pictures_come_along(tmp_path: Path, vlm_folder: Path, lit_rlvr: CLI) -> None:

@@ -12,7 +12,7 @@ from lit_rlvr.types import Rollout
 
 
 def brute_force(correct: list[float], k: int) -> float:
-    """The share of all subsets of k completions that hold a correct one."""
+    """The share of all k-subsets of completions that contain a correct one."""
     subsets = list(combinations(correct, k))
     return sum(any(subset) for subset in subsets) / len(subsets)
 

@@ -1,4 +1,4 @@
-"""Micro-batches that run out of memory: the step is taken in smaller ones, with the same result."""
+"""Micro-batches that run out of memory: the step is retried with smaller ones, with the same result."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ CPU = RuntimeError(
 def run_out(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, step: int, most: int, late: bool = False
 ) -> list[int]:
-    """From an optimizer step on (from 1) more than `most` completions at once are too many, in the forward pass or, if
-    `late`, in the backward pass. Returns the sizes that were tried."""
+    """From optimizer step `step` (counted from 1), fail on more than `most` completions at once: in the forward pass
+    or, if `late`, in the backward pass. Returns the sizes that were tried."""
     objective, tried = RecordingGRPO.objective, []
 
     def limited(self: RecordingGRPO, x: LossInputs) -> tuple[Tensor, Stats]:
@@ -65,7 +65,7 @@ def whole(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def half(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorder:
-    """With half the tokens from the second step on."""
+    """Half the tokens per micro-batch from the second step on."""
 
     class Halved(Recorder):
         def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -81,7 +81,7 @@ def test_the_step_is_tried_again_and_comes_out_the_same(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     whole: Recorder, half: Recorder, error: BaseException, late: bool,
 ) -> None:  # fmt: skip
-    """Exactly as with half the tokens from that step on, and up to rounding as if nothing had happened."""
+    """Identical to a run with half the tokens from that step on, and up to rounding to an undisturbed run."""
     tried = run_out(monkeypatch, error, step=2, most=16, late=late)
     module, seen = fit(tiny_model_folder, tmp_path, **OPTIONS)
     assert tried[:2] == [24, 24] and max(tried[2:]) <= 16 and module.tokens_per_microbatch == 320

@@ -33,7 +33,7 @@ def nan_in_the_number_only(x: LossInputs, loss: Tensor) -> Tensor:
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, what: Poison, steps: set[int], group: int | None = None) -> None:
-    """Let `what` befall the micro-batches (those with a group, if one is given) of some optimizer steps, from 1."""
+    """Apply `what` to the micro-batches (only those with `group`, if given) of some optimizer steps, counted from 1."""
     objective = RecordingGRPO.objective
 
     def poisoned(self: RecordingGRPO, x: LossInputs) -> tuple[Tensor, Stats]:

@@ -1,4 +1,4 @@
-"""Every algorithm in a real run: a tiny model, the whole flow, the numbers it logs."""
+"""Every algorithm in a real run with a tiny model: the whole loop, and the metrics it logs."""
 
 from __future__ import annotations
 
