@@ -6,13 +6,16 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import torch
 
 from lit_rlvr.errors import UserError, first_line
+
+if TYPE_CHECKING:  # httpx is loaded where a server is used, not wherever this package is imported
+    import httpx
 
 START = "start it with `lit-rlvr serve --model ...`"
 _log = logging.getLogger("lit_rlvr")
@@ -47,6 +50,8 @@ class VLLMServer:
         Raises:
             UserError: it is not within `timeout`.
         """
+        import httpx
+
         deadline, said = time.monotonic() + self.timeout, False
         while True:
             try:
@@ -69,7 +74,7 @@ class VLLMServer:
             UserError: the server does not allow changing its weights.
         """
         answer = self._ask("GET", "/server_info?config_format=json")
-        if answer.status_code == httpx.codes.NOT_FOUND:
+        if answer.status_code == HTTPStatus.NOT_FOUND:
             raise UserError(f"{self.url} does not accept weights: it runs without VLLM_SERVER_DEV_MODE=1; {START}")
         return dict(self._checked(answer)["vllm_config"]["model_config"])
 
@@ -126,15 +131,19 @@ class VLLMServer:
             UserError: the server does not accept tokens.
             ServerError: it cannot be reached, or reports a failure.
         """
+        import httpx
+
         try:
             answer = await client.post(f"{self.url}/inference/v1/generate", json=request)
         except httpx.HTTPError as error:
             raise ServerError(f"{self.url}: {first_line(error)}") from error
-        if answer.status_code == httpx.codes.NOT_FOUND:
+        if answer.status_code == HTTPStatus.NOT_FOUND:
             raise UserError(f"{self.url} does not accept tokens: it runs without --enable-scale-out; {START}")
         return dict(self._checked(answer)["choices"][0])
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        import httpx
+
         try:
             return httpx.request(method, self.url + path, json=body, headers=self.headers, timeout=self.timeout)
         except httpx.HTTPError as error:
@@ -142,7 +151,7 @@ class VLLMServer:
 
     def _checked(self, answer: httpx.Response) -> dict[str, Any]:
         path = answer.request.url.path
-        if answer.status_code == httpx.codes.UNAUTHORIZED:
+        if answer.status_code == HTTPStatus.UNAUTHORIZED:
             raise UserError(f"{self.url} requires an API key; name its environment variable in api_key_env")
         if not answer.is_success:
             said = " ".join(answer.text.split())[:300]

@@ -8,9 +8,8 @@ import io
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import torch
 from torch import Tensor
 
@@ -23,6 +22,9 @@ from lit_rlvr.rollout.transfer import WeightTransfer
 from lit_rlvr.rollout.vllm import collapsed, read_completion, sampling_parameters, with_tied_head
 from lit_rlvr.rollout.vllm_client import START, ServerError, VLLMServer, dtype_of
 from lit_rlvr.types import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    import httpx
 
 
 class VLLMServerEngine(RolloutEngine):
@@ -130,6 +132,8 @@ class VLLMServerEngine(RolloutEngine):
     async def _generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None
     ) -> list[list[Completion]]:
+        import httpx
+
         server = self.server
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(headers=server.headers, timeout=server.timeout, limits=limits) as client:
