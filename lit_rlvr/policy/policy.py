@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.distributed.sharding import gathered, whole
 from lit_rlvr.policy import shared_prefix as attention
+from lit_rlvr.policy import vision_attention
 from lit_rlvr.policy.gradient_checkpointing import checkpointing
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
@@ -48,8 +49,8 @@ class Policy(nn.Module):
         model: Any = self.model
         self.shared_prefix = shared
         name = attention.NAME if shared else self._attention
-        vision = takes_images(model.config)  # the vision tower's attention stays as it is
-        model.set_attn_implementation({"text_config": name} if vision else name)
+        vision = takes_images(model.config)
+        model.set_attn_implementation({"text_config": name, "vision_config": vision_attention.NAME} if vision else name)
 
     def without_adapters(self) -> Policy:
         """The same model as it was before adapters were added; nothing is copied."""

@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lit_rlvr.policy.spans import Spans, attend, available, lay_out_spans
+from lit_rlvr.policy.spans import Spans, attend, available, kernel_dtype, lay_out_spans
 
 NAME = "shared_prefix"
 _SMALL = 1 << 21  # up to this many scores a CPU computes unfused: its fused kernel is slow on short segments
@@ -121,7 +121,7 @@ def shared_prefix_attention(
         raise CannotShare(", ".join(asked))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if isinstance(segments, Spans):
-        q, k, v = (x[0].transpose(0, 1).to(_kernel_dtype(value)) for x in (query, key, value))  # (T, heads, D)
+        q, k, v = (x[0].transpose(0, 1).to(kernel_dtype(value)) for x in (query, key, value))  # (T, heads, D)
         return attend(q, k, v, segments, scaling).to(value.dtype)[None], None
     repeats = query.shape[1] // key.shape[1]
     q, k, v = query[0], repeat_kv(key, repeats)[0], repeat_kv(value, repeats)[0]  # (heads, T, D)
@@ -135,13 +135,6 @@ def shared_prefix_attention(
         blocks.append(_attend(_take(q, segments.completions), both_k, both_v, mask, scaling))
     flat = torch.cat([block.flatten(1, 2) for block in blocks], 1)
     return flat.index_select(1, segments.order).transpose(0, 1)[None], None
-
-
-def _kernel_dtype(value: Tensor) -> torch.dtype:
-    """Compute type of the spans' kernel: autocast's on a GPU; never bfloat16 on a CPU, where it is slower."""
-    if value.device.type == "cpu":
-        return torch.float32 if value.dtype == torch.bfloat16 else value.dtype
-    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:

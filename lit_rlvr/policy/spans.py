@@ -11,7 +11,7 @@ and log-sum-exp); Milakov and Gimelshein 2018 for merging parts of a softmax.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -37,22 +37,24 @@ class Blocks:
     """N pairs of a block of queries and a block of keys.
 
     Args:
-        queries, keys: lengths of the blocks, which are contiguous and in order.
-        query_ends, key_ends: (N + 1,) int32, their cumulative sums, starting at 0.
+        query_ends, key_ends: (N + 1,) int32, the ends of the blocks, which are contiguous and in order, starting at 0.
+        longest: queries and keys of the longest blocks.
+        queries, keys: lengths of the blocks, for a CPU, which takes them one by one.
     """
 
-    queries: list[int]
-    keys: list[int]
     query_ends: Tensor
     key_ends: Tensor
+    longest: tuple[int, int]
+    queries: list[int]
+    keys: list[int]
 
     @classmethod
     def of(cls, queries: list[int], keys: list[int]) -> Blocks:
-        ends = (torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (queries, keys))
-        return cls(queries, keys, *ends)
+        mine, theirs = (torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (queries, keys))
+        return cls(mine, theirs, (max(queries, default=0), max(keys, default=0)), queries, keys)
 
     def to(self, device: torch.device) -> Blocks:
-        return Blocks(self.queries, self.keys, self.query_ends.to(device), self.key_ends.to(device))
+        return replace(self, query_ends=self.query_ends.to(device), key_ends=self.key_ends.to(device))
 
 
 @dataclass
@@ -64,15 +66,29 @@ class Spans:
         shared: all completions of a group attending to their prompt, for groups with completion tokens.
         asking: (Q,) long, the positions of those completions' tokens.
         asked: (K,) long, the positions of those prompts' tokens.
+        causal: whether a token of a segment sees only the ones up to it.
     """
 
     own: Blocks
     shared: Blocks
     asking: Tensor
     asked: Tensor
+    causal: bool = True
+
+    @classmethod
+    def alone(cls, ends: Tensor, longest: int) -> Spans:
+        """Segments that attend to all of themselves and to nothing else, on a GPU.
+
+        Args:
+            ends: (N + 1,) int, from 0.
+        """
+        own = Blocks(ends.int(), ends.int(), (longest, longest), [], [])
+        nothing = ends.new_empty(0, dtype=torch.long)
+        return cls(own, Blocks.of([], []), nothing, nothing, causal=False)
 
     def to(self, device: torch.device) -> Spans:
-        return Spans(self.own.to(device), self.shared.to(device), self.asking.to(device), self.asked.to(device))
+        parts = {name: getattr(self, name).to(device) for name in ("own", "shared", "asking", "asked")}
+        return replace(self, **parts)
 
 
 def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) -> Spans:
@@ -105,6 +121,13 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
+def kernel_dtype(value: Tensor) -> torch.dtype:
+    """Compute type of the kernels: autocast's on a GPU; never bfloat16 on a CPU, where it is slower."""
+    if value.device.type == "cpu":
+        return torch.float32 if value.dtype == torch.bfloat16 else value.dtype
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
     """Attention of a row of T tokens by its spans.
 
@@ -121,7 +144,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
-        out, lse = _kernel(q, k, v, spans.own, True, scale)
+        out, lse = _kernel(q, k, v, spans.own, spans.causal, scale)
         if len(spans.asking):
             parts = q[spans.asking], k[spans.asked], v[spans.asked]
             other, its = _kernel(*parts, spans.shared, False, scale)
@@ -138,7 +161,7 @@ class _Attend(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         spans: Spans = ctx.spans
         grad = grad.contiguous()
-        dq, dk, dv = _gradient(grad, q, k, v, out, lse, spans.own, True, ctx.scale)
+        dq, dk, dv = _gradient(grad, q, k, v, out, lse, spans.own, spans.causal, ctx.scale)
         if len(spans.asking):
             parts = q[spans.asking], k[spans.asked], v[spans.asked]
             results = out[spans.asking], lse[:, spans.asking].contiguous()
@@ -157,7 +180,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale
     """Output (T, H, D) and log-sum-exp (H, T) of each block of queries on its block of keys."""
     if q.is_cuda:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            q, k, v, blocks.query_ends, blocks.key_ends, max(blocks.queries), max(blocks.keys), 0.0, causal, False,
+            q, k, v, blocks.query_ends, blocks.key_ends, *blocks.longest, 0.0, causal, False,
             scale=scale,
         )  # fmt: skip
         return out, lse
@@ -175,7 +198,7 @@ def _gradient(
     if q.is_cuda:
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # dropout state, unused
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
-            grad, q, k, v, out, lse, blocks.query_ends, blocks.key_ends, max(blocks.queries), max(blocks.keys), 0.0,
+            grad, q, k, v, out, lse, blocks.query_ends, blocks.key_ends, *blocks.longest, 0.0,
             causal, state, torch.empty(0, device=q.device), scale=scale,
         )  # fmt: skip
         return dq, dk, dv

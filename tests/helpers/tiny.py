@@ -127,7 +127,8 @@ def plain_logprobs(
         (n,) log-probabilities of the completion's tokens, and (n, V) of all tokens there.
     """
     sampling = sampling or Sampling()
-    logits = model(torch.tensor([[*prompt, *completion]]), use_cache=False).logits[0, len(prompt) - 1 :]
+    ids = torch.tensor([[*prompt, *completion]], device=model.device)
+    logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 :]
     logits = logits[: len(completion)] / sampling.temperature
     if sampling.banned_token_ids:
         logits = logits.clone()

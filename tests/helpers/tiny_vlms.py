@@ -75,18 +75,23 @@ def mixed_prompts(folder: Path) -> list[Prompt]:
 
 
 def slow(policy: Policy, prompt: Prompt, completion: Sequence[int], banned: Sequence[int] = ()) -> Tensor:
-    """One unpadded sequence through the whole model, which finds the positions on its own."""
+    """One unpadded sequence through the whole model, which finds the positions on its own; its tower attends with
+    torch's SDPA, one window at a time."""
     model = policy.model
-    ids = torch.tensor([[*prompt.token_ids, *completion]])
+    ids = torch.tensor([[*prompt.token_ids, *completion]], device=policy.device)
     images = {}
     if prompt.pixels is not None:
         images = {
-            "pixel_values": prompt.pixels.values,
-            "image_grid_thw": prompt.pixels.grid,
+            "pixel_values": prompt.pixels.values.to(policy.device),
+            "image_grid_thw": prompt.pixels.grid.to(policy.device),
             "mm_token_type_ids": (ids == PAD).int(),
         }
     model.model.rope_deltas = None
+    tower = model.config.vision_config
+    ours = tower._attn_implementation
+    model.set_attn_implementation({"vision_config": "sdpa"})
     logits = model(ids, use_cache=False, **images).logits[0, len(prompt.token_ids) - 1 : -1].clone()
+    model.set_attn_implementation({"vision_config": ours})
     logits[:, list(banned)] = float("-inf")
     return logits.log_softmax(-1)[torch.arange(len(completion)), torch.tensor(completion)]
 

@@ -24,26 +24,28 @@ def plain(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, s
     logits = torch.nn.functional.linear(hidden, weight, bias) / sampling.temperature
     kept = [v for v in range(V) if v not in sampling.banned_token_ids]
     logp = logits[:, kept].log_softmax(-1)
-    at = torch.tensor([kept.index(int(t)) for t in target])
-    return [logp[torch.arange(N), at], -(logp.exp() * logp).sum(-1)]
+    at = torch.tensor([kept.index(int(t)) for t in target], device=logp.device)
+    return [logp[torch.arange(N, device=logp.device), at], -(logp.exp() * logp).sum(-1)]
 
 
-def numbers(bias: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+def numbers(bias: bool, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     torch.manual_seed(3)
-    made = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((N, H), (V, H), (V,))]
-    return made[0], made[1], made[2] if bias else None, torch.randint(1, V - 1, (N,))
+    made = [torch.randn(*shape, dtype=torch.float64).to(device) for shape in ((N, H), (V, H), (V,))]
+    hidden, weight, offset = (x.requires_grad_() for x in made)
+    return hidden, weight, offset if bias else None, torch.randint(1, V - 1, (N,)).to(device)
 
 
 @SAMPLINGS
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("chunk", "kept"), [(1 << 25, 1 << 29), (2 * V, 1 << 29), (3 * V, 0)])
 def test_values_and_gradients_are_those_of_the_softmax(
-    sampling: Sampling, bias: bool, chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch
+    sampling: Sampling, bias: bool, chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
+    monkeypatch.setattr(scoring, "GPU_ROWS", 1)
     monkeypatch.setattr(scoring, "CHUNK", chunk)
     monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
-    hidden, weight, offset, target = numbers(bias)
-    factors = torch.randn(2, N, dtype=torch.float64)
+    hidden, weight, offset, target = numbers(bias, device)
+    factors = torch.randn(2, N, dtype=torch.float64, device=device)
     inputs = [x for x in (hidden, weight, offset) if x is not None]
 
     def gradients(found: list[Tensor]) -> tuple[Tensor, ...]:

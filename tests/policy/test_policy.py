@@ -64,11 +64,11 @@ def assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor], rela
 @SHARED
 @pytest.mark.parametrize("sampling", [Sampling(), SAMPLING], ids=["plain", "tempered"])
 def test_logprobs_entropy_and_gradients_equal_a_plain_forward(
-    build: Callable[[], PreTrainedModel], shared: bool, sampling: Sampling
+    build: Callable[[], PreTrainedModel], shared: bool, sampling: Sampling, device: torch.device
 ) -> None:
-    model, rollout = build(), ragged(sampling)
+    model, rollout = build().to(device), ragged(sampling)
     policy = Policy(model, (END,), shared)
-    weights = torch.linspace(-1, 1, rollout.mask.numel()).view(rollout.mask.shape)
+    weights = torch.linspace(-1, 1, rollout.mask.numel(), device=device).view(rollout.mask.shape)
     expected, spread = slow(model, rollout)
     wanted = gradients(model, (expected * weights).sum())
 
@@ -77,15 +77,18 @@ def test_logprobs_entropy_and_gradients_equal_a_plain_forward(
     torch.testing.assert_close(logp, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(entropy, spread, atol=1e-5, rtol=1e-5)
     assert entropy is not None and not entropy.requires_grad
-    assert bool((logp[~rollout.mask] == 0).all()) and bool((logp[rollout.mask] < 0).all())
+    mask = rollout.mask.to(device)
+    assert bool((logp[~mask] == 0).all()) and bool((logp[mask] < 0).all())
     assert_same_gradients(gradients(model, (logp * weights).sum()), wanted)
 
 
 @MODELS
 @SHARED
-def test_any_choice_of_rows_gives_the_same_numbers(build: Callable[[], PreTrainedModel], shared: bool) -> None:
+def test_any_choice_of_rows_gives_the_same_numbers(
+    build: Callable[[], PreTrainedModel], shared: bool, device: torch.device
+) -> None:
     rollout = ragged()
-    policy = Policy(build(), (END,), shared)
+    policy = Policy(build().to(device), (END,), shared)
     everything = policy.logprobs(rollout, list(range(12)))[0]
     for rows in ([0], [1], [3, 0], [4, 6, 11, 8], [9, 10, 2]):
         torch.testing.assert_close(policy.logprobs(rollout, rows)[0], everything[rows], atol=1e-5, rtol=1e-5)
@@ -110,14 +113,16 @@ def test_a_banned_token_has_probability_zero() -> None:
 @MODELS
 @pytest.mark.parametrize(("positions", "kept"), [(1, 0), (5, 1 << 29), (31, 0)])
 def test_chunks_of_the_vocabulary_change_nothing(
-    build: Callable[[], PreTrainedModel], positions: int, kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, rollout = build(), ragged(SAMPLING)
+    build: Callable[[], PreTrainedModel], positions: int, kept: int, monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
+) -> None:  # fmt: skip
+    model, rollout = build().to(device), ragged(SAMPLING)
     policy = Policy(model, (END,))
     logp, entropy = policy.logprobs(rollout, list(range(12)), entropy=True)
     wanted = gradients(model, logp.exp().sum())
     monkeypatch.setattr(scoring, "CHUNK", positions * model.config.vocab_size + 7)
     monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
+    monkeypatch.setattr(scoring, "GPU_ROWS", 1)
     chunked, spread = policy.logprobs(rollout, list(range(12)), entropy=True)
     torch.testing.assert_close(chunked, logp, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(spread, entropy, atol=1e-6, rtol=1e-6)

@@ -53,9 +53,9 @@ def assert_same_gradients(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> 
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_logprobs_and_gradients_are_those_of_single_sequences(
-    any_vlm_folder: Path, prompts: list[Prompt], shared: bool, checkpointing: bool
+    any_vlm_folder: Path, prompts: list[Prompt], shared: bool, checkpointing: bool, device: torch.device
 ) -> None:
-    policy = load_policy(str(any_vlm_folder), shared_prefix=shared, gradient_checkpointing=checkpointing)
+    policy = load_policy(str(any_vlm_folder), shared_prefix=shared, gradient_checkpointing=checkpointing).to(device)
     assert policy.shared_prefix is shared, "the check at loading, which has an image in it, passes"
     rollout = make_rollout(prompts)
     logp, _ = policy.logprobs(rollout, list(range(9)))

@@ -29,9 +29,11 @@ def hf_engine(model: PreTrainedModel | None = None, max_sequences: int = 64, end
 @torch.no_grad()
 @pytest.mark.parametrize("build", [tiny_llama, tiny_qwen2], ids=["llama", "qwen2"])
 @pytest.mark.parametrize("temperature", [0.8, 1.0, 1.7])
-def test_logprobs_equal_teacher_forcing(build: Callable[[], PreTrainedModel], temperature: float) -> None:
+def test_logprobs_equal_teacher_forcing(
+    build: Callable[[], PreTrainedModel], temperature: float, device: torch.device
+) -> None:
     """Prompts of mixed lengths in one left-padded batch, several completions each, rows leaving early."""
-    model = build()
+    model = build().to(device)
     sampling = Sampling(temperature=temperature, max_tokens=12, banned_token_ids=(3, 50))
     groups = hf_engine(model).generate(PROMPTS, sampling, SEEDS)
     assert [len(group) for group in groups] == [3] * 4
@@ -40,7 +42,7 @@ def test_logprobs_equal_teacher_forcing(build: Callable[[], PreTrainedModel], te
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for completion in group:
             expected, _ = plain_logprobs(model, prompt.token_ids, completion.token_ids, sampling)
-            torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(torch.tensor(completion.logprobs), expected.cpu(), atol=1e-5, rtol=1e-5)
 
 
 def test_finish_reasons_and_the_end_token_is_part_of_the_completion() -> None:
