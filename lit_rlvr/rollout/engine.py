@@ -42,6 +42,7 @@ class EngineContext:
     seed: int
     dtype: torch.dtype = torch.float32
     max_images: int = 1
+    deterministic: bool = False
 
     @classmethod
     def in_place(cls, policy: Policy, tokenizer: PreTrainedTokenizerBase, sequences: int) -> EngineContext:

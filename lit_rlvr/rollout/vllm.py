@@ -74,6 +74,8 @@ class VLLMEngine(RolloutEngine):
     def start(self, context: EngineContext) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        if context.deterministic and torch.cuda.is_available():
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"
         from vllm import LLM
 
         self._context = context

@@ -68,7 +68,7 @@ class VLLMServer:
             time.sleep(0.5)
 
     def settings(self) -> dict[str, Any]:
-        """vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ...
+        """vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ..., and whether it is `batch_invariant`.
 
         Raises:
             UserError: the server does not allow changing its weights.
@@ -76,7 +76,9 @@ class VLLMServer:
         answer = self._ask("GET", "/server_info?config_format=json")
         if answer.status_code == HTTPStatus.NOT_FOUND:
             raise UserError(f"{self.url} does not accept weights: it runs without VLLM_SERVER_DEV_MODE=1; {START}")
-        return dict(self._checked(answer)["vllm_config"]["model_config"])
+        found = self._checked(answer)
+        invariant = bool(found["vllm_env"].get("VLLM_BATCH_INVARIANT"))
+        return {**found["vllm_config"]["model_config"], "batch_invariant": invariant}
 
     def workers(self) -> int:
         """How many GPUs hold its weights, or shards of them."""

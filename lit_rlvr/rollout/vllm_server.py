@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import logging
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
     import httpx
+
+_log = logging.getLogger("lit_rlvr")
 
 
 class VLLMServerEngine(RolloutEngine):
@@ -99,6 +102,18 @@ class VLLMServerEngine(RolloutEngine):
             raise UserError(
                 f"{server.url}: its log-probabilities are not those it samples from; {START}, "
                 "or with --logprobs-mode processed_logprobs"
+            )
+        if context.deterministic and torch.cuda.is_available() and not settings["batch_invariant"]:
+            raise UserError(
+                f"{server.url}: rollout.deterministic needs a server with batch-invariant kernels; start it with "
+                "`lit-rlvr serve --deterministic ...`"
+            )
+        if self._dtype != context.dtype:
+            _log.warning(
+                "%s computes in %s and the trainer in %s, so their log-probabilities differ by more than they need to: "
+                "start it with --dtype %s",
+                server.url,
+                *(str(d).removeprefix("torch.") for d in (self._dtype, context.dtype, context.dtype)),
             )
 
     def sync(self, policy: Policy) -> None:

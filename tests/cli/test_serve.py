@@ -55,6 +55,11 @@ def test_without_a_model(lit_rlvr: CLI) -> None:
     assert result.status == 2 and result.err == ("lit-rlvr: error: the following arguments are required: --model\n")
 
 
+def test_batch_invariant_kernels_need_a_gpu(lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    result = lit_rlvr("serve", "--model", tiny_model_folder, "--deterministic")
+    assert result.status == 2 and "--deterministic: vLLM has batch-invariant kernels for GPUs only" in result.err
+
+
 def test_vllm_gets_the_other_options(lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]]) -> None:
     result = lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, "--max-model-len", 64, "--api-key", "k")
     assert result.status == 0, result.err

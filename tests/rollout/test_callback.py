@@ -1,5 +1,6 @@
 """The first half of the loop: seeds, when weights are synced and probed, metrics of a rollout."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,16 @@ def test_every_completion_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch)
         for group in completion_seeds(prompts, [0] * 3, 4, "validation", "set"):
             seen |= set(group)
     assert len(seen) == 2 * 31 * 3 * 4
+
+
+def test_deterministic_kernels_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        callback.use_deterministic_kernels()
+        assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_seeds_belong_to_the_prompt_and_not_to_its_place() -> None:

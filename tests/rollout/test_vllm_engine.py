@@ -1,6 +1,7 @@
 """Real vLLM in this process, on tiny models: one engine for the whole session."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ENDS, VOCAB, make_prompt, plain_logprobs, random_ids, start_engine
+from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, random_ids, start_engine
 from tiny_engines import assert_logprobs_are_the_policys, change, flat
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import vllm
+from lit_rlvr.rollout.engine import EngineContext
 from lit_rlvr.rollout.own_world import executor_on
 from lit_rlvr.rollout.probe import check_engine
 from lit_rlvr.rollout.vllm import VLLMEngine, smallest_block
@@ -219,6 +221,24 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
     stays = VLLMEngine(sleep=False)
     stays._llm = told
     assert not stays.rest()
+
+
+def test_on_a_gpu_deterministic_means_batch_invariant(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
+    """vLLM reads the variable when it is imported or started."""
+    seen: list[str | None] = []
+
+    class LLM:
+        def __init__(self, **settings: Any) -> None:
+            seen.append(os.environ.get("VLLM_BATCH_INVARIANT"))
+
+    monkeypatch.setattr("vllm.LLM", LLM)
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "")
+    for gpu, deterministic in ((False, True), (True, False), (True, True)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        context = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, deterministic=deterministic)
+        VLLMEngine(gpu_memory_utilization=0.5).start(context)
+    assert seen == ["", "", "1"]
 
 
 def test_it_runs_on_this_ranks_device(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:

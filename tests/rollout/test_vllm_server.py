@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ENDS, make_prompt, random_ids, start_engine
+from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, start_engine
 from tiny_engines import assert_logprobs_are_the_policys, change, flat
 from tiny_fit import fit
 from tiny_runs import FIT, STRATEGIES, completions, in_two_processes, summary, to
@@ -151,8 +151,9 @@ def test_every_process_is_told_of_a_crash_of_one(policy: Policy, monkeypatch: py
 
 
 def test_what_is_wrong_is_one_line(
-    make_engine: Callable[..., VLLMServerEngine], policy: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    make_engine: Callable[..., VLLMServerEngine], policy: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     def refused(said: str, **options: Any) -> None:
         with pytest.raises(UserError, match=said):
             start_engine(make_engine(**options), policy)
@@ -179,6 +180,13 @@ def test_what_is_wrong_is_one_line(
     assert "another" not in str(raised.value)
     (tmp_path / "file").touch()
     monkeypatch.setenv("SERVER_KEY", KEY)
+    with monkeypatch.context() as gpu:
+        gpu.setattr(torch.cuda, "is_available", lambda: True)
+        context = EngineContext("", policy, byte_tokenizer(), 512, 64, 0, deterministic=True)
+        with pytest.raises(UserError, match="lit-rlvr serve --deterministic"):
+            make_engine().start(context)
+    make_engine().start(EngineContext("", policy, byte_tokenizer(), 512, 64, 0, dtype=torch.bfloat16))
+    assert "computes in float32 and the trainer in bfloat16" in caplog.text
     lost = make_engine(transfer=FileTransfer(tmp_path / "file" / "weights"))
     start_engine(lost, policy)
     with pytest.raises(UserError, match=r"FileTransfer\.folder: .* cannot be written: Not a directory"):

@@ -333,7 +333,7 @@ BAD_ARGUMENTS = {
     "too few prompts": (["--data.init_args.prompts_per_step", "17"], ["prompts_per_step"]),
     "group size": (["--rollout.group_size", "0"], ["group_size"]),
     "FSDP1": (["--trainer.strategy", "fsdp"], ["FSDP1", "--config configs/strategy/fsdp2.yaml"]),
-    "top_p": (["--rollout.sampling.top_p", "0.9"], ["top_p", "log-probabilities"]),
+    "top_p": (["--rollout.sampling.top_p", "0.9"], ["top_p", "not drawn from the distribution in the loss"]),
     "temperature": (["--rollout.sampling.temperature", "0"], ["temperature"]),
     "max_tokens": (["--rollout.sampling.max_tokens", "0"], ["max_tokens"]),
     "greedy pass@k": (["--rollout.eval_samples", "4"], ["eval_samples", "temperature"]),
