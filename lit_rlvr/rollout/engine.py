@@ -128,8 +128,12 @@ class RolloutEngine(ABC):
 
     @property
     def probe_tolerance(self) -> float:
-        """Largest difference from the trainer's log-probability of a token that counts as rounding, in nats."""
-        return 3e-4 if self.compute_dtype == torch.float32 else 0.5
+        """Difference from the trainer's log-probabilities that counts as rounding, in nats; see `check_engine`.
+
+        In bfloat16 the means of 128 probes of right engines reach 0.053 (SmolLM2, vLLM and Hugging Face on a CPU), and
+        those of an engine with one wrong weight matrix begin at 0.175.
+        """
+        return 3e-4 if self.compute_dtype == torch.float32 else 0.1
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_prompt, make_rollout
+from tiny import byte_tokenizer, make_prompt, make_rollout, tiny_llama
 from tiny_engines import Copying
 from tiny_fit import Recorder, fit
 
@@ -15,9 +16,10 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback, callback
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
-from lit_rlvr.rollout.engine import Done
+from lit_rlvr.rollout.engine import Done, EngineContext
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.rollout.probe import check_engine, trainer_logprobs
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 
 
@@ -107,6 +109,25 @@ class StaleEngine(CountingEngine):
 def test_stale_weights_stop_the_run_at_the_next_probe(tiny_model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"engine stale: its log-probabilities differ .* by up to 0\.01 nats"):
         fit(tiny_model_folder, tmp_path, steps=4, engine=StaleEngine(), probe_every=2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shift", "refused"), [(16, 0.08, False), (16, 0.15, True), (1, 0.3, False), (1, 0.6, True)]
+)
+def test_in_16_bits_a_probe_looks_at_the_mean(
+    tokens: int, shift: float, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding moves single tokens further than a wrong weight matrix moves the mean."""
+    engine, policy = HFEngine(), Policy(tiny_llama(), ())
+    engine.start(replace(EngineContext.in_place(policy, byte_tokenizer(), 4), dtype=torch.bfloat16))
+    prompt, sampling = make_prompt([5, 6, 7]), Sampling(max_tokens=tokens)
+    assert check_engine(engine, policy, prompt, sampling, 1) < 0.05
+    completion = engine.generate([prompt], sampling, [[1]])[0][0]
+    ours = trainer_logprobs(policy, prompt, completion, sampling, torch.bfloat16)
+    off = replace(completion, logprobs=tuple((ours + shift).tolist()))
+    monkeypatch.setattr(engine, "generate", lambda *_: [[off]])
+    with pytest.raises(UserError, match="by a mean of") if refused else nullcontext():
+        check_engine(engine, policy, prompt, sampling, 1)
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
