@@ -15,14 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_rlvr.errors import UserError
 
-
-def shard(root: nn.Module, mesh: DeviceMesh, also_called: Sequence[str] = ()) -> None:
+def shard(
+    root: nn.Module, mesh: DeviceMesh, also_called: Sequence[str] = (), dtype: torch.dtype = torch.float32
+) -> None:
     """Shard a module's parameters over the ranks of a mesh, in place, with the values of the first rank.
 
     Each layer (of the language model and of a vision tower) is gathered only for its own forward and backward pass;
@@ -31,18 +31,16 @@ def shard(root: nn.Module, mesh: DeviceMesh, also_called: Sequence[str] = ()) ->
 
     Args:
         root: complete on the first rank; on the others its tensors may be on the meta device.
-        mesh: with dimensions `data_parallel` and `tensor_parallel`, the latter of size 1.
+        mesh: of one dimension, over which parameters are sharded, or of two: copies of the model, and their shards.
         also_called: methods of `root` that run the model too, besides `forward`.
-
-    Raises:
-        UserError: the mesh has tensor parallelism.
+        dtype: in which parameters are gathered and the model computes; shards stay in float32, and gradients are summed
+            in float32.
     """
-    if mesh["tensor_parallel"].size() > 1:
-        raise UserError("trainer.strategy: tensor_parallel_size above 1 is not supported; use --config strategy/fsdp2")
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
     for module in (*reversed(layers), root):
         _fill(module, torch.device(mesh.device_type))
-        fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     for name in also_called:
         register_fsdp_forward_method(root, name)
 

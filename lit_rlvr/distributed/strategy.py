@@ -15,9 +15,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from lit_rlvr.distributed.checkpoint_files import read_rest
 from lit_rlvr.distributed.shards import MOMENTS, REST, WEIGHTS, is_sharded, load_shares, named
+from lit_rlvr.errors import UserError
 
 
 class FSDP2(ModelParallelStrategy):
@@ -28,14 +30,30 @@ class FSDP2(ModelParallelStrategy):
 
     Args:
         process_group_backend: `nccl` on GPUs and `gloo` on CPUs by default.
+        replicas: copies of the model, each sharded over an equal part of the processes ("HSDP"). With one copy per
+            machine, layers are gathered within machines, and only gradients are averaged between them.
     """
 
-    def __init__(self, process_group_backend: str | None = None) -> None:
+    def __init__(self, process_group_backend: str | None = None, replicas: int = 1) -> None:
         super().__init__(process_group_backend=process_group_backend)
+        self.replicas = replicas
+        self.sharding_mesh: DeviceMesh | None = None
 
     def setup_environment(self) -> None:
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        processes = self._data_parallel_size
+        if self.replicas < 1 or processes % self.replicas:
+            raise UserError(
+                f"trainer.strategy.replicas: {processes} processes cannot be split evenly over {self.replicas} copies "
+                "of the model; use a divisor"
+            )
         super().setup_environment()
+        assert self.device_mesh is not None
+        self.sharding_mesh = self.device_mesh["data_parallel"]
+        if self.replicas > 1:
+            size = (self.replicas, processes // self.replicas)
+            names = ("replicas", "shards")
+            self.sharding_mesh = init_device_mesh(self.device_mesh.device_type, size, mesh_dim_names=names)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))

@@ -18,34 +18,35 @@ from lit_rlvr.types import Pixels, Sampling
 _log = logging.getLogger("lit_rlvr")
 
 
-def verify_or_fall_back(policy: Policy) -> None:
+def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> None:
     """Compare our log-probabilities with the model's own forward pass on a few tokens.
 
     This catches models that scale or cap their logits after the output embedding, which are refused, and models
     without plain causal attention (sliding windows, recurrent layers), which fall back to one completion per row.
 
+    Args:
+        dtype: what the model computes in; by default its weights' type.
+
     Raises:
         UserError: even one completion per row does not reproduce the model's own log-probabilities.
     """
     reason = "it does not pass our layout to its attention"
+    dtype = next(policy.model.parameters()).dtype if dtype is None else dtype
+    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.2
     try:
-        if _worst_difference(policy) <= _tolerance(policy):
+        if _worst_difference(policy) <= tolerance:
             return
     except attention.CannotShare as error:
         reason = f"its attention has {error}"
     if policy.shared_prefix:
         policy.share_prefix(False)
-        if _worst_difference(policy) <= _tolerance(policy):
+        if _worst_difference(policy) <= tolerance:
             _log.warning("prompts cannot be shared with this model (%s); one completion per row: slower", reason)
             return
     name = type(policy.model).__name__
     if isnan(_worst_difference(policy)):
         raise UserError(f"model: {name}'s log-probabilities are not numbers, its weights are broken; use another copy")
     raise UserError(f"model: {name}'s log-probabilities cannot be reproduced from its hidden states; not supported")
-
-
-def _tolerance(policy: Policy) -> float:
-    return 1e-3 if next(policy.model.parameters()).dtype in (torch.float32, torch.float64) else 0.2
 
 
 @torch.no_grad()

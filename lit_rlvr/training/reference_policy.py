@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.distributed.sharding import load_whole_weights, shard, whole_weights
+from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.lora import Lora
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.verify import verify_or_fall_back
 from lit_rlvr.training.loss import LossModule
 
@@ -64,10 +66,16 @@ class ReferenceModule(LossModule):
 
     def distribute(self, policy: Policy) -> None:
         """Shard and check a policy's weights if the strategy shards. Collective: call it on every rank."""
-        if self.device_mesh is not None:
-            policy.share_prefix(self.trainer.strategy.broadcast(policy.shared_prefix))
-            shard(policy, self.device_mesh, ["plain_logits"])
-            verify_or_fall_back(policy)
+        if not self.sharded:
+            return
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FSDP2):
+            raise UserError("trainer.strategy: to shard weights use lit_rlvr.strategy.FSDP2: --config strategy/fsdp2")
+        assert strategy.sharding_mesh is not None
+        policy.share_prefix(strategy.broadcast(policy.shared_prefix))
+        dtype = compute_dtype(str(self.trainer.precision))
+        shard(policy, strategy.sharding_mesh, ["plain_logits"], dtype)
+        verify_or_fall_back(policy, dtype)
 
     def on_fit_start(self) -> None:
         for reference in self._reference:

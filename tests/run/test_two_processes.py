@@ -26,6 +26,7 @@ from lit_rlvr import algorithms
 from lit_rlvr.distributed.checkpoint_files import last_checkpoint, read_checkpoint
 
 CLI = Callable[..., Any]
+HSDP = (*STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "2")
 BOTH = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
@@ -64,15 +65,40 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI) -> No
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, *to("one"))
     assert one.status == 0, one.err
-    commands = ([*FIT, *strategy, *shared, *to(name)] for name, strategy in STRATEGIES.items())
+    ways = STRATEGIES | {"hsdp": HSDP}
+    commands = ([*FIT, *strategy, *shared, *to(name)] for name, strategy in ways.items())
     said = in_two_processes(run_folder, *commands)
-    assert said.count("step 6/6") == said.count("2 rank(s)") == 2, "only one process talks"
-    for name in STRATEGIES:
+    assert said.count("step 6/6") == said.count("2 rank(s)") == 3, "only one process talks"
+    for name in ways:
         assert_same_training(run_folder / name, run_folder / "one")
         for key in ("steps", "iterations", "accuracy_before", "accuracy_after"):
             assert summary(run_folder / name)[key] == pytest.approx(summary(run_folder / "one")[key]), key
         sampled, wanted = completions(run_folder / name), completions(run_folder / "one")
         assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
+
+
+def test_shards_are_gathered_in_the_precision_of_the_products(run_folder: Path) -> None:
+    """Nearly the numbers of whole weights in bf16-mixed: norms are in bfloat16 too. Master weights stay in float32."""
+    short = (
+        "--trainer.precision",
+        "bf16-mixed",
+        "--trainer.max_steps",
+        "1",
+        "--rollout.rewards",
+        "[tiny_rewards.rare]",
+    )
+    in_two_processes(run_folder, *([*FIT, *STRATEGIES[name], *short, *to(name)] for name in STRATEGIES))
+    sharded, plain = ({k: float(v) for k, v in metrics(run_folder / name)[1].items() if v} for name in ("fsdp2", "ddp"))
+    for key in ("train/grad_norm", "train/entropy", "rollout/entropy"):
+        assert sharded[key] == pytest.approx(plain[key], rel=0.1), key
+    assert sharded["train/entropy"] != plain["train/entropy"]
+    assert {weight.dtype for weight in weights(run_folder / "fsdp2").values()} == {torch.float32}
+
+
+def test_copies_that_do_not_fit_the_processes_are_one_line(run_folder: Path) -> None:
+    result = launch([*FIT, *STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "3"], run_folder)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "trainer.strategy.replicas: 2 processes cannot be split evenly over 3 copies" in result.stderr
 
 
 def test_what_both_processes_find_is_one_line(run_folder: Path) -> None:
