@@ -38,8 +38,12 @@ def test_shapes_are_those_of_the_loaded_model(folder: str, request: pytest.Fixtu
     assert packed.trained == few.trained and 0 < packed.quantized < shape.parameters
 
 
-def test_activations_are_what_the_backward_pass_keeps() -> None:
+@pytest.mark.parametrize(("padded", "attention"), [(True, FLOAT), (False, None)])
+def test_activations_are_what_the_backward_pass_keeps(
+    padded: bool, attention: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every tensor that autograd saves, counted once; weights are not among them."""
+    monkeypatch.setattr("lit_rlvr.policy.shared_prefix._WASTED", 1e9 if padded else 0.0)
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
@@ -65,7 +69,7 @@ def test_activations_are_what_the_backward_pass_keeps() -> None:
         policy.logprobs(rollout, list(range(group * groups)))
     load = fullest(4096, prompt, completion, group, groups)
     shape = shape_of(config)
-    formula = 4 * activations(shape.text, load, FLOAT, FLOAT) + load.scored * shape.vocabulary * FLOAT
+    formula = 4 * activations(shape.text, load, FLOAT, attention) + load.scored * shape.vocabulary * FLOAT
     assert 0.75 < formula / sum(kept.values()) < 1.33, formula / sum(kept.values())
 
 

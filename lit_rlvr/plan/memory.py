@@ -70,15 +70,18 @@ def fullest(budget: int, prompt: int, completion: int, group: int, prompts: int,
     return Load(rows * row, rows * keys, rows * scores, rows * together * completion, rows * prompt)
 
 
-def activations(layers: Layers, load: Load, size: int, attention: int) -> float:
+def activations(layers: Layers, load: Load, size: int, attention: int | None = None) -> float:
     """Bytes that one layer keeps for its backward pass.
 
     Args:
-        size: bytes of a number in matrix products. attention: bytes of a number in attention.
+        size: bytes of a number in matrix products.
+        attention: bytes of a number in attention by padded blocks (a CPU's way); None = by spans (a GPU's).
     """
     norms = 4 * layers.width * FLOAT  # the inputs of both norms, raw and normalised
     copies = 5 if size < FLOAT else 2  # of the inputs of q, k, v, gate and up: autocast makes one for each
     products = (copies * layers.width + layers.heads + 4 * layers.inner) * size
+    if attention is None:  # queries, keys, values and the output
+        return load.tokens * (norms + products + 2 * (layers.heads + layers.keys) * size)
     queries = 2 * layers.heads * attention  # and attention's output
     return load.tokens * (norms + products + queries) + (2 * load.keys * layers.heads + load.scores) * attention
 
@@ -104,19 +107,20 @@ def training(
     Args:
         size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
         reference: whether there is a reference model.
-        attention: bytes of a number in attention, if different (a CPU's fused kernel runs in float32).
+        attention: see `activations`.
     """
     share = gpus if way.sharded else 1
     buckets = shape.trained * FLOAT if gpus > 1 and not way.sharded else 0  # of DDP
     pictures = Load(load.prompts * shape.patches, load.prompts * shape.patches, 0, 0, 0)
     stacks = [(shape.text, load), *([(shape.tower, pictures)] if shape.tower else [])]
-    each = [activations(layers, held, size, attention or size) for layers, held in stacks]
+    each = [activations(layers, held, size, attention) for layers, held in stacks]
+    copied = 0 if way.sharded else copy(size)  # shards are gathered in the type of the products
     if way.checkpointing:
         kept = sum(layers.count * held.tokens * layers.width * FLOAT for layers, held in stacks)
-        recomputed = max(each) + shape.largest * copy(size)
+        recomputed = max(each) + shape.largest * copied
     else:
         kept = sum(layers.count * one for (layers, _), one in zip(stacks, each, strict=True))
-        kept += (shape.parameters - shape.outside - shape.quantized) * copy(size)
+        kept += (shape.parameters - shape.outside - shape.quantized) * copied
         recomputed = 0
     inside = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * FLOAT)  # gradients within a layer
     return {
@@ -124,7 +128,7 @@ def training(
         "gradients": shape.trained * FLOAT / share + buckets,
         "AdamW": shape.trained * 2 * FLOAT / share,
         "reference": shape.parameters * FLOAT / share if reference and not way.lora else 0.0,
-        "gathered": (2 * shape.outside + GATHERED_LAYERS * shape.largest) * FLOAT if way.sharded else 0.0,
+        "gathered": (2 * shape.outside + GATHERED_LAYERS * shape.largest) * size if way.sharded else 0.0,
         "activations": kept,
         "temporary": max(logits(shape, load, size), inside + recomputed),
     }
@@ -132,7 +136,7 @@ def training(
 
 def decoding(shape: Shape, way: Way, sequences: int, length: int, size: int) -> float:
     """Bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights."""
-    weights = shape.parameters * (FLOAT * way.sharded + copy(size))
+    weights = shape.parameters * (size if way.sharded else copy(size))
     return weights + sequences * (length * key_bytes(shape, size) + 3 * shape.vocabulary * FLOAT)
 
 
