@@ -85,18 +85,36 @@ def as_prompt(value: Any) -> str | list[dict[str, Any]]:
     """A cell as a prompt: text, or a list of chat messages.
 
     Raises:
-        BadRow: it is empty, or a list of anything but {"role", "content"}.
+        BadRow: it is empty, or a list of anything but {"role", "content"}, or a content is neither text nor parts.
     """
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = _plain(value)
     if not isinstance(value, list | tuple):
         return as_text(value, "prompt")
-    messages = list(value)
-    for message in messages:
+    messages: list[dict[str, Any]] = []
+    for message in value:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise BadRow('a list that does not hold messages {"role", "content"}', "prompt")
+        messages.append({**message, "content": _plain(message["content"])})
+        if not _is_content(messages[-1]["content"]):
+            raise BadRow('a message whose content is neither text nor a list of parts {"type", ...}', "prompt")
     if not any(message["content"] for message in messages if message["role"] == "user"):
         raise BadRow("no user message with content", "prompt")
-    return [dict(message) for message in messages]
+    return messages
+
+
+def _plain(value: Any) -> Any:
+    """Lists for the arrays of Parquet files."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _is_content(content: Any) -> bool:
+    """Whether it is the text of a chat message, or the list of its parts."""
+    if isinstance(content, list | tuple):
+        return all(
+            isinstance(part, Mapping) and (part.get("type") != "text" or isinstance(part.get("text"), str))
+            for part in content
+        )
+    return isinstance(content, str)
 
 
 def as_images(value: Any) -> tuple[Any, ...]:

@@ -15,7 +15,8 @@ from lit_rlvr.errors import OURS, first_line, from_user, raised_from, user_error
 TRACEBACK = "LIT_RLVR_TRACEBACK"
 """Environment variable that shows the whole traceback above the line."""
 
-_BEFORE_A_RUN = {"main.py", "lightning_cli.py"}
+_CANNOT_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG)
+_BEFORE_A_RUN = {"main.py", "lightning_cli.py", "trainer.py"}
 """Our files that call Lightning directly; other files call it during a run."""
 
 
@@ -29,7 +30,7 @@ def failure_line(error: Exception) -> str | None:
         return f"{found[0]}: {first_line(found[1])} ({TRACEBACK}=1 shows the whole traceback)"
     if isinstance(error, ArgumentError):
         return ": ".join([*getattr(error, "__notes__", ()), explain_parse_error(error)])
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in _CANNOT_BE_WRITTEN:
         return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}"
     return _refused_by_library(error)
 

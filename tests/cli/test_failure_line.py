@@ -121,6 +121,14 @@ CASES = {
         ["--trainer.logger", "lightning.pytorch.loggers.WandbLogger"],
         "trainer: Requirement 'wandb",
     ),
+    "accelerator": (
+        ["--trainer.accelerator", "tpu"],
+        "trainer: ",
+    ),
+    "a name that no file system takes": (
+        ["--trainer.default_root_dir", "a" * 300],
+        "cannot be written: File name too long",
+    ),
     "interval": (
         ["--trainer.val_check_interval", "5", "--trainer.check_val_every_n_epoch", "1"],
         "trainer: `val_check_interval` (5) must be less than or equal to the number of the training batches (4)",

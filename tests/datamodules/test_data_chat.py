@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from datamodules import PromptDataModule
 from datamodules.reading.chat import Chat
+from datamodules.reading.rows import BadRow, as_prompt
 from datamodules.reading.templates import SYSTEM_PROMPTS, TEMPLATES, named
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -122,3 +124,15 @@ def test_a_misspelt_name_is_refused_and_free_text_is_not():
     with pytest.raises(UserError, match="template: no prompt is named 'boxd', did you mean 'boxed'"):
         PromptDataModule(template="boxd")
     assert named("You are an agrae-math fan.", SYSTEM_PROMPTS, "system_prompt") == "You are an agrae-math fan."
+
+
+@pytest.mark.parametrize("content", [5, None, [5], [{"type": "text", "text": 7}], {"type": "text"}])
+def test_content_that_is_neither_text_nor_parts_is_a_bad_row(content):
+    with pytest.raises(BadRow, match=r"neither text nor a list of parts"):
+        as_prompt([{"role": "user", "content": "hi"}, {"role": "assistant", "content": content}])
+
+
+def test_parts_of_a_parquet_file_are_parts():
+    parts = np.array([{"type": "image"}, {"type": "text", "text": "how long?"}], dtype=object)
+    prompt = as_prompt(np.array([{"role": "user", "content": parts}], dtype=object))
+    assert Chat().messages(Sample("x", prompt, "4"))[0]["content"][1]["text"] == "how long?"
