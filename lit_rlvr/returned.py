@@ -50,19 +50,21 @@ def _wrong_with(found: Any, x: LossInputs) -> str:
         return f"it gave {_described(found)}"
     loss, stats = found
     if not _is_scalar(loss):
-        return f"the loss must be a tensor with one number, not {_described(loss)}"
+        return f"the loss must be a tensor with one real number, not {_described(loss)}"
     if x.logp.requires_grad and torch.is_grad_enabled() and not loss.requires_grad:
         return "the loss has no gradient: make it of x.logp, without detach"
     if not isinstance(stats, dict):
         return f"stats must be a dict of names and tensors, not {_described(stats)}"
     for name, value in stats.items():
+        if not isinstance(name, str):
+            return f"the names in stats must be text, not {name!r}"
         if not _is_scalar(value):
-            return f"stats[{name!r}] must be a tensor with one number, not {_described(value)}"
+            return f"stats[{name!r}] must be a tensor with one real number, not {_described(value)}"
     return ""
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 0
+    return isinstance(value, Tensor) and value.dim() == 0 and not value.is_complex()
 
 
 def _described(value: Any) -> str:

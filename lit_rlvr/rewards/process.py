@@ -124,7 +124,8 @@ class WorkerProcess:
 
     def obituary(self) -> str:
         """The exit code of a killed worker (negative: the signal) and its last output."""
-        return f"exit code {self.process.returncode}; {self.tail.decode(errors='replace').strip()}"
+        last = self.tail.decode(errors="replace").strip()
+        return f"exit code {self.process.returncode}" + (f"; {last}" if last else "")
 
     def kill(self) -> None:
         """Kill it and release its descriptors; safe to call again."""

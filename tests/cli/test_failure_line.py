@@ -47,6 +47,16 @@ class Silent(GRPO):
         return None
 
 
+class Numbered(GRPO):
+    def objective(self, x):
+        return x.logp.sum(), {5: x.logp.sum()}
+
+
+class Complex(GRPO):
+    def objective(self, x):
+        return x.logp.sum() * 1j, {}
+
+
 class Typo(GRPO):
     def objective(self, x):
         return x.lopg.sum(), {}
@@ -108,6 +118,14 @@ CASES = {
     "objective None": (
         ["--model", "my_own.Silent"],
         f"model: Silent.objective ({at('def objective(self, x):')}) must give (loss, stats); it gave None",
+    ),
+    "statistics without a name": (
+        ["--model", "my_own.Numbered"],
+        "the names in stats must be text, not 5",
+    ),
+    "complex loss": (
+        ["--model", "my_own.Complex"],
+        "the loss must be a tensor with one real number, not torch.complex64",
     ),
     "objective raises": (
         ["--model", "my_own.Typo"],
