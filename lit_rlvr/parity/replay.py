@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, defined_at
 from lit_rlvr.objectives import LossInputs, aggregation_weights
 from lit_rlvr.parity.batch import FrozenBatch, read_batch
 
@@ -49,7 +49,9 @@ def _replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
     with torch.enable_grad():
         logp = batch.logp.clone().requires_grad_(True)
         loss, _ = algorithm.loss(frozen_inputs(batch, algorithm, logp, advantages))
-        (gradient,) = torch.autograd.grad(loss, logp)
+        (gradient,) = torch.autograd.grad(loss, logp, allow_unused=True)
+    if gradient is None:
+        raise UserError(f"the loss of {defined_at(algorithm.objective)} does not depend on x.logp")
     return {"loss": loss.detach(), "advantages": advantages, "dlogp": gradient}
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from slow_loops import SLOW, clipped_terms, loss_and_gradient, random_case
+from torch import Tensor
 
 from lit_rlvr.algorithms import AAPO, APMPO, GRPO, DrGRPO, Reinforce
 from lit_rlvr.errors import UserError
+from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.parity import load_algorithms, replay, run_parity
 
 ALGORITHMS = {
@@ -171,6 +174,15 @@ def test_an_error_of_one_algorithm_names_it() -> None:
         replay(negative, {"bad": APMPO()})
     with pytest.raises(UserError, match=r"algorithms.bad: .*entropy_coef"):
         replay(case.arrays, {"bad": GRPO(entropy_coef=0.1)})
+
+    class Constant(GRPO):
+        def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+            return torch.zeros((), requires_grad=True), {}
+
+    with pytest.raises(
+        UserError, match=r"algorithms.bad: the loss of .*Constant.objective .*does not depend on x.logp"
+    ):
+        replay(case.arrays, {"bad": Constant()})
 
 
 @pytest.mark.parametrize(
