@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lit_rlvr.errors import UserError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # reward workers import this module; torch is too slow for th
 
 FinishReason = Literal["stop", "length"]
 Status = Literal["ok", "parse_fail", "timeout", "error"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class Sampling:
             ("top_p", not 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k < 0, ">= 0 (0 is off)"),
             ("max_tokens", self.max_tokens < 1, ">= 1"),
+            ("banned_token_ids", min(self.banned_token_ids, default=0) < 0, ">= 0 each"),
         ):
             if wrong:
                 raise UserError(f"sampling.{name}: {getattr(self, name)} must be {wanted}")
@@ -153,6 +155,10 @@ class RewardResult:
     correct: bool | None = None
     status: Status = "ok"
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.status not in STATUSES:
+            raise ValueError(f"RewardResult.status: {self.status!r} is not one of {', '.join(STATUSES)}")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from lit_rlvr.errors import UserError, defined_at
 from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.files import check_writable, write_atomically
 from lit_rlvr.policy.precision import fast_bf16
-from lit_rlvr.run.claim import held, room
+from lit_rlvr.run.claim import CONFIG_HEADER, held, room
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.loggers import in_run_folder, save_dir_not_required, with_ours
 from lit_rlvr.run.monitored import MonitoredMetrics
@@ -76,7 +76,8 @@ class ConfigFile(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            write_atomically(Path(trainer.default_root_dir) / "config.yaml", settings_of(self.parser, self.config))
+            settings = CONFIG_HEADER + settings_of(self.parser, self.config)
+            write_atomically(Path(trainer.default_root_dir) / "config.yaml", settings)
 
 
 def settings_of(parser: LightningArgumentParser, config: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -76,6 +77,8 @@ def run(arguments: Sequence[str]) -> int:
     except SystemExit as error:  # Lightning raises it on Ctrl-C
         if isinstance(error.__context__, KeyboardInterrupt):
             return _interrupted()
+        if isinstance(error.__context__, BrokenPipeError):  # rich raises it when a reader such as `head` has gone
+            return 128 + signal.SIGPIPE
         last = traceback.extract_tb(error.__traceback__)[-1]
         if last.filename == argparse.__file__:  # --help and the like
             raise

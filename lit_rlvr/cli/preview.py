@@ -32,8 +32,10 @@ def show_prompts(data: PromptDataModule, split: Split, count: int, folder: Path)
         folder: folder for the images; created if there are any.
 
     Raises:
-        UserError: there is no such set.
+        UserError: there is no such set, or `count` is not positive.
     """
+    if count < 1:
+        raise UserError(f"--prompts: {count} is not positive")
     data.setup("test" if split == "test" else "fit")
     prompts = data.prompts[split]
     if not prompts:

@@ -96,6 +96,8 @@ def run(command: str, arguments: list[str]) -> None:
     options = {name: value for name, value in given.items() if value is not None}
     options |= {"eval_limit": config.limit, "max_prompt_tokens": config.max_prompt_tokens}
     suites = list(find_suites(config.suite, options))
+    if not suites:
+        raise UserError("--suite: it names no suite; give at least one, such as math500")
     out = Path(config.out)
     records, prompts = score_given(suites, config, out) if config.model is None else sample_suites(suites, config, out)
     results = {suite.name: count(records, suite.name, prompts[suite.name], config.diversity) for suite in suites}

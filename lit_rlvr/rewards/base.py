@@ -130,7 +130,7 @@ class FunctionReward(Reward):
     def __init__(self, path: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         module, _, function = path.rpartition(".")
-        if not module:
+        if not module or path.startswith("."):
             raise UserError(f"rewards.FunctionReward.path must be module.function, got {path!r}")
         try:
             self.function = getattr(import_module(module), function)

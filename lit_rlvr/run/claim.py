@@ -10,7 +10,10 @@ from lit_rlvr.distributed.checkpoint_files import list_checkpoints
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import check_writable
 from lit_rlvr.run.lock import locked
-from lit_rlvr.run.replaced import drop, put_back, recover, set_aside
+from lit_rlvr.run.replaced import ASIDE, drop, list_left, put_back, recover, set_aside
+
+CONFIG_HEADER = "# The settings of a run of lit-rlvr, with all defaults filled in.\n"
+"""First line of the `config.yaml` in a run folder, by which it is told from a user's own."""
 
 
 @contextmanager
@@ -34,8 +37,11 @@ def room(root: Path, resumes: bool, overwrite: bool) -> Iterator[None]:
     """Train in a run folder that is held: an earlier run in it is resumed, or kept until it is replaced.
 
     Raises:
-        UserError: the folder has an earlier run, which is neither resumed nor overwritten.
+        UserError: the folder has an earlier run, which is neither resumed nor overwritten, or files of the user's own
+            under the names of a run's.
     """
+    if not resumes:
+        _check_own(root)
     if overwrite and not resumes:
         set_aside(root)
     elif not resumes:
@@ -50,9 +56,27 @@ def room(root: Path, resumes: bool, overwrite: bool) -> Iterator[None]:
     drop(root)
 
 
+def _check_own(root: Path) -> None:
+    """Refuse a folder without a run that holds files which a run would replace."""
+    config = root / "config.yaml"
+    given = config.read_text(errors="replace") if config.is_file() else ""
+    if _marks(root) or (root / ASIDE).exists() or given.startswith(CONFIG_HEADER):
+        return
+    left = [path for path in list_left(root) if path.parent == root]  # a logger's own may be there before `config.yaml`
+    if foreign := left + ([config] if given else []):
+        raise UserError(
+            f"trainer.default_root_dir: {foreign[0]} is not from a run of lit-rlvr and would be replaced; choose "
+            "another folder, or move it away"
+        )
+
+
+def _marks(root: Path) -> list[Path]:
+    """What shows that a folder holds a run."""
+    return [root / name for name in ("summary.json", "metrics.csv", "checkpoints") if (root / name).exists()]
+
+
 def _check_free(root: Path) -> None:
-    taken = [root / name for name in ("summary.json", "metrics.csv", "checkpoints") if (root / name).exists()]
-    if taken:
+    if taken := _marks(root):
         raise UserError(
             f"trainer.default_root_dir: {root} already holds a run ({taken[0].name}); resume it with --ckpt_path last, "
             "replace it with --overwrite true, or choose another folder"

@@ -275,11 +275,22 @@ def _short(text: str, limit: int = 160) -> str:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Drop the records of a JSONL file after `step`, which a resumed run writes again."""
+    """Drop the records of a JSONL file after `step`, which a resumed run writes again.
+
+    Raises:
+        UserError: a line is no record of a run.
+    """
     if not path.is_file():
         return
     *lines, _ = path.read_text(errors="replace").split("\n")  # the last line is empty, or torn by a kill
-    write_atomically(path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: not a record of a run; move the file away, or mend it") from error
+    write_atomically(path, "".join(kept))
 
 
 def _peak_memory_mb() -> float:

@@ -18,7 +18,7 @@ MINE = """
 from datamodules import PromptDataModule
 from lightning.pytorch import Callback
 from lit_rlvr.algorithms import GRPO
-from lit_rlvr.types import Sample
+from lit_rlvr.types import RewardResult, Sample
 
 
 class Raises(PromptDataModule):
@@ -71,6 +71,10 @@ def none(group):
     return None
 
 
+def great(completion, sample):
+    return RewardResult(1.0, status="great")
+
+
 def typo(group):
     return group.rewads
 """
@@ -114,6 +118,18 @@ CASES = {
     "advantage raises": (
         ["--model.init_args.advantage", "my_own.typo"],
         f"{at('return group.rewads')}: AttributeError: ",
+    ),
+    "status that there is not": (
+        ["--rollout.rewards", "[my_own.great]"],
+        "RewardResult.status: 'great' is not one of ok, parse_fail, timeout, error",
+    ),
+    "relative path of a reward": (
+        ["--rollout.rewards", "[..]"],
+        "must be module.function, got '..'",
+    ),
+    "banned token": (
+        ["--rollout.sampling.banned_token_ids", "[-1]"],
+        "sampling.banned_token_ids: (-1,) must be >= 0 each",
     ),
     "objective None": (
         ["--model", "my_own.Silent"],
@@ -178,6 +194,33 @@ def test_options_and_the_users_own_code(
     errors = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
     assert result.status == 2 and len(errors) == 1 and said in errors[0], result.err
     assert "Traceback" not in result.err + result.out
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "curves.png", "completions.jsonl"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_files_that_no_run_wrote_are_not_replaced(run_folder: Path, lit_rlvr: CLI, name: str, overwrite: bool) -> None:
+    (run_folder / "run").mkdir()
+    own = run_folder / "run" / name
+    own.write_text('{"mine": 1}\n')
+    result = lit_rlvr(*FIT, "--overwrite", overwrite)
+    assert result.status == 2 and f"run/{name} is not from a run of lit-rlvr" in result.err, result.err
+    assert own.read_text() == '{"mine": 1}\n'
+
+
+def test_a_run_that_ended_before_its_first_step_leaves_room(run_folder: Path, lit_rlvr: CLI) -> None:
+    """Its `config.yaml` is ours."""
+    ends = ["--model.init_args.advantage", "my_own.typo"]
+    (run_folder / "my_own.py").write_text(MINE)
+    assert lit_rlvr(*FIT, *ends, "--trainer.limit_val_batches", "0").status == 2
+    assert lit_rlvr(*FIT, "--overwrite", "true", "--trainer.max_steps", "1").status == 0
+
+
+def test_a_record_that_no_run_wrote_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
+    assert lit_rlvr(*FIT, "--trainer.max_steps", "2").status == 0
+    with (run_folder / "run" / "completions.jsonl").open("a") as file:
+        file.write('{"mine": 1}\n')
+    result = lit_rlvr(*FIT, "--ckpt_path", "last")
+    assert result.status == 2 and "completions.jsonl, line 17: not a record of a run" in result.err, result.err
 
 
 def test_the_traceback_is_shown_on_request(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
