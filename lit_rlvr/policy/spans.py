@@ -84,7 +84,7 @@ class Spans:
         """
         own = Blocks(ends.int(), ends.int(), (longest, longest), [], [])
         nothing = ends.new_empty(0, dtype=torch.long)
-        return cls(own, Blocks.of([], []), nothing, nothing, causal=False)
+        return cls(own, own, nothing, nothing, causal=False)  # nobody asks, so `shared` is never looked at
 
     def to(self, device: torch.device) -> Spans:
         parts = {name: getattr(self, name).to(device) for name in ("own", "shared", "asking", "asked")}

@@ -62,16 +62,24 @@ class Generates(Protocol):
     @property
     def probe_tolerance(self) -> float: ...
 
+    @abstractmethod
     def generate(
         self,
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
-    ) -> list[list[Completion]]: ...
+    ) -> list[list[Completion]]:
+        """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
+
+        Called on every rank at once; a rank may have no prompts while others have some.
+
+        Args:
+            done: called with each prompt's index and completions as soon as its group is complete, in any order.
+        """
 
 
-class RolloutEngine(ABC):
+class RolloutEngine(Generates, ABC):
     """Generates completions from a copy of (or a view on) the policy's weights.
 
     Attributes:
@@ -101,22 +109,6 @@ class RolloutEngine(ABC):
     def restore(self, policy: Policy) -> None:
         """Load the last sync's weights again after a restart, on this rank alone."""
         self.sync(policy)
-
-    @abstractmethod
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
-    ) -> list[list[Completion]]:
-        """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
-
-        Called on every rank at once; a rank may have no prompts while others have some.
-
-        Args:
-            done: called with each prompt's index and completions as soon as its group is complete, in any order.
-        """
 
     def rest(self) -> bool:
         """Free memory until the next sync. Returns whether it did so, which discards the weights."""

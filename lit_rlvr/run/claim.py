@@ -42,11 +42,11 @@ def room(root: Path, resumes: bool, overwrite: bool) -> Iterator[None]:
     """
     if not resumes:
         _check_own(root)
-    if overwrite and not resumes:
-        set_aside(root)
-    elif not resumes:
-        put_back(root)
-        _check_free(root)
+        if overwrite:
+            set_aside(root)
+        else:
+            put_back(root)
+            _check_free(root)
     try:
         yield
     except BaseException:
