@@ -9,6 +9,7 @@ from typing import Any
 from lit_rlvr.compare.folder import State
 from lit_rlvr.compare.significance import LEVEL, limits
 from lit_rlvr.compare.study import Study
+from lit_rlvr.compare.suite_tables import suite_tables
 
 Spread = Mapping[str, Any] | None
 
@@ -38,6 +39,7 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     for task in study.tasks:
         found = results["tasks"][task]
         parts += [f"## {task}", _main_table(study, found), _tested(study, found), *_pass_at_k(found), _used(found)]
+        parts += [table.markdown() for table in suite_tables(study.suites, found)]
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
     if failed:
         rows = [[str(state.cell), str(state.error)] for state in failed]
@@ -108,6 +110,13 @@ def _used(found: Mapping[str, Any]) -> str:
     for name, cell in found["cells"].items():
         used = [plus_minus(cell["used"][unit], 0) for unit in ("steps", "samples", "tokens")]
         seconds = plus_minus(cell["seconds_per_step"].get("step"), 2)
-        rows.append([name, *used, seconds, *(plus_minus(cell["last"].get(metric)) for metric, _ in LAST)])
+        memory, collapsed = plus_minus(cell["peak_memory_mb"], 0), f"{cell['collapsed']} of {cell['n']}"
+        last = [plus_minus(cell["last"].get(metric)) for metric, _ in LAST]
+        rows.append([name, *used, seconds, memory, collapsed, _scientific(cell["loss_variance"]), *last])
     header = ["used, and the last rollout", "steps", "samples", "tokens", "seconds per rollout"]
-    return table([*header, *(label for _, label in LAST)], rows)
+    more = ["peak MiB", "collapsed", "loss variance"]
+    return table([*header, *more, *(label for _, label in LAST)], rows)
+
+
+def _scientific(spread: Spread) -> str:
+    return "-" if spread is None else f"{spread['mean']:.2g}"
