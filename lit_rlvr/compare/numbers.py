@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,14 @@ from statistics import mean, stdev, variance
 from typing import Any
 
 from lit_rlvr.compare.after import EVALUATION, read_suites
-from lit_rlvr.compare.significance import holm, paired_t_test, sign_flip_test
+from lit_rlvr.compare.significance import (
+    holm,
+    interquartile_mean,
+    paired_t_test,
+    probability_of_improvement,
+    sign_flip_test,
+    stratified_interval,
+)
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.run.logger import read_metrics
 
@@ -85,6 +92,7 @@ def results(
         starts: task -> suite -> results of the model that training starts from.
     """
     tasks = {task: _task(study, [run for run in runs if run.cell.task == task]) for task in study.tasks}
+    overall = _overall(study, runs) if len(study.tasks) > 1 else {}
     for task, suites in (starts or {}).items():
         tasks[task]["before_suites"] = _tables(study, [suites])
     unit, count = study.budget
@@ -95,6 +103,24 @@ def results(
         "budget": {unit: count},
         "seeds": study.seeds,
         "tasks": tasks,
+        "overall": overall,
+    }
+
+
+def _overall(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
+    """Each cell over all tasks: the interquartile mean, and the probability of improvement over the baseline."""
+    by_cell = {
+        name: [
+            _values([run for run in runs if (run.cell.task, run.cell.name) == (task, name)], study.metric)
+            for task in study.tasks
+        ]
+        for name in study.names
+    }
+    base = by_cell[study.baseline]
+    return {
+        name: {"iqm": with_interval(interquartile_mean, tasks)}
+        | ({} if name == study.baseline else {"improvement": with_interval(probability_of_improvement, tasks, base)})
+        for name, tasks in by_cell.items()
     }
 
 
@@ -118,6 +144,7 @@ def _cell(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
     return {
         "values": {str(seed): value for seed, value in values.items()},
         **(spread(list(values.values())) or {"mean": None, "std": None, "n": 0}),
+        "iqm": with_interval(interquartile_mean, [values]),
         "pass_at_k": pass_at_k([run.last for run in runs]),
         "used": {
             "steps": spread([float(max(run.rows)) for run in runs]),
@@ -217,15 +244,33 @@ def compared(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[s
             differences = [
                 ours[seed] - values[baseline][seed] for seed in sorted(ours.keys() & values[baseline].keys())
             ]
-            tests = {"p_t": paired_t_test(differences), "p_sign_flip": sign_flip_test(differences)}
-            found[name] = {"difference": spread(differences), "pairs": len(differences), **tests}
-    tested = [name for name, versus in found.items() if versus["p_t"] is not None]
-    adjusted = holm([found[name]["p_t"] for name in tested])
+            found[name] = {
+                "difference": spread(differences),
+                "pairs": len(differences),
+                "p_t": paired_t_test(differences),
+                "p_sign_flip": sign_flip_test(differences),
+                "improvement": with_interval(probability_of_improvement, [ours], [values[baseline]]),
+            }
+    tested = [name for name, versus in found.items() if versus["p_sign_flip"] is not None]
+    adjusted = holm([found[name]["p_sign_flip"] for name in tested])
     for name in found:
         found[name]["p_holm"] = None
     for name, p in zip(tested, adjusted, strict=True):
         found[name]["p_holm"] = p
     return found
+
+
+def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, float]]) -> dict[str, Any] | None:
+    """A statistic of runs with its stratified bootstrap interval; None without runs.
+
+    Args:
+        statistic: of `significance.py`.
+        scores: its arguments: of each task, seed -> value.
+    """
+    runs = [[list(task.values()) for task in found] for found in scores]
+    if not all(task for found in runs for task in found):
+        return None
+    return {"value": float(statistic(*runs)), "ci95": stratified_interval(statistic, *runs)}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any] | None:

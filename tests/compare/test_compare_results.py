@@ -94,7 +94,9 @@ def test_results_by_hand() -> None:
     assert base["values"] == {"0": 0.2, "1": 0.3, "2": 0.4} and "versus_baseline" not in base
     versus = other["versus_baseline"]
     assert versus["difference"] == {"mean": pytest.approx(0.2), "std": pytest.approx(0.1), "n": 3}
-    assert versus["p_t"] == versus["p_holm"] == pytest.approx(0.0741799, abs=1e-7) and versus["p_sign_flip"] == 0.25
+    assert versus["p_t"] == pytest.approx(0.0741799, abs=1e-7) and versus["p_sign_flip"] == versus["p_holm"] == 0.25
+    assert versus["improvement"]["value"] == pytest.approx(7.5 / 9), "0.3 ties, 0.3 against 0.4 loses"
+    assert other["iqm"]["value"] == pytest.approx(0.5) and base["iqm"]["ci95"] == pytest.approx([0.2, 0.4], abs=0.04)
     assert other["pass_at_k"]["s"]["2"]["mean"] == pytest.approx(1.0)
     assert task["before_pass_at_k"]["s"]["2"]["mean"] == pytest.approx(0.15)
     assert other["used"]["steps"]["mean"] == 4 and other["used"]["samples"]["mean"] == 32
@@ -146,8 +148,20 @@ def test_the_papers_tables_by_hand() -> None:
 def test_only_seeds_of_both_are_paired() -> None:
     found = compared({"base": {0: 0.1, 1: 0.2, 3: 0.9}, "a": {1: 0.5, 3: 1.0}, "b": {}}, "base")
     assert found["a"]["pairs"] == 2 and found["a"]["difference"]["mean"] == pytest.approx(0.2)
-    assert found["a"]["p_t"] == found["a"]["p_holm"], "the other cannot be tested"
-    assert found["b"] == {"difference": None, "pairs": 0, "p_t": None, "p_sign_flip": None, "p_holm": None}
+    assert found["a"]["p_sign_flip"] == found["a"]["p_holm"], "the other cannot be tested"
+    assert found["b"] == {"difference": None, "pairs": 0, "p_t": None, "p_sign_flip": None, "improvement": None,
+                          "p_holm": None}  # fmt: skip
+
+
+def test_all_tasks_together() -> None:
+    study, runs = made_up()
+    twice = [replace(run, cell=replace(run.cell, task=task)) for task in ("one", "two") for run in runs]
+    study = replace(study, cells=tuple(run.cell for run in twice))
+    found = results(study, twice)["overall"]
+    assert found["other"]["iqm"]["value"] == pytest.approx(0.5) and "improvement" not in found["base"]
+    assert found["other"]["improvement"]["value"] == pytest.approx(7.5 / 9)
+    assert "| other | 0.500 [" in report(study, results(study, twice), {"one": [], "two": []}, []).split("All tasks")[1]
+    assert results(*made_up())["overall"] == {}
 
 
 def test_a_metric_of_an_earlier_step_is_not_taken_for_the_last() -> None:
@@ -160,9 +174,10 @@ def test_the_page() -> None:
     study, runs = made_up()
     failed = State(Cell("task", "third", 0, {}), "failed", "it | broke")
     page = report(study, results(study, runs), {"task": [Path("figures/task/reward.png")]}, [failed])
-    assert "| before training |  | 0.100 ± 0.000 |  |  |  |  |" in page
-    assert "| base | 3 | 0.300 ± 0.100 |  |  |  |  |" in page
-    assert "| other | 3 | 0.500 ± 0.200 | 0.200 ± 0.100 | 0.074 | 0.074 | 0.250 |" in page
+    assert "| before training |  | 0.100 ± 0.000 |  |  |  |  |  |  |" in page
+    assert "| base | 3 | 0.300 ± 0.100 | 0.300 [0.20, 0.40] |  |  |  |  |  |" in page
+    assert "| other | 3 | 0.500 ± 0.200 | 0.500 [0.30, 0.70] | 0.200 ± 0.100 | 0.074 | 0.250 | 0.250 | 0.833 [" in page
+    assert "3 pairs show, with a probability of 0.8, a difference of 3.26 standard deviations" in page
     assert "With 3 seeds the sign-flip test cannot go below 0.25" in page
     assert "| pass@k, s | 1 | 2 |" in page and "| other | 0.500 ± 0.200 | 1.000 ± 0.400 |" in page
     assert "![reward](figures/task/reward.png)" in page and "| task, third, seed 0 | it \\| broke |" in page
