@@ -313,7 +313,7 @@ def check_rewards(recipe: str, rollout: RolloutCallback) -> None:
     elif recipe.startswith("agrae/qwen2.5-vl"):
         answer, form = rollout.rewards
         assert type(answer) is (Choice if "medical" in recipe else MathAnswer) and answer.boxed_only
-        weights = (0.1, 0.9) if name.endswith("_printed") else (0.9, 0.1)
+        weights = (0.1, 0.9) if recipe.endswith("_printed") else (0.9, 0.1)
         assert (answer.weight, form.weight) == weights and isinstance(form, Format)
         formed = {"<think>a\nb</think> so \\boxed{B}.": 1, "so <think>a</think> \\boxed{B}": 0, "\\boxed{B}": 0,
                   "<think>\\boxed{B}</think> B": 0, "<think></think> \\boxed{": 0, "<think> \\boxed{B}": 0}  # fmt: skip
