@@ -16,9 +16,10 @@ from lit_rlvr.compare.figures import draw_figures
 from lit_rlvr.compare.folder import StudyFolder, locked
 from lit_rlvr.compare.numbers import read_run, results
 from lit_rlvr.compare.processes import run_cells
+from lit_rlvr.compare.signal import draw_signal
 from lit_rlvr.compare.study import Cell, Study, load_study
 from lit_rlvr.compare.suite_tables import suite_tables
-from lit_rlvr.compare.tables import report
+from lit_rlvr.compare.tables import SIGNAL, report
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.suites import find_suites
 from lit_rlvr.files import write_atomically
@@ -113,6 +114,7 @@ def _conclude(folder: StudyFolder) -> None:
     found = results(study, runs, {task: suites for task, suites in starts.items() if suites})
     write_atomically(root / "results.json", json.dumps(found, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")
+    draw_signal(root / SIGNAL)
     failed = folder.having("failed")
     write_atomically(root / "results.md", report(study, found, figures, failed))
     if study.suites:

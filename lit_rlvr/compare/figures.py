@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -46,7 +47,10 @@ def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[s
         groups = {name: [r for r in runs if (r.cell.task, r.cell.name) == (task, name)] for name in study.names}
         groups = {name: found for name, found in groups.items() if found}
         colours = _colours(study.names)
-        figures = {name: _draw_curve(study, groups, colours, *CURVES[name]) for name in CURVES} | {
+        curves = CURVES | {
+            f"entropy_{name}": (f"val/{name}/entropy", f"Entropy on {name} (nats)") for name in _sets(groups, "entropy")
+        }
+        figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves} | {
             "pass_at_k": _draw_pass_at_k(groups, colours),
             "final": _draw_final(study, groups),
             "zero_advantage_ends": _draw_ends(groups, "train/zero_advantage", "Share of zero advantages"),
@@ -61,6 +65,12 @@ def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[s
                 drawn[task].append(path.relative_to(folder.parent))
         _close()
     return drawn
+
+
+def _sets(groups: Groups, metric: str) -> list[str]:
+    """The validation sets with a metric."""
+    names = {name for runs in groups.values() for run in runs for row in run.rows.values() for name in row}
+    return sorted(m[1] for name in names if (m := re.fullmatch(rf"val/(.+)/{metric}", name)))
 
 
 def band(runs: Sequence[Finished], x: str | None, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

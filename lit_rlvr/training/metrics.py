@@ -63,7 +63,8 @@ def pass_at_k(correct: Tensor, k: int) -> Tensor:
 
 class EvaluationMetrics(nn.Module):
     """Metrics of one evaluated set: accuracy (also per category), pass@k for powers of two up to n, response length in
-    tokens, and the truncated share.
+    tokens, the truncated share, and, if completions are sampled, their entropy in nats per token (estimated as in
+    training, from the sampled tokens).
 
     Args:
         samples: completions per question, n.
@@ -73,6 +74,8 @@ class EvaluationMetrics(nn.Module):
     def __init__(self, samples: int, greedy: bool = False) -> None:
         super().__init__()
         self.greedy = MeanMetric() if greedy else None
+        self.entropy = MeanMetric()
+        self.sampled = False
         self.accuracy, self.length, self.truncated = MeanMetric(), MeanMetric(), MeanMetric()
         self.right: Counter[str] = Counter()  # category -> correct completions of this rank
         self.judged: Counter[str] = Counter()  # category -> completions of this rank
@@ -85,6 +88,9 @@ class EvaluationMetrics(nn.Module):
         correct = (rollout.correct * rollout.judged).to(device)
         self.accuracy.update(correct)
         self.length.update(rollout.lengths.to(device))
+        if rollout.sampling.temperature > 0:
+            self.sampled, tokens = True, rollout.lengths.sum()
+            self.entropy.update((-rollout.engine_logprobs.sum() / tokens.clamp(min=1)).to(device), tokens.to(device))
         self.truncated.update(rollout.truncated.to(device))
         for metric in self._pass_at():
             metric.update(correct)
@@ -99,10 +105,12 @@ class EvaluationMetrics(nn.Module):
     def compute(self) -> dict[str, float]:
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
         values |= {} if self.greedy is None else {"greedy": self.greedy}
-        right, judged = Counter[str](), Counter[str]()
-        for right_there, judged_there in gather_objects((self.right, self.judged)):
+        right, judged, sampled = Counter[str](), Counter[str](), False
+        for right_there, judged_there, sampled_there in gather_objects((self.right, self.judged, self.sampled)):
             right.update(right_there)
             judged.update(judged_there)
+            sampled |= sampled_there
+        values |= {"entropy": self.entropy} if sampled else {}
         return (
             {name: float(m.compute()) for name, m in values.items()}
             | {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from lit_rlvr.advantages import EasyFocused, GRPOAdvantage, HardFocused
 from lit_rlvr.compare.figures import band, draw_figures, smoothed
 from lit_rlvr.compare.folder import State
 from lit_rlvr.compare.numbers import Finished, compared, quarters, read_run, results
+from lit_rlvr.compare.signal import draw_signal, signal
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.compare.suite_tables import suite_tables
 from lit_rlvr.compare.tables import plus_minus, report
@@ -219,3 +221,13 @@ def test_figures_that_there_are_numbers_for(tmp_path: Path, budget: str) -> None
         assert len(set(Image.open(tmp_path / path).convert("RGB").resize((200, 100)).get_flattened_data())) > 20
     empty: Any = draw_figures(study, [], tmp_path / "none")
     assert empty == {"task": []} and not (tmp_path / "none").exists()
+
+
+def test_what_each_advantage_weights(tmp_path: Path) -> None:
+    """A-GRAE, table 1 (b): 2 G sqrt(p (1 - p)), G sqrt(1 - p) and G sqrt(p) with gamma = 0.5."""
+    p = [k / 8 for k in range(9)]
+    assert signal(GRPOAdvantage(), 8) == pytest.approx([16 * (x * (1 - x)) ** 0.5 for x in p], rel=1e-4)
+    assert signal(HardFocused(), 8)[1:8] == pytest.approx([8 * (1 - x) ** 0.5 for x in p[1:8]], rel=1e-4)
+    assert signal(EasyFocused(), 8)[1:8] == pytest.approx([8 * x**0.5 for x in p[1:8]], rel=1e-4)
+    draw_signal(tmp_path / "figures/all.png")
+    assert len(set(Image.open(tmp_path / "figures/all.png").convert("RGB").get_flattened_data())) > 50
