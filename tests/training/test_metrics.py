@@ -59,7 +59,19 @@ def test_an_evaluated_set() -> None:
 def test_one_completion_a_question_has_no_pass_at_k() -> None:
     metrics = EvaluationMetrics(1)
     metrics.update(make_rollout([[5], [5]], [[[6]], [[6]]], [[1.0], [0.0]]))
-    assert metrics.compute() == {"accuracy": 0.5, "length": 1.0, "truncated": 0.0}
+    assert metrics.compute().keys() == {"accuracy", "length", "truncated", "entropy"}
+
+
+def test_entropy_is_per_sampled_token_and_greedy_answers_have_none() -> None:
+    """-(-1 - 2 - 3) / 3 and -(-6) / 1: 12 nats over 4 tokens."""
+    metrics, greedy = EvaluationMetrics(1, greedy=True), EvaluationMetrics(1)
+    first, second = make_rollout([[5]], [[[6, 7, 8]]], [[1.0]]), make_rollout([[5]], [[[6]]], [[0.0]])
+    first.engine_logprobs, second.engine_logprobs = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-6.0]])
+    metrics.update(first, first)
+    metrics.update(second, first)
+    assert metrics.compute()["entropy"] == pytest.approx(3.0) and metrics.compute()["greedy"] == 1.0
+    greedy.update(replace(first, sampling=replace(first.sampling, temperature=0.0)))
+    assert "entropy" not in greedy.compute() and "greedy" not in greedy.compute()
 
 
 def of_category(name: str, rewards: list[list[float]]) -> Rollout:
@@ -75,7 +87,9 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     ranks[0].update(of_category("", [[1.0]]))  # no category
     ranks[1].update(of_category("MRI", [[0.0]]))
     ranks[1].update(of_category("X-ray", [[1.0], [1.0]]))
-    monkeypatch.setattr("lit_rlvr.training.metrics.gather_objects", lambda _: [(r.right, r.judged) for r in ranks])
+    monkeypatch.setattr(
+        "lit_rlvr.training.metrics.gather_objects", lambda _: [(r.right, r.judged, True) for r in ranks]
+    )
     for rank in ranks:
         shares = {name: value for name, value in rank.compute().items() if "/" in name}
         assert shares == {"accuracy/CT": 0.0, "accuracy/MRI": 2 / 4, "accuracy/X-ray": 1.0}
