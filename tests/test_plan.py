@@ -16,7 +16,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 from lit_rlvr.errors import UserError
 from lit_rlvr.plan.memory import FLOAT, Way, activations, fullest, training
 from lit_rlvr.plan.shape import shape_of
-from lit_rlvr.plan.sizing import job, sizing
+from lit_rlvr.plan.sizing import CONFIGS, job, sizing
 from lit_rlvr.plan.ways import GIB, GPUs
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.lora import Lora
@@ -86,6 +86,26 @@ def test_sharding_divides_what_is_kept_and_adapters_spare_the_optimizer() -> Non
     assert adapted["AdamW"] < 0.01 * one["AdamW"] and adapted["weights"] < 1.01 * one["weights"]
 
 
+def test_offloading_keeps_only_what_runs_on_the_gpu() -> None:
+    shape = job("Qwen2.5-7B").whole
+    load = fullest(16384, 1024, 3072, 8, 128)
+    sharded, offloaded = (training(shape, load, Way(True, True, offload=on), 2, 2) for on in (False, True))
+    for name in ("weights", "gradients", "AdamW"):
+        assert offloaded[name] == 0 < sharded[name]
+    copied_in = (shape.outside + 2 * shape.largest) * 4 / 2
+    assert offloaded["gathered"] == sharded["gathered"] + copied_in
+    assert offloaded["activations"] == sharded["activations"]
+    gpu = GPUs.parse("1x141GB")
+    plans = {plan.name: plan for plan in job("Qwen2.5-7B").plans(gpu)}
+    assert not plans["alone, checkpointing"].fits and plans["FSDP2, offload, checkpointing"].fits
+    assert plans["FSDP2, offload, checkpointing"].host == 16 * shape.parameters and plans["alone"].host == 0
+    assert job("Qwen2.5-7B").arguments(plans["FSDP2, offload, checkpointing"]).startswith("--config strategy/offload ")
+    many = [plan for plan in job("Qwen2.5-7B").plans(GPUs.parse("16x80GB")) if plan.way.offload]
+    assert "strategy/multinode --trainer.strategy.init_args.offload true" in job("Qwen2.5-7B").arguments(many[0])
+    packed = replace(job("Qwen2.5-7B"), adapted=shape_of(CONFIGS["Qwen2.5-7B"], lora=Lora(quantize="nf4")), lora=True)
+    assert not any(plan.way.sharded for plan in packed.plans(gpu)), "4-bit weights cannot be sharded"
+
+
 def test_what_fits_first_is_proposed() -> None:
     def proposed(model: str, gpus: str, **changes: Any) -> str | None:
         found = replace(job(model), **changes).proposal(GPUs.parse(gpus))
@@ -95,7 +115,8 @@ def test_what_fits_first_is_proposed() -> None:
     assert proposed("Qwen2.5-1.5B", "1x80GB") == "alone, checkpointing"
     assert proposed("Qwen2.5-1.5B", "1x192GB") == "alone"
     assert proposed("Qwen2.5-7B", "8x80GB") == "FSDP2, checkpointing"
-    assert proposed("Qwen2.5-7B", "1x80GB", share=0.0) == "alone, LoRA, checkpointing"
+    assert proposed("Qwen2.5-7B", "1x80GB", share=0.0) == "FSDP2, offload, checkpointing"
+    assert proposed("Qwen2.5-7B", "1x80GB", share=0.0, lora=True) == "alone, LoRA, checkpointing"
     assert proposed("Qwen2.5-32B", "1x24GB") is None
     awake = replace(job("Qwen2.5-7B"), vllm_sleeps=False).plans(GPUs.parse("8x80GB"))
     asleep = job("Qwen2.5-7B").plans(GPUs.parse("8x80GB"))

@@ -45,11 +45,13 @@ class Way:
         sharded: FSDP2; otherwise every GPU holds the whole model.
         checkpointing: layers are recomputed in the backward pass.
         lora: only adapters are trained.
+        offload: shards of weights, gradients and optimizer state are kept on the CPU.
     """
 
     sharded: bool
     checkpointing: bool
     lora: bool = False
+    offload: bool = False
 
 
 def fullest(budget: int, prompt: int, completion: int, group: int, prompts: int, shared_prefix: bool = True) -> Load:
@@ -123,14 +125,27 @@ def training(
         kept += (shape.parameters - shape.outside - shape.quantized) * copied
         recomputed = 0
     inside = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * FLOAT)  # gradients within a layer
+    on_gpu = 0.0 if way.offload else 1 / share
+    held = {name: value * on_gpu for name, value in between_steps(shape, way, reference).items()}
+    gathered = (2 * shape.outside + GATHERED_LAYERS * shape.largest) * size if way.sharded else 0.0
+    if way.offload:  # shards on their way to the GPU, or gradients on their way back, of a layer and the next
+        gathered += (shape.outside + 2 * shape.largest) * FLOAT / share
     return {
-        "weights": ((shape.parameters - shape.quantized) * FLOAT + shape.quantized * NF4) / share,
-        "gradients": shape.trained * FLOAT / share + buckets,
-        "AdamW": shape.trained * 2 * FLOAT / share,
-        "reference": shape.parameters * FLOAT / share if reference and not way.lora else 0.0,
-        "gathered": (2 * shape.outside + GATHERED_LAYERS * shape.largest) * size if way.sharded else 0.0,
+        **held,
+        "gradients": held["gradients"] + buckets,
+        "gathered": gathered,
         "activations": kept,
         "temporary": max(logits(shape, load, size), inside + recomputed),
+    }
+
+
+def between_steps(shape: Shape, way: Way, reference: bool = False) -> Terms:
+    """Bytes of what is kept between steps, summed over the GPUs that share it; with `offload` it is on the CPU."""
+    return {
+        "weights": (shape.parameters - shape.quantized) * FLOAT + shape.quantized * NF4,
+        "gradients": shape.trained * FLOAT,
+        "AdamW": shape.trained * 2 * FLOAT,
+        "reference": shape.parameters * FLOAT if reference and not way.lora else 0.0,
     }
 
 

@@ -49,6 +49,8 @@ def advice(job: Job, gpus: GPUs) -> list[str]:
     ]
     found = job.proposal(gpus)
     if found is not None:
+        if found.host:
+            lines.append(f"Offloading keeps {found.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
         return [*lines, f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip()]
     count = gpus.count
     while found is None and count < MOST:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.plan.memory import Load, Terms, Way, decoding, fullest, key_bytes, training
+from lit_rlvr.plan.memory import Load, Terms, Way, between_steps, decoding, fullest, key_bytes, training
 from lit_rlvr.plan.shape import Shape
 
 GIB = 2**30
@@ -38,12 +38,18 @@ class GPUs:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to train, and the bytes it needs on each GPU; `budget` is its `tokens_per_microbatch`."""
+    """A way to train, and the bytes it needs on each GPU.
+
+    Args:
+        budget: its `tokens_per_microbatch`.
+        host: bytes in the memory of the CPUs, summed over all processes, that it keeps there between steps.
+    """
 
     way: Way
     gpus: GPUs
     budget: int
     terms: Terms
+    host: float = 0.0
     vllm_sleeps: bool = True
 
     @property
@@ -60,7 +66,12 @@ class Plan:
     @property
     def name(self) -> str:
         strategy = "FSDP2" if self.way.sharded else "DDP" if self.gpus.count > 1 else "alone"
-        return strategy + ", LoRA" * self.way.lora + ", checkpointing" * self.way.checkpointing
+        return (
+            strategy
+            + ", offload" * self.way.offload
+            + ", LoRA" * self.way.lora
+            + ", checkpointing" * self.way.checkpointing
+        )
 
 
 @dataclass(frozen=True)
@@ -112,20 +123,27 @@ class Job:
         Args:
             budget: replaces the job's own budget.
         """
+        several = [(True, False)] if gpus.count > 1 else []
         return [
-            self._plan(Way(sharded, checkpointing, lora), gpus, budget or self.budget)
+            self._plan(Way(sharded, checkpointing, lora, offload), gpus, budget or self.budget)
             for lora in ((True,) if self.lora else (False, True))
-            for sharded in ((False, True) if gpus.count > 1 and not (lora and self.adapted.quantized) else (False,))
+            for sharded, offload in (
+                (False, False),
+                *([] if lora and self.adapted.quantized else [*several, (True, True)]),
+            )
             for checkpointing in (False, True)
         ]
 
     def proposal(self, gpus: GPUs) -> Plan | None:
-        """The fastest way that fits; prefers smaller micro-batches, which do not change results, to adapters."""
+        """The fastest way that fits.
+
+        What does not change results (smaller micro-batches, then shards on the CPU) is preferred to adapters.
+        """
         budgets, least = [self.budget], self.prompt + self.completion
         while budgets[-1] // 2 >= least:
             budgets.append(budgets[-1] // 2)
         plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
-        return min(plans, key=lambda plan: plan.way.lora, default=None)
+        return min(plans, key=lambda plan: (plan.way.lora, plan.way.offload), default=None)
 
     def _plan(self, way: Way, gpus: GPUs, budget: int) -> Plan:
         shape = self.adapted if way.lora else self.whole
@@ -135,14 +153,17 @@ class Job:
             together = min(256, max(1, self.prompts // gpus.count) * self.group)
             generation = decoding(shape, way, together, self.prompt + self.completion, self.size)
         vllm = self.vllm_share(gpus) * gpus.gib * GIB
-        return Plan(way, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, self.vllm_sleeps)
+        host = sum(between_steps(shape, way, self.reference).values()) if way.offload else 0.0
+        return Plan(way, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, host, self.vllm_sleeps)
 
     def arguments(self, plan: Plan) -> str:
         """The arguments that the plan adds to the command line."""
-        several = "multinode" if plan.gpus.count > 8 else "fsdp2" if plan.way.sharded else "ddp"
+        machines = plan.gpus.count > 8
+        one = "offload" if plan.way.offload else "fsdp2" if plan.way.sharded else "ddp"
         share = self.vllm_share(plan.gpus)
         chosen = {
-            f"--config strategy/{several}": plan.gpus.count > 1,
+            f"--config strategy/{'multinode' if machines else one}": plan.gpus.count > 1 or plan.way.sharded,
+            "--trainer.strategy.init_args.offload true": machines and plan.way.offload,
             "--model.init_args.gradient_checkpointing true": plan.way.checkpointing,
             f"--model.init_args.tokens_per_microbatch {plan.budget}": plan.budget != self.budget,
             "--model.init_args.lora.rank 16": plan.way.lora and not self.lora,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlvr.distributed.collectives import world_size
-from lit_rlvr.distributed.sharding import gathered, whole
+from lit_rlvr.distributed.sharding import device_of, gathered, whole
 from lit_rlvr.policy import shared_prefix as attention
 from lit_rlvr.policy import vision_attention
 from lit_rlvr.policy.gradient_checkpointing import checkpointing
@@ -78,7 +78,7 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:

@@ -27,6 +27,7 @@ from lit_rlvr.distributed.checkpoint_files import last_checkpoint, read_checkpoi
 
 CLI = Callable[..., Any]
 HSDP = (*STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "2")
+OFFLOAD = (*STRATEGIES["fsdp2"], "--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 BOTH = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
@@ -65,10 +66,10 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI) -> No
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, *to("one"))
     assert one.status == 0, one.err
-    ways = STRATEGIES | {"hsdp": HSDP}
+    ways = STRATEGIES | {"hsdp": HSDP, "offload": OFFLOAD}
     commands = ([*FIT, *strategy, *shared, *to(name)] for name, strategy in ways.items())
     said = in_two_processes(run_folder, *commands)
-    assert said.count("step 6/6") == said.count("2 rank(s)") == 3, "only one process talks"
+    assert said.count("step 6/6") == said.count("2 rank(s)") == len(ways), "only one process talks"
     for name in ways:
         assert_same_training(run_folder / name, run_folder / "one")
         for key in ("steps", "iterations", "accuracy_before", "accuracy_after"):
