@@ -90,6 +90,27 @@ def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple
         yield f"{layer}.{leaf}" if layer else leaf, weight
 
 
+def changing_weights(model: Any) -> frozenset[str] | None:
+    """Names, without adapters, of the weights that an engine needs again after training; None = all.
+
+    Besides those that training changes, these are the ones in layers beside a trained layer, such as k of q, k and v:
+    engines fuse them and load them only together.
+    """
+    trained = {_layer(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    within = {layer.rpartition(".")[0] for layer in trained}
+    every = [name for name, _ in merged_parameters(model)]
+    names = {name for name in every if _layer(name).rpartition(".")[0] in within}
+    if len(names) == len(every):
+        return None
+    tied = model.get_output_embeddings().weight.requires_grad
+    return frozenset(names | {"lm_head.weight"} if tied else names)
+
+
+def _layer(name: str) -> str:
+    """The layer of a parameter or of its adapter."""
+    return name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0].removesuffix(".base_layer")
+
+
 def merge_adapters(model: nn.Module) -> None:
     """Merge a model's adapters into plain linear layers, in place; the outputs stay the same."""
     merged = dict(merged_parameters(model))
