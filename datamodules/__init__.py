@@ -7,6 +7,7 @@ from datamodules.code_problems import CodeProblems
 from datamodules.geometry import Geometry
 from datamodules.lesions import LesionCount, LesionPlace
 from datamodules.medical_vqa import MedicalVQA
+from datamodules.multi_step_arithmetic import MultiStepArithmetic
 from datamodules.multiple_choice import MultipleChoice
 from datamodules.reading.rows import BadRow
 from datamodules.synthetic_sql import SyntheticSQL
@@ -23,6 +24,7 @@ __all__ = [
     "LesionCount",
     "LesionPlace",
     "MedicalVQA",
+    "MultiStepArithmetic",
     "MultipleChoice",
     "PromptDataModule",
     "SyntheticSQL",

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.counter import counted
 from lit_rlvr.evaluation.defaults import find_dtype, find_max_tokens
 from lit_rlvr.evaluation.own_completions import Given, match, read_completions
+from lit_rlvr.evaluation.protocols import SAMPLING
 from lit_rlvr.evaluation.records import Records
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
@@ -32,7 +33,7 @@ from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.choose_engine import resolve_engine
 from lit_rlvr.rollout.engine import RolloutEngine
-from lit_rlvr.rollout.lengths import Asked, check_lengths
+from lit_rlvr.rollout.lengths import Asked, within_context
 from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.rollout.vllm import VLLMEngine
 from lit_rlvr.terminal import Terminal
@@ -60,18 +61,25 @@ def make_parser(command: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN, exit_on_error=False,
                             formatter_class=_Help)  # fmt: skip
     parser.add_argument("--model", type=str | None, help="model folder, hub id, run folder, or a name (smollm2)")
-    parser.add_argument("--suite", type=str, required=True,
-                        help="suites by name (math500), NAME=FILE, or data files, comma-separated")  # fmt: skip
+    parser.add_argument("--suite", type=list[str | dict[str, Any]] | str, required=True,
+                        help="suites by name (math500), NAME=FILE, or data files, comma-separated; or a list of them, "
+                        "each alone or with settings of its own: [math500, {suite: aime25, samples: 16}]")  # fmt: skip
     parser.add_argument("--out", type=str, required=True, help="folder for completions, results and the table")
-    parser.add_argument("-n", "--samples", type=int, default=8, help="sampled answers per question; 0 = greedy only")
-    parser.add_argument("--greedy", type=bool, default=True, help="also answer every question once without sampling")
-    parser.add_argument("--temperature", type=float, default=0.6, help="sampling temperature")
-    parser.add_argument("--top_p", type=float, default=0.95, help="nucleus sampling")
+    parser.add_argument("--protocol", type=str | None,
+                        help="a paper's prompts and sampling (aapo, agrae, apmpo), or a YAML file; the options below "
+                        "override it")  # fmt: skip
+    parser.add_argument("-n", "--samples", type=int | None,
+                        help="sampled answers per question (default 8); 0 = greedy only")  # fmt: skip
+    parser.add_argument("--greedy", type=bool | None,
+                        help="also answer every question once without sampling (default true)")  # fmt: skip
+    parser.add_argument("--temperature", type=float | None, help="sampling temperature (default 0.6)")
+    parser.add_argument("--top_p", type=float | None, help="nucleus sampling (default 0.95)")
     parser.add_argument("--max_tokens", type=int | None,
                         help="longest completion; default: as in the run's validation, else 2048")  # fmt: skip
     parser.add_argument("--max_prompt_tokens", type=int, default=4096, help="drop and report longer questions")
     parser.add_argument("--limit", type=int | None, help="most questions of each suite, drawn by a fixed seed")
-    parser.add_argument("--system_prompt", type=str | None, help="replaces that of the suites")
+    parser.add_argument("--system_prompt", type=str | None,
+                        help="replaces that of the suites, and their templates unless --template is given")  # fmt: skip
     parser.add_argument("--template", type=str | None, help="replaces that of the suites")
     parser.add_argument("--engine", type=RolloutEngine | str, default="auto", help="auto, hf, vllm, or a class_path")
     parser.add_argument("--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto",
@@ -90,12 +98,9 @@ def run(command: str, arguments: list[str]) -> None:
     config = parser.instantiate_classes(parser.parse_args(arguments))
     if (config.model is None) == (config.completions is None):
         raise UserError("--model: give either a model to sample from or --completions to score")
-    if config.samples < 0 or not (config.samples or config.greedy):
-        raise UserError("--samples: give a positive number, or 0 with --greedy true")
-    given = {"system_prompt": config.system_prompt, "template": config.template}
-    options = {name: value for name, value in given.items() if value is not None}
-    options |= {"eval_limit": config.limit, "max_prompt_tokens": config.max_prompt_tokens}
-    suites = list(find_suites(config.suite, options))
+    given = {name: config[name] for name in ("protocol", *SAMPLING, "system_prompt", "template")}
+    options = {"eval_limit": config.limit, "max_prompt_tokens": config.max_prompt_tokens}
+    suites = list(find_suites(config.suite, options, given))
     if not suites:
         raise UserError("--suite: it names no suite; give at least one, such as math500")
     out = Path(config.out)
@@ -111,23 +116,23 @@ def sample_suites(suites: list[Suite], config: Namespace, out: Path) -> tuple[Re
     """Sample and judge; returns the records and each suite's questions."""
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = EvaluatingModule(model_of(config.model))
-    settle(config, module)
+    max_tokens = settle(config, module)
     prompts = {suite.name: load_prompts(suite, module) for suite in suites}
-    parts = plan(config)
-    records = Records(out, settings_of(config, module, prompts))
+    plans = {suite.name: suite.protocol.parts(max_tokens) for suite in suites}
+    records = Records(out, settings_of(config, module), {name: told(plans[name], prompts[name]) for name in plans})
     work = [
         (suite, part, records.missing(f"{suite.name}/{part}", prompts[suite.name]))
         for suite in suites
-        for part in parts
+        for part in plans[suite.name]
     ]
-    everything = [prompt for suite in suites for prompt in prompts[suite.name]]
     missing = sum(len(left) for *_, left in work)
     if missing:
-        sampler = start(module, config, everything)
+        sampler = start(module, config, {name: (prompts[name], longest(plans[name])) for name in plans})
         started, tokens = time.perf_counter(), 0
-        with counted("questions", missing, done=len(parts) * len(everything) - missing) as one_more:
+        total = sum(len(parts) * len(prompts[name]) for name, parts in plans.items())
+        with counted("questions", missing, done=total - missing) as one_more:
             for suite, part, left in work:
-                sampling, samples = parts[part]
+                sampling, samples = plans[suite.name][part]
 
                 def judged(prompt: Prompt, *group: Any, name: str = f"{suite.name}/{part}") -> None:
                     nonlocal tokens
@@ -142,12 +147,14 @@ def sample_suites(suites: list[Suite], config: Namespace, out: Path) -> tuple[Re
     return records, prompts
 
 
-def settle(config: Namespace, module: EvaluatingModule) -> None:
-    """Fill in missing settings from the run or the model, and log them."""
+def settle(config: Namespace, module: EvaluatingModule) -> int:
+    """Fill in the data type from the run or the model, and log it; returns the length of completions that no protocol
+    sets."""
     dtype, why = find_dtype(config.dtype, config.model, module.model_folder)
-    config.max_tokens, limit = find_max_tokens(config.max_tokens, config.model)
+    max_tokens, limit = find_max_tokens(config.max_tokens, config.model)
     config.dtype = str(dtype).removeprefix("torch.")
-    _log.info("Computing in %s (%s), completions of up to %d tokens (%s)", config.dtype, why, config.max_tokens, limit)
+    _log.info("Computing in %s (%s), completions of up to %d tokens (%s)", config.dtype, why, max_tokens, limit)
+    return max_tokens
 
 
 def count(records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]) -> dict[str, Any]:
@@ -167,7 +174,8 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
     """Judge existing completions; returns the records and the questions that they answer."""
     path = Path(config.completions)
     given = read_completions(path, [suite.name for suite in suites])
-    records = Records(out, {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite})
+    told = {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite}
+    records = Records(out, told)
     answered: dict[str, list[Prompt]] = {}
     for suite in suites:
         samples = suite.data.load("test")
@@ -196,14 +204,9 @@ def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], give
                 one_more()
 
 
-def plan(config: Namespace) -> dict[str, tuple[Sampling, int]]:
-    """Part -> its sampling and the number of completions per question."""
-    parts: dict[str, tuple[Sampling, int]] = {}
-    if config.samples:
-        parts["sampled"] = Sampling(config.temperature, config.top_p, max_tokens=config.max_tokens), config.samples
-    if config.greedy:
-        parts["greedy"] = Sampling(0.0, max_tokens=config.max_tokens), 1
-    return parts
+def longest(parts: Mapping[str, tuple[Sampling, int]]) -> int:
+    """The longest completion of a suite, in tokens."""
+    return max(sampling.max_tokens for sampling, _ in parts.values())
 
 
 def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
@@ -215,29 +218,41 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     return suite.data.prompts["test"]
 
 
-def settings_of(config: Namespace, module: EvaluatingModule, prompts: dict[str, list[Prompt]]) -> dict[str, Any]:
-    """The settings that the completions depend on."""
-    names = ("samples", "greedy", "temperature", "top_p", "max_tokens", "dtype", "seed")
-    digests = {
-        name: hashlib.sha256(repr([(p.sample.id, p.token_ids) for p in found]).encode()).hexdigest()[:16]
-        for name, found in prompts.items()
-    }
+def settings_of(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
+    """The settings that all completions depend on."""
     engine = resolve_engine(config.engine).name
-    return {"model": module.model, "engine": engine, "suites": digests} | {name: config[name] for name in names}
+    return {"model": module.model, "engine": engine, "dtype": config.dtype, "seed": config.seed}
 
 
-def start(module: EvaluatingModule, config: Namespace, prompts: list[Prompt]) -> Sampler:
-    """The model in an engine with room for the longest prompt.
+def told(parts: Mapping[str, tuple[Sampling, int]], prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """The settings that the completions of one suite depend on, its questions among them."""
+    questions = repr([(p.sample.id, p.token_ids) for p in prompts]).encode()
+    sampling = {
+        part: {"samples": samples, "temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_tokens}
+        for part, (s, samples) in parts.items()
+    }
+    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling
+
+
+def start(module: EvaluatingModule, config: Namespace, asked: Mapping[str, tuple[Sequence[Prompt], int]]) -> Sampler:
+    """The model in an engine with room for the longest sequence, which the model's context may cut.
+
+    Args:
+        asked: suite -> its questions, and the longest completion.
 
     Raises:
-        UserError: the model's context is shorter than that.
+        UserError: a question fills the model's context.
     """
-    asked = Asked("--suite", prompts, config.max_tokens, "--max_tokens", "--max_prompt_tokens")
-    check_lengths(module.model_folder, [asked])
+    sets = [
+        Asked(name, found, tokens, "--max_tokens", "--max_prompt_tokens") for name, (found, tokens) in asked.items()
+    ]
+    reach = within_context(module.model_folder, sets)
+    prompts = [prompt for found, _ in asked.values() for prompt in found]
     dtype = getattr(torch, config.dtype)
     images = max(len(prompt.sample.images) for prompt in prompts)
     engine = resolve_engine(config.engine)
     if isinstance(engine, VLLMEngine) and isinstance(config.engine, str):  # no trainer shares the device
         engine = VLLMEngine(kv_cache_gb=4, gpu_memory_utilization=0.9, enforce_eager=not torch.cuda.is_available())
     owner = SyncedEngine(engine, resume="run the same command again to continue")
-    return Sampler(module.model_folder, owner, module.tokenizer, dtype, asked.reach, images, asked.longest)
+    check = max(prompts, key=lambda prompt: len(prompt.token_ids))
+    return Sampler(module.model_folder, owner, module.tokenizer, dtype, reach, images, check)

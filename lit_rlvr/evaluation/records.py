@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rewards.combine import Scores
@@ -26,17 +27,20 @@ class Records:
 
     Args:
         folder: created if necessary.
-        settings: the settings that the completions depend on; a folder begun with different ones is refused.
+        settings: the settings that all completions depend on; a folder begun with different ones is refused.
+        suites: suite -> the settings that its completions depend on. A folder may get further suites.
 
     Raises:
         UserError: the settings differ (the message says how), or the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], suites: Mapping[str, dict[str, Any]] | None = None
+    ) -> None:
         self.path = folder / "completions.jsonl"
         told = folder / "settings.json"
         self._groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
-        settings = json.loads(json.dumps(settings))
+        settings = json.loads(json.dumps(settings | ({} if suites is None else {"suites": suites})))
         before = self._settings(told)
         begun = self.path.is_file() if before is not None else False
         strangers = [name for name in OUTPUT if (folder / name).exists()]
@@ -45,11 +49,12 @@ class Records:
         if before is not None and begun:
             self._check(before, settings, folder)
             self._read()
-        else:
-            try:
-                write_atomically(told, json.dumps(settings, indent=2) + "\n")
-            except OSError as error:
-                raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from error
+            if suites is not None:
+                settings["suites"] = before["suites"] | settings["suites"]
+        try:
+            write_atomically(told, json.dumps(settings, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from error
 
     @staticmethod
     def _settings(path: Path) -> dict[str, Any] | None:
@@ -62,9 +67,13 @@ class Records:
 
     @staticmethod
     def _check(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        of_suites, wanted = before.get("suites"), now.get("suites")
+        if isinstance(of_suites, dict) and isinstance(wanted, dict):
+            both = of_suites.keys() & wanted.keys()  # the others are new, or not asked for this time
+            before, now = ({**d, "suites": {name: d["suites"][name] for name in both}} for d in (before, now))
+        changed = list(changes(before, now))
         if changed:
-            said = "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed)
+            said = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changed)
             raise UserError(f"--out: {folder} was begun with other settings ({said}); choose another folder")
 
     def _read(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> 
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
-    """All suites as one table, and a table per suite of its categories."""
+    """All suites and their average as one table, and a table per suite of its categories."""
     names = {name for r in results.values() for name in r}
     ks = sorted(int(name.removeprefix("pass@")) for name in names if name.startswith("pass@") and name[5:].isdigit())
     columns = [*(f"pass@{k}" for k in ks), *(["greedy"] if "greedy" in names else [])]
@@ -88,6 +89,8 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
     for name, r in results.items():
         cells = [_with_interval(r, column) for column in columns] + [_number(r.get(column)) for column in extra]
         lines.append(_line([name, r["questions"], r["n"], *cells]))
+    means = averages(results.values(), [*columns, *extra])
+    lines.append(_line(["**Avg.**", "", "", *(_number(means.get(column)) for column in [*columns, *extra])]))
     for name, r in results.items():
         if r["categories"]:
             shown = [c for c in ("pass@1", "greedy") if c in r]
@@ -97,6 +100,12 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
                 for category, part in r["categories"].items()
             ]
     return "\n".join(lines) + "\n\nIntervals: 95 %, bootstrap over questions.\n"
+
+
+def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
+    """Unweighted means over suites, as the papers print them; only of results that every suite has."""
+    full = (name for name in names if all(suite.get(name) is not None for suite in suites))
+    return {name: fmean(suite[name] for suite in suites) for name in full}
 
 
 def _with_interval(results: Mapping[str, Any], name: str) -> str:

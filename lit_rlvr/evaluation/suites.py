@@ -18,6 +18,7 @@ from datamodules.reading.readers import FORMATS, read_rows
 from datamodules.reading.rows import BadRow
 from lit_rlvr.configs import config_folder, merge
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.protocols import PROMPTS, SAMPLING, Protocol, check_settings, make_protocol
 from lit_rlvr.rewards import Reward, as_rewards
 
 _log = logging.getLogger("lit_rlvr")
@@ -41,32 +42,76 @@ class Suite:
     Args:
         data: DataModule with the questions as its test set.
         rewards: the rewards that judge an answer.
+        protocol: how its questions are asked.
     """
 
     name: str
     data: PromptDataModule
     rewards: list[Reward]
+    protocol: Protocol
 
 
-def find_suites(asked: str, options: Mapping[str, Any]) -> Iterator[Suite]:
-    """The suites of a comma-separated list.
+Asked = str | list[str | dict[str, Any]]
+"""What `--suite` takes: suites separated by commas, or a list of suites, each alone or with settings of its own."""
+OWN = ("suite", "protocol", "columns", *SAMPLING, *PROMPTS)
+"""The settings of a suite in such a list."""
+
+
+def find_suites(asked: Asked, options: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Suite]:
+    """The suites that the user asks for.
 
     Args:
         asked: names of shipped suites (`math500`), optionally with your own file (`math500=test.jsonl`); YAML files
-            with `data` and `rewards`; files with a known layout, optionally with a name (`mine=test.jsonl`).
+            with `data` and `rewards`; files with a known layout, optionally with a name (`mine=test.jsonl`). A mapping
+            holds one as `suite`, and its own `columns`, `protocol` and settings of that.
         options: options that override those of all their DataModules.
+        given: protocol and settings for all of them, as in `make_protocol`.
 
     Raises:
         UserError: there is no such suite, or it cannot be built.
     """
     seen: set[str] = set()
-    for item in filter(None, (part.strip() for part in asked.split(","))):
-        name, values = settings_of(item)
-        values = merge(values, {"data": {"init_args": {"name": name} | dict(options)}})
+    for item in as_items(asked):
+        name, values = settings_of(str(item["suite"]))
         if name in seen:
             raise UserError(f"--suite: two suites are called {name}; rename one of the files")
         seen.add(name)
-        yield build(name, values)
+        try:
+            protocol = make_protocol(name, item, given)
+        except UserError as error:
+            raise UserError(f"--suite: {name}: {error}") from error
+        columns = {"columns": item["columns"]} if "columns" in item else {}
+        own = {"name": name} | dict(options) | columns | asked_with(name, values, protocol)
+        yield build(name, merge(values, {"data": {"init_args": own}}), protocol)
+
+
+def as_items(asked: Asked) -> list[dict[str, Any]]:
+    """Each suite with its own settings.
+
+    Raises:
+        UserError: an entry is neither a suite nor a mapping with one.
+    """
+    entries = asked.split(",") if isinstance(asked, str) else asked
+    items = [{"suite": entry.strip()} if isinstance(entry, str) else entry for entry in entries]
+    for item in items:
+        check_settings(item, OWN, "--suite")
+        if not isinstance(item.get("suite"), str):
+            raise UserError(f"--suite: {item} names no `suite`")
+    return [item for item in items if item["suite"]]
+
+
+def asked_with(name: str, values: Mapping[str, Any], protocol: Protocol) -> dict[str, Any]:
+    """The protocol's prompts, as options of a suite's DataModule.
+
+    A system prompt says how to answer. So it also replaces the suite's own template, which would be a second
+    instruction, unless the protocol has a template too.
+    """
+    prompts = dict(protocol.prompts)
+    template = (values["data"].get("init_args") or {}).get("template")
+    if template is not None and "system_prompt" in prompts and "template" not in prompts:
+        _log.info("%s: the system prompt given replaces the template %r of the suite", name, template)
+        prompts["template"] = "{prompt}"
+    return prompts
 
 
 def settings_of(item: str) -> tuple[str, dict[str, Any]]:
@@ -145,7 +190,7 @@ def _reward(reward: Any) -> dict[str, Any]:
     return {"class_path": first, "init_args": {"otherwise": {"class_path": otherwise}}}
 
 
-def build(name: str, values: dict[str, Any]) -> Suite:
+def build(name: str, values: dict[str, Any], protocol: Protocol) -> Suite:
     """Build a suite from its settings."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PromptDataModule, "data", required=True)
@@ -155,4 +200,4 @@ def build(name: str, values: dict[str, Any]) -> Suite:
     except ArgumentError as error:
         error.add_note(f"--suite: {name}")  # names the suite for the command line
         raise
-    return Suite(name, built.data, as_rewards(built.rewards))
+    return Suite(name, built.data, as_rewards(built.rewards), protocol)

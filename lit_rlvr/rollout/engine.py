@@ -27,7 +27,7 @@ class EngineContext:
         folder: the model folder or hub id that the policy was loaded from.
         policy: the trainer's live policy.
         tokenizer: for decoding.
-        max_tokens: maximum length of a sequence, prompt plus completion.
+        max_tokens: maximum length of a sequence, prompt plus completion; 0 = as long as asked for.
         max_sequences: maximum number of completions per call.
         seed: the run's seed.
         dtype: the trainer's compute type.
@@ -43,6 +43,15 @@ class EngineContext:
     dtype: torch.dtype = torch.float32
     max_images: int = 1
     deterministic: bool = False
+
+    def limit(self, prompt: Prompt, sampling: Sampling) -> int:
+        """The longest completion of a prompt, in tokens: what is asked for, as far as `max_tokens` allows.
+
+        In training, `check_lengths` makes sure that everything fits; only an evaluation may reach the model's context.
+        """
+        if not self.max_tokens:
+            return sampling.max_tokens
+        return min(sampling.max_tokens, self.max_tokens - len(prompt.token_ids))
 
     @classmethod
     def in_place(cls, policy: Policy, tokenizer: PreTrainedTokenizerBase, sequences: int) -> EngineContext:

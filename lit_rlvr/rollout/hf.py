@@ -83,8 +83,8 @@ class HFEngine(RolloutEngine):
         """Decode the prompts in `batch` together; returns prompt index -> completions."""
         from transformers import DynamicCache
 
-        policy = self._policy
-        assert policy is not None, "start() comes first"
+        policy, context = self._policy, self._context
+        assert policy is not None and context is not None, "start() comes first"
         model: Any = policy.model
         device = policy.device
         ids = [prompts[p].token_ids for p in batch]
@@ -103,10 +103,11 @@ class HFEngine(RolloutEngine):
             cache.batch_select_indices(owner)
         logits, attend = logits[owner], attend[owner]
         position = torch.tensor([int(x.max()) + 1 for x in known], device=device)[owner, None]  # (B, 1)
+        limit = torch.tensor([context.limit(prompts[p], sampling) for p in batch], device=device)[owner]  # (B,)
         uniform = _uniforms([s for p in batch for s in seeds[p]], sampling, device)  # (B, T)
         tokens: list[list[int]] = [[] for _ in range(len(owner))]
         logprobs: list[list[float]] = [[] for _ in range(len(owner))]
-        stopped = [False] * len(owner)
+        stopped, over = [False] * len(owner), [False] * len(owner)
         first = [0, *accumulate(len(seeds[p]) for p in batch)]  # a prompt's first row
         found: dict[int, list[Completion]] = {}
 
@@ -121,16 +122,17 @@ class HFEngine(RolloutEngine):
         for step in range(sampling.max_tokens):
             token, logp = draw(logits, sampling, uniform[alive, step])  # (b,), (b,)
             done = torch.isin(token, eos)
-            rows = zip(alive.tolist(), token.tolist(), logp.tolist(), done.tolist(), strict=True)
-            for row, chosen, value, end in rows:
+            ended = done | (limit[alive] == step + 1)
+            rows = zip(*(x.tolist() for x in (alive, token, logp, done, ended)), strict=True)
+            for row, chosen, value, end, last in rows:
                 tokens[row].append(chosen)
                 logprobs[row].append(value)
-                stopped[row] = end
-            for k in sorted(set(owner[alive[done]].tolist())):
-                if all(stopped[first[k] : first[k + 1]]):
+                stopped[row], over[row] = end, last
+            for k in sorted(set(owner[alive[ended]].tolist())):
+                if all(over[first[k] : first[k + 1]]):
                     finish(k)
-            keep = torch.nonzero(~done).squeeze(1)
-            if len(keep) == 0 or step + 1 == sampling.max_tokens:
+            keep = torch.nonzero(~ended).squeeze(1)
+            if len(keep) == 0:
                 break
             if len(keep) < len(alive):
                 cache.batch_select_indices(keep)
@@ -138,9 +140,8 @@ class HFEngine(RolloutEngine):
             attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
             logits = self._forward(model, token[:, None], attend, cache, position.expand(len(places), -1, -1))
             position = position + 1
-        for k, p in enumerate(batch):
-            if p not in found:
-                finish(k)
+        for k in (k for k, p in enumerate(batch) if p not in found):
+            finish(k)  # without seeds
         return found
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,9 @@ from lit_rlvr.types import Prompt, Sampling
 
 if TYPE_CHECKING:
     from datamodules import PromptDataModule
+
+
+_log = logging.getLogger("lit_rlvr")
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,35 @@ def check_lengths(model_folder: str, sets: Sequence[Asked]) -> None:
             f"{asked.max_tokens} is more than the model's context of {context} tokens; lower "
             f"{lower or ' and '.join(rooms)}"
         )
+
+
+def within_context(model_folder: str, sets: Sequence[Asked]) -> int:
+    """The longest sequence of sets whose completions may be cut by the model's context, which is said.
+
+    Returns:
+        Tokens of the longest sequence, prompt and completion together; at most the model's context.
+
+    Raises:
+        UserError: a prompt leaves no room for a completion.
+    """
+    context = context_length(load_config(model_folder))
+    if context is None:
+        return max(asked.reach for asked in sets)
+    for asked in sets:
+        tokens = len(asked.longest.token_ids)
+        if tokens >= context:
+            raise UserError(
+                f"{asked.name}: prompt {asked.longest.sample.id} has {tokens} tokens, which leaves no room in the "
+                f"model's context of {context} tokens; lower {asked.prompt_option} to {context - 1}"
+            )
+        cut = sum(len(prompt.token_ids) + asked.max_tokens > context for prompt in asked.prompts)
+        if cut:
+            _log.warning(
+                "%s: %d of %d prompts and %d new tokens do not fit into the model's context of %d tokens; their "
+                "completions end there, after %d tokens at the least",
+                asked.name, cut, len(asked.prompts), asked.max_tokens, context, context - tokens,
+            )  # fmt: skip
+    return min(context, max(asked.reach for asked in sets))
 
 
 def context_length(config: Any) -> int | None:

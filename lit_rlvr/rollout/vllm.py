@@ -162,7 +162,7 @@ class VLLMEngine(RolloutEngine):
             for prompt, numbers, names in zip(prompts, seeds, ids, strict=True):
                 (rendered,) = engine.renderer.render_cmpl([self._input(prompt)])
                 for seed, name in zip(numbers, names, strict=True):
-                    asked.append(engine.add_request(name, rendered, self._parameters(sampling, seed)))
+                    asked.append(engine.add_request(name, rendered, self._parameters(prompt, sampling, seed)))
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     found[output.request_id] = self._completion(output.outputs[0])
@@ -183,12 +183,12 @@ class VLLMEngine(RolloutEngine):
         ids = collapsed(self._context.policy, prompt)
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(prompt.pixels.images)}}
 
-    def _parameters(self, sampling: Sampling, seed: int) -> Any:
+    def _parameters(self, prompt: Prompt, sampling: Sampling, seed: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         assert self._context is not None, "start() comes first"
-        values = sampling_parameters(sampling, seed, self._context.policy.eos_token_ids)
+        values = sampling_parameters(self._context, prompt, sampling, seed)
         return SamplingParams(**values, output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True)
 
     def _completion(self, output: Any) -> Completion:
@@ -254,15 +254,15 @@ def smallest_block() -> int:
     return 16
 
 
-def sampling_parameters(sampling: Sampling, seed: int, eos_token_ids: Sequence[int]) -> dict[str, Any]:
+def sampling_parameters(context: EngineContext, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
     """The fields of vLLM's SamplingParams for one completion."""
     return {
         "seed": None if sampling.temperature == 0 else seed,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
-        "max_tokens": sampling.max_tokens,
-        "stop_token_ids": list(eos_token_ids),
+        "max_tokens": context.limit(prompt, sampling),
+        "stop_token_ids": list(context.policy.eos_token_ids),
         "logit_bias": {i: -100.0 for i in sampling.banned_token_ids} or None,
         "logprobs": 0,
         "detokenize": False,

@@ -173,7 +173,7 @@ class VLLMServerEngine(RolloutEngine):
         done: Done | None,
     ) -> list[Completion]:  # fmt: skip
         base = self._input(prompt)
-        requests = [base | {"sampling_params": self._parameters(sampling, seed)} for seed in seeds]
+        requests = [base | {"sampling_params": self._parameters(prompt, sampling, seed)} for seed in seeds]
         choices = await asyncio.gather(*(self.server.complete(client, request) for request in requests))
         group = [self._completion(choice) for choice in choices]
         if done is not None and group:
@@ -187,8 +187,9 @@ class VLLMServerEngine(RolloutEngine):
         parts = [{"type": "image_url", "url": _png(image)} for image in prompt.pixels.images]
         return {"token_ids": collapsed(self._held, prompt), "content_parts": parts}
 
-    def _parameters(self, sampling: Sampling, seed: int) -> dict[str, Any]:
-        return sampling_parameters(sampling, seed, self._held.eos_token_ids)
+    def _parameters(self, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
+        assert self._context is not None, "start() comes first"
+        return sampling_parameters(self._context, prompt, sampling, seed)
 
     def _completion(self, choice: dict[str, Any]) -> Completion:
         assert self._context is not None, "start() comes first"

@@ -61,10 +61,47 @@ def test_sampling_and_greedy(here: Path, lit_rlvr: CLI, tiny_model_folder: Path)
     assert sorted(Path("out/completions.jsonl").read_text().splitlines()) == sorted(whole.splitlines())
     assert "tokens/s" not in lit_rlvr(*command, "--out", "out").err, "nothing is left to do"
 
-    for change, said in ((("--temperature", 1), "temperature was 0.6, is 1.0"), (("--limit", 3), "suites was")):
+    for change, said in ((("--temperature", 1), "temperature was 0.6, is 1.0"), (("--limit", 3), "questions was")):
         refused = lit_rlvr(*command, "--out", "out", *change)
         assert refused.status == 2 and said in refused.err and "choose another folder" in refused.err
     assert results("out") == found
+
+
+def test_each_suite_has_its_own_settings_and_more_suites_may_be_added(
+    here: Path, lit_rlvr: CLI, tiny_model_folder: Path
+) -> None:
+    Path("more.jsonl").write_text('{"q": "1+1?", "a": "2"}\n{"q": "1+2?", "a": "3"}\n')
+    Path("mine.yaml").write_text("{samples: 2, greedy: false, temperature: 1.0, suites: {data: {samples: 3}}}")
+    command = ("evaluate", "--model", tiny_model_folder, "--protocol", "mine.yaml", "--max_tokens", 6, "--engine", "hf",
+               "--out", "out")  # fmt: skip
+    done = lit_rlvr(*command, "--suite", "tiny_suite.yaml,data.jsonl")
+    assert done.status == 0, done.err
+    assert {name: found["n"] for name, found in results("out").items()} == {"tiny_suite": 2, "data": 3}
+    first = records("out")
+
+    more = "[tiny_suite.yaml, {suite: x=more.jsonl, columns: {prompt: q, answer: a}, samples: 1, greedy: true}]"
+    suite = Path("x.yaml")
+    suite.write_text(yaml.safe_dump(SUITE | {"data": {"class_path": "TextMath", "init_args": {"test": "more.jsonl"}}}))
+    done = lit_rlvr(*command, "--suite", more.replace("x=more.jsonl", "x.yaml"))
+    assert done.status == 0, done.err
+    assert {name: (r["n"], "greedy" in r) for name, r in results("out").items()} == {
+        "tiny_suite": (2, False), "x": (1, True),
+    }  # fmt: skip
+    assert records("out")[: len(first)] == first and len(records("out")) == len(first) + 4
+    kept = json.loads(Path("out/settings.json").read_text())["suites"]
+    assert [*kept] == ["tiny_suite", "data", "x"]
+    assert kept["data"]["sampled"] == {"samples": 3, "temperature": 1.0, "top_p": 0.95, "max_tokens": 6}
+    table = Path("out/results.md").read_text()
+    assert "| **Avg.** |" in table
+
+
+def test_a_completion_may_reach_the_end_of_the_context(here: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    """1024 tokens, of which the prompts have 20 or 21."""
+    done = lit_rlvr("evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", "--max_tokens", 5000,
+                    "--engine", "hf", "-n", 1, "--limit", 2, "--out", "out")  # fmt: skip
+    assert done.status == 0, done.err
+    assert "2 of 2 prompts and 5000 new tokens do not fit into the model's context of 1024 tokens" in done.err
+    assert max(row["tokens"] for row in records("out")) <= 1010
 
 
 def test_completions_made_elsewhere(here: Path, lit_rlvr: CLI) -> None:
@@ -136,8 +173,10 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
 @pytest.mark.parametrize(("options", "said"), [
     (("--suite", "tiny_suite.yaml"), "--model: give either a model"),
     (("--suite", "tiny_suite.yaml", "--model", "x", "--completions", "y"), "--model: give either a model"),
-    (("--suite", "data.jsonl", "--model", "MODEL", "--samples", 0, "--greedy", "false"), "--samples: give a positive"),
-    (("--suite", "tiny_suite.yaml", "--model", "MODEL", "--max_tokens", 5000), "of 1024 tokens; lower --max_tokens"),
+    (("--suite", "data.jsonl", "--model", "MODEL", "--samples", 0, "--greedy", "false"),
+     "--suite: data: samples: give a positive"),
+    (("--suite", "data.jsonl", "--model", "MODEL", "--protocol", "agra"), "no protocol 'agra'; did you mean agrae?"),
+    (("--suite", "[{suite: data.jsonl, temprature: 1}]", "--model", "MODEL"), "did you mean 'temperature'?"),
     (("--suite", "tiny_suite.yaml", "--model", "MODEL", "--dtype", "int8"),
      "dtype: give one of 'auto', 'float32', 'bfloat16', not int8"),
     (("--suite", "tiny_suite.yaml", "--model", "no/such-model"), "neither a folder nor a model on the hub"),

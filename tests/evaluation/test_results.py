@@ -62,4 +62,5 @@ def test_the_table() -> None:
     text = markdown(results, "m")
     head = "| suite | questions | n | pass@1 | pass@2 | pass@4 | greedy | length | truncated |"
     assert head in text.splitlines() and "| x\\|y | 4 | 5 | 0.450 [" in text
+    assert "| **Avg.** |  |  | 0.450 | " in text and "|  | 3.000 | 0.000 |" in text, "z has no greedy answers"
     assert "| a | 2 | 0.100 | 1.000 |" in text and "| b | 2 | 0.800 |" in text

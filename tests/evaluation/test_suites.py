@@ -15,6 +15,7 @@ from PIL import Image
 
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.protocols import make_protocol, read_protocol
 from lit_rlvr.evaluation.suites import Suite, find_suites
 
 NAMES = sorted(path.stem for path in (config_folder() / "suites").glob("*.yaml"))
@@ -22,7 +23,7 @@ OPTIONS = {"eval_limit": 5}
 
 
 def one(asked: str, **options: Any) -> Suite:
-    (suite,) = find_suites(asked, OPTIONS | options)
+    (suite,) = find_suites(asked, OPTIONS | options, {})
     return suite
 
 
@@ -37,9 +38,8 @@ def test_shipped_suites_are_built(name: str) -> None:
 
 def test_suites_alone_know_all_rewards() -> None:
     """As in `lit-rlvr evaluate`, which imports nothing of the other commands."""
-    source = (
-        "from lit_rlvr.evaluation.suites import *; print(*(s.name for s in find_suites(','.join(shipped_names()), {})))"
-    )
+    suites = "find_suites(','.join(shipped_names()), {}, {})"
+    source = f"from lit_rlvr.evaluation.suites import *; print(*(s.name for s in {suites}))"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout.split() == NAMES, done.stderr
 
@@ -125,7 +125,7 @@ def test_what_is_no_suite_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
         ("math500,math500=x.jsonl", "two suites are called math500"),
     ):
         with pytest.raises(UserError) as error:
-            list(find_suites(asked, OPTIONS))
+            list(find_suites(asked, OPTIONS, {}))
         assert said in str(error.value) and "\n" not in str(error.value), str(error.value)
 
 
@@ -134,3 +134,64 @@ def test_a_wrong_option_of_a_suite_is_one_line(run_folder: Path, lit_rlvr: Calla
     result = lit_rlvr("evaluate", "--model", "smollm2", "--suite", "wrong.yaml", "--out", "out")
     assert result.status == 2 and "Traceback" not in result.err
     assert "error: --suite: wrong: data: datamodules.TextMath has no option 'tset'; did you mean 'test'?" in result.err
+
+
+def test_a_system_prompt_replaces_the_suites_instruction() -> None:
+    """Not both the boxed template and another instruction; a template that is given stays."""
+    question = "What is 1+1?"
+    for given, system, user in (
+        ({}, None, "within \\boxed{}."),
+        ({"system_prompt": "aapo-eval"}, "Therefore, the final answer is", question),
+        ({"protocol": "aapo"}, "Therefore, the final answer is", question),
+        ({"protocol": "aapo", "template": "boxed"}, "Therefore, the final answer is", "within \\boxed{}."),
+        ({"protocol": "agrae"}, "Please reason step by step", question),
+    ):
+        (suite,) = find_suites("math500", {}, given)
+        chat = suite.data.chat
+        assert (chat.system_prompt is None) == (system is None) and (system or "") in (chat.system_prompt or "")
+        assert chat.template.replace("{prompt}", question).endswith(user)
+    (sql,) = find_suites("spider", {}, {"system_prompt": "Be brief."})
+    (own,) = find_suites("spider", {}, {})
+    assert sql.data.chat.template == own.data.chat.template, "a class's own form is no second instruction"
+
+
+def test_the_protocols_are_the_papers() -> None:
+    """A-GRAE C.2; AAPO C.3; APMPO 5.1."""
+    agrae, aime = (make_protocol(name, {}, {"protocol": "agrae"}) for name in ("minerva", "aime25"))
+    assert (agrae.samples, aime.samples, agrae.temperature, agrae.top_p, agrae.max_tokens) == (4, 16, 0.6, 0.95, 4096)
+    assert read_protocol("agrae", "geometry3k")["system_prompt"] == "agrae-vision" and not agrae.greedy
+    aapo = make_protocol("aime24", {}, {"protocol": "aapo"})
+    assert (aapo.samples, aapo.greedy, aapo.prompts) == (0, True, {"system_prompt": "aapo-eval"})
+    apmpo, small = (make_protocol(name, {}, {"protocol": "apmpo"}) for name in ("math500", "amc23"))
+    assert (apmpo.samples, small.samples, apmpo.temperature, apmpo.prompts) == (1, 16, 0.6, {})
+
+
+def test_which_setting_counts() -> None:
+    """The suite's own, its own protocol's, the given one, the given protocol's, the default."""
+    given = {"protocol": "agrae", "temperature": 0.9, "top_p": None}
+    found = make_protocol("aime25", {"suite": "aime25", "protocol": "apmpo", "samples": 2}, given)
+    assert (found.samples, found.temperature, found.top_p, found.max_tokens) == (2, 0.6, 1.0, 4096)
+    found = make_protocol("aime25", {"suite": "aime25"}, given)
+    assert (found.samples, found.temperature, found.top_p) == (16, 0.9, 0.95)
+    default = make_protocol("aime25", {}, {})
+    assert (default.samples, default.greedy, default.max_tokens) == (8, True, None)
+    assert {part: (s.temperature, s.max_tokens, n) for part, (s, n) in default.parts(99).items()} == {
+        "sampled": (0.6, 99, 8), "greedy": (0.0, 99, 1),
+    }  # fmt: skip
+
+
+def test_settings_of_a_suite_that_are_wrong_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("{samples: 4, temprature: 1}")
+    (tmp_path / "list.yaml").write_text("[1]")
+    for item, said in (
+        ({"suite": "math500", "sample": 4}, "--suite has no setting 'sample'; did you mean 'samples'?"),
+        ({"samples": 4}, "names no `suite`"),
+        ({"suite": "math500", "samples": "many"}, "--suite: math500: samples: give a positive number"),
+        ({"suite": "math500", "max_tokens": 0}, "max_tokens: 0 is not a positive number"),
+        ({"suite": "math500", "temperature": -1}, "sampling.temperature"),
+        ({"suite": "math500", "protocol": str(tmp_path / "bad.yaml")}, "no setting 'temprature'; did you mean"),
+        ({"suite": "math500", "protocol": str(tmp_path / "list.yaml")}, "must hold settings by name"),
+    ):
+        with pytest.raises(UserError) as error:
+            list(find_suites([item], OPTIONS, {}))
+        assert said in str(error.value) and "\n" not in str(error.value), str(error.value)

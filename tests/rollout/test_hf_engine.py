@@ -1,6 +1,7 @@
 """The Hugging Face engine: log-probabilities, seeds, draws and finish reasons."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +83,21 @@ def test_a_completion_depends_on_its_own_seed_alone() -> None:
     some = hf_engine().generate(PROMPTS, SAMPLING, ragged)
     assert [len(group) for group in some] == [1, 0, 3, 2]
     assert flat(some) == flat([groups[0][:1], groups[2], groups[3][:2]])
+
+
+def test_a_completion_ends_where_the_context_does() -> None:
+    """With up to 12 tokens a completion, a context of 16 cuts that of 7 tokens after 9; the rest is unchanged."""
+    engine = hf_engine()
+    whole = engine.generate(PROMPTS, SAMPLING, SEEDS)
+    engine._context = replace(engine._context, max_tokens=16)
+    limits = [min(12, 16 - len(p.token_ids)) for p in PROMPTS if len(p.token_ids) < 16]
+    short = [k for k, p in enumerate(PROMPTS) if len(p.token_ids) < 16]
+    assert min(limits) < 12, "nothing would be cut"
+    cut = engine.generate([PROMPTS[k] for k in short], SAMPLING, [SEEDS[k] for k in short])
+    for k, limit, group in zip(short, limits, cut, strict=True):
+        for before, after in zip(whole[k], group, strict=True):
+            assert after.token_ids == before.token_ids[:limit]
+            assert after.finish_reason == ("length" if len(before.token_ids) > limit else before.finish_reason)
 
 
 def test_other_seeds_give_other_completions() -> None:

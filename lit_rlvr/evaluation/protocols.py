@@ -1,0 +1,123 @@
+"""How the questions of a suite are asked: sampling and prompts, by a paper's protocol or one's own settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_rlvr.configs import config_folder
+from lit_rlvr.errors import UserError
+from lit_rlvr.types import Sampling
+
+SAMPLING: dict[str, Any] = {"samples": 8, "greedy": True, "temperature": 0.6, "top_p": 0.95, "max_tokens": None}
+"""Settings of sampling, with their defaults; `max_tokens` is then the model's."""
+PROMPTS = ("system_prompt", "template", "prefill")
+"""Settings of the prompt, which replace a suite's own."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a suite's questions are answered.
+
+    Args:
+        samples: sampled completions per question.
+        greedy: answer each question once more, without sampling.
+        temperature: of the sampled completions.
+        top_p: of the sampled completions.
+        max_tokens: longest completion, in tokens; None = what the model's run or the default says.
+        prompts: options of the DataModule that replace the suite's.
+    """
+
+    samples: int
+    greedy: bool
+    temperature: float
+    top_p: float
+    max_tokens: int | None
+    prompts: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if type(self.samples) is not int or self.samples < 0 or not (self.samples or self.greedy):
+            raise UserError("samples: give a positive number, or 0 with greedy: true")
+        for name in ("temperature", "top_p"):
+            if type(getattr(self, name)) not in (int, float):
+                raise UserError(f"{name}: {getattr(self, name)!r} is not a number")
+        if self.max_tokens is not None and (type(self.max_tokens) is not int or self.max_tokens < 1):
+            raise UserError(f"max_tokens: {self.max_tokens!r} is not a positive number")
+        Sampling(self.temperature, self.top_p)  # refuses impossible ones
+
+    def parts(self, max_tokens: int) -> dict[str, tuple[Sampling, int]]:
+        """Part -> its sampling, and the number of completions per question.
+
+        Args:
+            max_tokens: longest completion if the protocol leaves it open.
+        """
+        longest = self.max_tokens or max_tokens
+        parts: dict[str, tuple[Sampling, int]] = {}
+        if self.samples:
+            parts["sampled"] = Sampling(self.temperature, self.top_p, max_tokens=longest), self.samples
+        if self.greedy:
+            parts["greedy"] = Sampling(0.0, max_tokens=longest), 1
+        return parts
+
+
+def make_protocol(suite: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Protocol:
+    """The protocol of one suite.
+
+    A setting is the suite's own, else that of its own protocol, else the given one, else that of the given protocol,
+    else the default.
+
+    Args:
+        suite: the suite's name; a protocol may have other settings for some suites.
+        own: settings of this suite alone, among them perhaps `protocol`.
+        given: settings of all suites, in the same form; None = not given.
+    """
+    found: dict[str, Any] = dict(SAMPLING)
+    for settings in (given, own):
+        if name := settings.get("protocol"):
+            found |= read_protocol(name, suite)
+        found |= {key: settings[key] for key in (*SAMPLING, *PROMPTS) if settings.get(key) is not None}
+    prompts = {key: found.pop(key) for key in PROMPTS if key in found}
+    return Protocol(**found, prompts=prompts)
+
+
+def read_protocol(name: str, suite: str) -> dict[str, Any]:
+    """A protocol's settings for a suite: a shipped protocol by name, or a YAML file.
+
+    Raises:
+        UserError: there is no such protocol, or it has an unknown setting.
+    """
+    path = Path(name) if Path(name).suffix == ".yaml" else config_folder() / "protocols" / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in (config_folder() / "protocols").glob("*.yaml"))
+        near = get_close_matches(name, known, 1)
+        raise UserError(f"protocol: there is no protocol {name!r}; {f'did you mean {near[0]}?' if near else known}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"protocol: {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("suites", {}), dict):
+        raise UserError(f"protocol: {path} must hold settings by name, like the shipped protocols")
+    layers = [{key: value for key, value in values.items() if key != "suites"}, values.get("suites", {}).get(suite, {})]
+    for layer in layers:
+        check_settings(layer, (*SAMPLING, *PROMPTS), f"protocol: {path}")
+    return {key: value for layer in layers for key, value in layer.items()}
+
+
+def check_settings(settings: Any, known: tuple[str, ...], where: str) -> None:
+    """Refuse settings of unknown names.
+
+    Raises:
+        UserError: names the setting, and the nearest known one.
+    """
+    if not isinstance(settings, Mapping):
+        raise UserError(f"{where}: {settings!r} are not settings; give them by name")
+    for key in settings:
+        if key not in known:
+            near = get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+            raise UserError(f"{where} has no setting {key!r}; {hint}")
