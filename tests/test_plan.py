@@ -14,7 +14,7 @@ from tiny_runs import FIT
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.plan.memory import FLOAT, Way, activations, fullest, training
+from lit_rlvr.plan.memory import FLOAT, Lengths, Way, activations, cached, expected, fullest, training
 from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.plan.sizing import CONFIGS, job, sizing
 from lit_rlvr.plan.ways import GIB, GPUs
@@ -123,6 +123,55 @@ def test_what_fits_first_is_proposed() -> None:
     assert all(a.needs < b.needs for a, b in zip(asleep, awake, strict=True))
 
 
+def test_an_engine_holds_what_is_left_of_its_sequences() -> None:
+    """Beside many sequences whose lengths are drawn."""
+    assert cached(7, 10, Lengths(50, 50)) == 7 * 60
+    generator = torch.Generator().manual_seed(0)
+    for prompt, mean in ((100, 1000), (500, 200)):
+        lengths = torch.empty(20000).exponential_(1 / mean, generator=generator)
+        held = max(float((lengths > t).sum()) * (prompt + t) for t in range(0, 5000, 5))
+        assert cached(20000, prompt, Lengths(mean, 5000)) == pytest.approx(held, rel=0.03)
+    assert cached(1, 100, Lengths(10, 5000)) == 5100, "the longest alone"
+
+
+def test_a_micro_batch_of_expected_lengths_has_room_for_the_longest() -> None:
+    whole = fullest(16384, 1024, 3072, 8, 2)
+    assert expected(16384, 1024, Lengths(3072, 3072), 8, 2) == whole
+    short = expected(16384, 1024, Lengths(300, 3072), 8, 2)
+    assert short.tokens == 2 * (1024 + 8 * 299) and short.scored == 2 * 8 * 300 < whole.scored
+    assert expected(16384, 1024, Lengths(300, 3072), 8, 1).tokens == 1024 + 3071, "one of the longest"
+
+
+def test_shares_and_proposals_follow_the_expected_lengths() -> None:
+    """A 7B: 57,344 bytes of keys and values a token."""
+    gpus, model = GPUs.parse("8x80GB"), job("Qwen2.5-7B")
+    fitted = {
+        mean: replace(model, completion=Lengths(mean, 3072), fitted=True, prompts=1024) for mean in (200, 600, 3072)
+    }
+    share = {mean: asked.proposal(gpus).terms["vLLM"] / (80 * GIB) for mean, asked in fitted.items()}  # type: ignore[union-attr]
+    tokens = cached(1024, 1024 / 8, Lengths(200, 3072))
+    needs = 2 * model.whole.parameters + 2 * GIB + tokens * 57344
+    assert needs <= share[200] * 80 * GIB <= needs + 0.05 * 80 * GIB
+    assert share[200] < share[600] < share[3072] < 0.9
+    for asked in fitted.values():
+        found = asked.proposal(gpus)
+        assert found is not None and found.fits, "what training leaves is the most that vLLM gets"
+        share_text = f"gpu_memory_utilization {found.terms['vLLM'] / (80 * GIB):.2f}"
+        assert share_text in asked.arguments(found)
+    few = replace(model, prompts=16, share=0.0)
+    short = replace(few, completion=Lengths(200, 3072))
+    assert short.plans(gpus)[0].needs < few.plans(gpus)[0].needs
+    decoded = [replace(m, share=None).plans(gpus)[0].terms["generation"] for m in (few, short)]
+    assert decoded[1] < decoded[0]
+
+
+@pytest.mark.parametrize("text", ["", "0", "9,", "9,8", "9,99", "99", "1.5", "9,a"])
+def test_what_are_no_lengths_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match=r"--lengths: .* the longest allowed is 64 \(rollout.sampling.max_tokens\)"):
+        Lengths.parse(text, 64)
+    assert (Lengths.parse("9", 64), Lengths.parse("9,20", 64)) == (Lengths(9, 64), Lengths(9, 20))
+
+
 @pytest.mark.parametrize("text", ["8", "8x80", "0x80GB", "8x0GB", "x80GB", "8x80GBs", "eight"])
 def test_what_are_no_gpus_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match=r"--gpus: .* is not a number of GPUs .* such as 8x80GB"):
@@ -138,6 +187,10 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     assert result.status == 0, result.err
     assert "Proposal: DDP" in result.out and "--config strategy/ddp" in result.out
     assert not (run_folder / "run").exists()
+    result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", "--lengths", "3")
+    assert result.status == 0 and "completions of up to 512 and 8 tokens, completions of 3 on average" in result.out
+    result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", "--lengths", "9")
+    assert result.status == 2 and "--lengths: '9' is not the mean length" in result.err
     result = lit_rlvr("plan", *FIT[1:], "--gpus", "many")
     assert result.status == 2 and "such as 8x80GB" in result.err
 

@@ -7,8 +7,11 @@ measurements.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from dataclasses import astuple, dataclass
 
+from lit_rlvr.errors import UserError
 from lit_rlvr.plan.shape import Layers, Shape
 from lit_rlvr.policy.logprobs import CHUNK, KEPT_BYTES
 
@@ -35,6 +38,30 @@ class Load:
     scores: float
     scored: float
     prompts: float
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Expected lengths of completions, in tokens: their mean, and the longest."""
+
+    mean: int
+    longest: int
+
+    @classmethod
+    def parse(cls, text: str, allowed: int) -> Lengths:
+        """Parse `900,4096`, or `900`: then the longest has `allowed` tokens (`rollout.sampling.max_tokens`).
+
+        Raises:
+            UserError: the text does not have this form, or the numbers do not fit together.
+        """
+        found = re.fullmatch(r"(\d+)(?:,(\d+))?", text)
+        mean, longest = (int(found[1]), int(found[2] or allowed)) if found else (0, 0)
+        if not 0 < mean <= longest <= allowed:
+            raise UserError(
+                f"--lengths: {text!r} is not the mean length of completions and the longest, in tokens, such as "
+                f"300,{allowed}; the longest allowed is {allowed} (rollout.sampling.max_tokens)"
+            )
+        return cls(mean, longest)
 
 
 @dataclass(frozen=True)
@@ -70,6 +97,30 @@ def fullest(budget: int, prompt: int, completion: int, group: int, prompts: int,
     scores = together * inputs * (prompt + inputs) if shared_prefix else row * row
     rows = max(1.0, min(prompts * group / together, budget / row))
     return Load(rows * row, rows * keys, rows * scores, rows * together * completion, rows * prompt)
+
+
+def expected(
+    budget: int, prompt: int, lengths: Lengths, group: int, prompts: int, shared_prefix: bool = True
+) -> Load:  # fmt: skip
+    """The largest micro-batch with completions of the expected lengths: full of average ones, or one of the longest.
+
+    Args: as for `fullest`.
+    """
+    full = fullest(budget, prompt, lengths.mean, group, prompts, shared_prefix)
+    longest = fullest(prompt + lengths.longest, prompt, lengths.longest, 1, 1, shared_prefix)
+    return Load(*map(max, astuple(full), astuple(longest)))
+
+
+def cached(sequences: int, prompt: float, lengths: Lengths) -> float:
+    """The most tokens whose keys and values a decoding engine holds at once.
+
+    All sequences begin together. If the mean is below the longest, each ends at any token with the same probability, so
+    that exp(-t / mean) of them are left after t tokens; at the end the longest is left alone.
+    """
+    if lengths.mean == lengths.longest:
+        return sequences * (prompt + lengths.longest)
+    t = max(0, lengths.mean - prompt)  # where what is left of them, times its length, is largest
+    return max(sequences * (prompt + t) * math.exp(-t / lengths.mean), prompt + lengths.longest)
 
 
 def activations(layers: Layers, load: Load, size: int, attention: int | None = None) -> float:
@@ -149,10 +200,14 @@ def between_steps(shape: Shape, way: Way, reference: bool = False) -> Terms:
     }
 
 
-def decoding(shape: Shape, way: Way, sequences: int, length: int, size: int) -> float:
-    """Bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights."""
+def decoding(shape: Shape, way: Way, sequences: int, tokens: float, size: int) -> float:
+    """Bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights.
+
+    Args:
+        tokens: whose keys and values it holds at once.
+    """
     weights = shape.parameters * (size if way.sharded else copy(size))
-    return weights + sequences * (length * key_bytes(shape, size) + 3 * shape.vocabulary * FLOAT)
+    return weights + tokens * key_bytes(shape, size) + sequences * 3 * shape.vocabulary * FLOAT
 
 
 def key_bytes(shape: Shape, size: int) -> int:

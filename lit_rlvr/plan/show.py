@@ -15,11 +15,12 @@ MOST = 1024
 
 def show(job: Job, gpus: GPUs) -> None:
     """Print the memory that each way to train needs on each GPU, and which one to choose."""
-    load = job.load(gpus, job.budget)
+    load, mean, longest = job.load(gpus, job.budget), job.completion.mean, job.completion.longest
     console = Terminal(soft_wrap=True, width=None if os.isatty(1) else 120)
     console.print(
         f"{job.whole.parameters / 1e9:.3g} billion parameters; micro-batches of {load.tokens:.0f} tokens, "
-        f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {job.completion} tokens"
+        f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {longest} tokens"
+        + (f", completions of {mean} on average" if mean < longest else "")
     )
     console.print(table(job, gpus))
     for line in advice(job, gpus):
