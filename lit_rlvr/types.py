@@ -199,12 +199,14 @@ class PromptBatch:
         cursor: the loader's position after this batch ({"epoch", "position"}); training commits it, so that a
             checkpoint always names the next unseen prompt.
         name: the data set's name in metrics (`val/<name>/...`).
+        greedy: in validation, one greedy completion of each prompt, if they are asked for.
     """
 
     prompts: list[Prompt]
     cursor: dict[str, int] = field(default_factory=dict)
     name: str = ""
     rollout: Rollout | None = None
+    greedy: Rollout | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)

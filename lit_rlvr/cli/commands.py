@@ -3,8 +3,10 @@
 COMMANDS = {
     "fit": ("lit_rlvr.cli.lightning_cli", "train a model"),
     "validate": ("lit_rlvr.cli.lightning_cli", "measure a model on the validation sets"),
+    "test": ("lit_rlvr.cli.lightning_cli", "measure a model on the test set, with the config's sampling and rewards"),
     "preview": ("lit_rlvr.cli.lightning_cli", "show prompts exactly as the model sees them"),
     "filter": ("lit_rlvr.cli.lightning_cli", "keep the prompts that a model sometimes answers correctly"),
+    "split": ("lit_rlvr.cli.lightning_cli", "write the training and held-out rows of a config's data to files"),
     "plan": ("lit_rlvr.cli.lightning_cli", "estimate the memory per GPU that a run needs, and which strategy fits"),
     "evaluate": ("lit_rlvr.evaluation.evaluate", "measure pass@k of a model, or of completions, on suites"),
     "compare": ("lit_rlvr.compare", "compare algorithms over seeds and tasks on an equal budget"),

@@ -1,4 +1,4 @@
-"""`lit-rlvr fit`, `validate`, `preview`, `filter` and `plan`: LightningCLI with our option groups."""
+"""`lit-rlvr fit`, `validate`, `test`, `preview`, `filter`, `split` and `plan`: LightningCLI with our option groups."""
 
 from __future__ import annotations
 
@@ -64,8 +64,10 @@ HELP = (
 SUBCOMMANDS = {
     "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
     "validate": {"model", "dataloaders", "datamodule"},
+    "test": {"model", "dataloaders", "datamodule"},
     "preview": {"model", "datamodule"},
     "filter": {"model", "datamodule"},
+    "split": {"model", "datamodule"},
     "plan": {"model", "datamodule"},
 }
 """The trainer's methods that are commands -> those of their arguments that the command line supplies."""
@@ -216,7 +218,7 @@ class RLVRCLI(LightningCLI):
         for key, part, made in (("model", self.model, "policy"), ("data", self.datamodule, "prompts")):
             if not hasattr(part, made):
                 raise UserError(f"{key}: {defined_at(type(part).__init__)} must call super().__init__(**kwargs)")
-        if self.subcommand not in ("preview", "plan"):
+        if self.subcommand not in ("preview", "split", "plan"):
             self.config_init[self.subcommand].warm_start.apply(self.model, self.datamodule)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from datamodules import PromptDataModule
 from datamodules.base import Split
 from lit_rlvr.cli.preview import show_prompts
+from lit_rlvr.cli.split import write_split
 from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.plan.job import job_of
 from lit_rlvr.plan.show import show
@@ -67,6 +68,17 @@ class RLVRTrainer(Trainer):
         dtype = compute_dtype(str(self.precision))
         path = filter_prompts(model, datamodule, rollout, dtype, Path(out), samples, lowest, highest, split)
         print(f"{path}: use it with --data.init_args.{split}")
+
+    def split(self, model: RLVRModule, datamodule: PromptDataModule, out: str) -> None:
+        """Write the training and held-out rows of the config's data to files.
+
+        Args:
+            model: the model; not used.
+            datamodule: the data.
+            out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`, as far as the data have these sets.
+        """
+        for path in write_split(datamodule, Path(out)):
+            print(path)
 
     def plan(
         self, model: RLVRModule, datamodule: PromptDataModule, gpus: str, lengths: str | None = None

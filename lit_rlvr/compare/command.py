@@ -10,14 +10,17 @@ from jsonargparse import ArgumentParser
 
 from lit_rlvr.cli.failure_line import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
+from lit_rlvr.compare.after import read_suites, start_folder
 from lit_rlvr.compare.announcer import Announcer
 from lit_rlvr.compare.figures import draw_figures
 from lit_rlvr.compare.folder import StudyFolder, locked
 from lit_rlvr.compare.numbers import read_run, results
 from lit_rlvr.compare.processes import run_cells
 from lit_rlvr.compare.study import Cell, Study, load_study
+from lit_rlvr.compare.suite_tables import suite_tables
 from lit_rlvr.compare.tables import report
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.suites import find_suites
 from lit_rlvr.files import write_atomically
 
 _log = logging.getLogger("lit_rlvr")
@@ -47,6 +50,7 @@ def compare(study: Study, root: Path, jobs: int = 1) -> None:
             failed.
     """
     check_cells(study)
+    check_suites(study)
     with locked(root) as lock:
         folder = StudyFolder(root, study)
         progress = Announcer(len(study.cells), done=len(folder.having("done")))
@@ -60,7 +64,8 @@ def compare(study: Study, root: Path, jobs: int = 1) -> None:
             progress.ended(cell, error)
 
         try:
-            run_cells([state.cell for state in folder.having("pending")], root, jobs, lock, started, ended)
+            pending = [state.cell for state in folder.having("pending")]
+            run_cells(study, pending, root, jobs, lock, started, ended)
         except KeyboardInterrupt:
             for state in folder.having("running"):
                 folder.note(state.cell, "interrupted")
@@ -88,17 +93,31 @@ def check_cells(study: Study) -> None:
             raise UserError(f"STUDY: {cell.task}, {cell.name}: {line}") from error
 
 
+def check_suites(study: Study) -> None:
+    """Refuse suites that `evaluate` would refuse, before the first cell trains.
+
+    Raises:
+        UserError: there is no such suite or protocol, or two suites have the same name.
+    """
+    everything = [suite for group in study.suites.values() for suite in group]
+    list(find_suites(everything, {}, {"protocol": study.protocol}))
+
+
 def _conclude(folder: StudyFolder) -> None:
     """Write the results of finished cells; report failed ones."""
     root, study = folder.root, folder.study
     runs = [read_run(state.cell, root) for state in folder.having("done")]
     if runs and not any(study.metric in run.last for run in runs):
         _log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
-    found = results(study, runs)
+    starts = {task: read_suites(root / start_folder(task)) for task in study.tasks}
+    found = results(study, runs, {task: suites for task, suites in starts.items() if suites})
     write_atomically(root / "results.json", json.dumps(found, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")
     failed = folder.having("failed")
     write_atomically(root / "results.md", report(study, found, figures, failed))
+    if study.suites:
+        printed = [t.latex() for task in study.tasks for t in suite_tables(study.suites, found["tasks"][task])]
+        write_atomically(root / "results.tex", "\n".join(printed))
     _log.info("Results: %s", root / "results.md")
     if failed:
         first = failed[0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_rlvr.compare.numbers import Finished, pass_at_k, spread
+from lit_rlvr.compare.numbers import Finished, pass_at_k, quarters, spread
 from lit_rlvr.compare.study import Study
 
 CURVES = {
@@ -19,6 +19,10 @@ CURVES = {
     "correct_count": ("rollout/correct_count", "Correct completions in a rollout"),
     "length": ("rollout/length", "Completion length (tokens)"),
     "zero_advantage": ("train/zero_advantage", "Share of zero advantages"),
+    "unsolved": ("rollout/unsolved_prompts", "Prompts of a rollout without a correct completion"),
+    "format": ("reward/format", "Format reward of the training rollouts"),
+    "power": ("train/p", "Exponent p"),
+    "clip": ("train/eps_ada", "Upper clip eps_ada"),
 }
 """File -> metric and title."""
 
@@ -44,6 +48,8 @@ def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[s
         colours = _colours(study.names)
         figures = {name: _draw_curve(study, groups, colours, *CURVES[name]) for name in CURVES} | {
             "pass_at_k": _draw_pass_at_k(groups, colours),
+            "final": _draw_final(study, groups),
+            "zero_advantage_ends": _draw_ends(groups, "train/zero_advantage", "Share of zero advantages"),
             "time_per_step": _draw_seconds(groups),
         }
         drawn[task] = []
@@ -116,6 +122,48 @@ def _draw_pass_at_k(groups: Groups, colours: Mapping[str, Any]) -> Any:
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(f"pass@k, {name}")
     _legend(figure, np.atleast_1d(axes)[0])
+    return figure
+
+
+def _draw_final(study: Study, groups: Groups) -> Any:
+    """Figure of the compared metric, and of pass@1 on the suites, at the end: bars with the deviation over seeds."""
+    bars: dict[str, dict[str, list[float]]] = {}
+    for name, runs in groups.items():
+        for run in runs:
+            values = {study.metric: run.last[study.metric]} if study.metric in run.last else {}
+            values |= {suite: r.get("pass@1", r.get("greedy")) for suite, r in run.suites.items()}
+            for column, value in values.items():
+                if value is not None:
+                    bars.setdefault(column, {}).setdefault(name, []).append(value)
+    return _draw_bars("At the end", bars) if bars else None
+
+
+def _draw_ends(groups: Groups, metric: str, title: str) -> Any:
+    """Figure of a metric in the first and in the last quarter of the runs; None if no run has it."""
+    bars: dict[str, dict[str, list[float]]] = {}
+    for name, runs in groups.items():
+        for course in filter(None, (quarters(run.course(metric)) for run in runs)):
+            for column, value in (("first quarter", course[0]), ("last quarter", course[-1])):
+                if value is not None:
+                    bars.setdefault(column, {}).setdefault(name, []).append(value)
+    return _draw_bars(title, bars) if bars else None
+
+
+def _draw_bars(title: str, bars: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
+    """Figure of means with deviations: a group of bars per cell, and a bar in it per column.
+
+    Args:
+        bars: column -> cell -> values over seeds.
+    """
+    figure, axis = _figure(title, "")
+    names = list(dict.fromkeys(name for cells in bars.values() for name in cells))
+    width = 0.8 / len(bars)
+    for k, (column, cells) in enumerate(bars.items()):
+        places = [names.index(name) - 0.4 + (k + 0.5) * width for name in cells]
+        deviations = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in cells.values()]
+        axis.bar(places, [fmean(values) for values in cells.values()], width, yerr=deviations, label=column, capsize=2)
+    axis.set_xticks(range(len(names)), names, rotation=30)
+    _legend(figure, axis)
     return figure
 
 

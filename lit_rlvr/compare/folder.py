@@ -13,16 +13,14 @@ from typing import Any, Literal
 
 import yaml
 
+from lit_rlvr.compare.after import CONFIG, next_step
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import has_fields, write_atomically
-from lit_rlvr.run.ending import is_complete
 
 _log = logging.getLogger("lit_rlvr")
 Status = Literal["pending", "running", "done", "failed", "interrupted"]
-CONFIG = "cell.yaml"
-"""A cell's config of `fit`, in its run folder."""
 
 
 @dataclass
@@ -55,7 +53,7 @@ class StudyFolder:
         for state in self.states.values():
             path = root / state.cell.folder / CONFIG
             write_atomically(path, yaml.safe_dump(state.cell.config, sort_keys=False))
-            if is_complete(path.parent):
+            if next_step(study, state.cell, root) is None:
                 state.status = "done"
         self._write()
 

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 from typing import Any
 
-from lit_rlvr.compare.significance import holm, paired_t_test, sign_flip_test
+from lit_rlvr.compare.after import EVALUATION, read_suites
+from lit_rlvr.compare.significance import (
+    holm,
+    interquartile_mean,
+    paired_t_test,
+    probability_of_improvement,
+    sign_flip_test,
+    stratified_interval,
+)
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.run.logger import read_metrics
 
 Row = dict[str, float]
 USED = ("samples", "tokens")
+FOLLOWED = (
+    "rollout/reward", "rollout/accuracy", "rollout/entropy", "rollout/correct_count", "rollout/unsolved_prompts",
+    "rollout/length", "train/zero_advantage", "train/zero_advantage_base", "train/no_signal", "train/margin",
+    "train/omega", "train/p", "train/eps_ada", "train/loss", "train/grad_norm",
+)  # fmt: skip
+"""Metrics of the iterations whose course is in results.json: their means over each quarter of the run."""
+ACCURACY = "val/accuracy"
 
 
 @dataclass(frozen=True)
@@ -24,12 +41,28 @@ class Finished:
 
     Args:
         rows: its metrics by step, each with `used/samples` and `used/tokens` up to that step.
-        seconds: duration of one iteration, by part; `step` is the whole.
+        summary: its summary.json.
+        suites: suite -> results, of the model's evaluation; empty if the study has no suites.
     """
 
     cell: Cell
     rows: dict[int, Row]
-    seconds: dict[str, float]
+    summary: Mapping[str, Any]
+    suites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Duration of one iteration, by part; `step` is the whole."""
+        return dict(self.summary["seconds_per_step"])
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the run ended because its policy had collapsed."""
+        return str(self.summary.get("stopped") or "").startswith("collapse")
+
+    def course(self, metric: str) -> list[float]:
+        """A metric of the training iterations, in order."""
+        return [row[metric] for row in self.rows.values() if metric in row]
 
     @property
     def last(self) -> Row:
@@ -45,15 +78,23 @@ def read_run(cell: Cell, root: Path) -> Finished:
         for name in USED:
             used[name] += row.get(f"rollout/{name}", 0.0)
             row[f"used/{name}"] = used[name]
-    return Finished(cell, rows, json.loads((run / "summary.json").read_text())["seconds_per_step"])
+    return Finished(cell, rows, json.loads((run / "summary.json").read_text()), read_suites(run / EVALUATION))
 
 
-def results(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
+def results(
+    study: Study, runs: Sequence[Finished], starts: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
+) -> dict[str, Any]:
     """The content of results.json: by task and cell, over seeds.
 
     In `{mean, std, n}`, std is the sample standard deviation, null for one value.
+
+    Args:
+        starts: task -> suite -> results of the model that training starts from.
     """
     tasks = {task: _task(study, [run for run in runs if run.cell.task == task]) for task in study.tasks}
+    overall = _overall(study, runs) if len(study.tasks) > 1 else {}
+    for task, suites in (starts or {}).items():
+        tasks[task]["before_suites"] = _tables(study, [suites])
     unit, count = study.budget
     return {
         "name": study.name,
@@ -62,12 +103,30 @@ def results(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
         "budget": {unit: count},
         "seeds": study.seeds,
         "tasks": tasks,
+        "overall": overall,
+    }
+
+
+def _overall(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
+    """Each cell over all tasks: the interquartile mean, and the probability of improvement over the baseline."""
+    by_cell = {
+        name: [
+            _values([run for run in runs if (run.cell.task, run.cell.name) == (task, name)], study.metric)
+            for task in study.tasks
+        ]
+        for name in study.names
+    }
+    base = by_cell[study.baseline]
+    return {
+        name: {"iqm": with_interval(interquartile_mean, tasks)}
+        | ({} if name == study.baseline else {"improvement": with_interval(probability_of_improvement, tasks, base)})
+        for name, tasks in by_cell.items()
     }
 
 
 def _task(study: Study, runs: list[Finished]) -> dict[str, Any]:
     by_name = {name: [run for run in runs if run.cell.name == name] for name in study.names}
-    cells = {name: _cell(found, study.metric) for name, found in by_name.items()}
+    cells = {name: _cell(study, found) for name, found in by_name.items()}
     for name, versus in compared(
         {name: _values(by_name[name], study.metric) for name in cells}, study.baseline
     ).items():
@@ -80,19 +139,92 @@ def _task(study: Study, runs: list[Finished]) -> dict[str, Any]:
     }
 
 
-def _cell(runs: Sequence[Finished], metric: str) -> dict[str, Any]:
-    values = _values(runs, metric)
+def _cell(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
+    values = _values(runs, study.metric)
     return {
         "values": {str(seed): value for seed, value in values.items()},
         **(spread(list(values.values())) or {"mean": None, "std": None, "n": 0}),
+        "iqm": with_interval(interquartile_mean, [values]),
         "pass_at_k": pass_at_k([run.last for run in runs]),
         "used": {
             "steps": spread([float(max(run.rows)) for run in runs]),
             **{unit: spread([run.last[f"used/{unit}"] for run in runs]) for unit in USED},
         },
         "seconds_per_step": _over_seeds([run.seconds for run in runs]),
+        "peak_memory_mb": spread([float(run.summary["peak_memory_mb"]) for run in runs]),
+        "collapsed": sum(run.collapsed for run in runs),
+        "loss_variance": spread([variance(losses) for run in runs if len(losses := run.course("train/loss")) > 1]),
         "last": _over_seeds([run.last for run in runs]),
+        "suites": _tables(study, [run.suites for run in runs if run.suites]),
+        "by_seed": {str(run.cell.seed): _alone(run) for run in runs},
     }
+
+
+def _alone(run: Finished) -> dict[str, Any]:
+    """One run's numbers, for analyses of one's own: its last metrics, and the quarters of what it went through."""
+    found = {name: quarters(run.course(name)) for name in FOLLOWED}
+    losses = run.course("train/loss")
+    return {
+        "last": {name: digits(value) for name, value in run.last.items() if not name.startswith("time/")},
+        "quarters": {name: values for name, values in found.items() if values},
+        "loss_variance": digits(variance(losses)) if len(losses) > 1 else None,
+        "best": digits(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
+        "collapsed": run.collapsed,
+        "suites": {
+            suite: {name: digits(value) for name, value in _numbers(results).items()}
+            for suite, results in run.suites.items()
+        },
+    }
+
+
+def quarters(course: Sequence[float]) -> list[float | None]:
+    """The means over each quarter of a course of at least four values."""
+    n = len(course)
+    parts = [course[n * k // 4 : n * (k + 1) // 4] for k in range(4)] if n >= 4 else []
+    return [digits(mean(part)) for part in parts]
+
+
+def digits(value: float) -> float | None:
+    """Six significant digits; None for what is not a number."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The study's tables of suites: table -> results of each suite over seeds, by category too, and of their average.
+
+    Args:
+        found: of each seed, suite -> results, in the study's order.
+    """
+    tables: dict[str, Any] = {}
+    names = iter(found[0] if found else ())
+    for table, asked in study.suites.items():
+        group = list(islice(names, len(asked)))
+        parts = [{name: suites[name] for name in group} for suites in found]
+        values = [{name: _numbers(results) for name, results in part.items()} for part in parts]
+        tables[table] = {
+            "suites": {
+                name: _over_seeds([part[name] for part in values])
+                | {"categories": _categories([part[name]["categories"] for part in parts])}
+                for name in group
+            },
+            "average": _over_seeds([_average(part) for part in values]),
+        }
+    return tables
+
+
+def _average(suites: Mapping[str, Row]) -> Row:
+    """The unweighted mean of each result over those suites that have it, as the papers print pass@1 and pass@16."""
+    names = dict.fromkeys(name for results in suites.values() for name in results)
+    return {name: mean(results[name] for results in suites.values() if name in results) for name in names}
+
+
+def _numbers(results: Mapping[str, Any]) -> Row:
+    return {key: value for key, value in results.items() if isinstance(value, float)}
+
+
+def _categories(found: Sequence[Mapping[str, Row]]) -> dict[str, Any]:
+    names = dict.fromkeys(name for categories in found for name in categories)
+    return {name: _over_seeds([categories[name] for categories in found if name in categories]) for name in names}
 
 
 def _values(runs: Sequence[Finished], metric: str) -> dict[int, float]:
@@ -112,15 +244,33 @@ def compared(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[s
             differences = [
                 ours[seed] - values[baseline][seed] for seed in sorted(ours.keys() & values[baseline].keys())
             ]
-            tests = {"p_t": paired_t_test(differences), "p_sign_flip": sign_flip_test(differences)}
-            found[name] = {"difference": spread(differences), "pairs": len(differences), **tests}
-    tested = [name for name, versus in found.items() if versus["p_t"] is not None]
-    adjusted = holm([found[name]["p_t"] for name in tested])
+            found[name] = {
+                "difference": spread(differences),
+                "pairs": len(differences),
+                "p_t": paired_t_test(differences),
+                "p_sign_flip": sign_flip_test(differences),
+                "improvement": with_interval(probability_of_improvement, [ours], [values[baseline]]),
+            }
+    tested = [name for name, versus in found.items() if versus["p_sign_flip"] is not None]
+    adjusted = holm([found[name]["p_sign_flip"] for name in tested])
     for name in found:
         found[name]["p_holm"] = None
     for name, p in zip(tested, adjusted, strict=True):
         found[name]["p_holm"] = p
     return found
+
+
+def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, float]]) -> dict[str, Any] | None:
+    """A statistic of runs with its stratified bootstrap interval; None without runs.
+
+    Args:
+        statistic: of `significance.py`.
+        scores: its arguments: of each task, seed -> value.
+    """
+    runs = [[list(task.values()) for task in found] for found in scores]
+    if not all(task for found in runs for task in found):
+        return None
+    return {"value": float(statistic(*runs)), "ci95": stratified_interval(statistic, *runs)}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any] | None:

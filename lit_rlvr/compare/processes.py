@@ -1,11 +1,10 @@
-"""Runs cells, each as `lit-rlvr fit` in a separate process."""
+"""Runs cells, each step of one as a `lit-rlvr` command in a separate process."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -14,9 +13,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from lit_rlvr.compare.folder import CONFIG
-from lit_rlvr.compare.study import Cell
-from lit_rlvr.distributed.checkpoint_files import list_checkpoints
+from lit_rlvr.compare.after import Step, next_step, threads
+from lit_rlvr.compare.study import Cell, Study
 
 PR_SET_PDEATHSIG = 1
 LOG = "log.txt"
@@ -30,8 +28,10 @@ Started = Callable[[Cell], None]
 Ended = Callable[[Cell, str | None], None]
 
 
-def run_cells(cells: Sequence[Cell], root: Path, jobs: int, lock: int, started: Started, ended: Ended) -> None:
-    """Run cells, `jobs` at a time.
+def run_cells(
+    study: Study, cells: Sequence[Cell], root: Path, jobs: int, lock: int, started: Started, ended: Ended
+) -> None:
+    """Run cells, `jobs` at a time, each to its last step.
 
     When this process is interrupted or killed, the running cells save and exit with it.
 
@@ -41,33 +41,41 @@ def run_cells(cells: Sequence[Cell], root: Path, jobs: int, lock: int, started: 
         started: called with each cell.
         ended: called with each cell, and, in one line, why it failed.
     """
-    waiting, running = deque(cells), dict[Cell, subprocess.Popen[bytes]]()
+    waiting, running = deque(cells), dict[Cell, tuple[Step, subprocess.Popen[bytes]]]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.popleft()
                 started(cell)
-                running[cell] = _start(root / cell.folder, jobs, lock)
+                step = next_step(study, cell, root)
+                assert step is not None, "a cell that is done does not wait"
+                running[cell] = step, _start(step, root / cell.folder, jobs, lock)
             time.sleep(0.1)
-            for cell in [cell for cell, process in running.items() if process.poll() is not None]:
-                status = running.pop(cell).returncode
-                ended(cell, None if status == 0 else reason(root / cell.folder / LOG, status))
+            for cell in [cell for cell, (_, process) in running.items() if process.poll() is not None]:
+                step, process = running.pop(cell)
+                if process.returncode != 0:
+                    ended(cell, reason(root / cell.folder / LOG, process.returncode))
+                    continue
+                step.succeeded()
+                following = next_step(study, cell, root)
+                if following is None:
+                    ended(cell, None)
+                elif following == step:
+                    ended(cell, f"`lit-rlvr {step}` ended without its result")
+                else:
+                    running[cell] = following, _start(following, root / cell.folder, jobs, lock)
     finally:
-        _stop(running.values())
+        _stop([process for _, process in running.values()])
 
 
-def _start(run: Path, jobs: int, lock: int) -> subprocess.Popen[bytes]:
-    """Start `fit` in a run folder, resuming from the last checkpoint if there is one."""
-    again = ["--ckpt_path", "last"] if list_checkpoints(run) else ["--overwrite", "true"]
-    arguments = ["fit", "--config", str(run / CONFIG), "--trainer.default_root_dir", str(run), *again]
-    environment = {**os.environ, "PYTHONSAFEPATH": "1"}  # our modules, not those in the current folder
-    if jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+def _start(step: Step, run: Path, jobs: int, lock: int) -> subprocess.Popen[bytes]:
+    """Start a step of the cell in a run folder, where its output goes."""
+    environment = os.environ | threads(jobs) | {"PYTHONSAFEPATH": "1"}  # our modules, not those in the current folder
     with (run / LOG).open("a") as log:
-        log.write(f"{BEGIN}{shlex.join(arguments)}\n")
+        log.write(f"{BEGIN}{step}\n")
         log.flush()
         return subprocess.Popen(
-            [sys.executable, "-m", "lit_rlvr", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            [sys.executable, "-m", "lit_rlvr", *step.arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             env=environment, pass_fds=[lock], start_new_session=True, preexec_fn=_end_with_parent,
         )  # fmt: skip
 

@@ -1,14 +1,24 @@
-"""Tests whether two algorithms differ, from their results with the same seeds. Pure functions."""
+"""Tests whether two algorithms differ, and how sure their means are, from results over seeds. Pure functions.
+
+The tests and the bootstrap are scipy's. The summary statistics are those of Agarwal et al. 2021, "Deep Reinforcement
+Learning at the Edge of the Statistical Precipice".
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 LEVEL = 0.05
-MOST_PAIRS = 20
-"""Largest number of differences for which all signs are tried."""
+RESAMPLES = 10_000
+"""Bootstrap samples of an interval, and random choices of signs where not all are tried."""
+MOST_PAIRS = 16
+"""Largest number of differences for which all choices of signs are tried."""
+
+Scores = Sequence[Sequence[float]]
+"""Of each task, one value per run."""
 
 
 def paired_t_test(differences: Sequence[float]) -> float | None:
@@ -19,49 +29,103 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
     Args:
         differences: one per seed. Fewer than two, or equal ones other than 0, have no p-value.
     """
-    n = len(differences)
-    if n < 2:
+    from scipy.stats import ttest_1samp
+
+    if len(differences) < 2:
         return None
-    mean = math.fsum(differences) / n
-    variance = math.fsum((d - mean) ** 2 for d in differences) / (n - 1)
-    if variance < 1e-24:
-        return 1.0 if abs(mean) < 1e-12 else None
-    return student_tail(abs(mean) / math.sqrt(variance / n), n - 1)
-
-
-def student_tail(t: float, freedom: int) -> float:
-    """P(|T| > t) for Student's distribution with an integer number of degrees of freedom.
-
-    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
-    """
-    angle = math.atan(t / math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = (math.cos(angle) if odd else 1.0), 0.0
-    for k in range(2 + odd, freedom + 1, 2):  # cos^(k - 2) times a ratio of double factorials
-        total += term
-        term *= math.cos(angle) ** 2 * (k - 1) / k
-    inside = 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
-    return max(0.0, 1 - inside)
+    if np.ptp(differences) < 1e-12:
+        return 1.0 if abs(differences[0]) < 1e-12 else None
+    return float(ttest_1samp(differences, 0.0).pvalue)
 
 
 def sign_flip_test(differences: Sequence[float]) -> float | None:
-    """Two-sided p-value of the exact sign-flip permutation test: the share of all choices of signs whose sum is at
-    least as far from 0. None without differences, or with more than `MOST_PAIRS`.
+    """Two-sided p-value of the sign-flip permutation test: the share of choices of signs whose sum is at least as far
+    from 0. None without differences.
 
-    It assumes only that a difference is as likely as its opposite. With n differences the smallest p-value is
-    `2 / 2**n`. Source: Fisher 1935, The Design of Experiments, section 21.
+    It assumes only that a difference is as likely as its opposite. It is exact for up to `MOST_PAIRS` differences; then
+    the smallest p-value of n is `2 / 2**n`. Source: Fisher 1935, The Design of Experiments, section 21.
     """
-    if not 1 <= len(differences) <= MOST_PAIRS:
+    from scipy.stats import permutation_test
+
+    if not differences:
         return None
-    seen = abs(math.fsum(differences)) - 1e-12
-    sizes = [abs(d) for d in differences]
-    sums = (math.fsum(s * size for s, size in zip(signs, sizes, strict=True)) for signs in flips(len(sizes)))
-    return sum(abs(total) >= seen for total in sums) / 2 ** len(sizes)
+    if len(differences) == 1:  # scipy wants two
+        return 1.0
+    count = np.inf if len(differences) <= MOST_PAIRS else RESAMPLES
+    found = permutation_test(
+        (np.asarray(differences, dtype=float),), np.mean, permutation_type="samples", n_resamples=count, rng=0
+    )
+    return float(found.pvalue)
 
 
-def flips(n: int) -> product[tuple[int, ...]]:
-    """All choices of n signs."""
-    return product((1, -1), repeat=n)
+def interquartile_mean(scores: Scores) -> np.ndarray:
+    """The mean of the middle half of all runs of all tasks (Agarwal et al. 2021, section 4.3).
+
+    Args:
+        scores: of each task, the runs along the last axis.
+
+    Returns:
+        The mean over that axis.
+    """
+    from scipy.stats import trim_mean
+
+    return np.asarray(trim_mean(np.concatenate([np.asarray(task, dtype=float) for task in scores], -1), 0.25, axis=-1))
+
+
+def probability_of_improvement(ours: Scores, theirs: Scores) -> np.ndarray:
+    """The probability that a run of ours beats one of theirs on a random task; ties count half (Agarwal et al. 2021,
+    section 4.3).
+
+    Args:
+        ours: of each task, the runs along the last axis.
+        theirs: as `ours`.
+
+    Returns:
+        The probability, without that axis.
+    """
+    shares = []
+    for x, y in zip(ours, theirs, strict=True):
+        difference = np.asarray(x, dtype=float)[..., :, None] - np.asarray(y, dtype=float)[..., None, :]
+        shares.append((np.sign(difference) / 2 + 0.5).mean((-1, -2)))
+    return np.mean(shares, 0)
+
+
+def stratified_interval(statistic: Callable[..., np.ndarray], *scores: Scores) -> list[float] | None:
+    """The 95 % percentile interval of a statistic, by resampling the runs of each task and algorithm (Agarwal et al.
+    2021, section 4.2); None with a single run somewhere.
+
+    Args:
+        statistic: `interquartile_mean` or `probability_of_improvement`.
+        scores: its arguments.
+    """
+    if min(len(task) for found in scores for task in found) < 2:
+        return None
+    rng = np.random.default_rng(0)
+
+    def drawn(task: Sequence[float]) -> np.ndarray:
+        return np.asarray(task, dtype=float)[rng.integers(0, len(task), (RESAMPLES, len(task)))]
+
+    values = statistic(*([drawn(task) for task in found] for found in scores))
+    return [float(value) for value in np.percentile(values, [2.5, 97.5])]
+
+
+def detectable(n: int, power: float = 0.8, comparisons: int = 1) -> float:
+    """The smallest true difference that the paired t-test finds with this probability, in standard deviations of the
+    differences.
+
+    Args:
+        n: number of pairs, at least 2.
+        comparisons: tests among which the level is divided (Bonferroni, an upper bound of Holm's).
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    critical = t.ppf(1 - LEVEL / comparisons / 2, n - 1)
+
+    def missing(effect: float) -> float:
+        return float(nct.sf(critical, n - 1, effect * math.sqrt(n))) - power
+
+    return float(brentq(missing, 1e-3, (critical + 10) / math.sqrt(n)))
 
 
 def holm(values: Sequence[float]) -> list[float]:
@@ -86,4 +150,15 @@ def limits(pairs: int) -> str:
     return (
         f"With {pairs} seeds the sign-flip test cannot go below {smallest:g}, so it cannot reach {LEVEL:g}; "
         f"{math.ceil(1 - math.log2(LEVEL))} seeds can."
+    )
+
+
+def power(pairs: int, comparisons: int) -> str:
+    """A sentence about the difference that so many pairs can show; "" for fewer than two."""
+    if pairs < 2:
+        return ""
+    alone, among = detectable(pairs), detectable(pairs, comparisons=max(1, comparisons))
+    return (
+        f"{pairs} pairs show, with a probability of 0.8, a difference of {alone:.2f} standard deviations of the "
+        f"differences in a single test, and of {among:.2f} among {comparisons}."
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lit_rlvr.configs import TOP_KEYS, check_keys, find_base, find_config, load_config, merge, read_config
 from lit_rlvr.errors import UserError
 
-KEYS = ("name", "base", "tasks", "cells", "seeds", "baseline", "budget", "metric")
+KEYS = (
+    "name", "base", "tasks", "cells", "seeds", "baseline", "budget", "metric", "suites", "protocol", "diversity",
+)  # fmt: skip
 """Keys of a study."""
 
 BUDGETS = ("steps", "samples", "tokens")
@@ -51,6 +53,9 @@ class Study:
         baseline: name of the cell that the others are compared with.
         budget: steps, samples or tokens, and how many.
         metric: column of metrics.csv whose last value is compared.
+        suites: name of a table -> the suites in it, each as `evaluate --suite` takes it in a list.
+        protocol: how the suites are asked: a protocol of `evaluate`, or None.
+        diversity: diversity measures of the suites' completions, as `evaluate --diversity` takes them.
     """
 
     name: str
@@ -58,6 +63,9 @@ class Study:
     baseline: str
     budget: tuple[str, int]
     metric: str
+    suites: Mapping[str, list[str | dict[str, Any]]] = field(default_factory=dict)
+    protocol: str | None = None
+    diversity: list[Any] = field(default_factory=list)
 
     @property
     def tasks(self) -> list[str]:
@@ -104,7 +112,29 @@ def load_study(name: str) -> Study:
                 config = _merged([*layers, _ends_after(*budget), {"seed_everything": seed}])
                 grid.append(Cell(task, cell, seed, config))
     metric = str(study.get("metric", "val/accuracy"))
-    return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric)
+    suites = _suites(study.get("suites") or {}, path)
+    more = suites, study.get("protocol"), list(study.get("diversity") or [])
+    return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric, *more)
+
+
+def _suites(found: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
+    """The suites by table; files in the study's own folder are found from anywhere."""
+    tables = found if isinstance(found, dict) else {"suites": found}
+    for name, suites in tables.items():
+        if not isinstance(suites, list) or not all(isinstance(suite, str | dict) for suite in suites):
+            raise UserError(
+                f"STUDY: {path}: suites.{name}: give a list of suites, or one per table: {{math: [math500]}}"
+            )
+    return {str(name): [_beside(suite, path) for suite in suites] for name, suites in tables.items()}
+
+
+def _beside(suite: str | dict[str, Any], path: Path) -> str | dict[str, Any]:
+    """A suite whose file lies next to the study, by its whole path."""
+    if isinstance(suite, dict):
+        return suite | {"suite": _beside(str(suite.get("suite", "")), path)}
+    name, equals, location = suite.rpartition("=")
+    near = path.parent / location
+    return f"{name}{equals}{near.resolve()}" if near.is_file() else suite
 
 
 def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:

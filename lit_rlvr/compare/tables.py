@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.compare.folder import State
-from lit_rlvr.compare.significance import LEVEL, limits
+from lit_rlvr.compare.significance import LEVEL, limits, power
 from lit_rlvr.compare.study import Study
+from lit_rlvr.compare.suite_tables import suite_tables
 
 Spread = Mapping[str, Any] | None
 
@@ -38,7 +39,9 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     for task in study.tasks:
         found = results["tasks"][task]
         parts += [f"## {task}", _main_table(study, found), _tested(study, found), *_pass_at_k(found), _used(found)]
+        parts += [table.markdown() for table in suite_tables(study.suites, found)]
         parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
+    parts += _overall(study, results)
     if failed:
         rows = [[str(state.cell), str(state.error)] for state in failed]
         parts += ["## Failed", table(["cell", "error"], rows)]
@@ -60,16 +63,33 @@ def plus_minus(spread: Spread, digits: int = 3) -> str:
 
 
 def _main_table(study: Study, found: Mapping[str, Any]) -> str:
-    rows = [["before training", "", plus_minus(found["before"]), "", "", "", ""]] if found["before"] else []
+    rows = [["before training", "", plus_minus(found["before"]), *[""] * 6]] if found["before"] else []
     for name, cell in found["cells"].items():
         versus = cell.get("versus_baseline")
-        against = [""] * 4
+        against = [""] * 5
         if versus:
-            p_values = [_p(versus[key]) for key in ("p_t", "p_holm", "p_sign_flip")]
-            against = [plus_minus(versus["difference"]), *p_values]
-        rows.append([name, str(cell["n"]), plus_minus(cell), *against])
-    tests = ["p: paired t", "p: Holm", "p: sign flips"]
-    return table(["", "seeds", study.metric, f"minus {study.baseline}", *tests], rows)
+            p_values = [_p(versus[key]) for key in ("p_t", "p_sign_flip", "p_holm")]
+            against = [plus_minus(versus["difference"]), *p_values, interval(versus["improvement"])]
+        rows.append([name, str(cell["n"]), plus_minus(cell), interval(cell["iqm"]), *against])
+    tests = ["p: paired t", "p: sign flips", "p: Holm", f"P(beats {study.baseline})"]
+    return table(["", "seeds", study.metric, "interquartile mean", f"minus {study.baseline}", *tests], rows)
+
+
+def interval(found: Mapping[str, Any] | None) -> str:
+    """`0.512 [0.49, 0.53]`, with the 95 % interval."""
+    if found is None:
+        return "-"
+    text = f"{found['value']:.3f}"
+    return text if found["ci95"] is None else f"{text} [{found['ci95'][0]:.2f}, {found['ci95'][1]:.2f}]"
+
+
+def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
+    """The cells over all tasks, if there are several."""
+    if not results["overall"]:
+        return []
+    rows = [[name, interval(cell["iqm"]), interval(cell.get("improvement")) if name != study.baseline else ""]
+            for name, cell in results["overall"].items()]  # fmt: skip
+    return ["## All tasks", table(["", f"interquartile mean of {study.metric}", f"P(beats {study.baseline})"], rows)]
 
 
 def _p(value: float | None) -> str:
@@ -85,8 +105,9 @@ def _tested(study: Study, found: Mapping[str, Any]) -> str:
     return " ".join(
         [
             f"Two-sided tests of the differences from `{study.baseline}`, paired by seed: Student's t (assumes that "
-            f"they are normal), the same after Holm's correction (comparisons: {comparisons}), and the exact "
-            f"sign-flip permutation test. Bold: below {LEVEL:g}.",
+            f"they are normal), the sign-flip permutation test, and the same after Holm's correction (comparisons: "
+            f"{comparisons}). Bold: below {LEVEL:g}. Intervals: 95 %, stratified bootstrap.",
+            *filter(None, [power(n, comparisons) for n in sorted(pairs - {0})]),
             *filter(None, [limits(n) for n in sorted(pairs - {0})]),
         ]
     )
@@ -108,6 +129,13 @@ def _used(found: Mapping[str, Any]) -> str:
     for name, cell in found["cells"].items():
         used = [plus_minus(cell["used"][unit], 0) for unit in ("steps", "samples", "tokens")]
         seconds = plus_minus(cell["seconds_per_step"].get("step"), 2)
-        rows.append([name, *used, seconds, *(plus_minus(cell["last"].get(metric)) for metric, _ in LAST)])
+        memory, collapsed = plus_minus(cell["peak_memory_mb"], 0), f"{cell['collapsed']} of {cell['n']}"
+        last = [plus_minus(cell["last"].get(metric)) for metric, _ in LAST]
+        rows.append([name, *used, seconds, memory, collapsed, _scientific(cell["loss_variance"]), *last])
     header = ["used, and the last rollout", "steps", "samples", "tokens", "seconds per rollout"]
-    return table([*header, *(label for _, label in LAST)], rows)
+    more = ["peak MiB", "collapsed", "loss variance"]
+    return table([*header, *more, *(label for _, label in LAST)], rows)
+
+
+def _scientific(spread: Spread) -> str:
+    return "-" if spread is None else f"{spread['mean']:.2g}"

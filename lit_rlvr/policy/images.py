@@ -41,8 +41,12 @@ class ImageProcessor:
         Raises:
             UserError: one side is more than 200 times as long as the other.
         """
-        from qwen_vl_utils.vision_process import smart_resize
-
+        try:
+            from qwen_vl_utils.vision_process import smart_resize
+        except ImportError as error:
+            raise UserError(
+                f"images need qwen-vl-utils, which does not import ({error}); pip install 'lit-rlvr[vision]'"
+            ) from error
         try:
             high, wide = smart_resize(height, width, self._unit, self._min, self._max)
         except ValueError as error:

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,10 @@ class RolloutCallback(Callback):
         engine: the engine that generates: `auto` (vLLM if installed, else hf), `hf`, `vllm`, or a class_path.
         sampling: how training completions are sampled.
         eval_sampling: how validation completions are sampled; max_tokens is training's by default.
-        eval_samples: completions per validation prompt; if above 1, pass@k is reported for k up to this number.
+        eval_samples: completions per validation prompt, for all sets or by the name of the set (others get 1); if above
+            1, pass@k is reported for k up to this number.
+        eval_greedy: also answer each validation prompt once without sampling, as `val/<set>/greedy`: next to the cost
+            of many samples it is free.
         rewards: the rewards that score a completion; the training reward is their weighted sum. Default: MathAnswer.
         probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and after
             every this many syncs; 0 = after the first only.
@@ -74,7 +78,8 @@ class RolloutCallback(Callback):
         engine: RolloutEngine | str = "auto",
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
         eval_sampling: EvalSampling = EvalSampling(),  # noqa: B008
-        eval_samples: int = 1,
+        eval_samples: int | dict[str, int] = 1,
+        eval_greedy: bool = False,
         rewards: list[Reward | str] | None = None,
         probe_every: int = 10,
         mask_truncated: bool = False,
@@ -88,7 +93,7 @@ class RolloutCallback(Callback):
         self.engine = SyncedEngine(self.generator, max_engine_restarts, probe_every)
         self.sampling = sampling
         self.eval_sampling = eval_sampling.beside(sampling)
-        self.eval_samples = eval_samples
+        self.eval_samples, self.eval_greedy = eval_samples, eval_greedy
         self.rewards = as_rewards([MathAnswer()] if rewards is None else rewards)
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
@@ -111,13 +116,22 @@ class RolloutCallback(Callback):
             raise UserError(f"rollout.group_size: {self.group_size} is not positive")
         if self.sampling.temperature == 0:
             raise UserError("rollout.sampling.temperature: 0 draws the same completion G times; use a positive one")
-        if self.eval_samples < 1:
-            raise UserError(f"rollout.eval_samples: {self.eval_samples} is not positive")
-        if self.eval_samples > 1 and self.eval_sampling.temperature == 0:
-            raise UserError(
-                "rollout.eval_samples: more than 1 needs rollout.eval_sampling.temperature above 0 "
-                "(greedy decoding gives the same completion every time)"
-            )
+        by_set = self.eval_samples if isinstance(self.eval_samples, dict) else {"": self.eval_samples}
+        for name, samples in by_set.items():
+            option = f"rollout.eval_samples{name and f'.{name}'}"
+            if samples < 1:
+                raise UserError(f"{option}: {samples} is not positive")
+            if samples > 1 and self.eval_sampling.temperature == 0:
+                raise UserError(
+                    f"{option}: more than 1 needs rollout.eval_sampling.temperature above 0 "
+                    "(greedy decoding gives the same completion every time)"
+                )
+        if self.eval_greedy and self.eval_sampling.temperature == 0:
+            raise UserError("rollout.eval_greedy: validation is greedy already, rollout.eval_sampling.temperature is 0")
+
+    def samples_of(self, name: str) -> int:
+        """Completions per prompt of a validation set."""
+        return self.eval_samples.get(name, 1) if isinstance(self.eval_samples, dict) else self.eval_samples
 
     # ---- one iteration ------------------------------------------------------------------------------------
 
@@ -241,14 +255,20 @@ class RolloutCallback(Callback):
         self._start(trainer, module)
         prompts, sampling = batch.prompts, self.eval_sampling
         self.engine.bring(module.policy, ("policy", module.updates), prompts, sampling)
+        batch.rollout = self._validate(trainer, batch, sampling, self.samples_of(batch.name))
+        if self.eval_greedy:
+            batch.greedy = self._validate(trainer, batch, replace(sampling, temperature=0.0, top_p=1.0, top_k=0), 1)
+
+    def _validate(self, trainer: Trainer, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
+        """Scored completions of a validation batch."""
+        prompts = batch.prompts
         if not prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
             self.engine.generate([], sampling, [])
-            batch.rollout = Rollout.unscored([], [], sampling, self.eval_samples)
-            return
-        seeds = completion_seeds(prompts, [0] * len(batch), self.eval_samples, "validation", batch.name)
+            return Rollout.unscored([], [], sampling, samples)
+        seeds = completion_seeds(prompts, [0] * len(batch), samples, "validation", batch.name)
         completions, scores, _ = sample_and_score(self.engine, self.rewards, prompts, sampling, seeds)
         self._stop_on_failures(trainer, prompts, completions, scores, together=False)
-        batch.rollout = assemble(prompts, completions, scores, sampling)
+        return assemble(prompts, completions, scores, sampling)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -261,6 +281,13 @@ class RolloutCallback(Callback):
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
         self.check_sizes(module, data.prompts_per_step, trainer.world_size, str(trainer.precision), device)
+        if isinstance(self.eval_samples, dict):
+            names = [other.name for other in data.validated]
+            for name in self.eval_samples:
+                if name not in names:
+                    raise UserError(
+                        f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
+                    )
         check_lengths(module.model_folder, asked_of(data, self.sampling, self.eval_sampling))
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
@@ -292,7 +319,10 @@ class RolloutCallback(Callback):
             max_tokens=max(asked.reach for asked in sets),
             max_sequences=max(
                 data.prompts_per_step * self.group_size // trainer.world_size,
-                *(other.eval_prompts_per_step * self.eval_samples // trainer.world_size for other in data.validated),
+                *(
+                    other.eval_prompts_per_step * self.samples_of(other.name) // trainer.world_size
+                    for other in data.validated
+                ),
             ),
             seed=run_seed(),
             dtype=compute_dtype(str(trainer.precision)),

@@ -67,18 +67,20 @@ class EvaluationMetrics(nn.Module):
 
     Args:
         samples: completions per question, n.
+        greedy: there is a greedy completion of each question too, whose accuracy is `greedy`.
     """
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, samples: int, greedy: bool = False) -> None:
         super().__init__()
+        self.greedy = MeanMetric() if greedy else None
         self.accuracy, self.length, self.truncated = MeanMetric(), MeanMetric(), MeanMetric()
         self.right: Counter[str] = Counter()  # category -> correct completions of this rank
         self.judged: Counter[str] = Counter()  # category -> completions of this rank
         ks = [1 << i for i in range(samples.bit_length()) if 1 << i <= samples] if samples > 1 else []
         self.pass_at = nn.ModuleDict({str(k): PassAtK(k) for k in ks})
 
-    def update(self, rollout: Rollout) -> None:
-        """Add a scored batch; a failed check counts as incorrect."""
+    def update(self, rollout: Rollout, greedy: Rollout | None = None) -> None:
+        """Add a scored batch, with its greedy completions if there are any; a failed check counts as incorrect."""
         device = self.accuracy.device
         correct = (rollout.correct * rollout.judged).to(device)
         self.accuracy.update(correct)
@@ -86,6 +88,8 @@ class EvaluationMetrics(nn.Module):
         self.truncated.update(rollout.truncated.to(device))
         for metric in self._pass_at():
             metric.update(correct)
+        if self.greedy is not None and greedy is not None:
+            self.greedy.update((greedy.correct * greedy.judged).to(device))
         for prompt, group in zip(rollout.prompts, correct, strict=True):
             if prompt.sample.category:
                 category = one_line(prompt.sample.category)  # it becomes part of a metric's name
@@ -94,6 +98,7 @@ class EvaluationMetrics(nn.Module):
 
     def compute(self) -> dict[str, float]:
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
+        values |= {} if self.greedy is None else {"greedy": self.greedy}
         right, judged = Counter[str](), Counter[str]()
         for right_there, judged_there in gather_objects((self.right, self.judged)):
             right.update(right_there)

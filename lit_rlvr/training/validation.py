@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class EvaluatingModule(LightningModule):
-    """Holds the model, and turns scored validation batches into `val/<set>/...` metrics."""
+    """Holds the model, and turns scored batches into `val/<set>/...` metrics, or `test/<set>/...` ones."""
 
     def __init__(self, model: str) -> None:
         super().__init__()
@@ -47,6 +47,8 @@ class EvaluatingModule(LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage == "validate" and not any(other.prompts["validation"] for other in data.validated):
             raise UserError(f"data: {data.name} has no validation set to measure; give `validation`")
+        if stage == "test" and not data.prompts["test"]:
+            raise UserError(f"data: {data.name} has no test set to measure; give `test`")
 
     def on_validation_epoch_start(self) -> None:
         self._metrics = {}
@@ -54,23 +56,29 @@ class EvaluatingModule(LightningModule):
     def validation_step(self, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         assert batch.rollout is not None, "the RolloutCallback fills the batch before it is measured"
         if batch.name not in self._metrics:
-            self._metrics[batch.name] = EvaluationMetrics(batch.rollout.group_size).to(self.device)
+            metrics = EvaluationMetrics(batch.rollout.group_size, batch.greedy is not None)
+            self._metrics[batch.name] = metrics.to(self.device)
         if batch.prompts:  # empty if only other ranks have prompts in the last batch
-            self._metrics[batch.name].update(batch.rollout)
+            self._metrics[batch.name].update(batch.rollout, batch.greedy)
 
     def on_validation_epoch_end(self) -> None:
-        """Log each set's metrics, and `val/accuracy`, the mean over sets."""
+        self.validation_results = self._results("val")
+        self.log_dict(self.validation_results | {"step": float(self.updates)})
+
+    def _results(self, prefix: str) -> dict[str, float]:
+        """Each set's metrics, and `<prefix>/accuracy`, the mean over sets."""
         results = {
-            f"val/{name}/{metric}": value
+            f"{prefix}/{name}/{metric}": value
             for name, metrics in self._metrics.items()
             for metric, value in metrics.compute().items()
         }
         accuracies = [v for k, v in results.items() if k.endswith("/accuracy")]
         if accuracies:
-            results["val/accuracy"] = sum(accuracies) / len(accuracies)
-        self.validation_results = results
-        self.log_dict(results | {"step": float(self.updates)})
+            results[f"{prefix}/accuracy"] = sum(accuracies) / len(accuracies)
+        return results
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self._results("test"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from PIL import Image
 
 from lit_rlvr.compare.figures import band, draw_figures, smoothed
 from lit_rlvr.compare.folder import State
-from lit_rlvr.compare.numbers import Finished, compared, read_run, results
+from lit_rlvr.compare.numbers import Finished, compared, quarters, read_run, results
 from lit_rlvr.compare.study import Cell, Study
+from lit_rlvr.compare.suite_tables import suite_tables
 from lit_rlvr.compare.tables import plus_minus, report
 
 VALUES = {"base": [0.2, 0.3, 0.4], "other": [0.3, 0.5, 0.7]}
 SECONDS = {"sync": 0.0, "generate": 1.0, "score": 0.5, "train": 2.0, "step": 4.0}
+SUMMARY = {"seconds_per_step": SECONDS, "peak_memory_mb": 100, "stopped": None}
 
 
 def made_up(budget: str = "steps") -> tuple[Study, list[Finished]]:
@@ -36,8 +39,27 @@ def made_up(budget: str = "steps") -> tuple[Study, list[Finished]]:
             "used/samples": 0.0,
             "used/tokens": 0.0,
         }
-        runs.append(Finished(cell, {0: before, 2: iteration, 4: end}, SECONDS))
+        runs.append(Finished(cell, {0: before, 2: iteration, 4: end}, SUMMARY))
     return Study("made up", tuple(cells), "base", (budget, 32), "val/accuracy"), runs
+
+
+def with_suites() -> tuple[Study, list[Finished]]:
+    """Two suites in one table, one of them sampled more often, and one in another."""
+    study, runs = made_up()
+    study = replace(study, suites={"math": ["a", "b"], "sql": ["c"]})
+    runs = [
+        replace(
+            run,
+            suites={
+                "a": {"pass@1": value, "pass@4": 2 * value, "n": 4, "diversity/self_bleu_4": 0.5, "categories": {}},
+                "b": {"pass@1": value / 2, "n": 1, "categories": {"easy": {"pass@1": value, "questions": 3}}},
+                "c": {"greedy": 0.25, "n": 0, "categories": {}},
+            },
+        )
+        for run in runs
+        for value in [VALUES[run.cell.name][run.cell.seed]]
+    ]
+    return study, runs
 
 
 def test_what_is_read_from_a_run_folder(tmp_path: Path) -> None:
@@ -52,7 +74,7 @@ def test_what_is_read_from_a_run_folder(tmp_path: Path) -> None:
     ]
     with (run / "metrics.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    (run / "summary.json").write_text(json.dumps({"seconds_per_step": SECONDS}))
+    (run / "summary.json").write_text(json.dumps(SUMMARY))
     found = read_run(cell, tmp_path)
     assert found.rows[2] == {"rollout/samples": 16, "rollout/tokens": 40, "used/samples": 16, "used/tokens": 40}
     assert found.last == {"rollout/samples": 32, "rollout/tokens": 9, "val/accuracy": 1, "used/samples": 48,
@@ -72,7 +94,9 @@ def test_results_by_hand() -> None:
     assert base["values"] == {"0": 0.2, "1": 0.3, "2": 0.4} and "versus_baseline" not in base
     versus = other["versus_baseline"]
     assert versus["difference"] == {"mean": pytest.approx(0.2), "std": pytest.approx(0.1), "n": 3}
-    assert versus["p_t"] == versus["p_holm"] == pytest.approx(0.0741799, abs=1e-7) and versus["p_sign_flip"] == 0.25
+    assert versus["p_t"] == pytest.approx(0.0741799, abs=1e-7) and versus["p_sign_flip"] == versus["p_holm"] == 0.25
+    assert versus["improvement"]["value"] == pytest.approx(7.5 / 9), "0.3 ties, 0.3 against 0.4 loses"
+    assert other["iqm"]["value"] == pytest.approx(0.5) and base["iqm"]["ci95"] == pytest.approx([0.2, 0.4], abs=0.04)
     assert other["pass_at_k"]["s"]["2"]["mean"] == pytest.approx(1.0)
     assert task["before_pass_at_k"]["s"]["2"]["mean"] == pytest.approx(0.15)
     assert other["used"]["steps"]["mean"] == 4 and other["used"]["samples"]["mean"] == 32
@@ -82,11 +106,62 @@ def test_results_by_hand() -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_what_each_seed_went_through() -> None:
+    study, runs = made_up()
+    more = {k: runs[0].rows[4] | {"train/loss": float(k), "rollout/reward": k / 8} for k in range(5, 13)}
+    runs[0] = replace(runs[0], rows=runs[0].rows | more, summary=SUMMARY | {"stopped": "collapsed at step 3"})
+    cell = results(study, runs)["tasks"]["task"]["cells"]["base"]
+    alone = cell["by_seed"]["0"]
+    assert alone["quarters"]["train/loss"] == [5.5, 7.5, 9.5, 11.5] and cell["collapsed"] == 1 and alone["collapsed"]
+    assert alone["loss_variance"] == cell["loss_variance"]["mean"] == 6.0 and cell["loss_variance"]["n"] == 1
+    assert cell["by_seed"]["1"]["loss_variance"] is None and cell["peak_memory_mb"]["mean"] == 100
+    assert cell["by_seed"]["1"]["best"] == 0.3 and cell["by_seed"]["1"]["last"]["val/s/pass@2"] == 0.6
+    assert quarters([1, 2, 3]) == [] and quarters([1, 2, 3, 4, 5]) == [1, 2, 3, 4.5]
+
+
+def test_the_papers_tables_by_hand() -> None:
+    study, runs = with_suites()
+    start = {"a": {"pass@1": 0.1, "categories": {}}, "b": {"pass@1": 0.3, "categories": {}},
+             "c": {"greedy": 0.0, "categories": {}}}  # fmt: skip
+    found = results(study, runs, {"task": start})
+    tables = {table.title: table for table in suite_tables(study.suites, found["tasks"]["task"])}
+    assert [*tables] == ["math: pass@1", "math: pass@4", "a: pass@k", "b: pass@1 by category", "math: self_bleu_4",
+                         "sql: greedy"]  # fmt: skip
+    lines = tables["math: pass@1"].markdown().splitlines()
+    assert lines[2:] == [
+        "|  | a | b | Avg. |",
+        "| --- | ---: | ---: | ---: |",
+        "| before training | 10.0 | **30.0** | 20.0 |",
+        "| base | 30.0 ± 10.0 | 15.0 ± 5.0 | 22.5 ± 7.5 |",
+        "| other | **50.0 ± 20.0** | 25.0 ± 10.0 | **37.5 ± 15.0** |",
+    ]
+    assert "| base | 60.0 ± 20.0 | 60.0 ± 20.0 |" in tables["math: pass@4"].markdown(), "one suite has an average too"
+    assert "| other | **50.0 ± 20.0** |" in tables["b: pass@1 by category"].markdown()
+    latex = tables["math: pass@1"].latex()
+    assert r"other & \textbf{50.0$_{\pm20.0}$} & \underline{25.0$_{\pm10.0}$}" in latex and r"\toprule" in latex
+    assert r"\caption{math: self\_bleu\_4}" in tables["math: self_bleu_4"].latex()
+    page = report(study, found, {"task": []}, [])
+    assert "### math: pass@1" in page and "| 100 ± 0 | 0 of 3 |" in page
+    json.dumps(found, allow_nan=False)
+
+
 def test_only_seeds_of_both_are_paired() -> None:
     found = compared({"base": {0: 0.1, 1: 0.2, 3: 0.9}, "a": {1: 0.5, 3: 1.0}, "b": {}}, "base")
     assert found["a"]["pairs"] == 2 and found["a"]["difference"]["mean"] == pytest.approx(0.2)
-    assert found["a"]["p_t"] == found["a"]["p_holm"], "the other cannot be tested"
-    assert found["b"] == {"difference": None, "pairs": 0, "p_t": None, "p_sign_flip": None, "p_holm": None}
+    assert found["a"]["p_sign_flip"] == found["a"]["p_holm"], "the other cannot be tested"
+    assert found["b"] == {"difference": None, "pairs": 0, "p_t": None, "p_sign_flip": None, "improvement": None,
+                          "p_holm": None}  # fmt: skip
+
+
+def test_all_tasks_together() -> None:
+    study, runs = made_up()
+    twice = [replace(run, cell=replace(run.cell, task=task)) for task in ("one", "two") for run in runs]
+    study = replace(study, cells=tuple(run.cell for run in twice))
+    found = results(study, twice)["overall"]
+    assert found["other"]["iqm"]["value"] == pytest.approx(0.5) and "improvement" not in found["base"]
+    assert found["other"]["improvement"]["value"] == pytest.approx(7.5 / 9)
+    assert "| other | 0.500 [" in report(study, results(study, twice), {"one": [], "two": []}, []).split("All tasks")[1]
+    assert results(*made_up())["overall"] == {}
 
 
 def test_a_metric_of_an_earlier_step_is_not_taken_for_the_last() -> None:
@@ -99,9 +174,10 @@ def test_the_page() -> None:
     study, runs = made_up()
     failed = State(Cell("task", "third", 0, {}), "failed", "it | broke")
     page = report(study, results(study, runs), {"task": [Path("figures/task/reward.png")]}, [failed])
-    assert "| before training |  | 0.100 ± 0.000 |  |  |  |  |" in page
-    assert "| base | 3 | 0.300 ± 0.100 |  |  |  |  |" in page
-    assert "| other | 3 | 0.500 ± 0.200 | 0.200 ± 0.100 | 0.074 | 0.074 | 0.250 |" in page
+    assert "| before training |  | 0.100 ± 0.000 |  |  |  |  |  |  |" in page
+    assert "| base | 3 | 0.300 ± 0.100 | 0.300 [0.20, 0.40] |  |  |  |  |  |" in page
+    assert "| other | 3 | 0.500 ± 0.200 | 0.500 [0.30, 0.70] | 0.200 ± 0.100 | 0.074 | 0.250 | 0.250 | 0.833 [" in page
+    assert "3 pairs show, with a probability of 0.8, a difference of 3.26 standard deviations" in page
     assert "With 3 seeds the sign-flip test cannot go below 0.25" in page
     assert "| pass@k, s | 1 | 2 |" in page and "| other | 0.500 ± 0.200 | 1.000 ± 0.400 |" in page
     assert "![reward](figures/task/reward.png)" in page and "| task, third, seed 0 | it \\| broke |" in page
@@ -138,7 +214,7 @@ def test_figures_that_there_are_numbers_for(tmp_path: Path, budget: str) -> None
     study, runs = made_up(budget)
     drawn = draw_figures(study, runs, tmp_path / "figures")
     names = [path.stem for path in drawn["task"]]
-    assert names == ["reward", "accuracy", "pass_at_k", "time_per_step"], "these runs have no entropy"
+    assert names == ["reward", "accuracy", "pass_at_k", "final", "time_per_step"], "these runs have no entropy"
     for path in drawn["task"]:
         assert len(set(Image.open(tmp_path / path).convert("RGB").resize((200, 100)).get_flattened_data())) > 20
     empty: Any = draw_figures(study, [], tmp_path / "none")

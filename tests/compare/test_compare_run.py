@@ -78,7 +78,17 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, importab
     page = (out / "results.md").read_text()
     assert "| sums, wrong, seed 1 |" in page and "cannot go below 0.5" in page
     pictures = sorted(path.stem for path in (out / "figures/sums").glob("*.png"))
-    wanted = ["reward", "accuracy", "entropy", "correct_count", "length", "zero_advantage", "pass_at_k"]
+    wanted = [
+        "reward",
+        "accuracy",
+        "entropy",
+        "correct_count",
+        "length",
+        "zero_advantage",
+        "unsolved",
+        "pass_at_k",
+        "final",
+    ]
     assert pictures == sorted([*wanted, "time_per_step"])
     assert all(f"(figures/sums/{name}.png)" in page for name in pictures)
 
@@ -89,6 +99,39 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, importab
     assert "4 of 6 cells are done already" in second.err and {c["status"] for c in told(out)["cells"]} == {"done"}
     assert {run: (out / run / "summary.json").stat().st_mtime_ns for run in written} == written
     assert_same_run(out / "runs/sums/wrong/seed-1", run_folder / "alone", resumed=0)
+
+
+def test_when_a_cell_is_done_its_model_is_evaluated(
+    run_folder: Path, lit_rlvr: CLI, importable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first comparison has no suites; adding some evaluates the models that are there, and the one before."""
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(run_folder / "cache"))
+    rows = [{"problem": f"{i}?", "answer": str(i), "subject": "ab"[i % 2]} for i in range(6)]
+    (run_folder / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"data": {"class_path": "TextMath", "init_args": {"test": str(run_folder / "more.jsonl")}},
+           "rewards": ["tiny_rewards.first_token"]}  # fmt: skip
+    (run_folder / "own.yaml").write_text(yaml.safe_dump(own))
+    cells = {"cells": {"grpo": {}, "aapo": {"model": {"class_path": "AAPO"}}}, "seeds": [0]}
+    out = run_folder / "out"
+    assert lit_rlvr("compare", study(run_folder, **cells), "--out", out).status == 0
+    trained = (out / "runs/sums/grpo/seed-0/summary.json").stat().st_mtime_ns
+
+    suites = {"mine": ["own.yaml", {"suite": "other=more.jsonl", "samples": 2, "max_tokens": 4}]}
+    refused = lit_rlvr("compare", study(run_folder, **cells, suites=["maths500"]), "--out", out)
+    assert refused.status == 2 and "no suite 'maths500'; did you mean math500" in refused.err
+    done = lit_rlvr("compare", study(run_folder, **cells, suites=suites, diversity=["SelfBLEU4"]), "--out", out)
+    assert done.status == 0, done.err
+    assert (out / "runs/sums/grpo/seed-0/summary.json").stat().st_mtime_ns == trained
+    found = json.loads((out / "results.json").read_text())["tasks"]["sums"]
+    both = {name: cell["suites"]["mine"]["suites"] for name, cell in found["cells"].items()}
+    evaluated = json.loads((out / "runs/sums/aapo/seed-0/evaluation/results.json").read_text())
+    assert both["aapo"]["own"]["pass@8"]["mean"] == evaluated["own"]["pass@8"] and evaluated["other"]["n"] == 2
+    assert [*found["before_suites"]["mine"]["suites"]] == ["own", "other"]
+    page = (out / "results.md").read_text()
+    assert "### mine: pass@1" in page and "| before training |" in page and "### mine: self_bleu_4" in page
+    assert r"\toprule" in (out / "results.tex").read_text()
+    again = lit_rlvr("compare", study(run_folder, **cells, suites=suites, diversity=["SelfBLEU4"]), "--out", out)
+    assert again.status == 0 and "2 of 2 cells are done already" in again.err and "cell 1" not in again.err
 
 
 @pytest.mark.slow

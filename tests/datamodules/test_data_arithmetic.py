@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datamodules import Arithmetic
+from datamodules import Arithmetic, MultiStepArithmetic
 from lit_rlvr.errors import UserError
 
 
@@ -45,3 +45,33 @@ def test_the_question_can_be_worded():
 def test_something_must_be_left_to_train(options: dict):
     with pytest.raises(UserError, match="held_out="):
         Arithmetic(**options)
+
+
+def test_each_step_of_a_problem_is_right_and_no_problem_is_in_two_sets():
+    data = MultiStepArithmetic(terms=4, high=30)
+    sets = {split: data.load(split) for split in ("train", "validation", "test")}
+    assert [len(samples) for samples in sets.values()] == [3500, 128, 128]
+    everything = [sample for samples in sets.values() for sample in samples]
+    assert len({sample.id for sample in everything}) == len(everything)
+    minus = 0
+    for sample in everything:
+        lines = [sample.prompt.removesuffix("="), *sample.row["solution"].split("\n")]
+        assert len(lines) == 4 and lines[-1] == sample.answer
+        assert len({eval(line) for line in lines}) == 1, "every line has the same value"
+        totals = [int(line.replace("-", "+").split("+")[0]) for line in lines]
+        assert min(totals) >= 0 and "--" not in sample.prompt
+        minus += "-" in sample.prompt
+    assert 0.6 < minus / len(everything) < 0.9
+    assert [s.id for s in MultiStepArithmetic(terms=4, high=30).load("test")] == [s.id for s in sets["test"]]
+    assert [s.id for s in MultiStepArithmetic(terms=4, high=30, seed=1).load("test")] != [s.id for s in sets["test"]]
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"terms": 1}, "terms=1 must be at least 2"),
+    ({"problems": 0}, "problems=0"),
+    ({"tested": -1}, "tested=-1"),
+    ({"terms": 2, "high": 9}, "make too few different problems; at most 40 in all"),
+])  # fmt: skip
+def test_there_must_be_enough_problems(options: dict, said: str):
+    with pytest.raises(UserError, match=said):
+        MultiStepArithmetic(**options)

@@ -36,6 +36,34 @@ def test_each_has_its_metrics(run_folder: Path, lit_rlvr: CLI, tiny_model_folder
         assert abs(float(row["val/accuracy"]) - mean) < 1e-6
 
 
+def test_each_has_its_number_of_samples_and_greedy_answers(
+    run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path
+) -> None:
+    with_others(run_folder, tiny_model_folder, OTHER)
+    samples = ("--rollout.eval_samples", "{larger: 4}", "--rollout.eval_sampling.temperature", "1")
+    fit(lit_rlvr, *samples, "--rollout.eval_greedy", "true", *to("run"))
+    first = metrics(run_folder / "run")[0]
+    assert "val/larger/pass@4" in first and "val/arithmetic/pass@1" not in first
+    fit(lit_rlvr, *to("greedy"))  # alone, by the temperature of tiny.yaml
+    alone = metrics(run_folder / "greedy")[0]
+    for name in ("larger", "arithmetic"):
+        assert first[f"val/{name}/greedy"] == alone[f"val/{name}/accuracy"]
+    assert first["val/larger/accuracy"] != first["val/larger/greedy"]
+    refused = fit(lit_rlvr, "--rollout.eval_samples", "{large: 4}", *samples[2:], *to("other"), status=2)
+    assert "eval_samples: there is no validation set 'large'; the sets are arithmetic, larger" in refused.err
+
+
+def test_a_test_set_is_measured_by_a_command(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+    config = tiny_config(tiny_model_folder)
+    config["data"] = {"class_path": "MultiStepArithmetic", "init_args": {"problems": 8, "held_out": 8, "tested": 12}}
+    (run_folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    done = lit_rlvr("test", "--config", "tiny.yaml")
+    assert done.status == 0, done.err
+    assert "test/multi_step_arithmetic/accuracy" in done.out and "val/" not in done.out
+    none = lit_rlvr("test", "--config", "tiny.yaml", "--data.init_args.tested", 0)
+    assert none.status == 2 and "multi_step_arithmetic has no test set" in none.err, none.err
+
+
 def test_the_best_checkpoint_stays(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     with_others(run_folder, tiny_model_folder, OTHER)
     samples = ("--rollout.eval_samples", "2", "--rollout.eval_sampling.temperature", "1")

@@ -1,0 +1,107 @@
+"""What a cell still has to do: train, evaluate its model, and once per task the untrained one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.compare.study import Cell, Study
+from lit_rlvr.distributed.checkpoint_files import list_checkpoints
+from lit_rlvr.files import write_atomically
+from lit_rlvr.run.ending import is_complete
+
+CONFIG = "cell.yaml"
+"""A cell's config of `fit`, in its run folder."""
+EVALUATION = "evaluation"
+"""The folder of a run's evaluation, in its run folder."""
+ASKED = "asked.json"
+"""What an evaluation that ended was asked for, in its folder."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a cell.
+
+    Args:
+        arguments: of `lit-rlvr`.
+        ends: written when the command succeeds: a file and its content; None if the command itself shows that.
+    """
+
+    arguments: list[str]
+    ends: tuple[Path, str] | None = None
+
+    def __str__(self) -> str:
+        return shlex.join(self.arguments)
+
+    def succeeded(self) -> None:
+        if self.ends is not None:
+            write_atomically(*self.ends)
+
+
+def next_step(study: Study, cell: Cell, root: Path) -> Step | None:
+    """The next command of a cell, None if it is done.
+
+    Args:
+        root: the study's folder.
+    """
+    run = root / cell.folder
+    if not is_complete(run):
+        again = ["--ckpt_path", "last"] if list_checkpoints(run) else ["--overwrite", "true"]
+        return Step(["fit", "--config", str(run / CONFIG), "--trainer.default_root_dir", str(run), *again])
+    if not study.suites:
+        return None
+    after = _evaluate(study, cell, str(run), run / EVALUATION)
+    return after or (
+        _evaluate(study, cell, start_of(cell), root / start_folder(cell.task)) if starts(study, cell) else None
+    )
+
+
+def starts(study: Study, cell: Cell) -> bool:
+    """Whether this cell also evaluates the model that its task starts from; a warm-started one has no name."""
+    first = next(c for c in study.cells if c.task == cell.task and c.name == study.baseline)
+    return cell is first and not (cell.config.get("warm_start") or {}).get("steps")
+
+
+def start_of(cell: Cell) -> str:
+    """The model that training starts from."""
+    return str(((cell.config.get("model") or {}).get("init_args") or {}).get("model", "smollm2"))
+
+
+def start_folder(task: str) -> Path:
+    """The folder of the evaluation of a task's starting model, inside the study's."""
+    return Path("runs", task, "before training")
+
+
+def _evaluate(study: Study, cell: Cell, model: str, out: Path) -> Step | None:
+    """The command that evaluates a model on the study's suites, unless that is done."""
+    engine = (cell.config.get("rollout") or {}).get("engine")
+    asked = json.dumps([suite for group in study.suites.values() for suite in group])
+    options = ["--suite", asked, "--engine", engine if isinstance(engine, str) else "auto"]
+    if study.protocol is not None:
+        options += ["--protocol", study.protocol]
+    if study.diversity:
+        options += ["--diversity", json.dumps(study.diversity)]
+    told = out / ASKED
+    if told.is_file() and json.loads(told.read_text()) == options:
+        return None
+    arguments = ["evaluate", "--model", model, *options, "--out", str(out)]
+    return Step(arguments, (told, json.dumps(options) + "\n"))
+
+
+def read_suites(folder: Path) -> Mapping[str, Mapping[str, Any]]:
+    """Suite -> its results, in the folder of an evaluation; empty without one."""
+    path = folder / "results.json"
+    found = json.loads(path.read_text()) if path.is_file() and (folder / ASKED).is_file() else {}
+    return dict(found)
+
+
+def threads(jobs: int) -> dict[str, str]:
+    """The environment that shares the processor among `jobs` cells."""
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
