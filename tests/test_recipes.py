@@ -183,6 +183,8 @@ def expected() -> dict[str, Expected]:
             "dr_grpo": ("DrGRPO", dr, ppo | constant, 0.0),
             "dr_grpo_agrae": ("DrGRPO", adv.AGRAE(base="dr_grpo", alpha=0.5), ppo | constant, 0.0),
         }
+        if data == "geo3k":
+            rows["grpo_agrae_printed"] = rows["grpo_agrae"]  # other weights of the rewards
         table |= {f"agrae/qwen2.5-vl-3b-{data}_{name}": Expected(*row) for name, row in rows.items()}
     knobs = {"gamma": 0.8, "eps_low": 0.2, "eps_min": 0.2, "eps_max": 0.4, "delta": 1e-6, "power": None}
     knobs |= {"power_schedule": "exp", "squash": "tanh", "fss": "ratio", "statistics": "batch", "adaptive_lower": False}
@@ -311,7 +313,8 @@ def check_rewards(recipe: str, rollout: RolloutCallback) -> None:
     elif recipe.startswith("agrae/qwen2.5-vl"):
         answer, form = rollout.rewards
         assert type(answer) is (Choice if "medical" in recipe else MathAnswer) and answer.boxed_only
-        assert (answer.weight, form.weight) == (0.9, 0.1) and isinstance(form, Format)
+        weights = (0.1, 0.9) if recipe.endswith("_printed") else (0.9, 0.1)
+        assert (answer.weight, form.weight) == weights and isinstance(form, Format)
         formed = {"<think>a\nb</think> so \\boxed{B}.": 1, "so <think>a</think> \\boxed{B}": 0, "\\boxed{B}": 0,
                   "<think>\\boxed{B}</think> B": 0, "<think></think> \\boxed{": 0, "<think> \\boxed{B}": 0}  # fmt: skip
         assert {t: form(Completion(t, (1,), "stop"), Sample("a", "?", "B")) for t in formed} == formed

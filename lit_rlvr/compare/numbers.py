@@ -161,15 +161,16 @@ def _cell(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
 
 
 def _alone(run: Finished) -> dict[str, Any]:
-    """One run's numbers, for analyses of one's own: its last metrics, and the quarters of what it went through."""
+    """One run's numbers, for analyses of one's own: its last validation, and the quarters of what it went through."""
     found = {name: quarters(run.course(name)) for name in FOLLOWED}
     losses = run.course("train/loss")
     return {
-        "last": {name: digits(value) for name, value in run.last.items() if not name.startswith("time/")},
+        "last": {name: digits(value) for name, value in run.last.items() if name.startswith("val/")},
         "quarters": {name: values for name, values in found.items() if values},
         "loss_variance": digits(variance(losses)) if len(losses) > 1 else None,
         "best": digits(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
         "collapsed": run.collapsed,
+        "train_seconds": run.summary.get("train_seconds"),
         "suites": {
             suite: {name: digits(value) for name, value in _numbers(results).items()}
             for suite, results in run.suites.items()

@@ -17,6 +17,7 @@ from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.compare.study import Cell, Study, load_study
 from lit_rlvr.configs import config_folder
+from lit_rlvr.evaluation.suites import find_suites
 from lit_rlvr.rollout import RolloutCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*args parameter is intended to run from within Python.*")
@@ -53,6 +54,14 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "dr_grpo": ("DrGRPO", {"advantage": adv.DrGRPOAdvantage()}),
         "dr_grpo_agrae": ("DrGRPO", {"advantage": adv.AGRAE(base="dr_grpo")}),
     },
+    "agrae_deepseek": {
+        "grpo": ("GRPO", {"advantage": grpo}),
+        "grpo_agrae": ("GRPO", {"advantage": adv.AGRAE(base="grpo")}),
+        "dapo": ("DAPO", {"advantage": grpo}),
+        "dapo_agrae": ("DAPO", {"advantage": adv.AGRAE(base="grpo")}),
+        "dr_grpo": ("DrGRPO", {"advantage": adv.DrGRPOAdvantage()}),
+        "dr_grpo_agrae": ("DrGRPO", {"advantage": adv.AGRAE(base="dr_grpo")}),
+    },
     **{
         f"agrae_{images}": {
             "grpo": ("GRPO", {"advantage": grpo}),
@@ -64,7 +73,10 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         }
         for images in ("geo3k", "medical")
     },
-    "apmpo_main": {name.lower(): (name, {"kl_coef": 0.001}) for name in ("GRPO", "DAPO", "GMPO", "APMPO")},
+    **{
+        f"apmpo_{task}": {name.lower(): (name, {"kl_coef": 0.001}) for name in ("GRPO", "DAPO", "GMPO", "APMPO")}
+        for task in ("main", "geo3k", "sql")
+    },
     "apmpo_pmpo_fac": {
         "grpo": ("GRPO", {"clip_low": 0.2, "clip_high": 0.2}),
         "fac": ("APMPO", {"power": 1.0, "eps_min": 0.2, "eps_max": 0.4}),
@@ -84,7 +96,14 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "apmpo_epsilon": {
         f"eps_{low}_{high}": ("APMPO", {"gamma": 0.8, "eps_min": low, "eps_max": high}) for low, high in ladder
     },
-    "aapo_main": {name.lower(): (name, {}) for name in ("GRPO", "GPG", "AAPO")},
+    **{
+        f"aapo_main{size}": {name.lower(): (name, {}) for name in ("GRPO", "GPG", "AAPO")}
+        for size in ("", "_1.5b", "_7b")
+    },
+    "aapo_group_size": {
+        f"g{size}": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "aggregation": "group_token_mean"})
+        for size in (6, 2, 10)
+    },
     **{
         f"aapo_ablation_{size}": {
             "aapo": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "reference_update_every": None}),
@@ -106,10 +125,16 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 }
 """Study -> cell -> algorithm and attributes, from the papers' tables that its comments name."""
 
-GPUS = {"agrae": 8, "apmpo": 4, "aapo_ablation_1.5b": 2, "aapo_ablation_7b": 8, "aapo_main": 4, "smoke": 1}
+GPUS = {"agrae": 8, "apmpo": 4, "aapo_ablation_1.5b": 2, "aapo_ablation_7b": 8, "aapo_main_1.5b": 2, "aapo_main_7b": 8,
+        "aapo_group": 2, "aapo_main": 4, "smoke": 1}  # fmt: skip
 ENDS = {"agrae_geo3k": ("steps", 20 * 4 * 2), "agrae_medical": ("steps", 10 * 18),
         "agrae": ("steps", 20 * 7 * 4), "apmpo": ("steps", 400 * 2), "aapo_ablation_1.5b": ("steps", 100),
-        "aapo_ablation_7b": ("steps", 8523 // 32), "aapo_main": ("steps", 8523 // 8)}  # fmt: skip
+        "aapo_ablation_7b": ("steps", 8523 // 32), "aapo_main_1.5b": ("steps", 100), "aapo_group": ("steps", 100),
+        "aapo_main_7b": ("steps", 8523 // 32), "aapo_main": ("steps", 8523 // 8)}  # fmt: skip
+
+
+SMALL = {"aime24", "aime25", "amc23"}
+"""Benchmarks for which APMPO reports pass@16."""
 
 
 def different_cells() -> Iterator[tuple[str, Cell]]:
@@ -122,6 +147,33 @@ def different_cells() -> Iterator[tuple[str, Cell]]:
 
 def of(table: dict[str, Any], study: str) -> Any:
     return next(value for prefix, value in table.items() if study.startswith(prefix))
+
+
+SUITES = {
+    "agrae_geo3k": ("geometry3k", "mathverse", "mathvision"),
+    "agrae_medical": ("huatuo",),
+    "agrae": ("math", "aime25", "amc23"),
+    "apmpo_geo3k": ("geometry3k",),
+    "apmpo_sql": ("spider", "bird"),
+    "apmpo": ("math500", "aime24", "aime25", "amc23", "minerva", "olympiadbench"),
+    "aapo": ("aime24", "math500", "amc23", "minerva", "olympiadbench"),
+}
+"""Study -> the benchmarks of its tables, in the paper's order."""
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if name != "smoke"])
+def test_the_benchmarks_of_a_study(name: str) -> None:
+    study = STUDIES[name]
+    asked = [suite for group in study.suites.values() for suite in group]
+    suites = list(find_suites(asked, {}, {"protocol": study.protocol}))
+    assert tuple(suite.name for suite in suites) == of(SUITES, name)
+    samples = {suite.name: suite.protocol.samples for suite in suites}
+    if name.startswith("agrae") and "math" in samples:
+        assert set(samples.values()) == {256}
+    elif name.startswith("apmpo"):
+        assert {n: k for n, k in samples.items() if k != 1} == dict.fromkeys(samples.keys() & SMALL, 16)
+    elif name.startswith("aapo"):
+        assert set(samples.values()) == {0} and all(suite.protocol.greedy for suite in suites)
 
 
 def test_every_study_is_in_the_table() -> None:

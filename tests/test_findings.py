@@ -1,0 +1,79 @@
+"""The page of findings says what the studies' committed results say, and its rules by hand."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from lit_rlvr.compare.study import load_study
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def findings() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("findings", ROOT / "benchmarks/findings.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["findings"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def made_up(values: dict[str, list[float]]) -> dict[str, Any]:
+    """Results of one task, where each cell has these pass@1."""
+    cells = {
+        name: {
+            "by_seed": {str(seed): {"last": {"val/multi_step_arithmetic/pass@1": x}} for seed, x in enumerate(found)}
+        }
+        for name, found in values.items()
+    }
+    return {"tasks": {"steps": {"cells": cells, "before_pass_at_k": {}}}}
+
+
+def test_the_page_is_made_from_the_results(findings: ModuleType) -> None:
+    assert (ROOT / "docs/findings.md").read_text() == findings.page(), "run: python benchmarks/findings.py"
+
+
+def test_verdicts_by_hand(findings: ModuleType) -> None:
+    """Ten differences of one sign have p = 2 / 1024; with Holm over three claims 6 / 1024."""
+    base = [0.30 + 0.001 * seed for seed in range(10)]
+    results = made_up({
+        "grpo": base,
+        "better": [x + 0.05 + 0.01 * (k % 3) for k, x in enumerate(base)],
+        "worse": [x - 0.05 for x in base],
+        "same": [x + 0.01 * (-1) ** k for k, x in enumerate(base)],
+    })  # fmt: skip
+    claims = [findings.Claim("", "", findings.PASS_1, cell, "grpo") for cell in ("better", "worse", "same")]
+    better, worse, same = findings.find(claims, results)
+    assert (better.verdict, worse.verdict, same.verdict) == ("seen", "not seen", "cannot tell")
+    assert better.p == pytest.approx(2 / 1024) and better.adjusted == pytest.approx(6 / 1024) and better.n == 10
+    assert better.difference == pytest.approx(0.059) and better.interval[0] > 0.05 and worse.interval[1] < 0
+    assert same.p == 1.0 and same.smallest == pytest.approx(0.0105, abs=0.001)
+    few = findings.find(claims[:1], made_up({"grpo": base[:5], "better": results_of(results, "better")[:5]}))
+    assert few[0].verdict == "cannot tell", "five seeds cannot go below 2 / 32"
+
+
+def results_of(results: dict[str, Any], cell: str) -> list[float]:
+    by_seed = results["tasks"]["steps"]["cells"][cell]["by_seed"]
+    return [run["last"]["val/multi_step_arithmetic/pass@1"] for run in by_seed.values()]
+
+
+@pytest.mark.parametrize("name", ["agrae", "apmpo", "aapo"])
+def test_claims_are_about_cells_of_their_study(findings: ModuleType, name: str) -> None:
+    study = load_study(f"studies/claims/{name}")
+    cells = {(cell.task, cell.name) for cell in study.cells}
+    for claim in findings.STUDIES[name][1]:
+        for cell in (claim.more, claim.less):
+            assert not isinstance(cell, str) or cell == "before" or (claim.task, cell) in cells, claim
+    path = ROOT / f"docs/findings/{name}.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        unit, count = study.budget
+        assert found["budget"] == {unit: count} and set(found["seeds"]) <= set(study.seeds)
