@@ -14,9 +14,9 @@ from tiny_runs import FIT
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.plan.memory import FLOAT, Way, activations, fullest, training
+from lit_rlvr.plan.memory import FLOAT, Lengths, Way, activations, cached, expected, fullest, training
 from lit_rlvr.plan.shape import shape_of
-from lit_rlvr.plan.sizing import job, sizing
+from lit_rlvr.plan.sizing import CONFIGS, job, sizing
 from lit_rlvr.plan.ways import GIB, GPUs
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.lora import Lora
@@ -86,6 +86,26 @@ def test_sharding_divides_what_is_kept_and_adapters_spare_the_optimizer() -> Non
     assert adapted["AdamW"] < 0.01 * one["AdamW"] and adapted["weights"] < 1.01 * one["weights"]
 
 
+def test_offloading_keeps_only_what_runs_on_the_gpu() -> None:
+    shape = job("Qwen2.5-7B").whole
+    load = fullest(16384, 1024, 3072, 8, 128)
+    sharded, offloaded = (training(shape, load, Way(True, True, offload=on), 2, 2) for on in (False, True))
+    for name in ("weights", "gradients", "AdamW"):
+        assert offloaded[name] == 0 < sharded[name]
+    copied_in = (shape.outside + 2 * shape.largest) * 4 / 2
+    assert offloaded["gathered"] == sharded["gathered"] + copied_in
+    assert offloaded["activations"] == sharded["activations"]
+    gpu = GPUs.parse("1x141GB")
+    plans = {plan.name: plan for plan in job("Qwen2.5-7B").plans(gpu)}
+    assert not plans["alone, checkpointing"].fits and plans["FSDP2, offload, checkpointing"].fits
+    assert plans["FSDP2, offload, checkpointing"].host == 16 * shape.parameters and plans["alone"].host == 0
+    assert job("Qwen2.5-7B").arguments(plans["FSDP2, offload, checkpointing"]).startswith("--config strategy/offload ")
+    many = [plan for plan in job("Qwen2.5-7B").plans(GPUs.parse("16x80GB")) if plan.way.offload]
+    assert "strategy/multinode --trainer.strategy.init_args.offload true" in job("Qwen2.5-7B").arguments(many[0])
+    packed = replace(job("Qwen2.5-7B"), adapted=shape_of(CONFIGS["Qwen2.5-7B"], lora=Lora(quantize="nf4")), lora=True)
+    assert not any(plan.way.sharded for plan in packed.plans(gpu)), "4-bit weights cannot be sharded"
+
+
 def test_what_fits_first_is_proposed() -> None:
     def proposed(model: str, gpus: str, **changes: Any) -> str | None:
         found = replace(job(model), **changes).proposal(GPUs.parse(gpus))
@@ -95,11 +115,61 @@ def test_what_fits_first_is_proposed() -> None:
     assert proposed("Qwen2.5-1.5B", "1x80GB") == "alone, checkpointing"
     assert proposed("Qwen2.5-1.5B", "1x192GB") == "alone"
     assert proposed("Qwen2.5-7B", "8x80GB") == "FSDP2, checkpointing"
-    assert proposed("Qwen2.5-7B", "1x80GB", share=0.0) == "alone, LoRA, checkpointing"
+    assert proposed("Qwen2.5-7B", "1x80GB", share=0.0) == "FSDP2, offload, checkpointing"
+    assert proposed("Qwen2.5-7B", "1x80GB", share=0.0, lora=True) == "alone, LoRA, checkpointing"
     assert proposed("Qwen2.5-32B", "1x24GB") is None
     awake = replace(job("Qwen2.5-7B"), vllm_sleeps=False).plans(GPUs.parse("8x80GB"))
     asleep = job("Qwen2.5-7B").plans(GPUs.parse("8x80GB"))
     assert all(a.needs < b.needs for a, b in zip(asleep, awake, strict=True))
+
+
+def test_an_engine_holds_what_is_left_of_its_sequences() -> None:
+    """Beside many sequences whose lengths are drawn."""
+    assert cached(7, 10, Lengths(50, 50)) == 7 * 60
+    generator = torch.Generator().manual_seed(0)
+    for prompt, mean in ((100, 1000), (500, 200)):
+        lengths = torch.empty(20000).exponential_(1 / mean, generator=generator)
+        held = max(float((lengths > t).sum()) * (prompt + t) for t in range(0, 5000, 5))
+        assert cached(20000, prompt, Lengths(mean, 5000)) == pytest.approx(held, rel=0.03)
+    assert cached(1, 100, Lengths(10, 5000)) == 5100, "the longest alone"
+
+
+def test_a_micro_batch_of_expected_lengths_has_room_for_the_longest() -> None:
+    whole = fullest(16384, 1024, 3072, 8, 2)
+    assert expected(16384, 1024, Lengths(3072, 3072), 8, 2) == whole
+    short = expected(16384, 1024, Lengths(300, 3072), 8, 2)
+    assert short.tokens == 2 * (1024 + 8 * 299) and short.scored == 2 * 8 * 300 < whole.scored
+    assert expected(16384, 1024, Lengths(300, 3072), 8, 1).tokens == 1024 + 3071, "one of the longest"
+
+
+def test_shares_and_proposals_follow_the_expected_lengths() -> None:
+    """A 7B: 57,344 bytes of keys and values a token."""
+    gpus, model = GPUs.parse("8x80GB"), job("Qwen2.5-7B")
+    fitted = {
+        mean: replace(model, completion=Lengths(mean, 3072), fitted=True, prompts=1024) for mean in (200, 600, 3072)
+    }
+    share = {mean: asked.proposal(gpus).terms["vLLM"] / (80 * GIB) for mean, asked in fitted.items()}  # type: ignore[union-attr]
+    tokens = cached(1024, 1024 / 8, Lengths(200, 3072))
+    needs = 2 * model.whole.parameters + 2 * GIB + tokens * 57344
+    assert needs <= share[200] * 80 * GIB <= needs + 0.05 * 80 * GIB
+    assert share[200] < share[600] < share[3072] < 0.9
+    for asked in fitted.values():
+        found = asked.proposal(gpus)
+        assert found is not None and found.fits, "what training leaves is the most that vLLM gets"
+        share_text = f"gpu_memory_utilization {found.terms['vLLM'] / (80 * GIB):.2f}"
+        assert share_text in asked.arguments(found)
+    few = replace(model, prompts=16, share=0.0)
+    short = replace(few, completion=Lengths(200, 3072))
+    assert short.plans(gpus)[0].needs < few.plans(gpus)[0].needs
+    decoded = [replace(m, share=None).plans(gpus)[0].terms["generation"] for m in (few, short)]
+    assert decoded[1] < decoded[0]
+
+
+@pytest.mark.parametrize("text", ["", "0", "9,", "9,8", "9,99", "99", "1.5", "9,a"])
+def test_what_are_no_lengths_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match=r"--lengths: .* the longest allowed is 64 \(rollout.sampling.max_tokens\)"):
+        Lengths.parse(text, 64)
+    assert (Lengths.parse("9", 64), Lengths.parse("9,20", 64)) == (Lengths(9, 64), Lengths(9, 20))
 
 
 @pytest.mark.parametrize("text", ["8", "8x80", "0x80GB", "8x0GB", "x80GB", "8x80GBs", "eight"])
@@ -117,6 +187,10 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     assert result.status == 0, result.err
     assert "Proposal: DDP" in result.out and "--config strategy/ddp" in result.out
     assert not (run_folder / "run").exists()
+    result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", "--lengths", "3")
+    assert result.status == 0 and "completions of up to 512 and 8 tokens, completions of 3 on average" in result.out
+    result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", "--lengths", "9")
+    assert result.status == 2 and "--lengths: '9' is not the mean length" in result.err
     result = lit_rlvr("plan", *FIT[1:], "--gpus", "many")
     assert result.status == 2 and "such as 8x80GB" in result.err
 

@@ -80,13 +80,17 @@ class RLVRTrainer(Trainer):
         for path in write_split(datamodule, Path(out)):
             print(path)
 
-    def plan(self, model: RLVRModule, datamodule: PromptDataModule, gpus: str) -> None:
+    def plan(
+        self, model: RLVRModule, datamodule: PromptDataModule, gpus: str, lengths: str | None = None
+    ) -> None:  # fmt: skip
         """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, and propose one of them.
 
         Args:
             model: the model, of which only the config is read.
             datamodule: the data, of which only the sizes are used; no row is read.
             gpus: number of GPUs and memory of each, such as 8x80GB.
+            lengths: expected mean length of completions and the longest, in tokens, such as 900,4096; the longest is by
+                default the longest allowed. Without it, all are as long as allowed.
         """
         rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
-        show(job_of(model, datamodule, rollout, str(self.precision)), GPUs.parse(gpus))
+        show(job_of(model, datamodule, rollout, str(self.precision), lengths), GPUs.parse(gpus))

@@ -15,14 +15,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def shard(
-    root: nn.Module, mesh: DeviceMesh, also_called: Sequence[str] = (), dtype: torch.dtype = torch.float32
-) -> None:
+    root: nn.Module, mesh: DeviceMesh, also_called: Sequence[str] = (), dtype: torch.dtype = torch.float32,
+    offload: bool = False,
+) -> None:  # fmt: skip
     """Shard a module's parameters over the ranks of a mesh, in place, with the values of the first rank.
 
     Each layer (of the language model and of a vision tower) is gathered only for its own forward and backward pass;
@@ -35,12 +43,14 @@ def shard(
         also_called: methods of `root` that run the model too, besides `forward`.
         dtype: in which parameters are gathered and the model computes; shards stay in float32, and gradients are summed
             in float32.
+        offload: keep shards and their gradients on the CPU. A layer's are copied to the device while it runs.
     """
+    offloaded = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if offload else OffloadPolicy()
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     layers = [module for module in root.modules() if isinstance(module, GradientCheckpointingLayer)]
     for module in (*reversed(layers), root):
         _fill(module, torch.device(mesh.device_type))
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=offloaded)
     for name in also_called:
         register_fsdp_forward_method(root, name)
 
@@ -83,9 +93,21 @@ def gathered(root: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """The device that a module computes on, which is not where offloaded shards are."""
+    parameter = next(module.parameters())
+    if not isinstance(parameter, DTensor) or parameter.device_mesh.device_type == "cpu":
+        return parameter.device
+    kind = parameter.device_mesh.device_type
+    return torch.device(kind, torch.get_device_module(kind).current_device())
+
+
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor, on every rank. Collective: call it on every rank."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The full tensor, on every rank and on the device that computes. Collective: call it on every rank."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    there: Any = tensor.to(tensor.device_mesh.device_type)  # offloaded shards are on the CPU
+    return there.full_tensor()
 
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:

@@ -32,14 +32,24 @@ class FSDP2(ModelParallelStrategy):
         process_group_backend: `nccl` on GPUs and `gloo` on CPUs by default.
         replicas: copies of the model, each sharded over an equal part of the processes ("HSDP"). With one copy per
             machine, layers are gathered within machines, and only gradients are averaged between them.
+        offload: keep the shards of weights, gradients and optimizer state in the CPU's memory, copy each layer's to
+            the GPU while it runs, and take the optimizer's steps on the CPU: slower, with a fraction of the GPU's
+            memory, also on a single GPU.
     """
 
-    def __init__(self, process_group_backend: str | None = None, replicas: int = 1) -> None:
-        super().__init__(process_group_backend=process_group_backend)
-        self.replicas = replicas
+    def __init__(self, process_group_backend: str | None = None, replicas: int = 1, offload: bool = False) -> None:
+        # Sums over shards on the CPU, such as the gradient's norm, need a backend that takes CPU tensors.
+        own = "cpu:gloo,cuda:nccl" if offload else None
+        super().__init__(process_group_backend=process_group_backend or own)
+        self.replicas, self.offload = replicas, offload
         self.sharding_mesh: DeviceMesh | None = None
 
     def setup_environment(self) -> None:
+        if self.offload and self.root_device.type == "cpu":
+            raise UserError(
+                "trainer.strategy.offload: the weights are on the CPU already; leave it off, or set "
+                "trainer.accelerator to gpu"
+            )
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         processes = self._data_parallel_size
         if self.replicas < 1 or processes % self.replicas:
@@ -54,6 +64,13 @@ class FSDP2(ModelParallelStrategy):
             size = (self.replicas, processes // self.replicas)
             names = ("replicas", "shards")
             self.sharding_mesh = init_device_mesh(self.device_mesh.device_type, size, mesh_dim_names=names)
+
+    def model_to_device(self) -> None:
+        """Move what is not sharded; `shard` has placed the policy, and offloaded shards have to stay on the CPU."""
+        module: Any = self.lightning_module
+        policy, module.policy = module.policy, None
+        module.to(self.root_device)
+        module.policy = policy
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         path = Path(self.broadcast(filepath))

@@ -21,6 +21,7 @@ from lit_rlvr.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.counter import counted
 from lit_rlvr.evaluation.defaults import find_dtype, find_max_tokens
+from lit_rlvr.evaluation.devices import Share, check_devices, run_shares
 from lit_rlvr.evaluation.own_completions import Given, match, read_completions
 from lit_rlvr.evaluation.protocols import SAMPLING
 from lit_rlvr.evaluation.records import Records
@@ -85,6 +86,8 @@ def make_parser(command: str) -> ArgumentParser:
     parser.add_argument("--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto",
                         help="data type to compute in; auto = the run's, or that of the model's config")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling")
+    parser.add_argument("--devices", type=int, default=1,
+                        help="GPUs to use, each by one process that answers every N-th question")  # fmt: skip
     parser.add_argument("--diversity", type=list[DiversityMeasure], default=[],
                         help="measures of sampled completions, such as [SelfBLEU4, CosineSimilarity]")  # fmt: skip
     parser.add_argument("--completions", type=str | None,
@@ -103,8 +106,14 @@ def run(command: str, arguments: list[str]) -> None:
     suites = list(find_suites(config.suite, options, given))
     if not suites:
         raise UserError("--suite: it names no suite; give at least one, such as math500")
+    check_devices(config.devices, resolve_engine(config.engine), config.model is not None)
     out = Path(config.out)
-    records, prompts = score_given(suites, config, out) if config.model is None else sample_suites(suites, config, out)
+    if config.model is None:
+        records, prompts = score_given(suites, config, out)
+    else:
+        records, prompts = sample_suites(suites, config, out, arguments)
+    if Share.of_this_process():
+        return
     results = {suite.name: count(records, suite.name, prompts[suite.name], config.diversity) for suite in suites}
     table = markdown(results, config.model or config.completions)
     write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
@@ -112,24 +121,37 @@ def run(command: str, arguments: list[str]) -> None:
     Terminal(width=None if os.isatty(1) else 160).print(Markdown(table, hyperlinks=False))
 
 
-def sample_suites(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:
-    """Sample and judge; returns the records and each suite's questions."""
+def sample_suites(
+    suites: list[Suite], config: Namespace, out: Path, arguments: Sequence[str]
+) -> tuple[Records, dict[str, list[Prompt]]]:
+    """Sample and judge; returns the records and each suite's questions.
+
+    Args:
+        arguments: those of the command line, for further processes.
+    """
+    share = Share.of_this_process()
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = EvaluatingModule(model_of(config.model))
     max_tokens = settle(config, module)
     prompts = {suite.name: load_prompts(suite, module) for suite in suites}
     plans = {suite.name: suite.protocol.parts(max_tokens) for suite in suites}
-    records = Records(out, settings_of(config, module), {name: told(plans[name], prompts[name]) for name in plans})
+    settings = settings_of(config, module), {name: told(plans[name], prompts[name]) for name in plans}
+    records = Records(out, *settings, share.file if share else None)
+    asked = {name: share.questions(found) if share else found for name, found in prompts.items()}
     work = [
-        (suite, part, records.missing(f"{suite.name}/{part}", prompts[suite.name]))
+        (suite, part, records.missing(f"{suite.name}/{part}", asked[suite.name]))
         for suite in suites
         for part in plans[suite.name]
     ]
     missing = sum(len(left) for *_, left in work)
-    if missing:
+    total = sum(len(parts) * len(asked[name]) for name, parts in plans.items())
+    if missing and config.devices > 1 and not share:
+        with counted("questions", missing, done=total - missing) as one_more:
+            run_shares(arguments, config.devices, out, one_more)
+        records = Records(out, *settings)
+    elif missing:
         sampler = start(module, config, {name: (prompts[name], longest(plans[name])) for name in plans})
         started, tokens = time.perf_counter(), 0
-        total = sum(len(parts) * len(prompts[name]) for name, parts in plans.items())
         with counted("questions", missing, done=total - missing) as one_more:
             for suite, part, left in work:
                 sampling, samples = plans[suite.name][part]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from lit_rlvr.types import Completion, Prompt
 Row = dict[str, Any]
 OUTPUT = ("settings.json", "completions.jsonl", "results.json", "results.md")
 """The files that an evaluation writes to its folder."""
+SHARES = "completions-*-of-*.jsonl"
+"""The files of its processes, if there are several."""
 
 
 class Records:
@@ -29,28 +31,35 @@ class Records:
         folder: created if necessary.
         settings: the settings that all completions depend on; a folder begun with different ones is refused.
         suites: suite -> the settings that its completions depend on. A folder may get further suites.
+        share: name of the file for new completions, if this process is one of several; the others' are then left alone,
+            otherwise they are merged.
 
     Raises:
         UserError: the settings differ (the message says how), or the folder cannot be written.
     """
 
     def __init__(
-        self, folder: Path, settings: dict[str, Any], suites: Mapping[str, dict[str, Any]] | None = None
-    ) -> None:
-        self.path = folder / "completions.jsonl"
+        self, folder: Path, settings: dict[str, Any], suites: Mapping[str, dict[str, Any]] | None = None,
+        share: str | None = None,
+    ) -> None:  # fmt: skip
+        whole = folder / "completions.jsonl"
+        self.path = folder / share if share else whole
         told = folder / "settings.json"
-        self._groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        self._groups: dict[tuple[str, str], list[Row]] = {}
         settings = json.loads(json.dumps(settings | ({} if suites is None else {"suites": suites})))
         before = self._settings(told)
-        begun = self.path.is_file() if before is not None else False
+        files = [path for path in (whole, *sorted(folder.glob(SHARES))) if path.is_file()]
+        begun = before is not None and bool(files)
         strangers = [name for name in OUTPUT if (folder / name).exists()]
         if strangers and not begun and set(before or {}) != set(settings):
             raise UserError(f"--out: {folder} holds a {strangers[0]} not from an evaluation; choose another folder")
         if before is not None and begun:
             self._check(before, settings, folder)
-            self._read()
+            self._read([path for path in files if path == whole] if share else files)
             if suites is not None:
                 settings["suites"] = before["suites"] | settings["suites"]
+        if share:
+            return  # the process that started this one has written the settings
         try:
             write_atomically(told, json.dumps(settings, indent=2) + "\n")
         except OSError as error:
@@ -76,17 +85,23 @@ class Records:
             said = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changed)
             raise UserError(f"--out: {folder} was begun with other settings ({said}); choose another folder")
 
-    def _read(self) -> None:
-        """Read complete groups; a last group torn by a kill is dropped."""
-        *lines, torn = self.path.read_text().split("\n")
-        for line in lines:
-            row = json.loads(line)
-            self._groups[row["part"], row["id"]].append(row)
-        cut = [key for key, rows in self._groups.items() if len(rows) < rows[0]["samples"]]
-        for key in cut:
-            del self._groups[key]
-        if torn or cut:
+    def _read(self, files: Sequence[Path]) -> None:
+        """Read complete groups, and merge several files into the first; a last group torn by a kill is dropped."""
+        rewrite = files[1:] != []
+        for path in files:
+            found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+            *lines, torn = path.read_text().split("\n")
+            for line in lines:
+                row = json.loads(line)
+                found[row["part"], row["id"]].append(row)
+            complete = {key: rows for key, rows in found.items() if len(rows) >= rows[0]["samples"]}
+            rewrite |= bool(torn) or len(complete) < len(found)
+            self._groups = complete | self._groups
+        if rewrite:
             write_atomically(self.path, "".join(map(_line, (row for rows in self._groups.values() for row in rows))))
+        for path in files:
+            if path != self.path and rewrite:
+                path.unlink()
 
     def missing(self, part: str, prompts: Iterable[Prompt]) -> list[Prompt]:
         """The prompts of a part that are not recorded yet."""

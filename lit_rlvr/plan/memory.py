@@ -7,8 +7,11 @@ measurements.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
+from dataclasses import astuple, dataclass
 
+from lit_rlvr.errors import UserError
 from lit_rlvr.plan.shape import Layers, Shape
 from lit_rlvr.policy.logprobs import CHUNK, KEPT_BYTES
 
@@ -38,6 +41,30 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Expected lengths of completions, in tokens: their mean, and the longest."""
+
+    mean: int
+    longest: int
+
+    @classmethod
+    def parse(cls, text: str, allowed: int) -> Lengths:
+        """Parse `900,4096`, or `900`: then the longest has `allowed` tokens (`rollout.sampling.max_tokens`).
+
+        Raises:
+            UserError: the text does not have this form, or the numbers do not fit together.
+        """
+        found = re.fullmatch(r"(\d+)(?:,(\d+))?", text)
+        mean, longest = (int(found[1]), int(found[2] or allowed)) if found else (0, 0)
+        if not 0 < mean <= longest <= allowed:
+            raise UserError(
+                f"--lengths: {text!r} is not the mean length of completions and the longest, in tokens, such as "
+                f"300,{allowed}; the longest allowed is {allowed} (rollout.sampling.max_tokens)"
+            )
+        return cls(mean, longest)
+
+
+@dataclass(frozen=True)
 class Way:
     """A way to train.
 
@@ -45,11 +72,13 @@ class Way:
         sharded: FSDP2; otherwise every GPU holds the whole model.
         checkpointing: layers are recomputed in the backward pass.
         lora: only adapters are trained.
+        offload: shards of weights, gradients and optimizer state are kept on the CPU.
     """
 
     sharded: bool
     checkpointing: bool
     lora: bool = False
+    offload: bool = False
 
 
 def fullest(budget: int, prompt: int, completion: int, group: int, prompts: int, shared_prefix: bool = True) -> Load:
@@ -68,6 +97,30 @@ def fullest(budget: int, prompt: int, completion: int, group: int, prompts: int,
     scores = together * inputs * (prompt + inputs) if shared_prefix else row * row
     rows = max(1.0, min(prompts * group / together, budget / row))
     return Load(rows * row, rows * keys, rows * scores, rows * together * completion, rows * prompt)
+
+
+def expected(
+    budget: int, prompt: int, lengths: Lengths, group: int, prompts: int, shared_prefix: bool = True
+) -> Load:  # fmt: skip
+    """The largest micro-batch with completions of the expected lengths: full of average ones, or one of the longest.
+
+    Args: as for `fullest`.
+    """
+    full = fullest(budget, prompt, lengths.mean, group, prompts, shared_prefix)
+    longest = fullest(prompt + lengths.longest, prompt, lengths.longest, 1, 1, shared_prefix)
+    return Load(*map(max, astuple(full), astuple(longest)))
+
+
+def cached(sequences: int, prompt: float, lengths: Lengths) -> float:
+    """The most tokens whose keys and values a decoding engine holds at once.
+
+    All sequences begin together. If the mean is below the longest, each ends at any token with the same probability, so
+    that exp(-t / mean) of them are left after t tokens; at the end the longest is left alone.
+    """
+    if lengths.mean == lengths.longest:
+        return sequences * (prompt + lengths.longest)
+    t = max(0, lengths.mean - prompt)  # where what is left of them, times its length, is largest
+    return max(sequences * (prompt + t) * math.exp(-t / lengths.mean), prompt + lengths.longest)
 
 
 def activations(layers: Layers, load: Load, size: int, attention: int | None = None) -> float:
@@ -123,21 +176,38 @@ def training(
         kept += (shape.parameters - shape.outside - shape.quantized) * copied
         recomputed = 0
     inside = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * FLOAT)  # gradients within a layer
+    on_gpu = 0.0 if way.offload else 1 / share
+    held = {name: value * on_gpu for name, value in between_steps(shape, way, reference).items()}
+    gathered = (2 * shape.outside + GATHERED_LAYERS * shape.largest) * size if way.sharded else 0.0
+    if way.offload:  # shards on their way to the GPU, or gradients on their way back, of a layer and the next
+        gathered += (shape.outside + 2 * shape.largest) * FLOAT / share
     return {
-        "weights": ((shape.parameters - shape.quantized) * FLOAT + shape.quantized * NF4) / share,
-        "gradients": shape.trained * FLOAT / share + buckets,
-        "AdamW": shape.trained * 2 * FLOAT / share,
-        "reference": shape.parameters * FLOAT / share if reference and not way.lora else 0.0,
-        "gathered": (2 * shape.outside + GATHERED_LAYERS * shape.largest) * size if way.sharded else 0.0,
+        **held,
+        "gradients": held["gradients"] + buckets,
+        "gathered": gathered,
         "activations": kept,
         "temporary": max(logits(shape, load, size), inside + recomputed),
     }
 
 
-def decoding(shape: Shape, way: Way, sequences: int, length: int, size: int) -> float:
-    """Bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights."""
+def between_steps(shape: Shape, way: Way, reference: bool = False) -> Terms:
+    """Bytes of what is kept between steps, summed over the GPUs that share it; with `offload` it is on the CPU."""
+    return {
+        "weights": (shape.parameters - shape.quantized) * FLOAT + shape.quantized * NF4,
+        "gradients": shape.trained * FLOAT,
+        "AdamW": shape.trained * 2 * FLOAT,
+        "reference": shape.parameters * FLOAT if reference and not way.lora else 0.0,
+    }
+
+
+def decoding(shape: Shape, way: Way, sequences: int, tokens: float, size: int) -> float:
+    """Bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights.
+
+    Args:
+        tokens: whose keys and values it holds at once.
+    """
     weights = shape.parameters * (size if way.sharded else copy(size))
-    return weights + sequences * (length * key_bytes(shape, size) + 3 * shape.vocabulary * FLOAT)
+    return weights + tokens * key_bytes(shape, size) + sequences * 3 * shape.vocabulary * FLOAT
 
 
 def key_bytes(shape: Shape, size: int) -> int:

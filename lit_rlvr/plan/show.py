@@ -15,11 +15,12 @@ MOST = 1024
 
 def show(job: Job, gpus: GPUs) -> None:
     """Print the memory that each way to train needs on each GPU, and which one to choose."""
-    load = job.load(gpus, job.budget)
+    load, mean, longest = job.load(gpus, job.budget), job.completion.mean, job.completion.longest
     console = Terminal(soft_wrap=True, width=None if os.isatty(1) else 120)
     console.print(
         f"{job.whole.parameters / 1e9:.3g} billion parameters; micro-batches of {load.tokens:.0f} tokens, "
-        f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {job.completion} tokens"
+        f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {longest} tokens"
+        + (f", completions of {mean} on average" if mean < longest else "")
     )
     console.print(table(job, gpus))
     for line in advice(job, gpus):
@@ -49,6 +50,8 @@ def advice(job: Job, gpus: GPUs) -> list[str]:
     ]
     found = job.proposal(gpus)
     if found is not None:
+        if found.host:
+            lines.append(f"Offloading keeps {found.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
         return [*lines, f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip()]
     count = gpus.count
     while found is None and count < MOST:

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import Qwen2_5_VLConfig, Qwen2Config
 
+from lit_rlvr.plan.memory import Lengths
 from lit_rlvr.plan.shape import Shape, shape_of
 from lit_rlvr.plan.ways import FREE, GIB, GPUs, Job
 from lit_rlvr.policy.lora import Lora
@@ -75,7 +76,7 @@ vLLM on other machines (`VLLMServerEngine`):
 
 def job(model: str, share: float = 0.4) -> Job:
     """Training as in the papers' recipes, with bf16-mixed."""
-    return Job(*shapes(model), BUDGET, PROMPT, COMPLETION, GROUP, PROMPTS, share=share)
+    return Job(*shapes(model), BUDGET, PROMPT, Lengths(COMPLETION, COMPLETION), GROUP, PROMPTS, share=share)
 
 
 @cache

@@ -7,13 +7,26 @@ import re
 from dataclasses import dataclass
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.plan.memory import Load, Terms, Way, decoding, fullest, key_bytes, training
+from lit_rlvr.plan.memory import (
+    Lengths,
+    Load,
+    Terms,
+    Way,
+    between_steps,
+    cached,
+    decoding,
+    expected,
+    key_bytes,
+    training,
+)
 from lit_rlvr.plan.shape import Shape
 
 GIB = 2**30
 FREE = 0.1  # of a GPU: its context, communication buffers, fragments
 STEP = ("gathered", "activations", "temporary")
 """Terms of the training step only: generation uses this memory at another time."""
+VLLM_SEQUENCES = 1024
+"""The most sequences that `VLLMEngine` generates at once on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +51,18 @@ class GPUs:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to train, and the bytes it needs on each GPU; `budget` is its `tokens_per_microbatch`."""
+    """A way to train, and the bytes it needs on each GPU.
+
+    Args:
+        budget: its `tokens_per_microbatch`.
+        host: bytes in the memory of the CPUs, summed over all processes, that it keeps there between steps.
+    """
 
     way: Way
     gpus: GPUs
     budget: int
     terms: Terms
+    host: float = 0.0
     vllm_sleeps: bool = True
 
     @property
@@ -60,7 +79,12 @@ class Plan:
     @property
     def name(self) -> str:
         strategy = "FSDP2" if self.way.sharded else "DDP" if self.gpus.count > 1 else "alone"
-        return strategy + ", LoRA" * self.way.lora + ", checkpointing" * self.way.checkpointing
+        return (
+            strategy
+            + ", offload" * self.way.offload
+            + ", LoRA" * self.way.lora
+            + ", checkpointing" * self.way.checkpointing
+        )
 
 
 @dataclass(frozen=True)
@@ -70,11 +94,12 @@ class Job:
     Args:
         whole, adapted: the model with all parameters trained, and with adapters.
         budget: `tokens_per_microbatch`.
-        prompt, completion: maximum tokens of each.
+        prompt: maximum tokens of a prompt. completion: those of completions.
         group: completions per prompt.
         prompts: prompts per step.
         size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
         share: share of each GPU's memory for vLLM; None = the Hugging Face engine; 0 = an engine elsewhere.
+        fitted: vLLM's share is the smallest in which all sequences are generated at once, as far as there is room.
         vllm_sleeps: whether vLLM frees its memory during training.
         reference: whether there is a reference model.
         lora: whether the config trains adapters.
@@ -84,11 +109,12 @@ class Job:
     adapted: Shape
     budget: int
     prompt: int
-    completion: int
+    completion: Lengths
     group: int
     prompts: int
     size: int = 2
     share: float | None = 0.4
+    fitted: bool = False
     vllm_sleeps: bool = True
     reference: bool = False
     lora: bool = False
@@ -97,14 +123,34 @@ class Job:
     def load(self, gpus: GPUs, budget: int) -> Load:
         """The largest micro-batch."""
         prompts = max(1, self.prompts // gpus.count)
-        return fullest(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
+        return expected(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
 
-    def vllm_share(self, gpus: GPUs) -> float:
-        """The configured share, or the smallest (in steps of 0.05) with which vLLM starts: room for its weights, for
-        running them, and for the keys and values of one sequence."""
-        length = self.prompt + self.completion
-        needs = self.whole.parameters * self.size + 2 * GIB + length * key_bytes(self.whole, self.size)
-        return max(self.share, math.ceil(20 * needs / (gpus.gib * GIB)) / 20) if self.share else 0.0
+    def tokens_at_once(self, gpus: GPUs, most: int, shared: bool) -> float:
+        """Tokens whose keys and values one GPU's engine holds at once.
+
+        Args:
+            most: sequences that it generates at once. shared: a group's completions share those of their prompt.
+        """
+        sequences = min(most, max(1, self.prompts // gpus.count) * self.group)
+        return cached(sequences, self.prompt / self.group if shared else self.prompt, self.completion)
+
+    def vllm_share(self, gpus: GPUs, free: float) -> float:
+        """vLLM's share of a GPU, in steps of 0.05: the configured one, or at least the smallest with which it starts,
+        with room for its weights, for running them, and for the keys and values of one sequence.
+
+        Args:
+            free: the share that training leaves.
+        """
+        if not self.share:
+            return 0.0
+
+        def share(tokens: float) -> float:
+            needs = self.whole.parameters * self.size + 2 * GIB + tokens * key_bytes(self.whole, self.size)
+            return math.ceil(20 * needs / (gpus.gib * GIB)) / 20
+
+        wanted = share(self.tokens_at_once(gpus, VLLM_SEQUENCES, True)) if self.fitted else self.share
+        room = math.floor(20 * free) / 20 if self.fitted else wanted
+        return max(share(self.prompt + self.completion.longest), min(wanted, room))
 
     def plans(self, gpus: GPUs, budget: int | None = None) -> list[Plan]:
         """Every way to train, the fastest first, adapters last.
@@ -112,20 +158,27 @@ class Job:
         Args:
             budget: replaces the job's own budget.
         """
+        several = [(True, False)] if gpus.count > 1 else []
         return [
-            self._plan(Way(sharded, checkpointing, lora), gpus, budget or self.budget)
+            self._plan(Way(sharded, checkpointing, lora, offload), gpus, budget or self.budget)
             for lora in ((True,) if self.lora else (False, True))
-            for sharded in ((False, True) if gpus.count > 1 and not (lora and self.adapted.quantized) else (False,))
+            for sharded, offload in (
+                (False, False),
+                *([] if lora and self.adapted.quantized else [*several, (True, True)]),
+            )
             for checkpointing in (False, True)
         ]
 
     def proposal(self, gpus: GPUs) -> Plan | None:
-        """The fastest way that fits; prefers smaller micro-batches, which do not change results, to adapters."""
-        budgets, least = [self.budget], self.prompt + self.completion
+        """The fastest way that fits.
+
+        What does not change results (smaller micro-batches, then shards on the CPU) is preferred to adapters.
+        """
+        budgets, least = [self.budget], self.prompt + self.completion.longest
         while budgets[-1] // 2 >= least:
             budgets.append(budgets[-1] // 2)
         plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
-        return min(plans, key=lambda plan: plan.way.lora, default=None)
+        return min(plans, key=lambda plan: (plan.way.lora, plan.way.offload), default=None)
 
     def _plan(self, way: Way, gpus: GPUs, budget: int) -> Plan:
         shape = self.adapted if way.lora else self.whole
@@ -133,19 +186,24 @@ class Job:
         generation = 0.0
         if self.share is None:
             together = min(256, max(1, self.prompts // gpus.count) * self.group)
-            generation = decoding(shape, way, together, self.prompt + self.completion, self.size)
-        vllm = self.vllm_share(gpus) * gpus.gib * GIB
-        return Plan(way, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, self.vllm_sleeps)
+            generation = decoding(shape, way, together, self.tokens_at_once(gpus, together, False), self.size)
+        beside = sum(value for name, value in terms.items() if name not in STEP or not self.vllm_sleeps)
+        vllm = self.vllm_share(gpus, 1 - FREE - beside / (gpus.gib * GIB)) * gpus.gib * GIB
+        host = sum(between_steps(shape, way, self.reference).values()) if way.offload else 0.0
+        return Plan(way, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, host, self.vllm_sleeps)
 
     def arguments(self, plan: Plan) -> str:
         """The arguments that the plan adds to the command line."""
-        several = "multinode" if plan.gpus.count > 8 else "fsdp2" if plan.way.sharded else "ddp"
-        share = self.vllm_share(plan.gpus)
+        machines = plan.gpus.count > 8
+        one = "offload" if plan.way.offload else "fsdp2" if plan.way.sharded else "ddp"
+        share = plan.terms["vLLM"] / (plan.gpus.gib * GIB)
         chosen = {
-            f"--config strategy/{several}": plan.gpus.count > 1,
+            f"--config strategy/{'multinode' if machines else one}": plan.gpus.count > 1 or plan.way.sharded,
+            "--trainer.strategy.init_args.offload true": machines and plan.way.offload,
             "--model.init_args.gradient_checkpointing true": plan.way.checkpointing,
             f"--model.init_args.tokens_per_microbatch {plan.budget}": plan.budget != self.budget,
             "--model.init_args.lora.rank 16": plan.way.lora and not self.lora,
-            f"--rollout.engine.init_args.gpu_memory_utilization {share:.2f}": share > (self.share or 0.0),
+            f"--rollout.engine.init_args.gpu_memory_utilization {share:.2f}": share
+            > (0.0 if self.fitted else self.share or 0.0),
         }
         return " ".join(argument for argument, wanted in chosen.items() if wanted)

@@ -80,14 +80,38 @@ def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple
     """
     modules: dict[str, Any] = dict(model.named_modules())
     for name, parameter in model.named_parameters():
-        owner, _, leaf = name.rpartition(".")
-        layer = owner.removesuffix(".base_layer")
         if ".lora_" in name:
             continue
         weight = dense(parameter)
-        if layer != owner and leaf == "weight" and adapters:
-            weight = weight.detach() + modules[layer].get_delta_weight(ADAPTER).detach()
-        yield f"{layer}.{leaf}" if layer else leaf, weight
+        if name.endswith(".base_layer.weight") and adapters:
+            weight = weight.detach() + modules[_layer(name)].get_delta_weight(ADAPTER).detach()
+        yield _plain_name(name), weight
+
+
+def changing_weights(model: Any) -> frozenset[str] | None:
+    """Names, without adapters, of the weights that an engine needs again after training; None = all.
+
+    Besides those that training changes, these are the ones in layers beside a trained layer, such as k of q, k and v:
+    engines fuse them and load them only together.
+    """
+    parameters = dict(model.named_parameters())
+    within = {_layer(name).rpartition(".")[0] for name, parameter in parameters.items() if parameter.requires_grad}
+    plain = [name for name in parameters if ".lora_" not in name]
+    names = {_plain_name(name) for name in plain if _layer(name).rpartition(".")[0] in within}
+    if len(names) == len(plain):
+        return None
+    tied = model.get_output_embeddings().weight.requires_grad
+    return frozenset(names | {"lm_head.weight"} if tied else names)
+
+
+def _layer(name: str) -> str:
+    """The layer of a parameter or of its adapter."""
+    return name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0].removesuffix(".base_layer")
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name in a model without adapters."""
+    return f"{_layer(name)}.{name.rpartition('.')[2]}".removeprefix(".")
 
 
 def merge_adapters(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import groupby
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlvr.distributed.collectives import world_size
-from lit_rlvr.distributed.sharding import gathered, whole
+from lit_rlvr.distributed.sharding import device_of, gathered, whole
 from lit_rlvr.policy import shared_prefix as attention
 from lit_rlvr.policy import vision_attention
 from lit_rlvr.policy.gradient_checkpointing import checkpointing
@@ -67,18 +67,23 @@ class Policy(nn.Module):
         with gathered(self.owner), self._adapters():
             yield
 
-    def named_weights(self) -> Iterator[tuple[str, Tensor]]:
+    def named_weights(self, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
         """The full weights with adapters merged, by the names they have in the plain model.
 
-        Collective if the weights are sharded: iterate on every rank."""
-        return ((name, whole(weight)) for name, weight in merged_parameters(self.model, self.owner is self))
+        Collective if the weights are sharded: iterate on every rank.
+
+        Args:
+            only: names of the weights to yield; None = all.
+        """
+        found = merged_parameters(self.model, self.owner is self)
+        return ((name, whole(weight)) for name, weight in found if only is None or name in only)
 
     def _adapters(self) -> AbstractContextManager[None]:
         return nullcontext() if self.owner is self else adapters_off(self.model)
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return device_of(self.model)
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:

@@ -162,4 +162,7 @@ def join(first: Rollout, second: Rollout) -> Rollout:
         judged=torch.cat([first.judged, second.judged]),
         parts={name: torch.cat([part, second.parts[name]]) for name, part in first.parts.items()},
         statuses=first.statuses + second.statuses,
+        reference_rewards=None
+        if first.reference_rewards is None or second.reference_rewards is None
+        else torch.cat([first.reference_rewards, second.reference_rewards]),
     )

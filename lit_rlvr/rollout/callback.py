@@ -28,6 +28,7 @@ from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rollout.ahead import Ahead
 from lit_rlvr.rollout.assemble import all_live_groups, assemble, count_repeats, join, number_groups, rollout_metrics
+from lit_rlvr.rollout.balance import balance
 from lit_rlvr.rollout.check_sizes import check_sizes
 from lit_rlvr.rollout.choose_engine import resolve_engine
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
@@ -97,6 +98,7 @@ class RolloutCallback(Callback):
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
         self._reference = ReferenceRewards(group_size)
+        self.shown = 0  # of the first process's first prompts, which the run folder shows, so they stay there
         self._beside: list[list[Completion]] = []  # this iteration's completions of the reference
         self._seconds: defaultdict[str, float] = defaultdict(float)  # this iteration's, by stage
         self._ahead = Ahead()
@@ -164,7 +166,8 @@ class RolloutCallback(Callback):
             with self._timed("reference"):
                 sample = partial(self._sample_reference, trainer, module)
                 rollout.reference_rewards = self._reference.rewards(module, rollout.prompts, repeats, sample)
-        return rollout
+        all_rows = bool(module.kl_coef or module.entropy_coef)
+        return balance(rollout, module.updates_per_rollout, all_rows, self.shown)
 
     def _round(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]) -> Rollout:
         """G scored completions per prompt."""

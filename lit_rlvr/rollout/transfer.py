@@ -21,8 +21,9 @@ from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.rollout.vllm_client import ServerError, VLLMServer
 
-Weights = Callable[[], Iterable[tuple[str, Tensor]]]
-"""Starts a new pass over the (name, tensor) pairs; collective if the weights are sharded."""
+Weights = Callable[[bool], Iterable[tuple[str, Tensor]]]
+"""Starts a new pass over the (name, tensor) pairs: of all weights, or of those that training changes (False).
+Collective if the weights are sharded."""
 
 FILE_BYTES = 4 << 30
 
@@ -31,8 +32,14 @@ class WeightTransfer(ABC):
     """Sends weights to servers. Each version has a label, which a server can be asked for."""
 
     @abstractmethod
-    def send(self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str) -> None:
-        """Send weights, cast to `dtype`, to all servers from the first rank. Collective: called on every rank."""
+    def send(
+        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
+    ) -> None:  # fmt: skip
+        """Send weights, cast to `dtype`, to all servers from the first rank. Collective: called on every rank.
+
+        Args:
+            frozen: some of the weights never change, so that later versions can leave them out.
+        """
 
     @abstractmethod
     def restore(self, server: VLLMServer, version: str) -> None:
@@ -46,6 +53,9 @@ class WeightTransfer(ABC):
 class FileTransfer(WeightTransfer):
     """The first rank writes safetensors files, which the servers read. Works anywhere, at the speed of the disk.
 
+    The first version holds all weights. If training leaves some unchanged, as with adapters, later versions hold only
+    the others, and the first is kept for servers that are restarted.
+
     Args:
         folder: a folder that the trainer and all servers can access under this path; it holds one version of the
             weights in the servers' compute type, two while a new one is written.
@@ -53,35 +63,52 @@ class FileTransfer(WeightTransfer):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
-        self._written: list[Path] = []
+        self._written: list[Path] = []  # the first version, if later ones do not hold all weights, and the last
 
-    def send(self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str) -> None:
-        target = self.folder / version
+    def send(
+        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
+    ) -> None:  # fmt: skip
+        target, old = self.folder / version, self._written
+        complete = not (frozen and old)
+        self._write(weights(complete), dtype, target)
+        self._written = [target] if complete else [old[0], target]
         if rank() > 0:
-            for _ in weights():
-                pass
-            self._written = [target]
             return
-        old, self._written = self._written, [target]
-        try:
-            target.mkdir(parents=True)
-            _write(weights(), dtype, target)
-        except OSError as error:
-            shutil.rmtree(target, ignore_errors=True)
-            raise UserError(f"FileTransfer.folder: {target} cannot be written: {error.strerror or error}") from error
         for path in old:
-            shutil.rmtree(path, ignore_errors=True)
+            if path not in self._written:
+                shutil.rmtree(path, ignore_errors=True)
+
+        def bring(server: VLLMServer) -> None:
+            if complete or server.version() == old[-1].name:
+                server.load(target, version)
+            else:  # it was restarted
+                self.restore(server, version)
+
         with ThreadPoolExecutor(len(servers)) as pool:
-            list(pool.map(lambda server: server.load(target, version), servers))
+            list(pool.map(bring, servers))
 
     def restore(self, server: VLLMServer, version: str) -> None:
-        server.load(self.folder / version, version)
+        for path in self._written:
+            server.load(path, path.name)
 
     def close(self) -> None:
         if rank() == 0:
             for path in self._written:
                 shutil.rmtree(path, ignore_errors=True)
         self._written = []
+
+    def _write(self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Path) -> None:
+        """Write the files on the first rank; the others take part in gathering the weights."""
+        if rank() > 0:
+            for _ in weights:
+                pass
+            return
+        try:
+            target.mkdir(parents=True)
+            _write(weights, dtype, target)
+        except OSError as error:
+            shutil.rmtree(target, ignore_errors=True)
+            raise UserError(f"FileTransfer.folder: {target} cannot be written: {error.strerror or error}") from error
 
 
 def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Path) -> None:
@@ -107,7 +134,7 @@ def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Pa
 
 
 class NCCLTransfer(WeightTransfer):
-    """From GPU to GPU over NCCL, with vLLM's own weight transfer; servers need `--weight-transfer-config
+    """All weights, from GPU to GPU over NCCL, with vLLM's own weight transfer; servers need `--weight-transfer-config
     '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`).
 
     Args:
@@ -121,7 +148,9 @@ class NCCLTransfer(WeightTransfer):
         self._source = RepeatedWeights()
         self._senders: list[Any] = []
 
-    def send(self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str) -> None:
+    def send(
+        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
+    ) -> None:  # fmt: skip
         self._source.set(weights, dtype)
         if not self._senders:
             self._senders = [self._connect(server) for server in servers]
@@ -192,7 +221,7 @@ class RepeatedWeights:
     """The weights in the form that vLLM's transfer takes: metadata in advance, and any number of passes."""
 
     def __init__(self) -> None:
-        self._weights: Weights = tuple
+        self._weights: Weights = lambda everything: ()
         self._dtype = torch.float32
         self._metadata: list[Any] | None = None
 
@@ -208,7 +237,7 @@ class RepeatedWeights:
         return self._metadata
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in self._weights():
+        for name, weight in self._weights(True):
             yield name, weight.detach().to(self._dtype)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.images import collapse
+from lit_rlvr.policy.lora import changing_weights
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.rollout.own_world import executor_on, vllm_world
@@ -28,7 +29,8 @@ _SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"
 class VLLMEngine(RolloutEngine):
     """Generates with vLLM, whose weights start as noise and are replaced by the policy's in the first sync.
 
-    Starting from noise makes the first probe fail if the sync misses a weight.
+    Starting from noise makes the first probe fail if the sync misses a weight. Later syncs send only weights that
+    training changes, until vLLM sleeps or is restarted.
 
     Args:
         dtype: type of weights and activations; `auto` = the trainer's compute type, so that both compute alike.
@@ -64,6 +66,8 @@ class VLLMEngine(RolloutEngine):
         self._llm: Any = None
         self._context: EngineContext | None = None
         self._asleep = False
+        self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
+        self._complete = False  # it holds every weight, not noise
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -78,7 +82,8 @@ class VLLMEngine(RolloutEngine):
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
         from vllm import LLM
 
-        self._context = context
+        self._context, self._complete = context, False
+        self._changing = changing_weights(context.policy.model)
         gc.collect()  # remains of an instance that crashed on starting or closing
         settings: dict[str, Any] = {
             "model": context.folder,
@@ -129,8 +134,10 @@ class VLLMEngine(RolloutEngine):
             torch.cuda.empty_cache()  # freed by training
             self._llm.wake_up(tags=["weights"])
             self._llm.collective_rpc(_make_noise)  # sleep discarded the weights; leftovers could pass for them
-        weights = with_tied_head(policy)
+        weights = with_tied_head(policy, self._changing if self._complete else None)
+        self._complete = False  # if it crashes while it loads
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self._complete = True
         if self._asleep:
             self._llm.wake_up(tags=["kv_cache"])
             self._asleep = False
@@ -196,7 +203,7 @@ class VLLMEngine(RolloutEngine):
         if not (self.sleep and torch.cuda.is_available()):
             return False
         self._llm.sleep(level=2)  # keeps neither the KV cache nor the weights
-        self._asleep = True
+        self._asleep, self._complete = True, False
         return True
 
     def close(self) -> None:
@@ -216,18 +223,18 @@ def _make_noise(worker: Any) -> None:
         initialize_single_dummy_weight(parameter.data)
 
 
-def with_tied_head(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """A policy's weights, including `lm_head.weight` if it is tied to the input embedding.
+def with_tied_head(policy: Policy, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """A policy's weights (`only` those of some names), including `lm_head.weight` if it is tied to the input embedding.
 
     vLLM on a CPU packs the output embedding into its own copy. `named_weights` lists a tied tensor once, under the
     embedding's name, which would leave that copy stale.
     """
     model: Any = policy.model
     seen = False
-    for name, parameter in policy.named_weights():
+    for name, parameter in policy.named_weights(only):
         seen |= name == "lm_head.weight"
         yield name, parameter.detach()
-    if not seen:
+    if not seen and (only is None or "lm_head.weight" in only):
         yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach())
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import gather_objects, rank
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.lora import changing_weights
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.rollout.synced_engine import crash_of
@@ -63,6 +64,7 @@ class VLLMServerEngine(RolloutEngine):
         self._context: EngineContext | None = None
         self._policy: Policy | None = None
         self._dtype = torch.float32
+        self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
         self._run = ""
         self._syncs = 0
 
@@ -82,6 +84,7 @@ class VLLMServerEngine(RolloutEngine):
 
     def start(self, context: EngineContext) -> None:
         self._context = context
+        self._changing = changing_weights(context.policy.model)
         for server in self.servers if rank() == 0 else [self.server]:
             server.wait()
             self._check(server, context)
@@ -121,10 +124,11 @@ class VLLMServerEngine(RolloutEngine):
         self._run = self._run or gather_objects(uuid.uuid4().hex[:12])[0]
         self._syncs += 1
 
-        def weights() -> Iterable[tuple[str, Tensor]]:
-            return with_tied_head(policy)
+        def weights(everything: bool) -> Iterable[tuple[str, Tensor]]:
+            return with_tied_head(policy, None if everything else self._changing)
 
-        failure = crash_of(lambda: self.transfer.send(self.servers, weights, self._dtype, self.version))
+        frozen = self._changing is not None
+        failure = crash_of(lambda: self.transfer.send(self.servers, weights, self._dtype, self.version, frozen))
         failures = [text for text in gather_objects(failure) if text]  # if a send fails, all ranks restart
         if failures:
             raise ServerError(failures[0].removeprefix("ServerError: "))

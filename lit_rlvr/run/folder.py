@@ -73,6 +73,7 @@ class RunFolder(Callback):
         self._began = True
         self.resumed_from_step = trainer.global_step
         self._startup_seconds = time.perf_counter() - self._fit_began
+        next(c for c in trainer.callbacks if isinstance(c, RolloutCallback)).shown = self.save_prompts  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             _drop_after(self._root(trainer) / "completions.jsonl", trainer.global_step)
             drop_traces_after(self._root(trainer), trainer.global_step)

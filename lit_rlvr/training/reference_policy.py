@@ -74,11 +74,11 @@ class ReferenceModule(LossModule):
         assert strategy.sharding_mesh is not None
         policy.share_prefix(strategy.broadcast(policy.shared_prefix))
         dtype = compute_dtype(str(self.trainer.precision))
-        shard(policy, strategy.sharding_mesh, ["plain_logits"], dtype)
+        shard(policy, strategy.sharding_mesh, ["plain_logits"], dtype, strategy.offload)
         verify_or_fall_back(policy, dtype)
 
     def on_fit_start(self) -> None:
-        for reference in self._reference:
+        for reference in self._reference if not self.sharded else ():  # `distribute` has placed sharded ones
             reference.to(self.device)
 
     def renew_reference(self, iteration: int) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.lora import Lora, add_adapters, merge_adapters
+from lit_rlvr.policy.lora import Lora, add_adapters, changing_weights, merge_adapters
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.vision import freeze_vision_tower
 
@@ -54,6 +54,20 @@ def test_merged_weights_are_w_plus_alpha_over_r_times_ba(tiny_model_folder: Path
     torch.testing.assert_close(given[f"{name}.weight"], parts[f"{name}.base_layer.weight"] + 6.0 / 3 * b @ a)
     plain.model.load_state_dict(given, strict=False)
     torch.testing.assert_close(logprobs(plain), logprobs(policy), atol=1e-5, rtol=0)
+
+
+def test_an_engine_needs_only_layers_beside_a_trained_one_again(tiny_model_folder: Path, vlm_folder: Path) -> None:
+    every = {name for name, _ in load_policy(str(tiny_model_folder)).named_weights()}
+    linear = {name for name in every if ".self_attn." in name or ".mlp." in name}
+    assert changing_weights(adapted(tiny_model_folder).model) == linear < every
+    few = changing_weights(adapted(tiny_model_folder, layers=["q_proj"]).model)
+    assert few == {name for name in every if ".self_attn." in name}, "k and v are fused with q"
+    plain = load_policy(str(tiny_model_folder))
+    assert changing_weights(plain.model) is None, "all"
+    pictured = load_policy(str(vlm_folder))
+    freeze_vision_tower(pictured.model)
+    text = {name for name, _ in pictured.named_weights() if "visual" not in name}
+    assert changing_weights(pictured.model) == text | {"lm_head.weight"}, "the output embedding too, if it is tied"
 
 
 def test_without_adapters_it_is_the_model_it_was(tiny_model_folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +14,13 @@ from tiny_engines import assert_logprobs_are_the_policys, change, flat
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.lora import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import vllm
 from lit_rlvr.rollout.engine import EngineContext
 from lit_rlvr.rollout.own_world import executor_on
 from lit_rlvr.rollout.probe import check_engine
-from lit_rlvr.rollout.vllm import VLLMEngine, smallest_block
+from lit_rlvr.rollout.vllm import VLLMEngine, smallest_block, with_tied_head
 from lit_rlvr.types import Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -52,8 +53,8 @@ def engine(started: VLLMEngine, policy: Policy) -> VLLMEngine:
     return started
 
 
-def without_the_repair(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from ((name, parameter.detach()) for name, parameter in policy.named_weights())
+def without_the_repair(policy: Policy, only: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from ((name, parameter.detach()) for name, parameter in policy.named_weights(only))
 
 
 def test_logprobs_are_the_trainers_also_after_a_weight_change(engine: VLLMEngine, policy: Policy) -> None:
@@ -102,7 +103,7 @@ def test_the_probe_fails_at_the_first_sync_without_the_repair(
     generator = torch.Generator().manual_seed(3)
     noise = [(n, 1e-3 * torch.randn(p.shape, generator=generator)) for n, p in policy.model.named_parameters()]
     noise.append(("lm_head.weight", dict(noise)["model.embed_tokens.weight"]))
-    engine.sync(SimpleNamespace(named_weights=lambda: noise, model=policy.model))  # type: ignore[arg-type]
+    engine.sync(SimpleNamespace(named_weights=lambda only=None: noise, model=policy.model))  # type: ignore[arg-type]
     monkeypatch.setattr(vllm, "with_tied_head", without_the_repair)
     engine.sync(policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
@@ -221,6 +222,77 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
     stays = VLLMEngine(sleep=False)
     stays._llm = told
     assert not stays.rest()
+
+
+def test_adapters_are_merged_into_what_the_engine_holds(
+    engine: VLLMEngine, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Syncs after the first send only what training changes; the rest stays as it was, also the tied head."""
+    policy = load_policy(str(tiny_model_folder))
+    change(policy, 0.2)
+    add_adapters(policy.model, Lora(rank=2, layers=["q_proj", "up_proj"]))
+    sent: list[int] = []
+
+    def counted(policy: Policy, only: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        found = [*with_tied_head(policy, only)]
+        sent.append(len(found))
+        yield from found
+
+    monkeypatch.setattr(vllm, "with_tied_head", counted)
+    monkeypatch.setattr(engine, "_changing", changing_weights(policy.model))
+    engine._complete = False
+    for seed in (1, 2):
+        engine.sync(policy)
+        assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
+        for name, parameter in policy.model.named_parameters():
+            if ".lora_" in name:
+                parameter.data += 0.05 * seed
+    engine.sync(policy.without_adapters())
+    reference = load_policy(str(tiny_model_folder))
+    change(reference, 0.2)
+    assert_logprobs_are_the_policys(reference, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
+    layers = len(policy.model.model.layers)
+    assert sent == [sent[0], 7 * layers, 7 * layers] and sent[0] > 9 * layers
+
+
+def test_an_engine_that_lost_its_weights_gets_all(monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> None:
+    """After it slept, was started again, or crashed while it loaded."""
+    sent: list[int] = []
+    fails: list[bool] = []
+
+    class LLM:
+        def __init__(self, **settings: Any) -> None:
+            pass
+
+        def collective_rpc(self, method: Any, kwargs: Any = None) -> None:
+            if method == "reload_weights":
+                sent.append(len([*kwargs["weights_iterator"]]))
+                if fails:
+                    raise RuntimeError("out of memory")
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args, **options: True
+
+    monkeypatch.setattr("vllm.LLM", LLM)
+    policy = load_policy(str(tiny_model_folder))
+    add_adapters(policy.model, Lora(rank=2))
+    every, some = len([*with_tied_head(policy)]), len(changing_weights(policy.model) or ())
+    context, engine = EngineContext("", policy, byte_tokenizer(), 512, 4, 0), VLLMEngine()
+    engine.start(context)
+    engine.sync(policy)
+    engine.sync(policy)
+    engine.start(context)
+    engine.sync(policy)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert engine.rest()
+    engine.sync(policy)
+    engine.sync(policy)
+    fails.append(True)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.sync(policy)
+    fails.clear()
+    engine.sync(policy)
+    assert sent == [every, some, every, every, some, some, every] and some < every
 
 
 def test_on_a_gpu_deterministic_means_batch_invariant(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:

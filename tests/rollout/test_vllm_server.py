@@ -18,11 +18,12 @@ from tiny_vlms import differences, mixed_prompts
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.lora import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import transfer, vllm_server
 from lit_rlvr.rollout.engine import EngineContext
 from lit_rlvr.rollout.probe import check_engine
-from lit_rlvr.rollout.transfer import FileTransfer, NCCLTransfer, RepeatedWeights
+from lit_rlvr.rollout.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
 from lit_rlvr.rollout.vllm_client import ServerError, VLLMServer
 from lit_rlvr.rollout.vllm_server import VLLMServerEngine
 from lit_rlvr.types import Completion, Sampling
@@ -113,7 +114,7 @@ def test_the_probe_fails_at_once_when_a_weight_is_not_sent(
     monkeypatch.setattr(
         vllm_server,
         "with_tied_head",
-        lambda policy: ((n, w) for n, w in policy.named_weights() if "layers.1.input_layernorm" not in n),
+        lambda policy, only: ((n, w) for n, w in policy.named_weights() if "layers.1.input_layernorm" not in n),
     )
     engine.sync(policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
@@ -286,6 +287,10 @@ def test_images_on_a_server_are_those_of_the_trainer(
             change(policy, 0.1)
 
 
+def all_of(policy: Policy) -> Weights:
+    return lambda everything: policy.named_weights()
+
+
 def test_files_are_split_and_hold_what_was_sent(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,7 +301,7 @@ def test_files_are_split_and_hold_what_was_sent(
             assert (folder, version) == (tmp_path / "v", "v") and sorted(folder.iterdir())
 
     monkeypatch.setattr(transfer, "FILE_BYTES", 100_000)
-    FileTransfer(tmp_path).send([Server()], policy.named_weights, torch.bfloat16, "v")  # type: ignore[list-item]
+    FileTransfer(tmp_path).send([Server()], all_of(policy), torch.bfloat16, "v")  # type: ignore[list-item]
     files = sorted((tmp_path / "v").iterdir())
     found = {name: weight for path in files for name, weight in load_file(path).items()}
     assert len(files) > 1 and all(path.stat().st_size < 110_000 for path in files)
@@ -304,10 +309,61 @@ def test_files_are_split_and_hold_what_was_sent(
     assert all(torch.equal(found[name], weight.bfloat16()) for name, weight in policy.named_weights())
 
 
+class Server:
+    """A server that keeps what it loads; `restart` empties it."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.label, self.held = "zeros", {}
+
+    def version(self) -> str:
+        return self.label
+
+    def load(self, folder: Path, version: str) -> None:
+        from safetensors.torch import load_file
+
+        self.label, self.loaded = version, {n: w for path in folder.iterdir() for n, w in load_file(path).items()}
+        self.held |= self.loaded
+
+
+@pytest.mark.parametrize("layers", [None, ["q_proj"]], ids=["all layers", "q"])
+def test_of_a_model_with_adapters_only_what_changes_is_sent_again(
+    layers: list[str] | None, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    policy = load_policy(str(tiny_model_folder))
+    add_adapters(policy.model, Lora(rank=2, layers=layers))
+    again, servers, sending = changing_weights(policy.model), [Server(), Server()], FileTransfer(tmp_path)
+    assert again is not None
+
+    def weights(everything: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        return policy.named_weights(None if everything else again)
+
+    for k in range(4):
+        for name, parameter in policy.model.named_parameters():
+            if ".lora_" in name:
+                parameter.data += 0.1 * (k + 1)
+        if k == 2:
+            servers[1].restart()
+        sending.send(servers, weights, torch.float32, f"v{k}", frozen=True)  # type: ignore[arg-type]
+        wanted = dict(policy.named_weights())
+        assert servers[0].loaded.keys() == (wanted.keys() if k == 0 else again)
+        for server in servers:
+            assert server.label == f"v{k}" and server.held.keys() == wanted.keys()
+            assert all(torch.equal(server.held[name], weight) for name, weight in wanted.items()), k
+    servers[0].restart()
+    sending.restore(servers[0], "v3")  # type: ignore[arg-type]
+    assert all(torch.equal(servers[0].held[name], weight) for name, weight in wanted.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v0", "v3"]
+    sending.close()
+    assert not [*tmp_path.iterdir()]
+
+
 def test_what_nccl_is_told_is_what_it_gets(policy: Policy) -> None:
     """vLLM sizes its buffers by the metadata, and may make any number of passes."""
     source = RepeatedWeights()
-    source.set(policy.named_weights, torch.bfloat16)
+    source.set(all_of(policy), torch.bfloat16)
     told = [(meta.name, meta.dtype, meta.shape) for meta in source.metadata()]
     for _ in range(2):
         assert [(name, weight.dtype, tuple(weight.shape)) for name, weight in source] == told
@@ -343,16 +399,16 @@ def test_no_rank_sends_over_nccl_before_all_servers_rest(monkeypatch: pytest.Mon
     monkeypatch.setattr(transfer, "VLLMServer", Server)
     sending = NCCLTransfer("here")
     sending._senders = [Sender(), Sender()]
-    sending.send([Server("a"), Server("b")], tuple, torch.float32, "1")  # type: ignore[list-item]
+    sending.send([Server("a"), Server("b")], lambda everything: (), torch.float32, "1")  # type: ignore[list-item]
     assert done == ["pause a", "pause b", "send", "send", "resume a 1", "resume b 1"]
     with pytest.raises(ServerError, match="409 Client Error"):
-        sending.send([Server("a"), Server("b")], tuple, torch.float32, "2")  # type: ignore[list-item]
+        sending.send([Server("a"), Server("b")], lambda everything: (), torch.float32, "2")  # type: ignore[list-item]
     done.clear()
     with pytest.raises(ServerError, match="b: status 500"):
-        sending.send([Server("a"), Server("b", rests=False)], tuple, torch.float32, "3")  # type: ignore[list-item]
+        sending.send([Server("a"), Server("b", rests=False)], lambda everything: (), torch.float32, "3")  # type: ignore[list-item]
     assert done == ["pause a", "pause b"]
     monkeypatch.setattr(transfer, "rank", lambda: 1)
     monkeypatch.setattr(transfer, "gather_objects", lambda said: ["b: status 500", said])
     with pytest.raises(ServerError, match="b: status 500"):
-        sending.send([Server("a")], tuple, torch.float32, "3")  # type: ignore[list-item]
+        sending.send([Server("a")], lambda everything: (), torch.float32, "3")  # type: ignore[list-item]
     assert done == ["pause a", "pause b"], "the other ranks know, and do not begin either"

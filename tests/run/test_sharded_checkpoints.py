@@ -33,6 +33,7 @@ from lit_rlvr.run.checkpoint import link, publish, remove
 CLI = Callable[..., Any]
 DDP, FSDP2 = STRATEGIES["ddp"], STRATEGIES["fsdp2"]
 ALONE = ("--trainer.devices", "1")
+OFFLOAD = ("--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 LAST = ("--ckpt_path", "last")
 LORA = ("--model.init_args.lora.rank", "4")
 AAPO = ("--model", "AAPO", "--model.init_args.reference_update_every", "2")
@@ -81,7 +82,9 @@ def test_a_run_goes_on_with_fewer_processes(run_folder: Path, lit_rlvr: CLI) -> 
 
 
 @pytest.mark.parametrize(
-    "options", [(), LORA, pytest.param(AAPO, marks=pytest.mark.slow)], ids=["all", "lora", "renewed-reference"]
+    "options",
+    [(), LORA, OFFLOAD, pytest.param(AAPO, marks=pytest.mark.slow)],
+    ids=["all", "lora", "offload", "renewed-reference"],
 )
 def test_a_run_goes_on_exactly(run_folder: Path, options: tuple[str, ...]) -> None:
     run = [*FIT, *FSDP2, *options]

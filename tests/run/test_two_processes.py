@@ -27,6 +27,7 @@ from lit_rlvr.distributed.checkpoint_files import last_checkpoint, read_checkpoi
 
 CLI = Callable[..., Any]
 HSDP = (*STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "2")
+OFFLOAD = (*STRATEGIES["fsdp2"], "--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
 BOTH = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
@@ -65,16 +66,37 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI) -> No
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, *to("one"))
     assert one.status == 0, one.err
-    ways = STRATEGIES | {"hsdp": HSDP}
+    ways = STRATEGIES | {"hsdp": HSDP, "offload": OFFLOAD}
     commands = ([*FIT, *strategy, *shared, *to(name)] for name, strategy in ways.items())
     said = in_two_processes(run_folder, *commands)
-    assert said.count("step 6/6") == said.count("2 rank(s)") == 3, "only one process talks"
+    assert said.count("step 6/6") == said.count("2 rank(s)") == len(ways), "only one process talks"
     for name in ways:
         assert_same_training(run_folder / name, run_folder / "one")
         for key in ("steps", "iterations", "accuracy_before", "accuracy_after"):
             assert summary(run_folder / name)[key] == pytest.approx(summary(run_folder / "one")[key]), key
         sampled, wanted = completions(run_folder / name), completions(run_folder / "one")
         assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
+
+
+@pytest.mark.parametrize("options", [(), ("--model", "DAPO")], ids=["all groups", "kept groups"])
+def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CLI, options: tuple[str, ...]) -> None:
+    shared = (
+        "--data.init_args.prompts_per_step", "16", "--model.init_args.updates_per_rollout", "2",
+        "--model.init_args.lr", "1e-4", "--run.save_prompts", "1", "--trainer.limit_val_batches", "0", *options,
+    )  # fmt: skip
+    one = lit_rlvr(*FIT, *shared, *to("one"))
+    assert one.status == 0, one.err
+    seen = ("--trainer.callbacks+", "tiny_balance.Moved")
+    in_two_processes(run_folder, *([*FIT, *STRATEGIES[name], *shared, *seen, *to(name)] for name in STRATEGIES))
+    for name in STRATEGIES:
+        assert_same_training(run_folder / name, run_folder / "one")
+        first, second = (
+            torch.tensor([[*map(int, line.split())] for line in (run_folder / name / f"moved-{k}").open()])
+            for k in (0, 1)
+        )  # (iterations, 5)
+        apart = (first - second).abs()[:, 1:].reshape(-1, 2, 2).sum((0, 2)).tolist()  # [before, after]
+        print(f"{name}: {int(first[:, 0].sum())} groups moved; tokens apart {apart[0]} before, {apart[1]} after")
+        assert apart[1] < 0.6 * apart[0]
 
 
 def test_shards_are_gathered_in_the_precision_of_the_products(run_folder: Path) -> None:

@@ -1,0 +1,127 @@
+"""Shards on the CPU beside a GPU that is not there: what is passed to torch, and which device is whose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from tiny_runs import FIT
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+from lit_rlvr.distributed import sharding
+from lit_rlvr.distributed.sharding import device_of, shard, whole
+from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.training.reference_policy import ReferenceModule
+
+CLI = Callable[..., Any]
+
+
+@pytest.mark.parametrize(
+    ("device", "offload", "policy"),
+    [("cuda", True, CPUOffloadPolicy()), ("cpu", True, CPUOffloadPolicy(pin_memory=False)), ("cuda", False, None)],
+)
+def test_torch_gets_the_policy(
+    device: str, offload: bool, policy: OffloadPolicy | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[OffloadPolicy] = []
+    monkeypatch.setattr(sharding, "_fill", lambda module, device: None)
+    monkeypatch.setattr(sharding, "fully_shard", lambda module, **options: seen.append(options["offload_policy"]))
+    shard(nn.Linear(2, 2), SimpleNamespace(device_type=device), offload=offload)  # type: ignore[arg-type]
+    assert [vars(given) for given in seen] == [vars(policy or OffloadPolicy())]
+    assert type(seen[0]) is type(policy or OffloadPolicy())
+
+
+@pytest.fixture
+def offloaded() -> Iterator[Callable[[str], nn.Linear]]:
+    """Makes a layer whose weight is a shard on the CPU, of a mesh of one device of some type."""
+
+    def make(device: str) -> nn.Linear:
+        layer = nn.Linear(2, 2)
+        mesh = DeviceMesh(device, [0], _init_backend=False, _rank=0)
+        spec = DTensorSpec(mesh, (Shard(0),), TensorMeta(layer.weight.shape, (2, 1), torch.float32))
+        layer.weight = nn.Parameter(DTensor(layer.weight.detach(), spec, requires_grad=False))
+        assert layer.weight.device.type == "cpu"
+        return layer
+
+    ours = not dist.is_initialized()  # a run in this process may have left its group
+    if ours:
+        dist.init_process_group("fake", rank=0, world_size=1, store=dist.HashStore())
+    yield make
+    if ours:
+        dist.destroy_process_group()
+
+
+def test_a_layer_computes_on_the_gpu_while_its_shard_is_on_the_cpu(
+    offloaded: Callable[[str], nn.Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert device_of(offloaded("cuda")) == torch.device("cuda", 3)
+
+
+def test_a_shard_is_copied_to_the_gpu_before_all_are_gathered(
+    offloaded: Callable[[str], nn.Linear], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL takes GPU tensors only, and the engine wants the whole weight on the GPU."""
+    calls: list[str] = []
+    monkeypatch.setattr(DTensor, "to", lambda self, device: calls.append(device) or self)
+    monkeypatch.setattr(DTensor, "full_tensor", lambda self: calls.append("gather") or self)
+    whole(offloaded("cuda").weight)
+    assert calls == ["cuda", "gather"]
+
+
+def test_a_module_that_is_not_sharded_computes_where_its_weights_are() -> None:
+    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+def test_all_but_the_policy_moves_to_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.policy, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    strategy, module = FSDP2(offload=True), Module()
+    monkeypatch.setattr(FSDP2, "root_device", torch.device("meta"))
+    strategy._lightning_module = module
+    strategy.model_to_device()
+    assert module.policy.weight.device.type == "cpu" and module.other.weight.device.type == "meta"
+    assert module.device == torch.device("meta")
+    assert [name for name, _ in module.named_children()] == ["policy", "other"]
+
+
+@pytest.mark.parametrize(("sharded", "wanted"), [(True, "cpu"), (False, "meta")])
+def test_a_reference_stays_where_its_shards_are(sharded: bool, wanted: str) -> None:
+    reference = nn.Linear(2, 2)
+    module: Any = SimpleNamespace(sharded=sharded, _reference=[reference], device=torch.device("meta"))
+    ReferenceModule.on_fit_start(module)
+    assert reference.weight.device.type == wanted
+
+
+def test_sums_over_shards_on_the_cpu_have_a_backend() -> None:
+    """NCCL takes GPU tensors only."""
+    assert FSDP2(offload=True).process_group_backend == "cpu:gloo,cuda:nccl"
+    assert FSDP2(process_group_backend="gloo", offload=True).process_group_backend == "gloo"
+    assert FSDP2().process_group_backend is None
+
+
+def test_on_a_cpu_it_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:
+    options = (
+        "--config",
+        "strategy/fsdp2_cpu",
+        "--trainer.devices",
+        "1",
+        "--trainer.strategy.init_args.offload",
+        "true",
+    )
+    result = lit_rlvr(*FIT, *options)
+    assert result.status == 2 and "Traceback" not in result.err
+    assert "trainer.strategy.offload: the weights are on the CPU already; leave it off" in result.err

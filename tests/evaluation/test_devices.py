@@ -1,0 +1,178 @@
+"""Several processes answer the questions of one evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import make_prompt
+from tiny_runs import child_environment
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation import devices
+from lit_rlvr.evaluation.devices import Share, check_devices, run_shares
+from lit_rlvr.evaluation.records import Records
+from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.types import Completion, RewardResult
+
+CLI = Callable[..., Any]
+PROMPTS = [make_prompt([1], name) for name in "abcde"]
+SUITE = {
+    "data": {"class_path": "TextMath", "init_args": {"test": "data.jsonl"}},
+    "rewards": [{"class_path": "FunctionReward", "init_args": {"path": "tiny_rewards.first_token"}}],
+}
+
+
+def answer(records: Records, *prompts: int) -> None:
+    right = torch.ones(1, 1)
+    for p in prompts:
+        result = {"math": RewardResult(1.0, True, "ok", "4")}
+        judged = Scores(right, right, {"math": right}, [["ok"]], torch.zeros(1, 1, dtype=torch.bool), [[result]])
+        records.add("x", PROMPTS[p], [Completion('4 "sample": 0, "samples": 4', (7,), "stop")], judged)
+
+
+@pytest.fixture
+def command(run_folder: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
+    """Evaluates a suite of nine questions."""
+    rows = [{"problem": f"{i}?", "answer": str(i), "unique_id": f"q{i}"} for i in range(9)]
+    (run_folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run_folder / "suite.yaml").write_text(yaml.safe_dump(SUITE))
+    monkeypatch.setenv("PYTHONPATH", child_environment()["PYTHONPATH"])
+    return ("evaluate", "--model", tiny_model_folder, "--suite", "suite.yaml", "--max_tokens", 6, "--engine", "hf",
+            "-n", 4)  # fmt: skip
+
+
+def told(out: str) -> tuple[str, list[str]]:
+    return Path(out, "results.json").read_text(), sorted(Path(out, "completions.jsonl").read_text().splitlines())
+
+
+def test_results_do_not_depend_on_the_number_of_processes(command: tuple[Any, ...], lit_rlvr: CLI) -> None:
+    assert lit_rlvr(*command, "--out", "one").status == 0
+    done = lit_rlvr(*command, "--out", "two", "--devices", 2)
+    assert done.status == 0, done.err
+    assert told("two") == told("one")
+    assert sorted(os.listdir("two")) == ["completions.jsonl", "results.json", "results.md", "settings.json"]
+    lines = Path("one/completions.jsonl").read_text().splitlines(keepends=True)
+    Path("cut").mkdir()
+    Path("cut/settings.json").write_text(Path("one/settings.json").read_text())
+    Path("cut/completions-0-of-3.jsonl").write_text("".join(lines[:9]))  # as three processes that were killed leave it
+    Path("cut/completions-2-of-3.jsonl").write_text("".join(lines[20:30])[:-5])
+    done = lit_rlvr(*command, "--out", "cut", "--devices", 2)
+    assert done.status == 0, done.err
+    assert told("cut") == told("one")
+
+
+def test_what_one_process_says_at_its_end_is_the_error(command: tuple[Any, ...], lit_rlvr: CLI) -> None:
+    Path("tiny_broken.py").write_text(
+        "import os\nfrom lit_rlvr.errors import UserError\n"
+        "def first(completion, sample):\n"
+        "    if os.environ.get('LIT_RLVR_SHARE') == '1/2': raise UserError('the second fails')\n    return 1.0\n"
+    )
+    broken = {**SUITE, "rewards": [{"class_path": "FunctionReward", "init_args": {"path": "tiny_broken.first"}}]}
+    Path("suite.yaml").write_text(yaml.safe_dump(broken))
+    done = lit_rlvr(*command, "--out", "out", "--devices", 2)
+    assert done.status == 2 and "Traceback" not in done.err
+    assert "--devices: process 1 failed: " in done.err and "the second fails" in done.err
+    assert "process-1.log" in done.err and not Path("out/results.json").exists()
+
+
+def test_a_share_is_every_nth_question_and_all_have_one() -> None:
+    shares = [Share(k, 3).questions(range(8)) for k in range(3)]
+    assert [*shares[0]] == [0, 3, 6] and sorted(q for share in shares for q in share) == [*range(8)]
+
+
+def test_files_of_several_processes_are_merged_once_they_have_ended(tmp_path: Path) -> None:
+    answer(Records(tmp_path, {}), 0)
+    first, second = (Records(tmp_path, {}, share=Share(k, 2).file) for k in range(2))
+    assert first.missing("x", PROMPTS) == PROMPTS[1:]
+    answer(first, 2, 3)
+    answer(second, 1, 3)  # one of them twice
+    assert Records(tmp_path, {}, share=Share(0, 3).file).missing("x", PROMPTS) == PROMPTS[1:], "they may be running"
+    torn = second.path.read_text()
+    second.path.write_text(torn + torn[:20])
+    merged = Records(tmp_path, {})
+    assert merged.missing("x", PROMPTS) == PROMPTS[4:]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["completions.jsonl", "settings.json"]
+    assert len(merged.path.read_text().splitlines()) == 4
+    assert Records(tmp_path, {}).missing("x", PROMPTS) == PROMPTS[4:]
+
+
+def test_every_answered_question_is_counted_once(tmp_path: Path) -> None:
+    records, seen = Records(tmp_path, {}), list[int]()
+    at = 0
+    for p in range(3):
+        answer(records, p)
+        with records.path.open("a") as file:
+            file.write('{"part": "x", "id": "torn", "sample": 0')  # seen before it is whole
+        at = devices._count_new(records.path, at, lambda: seen.append(1))
+        assert len(seen) == p + 1
+        records.path.write_text(records.path.read_text()[: -len('{"part": "x", "id": "torn", "sample": 0')])
+    assert devices._count_new(tmp_path / "none", 5, lambda: seen.append(1)) == 5
+
+
+def test_each_process_has_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    seen: list[tuple[str, str]] = []
+
+    class Ended:
+        def __init__(self, line: list[str], env: dict[str, str], **options: Any) -> None:
+            assert line[:4] == [sys.executable, "-m", "lit_rlvr", "evaluate"] and line[4:] == ["--x"]
+            seen.append((env["LIT_RLVR_SHARE"], env["CUDA_VISIBLE_DEVICES"]))
+
+        def poll(self) -> int:
+            return 0
+
+        def terminate(self) -> None:
+            pass
+
+        wait = terminate
+
+    monkeypatch.setattr(devices.subprocess, "Popen", Ended)
+    for visible, wanted in (("", ["0", "1"]), ("5,GPU-3", ["5", "GPU-3"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        run_shares(["--x"], 2, tmp_path, lambda: None)
+        assert seen == [("0/2", wanted[0]), ("1/2", wanted[1])]
+        seen.clear()
+
+
+def test_what_cannot_work_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(HFEngine):
+        in_process = False
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_devices(2, HFEngine(), True)
+    check_devices(1, Elsewhere(), False)
+    for count, engine, samples, said in (
+        (0, HFEngine(), True, "--devices: 0 is not positive"),
+        (3, HFEngine(), True, r"--devices: 3, but this machine has 2 GPU\(s\)"),
+        (2, HFEngine(), False, "uses no GPU; leave it at 1"),
+        (2, Elsewhere(), True, "elsewhere runs on its own GPUs; leave it at 1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            check_devices(count, engine, samples)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_the_others_end_when_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeps = "import os, sys, time\nif os.environ['LIT_RLVR_SHARE'] == '0/2': sys.exit('no GPU')\ntime.sleep(100)"
+    popen = devices.subprocess.Popen
+    started: list[Any] = []
+
+    def python(line: list[str], **options: Any) -> Any:
+        started.append(popen([sys.executable, "-c", sleeps], **options))
+        return started[-1]
+
+    monkeypatch.setattr(devices.subprocess, "Popen", python)
+    began = time.monotonic()
+    with pytest.raises(UserError, match="process 0 failed: no GPU"):
+        run_shares([], 2, tmp_path, lambda: None)
+    assert time.monotonic() - began < 60 and all(process.returncode for process in started)

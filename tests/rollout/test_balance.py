@@ -1,0 +1,80 @@
+"""Groups change places so that processes train on about as many tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import make_rollout, random_ids
+
+from lit_rlvr.rollout.assemble import join
+from lit_rlvr.rollout.balance import balance, even_out, take, tokens_to_train
+from lit_rlvr.types import Rollout
+
+
+def rollout_of(lengths: list[list[int]]) -> Rollout:
+    made = make_rollout(
+        [random_ids(3 + p, p) for p in range(len(lengths))],
+        [[random_ids(n, 10 * p + g) for g, n in enumerate(group)] for p, group in enumerate(lengths)],
+    )
+    made.rewards = torch.arange(float(made.rewards.numel())).reshape(made.rewards.shape)
+    return made
+
+
+def test_the_best_swap_first() -> None:
+    """9 + 7 and 1 + 3: 9 for 3 leaves 10 and 10, 9 for 1 leaves 8 and 12."""
+    assert even_out([[9, 7], [1, 3]], [[0, 0], [0, 0]], fixed=0) == [[(1, 1), (0, 1)], [(1, 0), (0, 0)]]
+
+
+def test_groups_stay_in_their_minibatch_and_shown_ones_where_they_are() -> None:
+    stay = [[(0, 0), (0, 1)], [(1, 0), (1, 1)]]
+    assert even_out([[9, 7], [1, 3]], [[0, 1], [2, 3]], fixed=0) == stay
+    assert even_out([[9, 7], [1, 3]], [[0, None], [0, None]], fixed=0)[0][1] == (0, 1), "7 is not trained on"
+    assert even_out([[9, 7], [1, 3]], [[0, 0], [0, 0]], fixed=2) == stay
+    assert even_out([[9, 7], [1, 3]], [[0, 0], [0, 0]], fixed=1)[0][0] == (0, 0)
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 6), st.integers(1, 3))
+def test_every_group_has_one_place_and_nothing_gets_less_even(data: Any, ranks: int, groups: int, parts: int) -> None:
+    numbers = st.lists(st.integers(0, 50), min_size=groups, max_size=groups)
+    tokens = [data.draw(numbers) for _ in range(ranks)]
+    part: list[list[int | None]] = [[p % parts for p in range(groups)] for _ in range(ranks)]
+    places = even_out(tokens, part, fixed=1)
+    assert Counter(place for there in places for place in there) == Counter(
+        (r, p) for r in range(ranks) for p in range(groups)
+    )
+    assert all(part[r][p] == part[at][q] for at, there in enumerate(places) for q, (r, p) in enumerate(there))
+    for k in range(parts):
+        before = [sum(n for p, n in enumerate(there) if p % parts == k) for there in tokens]
+        after = [sum(tokens[r][p] for q, (r, p) in enumerate(there) if q % parts == k) for there in places]
+        assert max(after) <= max(before) and min(after) >= min(before)
+
+
+def test_a_group_is_swapped_for_one_that_is_not_trained_on() -> None:
+    assert even_out([[9, 8], [1, 1]], [[0, 0], [None, None]], fixed=0) == [[(1, 0), (0, 1)], [(0, 0), (1, 1)]]
+
+
+def test_a_rollout_is_what_its_groups_make() -> None:
+    whole = rollout_of([[4, 2], [1, 6], [3, 3]])
+    whole.reference_rewards = whole.rewards + 0.5
+    again = join(join(take(whole, 0), take(whole, 1)), take(whole, 2))
+    for field in fields(Rollout):
+        ours, wanted = getattr(again, field.name), getattr(whole, field.name)
+        assert torch.equal(ours, wanted) if isinstance(wanted, torch.Tensor) else ours == wanted, field.name
+    assert take(whole, 1).token_ids.untyped_storage().nbytes() == 2 * 6 * 8, "a view would be sent with all the rest"
+
+
+def test_groups_without_a_gradient_cost_nothing() -> None:
+    rollout = rollout_of([[4, 2], [1, 6]])
+    rollout.rewards[0] = 1.0
+    assert [tokens_to_train(rollout, p, all_rows=False) for p in range(2)] == [0, 4 + 7]
+    assert tokens_to_train(rollout, 0, all_rows=True) == 3 + 6
+
+
+def test_one_process_keeps_its_rollout() -> None:
+    rollout = rollout_of([[4, 2]])
+    assert balance(rollout, 1, False, 0) is rollout
