@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lit_rlvr.compare.after import Step, next_step, threads
 from lit_rlvr.compare.study import Cell, Study
+from lit_rlvr.evaluation.children import start_command, stop_commands
 
-PR_SET_PDEATHSIG = 1
 LOG = "log.txt"
 """A cell's output, in its run folder."""
 
@@ -65,7 +63,7 @@ def run_cells(
                 else:
                     running[cell] = following, _start(following, root / cell.folder, jobs, lock)
     finally:
-        _stop([process for _, process in running.values()])
+        stop_commands([process for _, process in running.values()])
 
 
 def _start(step: Step, run: Path, jobs: int, lock: int) -> subprocess.Popen[bytes]:
@@ -74,32 +72,7 @@ def _start(step: Step, run: Path, jobs: int, lock: int) -> subprocess.Popen[byte
     with (run / LOG).open("a") as log:
         log.write(f"{BEGIN}{step}\n")
         log.flush()
-        return subprocess.Popen(
-            [sys.executable, "-m", "lit_rlvr", *step.arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env=environment, pass_fds=[lock], start_new_session=True, preexec_fn=_end_with_parent,
-        )  # fmt: skip
-
-
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _end_with_parent() -> None:
-    """Make a cell save and exit, as on Ctrl-C, if the comparison is killed."""
-    if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
-    """Let running cells save and exit; a second Ctrl-C does not wait for them."""
-    for process in processes:
-        process.terminate()
-    try:
-        for process in processes:
-            process.wait()
-    except KeyboardInterrupt:
-        for process in processes:
-            process.kill()
-        raise
+        return start_command(step.arguments, log, environment, pass_fds=[lock])
 
 
 def reason(log: Path, status: int) -> str:

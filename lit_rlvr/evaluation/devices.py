@@ -6,13 +6,10 @@ finished or not, so that an interrupted evaluation can continue with another N.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.worker import PR_SET_PDEATHSIG
+from lit_rlvr.evaluation.children import start_command, stop_commands
 from lit_rlvr.rollout.engine import RolloutEngine
 
 T = TypeVar("T")
@@ -28,8 +25,6 @@ VARIABLE = "LIT_RLVR_SHARE"
 """The environment variable that tells a process its share, such as 0/4."""
 BEGINS_GROUP = b'"sample": 0, "samples": '
 """In the first line of each question's completions, and in no other."""
-
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Call
                 break
             time.sleep(0.2)
     finally:
-        _stop(running)
+        stop_commands(running)
     for log in logs:
         log.unlink()
 
@@ -116,22 +111,7 @@ def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Pope
     else:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // share.count)))
     with log.open("w") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lit_rlvr", "evaluate", *arguments], stdin=subprocess.DEVNULL, stdout=file,
-            stderr=file, env=environment, start_new_session=True, preexec_fn=_end_with_parent,
-        )  # fmt: skip
-
-
-def _end_with_parent() -> None:
-    if _libc is not None:
-        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _stop(processes: Collection[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.wait()
+        return start_command(["evaluate", *arguments], file, environment)
 
 
 def _count_new(path: Path, start: int, answered: Callable[[], None]) -> int:

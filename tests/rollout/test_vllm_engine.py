@@ -334,7 +334,7 @@ def test_a_model_is_not_split_in_the_training_process(option: str) -> None:
 def test_a_prefix_cache_that_is_kept_is_an_error(engine: VLLMEngine, policy: Policy) -> None:
     """vLLM does not empty it while a request is running, and reports that only by its return value."""
     llm = engine._llm.llm_engine
-    llm.add_request("0", {"prompt_token_ids": [5] * 64}, engine._parameters(Sampling(max_tokens=9), 0))
+    llm.add_request("0", {"prompt_token_ids": [5] * 64}, engine._parameters(LONG, Sampling(max_tokens=9), 0))
     llm.step()
     try:
         with pytest.raises(RuntimeError, match="keeps its prefix cache"):

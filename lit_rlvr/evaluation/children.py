@@ -1,0 +1,49 @@
+"""`lit-rlvr` commands started as processes of their own, which end with the process that started them."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import IO
+
+from lit_rlvr.rewards.worker import PR_SET_PDEATHSIG
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def start_command(
+    arguments: Sequence[str], log: IO[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start `lit-rlvr` with these arguments.
+
+    If this process is killed, the command saves and exits, as on Ctrl-C.
+
+    Args:
+        log: receives its output.
+        pass_fds: descriptors that it keeps open.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "lit_rlvr", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        env=environment, pass_fds=pass_fds, start_new_session=True, preexec_fn=_end_with_parent,
+    )  # fmt: skip
+
+
+def _end_with_parent() -> None:
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def stop_commands(processes: Collection[subprocess.Popen[bytes]]) -> None:
+    """Let running commands save and exit; a second Ctrl-C does not wait for them."""
+    for process in processes:
+        process.terminate()
+    try:
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+        raise
