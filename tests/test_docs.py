@@ -169,8 +169,14 @@ def test_readme_python_trains(tmp_path: Path, tiny_model_folder: Path) -> None:
     assert done.stdout.strip().endswith("2"), done.stderr[-3000:]
 
 
-OTHER_KINDS = ("suites", "studies", "protocols", "claims")
-CONFIGS = [p for p in sorted(config_folder().rglob("*.yaml")) if p.parent.name not in OTHER_KINDS or p.stem == "steps"]
+OTHER_KINDS = ("suites", "studies", "protocols", "printed", "claims")
+CONFIGS = [
+    path
+    for path in sorted(config_folder().rglob("*.yaml"))
+    if not {*path.relative_to(config_folder()).parts[:-1]} & {*OTHER_KINDS}
+    or path.parent.name == "base"
+    or path.stem == "steps"
+]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -10,6 +10,10 @@ COMMANDS = {
     "plan": ("lit_rlvr.cli.lightning_cli", "estimate the memory per GPU that a run needs, and which strategy fits"),
     "evaluate": ("lit_rlvr.evaluation.evaluate", "measure pass@k of a model, or of completions, on suites"),
     "compare": ("lit_rlvr.compare", "compare algorithms over seeds and tasks on an equal budget"),
+    "reproduce": (
+        "lit_rlvr.compare.reproduce",
+        "run the study of a paper's table and set it beside the printed values",
+    ),
     "serve": ("lit_rlvr.cli.serve", "start a vLLM server that generates for runs on other machines"),
     "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
     "parity": ("lit_rlvr.parity", "replay algorithms on one frozen batch of numbers, without a model"),

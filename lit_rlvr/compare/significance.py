@@ -58,6 +58,23 @@ def sign_flip_test(differences: Sequence[float]) -> float | None:
     return float(found.pvalue)
 
 
+def difference_test(mean: float, std: float, n: int, value: float, theirs: tuple[float, int] | None) -> float | None:
+    """Two-sided p-value of the difference of a mean from a published one; None if neither has a deviation.
+
+    Args:
+        mean: of n of our values. std: their sample standard deviation.
+        value: the published mean.
+        theirs: its standard deviation and the number of values, for Welch's t-test; None = it is taken as exact.
+    """
+    from scipy.stats import t, ttest_ind_from_stats
+
+    if n < 2 or max(std, theirs[0] if theirs else 0.0) < 1e-12:
+        return None
+    if theirs is not None and theirs[1] > 1:
+        return float(ttest_ind_from_stats(mean, std, n, value, *theirs, equal_var=False).pvalue)
+    return float(2 * t.sf(abs(mean - value) / (std / math.sqrt(n)), n - 1)) if std > 0 else None
+
+
 def interquartile_mean(scores: Scores) -> np.ndarray:
     """The mean of the middle half of all runs of all tasks (Agarwal et al. 2021, section 4.3).
 

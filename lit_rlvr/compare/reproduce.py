@@ -1,0 +1,204 @@
+"""`lit-rlvr reproduce apmpo/table1 --out DIR`: runs a paper's study and sets its results beside the printed ones."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from lit_rlvr.compare.command import compare
+from lit_rlvr.compare.significance import LEVEL, difference_test, holm
+from lit_rlvr.compare.study import load_study
+from lit_rlvr.compare.suite_tables import BEFORE, percent
+from lit_rlvr.compare.tables import table
+from lit_rlvr.configs import config_folder
+from lit_rlvr.errors import UserError
+from lit_rlvr.files import write_atomically
+
+_log = logging.getLogger("lit_rlvr")
+AVERAGE = "Avg."
+VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A printed value, in percent.
+
+    Args:
+        deviation: over the paper's seeds; None if it prints none.
+    """
+
+    value: float
+    deviation: float | None
+
+    @classmethod
+    def parse(cls, cell: Any) -> Printed:
+        """A number, or text such as "68.4 ± 0.2"."""
+        found = VALUE.fullmatch(str(cell))
+        if found is None:
+            raise UserError(f"{cell!r} is neither a number nor like '68.4 ± 0.2'")
+        return cls(float(found[1]), float(found[2]) if found[2] else None)
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f}" + (f" ± {self.deviation:.1f}" if self.deviation is not None else "")
+
+
+@dataclass(frozen=True)
+class PrintedTable:
+    """One table of a paper, or a part of it.
+
+    Args:
+        task: the study's task.
+        suite: the suite whose metrics or categories are the columns; None: the columns are suites.
+        metric: the metric of all columns; None: the columns are metrics.
+        columns: suites, metrics or categories; `Avg.` is the average over the suites.
+        rows: cell -> values.
+    """
+
+    task: str
+    suite: str | None
+    metric: str | None
+    columns: list[str]
+    rows: dict[str, list[Printed]]
+
+    @property
+    def title(self) -> str:
+        return ", ".join(filter(None, [self.task, self.suite, self.metric]))
+
+    def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Our spread for a cell of the table, from the task in results.json; None if there is none."""
+        tables = found.get("before_suites", {}) if row == BEFORE else found["cells"][row]["suites"]
+        for values in tables.values():
+            if self.suite is None:
+                results = values["average"] if column == AVERAGE else values["suites"].get(column, {})
+                if spread := results.get(self.metric):
+                    return dict(spread)
+            elif self.suite in values["suites"]:
+                results, key = values["suites"][self.suite], self.metric or column
+                if self.metric is not None:
+                    results = results["categories"].get(column, {})
+                return results.get(key)
+        return None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A file of printed tables.
+
+    Args:
+        study: the study that makes them.
+        seeds: the paper's seeds behind a printed deviation; None = not stated.
+    """
+
+    study: str
+    seeds: int | None
+    tables: list[PrintedTable]
+
+
+def load_printed(name: str) -> Paper:
+    """Read printed tables: shipped ones by name (apmpo/table1), or a YAML file in the same form.
+
+    Raises:
+        UserError: there is no such file, or it does not have this form; the message says where.
+    """
+    folder = config_folder() / "printed"
+    path = Path(name) if Path(name).suffix == ".yaml" else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+        near = get_close_matches(name, known, 1)
+        raise UserError(f"there is no table {name!r}; {f'did you mean {near[0]}?' if near else ', '.join(known)}")
+    try:
+        values = yaml.safe_load(path.read_text())
+        tables = [
+            PrintedTable(
+                str(t["task"]), t.get("suite"), t.get("metric"), [str(column) for column in t["columns"]],
+                {str(row): [Printed.parse(cell) for cell in cells] for row, cells in t["rows"].items()},
+            )
+            for t in values["tables"]
+        ]  # fmt: skip
+        study, seeds = str(values["study"]), values.get("seeds")
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not have the form of the shipped tables: {error!r}") from error
+    for t in tables:
+        for row, cells in t.rows.items():
+            if len(cells) != len(t.columns):
+                raise UserError(f"{path}: {t.title}: {row} has {len(cells)} values for {len(t.columns)} columns")
+    return Paper(study, seeds, tables)
+
+
+def beside(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
+    """Each table with our values, the printed ones, and tests of the differences, as Markdown."""
+    for printed in paper.tables:
+        found = results["tasks"].get(printed.task)
+        if found is None or any(row != BEFORE and row not in found["cells"] for row in printed.rows):
+            raise UserError(f"{paper.study} has not the rows or the task of {printed.title}")
+        pairs = {
+            (row, column): (printed.ours(row, column, found), value)
+            for row, values in printed.rows.items()
+            for column, value in zip(printed.columns, values, strict=True)
+        }
+        p = {place: _test(ours, value, paper.seeds) for place, (ours, value) in pairs.items()}
+        tested = [place for place, value in p.items() if value is not None]
+        adjusted = dict(zip(tested, holm([p[place] or 0.0 for place in tested]), strict=True))
+        lines = [
+            [row, *(_cell(*pairs[row, column], adjusted.get((row, column))) for column in printed.columns)]
+            for row in printed.rows
+        ]
+        yield f"## {printed.title}\n\n" + table(["ours (printed; difference)", *printed.columns], lines)
+
+
+def _test(ours: Mapping[str, Any] | None, printed: Printed, seeds: int | None) -> float | None:
+    """p-value of the difference of our mean from the printed one; None without a deviation over our seeds."""
+    if ours is None or ours["std"] is None:
+        return None
+    theirs = (printed.deviation / 100, seeds) if printed.deviation is not None and seeds is not None else None
+    return difference_test(ours["mean"], ours["std"], ours["n"], printed.value / 100, theirs)
+
+
+def _cell(ours: Mapping[str, Any] | None, printed: Printed, p: float | None) -> str:
+    if ours is None:
+        return f"- ({printed})"
+    difference = f"{100 * ours['mean'] - printed.value:+.1f}"
+    tested = "" if p is None else f", p {p:.3f}" if p >= LEVEL else f", **p {p:.3f}**"
+    return f"{percent(ours)} ({printed}; {difference}{tested})"
+
+
+EXPLANATION = """In percent, mean ± sample standard deviation over seeds; in brackets the paper's value, our
+difference from it, and, where it can be tested, the two-sided p-value after Holm's correction over the table (bold:
+below 0.05). Where the paper prints a deviation over a known number of seeds, that is Welch's t-test; else the printed
+value is taken as exact and Student's t-test asks whether our seeds scatter around it."""
+
+
+def reproduce(name: str, out: Path, jobs: int = 1) -> None:
+    """Run the study of a paper's table, and write `reproduced.md` beside its results.
+
+    Raises:
+        UserError: as `compare` and `load_printed`.
+    """
+    paper = load_printed(name)
+    study = load_study(paper.study)
+    compare(study, out, jobs)
+    results = json.loads((out / "results.json").read_text())
+    parts = [f"# {name}", " ".join(EXPLANATION.split()), *beside(paper, results)]
+    write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
+    _log.info("Beside the printed values: %s", out / "reproduced.md")
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """The command line of `reproduce`."""
+    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser.add_argument("table", type=str, help="a paper's table (apmpo/table1), or a YAML file with printed values")
+    parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
+    parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
+    config = parser.parse_args(list(arguments))
+    if config.jobs < 1:
+        raise UserError(f"--jobs: {config.jobs} is not positive")
+    reproduce(config.table, Path(config.out), config.jobs)

@@ -1,0 +1,147 @@
+"""The papers' printed values: they belong to their studies, agree with themselves, and stand beside ours."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import pytest
+import yaml
+from scipy.stats import ttest_ind
+
+from lit_rlvr.compare.reproduce import AVERAGE, Paper, Printed, PrintedTable, beside, load_printed
+from lit_rlvr.compare.significance import difference_test
+from lit_rlvr.compare.study import load_study
+from lit_rlvr.compare.suite_tables import BEFORE
+from lit_rlvr.configs import config_folder
+from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.suites import find_suites
+
+CLI = Callable[..., Any]
+FOLDER = config_folder() / "printed"
+NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+CONTRADICTIONS = {
+    ("aapo/table1_7b", "simplerl-qwen", BEFORE),
+    ("aapo/table1_llama", "llama-3.2-3b", "gpg"),
+    ("aapo/table2_3_7b", "simplerl-qwen", "no_clip"),
+    ("apmpo/table6", "qwen2.5-math-1.5b", "grpo"),
+}
+"""Printed averages that are not those of their rows."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_printed_tables_belong_to_their_study(name: str) -> None:
+    paper = load_printed(name)
+    study = load_study(paper.study)
+    asked = [suite for group in study.suites.values() for suite in group]
+    suites = {suite.name: suite.protocol for suite in find_suites(asked, {}, {"protocol": study.protocol})}
+    for table in paper.tables:
+        assert table.task in study.tasks and set(table.rows) <= {BEFORE, *study.names}, table.title
+        columns = [column for column in table.columns if column != AVERAGE]
+        if table.suite is None:
+            assert set(columns) <= suites.keys() and len(columns) >= 1
+        else:
+            assert table.suite in suites
+        metrics = [table.metric] if table.metric else columns
+        for suite in [table.suite] if table.suite else columns:
+            for metric in metrics:
+                protocol = suites[suite]
+                assert protocol.greedy if metric == "greedy" else protocol.samples >= int(metric.removeprefix("pass@"))
+
+
+def test_printed_averages_are_those_of_their_rows() -> None:
+    """But for misprints, which the comments of the files and docs/papers_vs_code.md name."""
+    wrong = set()
+    for name in NAMES:
+        for table in load_printed(name).tables:
+            for row, values in table.rows.items():
+                if AVERAGE in table.columns:
+                    *parts, average = [value.value for value in values]
+                    if abs(mean(parts) - average) > 0.11:
+                        wrong.add((name, table.task, row))
+    assert wrong == CONTRADICTIONS
+
+
+def spread(value: float, std: float | None = None, n: int = 1) -> dict[str, Any]:
+    return {"mean": value, "std": std, "n": n}
+
+
+def results() -> dict[str, Any]:
+    def of(first: dict[str, Any], second: dict[str, Any], average: dict[str, Any]) -> dict[str, Any]:
+        suites = {"a": {"pass@1": first, "categories": {"CT": {"pass@1": second}}}, "b": {"pass@1": second}}
+        return {"suites": suites, "average": {"pass@1": average}}
+
+    ours = of(spread(0.5, 0.01, 3), spread(0.3, 0.01, 3), spread(0.4, 0.01, 3))
+    start = of(spread(0.2), spread(0.1), spread(0.15))
+    return {"tasks": {"t": {"cells": {"grpo": {"suites": {"math": ours}}}, "before_suites": {"math": start}}}}
+
+
+def test_ours_beside_theirs_by_hand() -> None:
+    rows = {BEFORE: [Printed(20.0, None)] * 3, "grpo": [Printed(50.0, 1.0), Printed(20.0, 1.0), Printed(40.5, None)]}
+    first = PrintedTable("t", None, "pass@1", ["a", "b", AVERAGE], rows)
+    second = PrintedTable("t", "a", None, ["pass@1", "pass@64"], {"grpo": [Printed(45.0, None), Printed(99.0, None)]})
+    third = PrintedTable("t", "a", "pass@1", ["CT"], {"grpo": [Printed(30.0, None)]})
+    pages = list(beside(Paper("s", 3, [first, second, third]), results()))
+    assert "| before training | 20.0 (20.0; +0.0) | 10.0 (20.0; -10.0) | 15.0 (20.0; -5.0) |" in pages[0]
+    assert (
+        "50.0 ± 1.0 (50.0 ± 1.0; +0.0, p 1.000)" in pages[0]
+        and "30.0 ± 1.0 (20.0 ± 1.0; +10.0, **p 0.001**)" in pages[0]
+    )
+    assert "50.0 ± 1.0 (45.0; +5.0, **p 0.013**) | - (99.0) |" in pages[1] and pages[1].startswith("## t, a\n")
+    assert "30.0 ± 1.0 (30.0; +0.0, p 1.000)" in pages[2]
+    with pytest.raises(UserError, match="s has not the rows or the task of u, pass@1"):
+        list(beside(Paper("s", 3, [PrintedTable("u", None, "pass@1", ["a"], {})]), results()))
+
+
+def test_the_test_of_a_difference_against_scipys_on_the_values() -> None:
+    ours, theirs = [0.50, 0.53, 0.49], [0.41, 0.47, 0.45]
+    moments = [(mean(x), (sum((v - mean(x)) ** 2 for v in x) / 2) ** 0.5) for x in (ours, theirs)]
+    (m, s), (v, d) = moments
+    assert difference_test(m, s, 3, v, (d, 3)) == pytest.approx(ttest_ind(ours, theirs, equal_var=False).pvalue)
+    assert difference_test(m, 0.0, 3, v, None) is None and difference_test(m, s, 1, v, None) is None
+
+
+def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
+    for text, said in (
+        ("tables: [{task: t}]", "does not have the form"),
+        ("[1]", "does not have the form"),
+        ("study: s\ntables: [{task: t, columns: [a], rows: {grpo: [many]}}]", "'many' is neither a number nor"),
+        ("study: s\ntables: [{task: t, columns: [a], rows: {grpo: [1, 2]}}]", "grpo has 2 values for 1 columns"),
+    ):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        with pytest.raises(UserError) as error:
+            load_printed(str(path))
+        assert said in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UserError, match="no table 'apmpo/tabel1'; did you mean apmpo/table1"):
+        load_printed("apmpo/tabel1")
+
+
+def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command from beginning to end, on a tiny study."""
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(run_folder / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent / "helpers"))
+    own = {"data": {"class_path": "Arithmetic", "init_args": {"high": 4, "held_out": 4, "name": "own"}}}
+    rows = [{"problem": f"{i}?", "answer": str(i)} for i in range(4)]
+    (run_folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = {"data": {"class_path": "TextMath", "init_args": {"test": str(run_folder / "own.jsonl")}},
+           "rewards": ["tiny_rewards.first_token"]}  # fmt: skip
+    (run_folder / "own.yaml").write_text(yaml.safe_dump(own))
+    study = {"name": "tiny", "base": "tiny.yaml", "tasks": {"sums": {}}, "cells": {"grpo": {}}, "seeds": [0],
+             "baseline": "grpo", "budget": {"steps": 1}, "suites": [{"suite": "own.yaml", "samples": 0}]}  # fmt: skip
+    (run_folder / "study.yaml").write_text(yaml.safe_dump(study))
+    printed = {"study": "study.yaml", "tables": [
+        {"task": "sums", "metric": "greedy", "columns": ["own", "Avg."], "rows": {"grpo": [30.0, "30.0 ± 1.0"]}},
+    ]}  # fmt: skip
+    (run_folder / "mine.yaml").write_text(yaml.safe_dump(printed))
+    done = lit_rlvr("reproduce", "mine.yaml", "--out", "out")
+    assert done.status == 0, done.err
+    found = json.loads(Path("out/results.json").read_text())["tasks"]["sums"]["cells"]["grpo"]
+    ours = 100 * found["suites"]["suites"]["suites"]["own"]["greedy"]["mean"]
+    assert (
+        f"| grpo | {ours:.1f} (30.0; {ours - 30:+.1f}) | {ours:.1f} (30.0 ± 1.0; {ours - 30:+.1f}) |"
+        in Path("out/reproduced.md").read_text()
+    )
