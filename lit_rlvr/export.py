@@ -74,9 +74,14 @@ def model_of(name: str) -> str:
     if not is_run(name):
         return name
     run = Path(name).expanduser()
+    return str(made_once(cached_export(run), lambda to: _into(run, to)))
+
+
+def cached_export(run: Path) -> Path:
+    """Where the cache has, or would have, a run's newest model."""
     checkpoint = last_checkpoint(run)
     key = derive_seed(str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns)
-    return str(made_once(cache_folder() / "exported" / f"{run.resolve().name}-{key:x}", lambda to: _into(run, to)))
+    return cache_folder() / "exported" / f"{run.resolve().name}-{key:x}"
 
 
 def _into(run: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.distributed.checkpoint_files import list_checkpoints
+from lit_rlvr.export import cached_export, is_run
 from lit_rlvr.files import write_atomically
 from lit_rlvr.run.ending import is_complete
 
@@ -30,10 +32,12 @@ class Step:
     Args:
         arguments: of `lit-rlvr`.
         ends: written when the command succeeds: a file and its content; None if the command itself shows that.
+        run: the run that the command exports to the cache, to be removed from there when it succeeds: a study has many.
     """
 
     arguments: list[str]
     ends: tuple[Path, str] | None = None
+    run: Path | None = None
 
     def __str__(self) -> str:
         return shlex.join(self.arguments)
@@ -41,6 +45,8 @@ class Step:
     def succeeded(self) -> None:
         if self.ends is not None:
             write_atomically(*self.ends)
+        if self.run is not None:
+            shutil.rmtree(cached_export(self.run), ignore_errors=True)
 
 
 def next_step(study: Study, cell: Cell, root: Path) -> Step | None:
@@ -90,7 +96,7 @@ def _evaluate(study: Study, cell: Cell, model: str, out: Path) -> Step | None:
     if told.is_file() and json.loads(told.read_text()) == options:
         return None
     arguments = ["evaluate", "--model", model, *options, "--out", str(out)]
-    return Step(arguments, (told, json.dumps(options) + "\n"))
+    return Step(arguments, (told, json.dumps(options) + "\n"), Path(model) if is_run(model) else None)
 
 
 def read_suites(folder: Path) -> Mapping[str, Mapping[str, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -12,6 +14,7 @@ from lit_rlvr.cli.failure_line import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.compare.after import read_suites, start_folder
 from lit_rlvr.compare.announcer import Announcer
+from lit_rlvr.compare.cluster import Cluster
 from lit_rlvr.compare.figures import draw_figures
 from lit_rlvr.compare.folder import StudyFolder, locked
 from lit_rlvr.compare.numbers import read_run, results
@@ -32,24 +35,33 @@ def run(command: str, arguments: list[str]) -> None:
     parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
     parser.add_argument("study", type=str, help="a study: a YAML file, or a shipped one by name (studies/smoke)")
     parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
-    parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
+    add_how(parser)
     config = parser.parse_args(arguments)
-    if config.jobs < 1:
-        raise UserError(f"--jobs: {config.jobs} is not positive")
-    compare(load_study(config.study), Path(config.out), config.jobs)
+    compare(load_study(config.study), Path(config.out), config.jobs, config.cluster)
 
 
-def compare(study: Study, root: Path, jobs: int = 1) -> None:
+def add_how(parser: ArgumentParser) -> None:
+    """The options of how a study's cells are run."""
+    parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
+    parser.add_argument("--cluster", type=dict[str, Any] | None,
+                        help="run each cell as a Slurm job, by submitit's options: {slurm_partition: gpu, "
+                        "gpus_per_node: 8, timeout_min: 720}")  # fmt: skip
+
+
+def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
     """Run the cells of a study that are not done, and write its tables and figures.
 
     Args:
         root: the study's folder; `study.json`, `results.json`, `results.md`, `figures/` and `runs/` go there.
         jobs: cells that run at the same time.
+        cluster: options of `Cluster`, to run them as jobs of a cluster.
 
     Raises:
         UserError: a cell is invalid, the folder belongs to another study, or, after all others are done, some cells
             failed.
     """
+    if jobs < 1:
+        raise UserError(f"--jobs: {jobs} is not positive")
     check_cells(study)
     check_suites(study)
     with locked(root) as lock:
@@ -66,7 +78,8 @@ def compare(study: Study, root: Path, jobs: int = 1) -> None:
 
         try:
             pending = [state.cell for state in folder.having("pending")]
-            run_cells(study, pending, root, jobs, lock, started, ended)
+            there = None if cluster is None else Cluster(root, cluster)
+            run_cells(study, pending, root, jobs, lock, started, ended, there)
         except KeyboardInterrupt:
             for state in folder.having("running"):
                 folder.note(state.cell, "interrupted")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lit_rlvr.compare.after import Step, next_step, threads
+from lit_rlvr.compare.cluster import Cluster, ClusterJob
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.evaluation.children import start_command, stop_commands
 
@@ -22,13 +23,15 @@ BEGIN = "$ lit-rlvr "
 ERROR = re.compile(r"lit-rlvr: error: |\w[\w.]*(Error|Exception|Interrupt)\b")
 """A line that reports an error: ours, or the last line of a traceback."""
 
+Process = subprocess.Popen[bytes] | ClusterJob
 Started = Callable[[Cell], None]
 Ended = Callable[[Cell, str | None], None]
 
 
 def run_cells(
-    study: Study, cells: Sequence[Cell], root: Path, jobs: int, lock: int, started: Started, ended: Ended
-) -> None:
+    study: Study, cells: Sequence[Cell], root: Path, jobs: int, lock: int, started: Started, ended: Ended,
+    cluster: Cluster | None = None,
+) -> None:  # fmt: skip
     """Run cells, `jobs` at a time, each to its last step.
 
     When this process is interrupted or killed, the running cells save and exit with it.
@@ -38,8 +41,16 @@ def run_cells(
         lock: descriptor that the processes keep open.
         started: called with each cell.
         ended: called with each cell, and, in one line, why it failed.
+        cluster: where to run them; None = as processes of this machine.
     """
-    waiting, running = deque(cells), dict[Cell, tuple[Step, subprocess.Popen[bytes]]]()
+    waiting, running = deque(cells), dict[Cell, tuple[Step, Process]]()
+
+    def start(cell: Cell, step: Step) -> Process:
+        log = root / cell.folder / LOG
+        with log.open("a") as file:
+            file.write(f"{BEGIN}{step}\n")
+        return _start(step, log, jobs, lock) if cluster is None else cluster.start(study, cell, log)
+
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -47,12 +58,12 @@ def run_cells(
                 started(cell)
                 step = next_step(study, cell, root)
                 assert step is not None, "a cell that is done does not wait"
-                running[cell] = step, _start(step, root / cell.folder, jobs, lock)
+                running[cell] = step, start(cell, step)
             time.sleep(0.1)
             for cell in [cell for cell, (_, process) in running.items() if process.poll() is not None]:
                 step, process = running.pop(cell)
-                if process.returncode != 0:
-                    ended(cell, reason(root / cell.folder / LOG, process.returncode))
+                if status := process.wait():
+                    ended(cell, reason(root / cell.folder / LOG, status))
                     continue
                 step.succeeded()
                 following = next_step(study, cell, root)
@@ -61,18 +72,16 @@ def run_cells(
                 elif following == step:
                     ended(cell, f"`lit-rlvr {step}` ended without its result")
                 else:
-                    running[cell] = following, _start(following, root / cell.folder, jobs, lock)
+                    running[cell] = following, start(cell, following)
     finally:
         stop_commands([process for _, process in running.values()])
 
 
-def _start(step: Step, run: Path, jobs: int, lock: int) -> subprocess.Popen[bytes]:
-    """Start a step of the cell in a run folder, where its output goes."""
+def _start(step: Step, log: Path, jobs: int, lock: int) -> subprocess.Popen[bytes]:
+    """Start a step as a process."""
     environment = os.environ | threads(jobs) | {"PYTHONSAFEPATH": "1"}  # our modules, not those in the current folder
-    with (run / LOG).open("a") as log:
-        log.write(f"{BEGIN}{step}\n")
-        log.flush()
-        return start_command(step.arguments, log, environment, pass_fds=[lock])
+    with log.open("a") as file:
+        return start_command(step.arguments, file, environment, pass_fds=[lock])
 
 
 def reason(log: Path, status: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 
-from lit_rlvr.compare.command import compare
+from lit_rlvr.compare.command import add_how, compare
 from lit_rlvr.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.compare.study import load_study
 from lit_rlvr.compare.suite_tables import BEFORE, percent
@@ -177,7 +177,7 @@ below 0.05). Where the paper prints a deviation over a known number of seeds, th
 value is taken as exact and Student's t-test asks whether our seeds scatter around it."""
 
 
-def reproduce(name: str, out: Path, jobs: int = 1) -> None:
+def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
     """Run the study of a paper's table, and write `reproduced.md` beside its results.
 
     Raises:
@@ -185,7 +185,7 @@ def reproduce(name: str, out: Path, jobs: int = 1) -> None:
     """
     paper = load_printed(name)
     study = load_study(paper.study)
-    compare(study, out, jobs)
+    compare(study, out, jobs, cluster)
     results = json.loads((out / "results.json").read_text())
     parts = [f"# {name}", " ".join(EXPLANATION.split()), *beside(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
@@ -197,8 +197,6 @@ def run(command: str, arguments: Sequence[str]) -> None:
     parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
     parser.add_argument("table", type=str, help="a paper's table (apmpo/table1), or a YAML file with printed values")
     parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
-    parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
+    add_how(parser)
     config = parser.parse_args(list(arguments))
-    if config.jobs < 1:
-        raise UserError(f"--jobs: {config.jobs} is not positive")
-    reproduce(config.table, Path(config.out), config.jobs)
+    reproduce(config.table, Path(config.out), config.jobs, config.cluster)

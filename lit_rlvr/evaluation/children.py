@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from typing import IO
+from typing import IO, Protocol
 
 from lit_rlvr.rewards.worker import PR_SET_PDEATHSIG
 
@@ -36,7 +36,17 @@ def _end_with_parent() -> None:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def stop_commands(processes: Collection[subprocess.Popen[bytes]]) -> None:
+class Stoppable(Protocol):
+    """A process, or a job of a cluster."""
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+def stop_commands(processes: Collection[Stoppable]) -> None:
     """Let running commands save and exit; a second Ctrl-C does not wait for them."""
     for process in processes:
         process.terminate()

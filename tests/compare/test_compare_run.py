@@ -132,6 +132,23 @@ def test_when_a_cell_is_done_its_model_is_evaluated(
     assert r"\toprule" in (out / "results.tex").read_text()
     again = lit_rlvr("compare", study(run_folder, **cells, suites=suites, diversity=["SelfBLEU4"]), "--out", out)
     assert again.status == 0 and "2 of 2 cells are done already" in again.err and "cell 1" not in again.err
+    assert not [*(run_folder / "cache/exported").glob("[!.]*")], "weights are not kept twice"
+
+
+def test_cells_are_jobs_of_a_cluster(
+    run_folder: Path, lit_rlvr: CLI, importable: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With submitit's own executor for this machine in place of Slurm's; one job fails."""
+    path = study(run_folder, cells={"grpo": {}, "wrong": MISTAKE}, seeds=[0])
+    out = run_folder / "out"
+    done = lit_rlvr("compare", path, "--out", out, "--jobs", 2, "--cluster", "{cluster: local, timeout_min: 10}")
+    assert done.status == 2 and "1 of 2 cells failed (sums, wrong, seed 0: " in done.err, done.err
+    assert [cell["status"] for cell in told(out)["cells"]] == ["done", "failed"]
+    assert "prompts_per_step=17" in told(out)["cells"][1]["error"] and len([*(out / "jobs").glob("*.pkl")]) >= 2
+    assert summary(out / "runs/sums/grpo/seed-0")["steps"] == 2
+    for options, said in (("{gpus: 8}", "--cluster: "), ("{cluster: nowhere}", "--cluster: ")):
+        refused = lit_rlvr("compare", path, "--out", out, "--cluster", options)
+        assert refused.status == 2 and said in refused.err and "Traceback" not in refused.err, refused.err
 
 
 @pytest.mark.slow

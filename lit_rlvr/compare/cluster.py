@@ -1,0 +1,106 @@
+"""Cells as jobs of a cluster (Slurm), through submitit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.compare.after import next_step
+from lit_rlvr.compare.study import Cell, Study
+from lit_rlvr.errors import UserError
+
+FOLDER = "jobs"
+"""Where submitit keeps its scripts and logs, in the study's folder."""
+
+
+class ClusterStep:
+    """The next step of a cell, as a job runs it on one machine; a preempted job is queued again and resumes.
+
+    Args:
+        log: receives the command's output.
+    """
+
+    def __init__(self, study: Study, cell: Cell, root: Path, log: Path) -> None:
+        self.study, self.cell, self.root, self.log = study, cell, root, log
+
+    def __call__(self) -> int:
+        """Run the command; returns its exit status."""
+        step = next_step(self.study, self.cell, self.root)
+        if step is None:
+            return 0
+        # Lightning would take the job's one task for its number of processes.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        with self.log.open("a") as log:
+            command = [sys.executable, "-m", "lit_rlvr", *step.arguments]
+            return subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False
+            ).returncode
+
+    def checkpoint(self) -> Any:
+        """Called by submitit before the job is preempted: the same step again, from the run's last checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class ClusterJob:
+    """A submitted step with the methods of a process that `run_cells` uses."""
+
+    def __init__(self, job: Any, log: Path) -> None:
+        self.job, self.log = job, log
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit status, None while the job is queued or running."""
+        if self.returncode is None and self.job.done():
+            error = self.job.exception()
+            if error is not None:
+                with self.log.open("a") as log:
+                    log.write(f"lit-rlvr: error: job {self.job.job_id}: {' '.join(str(error).split())}\n")
+            self.returncode = 1 if error is not None else int(self.job.result())
+        return self.returncode
+
+    def terminate(self) -> None:
+        """Cancel the job; a running command saves and exits."""
+        self.job.cancel(check=False)
+
+    kill = terminate
+
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(1)
+        return int(self.returncode or 0)
+
+
+class Cluster:
+    """Submits steps.
+
+    Args:
+        root: the study's folder, which all machines can access.
+        options: of submitit's `AutoExecutor`, such as {slurm_partition: gpu, gpus_per_node: 8, timeout_min: 720}, and
+            `cluster` (slurm, or local for a test on this machine).
+
+    Raises:
+        UserError: submitit is not installed, or an option is unknown.
+    """
+
+    def __init__(self, root: Path, options: Mapping[str, Any]) -> None:
+        try:
+            import submitit
+        except ImportError as error:
+            raise UserError("--cluster: jobs are submitted with submitit; pip install 'lit-rlvr[cluster]'") from error
+        self.root, parameters = root, dict(options)
+        try:
+            self._executor = submitit.AutoExecutor(root.absolute() / FOLDER, cluster=parameters.pop("cluster", None))
+            self._executor.update_parameters(name="lit-rlvr", **parameters)
+        except (RuntimeError, TypeError, ValueError, NameError, KeyError) as error:
+            raise UserError(f"--cluster: {' '.join(str(error).split())}") from error
+
+    def start(self, study: Study, cell: Cell, log: Path) -> ClusterJob:
+        root = self.root.absolute()
+        return ClusterJob(self._executor.submit(ClusterStep(study, cell, root, log.absolute())), log)
