@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def test_patches_of_another_size_are_refused(any_vlm_folder: Path, tmp_path: Pat
     folder = edited(any_vlm_folder, tmp_path / "other", patch_size=7)
     with pytest.raises(UserError, match=r"image processor of .*other has patch_size 7, its vision_config patch_size 1"):
         ImageProcessor(str(folder))
+
+
+def test_without_qwen_vl_utils_there_is_one_line(processor: ImageProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "qwen_vl_utils.vision_process", None)
+    with pytest.raises(UserError, match=r"images need qwen-vl-utils, .*; pip install 'lit-rlvr\[vision\]'"):
+        processor.grid(28, 28)
 
 
 def test_placeholders_are_as_many_as_features(processor: ImageProcessor) -> None:
