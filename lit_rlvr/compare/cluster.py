@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -60,8 +61,11 @@ class ClusterJob:
         if self.returncode is None and self.job.done():
             error = self.job.exception()
             if error is not None:
+                *_, said = [line for line in str(error).splitlines() if re.match(r"[\w.]*(Error|Exit)\b", line)] or [
+                    error
+                ]
                 with self.log.open("a") as log:
-                    log.write(f"lit-rlvr: error: job {self.job.job_id}: {' '.join(str(error).split())}\n")
+                    log.write(f"{error}\nlit-rlvr: error: job {self.job.job_id}: {' '.join(str(said).split())}\n")
             self.returncode = 1 if error is not None else int(self.job.result())
         return self.returncode
 
@@ -83,10 +87,10 @@ class Cluster:
     Args:
         root: the study's folder, which all machines can access.
         options: of submitit's `AutoExecutor`, such as {slurm_partition: gpu, gpus_per_node: 8, timeout_min: 720}, and
-            `cluster` (slurm, or local for a test on this machine).
+            `cluster` (slurm by default; local runs the jobs on this machine, for a test).
 
     Raises:
-        UserError: submitit is not installed, or an option is unknown.
+        UserError: submitit or Slurm is not installed, an option is unknown, or `timeout_min` is missing.
     """
 
     def __init__(self, root: Path, options: Mapping[str, Any]) -> None:
@@ -94,9 +98,12 @@ class Cluster:
             import submitit
         except ImportError as error:
             raise UserError("--cluster: jobs are submitted with submitit; pip install 'lit-rlvr[cluster]'") from error
+        if "timeout_min" not in options:
+            raise UserError("--cluster: give timeout_min, the minutes after which a job is queued again")
         self.root, parameters = root, dict(options)
         try:
-            self._executor = submitit.AutoExecutor(root.absolute() / FOLDER, cluster=parameters.pop("cluster", None))
+            cluster = str(parameters.pop("cluster", "slurm"))
+            self._executor = submitit.AutoExecutor(root.absolute() / FOLDER, cluster=cluster)
             self._executor.update_parameters(name="lit-rlvr", **parameters)
         except (RuntimeError, TypeError, ValueError, NameError, KeyError) as error:
             raise UserError(f"--cluster: {' '.join(str(error).split())}") from error

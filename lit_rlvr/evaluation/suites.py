@@ -24,6 +24,7 @@ from lit_rlvr.rewards import Reward, as_rewards
 _log = logging.getLogger("lit_rlvr")
 
 BOXED = {"template": "boxed"}
+MATH = {"class_path": "MathAnswer"}
 LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], list[Any]]] = (
     ([{"db_id", "question"}], {"class_path": "TextToSQL"}, ["SQLExecution"]),
     ([{"question_content", "public_test_cases"}], {"class_path": "CodeProblems"}, ["CodeTests"]),
@@ -72,7 +73,7 @@ def find_suites(asked: Asked, options: Mapping[str, Any], given: Mapping[str, An
     """
     seen: set[str] = set()
     for item in as_items(asked):
-        name, values = settings_of(str(item["suite"]))
+        name, values = settings_of(str(item["suite"]), "columns" in item)
         if name in seen:
             raise UserError(f"--suite: two suites are called {name}; rename one of the files")
         seen.add(name)
@@ -114,14 +115,18 @@ def asked_with(name: str, values: Mapping[str, Any], protocol: Protocol) -> dict
     return prompts
 
 
-def settings_of(item: str) -> tuple[str, dict[str, Any]]:
-    """One suite's name and settings."""
+def settings_of(item: str, mapped: bool = False) -> tuple[str, dict[str, Any]]:
+    """One suite's name and settings.
+
+    Args:
+        mapped: its columns are given, so that a file of any layout can be read, as mathematical questions.
+    """
     name, _, location = item.partition("=")
     path = Path(name)
     if path.suffix in FORMATS:
-        return path.stem, by_columns(name, path.stem)
+        return path.stem, by_columns(name, path.stem, mapped)
     if location and path.suffix != ".yaml" and name not in shipped_names():
-        return name, by_columns(location, name)
+        return name, by_columns(location, name, mapped)
     values = read_suite(path if path.suffix == ".yaml" else shipped(name))
     return path.stem, merge(values, {"data": {"init_args": {"test": location}}}) if location else values
 
@@ -151,11 +156,12 @@ def read_suite(path: Path) -> dict[str, Any]:
     return values
 
 
-def by_columns(location: str, name: str) -> dict[str, Any]:
+def by_columns(location: str, name: str, mapped: bool = False) -> dict[str, Any]:
     """The suite for a file, recognised by the columns of its first usable row.
 
     Args:
         name: the suite's name.
+        mapped: a file of no known layout has mathematical questions, whose columns are given.
 
     Raises:
         UserError: no known layout has these columns; the message shows the suite file to write instead.
@@ -168,6 +174,8 @@ def by_columns(location: str, name: str) -> dict[str, Any]:
             built = [_reward(reward) for reward in rewards]
             _log.info("%s: %s with %s, by its columns", name, data["class_path"], built[0]["class_path"])
             return {"data": merge(data, {"init_args": {"test": location}}), "rewards": built}
+    if mapped:
+        return {"data": {"class_path": "TextMath", "init_args": BOXED | {"test": location}}, "rewards": [MATH]}
     raise UserError(
         f"--suite: {location} has no known layout, its columns are {', '.join(map(str, row))}; write {name}.yaml with "
         f"the columns of question and answer, such as {example(location, list(map(str, row)))} and give "

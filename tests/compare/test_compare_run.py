@@ -146,7 +146,12 @@ def test_cells_are_jobs_of_a_cluster(
     assert [cell["status"] for cell in told(out)["cells"]] == ["done", "failed"]
     assert "prompts_per_step=17" in told(out)["cells"][1]["error"] and len([*(out / "jobs").glob("*.pkl")]) >= 2
     assert summary(out / "runs/sums/grpo/seed-0")["steps"] == 2
-    for options, said in (("{gpus: 8}", "--cluster: "), ("{cluster: nowhere}", "--cluster: ")):
+    for options, said in (
+        ("{gpus: 8}", "--cluster: give timeout_min"),
+        ("{cluster: nowhere, timeout_min: 1}", "--cluster: "),
+        ("{gpus: 8, timeout_min: 1, cluster: local}", "--cluster: "),
+        ("{slurm_partition: a, timeout_min: 1}", "--cluster: "),  # there is no Slurm here
+    ):
         refused = lit_rlvr("compare", path, "--out", out, "--cluster", options)
         assert refused.status == 2 and said in refused.err and "Traceback" not in refused.err, refused.err
 

@@ -80,9 +80,7 @@ def test_each_suite_has_its_own_settings_and_more_suites_may_be_added(
     first = records("out")
 
     more = "[tiny_suite.yaml, {suite: x=more.jsonl, columns: {prompt: q, answer: a}, samples: 1, greedy: true}]"
-    suite = Path("x.yaml")
-    suite.write_text(yaml.safe_dump(SUITE | {"data": {"class_path": "TextMath", "init_args": {"test": "more.jsonl"}}}))
-    done = lit_rlvr(*command, "--suite", more.replace("x=more.jsonl", "x.yaml"))
+    done = lit_rlvr(*command, "--suite", more)
     assert done.status == 0, done.err
     assert {name: (r["n"], "greedy" in r) for name, r in results("out").items()} == {
         "tiny_suite": (2, False), "x": (1, True),
