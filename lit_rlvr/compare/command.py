@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def check_cells(study: Study) -> None:
         if cell.seed != study.seeds[0]:
             continue
         try:
-            fit.check(cell.config)
+            fit.check(deepcopy(cell.config))  # parsing changes it in place
         except Exception as error:
             line = failure_line(error)
             if line is None:

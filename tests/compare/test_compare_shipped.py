@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny_runs import metrics, summary
 
 from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import Advantage
+from lit_rlvr.compare.command import check_cells
 from lit_rlvr.compare.study import Cell, Study, load_study
 from lit_rlvr.configs import config_folder
 from lit_rlvr.evaluation.suites import find_suites
@@ -192,6 +194,14 @@ def test_a_study(name: str) -> None:
             size = re.search(r"\d(\.\d)?b", cell.task + name)
             assert size is None or size[0] in cell.config["model"]["init_args"]["model"].lower()
         assert re.search(r"^# (.*\n# )?.*\b[Tt]ables? \d|^# .*\(table \d", text, re.M), "says which table it is"
+
+
+def test_checking_a_study_leaves_its_configs_as_they_are() -> None:
+    """They are compared with those of earlier runs; parsing puts objects in the place of rewards."""
+    study = load_study("studies/smoke")
+    before = deepcopy([cell.config for cell in study.cells])
+    check_cells(study)
+    assert [cell.config for cell in study.cells] == before
 
 
 @pytest.mark.parametrize(("study", "cell"), different_cells(), ids=str)
