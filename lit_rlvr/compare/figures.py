@@ -172,7 +172,7 @@ def _draw_bars(title: str, bars: Mapping[str, Mapping[str, Sequence[float]]]) ->
         places = [names.index(name) - 0.4 + (k + 0.5) * width for name in cells]
         deviations = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in cells.values()]
         axis.bar(places, [fmean(values) for values in cells.values()], width, yerr=deviations, label=column, capsize=2)
-    axis.set_xticks(range(len(names)), names, rotation=30)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
     _legend(figure, axis)
     return figure
 
