@@ -291,8 +291,8 @@ No run of any cell collapsed: none ended below half of its best accuracy.
 
 What limits this: before training pass@64 is 0.98, so a gain at a large k could hardly show, only a loss. The paper's
 runs end with most prompts solved; here 43 % of GRPO's samples are right in the last quarter, and the proficiency that
-scales A-GRAE's positive advantages is 0.3 in the first and 0.4 in the last. A-GRAE's alpha is that of MATH, 1; a smaller
-one suppresses less, and was not tried.
+scales A-GRAE's positive advantages is 0.3 in the first and 0.4 in the last. A-GRAE's alpha is that of MATH, 1; a
+smaller one suppresses less, and was not tried.
 """,
 }
 """Study -> what a reader should take from its table, written when the results were in."""
