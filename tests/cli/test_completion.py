@@ -16,7 +16,7 @@ COMPLETED = {
     "fit --model DA": ["DAPO"],
     "evaluate --model DA": [],
     "plan --data Text": ["TextMath", "TextToSQL"],
-    "compare --": ["--help", "--jobs", "--out"],
+    "compare --": ["--cluster", "--help", "--jobs", "--out"],
     "help pre": ["preview"],
 }
 

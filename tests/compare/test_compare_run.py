@@ -82,6 +82,7 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, importab
         "reward",
         "accuracy",
         "entropy",
+        "entropy_arithmetic",
         "correct_count",
         "length",
         "zero_advantage",

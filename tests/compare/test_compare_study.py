@@ -138,7 +138,7 @@ def test_a_wrong_cell_is_refused_before_any_trains(write: Callable[..., str], tm
 
 def test_a_name_that_is_none(tmp_path: Path, lit_rlvr: Callable[..., Any]) -> None:
     result = lit_rlvr("compare", "studies/smok", "--out", tmp_path)
-    assert result.status == 2 and "STUDY: there is no file 'studies/smok'; did you mean studies/smoke?" in result.err
+    assert result.status == 2 and "STUDY: there is no file 'studies/smok'; did you mean studies/smoke" in result.err
     result = lit_rlvr("compare", "studies/smoke", "--out", tmp_path, "--jobs", 0)
     assert result.status == 2 and "--jobs: 0 is not positive" in result.err
 
