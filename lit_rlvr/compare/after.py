@@ -86,8 +86,12 @@ def start_folder(task: str) -> Path:
 def _evaluate(study: Study, cell: Cell, model: str, out: Path) -> Step | None:
     """The command that evaluates a model on the study's suites, unless that is done."""
     engine = (cell.config.get("rollout") or {}).get("engine")
+    trainer = cell.config.get("trainer") or {}
+    devices = trainer.get("devices") if trainer.get("accelerator") == "gpu" else None
     asked = json.dumps([suite for group in study.suites.values() for suite in group])
     options = ["--suite", asked, "--engine", engine if isinstance(engine, str) else "auto"]
+    if isinstance(devices, int) and devices > 1:
+        options += ["--devices", str(devices)]
     if study.protocol is not None:
         options += ["--protocol", study.protocol]
     if study.diversity:

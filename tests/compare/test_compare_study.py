@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from lit_rlvr.compare.after import CONFIG, next_step, starts
 from lit_rlvr.compare.command import compare
-from lit_rlvr.compare.folder import CONFIG, StudyFolder, first_change
-from lit_rlvr.compare.study import load_study
+from lit_rlvr.compare.folder import StudyFolder, first_change
+from lit_rlvr.compare.study import Cell, Study, load_study
 from lit_rlvr.configs import merge
 from lit_rlvr.errors import UserError
 
@@ -134,6 +136,40 @@ def test_a_wrong_cell_is_refused_before_any_trains(write: Callable[..., str], tm
         compare(load_study(path), tmp_path / "out")
     assert str(error.value).startswith("STUDY: task, b: ") and said in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_steps_of_a_cell(tmp_path: Path) -> None:
+    """Train, then evaluate on as many GPUs, and once per task the model before training."""
+    config = {
+        "model": {"init_args": {"model": "org/name"}}, "rollout": {"engine": "vllm"},
+        "trainer": {"devices": 8, "accelerator": "gpu"},
+    }  # fmt: skip
+    cells = tuple(Cell("t", name, seed, config) for seed in (0, 1) for name in ("base", "other"))
+    study = Study("s", cells, "base", ("steps", 1), "val/accuracy", {"math": ["math500"]}, "agrae")
+    first, other = cells[0], cells[1]
+    step = next_step(study, first, tmp_path)
+    assert step is not None and step.arguments[0] == "fit" and step.arguments[-2:] == ["--overwrite", "true"]
+    for cell in cells:
+        (tmp_path / cell.folder).mkdir(parents=True)
+        (tmp_path / cell.folder / "summary.json").write_text('{"stopped": null}')
+    asked = ["--suite", '["math500"]', "--engine", "vllm", "--devices", "8", "--protocol", "agrae"]
+    run = tmp_path / first.folder
+    step = next_step(study, first, tmp_path)
+    assert step is not None
+    assert step.arguments == ["evaluate", "--model", str(run), *asked, "--out", str(run / "evaluation")]
+    step.succeeded()
+    before = next_step(study, first, tmp_path)
+    assert before is not None and before.arguments[:3] == ["evaluate", "--model", "org/name"]
+    before.succeeded()
+    assert next_step(study, first, tmp_path) is None
+    (tmp_path / other.folder / "evaluation").mkdir()
+    step = next_step(study, other, tmp_path)
+    assert step is not None and step.arguments[2] == str(tmp_path / other.folder)
+    step.succeeded()
+    assert next_step(study, other, tmp_path) is None, "only one cell evaluates the model before training"
+    assert next_step(replace(study, suites={}), cells[2], tmp_path) is None
+    warm = Cell("t", "base", 0, config | {"warm_start": {"steps": 9}})
+    assert not starts(replace(study, cells=(warm,)), warm), "a warm-started model has no name"
 
 
 def test_a_name_that_is_none(tmp_path: Path, lit_rlvr: Callable[..., Any]) -> None:
