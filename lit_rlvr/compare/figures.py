@@ -192,7 +192,7 @@ def _draw_seconds(groups: Groups) -> Any:
         axis.bar(names, seconds, bottom=below, label=part)
         below = below + seconds
     axis.errorbar(names, below, [seconds["std"] or 0.0 for seconds in whole], fmt="none", color="black", capsize=3)
-    axis.tick_params(axis="x", rotation=30)
+    axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
     _legend(figure, axis)
     return figure
 
