@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -108,10 +107,3 @@ def read_suites(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     path = folder / "results.json"
     found = json.loads(path.read_text()) if path.is_file() and (folder / ASKED).is_file() else {}
     return dict(found)
-
-
-def threads(jobs: int) -> dict[str, str]:
-    """The environment that shares the processor among `jobs` cells."""
-    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
-        return {}
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 from lit_rlvr.compare.after import next_step
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.children import start_command
 
 FOLDER = "jobs"
 """Where submitit keeps its scripts and logs, in the study's folder."""
@@ -37,10 +35,7 @@ class ClusterStep:
         # Lightning would take the job's one task for its number of processes.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         with self.log.open("a") as log:
-            command = [sys.executable, "-m", "lit_rlvr", *step.arguments]
-            return subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False
-            ).returncode
+            return start_command(step.arguments, log, environment).wait()
 
     def checkpoint(self) -> Any:
         """Called by submitit before the job is preempted: the same step again, from the run's last checkpoint."""
@@ -61,11 +56,8 @@ class ClusterJob:
         if self.returncode is None and self.job.done():
             error = self.job.exception()
             if error is not None:
-                *_, said = [line for line in str(error).splitlines() if re.match(r"[\w.]*(Error|Exit)\b", line)] or [
-                    error
-                ]
                 with self.log.open("a") as log:
-                    log.write(f"{error}\nlit-rlvr: error: job {self.job.job_id}: {' '.join(str(said).split())}\n")
+                    log.write(f"Job {self.job.job_id}: {error}\n")
             self.returncode = 1 if error is not None else int(self.job.result())
         return self.returncode
 

@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lit_rlvr.compare.after import Step, next_step, threads
+from lit_rlvr.compare.after import Step, next_step
 from lit_rlvr.compare.cluster import Cluster, ClusterJob
 from lit_rlvr.compare.study import Cell, Study
-from lit_rlvr.evaluation.children import start_command, stop_commands
+from lit_rlvr.evaluation.children import start_command, stop_commands, threads
 
 LOG = "log.txt"
 """A cell's output, in its run folder."""
@@ -79,9 +79,8 @@ def run_cells(
 
 def _start(step: Step, log: Path, jobs: int, lock: int) -> subprocess.Popen[bytes]:
     """Start a step as a process."""
-    environment = os.environ | threads(jobs) | {"PYTHONSAFEPATH": "1"}  # our modules, not those in the current folder
     with log.open("a") as file:
-        return start_command(step.arguments, file, environment, pass_fds=[lock])
+        return start_command(step.arguments, file, os.environ | threads(jobs), pass_fds=[lock])
 
 
 def reason(log: Path, status: int) -> str:

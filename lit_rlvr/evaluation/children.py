@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ def start_command(
 ) -> subprocess.Popen[bytes]:
     """Start `lit-rlvr` with these arguments.
 
-    If this process is killed, the command saves and exits, as on Ctrl-C.
+    If this process is killed, the command saves and exits, as on Ctrl-C. It runs our modules, whatever those in the
+    current folder are called.
 
     Args:
         log: receives its output.
@@ -27,8 +29,16 @@ def start_command(
     """
     return subprocess.Popen(
         [sys.executable, "-m", "lit_rlvr", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        env=environment, pass_fds=pass_fds, start_new_session=True, preexec_fn=_end_with_parent,
+        env={**environment, "PYTHONSAFEPATH": "1"}, pass_fds=pass_fds, start_new_session=True,
+        preexec_fn=_end_with_parent,
     )  # fmt: skip
+
+
+def threads(commands: int) -> dict[str, str]:
+    """The environment variable that shares the processor among so many commands; nothing if the user has set it."""
+    if commands == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // commands))}
 
 
 def _end_with_parent() -> None:

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.children import start_command, stop_commands
+from lit_rlvr.evaluation.children import start_command, stop_commands, threads
 from lit_rlvr.rollout.engine import RolloutEngine
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Pope
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[share.number]
     else:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // share.count)))
+        environment |= threads(share.count)
     with log.open("w") as file:
         return start_command(["evaluate", *arguments], file, environment)
 
