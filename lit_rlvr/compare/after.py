@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.compare.markdown import BEFORE
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.distributed.checkpoint_files import list_checkpoints
 from lit_rlvr.export import cached_export, is_run
@@ -79,7 +80,7 @@ def start_of(cell: Cell) -> str:
 
 def start_folder(task: str) -> Path:
     """The folder of the evaluation of a task's starting model, inside the study's."""
-    return Path("runs", task, "before training")
+    return Path("runs", task, BEFORE)
 
 
 def _evaluate(study: Study, cell: Cell, model: str, out: Path) -> Step | None:

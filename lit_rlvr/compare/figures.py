@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_rlvr.compare.markdown import BEFORE
 from lit_rlvr.compare.numbers import Finished, pass_at_k, quarters, spread
 from lit_rlvr.compare.study import Study
 
@@ -124,7 +125,7 @@ def _draw_pass_at_k(groups: Groups, colours: Mapping[str, Any]) -> Any:
         return None
     figure, axes = _figure("", "k", len(sets))
     for axis, name in zip(np.atleast_1d(axes), sets, strict=True):
-        for cell, found in [("before training", before), *after.items()]:
+        for cell, found in [(BEFORE, before), *after.items()]:
             if name in found:
                 numbers = [(int(k), value["mean"], value["std"] or 0.0) for k, value in found[name].items()]
                 _line(axis, cell, colours.get(cell, "0.5"), *map(np.array, zip(*numbers, strict=True)))

@@ -15,10 +15,10 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lit_rlvr.compare.command import add_how, compare
+from lit_rlvr.compare.markdown import BEFORE, table
 from lit_rlvr.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.compare.study import load_study
-from lit_rlvr.compare.suite_tables import BEFORE, percent
-from lit_rlvr.compare.tables import table
+from lit_rlvr.compare.suite_tables import percent
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import write_atomically
@@ -145,9 +145,10 @@ def beside(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
             for row, values in printed.rows.items()
             for column, value in zip(printed.columns, values, strict=True)
         }
-        p = {place: _test(ours, value, paper.seeds) for place, (ours, value) in pairs.items()}
-        tested = [place for place, value in p.items() if value is not None]
-        adjusted = dict(zip(tested, holm([p[place] or 0.0 for place in tested]), strict=True))
+        tested = {
+            place: p for place, (ours, value) in pairs.items() if (p := _test(ours, value, paper.seeds)) is not None
+        }
+        adjusted = dict(zip(tested, holm([*tested.values()]), strict=True))
         lines = [
             [row, *(_cell(*pairs[row, column], adjusted.get((row, column))) for column in printed.columns)]
             for row in printed.rows

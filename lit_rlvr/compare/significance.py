@@ -1,6 +1,6 @@
 """Tests whether two algorithms differ, and how sure their means are, from results over seeds. Pure functions.
 
-The tests and the bootstrap are scipy's. The summary statistics are those of Agarwal et al. 2021, "Deep Reinforcement
+The tests are scipy's. The summary statistics are those of Agarwal et al. 2021, "Deep Reinforcement
 Learning at the Edge of the Statistical Precipice".
 """
 

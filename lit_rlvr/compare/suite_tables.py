@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-BEFORE = "before training"
-"""The row of the model that training starts from."""
+from lit_rlvr.compare.markdown import BEFORE, table
+from lit_rlvr.evaluation.results import sampled_ks
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Table:
     def markdown(self) -> str:
         """A Markdown table under its title; each column's best cell is bold."""
         best = self._ranks()
-        lines = [["", *self.columns], ["---", *["---:"] * len(self.columns)]]
+        lines = []
         for name, found in self.rows.items():
             cells = [percent(spread) for spread in found]
             lines.append([name, *(f"**{c}**" if best.get((name, k)) == 0 else c for k, c in enumerate(cells))])
-        return f"### {self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"### {self.title}\n\n" + table(["", *self.columns], lines)
 
     def latex(self) -> str:
         """A LaTeX table (booktabs) with its caption; best cells are bold, second-best ones underlined."""
@@ -71,24 +71,24 @@ def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> I
         study_suites: the study's tables of suites.
         found: the task in results.json.
     """
-    for table in study_suites:
-        rows = {name: cell["suites"][table] for name, cell in found["cells"].items() if table in cell["suites"]}
+    for group in study_suites:
+        rows = {name: cell["suites"][group] for name, cell in found["cells"].items() if group in cell["suites"]}
         rows = {name: row for name, row in rows.items() if row["suites"]}
-        if table in found.get("before_suites", {}):
-            rows = {BEFORE: found["before_suites"][table], **rows}
+        if group in found.get("before_suites", {}):
+            rows = {BEFORE: found["before_suites"][group], **rows}
         if not rows:
             continue
         suites = list(next(iter(rows.values()))["suites"])
         keys = {suite: {key for row in rows.values() for key in row["suites"].get(suite, {})} for suite in suites}
         first = {suite: "pass@1" if "pass@1" in keys[suite] else "greedy" for suite in suites}
         title = "pass@1" if "pass@1" in first.values() else "greedy"
-        yield _across(f"{table}: {title}", suites, first, rows)
-        largest = max((k for suite in suites for k in _ks(keys[suite])), default=1)
+        yield _across(f"{group}: {title}", suites, first, rows)
+        largest = max((k for suite in suites for k in sampled_ks(keys[suite])), default=1)
         if largest > 1:
             having = [suite for suite in suites if f"pass@{largest}" in keys[suite]]
-            yield _across(f"{table}: pass@{largest}", having, dict.fromkeys(having, f"pass@{largest}"), rows)
+            yield _across(f"{group}: pass@{largest}", having, dict.fromkeys(having, f"pass@{largest}"), rows)
         for suite in suites:
-            ks = sorted(_ks(keys[suite]))
+            ks = sampled_ks(keys[suite])
             if len(ks) > 1:
                 columns = [f"pass@{k}" for k in ks]
                 yield _columns(
@@ -102,7 +102,7 @@ def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> I
         for measure in measures:
             having = [suite for suite in suites if measure in keys[suite]]
             yield _across(
-                f"{table}: {measure.removeprefix('diversity/')}", having, dict.fromkeys(having, measure), rows
+                f"{group}: {measure.removeprefix('diversity/')}", having, dict.fromkeys(having, measure), rows
             )
 
 
@@ -129,10 +129,6 @@ def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[Tabl
     if categories:
         cells = {name: {c: values.get(key) for c, values in row.items()} for name, row in found.items()}
         yield _columns(f"{suite}: {key} by category", categories, cells)
-
-
-def _ks(keys: set[str]) -> list[int]:
-    return [int(key.removeprefix("pass@")) for key in keys if key.startswith("pass@") and key[5:].isdigit()]
 
 
 def percent(spread: Mapping[str, Any] | None, deviation: str = " ± %s") -> str:

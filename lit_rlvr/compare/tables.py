@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.compare.folder import State
+from lit_rlvr.compare.markdown import BEFORE, table
 from lit_rlvr.compare.significance import LEVEL, limits, power
 from lit_rlvr.compare.study import Study
 from lit_rlvr.compare.suite_tables import suite_tables
@@ -53,12 +54,6 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with numbers aligned right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
 def plus_minus(spread: Spread, digits: int = 3) -> str:
     """`0.512 ± 0.013`."""
     if spread is None or spread.get("mean") is None:
@@ -68,7 +63,7 @@ def plus_minus(spread: Spread, digits: int = 3) -> str:
 
 
 def _main_table(study: Study, found: Mapping[str, Any]) -> str:
-    rows = [["before training", "", plus_minus(found["before"]), *[""] * 6]] if found["before"] else []
+    rows = [[BEFORE, "", plus_minus(found["before"]), *[""] * 6]] if found["before"] else []
     for name, cell in found["cells"].items():
         versus = cell.get("versus_baseline")
         against = [""] * 5
@@ -121,7 +116,7 @@ def _tested(study: Study, found: Mapping[str, Any]) -> str:
 def _pass_at_k(found: Mapping[str, Any]) -> list[str]:
     parts = []
     for name in sorted({name for cell in found["cells"].values() for name in cell["pass_at_k"]}):
-        rows = {"before training": found["before_pass_at_k"].get(name, {})}
+        rows = {BEFORE: found["before_pass_at_k"].get(name, {})}
         rows |= {cell: values["pass_at_k"].get(name, {}) for cell, values in found["cells"].items()}
         ks = sorted({int(k) for row in rows.values() for k in row})
         lines = [[cell, *(plus_minus(row.get(str(k))) for k in ks)] for cell, row in rows.items() if row]

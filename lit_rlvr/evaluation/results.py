@@ -77,8 +77,7 @@ def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> 
 def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
     """All suites and their average as one table, and a table per suite of its categories."""
     names = {name for r in results.values() for name in r}
-    ks = sorted(int(name.removeprefix("pass@")) for name in names if name.startswith("pass@") and name[5:].isdigit())
-    columns = [*(f"pass@{k}" for k in ks), *(["greedy"] if "greedy" in names else [])]
+    columns = [*(f"pass@{k}" for k in sampled_ks(names)), *(["greedy"] if "greedy" in names else [])]
     extra = [
         "length",
         "truncated",
@@ -100,6 +99,11 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
                 for category, part in r["categories"].items()
             ]
     return "\n".join(lines) + "\n\nIntervals: 95 %, bootstrap over questions.\n"
+
+
+def sampled_ks(names: Iterable[str]) -> list[int]:
+    """The k of every pass@k among the names of results, the smallest first."""
+    return sorted(int(name.removeprefix("pass@")) for name in names if name.startswith("pass@") and name[5:].isdigit())
 
 
 def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:

@@ -20,13 +20,12 @@ from lit_rlvr.plan.memory import (
     training,
 )
 from lit_rlvr.plan.shape import Shape
+from lit_rlvr.rollout.vllm import GPU_SEQUENCES
 
 GIB = 2**30
 FREE = 0.1  # of a GPU: its context, communication buffers, fragments
 STEP = ("gathered", "activations", "temporary")
 """Terms of the training step only: generation uses this memory at another time."""
-VLLM_SEQUENCES = 1024
-"""The most sequences that `VLLMEngine` generates at once on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ class Job:
             needs = self.whole.parameters * self.size + 2 * GIB + tokens * key_bytes(self.whole, self.size)
             return math.ceil(20 * needs / (gpus.gib * GIB)) / 20
 
-        wanted = share(self.tokens_at_once(gpus, VLLM_SEQUENCES, True)) if self.fitted else self.share
+        wanted = share(self.tokens_at_once(gpus, GPU_SEQUENCES, True)) if self.fitted else self.share
         room = math.floor(20 * free) / 20 if self.fitted else wanted
         return max(share(self.prompt + self.completion.longest), min(wanted, room))
 

@@ -57,8 +57,9 @@ class FileTransfer(WeightTransfer):
     the others, and the first is kept for servers that are restarted.
 
     Args:
-        folder: a folder that the trainer and all servers can access under this path; it holds one version of the
-            weights in the servers' compute type, two while a new one is written.
+        folder: a folder that the trainer and all servers can access under this path; it holds the last version of the
+            weights in the servers' compute type, the first one too if later ones are not complete, and one more while
+            it is written.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -22,6 +22,8 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 
 _SPARE = 2 << 30
 """Bytes of GPU memory left free for the CUDA context and fragmentation."""
+GPU_SEQUENCES = 1024
+"""The most sequences generated at once on a GPU."""
 _SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 """vLLM options that spread one model over several devices."""
 
@@ -92,7 +94,7 @@ class VLLMEngine(RolloutEngine):
             "dtype": str(self.compute_dtype).removeprefix("torch."),
             "seed": context.seed % 2**31,
             "max_model_len": context.max_tokens,
-            "max_num_seqs": min(context.max_sequences, 1024 if torch.cuda.is_available() else 256),
+            "max_num_seqs": min(context.max_sequences, GPU_SEQUENCES if torch.cuda.is_available() else 256),
             "enforce_eager": not torch.cuda.is_available() if self.enforce_eager is None else self.enforce_eager,
             "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,

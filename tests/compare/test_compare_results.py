@@ -17,7 +17,7 @@ from lit_rlvr.compare.folder import State
 from lit_rlvr.compare.numbers import Finished, compared, quarters, read_run, results
 from lit_rlvr.compare.signal import draw_signal, signal
 from lit_rlvr.compare.study import Cell, Study
-from lit_rlvr.compare.suite_tables import suite_tables
+from lit_rlvr.compare.suite_tables import Table, suite_tables
 from lit_rlvr.compare.tables import plus_minus, report
 
 VALUES = {"base": [0.2, 0.3, 0.4], "other": [0.3, 0.5, 0.7]}
@@ -145,6 +145,11 @@ def test_the_papers_tables_by_hand() -> None:
     page = report(study, found, {"task": []}, [])
     assert "### math: pass@1" in page and "| 100 ± 0 | 0 of 3 |" in page
     json.dumps(found, allow_nan=False)
+
+
+def test_a_category_may_have_a_bar_in_its_name() -> None:
+    table = Table("t", ["x|y"], {"a": [{"mean": 0.5, "std": None, "n": 1}]})
+    assert table.markdown().splitlines()[2:] == ["|  | x\\|y |", "| --- | ---: |", "| a | 50.0 |"]
 
 
 def test_only_seeds_of_both_are_paired() -> None:
