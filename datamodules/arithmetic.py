@@ -1,10 +1,10 @@
-"""Generated sums of two numbers: the quickstart's task."""
+"""Generated sums and products of two numbers: the quickstart's task."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from datamodules.base import Split
 from datamodules.generated import GeneratedDataModule
@@ -16,13 +16,16 @@ from lit_rlvr.types import Sample
 class Arithmetic(GeneratedDataModule):
     """ "What is A + B?" for all pairs in a range, with some pairs held out for validation.
 
-    A row's `solution` is the target completion for warm starts.
+    A row's `solution` is the target for warm starts.
 
     Args:
         low: smallest number.
         high: largest number.
         held_out: how many of the (high - low + 1)**2 pairs form the validation set, drawn by `seed`.
-        question: the user's text, with `{a}` and `{b}` for the numbers; the answer is their sum.
+        operation: whether the answer is the numbers' sum or their product.
+        question: the user's text, with `{a}` and `{b}` for the numbers.
+        solution: the target completion for warm starts, with `{a}`, `{b}` and `{answer}`; with an environment a list,
+            one text per turn of the model.
         system_prompt: system message, or the name of a shipped one.
     """
 
@@ -31,7 +34,9 @@ class Arithmetic(GeneratedDataModule):
         low: int = 1,
         high: int = 20,
         held_out: int = 128,
+        operation: Literal["add", "multiply"] = "add",
         question: str = "What is {a} + {b}?",
+        solution: str | list[str] = "{answer}",
         system_prompt: str | None = "You are a calculator.",
         **kwargs: Any,
     ) -> None:
@@ -44,7 +49,7 @@ class Arithmetic(GeneratedDataModule):
             )
         if "{a}" not in question or "{b}" not in question:
             raise UserError(f"question: {question!r} must hold {{a}} and {{b}}")
-        self.question, self.held_out = question, held_out
+        self.operation, self.question, self.solution, self.held_out = operation, question, solution, held_out
 
     def rows(self, split: Split) -> Iterator[Sample]:
         """Training pairs and held-out pairs; there is no test set."""
@@ -52,5 +57,10 @@ class Arithmetic(GeneratedDataModule):
         held_out = set(draw.sample(self.pairs, self.held_out))
         for a, b in self.pairs:
             if split == ("validation" if (a, b) in held_out else "train"):
-                question = self.question.replace("{a}", str(a)).replace("{b}", str(b))
-                yield Sample(f"{a}+{b}", question, str(a + b), row={"a": a, "b": b, "solution": str(a + b)})
+                sign, answer = ("+", a + b) if self.operation == "add" else ("*", a * b)
+                question, *turns = (
+                    text.replace("{a}", str(a)).replace("{b}", str(b)).replace("{answer}", str(answer))
+                    for text in (self.question, *([self.solution] if isinstance(self.solution, str) else self.solution))
+                )
+                solution = turns[0] if isinstance(self.solution, str) else turns
+                yield Sample(f"{a}{sign}{b}", question, str(answer), row={"a": a, "b": b, "solution": solution})

@@ -176,6 +176,22 @@ class PromptDataModule(UsesModel):
 
     # what the model sees
 
+    def use_tools(self, tools: Sequence[dict[str, Any]]) -> None:
+        """Offer tools in every prompt; sets that are loaded already are tokenised again.
+
+        Args:
+            tools: JSON schemas, as chat templates take them.
+        """
+        if self.chat.tools == tuple(tools):
+            return
+        self.chat = replace(self.chat, tools=tuple(tools))
+        if self.prompts:
+            for split in STAGES["fit"] + STAGES["test"]:
+                if split in self.prompts:
+                    self.prompts[split] = self._tokenised(split)
+            self._stream = None
+            self._make_stream()
+
     def render(self, sample: Sample) -> str:
         """The exact text the model sees, special tokens and prefill included."""
         return self.chat.text(self.chat.messages(sample), self.tokenizer, sample.source)
@@ -211,15 +227,23 @@ class PromptDataModule(UsesModel):
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
         for split in STAGES.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
-                prompts = [self.encode(sample) for sample in self.load(split)]
-                fitting = drop_long(prompts, self.max_prompt_tokens, f"{self.name} {split}")
-                self.prompts[split], self.too_long[split] = fitting
-                if not prompts and split != "train":
+                self.prompts[split] = self._tokenised(split)
+                if not self.prompts[split] and not self.too_long[split] and split != "train":
                     say(f"{self.name}: there is no {split} set, its accuracy is not measured")
         if stage in ("fit", "validate"):
             for other in self.also_validate:
                 other.use_model(self)
                 other.setup("validate")
+        self._make_stream()
+
+    def _tokenised(self, split: Split) -> list[Prompt]:
+        """The prompts of a split, without those that are too long."""
+        prompts = [self.encode(sample) for sample in self.load(split)]
+        fitting, self.too_long[split] = drop_long(prompts, self.max_prompt_tokens, f"{self.name} {split}")
+        return fitting
+
+    def _make_stream(self) -> None:
+        """Order the training prompts, once they are loaded."""
         if "train" in self.prompts and self._stream is None:
             self._stream = PromptStream(self.prompts["train"], self.seed, run_seed())
             self._fingerprint = fingerprint(self._stream)

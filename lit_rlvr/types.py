@@ -54,8 +54,14 @@ class Sampling:
         temperature: divisor of the logits; 0 is greedy decoding (evaluation only).
         top_p: nucleus sampling; 1.0 is off. Ratio-based losses refuse anything else.
         top_k: sample among the k likeliest tokens; 0 is off. Ratio-based losses refuse anything else.
-        max_tokens: longest completion in tokens, EOS included (T_max).
+        max_tokens: longest completion in tokens, EOS included; with an environment, the longest turn.
         banned_token_ids: never sampled, and left out of the trainer's softmax (image placeholders).
+        stop: texts that end a completion, or a turn, besides the EOS token; the token that completes one is kept.
+        max_turns: most turns of an episode; above 1 only with an environment.
+        max_observation_tokens: longest observation in tokens, with the chat template around it; a longer one is cut in
+            the middle, and says so.
+        max_episode_tokens: longest episode in tokens, observations included; null: room for `max_turns` turns and the
+            observations between them.
     """
 
     temperature: float = 1.0
@@ -63,6 +69,10 @@ class Sampling:
     top_k: int = 0
     max_tokens: int = 256
     banned_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
+    max_turns: int = 1
+    max_observation_tokens: int = 256
+    max_episode_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name, wrong, wanted in (
@@ -71,6 +81,14 @@ class Sampling:
             ("top_k", self.top_k < 0, ">= 0 (0 is off)"),
             ("max_tokens", self.max_tokens < 1, ">= 1"),
             ("banned_token_ids", min(self.banned_token_ids, default=0) < 0, ">= 0 each"),
+            ("stop", not all(self.stop), "texts of at least one character"),
+            ("max_turns", self.max_turns < 1, ">= 1"),
+            ("max_observation_tokens", self.max_observation_tokens < 1, ">= 1"),
+            (
+                "max_episode_tokens",
+                self.max_episode_tokens is not None and self.max_episode_tokens < self.max_tokens,
+                f">= max_tokens={self.max_tokens}",
+            ),
         ):
             if wrong:
                 raise UserError(f"sampling.{name}: {getattr(self, name)} must be {wanted}")
@@ -79,6 +97,17 @@ class Sampling:
     def truncated(self) -> bool:
         """True if the sampled distribution differs from the model's (top-p or top-k)."""
         return self.top_p < 1 or self.top_k > 0
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the longest completion, observations included."""
+        longest = self.max_turns * self.max_tokens + (self.max_turns - 1) * self.max_observation_tokens
+        return longest if self.max_episode_tokens is None else min(longest, self.max_episode_tokens)
+
+    @property
+    def longest(self) -> int:
+        """T_max: the most tokens that can be sampled for one completion."""
+        return min(self.max_turns * self.max_tokens, self.reach)
 
     def with_banned(self, token_ids: Sequence[int]) -> Sampling:
         """The same sampling with more tokens banned."""
@@ -95,6 +124,10 @@ class EvalSampling:
         top_k: sample among the k likeliest tokens; 0 is off.
         max_tokens: longest completion in tokens, EOS included; null: as in training, so that accuracies are comparable.
         banned_token_ids: never sampled (image placeholders).
+        stop: texts that end a completion or a turn; null: as in training.
+        max_turns: most turns of an episode; null: as in training.
+        max_observation_tokens: longest observation in tokens; null: as in training.
+        max_episode_tokens: longest episode in tokens, observations included; null: as in training.
     """
 
     temperature: float = 0.0
@@ -102,28 +135,65 @@ class EvalSampling:
     top_k: int = 0
     max_tokens: int | None = None
     banned_token_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] | None = None
+    max_turns: int | None = None
+    max_observation_tokens: int | None = None
+    max_episode_tokens: int | None = None
 
     def beside(self, training: Sampling) -> Sampling:
         """The complete settings, with those of training filled in."""
-        longest = training.max_tokens if self.max_tokens is None else self.max_tokens
-        return Sampling(**vars(self) | {"max_tokens": longest})
+        return replace(training, **{name: value for name, value in vars(self).items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of an episode: what the model wrote, and what the environment answered.
+
+    Args:
+        text: decoded without special tokens.
+        observation: the answer as the model sees it, without the chat template around it; None after the last turn.
+        calls, errors: tool calls in it, and how many of them failed.
+    """
+
+    text: str
+    observation: str | None = None
+    calls: int = 0
+    errors: int = 0
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer.
+    """One sampled answer, or with an environment one whole episode: all its turns and observations in one row.
 
     Args:
-        text: decoded without special tokens.
-        token_ids: the sampled tokens, the EOS token included when it was sampled.
-        finish_reason: "stop" = an EOS token was sampled, "length" = cut off at max_tokens.
-        logprobs: the engine's log-probability of each token, under the distribution it sampled from.
+        text: decoded without special tokens; of an episode only the last turn, which holds the answer.
+        token_ids: the sampled tokens, the EOS token included when it was sampled; of an episode also the tokens of the
+            observations, with the chat template's around them.
+        finish_reason: "stop" = an EOS token or a stop text was sampled, or the environment ended the episode; "length"
+            = cut off at max_tokens, or out of turns.
+        logprobs: the engine's log-probability of each token, under the distribution it sampled from; 0 where observed.
+        sampled: for each token, whether the model sampled it; only such tokens are trained on. () = all.
+        turns: the turns of an episode; () without an environment.
+        outcome: what the environment says of the episode, or how it failed; None if it says nothing.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[float, ...] = ()
+    sampled: tuple[bool, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    outcome: RewardResult | None = None
+
+    @property
+    def length(self) -> int:
+        """How many tokens the model sampled."""
+        return sum(self.sampled) if self.sampled else len(self.token_ids)
+
+    @property
+    def from_model(self) -> tuple[bool, ...]:
+        """For each token, whether the model sampled it."""
+        return self.sampled or (True,) * len(self.token_ids)
 
     @classmethod
     def made_elsewhere(cls, text: str, tokens: int, finish_reason: FinishReason) -> Completion:
@@ -220,8 +290,8 @@ class Rollout:
     Args:
         completions: P lists of G.
         token_ids: (B, T) long, padded with 0.
-        mask: (B, T) bool, True = in the loss (EOS is in; padding and failed checks are not).
-        engine_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded.
+        mask: (B, T) bool, True = in the loss (EOS is in; padding, observations and failed checks are not).
+        engine_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded or observed.
         rewards: (P, G) float, the weighted sum of all rewards.
         correct: (P, G) float in {0, 1}, or the mean of the group's others where the check failed; never inferred from
             the reward.
@@ -279,7 +349,7 @@ class Rollout:
         """(P, G) float: sampled tokens of each completion, EOS included."""
         import torch
 
-        values = [[float(len(c.token_ids)) for c in group] for group in self.completions]
+        values = [[float(c.length) for c in group] for group in self.completions]
         return torch.tensor(values).reshape(self.rewards.shape)
 
     @property
@@ -295,8 +365,8 @@ def pad_completions(completions: list[list[Completion]]) -> tuple[Tensor, Tensor
     """Right-pad P lists of G completions.
 
     Returns:
-        token_ids (B, T) long, mask (B, T) bool, engine_logprobs (B, T) float; T is the longest
-        completion, at least 1.
+        token_ids (B, T) long, mask (B, T) bool (True = sampled by the model), engine_logprobs (B, T) float; T is the
+        longest completion, at least 1.
     """
     import torch
 
@@ -304,9 +374,9 @@ def pad_completions(completions: list[list[Completion]]) -> tuple[Tensor, Tensor
     width = max([1, *(len(row.token_ids) for row in rows)])
     token_ids = torch.zeros(len(rows), width, dtype=torch.long)
     logprobs = torch.zeros(len(rows), width)
-    lengths = torch.tensor([len(row.token_ids) for row in rows])
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
     for i, row in enumerate(rows):
         token_ids[i, : len(row.token_ids)] = torch.tensor(row.token_ids, dtype=torch.long)
         logprobs[i, : len(row.logprobs)] = torch.tensor(row.logprobs)
-    mask = torch.arange(width)[None, :] < lengths[:, None]  # (B, T)
+        mask[i, : len(row.token_ids)] = torch.tensor(row.from_model, dtype=torch.bool)
     return token_ids, mask, logprobs

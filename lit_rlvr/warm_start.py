@@ -8,17 +8,20 @@ import logging
 import random
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlvr.environments.base import Environment, pickled
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.export import save_model
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import cache_folder, made_once
 from lit_rlvr.rollout.engine import EngineContext
+from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.training.step import cut_rows
@@ -39,7 +42,8 @@ class WarmStart:
     Args:
         steps: maximum number of optimizer steps; 0 = no warm start.
         until: stop once greedy decoding reproduces the solutions of at least this share of the `checked` prompts.
-        solution: column of the data with the target completion.
+        solution: column of the data with the target completion; with an environment, a list with the text of each of
+            the model's turns, which the environment answers.
         batch_size: prompts in a step.
         lr: learning rate of AdamW.
         checked: training prompts to hold out for the check of `until`.
@@ -63,23 +67,40 @@ class WarmStart:
         self.steps, self.until, self.solution = steps, until, solution
         self.batch_size, self.lr, self.checked, self.check_every = batch_size, lr, checked, check_every
 
-    def apply(self, module: RLVRModule, data: PromptDataModule) -> None:
-        """Let `module` start from the warm-started folder, which is created now if it is not cached."""
+    def apply(
+        self, module: RLVRModule, data: PromptDataModule, environment: Environment | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    ) -> None:  # fmt: skip
+        """Let `module` start from the warm-started folder, which is created now if it is not cached.
+
+        Args:
+            environment: what answers the turns of the solutions. sampling: training's, with the limits of an episode.
+        """
         if not self.steps:
             return
         source = module.model_folder
         data.use_model(module)
         data.setup("fit")
         policy = load_policy(source)
-        target = cache_folder() / "warm-start" / self._key(policy, data)
+        episodes: Episodes | None = None
+        if environment is not None:
+            episodes = Episodes(environment, between_turns(data, policy, environment))
+        target = cache_folder() / "warm-start" / self._key(policy, data, environment)
         if not target.exists():
             _log.info("Warm start: at most %d supervised steps, cached in %s", self.steps, target)
-        made_once(target, lambda folder: self._make(policy, source, data, folder, module.tokens_per_microbatch))
+        budget = module.tokens_per_microbatch
+        try:
+            made_once(target, lambda folder: self._make(policy, source, data, folder, budget, episodes, sampling))
+        finally:
+            if episodes is not None:
+                episodes.close()
         module.model_folder = str(target)
 
-    def _key(self, policy: Policy, data: PromptDataModule) -> str:
-        """A key of everything the result depends on: the weights, the prompts and the settings."""
+    def _key(self, policy: Policy, data: PromptDataModule, environment: Environment | None) -> str:
+        """A key of everything the result depends on: the weights, the prompts, the environment and the settings."""
         digest = hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode())
+        if environment is not None:
+            digest.update(pickled(environment))
         for name, parameter in sorted(policy.model.named_parameters()):
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
         for prompt in data.stream.prompts:
@@ -87,14 +108,21 @@ class WarmStart:
             digest.update(f"{prompt.token_ids} {images} {prompt.sample.row.get(self.solution)}\n".encode())
         return digest.hexdigest()[:16]
 
-    def _make(self, policy: Policy, source: str, data: PromptDataModule, folder: Path, budget: int) -> None:
+    def _make(
+        self, policy: Policy, source: str, data: PromptDataModule, folder: Path, budget: int,
+        episodes: Episodes | None, sampling: Sampling,
+    ) -> None:  # fmt: skip
         prompts = list(data.stream.prompts)
         random.Random(derive_seed("warm start", data.seed)).shuffle(prompts)
         if len(prompts) <= self.checked:
             raise UserError(
                 f"warm_start.checked: {self.checked} of {len(prompts)} training prompts leave none to train on"
             )
-        pairs = [(prompt, self._completion(prompt, data.tokenizer, policy)) for prompt in prompts]
+        if episodes is not None:
+            prompts = episodes.open(prompts, data.encode, data.max_prompt_tokens)
+            pairs = self._played(prompts, data.tokenizer, policy, episodes, sampling)
+        else:
+            pairs = [(prompt, self._completion(prompt, data.tokenizer, policy)) for prompt in prompts]
         left_out, learnt = pairs[: self.checked], pairs[self.checked :]
         optimizer = torch.optim.AdamW(policy.parameters(), self.lr, weight_decay=0.0, fused=True)
         started = time.perf_counter()
@@ -102,13 +130,53 @@ class WarmStart:
             ready = [(data.prepare(prompt), completion) for prompt, completion in batch]
             loss = self._learn(policy, ready, optimizer, budget)
             if step % self.check_every == 0 or step == self.steps:
-                share = exact_share(policy, [(data.prepare(p), c) for p, c in left_out], data.tokenizer)
+                checked = [(data.prepare(p), c) for p, c in left_out]
+                share = exact_share(policy, checked, data.tokenizer, episodes, sampling)
                 seconds = time.perf_counter() - started
                 _log.info("Warm start: step %d, loss %.3f, %.3f exact, %.0f s", step, loss, share, seconds)
                 if share >= self.until or step == self.steps:
                     break
         folder.rmdir()  # save_model creates it again, atomically
         save_model(policy.model, source, folder)
+
+    def _played(
+        self, prompts: list[Prompt], tokenizer: Any, policy: Policy, episodes: Episodes, sampling: Sampling
+    ) -> list[tuple[Prompt, Completion]]:
+        """The prompts with the episodes of their solutions, as the environment answers them."""
+        scripts = [iter(self._turns(prompt, tokenizer, policy)) for prompt in prompts]
+        episodes.begin(prompts, sampling, [[0]] * len(prompts))
+        found: dict[int, Completion] = {}
+        for p, turns in enumerate(scripts):
+            episodes.stopped(p, 0, next(turns))
+        while episodes.waiting:
+            for p, g, answer in episodes.answers(1):
+                turn = next(scripts[p], None)
+                if isinstance(answer, Completion):
+                    found[p] = answer
+                elif turn is not None:
+                    episodes.stopped(p, g, turn)
+                else:
+                    raise UserError(
+                        f"{self._place(prompts[p])} ends before its episode does, because the environment answered the "
+                        "last turn; add a turn, or allow fewer (rollout.sampling.max_turns)"
+                    )
+        return [(prompt, found[p]) for p, prompt in enumerate(prompts)]
+
+    def _turns(self, prompt: Prompt, tokenizer: Any, policy: Policy) -> list[Completion]:
+        """The turns of a prompt's solution."""
+        texts = prompt.sample.row.get(self.solution)
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+            raise UserError(f"{self._place(prompt)} is not a list of texts, one for each of the model's turns")
+        return [self._sampled(text, tokenizer, policy) for text in texts]
+
+    def _place(self, prompt: Prompt) -> str:
+        return f"warm_start.solution: column {self.solution!r} of {prompt.sample.source or prompt.sample.id}"
+
+    @staticmethod
+    def _sampled(text: str, tokenizer: Any, policy: Policy) -> Completion:
+        """A text as if the model had sampled it."""
+        ids = (*tokenizer(text, add_special_tokens=False).input_ids, policy.eos_token_ids[0])
+        return Completion(text, ids, "stop")
 
     def _completion(self, prompt: Prompt, tokenizer: Any, policy: Policy) -> Completion:
         text = prompt.sample.row.get(self.solution)
@@ -117,8 +185,7 @@ class WarmStart:
                 f"warm_start.solution: {prompt.sample.source or prompt.sample.id} has no text in column "
                 f"{self.solution!r}; name the column that holds the solutions"
             )
-        ids = (*tokenizer(text, add_special_tokens=False).input_ids, policy.eos_token_ids[0])
-        return Completion(text, ids, "stop")
+        return self._sampled(text, tokenizer, policy)
 
     def _batches(self, pairs: list[tuple[Prompt, Completion]]) -> Iterator[list[tuple[Prompt, Completion]]]:
         """An endless stream of batches; every epoch has a new order."""
@@ -146,11 +213,15 @@ class WarmStart:
         return loss
 
 
-def exact_share(policy: Policy, pairs: list[tuple[Prompt, Completion]], tokenizer: Any) -> float:
-    """The share of prompts that greedy decoding answers exactly like their solutions."""
-    longest = max(len(completion.token_ids) for _, completion in pairs)
+def exact_share(
+    policy: Policy, pairs: list[tuple[Prompt, Completion]], tokenizer: Any, episodes: Episodes | None = None,
+    sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+) -> float:  # fmt: skip
+    """The share of prompts that greedy decoding answers exactly like their solutions, in every turn."""
     engine = HFEngine()
     engine.start(EngineContext.in_place(policy, tokenizer, len(pairs)))
-    sampling = Sampling(temperature=0.0, max_tokens=longest, banned_token_ids=policy.placeholder_ids)
-    said = engine.generate([prompt for prompt, _ in pairs], sampling, [[0]] * len(pairs))
+    greedy = replace(sampling, temperature=0.0, banned_token_ids=policy.placeholder_ids)
+    if episodes is None:
+        greedy = replace(greedy, max_tokens=max(len(completion.token_ids) for _, completion in pairs))
+    said = engine.generate([prompt for prompt, _ in pairs], greedy, [[0]] * len(pairs), turns=episodes)
     return sum(c.token_ids == wanted.token_ids for (c,), (_, wanted) in zip(said, pairs, strict=True)) / len(pairs)

@@ -9,10 +9,11 @@ from typing import Any
 from jinja2.exceptions import TemplateSyntaxError
 
 from datamodules.reading.placeholders import as_parts
+from datamodules.reading.tool_texts import describe
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
-OURS = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict")
+OURS = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
 """Arguments of `apply_chat_template` that this module sets."""
 
 
@@ -25,6 +26,7 @@ class Chat:
     prefill: str = ""
     plain_template: str = "{system}{prompt}\n"
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for option, template in (("template", self.template), ("plain_template", self.plain_template)):
@@ -64,17 +66,42 @@ class Chat:
         if not tokenizer.chat_template:
             if any(not isinstance(message["content"], str) for message in messages):
                 raise UserError(f"{source}: images need a model with a chat template, this one has none")
-            return _beginning(tokenizer) + self._plain(messages) + self.prefill
+            return _beginning(tokenizer) + self._plain(self._told(messages)) + self.prefill
+        text = self.apply(messages, tokenizer, source)
+        if self.tools and text == self.apply(messages, tokenizer, source, offer=False):  # it knows of no tools
+            text = self.apply(self._told(messages), tokenizer, source)
+        return text + self.prefill
+
+    def apply(
+        self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True, offer: bool = True
+    ) -> str:
+        """The model's chat template applied to a conversation.
+
+        Args:
+            prompt: end with the beginning of the model's next turn.
+            offer: pass the tools to the template.
+        """
+        more = {"tools": list(self.tools)} if self.tools and offer else {}
         try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=prompt, **more, **self.template_kwargs
+                )
             )
         except TemplateSyntaxError as error:
             where = tokenizer.name_or_path
             raise UserError(f"model: the chat template of {where} is broken in line {error.lineno}: {error}") from error
         except Exception as error:  # the template is third-party code
             raise UserError(f"{source}: the model's chat template refuses this conversation: {error}") from error
-        return str(text) + self.prefill
+
+    def _told(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The conversation with the tools described in its system message, for models without a place for them."""
+        if not self.tools:
+            return messages
+        first = messages[0] if messages[0]["role"] == "system" else None
+        parts = [] if first is None else [str(first["content"])]
+        text = "\n\n".join([*parts, describe(self.tools)])
+        return [{"role": "system", "content": text}, *(messages if first is None else messages[1:])]
 
     def _wrap(self, content: Any) -> Any:
         """The template around a message: around its text, or around the text part of a list of parts."""

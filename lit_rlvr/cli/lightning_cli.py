@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 import datamodules  # noqa: F401  # makes short class names known
 import lit_rlvr.algorithms
+import lit_rlvr.environments.known
 import lit_rlvr.rewards.known  # noqa: F401
 from datamodules import PromptDataModule
 from lit_rlvr.algorithms import RLVRModule
@@ -218,8 +219,13 @@ class RLVRCLI(LightningCLI):
         for key, part, made in (("model", self.model, "policy"), ("data", self.datamodule, "prompts")):
             if not hasattr(part, made):
                 raise UserError(f"{key}: {defined_at(type(part).__init__)} must call super().__init__(**kwargs)")
+        rollout = self.config_init[self.subcommand].rollout
+        if rollout.environment is not None:
+            for data in self.datamodule.validated:
+                data.use_tools(rollout.environment.tools)
         if self.subcommand not in ("preview", "split", "plan"):
-            self.config_init[self.subcommand].warm_start.apply(self.model, self.datamodule)
+            warm_start = self.config_init[self.subcommand].warm_start
+            warm_start.apply(self.model, self.datamodule, rollout.environment, rollout.sampling)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]

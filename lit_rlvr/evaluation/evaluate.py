@@ -159,7 +159,7 @@ def sample_suites(
                 def judged(prompt: Prompt, *group: Any, name: str = f"{suite.name}/{part}") -> None:
                     nonlocal tokens
                     records.add(name, prompt, *group)
-                    tokens += sum(len(completion.token_ids) for completion in group[0])
+                    tokens += sum(completion.length for completion in group[0])
                     one_more()
 
                 sampler.run(left, sampling, samples, suite.rewards, part, suite.data.prepare, judged)

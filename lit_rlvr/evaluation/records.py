@@ -132,7 +132,7 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
             "correct": None if bool(scores.failed[p, g]) else bool(scores.correct[p, g]),
             "status": scores.statuses[p][g],
             "finish_reason": completion.finish_reason,
-            "tokens": len(completion.token_ids),
+            "tokens": completion.length,
             "reward": round(float(scores.rewards[p, g]), 6),
         }
         for g, completion in enumerate(completions)

@@ -24,16 +24,18 @@ class Group:
     Args:
         prompt: token ids. completions: G lists of token ids.
         places: (D, L) positions of the prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings.
+        scored: G lists, whether to predict each token of a completion; None = all.
     """
 
     prompt: Sequence[int]
     completions: Sequence[Sequence[int]]
     places: Tensor
+    scored: Sequence[Sequence[bool]] | None = None
 
 
 @dataclass
 class Rows:
-    """Model inputs of R rows of length L, and where in them the N completion tokens are predicted.
+    """Model inputs of R rows of length L, and where in them the N scored completion tokens are predicted.
 
     Args:
         input_ids: (R, L) long. position_ids: (R, L) long, or (3, R, L).
@@ -63,7 +65,8 @@ def build_rows(groups: Sequence[Group], shared_prefix: bool, device: torch.devic
     target = [token for c in completions for token in c]
     sequence = [k for k, c in enumerate(completions) for _ in c]
     position = [t for c in completions for t in range(len(c))]
-    where = (torch.tensor(values, dtype=torch.long).to(device) for values in (row, column, target, sequence, position))
+    found = torch.tensor([row, column, target, sequence, position], dtype=torch.long)  # (5, N)
+    where = found[:, torch.tensor(_scored(groups), dtype=torch.bool)].to(device)
     return Rows(
         input_ids.to(device),
         position_ids.to(device),
@@ -71,6 +74,15 @@ def build_rows(groups: Sequence[Group], shared_prefix: bool, device: torch.devic
         None if segments is None else segments.to(device),
         *where,
     )
+
+
+def _scored(groups: Sequence[Group]) -> list[bool]:
+    """Whether each token of all completions is scored."""
+    marks: list[bool] = []
+    for group in groups:
+        for g, completion in enumerate(group.completions):
+            marks += [True] * len(completion) if group.scored is None else group.scored[g]
+    return marks
 
 
 Layout = tuple[Tensor, Tensor, Tensor | None, Segments | None, list[int], list[int]]

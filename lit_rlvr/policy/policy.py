@@ -154,16 +154,16 @@ class Policy(nn.Module):
             entropy_gradient: let gradients flow through the entropy.
 
         Returns:
-            (len(rows), T) log-probabilities, 0 at padding, and entropies of the same shape, or None.
+            (len(rows), T) log-probabilities, 0 at padding and observations, and entropies of the same shape, or None.
         """
         group_size, width = rollout.group_size, rollout.token_ids.shape[1]
-        tokens = [rollout.completions[i // group_size][i % group_size].token_ids for i in rows]
-        pairs = [(i // group_size, c) for i, c in zip(rows, tokens, strict=True)]
+        pairs = [(i // group_size, rollout.completions[i // group_size][i % group_size]) for i in rows]
         groups: list[Group] = []
         pixels: list[Pixels] = []
         for p, members in groupby(pairs, key=lambda pair: pair[0]):
             prompt, completions = rollout.prompts[p], [c for _, c in members]
-            groups.append(Group(prompt.token_ids, completions, self.places(prompt)))
+            ids, sampled = [c.token_ids for c in completions], [c.from_model for c in completions]
+            groups.append(Group(prompt.token_ids, ids, self.places(prompt), sampled))
             if prompt.pixels is not None:
                 pixels += [prompt.pixels] * (1 if self.shared_prefix else len(completions))
         if world_size() > 1 and not pixels and takes_images(self.model.config):

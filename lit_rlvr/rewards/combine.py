@@ -53,8 +53,22 @@ def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]]
 
 
 def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:
-    """The results of each reward for some completions, by the reward's name."""
-    return {reward.name: reward.score(pairs) for reward in rewards}
+    """The results of each reward for some completions, by the reward's name.
+
+    A completion whose environment failed is not judged: all rewards get that failure.
+    """
+    good = [k for k, (completion, _) in enumerate(pairs) if not _failure(completion)]
+    found: Judgements = {}
+    for reward in rewards:
+        said = dict(zip(good, reward.score([pairs[k] for k in good]), strict=True))
+        found[reward.name] = [said.get(k) or _failure(completion) for k, (completion, _) in enumerate(pairs)]  # type: ignore[misc]
+    return found
+
+
+def _failure(completion: Completion) -> RewardResult | None:
+    """How the completion's environment failed, if it did."""
+    outcome = completion.outcome
+    return outcome if outcome is not None and outcome.status in ("timeout", "error") else None
 
 
 def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: int) -> Scores:

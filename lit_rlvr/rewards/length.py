@@ -34,7 +34,7 @@ class Overlong(Reward):
         self.max_tokens, self.cache_tokens = max_tokens, cache_tokens
 
     def __call__(self, completion: Completion, sample: Sample) -> float:
-        over = len(completion.token_ids) - (self.max_tokens - self.cache_tokens)
+        over = completion.length - (self.max_tokens - self.cache_tokens)
         return -min(max(over / self.cache_tokens, 0.0), 1.0)
 
 
@@ -77,5 +77,5 @@ class CosineScaled(MathAnswer):
         if result.status == "error":
             return result
         start, end = self.ends[bool(result.correct)]
-        share = min(len(completion.token_ids) / self.max_length, 1.0)
+        share = min(completion.length / self.max_length, 1.0)
         return replace(result, value=end + 0.5 * (start - end) * (1 + math.cos(math.pi * share)))

@@ -104,7 +104,7 @@ def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Comp
         "rollout/correct_count": (rollout.correct * rollout.judged).sum(),
         "rollout/unsolved_prompts": (solved == 0).float().sum(),
         "rollout/samples": torch.tensor(float(len(generated))),
-        "rollout/tokens": torch.tensor(float(sum(len(c.token_ids) for c in generated)), dtype=torch.float64),
+        "rollout/tokens": torch.tensor(float(sum(c.length for c in generated)), dtype=torch.float64),
         "nats": -rollout.engine_logprobs.sum(),
     }
     total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))

@@ -21,9 +21,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.collectives import world_size
+from lit_rlvr.environments import Environment, as_environment
+from lit_rlvr.environments.reward import rewards_with
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rewards import MathAnswer, Reward, as_rewards, shared_pool
+from lit_rlvr.rewards import MathAnswer, Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rollout.ahead import Ahead
@@ -32,9 +34,10 @@ from lit_rlvr.rollout.balance import balance
 from lit_rlvr.rollout.check_sizes import check_sizes
 from lit_rlvr.rollout.choose_engine import resolve_engine
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
+from lit_rlvr.rollout.episodes import Episodes, begins, between_turns, check_turns, turn_metrics
 from lit_rlvr.rollout.failures import stop_on_failures
 from lit_rlvr.rollout.generate import completion_seeds, sample_and_score
-from lit_rlvr.rollout.lengths import asked_of, check_lengths
+from lit_rlvr.rollout.lengths import Asked, asked_of, check_lengths
 from lit_rlvr.rollout.lost import LostWork
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.rollout.synced_engine import SyncedEngine
@@ -57,7 +60,10 @@ class RolloutCallback(Callback):
             1, pass@k is reported for k up to this number.
         eval_greedy: also answer each validation prompt once without sampling, as `val/<set>/greedy`: next to the cost
             of many samples it is free.
-        rewards: the rewards that score a completion; the training reward is their weighted sum. Default: MathAnswer.
+        rewards: the rewards that score a completion; the training reward is their weighted sum. Default: that of the
+            environment, else MathAnswer.
+        environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`,
+            or the dotted path of a class whose public methods are tools.
         probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and after
             every this many syncs; 0 = after the first only.
         mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
@@ -81,6 +87,7 @@ class RolloutCallback(Callback):
         eval_samples: int | dict[str, int] = 1,
         eval_greedy: bool = False,
         rewards: list[Reward | str] | None = None,
+        environment: Environment | str | None = None,
         probe_every: int = 10,
         mask_truncated: bool = False,
         overlap: bool = False,
@@ -94,13 +101,15 @@ class RolloutCallback(Callback):
         self.sampling = sampling
         self.eval_sampling = eval_sampling.beside(sampling)
         self.eval_samples, self.eval_greedy = eval_samples, eval_greedy
-        self.rewards = as_rewards([MathAnswer()] if rewards is None else rewards)
+        self.environment = as_environment(environment)
+        self.rewards = rewards_with(self.environment, rewards, MathAnswer())
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
         self._reference = ReferenceRewards(group_size)
         self.shown = 0  # of the first process's first prompts, which the run folder shows, so they stay there
         self._beside: list[list[Completion]] = []  # this iteration's completions of the reference
         self._seconds: defaultdict[str, float] = defaultdict(float)  # this iteration's, by stage
+        self._episodes: Episodes | None = None
         self._ahead = Ahead()
         self._lost = LostWork()
         self.check()
@@ -128,6 +137,10 @@ class RolloutCallback(Callback):
                 )
         if self.eval_greedy and self.eval_sampling.temperature == 0:
             raise UserError("rollout.eval_greedy: validation is greedy already, rollout.eval_sampling.temperature is 0")
+        for option, sampling in (("sampling", self.sampling), ("eval_sampling", self.eval_sampling)):
+            check_turns(f"rollout.{option}", sampling, self.environment)
+        if self.environment is not None and self.overlap:
+            raise UserError("rollout.overlap: an environment's turns cannot be generated ahead; turn it off")
 
     def samples_of(self, name: str) -> int:
         """Completions per prompt of a validation set."""
@@ -149,6 +162,8 @@ class RolloutCallback(Callback):
         module.log_dict({f"time/{name}": value for name, value in self._seconds.items()})
         module.log("time/rollout", time.perf_counter() - started)
         module.log_dict(rollout_metrics(rollout, self._seconds["generate"], self._beside))
+        if self._episodes is not None:
+            module.log_dict(turn_metrics(rollout))
 
     def collect(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
         """Scored groups from the current policy for a batch of prompts. Collective: call it on every rank."""
@@ -173,12 +188,26 @@ class RolloutCallback(Callback):
         """G scored completions per prompt."""
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration)
         ready = self._ahead.take(prompts)
-        completions, scores, seconds = sample_and_score(self.engine, self.rewards, prompts, self.sampling, seeds, ready)
+        waited = 0.0 if self._episodes is None else self._episodes.seconds
+        prompts = self._opened(trainer, prompts)
+        completions, scores, seconds = sample_and_score(
+            self.engine, self.rewards, prompts, self.sampling, seeds, ready, self._episodes
+        )
+        if self._episodes is not None:
+            seconds["environment"] = self._episodes.seconds - waited
         for stage, value in seconds.items():
             self._seconds[stage] += value
         self._stop_on_failures(trainer, prompts, completions, scores, together=True)
         exact = self.engine.exact(compute_dtype(str(trainer.precision)))
         return assemble(prompts, completions, scores, self.sampling, self.mask_truncated, exact)
+
+    def _opened(self, trainer: Trainer, prompts: list[Prompt], name: str = "") -> list[Prompt]:
+        """The prompts of a set with what the environment says first."""
+        if self._episodes is None:
+            return prompts
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = next((other for other in data.validated if other.name == name), data)
+        return self._episodes.open(prompts, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
 
     def _sample_on(
         self, trainer: Trainer, module: RLVRModule, batch: PromptBatch, rollout: Rollout, repeats: list[int],
@@ -208,7 +237,7 @@ class RolloutCallback(Callback):
     ) -> Scores | None:
         """Scores of new completions from the reference, sampled as in training; None without prompts."""
         self.engine.bring(module.reference, ("reference", module.reference_version))
-        completions = self.engine.generate(prompts, self.sampling, seeds)
+        completions = self.engine.generate(prompts, self.sampling, seeds, turns=self._episodes)
         self._beside += completions
         if not prompts:
             return None
@@ -266,7 +295,10 @@ class RolloutCallback(Callback):
             self.engine.generate([], sampling, [])
             return Rollout.unscored([], [], sampling, samples)
         seeds = completion_seeds(prompts, [0] * len(batch), samples, "validation", batch.name)
-        completions, scores, _ = sample_and_score(self.engine, self.rewards, prompts, sampling, seeds)
+        prompts = self._opened(trainer, prompts, batch.name)
+        completions, scores, _ = sample_and_score(
+            self.engine, self.rewards, prompts, sampling, seeds, turns=self._episodes
+        )
         self._stop_on_failures(trainer, prompts, completions, scores, together=False)
         return assemble(prompts, completions, scores, sampling)
 
@@ -288,7 +320,10 @@ class RolloutCallback(Callback):
                     raise UserError(
                         f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
                     )
-        check_lengths(module.model_folder, asked_of(data, self.sampling, self.eval_sampling))
+        if self.environment is not None:
+            for other in data.validated:
+                other.use_tools(self.environment.tools)
+        check_lengths(module.model_folder, self._asked(data))
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
 
@@ -304,14 +339,19 @@ class RolloutCallback(Callback):
         """Start the engine, on the first call only."""
         if self.engine.started:
             return
-        self.engine.start(self._context(trainer, module))
+        context = self._context(trainer, module)
+        self.engine.start(context)
+        if self.environment is not None:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            between = between_turns(data, module.policy, self.environment)
+            self._episodes = Episodes(self.environment, between, context.max_tokens)
         self.sampling, self.eval_sampling = (
             sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
         )
 
     def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        sets = asked_of(data, self.sampling, self.eval_sampling)
+        sets = self._asked(data)
         return EngineContext(
             folder=module.model_folder,
             policy=module.policy,
@@ -329,6 +369,9 @@ class RolloutCallback(Callback):
             max_images=max(len(prompt.sample.images) for asked in sets for prompt in asked.prompts),
             deterministic=self.deterministic,
         )
+
+    def _asked(self, data: Any) -> list[Asked]:
+        return asked_of(data, self.sampling, self.eval_sampling, begins(self.environment))
 
     def state_dict(self) -> dict[str, Any]:
         return {"reference": self._reference.state_dict(), "ahead": self._ahead.state_dict()}
@@ -348,6 +391,8 @@ class RolloutCallback(Callback):
         if self.engine.started:
             self._ahead.wait()
             self.engine.close()
+        if self._episodes is not None:
+            self._episodes.close()
         for reward in self.rewards:
             reward.close()
         shared_pool().close()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from lit_rlvr.rollout.turns import Turns
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -44,14 +45,12 @@ class EngineContext:
     max_images: int = 1
     deterministic: bool = False
 
-    def limit(self, prompt: Prompt, sampling: Sampling) -> int:
-        """The longest completion of a prompt, in tokens: what is asked for, as far as `max_tokens` allows.
+    def limit(self, asked: int, before: int) -> int:
+        """The longest completion or turn after `before` tokens: what is asked for, as far as `max_tokens` allows.
 
         In training, `check_lengths` makes sure that everything fits; only an evaluation may reach the model's context.
         """
-        if not self.max_tokens:
-            return sampling.max_tokens
-        return min(sampling.max_tokens, self.max_tokens - len(prompt.token_ids))
+        return min(asked, self.max_tokens - before) if self.max_tokens else asked
 
     @classmethod
     def in_place(cls, policy: Policy, tokenizer: PreTrainedTokenizerBase, sequences: int) -> EngineContext:
@@ -78,6 +77,7 @@ class Generates(Protocol):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
+        turns: Turns | None = None,
     ) -> list[list[Completion]]:
         """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
 
@@ -85,6 +85,8 @@ class Generates(Protocol):
 
         Args:
             done: called with each prompt's index and completions as soon as its group is complete, in any order.
+            turns: says how a completion goes on when it stops; None = it is over. Completions go through their turns
+                independently of each other.
         """
 
 

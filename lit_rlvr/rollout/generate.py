@@ -9,6 +9,7 @@ from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.background import BackgroundScoring
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.engine import Generates
+from lit_rlvr.rollout.turns import Turns
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -20,12 +21,14 @@ def sample_and_score(
     sampling: Sampling,
     seeds: list[list[int]],
     ready: list[list[Completion]] | None = None,
+    turns: Turns | None = None,
 ) -> tuple[list[list[Completion]], Scores, dict[str, float]]:
     """Generate one completion per seed and score it.
 
     Args:
         seeds: P lists of G.
         ready: the completions, if they were generated before.
+        turns: how completions go on when they stop; None = they are over.
 
     Returns:
         P lists of G completions, their scores, and the seconds spent generating ("generate") and afterwards still
@@ -37,7 +40,7 @@ def sample_and_score(
         def done(p: int, group: list[Completion]) -> None:
             scoring.add(p, group, prompts[p].sample)
 
-        completions = ready or engine.generate(prompts, sampling, seeds, done)
+        completions = ready or engine.generate(prompts, sampling, seeds, done, turns)
         generated = time.perf_counter()
         for p, group in enumerate(completions):  # an engine need not report groups before the end
             done(p, group)

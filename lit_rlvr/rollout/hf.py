@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -14,13 +15,17 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
+from lit_rlvr.rollout.stop_texts import ends_with_stop
+from lit_rlvr.rollout.turns import Continuation, Turns, turn_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 
 class HFEngine(RolloutEngine):
     """Decodes with the trainer's live weights and precision, so nothing is copied or can go stale.
 
-    Each prompt is computed once and its KV cache repeated for the group; finished sequences leave the batch.
+    Each prompt is computed once and its KV cache repeated for the group; finished sequences leave the batch. Tokens of
+    an observation are fed one at a time in place of sampled ones, while other sequences go on. All turns that end
+    together are answered before the next token, so that results do not depend on how long an environment takes.
 
     Args:
         max_sequences: completions decoded at once; more are decoded in several batches.
@@ -60,8 +65,11 @@ class HFEngine(RolloutEngine):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
+        turns: Turns | None = None,
     ) -> list[list[Completion]]:
         assert self._context is not None and self._policy is not None, "start() comes first"
+        turns = turns or Turns()
+        turns.begin(prompts, sampling, seeds)
         order = sorted(range(len(prompts)), key=lambda p: len(prompts[p].token_ids))
         found: dict[int, list[Completion]] = {}
         batch: list[int] = []
@@ -69,16 +77,16 @@ class HFEngine(RolloutEngine):
         with self._policy.weights(), torch.autocast(device, self.compute_dtype, enabled=half):
             for p in order:
                 if batch and sum(len(seeds[q]) for q in [*batch, p]) > self.max_sequences:
-                    found |= self._decode(prompts, batch, sampling, seeds, done)
+                    found |= self._decode(prompts, batch, sampling, seeds, done, turns)
                     batch = []
                 batch.append(p)
             if batch:
-                found |= self._decode(prompts, batch, sampling, seeds, done)
+                found |= self._decode(prompts, batch, sampling, seeds, done, turns)
         return [found[p] for p in range(len(prompts))]
 
     def _decode(
         self, prompts: Sequence[Prompt], batch: list[int], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        report: Done | None,
+        report: Done | None, turns: Turns,
     ) -> dict[int, list[Completion]]:  # fmt: skip
         """Decode the prompts in `batch` together; returns prompt index -> completions."""
         from transformers import DynamicCache
@@ -103,46 +111,65 @@ class HFEngine(RolloutEngine):
             cache.batch_select_indices(owner)
         logits, attend = logits[owner], attend[owner]
         position = torch.tensor([int(x.max()) + 1 for x in known], device=device)[owner, None]  # (B, 1)
-        limit = torch.tensor([context.limit(prompts[p], sampling) for p in batch], device=device)[owner]  # (B,)
-        uniform = _uniforms([s for p in batch for s in seeds[p]], sampling, device)  # (B, T)
-        tokens: list[list[int]] = [[] for _ in range(len(owner))]
-        logprobs: list[list[float]] = [[] for _ in range(len(owner))]
-        stopped, over = [False] * len(owner), [False] * len(owner)
         first = [0, *accumulate(len(seeds[p]) for p in batch)]  # a prompt's first row
+        place = {p: k for k, p in enumerate(batch)}
+        names = [(p, g) for p in batch for g in range(len(seeds[p]))]  # of each row
+        rows = [_Row(seeds[p][g], context.limit(sampling.max_tokens, len(prompts[p].token_ids))) for p, g in names]
+        uniform = _uniforms([row.seed for row in rows], sampling, device)  # (B, T)
         found: dict[int, list[Completion]] = {}
 
         def finish(k: int) -> None:
-            span = slice(first[k], first[k + 1])
-            found[batch[k]] = self._completions(tokens[span], logprobs[span], stopped[span])
+            found[batch[k]] = [_whole(row) for row in rows[first[k] : first[k + 1]]]
             if report is not None:
                 report(batch[k], found[batch[k]])
 
-        eos = torch.tensor(policy.eos_token_ids, device=device)
+        eos = set(policy.eos_token_ids)
         alive = torch.arange(len(owner), device=device)  # the completion of each row of the cache
-        for step in range(sampling.max_tokens):
+        while len(alive):
+            going = alive.tolist()
+            step = torch.tensor([min(len(rows[i].tokens), sampling.max_tokens - 1) for i in going], device=device)
             token, logp = draw(logits, sampling, uniform[alive, step])  # (b,), (b,)
-            done = torch.isin(token, eos)
-            ended = done | (limit[alive] == step + 1)
-            rows = zip(*(x.tolist() for x in (alive, token, logp, done, ended)), strict=True)
-            for row, chosen, value, end, last in rows:
-                tokens[row].append(chosen)
-                logprobs[row].append(value)
-                stopped[row], over[row] = end, last
-            for k in sorted(set(owner[alive[ended]].tolist())):
-                if all(over[first[k] : first[k + 1]]):
-                    finish(k)
-            keep = torch.nonzero(~ended).squeeze(1)
-            if len(keep) == 0:
+            chosen = token.tolist()
+            for b, (i, value) in enumerate(zip(going, logp.tolist(), strict=True)):
+                row = rows[i]
+                if row.observed:
+                    chosen[b] = row.observed.popleft()
+                    continue
+                row.tokens.append(chosen[b])
+                row.logprobs.append(value)
+                stop = chosen[b] in eos or ends_with_stop(context.tokenizer, row.tokens, sampling.stop)
+                if stop or len(row.tokens) == row.limit:
+                    p, g = names[i]
+                    turns.stopped(p, g, self._turn(row, stop))
+            for p, g, answer in turns.answers(turns.waiting):
+                k = place[p]
+                row = rows[first[k] + g]
+                if isinstance(answer, Completion):
+                    row.whole = answer
+                    if all(row.whole for row in rows[first[k] : first[k + 1]]):
+                        finish(k)
+                else:
+                    row.go_on(answer)
+                    uniform[first[k] + g] = _uniforms([turn_seed(row.seed, row.turn)], sampling, device)[0]
+            keep = [b for b, i in enumerate(going) if rows[i].whole is None]
+            if not keep:
                 break
+            token = torch.tensor(chosen, device=device)
             if len(keep) < len(alive):
-                cache.batch_select_indices(keep)
-                alive, token, attend, position = alive[keep], token[keep], attend[keep], position[keep]
+                kept = torch.tensor(keep, device=device)
+                cache.batch_select_indices(kept)
+                alive, token, attend, position = alive[kept], token[kept], attend[kept], position[kept]
             attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
             logits = self._forward(model, token[:, None], attend, cache, position.expand(len(places), -1, -1))
             position = position + 1
         for k in (k for k, p in enumerate(batch) if p not in found):
             finish(k)  # without seeds
         return found
+
+    def _turn(self, row: _Row, stopped: bool) -> Completion:
+        assert self._context is not None
+        text = str(self._context.tokenizer.decode(row.tokens, skip_special_tokens=True))
+        return Completion(text, tuple(row.tokens), "stop" if stopped else "length", tuple(row.logprobs))
 
     @staticmethod
     def _forward(model: Any, input_ids: Tensor, attend: Tensor, cache: Any, places: Tensor, **images: Tensor) -> Tensor:
@@ -153,15 +180,31 @@ class HFEngine(RolloutEngine):
         )  # fmt: skip
         return output.logits[:, -1].float()
 
-    def _completions(
-        self, tokens: list[list[int]], logprobs: list[list[float]], stopped: list[bool]
-    ) -> list[Completion]:
-        assert self._context is not None
-        texts = [str(self._context.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
-        return [
-            Completion(text, tuple(ids), "stop" if end else "length", tuple(values))
-            for text, ids, values, end in zip(texts, tokens, logprobs, stopped, strict=True)
-        ]
+
+class _Row:
+    """A completion while it is decoded.
+
+    seed: of its first turn. limit: the longest current turn.
+    tokens, logprobs: of the current turn. turn: its number. observed: tokens still to be fed before it is sampled.
+    whole: the completion, once it is over.
+    """
+
+    def __init__(self, seed: int, limit: int) -> None:
+        self.seed, self.limit, self.turn = seed, limit, 0
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.observed: deque[int] = deque()
+        self.whole: Completion | None = None
+
+    def go_on(self, how: Continuation) -> None:
+        """Begin the next turn."""
+        self.tokens, self.logprobs, self.observed = [], [], deque(how.token_ids)
+        self.turn, self.limit = self.turn + 1, how.max_tokens
+
+
+def _whole(row: _Row) -> Completion:
+    assert row.whole is not None, "a group is complete when its last completion is"
+    return row.whole
 
 
 def _uniforms(seeds: Sequence[int], sampling: Sampling, device: torch.device) -> Tensor:

@@ -28,6 +28,7 @@ class Asked:
         max_tokens: maximum tokens of a completion.
         option: the option that sets `max_tokens`.
         prompt_option: the option that leaves out longer prompts.
+        room: tokens to allow for a prompt at the least, because an environment may add to it.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Asked:
     max_tokens: int
     option: str
     prompt_option: str = "data.init_args.max_prompt_tokens"
+    room: int = 0
 
     @property
     def longest(self) -> Prompt:
@@ -43,15 +45,27 @@ class Asked:
     @property
     def reach(self) -> int:
         """Tokens of the longest prompt plus the longest completion."""
-        return len(self.longest.token_ids) + self.max_tokens
+        return max(len(self.longest.token_ids), self.room) + self.max_tokens
 
 
-def asked_of(data: PromptDataModule, sampling: Sampling, eval_sampling: Sampling) -> list[Asked]:
-    """The loaded sets of a run, with their maximum completion lengths."""
-    trained = sampling.max_tokens, "rollout.sampling.max_tokens"
-    evaluated = eval_sampling.max_tokens, "rollout.eval_sampling.max_tokens"
+def asked_of(
+    data: PromptDataModule, sampling: Sampling, eval_sampling: Sampling, prompts_grow: bool = False
+) -> list[Asked]:
+    """The loaded sets of a run, with their maximum completion lengths.
+
+    Args:
+        prompts_grow: an environment may add to prompts, up to `max_prompt_tokens`.
+    """
+    limit = "max_tokens" if sampling.max_turns == 1 else "max_episode_tokens"
+    trained = sampling.reach, f"rollout.sampling.{limit}"
+    evaluated = eval_sampling.reach, f"rollout.eval_sampling.{limit}"
     return [
-        Asked(f"{other.name} {split}", prompts, *(trained if split == "train" else evaluated))
+        Asked(
+            f"{other.name} {split}",
+            prompts,
+            *(trained if split == "train" else evaluated),
+            room=other.max_prompt_tokens if prompts_grow else 0,
+        )
         for other in data.validated
         for split, prompts in other.prompts.items()
         if prompts

@@ -24,6 +24,7 @@ def probe_sampling(sampling: Sampling) -> Sampling:
         top_p=1.0,
         top_k=0,
         max_tokens=min(PROBED, sampling.max_tokens),
+        stop=(),
     )
 
 

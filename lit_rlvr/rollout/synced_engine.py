@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -13,6 +14,7 @@ from lit_rlvr.errors import UserError, check_within, first_line
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.rollout.probe import check_engine, probe_sampling
+from lit_rlvr.rollout.turns import Turns
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -109,6 +111,7 @@ class SyncedEngine:
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
+        turns: Turns | None = None,
     ) -> list[list[Completion]]:
         """As `RolloutEngine.generate`, restarting the engine when it crashes.
 
@@ -126,7 +129,8 @@ class SyncedEngine:
         def attempt() -> None:
             self._probe_after_restart(prompts, sampling, seeds)
             before = dict(found)
-            found.update(dict(enumerate(self._engine.generate(prompts, sampling, seeds, keep))) | before)
+            more: dict[str, Any] = {} if turns is None else {"turns": turns}  # an engine may know single turns only
+            found.update(dict(enumerate(self._engine.generate(prompts, sampling, seeds, keep, **more))) | before)
 
         while (crash := crash_of(attempt)) is not None:
             self._restart_after(crash)

@@ -18,6 +18,8 @@ from lit_rlvr.policy.lora import changing_weights
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.rollout.own_world import executor_on, vllm_world
+from lit_rlvr.rollout.stop_texts import ends_with_stop
+from lit_rlvr.rollout.turns import Turns, turn_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 _SPARE = 2 << 30
@@ -154,52 +156,82 @@ class VLLMEngine(RolloutEngine):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
+        turns: Turns | None = None,
     ) -> list[list[Completion]]:
         engine = self._llm.llm_engine
-        ids = [[f"{p}-{g}" for g in range(len(numbers))] for p, numbers in enumerate(seeds)]
-        found: dict[str, Completion] = {}
-        left = [len(numbers) for numbers in seeds]
+        turns = turns or Turns()
+        turns.begin(prompts, sampling, seeds)
+        rows: dict[str, _Row] = {}  # by the request of its current turn
+        groups: list[list[_Row]] = []
         asked: list[str] = []
+
+        def ask(row: _Row, rendered: Any, limit: int) -> None:
+            name = f"{row.p}-{row.g}-{row.turn}"
+            rows[name] = row
+            parameters = self._parameters(sampling, turn_seed(row.seed, row.turn), limit)
+            asked.append(engine.add_request(name, rendered, parameters))
+
         try:
-            for prompt, numbers, names in zip(prompts, seeds, ids, strict=True):
-                (rendered,) = engine.renderer.render_cmpl([self._input(prompt)])
-                for seed, name in zip(numbers, names, strict=True):
-                    asked.append(engine.add_request(name, rendered, self._parameters(prompt, sampling, seed)))
-            while engine.has_unfinished_requests():
-                for output in engine.step():
-                    found[output.request_id] = self._completion(output.outputs[0])
-                    p = int(output.request_id.partition("-")[0])
-                    left[p] -= 1
-                    if done is not None and not left[p]:
-                        done(p, [found[name] for name in ids[p]])
+            for p, (prompt, numbers) in enumerate(zip(prompts, seeds, strict=True)):
+                (rendered,) = engine.renderer.render_cmpl([self._input(prompt, ())])
+                groups.append([_Row(p, g, seed) for g, seed in enumerate(numbers)])
+                for row in groups[p]:
+                    ask(row, rendered, self._held.limit(sampling.max_tokens, len(prompt.token_ids)))
+            while engine.has_unfinished_requests() or turns.waiting:
+                for output in engine.step() if engine.has_unfinished_requests() else ():
+                    row = rows[output.request_id]
+                    if row.add(output.outputs[0], self._held.tokenizer, sampling.stop):
+                        engine.abort_request([output.request_id])
+                    if row.finish_reason is not None:
+                        turns.stopped(row.p, row.g, self._turn(row))
+                for p, g, answer in turns.answers(self._least(turns, engine.has_unfinished_requests())):
+                    row = groups[p][g]
+                    if isinstance(answer, Completion):
+                        row.whole = answer
+                        if done is not None and all(row.whole for row in groups[p]):
+                            done(p, [row.get() for row in groups[p]])
+                    else:
+                        row.go_on(answer.token_ids)
+                        (rendered,) = engine.renderer.render_cmpl([self._input(prompts[p], row.before)])
+                        ask(row, rendered, answer.max_tokens)
         except BaseException:
             engine.abort_request(asked, internal=True)
             raise
-        return [[found[name] for name in names] for names in ids]
+        return [[row.get() for row in group] for group in groups]
 
-    def _input(self, prompt: Prompt) -> dict[str, Any]:
-        """A prompt as vLLM takes it: each image as a picture and one placeholder, which vLLM expands itself."""
+    @staticmethod
+    def _least(turns: Turns, busy: bool) -> int:
+        """How many answers to wait for. On a CPU all: which requests run together changes the last bits of their
+        results, and must not depend on how long an environment takes."""
+        if not torch.cuda.is_available():
+            return turns.waiting
+        return 0 if busy else 1
+
+    def _input(self, prompt: Prompt, before: Sequence[int]) -> dict[str, Any]:
+        """A prompt and the turns `before`, as vLLM takes them: each image as a picture and one placeholder, which vLLM
+        expands itself."""
         if prompt.pixels is None:
-            return {"prompt_token_ids": prompt.token_ids}
-        assert self._context is not None, "start() comes first"
-        ids = collapsed(self._context.policy, prompt)
-        return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(prompt.pixels.images)}}
+            return {"prompt_token_ids": [*prompt.token_ids, *before]}
+        ids = collapsed(self._held.policy, prompt)
+        return {"prompt_token_ids": [*ids, *before], "multi_modal_data": {"image": list(prompt.pixels.images)}}
 
-    def _parameters(self, prompt: Prompt, sampling: Sampling, seed: int) -> Any:
+    def _parameters(self, sampling: Sampling, seed: int, limit: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        assert self._context is not None, "start() comes first"
-        values = sampling_parameters(self._context, prompt, sampling, seed)
-        return SamplingParams(**values, output_kind=RequestOutputKind.FINAL_ONLY, flat_logprobs=True)
+        kind = RequestOutputKind.DELTA if sampling.stop else RequestOutputKind.FINAL_ONLY
+        values = sampling_parameters(self._held.policy, sampling, seed, limit)
+        return SamplingParams(**values, output_kind=kind, flat_logprobs=True)
 
-    def _completion(self, output: Any) -> Completion:
+    def _turn(self, row: _Row) -> Completion:
+        reason = row.finish_reason
+        assert reason is not None
+        return read_completion(self._held, row.tokens, tuple(row.logprobs), reason)
+
+    @property
+    def _held(self) -> EngineContext:
         assert self._context is not None, "start() comes first"
-        ids = list(output.token_ids)
-        found = output.logprobs  # of the sampled token at each position
-        assert found.token_ids == ids, "vLLM returned log-probabilities of tokens that it did not sample"
-        logprobs = tuple(found.logprobs)
-        return read_completion(self._context, ids, logprobs, output.finish_reason)
+        return self._context
 
     def rest(self) -> bool:
         if not (self.sleep and torch.cuda.is_available()):
@@ -215,6 +247,44 @@ class VLLMEngine(RolloutEngine):
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
+
+
+class _Row:
+    """Completion g of prompt p while it is generated.
+
+    before: the tokens of its earlier turns and of the observations after them. tokens, logprobs: of the current turn.
+    finish_reason: why that turn ended; None while it runs. turn: its number. whole: the completion, once it is over.
+    """
+
+    def __init__(self, p: int, g: int, seed: int) -> None:
+        self.p, self.g, self.seed, self.turn = p, g, seed, 0
+        self.before: list[int] = []
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish_reason: str | None = None
+        self.whole: Completion | None = None
+
+    def add(self, output: Any, tokenizer: Any, stop: Sequence[str]) -> bool:
+        """Add tokens from vLLM; returns whether a stop text ended the turn while vLLM would go on."""
+        if self.finish_reason is not None:  # a token more than the stop text
+            return False
+        ids, found = list(output.token_ids), output.logprobs  # of the sampled token at each position
+        assert found.token_ids == ids, "vLLM returned log-probabilities of tokens that it did not sample"
+        self.tokens += ids
+        self.logprobs += found.logprobs
+        self.finish_reason = output.finish_reason
+        if ends_with_stop(tokenizer, self.tokens, stop):
+            self.finish_reason = "stop"
+        return self.finish_reason != output.finish_reason and output.finish_reason is None
+
+    def go_on(self, observed: Sequence[int]) -> None:
+        """Begin the next turn after an observation."""
+        self.before += [*self.tokens, *observed]
+        self.tokens, self.logprobs, self.finish_reason, self.turn = [], [], None, self.turn + 1
+
+    def get(self) -> Completion:
+        assert self.whole is not None, "no request is left"
+        return self.whole
 
 
 def _make_noise(worker: Any) -> None:
@@ -256,15 +326,15 @@ def smallest_block() -> int:
     return 16
 
 
-def sampling_parameters(context: EngineContext, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
-    """The fields of vLLM's SamplingParams for one completion."""
+def sampling_parameters(policy: Policy, sampling: Sampling, seed: int, limit: int) -> dict[str, Any]:
+    """The fields of vLLM's SamplingParams for one completion or turn of at most `limit` tokens."""
     return {
         "seed": None if sampling.temperature == 0 else seed,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
-        "max_tokens": context.limit(prompt, sampling),
-        "stop_token_ids": list(context.policy.eos_token_ids),
+        "max_tokens": limit,
+        "stop_token_ids": list(policy.eos_token_ids),
         "logit_bias": {i: -100.0 for i in sampling.banned_token_ids} or None,
         "logprobs": 0,
         "detokenize": False,

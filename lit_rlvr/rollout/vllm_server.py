@@ -21,6 +21,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.rollout.synced_engine import crash_of
 from lit_rlvr.rollout.transfer import WeightTransfer
+from lit_rlvr.rollout.turns import Continuation, Turns, turn_seed
 from lit_rlvr.rollout.vllm import collapsed, read_completion, sampling_parameters, with_tied_head
 from lit_rlvr.rollout.vllm_client import START, ServerError, VLLMServer, dtype_of
 from lit_rlvr.types import Completion, Prompt, Sampling
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import httpx
 
 _log = logging.getLogger("lit_rlvr")
+
+POLL = 0.005
+"""Seconds between two looks for the answers of environments."""
 
 
 class VLLMServerEngine(RolloutEngine):
@@ -144,20 +148,27 @@ class VLLMServerEngine(RolloutEngine):
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
         done: Done | None = None,
+        turns: Turns | None = None,
     ) -> list[list[Completion]]:
+        if sampling.stop:
+            raise UserError("rollout.sampling.stop: a vLLM server ends turns at EOS tokens only; leave it empty")
         with ThreadPoolExecutor(1) as thread:  # a thread without a running event loop
-            return thread.submit(asyncio.run, self._generate(prompts, sampling, seeds, done)).result()
+            made = self._generate(prompts, sampling, seeds, done, turns or Turns())
+            return thread.submit(asyncio.run, made).result()
 
     async def _generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None
-    ) -> list[list[Completion]]:
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
+        turns: Turns,
+    ) -> list[list[Completion]]:  # fmt: skip
         import httpx
 
+        turns.begin(prompts, sampling, seeds)
+        answers = _Answers(turns)
         server = self.server
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(headers=server.headers, timeout=server.timeout, limits=limits) as client:
             tasks = [
-                asyncio.create_task(self._group(client, p, prompt, sampling, seeds[p], done))
+                asyncio.create_task(self._group(client, p, prompt, sampling, seeds[p], done, answers))
                 for p, prompt in enumerate(prompts)
             ]
             try:
@@ -170,15 +181,31 @@ class VLLMServerEngine(RolloutEngine):
 
     async def _group(
         self, client: httpx.AsyncClient, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int],
-        done: Done | None,
+        done: Done | None, answers: _Answers,
     ) -> list[Completion]:  # fmt: skip
         base = self._input(prompt)
-        requests = [base | {"sampling_params": self._parameters(prompt, sampling, seed)} for seed in seeds]
-        choices = await asyncio.gather(*(self.server.complete(client, request) for request in requests))
-        group = [self._completion(choice) for choice in choices]
+        each = (self._episode(client, (p, g), prompt, base, sampling, seed, answers) for g, seed in enumerate(seeds))
+        group = list(await asyncio.gather(*each))
         if done is not None and group:
             done(p, group)
         return group
+
+    async def _episode(
+        self, client: httpx.AsyncClient, name: tuple[int, int], prompt: Prompt, base: dict[str, Any],
+        sampling: Sampling, seed: int, answers: _Answers,
+    ) -> Completion:  # fmt: skip
+        """One completion, turn after turn."""
+        before: list[int] = []
+        limit, turn = self._started.limit(sampling.max_tokens, len(prompt.token_ids)), 0
+        while True:
+            parameters = sampling_parameters(self._held, sampling, turn_seed(seed, turn), limit)
+            request = base | {"token_ids": [*base["token_ids"], *before], "sampling_params": parameters}
+            said = self._completion(await self.server.complete(client, request))
+            answer = await answers.to(*name, said)
+            if isinstance(answer, Completion):
+                return answer
+            before += [*said.token_ids, *answer.token_ids]
+            limit, turn = answer.max_tokens, turn + 1
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
         """A prompt, with each image as one placeholder and a PNG, which is lossless."""
@@ -187,12 +214,12 @@ class VLLMServerEngine(RolloutEngine):
         parts = [{"type": "image_url", "url": _png(image)} for image in prompt.pixels.images]
         return {"token_ids": collapsed(self._held, prompt), "content_parts": parts}
 
-    def _parameters(self, prompt: Prompt, sampling: Sampling, seed: int) -> dict[str, Any]:
+    @property
+    def _started(self) -> EngineContext:
         assert self._context is not None, "start() comes first"
-        return sampling_parameters(self._context, prompt, sampling, seed)
+        return self._context
 
     def _completion(self, choice: dict[str, Any]) -> Completion:
-        assert self._context is not None, "start() comes first"
         versions = {span["version"] for span in choice["weight_versions"] or []}
         if versions != {self.version}:
             held = ", ".join(sorted(versions)) or "none"
@@ -202,7 +229,7 @@ class VLLMServerEngine(RolloutEngine):
         if choice["finish_reason"] not in ("stop", "length"):
             raise ServerError(f"{self.server.url} aborted a completion: {choice['finish_reason']}")
         logprobs = tuple(float(content["logprob"]) for content in choice["logprobs"]["content"])
-        return read_completion(self._context, choice["token_ids"], logprobs, choice["finish_reason"])
+        return read_completion(self._started, choice["token_ids"], logprobs, choice["finish_reason"])
 
     @property
     def _held(self) -> Policy:
@@ -212,6 +239,23 @@ class VLLMServerEngine(RolloutEngine):
 
     def close(self) -> None:
         self.transfer.close()
+
+
+class _Answers:
+    """Waits for the answers to the turns of many completions at once."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self._found: dict[tuple[int, int], Continuation | Completion] = {}
+
+    async def to(self, p: int, g: int, turn: Completion) -> Continuation | Completion:
+        """What follows a turn of completion g of prompt p."""
+        self._turns.stopped(p, g, turn)
+        while True:
+            self._found |= {(p, g): answer for p, g, answer in self._turns.answers(0)}
+            if (p, g) in self._found:
+                return self._found.pop((p, g))
+            await asyncio.sleep(POLL)
 
 
 def _png(image: Any) -> str:

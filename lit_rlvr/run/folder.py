@@ -247,7 +247,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
                     "answer": prompt.sample.answer,
                     "completion": completion.text,
                     "finish_reason": completion.finish_reason,
-                    "tokens": len(completion.token_ids),
+                    "tokens": completion.length,
                     "reward": round(float(rollout.rewards[p, g]), 6),
                     "correct": bool(rollout.correct[p, g]),
                     "status": rollout.statuses[p][g],

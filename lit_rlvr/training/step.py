@@ -129,9 +129,9 @@ def plan_step(
     counts = all_sum(torch.tensor([float(len(rows)), float(chosen.sum())], dtype=torch.float64, device=device))
     sequences, tokens = counts.tolist()
     token_weight = torch.zeros(mask.shape, device=device)
-    token_weight[rows] = aggregation_weights(
-        chosen, size, aggregation, sequences, tokens, rollout.sampling.max_tokens
-    ).to(token_weight.dtype)
+    token_weight[rows] = aggregation_weights(chosen, size, aggregation, sequences, tokens, rollout.sampling.longest).to(
+        token_weight.dtype
+    )
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
     real = len(microbatches)

@@ -1,0 +1,97 @@
+"""The tokens between two turns of the model: what the chat template writes around an observation.
+
+The model's own tokens are never rendered or tokenised again. A conversation with a placeholder in the model's place is
+rendered, and what follows the placeholder is appended to the tokens that the model sampled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datamodules.reading.chat import Chat
+from lit_rlvr.errors import UserError
+
+_TURN = "\ue000"  # stands for a turn of the model; no text contains it, because it is a private code point
+_QUESTION = {"role": "user", "content": "?"}
+
+
+class BetweenTurns:
+    """Turns observations into tokens.
+
+    Args:
+        chat: the format of the prompts.
+        tokenizer: the model's.
+        eos_token_ids: tokens that end a turn.
+        role: whose messages the observations are, `user` or `tool`.
+    """
+
+    def __init__(self, chat: Chat, tokenizer: Any, eos_token_ids: tuple[int, ...], role: str) -> None:
+        self._chat, self._tokenizer, self._role = chat, tokenizer, role
+        self._ends = {token: str(tokenizer.decode([token])) for token in eos_token_ids}
+        self._marked = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+
+    def tokens(self, text: str, last: int, most: int) -> tuple[str, tuple[int, ...]]:
+        """The observation as the model sees it, and its tokens with the chat template's around it.
+
+        Special tokens in the text are broken up, so that an observation cannot end its own message or begin another.
+
+        Args:
+            last: the last token of the model's turn; if it ends the message, the template's own end is left out.
+            most: longest result in tokens; the text is cut in the middle to fit.
+        """
+        text = self._harmless(text[: 16 * most] + text[16 * most :][-16 * most :])
+        ids = self._encode(text, last)
+        kept = list(self._tokenizer(text, add_special_tokens=False).input_ids)
+        while len(ids) > most and kept:
+            excess = max(len(ids) - most, 1)
+            room = max(len(kept) - excess - 8, 0)  # 8: about what the note takes
+            kept = kept[: room // 2] + kept[len(kept) - room // 2 :] if room > 1 else []
+            head, tail = (self._tokenizer.decode(part) for part in (kept[: room // 2], kept[room // 2 :]))
+            text = self._harmless(f"{head}\n[... cut ...]\n{tail}")
+            ids = self._encode(text, last)
+        return text, tuple(ids)
+
+    def _encode(self, text: str, last: int) -> list[int]:
+        after = self._after(text)
+        end = self._ends.get(last, "")
+        after = after[len(end) :] if end and after.startswith(end) else after
+        return list(self._tokenizer(after, add_special_tokens=False).input_ids)
+
+    def _after(self, text: str) -> str:
+        """What follows the model's turn, up to where its next turn begins."""
+        if not self._tokenizer.chat_template:
+            return f"\n{text}\n{self._chat.prefill}"
+        messages = [_QUESTION, _said(_TURN), {"role": self._role, "content": text}]
+        return self._chat.apply(messages, self._tokenizer).rpartition(_TURN)[2] + self._chat.prefill
+
+    def _harmless(self, text: str) -> str:
+        """The text with a zero-width space in each special token."""
+        for token in self._marked:
+            if len(token) > 1 and not token.isspace():
+                text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
+        return text.replace(_TURN, "")
+
+    def check(self) -> None:
+        """Refuse a chat template that renders earlier turns differently when later ones come: what the model was
+        trained on would not be what it sees when it is used.
+
+        Raises:
+            UserError: names the model.
+        """
+        if not self._tokenizer.chat_template:
+            return
+        for turn in (_TURN, f"<think>\n{_TURN}\n</think>\n\n{_TURN}"):
+            talk = [_QUESTION, _said(turn)]
+            for more in ([{"role": self._role, "content": "."}], [_said(turn), {"role": self._role, "content": "."}]):
+                before = self._chat.apply(talk, self._tokenizer, prompt=False)
+                talk = [*talk, *more]
+                if not self._chat.apply(talk, self._tokenizer, prompt=False).startswith(before.rstrip()):
+                    raise UserError(
+                        f"rollout.environment: the chat template of {self._tokenizer.name_or_path} changes earlier "
+                        f"turns of the model when a {self._role!r} message follows, so episodes cannot be appended to; "
+                        "use tools if it does so for user messages only, or another template"
+                    )
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}

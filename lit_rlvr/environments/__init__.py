@@ -1,0 +1,51 @@
+"""Environments: the model acts in several turns, and the environment answers.
+
+Names resolve on first use: worker processes import this package and must not pay for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_rlvr.environments.base import Environment, Observation
+    from lit_rlvr.environments.calculator import Calculator
+    from lit_rlvr.environments.guess_number import GuessNumber
+    from lit_rlvr.environments.python import Python
+    from lit_rlvr.environments.reward import EnvironmentReward
+    from lit_rlvr.environments.sql_shell import SQLShell
+    from lit_rlvr.environments.tools import Tools, as_environment
+    from lit_rlvr.environments.workers import EpisodeWorkers
+
+__all__ = [
+    "Calculator",
+    "Environment",
+    "EnvironmentReward",
+    "EpisodeWorkers",
+    "GuessNumber",
+    "Observation",
+    "Python",
+    "SQLShell",
+    "Tools",
+    "as_environment",
+]
+
+_MODULES = {
+    "Calculator": "calculator",
+    "Environment": "base",
+    "EnvironmentReward": "reward",
+    "EpisodeWorkers": "workers",
+    "GuessNumber": "guess_number",
+    "Observation": "base",
+    "Python": "python",
+    "SQLShell": "sql_shell",
+    "Tools": "tools",
+    "as_environment": "tools",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

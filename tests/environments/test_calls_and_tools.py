@@ -1,0 +1,172 @@
+"""Tool calls as models write them, and the tools that they call."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from tiny_environments import BadTools, Increment
+
+from lit_rlvr.environments import Calculator, GuessNumber, Python, SQLShell, as_environment
+from lit_rlvr.environments.calls import Call, find_calls
+from lit_rlvr.environments.tools import WrappedTools
+from lit_rlvr.errors import UserError
+from lit_rlvr.types import Sample, Turn
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("The answer is 4.", []),
+        ('<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', [Call("f", named={"x": 1})]),
+        (
+            'Both:<tool_call>{"name": "f", "arguments": {}}</tool_call> <tool_call>{"name": "g"}</tool_call>',
+            [Call("f"), Call("g")],
+        ),
+        ('<tool_call>{"name": "f", "arguments": "{\\"x\\": 2}"}</tool_call>', [Call("f", named={"x": 2})]),
+        ('<tool_call>{"name": "f", "arguments": {"x": 1}}', [Call("f", named={"x": 1})]),
+        ('{"name": "f", "parameters": {"q": "a; b"}}', [Call("f", named={"q": "a; b"})]),
+        ('{"name": "f", "parameters": {}}; {"name": "g", "parameters": {}}', [Call("f"), Call("g")]),
+        ('{"answer": 4}', []),
+        ('{"name": "Ada", "age": 7}', []),
+        ("<call>f(1, 'a', x=[2, 3])</call>", [Call("f", (1, "a"), {"x": [2, 3]})]),
+        ("<think><call>f(1)</call></think>4", []),
+    ],
+)
+def test_calls_are_found_in_every_form(text: str, calls: list[Call]) -> None:
+    assert find_calls(text) == calls
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("<tool_call>{name: f}</tool_call>", "not valid JSON"),
+        ("<tool_call>[1]</tool_call>", "must be a JSON object"),
+        ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "arguments must be a JSON object"),
+        ("<call>f(</call>", "cannot be read"),
+        ("<call>f(open('x'))</call>", "cannot be read"),
+        ("<call>3 + 4</call>", "written as name"),
+        ("<call>" + "(" * 5000 + "</call>", "cannot be read"),
+        ("<tool_call>" + "[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_a_malformed_call_says_what_is_wrong_with_it(text: str, problem: str) -> None:
+    (call,) = find_calls(text)
+    assert problem in call.problem
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [("17 * 23", "391"), ("-(2 + 3) * 4", "-20"), ("7 // 2 + 7 % 4", "6"), ("2 ** 10", "1024"), ("1 / 4", "0.25")],
+)
+def test_the_calculator(expression: str, value: str) -> None:
+    assert Calculator().calculate(expression) == value
+
+
+@pytest.mark.parametrize("expression", ["9 ** 9 ** 9", "(-8) ** 0.5", "abs(3)", "x", "'a' * 10 ** 9", "1" * 2000, "True"])
+def test_the_calculator_computes_nothing_else(expression: str) -> None:
+    answer = Calculator().step(Turn(f"<call>calculate({expression!r})</call>"))
+    assert answer.text.startswith("error: ") and (answer.calls, answer.errors, answer.done) == (1, 1, False)
+
+
+def test_a_turn_without_a_call_ends_the_episode() -> None:
+    assert Calculator().step(Turn("4")).done
+
+
+def test_all_calls_of_a_turn_are_run() -> None:
+    seen = Calculator().step(Turn("<call>calculate('1 + 1')</call><call>no(1)</call><call>calculate(a=2)</call>"))
+    first, second, third = seen.text.split("\n")
+    assert first == "2"
+    assert second == "error: there is no tool 'no'; the tools are calculate"
+    assert third.startswith("error: calculate: ") and (seen.calls, seen.errors) == (3, 2)
+
+
+def test_what_tools_return_becomes_text() -> None:
+    tools = BadTools()
+    assert tools.step(Turn("<call>table(2)</call>")).text == '[{"row": 0}, {"row": 1}]'
+    assert tools.step(Turn("<call>broken()</call>")).text == "error: RuntimeError: no connection"
+
+
+def test_schemas_come_from_types_and_docstrings() -> None:
+    (tool,) = Calculator().tools
+    assert tool["function"]["name"] == "calculate"
+    assert tool["function"]["parameters"]["properties"]["expression"]["type"] == "string"
+    assert Calculator(offer=False).tools == ()
+
+
+class Undocumented:
+    def look(self, where):  # type: ignore[no-untyped-def]
+        return where
+
+
+class Empty:
+    pass
+
+
+def test_methods_that_cannot_be_offered_are_named() -> None:
+    with pytest.raises(UserError, match=r"Undocumented\.look cannot be offered as a tool.*docstring"):
+        WrappedTools(Undocumented())
+    with pytest.raises(UserError, match="Empty has no public method"):
+        WrappedTools(Empty())
+
+
+def test_a_class_written_for_trl_works_by_its_path() -> None:
+    tools = as_environment("tiny_environments.Increment")
+    assert isinstance(tools, WrappedTools) and tools.rewards
+    sample = Sample("a", "Go.", "", row={"start": 2})
+    assert tools.reset(sample) == " The counter is 2."
+    assert [tool["function"]["name"] for tool in tools.tools] == ["increment"]
+    assert tools.step(Turn('<tool_call>{"name": "increment", "arguments": {"step": 4}}</tool_call>')).text == "6"
+    assert tools.reward() == 1.0
+    assert isinstance(tools.holder, Increment)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("nothing.Here", "No module named 'nothing'"), ("lit_rlvr.environments.None_", "cannot be imported"),
+     ("os.path.join", "is not a class")],
+)  # fmt: skip
+def test_a_wrong_path_is_one_line(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        as_environment(path)
+
+
+def test_the_sql_shell_shows_rows_or_the_error_and_cannot_write(tmp_path: Path) -> None:
+    path = tmp_path / "cats.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE cats (name TEXT, age INTEGER)")
+        database.executemany("INSERT INTO cats VALUES (?, ?)", [("Ada", 3), ("Ben", None), ("Cleo", 5)])
+    shell = SQLShell(shown_rows=2)
+    shell.reset(Sample("a", "?", "", row={"databases": [str(path)]}))
+
+    def query(sql: str) -> str:
+        return shell.step(Turn(f"<call>query({sql!r})</call>")).text
+
+    assert query("SELECT * FROM cats") == "Ada | 3\nBen | NULL\n... and 1 more rows"
+    assert query("SELECT name FROM cats WHERE age > 9") == "no rows"
+    assert query("SELECT nam FROM cats") == "error: ValueError: no such column: nam"
+    assert "not authorized" in query("DELETE FROM cats")
+    assert "too many instructions" in query(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT MAX(i) FROM n"
+    )
+    assert query("SELECT COUNT(*) FROM cats") == "3"
+    with pytest.raises(UserError, match="a: no `databases` in its row"):
+        shell.reset(Sample("a", "?", ""))
+
+
+def test_python_runs_in_the_sandbox() -> None:
+    tools = Python()
+    assert tools.step(Turn("<call>python('print(6 * 7)')</call>")).text == "42\n"
+    assert tools.step(Turn("<call>python('x = 1')</call>")).text == "the program printed nothing"
+    assert "ZeroDivisionError" in tools.step(Turn("<call>python('1 / 0')</call>")).text
+    assert "error: " in tools.step(Turn("<call>python('open(\"/tmp/x\", \"w\")')</call>")).text
+    assert "error: " in tools.step(Turn("<call>python('while True: pass')</call>")).text
+
+
+def test_guessing_a_number() -> None:
+    game = GuessNumber()
+    game.reset(Sample("a", "Guess.", "12"))
+    assert [game.step(Turn(text)).text for text in ("5", "is it 20?", "no idea")] == [
+        "higher", "lower", "Guess a whole number."
+    ]  # fmt: skip
+    assert game.reward() is False
+    assert game.step(Turn("12")).done and game.reward() is True
