@@ -74,6 +74,14 @@ class Environment(ABC):
         return type(self).reward is not Environment.reward
 
 
+def named(environment: Environment | None) -> str | None:
+    """An environment and its options, for settings that must not change."""
+    if environment is None:
+        return None
+    options = {name: value for name, value in vars(environment).items() if name != "tools"}
+    return f"{type(environment).__qualname__}({options})"
+
+
 def pickled(environment: Environment) -> bytes:
     """The environment as its workers get it.
 

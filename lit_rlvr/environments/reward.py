@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.rewards.base import Reward, as_rewards
+from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 
@@ -29,14 +29,14 @@ class EnvironmentReward(Reward):
         return completion.outcome or RewardResult(0.0)
 
 
-def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str] | None, default: Reward) -> list[Any]:
+def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str] | None) -> list[Reward]:
     """The rewards of a config, with the environment's own if it judges its episodes.
 
     Args:
-        rewards: None = only the environment's, or `default` if it has none.
+        rewards: None = only the environment's, or `MathAnswer` if it has none.
     """
     judges = environment is not None and environment.rewards
     if rewards is None:
-        return as_rewards([EnvironmentReward()] if judges else [default])
+        return [EnvironmentReward() if judges else MathAnswer()]
     named = any(isinstance(reward, EnvironmentReward) for reward in rewards)
     return as_rewards([*rewards, EnvironmentReward()] if judges and not named else rewards)

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from datamodules.reading.rows import lookup
+from lit_rlvr.evaluation.protocols import TURNS
 from lit_rlvr.export import is_run, run_config
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.types import Sampling
 
 MAX_TOKENS = 2048
 """Default completion length for models without a run."""
@@ -38,6 +40,25 @@ def find_dtype(asked: str, model: str, folder: str) -> Found:
     if not isinstance(found, torch.dtype):
         return torch.float32, "by default"
     return torch.float32 if found.itemsize >= 4 else torch.bfloat16, f"its config.json: {found}"
+
+
+def find_limits(max_tokens: int, model: str) -> Sampling:
+    """The limits of a completion, and with a run those of its episodes and its stop texts."""
+    if not is_run(model):
+        return Sampling(max_tokens=max_tokens)
+    config = run_config(Path(model).expanduser())
+    found: dict[str, Any] = {}
+    for name in (*TURNS, "stop"):
+        for place in ("eval_sampling", "sampling"):
+            value = lookup(config, f"rollout.{place}.{name}")
+            if value is not None and name not in found:
+                found[name] = tuple(value) if name == "stop" else value
+    return Sampling(max_tokens=max_tokens, **found)
+
+
+def find_environment(model: str) -> Any:
+    """The environment in a run's config; None if it has none."""
+    return lookup(run_config(Path(model).expanduser()), "rollout.environment") if is_run(model) else None
 
 
 def find_max_tokens(asked: int | None, model: str) -> Found:

@@ -18,12 +18,14 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 from rich.markdown import Markdown
 
 from lit_rlvr.diversity import DiversityMeasure, measure_diversity
+from lit_rlvr.environments import Environment, as_environment
+from lit_rlvr.environments.base import named
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.counter import counted
-from lit_rlvr.evaluation.defaults import find_dtype, find_max_tokens
+from lit_rlvr.evaluation.defaults import find_dtype, find_environment, find_limits, find_max_tokens
 from lit_rlvr.evaluation.devices import Share, check_devices, run_shares
 from lit_rlvr.evaluation.own_completions import Given, match, read_completions
-from lit_rlvr.evaluation.protocols import SAMPLING
+from lit_rlvr.evaluation.protocols import SAMPLING, TURNS
 from lit_rlvr.evaluation.records import Records
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
@@ -34,6 +36,7 @@ from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
 from lit_rlvr.rollout.choose_engine import resolve_engine
 from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.lengths import Asked, within_context
 from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.rollout.vllm import VLLMEngine
@@ -82,6 +85,11 @@ def make_parser(command: str) -> ArgumentParser:
     parser.add_argument("--system_prompt", type=str | None,
                         help="replaces that of the suites, and their templates unless --template is given")  # fmt: skip
     parser.add_argument("--template", type=str | None, help="replaces that of the suites")
+    parser.add_argument("--environment", type=Environment | str | None,
+                        help="answers the model between turns if the suite names none; default: the run's")  # fmt: skip
+    parser.add_argument("--max_turns", type=int | None, help="most turns of an episode; default: the run's")
+    parser.add_argument("--max_observation_tokens", type=int | None, help="longest observation; default: the run's")
+    parser.add_argument("--max_episode_tokens", type=int | None, help="longest episode; default: the run's")
     parser.add_argument("--engine", type=RolloutEngine | str, default="auto", help="auto, hf, vllm, or a class_path")
     parser.add_argument("--dtype", type=Literal["auto", "float32", "bfloat16"], default="auto",
                         help="data type to compute in; auto = the run's, or that of the model's config")  # fmt: skip
@@ -98,12 +106,15 @@ def make_parser(command: str) -> ArgumentParser:
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `evaluate`."""
     parser = make_parser(command)
-    config = parser.instantiate_classes(parser.parse_args(arguments))
+    parsed = parser.parse_args(arguments)
+    if parsed.environment is None and parsed.model is not None and (own := find_environment(parsed.model)):
+        parsed = parser.parse_args([*arguments, "--environment", json.dumps(own)])
+    config = parser.instantiate_classes(parsed)
     if (config.model is None) == (config.completions is None):
         raise UserError("--model: give either a model to sample from or --completions to score")
     given = {name: config[name] for name in ("protocol", *SAMPLING, "system_prompt", "template")}
     options = {"eval_limit": config.limit, "max_prompt_tokens": config.max_prompt_tokens}
-    suites = list(find_suites(config.suite, options, given))
+    suites = list(find_suites(config.suite, options, given, as_environment(config.environment)))
     if not suites:
         raise UserError("--suite: it names no suite; give at least one, such as math500")
     check_devices(config.devices, resolve_engine(config.engine), config.model is not None)
@@ -132,10 +143,16 @@ def sample_suites(
     share = Share.of_this_process()
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = EvaluatingModule(model_of(config.model))
-    max_tokens = settle(config, module)
+    limits = find_limits(settle(config, module), config.model)
     prompts = {suite.name: load_prompts(suite, module) for suite in suites}
-    plans = {suite.name: suite.protocol.parts(max_tokens) for suite in suites}
-    settings = settings_of(config, module), {name: told(plans[name], prompts[name]) for name in plans}
+    plans = {suite.name: suite.protocol.parts(limits) for suite in suites}
+    for suite in suites:
+        for sampling, _ in plans[suite.name].values():
+            check_turns(f"--suite: {suite.name}: ", sampling, suite.environment)
+    settings = (
+        settings_of(config, module),
+        {s.name: told(plans[s.name], prompts[s.name], s.environment) for s in suites},
+    )
     records = Records(out, *settings, share.file if share else None)
     asked = {name: share.questions(found) if share else found for name, found in prompts.items()}
     work = [
@@ -150,7 +167,11 @@ def sample_suites(
             run_shares(arguments, config.devices, out, one_more)
         records = Records(out, *settings)
     elif missing:
-        sampler = start(module, config, {name: (prompts[name], longest(plans[name])) for name in plans})
+        asked_for = {
+            s.name: (prompts[s.name], longest(plans[s.name]), s.data.max_prompt_tokens if begins(s.environment) else 0)
+            for s in suites
+        }
+        sampler = start(module, config, asked_for)
         started, tokens = time.perf_counter(), 0
         with counted("questions", missing, done=total - missing) as one_more:
             for suite, part, left in work:
@@ -162,7 +183,7 @@ def sample_suites(
                     tokens += sum(completion.length for completion in group[0])
                     one_more()
 
-                sampler.run(left, sampling, samples, suite.rewards, part, suite.data.prepare, judged)
+                sampler.run(left, sampling, samples, suite.rewards, part, suite.data, judged, suite.environment)
         seconds = time.perf_counter() - started
         sampler.close()
         _log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
@@ -228,12 +249,14 @@ def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], give
 
 def longest(parts: Mapping[str, tuple[Sampling, int]]) -> int:
     """The longest completion of a suite, in tokens."""
-    return max(sampling.max_tokens for sampling, _ in parts.values())
+    return max(sampling.reach for sampling, _ in parts.values())
 
 
 def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     """A suite's questions as the model sees them."""
     suite.data.use_model(module)
+    if suite.environment is not None:
+        suite.data.use_tools(suite.environment.tools)
     suite.data.setup("test")
     if not suite.data.prompts["test"]:
         raise UserError(f"--suite: {suite.name} has no questions; give its `test`")
@@ -246,30 +269,37 @@ def settings_of(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
     return {"model": module.model, "engine": engine, "dtype": config.dtype, "seed": config.seed}
 
 
-def told(parts: Mapping[str, tuple[Sampling, int]], prompts: Sequence[Prompt]) -> dict[str, Any]:
+def told(
+    parts: Mapping[str, tuple[Sampling, int]], prompts: Sequence[Prompt], environment: Environment | None
+) -> dict[str, Any]:
     """The settings that the completions of one suite depend on, its questions among them."""
     questions = repr([(p.sample.id, p.token_ids) for p in prompts]).encode()
     sampling = {
         part: {"samples": samples, "temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_tokens}
+        | ({} if environment is None else {name: getattr(s, name) for name in (*TURNS, "stop")})
         for part, (s, samples) in parts.items()
     }
-    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling
+    played = {} if environment is None else {"environment": named(environment)}
+    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | played
 
 
-def start(module: EvaluatingModule, config: Namespace, asked: Mapping[str, tuple[Sequence[Prompt], int]]) -> Sampler:
+def start(
+    module: EvaluatingModule, config: Namespace, asked: Mapping[str, tuple[Sequence[Prompt], int, int]]
+) -> Sampler:
     """The model in an engine with room for the longest sequence, which the model's context may cut.
 
     Args:
-        asked: suite -> its questions, and the longest completion.
+        asked: suite -> its questions, the longest completion, and how long prompts may become.
 
     Raises:
         UserError: a question fills the model's context.
     """
     sets = [
-        Asked(name, found, tokens, "--max_tokens", "--max_prompt_tokens") for name, (found, tokens) in asked.items()
+        Asked(name, found, tokens, "--max_tokens", "--max_prompt_tokens", room)
+        for name, (found, tokens, room) in asked.items()
     ]
     reach = within_context(module.model_folder, sets)
-    prompts = [prompt for found, _ in asked.values() for prompt in found]
+    prompts = [prompt for found, *_ in asked.values() for prompt in found]
     dtype = getattr(torch, config.dtype)
     images = max(len(prompt.sample.images) for prompt in prompts)
     engine = resolve_engine(config.engine)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from datamodules.reading.writing import as_row
+from lit_rlvr.environments.base import named
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.counter import counted
 from lit_rlvr.evaluation.records import Records, Row
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.files import check_new, write_atomically
+from lit_rlvr.rollout.episodes import begins
 from lit_rlvr.rollout.lengths import Asked, check_lengths
 
 if TYPE_CHECKING:
@@ -49,6 +51,8 @@ def filter_prompts(
         raise UserError(f"--samples: {samples} is not positive")
     check_out(out)
     data.use_model(module)
+    if rollout.environment is not None:
+        data.use_tools(rollout.environment.tools)
     data.setup("test" if split == "test" else "fit")
     prompts = data.prompts[split]
     if not prompts:
@@ -56,12 +60,13 @@ def filter_prompts(
     sampling = rollout.sampling
     settings = {
         "model": module.model_folder, "samples": samples, "sampling": vars(sampling), "data": data.name,
-        "rewards": [reward.name for reward in rollout.rewards],
+        "rewards": [reward.name for reward in rollout.rewards], "environment": named(rollout.environment),
     }  # fmt: skip
     records = Records(out.with_suffix(".samples"), settings)
     missing = records.missing(split, prompts)
     if missing:
-        asked = Asked(f"{data.name} {split}", missing, sampling.max_tokens, "rollout.sampling.max_tokens")
+        room = data.max_prompt_tokens if begins(rollout.environment) else 0
+        asked = Asked(f"{data.name} {split}", missing, sampling.reach, "rollout.sampling.max_tokens", room=room)
         check_lengths(module.model_folder, [asked])
         images = max(len(prompt.sample.images) for prompt in missing)
         check = data.prepare(asked.longest)
@@ -72,7 +77,7 @@ def filter_prompts(
                 records.add(split, *group)
                 one_more()
 
-            sampler.run(missing, sampling, samples, rollout.rewards, split, data.prepare, judged)
+            sampler.run(missing, sampling, samples, rollout.rewards, split, data, judged, rollout.environment)
         sampler.close()
     rates = [pass_rate(group) for group in records.groups(split, prompts)]
     kept = [(p, rate) for p, rate in zip(prompts, rates, strict=True) if rate is not None and lowest <= rate <= highest]

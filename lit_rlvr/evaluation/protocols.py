@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,11 @@ from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sampling
 
-SAMPLING: dict[str, Any] = {"samples": 8, "greedy": True, "temperature": 0.6, "top_p": 0.95, "max_tokens": None}
+TURNS = ("max_turns", "max_observation_tokens", "max_episode_tokens")
+"""Settings of episodes, as in `Sampling`; the model's by default."""
+SAMPLING: dict[str, Any] = {
+    "samples": 8, "greedy": True, "temperature": 0.6, "top_p": 0.95, "max_tokens": None, **dict.fromkeys(TURNS),
+}  # fmt: skip
 """Settings of sampling, with their defaults; `max_tokens` is then the model's."""
 PROMPTS = ("system_prompt", "template", "prefill")
 """Settings of the prompt, which replace a suite's own."""
@@ -30,6 +34,7 @@ class Protocol:
         temperature: of the sampled completions.
         top_p: of the sampled completions.
         max_tokens: longest completion, in tokens; None = what the model's run or the default says.
+        max_turns, max_observation_tokens, max_episode_tokens: limits of an episode; None likewise.
         prompts: options of the DataModule that replace the suite's.
     """
 
@@ -38,6 +43,9 @@ class Protocol:
     temperature: float
     top_p: float
     max_tokens: int | None
+    max_turns: int | None
+    max_observation_tokens: int | None
+    max_episode_tokens: int | None
     prompts: Mapping[str, Any]
 
     def __post_init__(self) -> None:
@@ -46,22 +54,25 @@ class Protocol:
         for name in ("temperature", "top_p"):
             if type(getattr(self, name)) not in (int, float):
                 raise UserError(f"{name}: {getattr(self, name)!r} is not a number")
-        if self.max_tokens is not None and (type(self.max_tokens) is not int or self.max_tokens < 1):
-            raise UserError(f"max_tokens: {self.max_tokens!r} is not a positive number")
+        for name in ("max_tokens", *TURNS):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise UserError(f"{name}: {value!r} is not a positive number")
         Sampling(self.temperature, self.top_p)  # refuses impossible ones
 
-    def parts(self, max_tokens: int) -> dict[str, tuple[Sampling, int]]:
+    def parts(self, limits: Sampling) -> dict[str, tuple[Sampling, int]]:
         """Part -> its sampling, and the number of completions per question.
 
         Args:
-            max_tokens: longest completion if the protocol leaves it open.
+            limits: those of a completion and an episode that the protocol leaves open.
         """
-        longest = self.max_tokens or max_tokens
+        own = {name: value for name in ("max_tokens", *TURNS) if (value := getattr(self, name)) is not None}
+        limits = replace(limits, **own)
         parts: dict[str, tuple[Sampling, int]] = {}
         if self.samples:
-            parts["sampled"] = Sampling(self.temperature, self.top_p, max_tokens=longest), self.samples
+            parts["sampled"] = replace(limits, temperature=self.temperature, top_p=self.top_p), self.samples
         if self.greedy:
-            parts["greedy"] = Sampling(0.0, max_tokens=longest), 1
+            parts["greedy"] = replace(limits, temperature=0.0), 1
         return parts
 
 

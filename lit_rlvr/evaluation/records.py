@@ -25,7 +25,7 @@ class Records:
     """`completions.jsonl` in a folder, together with the settings it was generated with.
 
     A row is one completion: part, id, sample (of samples), completion, extracted, correct, status,
-    finish_reason, tokens, reward.
+    finish_reason, tokens, reward; with an environment also its turns, of which the completion is the last.
 
     Args:
         folder: created if necessary.
@@ -128,6 +128,7 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
             "sample": g,
             "samples": len(completions),
             "completion": completion.text,
+            **({"turns": [vars(turn) for turn in completion.turns]} if completion.turns else {}),
             "extracted": next((r.detail for r in scores.details[p][g].values() if r.correct is not None), ""),
             "correct": None if bool(scores.failed[p, g]) else bool(scores.correct[p, g]),
             "status": scores.statuses[p][g],

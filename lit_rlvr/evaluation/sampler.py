@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlvr.environments.base import Environment
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rollout.engine import EngineContext
+from lit_rlvr.rollout.episodes import Episodes, between_turns
 from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
+if TYPE_CHECKING:
+    from datamodules import PromptDataModule
+
 Judged = Callable[[Prompt, list[Completion], Scores], None]
-Prepare = Callable[[Prompt], Prompt]
 
 SEQUENCES = 2048
 """Completions handed to the engine at once; only their images are decoded."""
@@ -40,36 +44,49 @@ class Sampler:
         self, folder: str, engine: SyncedEngine, tokenizer: Any, dtype: torch.dtype, max_tokens: int, max_images: int,
         check: Prompt,
     ) -> None:  # fmt: skip
-        self.engine = engine
+        self.engine, self._reach = engine, max_tokens
         self.policy = load_policy(folder).requires_grad_(False)
         if engine.shares_weights and torch.cuda.is_available():
             self.policy.to("cuda")
         engine.start(
             EngineContext(folder, self.policy, tokenizer, max_tokens, 256, run_seed(), dtype, max_images=max_images)
         )
+        self._episodes: dict[Environment, Episodes] = {}
         sampling = Sampling(max_tokens=max_tokens - len(check.token_ids)).with_banned(self.policy.placeholder_ids)
         engine.bring(self.policy, "evaluated", [check], sampling)
 
     def run(
         self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, rewards: Sequence[Reward], use: str,
-        prepare: Prepare, judged: Judged,
+        data: PromptDataModule, judged: Judged, environment: Environment | None = None,
     ) -> None:  # fmt: skip
         """Sample and judge.
 
         Args:
             samples: completions per prompt. Each has its own seed, derived from (run seed, `use`, prompt id, number),
                 so that no completion depends on the others sampled.
-            prepare: makes a prompt ready for the engine (images).
+            data: the prompts' DataModule.
             judged: called with each group from a separate thread, one at a time, in any order.
+            environment: what answers the model between its turns.
         """
         sampling = sampling.with_banned(self.policy.placeholder_ids)
         share = max(1, SEQUENCES // samples)
+        episodes = None if environment is None else self._played_in(environment, data)
         for first in range(0, len(prompts), share):
-            self._run([prepare(p) for p in prompts[first : first + share]], sampling, samples, rewards, use, judged)
+            some = [data.prepare(p) for p in prompts[first : first + share]]
+            if episodes is not None:
+                some = episodes.open(some, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
+            self._run(some, sampling, samples, rewards, use, judged, episodes)
+
+    def _played_in(self, environment: Environment, data: PromptDataModule) -> Episodes:
+        """Workers for episodes of an environment; one set for each."""
+        if environment not in self._episodes:
+            between = between_turns(data, self.policy, environment)
+            self._episodes[environment] = Episodes(environment, between, self._reach)
+        return self._episodes[environment]
 
     def _run(
         self, prompts: list[Prompt], sampling: Sampling, samples: int, rewards: Sequence[Reward], use: str,
-        judged: Judged,
+        judged: Judged, episodes: Episodes | None,
     ) -> None:  # fmt: skip
         seeds = [[derive_seed(run_seed(), use, p.sample.id, g) for g in range(samples)] for p in prompts]
         waiting: dict[int, Future[None]] = {}
@@ -82,12 +99,14 @@ class Sampler:
             def done(p: int, group: list[Completion]) -> None:
                 waiting[p] = waiting.get(p) or thread.submit(judge, prompts[p], group)
 
-            for p, group in enumerate(self.engine.generate(prompts, sampling, seeds, done)):
+            for p, group in enumerate(self.engine.generate(prompts, sampling, seeds, done, episodes)):
                 done(p, group)
         for future in waiting.values():
             future.result()
 
     def close(self) -> None:
-        """Give back the engine's memory and the reward workers."""
+        """Give back the engine's memory and the workers of rewards and environments."""
         self.engine.close()
+        for episodes in self._episodes.values():
+            episodes.close()
         shared_pool().close()

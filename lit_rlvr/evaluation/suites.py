@@ -12,14 +12,17 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+import lit_rlvr.environments.known
 import lit_rlvr.rewards.known  # noqa: F401
 from datamodules import PromptDataModule, geometry, medical_vqa, text_math
 from datamodules.reading.readers import FORMATS, read_rows
 from datamodules.reading.rows import BadRow
 from lit_rlvr.configs import config_folder, merge
+from lit_rlvr.environments import Environment, as_environment
+from lit_rlvr.environments.reward import rewards_with
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.protocols import PROMPTS, SAMPLING, Protocol, check_settings, make_protocol
-from lit_rlvr.rewards import Reward, as_rewards
+from lit_rlvr.rewards import Reward
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -44,12 +47,14 @@ class Suite:
         data: DataModule with the questions as its test set.
         rewards: the rewards that judge an answer.
         protocol: how its questions are asked.
+        environment: what answers the model between its turns; None = it answers in one turn.
     """
 
     name: str
     data: PromptDataModule
     rewards: list[Reward]
     protocol: Protocol
+    environment: Environment | None = None
 
 
 Asked = str | list[str | dict[str, Any]]
@@ -58,7 +63,9 @@ OWN = ("suite", "protocol", "columns", *SAMPLING, *PROMPTS)
 """The settings of a suite in such a list."""
 
 
-def find_suites(asked: Asked, options: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[Suite]:
+def find_suites(
+    asked: Asked, options: Mapping[str, Any], given: Mapping[str, Any], environment: Environment | None = None
+) -> Iterator[Suite]:
     """The suites that the user asks for.
 
     Args:
@@ -67,6 +74,7 @@ def find_suites(asked: Asked, options: Mapping[str, Any], given: Mapping[str, An
             holds one as `suite`, and its own `columns`, `protocol` and settings of that.
         options: options that override those of all their DataModules.
         given: protocol and settings for all of them, as in `make_protocol`.
+        environment: of suites that name none.
 
     Raises:
         UserError: there is no such suite, or it cannot be built.
@@ -83,7 +91,7 @@ def find_suites(asked: Asked, options: Mapping[str, Any], given: Mapping[str, An
             raise UserError(f"--suite: {name}: {error}") from error
         columns = {"columns": item["columns"]} if "columns" in item else {}
         own = {"name": name} | dict(options) | columns | asked_with(name, values, protocol)
-        yield build(name, merge(values, {"data": {"init_args": own}}), protocol)
+        yield build(name, merge(values, {"data": {"init_args": own}}), protocol, environment)
 
 
 def as_items(asked: Asked) -> list[dict[str, Any]]:
@@ -146,12 +154,12 @@ def shipped(name: str) -> Path:
 
 
 def read_suite(path: Path) -> dict[str, Any]:
-    """A suite's `data` and `rewards`."""
+    """A suite's `data` and `rewards`, and perhaps its `environment`."""
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--suite: {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict) or {*values} != {"data", "rewards"}:
+    if not isinstance(values, dict) or {*values} - {"environment"} != {"data", "rewards"}:
         raise UserError(f"--suite: {path} must hold `data` and `rewards`, like the shipped suites")
     return values
 
@@ -198,14 +206,20 @@ def _reward(reward: Any) -> dict[str, Any]:
     return {"class_path": first, "init_args": {"otherwise": {"class_path": otherwise}}}
 
 
-def build(name: str, values: dict[str, Any], protocol: Protocol) -> Suite:
-    """Build a suite from its settings."""
+def build(name: str, values: dict[str, Any], protocol: Protocol, environment: Environment | None = None) -> Suite:
+    """Build a suite from its settings.
+
+    Args:
+        environment: if the settings name none.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(PromptDataModule, "data", required=True)
     parser.add_argument("--rewards", type=list[Reward | str], required=True)
+    parser.add_argument("--environment", type=Environment | str | None)
     try:
         built = parser.instantiate_classes(parser.parse_object(values))
     except ArgumentError as error:
         error.add_note(f"--suite: {name}")  # names the suite for the command line
         raise
-    return Suite(name, built.data, as_rewards(built.rewards), protocol)
+    environment = as_environment(built.environment) or environment
+    return Suite(name, built.data, rewards_with(environment, built.rewards), protocol, environment)

@@ -83,27 +83,33 @@ def show(step: int, algorithm: str, group: dict[str, Any]) -> None:
     scale = largest_weight(group)
     for g, completion in enumerate(group["completions"]):
         text = Text(f"[{g}] ", style="dim")
-        for token, weight, clipped, _ in tokens(completion):
+        for token, weight, clipped, numbers in tokens(completion):
             strength = int(160 * abs(weight) / scale)
             colour = (0, 40 + strength, 0) if weight > 0 else (40 + strength, 0, 0)
             style = f"on rgb({colour[0]},{colour[1]},{colour[2]})" if weight else ""
-            text.append(token, style=f"{style} strike" if clipped else style)
+            text.append(token, style="dim" if numbers == OBSERVED else f"{style} strike" if clipped else style)
         console.print(text)
-    console.print(Text("green: made likelier, red: made less likely, struck out: clipped", style="dim"))
+    legend = "green: made likelier, red: made less likely, struck out: clipped"
+    if any("sampled" in completion for completion in group["completions"]):
+        legend += ", dim: observed, not trained on"
+    console.print(Text(legend, style="dim"))
 
 
+OBSERVED = "observed, not trained on"
 COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", "clipped", "sum of weights", "status")
 
 
 def cells(completion: dict[str, Any]) -> list[str]:
     """One completion's row of the table."""
-    ratio, weight = completion.get("ratio", []), completion.get("weight", [])
+    own = _own(completion)
+    ratio = [value for value, sampled in zip(completion.get("ratio", []), own, strict=False) if sampled]
+    weight = completion.get("weight", [])
     clipped = sum(c for _, _, c, _ in tokens(completion))
     return [
         f"{completion['reward']:.3f}",
         "yes" if completion["correct"] else "no",
         f"{completion['advantage']:+.3f}",
-        str(len(completion["tokens"])),
+        str(sum(own)),
         f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",
         str(clipped),
         f"{sum(weight):+.3g}" if weight else "0",
@@ -114,14 +120,25 @@ def cells(completion: dict[str, Any]) -> list[str]:
 def tokens(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     """(token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
     weights, ratios = completion.get("weight"), completion.get("ratio")
+    own = _own(completion)
     if not weights or not ratios:  # a group without a gradient is not run
-        return [(token, 0.0, False, "not run") for token in completion["tokens"]]
-    rows = zip(completion["tokens"], weights, ratios, completion["logp"], strict=True)
+        return [
+            (token, 0.0, False, "not run" if sampled else OBSERVED)
+            for token, sampled in zip(completion["tokens"], own, strict=True)
+        ]
+    rows = zip(completion["tokens"], own, weights, ratios, completion["logp"], strict=True)
     live = completion["advantage"] != 0
     return [
         (token, weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
-        for token, weight, ratio, logp in rows
+        if sampled
+        else (token, 0.0, False, OBSERVED)
+        for token, sampled, weight, ratio, logp in rows
     ]
+
+
+def _own(completion: dict[str, Any]) -> list[bool]:
+    """For each token, whether the model sampled it."""
+    return completion.get("sampled") or [True] * len(completion["tokens"])
 
 
 def largest_weight(group: dict[str, Any]) -> float:
@@ -156,6 +173,8 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
 
 
 def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: float) -> dict[str, str]:
+    if numbers == OBSERVED:
+        return {"text": text, "kind": "observed", "strength": "0", "numbers": numbers}
     kind = "clip" if clipped else "up" if weight > 0 else "down" if weight < 0 else ""
     return {"text": text, "kind": kind, "strength": f"{0.75 * abs(weight) / scale:.3g}", "numbers": numbers}
 

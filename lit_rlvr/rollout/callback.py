@@ -25,7 +25,7 @@ from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rewards import MathAnswer, Reward, shared_pool
+from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rollout.ahead import Ahead
@@ -102,7 +102,7 @@ class RolloutCallback(Callback):
         self.eval_sampling = eval_sampling.beside(sampling)
         self.eval_samples, self.eval_greedy = eval_samples, eval_greedy
         self.environment = as_environment(environment)
-        self.rewards = rewards_with(self.environment, rewards, MathAnswer())
+        self.rewards = rewards_with(self.environment, rewards)
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
         self._reference = ReferenceRewards(group_size)

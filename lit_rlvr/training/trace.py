@@ -80,8 +80,10 @@ class Trace:
     def _completion(self, rollout: Rollout, p: int, g: int, tokenizer: Any) -> dict[str, Any]:
         completion = rollout.completions[p][g]
         advantages = rollout.advantages
+        numbers = self.tokens.get(p * rollout.group_size + g, {})
         return {
             "text": completion.text,
+            **({"sampled": list(completion.sampled)} if completion.sampled else {}),
             "tokens": [tokenizer.decode([token]) for token in completion.token_ids],
             "finish_reason": completion.finish_reason,
             "reward": float(rollout.rewards[p, g]),
@@ -90,12 +92,14 @@ class Trace:
             "status": rollout.statuses[p][g],
             "advantage": None if advantages is None else float(advantages[p, g]),
             "engine_logp": [round(v, 6) for v in completion.logprobs],
-            **{name: _numbers(v) for name, v in self.tokens.get(p * rollout.group_size + g, {}).items()},
+            **{name: _numbers(values, completion.from_model) for name, values in numbers.items()},
         }
 
 
-def _numbers(values: Tensor) -> list[float]:
-    return [float(f"{v:.6g}") for v in values.tolist()]
+def _numbers(values: Tensor, sampled: Iterable[bool]) -> list[float]:
+    """A number for each token: those of the sampled ones, and 0 for observed ones."""
+    each = iter(values.tolist())
+    return [float(f"{next(each):.6g}") if own else 0.0 for own in sampled]
 
 
 def trace_folder(run: str | Path) -> Path:
@@ -145,6 +149,8 @@ def _is_completion(completion: Any) -> bool:
     if not has_fields(completion, COMPLETION):
         return False
     length = len(completion["tokens"])
+    if not (isinstance(sampled := completion.get("sampled", [True] * length), list) and len(sampled) == length):
+        return False
     lists = [completion[name] for name in PER_TOKEN if name in completion]
     return len(lists) in (0, len(PER_TOKEN)) and all(
         isinstance(values, list) and len(values) == length and all(isinstance(v, int | float) for v in values)

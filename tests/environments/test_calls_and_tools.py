@@ -62,7 +62,9 @@ def test_the_calculator(expression: str, value: str) -> None:
     assert Calculator().calculate(expression) == value
 
 
-@pytest.mark.parametrize("expression", ["9 ** 9 ** 9", "(-8) ** 0.5", "abs(3)", "x", "'a' * 10 ** 9", "1" * 2000, "True"])
+@pytest.mark.parametrize(
+    "expression", ["9 ** 9 ** 9", "(-8) ** 0.5", "abs(3)", "x", "'a' * 10 ** 9", "1" * 2000, "True"]
+)
 def test_the_calculator_computes_nothing_else(expression: str) -> None:
     answer = Calculator().step(Turn(f"<call>calculate({expression!r})</call>"))
     assert answer.text.startswith("error: ") and (answer.calls, answer.errors, answer.done) == (1, 1, False)
@@ -158,7 +160,7 @@ def test_python_runs_in_the_sandbox() -> None:
     assert tools.step(Turn("<call>python('print(6 * 7)')</call>")).text == "42\n"
     assert tools.step(Turn("<call>python('x = 1')</call>")).text == "the program printed nothing"
     assert "ZeroDivisionError" in tools.step(Turn("<call>python('1 / 0')</call>")).text
-    assert "error: " in tools.step(Turn("<call>python('open(\"/tmp/x\", \"w\")')</call>")).text
+    assert "error: " in tools.step(Turn('<call>python(\'open("/tmp/x", "w")\')</call>')).text
     assert "error: " in tools.step(Turn("<call>python('while True: pass')</call>")).text
 
 

@@ -57,7 +57,9 @@ def text(outcome: Outcome) -> str:
 def test_episodes_keep_their_state(play: Any) -> None:
     playing = play()
     for turn in (1, 2, 3):
-        assert {text(outcome) for outcome in playing.say(e0="go", e1="go", e2="go", e3="go").values()} == {f"turn {turn}"}
+        assert {text(outcome) for outcome in playing.say(e0="go", e1="go", e2="go", e3="go").values()} == {
+            f"turn {turn}"
+        }
     done = playing.say(e4="go")[4].value
     assert done.outcome is None and not done.observation.done
 

@@ -17,6 +17,7 @@ from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.protocols import make_protocol, read_protocol
 from lit_rlvr.evaluation.suites import Suite, find_suites
+from lit_rlvr.types import Sampling
 
 NAMES = sorted(path.stem for path in (config_folder() / "suites").glob("*.yaml"))
 OPTIONS = {"eval_limit": 5}
@@ -175,7 +176,8 @@ def test_which_setting_counts() -> None:
     assert (found.samples, found.temperature, found.top_p) == (16, 0.9, 0.95)
     default = make_protocol("aime25", {}, {})
     assert (default.samples, default.greedy, default.max_tokens) == (8, True, None)
-    assert {part: (s.temperature, s.max_tokens, n) for part, (s, n) in default.parts(99).items()} == {
+    parts = default.parts(Sampling(max_tokens=99))
+    assert {part: (s.temperature, s.max_tokens, n) for part, (s, n) in parts.items()} == {
         "sampled": (0.6, 99, 8), "greedy": (0.0, 99, 1),
     }  # fmt: skip
 

@@ -51,15 +51,21 @@ class Moody(Environment):
 
 
 class Faulty(Environment):
-    """Does what the turn's text says; otherwise it counts its turns."""
+    """Does what the turn's text says; otherwise it counts its turns.
 
-    def __init__(self, marks: str = "", **kwargs: Any) -> None:
+    Args:
+        marks: a file that remembers the fault that happens only once.
+        on: turns, and the faults that they mean.
+    """
+
+    def __init__(self, marks: str = "", on: dict[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.marks, self.turns = marks, 0
+        self.marks, self.on, self.turns = marks, on or {}, 0
         self.kept: list[bytes] = []
 
     def step(self, turn: Turn) -> Observation:
         self.turns += 1
+        turn = Turn(self.on.get(turn.text, turn.text if not self.on else ""))
         if "raise" in turn.text:
             raise ValueError("this environment is broken")
         if "hang" in turn.text:

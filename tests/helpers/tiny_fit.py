@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datamodules import Arithmetic
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.environments import Environment
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.engine import RolloutEngine
 from lit_rlvr.rollout.hf import HFEngine
@@ -61,7 +62,7 @@ def fit(
     folder: Path,
     root: Path,
     steps: int = 1,
-    rewards: Sequence[str] = ("tiny_rewards.first_token",),
+    rewards: Sequence[str] | None = ("tiny_rewards.first_token",),
     engine: RolloutEngine | None = None,
     prompts_per_step: int = 6,
     group_size: int = 4,
@@ -70,6 +71,7 @@ def fit(
     probe_every: int = 10,
     skip_nothing: bool = False,
     overlap: bool = False,
+    environment: Environment | None = None,
     recorder: Recorder | None = None,
     **options: Any,
 ) -> tuple[RecordingGRPO, Recorder]:
@@ -80,7 +82,8 @@ def fit(
         group_size=group_size,
         engine=engine or HFEngine(),
         sampling=sampling or Sampling(max_tokens=T_MAX),
-        rewards=list(rewards),
+        rewards=None if rewards is None else list(rewards),
+        environment=environment,
         max_failure_rate=max_failure_rate,
         probe_every=probe_every,
         overlap=overlap,

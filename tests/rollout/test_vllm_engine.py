@@ -3,6 +3,7 @@
 import importlib.util
 import os
 from collections.abc import Container, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 import torch
 from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, random_ids, start_engine
 from tiny_engines import assert_logprobs_are_the_policys, change, flat
+from tiny_environments import Echo
+from tiny_episodes import Recording, assert_exact, between
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.load_policy import load_policy
@@ -18,6 +21,7 @@ from lit_rlvr.policy.lora import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import vllm
 from lit_rlvr.rollout.engine import EngineContext
+from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.rollout.own_world import executor_on
 from lit_rlvr.rollout.probe import check_engine
 from lit_rlvr.rollout.vllm import VLLMEngine, smallest_block, with_tied_head
@@ -334,7 +338,7 @@ def test_a_model_is_not_split_in_the_training_process(option: str) -> None:
 def test_a_prefix_cache_that_is_kept_is_an_error(engine: VLLMEngine, policy: Policy) -> None:
     """vLLM does not empty it while a request is running, and reports that only by its return value."""
     llm = engine._llm.llm_engine
-    llm.add_request("0", {"prompt_token_ids": [5] * 64}, engine._parameters(LONG, Sampling(max_tokens=9), 0))
+    llm.add_request("0", {"prompt_token_ids": [5] * 64}, engine._parameters(Sampling(), 0, 9))
     llm.step()
     try:
         with pytest.raises(RuntimeError, match="keeps its prefix cache"):
@@ -354,3 +358,38 @@ def test_what_sleep_leaves_becomes_noise(engine: VLLMEngine, policy: Policy) -> 
     assert not any(a.numel() and torch.equal(a, b) for a, b in zip(weights(), before, strict=True))
     engine.sync(policy)
     assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
+
+
+def test_turns_of_different_completions_run_together(engine: VLLMEngine, policy: Policy) -> None:
+    sampling = replace(SAMPLING, max_turns=4, max_observation_tokens=48)
+    turns = Recording(Echo(), between(ends=policy.eos_token_ids))
+    groups, again = (engine.generate(PROMPTS, sampling, SEEDS, turns=turns) for _ in range(2))
+    turns.close()
+    assert len({len(completion.turns) for group in groups for completion in group}) > 1
+    assert_exact(PROMPTS, groups, turns, policy.model, sampling)
+    assert groups == again, "however long the environments take"
+
+
+def test_a_stop_text_ends_a_turn_in_both_engines(engine: VLLMEngine, policy: Policy) -> None:
+    """A character that was sampled; what was sampled up to there stays the same."""
+    decoder = HFEngine()
+    start_engine(decoder, policy)
+    tokenizer = byte_tokenizer()
+    for generates in (engine, decoder):
+        free = [c for group in generates.generate(PROMPTS, SAMPLING, SEEDS) for c in group]
+        letters = "".join(tokenizer.decode(c.token_ids[1:-1]) for c in free)
+        stop = next(letter for letter in letters if letter.isascii())
+        found = [
+            c for group in generates.generate(PROMPTS, replace(SAMPLING, stop=("never", stop)), SEEDS) for c in group
+        ]
+        ended = 0
+        for before, after in zip(free, found, strict=True):
+            text = tokenizer.decode(before.token_ids)
+            if stop not in text:
+                assert before.token_ids == after.token_ids and before.finish_reason == after.finish_reason
+                continue
+            ended += 1
+            assert tokenizer.decode(after.token_ids) == text[: text.index(stop) + len(stop)]
+            assert before.token_ids[: len(after.token_ids)] == after.token_ids and after.finish_reason == "stop"
+            assert after.logprobs == pytest.approx(before.logprobs[: len(after.token_ids)], abs=1e-5)
+        assert ended, generates.name

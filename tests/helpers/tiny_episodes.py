@@ -1,0 +1,66 @@
+"""What tests of episodes share: observations as tokens, and a check of whole rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tiny import ENDS, byte_tokenizer, plain_logprobs
+
+from datamodules.reading.between_turns import BetweenTurns
+from datamodules.reading.chat import Chat
+from lit_rlvr.rollout.episodes import Episodes
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+
+def between(role: str = "user", ends: tuple[int, ...] = ENDS) -> BetweenTurns:
+    return BetweenTurns(Chat(), byte_tokenizer(), ends, role)
+
+
+def spans(completion: Completion) -> list[tuple[bool, tuple[int, ...]]]:
+    """The row's sampled and observed parts, in order."""
+    found: list[tuple[bool, list[int]]] = []
+    for token, sampled in zip(completion.token_ids, completion.sampled, strict=True):
+        if not found or found[-1][0] != sampled:
+            found.append((sampled, []))
+        found[-1][1].append(token)
+    return [(sampled, tuple(ids)) for sampled, ids in found]
+
+
+class Recording(Episodes):
+    """Remembers what the engine sampled."""
+
+    def begin(self, *arguments: Any) -> None:
+        super().begin(*arguments)
+        self.said: dict[tuple[int, int], list[Completion]] = {}
+
+    def stopped(self, p: int, g: int, turn: Completion) -> None:
+        self.said.setdefault((p, g), []).append(turn)
+        super().stopped(p, g, turn)
+
+
+@torch.no_grad()
+def assert_exact(
+    prompts: Sequence[Prompt], groups: list[list[Completion]], turns: Recording, model: Any, sampling: Sampling
+) -> None:
+    """The sampled spans are the engine's tokens, the observations are what the template renders, and the
+    log-probabilities are those of the whole row."""
+    for p, group in enumerate(groups):
+        for g, completion in enumerate(group):
+            parts = spans(completion)
+            said = turns.said[p, g]
+            assert [ids for sampled, ids in parts if sampled] == [turn.token_ids for turn in said]
+            assert [sampled for sampled, _ in parts] == [k % 2 == 0 for k in range(len(parts))]
+            observed = [byte_tokenizer().decode(ids) for sampled, ids in parts if not sampled]
+            for text, turn, before in zip(observed, completion.turns, said, strict=False):
+                end = byte_tokenizer().decode([before.token_ids[-1]])
+                close = "\n" if end == "<|im_end|>" else "<|im_end|>\n"
+                assert text == f"{close}<|im_start|>user\n{turn.observation}<|im_end|>\n<|im_start|>assistant\n"
+            assert len(observed) == len(completion.turns) - 1
+            expected, _ = plain_logprobs(model, prompts[p].token_ids, completion.token_ids, sampling)
+            kept = torch.tensor(completion.sampled)
+            torch.testing.assert_close(torch.tensor(completion.logprobs)[kept], expected[kept], atol=1e-4, rtol=0)
+            assert not torch.tensor(completion.logprobs)[~kept].any()
+            assert completion.length == sum(len(turn.token_ids) for turn in said)
+            assert completion.text == said[-1].text

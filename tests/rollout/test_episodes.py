@@ -1,0 +1,215 @@
+"""Episodes of several turns: what is sampled is trained on, what is observed is not, and turns do not wait."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_hf_engine import hf_engine
+from test_invariants import AGGREGATIONS, assert_same, naive_gradients
+from tiny import CHATML, END, ENDS, byte_tokenizer, make_prompt, random_ids
+from tiny_engines import flat
+from tiny_environments import BadTools, Dice, Echo, Faulty, Moody
+from tiny_episodes import Recording, assert_exact, between, spans
+from tiny_fit import T_MAX, fit
+
+from datamodules.reading.between_turns import BetweenTurns
+from datamodules.reading.chat import Chat
+from lit_rlvr.environments.base import Environment
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.isolated import Isolation
+from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.rollout.episodes import Episodes, check_turns
+from lit_rlvr.types import Completion, Sample, Sampling
+
+PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
+SEEDS = [[100 * p + g for g in range(3)] for p in range(4)]
+SAMPLING = Sampling(temperature=0.8, max_tokens=12, max_turns=4, max_observation_tokens=48)
+
+
+@pytest.fixture
+def episodes() -> Iterator[Any]:
+    made: list[Episodes] = []
+
+    def make(environment: Environment | None = None, **options: Any) -> Episodes:
+        made.append(Episodes(environment or Echo(), between(), **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def generate(engine: RolloutEngine, turns: Episodes, sampling: Sampling = SAMPLING) -> list[list[Completion]]:
+    return engine.generate(PROMPTS, sampling, SEEDS, turns=turns)
+
+
+def test_the_sampled_tokens_are_the_engines_and_the_rest_is_the_templates(episodes: Any) -> None:
+    decoder = hf_engine()
+    turns = Recording(Echo(), between())
+    groups = generate(decoder, turns)
+    turns.close()
+    counts = {len(c.turns) for group in groups for c in group}
+    assert len(counts) > 1, "episodes of different lengths, decoded together"
+    assert decoder._policy is not None
+    assert_exact(PROMPTS, groups, turns, decoder._policy.model, SAMPLING)
+
+
+@pytest.mark.parametrize("most", [3, 64])
+def test_an_episode_does_not_depend_on_the_others(episodes: Any, most: int) -> None:
+    together = generate(hf_engine(), episodes())
+    alone = generate(hf_engine(max_sequences=most), episodes())
+    assert flat(together) == flat(alone)
+    assert [c.outcome for group in together for c in group] == [c.outcome for group in alone for c in group]
+
+
+def test_one_turn_is_what_it_was(episodes: Any) -> None:
+    """The same tokens as without an environment."""
+    single = replace(SAMPLING, max_turns=1)
+    plain = hf_engine().generate(PROMPTS, single, SEEDS)
+    played = generate(hf_engine(), episodes(), single)
+    assert flat(plain) == flat(played)
+    assert [c.logprobs for group in plain for c in group] == [c.logprobs for group in played for c in group]
+
+
+def test_finish_reasons_and_limits(episodes: Any) -> None:
+    sampling = replace(SAMPLING, max_turns=3, max_episode_tokens=60)
+    found = [c for group in generate(hf_engine(), episodes(), sampling) for c in group]
+    for completion in found:
+        assert len(completion.token_ids) <= 60 and len(completion.turns) <= 3
+        last = spans(completion)[-1]
+        assert last[0], "a row ends with what the model said"
+        ended = completion.outcome is not None and completion.finish_reason == "stop"
+        assert ended or completion.finish_reason == "length"
+        assert completion.outcome is not None, "the environment judges every episode"
+    assert {c.finish_reason for c in found} == {"stop", "length"}
+    assert any(len(last[1]) == 12 and last[1][-1] not in ENDS for last in map(lambda c: spans(c)[-1], found)), "cut"
+
+
+def test_a_fault_is_that_completions_alone(episodes: Any) -> None:
+    """Whatever happens in one completion's environment, the others' tokens stay the same."""
+    limits = Isolation(cpu_seconds=1.0, wall_seconds=2.0)
+    decoder = hf_engine()
+    good = [c for group in generate(decoder, episodes(Faulty(limits=limits))) for c in group]
+    assert all(c.outcome is not None and c.outcome.status == "ok" for c in good)
+    victim = next(k for k, c in enumerate(good) if len(c.turns) > 1)
+    word = good[victim].turns[1].text
+    for fault, status in (("raise", "error"), ("hang", "timeout"), ("die", "error"), ("leak", "timeout")):
+        found = [c for group in generate(decoder, episodes(Faulty(on={word: fault}, limits=limits))) for c in group]
+        hit = [k for k, c in enumerate(good) if word in [turn.text for turn in c.turns[:3]]]
+        assert victim in hit and len(hit) < len(good)
+        for k, (before, after) in enumerate(zip(good, found, strict=True)):
+            if k in hit:
+                assert after.outcome is not None and after.outcome.status == status
+                assert before.token_ids[: len(after.token_ids)] == after.token_ids, "up to there"
+            else:
+                assert before == after
+
+
+# ---- observations as tokens ---------------------------------------------------------------------------------
+
+
+def test_special_tokens_in_an_observation_are_text() -> None:
+    text, ids = between("tool").tokens(BadTools().inject(), END, 400)
+    assert list(ids).count(END) == 1, "the template's own"
+    assert "<\u200b|im_end|>" in text and byte_tokenizer().decode(ids).count("<|im_start|>") == 2
+
+
+def test_a_long_observation_is_cut_in_the_middle_and_says_so() -> None:
+    text, ids = between("tool").tokens("".join(f"{k} " for k in range(200_000)), END, 100)
+    assert len(ids) <= 100
+    assert text.startswith("0 1 2 ") and text.endswith("199999 ") and "\n[... cut ...]\n" in text
+    whole, few = between("tool").tokens("short", END, 100)
+    assert whole == "short" and len(few) < 100
+
+
+def test_control_characters_stay_as_they_are() -> None:
+    text, ids = between("tool").tokens("\x1b[2J\x00\r", END, 100)
+    assert text == "\x1b[2J\x00\r" and text in byte_tokenizer().decode(ids)
+
+
+def test_an_unfinished_message_is_ended_by_the_template() -> None:
+    _, ended = between().tokens("x", END, 100)
+    _, cut = between().tokens("x", 70, 100)
+    assert cut == (END, *ended)
+
+
+def test_a_template_that_changes_earlier_turns_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHATML.replace(
+        "{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] if not loop.last else m['content'] }}"
+    )
+    with pytest.raises(UserError, match="changes earlier turns of the model when a 'user' message follows"):
+        BetweenTurns(Chat(), tokenizer, ENDS, "user").check()
+    between().check()
+
+
+def test_a_model_without_a_template() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    plain = BetweenTurns(Chat(prefill="> "), tokenizer, (0,), "tool")
+    plain.check()
+    text, ids = plain.tokens("42", 70, 100)
+    assert (text, tokenizer.decode(ids)) == ("42", "\n42\n> ")
+
+
+# ---- prompts that the environment begins ----------------------------------------------------------------------
+
+
+def test_what_the_environment_says_first_is_in_the_prompt(episodes: Any) -> None:
+    made: list[Sample] = []
+
+    def again(sample: Sample) -> Any:
+        made.append(sample)
+        return replace(make_prompt(random_ids(9, 9)), sample=sample)
+
+    turns = episodes(Dice())
+    opened = turns.open(PROMPTS, again, 64)
+    assert [sample.prompt for sample in made] == [f"{p.sample.prompt} (1)" for p in PROMPTS]
+    groups = hf_engine().generate(opened, SAMPLING, SEEDS, turns=turns)
+    assert all(len(c.turns) > 1 for group in groups for c in group if not c.truncated)
+    with pytest.raises(
+        UserError, match=r"p7: with what the environment says first.*9 tokens; raise.*max_prompt_tokens=8"
+    ):
+        turns.open(PROMPTS, again, 8)
+
+
+def test_completions_of_a_prompt_must_begin_alike(episodes: Any) -> None:
+    turns = episodes(Moody())
+    opened = turns.open(PROMPTS, lambda sample: replace(PROMPTS[0], sample=sample), 64)
+    with pytest.raises(UserError, match="said different things to completions of"):
+        hf_engine().generate(opened, SAMPLING, SEEDS, turns=turns)
+
+
+def test_turns_and_environments_belong_together() -> None:
+    with pytest.raises(UserError, match=r"rollout\.sampling\.max_turns: 4 turns need a rollout\.environment"):
+        check_turns("rollout.sampling", SAMPLING, None)
+    with pytest.raises(UserError, match="BadTools answers between turns, so allow at least 2"):
+        check_turns("rollout.sampling", Sampling(), BadTools())
+
+
+# ---- training -------------------------------------------------------------------------------------------------
+
+
+@AGGREGATIONS
+def test_a_step_is_the_loss_over_single_episodes(tiny_model_folder: Path, tmp_path: Path, aggregation: Any) -> None:
+    """Observations are in no normaliser, mean or gradient, however the batch is cut."""
+    sampling = Sampling(max_tokens=9, max_turns=3, max_observation_tokens=40)
+    for budget, shared in ((10**6, True), (150, True), (1, False)):
+        _, seen = fit(
+            tiny_model_folder, tmp_path, environment=Echo(), sampling=sampling, rewards=None, aggregation=aggregation,
+            tokens_per_microbatch=budget, shared_prefix=shared,
+        )  # fmt: skip
+        rollout = seen.rollouts[0]
+        assert {len(c.turns) for group in rollout.completions for c in group} == {1, 2, 3}
+        assert (
+            float(rollout.mask.sum())
+            == float(rollout.lengths.sum())
+            < sum(len(c.token_ids) for group in rollout.completions for c in group)
+        )
+        loss, expected = naive_gradients(rollout, range(6), aggregation)
+        share = T_MAX / 27 if aggregation == "constant" else 1.0  # T_max: three turns of nine tokens
+        assert_same(seen.gradients[0], {name: share * gradient for name, gradient in expected.items()})
+        assert seen.metrics[0]["train/loss"] == pytest.approx(share * loss, abs=1e-6)
+        assert seen.metrics[0]["rollout/turns"] > 1
