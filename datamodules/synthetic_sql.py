@@ -47,7 +47,8 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
     """Questions about generated tables, from counting rows to grouping them, with some tables held out for validation.
 
     The databases are written to `folder` and are the same for the same seed. The categories of the questions are count,
-    list, aggregate, filter, top and group.
+    list, aggregate, filter, top and group. For warm starts, a row's `turns` are a call of `SQLShell`'s tool and the
+    answer.
 
     Args:
         tables: number of tables; each has eleven questions.
@@ -79,7 +80,8 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
                 table = make_table(name, derive_seed("synthetic_sql", self.seed, name))
                 path = write_table(table, self.folder / f"{name}.sqlite")
                 for number, (category, question, sql) in enumerate(questions(table), 1):
-                    yield self.ask(Sample(f"{name}:{number}", question, sql, category=category), [path])
+                    turns = {"turns": [f"<call>query({sql!r})</call>", sql]}
+                    yield self.ask(Sample(f"{name}:{number}", question, sql, row=turns, category=category), [path])
 
 
 def make_table(name: str, seed: int) -> Table:

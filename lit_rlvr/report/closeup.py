@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.files import Fields, has_fields
 from lit_rlvr.report.explain import has_gradient, view
 from lit_rlvr.report.groups import Group
 from lit_rlvr.report.prompts import MOST_PROMPTS, History, Visit, hardest, histories, newly_solved, samples
@@ -19,6 +20,8 @@ from lit_rlvr.training.trace import list_traces, read_trace
 
 MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS = 1600, 400, 4
 """Characters of a completion, and completions of a group, that the page shows at most."""
+TURN: Fields = {"text": str, "observation": (str, type(None))}
+"""A turn of an episode in completions.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,14 @@ def image_uri(run: Path, key: str) -> str:
     if not re.fullmatch(r"[0-9a-f]+", key) or not path.is_file():
         return ""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def turns_of(row: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """What the model said and what it then observed, turn by turn; without an environment its completion alone."""
+    turns = row.get("turns")
+    if not isinstance(turns, list) or not all(has_fields(turn, TURN) for turn in turns):
+        return [(row["completion"], None)]
+    return [(turn["text"], turn["observation"]) for turn in turns]
 
 
 def shorten(text: str) -> str:

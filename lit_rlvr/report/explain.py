@@ -160,6 +160,7 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
         "prompt": group["prompt"],
         "answer": group["answer"],
         "columns": COLUMNS,
+        "observed": any("sampled" in completion for completion in completions),
         "completions": [
             {
                 "number": g,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lit_rlvr import __version__
-from lit_rlvr.report.closeup import close_up, shorten
+from lit_rlvr.report.closeup import close_up, shorten, turns_of
 from lit_rlvr.report.curves import more_panels, panels
 from lit_rlvr.report.groups import Group
 from lit_rlvr.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart
@@ -74,6 +74,7 @@ def page(title: str, groups: Sequence[Group]) -> str:
         run_rows=run_rows(groups),
         close_ups=close_ups,
         shorten=shorten,
+        turns_of=turns_of,
         box={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP,
              "bottom": HEIGHT - BOTTOM},
     )  # fmt: skip

@@ -138,3 +138,16 @@ class BadTools(Tools):
             rows: How many.
         """
         return [{"row": row} for row in range(rows)]
+
+
+class Broken(Environment):
+    """Cannot even begin."""
+
+    def reset(self, sample: Sample) -> None:
+        raise OSError("no way in")
+
+    def step(self, turn: Turn) -> Observation:
+        return Observation(done=True)
+
+    def reward(self) -> float:
+        return 1.0

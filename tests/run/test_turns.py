@@ -1,0 +1,103 @@
+"""Runs of several turns from the command line: training, exact resume, evaluation, and what is shown of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import assert_same_run, completions, metrics, to
+from tiny_runs import fit as run
+
+CLI = Callable[..., Any]
+TURNS = (
+    "--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", 3,
+    "--rollout.sampling.max_observation_tokens", 40, "--rollout.rewards", "null",
+)  # fmt: skip
+ONE = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI) -> None:
+    run(lit_rlvr, *TURNS, *to("whole"))
+    run(lit_rlvr, *TURNS, *to("parts"), "--trainer.max_steps", 3)
+    run(lit_rlvr, *TURNS, *to("parts"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+    rows = completions(run_folder / "whole")
+    assert {len(row["turns"]) for row in rows} == {1, 2, 3}
+    assert all(row["completion"] == row["turns"][-1]["text"] for row in rows)
+    last = metrics(run_folder / "whole")[-1]
+    assert float(last["rollout/turns"]) > 1 and float(last["reward/environment"]) > 0
+    assert float(last["rollout/accuracy"]) > 0, "the environment says what is correct"
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["AAPO", "APMPO", "CISPO", "DAPO", "DrGRPO", "GMPO", "GPG", "GRPOLead", "GSPO", "Reinforce"]
+)
+def test_every_algorithm_takes_episodes(run_folder: Path, lit_rlvr: CLI, algorithm: str) -> None:
+    run(lit_rlvr, *TURNS, *ONE, "--model", algorithm, "--rollout.mask_truncated", "true")
+    assert float(metrics(run_folder / "run")[-1]["rollout/turns"]) > 1
+
+
+def test_episodes_are_shown_turn_by_turn(run_folder: Path, lit_rlvr: CLI) -> None:
+    run(lit_rlvr, *TURNS, *ONE)
+    shown = lit_rlvr("explain", "run")
+    assert shown.status == 0 and "dim: observed, not trained on" in " ".join(shown.out.split())
+    page = (run_folder / "run" / "explain.html").read_text()
+    assert 'class="observed"' in page and 'title="observed, not trained on"' in page
+    assert lit_rlvr("report", "run").status == 0
+    seen = next(t["observation"] for row in completions(run_folder / "run") for t in row["turns"] if t["observation"])
+    report = (run_folder / "run" / "report.html").read_text()
+    assert '<div class="text observed"' in report and seen.split(" of ")[0] + " of" in report
+
+
+def test_a_run_is_evaluated_in_its_environment(run_folder: Path, lit_rlvr: CLI) -> None:
+    run(lit_rlvr, *TURNS, *ONE)
+    (run_folder / "sums.jsonl").write_text(
+        "".join(f'{{"question": "{a}+1?", "answer": "{a + 1}"}}\n' for a in range(6))
+    )
+    command = ("evaluate", "--model", "run", "--suite", "sums.jsonl", "-n", 4, "--temperature", 1.0, "--engine", "hf")
+    done = lit_rlvr(*command, "--out", "found")
+    assert done.status == 0, done.err
+    rows = [json.loads(line) for line in (run_folder / "found" / "completions.jsonl").read_text().splitlines()]
+    assert {len(row["turns"]) for row in rows if row["part"] == "sums/sampled"} > {1}
+    settings = json.loads((run_folder / "found" / "settings.json").read_text())["suites"]["sums"]
+    assert settings["environment"].startswith("Echo(") and settings["sampled"]["max_turns"] == 3
+    refused = lit_rlvr(*command, "--out", "found", "--max_turns", 2)
+    assert refused.status == 2 and "max_turns was 3, is 2" in refused.err
+
+
+def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: CLI) -> None:
+    done = lit_rlvr(
+        "filter", "--config", "tiny.yaml", *TURNS, "--samples", 4, "--lowest", 0, "--highest", 1, "--out", "kept.jsonl"
+    )
+    assert done.status == 0, done.err
+    rows = (run_folder / "kept.samples" / "completions.jsonl").read_text().splitlines()
+    assert max(len(json.loads(row)["turns"]) for row in rows) > 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rollout.sampling.max_turns", 2], "rollout.sampling.max_turns: 2 turns need a rollout.environment"),
+        (["--rollout.environment", "Calculator"], "rollout.sampling.max_turns: Calculator answers between turns"),
+        (["--rollout.environment", "no.Such"], "rollout.environment: no.Such cannot be imported"),
+        (["--rollout.environment", "{class_path: Calculater}"], "rollout.environment"),
+        ([*TURNS, "--rollout.overlap", "true"], "rollout.overlap: an environment's turns cannot be generated ahead"),
+        (
+            [*TURNS, "--rollout.sampling.max_episode_tokens", 4],
+            "sampling.max_episode_tokens: 4 must be >= max_tokens=8",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(run_folder: Path, lit_rlvr: CLI, options: list[Any], said: str) -> None:
+    refused = run(lit_rlvr, *options, status=2)
+    assert said in refused.err and "Traceback" not in refused.err
+    assert len(refused.err.strip().splitlines()) == 1, refused.err
+
+
+def test_a_broken_environment_stops_the_run_with_its_error(run_folder: Path, lit_rlvr: CLI) -> None:
+    broken = ("--rollout.environment", "tiny_environments.Broken", "--rollout.rewards", "null")
+    stopped = run(lit_rlvr, *broken, *ONE, status=2)
+    assert "environment: " in stopped.err and "no way in" in stopped.err and "Traceback" not in stopped.err
