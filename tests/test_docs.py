@@ -127,7 +127,8 @@ for part in parts:
 
 
 def test_plug_points_run(tmp_path: Path, tiny_model_folder: Path, vlm_folder: Path) -> None:
-    """Each part of `my_task` in docs/extend.md, used from another folder by its class_path alone."""
+    """Each part of `my_task` in docs/extend.md, and `my_env` in docs/environments.md, used from another folder by its
+    class_path alone."""
     parts = {
         "data": ["--data", "my_task.Reverse", "--data.init_args.prompts_per_step", "2"],
         "images": ["--data", "my_task.Clocks", "--data.init_args.prompts_per_step", "2",
@@ -141,7 +142,11 @@ def test_plug_points_run(tmp_path: Path, tiny_model_folder: Path, vlm_folder: Pa
         "fit", "--config", "quickstart", "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf",
         "--trainer.precision", "32-true", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0",
     ]  # fmt: skip
+    for environment in ("Countdown", "Shop"):
+        turns = ["--rollout.sampling.max_turns", "2", "--rollout.sampling.max_tokens", "4"]
+        parts[environment] = ["--rollout.environment", f"{{class_path: my_env.{environment}}}", *turns]
     (tmp_path / "my_task.py").write_text("\n".join(blocks("python", ROOT / "docs/extend.md")))
+    (tmp_path / "my_env.py").write_text("\n".join(blocks("python", ROOT / "docs/environments.md")))
     done = subprocess.run(
         [sys.executable, "-c", EACH, "|".join(common), *("|".join([name, *part]) for name, part in parts.items())],
         cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,

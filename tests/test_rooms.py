@@ -15,7 +15,7 @@ FLOORS = [
     {"compat", "errors", "printable", "seeds"},
     {"configs", "distributed", "files", "objectives", "terminal", "types"},
     {"policy", "returned", "rewards", "strategy"},
-    {"advantages", "datamodules.reading", "diversity"},
+    {"advantages", "datamodules.reading", "diversity", "environments"},
     {"datamodules", "export", "training"},
     {"algorithms", "rollout"},
     {"evaluation", "plan", "run", "warm_start"},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +18,7 @@ import datamodules
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms
 from lit_rlvr.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
+from lit_rlvr.environments import Calculator, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
 from lit_rlvr.policy.lora import Lora
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
 from lit_rlvr.run.budget import Budget
@@ -94,7 +95,12 @@ def reference() -> str:
         ("rollout", None, [RolloutCallback, Sampling, EvalSampling]),
         ("rollout.engine", None, [HFEngine, VLLMEngine, VLLMServerEngine]),
         ("rollout.engine.transfer", None, [FileTransfer, NCCLTransfer]),
-        ("rollout.rewards", lit_rlvr.rewards.Reward, [getattr(lit_rlvr.rewards, name) for name in REWARDS]),
+        (
+            "rollout.rewards",
+            lit_rlvr.rewards.Reward,
+            [*(getattr(lit_rlvr.rewards, n) for n in REWARDS), EnvironmentReward],
+        ),
+        ("rollout.environment", Environment, [Calculator, Python, SQLShell, GuessNumber]),
         ("diversity", None, [SelfBLEU4, CosineSimilarity, SentenceEmbedder, JudgeScore]),
         ("run", None, [RunFolder]),
         ("budget", None, [Budget]),
@@ -111,6 +117,10 @@ def reference() -> str:
                 table += rows(cls.__name__, cls, shared)
         parts += [f"## `{key}`", "\n".join(table)]
     return "\n\n".join(parts) + "\n"
+
+
+def _named(rewards: Sequence[str]) -> list[type]:
+    return [getattr(lit_rlvr.rewards, name) for name in rewards]
 
 
 def _public(package: ModuleType) -> list[type]:
