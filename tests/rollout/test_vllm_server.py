@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, start_engine
 from tiny_engines import assert_logprobs_are_the_policys, change, flat
+from tiny_environments import Echo
+from tiny_episodes import Recording, assert_exact, between
 from tiny_fit import fit
 from tiny_runs import FIT, STRATEGIES, completions, in_two_processes, summary, to
 from tiny_server import KEY, Served
@@ -96,6 +99,17 @@ def test_groups_come_in_order_and_each_is_told_once(engine: VLLMServerEngine) ->
     found = [c for group in engine.generate(PROMPTS, Sampling(max_tokens=1), SEEDS) for c in group]
     cut = [c for c in found if c.finish_reason == "length"]
     assert cut and all(len(c.token_ids) == 1 and c.token_ids[0] not in ENDS for c in cut)
+
+
+def test_turns_run_on_a_server(engine: VLLMServerEngine, policy: Policy) -> None:
+    sampling = replace(SAMPLING, max_turns=4, max_observation_tokens=48)
+    turns = Recording(Echo(), between(ends=policy.eos_token_ids))
+    groups = engine.generate(PROMPTS, sampling, SEEDS, turns=turns)
+    turns.close()
+    assert len({len(completion.turns) for group in groups for completion in group}) > 1
+    assert_exact(PROMPTS, groups, turns, policy.model, sampling)
+    with pytest.raises(UserError, match=r"sampling\.stop: a vLLM server ends turns at EOS tokens only"):
+        engine.generate(PROMPTS, replace(SAMPLING, stop=("x",)), SEEDS)
 
 
 def test_the_probe_fails_without_a_sync(engine: VLLMServerEngine, policy: Policy) -> None:

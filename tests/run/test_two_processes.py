@@ -78,6 +78,19 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI) -> No
         assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
 
 
+def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI) -> None:
+    turns = (
+        "--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", "3",
+        "--rollout.sampling.max_observation_tokens", "40", "--rollout.rewards", "null",
+        "--model.init_args.lr", "1e-4",
+    )  # fmt: skip
+    one = lit_rlvr(*FIT, *turns, *to("one"))
+    assert one.status == 0, one.err
+    in_two_processes(run_folder, *([*FIT, *way, *turns, *to(name)] for name, way in STRATEGIES.items()))
+    for name in STRATEGIES:
+        assert_same_training(run_folder / name, run_folder / "one")
+
+
 @pytest.mark.parametrize("options", [(), ("--model", "DAPO")], ids=["all groups", "kept groups"])
 def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CLI, options: tuple[str, ...]) -> None:
     shared = (
