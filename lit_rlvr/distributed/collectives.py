@@ -11,6 +11,8 @@ import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import _get_rank
 from torch import Tensor
 
+from lit_rlvr.distributed.device import to_device
+
 T = TypeVar("T")
 
 
@@ -36,7 +38,7 @@ def lost_peer(error: BaseException) -> bool:
 def _sent(values: Tensor) -> Tensor:
     """A copy of a tensor on a device that the process group's backend accepts: NCCL takes only GPU tensors."""
     if dist.get_backend() == "nccl" and not values.is_cuda:
-        return values.to(torch.device("cuda", torch.cuda.current_device()))
+        return to_device(values, torch.device("cuda", torch.cuda.current_device()))
     return values.clone()
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_rlvr.distributed.device import to_device
 from lit_rlvr.policy.shared_prefix import Segments, lay_out
 
 
@@ -66,11 +67,11 @@ def build_rows(groups: Sequence[Group], shared_prefix: bool, device: torch.devic
     sequence = [k for k, c in enumerate(completions) for _ in c]
     position = [t for c in completions for t in range(len(c))]
     found = torch.tensor([row, column, target, sequence, position], dtype=torch.long)  # (5, N)
-    where = found[:, torch.tensor(_scored(groups), dtype=torch.bool)].to(device)
+    where = to_device(found[:, torch.tensor(_scored(groups), dtype=torch.bool)], device)
     return Rows(
-        input_ids.to(device),
-        position_ids.to(device),
-        None if attend is None else attend.to(device),
+        to_device(input_ids, device),
+        to_device(position_ids, device),
+        None if attend is None else to_device(attend, device),
         None if segments is None else segments.to(device),
         *where,
     )

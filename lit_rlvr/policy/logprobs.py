@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from lit_rlvr.distributed.device import index
 from lit_rlvr.types import Sampling
 
 CHUNK = 1 << 25  # logits computed at once
@@ -124,7 +125,7 @@ def _finite(z: Tensor, sampling: Sampling) -> Tensor:
     """Set banned tokens to 0 instead of -inf: their probability is 0, and 0 times anything finite is 0."""
     if not sampling.banned_token_ids:
         return z
-    return z.index_fill(-1, torch.tensor(sampling.banned_token_ids, device=z.device), 0.0)
+    return z.index_fill(-1, index(sampling.banned_token_ids, z.device), 0.0)
 
 
 def _logit_gradient(
@@ -157,6 +158,6 @@ def shape_logits(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.temperature not in (0.0, 1.0):
         logits = logits / sampling.temperature
     if sampling.banned_token_ids:
-        banned = torch.tensor(sampling.banned_token_ids, device=logits.device)
+        banned = index(sampling.banned_token_ids, logits.device)
         logits = logits.index_fill(-1, banned, float("-inf"))
     return logits

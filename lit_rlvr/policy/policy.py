@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlvr.distributed.collectives import world_size
+from lit_rlvr.distributed.device import to_device
 from lit_rlvr.distributed.sharding import device_of, gathered, whole
 from lit_rlvr.policy import shared_prefix as attention
 from lit_rlvr.policy import vision_attention
@@ -20,8 +21,6 @@ from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.policy.lora import adapters_off, merged_parameters
 from lit_rlvr.policy.vision import blank_image, blank_placeholders, placeholder_ids, rope_places, takes_images
 from lit_rlvr.types import Pixels, Prompt, Rollout, Sampling
-
-_NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 
 class Policy(nn.Module):
@@ -99,8 +98,8 @@ class Policy(nn.Module):
         if not pixels:
             return {}
         return {
-            "pixel_values": torch.cat([p.values for p in pixels]).to(self.device),
-            "image_grid_thw": torch.cat([p.grid for p in pixels]).to(self.device),
+            "pixel_values": to_device(torch.cat([p.values for p in pixels]), self.device),
+            "image_grid_thw": to_device(torch.cat([p.grid for p in pixels]), self.device),
         }
 
     def forward(
@@ -119,7 +118,8 @@ class Policy(nn.Module):
         model: Any = self.model
         inputs: dict[str, Any] = {"attention_mask": rows.attend}
         if rows.segments is not None:  # a four-dimensional mask keeps the model from building its own
-            inputs = {"attention_mask": _NO_MASK.to(self.device), "segments": rows.segments}
+            none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+            inputs = {"attention_mask": none, "segments": rows.segments}
         with checkpointing(model):
             hidden = model.base_model(
                 input_ids=rows.input_ids,

@@ -17,6 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lit_rlvr.distributed.device import to_device
 from lit_rlvr.policy.spans import Spans, attend, available, kernel_dtype, lay_out_spans
 
 NAME = "shared_prefix"
@@ -49,7 +50,7 @@ class Padded:
     order: Tensor
 
     def to(self, device: torch.device) -> Padded:
-        return Padded(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+        return Padded(*(to_device(getattr(self, name), device) for name in self.__dataclass_fields__))
 
 
 Segments = Padded | Spans

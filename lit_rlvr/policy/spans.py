@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlvr.distributed.device import to_device
+
 _FLASH = {
     "_flash_attention_forward": (
         "query", "key", "value", "cum_seq_q", "cum_seq_k", "max_q", "max_k", "dropout_p", "is_causal",
@@ -54,7 +56,7 @@ class Blocks:
         return cls(mine, theirs, (max(queries, default=0), max(keys, default=0)), queries, keys)
 
     def to(self, device: torch.device) -> Blocks:
-        return replace(self, query_ends=self.query_ends.to(device), key_ends=self.key_ends.to(device))
+        return replace(self, query_ends=to_device(self.query_ends, device), key_ends=to_device(self.key_ends, device))
 
 
 @dataclass
@@ -87,8 +89,13 @@ class Spans:
         return cls(own, own, nothing, nothing, causal=False)  # nobody asks, so `shared` is never looked at
 
     def to(self, device: torch.device) -> Spans:
-        parts = {name: getattr(self, name).to(device) for name in ("own", "shared", "asking", "asked")}
-        return replace(self, **parts)
+        return replace(
+            self,
+            own=self.own.to(device),
+            shared=self.shared.to(device),
+            asking=to_device(self.asking, device),
+            asked=to_device(self.asked, device),
+        )
 
 
 def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) -> Spans:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from lit_rlvr.distributed.device import to_device
 from lit_rlvr.policy.spans import Spans, attend, available, kernel_dtype
 
 NAME = "vision_flash"
@@ -52,7 +53,7 @@ def _by_length(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scaling: flo
         end += length
     places, blocks = [], []
     for length, firsts in starts.items():
-        place = (torch.tensor(firsts)[:, None] + torch.arange(length)).to(q.device)  # (n, L)
+        place = to_device(torch.tensor(firsts)[:, None] + torch.arange(length), q.device)  # (n, L)
         places.append(place.flatten())
         parts = [x.index_select(1, places[-1]).unflatten(1, place.shape).transpose(0, 1) for x in (q, k, v)]
         with torch.autocast(q.device.type, enabled=False):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lit_rlvr.distributed.device import index, to_device
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy
@@ -97,25 +98,24 @@ class HFEngine(RolloutEngine):
         device = policy.device
         ids = [prompts[p].token_ids for p in batch]
         width = max(len(i) for i in ids)
-        input_ids = torch.tensor([[0] * (width - len(i)) + i for i in ids], device=device)  # (P, L), left-padded
-        attend = torch.tensor([[0] * (width - len(i)) + [1] * len(i) for i in ids], device=device)
+        input_ids = index([[0] * (width - len(i)) + i for i in ids], device)  # (P, L), left-padded
+        attend = index([[0] * (width - len(i)) + [1] * len(i) for i in ids], device)
         known = [policy.places(prompts[p]) for p in batch]  # (D, L) each
-        places = torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1).to(device)  # (D, P, L)
+        places = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
         images = policy.images([pixels for p in batch if (pixels := prompts[p].pixels) is not None])
         cache = DynamicCache(config=model.config)
         logits = self._forward(model, input_ids, attend, cache, places, **images)  # (P, V)
 
-        owner = torch.tensor([k for k, p in enumerate(batch) for _ in seeds[p]], device=device)  # (B,)
-        counts = {len(seeds[p]) for p in batch}
-        if counts != {1}:
-            cache.batch_select_indices(owner)
-        logits, attend = logits[owner], attend[owner]
-        position = torch.tensor([int(x.max()) + 1 for x in known], device=device)[owner, None]  # (B, 1)
+        owner = [k for k, p in enumerate(batch) for _ in seeds[p]]  # of each of the B completions
+        if any(len(seeds[p]) != 1 for p in batch):
+            cache.batch_select_indices(index(owner, device))
+        logits, attend = (x[index(owner, device)] for x in (logits, attend))
+        position = index([int(known[k].max()) + 1 for k in owner], device)[:, None]  # (B, 1)
         first = [0, *accumulate(len(seeds[p]) for p in batch)]  # a prompt's first row
         place = {p: k for k, p in enumerate(batch)}
         names = [(p, g) for p in batch for g in range(len(seeds[p]))]  # of each row
         rows = [_Row(seeds[p][g], context.limit(sampling.max_tokens, len(prompts[p].token_ids))) for p, g in names]
-        uniform = _uniforms([row.seed for row in rows], sampling, device)  # (B, T)
+        uniform = _uniforms([row.seed for row in rows], sampling)  # (B, T), on the CPU
         found: dict[int, list[Completion]] = {}
 
         def finish(k: int) -> None:
@@ -124,13 +124,13 @@ class HFEngine(RolloutEngine):
                 report(batch[k], found[batch[k]])
 
         eos = set(policy.eos_token_ids)
-        alive = torch.arange(len(owner), device=device)  # the completion of each row of the cache
-        while len(alive):
-            going = alive.tolist()
-            step = torch.tensor([min(len(rows[i].tokens), sampling.max_tokens - 1) for i in going], device=device)
-            token, logp = draw(logits, sampling, uniform[alive, step])  # (b,), (b,)
-            chosen = token.tolist()
-            for b, (i, value) in enumerate(zip(going, logp.tolist(), strict=True)):
+        alive = list(range(len(owner)))  # the completion of each row of the cache
+        while alive:
+            step = [min(len(rows[i].tokens), sampling.max_tokens - 1) for i in alive]
+            token, logp = draw(logits, sampling, to_device(uniform[alive, step], device))  # (b,), (b,)
+            tokens, logprobs = torch.stack([token.double(), logp.double()]).tolist()  # exact, and one wait for a GPU
+            chosen = [int(token) for token in tokens]
+            for b, (i, value) in enumerate(zip(alive, logprobs, strict=True)):
                 row = rows[i]
                 if row.observed:
                     chosen[b] = row.observed.popleft()
@@ -150,15 +150,15 @@ class HFEngine(RolloutEngine):
                         finish(k)
                 else:
                     row.go_on(answer)
-                    uniform[first[k] + g] = _uniforms([turn_seed(row.seed, row.turn)], sampling, device)[0]
-            keep = [b for b, i in enumerate(going) if rows[i].whole is None]
+                    uniform[first[k] + g] = _uniforms([turn_seed(row.seed, row.turn)], sampling)[0]
+            keep = [b for b, i in enumerate(alive) if rows[i].whole is None]
             if not keep:
                 break
-            token = torch.tensor(chosen, device=device)
+            token = index(chosen, device)
             if len(keep) < len(alive):
-                kept = torch.tensor(keep, device=device)
+                alive, kept = [alive[b] for b in keep], index(keep, device)
                 cache.batch_select_indices(kept)
-                alive, token, attend, position = alive[kept], token[kept], attend[kept], position[kept]
+                token, attend, position = token[kept], attend[kept], position[kept]
             attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
             logits = self._forward(model, token[:, None], attend, cache, position.expand(len(places), -1, -1))
             position = position + 1
@@ -207,13 +207,13 @@ def _whole(row: _Row) -> Completion:
     return row.whole
 
 
-def _uniforms(seeds: Sequence[int], sampling: Sampling, device: torch.device) -> Tensor:
+def _uniforms(seeds: Sequence[int], sampling: Sampling) -> Tensor:
     """(B, T) numbers in [0, 1), float64; each row depends only on its seed, not on the rest of the batch."""
     rows = [
         torch.rand(sampling.max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         for seed in seeds
     ]
-    return torch.stack(rows).to(device)
+    return torch.stack(rows)
 
 
 def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,8 @@ class EvaluationMetrics(nn.Module):
     def update(self, rollout: Rollout, greedy: Rollout | None = None) -> None:
         """Add a scored batch, with its greedy completions if there are any; a failed check counts as incorrect."""
         device = self.accuracy.device
-        correct = (rollout.correct * rollout.judged).to(device)
+        right = rollout.correct * rollout.judged  # (P, G)
+        correct = right.to(device)
         self.accuracy.update(correct)
         self.length.update(rollout.lengths.to(device))
         if rollout.sampling.temperature > 0:
@@ -96,7 +97,7 @@ class EvaluationMetrics(nn.Module):
             metric.update(correct)
         if self.greedy is not None and greedy is not None:
             self.greedy.update((greedy.correct * greedy.judged).to(device))
-        for prompt, group in zip(rollout.prompts, correct, strict=True):
+        for prompt, group in zip(rollout.prompts, right, strict=True):
             if prompt.sample.category:
                 category = one_line(prompt.sample.category)  # it becomes part of a metric's name
                 self.right[category] += int(group.sum())

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.distributed.collectives import average_gradients, gather_rows, rank, world_size
+from lit_rlvr.distributed.device import to_device
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, settle_correction
@@ -230,7 +231,7 @@ class RLVRModule(ReferenceModule):
         advantages = self.local_advantages(rollout)
         useful = rollout.mask.any(1)  # (B,) rows with a token in the loss
         if not self.kl_coef and not self.entropy_coef:  # then rows with advantage 0 have no gradient
-            useful &= advantages.flatten().cpu() != 0
+            useful &= rollout.advantages.flatten() != 0  # type: ignore[union-attr]
         live = [int(i) for i in useful.nonzero().flatten()]
         budget, first = self.tokens_per_microbatch, set(minibatches[0])
         later = [i for i in live if i // rollout.group_size not in first]
@@ -246,10 +247,10 @@ class RLVRModule(ReferenceModule):
         """(B, 1) advantages of this rank's rows, from the groups of all ranks. Collective: call it on every rank."""
         reference = rollout.reference_rewards
         group = GroupBatch(
-            rewards=gather_rows(rollout.rewards.to(self.device)),
-            correct=gather_rows(rollout.correct.to(self.device)),
-            reference_rewards=None if reference is None else gather_rows(reference.to(self.device)),
-            lengths=gather_rows(rollout.lengths.to(self.device)),
+            rewards=self._gathered(rollout.rewards),
+            correct=self._gathered(rollout.correct),
+            reference_rewards=None if reference is None else self._gathered(reference),
+            lengths=self._gathered(rollout.lengths),
         )
         advantages, metrics = self.estimate(group)  # (P, G) over all ranks
         metrics = metrics | {"no_signal": float((advantages == 0).all(1).double().mean())}  # share of prompts
@@ -258,6 +259,10 @@ class RLVRModule(ReferenceModule):
         mine = advantages[rank() * local : (rank() + 1) * local]
         rollout.advantages = mine.cpu()
         return mine.reshape(-1, 1)
+
+    def _gathered(self, local: Tensor) -> Tensor:
+        """(P, G) over all ranks from this rank's, on the device."""
+        return gather_rows(to_device(local, self.device))
 
     def _minibatches(self, rollout: Rollout) -> list[list[int]]:
         """Split the groups to train on into `updates_per_rollout` parts, by position in the (shuffled) prompt stream.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_max, all_sum, rank
+from lit_rlvr.distributed.device import index, to_device
 from lit_rlvr.objectives import (
     Aggregation,
     ImportanceCorrection,
@@ -73,26 +74,26 @@ class Step:
         rows, weight = self.microbatches[k], float(k < self.real)
         prepared = self.prepared
         logp, entropy = policy.logprobs(prepared.rollout, rows, entropy=True, entropy_gradient=entropy_gradient)
-        mask = self.mask[rows]
+        at = index(rows, self.mask.device)
+        mask, engine = self.mask[at], self.engine_logprobs[at]
         if prepared.on_policy and prepared.old is not None:
-            prepared.old[rows] = logp.detach().to(prepared.old.dtype)
-        old = logp.detach() if prepared.old is None else prepared.old[rows]
-        tokens, sequences = importance_weights(old, self.engine_logprobs[rows], mask, self.correction, self.cap)
-        plain = self.token_weight[rows] * weight
+            prepared.old[at] = logp.detach().to(prepared.old.dtype)
+        old = logp.detach() if prepared.old is None else prepared.old[at]
+        tokens, sequences = importance_weights(old, engine, mask, self.correction, self.cap)
+        plain = self.token_weight[at] * weight
         inputs = LossInputs(
             logp=logp,
             old=old,
             mask=mask,
-            advantages=prepared.advantages[rows],
+            advantages=prepared.advantages[at],
             token_weight=plain * tokens,
             row_weight=sequences * self.row_share * weight,
-            prompt=torch.tensor(rows, device=mask.device) // prepared.rollout.group_size
-            + rank() * len(prepared.rollout.prompts),
+            prompt=at // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
             plain_weight=plain,
-            ref=None if prepared.ref is None else prepared.ref[rows],
+            ref=None if prepared.ref is None else prepared.ref[at],
             entropy=entropy,
         )
-        difference = log_ratio(old, self.engine_logprobs[rows], mask)
+        difference = log_ratio(old, engine, mask)
         ratio = difference.exp() * mask
         stats = {
             "tokens": mask.sum(),
@@ -124,14 +125,13 @@ def plan_step(
     rollout = prepared.rollout
     size = rollout.group_size
     rows = [p * size + g for p in prompts for g in range(size)]
-    mask = rollout.mask.to(device)
-    chosen = mask[rows]
-    counts = all_sum(torch.tensor([float(len(rows)), float(chosen.sum())], dtype=torch.float64, device=device))
+    counts = all_sum(torch.tensor([float(len(rows)), float(rollout.mask[rows].sum())], dtype=torch.float64))
     sequences, tokens = counts.tolist()
+    mask, at = to_device(rollout.mask, device), index(rows, device)
     token_weight = torch.zeros(mask.shape, device=device)
-    token_weight[rows] = aggregation_weights(chosen, size, aggregation, sequences, tokens, rollout.sampling.longest).to(
-        token_weight.dtype
-    )
+    token_weight[at] = aggregation_weights(
+        mask[at], size, aggregation, sequences, tokens, rollout.sampling.longest
+    ).to(token_weight.dtype)
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
     real = len(microbatches)
@@ -140,8 +140,8 @@ def plan_step(
         wanted = max(real, min(wanted, 1))  # a rank that runs none would lack the metrics that all ranks sum
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - real)
     return Step(
-        prepared, mask, rollout.engine_logprobs.to(device), token_weight, 1.0 / max(sequences, 1.0), microbatches, real,
-        correction, cap,
+        prepared, mask, to_device(rollout.engine_logprobs, device), token_weight, 1.0 / max(sequences, 1.0),
+        microbatches, real, correction, cap,
     )  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, 
     pieces = cut_rows(rollout, rows, budget, policy.shared_prefix)
     idle = all_max(len(pieces), policy.device) - len(pieces) if in_step else 0
     for piece in pieces:
-        result[piece] = policy.logprobs(rollout, piece)[0]
+        result[index(piece, policy.device)] = policy.logprobs(rollout, piece)[0]
     for _ in range(idle):  # gathering sharded weights needs all ranks
         policy.logprobs(rollout, [0])
     return result

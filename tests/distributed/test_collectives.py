@@ -26,6 +26,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(collectives, "world_size", lambda: 2)
     monkeypatch.setattr(collectives.dist, "get_backend", lambda: "nccl")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(collectives.dist, "all_reduce", lambda tensor, **_: refuse(tensor))
     monkeypatch.setattr(collectives.dist, "all_gather", lambda parts, tensor: refuse(tensor, *parts))
     with FakeTensorMode():  # GPU tensors without a GPU
