@@ -165,6 +165,14 @@ def test_shares_and_proposals_follow_the_expected_lengths() -> None:
     assert decoded[1] < decoded[0]
 
 
+def test_vllm_in_8_bits_needs_a_byte_less_for_each_weight_of_its_layers() -> None:
+    """vLLM's share is the smallest with which it starts, in steps of 0.05."""
+    model, gpus = job("Qwen2.5-7B", share=0.01), GPUs.parse("1x20GB")
+    wide, narrow = (replace(model, quantized=on).vllm_share(gpus, 1.0) * 20 * GIB for on in (False, True))
+    saved = model.whole.parameters - model.whole.outside
+    assert abs(wide - narrow - saved) <= 0.05 * 20 * GIB and saved > 5 * GIB
+
+
 @pytest.mark.parametrize("text", ["", "0", "9,", "9,8", "9,99", "99", "1.5", "9,a"])
 def test_what_are_no_lengths_is_one_line(text: str) -> None:
     with pytest.raises(UserError, match=r"--lengths: .* the longest allowed is 64 \(rollout.sampling.max_tokens\)"):
@@ -191,6 +199,12 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
     assert result.status == 0 and "completions of up to 512 and 8 tokens, completions of 3 on average" in result.out
     result = lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", "--lengths", "9")
     assert result.status == 2 and "--lengths: '9' is not the mean length" in result.err
+    seen: list[bool] = []
+    monkeypatch.setattr("lit_rlvr.cli.trainer.show", lambda job, gpus: seen.append(job.quantized))
+    fp8 = ("--rollout.engine", "VLLMEngine", "--rollout.engine.init_args.quantize", "fp8")
+    for engine in ((), fp8):
+        assert lit_rlvr("plan", *FIT[1:], "--gpus", "1x80GB", *engine).status == 0
+    assert seen == [False, True]
     result = lit_rlvr("plan", *FIT[1:], "--gpus", "many")
     assert result.status == 2 and "such as 8x80GB" in result.err
 

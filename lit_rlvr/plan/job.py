@@ -43,6 +43,7 @@ def job_of(
         size=compute_dtype(precision).itemsize,
         share=None if isinstance(engine, HFEngine) else share,
         fitted=lengths is not None and own is not None and own.gpu_memory_utilization is None,
+        quantized=own is not None and own.quantized,
         vllm_sleeps=own is not None and own.sleep and not rollout.overlap,
         reference=module.kl_coef > 0 or module.advantage.needs_reference,
         lora=module.lora is not None,

@@ -99,6 +99,7 @@ class Job:
         size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
         share: share of each GPU's memory for vLLM; None = the Hugging Face engine; 0 = an engine elsewhere.
         fitted: vLLM's share is the smallest in which all sequences are generated at once, as far as there is room.
+        quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
         reference: whether there is a reference model.
         lora: whether the config trains adapters.
@@ -114,6 +115,7 @@ class Job:
     size: int = 2
     share: float | None = 0.4
     fitted: bool = False
+    quantized: bool = False
     vllm_sleeps: bool = True
     reference: bool = False
     lora: bool = False
@@ -143,8 +145,11 @@ class Job:
         if not self.share:
             return 0.0
 
+        inside = self.whole.parameters - self.whole.outside
+        weights = inside * (1 if self.quantized else self.size) + self.whole.outside * self.size
+
         def share(tokens: float) -> float:
-            needs = self.whole.parameters * self.size + 2 * GIB + tokens * key_bytes(self.whole, self.size)
+            needs = weights + 2 * GIB + tokens * key_bytes(self.whole, self.size)
             return math.ceil(20 * needs / (gpus.gib * GIB)) / 20
 
         wanted = share(self.tokens_at_once(gpus, GPU_SEQUENCES, True)) if self.fitted else self.share

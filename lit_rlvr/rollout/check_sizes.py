@@ -67,7 +67,13 @@ def check_sizes(
         _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:
         _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
+    engine.check_hardware(device, compute_dtype(precision))
     correction = settle_correction(module.importance_correction, engine.exact(compute_dtype(precision)))
+    if engine.quantized and correction == "none":
+        _log.warning(
+            "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
+            "model.importance_correction: token_truncate", engine.name,
+        )  # fmt: skip
     if overlap:
         _check_overlap(module, engine, prompts, correction, device)
     _log.info(

@@ -70,6 +70,15 @@ class SyncedEngine:
         """Whether its log-probabilities equal those of a trainer that computes in `dtype`, up to rounding."""
         return self._engine.exact and dtype == torch.float32
 
+    @property
+    def quantized(self) -> bool:
+        """Whether it computes with weights in 8 bits."""
+        return self._engine.quantized
+
+    def check_hardware(self, device: str, dtype: torch.dtype) -> None:
+        """As `RolloutEngine.check_hardware`."""
+        self._engine.check_hardware(device, dtype)
+
     def start(self, context: EngineContext) -> None:
         """Start the engine, on the first call only."""
         if self._context is None:

@@ -28,6 +28,10 @@ GPU_SEQUENCES = 1024
 """The most sequences generated at once on a GPU."""
 _SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 """vLLM options that spread one model over several devices."""
+FP8 = "fp8_per_channel"
+"""vLLM's name of `quantize: fp8`: each row of a matrix has a scale, and so have the inputs of each token."""
+FP8_CAPABILITY = (8, 9)
+"""Compute capability of the first GPUs that multiply in FP8 (Ada and Hopper)."""
 
 
 class VLLMEngine(RolloutEngine):
@@ -44,6 +48,9 @@ class VLLMEngine(RolloutEngine):
         sleep: free vLLM's memory while the policy is trained (GPU only).
         enforce_eager: disable compilation and CUDA graphs, which starts faster; by default only on a CPU, because it
             makes generation on a GPU slower.
+        quantize: `fp8` = generate with 8-bit layers (Ada, Hopper and later GPUs): each sync rounds the weights, and
+            inputs are rounded as they come. They need half the memory, but log-probabilities differ more from the
+            trainer's, which the importance correction makes up for.
         options: further arguments of `vllm.LLM`, by vLLM's names.
     """
 
@@ -54,6 +61,7 @@ class VLLMEngine(RolloutEngine):
         gpu_memory_utilization: float | None = None,
         sleep: bool = True,
         enforce_eager: bool | None = None,
+        quantize: Literal["none", "fp8"] = "none",
         options: dict[str, Any] | None = None,
     ) -> None:
         self.dtype = dtype
@@ -61,7 +69,10 @@ class VLLMEngine(RolloutEngine):
         self.gpu_memory_utilization = gpu_memory_utilization
         self.sleep = sleep
         self.enforce_eager = enforce_eager
+        self.quantized = quantize != "none"
         self.options = options or {}
+        if "quantization" in self.options:
+            raise UserError("VLLMEngine.options: quantization is not taken here; use VLLMEngine.quantize: fp8")
         if split := [name for name in _SPLIT if self.options.get(name, 1) != 1]:
             raise UserError(
                 f"VLLMEngine.options: {split[0]} splits the model, but vLLM in the training process runs whole on each "
@@ -79,7 +90,24 @@ class VLLMEngine(RolloutEngine):
             return getattr(torch, self.dtype)
         return torch.float32 if self._context is None else self._context.dtype
 
+    def check_hardware(self, device: str, dtype: torch.dtype) -> None:
+        if not self.quantized:
+            return
+        if device != "cuda":
+            raise UserError("VLLMEngine.quantize: fp8 needs a GPU; leave the option out")
+        if (capability := torch.cuda.get_device_capability()) < FP8_CAPABILITY:
+            raise UserError(
+                f"VLLMEngine.quantize: fp8 needs a GPU of compute capability {'.'.join(map(str, FP8_CAPABILITY))} or "
+                f"more, and this one has {'.'.join(map(str, capability))}; leave the option out"
+            )
+        if (dtype if self.dtype == "auto" else getattr(torch, self.dtype)) == torch.float32:
+            raise UserError(
+                "VLLMEngine.quantize: fp8 layers give 16-bit results, not float32; use trainer.precision: bf16-mixed "
+                "or VLLMEngine.dtype: bfloat16"
+            )
+
     def start(self, context: EngineContext) -> None:
+        self.check_hardware("cuda" if torch.cuda.is_available() else "cpu", context.dtype)
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if context.deterministic and torch.cuda.is_available():
@@ -104,6 +132,8 @@ class VLLMEngine(RolloutEngine):
                 torch.cuda.current_device() if torch.cuda.is_available() else 0
             ),
         }
+        if self.quantized:
+            settings["quantization"] = FP8
         if context.policy.placeholder_ids:  # a vision-language model
             settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": 0}
             settings |= {"mm_processor_cache_gb": 0, "skip_mm_profiling": True, "skip_tokenizer_init": False}

@@ -22,7 +22,7 @@ from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.rollout.synced_engine import crash_of
 from lit_rlvr.rollout.transfer import WeightTransfer
 from lit_rlvr.rollout.turns import Continuation, Turns, turn_seed
-from lit_rlvr.rollout.vllm import collapsed, read_completion, sampling_parameters, with_tied_head
+from lit_rlvr.rollout.vllm import FP8, collapsed, read_completion, sampling_parameters, with_tied_head
 from lit_rlvr.rollout.vllm_client import START, ServerError, VLLMServer, dtype_of
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -100,6 +100,12 @@ class VLLMServerEngine(RolloutEngine):
         """Refuse a server whose context is too short or whose log-probabilities are not those it samples from."""
         settings = server.settings()
         self._dtype = dtype_of(settings)
+        self.quantized = settings.get("quantization") is not None
+        if settings.get("quantization") not in (None, FP8):
+            raise UserError(
+                f"{server.url}: its weights are quantised by {settings['quantization']}, which is not supported; start "
+                "it with `lit-rlvr serve --quantize fp8 ...`, or without --quantization"
+            )
         if settings["max_model_len"] < context.max_tokens:
             raise UserError(
                 f"{server.url}: prompts and completions have up to {context.max_tokens} tokens, but it takes "

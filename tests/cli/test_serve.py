@@ -60,6 +60,20 @@ def test_batch_invariant_kernels_need_a_gpu(lit_rlvr: CLI, tiny_model_folder: Pa
     assert result.status == 2 and "--deterministic: vLLM has batch-invariant kernels for GPUs only" in result.err
 
 
+def test_fp8_needs_a_gpu_and_16_bits(
+    lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = ("serve", "--model", tiny_model_folder, "--port", 0)
+    assert "--quantize fp8: it needs a GPU" in lit_rlvr(*serve, "--quantize", "fp8").err
+    assert "--quantization: use --quantize fp8" in lit_rlvr(*serve, "--quantization", "awq").err
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert "use --dtype bfloat16" in lit_rlvr(*serve, "--quantize", "fp8", "--dtype", "float32").err
+    assert not started
+    assert lit_rlvr(*serve, "--quantize", "fp8").status == 0
+    (line,) = started
+    assert "--quantization=fp8_per_channel" in line and line[line.index("--dtype") + 1] == "bfloat16"
+
+
 def test_vllm_gets_the_other_options(lit_rlvr: CLI, tiny_model_folder: Path, started: list[list[str]]) -> None:
     result = lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, "--max-model-len", 64, "--api-key", "k")
     assert result.status == 0, result.err

@@ -14,16 +14,20 @@ from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, rando
 from tiny_engines import assert_logprobs_are_the_policys, change, flat
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between
+from tiny_runs import FIT
 
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
+from lit_rlvr.objectives import settle_correction
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.lora import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout import vllm
+from lit_rlvr.rollout import RolloutCallback, vllm
 from lit_rlvr.rollout.engine import EngineContext
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.rollout.own_world import executor_on
 from lit_rlvr.rollout.probe import check_engine
+from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.rollout.vllm import VLLMEngine, smallest_block, with_tied_head
 from lit_rlvr.types import Sampling
 
@@ -315,6 +319,69 @@ def test_on_a_gpu_deterministic_means_batch_invariant(monkeypatch: pytest.Monkey
         context = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, deterministic=deterministic)
         VLLMEngine(gpu_memory_utilization=0.5).start(context)
     assert seen == ["", "", "1"]
+
+
+@pytest.fixture
+def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that multiplies in FP8, as far as settings go."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr("vllm.LLM", lambda **given: settings.update(given))
+    context = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, dtype=torch.bfloat16)
+    plain, engine = VLLMEngine(gpu_memory_utilization=0.5), VLLMEngine(gpu_memory_utilization=0.5, quantize="fp8")
+    plain.start(context)
+    assert "quantization" not in settings and not plain.quantized
+    engine.start(context)
+    assert settings["quantization"] in QUANTIZATION_METHODS and settings["dtype"] == "bfloat16"
+    assert engine.probe_tolerance > 2 * plain.probe_tolerance
+    assert settle_correction(None, SyncedEngine(engine).exact(torch.bfloat16)) == "token_truncate"
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize(("dtype", "device", "capability", "said"), [
+    (torch.bfloat16, "cpu", (9, 0), "fp8 needs a GPU; leave the option out"),
+    (torch.bfloat16, "cuda", (8, 6), "compute capability 8.9 or more, and this one has 8.6"),
+    (torch.float32, "cuda", (9, 0), "fp8 layers give 16-bit results, not float32; use trainer.precision: bf16-mixed"),
+])  # fmt: skip
+def test_fp8_is_refused_where_it_does_not_work(
+    dtype: torch.dtype, device: str, capability: tuple[int, int], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    VLLMEngine().check_hardware(device, dtype)
+    VLLMEngine("bfloat16", quantize="fp8").check_hardware("cuda", torch.float32)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    with pytest.raises(UserError, match=rf"VLLMEngine\.quantize: .*{said}"):
+        VLLMEngine(quantize="fp8").check_hardware(device, dtype)
+
+
+@pytest.mark.usefixtures("run_folder")
+def test_fp8_on_a_cpu_is_one_line_before_weights_are_loaded(lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_rlvr.training.module.load_policy", lambda *_, **__: pytest.fail("weights are loaded"))
+    fp8 = ("--rollout.engine", "VLLMEngine", "--rollout.engine.init_args.quantize", "fp8")
+    result = lit_rlvr(*FIT, *fp8)
+    assert result.status == 2 and result.err.count("\n") == 1
+    assert "VLLMEngine.quantize: fp8 needs a GPU; leave the option out" in result.err
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("quantize", ["none", "fp8"])
+def test_fp8_without_a_correction_gets_a_warning(quantize: Any, caplog: pytest.LogCaptureFixture) -> None:
+    rollout = RolloutCallback(engine=VLLMEngine(quantize=quantize))
+    rollout.check_sizes(GRPO(importance_correction="none"), 8, 1, "bf16-mixed", "cuda")
+    assert ("does not sample from the trained policy" in caplog.text) == (quantize == "fp8")
+    rollout.close()
+
+
+def test_vllms_own_quantisation_is_refused() -> None:
+    with pytest.raises(UserError, match=r"VLLMEngine\.options: quantization .* use VLLMEngine\.quantize: fp8"):
+        VLLMEngine(options={"quantization": "awq"})
 
 
 def test_it_runs_on_this_ranks_device(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:

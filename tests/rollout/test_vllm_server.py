@@ -182,9 +182,14 @@ def test_what_is_wrong_is_one_line(
     for change_, said in (
         ({"max_model_len": 100}, "start it with --max-model-len 512"),
         ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),
+        ({"quantization": "awq"}, "its weights are quantised by awq.*lit-rlvr serve --quantize fp8"),
     ):
         monkeypatch.setattr(VLLMServer, "settings", lambda self, change_=change_: settings(self) | change_)
         refused(said)
+    monkeypatch.setattr(VLLMServer, "settings", lambda self: settings(self) | {"quantization": "fp8_per_channel"})
+    in_8_bits = make_engine()
+    start_engine(in_8_bits, policy)
+    assert in_8_bits.quantized
     monkeypatch.undo()
     monkeypatch.setenv("SERVER_KEY", "another")
     wrong = make_engine(api_key_env="SERVER_KEY")
