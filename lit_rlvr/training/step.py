@@ -129,9 +129,9 @@ def plan_step(
     sequences, tokens = counts.tolist()
     mask, at = to_device(rollout.mask, device), index(rows, device)
     token_weight = torch.zeros(mask.shape, device=device)
-    token_weight[at] = aggregation_weights(
-        mask[at], size, aggregation, sequences, tokens, rollout.sampling.longest
-    ).to(token_weight.dtype)
+    token_weight[at] = aggregation_weights(mask[at], size, aggregation, sequences, tokens, rollout.sampling.longest).to(
+        token_weight.dtype
+    )
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
     real = len(microbatches)
