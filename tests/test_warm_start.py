@@ -11,11 +11,12 @@ import torch
 from tiny_runs import summary
 from transformers import AutoModelForImageTextToText
 
-from datamodules import CellArea
+from datamodules import Arithmetic, CellArea
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.environments import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.types import Completion, Prompt, Sample
+from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 from lit_rlvr.warm_start import WarmStart, exact_share
 
 CLI = Callable[..., Any]
@@ -92,6 +93,38 @@ def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
     with pytest.raises(UserError, match=r"warm_start.solution: .* no text in column 'worked'"):
         start(vlm_folder, solution="worked")
     assert not list(cache.glob("*/")), "nothing half-made"
+
+
+def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Path) -> None:
+    """The environment answers the solution's turns, and only the turns are learnt."""
+    turns = {"max_tokens": 32, "max_turns": 2, "max_observation_tokens": 32}
+    sampling, environment = Sampling(**turns), Calculator(offer=False)
+
+    def made(solution: list[str] | str) -> Arithmetic:
+        return Arithmetic(high=6, held_out=4, operation="multiply", solution=solution, prompts_per_step=2)
+
+    data = made(["<call>calculate('{a}*{b}')</call>", "{answer}"])
+    start = WarmStart(steps=3, checked=4, batch_size=4, check_every=3)
+    seen: list[Completion] = []
+    learn = WarmStart._learn
+
+    def watched(policy: Any, batch: Any, *more: Any) -> float:
+        seen.extend(completion for _, completion in batch)
+        return learn(policy, batch, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WarmStart, "_learn", staticmethod(watched))
+        start.apply(GRPO(model=str(tiny_model_folder)), data, environment, sampling)
+    assert len(seen) == 12
+    for completion in seen:
+        call, answer = completion.turns
+        assert call.observation == answer.text and call.calls == 1 and call.errors == 0
+        sampled = [t for t, own in zip(completion.token_ids, completion.sampled, strict=True) if own]
+        assert data.tokenizer.decode(sampled, skip_special_tokens=True) == call.text + answer.text
+    with pytest.raises(UserError, match=r"warm_start.solution: column 'solution' of .* is not a list of texts"):
+        start.apply(GRPO(model=str(tiny_model_folder)), made("{answer}"), environment, sampling)
+    with pytest.raises(UserError, match=r"ends before its episode does.*add a turn"):
+        start.apply(GRPO(model=str(tiny_model_folder)), made(["<call>calculate('1')</call>"]), environment, sampling)
 
 
 def test_a_run_starts_from_it_and_resumes(run_folder: Path, lit_rlvr: CLI, cache: Path, vlm_folder: Path) -> None:

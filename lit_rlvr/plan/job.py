@@ -30,7 +30,7 @@ def job_of(
     config = load_config(module.model_folder)
     engine = rollout.generator
     own = engine if isinstance(engine, VLLMEngine) else None
-    longest = rollout.sampling.max_tokens
+    longest = rollout.sampling.reach
     share = 0.0 if own is None else own.gpu_memory_utilization or 0.4
     return Job(
         whole=shape_of(config, module.freeze_vision),

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Row:
-    """A completion and its episode so far.
+    """Completion g of prompt p, and its episode so far.
 
-    limit: the most tokens, observations included. asked: its last call ends the episode.
-    finish_reason: as of the whole completion, unless the environment ends the episode.
+    limit: the most tokens, observations included. judged: its last call ends the episode. cut: its last turn was not
+    finished, so the environment never sees it.
     """
 
     p: int
@@ -41,7 +41,7 @@ class _Row:
     sampled: list[bool] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     judged: bool = False
-    cut: bool = False  # its last turn was not finished, so the environment never sees it
+    cut: bool = False
 
 
 class Episodes(Turns):

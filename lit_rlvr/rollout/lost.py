@@ -31,7 +31,7 @@ class LostWork:
         if (share := self._grown("rollout/truncated", metrics)) is not None:
             said.append(
                 f"{share:.0%} of the completions were cut off before they ended; raise rollout.sampling.max_tokens="
-                f"{sampling.max_tokens}"
+                f"{sampling.max_tokens}" + (f" or max_turns={sampling.max_turns}" if sampling.max_turns > 1 else "")
             )
         if (share := self._grown("train/no_signal", metrics)) is not None:
             more = "more completions (rollout.group_size)"

@@ -41,6 +41,16 @@ def test_the_question_can_be_worded():
         Arithmetic(question="What is {a} + b?")
 
 
+def test_products_and_solutions_by_turns():
+    data = Arithmetic(
+        low=3, high=4, held_out=0, operation="multiply", question="{a}*{b}=", solution=["call {a} {b}", "{answer}."]
+    )
+    rows = {s.id: s for s in data.load("train")}
+    assert rows["3*4"].prompt == "3*4=" and rows["3*4"].answer == "12"
+    assert rows["3*4"].row["solution"] == ["call 3 4", "12."]
+    assert Arithmetic(high=2, held_out=0).load("train")[0].row["solution"] == "2"
+
+
 @pytest.mark.parametrize("options", [{"held_out": 400}, {"held_out": -1}, {"low": 5, "high": 4, "held_out": 0}])
 def test_something_must_be_left_to_train(options: dict):
     with pytest.raises(UserError, match="held_out="):

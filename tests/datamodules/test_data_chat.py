@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
+
 import numpy as np
 import pytest
 
-from datamodules import PromptDataModule
+from datamodules import Arithmetic, PromptDataModule
 from datamodules.reading.chat import Chat
 from datamodules.reading.rows import BadRow, as_prompt
 from datamodules.reading.templates import SYSTEM_PROMPTS, TEMPLATES, named
@@ -46,6 +49,52 @@ def test_chat_template_kwargs_reach_the_template(chat_tokenizer):
     assert "[thinking=False]" in data(chat_tokenizer, chat_template_kwargs={"thinking": False}).render(QUESTION)
     with pytest.raises(UserError, match="'tokenize' is set by lit-rlvr"):
         data(chat_tokenizer, chat_template_kwargs={"tokenize": True})
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look",
+        "description": "Look at a page.",
+        "parameters": {"type": "object", "properties": {"page": {"type": "integer", "description": "its number"}}},
+    },
+}
+TOLD = (
+    "To call a tool, write <call>name(arguments)</call> and wait for its result. The tools are:\n"
+    "look(page: integer) - Look at a page. (page: its number)"
+)
+
+
+def test_a_template_with_a_place_for_tools_gets_them(chat_tokenizer):
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.chat_template = "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}" + tokenizer.chat_template
+    module = data(tokenizer, system_prompt="Be brief.")
+    plain = module.render(QUESTION)
+    module.use_tools([TOOL])
+    assert module.render(QUESTION) == f"<tools>{json.dumps([TOOL])}</tools>{plain}"
+    with pytest.raises(UserError, match="'tools' is set by lit-rlvr"):
+        data(tokenizer, chat_template_kwargs={"tools": []})
+
+
+def test_other_models_are_told_in_the_system_message(chat_tokenizer, plain_tokenizer):
+    for options, system in (({"system_prompt": "Be brief."}, f"Be brief.\n\n{TOLD}"), ({}, TOLD)):
+        module, wanted = data(chat_tokenizer, **options), data(chat_tokenizer, system_prompt=system)
+        module.use_tools([TOOL])
+        assert module.render(QUESTION) == wanted.render(QUESTION)
+    base = data(plain_tokenizer)
+    base.use_tools([TOOL])
+    assert base.render(QUESTION) == f"<bos>{TOLD}\n\nWhat is 1 + 2?\n"
+
+
+def test_sets_that_are_loaded_get_the_tools_too(chat_tokenizer):
+    module = Arithmetic(held_out=4, prompts_per_step=2)
+    module.tokenizer = chat_tokenizer
+    module.setup("fit")
+    before = [len(prompt.token_ids) for prompt in module.stream.prompts]
+    module.use_tools([TOOL])
+    after = [len(prompt.token_ids) for prompt in module.stream.prompts]
+    assert len(before) == len(after) and all(a > b for a, b in zip(after, before, strict=True))
+    assert all("look(page" in chat_tokenizer.decode(p.token_ids) for p in module.prompts["validation"])
 
 
 def test_a_base_model_gets_plain_text_with_its_own_beginning(plain_tokenizer):
