@@ -153,12 +153,14 @@ class Turn:
         text: decoded without special tokens.
         observation: the answer as the model sees it, without the chat template around it; None after the last turn.
         calls, errors: tool calls in it, and how many of them failed.
+        images: how many images the observation has.
     """
 
     text: str
     observation: str | None = None
     calls: int = 0
     errors: int = 0
+    images: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class Completion:
         sampled: for each token, whether the model sampled it; only such tokens are trained on. () = all.
         turns: the turns of an episode; () without an environment.
         outcome: what the environment says of the episode, or how it failed; None if it says nothing.
+        pixels: the images that were observed, in the order of their placeholders in `token_ids`.
     """
 
     text: str
@@ -184,6 +187,7 @@ class Completion:
     sampled: tuple[bool, ...] = ()
     turns: tuple[Turn, ...] = ()
     outcome: RewardResult | None = None
+    pixels: Pixels | None = None
 
     @property
     def length(self) -> int:
@@ -233,7 +237,7 @@ class RewardResult:
 
 @dataclass(frozen=True)
 class Pixels:
-    """A prompt's n images.
+    """The n images of a prompt, or of a completion's observations.
 
     Args:
         values: (N, D) float, the patches of all images one after the other.
@@ -244,6 +248,17 @@ class Pixels:
     values: Tensor
     grid: Tensor
     images: tuple[Any, ...]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Pixels | None]) -> Pixels | None:
+        """The images of several parts, one after the other; None without images."""
+        import torch
+
+        some = [part for part in parts if part is not None]
+        if len(some) < 2:
+            return some[0] if some else None
+        images = tuple(image for part in some for image in part.images)
+        return cls(torch.cat([part.values for part in some]), torch.cat([part.grid for part in some]), images)
 
 
 @dataclass

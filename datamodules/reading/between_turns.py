@@ -6,13 +6,34 @@ rendered, and what follows the placeholder is appended to the tokens that the mo
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from datamodules.reading.chat import Chat
 from lit_rlvr.errors import UserError
+from lit_rlvr.types import Pixels
+
+if TYPE_CHECKING:
+    from lit_rlvr.policy.images import ImageProcessor
 
 _TURN = "\ue000"  # stands for a turn of the model; no text contains it, because it is a private code point
 _QUESTION = {"role": "user", "content": "?"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An observation as the model sees it.
+
+    Args:
+        text: without the chat template around it.
+        token_ids: with it, each image's placeholder repeated once per image feature.
+        pixels: its images.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    pixels: Pixels | None = None
 
 
 class BetweenTurns:
@@ -23,45 +44,68 @@ class BetweenTurns:
         tokenizer: the model's.
         eos_token_ids: tokens that end a turn.
         role: whose messages the observations are, `user` or `tool`.
+        processor: makes the model's image processor, when there is an image.
     """
 
-    def __init__(self, chat: Chat, tokenizer: Any, eos_token_ids: tuple[int, ...], role: str) -> None:
-        self._chat, self._tokenizer, self._role = chat, tokenizer, role
+    def __init__(
+        self, chat: Chat, tokenizer: Any, eos_token_ids: tuple[int, ...], role: str,
+        processor: Callable[[], ImageProcessor] | None = None,
+    ) -> None:  # fmt: skip
+        self._chat, self._tokenizer, self._role, self._processor = chat, tokenizer, role, processor
         self._ends = {token: str(tokenizer.decode([token])) for token in eos_token_ids}
         self._marked = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
 
-    def tokens(self, text: str, last: int, most: int) -> tuple[str, tuple[int, ...]]:
-        """The observation as the model sees it, and its tokens with the chat template's around it.
+    def tokens(self, text: str, last: int, most: int, images: Sequence[Any] = ()) -> Shown:
+        """The observation as the model sees it.
 
         Special tokens in the text are broken up, so that an observation cannot end its own message or begin another.
 
         Args:
             last: the last token of the model's turn; if it ends the message, the template's own end is left out.
-            most: longest result in tokens; the text is cut in the middle to fit.
+            most: longest result in tokens; the text is cut in the middle to fit. Images that do not fit are left out,
+                and the text says so.
+            images: PIL images, shown before the text.
+
+        Raises:
+            UserError: there are images, and the model takes none.
         """
+        pixels = self._processor().pixels(images) if images and self._processor is not None else None
+        if pixels is not None:
+            text, ids = self._fitted(text, last, most, pixels)
+            if len(ids) <= most:
+                return Shown(text, tuple(ids), pixels)
+            text = f"error: the image does not fit into {most} tokens\n{text}"
+        text, ids = self._fitted(text, last, most, None)
+        return Shown(text, tuple(ids))
+
+    def _fitted(self, text: str, last: int, most: int, pixels: Pixels | None) -> tuple[str, list[int]]:
+        """The text, cut until its tokens fit, and the tokens."""
         text = self._harmless(text[: 16 * most] + text[16 * most :][-16 * most :])
-        ids = self._encode(text, last)
+        ids = self._encode(text, last, pixels)
         kept = list(self._tokenizer(text, add_special_tokens=False).input_ids)
         while len(ids) > most and kept:
-            excess = max(len(ids) - most, 1)
-            room = max(len(kept) - excess - 8, 0)  # 8: about what the note takes
+            room = max(len(kept) - (len(ids) - most) - 8, 0)  # 8: about what the note takes
             kept = kept[: room // 2] + kept[len(kept) - room // 2 :] if room > 1 else []
             head, tail = (self._tokenizer.decode(part) for part in (kept[: room // 2], kept[room // 2 :]))
             text = self._harmless(f"{head}\n[... cut ...]\n{tail}")
-            ids = self._encode(text, last)
-        return text, tuple(ids)
+            ids = self._encode(text, last, pixels)
+        return text, ids
 
-    def _encode(self, text: str, last: int) -> list[int]:
-        after = self._after(text)
+    def _encode(self, text: str, last: int, pixels: Pixels | None) -> list[int]:
+        after = self._after(text, 0 if pixels is None else len(pixels.images))
         end = self._ends.get(last, "")
         after = after[len(end) :] if end and after.startswith(end) else after
-        return list(self._tokenizer(after, add_special_tokens=False).input_ids)
+        ids = list(self._tokenizer(after, add_special_tokens=False).input_ids)
+        if pixels is None or self._processor is None:
+            return ids
+        return self._processor().expand(ids, [(t, h, w) for t, h, w in pixels.grid.tolist()])
 
-    def _after(self, text: str) -> str:
+    def _after(self, text: str, images: int = 0) -> str:
         """What follows the model's turn, up to where its next turn begins."""
         if not self._tokenizer.chat_template:
             return f"\n{text}\n{self._chat.prefill}"
-        messages = [_QUESTION, _said(_TURN), {"role": self._role, "content": text}]
+        content: Any = [*([{"type": "image"}] * images), {"type": "text", "text": text}] if images else text
+        messages = [_QUESTION, _said(_TURN), {"role": self._role, "content": content}]
         return self._chat.apply(messages, self._tokenizer).rpartition(_TURN)[2] + self._chat.prefill
 
     def _harmless(self, text: str) -> str:

@@ -18,7 +18,7 @@ import datamodules
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms
 from lit_rlvr.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
-from lit_rlvr.environments import Calculator, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
+from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
 from lit_rlvr.policy.lora import Lora
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
 from lit_rlvr.run.budget import Budget
@@ -100,7 +100,7 @@ def reference() -> str:
             lit_rlvr.rewards.Reward,
             [*(getattr(lit_rlvr.rewards, n) for n in REWARDS), EnvironmentReward],
         ),
-        ("rollout.environment", Environment, [Calculator, Python, SQLShell, GuessNumber]),
+        ("rollout.environment", Environment, [Calculator, Python, SQLShell, Crop, GuessNumber]),
         ("diversity", None, [SelfBLEU4, CosineSimilarity, SentenceEmbedder, JudgeScore]),
         ("run", None, [RunFolder]),
         ("budget", None, [Budget]),

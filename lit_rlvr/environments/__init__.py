@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_rlvr.environments.base import Environment, Observation
     from lit_rlvr.environments.calculator import Calculator
+    from lit_rlvr.environments.crop import Crop
     from lit_rlvr.environments.guess_number import GuessNumber
     from lit_rlvr.environments.python import Python
     from lit_rlvr.environments.reward import EnvironmentReward
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calculator",
+    "Crop",
     "Environment",
     "EnvironmentReward",
     "EpisodeWorkers",
@@ -33,6 +35,7 @@ __all__ = [
 
 _MODULES = {
     "Calculator": "calculator",
+    "Crop": "crop",
     "Environment": "base",
     "EnvironmentReward": "reward",
     "EpisodeWorkers": "workers",

@@ -21,12 +21,14 @@ class Observation:
         text: what the model sees next.
         done: whether the episode is over; the text is then not shown.
         calls, errors: tool calls in the turn, and how many of them failed.
+        images: PIL images that the model sees before the text; it must be a vision-language model.
     """
 
     text: str = ""
     done: bool = False
     calls: int = 0
     errors: int = 0
+    images: tuple[Any, ...] = ()
 
 
 class Environment(ABC):

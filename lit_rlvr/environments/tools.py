@@ -18,8 +18,9 @@ from lit_rlvr.types import RewardResult, Sample, Turn
 class Tools(Environment):
     """An environment whose public methods are tools, which the prompt offers to the model.
 
-    A turn's calls are run in order, and their results are the observation; a turn without a call ends the episode. A
-    call that cannot be read, names no tool, has wrong arguments or raises gets its error as the observation.
+    A turn's calls are run in order, and their results (text, anything that JSON can hold, or a PIL image) are the
+    observation; a turn without a call ends the episode. A call that cannot be read, names no tool, has wrong arguments
+    or raises gets its error as the observation.
 
     Args:
         offer: describe the tools in the prompt; false for a model that knows them.
@@ -49,11 +50,13 @@ class Tools(Environment):
         if not calls:
             return Observation(done=True)
         results = [self._run(call) for call in calls]
+        texts = [_as_text(value) for value, _ in results if not _is_image(value)]
+        images = tuple(value for value, _ in results if _is_image(value))
         errors = sum(failed for _, failed in results)
-        return Observation("\n".join(text for text, _ in results), calls=len(calls), errors=errors)
+        return Observation("\n".join(texts), calls=len(calls), errors=errors, images=images)
 
-    def _run(self, call: Call) -> tuple[str, bool]:
-        """The result of a call as text, and whether it failed."""
+    def _run(self, call: Call) -> tuple[Any, bool]:
+        """The result of a call, and whether it failed."""
         methods = tool_methods(self.holder)
         if call.problem:
             return f"error: {call.problem}", True
@@ -64,7 +67,7 @@ class Tools(Environment):
         except TypeError as error:
             return f"error: {call.name}: {error}", True
         try:
-            return _as_text(_awaited(methods[call.name](*call.positional, **call.named))), False
+            return _awaited(methods[call.name](*call.positional, **call.named)), False
         except (MemoryError, RecursionError):
             raise
         except Exception as error:
@@ -166,6 +169,11 @@ def _awaited(value: Any) -> Any:
         return await value
 
     return asyncio.run(finish()) if inspect.isawaitable(value) else value
+
+
+def _is_image(value: Any) -> bool:
+    """Whether it is a PIL image; PIL is not imported for it."""
+    return any(cls.__module__ == "PIL.Image" and cls.__name__ == "Image" for cls in type(value).__mro__)
 
 
 def _as_text(value: Any) -> str:

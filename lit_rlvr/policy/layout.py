@@ -26,12 +26,22 @@ class Group:
         prompt: token ids. completions: G lists of token ids.
         places: (D, L) positions of the prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings.
         scored: G lists, whether to predict each token of a completion; None = all.
+        tails: positions (D, n) of completions that hold images; None for the others, which are text.
     """
 
     prompt: Sequence[int]
     completions: Sequence[Sequence[int]]
     places: Tensor
     scored: Sequence[Sequence[bool]] | None = None
+    tails: Sequence[Tensor | None] | None = None
+
+    def after(self, g: int, count: int) -> Tensor:
+        """(D, count) positions of the first tokens of completion g, and of padding after it."""
+        tail = None if self.tails is None else self.tails[g]
+        if tail is None:
+            return _text_after(self.places, count)
+        known = torch.cat([self.places, tail[:, :count]], 1)
+        return torch.cat([tail[:, :count], _text_after(known, max(count - tail.shape[1], 0))], 1)
 
 
 @dataclass
@@ -101,11 +111,11 @@ def _shared_row(groups: Sequence[Group], device: torch.device) -> Layout:
         prompts.append(range(start, last + 1))
         tokens += group.prompt
         places.append(group.places)
-        for completion in group.completions:
+        for g, completion in enumerate(group.completions):
             inputs = completion[:-1]
             span = range(len(tokens), len(tokens) + len(inputs))
             tokens += inputs
-            places.append(_after(group.places, len(inputs)))
+            places.append(group.after(g, len(inputs)))
             column += [last, *span] if completion else []
             if inputs:
                 completions.append((len(prompts) - 1, span))
@@ -114,18 +124,19 @@ def _shared_row(groups: Sequence[Group], device: torch.device) -> Layout:
 
 
 def _single_rows(groups: Sequence[Group]) -> Layout:
-    rows = [(group, [*group.prompt, *c[:-1]], c) for group in groups for c in group.completions]
-    width = max(len(tokens) for _, tokens, _ in rows)
-    ids = torch.tensor([tokens + [0] * (width - len(tokens)) for _, tokens, _ in rows])
-    lengths = torch.tensor([len(tokens) for _, tokens, _ in rows])
-    places = [torch.cat([g.places, _after(g.places, width - len(g.prompt))], 1) for g, _, _ in rows]
+    rows = [(group, g, c) for group in groups for g, c in enumerate(group.completions)]
+    inputs = [[*group.prompt, *c[:-1]] for group, _, c in rows]
+    width = max(map(len, inputs))
+    ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in inputs])
+    lengths = torch.tensor([len(tokens) for tokens in inputs])
+    places = [torch.cat([group.places, group.after(g, width - len(group.prompt))], 1) for group, g, _ in rows]
     row = [r for r, (_, _, c) in enumerate(rows) for _ in c]
-    column = [len(g.prompt) - 1 + t for g, _, c in rows for t in range(len(c))]
+    column = [len(group.prompt) - 1 + t for group, _, c in rows for t in range(len(c))]
     return ids, _by_rows(torch.stack(places, 1)), torch.arange(width) < lengths[:, None], None, row, column
 
 
-def _after(places: Tensor, count: int) -> Tensor:
-    """(D, count) positions of text after a prompt: they continue from its largest, equal in all D dimensions."""
+def _text_after(places: Tensor, count: int) -> Tensor:
+    """(D, count) positions of text: they continue from the largest before it, equal in all D dimensions."""
     return (places.max() + 1 + torch.arange(count)).expand(len(places), -1)
 
 

@@ -20,7 +20,7 @@ from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.policy.lora import adapters_off, merged_parameters
 from lit_rlvr.policy.vision import blank_image, blank_placeholders, placeholder_ids, rope_places, takes_images
-from lit_rlvr.types import Pixels, Prompt, Rollout, Sampling
+from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
 
 
 class Policy(nn.Module):
@@ -163,9 +163,12 @@ class Policy(nn.Module):
         for p, members in groupby(pairs, key=lambda pair: pair[0]):
             prompt, completions = rollout.prompts[p], [c for _, c in members]
             ids, sampled = [c.token_ids for c in completions], [c.from_model for c in completions]
-            groups.append(Group(prompt.token_ids, ids, self.places(prompt), sampled))
-            if prompt.pixels is not None:
-                pixels += [prompt.pixels] * (1 if self.shared_prefix else len(completions))
+            places = self.places(prompt)
+            tails = [self._tail(prompt, c) for c in completions]
+            groups.append(Group(prompt.token_ids, ids, places, sampled, tails))
+            for g, completion in enumerate(completions):  # in the order of their placeholders
+                seen = [None if g and self.shared_prefix else prompt.pixels, completion.pixels]
+                pixels += [part for part in seen if part is not None]
         if world_size() > 1 and not pixels and takes_images(self.model.config):
             groups.append(self._blank())
             pixels.append(blank_image(self.model.config))
@@ -175,6 +178,14 @@ class Policy(nn.Module):
         at = (built.sequence, built.position)
         empty = torch.zeros(len(rows), width, dtype=logp.dtype, device=logp.device)
         return empty.index_put(at, logp), None if spread is None else empty.index_put(at, spread)
+
+    def _tail(self, prompt: Prompt, completion: Completion) -> Tensor | None:
+        """Positions (D, n) of a completion that holds images; None for one of text."""
+        if completion.pixels is None:
+            return None
+        whole = [*prompt.token_ids, *completion.token_ids]
+        places = self.places(Prompt(prompt.sample, whole, Pixels.joined([prompt.pixels, completion.pixels])))
+        return places[:, len(prompt.token_ids) :]
 
     def _blank(self) -> Group:
         """A prompt with an image and an empty completion, so that it adds nothing to the loss.

@@ -366,9 +366,16 @@ class RolloutCallback(Callback):
             ),
             seed=run_seed(),
             dtype=compute_dtype(str(trainer.precision)),
-            max_images=max(len(prompt.sample.images) for asked in sets for prompt in asked.prompts),
+            max_images=max(len(prompt.sample.images) for asked in sets for prompt in asked.prompts)
+            + self._most_images(),
             deterministic=self.deterministic,
         )
+
+    def _most_images(self) -> int:
+        """Images that an environment may show in an episode, one at a time."""
+        if self.environment is None:
+            return 0
+        return max(self.sampling.max_turns, self.eval_sampling.max_turns) - 1
 
     def _asked(self, data: Any) -> list[Asked]:
         return asked_of(data, self.sampling, self.eval_sampling, begins(self.environment))

@@ -16,7 +16,7 @@ from lit_rlvr.environments.workers import EpisodeWorkers
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.process import Outcome
 from lit_rlvr.rollout.turns import Answer, Continuation, Turns
-from lit_rlvr.types import Completion, Prompt, RewardResult, Rollout, Sample, Sampling, Turn
+from lit_rlvr.types import Completion, Pixels, Prompt, RewardResult, Rollout, Sample, Sampling, Turn
 
 if TYPE_CHECKING:
     from datamodules import PromptDataModule
@@ -40,6 +40,7 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    pixels: list[Pixels | None] = field(default_factory=list)
     judged: bool = False
     cut: bool = False
 
@@ -163,16 +164,19 @@ class Episodes(Turns):
         if done or row.judged:
             return self._whole(row, done and not row.cut, reply.outcome)
         assert seen is not None, "a turn has an answer"
-        text, tokens = self._between.tokens(seen.text, row.tokens[-1], self._sampling.max_observation_tokens)
+        shown = self._between.tokens(seen.text, row.tokens[-1], self._sampling.max_observation_tokens, seen.images)
+        tokens = shown.token_ids
         room = row.limit - len(row.tokens) - len(tokens)
         if room < 1:  # no space for another turn
             self._call(number, row, judge=True)
             return None
-        row.turns[-1] = replace(row.turns[-1], observation=text)
+        images = 0 if shown.pixels is None else len(shown.pixels.images)
+        row.turns[-1] = replace(row.turns[-1], observation=shown.text, images=images)
+        row.pixels.append(shown.pixels)
         row.tokens += tokens
         row.logprobs += [0.0] * len(tokens)
         row.sampled += [False] * len(tokens)
-        return Continuation(tokens, min(self._sampling.max_tokens, room))
+        return Continuation(tokens, min(self._sampling.max_tokens, room), shown.pixels)
 
     def _check_begun(self, row: _Row, begun: str | None) -> None:
         sample = self._prompts[row.p].sample
@@ -186,7 +190,7 @@ class Episodes(Turns):
     def _whole(row: _Row, ended: bool, outcome: RewardResult | None) -> Completion:
         return Completion(
             row.turns[-1].text, tuple(row.tokens), "stop" if ended else "length", tuple(row.logprobs),
-            tuple(row.sampled), tuple(row.turns), outcome,
+            tuple(row.sampled), tuple(row.turns), outcome, Pixels.joined(row.pixels),
         )  # fmt: skip
 
 
@@ -196,7 +200,9 @@ def between_turns(data: PromptDataModule, policy: Policy, environment: Environme
     Raises:
         UserError: its chat template does not allow several turns.
     """
-    between = BetweenTurns(data.chat, data.tokenizer, policy.eos_token_ids, environment.role)
+    between = BetweenTurns(
+        data.chat, data.tokenizer, policy.eos_token_ids, environment.role, lambda: data.image_processor
+    )
     between.check()
     return between
 

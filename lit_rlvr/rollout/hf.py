@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +17,7 @@ from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.rollout.stop_texts import ends_with_stop
-from lit_rlvr.rollout.turns import Continuation, Turns, turn_seed
+from lit_rlvr.rollout.turns import Continuation, Row, Turns
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 
@@ -71,100 +71,111 @@ class HFEngine(RolloutEngine):
         assert self._context is not None and self._policy is not None, "start() comes first"
         turns = turns or Turns()
         turns.begin(prompts, sampling, seeds)
-        order = sorted(range(len(prompts)), key=lambda p: len(prompts[p].token_ids))
-        found: dict[int, list[Completion]] = {}
-        batch: list[int] = []
+        limits = [self._context.limit(sampling.max_tokens, len(prompt.token_ids)) for prompt in prompts]
+        groups = [
+            [_Row(p, g, prompt, seed, limits[p], sampling) for g, seed in enumerate(seeds[p])]
+            for p, prompt in enumerate(prompts)
+        ]
+
+        def over(row: _Row) -> None:
+            if done is not None and all(other.whole for other in groups[row.p]):
+                done(row.p, [other.get() for other in groups[row.p]])
+
+        starts = sorted((group for group in groups if group), key=lambda group: len(group[0].start.token_ids))
         device, half = self._context.policy.device.type, self.compute_dtype != torch.float32
         with self._policy.weights(), torch.autocast(device, self.compute_dtype, enabled=half):
-            for p in order:
-                if batch and sum(len(seeds[q]) for q in [*batch, p]) > self.max_sequences:
-                    found |= self._decode(prompts, batch, sampling, seeds, done, turns)
-                    batch = []
-                batch.append(p)
-            if batch:
-                found |= self._decode(prompts, batch, sampling, seeds, done, turns)
-        return [found[p] for p in range(len(prompts))]
+            while starts:
+                count = self._fitting(starts)
+                starts = starts[count:] + self._decode(starts[:count], sampling, turns, over)
+        return [[row.get() for row in group] for group in groups]
+
+    def _fitting(self, starts: Sequence[Sequence[_Row]]) -> int:
+        """How many of the first groups may be decoded together, at least one."""
+        sizes = accumulate(len(rows) for rows in starts)
+        return max(1, sum(size <= self.max_sequences for size in sizes))
 
     def _decode(
-        self, prompts: Sequence[Prompt], batch: list[int], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        report: Done | None, turns: Turns,
-    ) -> dict[int, list[Completion]]:  # fmt: skip
-        """Decode the prompts in `batch` together; returns prompt index -> completions."""
-        from transformers import DynamicCache
+        self, starts: Sequence[Sequence[_Row]], sampling: Sampling, turns: Turns, over: Callable[[_Row], None]
+    ) -> list[list[_Row]]:
+        """Decode groups of completions together, each group from one start; `over` is called with each that is over.
 
+        Returns:
+            Those that observed images, which have to start again with them.
+        """
         policy, context = self._policy, self._context
         assert policy is not None and context is not None, "start() comes first"
-        model: Any = policy.model
-        device = policy.device
-        ids = [prompts[p].token_ids for p in batch]
-        width = max(len(i) for i in ids)
-        input_ids = index([[0] * (width - len(i)) + i for i in ids], device)  # (P, L), left-padded
-        attend = index([[0] * (width - len(i)) + [1] * len(i) for i in ids], device)
-        known = [policy.places(prompts[p]) for p in batch]  # (D, L) each
-        places = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
-        images = policy.images([pixels for p in batch if (pixels := prompts[p].pixels) is not None])
-        cache = DynamicCache(config=model.config)
-        logits = self._forward(model, input_ids, attend, cache, places, **images)  # (P, V)
-
-        owner = [k for k, p in enumerate(batch) for _ in seeds[p]]  # of each of the B completions
-        if any(len(seeds[p]) != 1 for p in batch):
-            cache.batch_select_indices(index(owner, device))
-        logits, attend = (x[index(owner, device)] for x in (logits, attend))
-        position = index([int(known[k].max()) + 1 for k in owner], device)[:, None]  # (B, 1)
-        first = [0, *accumulate(len(seeds[p]) for p in batch)]  # a prompt's first row
-        place = {p: k for k, p in enumerate(batch)}
-        names = [(p, g) for p in batch for g in range(len(seeds[p]))]  # of each row
-        rows = [_Row(seeds[p][g], context.limit(sampling.max_tokens, len(prompts[p].token_ids))) for p, g in names]
-        uniform = _uniforms([row.seed for row in rows], sampling)  # (B, T), on the CPU
-        found: dict[int, list[Completion]] = {}
-
-        def finish(k: int) -> None:
-            found[batch[k]] = [_whole(row) for row in rows[first[k] : first[k + 1]]]
-            if report is not None:
-                report(batch[k], found[batch[k]])
-
-        eos = set(policy.eos_token_ids)
-        alive = list(range(len(owner)))  # the completion of each row of the cache
+        logits, attend, position, cache = self._prefill(policy, [rows[0].start for rows in starts], starts)
+        device, eos = policy.device, set(policy.eos_token_ids)
+        alive = [row for rows in starts for row in rows]  # of each row of the cache
+        going = {(row.p, row.g): row for row in alive}
+        again: list[list[_Row]] = []
         while alive:
-            step = [min(len(rows[i].tokens), sampling.max_tokens - 1) for i in alive]
-            token, logp = draw(logits, sampling, to_device(uniform[alive, step], device))  # (b,), (b,)
+            uniform = torch.tensor([row.uniform[len(row.tokens)] for row in alive], dtype=torch.float64)
+            token, logp = draw(logits, sampling, to_device(uniform, device))  # (b,), (b,)
             tokens, logprobs = torch.stack([token.double(), logp.double()]).tolist()  # exact, and one wait for a GPU
-            chosen = [int(token) for token in tokens]
-            for b, (i, value) in enumerate(zip(alive, logprobs, strict=True)):
-                row = rows[i]
+            fed = []
+            for row, sampled, value in zip(alive, tokens, logprobs, strict=True):
                 if row.observed:
-                    chosen[b] = row.observed.popleft()
+                    fed.append(row.observed.popleft())
                     continue
-                row.tokens.append(chosen[b])
+                fed.append(int(sampled))
+                row.tokens.append(fed[-1])
                 row.logprobs.append(value)
-                stop = chosen[b] in eos or ends_with_stop(context.tokenizer, row.tokens, sampling.stop)
+                stop = fed[-1] in eos or ends_with_stop(context.tokenizer, row.tokens, sampling.stop)
                 if stop or len(row.tokens) == row.limit:
-                    p, g = names[i]
-                    turns.stopped(p, g, self._turn(row, stop))
+                    turns.stopped(row.p, row.g, self._turn(row, stop))
             for p, g, answer in turns.answers(turns.waiting):
-                k = place[p]
-                row = rows[first[k] + g]
+                row = going[p, g]
                 if isinstance(answer, Completion):
                     row.whole = answer
-                    if all(row.whole for row in rows[first[k] : first[k + 1]]):
-                        finish(k)
-                else:
-                    row.go_on(answer)
-                    uniform[first[k] + g] = _uniforms([turn_seed(row.seed, row.turn)], sampling)[0]
-            keep = [b for b, i in enumerate(alive) if rows[i].whole is None]
-            if not keep:
-                break
-            token = index(chosen, device)
-            if len(keep) < len(alive):
-                alive, kept = [alive[b] for b in keep], index(keep, device)
-                cache.batch_select_indices(kept)
-                token, attend, position = token[kept], attend[kept], position[kept]
-            attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
-            logits = self._forward(model, token[:, None], attend, cache, position.expand(len(places), -1, -1))
-            position = position + 1
-        for k in (k for k, p in enumerate(batch) if p not in found):
-            finish(k)  # without seeds
-        return found
+                    over(row)
+                    continue
+                row.go_on(answer)
+                if answer.pixels is not None:
+                    again.append([row])
+            left = {id(rows[0]) for rows in again}
+            keep = [b for b, row in enumerate(alive) if row.whole is None and id(row) not in left]
+            alive, kept = [alive[b] for b in keep], index(keep, device)
+            if alive:
+                token = index(fed, device)
+                if len(keep) < len(fed):
+                    cache.batch_select_indices(kept)
+                    token, attend, position = token[kept], attend[kept], position[:, kept]
+                attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
+                logits = self._forward(policy.model, token[:, None], attend, cache, position)
+                position = position + 1
+        for (row,) in again:
+            row.observed.clear()  # it is in the start
+        return again
+
+    def _prefill(
+        self, policy: Policy, prompts: Sequence[Prompt], starts: Sequence[Sequence[_Row]]
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Compute each prompt once, and repeat it for its completions.
+
+        Returns:
+            For all B completions: logits (B, V), which tokens to attend to (B, L), the next position (D, B, 1), and the
+            cache of keys and values.
+        """
+        from transformers import DynamicCache
+
+        model: Any = policy.model
+        device = policy.device
+        ids = [prompt.token_ids for prompt in prompts]
+        width = max(len(i) for i in ids)
+        input_ids = index([[0] * (width - len(i)) + list(i) for i in ids], device)  # (P, L), left-padded
+        attend = index([[0] * (width - len(i)) + [1] * len(i) for i in ids], device)
+        known = [policy.places(prompt) for prompt in prompts]  # (D, L) each
+        places = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
+        images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None])
+        cache = DynamicCache(config=model.config)
+        logits = self._forward(model, input_ids, attend, cache, places, **images)  # (P, V)
+        owner = [k for k, rows in enumerate(starts) for _ in rows]  # of each completion
+        if any(len(rows) != 1 for rows in starts):
+            cache.batch_select_indices(index(owner, device))
+        position = index([int(known[k].max()) + 1 for k in owner], device)
+        logits, attend = (x[index(owner, device)] for x in (logits, attend))
+        return logits, attend, position[None, :, None].expand(len(places), -1, -1), cache
 
     def _turn(self, row: _Row, stopped: bool) -> Completion:
         assert self._context is not None
@@ -181,39 +192,31 @@ class HFEngine(RolloutEngine):
         return output.logits[:, -1].float()
 
 
-class _Row:
+class _Row(Row):
     """A completion while it is decoded.
 
-    seed: of its first turn. limit: the longest current turn.
-    tokens, logprobs: of the current turn. turn: its number. observed: tokens still to be fed before it is sampled.
-    whole: the completion, once it is over.
+    Args:
+        sampling: how its tokens are drawn.
+
+    Attributes:
+        observed: tokens still to be fed before the current turn is sampled.
+        uniform: (T,) numbers in [0, 1), one for each token of the turn; they depend only on the seed.
     """
 
-    def __init__(self, seed: int, limit: int) -> None:
-        self.seed, self.limit, self.turn = seed, limit, 0
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
+    def __init__(self, p: int, g: int, prompt: Prompt, seed: int, limit: int, sampling: Sampling) -> None:
+        super().__init__(p, g, prompt, seed, limit)
+        self._most = sampling.max_tokens
         self.observed: deque[int] = deque()
-        self.whole: Completion | None = None
+        self.uniform = self._numbers()
 
     def go_on(self, how: Continuation) -> None:
-        """Begin the next turn."""
-        self.tokens, self.logprobs, self.observed = [], [], deque(how.token_ids)
-        self.turn, self.limit = self.turn + 1, how.max_tokens
+        super().go_on(how)
+        self.observed = deque(how.token_ids)
+        self.uniform = self._numbers()
 
-
-def _whole(row: _Row) -> Completion:
-    assert row.whole is not None, "a group is complete when its last completion is"
-    return row.whole
-
-
-def _uniforms(seeds: Sequence[int], sampling: Sampling) -> Tensor:
-    """(B, T) numbers in [0, 1), float64; each row depends only on its seed, not on the rest of the batch."""
-    rows = [
-        torch.rand(sampling.max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        for seed in seeds
-    ]
-    return torch.stack(rows)
+    def _numbers(self) -> Any:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.rand(self._most, generator=generator, dtype=torch.float64).numpy()
 
 
 def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:

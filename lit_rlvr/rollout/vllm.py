@@ -19,7 +19,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.rollout.own_world import executor_on, vllm_world
 from lit_rlvr.rollout.stop_texts import ends_with_stop
-from lit_rlvr.rollout.turns import Turns, turn_seed
+from lit_rlvr.rollout.turns import Continuation, Row, Turns
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 _SPARE = 2 << 30
@@ -195,18 +195,18 @@ class VLLMEngine(RolloutEngine):
         groups: list[list[_Row]] = []
         asked: list[str] = []
 
-        def ask(row: _Row, rendered: Any, limit: int) -> None:
+        def ask(row: _Row, rendered: Any) -> None:
             name = f"{row.p}-{row.g}-{row.turn}"
             rows[name] = row
-            parameters = self._parameters(sampling, turn_seed(row.seed, row.turn), limit)
-            asked.append(engine.add_request(name, rendered, parameters))
+            asked.append(engine.add_request(name, rendered, self._parameters(sampling, row.seed, row.limit)))
 
         try:
             for p, (prompt, numbers) in enumerate(zip(prompts, seeds, strict=True)):
-                (rendered,) = engine.renderer.render_cmpl([self._input(prompt, ())])
-                groups.append([_Row(p, g, seed) for g, seed in enumerate(numbers)])
+                (rendered,) = engine.renderer.render_cmpl([self._input(prompt)])
+                limit = self._held.limit(sampling.max_tokens, len(prompt.token_ids))
+                groups.append([_Row(p, g, prompt, seed, limit) for g, seed in enumerate(numbers)])
                 for row in groups[p]:
-                    ask(row, rendered, self._held.limit(sampling.max_tokens, len(prompt.token_ids)))
+                    ask(row, rendered)
             while engine.has_unfinished_requests() or turns.waiting:
                 for output in engine.step() if engine.has_unfinished_requests() else ():
                     row = rows[output.request_id]
@@ -221,9 +221,8 @@ class VLLMEngine(RolloutEngine):
                         if done is not None and all(row.whole for row in groups[p]):
                             done(p, [row.get() for row in groups[p]])
                     else:
-                        row.go_on(answer.token_ids)
-                        (rendered,) = engine.renderer.render_cmpl([self._input(prompts[p], row.before)])
-                        ask(row, rendered, answer.max_tokens)
+                        row.go_on(answer)
+                        ask(row, engine.renderer.render_cmpl([self._input(row.start)])[0])
         except BaseException:
             engine.abort_request(asked, internal=True)
             raise
@@ -237,13 +236,12 @@ class VLLMEngine(RolloutEngine):
             return turns.waiting
         return 0 if busy else 1
 
-    def _input(self, prompt: Prompt, before: Sequence[int]) -> dict[str, Any]:
-        """A prompt and the turns `before`, as vLLM takes them: each image as a picture and one placeholder, which vLLM
-        expands itself."""
+    def _input(self, prompt: Prompt) -> dict[str, Any]:
+        """A prompt as vLLM takes it: each image as a picture and one placeholder, which vLLM expands itself."""
         if prompt.pixels is None:
-            return {"prompt_token_ids": [*prompt.token_ids, *before]}
+            return {"prompt_token_ids": prompt.token_ids}
         ids = collapsed(self._held.policy, prompt)
-        return {"prompt_token_ids": [*ids, *before], "multi_modal_data": {"image": list(prompt.pixels.images)}}
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(prompt.pixels.images)}}
 
     def _parameters(self, sampling: Sampling, seed: int, limit: int) -> Any:
         from vllm import SamplingParams
@@ -279,20 +277,14 @@ class VLLMEngine(RolloutEngine):
         gc.collect()
 
 
-class _Row:
-    """Completion g of prompt p while it is generated.
+class _Row(Row):
+    """A completion while it is generated.
 
-    before: the tokens of its earlier turns and of the observations after them. tokens, logprobs: of the current turn.
-    finish_reason: why that turn ended; None while it runs. turn: its number. whole: the completion, once it is over.
+    Attributes:
+        finish_reason: why the current turn ended; None while it runs.
     """
 
-    def __init__(self, p: int, g: int, seed: int) -> None:
-        self.p, self.g, self.seed, self.turn = p, g, seed, 0
-        self.before: list[int] = []
-        self.tokens: list[int] = []
-        self.logprobs: list[float] = []
-        self.finish_reason: str | None = None
-        self.whole: Completion | None = None
+    finish_reason: str | None = None
 
     def add(self, output: Any, tokenizer: Any, stop: Sequence[str]) -> bool:
         """Add tokens from vLLM; returns whether a stop text ended the turn while vLLM would go on."""
@@ -307,14 +299,9 @@ class _Row:
             self.finish_reason = "stop"
         return self.finish_reason != output.finish_reason and output.finish_reason is None
 
-    def go_on(self, observed: Sequence[int]) -> None:
-        """Begin the next turn after an observation."""
-        self.before += [*self.tokens, *observed]
-        self.tokens, self.logprobs, self.finish_reason, self.turn = [], [], None, self.turn + 1
-
-    def get(self) -> Completion:
-        assert self.whole is not None, "no request is left"
-        return self.whole
+    def go_on(self, how: Continuation) -> None:
+        super().go_on(how)
+        self.finish_reason = None
 
 
 def _make_noise(worker: Any) -> None:

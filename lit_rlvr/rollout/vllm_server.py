@@ -21,7 +21,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
 from lit_rlvr.rollout.synced_engine import crash_of
 from lit_rlvr.rollout.transfer import WeightTransfer
-from lit_rlvr.rollout.turns import Continuation, Turns, turn_seed
+from lit_rlvr.rollout.turns import Continuation, Row, Turns
 from lit_rlvr.rollout.vllm import FP8, collapsed, read_completion, sampling_parameters, with_tied_head
 from lit_rlvr.rollout.vllm_client import START, ServerError, VLLMServer, dtype_of
 from lit_rlvr.types import Completion, Prompt, Sampling
@@ -189,29 +189,24 @@ class VLLMServerEngine(RolloutEngine):
         self, client: httpx.AsyncClient, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int],
         done: Done | None, answers: _Answers,
     ) -> list[Completion]:  # fmt: skip
-        base = self._input(prompt)
-        each = (self._episode(client, (p, g), prompt, base, sampling, seed, answers) for g, seed in enumerate(seeds))
-        group = list(await asyncio.gather(*each))
+        limit = self._started.limit(sampling.max_tokens, len(prompt.token_ids))
+        rows = [Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds)]
+        group = list(await asyncio.gather(*(self._episode(client, row, sampling, answers) for row in rows)))
         if done is not None and group:
             done(p, group)
         return group
 
-    async def _episode(
-        self, client: httpx.AsyncClient, name: tuple[int, int], prompt: Prompt, base: dict[str, Any],
-        sampling: Sampling, seed: int, answers: _Answers,
-    ) -> Completion:  # fmt: skip
+    async def _episode(self, client: httpx.AsyncClient, row: Row, sampling: Sampling, answers: _Answers) -> Completion:
         """One completion, turn after turn."""
-        before: list[int] = []
-        limit, turn = self._started.limit(sampling.max_tokens, len(prompt.token_ids)), 0
         while True:
-            parameters = sampling_parameters(self._held, sampling, turn_seed(seed, turn), limit)
-            request = base | {"token_ids": [*base["token_ids"], *before], "sampling_params": parameters}
-            said = self._completion(await self.server.complete(client, request))
-            answer = await answers.to(*name, said)
+            parameters = sampling_parameters(self._held, sampling, row.seed, row.limit)
+            request = self._input(row.start) | {"sampling_params": parameters}
+            turn = self._completion(await self.server.complete(client, request))
+            row.tokens = list(turn.token_ids)
+            answer = await answers.to(row.p, row.g, turn)
             if isinstance(answer, Completion):
                 return answer
-            before += [*said.token_ids, *answer.token_ids]
-            limit, turn = answer.max_tokens, turn + 1
+            row.go_on(answer)
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
         """A prompt, with each image as one placeholder and a PNG, which is lossless."""

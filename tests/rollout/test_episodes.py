@@ -111,27 +111,27 @@ def test_a_fault_is_that_completions_alone(episodes: Any) -> None:
 
 
 def test_special_tokens_in_an_observation_are_text() -> None:
-    text, ids = between("tool").tokens(BadTools().inject(), END, 400)
+    seen = between("tool").tokens(BadTools().inject(), END, 400)
+    text, ids = seen.text, seen.token_ids
     assert list(ids).count(END) == 1, "the template's own"
     assert "<\u200b|im_end|>" in text and byte_tokenizer().decode(ids).count("<|im_start|>") == 2
 
 
 def test_a_long_observation_is_cut_in_the_middle_and_says_so() -> None:
-    text, ids = between("tool").tokens("".join(f"{k} " for k in range(200_000)), END, 100)
+    cut = between("tool").tokens("".join(f"{k} " for k in range(200_000)), END, 100)
+    text, ids = cut.text, cut.token_ids
     assert len(ids) <= 100
     assert text.startswith("0 1 2 ") and text.endswith("199999 ") and "\n[... cut ...]\n" in text
-    whole, few = between("tool").tokens("short", END, 100)
-    assert whole == "short" and len(few) < 100
+    assert between("tool").tokens("short", END, 100).text == "short"
 
 
 def test_control_characters_stay_as_they_are() -> None:
-    text, ids = between("tool").tokens("\x1b[2J\x00\r", END, 100)
-    assert text == "\x1b[2J\x00\r" and text in byte_tokenizer().decode(ids)
+    seen = between("tool").tokens("\x1b[2J\x00\r", END, 100)
+    assert seen.text == "\x1b[2J\x00\r" and seen.text in byte_tokenizer().decode(seen.token_ids)
 
 
 def test_an_unfinished_message_is_ended_by_the_template() -> None:
-    _, ended = between().tokens("x", END, 100)
-    _, cut = between().tokens("x", 70, 100)
+    ended, cut = (between().tokens("x", last, 100).token_ids for last in (END, 70))
     assert cut == (END, *ended)
 
 
@@ -150,8 +150,7 @@ def test_a_model_without_a_template() -> None:
     tokenizer.chat_template = None
     plain = BetweenTurns(Chat(prefill="> "), tokenizer, (0,), "tool")
     plain.check()
-    text, ids = plain.tokens("42", 70, 100)
-    assert (text, tokenizer.decode(ids)) == ("42", "\n42\n> ")
+    assert tokenizer.decode(plain.tokens("42", 70, 100).token_ids) == "\n42\n> "
 
 
 # ---- prompts that the environment begins ----------------------------------------------------------------------

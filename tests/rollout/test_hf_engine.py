@@ -131,9 +131,9 @@ def test_max_sequences_bounds_what_is_decoded_together(monkeypatch: pytest.Monke
     sizes: list[int] = []
     decode = engine._decode
 
-    def counted(prompts: Any, batch: list[int], sampling: Sampling, seeds: Sequence[Sequence[int]], *more: Any) -> Any:
-        sizes.append(sum(len(seeds[p]) for p in batch))
-        return decode(prompts, batch, sampling, seeds, *more)
+    def counted(starts: Sequence[Sequence[Any]], *more: Any) -> Any:
+        sizes.append(sum(len(rows) for rows in starts))
+        return decode(starts, *more)
 
     monkeypatch.setattr(engine, "_decode", counted)
     engine.generate(PROMPTS, SAMPLING, SEEDS)
