@@ -71,12 +71,12 @@ class BetweenTurns:
         """
         pixels = self._processor().pixels(images) if images and self._processor is not None else None
         if pixels is not None:
-            text, ids = self._fitted(text, last, most, pixels)
+            shown, ids = self._fitted(text, last, most, pixels)
             if len(ids) <= most:
-                return Shown(text, tuple(ids), pixels)
+                return Shown(shown, tuple(ids), pixels)
             text = f"error: the image does not fit into {most} tokens\n{text}"
-        text, ids = self._fitted(text, last, most, None)
-        return Shown(text, tuple(ids))
+        shown, ids = self._fitted(text, last, most, None)
+        return Shown(shown, tuple(ids))
 
     def _fitted(self, text: str, last: int, most: int, pixels: Pixels | None) -> tuple[str, list[int]]:
         """The text, cut until its tokens fit, and the tokens."""

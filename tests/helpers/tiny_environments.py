@@ -151,3 +151,21 @@ class Broken(Environment):
 
     def reward(self) -> float:
         return 1.0
+
+
+class Shows(Environment):
+    """Shows pictures of different shapes in its first answers; how many depends on the first turn."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shown, self.most = 0, 0
+
+    def step(self, turn: Turn) -> Observation:
+        from PIL import Image
+
+        self.most = self.most or 1 + len(turn.text) % 3
+        self.shown += 1
+        if self.shown > 2:
+            return Observation("no more", done=self.shown > self.most)
+        gradient = Image.linear_gradient("L").rotate(90 * self.shown)
+        return Observation("look", self.shown > self.most, images=(gradient.resize((28 + 28 * self.shown, 56)),))

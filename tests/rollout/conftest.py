@@ -16,9 +16,9 @@ from lit_rlvr.rollout.vllm import VLLMEngine
 
 @pytest.fixture(scope="session")
 def vlm_context(any_vlm_folder: Path) -> EngineContext:
-    """The context of an engine for a vision-language model: up to two images per prompt."""
+    """The context of an engine for a vision-language model: up to two images per prompt, and two observed ones."""
     folder = str(any_vlm_folder)
-    return EngineContext(folder, load_policy(folder), AutoTokenizer.from_pretrained(folder), 256, 64, 0, max_images=2)
+    return EngineContext(folder, load_policy(folder), AutoTokenizer.from_pretrained(folder), 384, 64, 0, max_images=4)
 
 
 @pytest.fixture(scope="session")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_vlms import PAD, differences, mixed_prompts
+from tiny_environments import Shows
+from tiny_vlms import PAD, differences, mixed_prompts, picture, slow
 
+from datamodules.reading.between_turns import BetweenTurns
+from datamodules.reading.chat import Chat
 from lit_rlvr.export import save_model
+from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.lora import Lora, add_adapters
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
+from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.rollout.vllm import VLLMEngine
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
 
 SEEDS = [[100 * p + g for g in range(3)] for p in range(3)]
 
@@ -92,3 +98,49 @@ def test_vllm_loads_an_exported_folder(
         assert_agrees(policy, prompts, engine.generate(prompts, sampling(policy), SEEDS), 5e-5)
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("name", ["hf", "vllm"])
+def test_images_are_observed(
+    name: str, vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], request: pytest.FixtureRequest
+) -> None:
+    """The engine's log-probabilities are those of one plain sequence with all its images, and so are the trainer's,
+    with shared prompts and without."""
+    engine: RolloutEngine = HFEngine() if name == "hf" else request.getfixturevalue("vlm_engine")
+    if name == "hf":
+        engine.start(vlm_context)
+    engine.sync(policy)
+    processor = ImageProcessor(vlm_context.folder)
+    between = BetweenTurns(Chat(), vlm_context.tokenizer, policy.eos_token_ids, "user", lambda: processor)
+    turns = Episodes(Shows(), between)
+    ends = tuple(string.ascii_letters)  # random models seldom end by themselves
+    limits = replace(sampling(policy), max_tokens=12, max_turns=4, max_observation_tokens=60, stop=ends)
+    groups = engine.generate(prompts, limits, SEEDS, turns=turns)
+    turns.close()
+    rollout = Rollout.unscored(prompts, groups, limits, group_size=3)
+    shown = {0 if c.pixels is None else len(c.pixels.grid) for group in groups for c in group}
+    assert len(shown) > 1 and max(shown) == 2
+    for shared in (True, False):
+        policy.shared_prefix = shared
+        with torch.no_grad():
+            ours = policy.logprobs(rollout, list(range(9)))[0]
+        for row, completion in enumerate(c for group in groups for c in group):
+            prompt = prompts[row // 3]
+            assert list(completion.token_ids).count(PAD) == sum(
+                processor.features(grid)
+                for grid in ([] if completion.pixels is None else completion.pixels.grid.tolist())
+            )
+            whole = Prompt(prompt.sample, prompt.token_ids, Pixels.joined([prompt.pixels, completion.pixels]))
+            with torch.no_grad():
+                expected = slow(policy, whole, completion.token_ids, policy.placeholder_ids)
+            own = torch.tensor(completion.from_model)
+            assert float((ours[row, : len(own)][own] - expected[own]).abs().max()) < 5e-5
+            assert float((torch.tensor(completion.logprobs)[own] - expected[own]).abs().max()) < 2e-4
+
+
+def test_an_image_that_does_not_fit_is_left_out(vlm_context: EngineContext) -> None:
+    processor = ImageProcessor(vlm_context.folder)
+    between = BetweenTurns(Chat(), vlm_context.tokenizer, (0,), "user", lambda: processor)
+    seen = between.tokens("look", 5, 120, (picture(420, 420, 0),))
+    assert seen.pixels is None and seen.text == "error: the image does not fit into 120 tokens\nlook"
+    assert PAD not in seen.token_ids and len(seen.token_ids) <= 120
