@@ -142,7 +142,10 @@ class EvalSampling:
 
     def beside(self, training: Sampling) -> Sampling:
         """The complete settings, with those of training filled in."""
-        return replace(training, **{name: value for name, value in vars(self).items() if value is not None})
+        try:
+            return replace(training, **{name: value for name, value in vars(self).items() if value is not None})
+        except UserError as error:
+            raise UserError(f"rollout.eval_{error}") from error
 
 
 @dataclass(frozen=True)

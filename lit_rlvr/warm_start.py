@@ -7,6 +7,7 @@ import json
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_rlvr.environments.base import Environment, pickled
+from lit_rlvr.environments.base import Environment, named
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.export import save_model
 from lit_rlvr.policy.load_policy import load_policy
@@ -85,7 +86,7 @@ class WarmStart:
         episodes: Episodes | None = None
         if environment is not None:
             episodes = Episodes(environment, between_turns(data, policy, environment))
-        target = cache_folder() / "warm-start" / self._key(policy, data, environment)
+        target = cache_folder() / "warm-start" / self._key(policy, data, environment, sampling)
         if not target.exists():
             _log.info("Warm start: at most %d supervised steps, cached in %s", self.steps, target)
         budget = module.tokens_per_microbatch
@@ -96,11 +97,11 @@ class WarmStart:
                 episodes.close()
         module.model_folder = str(target)
 
-    def _key(self, policy: Policy, data: PromptDataModule, environment: Environment | None) -> str:
+    def _key(self, policy: Policy, data: PromptDataModule, environment: Environment | None, sampling: Sampling) -> str:
         """A key of everything the result depends on: the weights, the prompts, the environment and the settings."""
         digest = hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode())
         if environment is not None:
-            digest.update(pickled(environment))
+            digest.update(f"{named(environment)} {sampling}".encode())
         for name, parameter in sorted(policy.model.named_parameters()):
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
         for prompt in data.stream.prompts:
@@ -143,24 +144,41 @@ class WarmStart:
         self, prompts: list[Prompt], tokenizer: Any, policy: Policy, episodes: Episodes, sampling: Sampling
     ) -> list[tuple[Prompt, Completion]]:
         """The prompts with the episodes of their solutions, as the environment answers them."""
-        scripts = [iter(self._turns(prompt, tokenizer, policy)) for prompt in prompts]
+        scripts = [self._turns(prompt, tokenizer, policy) for prompt in prompts]
+        for prompt, turns in zip(prompts, scripts, strict=True):
+            if max(len(turn.token_ids) for turn in turns) > sampling.max_tokens:
+                raise UserError(
+                    f"{self._place(prompt)} has a turn of more than {sampling.max_tokens} tokens; raise "
+                    "rollout.sampling.max_tokens"
+                )
         episodes.begin(prompts, sampling, [[0]] * len(prompts))
         found: dict[int, Completion] = {}
-        for p, turns in enumerate(scripts):
-            episodes.stopped(p, 0, next(turns))
+        left = [deque(turns) for turns in scripts]
+        for p, to_come in enumerate(left):
+            episodes.stopped(p, 0, to_come.popleft())
         while episodes.waiting:
             for p, g, answer in episodes.answers(1):
-                turn = next(scripts[p], None)
                 if isinstance(answer, Completion):
                     found[p] = answer
-                elif turn is not None:
-                    episodes.stopped(p, g, turn)
+                    self._check_played(prompts[p], answer, len(left[p]))
+                elif left[p]:
+                    episodes.stopped(p, g, left[p].popleft())
                 else:
                     raise UserError(
                         f"{self._place(prompts[p])} ends before its episode does, because the environment answered the "
                         "last turn; add a turn, or allow fewer (rollout.sampling.max_turns)"
                     )
         return [(prompt, found[p]) for p, prompt in enumerate(prompts)]
+
+    def _check_played(self, prompt: Prompt, episode: Completion, left: int) -> None:
+        """Refuse an episode that failed, or ended before its solution did."""
+        if episode.outcome is not None and episode.outcome.status in ("timeout", "error"):
+            raise UserError(f"{self._place(prompt)}: {episode.outcome.detail}")
+        if left:
+            raise UserError(
+                f"{self._place(prompt)} has {left} turn(s) after the end of its episode; leave them out, or allow more "
+                "(rollout.sampling.max_turns, max_episode_tokens)"
+            )
 
     def _turns(self, prompt: Prompt, tokenizer: Any, policy: Policy) -> list[Completion]:
         """The turns of a prompt's solution."""

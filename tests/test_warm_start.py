@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_environments import Broken
 from tiny_runs import summary
 from transformers import AutoModelForImageTextToText
 
@@ -97,7 +99,7 @@ def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
 
 def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Path) -> None:
     """The environment answers the solution's turns, and only the turns are learnt."""
-    turns = {"max_tokens": 32, "max_turns": 2, "max_observation_tokens": 32}
+    turns = {"max_tokens": 32, "max_turns": 2, "max_observation_tokens": 40}
     sampling, environment = Sampling(**turns), Calculator(offer=False)
 
     def made(solution: list[str] | str) -> Arithmetic:
@@ -125,6 +127,15 @@ def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Pa
         start.apply(GRPO(model=str(tiny_model_folder)), made("{answer}"), environment, sampling)
     with pytest.raises(UserError, match=r"ends before its episode does.*add a turn"):
         start.apply(GRPO(model=str(tiny_model_folder)), made(["<call>calculate('1')</call>"]), environment, sampling)
+    with pytest.raises(UserError, match=r"has 1 turn\(s\) after the end of its episode"):
+        start.apply(GRPO(model=str(tiny_model_folder)), made(["2", "{answer}"]), environment, sampling)
+    with pytest.raises(UserError, match="has a turn of more than 32 tokens"):
+        start.apply(GRPO(model=str(tiny_model_folder)), made(["2" * 40]), environment, sampling)
+    with pytest.raises(UserError, match=r"environment: .*no way in"):
+        start.apply(GRPO(model=str(tiny_model_folder)), made(["2"]), Broken(), sampling)
+    kept = list(cache.glob("[!.]*"))
+    start.apply(GRPO(model=str(tiny_model_folder)), data, environment, replace(sampling, max_observation_tokens=44))
+    assert len(list(cache.glob("[!.]*"))) == len(kept) + 1, "another limit, another episode"
 
 
 def test_a_run_starts_from_it_and_resumes(run_folder: Path, lit_rlvr: CLI, cache: Path, vlm_folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from datamodules.reading.chat import Chat
@@ -17,7 +18,9 @@ from lit_rlvr.types import Pixels
 if TYPE_CHECKING:
     from lit_rlvr.policy.images import ImageProcessor
 
-_TURN = "\ue000"  # stands for a turn of the model; no text contains it, because it is a private code point
+_TURN = "\ue000"  # stands for a turn of the model; a private code point, removed from observations
+_PROBE = "An observation."
+_CUT = "\n[... cut ...]\n"
 _QUESTION = {"role": "user", "content": "?"}
 
 
@@ -80,14 +83,16 @@ class BetweenTurns:
 
     def _fitted(self, text: str, last: int, most: int, pixels: Pixels | None) -> tuple[str, list[int]]:
         """The text, cut until its tokens fit, and the tokens."""
-        text = self._harmless(text[: 16 * most] + text[16 * most :][-16 * most :])
+        if len(text) > 32 * most:
+            text = f"{text[: 16 * most]}{_CUT}{text[-16 * most :]}"
+        text = self._harmless(text)
         ids = self._encode(text, last, pixels)
         kept = list(self._tokenizer(text, add_special_tokens=False).input_ids)
         while len(ids) > most and kept:
             room = max(len(kept) - (len(ids) - most) - 8, 0)  # 8: about what the note takes
             kept = kept[: room // 2] + kept[len(kept) - room // 2 :] if room > 1 else []
             head, tail = (self._tokenizer.decode(part) for part in (kept[: room // 2], kept[room // 2 :]))
-            text = self._harmless(f"{head}\n[... cut ...]\n{tail}")
+            text = self._harmless(f"{head}{_CUT}{tail}")
             ids = self._encode(text, last, pixels)
         return text, ids
 
@@ -115,15 +120,27 @@ class BetweenTurns:
                 text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
         return text.replace(_TURN, "")
 
+    @cached_property
+    def least(self) -> int:
+        """The tokens of the template around an observation that is cut to nothing."""
+        return len(self._encode(_CUT, -1, None))
+
     def check(self) -> None:
-        """Refuse a chat template that renders earlier turns differently when later ones come: what the model was
-        trained on would not be what it sees when it is used.
+        """Find out whose messages observations can be. A template without tool messages gets them as the user's.
 
         Raises:
-            UserError: names the model.
+            UserError: the template shows no such messages, or it renders earlier turns differently when later ones
+                come: what the model was trained on would not be what it sees when it is used.
         """
         if not self._tokenizer.chat_template:
             return
+        if self._role == "tool" and not self._shows():
+            self._role = "user"
+        if not self._shows():
+            raise UserError(
+                f"rollout.environment: the chat template of {self._tokenizer.name_or_path} does not show messages that "
+                "follow a turn of the model; use another template"
+            )
         for turn in (_TURN, f"<think>\n{_TURN}\n</think>\n\n{_TURN}"):
             talk = [_QUESTION, _said(turn)]
             for more in ([{"role": self._role, "content": "."}], [_said(turn), {"role": self._role, "content": "."}]):
@@ -135,6 +152,13 @@ class BetweenTurns:
                         f"turns of the model when a {self._role!r} message follows, so episodes cannot be appended to; "
                         "use tools if it does so for user messages only, or another template"
                     )
+
+    def _shows(self) -> bool:
+        """Whether the template shows an observation."""
+        try:
+            return _PROBE in self._after(_PROBE)
+        except UserError:  # it refuses such messages
+            return False
 
 
 def _said(text: str) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -49,8 +51,13 @@ class Environment(ABC):
     role: Literal["user", "tool"] = "user"
     """Whose messages its observations are in the model's chat template; `tool` for results of tool calls."""
 
+    limits = Isolation()
+
     def __init__(self, limits: Isolation = Isolation()) -> None:  # noqa: B008  # frozen
         self.limits = limits
+
+    made_of: Sequence[type] = ()
+    """Further classes that decide what it does."""
 
     def reset(self, sample: Sample) -> str | None:
         """Begin an episode. A text is appended to the user's last message.
@@ -71,17 +78,20 @@ class Environment(ABC):
         return None
 
     @property
-    def rewards(self) -> bool:
+    def judges(self) -> bool:
         """Whether it judges its episodes."""
         return type(self).reward is not Environment.reward
 
 
 def named(environment: Environment | None) -> str | None:
-    """An environment and its options, for settings that must not change."""
+    """An environment with a hash of its options and its code, for settings that must not change."""
     if environment is None:
         return None
-    options = {name: value for name, value in vars(environment).items() if name != "tools"}
-    return f"{type(environment).__qualname__}({options})"
+    digest = hashlib.sha256(pickled(environment))
+    for cls in (type(environment), *environment.made_of):
+        digest.update(inspect.getsource(cls).encode())
+    names = [cls.__qualname__ for cls in (type(environment), *environment.made_of)]
+    return f"{' of '.join(names)} {digest.hexdigest()[:12]}"
 
 
 def pickled(environment: Environment) -> bytes:

@@ -26,9 +26,13 @@ class Calculator(Tools):
         Args:
             expression: Numbers, parentheses and + - * / // % **, such as (3 + 4) * 5
         """
+        expression = str(expression).strip()  # a model may give a number
         if len(expression) > MOST_DIGITS:
             raise ValueError(f"at most {MOST_DIGITS} characters")
-        return str(_value(ast.parse(expression.strip(), mode="eval").body))
+        value = _value(ast.parse(expression, mode="eval").body)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("the result is not a finite number")
+        return str(value)
 
 
 def _value(node: ast.expr) -> int | float:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-_TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
-_PLAIN = re.compile(r"<call>(.*?)(?:</call>|\Z)", re.DOTALL)
+_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)|<call>(.*?)(?:</call>|\Z)", re.DOTALL)
 _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*(?:```)?\Z", re.DOTALL)
 
 
@@ -31,16 +30,16 @@ class Call:
 
 
 def find_calls(text: str) -> list[Call]:
-    """The tool calls of a turn, in order. After a `</think>` only what follows counts.
+    """The tool calls of a turn, in order. What stands between `<think>` and `</think>` does not count.
 
     Forms: Qwen's and Hermes' `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`; Llama 3's turn that is nothing
     but `{"name": ..., "parameters": {...}}`, several separated by semicolons; and `<call>name(arguments)</call>` with
     arguments as in Python, for models without a template for tools.
     """
-    text = text.rpartition("</think>")[2]
-    tagged, plain = _TAGGED.findall(text), _PLAIN.findall(text)
-    if tagged or plain:
-        return [*map(_json_call, tagged), *map(_plain_call, plain)]
+    text = text.rpartition("</think>")[2].partition("<think>")[0]
+    found = list(_CALL.finditer(text))
+    if found:
+        return [_plain_call(match[2]) if match[1] is None else _json_call(match[1]) for match in found]
     return list(_bare_calls(text.strip()))
 
 
@@ -91,7 +90,9 @@ def _plain_call(text: str) -> Call:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             return Call(problem="a call is written as name(arguments)")
         positional = tuple(ast.literal_eval(argument) for argument in node.args)
-        named = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg is not None}
+        if any(keyword.arg is None for keyword in node.keywords):
+            return Call(problem="a call names each of its arguments")
+        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         return Call(problem=f"the call cannot be read: {type(error).__name__}: {error}")
     return Call(node.func.id, positional, named)

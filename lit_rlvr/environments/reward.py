@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lit_rlvr.environments.base import Environment
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward, as_rewards
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, RewardResult, Sample
@@ -35,8 +36,10 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
     Args:
         rewards: None = only the environment's, or `MathAnswer` if it has none.
     """
-    judges = environment is not None and environment.rewards
+    judges = environment is not None and environment.judges
     if rewards is None:
         return [EnvironmentReward() if judges else MathAnswer()]
     named = any(isinstance(reward, EnvironmentReward) for reward in rewards)
+    if named and not judges:
+        raise UserError("rollout.rewards: EnvironmentReward needs a rollout.environment that has a reward")
     return as_rewards([*rewards, EnvironmentReward()] if judges and not named else rewards)

@@ -6,12 +6,13 @@ import asyncio
 import inspect
 import json
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from lit_rlvr.environments.base import Environment, Observation
 from lit_rlvr.environments.calls import Call, find_calls
-from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.errors import UserError, first_line, with_user_line
 from lit_rlvr.types import RewardResult, Sample, Turn
 
 
@@ -70,7 +71,7 @@ class Tools(Environment):
             return _awaited(methods[call.name](*call.positional, **call.named)), False
         except (MemoryError, RecursionError):
             raise
-        except Exception as error:
+        except BaseException as error:  # SystemExit too
             return f"error: {first_line(error)}", True
 
 
@@ -82,20 +83,25 @@ class WrappedTools(Tools):
     works unchanged.
 
     Args:
-        wrapped: the object.
+        cls: the class of the object; it is made without arguments, in the worker, for each episode.
         kwargs: `limits` and `offer` of every environment with tools.
     """
 
-    def __init__(self, wrapped: object, **kwargs: Any) -> None:
-        self._wrapped = wrapped
+    def __init__(self, cls: type, **kwargs: Any) -> None:
+        self._cls, self._made = cls, None
+        self.made_of = (cls,)
         super().__init__(**kwargs)
 
     @property
     def holder(self) -> object:
-        return self._wrapped
+        self._made = self._cls() if self._made is None else self._made
+        return self._made
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_made": None}
 
     def reset(self, sample: Sample) -> str | None:
-        begin = getattr(self._wrapped, "reset", None)
+        begin = getattr(self.holder, "reset", None)
         if begin is None:
             return None
         columns = {**sample.row, "prompt": sample.prompt, "answer": sample.answer}
@@ -105,22 +111,23 @@ class WrappedTools(Tools):
         return _awaited(begin(**columns))
 
     def reward(self) -> float | bool | RewardResult | None:
-        judge = getattr(self._wrapped, "get_reward", None)
-        return None if judge is None else _awaited(judge())
+        judge = getattr(self.holder, "get_reward", None)
+        return _awaited(judge()) if callable(judge) else None
 
     @property
-    def rewards(self) -> bool:
-        return hasattr(self._wrapped, "get_reward")
+    def judges(self) -> bool:
+        return callable(getattr(self.holder, "get_reward", None))
 
 
-NOT_TOOLS = {"get_reward", *(name for name in dir(Tools) if not name.startswith("_"))}
-"""Public names that are no tools: those of every environment, and the reward of TRL's."""
+OURS = {name for name in dir(Tools) if not name.startswith("_")}
+"""Public names of every environment with tools, which are no tools themselves."""
 
 
 def tool_methods(holder: object) -> dict[str, Callable[..., Any]]:
     """The public methods of an object that are tools, by name."""
+    taken = OURS if isinstance(holder, Tools) else {"reset", "get_reward"}
     names = [name for name, _ in inspect.getmembers(type(holder), inspect.isfunction)]
-    return {name: getattr(holder, name) for name in names if not name.startswith("_") and name not in NOT_TOOLS}
+    return {name: getattr(holder, name) for name in names if not name.startswith("_") and name not in taken}
 
 
 def schema(method: Callable[..., Any]) -> dict[str, Any]:
@@ -131,6 +138,9 @@ def schema(method: Callable[..., Any]) -> dict[str, Any]:
     """
     from transformers.utils import get_json_schema
 
+    kinds = {p.kind for p in inspect.signature(method).parameters.values()}
+    if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}:
+        raise UserError(f"rollout.environment: {method.__qualname__} takes *args or **kwargs; name a tool's arguments")
     try:
         return dict(get_json_schema(method))
     except Exception as error:  # transformers raises its own kinds, which moved between versions
@@ -148,12 +158,20 @@ def as_environment(environment: Environment | str | None) -> Environment | None:
     """
     if not isinstance(environment, str):
         return environment
-    found = _found(environment)
-    if isinstance(found, type) and issubclass(found, Environment):
-        return found()
-    if not isinstance(found, type):
+    if "class_path" in environment:
+        raise UserError(
+            f"rollout.environment: {environment} names no Environment; give a class of another kind by its dotted path "
+            "alone, such as my_env.Shop"
+        )
+    cls = _found(environment)
+    if not isinstance(cls, type):
         raise UserError(f"rollout.environment: {environment} is not a class")
-    return WrappedTools(found())
+    try:
+        return cls() if issubclass(cls, Environment) else WrappedTools(cls)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"rollout.environment: {environment}() fails: {with_user_line(error)}") from error
 
 
 def _found(path: str) -> Any:
@@ -161,7 +179,11 @@ def _found(path: str) -> Any:
     try:
         return getattr(import_module(module or "lit_rlvr.environments"), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"rollout.environment: {path} cannot be imported: {first_line(error)}") from error
+        from lit_rlvr.environments import __all__ as shipped
+
+        near = get_close_matches(name, shipped, 1) if not module else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"rollout.environment: {path} cannot be imported: {first_line(error)}{hint}") from error
 
 
 def _awaited(value: Any) -> Any:

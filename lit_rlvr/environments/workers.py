@@ -11,40 +11,66 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, NamedTuple
 
-from lit_rlvr.environments.base import Environment, pickled
-from lit_rlvr.environments.episode import Player
+from lit_rlvr.environments.base import Environment, Observation, pickled
+from lit_rlvr.environments.episode import RESET, REWARD, Player
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.pool import RESTARTS
 from lit_rlvr.rewards.process import LOADING, Function, Outcome, WorkerProcess
+from lit_rlvr.types import RewardResult, Sample, Turn
 
 TWICE = 2
 """How often a call is tried whose worker dies for no known reason, or runs out of memory that others may hold."""
 
 
+class Reply(NamedTuple):
+    """What is known of an episode.
+
+    begun: the text of `reset`. observation: the answer to the last turn; None before the first.
+    outcome: the reward, at the end of the episode; None before, or if the environment judges nothing.
+    """
+
+    begun: str | None
+    observation: Observation | None = None
+    outcome: RewardResult | None = None
+
+
 @dataclass
 class _Call:
+    """Bring episode `number` up to the last of its turns, and to its end if it is to be judged."""
+
     number: int
-    arguments: tuple[Any, ...]
+    batch: int
+    seed: int
+    sample: Sample
+    turns: Sequence[Turn]
+    judge: bool
     tries: int = 0
 
 
 @dataclass
 class _Seat:
-    """A place for one worker process, and the calls of the episodes that live in it, one at a time."""
+    """A place for one worker process, and the calls of the episodes that live in it, one at a time.
+
+    known: episodes that its process knows, and how many turns each has had. asked: the last call of an environment.
+    failed: times in a row that the process died while loading.
+    """
 
     process: WorkerProcess | None = None
     calls: deque[_Call] = field(default_factory=deque)
     current: _Call | None = None
-    failed: int = 0  # times in a row that it died while loading
+    known: dict[int, tuple[int, Reply]] = field(default_factory=dict)
+    asked: int = RESET
+    failed: int = 0
 
 
 class EpisodeWorkers:
     """Calls environments in worker processes without waiting for them.
 
     An episode's number decides which worker it lives in. A worker that hits a limit or dies is replaced; its other
-    episodes are played again from their turns, in the new one, when they are called next.
+    episodes are played again from their turns, in the new one, when they are called next. Limits hold for each call of
+    an environment, also when it is played again.
 
     Args:
         environment: every episode gets a copy.
@@ -57,22 +83,30 @@ class EpisodeWorkers:
         self._limits = asdict(environment.limits)
         self._seats = [_Seat() for _ in range(workers or max(2, min(8, len(os.sched_getaffinity(0)) // 2)))]
         self._start_seconds = start_seconds
+        self._batch = 0
         self._ready: list[tuple[int, Outcome]] = []
         # Workers die with the thread that starts them, so this one, which lives as long as they, starts them all.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="lit-rlvr-environments")
         self._finalizer = weakref.finalize(self, _kill_all, self._seats, os.getpid())  # also at exit
 
-    def call(self, number: int, *arguments: Any) -> None:
-        """Call `Player` for episode `number`; the outcome comes with `outcomes`."""
+    def call(self, number: int, seed: int, sample: Sample, turns: Sequence[Turn] = (), judge: bool = False) -> None:
+        """Bring an episode up to the last of its turns; the outcome, whose value is a `Reply`, comes with `outcomes`.
+
+        Args:
+            number: names the episode until `forget`.
+            seed: of its random numbers.
+            turns: all its turns so far.
+            judge: it ends here, also if the environment would go on.
+        """
         seat = self._seats[number % len(self._seats)]
-        seat.calls.append(_Call(number, arguments))
+        seat.calls.append(_Call(number, self._batch, seed, sample, turns, judge))
         self._feed(seat)
 
     def outcomes(self, least: int) -> list[tuple[int, Outcome]]:
         """Episode numbers and outcomes of the calls that have ended, after waiting for at least `least` of them.
 
         Raises:
-            UserError: the environment cannot be loaded.
+            UserError: the environment cannot be loaded, or it found an error in the configuration.
         """
         while True:
             busy = [seat for seat in self._seats if seat.process is not None and seat.process.task is not None]
@@ -95,10 +129,12 @@ class EpisodeWorkers:
         return found
 
     def forget(self) -> None:
-        """Drop all calls; a worker that is busy with one is replaced."""
+        """Drop all episodes; a worker that is busy with one is replaced."""
         self._ready = []
+        self._batch += 1
         for seat in self._seats:
             seat.calls.clear()
+            seat.known.clear()
             if seat.current is not None:
                 self._discard(seat)
                 seat.current = None
@@ -121,18 +157,49 @@ class EpisodeWorkers:
         if self._function.key not in worker.loaded:
             worker.load(self._function, self._start_seconds)
             return
-        seat.current = seat.current or seat.calls.popleft()
-        seat.current.tries += 1
+        if seat.current is None:
+            seat.current = seat.calls.popleft()
+            seat.current.tries = 1
+        self._next(seat, seat.current)
+
+    def _next(self, seat: _Seat, call: _Call) -> None:
+        """Ask the seat's worker for the next thing that a call needs, or end the call."""
+        steps, reply = seat.known.get(call.number, (-1, Reply(None)))
+        done = reply.observation is not None and reply.observation.done
+        if steps < len(call.turns):
+            self._ask(seat, call, steps + 1, call.turns[steps] if steps >= 0 else None)
+        elif call.judge or done:
+            self._ask(seat, call, REWARD, None)
+        else:
+            self._end(seat, Outcome(reply, "ok"))
+
+    def _ask(self, seat: _Seat, call: _Call, number: int, turn: Turn | None) -> None:
+        assert seat.process is not None
         wall, cpu, memory = (self._limits[name] for name in ("wall_seconds", "cpu_seconds", "memory_mb"))
-        worker.check(seat.current.number, self._function, wall, seat.current.arguments, cpu, memory)
+        arguments = (call.batch, call.number, call.seed, number, call.sample, turn)
+        seat.asked = number
+        seat.process.check(call.number, self._function, wall, arguments, cpu, memory)
+
+    def _told(self, seat: _Seat, call: _Call, value: Any) -> None:
+        """A worker answered the call of an environment that it was asked for."""
+        if isinstance(value, UserError):
+            raise value
+        _, reply = seat.known.get(call.number, (-1, Reply(None)))
+        if seat.asked == REWARD:
+            seat.known.pop(call.number)
+            self._end(seat, Outcome(reply._replace(outcome=value), "ok"))
+            return
+        reply = Reply(value) if seat.asked == RESET else reply._replace(observation=value)
+        seat.known[call.number] = (seat.asked, reply)
+        self._next(seat, call)
 
     def _hear(self, seat: _Seat) -> None:
         """Read a worker's reply, or notice its death."""
         worker = seat.process
         assert worker is not None
-        loading, alone = worker.task == LOADING, worker.checks == 0
+        loading, alone = worker.task == LOADING, len(seat.known) <= 1
         outcome = worker.answer()
-        if loading:
+        if loading or seat.current is None:
             self._loaded(seat, outcome)
         elif outcome is None:
             self._discard(seat)
@@ -141,14 +208,17 @@ class EpisodeWorkers:
         elif outcome.detail.startswith("MemoryError") and not alone:  # memory that other episodes may hold
             self._discard(seat)
             self._retry_or(seat, outcome)
+        elif outcome.status == "ok":
+            self._told(seat, seat.current, outcome.value)
         else:
+            seat.known.pop(seat.current.number, None)
             self._end(seat, outcome)
 
     def _late(self, seat: _Seat) -> None:
         """A worker has not answered in time."""
         worker = seat.process
         assert worker is not None
-        if worker.task == LOADING:
+        if worker.task == LOADING or seat.current is None:
             worker.kill()
             self._loaded(seat, None)
         else:
@@ -168,6 +238,7 @@ class EpisodeWorkers:
         """Try the current call again in a new worker, or give up with `outcome`."""
         assert seat.current is not None
         if seat.current.tries < TWICE:
+            seat.current.tries += 1
             self._feed(seat)
         else:
             self._end(seat, outcome)
@@ -183,6 +254,7 @@ class EpisodeWorkers:
 
     @staticmethod
     def _discard(seat: _Seat) -> None:
+        seat.known.clear()
         if seat.process is not None:
             seat.process.kill()
             seat.process = None

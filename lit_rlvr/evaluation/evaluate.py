@@ -86,7 +86,7 @@ def make_parser(command: str) -> ArgumentParser:
                         help="replaces that of the suites, and their templates unless --template is given")  # fmt: skip
     parser.add_argument("--template", type=str | None, help="replaces that of the suites")
     parser.add_argument("--environment", type=Environment | str | None,
-                        help="answers the model between turns if the suite names none; default: the run's")  # fmt: skip
+                        help="answers the model if the suite names none; default: the run's; null: none")  # fmt: skip
     parser.add_argument("--max_turns", type=int | None, help="most turns of an episode; default: the run's")
     parser.add_argument("--max_observation_tokens", type=int | None, help="longest observation; default: the run's")
     parser.add_argument("--max_episode_tokens", type=int | None, help="longest episode; default: the run's")
@@ -107,8 +107,10 @@ def run(command: str, arguments: list[str]) -> None:
     """The command line of `evaluate`."""
     parser = make_parser(command)
     parsed = parser.parse_args(arguments)
-    if parsed.environment is None and parsed.model is not None and (own := find_environment(parsed.model)):
-        parsed = parser.parse_args([*arguments, "--environment", json.dumps(own)])
+    chosen = any(argument.startswith("--environment") for argument in arguments)
+    if not chosen and parsed.model is not None and (own := find_environment(parsed.model)):
+        own = own if isinstance(own, str) else json.dumps(own)
+        parsed = parser.parse_args([*arguments, "--environment", own])
     config = parser.instantiate_classes(parsed)
     if (config.model is None) == (config.completions is None):
         raise UserError("--model: give either a model to sample from or --completions to score")
@@ -148,7 +150,7 @@ def sample_suites(
     plans = {suite.name: suite.protocol.parts(limits) for suite in suites}
     for suite in suites:
         for sampling, _ in plans[suite.name].values():
-            check_turns(f"--suite: {suite.name}: ", sampling, suite.environment)
+            check_turns(f"--suite: {suite.name}: --max_turns", sampling, suite.environment)
     settings = (
         settings_of(config, module),
         {s.name: told(plans[s.name], prompts[s.name], s.environment) for s in suites},

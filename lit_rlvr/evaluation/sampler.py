@@ -51,7 +51,7 @@ class Sampler:
         engine.start(
             EngineContext(folder, self.policy, tokenizer, max_tokens, 256, run_seed(), dtype, max_images=max_images)
         )
-        self._episodes: dict[Environment, Episodes] = {}
+        self._episodes: dict[int, Episodes] = {}  # by the identity of their environment
         sampling = Sampling(max_tokens=max_tokens - len(check.token_ids)).with_banned(self.policy.placeholder_ids)
         engine.bring(self.policy, "evaluated", [check], sampling)
 
@@ -78,11 +78,12 @@ class Sampler:
             self._run(some, sampling, samples, rewards, use, judged, episodes)
 
     def _played_in(self, environment: Environment, data: PromptDataModule) -> Episodes:
-        """Workers for episodes of an environment; one set for each."""
-        if environment not in self._episodes:
-            between = between_turns(data, self.policy, environment)
-            self._episodes[environment] = Episodes(environment, between, self._reach)
-        return self._episodes[environment]
+        """Workers for episodes of an environment, one set for each, which answer as the data's model expects."""
+        between = between_turns(data, self.policy, environment)
+        if id(environment) not in self._episodes:
+            self._episodes[id(environment)] = Episodes(environment, between, self._reach)
+        self._episodes[id(environment)].between = between
+        return self._episodes[id(environment)]
 
     def _run(
         self, prompts: list[Prompt], sampling: Sampling, samples: int, rewards: Sequence[Reward], use: str,

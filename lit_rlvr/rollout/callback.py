@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
@@ -110,6 +111,7 @@ class RolloutCallback(Callback):
         self._beside: list[list[Completion]] = []  # this iteration's completions of the reference
         self._seconds: defaultdict[str, float] = defaultdict(float)  # this iteration's, by stage
         self._episodes: Episodes | None = None
+        self._between: dict[str, BetweenTurns] = {}  # by the name of the data set
         self._ahead = Ahead()
         self._lost = LostWork()
         self.check()
@@ -138,7 +140,7 @@ class RolloutCallback(Callback):
         if self.eval_greedy and self.eval_sampling.temperature == 0:
             raise UserError("rollout.eval_greedy: validation is greedy already, rollout.eval_sampling.temperature is 0")
         for option, sampling in (("sampling", self.sampling), ("eval_sampling", self.eval_sampling)):
-            check_turns(f"rollout.{option}", sampling, self.environment)
+            check_turns(f"rollout.{option}.max_turns", sampling, self.environment)
         if self.environment is not None and self.overlap:
             raise UserError("rollout.overlap: an environment's turns cannot be generated ahead; turn it off")
 
@@ -207,6 +209,7 @@ class RolloutCallback(Callback):
             return prompts
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data = next((other for other in data.validated if other.name == name), data)
+        self._episodes.between = self._between[data.name]
         return self._episodes.open(prompts, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
 
     def _sample_on(
@@ -343,8 +346,8 @@ class RolloutCallback(Callback):
         self.engine.start(context)
         if self.environment is not None:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            between = between_turns(data, module.policy, self.environment)
-            self._episodes = Episodes(self.environment, between, context.max_tokens)
+            self._between = {d.name: between_turns(d, module.policy, self.environment) for d in data.validated}
+            self._episodes = Episodes(self.environment, self._between[data.name], context.max_tokens)
         self.sampling, self.eval_sampling = (
             sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
         )

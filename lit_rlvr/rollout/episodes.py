@@ -12,7 +12,7 @@ import torch
 from datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.environments.workers import EpisodeWorkers
+from lit_rlvr.environments.workers import EpisodeWorkers, Reply
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.process import Outcome
 from lit_rlvr.rollout.turns import Answer, Continuation, Turns
@@ -20,7 +20,6 @@ from lit_rlvr.types import Completion, Pixels, Prompt, RewardResult, Rollout, Sa
 
 if TYPE_CHECKING:
     from datamodules import PromptDataModule
-    from lit_rlvr.environments.episode import Reply
     from lit_rlvr.policy.policy import Policy
 
 
@@ -50,25 +49,27 @@ class Episodes(Turns):
 
     Args:
         environment: every completion gets a copy, in a worker process.
-        between: makes tokens of observations.
+        between: makes tokens of observations; it belongs to the prompts' DataModule.
         context: the longest sequence, prompt and completion together; 0 = no limit.
     """
 
     def __init__(self, environment: Environment, between: BetweenTurns, context: int = 0) -> None:
         super().__init__()
-        self._environment, self._between, self._context = environment, between, context
+        self._environment, self._context = environment, context
+        self.between = between
         self._workers = EpisodeWorkers(environment)
-        self._batch = 0
         self._waiting = 0
         self._prompts: Sequence[Prompt] = ()
         self._sampling = Sampling()
         self._rows: dict[int, _Row] = {}
         self._numbers: dict[tuple[int, int], int] = {}
-        self._begun: dict[str, str | None] = {}  # sample id -> what `reset` added to its prompt
+        self._begun: dict[str, Outcome] = {}  # sample id -> how `reset` ended when its prompt was made
         self.seconds = 0.0  # waited for environments, so far
 
     def open(self, prompts: Sequence[Prompt], again: Callable[[Sample], Prompt], most: int) -> list[Prompt]:
         """The prompts with what the environment says at the beginning appended to the user's last message.
+
+        Their samples stay as they are in the data. Where `reset` fails, so will the episodes of that prompt.
 
         Args:
             again: makes a prompt of a changed sample.
@@ -79,15 +80,18 @@ class Episodes(Turns):
         """
         if not begins(self._environment):
             return list(prompts)
-        self._new_batch()
+        self._workers.forget()
         for p, prompt in enumerate(prompts):
-            self._workers.call(p, self._batch, p, 0, prompt.sample, (), False)
-        replies = dict(self._workers.outcomes(len(prompts)))
+            self._workers.call(p, 0, prompt.sample)
+        outcomes = dict(self._workers.outcomes(len(prompts)))
         opened = []
         for p, prompt in enumerate(prompts):
-            text = None if replies[p].status != "ok" else replies[p].value.begun  # a failure comes again, by completion
-            self._begun[prompt.sample.id] = text
-            longer = prompt if not text else again(replace(prompt.sample, prompt=_appended(prompt.sample.prompt, text)))
+            self._begun[prompt.sample.id] = outcomes[p]
+            text = outcomes[p].value.begun if outcomes[p].status == "ok" else None
+            longer = prompt
+            if text:
+                changed = replace(prompt.sample, prompt=_appended(prompt.sample.prompt, text))
+                longer = replace(again(changed), sample=prompt.sample)
             if len(longer.token_ids) > most:
                 raise UserError(
                     f"{prompt.sample.source or prompt.sample.id}: with what the environment says first, the prompt has "
@@ -97,8 +101,14 @@ class Episodes(Turns):
         return opened
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
-        self._new_batch()
+        self._workers.forget()
+        self._waiting = 0
         self._prompts, self._sampling = prompts, sampling
+        if sampling.max_turns > 1 and sampling.max_observation_tokens < (least := self.between.least):
+            raise UserError(
+                f"sampling.max_observation_tokens: {sampling.max_observation_tokens} is too few, because the chat "
+                f"template around an observation takes up to {least} tokens"
+            )
         self._rows, self._numbers = {}, {}
         for p, prompt in enumerate(prompts):
             room = self._context - len(prompt.token_ids) if self._context else sampling.reach
@@ -139,24 +149,26 @@ class Episodes(Turns):
         """End the workers; they start again when an episode begins."""
         self._workers.close()
 
-    def _new_batch(self) -> None:
-        self._workers.forget()
-        self._batch += 1
-        self._waiting = 0
-
     def _call(self, number: int, row: _Row, judge: bool) -> None:
         row.judged = judge
         seen = row.turns[:-1] if row.cut else row.turns
         texts = tuple(Turn(turn.text) for turn in seen)
-        self._workers.call(number, self._batch, number, row.seed, self._prompts[row.p].sample, texts, judge)
+        self._workers.call(number, row.seed, self._prompts[row.p].sample, texts, judge)
 
     def _answer(self, number: int, row: _Row, outcome: Outcome) -> Continuation | Completion | None:
         """How a completion goes on; None if its environment has to be asked once more."""
-        if outcome.status != "ok":
-            failed = RewardResult(0.0, None, outcome.status, f"environment: {outcome.detail}")
-            return self._whole(row, True, failed)
+        sample = self._prompts[row.p].sample
+        begun = self._begun.get(sample.id, outcome)
+        for failed in (begun, outcome):
+            if failed.status != "ok":
+                said = RewardResult(0.0, None, failed.status, f"environment: {failed.detail}")
+                return self._whole(row, not row.cut, said)
         reply: Reply = outcome.value
-        self._check_begun(row, reply.begun)
+        if reply.begun != begun.value.begun:
+            raise UserError(
+                f"rollout.environment: reset of {type(self._environment).__name__} said different things to "
+                f"completions of {sample.id}; they share their prompt, so it must depend on the sample alone"
+            )
         seen = reply.observation
         if seen is not None and not row.cut:
             row.turns[-1] = replace(row.turns[-1], calls=seen.calls, errors=seen.errors)
@@ -164,7 +176,7 @@ class Episodes(Turns):
         if done or row.judged:
             return self._whole(row, done and not row.cut, reply.outcome)
         assert seen is not None, "a turn has an answer"
-        shown = self._between.tokens(seen.text, row.tokens[-1], self._sampling.max_observation_tokens, seen.images)
+        shown = self.between.tokens(seen.text, row.tokens[-1], self._sampling.max_observation_tokens, seen.images)
         tokens = shown.token_ids
         room = row.limit - len(row.tokens) - len(tokens)
         if room < 1:  # no space for another turn
@@ -177,14 +189,6 @@ class Episodes(Turns):
         row.logprobs += [0.0] * len(tokens)
         row.sampled += [False] * len(tokens)
         return Continuation(tokens, min(self._sampling.max_tokens, room), shown.pixels)
-
-    def _check_begun(self, row: _Row, begun: str | None) -> None:
-        sample = self._prompts[row.p].sample
-        if begun != self._begun.get(sample.id) and begins(self._environment):
-            raise UserError(
-                f"rollout.environment: reset of {type(self._environment).__name__} said different things to "
-                f"completions of {sample.id}; they share their prompt, so it must depend on the sample alone"
-            )
 
     @staticmethod
     def _whole(row: _Row, ended: bool, outcome: RewardResult | None) -> Completion:
@@ -216,13 +220,12 @@ def check_turns(option: str, sampling: Sampling, environment: Environment | None
     """Refuse several turns without an environment, and an environment that needs more than one.
 
     Args:
-        option: the name of these settings in a config.
+        option: the name of `max_turns` for the user.
     """
     if environment is None and sampling.max_turns > 1:
-        raise UserError(f"{option}.max_turns: {sampling.max_turns} turns need a rollout.environment that answers them")
+        raise UserError(f"{option}: {sampling.max_turns} turns need an environment that answers them")
     if environment is not None and environment.needs_turns and sampling.max_turns == 1:
-        name = type(environment).__name__
-        raise UserError(f"{option}.max_turns: {name} answers between turns, so allow at least 2")
+        raise UserError(f"{option}: {type(environment).__name__} answers between turns, so allow at least 2")
 
 
 def turn_metrics(rollout: Rollout) -> dict[str, float]:

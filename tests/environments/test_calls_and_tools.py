@@ -30,6 +30,12 @@ from lit_rlvr.types import Sample, Turn
         ('{"name": "Ada", "age": 7}', []),
         ("<call>f(1, 'a', x=[2, 3])</call>", [Call("f", (1, "a"), {"x": [2, 3]})]),
         ("<think><call>f(1)</call></think>4", []),
+        ("<think><call>f(1)</call>", []),
+        ('<call>f()</call><tool_call>{"name": "g"}</tool_call><call>h()</call>', [Call("f"), Call("g"), Call("h")]),
+        (
+            '<tool_call>{"name": "f", "arguments": {"x": "<call>g()</call>"}}</tool_call>',
+            [Call("f", named={"x": "<call>g()</call>"})],
+        ),
     ],
 )
 def test_calls_are_found_in_every_form(text: str, calls: list[Call]) -> None:
@@ -45,6 +51,7 @@ def test_calls_are_found_in_every_form(text: str, calls: list[Call]) -> None:
         ("<call>f(</call>", "cannot be read"),
         ("<call>f(open('x'))</call>", "cannot be read"),
         ("<call>3 + 4</call>", "written as name"),
+        ("<call>f(**{'x': 1})</call>", "names each of its arguments"),
         ("<call>" + "(" * 5000 + "</call>", "cannot be read"),
         ("<tool_call>" + "[" * 100_000, "not valid JSON"),
     ],
@@ -95,6 +102,36 @@ def test_schemas_come_from_types_and_docstrings() -> None:
     assert Calculator(offer=False).tools == ()
 
 
+class Stepping:
+    """Its tools have names that environments use themselves."""
+
+    def step(self) -> str:
+        """Go on."""
+        return "on"
+
+    def reward(self) -> str:
+        """Take the treasure."""
+        return "gold"
+
+
+class Open:
+    def look(self, *args: int) -> str:
+        """Look.
+
+        Args:
+            args: Where.
+        """
+        return ""
+
+
+def test_a_tool_may_have_any_name() -> None:
+    tools = WrappedTools(Stepping)
+    assert [tool["function"]["name"] for tool in tools.tools] == ["reward", "step"] and not tools.judges
+    assert tools.step(Turn("<call>step()</call><call>reward()</call>")).text == "on\ngold"
+    with pytest.raises(UserError, match=r"Open\.look takes \*args or \*\*kwargs"):
+        WrappedTools(Open)
+
+
 class Undocumented:
     def look(self, where):  # type: ignore[no-untyped-def]
         return where
@@ -106,14 +143,14 @@ class Empty:
 
 def test_methods_that_cannot_be_offered_are_named() -> None:
     with pytest.raises(UserError, match=r"Undocumented\.look cannot be offered as a tool.*docstring"):
-        WrappedTools(Undocumented())
+        WrappedTools(Undocumented)
     with pytest.raises(UserError, match="Empty has no public method"):
-        WrappedTools(Empty())
+        WrappedTools(Empty)
 
 
 def test_a_class_written_for_trl_works_by_its_path() -> None:
     tools = as_environment("tiny_environments.Increment")
-    assert isinstance(tools, WrappedTools) and tools.rewards
+    assert isinstance(tools, WrappedTools) and tools.judges
     sample = Sample("a", "Go.", "", row={"start": 2})
     assert tools.reset(sample) == " The counter is 2."
     assert [tool["function"]["name"] for tool in tools.tools] == ["increment"]
@@ -125,7 +162,8 @@ def test_a_class_written_for_trl_works_by_its_path() -> None:
 @pytest.mark.parametrize(
     ("path", "message"),
     [("nothing.Here", "No module named 'nothing'"), ("lit_rlvr.environments.None_", "cannot be imported"),
-     ("os.path.join", "is not a class")],
+     ("os.path.join", "is not a class"), ("Calculater", "did you mean Calculator"),
+     ("{class_path: my.Thing}", "by its dotted path alone")],
 )  # fmt: skip
 def test_a_wrong_path_is_one_line(path: str, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -9,6 +9,7 @@ from tiny_environments import Dice, Faulty
 
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.environments.workers import EpisodeWorkers
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.isolated import Isolation
 from lit_rlvr.rewards.process import Outcome
 from lit_rlvr.types import Sample, Turn
@@ -29,7 +30,7 @@ class Playing:
         for name, text in texts.items():
             number = int(name[1:])
             self.turns.setdefault(number, []).append(Turn(text))
-            self.workers.call(number, 1, number, 5, SAMPLE, tuple(self.turns[number]), False)
+            self.workers.call(number, 5, SAMPLE, tuple(self.turns[number]))
         found: dict[int, Outcome] = {}
         while len(found) < len(texts):
             found |= dict(self.workers.outcomes(1))
@@ -92,6 +93,40 @@ def test_a_fault_is_that_completions_alone(play: Any, fault: str, status: str, d
     assert {text(outcome) for outcome in playing.say(e1="go", e2="go").values()} == {"turn 3"}
 
 
+def test_limits_hold_for_each_call_also_in_a_replay(play: Any) -> None:
+    """Five turns of 0.4 s of CPU time, of which each may take 1 s."""
+    playing = play()
+    for _ in range(4):
+        playing.say(e0="work")
+    playing.say(e2="die")
+    assert text(playing.say(e0="work")[0]) == "turn 5"
+
+
+def test_a_forked_child_answers_for_nobody(play: Any) -> None:
+    playing = play(workers=1)
+    assert text(playing.say(e0="fork")[0]) == "turn 1"
+    said = [playing.say(e1="go")[1], playing.say(e0="go")[0], playing.say(e1="go")[1]]
+    assert [text(outcome) for outcome in said] == ["turn 1", "turn 2", "turn 2"]
+
+
+def test_leaving_is_an_error_of_the_episode(play: Any) -> None:
+    playing = play()
+    playing.say(e2="go")
+    found = playing.say(e0="exit", e2="go")
+    assert found[0].status == "error" and found[0].detail.endswith("RuntimeError: SystemExit: 3")
+    assert text(found[2]) == "turn 2"
+
+
+def test_a_strange_character_is_replaced(play: Any) -> None:
+    assert text(play().say(e0="strange")[0]) == "file ? name"
+
+
+def test_an_error_in_the_configuration_ends_the_run(play: Any) -> None:
+    playing = play()
+    with pytest.raises(UserError, match="no such table"):
+        playing.say(e0="config")
+
+
 def test_a_worker_that_dies_once_changes_nothing(play: Any) -> None:
     playing = play()
     playing.say(e0="go")
@@ -109,7 +144,7 @@ def test_a_replay_draws_the_same_numbers(play: Any) -> None:
 
 def test_what_is_forgotten_does_not_come_later(play: Any) -> None:
     playing = play()
-    playing.workers.call(0, 1, 0, 5, SAMPLE, (Turn("hang"),), False)
-    playing.workers.call(1, 1, 1, 5, SAMPLE, (Turn("go"),), False)
+    playing.workers.call(0, 5, SAMPLE, (Turn("hang"),))
+    playing.workers.call(1, 5, SAMPLE, (Turn("go"),))
     playing.workers.forget()
     assert {*playing.say(e3="go")} == {3}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import time
 from typing import Any
 
 from lit_rlvr.environments.base import Environment, Observation
 from lit_rlvr.environments.tools import Tools
+from lit_rlvr.errors import UserError
 from lit_rlvr.types import RewardResult, Sample, Turn
 
 
@@ -78,11 +80,23 @@ class Faulty(Environment):
         if "once" in turn.text and not os.path.exists(self.marks):
             open(self.marks, "w").close()
             os._exit(7)
+        if "work" in turn.text:
+            began = time.process_time()
+            while time.process_time() < began + 0.4:
+                pass
+        if "fork" in turn.text:
+            os.fork()
+        if "exit" in turn.text:
+            sys.exit(3)
+        if "strange" in turn.text:
+            return Observation("file \ud800 name")
+        if "config" in turn.text:
+            raise UserError("no such table; name one")
         if "leak" in turn.text:
             self.kept.append(bytes(3 << 30))
         if "nothing" in turn.text:
             return None  # type: ignore[return-value]
-        return Observation(f"turn {self.turns}", done=self.turns == 3)
+        return Observation(f"turn {self.turns}", done="work" not in turn.text and self.turns == 3)
 
     def reward(self) -> float:
         return self.turns / 2

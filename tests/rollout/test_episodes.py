@@ -10,7 +10,7 @@ from test_hf_engine import hf_engine
 from test_invariants import AGGREGATIONS, assert_same, naive_gradients
 from tiny import CHATML, END, ENDS, byte_tokenizer, make_prompt, random_ids
 from tiny_engines import flat
-from tiny_environments import BadTools, Dice, Echo, Faulty, Moody
+from tiny_environments import BadTools, Broken, Dice, Echo, Faulty, Moody
 from tiny_episodes import Recording, assert_exact, between, spans
 from tiny_fit import T_MAX, fit
 
@@ -145,6 +145,29 @@ def test_a_template_that_changes_earlier_turns_is_refused() -> None:
     between().check()
 
 
+ROLES = (
+    "{% for m in messages %}{% if m['role'] in ROLES %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_without_tool_messages_shows_them_as_the_users() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = ROLES.replace("ROLES", "['system', 'user', 'assistant']")
+    plain = BetweenTurns(Chat(), tokenizer, ENDS, "tool")
+    plain.check()
+    seen = tokenizer.decode(plain.tokens("391", END, 100).token_ids)
+    assert seen == "\n<|im_start|>user\n391<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer.chat_template = ROLES.replace("ROLES", "['assistant']")
+    with pytest.raises(UserError, match="does not show messages that follow a turn of the model"):
+        BetweenTurns(Chat(), tokenizer, ENDS, "tool").check()
+
+
+def test_room_for_the_template_alone_is_refused(episodes: Any) -> None:
+    with pytest.raises(UserError, match=r"max_observation_tokens: 9 is too few, because the chat template.* up to \d+"):
+        generate(hf_engine(), episodes(), replace(SAMPLING, max_observation_tokens=9))
+
+
 def test_a_model_without_a_template() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
@@ -166,12 +189,26 @@ def test_what_the_environment_says_first_is_in_the_prompt(episodes: Any) -> None
     turns = episodes(Dice())
     opened = turns.open(PROMPTS, again, 64)
     assert [sample.prompt for sample in made] == [f"{p.sample.prompt} (1)" for p in PROMPTS]
+    assert [prompt.sample for prompt in opened] == [prompt.sample for prompt in PROMPTS], "rewards see the data's"
     groups = hf_engine().generate(opened, SAMPLING, SEEDS, turns=turns)
     assert all(len(c.turns) > 1 for group in groups for c in group if not c.truncated)
     with pytest.raises(
         UserError, match=r"p7: with what the environment says first.*9 tokens; raise.*max_prompt_tokens=8"
     ):
         turns.open(PROMPTS, again, 8)
+
+
+def test_an_episode_that_cannot_begin_has_failed(episodes: Any) -> None:
+    """Its tokens and its finish reason are those of its first turn."""
+    turns = episodes(Broken())
+    found = generate(hf_engine(), turns)
+    assert turns.open(PROMPTS, lambda sample: PROMPTS[0], 64) == PROMPTS
+    again = generate(hf_engine(), turns)
+    plain = hf_engine().generate(PROMPTS, replace(SAMPLING, max_turns=1), SEEDS)
+    assert flat(found) == flat(again) == flat(plain)
+    for one, other in zip((c for g in again for c in g), (c for g in plain for c in g), strict=True):
+        assert one.outcome is not None and one.outcome.status == "error" and "no way in" in one.outcome.detail
+        assert one.finish_reason == other.finish_reason
 
 
 def test_completions_of_a_prompt_must_begin_alike(episodes: Any) -> None:
@@ -182,10 +219,10 @@ def test_completions_of_a_prompt_must_begin_alike(episodes: Any) -> None:
 
 
 def test_turns_and_environments_belong_together() -> None:
-    with pytest.raises(UserError, match=r"rollout\.sampling\.max_turns: 4 turns need a rollout\.environment"):
-        check_turns("rollout.sampling", SAMPLING, None)
+    with pytest.raises(UserError, match="max_turns: 4 turns need an environment"):
+        check_turns("max_turns", SAMPLING, None)
     with pytest.raises(UserError, match="BadTools answers between turns, so allow at least 2"):
-        check_turns("rollout.sampling", Sampling(), BadTools())
+        check_turns("max_turns", Sampling(), BadTools())
 
 
 # ---- training -------------------------------------------------------------------------------------------------

@@ -63,9 +63,23 @@ def test_a_run_is_evaluated_in_its_environment(run_folder: Path, lit_rlvr: CLI) 
     rows = [json.loads(line) for line in (run_folder / "found" / "completions.jsonl").read_text().splitlines()]
     assert {len(row["turns"]) for row in rows if row["part"] == "sums/sampled"} > {1}
     settings = json.loads((run_folder / "found" / "settings.json").read_text())["suites"]["sums"]
-    assert settings["environment"].startswith("Echo(") and settings["sampled"]["max_turns"] == 3
+    assert settings["environment"].startswith("Echo ") and settings["sampled"]["max_turns"] == 3
     refused = lit_rlvr(*command, "--out", "found", "--max_turns", 2)
     assert refused.status == 2 and "max_turns was 3, is 2" in refused.err
+
+
+def test_a_run_with_a_class_of_tools_is_evaluated(run_folder: Path, lit_rlvr: CLI) -> None:
+    """By its dotted path, twice into the same folder, and without its environment."""
+    tools = ("--rollout.environment", "tiny_environments.Increment", *TURNS[2:])
+    run(lit_rlvr, *tools, *ONE)
+    (run_folder / "sums.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "2"}) + "\n")
+    command = ("evaluate", "--model", "run", "--suite", "sums.jsonl", "-n", 2, "--engine", "hf")
+    for _ in range(2):
+        done = lit_rlvr(*command, "--out", "found")
+        assert done.status == 0, done.err
+    assert '"environment": "WrappedTools of Increment ' in (run_folder / "found" / "settings.json").read_text()
+    done = lit_rlvr(*command, "--out", "alone", "--environment", "null", "--max_turns", 1)
+    assert done.status == 0 and '"turns"' not in (run_folder / "alone" / "completions.jsonl").read_text()
 
 
 def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -80,7 +94,7 @@ def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: C
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--rollout.sampling.max_turns", 2], "rollout.sampling.max_turns: 2 turns need a rollout.environment"),
+        (["--rollout.sampling.max_turns", 2], "rollout.sampling.max_turns: 2 turns need an environment"),
         (["--rollout.environment", "Calculator"], "rollout.sampling.max_turns: Calculator answers between turns"),
         (["--rollout.environment", "no.Such"], "rollout.environment: no.Such cannot be imported"),
         (["--rollout.environment", "{class_path: Calculater}"], "rollout.environment"),
