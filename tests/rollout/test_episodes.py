@@ -21,6 +21,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.isolated import Isolation
 from lit_rlvr.rollout.engine import RolloutEngine
 from lit_rlvr.rollout.episodes import Episodes, check_turns
+from lit_rlvr.rollout.turns import Continuation, Row
 from lit_rlvr.types import Completion, Sample, Sampling
 
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
@@ -249,3 +250,14 @@ def test_a_step_is_the_loss_over_single_episodes(tiny_model_folder: Path, tmp_pa
         assert_same(seen.gradients[0], {name: share * gradient for name, gradient in expected.items()})
         assert seen.metrics[0]["train/loss"] == pytest.approx(share * loss, abs=1e-6)
         assert seen.metrics[0]["rollout/turns"] > 1
+
+
+def test_every_turn_has_a_seed_of_its_own() -> None:
+    row = Row(0, 0, PROMPTS[0], 17, 9)
+    seeds = [row.seed]
+    for _ in range(3):
+        row.tokens = [70]
+        row.go_on(Continuation((80, 81), 9))
+        seeds.append(row.seed)
+    assert seeds[0] == 17 and len({*seeds}) == 4
+    assert row.start.token_ids == [*PROMPTS[0].token_ids, *[70, 80, 81] * 3]
