@@ -17,9 +17,17 @@ def describe(tools: Sequence[dict[str, Any]]) -> str:
     return "\n".join([HOW, *map(_line, tools)])
 
 
+def _kind(spec: dict[str, Any]) -> str:
+    """An argument's type, or its values if it has only some."""
+    if "enum" in spec:
+        return " or ".join(map(repr, spec["enum"]))
+    kind = spec.get("type", "any")
+    return kind if isinstance(kind, str) else " or ".join(kind)
+
+
 def _line(tool: dict[str, Any]) -> str:
     function = tool["function"]
     properties = function.get("parameters", {}).get("properties", {})
-    arguments = ", ".join(f"{name}: {spec.get('type', 'any')}" for name, spec in properties.items())
+    arguments = ", ".join(f"{name}: {_kind(spec)}" for name, spec in properties.items())
     notes = "; ".join(f"{name}: {spec['description']}" for name, spec in properties.items() if spec.get("description"))
     return f"{function['name']}({arguments}) - {function.get('description', '')}" + (f" ({notes})" if notes else "")

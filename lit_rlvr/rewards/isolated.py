@@ -36,7 +36,7 @@ class Isolation:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if value <= 0:
-                raise UserError(f"rewards: isolate.{name} must be positive, got {value}")
+                raise UserError(f"limits of a worker process: {name} must be positive, got {value}")
 
 
 def as_function(name: str, judge: Callable[..., object]) -> Function:

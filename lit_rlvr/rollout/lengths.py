@@ -82,13 +82,15 @@ def check_lengths(model_folder: str, sets: Sequence[Asked]) -> None:
     for asked in sets:
         if context is None or asked.reach <= context:
             continue
-        tokens = len(asked.longest.token_ids)
+        tokens = asked.reach - asked.max_tokens
+        said = f"prompt {asked.longest.sample.id} has {tokens} tokens"
+        if tokens > len(asked.longest.token_ids):
+            said = f"prompts may get {tokens} tokens from their environment"
         rooms = {asked.prompt_option: context - asked.max_tokens, asked.option: context - tokens}
         lower = " or ".join(f"{option} to {room}" for option, room in rooms.items() if room > 0)
         raise UserError(
-            f"{asked.name}: prompt {asked.longest.sample.id} has {tokens} tokens, which with {asked.option}="
-            f"{asked.max_tokens} is more than the model's context of {context} tokens; lower "
-            f"{lower or ' and '.join(rooms)}"
+            f"{asked.name}: {said}, which with {asked.option}={asked.max_tokens} is more than the model's context of "
+            f"{context} tokens; lower {lower or ' and '.join(rooms)}"
         )
 
 

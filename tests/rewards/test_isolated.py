@@ -160,5 +160,5 @@ def test_rewards_with_a_way_of_their_own_refuse() -> None:
 
 @pytest.mark.parametrize("name", ["cpu_seconds", "wall_seconds", "memory_mb"])
 def test_limits_must_be_positive(name: str) -> None:
-    with pytest.raises(UserError, match=f"isolate.{name} must be positive, got 0"):
+    with pytest.raises(UserError, match=f"limits of a worker process: {name} must be positive, got 0"):
         isolated(**{name: 0})
