@@ -297,8 +297,8 @@ smaller one suppresses less, and was not tried.
     "apmpo": """
 What stands out: the six losses end within 0.019 of each other at k = 1, and ten seeds cannot tell them apart. The
 adaptive parts do what they are made for: the exponent falls from 0.80 to 0.73 and the upper clip rises from 0.31 to
-0.33 as more samples are right. APMPO ends with 0.008 nats more entropy than GRPO, which is seen; its answers are as diverse
-as GRPO's (self-BLEU-4 and cosine similarity differ by 0.003 at most, in the paper by 0.2).
+0.33 as more samples are right. APMPO ends with 0.008 nats more entropy than GRPO, which is seen; its answers are as
+diverse as GRPO's (self-BLEU-4 and cosine similarity differ by 0.003 at most, in the paper by 0.2).
 
 No run of any cell collapsed.
 
