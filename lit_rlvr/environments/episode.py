@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,10 @@ class Player:
     """Calls the environments of the episodes that live in one worker.
 
     Args:
-        environment: pickled; every episode gets a copy of its own.
+        environment: every episode gets a copy of its own.
     """
 
-    def __init__(self, environment: bytes) -> None:
+    def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._batch = -1
         self._episodes: dict[int, Environment] = {}
@@ -68,7 +68,7 @@ class Player:
         self, number: int, call: int, sample: Sample, turn: Turn | None
     ) -> str | Observation | RewardResult | None:
         if call == RESET:
-            self._episodes[number] = pickle.loads(self._environment)
+            self._episodes[number] = deepcopy(self._environment)
             begun = self._episodes[number].reset(sample)
             if begun is not None and not isinstance(begun, str):
                 raise TypeError(f"reset must return a text or None, got {type(begun).__name__}")

@@ -79,7 +79,8 @@ class EpisodeWorkers:
     """
 
     def __init__(self, environment: Environment, workers: int | None = None, start_seconds: float = 60.0) -> None:
-        self._function = Function(type(environment).__name__, pickle.dumps(Player(pickled(environment))))
+        pickled(environment)  # refuses what cannot be sent, by its name
+        self._function = Function(type(environment).__name__, pickle.dumps(Player(environment)))
         self._limits = asdict(environment.limits)
         self._seats = [_Seat() for _ in range(workers or max(2, min(8, len(os.sched_getaffinity(0)) // 2)))]
         self._start_seconds = start_seconds

@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
@@ -45,6 +44,9 @@ from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, EvalSampling, Prompt, PromptBatch, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from datamodules.reading.between_turns import BetweenTurns
 
 _log = logging.getLogger("lit_rlvr")
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.environments.workers import EpisodeWorkers, Reply
@@ -20,6 +19,7 @@ from lit_rlvr.types import Completion, Pixels, Prompt, RewardResult, Rollout, Sa
 
 if TYPE_CHECKING:
     from datamodules import PromptDataModule
+    from datamodules.reading.between_turns import BetweenTurns
     from lit_rlvr.policy.policy import Policy
 
 
@@ -204,6 +204,8 @@ def between_turns(data: PromptDataModule, policy: Policy, environment: Environme
     Raises:
         UserError: its chat template does not allow several turns.
     """
+    from datamodules.reading.between_turns import BetweenTurns  # imports the data sets' packages
+
     between = BetweenTurns(
         data.chat, data.tokenizer, policy.eos_token_ids, environment.role, lambda: data.image_processor
     )

@@ -339,7 +339,11 @@ def test_short_class_names_and_all_options_on_the_command_line():
         ("MedicalVQA", BASE_OPTIONS - {"validation_split"} | {"train_modalities", "eval_modalities", "disjoint"}),
         ("CellArea", BASE_OPTIONS - FROM_FILES | {"pictures", "held_out", "question"}),
         ("LesionCount", BASE_OPTIONS - FROM_FILES | {"pictures", "held_out", "question", "most"}),
-        ("Arithmetic", BASE_OPTIONS - FROM_FILES - {"shuffle_images"} | {"low", "high", "held_out", "question"}),
+        (
+            "Arithmetic",
+            BASE_OPTIONS - FROM_FILES - {"shuffle_images"}
+            | {"low", "high", "held_out", "operation", "question", "solution"},
+        ),
     ):
         parsed = parser().parse_args(["--data", name]).data
         assert parsed.class_path == f"datamodules.{name}" and set(parsed.init_args.keys()) == options

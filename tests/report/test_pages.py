@@ -10,7 +10,7 @@ import pytest
 from lit_rlvr.printable import printable
 from lit_rlvr.report.render import render
 
-GROUP = {"prompt": "p", "answer": "a", "columns": (), "completions": []}
+GROUP = {"prompt": "p", "answer": "a", "columns": (), "observed": False, "completions": []}
 
 
 @pytest.mark.parametrize(
