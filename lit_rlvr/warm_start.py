@@ -238,8 +238,8 @@ def exact_share(
     """The share of prompts that greedy decoding answers exactly like their solutions, in every turn."""
     engine = HFEngine()
     engine.start(EngineContext.in_place(policy, tokenizer, len(pairs)))
-    greedy = replace(sampling, temperature=0.0, banned_token_ids=policy.placeholder_ids)
     if episodes is None:
-        greedy = replace(greedy, max_tokens=max(len(completion.token_ids) for _, completion in pairs))
+        sampling = Sampling(max_tokens=max(len(completion.token_ids) for _, completion in pairs))
+    greedy = replace(sampling, temperature=0.0, banned_token_ids=policy.placeholder_ids)
     said = engine.generate([prompt for prompt, _ in pairs], greedy, [[0]] * len(pairs), turns=episodes)
     return sum(c.token_ids == wanted.token_ids for (c,), (_, wanted) in zip(said, pairs, strict=True)) / len(pairs)

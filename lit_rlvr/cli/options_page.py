@@ -98,7 +98,7 @@ def reference() -> str:
         (
             "rollout.rewards",
             lit_rlvr.rewards.Reward,
-            [*(getattr(lit_rlvr.rewards, n) for n in REWARDS), EnvironmentReward],
+            [*_named(REWARDS), EnvironmentReward],
         ),
         ("rollout.environment", Environment, [Calculator, Python, SQLShell, Crop, GuessNumber]),
         ("diversity", None, [SelfBLEU4, CosineSimilarity, SentenceEmbedder, JudgeScore]),

@@ -58,7 +58,7 @@ class RunProgress(ProgressBar):
         left = (
             "?"
             if total is None
-            else f"{(time.perf_counter() - self._began) / done * (total - trainer.global_step):.0f} s"
+            else f"{(time.perf_counter() - self._began) / done * max(total - trainer.global_step, 0):.0f} s"
         )
         seconds = ", ".join(
             f"{part} {values[f'time/{part}']:.1f}"

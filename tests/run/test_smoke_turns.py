@@ -1,4 +1,4 @@
-"""The smoke recipe of SQL in several turns, with a tiny model, as far as that can go."""
+"""The smoke recipes of several turns: one runs with a tiny model, the other learns."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import metrics
+from tiny_runs import metrics, summary
 
 CLI = Callable[..., Any]
 
@@ -24,3 +24,15 @@ def test_the_sql_recipe_runs(
     assert result.status == 0, result.err
     names = {name for row in metrics(tmp_path / "run") for name, value in row.items() if value}
     assert {"reward/sql_execution", "rollout/turns", "rollout/tool_calls"} <= names
+
+
+@pytest.mark.slow
+def test_a_model_learns_to_use_its_tool(tmp_path: Path, lit_rlvr: CLI) -> None:
+    """In 40 of the recipe's 100 steps, from 23 % of 1,024 samples on held-out pairs (standard error 1.5 %)."""
+    result = lit_rlvr("fit", "--config", "smoke/tools", "--trainer.max_steps", "40", "--trainer.val_check_interval",
+                      "40", "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
+    assert result.status == 0, result.err
+    told = summary(tmp_path / "run")
+    assert told["accuracy_after"] - told["accuracy_before"] > 0.1, told
+    calls = [float(row["rollout/tool_calls"]) for row in metrics(tmp_path / "run") if row["rollout/tool_calls"]]
+    assert calls[-1] > 0.9, "it calls the calculator"
