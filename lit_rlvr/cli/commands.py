@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": ("lit_rlvr.cli.serve", "start a vLLM server that generates for runs on other machines"),
     "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
     "parity": ("lit_rlvr.parity", "replay algorithms on one frozen batch of numbers, without a model"),
+    "watch": ("lit_rlvr.watch", "follow runs in a browser, or in the terminal, while they train"),
     "report": ("lit_rlvr.report", "write one HTML page about runs: settings, curves, tables, completions"),
     "explain": ("lit_rlvr.report.explain", "show what the loss did with each token of one group"),
     "completion": (

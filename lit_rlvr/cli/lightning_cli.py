@@ -32,6 +32,7 @@ from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.files import check_writable, write_atomically
 from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.run.claim import CONFIG_HEADER, held, room
+from lit_rlvr.run.live import LiveFile
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.loggers import in_run_folder, save_dir_not_required, with_ours
 from lit_rlvr.run.monitored import MonitoredMetrics
@@ -239,7 +240,7 @@ class RLVRCLI(LightningCLI):
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:0] = [RankWatch(), StopOnSignal(), SetUpEnds(), MonitoredMetrics()]
+        callbacks[:0] = [RankWatch(), StopOnSignal(), SetUpEnds(), MonitoredMetrics(), LiveFile()]
         trainer.strategy.checkpoint_io = CheckpointFiles()
         bar = trainer.progress_bar_callback
         if bar is not None:

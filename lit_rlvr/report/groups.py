@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -45,11 +45,17 @@ class Group:
     @property
     def problems(self) -> list[str]:
         """All notes on incomplete runs."""
-        return [f"{run.path}: {note}" for run in self.runs for note in run.notes] + self.notes
+        endings = [f"{run.path}: {run.ending}" for run in self.runs if run.ending]
+        return self.unreadable + endings + self.notes
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Notes on files that are missing or cannot be read."""
+        return [f"{run.path}: {note}" for run in self.runs for note in run.notes]
 
 
-def read_groups(folders: Sequence[Path]) -> tuple[str, list[Group]]:
-    """(title, groups) of folders of runs and of studies.
+def read_groups(folders: Sequence[Path], read: Callable[[Path], Run] = read_run) -> tuple[str, list[Group]]:
+    """(title, groups) of folders of runs and of studies; `read` reads a run.
 
     Raises:
         UserError: a folder holds neither, or a study's `study.json` is broken.
@@ -59,16 +65,16 @@ def read_groups(folders: Sequence[Path]) -> tuple[str, list[Group]]:
     runs: list[Run] = []
     for folder in folders:
         if (folder / "study.json").is_file():
-            title, cells = read_study(folder)
+            title, cells = read_study(folder, read)
             titles.append(title)
             groups += cells
         else:
-            runs.append(read_run(folder))
+            runs.append(read(folder))
     groups += group_runs(runs)
     return " + ".join(titles) or _title(groups), groups
 
 
-def read_study(folder: Path) -> tuple[str, list[Group]]:
+def read_study(folder: Path, read: Callable[[Path], Run] = read_run) -> tuple[str, list[Group]]:
     """(name, one group per cell and task) of a study; a missing run becomes a note.
 
     Raises:
@@ -90,7 +96,7 @@ def read_study(folder: Path) -> tuple[str, list[Group]]:
             why = f": {cell['error']}" if cell.get("error") else ""
             group.notes.append(f"{name} on {task}, seed {cell['seed']}: {cell['status']}{why}")
         try:
-            group.runs.append(read_run(folder / cell["run"]))
+            group.runs.append(read(folder / cell["run"]))
         except UserError as error:
             if cell["status"] == "done":
                 group.notes.append(str(error))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lit_rlvr import __version__
 from lit_rlvr.report.closeup import close_up, shorten, turns_of
 from lit_rlvr.report.curves import more_panels, panels
 from lit_rlvr.report.groups import Group
+from lit_rlvr.report.health import findings
 from lit_rlvr.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart
 from lit_rlvr.report.render import render
 from lit_rlvr.report.settings import differences, main_settings
@@ -53,15 +55,20 @@ def page(title: str, groups: Sequence[Group]) -> str:
         title: title of the page.
         groups: groups of runs, with groups to compare next to each other.
     """
+    close_ups = [close_up(group) for group in groups]  # first, because it adds notes on unreadable files
+    return render(
+        "report.html", title=title, **contents(groups), close_ups=close_ups, shorten=shorten, turns_of=turns_of
+    )
+
+
+def contents(groups: Sequence[Group]) -> dict[str, Any]:
+    """What `templates/sections.html` shows of groups of runs: results, settings, curves, validation."""
     looks = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
     tasks = list(dict.fromkeys(group.task for group in groups))
     labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
     legends = [Legend(k, group.name, labels[k], looks[group.name]) for k, group in enumerate(groups)]
-    close_ups = [close_up(group) for group in groups]  # first, because it adds notes on unreadable files
     settings = [group.settings for group in groups]
-    return render(
-        "report.html",
-        title=title,
+    return dict(
         version=__version__,
         groups=groups,
         legends=legends,
@@ -72,9 +79,7 @@ def page(title: str, groups: Sequence[Group]) -> str:
         tasks=[_task(name, groups, legends) for name in tasks],
         run_columns=RUN_COLUMNS,
         run_rows=run_rows(groups),
-        close_ups=close_ups,
-        shorten=shorten,
-        turns_of=turns_of,
+        health=[(run, findings(run)) for group in groups for run in group.runs],
         box={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP,
              "bottom": HEIGHT - BOTTOM},
     )  # fmt: skip

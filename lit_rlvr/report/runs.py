@@ -37,7 +37,7 @@ class Run:
         metrics: {step: {metric: finite value}}.
         summary: summary.json; empty while the run is going, or if it was killed.
         rows: sampled completions.
-        notes: missing or unreadable files, and why the run ended if it ended early.
+        notes: missing or unreadable files.
     """
 
     path: Path
@@ -55,6 +55,15 @@ class Run:
     @property
     def finished(self) -> bool:
         return bool(self.summary) and self.summary.get("stopped") is None
+
+    @property
+    def ending(self) -> str:
+        """How the run ended, if it did not finish; "" if it did."""
+        steps = max(self.metrics, default=0)
+        if not self.summary:
+            return f"unfinished, or killed: it has no summary; its metrics reach step {steps}"
+        stopped = self.summary.get("stopped")
+        return "" if stopped is None else f"stopped early, at step {steps}: {stopped}"
 
     def number(self, name: str) -> float | None:
         """A number from the summary; None if it is missing."""
@@ -78,8 +87,11 @@ class Run:
         return self.ends("val/accuracy")[0] if before is None else before, self.number("accuracy_after")
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path, completions: bool = True) -> Run:
     """Read a run folder.
+
+    Args:
+        path: the folder. completions: whether to read completions.jsonl, which can be large.
 
     Raises:
         UserError: it holds no run.
@@ -90,6 +102,8 @@ def read_run(path: Path) -> Run:
         )
     run = Run(path)
     for name, read in READERS.items():
+        if name == "completions.jsonl" and not completions:
+            continue
         try:
             read(run, (path / name).read_text(encoding="utf-8", errors="replace"))
         except FileNotFoundError:
@@ -97,7 +111,6 @@ def read_run(path: Path) -> Run:
                 run.notes.append(f"there is no {name}")
         except (OSError, ValueError, yaml.YAMLError) as error:
             run.notes.append(f"{name} cannot be read: {' '.join(str(error).split())}")
-    run.notes += [note for note in [_ending(run)] if note]
     return run
 
 
@@ -105,15 +118,6 @@ def metric_names(runs: Iterable[Run]) -> list[str]:
     """Every logged metric, with numbers in names sorted by value: pass@2 before pass@16."""
     names = {name for run in runs for row in run.metrics.values() for name in row}
     return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)])
-
-
-def _ending(run: Run) -> str:
-    """How the run ended, if it did not finish."""
-    steps = max(run.metrics, default=0)
-    if not run.summary:
-        return f"unfinished, or killed: it has no summary; its metrics reach step {steps}"
-    stopped = run.summary.get("stopped")
-    return "" if stopped is None else f"stopped early, at step {steps}: {stopped}"
 
 
 def _number(value: Any) -> float | None:

@@ -40,11 +40,13 @@ class BackgroundScoring:
         self._dropped = kind is not None
         self._waiting.put(None)
 
-    def add(self, number: int, group: list[Completion], sample: Sample) -> None:
-        """Score group `number`, completions of `sample`; only once, even if it is added repeatedly."""
-        if number not in self._added:
-            self._added.add(number)
-            self._waiting.put((number, [(completion, sample) for completion in group]))
+    def add(self, number: int, group: list[Completion], sample: Sample) -> bool:
+        """Score group `number`, completions of `sample`; False if it was added before: it is scored only once."""
+        if number in self._added:
+            return False
+        self._added.add(number)
+        self._waiting.put((number, [(completion, sample) for completion in group]))
+        return True
 
     def scores(self, width: int) -> Scores:
         """Wait for the added groups, numbered 0 to P - 1, of `width` completions each. No group can be added later.

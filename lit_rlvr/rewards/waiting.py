@@ -8,6 +8,8 @@ import time
 from collections.abc import Sequence
 from types import TracebackType
 
+from lit_rlvr.doing import DOING
+
 _log = logging.getLogger("lit_rlvr")
 
 PATIENCE = 30.0
@@ -34,14 +36,18 @@ class Waiting:
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
         self._over.set()
+        DOING.waiting.pop(self._reward, None)
 
     def begin(self, number: int) -> None:
         """Record that the reward starts to judge completion `number` of the batch."""
         self._begun[number] = time.monotonic()
+        DOING.waiting.setdefault(self._reward, time.time())
 
     def end(self, number: int) -> None:
         """Record that it is judged, or given up for now."""
         self._begun.pop(number, None)
+        if not self._begun:
+            DOING.waiting.pop(self._reward, None)
 
     def _watch(self) -> None:
         said: dict[tuple[int, float], int] = {}

@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.collectives import world_size
+from lit_rlvr.doing import DOING
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
 from lit_rlvr.errors import UserError, check_within
@@ -49,6 +50,13 @@ if TYPE_CHECKING:
     from datamodules.reading.between_turns import BetweenTurns
 
 _log = logging.getLogger("lit_rlvr")
+
+STAGES = {
+    "wait": "waiting for the rollout begun before",
+    "sync": "bringing the engine the weights",
+    "reference": "sampling from the reference",
+}
+"""Timed stage of an iteration -> what it is called while it goes on."""
 
 
 class RolloutCallback(Callback):
@@ -268,6 +276,7 @@ class RolloutCallback(Callback):
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
+        DOING.begin(STAGES[stage])
         yield
         self._seconds[stage] += time.perf_counter() - started
 
@@ -345,6 +354,7 @@ class RolloutCallback(Callback):
         if self.engine.started:
             return
         context = self._context(trainer, module)
+        DOING.begin("starting the engine")
         self.engine.start(context)
         if self.environment is not None:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]

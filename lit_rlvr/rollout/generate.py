@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from lit_rlvr.doing import DOING
 from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.background import BackgroundScoring
 from lit_rlvr.rewards.combine import Scores
@@ -38,12 +39,15 @@ def sample_and_score(
     with BackgroundScoring(rewards) as scoring:
 
         def done(p: int, group: list[Completion]) -> None:
-            scoring.add(p, group, prompts[p].sample)
+            if scoring.add(p, group, prompts[p].sample):
+                DOING.advance(len(group), sum(completion.length for completion in group))
 
+        DOING.begin("generating", total=sum(map(len, seeds)))
         completions = ready or engine.generate(prompts, sampling, seeds, done, turns)
         generated = time.perf_counter()
         for p, group in enumerate(completions):  # an engine need not report groups before the end
             done(p, group)
+        DOING.begin("scoring")
         scores = scoring.scores(len(seeds[0]))
     return completions, scores, {"generate": generated - started, "score": time.perf_counter() - generated}
 

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_rlvr.distributed.checkpoint_files import checkpoint_folder, list_checkpoints
+from lit_rlvr.doing import DOING
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.replaced import drop
 
@@ -102,6 +103,7 @@ class RunCheckpoint(Checkpoint):
         if trainer.strategy.broadcast(self._saved_step == trainer.global_step and path.exists()):
             return path
         scratch = path.with_suffix(".tmp")
+        DOING.begin("saving a checkpoint")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if trainer.is_global_zero:

@@ -168,7 +168,7 @@ class RunFolder(Callback):
             "train_seconds": round(self.train_seconds, 3),
             "startup_seconds": round(self._startup_seconds, 3),
             "seconds_per_step": {name: round(median(values), 4) for name, values in self._seconds.items()},
-            "peak_memory_mb": round(_peak_memory_mb()),
+            "peak_memory_mb": round(peak_memory_mb()),
             "engine": rollout.engine.name,
             "algorithm": type(module).__name__,
             "model": module.model,
@@ -295,7 +295,7 @@ def _drop_after(path: Path, step: int) -> None:
     write_atomically(path, "".join(kept))
 
 
-def _peak_memory_mb() -> float:
+def peak_memory_mb() -> float:
     """Peak memory of the GPU, or else peak resident memory of this process, in MiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20

@@ -21,22 +21,21 @@ class RunProgress(ProgressBar):
         self._console = Terminal(file=sys.stderr)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._began = 0.0
-        self._first = 0
+        self._left = TimeLeft()
         self._enabled = True
 
     def disable(self) -> None:
         self._enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began, self._first = time.perf_counter(), trainer.global_step
+        self._left.begin(trainer.global_step)
         if not (self._enabled and trainer.is_global_zero and self._console.is_terminal):
             return
         self._bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=self._total(trainer), completed=trainer.global_step)
+        self._task = self._bar.add_task("", total=wanted_steps(trainer), completed=trainer.global_step)
         self._bar.start()
 
     def on_train_batch_end(
@@ -53,20 +52,16 @@ class RunProgress(ProgressBar):
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, description=text)
             return
-        total = self._total(trainer)
-        done = max(trainer.global_step - self._first, 1)
-        left = (
-            "?"
-            if total is None
-            else f"{(time.perf_counter() - self._began) / done * max(total - trainer.global_step, 0):.0f} s"
-        )
+        total = wanted_steps(trainer)
+        left = self._left.seconds(trainer.global_step, total)
         seconds = ", ".join(
             f"{part} {values[f'time/{part}']:.1f}"
             for part in ("sync", "generate", "score", "train")
             if f"time/{part}" in values
         )
         print(
-            f"step {trainer.global_step}{'' if total is None else f'/{total}'}  {text}  ({seconds} s)  {left} left",
+            f"step {trainer.global_step}{'' if total is None else f'/{total}'}  {text}  ({seconds} s)  "
+            f"{'?' if left is None else f'{left:.0f} s'} left",
             file=sys.stderr, flush=True,
         )  # fmt: skip
 
@@ -90,16 +85,33 @@ class RunProgress(ProgressBar):
             self._bar.stop()
             self._bar = None
 
-    @staticmethod
-    def _total(trainer: Trainer) -> int | None:
-        """Optimizer steps of the whole run; None if it is not limited."""
-        if trainer.max_steps > 0:
-            return int(trainer.max_steps)
-        if trainer.max_epochs and trainer.max_epochs > 0:
-            module: Any = trainer.lightning_module
-            return (
-                int(trainer.max_epochs * trainer.num_training_batches)
-                * module.updates_per_rollout
-                * module.epochs_per_rollout
-            )
-        return None
+
+class TimeLeft:
+    """Estimates the time to the last step from the mean step of this process so far."""
+
+    def __init__(self) -> None:
+        self._began: float | None = None
+        self._first = 0
+
+    def begin(self, step: int) -> None:
+        self._began, self._first = time.perf_counter(), step
+
+    def seconds(self, step: int, wanted: int | None) -> float | None:
+        """Seconds left; None if nothing is known yet, or the run is not limited."""
+        if self._began is None or wanted is None or step <= self._first:
+            return None
+        return (time.perf_counter() - self._began) / (step - self._first) * max(wanted - step, 0)
+
+
+def wanted_steps(trainer: Trainer) -> int | None:
+    """Optimizer steps of the whole run; None if it is not limited."""
+    if trainer.max_steps > 0:
+        return int(trainer.max_steps)
+    if trainer.max_epochs and trainer.max_epochs > 0:
+        module: Any = trainer.lightning_module
+        return (
+            int(trainer.max_epochs * trainer.num_training_batches)
+            * module.updates_per_rollout
+            * module.epochs_per_rollout
+        )
+    return None

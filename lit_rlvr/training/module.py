@@ -31,6 +31,7 @@ from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.distributed.collectives import average_gradients, gather_rows, rank, world_size
 from lit_rlvr.distributed.device import to_device
 from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.doing import DOING
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, settle_correction
 from lit_rlvr.policy.liger import use_liger
@@ -204,6 +205,7 @@ class RLVRModule(ReferenceModule):
         assert batch.rollout is not None, "the RolloutCallback fills the batch before the algorithm sees it"
         started = time.perf_counter()
         minibatches = self._minibatches(batch.rollout) * self.epochs_per_rollout
+        DOING.begin("training", total=len(minibatches))
         prepared = self._prepare(batch.rollout, minibatches)
         if self._trace is not None and batch.rollout.advantages is not None:
             self._trace.choose(batch.rollout.advantages, {p for prompts in minibatches for p in prompts})
@@ -307,6 +309,7 @@ class RLVRModule(ReferenceModule):
         prepared.on_policy = False
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.updates += 1
+        DOING.advance()
         metrics = {} if skipped else step_metrics(sums) | {"train/grad_norm": float(norm)}
         return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
 

@@ -1,0 +1,103 @@
+"""`live.json`: what the run is doing right now, for `lit-rlvr watch`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_rlvr.doing import DOING
+from lit_rlvr.files import write_atomically
+from lit_rlvr.run.folder import peak_memory_mb
+from lit_rlvr.run.progress import TimeLeft, wanted_steps
+
+LIVE = "live.json"
+EVERY = 1.0
+"""Seconds between two writes."""
+
+
+class LiveFile(Callback):
+    """Writes the first process's stage to the run folder every second, in a thread of its own.
+
+    The file is for looking only: no run reads it. `at` tells a run that goes on from one that was killed.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._over = threading.Event()
+        self._left = TimeLeft()
+        self._trainer: Trainer | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero or self._thread is not None:
+            return
+        self._trainer = trainer
+        DOING.begin("loading the model")
+        self._over.clear()
+        self._thread = threading.Thread(target=self._run, name="lit-rlvr-live", daemon=True)
+        self._thread.start()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._left.begin(trainer.global_step)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        DOING.part = f"validation {batch.name}"
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        DOING.part = ""
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._end()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        """Write the last state, and nothing after it."""
+        if self._thread is None:
+            return
+        self._over.set()
+        self._thread.join()
+        self._thread = None
+        DOING.part = ""
+        DOING.begin("ended")
+        self._write()
+
+    def _run(self) -> None:
+        while not self._over.wait(EVERY):
+            self._write()
+
+    def _write(self) -> None:
+        assert self._trainer is not None, "`setup` has set it"
+        path = Path(self._trainer.default_root_dir, LIVE)
+        try:
+            write_atomically(path, json.dumps(self._state(self._trainer)) + "\n")
+        except OSError:  # a full disk ends the run where its results are written, with a message
+            return
+
+    def _state(self, trainer: Trainer) -> dict[str, Any]:
+        now, wanted = time.time(), wanted_steps(trainer)
+        return {
+            "stage": DOING.stage,
+            "part": DOING.part,
+            "since": DOING.since,
+            "done": DOING.done,
+            "total": DOING.total,
+            "tokens_per_second": DOING.tokens / max(now - DOING.since, 1e-3),
+            "waiting": {name: now - since for name, since in list(DOING.waiting.items())},
+            "step": trainer.global_step,
+            "steps": wanted,
+            "seconds_left": self._left.seconds(trainer.global_step, wanted),
+            "memory_mb": round(peak_memory_mb()),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "at": now,
+        }

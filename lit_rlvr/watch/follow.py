@@ -1,0 +1,219 @@
+"""Follows run folders: reads again what changed, and knows what each run is doing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.files import Fields, has_fields
+from lit_rlvr.report.groups import Group, read_groups
+from lit_rlvr.report.runs import Run, read_run
+from lit_rlvr.run.live import LIVE
+from lit_rlvr.watch.completions import Completions
+
+STATE: Fields = {
+    "stage": str, "part": str, "since": (int, float), "done": int, "total": int, "tokens_per_second": (int, float),
+    "waiting": dict, "step": int, "steps": (int, type(None)), "seconds_left": (int, float, type(None)),
+    "memory_mb": (int, float), "at": (int, float),
+}  # fmt: skip
+"""What `live.json` holds."""
+SILENT = 15.0
+"""Seconds without a new `live.json` after which a run that has not ended counts as dead."""
+CHUNK = 0.05
+"""Seconds for which completions are read before views may be made."""
+SMALL = ("config.yaml", "metrics.csv", "summary.json")
+
+
+@dataclass(frozen=True)
+class Now:
+    """What a run is doing.
+
+    Args:
+        state: "running", "finished", "stopped", "silent" (killed, or its machine is gone) or "unknown" (an older run).
+        line: it in words. step: the last step. steps: how many there will be, None = not limited or unknown.
+    """
+
+    state: str
+    line: str
+    step: int
+    steps: int | None
+
+    @property
+    def share(self) -> float | None:
+        """How much of the run is done, from 0 to 1."""
+        return min(self.step / self.steps, 1.0) if self.steps else None
+
+
+class FollowedRun:
+    """One run folder.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.completions = Completions(path / "completions.jsonl")
+        self.run = Run(path)
+        self.changes = 0
+        self._stamps: tuple[Any, ...] = ()
+
+    def look(self) -> bool:
+        """Read again what changed, but completions; returns whether anything did.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
+        stamps = tuple(_stamp(self.path / name) for name in SMALL)
+        if stamps == self._stamps and self.changes:
+            return False
+        self.run, self._stamps, self.changes = read_run(self.path, completions=False), stamps, self.changes + 1
+        return True
+
+    @property
+    def now(self) -> Now:
+        """What it is doing, at this moment."""
+        last = max(self.run.metrics, default=0)
+        live = _live(self.path)
+        silent = time.time() - live["at"] if live else 0.0
+        if live and live["stage"] != "ended" and silent < SILENT:
+            return Now("running", said(live), live["step"], live["steps"])
+        steps = _whole(self.run.settings.get("trainer.max_steps"))
+        if self.run.finished:
+            return Now("finished", f"finished after {last} steps", last, last)
+        if self.run.summary:
+            return Now("stopped", f"stopped early: {self.run.summary.get('stopped')}", last, steps)
+        if live and live["stage"] != "ended":
+            line = f"no sign of life for {in_words(silent)}, while {live['stage']}: killed, or its machine is gone"
+            return Now("silent", line, live["step"], live["steps"])
+        return Now("unknown", "unfinished, or killed", last, steps)
+
+
+class FollowedFolders:
+    """Folders of runs and studies, and folders that contain runs; later ones are found when they appear.
+
+    Args:
+        folders: as given by the user.
+
+    Raises:
+        UserError: a folder is not there, or holds no run.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._given = list(folders)
+        self.runs: dict[str, FollowedRun] = {}
+        self.title, self.groups = "", list[Group]()
+        self.version = 0
+        self.lock = Lock()
+        self.look()
+
+    def look(self) -> None:
+        """Read again what changed, but completions."""
+        changed = False
+
+        def read(path: Path) -> Run:
+            nonlocal changed
+            followed = self.runs.get(str(path)) or FollowedRun(path)
+            changed |= followed.look()
+            self.runs[str(path)] = followed
+            return followed.run
+
+        title, groups = read_groups([found for folder in self._given for found in runs_in(folder)], read)
+        if changed or title != self.title:
+            with self.lock:
+                self.title, self.groups, self.version = title, groups, self.version + 1
+
+    def read_completions(self) -> None:
+        """Read what came to every completions.jsonl, in small pieces, so that views are made meanwhile."""
+        for run in list(self.runs.values()):
+            done = False
+            while not done:
+                with self.lock:
+                    before = run.completions.read
+                    done = run.completions.follow(CHUNK)
+                    self.version += run.completions.read != before
+                if not done:
+                    time.sleep(CHUNK / 10)
+
+    @property
+    def unread(self) -> float:
+        """The share of all completions that are still to be read."""
+        size = sum(run.completions.size for run in self.runs.values())
+        return 1 - sum(run.completions.read for run in self.runs.values()) / size if size else 0.0
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folder itself if it holds a run or a study, else those up to two levels below that do.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    if _holds_run(folder):
+        return [folder]
+    below = [path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern)) if _holds_run(path)]
+    studies = [path for path in below if (path / "study.json").is_file()]
+    found = [path for path in below if not any(study in path.parents for study in studies)]
+    if not found:
+        raise UserError(
+            f"{folder} holds no run (config.yaml, metrics.csv, summary.json); give a folder that `lit-rlvr fit` or "
+            "`lit-rlvr compare` writes"
+        )
+    return found
+
+
+def _holds_run(path: Path) -> bool:
+    if any((path / name).is_file() for name in ("metrics.csv", "summary.json", "study.json")):
+        return True
+    return (path / "config.yaml").is_file() and (path / LIVE).is_file()
+
+
+def said(live: dict[str, Any]) -> str:
+    """A line about a running run: step, stage, speed, what it waits for, and the time left."""
+    steps = "" if live["steps"] is None else f" of {live['steps']}"
+    stage = live["stage"] + (f" {live['done']}/{live['total']}" if live["total"] else "")
+    words = [f"step {live['step']}{steps}", f"{live['part']}: {stage}" if live["part"] else stage]
+    if live["tokens_per_second"]:
+        words.append(f"{live['tokens_per_second']:,.0f} tokens/s")
+    for name, seconds in live["waiting"].items():
+        words.append(f"waiting for {name} {in_words(seconds)}")
+    if live["seconds_left"] is not None:
+        words.append(f"{in_words(live['seconds_left'])} left")
+    words.append(f"{live['memory_mb'] / 1024:.1f} GiB at most")
+    return ", ".join(words)
+
+
+def in_words(seconds: float) -> str:
+    """A duration: 42 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _live(run: Path) -> dict[str, Any] | None:
+    try:
+        state = json.loads((run / LIVE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    good = has_fields(state, STATE) and all(isinstance(v, int | float) for v in state["waiting"].values())
+    return state if good else None
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None

@@ -1,0 +1,169 @@
+"""The pages of `lit-rlvr watch`, from what `follow.py` has read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.report.closeup import image_uri, shorten, turns_of
+from lit_rlvr.report.explain import view
+from lit_rlvr.report.groups import Group
+from lit_rlvr.report.page import contents
+from lit_rlvr.report.prompts import Visit
+from lit_rlvr.report.render import render
+from lit_rlvr.training.trace import list_traces, read_trace
+from lit_rlvr.watch.completions import COURSES, Completions, Followed, Place
+from lit_rlvr.watch.follow import FollowedFolders, FollowedRun
+
+PER_PAGE = 50
+"""Prompts on a page of the table."""
+MOST_BARS = 40
+"""Visits drawn of a prompt in the table; with more, several share a bar."""
+MOST_VISITS = 400
+"""Links to earlier visits on a prompt's page."""
+
+ORDERS = {
+    "last visit": lambda prompt: -prompt.places[-1].step,
+    "accuracy now": lambda prompt: prompt.places[-1].share,
+    "gain": lambda prompt: prompt.places[0].share - prompt.places[-1].share,
+    "visits": lambda prompt: -len(prompt.places),
+    "id": lambda prompt: prompt.id,
+}
+"""Orders of the prompts table -> sort key."""
+
+
+class NotThere(Exception):
+    """There is no such run, prompt or step."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One or several visits in the table: height from 0 to 1, and their words."""
+
+    height: float
+    words: str
+
+
+def overview(folders: FollowedFolders) -> str:
+    """Results, findings, settings and curves of all runs."""
+    return render(
+        "watch_overview.html",
+        **_frame(folders),
+        title=folders.title,
+        **contents(folders.groups) | {"problems": _problems(folders.groups)},
+    )
+
+
+def now(folders: FollowedFolders) -> str:
+    """The part of every page about what the runs are doing."""
+    return render("watch_now.html", runs=_states(folders), unread=folders.unread)
+
+
+def prompts(folders: FollowedFolders, run: str, course: str, order: str, words: str, number: int) -> str:
+    """A table of prompts.
+
+    Args:
+        course: one of `COURSES`, "" = all. order: one of `ORDERS`. words: text that prompt, answer or id contains.
+        number: the page, from 1.
+    """
+    followed = _run(folders, run)
+    key = ORDERS.get(order, ORDERS["last visit"])
+    counts = dict.fromkeys(COURSES, 0)
+    found: list[Followed] = []
+    for prompt in followed.completions.prompts.values():
+        counts[prompt.course] += 1
+        if course not in ("", prompt.course):
+            continue
+        if words.casefold() in f"{prompt.id}\n{prompt.text}\n{prompt.answer}".casefold():
+            found.append(prompt)
+    found.sort(key=key)
+    pages = max(1, -(-len(found) // PER_PAGE))
+    number = min(max(number, 1), pages)
+    shown = found[(number - 1) * PER_PAGE : number * PER_PAGE]
+    return render(
+        "watch_prompts.html", **_frame(folders), title=f"Prompts of {run}", run=run, counts=counts, course=course,
+        order=order if order in ORDERS else "last visit", orders=list(ORDERS), words=words, number=number, pages=pages,
+        found=len(found), rows=[(prompt, _bars(prompt.places)) for prompt in shown], index=followed.completions,
+    )  # fmt: skip
+
+
+def prompt(folders: FollowedFolders, run: str, name: str, step: int | None) -> str:
+    """A prompt's group at a step, by default the last, with links to its other visits."""
+    followed = _run(folders, run)
+    its, visit = _visit(followed.completions, name, step)
+    keys = visit.rows[0].get("images", [])
+    images = [image_uri(followed.path, key) for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+    places = its.places[-MOST_VISITS:]
+    return render(
+        "watch_prompt.html", **_frame(folders), title=f"Prompt {name}", run=run, its=its, visit=visit,
+        places=places, left_out=len(its.places) - len(places), images=[uri for uri in images if uri],
+        traced=sorted(set(list_traces(followed.path)) & {place.step for place in its.places}),
+        turns_of=turns_of, shorten=shorten,
+    )  # fmt: skip
+
+
+def tokens(folders: FollowedFolders, run: str, name: str, step: int, sample: int) -> str:
+    """One completion of a group: its tokens by weight if its step was traced, else its rewards."""
+    followed = _run(folders, run)
+    its, visit = _visit(followed.completions, name, step)
+    row = next((row for row in visit.rows if row["sample"] == sample), None)
+    if row is None:
+        raise NotThere(f"prompt {name} has no completion {sample} at step {step}")
+    traces = list_traces(followed.path)
+    group, problem = None, ""
+    if step in traces:
+        try:
+            group = next((group for group in read_trace(traces[step])[1] if group["id"] == name), None)
+        except UserError as error:
+            problem = str(error)
+    shown = view(group, [sample]) if group is not None and sample < len(group["completions"]) else None
+    return render(
+        "watch_tokens.html", **_frame(folders), title=f"Completion {sample} of {name}, step {step}", run=run, its=its,
+        visit=visit, row=row, group=shown, problem=problem, turns_of=turns_of,
+        traced=sorted(set(traces) & {place.step for place in its.places}),
+    )  # fmt: skip
+
+
+def _problems(groups: list[Group]) -> list[str]:
+    """Without how a run ended: `watch_now.html` says what each is doing."""
+    return [problem for group in groups for problem in group.unreadable]
+
+
+def _frame(folders: FollowedFolders) -> dict[str, Any]:
+    """What every page shows."""
+    return {"at_version": folders.version, "runs": _states(folders), "unread": folders.unread}
+
+
+def _states(folders: FollowedFolders) -> list[tuple[str, Any, int]]:
+    """(folder, what it is doing, prompts that were seen) of every run."""
+    return [(name, run.now, len(run.completions.prompts)) for name, run in folders.runs.items()]
+
+
+def _run(folders: FollowedFolders, name: str) -> FollowedRun:
+    if name not in folders.runs:
+        raise NotThere(f"no run {name} is followed")
+    return folders.runs[name]
+
+
+def _visit(completions: Completions, name: str, step: int | None) -> tuple[Followed, Visit]:
+    its = completions.prompts.get(name)
+    if its is None:
+        raise NotThere(f"prompt {name} was not sampled")
+    visit = completions.visit(name, its.places[-1].step if step is None else step)
+    if visit is None:
+        raise NotThere(f"prompt {name} was not sampled at step {step}")
+    return its, visit
+
+
+def _bars(places: list[Place]) -> list[Bar]:
+    """A prompt's visits as bars: each one visit, or with many several."""
+    width = -(-len(places) // MOST_BARS)
+    parts = [places[first : first + width] for first in range(0, len(places), width)]
+    return [_bar(part) for part in parts]
+
+
+def _bar(places: list[Place]) -> Bar:
+    right, count = sum(place.right for place in places), sum(place.count for place in places)
+    first, last = places[0].step, places[-1].step
+    return Bar(right / count, f"{f'step {first}' if first == last else f'steps {first} to {last}'}: {right} of {count}")

@@ -1,0 +1,181 @@
+"""The server of `lit-rlvr watch`: pages to look at, and nothing to write."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.watch import pages
+from lit_rlvr.watch.follow import FollowedFolders
+
+EVERY = 1.0
+"""Seconds between two looks at the folders."""
+LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+COOKIE = "lit-rlvr"
+HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'self'; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+"""Of every answer: pages run our script only, ask this server only, and cannot be framed."""
+
+
+def application(folders: FollowedFolders, token: str | None = None) -> Starlette:
+    """The pages as an ASGI application, which follows the folders while it runs.
+
+    Args:
+        folders: what to show.
+        token: what a browser must give, once, as `?token=`; None = none is asked, and only this machine is answered.
+    """
+    script = files("lit_rlvr").joinpath("templates", "watch.js").read_text(encoding="utf-8")
+
+    def page(make: Callable[[Request], str]) -> Callable[[Request], Response]:
+        def answer(request: Request) -> Response:
+            try:
+                with folders.lock:
+                    return HTMLResponse(make(request))
+            except pages.NotThere as error:
+                return PlainTextResponse(f"{error}\n", status_code=404)
+
+        return answer
+
+    def now(request: Request) -> Response:
+        return JSONResponse({"version": folders.version, "html": pages.now(folders)})
+
+    def prompts(request: Request) -> str:
+        given = request.query_params
+        return pages.prompts(
+            folders, given.get("run", ""), given.get("course", ""), given.get("order", ""), given.get("words", ""),
+            _number(given.get("page")) or 1,
+        )  # fmt: skip
+
+    def prompt(request: Request) -> str:
+        given = request.query_params
+        return pages.prompt(folders, given.get("run", ""), given.get("id", ""), _number(given.get("step")))
+
+    def tokens(request: Request) -> str:
+        given = request.query_params
+        step, sample = _number(given.get("step")), _number(given.get("sample"))
+        if step is None or sample is None:
+            raise pages.NotThere("step and sample are whole numbers")
+        return pages.tokens(folders, given.get("run", ""), given.get("id", ""), step, sample)
+
+    overview = Remembered(lambda: pages.overview(folders), lambda: folders.version)
+    return Starlette(
+        routes=[
+            Route("/", page(lambda request: overview.get())),
+            Route("/now", now),
+            Route("/prompts", page(prompts)),
+            Route("/prompt", page(prompt)),
+            Route("/tokens", page(tokens)),
+            Route("/watch.js", lambda request: Response(script, media_type="text/javascript")),
+        ],
+        middleware=[Middleware(Guard, token=token)]
+        + ([Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)] if token is None else []),
+        lifespan=_following(folders),
+    )
+
+
+class Remembered:
+    """A page that is made again only when what it shows has changed.
+
+    Args:
+        make: makes it. version: a number that changes with what it shows.
+    """
+
+    def __init__(self, make: Callable[[], str], version: Callable[[], int]) -> None:
+        self._make, self._version = make, version
+        self._made: tuple[int, str] | None = None
+
+    def get(self) -> str:
+        version = self._version()
+        if self._made is None or self._made[0] != version:
+            self._made = (version, self._make())
+        return self._made[1]
+
+
+class Guard:
+    """Adds `HEADERS` to every answer, and asks for the token: in the address once, then in a cookie.
+
+    Args:
+        app: the application. token: see `application`.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
+            await send(message)
+
+        await self._refusal(Request(scope))(scope, receive, with_headers)
+
+    def _refusal(self, request: Request) -> ASGIApp:
+        """The application, or the answer to one who may not see it."""
+        if self.token is None or _same(request.cookies.get(COOKIE, ""), self.token):
+            return self.app
+        if not _same(request.query_params.get("token", ""), self.token):
+            return PlainTextResponse(
+                "This page needs the address with ?token=, which lit-rlvr watch printed.\n", status_code=403
+            )
+        response = RedirectResponse(str(request.url.remove_query_params("token")), status_code=303)
+        response.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+        return response
+
+
+def _same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode(), token.encode())
+
+
+def _following(folders: FollowedFolders) -> Callable[[Starlette], Any]:
+    """Looks at the folders every second, in a thread, as long as the application runs."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        over = threading.Event()
+        thread = threading.Thread(target=follow, args=(folders, over), name="lit-rlvr-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    return lifespan
+
+
+def follow(folders: FollowedFolders, over: threading.Event) -> None:
+    """Look at the folders until it is over."""
+    while not over.is_set():
+        try:
+            folders.look()
+        except UserError:  # a folder is being replaced by a new run: keep showing the last state
+            time.sleep(EVERY)
+            continue
+        folders.read_completions()
+        over.wait(EVERY)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 12 else None

@@ -1,0 +1,65 @@
+"""`lit-rlvr watch --terminal`: the runs in a table that renews itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from lit_rlvr.report.curves import Curve, curve
+from lit_rlvr.report.health import findings
+from lit_rlvr.report.plots import number_text
+from lit_rlvr.terminal import Terminal
+from lit_rlvr.watch.follow import FollowedFolders
+
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 24
+"""Characters of a curve."""
+COLUMNS = (
+    ("reward", "rollout/reward"), ("accuracy", "rollout/accuracy"), ("held out", "val/accuracy"),
+    ("entropy", "train/entropy"), ("length", "rollout/length"),
+)  # fmt: skip
+"""Heading -> metric."""
+
+
+def show(folders: FollowedFolders, over: threading.Event, seconds: float = 1.0) -> None:
+    """Show the runs until it is over, or once if the output is no terminal."""
+    console = Terminal()
+    if not console.is_terminal:
+        console.print(table(folders))
+        return
+    with Live(table(folders), console=console, screen=True, auto_refresh=False) as live:
+        while not over.is_set():
+            time.sleep(seconds)
+            folders.look()
+            live.update(table(folders), refresh=True)
+
+
+def table(folders: FollowedFolders) -> RenderableType:
+    """What each run is doing, its curves, and what is worth a look."""
+    shown = Table("run", *(heading for heading, _ in COLUMNS), title=folders.title, title_justify="left", expand=True)
+    notes: list[Text] = []
+    for name, followed in folders.runs.items():
+        cells = [_cell(curve([followed.run], [metric])) for _, metric in COLUMNS]
+        shown.add_row(Text(f"{name}\n{followed.now.line}"), *cells)
+        for found in findings(followed.run):
+            notes.append(Text(f"{name}: {found.title}: {found.evidence}. What helps: {found.remedy}."))
+    return Group(shown, *notes)
+
+
+def _cell(values: Curve | None) -> Text:
+    if values is None:
+        return Text("")
+    return Text(f"{number_text(values.mean[-1])}\n{sparkline(values.mean)}")
+
+
+def sparkline(values: list[float], width: int = WIDTH) -> str:
+    """Numbers as bars of eight heights, from the lowest to the highest; with many, the last of every few."""
+    step = -(-len(values) // width)
+    kept = values[::-1][::step][::-1]
+    low, high = min(kept), max(kept)
+    return "".join(BARS[int((value - low) / (high - low) * 7.999) if high > low else 3] for value in kept)
