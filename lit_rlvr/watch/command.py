@@ -55,14 +55,19 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
         raise UserError(f"--port: {port} is not a port; use 0 to 65535")
     token = None if host in ("127.0.0.1", "localhost", "::1") else secrets.token_urlsafe(16)
     app = application(FollowedFolders(folders), token)
-    listener = _listen(host, port)
+    listener = listen(host, port)
     address = f"[{host}]" if ":" in host else host
     shown = f"http://{address}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
     print(f"Watching {', '.join(map(str, folders))} at {shown} (Ctrl-C ends it; the runs go on)", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket at an address.
+
+    Raises:
+        UserError: it is taken, or not this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

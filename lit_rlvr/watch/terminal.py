@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -17,7 +16,7 @@ from lit_rlvr.terminal import Terminal
 from lit_rlvr.watch.follow import FollowedFolders
 
 BARS = "▁▂▃▄▅▆▇█"
-WIDTH = 24
+WIDTH = 12
 """Characters of a curve."""
 COLUMNS = (
     ("reward", "rollout/reward"), ("accuracy", "rollout/accuracy"), ("held out", "val/accuracy"),
@@ -26,15 +25,16 @@ COLUMNS = (
 """Heading -> metric."""
 
 
-def show(folders: FollowedFolders, over: threading.Event, seconds: float = 1.0) -> None:
-    """Show the runs until it is over, or once if the output is no terminal."""
-    console = Terminal()
+def show(
+    folders: FollowedFolders, over: threading.Event, seconds: float = 1.0, console: Terminal | None = None
+) -> None:
+    """Show the runs until it is over, looking again after so many seconds; once if the console is no terminal."""
+    console = console or Terminal()
     if not console.is_terminal:
         console.print(table(folders))
         return
     with Live(table(folders), console=console, screen=True, auto_refresh=False) as live:
-        while not over.is_set():
-            time.sleep(seconds)
+        while not over.wait(seconds):
             folders.look()
             live.update(table(folders), refresh=True)
 
@@ -45,7 +45,7 @@ def table(folders: FollowedFolders) -> RenderableType:
     notes: list[Text] = []
     for name, followed in folders.runs.items():
         cells = [_cell(curve([followed.run], [metric])) for _, metric in COLUMNS]
-        shown.add_row(Text(f"{name}\n{followed.now.line}"), *cells)
+        shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.now.line}"), *cells)
         for found in findings(followed.run):
             notes.append(Text(f"{name}: {found.title}: {found.evidence}. What helps: {found.remedy}."))
     return Group(shown, *notes)

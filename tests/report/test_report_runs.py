@@ -9,6 +9,7 @@ import pytest
 from made_runs import METRICS, make_run, row
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.report.groups import group_runs
 from lit_rlvr.report.runs import metric_names, read_run
 
 
@@ -31,10 +32,8 @@ def test_a_whole_run(tmp_path: Path) -> None:
         ("completions.jsonl", '{"step": 2}\n{"st', "completions.jsonl: 2 unreadable lines were left out"),
         ("summary.json", "{", "summary.json cannot be read: Expecting property name"),
         ("summary.json", "[]", "summary.json cannot be read: it is not a mapping"),
-        ("summary.json", '{"stopped": "stopped by SIGTERM"}', "stopped early, at step 4: stopped by SIGTERM"),
         ("config.yaml", None, "there is no config.yaml"),
         ("completions.jsonl", None, "there is no completions.jsonl"),
-        ("summary.json", None, "unfinished, or killed: it has no summary; its metrics reach step 4"),
     ],
 )
 def test_what_is_broken_is_noted(tmp_path: Path, name: str, content: str | None, note: str) -> None:
@@ -43,6 +42,23 @@ def test_what_is_broken_is_noted(tmp_path: Path, name: str, content: str | None,
     if content is not None:
         (run / name).write_text(content)
     assert any(found.startswith(note) for found in read_run(run).notes), read_run(run).notes
+
+
+@pytest.mark.parametrize(
+    ("summary", "ending"),
+    [
+        (None, "unfinished, or killed: it has no summary; its metrics reach step 4"),
+        ('{"stopped": "stopped by SIGTERM"}', "stopped early, at step 4: stopped by SIGTERM"),
+        ('{"stopped": null}', ""),
+    ],
+)
+def test_a_run_knows_how_it_ended(tmp_path: Path, summary: str | None, ending: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").unlink()
+    if summary is not None:
+        (run / "summary.json").write_text(summary)
+    assert read_run(run).ending == ending
+    assert [ending in problem for problem in group_runs([read_run(run)])[0].problems] == [True] * bool(ending)
 
 
 def test_an_unfinished_run_knows_its_first_accuracy(tmp_path: Path) -> None:

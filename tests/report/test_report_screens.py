@@ -5,21 +5,18 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, NEEDED
 from made_runs import METRICS, config, group, make_run, make_study, row
 from PIL import Image
 
 from lit_rlvr.report import write_report
 from lit_rlvr.report.explain import page as explain_page
 from lit_rlvr.run.thumbnails import save_thumbnails
-
-CHROMIUM = next(filter(shutil.which, ("chromium", "chromium-browser", "google-chrome")), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium")
 
 SIZES = [(360, 800), (1280, 900)]
 LONG = "unbroken" * 80
@@ -52,6 +49,7 @@ onload = () => {{
 
 def browse(page: str, width: int, height: int, folder: Path) -> tuple[dict[str, Any], Image.Image]:
     """What a browser measures of a page, and its picture."""
+    assert CHROMIUM is not None, NEEDED
     frame, picture = folder / "frame.html", folder / "picture.png"
     frame.write_text(FRAME.format(width=width, height=height, page=html.escape(page)), encoding="utf-8")
     command = [

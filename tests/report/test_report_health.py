@@ -1,0 +1,72 @@
+"""What looks wrong in a run's metrics, and what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lit_rlvr.report.groups import group_runs
+from lit_rlvr.report.health import findings
+from lit_rlvr.report.page import page
+from lit_rlvr.report.runs import Run
+
+SOUND = {
+    "train/no_signal": [0.3] * 20, "rollout/accuracy": [0.3, 0.5] * 10, "rollout/truncated": [0.05] * 20,
+    "rollout/length": [100.0, 120.0] * 10, "train/entropy": [0.6, 0.4] * 10, "rollout/reward": [0.3] * 10 + [0.5] * 10,
+    "val/accuracy": [0.3] * 10 + [0.5] * 10, "train/engine_difference": [0.01] * 20, "reward/status/error": [0.0] * 20,
+    "train/skipped_steps": [0.0] * 20,
+}  # fmt: skip
+
+
+def run(**changed: list[float]) -> Run:
+    courses = SOUND | {name.replace("__", "/"): values for name, values in changed.items()}
+    return Run(Path("run"), metrics={
+        2 * k + 2: {name: values[k] for name, values in courses.items() if k < len(values)} for k in range(20)
+    })  # fmt: skip
+
+
+def test_nothing_is_found_in_a_sound_run() -> None:
+    assert findings(run()) == []
+    assert findings(Run(Path("new"))) == [], "nothing is logged yet"
+
+
+@pytest.mark.parametrize(
+    ("changed", "title", "evidence", "remedy"),
+    [
+        ({"train__no_signal": [0.3] * 15 + [0.95] * 5}, "Hardly any prompt gives a signal", "95%", "easier prompts"),
+        (
+            {"train__no_signal": [0.95] * 20, "rollout__accuracy": [0.99] * 20},
+            "Hardly any prompt gives a signal", "99% of the completions are correct", "harder prompts",
+        ),
+        ({"rollout__truncated": [0.1] * 10 + [0.4] * 10}, "Completions are cut off", "0.1 in the first", "max_tokens"),
+        ({"rollout__length": [100.0] * 10 + [250.0] * 10}, "Completions grow long", "100 in the first", "DrGRPO"),
+        ({"train__entropy": [0.6] * 10 + [0.02] * 10}, "The entropy collapsed", "0.6 in the first", "entropy_coef"),
+        ({"train__entropy": [0.6] * 10 + [3.0] * 10}, "The entropy explodes", "3 in the last", "collapse.window"),
+        (
+            {"val__accuracy": [0.3, 0.5] + [0.4] * 18, "rollout__reward": [0.02 * k for k in range(20)]},
+            "The reward rises while the held-out accuracy falls", "0.500 at step 4, 0.400 at step 40", "gamed",
+        ),
+        (
+            {"train__engine_difference": [0.01] * 10 + [0.05] * 10},
+            "The engine's log-probabilities drift from the trainer's", "0.05 in the last", "probe_every",
+        ),
+        ({"reward__status__error": [0.0] * 15 + [0.02] * 5}, "Rewards fail", "2.0%", "failed_rewards.jsonl"),
+        ({"train__skipped_steps": [0.0] * 10 + [2.0] * 10}, "Optimizer steps were skipped", "2 until step 40", "lr"),
+    ],
+)  # fmt: skip
+def test_each_fault_is_found_alone(changed: dict[str, list[float]], title: str, evidence: str, remedy: str) -> None:
+    (found,) = findings(run(**changed))
+    assert found.title == title and evidence in found.evidence and remedy in found.remedy
+
+
+def test_too_short_a_run_is_not_judged_by_its_course() -> None:
+    metrics = run(train__entropy=[0.6] * 4 + [0.01] * 16).metrics
+    short = Run(Path("run"), metrics={step: metrics[step] for step in sorted(metrics)[:9]})
+    assert findings(short) == []
+
+
+def test_the_report_shows_what_is_found(tmp_path: Path) -> None:
+    shown = page("a title", group_runs([run(train__entropy=[0.6] * 10 + [0.02] * 10)]))
+    assert "The entropy collapsed" in shown and "Worth a look" in shown
+    assert "Worth a look" not in page("a title", group_runs([run()]))

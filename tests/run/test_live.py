@@ -1,0 +1,72 @@
+"""`live.json` of a real run: what it is doing, while it does it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_rlvr.doing import DOING, Doing
+from lit_rlvr.run import live
+from lit_rlvr.watch.follow import FollowedFolders
+
+CLI = Callable[..., Any]
+
+
+def test_it_follows_a_run_from_its_start_to_its_end(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a reward that takes its time; written so often that no stage is missed."""
+    monkeypatch.setattr(live, "EVERY", 0.001)
+    (run_folder / "slow_judge.py").write_text(
+        "import time\n\ndef judge(completion, sample):\n    time.sleep(0.1)\n    return 1.0\n"
+    )
+    seen: list[dict[str, Any]] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.001):
+            path = run_folder / "run" / live.LIVE
+            if path.is_file():
+                seen.append(json.loads(path.read_text()))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    result = lit_rlvr("fit", "--config", "tiny.yaml", "--rollout.rewards", '["slow_judge.judge"]')
+    over.set()
+    thread.join()
+    assert result.status == 0, result.err
+    stages = {state["stage"] for state in seen}
+    assert {"starting the engine", "generating", "scoring", "training", "saving a checkpoint"} <= stages, stages
+    assert any(state["part"].startswith("validation") for state in seen)
+    assert any("slow_judge.judge" in name for state in seen for name in state["waiting"])
+    generating = [state for state in seen if state["stage"] == "generating" and not state["part"]]
+    assert {state["total"] for state in generating} == {state["total"] for state in generating if state["total"] > 1}
+    last = json.loads((run_folder / "run" / live.LIVE).read_text())
+    assert (last["stage"], last["part"], last["waiting"]) == ("ended", "", {})
+    assert last["step"] == last["steps"] > 0 and last["seconds_left"] == 0
+    assert next(iter(FollowedFolders([run_folder / "run"]).runs.values())).now.state == "finished"
+
+
+def test_a_failed_run_says_that_it_ended(run_folder: Path, lit_rlvr: CLI) -> None:
+    (run_folder / "bad_judge.py").write_text("def judge(completion, sample):\n    raise SystemExit(3)\n")
+    result = lit_rlvr("fit", "--config", "tiny.yaml", "--rollout.rewards", '["bad_judge.judge"]')
+    assert result.status != 0
+    state = json.loads((run_folder / "run" / live.LIVE).read_text())
+    assert state["stage"] == "ended"
+
+
+def test_a_stage_begins_with_nothing_done() -> None:
+    doing = Doing()
+    doing.begin("generating", total=8)
+    doing.advance(4, tokens=100)
+    doing.advance(4, tokens=60)
+    assert (doing.done, doing.total, doing.tokens) == (8, 8, 160) and time.time() - doing.since < 60
+    doing.begin("scoring")
+    assert (doing.stage, doing.done, doing.total, doing.tokens) == ("scoring", 0, 0, 0)
+    assert DOING is not doing

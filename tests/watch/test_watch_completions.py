@@ -1,0 +1,99 @@
+"""The index of a completions.jsonl that is being written, against a slow reading of the whole file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from made_runs import make_run, row
+
+from lit_rlvr.report.prompts import visits
+from lit_rlvr.report.runs import read_run
+from lit_rlvr.watch.completions import Completions
+
+ROWS = [
+    row(step, f"{(7 * step + k) % 5}+1", g, correct=(step * k + g) % 3 == 0, completion=f"é {step} {k} {g}")
+    for step in range(2, 40, 2)
+    for k in range(2)
+    for g in range(4)
+]
+
+
+def lines(rows: list[dict[str, object]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def test_it_knows_what_the_whole_file_says(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", rows=ROWS)
+    index = Completions(folder / "completions.jsonl")
+    assert index.follow(60)
+    slow = visits(read_run(folder))
+    assert sum(len(prompt.places) for prompt in index.prompts.values()) == len(slow) > 30
+    for visit in slow:
+        place = next(place for place in index.prompts[visit.id].places if place.step == visit.step)
+        rewards = sum(row["reward"] for row in visit.rows)
+        assert (place.right, place.count, place.reward, place.live) == (visit.right, 4, rewards, visit.live)
+        assert index.visit(visit.id, visit.step) == visit
+
+
+def test_it_follows_a_file_while_it_grows_in_any_pieces(tmp_path: Path) -> None:
+    """Also torn in the middle of a line and of a letter."""
+    path, whole = tmp_path / "completions.jsonl", lines(ROWS).encode()
+    index = Completions(path)
+    assert index.follow(60) and not index.prompts, "it need not be there"
+    for first in range(0, len(whole), 777):
+        with path.open("ab") as file:
+            file.write(whole[first : first + 777])
+        index.follow(60)
+    once = Completions(path)
+    once.follow(60)
+    assert index.prompts == once.prompts and index.unreadable == 0 and index.rows == len(ROWS)
+
+
+def test_a_little_time_reads_a_little(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    path.write_text(lines(ROWS))
+    index, pieces = Completions(path), 1
+    while not index.follow(0.0):
+        pieces += 1
+    assert pieces >= len(ROWS) and index.rows == len(ROWS)
+
+
+def test_a_resumed_run_replaces_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    path.write_text(lines(ROWS))
+    index = Completions(path)
+    index.follow(60)
+    shorter = tmp_path / "shorter"
+    shorter.write_text(lines(ROWS[:80]))
+    os.replace(shorter, path)
+    index.follow(60)
+    assert index.rows == 80 and max(p.step for prompt in index.prompts.values() for p in prompt.places) == 20
+    path.unlink()
+    index.follow(60)
+    assert not index.prompts and index.visit("0+1", 2) is None
+
+
+def test_unreadable_lines_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    path.write_text(lines(ROWS[:4]) + '{"step": 3}\nnonsense\n' + lines(ROWS[4:8]))
+    index = Completions(path)
+    index.follow(60)
+    assert (index.rows, index.unreadable) == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("rights", "course"),
+    [
+        ([0, 0], "never right"), ([0, 1], "solved"), ([1, 0], "lost"), ([1, 0, 1], "right from the start"),
+        ([0, 1, 0], "lost"), ([2], "right from the start"), ([0], "never right"),
+    ],
+)  # fmt: skip
+def test_the_course_of_a_prompt(tmp_path: Path, rights: list[int], course: str) -> None:
+    path = tmp_path / "completions.jsonl"
+    path.write_text(lines([row(2 * k + 2, "1+1", g, g < right) for k, right in enumerate(rights) for g in range(2)]))
+    index = Completions(path)
+    index.follow(60)
+    assert index.prompts["1+1"].course == course

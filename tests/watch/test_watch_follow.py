@@ -1,0 +1,112 @@
+"""What a run is doing, from the files in its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import make_run, make_study
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.watch.follow import SILENT, FollowedFolders, in_words, runs_in
+
+
+def live(**changed: Any) -> str:
+    """A `live.json`."""
+    now = time.time()
+    return json.dumps(
+        {
+            "stage": "generating", "part": "", "since": now - 10, "done": 61, "total": 128, "tokens_per_second": 212.4,
+            "waiting": {}, "step": 3, "steps": 10, "seconds_left": 700.0, "memory_mb": 2048, "host": "here", "pid": 1,
+            "at": now,
+        }
+        | changed
+    )  # fmt: skip
+
+
+def unfinished(folder: Path, text: str | None) -> Path:
+    make_run(folder)
+    (folder / "summary.json").unlink()
+    if text is not None:
+        (folder / "live.json").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "state", "line"),
+    [
+        ({}, "running", "step 3 of 10, generating 61/128, 212 tokens/s, 12 min left, 2.0 GiB at most"),
+        (
+            {"waiting": {"judge": 4.2}, "steps": None, "seconds_left": None},
+            "running", "step 3, generating 61/128, 212 tokens/s, waiting for judge 4 s, 2.0 GiB at most",
+        ),
+        (
+            {"part": "validation sums", "stage": "scoring", "total": 0, "tokens_per_second": 0},
+            "running", "step 3 of 10, validation sums: scoring, 12 min left, 2.0 GiB at most",
+        ),
+        ({"ago": 7200}, "silent", "no sign of life for 2 h 0 min, while generating: killed, or"),
+        ({"stage": "ended"}, "unknown", "unfinished, or killed"),
+        ({"step": "three"}, "unknown", "unfinished, or killed"),
+    ],
+)  # fmt: skip
+def test_a_run_that_has_not_ended(tmp_path: Path, changed: dict[str, Any], state: str, line: str) -> None:
+    if "ago" in changed:
+        changed = {"at": time.time() - changed["ago"]}
+    followed = FollowedFolders([unfinished(tmp_path / "run", live(**changed))])
+    now = followed.runs[str(tmp_path / "run")].now
+    assert now.state == state and now.line.startswith(line), now.line
+
+
+def test_a_run_that_has_ended(tmp_path: Path) -> None:
+    for name, stopped in (("done", None), ("early", "stopped by SIGTERM")):
+        (make_run(tmp_path / name, stopped=stopped) / "live.json").write_text(live(stage="ended"))
+    followed = FollowedFolders([tmp_path])
+    states = {Path(name).name: (run.now.state, run.now.line) for name, run in followed.runs.items()}
+    assert states == {
+        "done": ("finished", "finished after 4 steps"), "early": ("stopped", "stopped early: stopped by SIGTERM"),
+    }  # fmt: skip
+
+
+def test_a_resumed_run_is_running_whatever_its_old_summary_says(tmp_path: Path) -> None:
+    (make_run(tmp_path / "run") / "live.json").write_text(live())
+    assert next(iter(FollowedFolders([tmp_path]).runs.values())).now.state == "running"
+    assert SILENT > 5, "a write may be late on a busy machine"
+
+
+def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "run", live())
+    followed = FollowedFolders([folder])
+    version = followed.version
+    followed.look()
+    assert followed.version == version
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("6,,,,,,,\n")
+    followed.look()
+    assert followed.version == version + 1 and max(followed.groups[0].runs[0].metrics) == 6
+
+
+def test_later_runs_are_found(tmp_path: Path) -> None:
+    make_run(tmp_path / "first")
+    followed = FollowedFolders([tmp_path])
+    make_run(tmp_path / "deep" / "second")
+    followed.look()
+    assert [Path(name).name for name in followed.runs] == ["first", "second"]
+
+
+def test_a_study_is_one_thing_and_other_folders_are_searched(tmp_path: Path) -> None:
+    make_run(tmp_path / "all" / "study" / "runs")
+    make_study(tmp_path / "all" / "study", [{"name": "grpo", "run": "runs"}])
+    assert runs_in(tmp_path / "all") == [tmp_path / "all" / "study"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no run"):
+        runs_in(tmp_path / "empty")
+    with pytest.raises(UserError, match="there is no such folder"):
+        runs_in(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (99, "99 s"), (120, "2 min"), (9000, "2 h 30 min")])
+def test_durations(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words

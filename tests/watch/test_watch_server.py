@@ -1,0 +1,171 @@
+"""The pages of `watch`: what they show, to whom, and that they change nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_runs import METRICS, group, make_run, make_study, row
+from PIL import Image
+from starlette.testclient import TestClient
+
+from lit_rlvr.run.thumbnails import save_thumbnails
+from lit_rlvr.watch.follow import FollowedFolders
+from lit_rlvr.watch.server import COOKIE, application
+
+HOSTILE = "<script>alert(1)</script>\"'\x1b[2J&amp;"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run with an image, turns, a traced step, a hostile prompt, and a metric with a hostile name."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    keys = save_thumbnails([Image.new("RGB", (30, 20), "red")], folder)
+    turns = [{"text": "look it up", "observation": "it is 2"}, {"text": "2", "observation": None}]
+    rows = [row(step, "1+1", g, g < step // 2, completion=f"said {g} at {step}") for step in (2, 4) for g in range(2)]
+    rows += [row(4, HOSTILE, g, False, completion=HOSTILE, images=keys, turns=turns) for g in range(2)]
+    traces = {4: [group("1+1", text="seen", weights=(0.5, -0.25))]}
+    return make_run(folder, metrics=METRICS | {6: {HOSTILE: 1.0}}, rows=rows, traces=traces)
+
+
+def client(run: Path, token: str | None = None, **options: Any) -> TestClient:
+    folders = FollowedFolders([run])
+    folders.read_completions()
+    return TestClient(application(folders, token), base_url="http://127.0.0.1", **options)
+
+
+@pytest.fixture
+def pages(run: Path) -> Iterator[tuple[TestClient, str]]:
+    with client(run) as asked:
+        yield asked, str(run)
+
+
+def test_the_overview_shows_results_curves_and_what_the_run_does(pages: tuple[TestClient, str]) -> None:
+    text = pages[0].get("/").text
+    for shown in (
+        "GRPO on Arithmetic",
+        "finished after 6 steps",
+        "Training reward",
+        "+0.500",
+        "Validation",
+        "2 prompts",
+    ):
+        assert shown in text, shown
+
+
+def test_the_table_of_prompts_is_filtered_sorted_and_searched(pages: tuple[TestClient, str]) -> None:
+    asked, run = pages
+
+    def found(**query: Any) -> list[str]:
+        return re.findall(
+            r'class="clamp value" href="[^"]*">([^<]*)<', asked.get("/prompts", params={"run": run} | query).text
+        )
+
+    both = found(order="id")
+    assert len(both) == 2 and both[0] == "What is 1+1?"
+    assert found(course="never right") == both[1:] and found(course="right from the start") == both[:1]
+    assert found(course="lost") == []
+    assert found(words="IS 1+") == both[:1] and found(words="nothing like it") == []
+    assert found(order="gain")[0] == "What is 1+1?"
+    assert "step 2: 1 of 2" in asked.get("/prompts", params={"run": run}).text
+
+
+def test_a_prompt_shows_its_group_now_and_before(pages: tuple[TestClient, str]) -> None:
+    asked, run = pages
+    last = asked.get("/prompt", params={"run": run, "id": "1+1"}).text
+    assert "Step 4: 2 of 2 correct" in last and "said 1 at 4" in last and "said 1 at 2" not in last
+    first = asked.get("/prompt", params={"run": run, "id": "1+1", "step": 2}).text
+    assert "Step 2: 1 of 2 correct" in first and "said 1 at 2" in first and "advantage -1" in first
+    assert "4<br>2/2 *" in first, "step 4 is marked as traced"
+
+
+def test_a_prompt_shows_images_and_turns(pages: tuple[TestClient, str]) -> None:
+    asked, run = pages
+    text = asked.get("/prompt", params={"run": run, "id": HOSTILE}).text
+    assert "data:image/png;base64," in text and "look it up" in text and "it is 2" in text and "observed" in text
+
+
+def test_a_completion_shows_its_tokens_where_they_were_traced(pages: tuple[TestClient, str]) -> None:
+    asked, run = pages
+    traced = asked.get("/tokens", params={"run": run, "id": "1+1", "step": 4, "sample": 1}).text
+    assert 'class="down"' in traced and "weight -0.25, ratio 1.0000" in traced and "seen" in traced
+    plain = asked.get("/tokens", params={"run": run, "id": "1+1", "step": 2, "sample": 1}).text
+    assert "said 1 at 2" in plain and "were not saved" in plain and "Saved for this prompt" in plain
+    assert plain.count("<td>yes</td>") == 1, "the group's rewards"
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/prompts", {"run": "/etc"}), ("/prompt", {"run": "{run}", "id": "2+2"}),
+        ("/prompt", {"run": "{run}", "id": "1+1", "step": 3}), ("/tokens", {"run": "{run}", "id": "1+1", "step": 4}),
+        ("/tokens", {"run": "{run}", "id": "1+1", "step": 4, "sample": 9}), ("/etc/passwd", {}),
+    ],
+)  # fmt: skip
+def test_what_is_not_there(pages: tuple[TestClient, str], path: str, query: dict[str, Any]) -> None:
+    asked, run = pages
+    query = {name: run if value == "{run}" else value for name, value in query.items()}
+    answer = asked.get(path, params=query)
+    assert answer.status_code == 404 and "Traceback" not in answer.text
+
+
+def test_every_value_is_escaped(pages: tuple[TestClient, str]) -> None:
+    asked, run = pages
+    queries: list[tuple[str, dict[str, Any]]] = [
+        ("/", {}), ("/prompts", {"run": run, "words": HOSTILE}), ("/prompt", {"run": run, "id": HOSTILE}),
+        ("/tokens", {"run": run, "id": HOSTILE, "step": 4, "sample": 0}), ("/prompts", {"run": run}),
+    ]  # fmt: skip
+    for path, query in queries:
+        answer = asked.get(path, params=query)
+        assert answer.status_code == 200, path
+        assert "<script>alert" not in answer.text and "\x1b" not in answer.text, path
+        assert answer.text.count("<script") == 1, path
+
+
+def test_nothing_is_writable_and_nothing_is_written(run: Path) -> None:
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")}
+    with client(run) as asked:
+        for path in ("/", "/now", "/prompts", "/prompt", "/tokens", "/watch.js"):
+            for method in ("POST", "PUT", "DELETE", "PATCH"):
+                assert asked.request(method, path).status_code == 405
+            asked.get(path, params={"run": str(run), "id": "1+1", "step": 4, "sample": 0})
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in run.rglob("*")} == before
+
+
+def test_pages_may_run_our_script_only(pages: tuple[TestClient, str]) -> None:
+    for path in ("/", "/now", "/nothing", "/watch.js"):
+        headers = pages[0].get(path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "script-src 'self';" in policy and "frame-ancestors 'none'" in policy
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_another_name_for_this_machine_is_not_answered(pages: tuple[TestClient, str]) -> None:
+    """A page elsewhere whose name leads to 127.0.0.1 must not read runs."""
+    assert pages[0].get("/", headers={"host": "evil.example"}).status_code == 400
+    assert pages[0].get("/", headers={"host": "localhost:7860"}).status_code == 200
+
+
+def test_other_machines_need_the_token(run: Path) -> None:
+    with client(run, "secret", follow_redirects=False) as asked:
+        for query in ({}, {"token": "wrong"}, {"token": ""}, {"token": "é"}):
+            answer = asked.get("/", params=query)
+            assert answer.status_code == 403 and "GRPO" not in answer.text
+        first = asked.get("/", params={"token": "secret"})
+        assert first.status_code == 303 and "secret" not in first.headers["location"]
+        cookie = first.headers["set-cookie"].lower()
+        assert cookie.startswith(COOKIE) and "httponly" in cookie and "samesite=strict" in cookie
+        assert "GRPO" in asked.get("/", headers={"host": "machine.example"}).text, "the cookie is enough from now on"
+
+
+def test_a_study_shows_its_groups(tmp_path: Path) -> None:
+    cells = [{"name": name, "seed": seed, "run": f"{name}-{seed}"} for name in ("grpo", "dapo") for seed in (0, 1)]
+    for cell in cells:
+        make_run(tmp_path / str(cell["run"]))
+    with client(make_study(tmp_path, cells, baseline="grpo")) as asked:
+        text = asked.get("/").text
+    assert "against grpo" in text and 'class="band"' not in text and text.count('class="state ') == 4
