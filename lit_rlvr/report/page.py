@@ -61,8 +61,12 @@ def page(title: str, groups: Sequence[Group]) -> str:
     )
 
 
-def contents(groups: Sequence[Group]) -> dict[str, Any]:
-    """What `templates/sections.html` shows of groups of runs: results, settings, curves, validation."""
+def contents(groups: Sequence[Group], more: bool = True) -> dict[str, Any]:
+    """What `templates/sections.html` shows of groups of runs: results, settings, curves, validation.
+
+    Args:
+        more: whether to draw the less important curves too.
+    """
     looks = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
     tasks = list(dict.fromkeys(group.task for group in groups))
     labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
@@ -76,7 +80,7 @@ def contents(groups: Sequence[Group]) -> dict[str, Any]:
         problems=[problem for group in groups for problem in group.problems],
         main=main_settings(settings),
         differences=differences(settings),
-        tasks=[_task(name, groups, legends) for name in tasks],
+        tasks=[_task(name, groups, legends, more) for name in tasks],
         run_columns=RUN_COLUMNS,
         run_rows=run_rows(groups),
         health=[(run, findings(run)) for group in groups for run in group.runs],
@@ -85,13 +89,13 @@ def contents(groups: Sequence[Group]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _task(name: str, groups: Sequence[Group], legends: Sequence[Legend]) -> Task:
+def _task(name: str, groups: Sequence[Group], legends: Sequence[Legend], more: bool) -> Task:
     chosen = [legend for group, legend in zip(groups, legends, strict=True) if group.task == name]
     members, numbers = [groups[legend.number] for legend in chosen], [legend.number for legend in chosen]
     columns, rows = results(members)
     return Task(
         name, chosen, columns, rows,
         charts=[chart(panel, numbers) for panel in panels(members)],
-        more=[chart(panel, numbers) for panel in more_panels(members)],
+        more=[chart(panel, numbers) for panel in more_panels(members)] if more else [],
         validation=validation_rows(members),
     )  # fmt: skip

@@ -1,6 +1,7 @@
 "use strict";
 // Every two seconds: what the runs are doing; and, when their files have changed, the parts of the page that differ.
 const EVERY = 2000;
+const follows = document.body.dataset.follows;  // what of the runs this page shows
 let version = document.body.dataset.version;
 const was = new Map();  // part -> its HTML as it came, before anything in it was opened
 
@@ -42,7 +43,7 @@ async function look() {
       if (!answer.ok) throw new Error(answer.status);
       const now = await answer.json();
       document.getElementById("now").innerHTML = now.html;
-      if (String(now.version) !== version) await refresh();
+      if (String(now[follows]) !== version) await refresh();
       lost.hidden = true;
     }
   } catch (error) {

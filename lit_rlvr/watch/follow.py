@@ -109,7 +109,7 @@ class FollowedFolders:
         self._given = list(folders)
         self.runs: dict[str, FollowedRun] = {}
         self.title, self.groups = "", list[Group]()
-        self.version = 0
+        self.versions = {"metrics": 0, "completions": 0}  # numbers that change when these do
         self.lock = Lock()
         self.look()
 
@@ -127,7 +127,8 @@ class FollowedFolders:
         title, groups = read_groups([found for folder in self._given for found in runs_in(folder)], read)
         if changed or title != self.title:
             with self.lock:
-                self.title, self.groups, self.version = title, groups, self.version + 1
+                self.title, self.groups = title, groups
+                self.versions["metrics"] += 1
 
     def read_completions(self) -> None:
         """Read what came to every completions.jsonl, in small pieces, so that views are made meanwhile."""
@@ -137,7 +138,7 @@ class FollowedFolders:
                 with self.lock:
                     before = run.completions.read
                     done = run.completions.follow(CHUNK)
-                    self.version += run.completions.read != before
+                    self.versions["completions"] += run.completions.read != before
                 if not done:
                     time.sleep(CHUNK / 10)
 

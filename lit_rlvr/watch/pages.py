@@ -45,14 +45,11 @@ class Bar:
     words: str
 
 
-def overview(folders: FollowedFolders) -> str:
-    """Results, findings, settings and curves of all runs."""
-    return render(
-        "watch_overview.html",
-        **_frame(folders),
-        title=folders.title,
-        **contents(folders.groups) | {"problems": _problems(folders.groups)},
-    )
+def overview(folders: FollowedFolders, more: bool) -> str:
+    """Results, findings, settings and curves of all runs; `more` = of all metrics."""
+    shown = contents(folders.groups, more) | {"problems": _problems(folders.groups)}
+    frame = _frame(folders) | {"follows": "metrics", "at_version": folders.versions["metrics"]}
+    return render("watch_overview.html", **frame, title=folders.title, more=more, **shown)
 
 
 def now(folders: FollowedFolders) -> str:
@@ -132,7 +129,12 @@ def _problems(groups: list[Group]) -> list[str]:
 
 def _frame(folders: FollowedFolders) -> dict[str, Any]:
     """What every page shows."""
-    return {"at_version": folders.version, "runs": _states(folders), "unread": folders.unread}
+    return {
+        "follows": "completions",
+        "at_version": folders.versions["completions"],
+        "runs": _states(folders),
+        "unread": folders.unread,
+    }
 
 
 def _states(folders: FollowedFolders) -> list[tuple[str, Any, int]]:

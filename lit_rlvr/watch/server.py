@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -56,7 +57,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
         return answer
 
     def now(request: Request) -> Response:
-        return JSONResponse({"version": folders.version, "html": pages.now(folders)})
+        return JSONResponse(folders.versions | {"html": pages.now(folders)})
 
     def prompts(request: Request) -> str:
         given = request.query_params
@@ -76,10 +77,10 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
             raise pages.NotThere("step and sample are whole numbers")
         return pages.tokens(folders, given.get("run", ""), given.get("id", ""), step, sample)
 
-    overview = Remembered(lambda: pages.overview(folders), lambda: folders.version)
+    overviews = {more: Remembered(partial(pages.overview, folders, more), folders) for more in (False, True)}
     return Starlette(
         routes=[
-            Route("/", page(lambda request: overview.get())),
+            Route("/", page(lambda request: overviews["more" in request.query_params].get())),
             Route("/now", now),
             Route("/prompts", page(prompts)),
             Route("/prompt", page(prompt)),
@@ -93,18 +94,18 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
 
 
 class Remembered:
-    """A page that is made again only when what it shows has changed.
+    """A page about the metrics, which is made again only when they have changed.
 
     Args:
-        make: makes it. version: a number that changes with what it shows.
+        make: makes it. folders: whose metrics.
     """
 
-    def __init__(self, make: Callable[[], str], version: Callable[[], int]) -> None:
-        self._make, self._version = make, version
+    def __init__(self, make: Callable[[], str], folders: FollowedFolders) -> None:
+        self._make, self._folders = make, folders
         self._made: tuple[int, str] | None = None
 
     def get(self) -> str:
-        version = self._version()
+        version = self._folders.versions["metrics"]
         if self._made is None or self._made[0] != version:
             self._made = (version, self._make())
         return self._made[1]

@@ -79,13 +79,13 @@ def test_a_resumed_run_is_running_whatever_its_old_summary_says(tmp_path: Path) 
 def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
     folder = unfinished(tmp_path / "run", live())
     followed = FollowedFolders([folder])
-    version = followed.version
+    version = followed.versions["metrics"]
     followed.look()
-    assert followed.version == version
+    assert followed.versions["metrics"] == version
     with (folder / "metrics.csv").open("a") as file:
         file.write("6,,,,,,,\n")
     followed.look()
-    assert followed.version == version + 1 and max(followed.groups[0].runs[0].metrics) == 6
+    assert followed.versions["metrics"] == version + 1 and max(followed.groups[0].runs[0].metrics) == 6
 
 
 def test_later_runs_are_found(tmp_path: Path) -> None:
