@@ -250,7 +250,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
                     "finish_reason": completion.finish_reason,
                     "tokens": completion.length,
                     "reward": round(float(rollout.rewards[p, g]), 6),
-                    "correct": bool(rollout.correct[p, g]),
+                    "correct": bool(rollout.judged[p, g] and rollout.correct[p, g]),
                     "status": rollout.statuses[p][g],
                     "advantage": None if rollout.advantages is None else round(float(rollout.advantages[p, g]), 6),
                     **shown,

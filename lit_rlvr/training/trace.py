@@ -88,7 +88,7 @@ class Trace:
             "finish_reason": completion.finish_reason,
             "reward": float(rollout.rewards[p, g]),
             "parts": {name: float(part[p, g]) for name, part in rollout.parts.items()},
-            "correct": bool(rollout.correct[p, g]),
+            "correct": bool(rollout.judged[p, g] and rollout.correct[p, g]),
             "status": rollout.statuses[p][g],
             "advantage": None if advantages is None else float(advantages[p, g]),
             "engine_logp": [round(v, 6) for v in completion.logprobs],

@@ -117,17 +117,18 @@ class FollowedFolders:
         """Read again what changed, but completions."""
         changed = False
 
+        runs: dict[str, FollowedRun] = {}
+
         def read(path: Path) -> Run:
             nonlocal changed
-            followed = self.runs.get(str(path)) or FollowedRun(path)
+            followed = runs[str(path)] = self.runs.get(str(path)) or FollowedRun(path)
             changed |= followed.look()
-            self.runs[str(path)] = followed
             return followed.run
 
         title, groups = read_groups([found for folder in self._given for found in runs_in(folder)], read)
-        if changed or title != self.title:
+        if changed or title != self.title or list(runs) != list(self.runs):
             with self.lock:
-                self.title, self.groups = title, groups
+                self.title, self.groups, self.runs = title, groups, runs
                 self.versions["metrics"] += 1
 
     def read_completions(self) -> None:

@@ -171,7 +171,7 @@ def follow(folders: FollowedFolders, over: threading.Event) -> None:
     while not over.is_set():
         try:
             folders.look()
-        except UserError:  # a folder is being replaced by a new run: keep showing the last state
+        except (UserError, OSError):  # a folder is being replaced by a new run: keep showing the last state
             time.sleep(EVERY)
             continue
         folders.read_completions()

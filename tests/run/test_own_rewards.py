@@ -103,3 +103,13 @@ def test_a_reward_that_ends_the_process_is_no_success(run_folder: Path) -> None:
     done = launch([*FIT, *map(str, SHORT), *rewards("own_rewards.ends")], run_folder)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith("own_rewards.py:17: os._exit(0) ended the run")
+
+
+def test_a_failed_check_is_not_shown_as_correct(run_folder: Path, lit_rlvr: CLI) -> None:
+    """In its group's statistics it counts as the mean of the others; a reader must not take that for a judgement."""
+    (run_folder / "half.py").write_text(
+        "def half(completion, sample):\n    assert completion.token_ids[0] % 2\n    return True\n"
+    )
+    fit(lit_rlvr, *SHORT, *rewards("half.half"), "--rollout.max_failure_rate", 1, "--run.save_prompts", 8)
+    shown = {(row["status"], row["correct"]) for row in completions(run_folder / "run")}
+    assert shown == {("ok", True), ("error", False)}
