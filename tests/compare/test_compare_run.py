@@ -160,24 +160,27 @@ def test_cells_are_jobs_of_a_cluster(
 @pytest.mark.slow
 def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, importable: None) -> None:
     """The cell saves and ends with its parent, and the next comparison waits for that."""
-    budget = {"samples": 1600}
-    path = study(run_folder, cells={"grpo": {"checkpoint": {"every": 0}}}, seeds=[0], budget=budget)
+    changes = {"checkpoint": {"every": 0}, "rollout": {"rewards": ["tiny_rewards.held"]}}
+    path = study(run_folder, cells={"grpo": changes}, seeds=[0], budget={"samples": 480})
+    (run_folder / "hold").touch()  # so that the cell is in the middle when its parent is killed
     out, run = run_folder / "out", run_folder / "out/runs/sums/grpo/seed-0"
     command = [sys.executable, "-m", "lit_rlvr", "compare", str(path), "--out", str(out)]
-    parent = subprocess.Popen(command, env=child_environment(), stderr=subprocess.DEVNULL)
-    wait_for(lambda: (run / "completions.jsonl").is_file() and parent.poll() is None)
+    parent = subprocess.Popen(command, env=child_environment(), stderr=subprocess.DEVNULL, cwd=run_folder)
+    wait_for(lambda: (run_folder / "holding").is_file() and parent.poll() is None)
     (child,) = [p for p in psutil.Process(parent.pid).children() if "fit" in p.cmdline()]
     parent.send_signal(signal.SIGKILL)
     parent.wait()
+    (run_folder / "hold").unlink()
     assert told(out)["cells"][0]["status"] == "running"
     result = lit_rlvr("compare", path, "--out", out)
     assert result.status == 0, result.err
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert told(out)["cells"][0]["status"] == "done"
-    fit(lit_rlvr, *to("whole"), "--budget.samples", 1600, "--trainer.max_steps", -1, "--checkpoint.every", 0,
+    fit(lit_rlvr, *to("whole"), "--budget.samples", 480, "--trainer.max_steps", -1, "--checkpoint.every", 0,
+        "--rollout.rewards", "[tiny_rewards.held]",
         "--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1)  # fmt: skip
     resumed = summary(run)["resumed_from_step"]
-    assert 0 < resumed < 100, "it had saved when its parent was killed"
+    assert 0 < resumed < 30, "it had saved when its parent was killed"
     assert_same_run(run, run_folder / "whole", resumed=resumed)
 
 

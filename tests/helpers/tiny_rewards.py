@@ -1,5 +1,8 @@
 """Rewards that a random model sometimes gets, so that there is something to learn."""
 
+import time
+from pathlib import Path
+
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 
@@ -7,6 +10,19 @@ def first_token(completion: Completion, sample: Sample) -> RewardResult:
     """1 when the first token's number is divisible by 3."""
     right = completion.token_ids[0] % 3 == 0
     return RewardResult(float(right), right)
+
+
+def held(completion: Completion, sample: Sample) -> RewardResult:
+    """As `first_token`; from the 200th on it waits while the file `hold` is in the current folder."""
+    global judged
+    judged += 1
+    while judged > 200 and Path("hold").exists():
+        Path("holding").touch()
+        time.sleep(0.01)
+    return first_token(completion, sample)
+
+
+judged = 0
 
 
 def dead(completion: Completion, sample: Sample) -> RewardResult:
