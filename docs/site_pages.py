@@ -94,4 +94,5 @@ def shown(target: Path) -> tuple[str, dict[str, bytes]]:
     if target.suffix == ".ipynb":
         text, resources = MarkdownExporter().from_filename(str(target))
         return text, {f"{place.parent}/{name}": data for name, data in resources["outputs"].items()}
-    return f"# {place}\n\n````{LANGUAGES.get(target.suffix, 'text')}\n{target.read_text()}````\n", {}
+    code = f"````{LANGUAGES.get(target.suffix, 'text')}\n{target.read_text()}````"
+    return f"---\nsearch: {{exclude: true}}\n---\n\n# {place}\n\n{code}\n", {}

@@ -25,7 +25,7 @@ USERS = {"my_task.py", "task.py", "my_env.py", "train.py"}
 """Files that a user of the documents writes."""
 OTHERS = {"repo", "include", "weighted_sample"}
 """Options of other programs."""
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(language: str, *pages: Path) -> list[str]:
@@ -54,6 +54,20 @@ def test_every_file_that_is_named_exists() -> None:
         for source in sources
         for name in re.findall(r"`((?:[\w.]+/)*\w+\.py)`", source.read_text())
         if name not in known and name not in USERS
+    ]
+    assert not missing
+
+
+def test_every_test_that_is_named_exists() -> None:
+    """In the documents: each stands in a file that the same line links to."""
+    missing = [
+        f"{page.name}: {name}"
+        for page in PAGES
+        for line in page.read_text().splitlines()
+        for name in re.findall(r"`(test_\w+)`", line)
+        if not any(
+            f"def {name}(" in (page.parent / target).read_text() for target in re.findall(r"\]\(([^)]+\.py)\)", line)
+        )
     ]
     assert not missing
 
