@@ -79,6 +79,12 @@ def test_pictures_show_as_many_cells_as_their_rows_say(script: Callable[[str], M
         assert row["solution"].endswith(f"\\boxed{{{row['area']}}}")
 
 
+def test_a_thought_is_consistent_when_its_product_is_the_answer(script: Callable[[str], ModuleType]) -> None:
+    reward, sample = script("vision").Consistent(), Sample("a", "How many?", "6")
+    for said, value in (("2x3=\\boxed{6}", 1), ("1x3=\\boxed{3}", 1), ("3x3=\\boxed{6}", 0), ("\\boxed{6}", 0)):
+        assert reward(Completion(said, (1,), "stop"), sample) == value
+
+
 @pytest.mark.parametrize("name", ["own_task", "vision"])
 def test_configs_parse(name: str, script: Callable[[str], ModuleType], lit_rlvr: Any) -> None:
     script(name)

@@ -1,4 +1,4 @@
-"""A model learns to sort digits, from rows in a file and with a reward of your own. A minute or two on two CPU cores."""
+"""A model learns to sort digits: rows in a file, and a reward of your own. Two minutes on two CPU cores."""
 
 import json
 import random

@@ -3,15 +3,26 @@
 import csv
 import json
 import random
+import re
 from pathlib import Path
 
 from matplotlib import pyplot
 from PIL import Image, ImageDraw
 
 from lit_rlvr.cli.main import run
+from lit_rlvr.rewards import Reward
+from lit_rlvr.types import Completion, Sample
 
 HERE = Path(__file__).parent
 CELL, SIDE = 14, 84  # pixels
+
+
+class Consistent(Reward):
+    """1 when width times height is the answer in the box, be it right or wrong."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> float:
+        found = re.fullmatch(r"(\d)x(\d)=\\boxed\{(\d)\}", completion.text)
+        return float(found is not None and int(found[1]) * int(found[2]) == int(found[3]))
 
 
 def draw(wide: int, high: int, rng: random.Random) -> Image.Image:
