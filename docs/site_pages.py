@@ -1,0 +1,98 @@
+"""What `mkdocs.yml` needs beyond plugins: pages for linked files that are not in docs/, so that the links of the
+documents work on the site as they do in the repository."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+from mkdocs.utils import get_relative_url
+from nbconvert import MarkdownExporter
+
+DOCS = Path(__file__).parent.resolve()
+ROOT = DOCS.parent
+LINK = re.compile(r"(?<=\]\()([^)#\s]+)")
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
+INTRODUCTION = "<!-- README.md up to its first section -->"
+"""Where index.md shows the beginning of the README."""
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add a page for every file outside docs/ that a page, or such a file, links to."""
+    pages = [(DOCS / file.src_uri, (DOCS / file.src_uri).read_text()) for file in files.documentation_pages()]
+    pages.append((ROOT / "index.md", introduction()))
+    while pages:
+        source, text = pages.pop()
+        for target in linked(source, text):
+            name = page_of(target)
+            if name.startswith("repository/") and files.get_file_from_path(name) is None:
+                content, pictures = shown(target)
+                for picture, data in pictures.items():
+                    files.append(File.generated(config, f"repository/{picture}", content=data))
+                files.append(File.generated(config, name, content=content))
+                if target.suffix == ".md":
+                    pages.append((target, content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """A page with its links turned into links of the site."""
+    name = page.file.src_uri
+    if name == "index.md":
+        markdown = markdown.replace(INTRODUCTION, relinked(introduction(), ROOT / "README.md", name))
+    source = ROOT / name.removeprefix("repository/") if name.startswith("repository/") else DOCS / name
+    return relinked(markdown, source, name)
+
+
+def introduction() -> str:
+    """The README between its title and its first section."""
+    return (ROOT / "README.md").read_text().partition("\n## ")[0].partition("\n")[2]
+
+
+def linked(source: Path, text: str) -> Iterator[Path]:
+    """The files and folders of the repository that a file links to."""
+    for link in LINK.findall(text):
+        target = (source.parent / link).resolve()
+        if target.exists() and target.is_relative_to(ROOT):
+            yield target
+
+
+def relinked(text: str, source: Path, page: str) -> str:
+    """A text with its links to files turned into links from a page of the site.
+
+    Args:
+        source: the file that the text comes from. page: the name of the page that it stands on.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        target = (source.parent / match[1]).resolve()
+        inside = target.exists() and target.is_relative_to(ROOT)
+        return get_relative_url(page_of(target), page) if inside else match[1]
+
+    return LINK.sub(link, text)
+
+
+def page_of(target: Path) -> str:
+    """The name of the page that shows a file of the repository."""
+    if target.is_relative_to(DOCS) and target.is_file():
+        return target.relative_to(DOCS).as_posix()
+    name = target.relative_to(ROOT).as_posix()
+    return f"repository/{name}" if target.suffix == ".md" else f"repository/{name}.md"
+
+
+def shown(target: Path) -> tuple[str, dict[str, bytes]]:
+    """A file, or the list of a folder's files, as Markdown, and its pictures by their paths in the repository."""
+    place = target.relative_to(ROOT)
+    if target.is_dir():
+        names = sorted(path.name for path in target.iterdir() if path.is_file())
+        return "\n".join([f"# {place}", "", *(f"- [{name}]({target.name}/{name})" for name in names)]), {}
+    if target.suffix == ".md":
+        return target.read_text(), {}
+    if target.suffix == ".ipynb":
+        text, resources = MarkdownExporter().from_filename(str(target))
+        return text, {f"{place.parent}/{name}": data for name, data in resources["outputs"].items()}
+    code = f"````{LANGUAGES.get(target.suffix, 'text')}\n{target.read_text()}````"
+    return f"---\nsearch: {{exclude: true}}\n---\n\n# {place}\n\n{code}\n", {}

@@ -1,0 +1,71 @@
+"""The documentation builds as a site that needs no network, and its links to files of the repository lead to pages."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+
+import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+ROOT = Path(__file__).parent.parent
+LOADED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=\"?(https?:[^\" >]+)")
+"""Addresses that a browser fetches by itself; those of `<a>` it does not."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as by `make docs`: a warning is an error."""
+    folder = tmp_path_factory.mktemp("site")
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder))
+    config.plugins.run_event("startup", command="build", dirty=False)
+    build(config)
+    return folder
+
+
+def test_nothing_is_loaded_from_the_network(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 40
+    assert not [(page.name, found) for page in pages for found in LOADED.findall(page.read_text())]
+
+
+def test_every_page_of_the_repository_is_in_the_menu(site: Path) -> None:
+    menu = (site / "index.html").read_text()
+    names = [page.relative_to(ROOT / "docs").with_suffix(".html") for page in (ROOT / "docs").rglob("*.md")]
+    assert not [name for name in names if f'href="{name}"' not in menu]
+
+
+def test_the_home_page_begins_as_the_readme_does(site: Path) -> None:
+    home = (site / "index.html").read_text()
+    assert "make quickstart" in home and 'src="quickstart.png"' in home
+
+
+def test_links_to_source_files_lead_to_pages_that_show_them(site: Path) -> None:
+    assert 'href="repository/tests/test_invariants.py.html"' in (site / "concepts.html").read_text()
+    shown = (site / "repository/tests/test_invariants.py.html").read_text()
+    assert "test_no_cut_changes_a_step" in shown
+    assert 'href="../extend.html#a-data-set"' in (site / "repository/index.html").read_text()
+    assert (site / "findings/agrae.json").is_file()
+    assert 'href="../../findings/agrae.json"' in (site / "repository/docs/findings.html").read_text()
+
+
+def test_tutorials_show_their_whole_scripts(site: Path) -> None:
+    for script in (ROOT / "docs/tutorials").glob("*.py"):
+        page = (site / f"tutorials/{script.stem}.html").read_text()
+        shown = html.unescape(re.sub(r"<[^>]+>", "", page))
+        assert script.read_text().strip() in shown
+
+
+def test_the_reference_has_the_classes_with_their_options(site: Path) -> None:
+    page = (site / "api/algorithms.html").read_text()
+    for name in ("GRPO", "APMPO", "CISPO"):
+        assert f'id="lit_rlvr.algorithms.{name}"' in page
+    assert "dual_clip" in page
+
+
+def test_the_notebook_is_a_page_with_its_picture(site: Path) -> None:
+    page = site / "repository/notebooks/quickstart.ipynb.html"
+    (picture,) = re.findall(r'<img[^>]*src="([^"]+)"', page.read_text())
+    assert (page.parent / picture).read_bytes().startswith(b"\x89PNG")

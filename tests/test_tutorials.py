@@ -1,0 +1,145 @@
+"""The tutorials' scripts and the notebook run, and learn; their proofs and configs are checked in the quick suite."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+
+from lit_rlvr.parity import replay
+from lit_rlvr.parity.command import load_algorithms
+from lit_rlvr.types import Completion, Sample
+
+ROOT = Path(__file__).parent.parent
+TUTORIALS = ROOT / "docs/tutorials"
+NOTEBOOK = ROOT / "notebooks/quickstart.ipynb"
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], ModuleType]:
+    """Imports a tutorial's script as the config's class paths do, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(TUTORIALS)
+    return lambda name: __import__(name)
+
+
+def test_the_reward_pays_for_each_digit_in_its_place(script: Callable[[str], ModuleType]) -> None:
+    reward = script("own_task").InPlace()
+    for said, value, correct in (("25688", 1.0, True), ("25689", 0.8, False), ("2", 0.2, False), ("", 0.0, False)):
+        result = reward(Completion(said, (1,), "stop"), Sample("a", "68285=", "25688"))
+        assert (result.value, result.correct) == (value, correct)
+    assert reward(Completion("256880", (1,), "stop"), Sample("a", "68285=", "25688")).value == pytest.approx(5 / 6)
+
+
+def test_the_algorithm_is_proved_and_a_broken_one_is_not(
+    script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script("own_algorithm")
+    batch, algorithms = module.frozen_batch(), load_algorithms(TUTORIALS / "own_algorithm.yaml")
+    module.prove(batch, replay(batch, algorithms))
+    algorithms["spo"].clip = 0.21
+    with pytest.raises(AssertionError):
+        module.prove(batch, replay(batch, algorithms))
+
+
+def test_the_slow_loops_gradient_is_that_of_its_loss(script: Callable[[str], ModuleType]) -> None:
+    module = script("own_algorithm")
+    batch = module.frozen_batch(prompts=1, group=3, tokens=4)
+    batch["rewards"] = np.array([[1.0, 0.0, 0.5]])
+    _, gradient = module.slow_loss(batch)
+    for i, t in np.argwhere(batch["mask"]):
+        values = []
+        for step in (-1e-6, 1e-6):
+            moved = batch["logp"].copy()
+            moved[i, t] += step
+            values.append(module.slow_loss(batch | {"logp": moved})[0])
+        assert (values[1] - values[0]) / 2e-6 == pytest.approx(gradient[i, t], abs=1e-8)
+
+
+def test_pictures_show_as_many_cells_as_their_rows_say(script: Callable[[str], ModuleType]) -> None:
+    from PIL import Image
+
+    module = script("vision")
+    module.write_rows("few", 20)
+    for row in map(json.loads, Path("few.jsonl").read_text().splitlines()):
+        pixels = np.asarray(Image.open(row["image"]).convert("L"))
+        inner = pixels[module.CELL // 2 :: module.CELL, module.CELL // 2 :: module.CELL]  # the middle of each cell
+        assert (inner < 200).sum() == row["area"]
+        assert row["solution"].endswith(f"\\boxed{{{row['area']}}}")
+
+
+def test_a_thought_is_consistent_when_its_product_is_the_answer(script: Callable[[str], ModuleType]) -> None:
+    reward, sample = script("vision").Consistent(), Sample("a", "How many?", "6")
+    for said, value in (("2x3=\\boxed{6}", 1), ("1x3=\\boxed{3}", 1), ("3x3=\\boxed{6}", 0), ("\\boxed{6}", 0)):
+        assert reward(Completion(said, (1,), "stop"), sample) == value
+
+
+@pytest.mark.parametrize("name", ["own_task", "vision"])
+def test_configs_parse(name: str, script: Callable[[str], ModuleType], lit_rlvr: Any) -> None:
+    script(name)
+    with pytest.raises(SystemExit) as end:
+        lit_rlvr("fit", "--config", TUTORIALS / f"{name}.yaml", "--print_config")
+    assert end.value.code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "run", "least", "picture"),
+    [
+        ("own_task", "own_task", 0.5, "runs/own_task/curves.png"),
+        ("own_algorithm", "spo", 0.35, "own_algorithm.png"),
+        ("vision", "vision", 0.6, "vision.png"),
+    ],
+)
+def test_a_script_runs_and_learns(name: str, run: str, least: float, picture: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(TUTORIALS / f"{name}.py")], cwd=tmp_path, capture_output=True, text=True, timeout=1800,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "runs" / run / "summary.json").read_text())
+    assert summary["accuracy_after"] > max(least, summary["accuracy_before"])
+    assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def outputs(notebook: Any) -> str:
+    """What the cells printed."""
+    return "\n".join(found.get("text", "") for cell in notebook.cells for found in cell.get("outputs", []))
+
+
+def test_the_saved_notebook_has_its_outputs_and_no_noise() -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    assert re.search(r"held-out accuracy 0\.\d+ -> 0\.\d+", outputs(notebook))
+    assert not re.search(r"[Ww]arning|Traceback|(?:^|[\s\"'(])/\w+/", outputs(notebook))
+
+
+def test_the_notebooks_links_lead_somewhere() -> None:
+    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+        for target in re.findall(r"\]\(([^)]+)\)", cell.source) if cell.cell_type == "markdown" else []:
+            assert (NOTEBOOK.parent / target).is_file(), target
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    summary = json.loads((tmp_path / "runs/first/summary.json").read_text())
+    assert summary["accuracy_after"] > summary["accuracy_before"]
+    assert "pass@8" in outputs(notebook)
+    assert (tmp_path / "runs/first/exported/model.safetensors").is_file()
