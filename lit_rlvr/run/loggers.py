@@ -44,7 +44,7 @@ def with_ours(chosen: Any, root: Path, metrics: MetricsFile, resumed: int | None
     """The loggers of a run: metrics.csv, TensorBoard, and any others configured; False = metrics.csv alone.
 
     Args:
-        resumed: the step of the checkpoint that the run goes on from; TensorBoard then drops what it has of later steps.
+        resumed: the step of the checkpoint that the run goes on from; TensorBoard then drops later steps.
     """
     given = chosen if isinstance(chosen, list) else [chosen] if isinstance(chosen, Logger) else []
     board = chosen is not False and not any(isinstance(logger, TensorBoardLogger) for logger in given)

@@ -1,4 +1,4 @@
-"""Experiment trackers: what a run writes to its folder is also sent to Weights & Biases, MLflow, trackio, TensorBoard."""
+"""Experiment trackers: what a run writes to its folder is also sent to W&B, MLflow, trackio and TensorBoard."""
 
 from lit_rlvr.run.trackers.base import TrackedRun, Tracker
 from lit_rlvr.run.trackers.callback import Trackers

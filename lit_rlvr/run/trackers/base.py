@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 from lightning.pytorch.loggers import Logger
 
-from lit_rlvr.errors import UserError
 from lit_rlvr.run.trackers.samples import Samples
 
 
@@ -54,8 +53,6 @@ class Tracker(ABC):
     """The package that it needs; "" = none besides ours."""
 
     def __init__(self, name: str | None = None, samples_every: int = 10) -> None:
-        if samples_every < 0:
-            raise UserError(f"trackers: {self.key}: samples_every={samples_every} is negative; use 0 for never")
         self.name, self.samples_every = name, samples_every
 
     @property

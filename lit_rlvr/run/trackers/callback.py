@@ -45,9 +45,11 @@ class Trackers(Callback):
     def __init__(self, trackers: Sequence[Tracker], settings: str) -> None:
         self.feeds = [Feed(tracker) for tracker in trackers]
         self.settings = settings
+        self._earlier = ""  # summary.json as an earlier process left it
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
+            self._earlier = _text(_root(trainer) / "summary.json")
             for feed in self.feeds:
                 feed.start(trainer, self.settings)
 
@@ -63,13 +65,14 @@ class Trackers(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_global_zero:
+        rows = _run_folder(trainer).rows
+        if not trainer.is_global_zero or not rows:
             return
         module: Any = pl_module
         for feed in self.feeds:
             every = feed.tracker.samples_every
             if every and (module.iteration == 1 or module.iteration % every == 0):
-                feed.samples[trainer.global_step] = Samples.of(_run_folder(trainer).rows, _root(trainer))
+                feed.samples[trainer.global_step] = Samples.of(rows, _root(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end(trainer, failed=False)
@@ -89,10 +92,10 @@ class Trackers(Callback):
         rows = _rows(trainer)
         if rows and not complete:
             rows = {step: row for step, row in rows.items() if step < max(rows)}
-        summary, curves = _root(trainer) / "summary.json", _root(trainer) / "curves.png"
-        results = json.loads(summary.read_text()) if summary.is_file() and not failed else {}
+        written, curves = _text(_root(trainer) / "summary.json"), _root(trainer) / "curves.png"
+        summary = json.loads(written) if written != self._earlier else {}
         for feed in self.feeds:
-            feed.end(rows, results, curves if curves.is_file() and not failed else None, failed)
+            feed.end(rows, summary, curves if summary and curves.is_file() else None, failed)
 
 
 class Feed:
@@ -207,6 +210,10 @@ def _read(path: Path) -> dict[str, Any]:
 def _rows(trainer: Trainer) -> Mapping[int, Mapping[str, float]]:
     """What metrics.csv has, by step; only the first process has it."""
     return next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
 
 
 def _run_folder(trainer: Trainer) -> RunFolder:

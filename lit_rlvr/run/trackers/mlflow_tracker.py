@@ -57,8 +57,11 @@ class MLflow(Tracker):
             tags=dict(self.tags),
             run_id=run.id,
         )
-        self._id = str(self._logger.run_id)
+        chosen = os.environ.get("MLFLOW_TRACKING_URI")
         self._client = self._logger.experiment
+        if chosen is None:  # MLflow makes an address the default of the whole process, and of the next run in it
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        self._id = str(self._logger.run_id)
         last = run.last_step
         if run.id is None:
             self._logger.log_hyperparams(dict(run.config))  # MLflow refuses to change a parameter later

@@ -59,4 +59,4 @@ def _block(text: str) -> str:
 
 def _cell(value: Any) -> str:
     """A value within a Markdown table."""
-    return str(value).replace("\\", "\\\\").replace("|", "\\|").replace("\n", "<br>")
+    return "<br>".join(str(value).replace("|", "\\|").splitlines())

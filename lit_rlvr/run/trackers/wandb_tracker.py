@@ -47,7 +47,7 @@ class Wandb(Tracker):
     def start(self, run: TrackedRun) -> tuple[str, int]:
         import wandb
 
-        mode = self.mode or os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        mode = self.mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         online = mode == "online"
         self._run = wandb.init(
             project=self.project, entity=self.entity, name=run.name, id=run.id, mode=mode,  # type: ignore[arg-type]
@@ -56,8 +56,8 @@ class Wandb(Tracker):
         )  # fmt: skip
         if mode == "offline":
             _log.warning(
-                "trackers: wandb is offline; upload the run with `wandb sync %s/wandb/offline-run-*`, or go online with "
-                "`wandb login`",
+                "trackers: wandb is offline; upload the run with `wandb sync %s/wandb/offline-run-*`, or log in "
+                "before a run with `wandb login`",
                 run.folder,
             )
         return self._run.id, self._run.step - 1 if online else run.last_step
@@ -85,14 +85,15 @@ class Wandb(Tracker):
         self._run.finish(exit_code=int(failed))
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
     """Whether there is an API key, without asking for one at the terminal or over the network."""
     import wandb
 
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    host = str(urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname)
     try:
         known = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
-    return known.authenticators(str(urlsplit(wandb.Settings().base_url).hostname)) is not None
+    return known.authenticators(host) is not None
