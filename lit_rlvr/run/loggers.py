@@ -48,5 +48,6 @@ def with_ours(chosen: Any, root: Path, metrics: MetricsFile, resumed: int | None
     """
     given = chosen if isinstance(chosen, list) else [chosen] if isinstance(chosen, Logger) else []
     board = chosen is not False and not any(isinstance(logger, TensorBoardLogger) for logger in given)
-    replaces = {} if resumed is None else {"purge_step": resumed + 1}
-    return [*([TensorBoardLogger(root, name="tensorboard", version="", **replaces)] if board else []), *given, metrics]
+    first = None if resumed is None else resumed + 1
+    ours = [TensorBoardLogger(root, name="tensorboard", version="", purge_step=first)] if board else []
+    return [*ours, *given, metrics]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from made_runs import row
-from tiny_runs import completions, fit, pictures_config, summary, write_config
+from tiny_runs import FIT, STRATEGIES, completions, fit, in_two_processes, pictures_config, summary, write_config
 from tracked import Kept, mlflow_store, tensorboard_events, trackio_store, wandb_offline
 
 from lit_rlvr.cli.main import run as command_line
@@ -169,6 +169,14 @@ def test_a_run_that_is_replaced_is_a_new_run(run_folder: Path, lit_rlvr: CLI) ->
     fit(lit_rlvr, *own(), "--trainer.max_steps", 1)
     fit(lit_rlvr, *own(), "--trainer.max_steps", 2, "--overwrite", "true")
     assert said(run_folder, "started") == [None] and said(run_folder, "step") == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_of_two_processes_only_the_first_sends(run_folder: Path) -> None:
+    in_two_processes(run_folder, [*FIT, *STRATEGIES["ddp"], *own(samples_every=3)])
+    assert said(run_folder, "started") == [None] and said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in notes(run_folder) if line.get("samples")] == [1, 3, 6]
+    assert len(said(run_folder, "summary")) == 1
 
 
 # ---- choosing ---------------------------------------------------------------------------------------------

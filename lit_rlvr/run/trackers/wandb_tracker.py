@@ -47,10 +47,10 @@ class Wandb(Tracker):
     def start(self, run: TrackedRun) -> tuple[str, int]:
         import wandb
 
-        mode = self.mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
+        mode: Any = self.mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         online = mode == "online"
         self._run = wandb.init(
-            project=self.project, entity=self.entity, name=run.name, id=run.id, mode=mode,  # type: ignore[arg-type]
+            project=self.project, entity=self.entity, name=run.name, id=run.id, mode=mode,
             resume="allow" if online and run.id else None, dir=str(run.folder), config=dict(run.config),
             allow_val_change=True, **self.options,
         )  # fmt: skip
