@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.run.trackers.wandb_file import read_records
+
 Row = dict[str, float]
-BLOCK, HEADER = 32768, 7
 
 
 @dataclass
@@ -38,14 +38,10 @@ class Kept:
 
 def wandb_offline(folder: Path) -> Kept:
     """All offline parts of a run, in the order in which `wandb sync` uploads them."""
-    from wandb.proto import wandb_internal_pb2
-
     kept = Kept()
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         files = path.parent / "files"
-        for data in _log_records(path.read_bytes()):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
+        for record in read_records(path):
             if record.WhichOneof("record_type") == "run":
                 kept.ids.add(record.run.run_id)
                 kept.name = record.run.display_name
@@ -78,25 +74,6 @@ def _nested(items: Any) -> dict[str, Any]:
             place = place.setdefault(key, {})
         place[name] = json.loads(item.value_json)
     return found
-
-
-def _log_records(data: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file, which is a LevelDB log: in blocks, each piece with checksum, length and kind.
-
-    W&B itself reads them with a program of its own, not from Python."""
-    assert data[:4] == b":W&B"
-    position, whole = HEADER, b""
-    while position + HEADER <= len(data):
-        left = BLOCK - position % BLOCK
-        if left < HEADER:
-            position += left
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        whole += data[position + HEADER : position + HEADER + length]
-        position += HEADER + length
-        if kind in (1, 4):  # whole, or the last piece
-            yield whole
-            whole = b""
 
 
 def mlflow_store(uri: str, experiment: str = "lit-rlvr") -> Kept:

@@ -19,6 +19,7 @@ from lit_rlvr.cli.main import run as command_line
 from lit_rlvr.run.logger import read_metrics
 from lit_rlvr.run.trackers.callback import run_name
 from lit_rlvr.run.trackers.samples import Samples
+from lit_rlvr.run.trackers.wandb_file import last_offline_step
 from lit_rlvr.run.trackers.wandb_tracker import has_key
 
 CLI = Callable[..., Any]
@@ -179,6 +180,20 @@ def test_of_two_processes_only_the_first_sends(run_folder: Path) -> None:
     assert len(said(run_folder, "summary")) == 1
 
 
+def test_an_offline_run_of_wandb_goes_on_where_its_file_ends(tmp_path: Path, run: Path) -> None:
+    """A killed process loses what W&B had not yet written, whatever had been handed to it."""
+    (first, second) = sorted((run / "trackers").glob("wandb/offline-run-*/*.wandb"))
+    assert last_offline_step([first]) == STOPPED and last_offline_step([first, second]) == LAST
+    content = first.read_bytes()
+    lasts = set()
+    for length in range(0, len(content), 997):
+        torn = tmp_path / "torn.wandb"
+        torn.write_bytes(content[:length])
+        lasts.add(last_offline_step([torn]))
+    assert lasts == {None, *range(1, STOPPED + 1)}
+    assert last_offline_step([]) is None
+
+
 # ---- choosing ---------------------------------------------------------------------------------------------
 
 
@@ -189,7 +204,7 @@ def test_of_two_processes_only_the_first_sends(run_folder: Path) -> None:
         ("[trackio, trackio]", "trackers: trackio is given twice"),
         ("tiny_trackers.Missing", "trackers: not_there is not installed; pip install 'lit-rlvr[missing]'"),
         ("{class_path: Wandb, init_args: {samples_every: -1}}", "trackers: wandb: samples_every: -1 is negative"),
-        ("{class_path: Wandb, init_args: {projekt: x}}", "Wandb has no option 'projekt'; did you mean 'project'?"),
+        ("{class_path: Wandb, init_args: {projekt: x}}", "Wandb has no option 'projekt'"),
     ],
 )
 def test_a_wrong_tracker_is_one_line(run_folder: Path, lit_rlvr: CLI, chosen: str, message: str) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from lit_rlvr.run.trackers.base import TrackedRun, Tracker, numbers
 from lit_rlvr.run.trackers.samples import Samples
+from lit_rlvr.run.trackers.wandb_file import last_offline_step
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -49,6 +50,8 @@ class Wandb(Tracker):
 
         mode: Any = self.mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
         online = mode == "online"
+        # What W&B was given is not what it has: a killed process loses what had not yet been written.
+        written = last_offline_step(sorted(run.folder.glob(f"wandb/offline-run-*-{run.id}/*.wandb")))
         self._run = wandb.init(
             project=self.project, entity=self.entity, name=run.name, id=run.id, mode=mode,
             resume="allow" if online and run.id else None, dir=str(run.folder), config=dict(run.config),
@@ -60,7 +63,7 @@ class Wandb(Tracker):
                 "before a run with `wandb login`",
                 run.folder,
             )
-        return self._run.id, self._run.step - 1 if online else run.last_step
+        return self._run.id, self._run.step - 1 if online else run.last_step if written is None else written
 
     def log(self, step: int, metrics: Mapping[str, float], samples: Samples | None) -> None:
         import wandb
