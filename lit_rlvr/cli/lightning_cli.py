@@ -13,6 +13,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 import datamodules  # noqa: F401  # makes short class names known
 import lit_rlvr.algorithms
@@ -39,6 +40,8 @@ from lit_rlvr.run.monitored import MonitoredMetrics
 from lit_rlvr.run.progress import RunProgress
 from lit_rlvr.run.ranks import RankWatch
 from lit_rlvr.run.stop import StopOnSignal
+from lit_rlvr.run.trackers import Trackers
+from lit_rlvr.run.trackers.choose import Chosen, choose_trackers
 from lit_rlvr.run.voice import SetUpEnds
 from lit_rlvr.warm_start import WarmStart
 
@@ -139,6 +142,10 @@ class RLVRCLI(LightningCLI):
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Replace the run in the run folder, if there is one."
         )
+        parser.add_argument(
+            "--trackers", type=Chosen, default=None,
+            help="Where else the run is logged: wandb, mlflow, trackio, several of them in a list, or a class_path.",
+        )  # fmt: skip
         parser.set_defaults({"seed_everything": 0})
 
     def _set_seed(self) -> None:
@@ -242,6 +249,12 @@ class RLVRCLI(LightningCLI):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         callbacks[:0] = [RankWatch(), StopOnSignal(), SetUpEnds(), MonitoredMetrics(), LiveFile()]
         trainer.strategy.checkpoint_io = CheckpointFiles()
+        if self.subcommand == "fit":
+            board = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+            trackers = choose_trackers(config.trackers, board)
+            settings = settings_of(self._parser("fit"), self.config["fit"])
+            # After the run folder, whose files it sends, and before the rollout, which begins an iteration's work.
+            callbacks.insert(callbacks.index(self._get(self.config_init, "run")) + 1, Trackers(trackers, settings))
         bar = trainer.progress_bar_callback
         if bar is not None:
             callbacks[callbacks.index(bar)] = RunProgress()
@@ -252,9 +265,10 @@ class RLVRCLI(LightningCLI):
         """The loggers of `with_ours`; a resumed run continues its metrics.csv."""
         root = Path(config.trainer.default_root_dir)
         metrics = MetricsFile(root / "metrics.csv")
-        if config.ckpt_path:
-            metrics.resume(checkpoint_step(config.ckpt_path))
-        return with_ours(config.trainer.logger, root, metrics)
+        step = checkpoint_step(config.ckpt_path) if config.ckpt_path else None
+        if step is not None:
+            metrics.resume(step)
+        return with_ours(config.trainer.logger, root, metrics, step)
 
 
 class ConfigCheck(RLVRCLI):

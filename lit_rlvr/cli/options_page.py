@@ -25,6 +25,7 @@ from lit_rlvr.run.budget import Budget
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.collapse import CollapseStop
 from lit_rlvr.run.folder import RunFolder
+from lit_rlvr.run.trackers import MLflow, TensorBoard, Tracker, Trackio, Wandb
 from lit_rlvr.types import EvalSampling, Sampling
 from lit_rlvr.warm_start import WarmStart
 
@@ -106,6 +107,7 @@ def reference() -> str:
         ("budget", None, [Budget]),
         ("checkpoint", None, [RunCheckpoint]),
         ("collapse", None, [CollapseStop]),
+        ("trackers", Tracker, [Wandb, MLflow, Trackio, TensorBoard]),
         ("warm_start", None, [WarmStart]),
     ]
     for key, shared, classes in groups:

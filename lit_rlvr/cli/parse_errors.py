@@ -96,6 +96,7 @@ def _known_names(group: str) -> list[str]:
     from lit_rlvr.cli.groups import CALLBACKS
     from lit_rlvr.rewards import Reward
     from lit_rlvr.rollout import RolloutEngine
+    from lit_rlvr.run.trackers.choose import NAMES
     from lit_rlvr.types import Sampling
     from lit_rlvr.warm_start import WarmStart
 
@@ -106,7 +107,7 @@ def _known_names(group: str) -> list[str]:
     for cls in classes:
         classes += cls.__subclasses__()
     names = {cls.__name__ for cls in classes} | {name for cls in (*classes, *groups.values()) for name in _options(cls)}
-    return sorted({*TOP_KEYS, *names})
+    return sorted({*TOP_KEYS, *NAMES, *(cls.__name__ for cls in NAMES.values()), *names})
 
 
 def _options(cls: type) -> list[str]:

@@ -52,6 +52,7 @@ class RunFolder(Callback):
             if value < 0:
                 raise UserError(f"run.{name}: {value} is negative; use 0 for never")
         self.save_prompts, self.show_every, self.trace_every = save_prompts, show_every, trace_every
+        self.rows: list[dict[str, Any]] = []  # of the last iteration, as in completions.jsonl
         self._trace: Trace | None = None  # of the iteration in progress
         self._unsaved: dict[int, tuple[Trace, Rollout]] = {}  # by step: the last trace, and the newest with a gradient
         self.accuracy_before: float | None = None
@@ -94,7 +95,7 @@ class RunFolder(Callback):
         self._seconds.setdefault("step", []).append(time.perf_counter() - self._iteration_began)
         if trainer.is_global_zero:
             root = self._root(trainer)
-            rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts, root)
+            rows = self.rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts, root)
             with (root / "completions.jsonl").open("a") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             module: Any = pl_module

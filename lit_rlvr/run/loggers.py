@@ -40,8 +40,14 @@ def in_run_folder(chosen: Any, root: Path) -> None:
                 options.save_dir = str(root)
 
 
-def with_ours(chosen: Any, root: Path, metrics: MetricsFile) -> list[Logger]:
-    """The loggers of a run: metrics.csv, TensorBoard, and any others configured; False = metrics.csv alone."""
+def with_ours(chosen: Any, root: Path, metrics: MetricsFile, resumed: int | None = None) -> list[Logger]:
+    """The loggers of a run: metrics.csv, TensorBoard, and any others configured; False = metrics.csv alone.
+
+    Args:
+        resumed: the step of the checkpoint that the run goes on from; TensorBoard then drops later steps.
+    """
     given = chosen if isinstance(chosen, list) else [chosen] if isinstance(chosen, Logger) else []
     board = chosen is not False and not any(isinstance(logger, TensorBoardLogger) for logger in given)
-    return [*([TensorBoardLogger(root, name="tensorboard", version="")] if board else []), *given, metrics]
+    first = None if resumed is None else resumed + 1
+    ours = [TensorBoardLogger(root, name="tensorboard", version="", purge_step=first)] if board else []
+    return [*ours, *given, metrics]

@@ -20,7 +20,7 @@ FAILED = ".failed"
 """Folder for the files of a run that ended before its first checkpoint."""
 LEFT = (
     "checkpoints/*.ckpt", "tensorboard/events.out.tfevents.*", "rollouts/step-*.json", "skipped/step-*.json",
-    "summary.json", "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl", "live.json",
+    "summary.json", "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl", "live.json", "trackers/*",
 )  # fmt: skip
 
 _log = logging.getLogger("lit_rlvr")

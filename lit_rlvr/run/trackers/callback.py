@@ -1,0 +1,224 @@
+"""Keeps every tracker a copy of metrics.csv, whatever happens to the run or to the tracker."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.files import write_atomically
+from lit_rlvr.printable import one_line
+from lit_rlvr.run.folder import RunFolder
+from lit_rlvr.run.logger import MetricsFile
+from lit_rlvr.run.stop import RunStopped
+from lit_rlvr.run.trackers.base import TrackedRun, Tracker
+from lit_rlvr.run.trackers.samples import Samples
+
+FOLDER = "trackers"
+"""Folder in the run folder for the trackers' files and `runs.json`: each tracker's id of the run, and its last step."""
+PAUSE = 60.0
+"""Seconds until a tracker that failed is tried again; doubled each time, up to `LONGEST_PAUSE`."""
+LONGEST_PAUSE = 3600.0
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class Trackers(Callback):
+    """Sends each row of metrics.csv to every tracker once it is complete: when the next iteration begins.
+
+    A tracker gets the rows after the last step it has. That covers all cases alike: a resumed run sends nothing twice,
+    and sends what an earlier process could not; a tracker that fails holds nothing up and gets what it missed later;
+    one that is added to a run that is resumed gets the run from its beginning.
+
+    Args:
+        trackers: at most one of each kind; only the first process uses them.
+        settings: the resolved settings of the run as YAML.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], settings: str) -> None:
+        self.feeds = [Feed(tracker) for tracker in trackers]
+        self.settings = settings
+        self._earlier = ""  # summary.json as an earlier process left it
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            self._earlier = _text(_root(trainer) / "summary.json")
+            for feed in self.feeds:
+                feed.start(trainer, self.settings)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for feed in self.feeds:
+            if feed.started and feed.last > trainer.global_step:
+                again = f"{trainer.global_step + 1} to {feed.last}"
+                _log.warning("trackers: %s has steps %s from before and keeps them", feed.tracker.key, again)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._send(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        rows = _run_folder(trainer).rows
+        if not trainer.is_global_zero or not rows:
+            return
+        module: Any = pl_module
+        for feed in self.feeds:
+            every = feed.tracker.samples_every
+            if every and (module.iteration == 1 or module.iteration % every == 0):
+                feed.samples[trainer.global_step] = Samples.of(rows, _root(trainer))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end(trainer, failed=False)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # The row of an iteration that was stopped within its validation is sent when the run is resumed.
+        self._end(trainer, not isinstance(exception, RunStopped | KeyboardInterrupt), complete=not trainer.validating)
+
+    def _send(self, trainer: Trainer) -> None:
+        rows = _rows(trainer)
+        for feed in self.feeds:
+            feed.send(rows)
+
+    def _end(self, trainer: Trainer, failed: bool, complete: bool = True) -> None:
+        if not trainer.is_global_zero:
+            return
+        rows = _rows(trainer)
+        if rows and not complete:
+            rows = {step: row for step, row in rows.items() if step < max(rows)}
+        written, curves = _text(_root(trainer) / "summary.json"), _root(trainer) / "curves.png"
+        summary = json.loads(written) if written != self._earlier else {}
+        for feed in self.feeds:
+            feed.end(rows, summary, curves if summary and curves.is_file() else None, failed)
+
+
+class Feed:
+    """One tracker, what it has got so far, and what it still has to get."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.samples: dict[int, Samples] = {}  # by step: those still to be sent
+        self.last = -1
+        self.started = False
+        self._id = ""
+        self._file = Path()
+        self._failures = 0
+        self._try_at = 0.0
+
+    def start(self, trainer: Trainer, settings: str) -> None:
+        """Start the tracker's run, or continue the one that runs.json names.
+
+        Raises:
+            UserError: the tracker fails.
+        """
+        root, key = _root(trainer), self.tracker.key
+        self._file = root / FOLDER / "runs.json"
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        known = _read(self._file).get(key, {})
+        if known and known["place"] != self.tracker.place:
+            _log.warning("trackers: %s now goes to %s, as a new run", key, self.tracker.place or "its default place")
+            known = {}
+        run = TrackedRun(
+            name=self.tracker.name or run_name(root),
+            folder=self._file.parent,
+            config=yaml.safe_load(settings),
+            config_file=settings,
+            loggers=trainer.loggers,
+            id=known.get("id"),
+            last_step=known.get("last_step", -1),
+        )
+        try:
+            self._id, self.last = self.tracker.start(run)
+        except UserError:
+            raise
+        except Exception as error:
+            what = one_line(first_line(error))
+            raise UserError(f"trackers: {key} does not start: {what}; mend it, or leave {key} out") from error
+        self.started = True
+        self._save()
+
+    def send(self, rows: Mapping[int, Mapping[str, float]]) -> None:
+        """Send all rows that the tracker does not have yet; a tracker that fails is left alone for a while."""
+        if not self.started or time.monotonic() < self._try_at:
+            return
+        try:
+            for step in sorted(step for step in rows if step > self.last):
+                self.tracker.log(step, rows[step], self.samples.get(step))
+                self.last = step
+                self._save()
+        except Exception as error:
+            self._fails(error)
+        else:
+            if self._failures:
+                _log.info("trackers: %s works again and has everything", self.tracker.key)
+            self._failures, self.samples = 0, {}
+
+    def end(
+        self, rows: Mapping[int, Mapping[str, float]], summary: Mapping[str, Any], curves: Path | None, failed: bool
+    ) -> None:
+        """Send what is left and the results, and end the tracker's run."""
+        if not self.started:
+            return
+        self._try_at = 0.0
+        self.send(rows)
+        self.started = False
+        try:
+            self.tracker.end(summary, curves, failed)
+        except Exception as error:
+            self._fails(error)
+
+    def _fails(self, error: Exception) -> None:
+        """Say so once, and be patient."""
+        if not self._failures:
+            _log.warning(
+                "trackers: %s fails after step %d: %s; the run goes on, and sends what is missing when %s works again, "
+                "or when it is resumed",
+                self.tracker.key, self.last, one_line(first_line(error)), self.tracker.key,
+            )  # fmt: skip
+        self._try_at = time.monotonic() + min(PAUSE * 2**self._failures, LONGEST_PAUSE)
+        self._failures += 1
+
+    def _save(self) -> None:
+        known = _read(self._file)
+        known[self.tracker.key] = {"id": self._id, "place": self.tracker.place, "last_step": self.last}
+        write_atomically(self._file, json.dumps(known, indent=2) + "\n")
+
+
+def run_name(root: Path) -> str:
+    """A run's name for trackers: the path of its folder, without a leading `runs/`; outside the current directory only
+    the last part."""
+    root, here = root.resolve(), Path.cwd()
+    parts = root.relative_to(here).parts if root.is_relative_to(here) else ()
+    return "/".join(parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts) or root.name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The trackers' runs by key; empty if there were none."""
+    try:
+        found = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON; mend it, or remove it to start new runs in the trackers") from error
+    return dict(found)
+
+
+def _rows(trainer: Trainer) -> Mapping[int, Mapping[str, float]]:
+    """What metrics.csv has, by step; only the first process has it."""
+    return next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def _run_folder(trainer: Trainer) -> RunFolder:
+    return next(c for c in trainer.callbacks if isinstance(c, RunFolder))  # type: ignore[attr-defined]
+
+
+def _root(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir)

@@ -1,0 +1,58 @@
+"""Trackers that write down what they are given, and fail when told to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.run.trackers import TrackedRun, Tracker
+from lit_rlvr.run.trackers.samples import Samples
+
+
+class Notes(Tracker):
+    """Writes `notes.jsonl`.
+
+    Args:
+        book: where the run is kept.
+        fails: steps at which it fails once.
+        starts: whether it starts at all.
+    """
+
+    key = "notes"
+
+    def __init__(self, book: str = "", fails: list[int] | None = None, starts: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.book, self.fails, self.starts = book, fails or [], starts
+
+    @property
+    def place(self) -> str:
+        return self.book
+
+    def start(self, run: TrackedRun) -> tuple[str, int]:
+        if not self.starts:
+            raise ConnectionError("no route to host\nand more")
+        self._file = run.folder / "notes.jsonl"
+        self._note(started=run.id)
+        return run.id or "note-1", run.last_step
+
+    def log(self, step: int, metrics: Mapping[str, float], samples: Samples | None) -> None:
+        self._note(asked=step)
+        if step in self.fails:
+            self.fails.remove(step)
+            raise OSError("no space left")
+        self._note(step=step, metrics=dict(metrics), samples=samples and len(samples.rows))
+
+    def end(self, summary: Mapping[str, Any], curves: Path | None, failed: bool) -> None:
+        self._note(summary=dict(summary), failed=failed)
+
+    def _note(self, **what: Any) -> None:
+        with self._file.open("a") as file:
+            file.write(json.dumps(what) + "\n")
+
+
+class Missing(Notes):
+    """Needs a package that does not exist."""
+
+    key, module = "missing", "not_there"

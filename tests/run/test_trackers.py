@@ -1,0 +1,261 @@
+"""Trackers with their real packages, offline: what each has of a run that was stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from made_runs import row
+from tiny_runs import FIT, STRATEGIES, completions, fit, in_two_processes, pictures_config, summary, write_config
+from tracked import Kept, mlflow_store, tensorboard_events, trackio_store, wandb_offline
+
+from lit_rlvr.cli.main import run as command_line
+from lit_rlvr.run.logger import read_metrics
+from lit_rlvr.run.trackers.callback import run_name
+from lit_rlvr.run.trackers.samples import Samples
+from lit_rlvr.run.trackers.wandb_file import last_offline_step
+from lit_rlvr.run.trackers.wandb_tracker import has_key
+
+CLI = Callable[..., Any]
+STOPPED, RESUMED, LAST = 4, 2, 6
+"""Steps: where the first process ended, the checkpoint the second one went on from, and where that ended."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, vlm_folder: Path) -> Iterator[Path]:
+    """A run on pictures with all trackers: four steps, then steps 3 to 6 from the checkpoint of step 2."""
+    here, environment, path = tmp_path_factory.mktemp("tracked"), dict(os.environ), list(sys.path)
+    os.environ |= {"TRACKIO_DIR": str(here / "trackio"), "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    folder = here / "runs" / "pictures"
+    config = pictures_config(vlm_folder, folder) | {
+        "checkpoint": {"every": 2, "keep": 9},
+        "run": {"show_every": 0, "save_prompts": 1},
+        "trackers": [
+            {"class_path": "Wandb", "init_args": {"samples_every": 3, "options": {"tags": ["tiny"]}}},
+            {"class_path": "MLflow", "init_args": {"samples_every": 3}},
+            {"class_path": "Trackio", "init_args": {"samples_every": 3}},
+            {"class_path": "TensorBoard", "init_args": {"samples_every": 3}},
+        ],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        fit = ["fit", "--config", str(write_config(here / "tiny.yaml", config))]
+        assert command_line([*fit, "--trainer.max_steps", str(STOPPED)]) == 0
+        checkpoint = folder / f"checkpoints/step-{RESUMED:06d}.ckpt"
+        assert command_line([*fit, "--trainer.max_steps", str(LAST), "--ckpt_path", str(checkpoint)]) == 0
+        yield folder
+    sys.path[:] = path
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+READERS: dict[str, Callable[[Path], Kept]] = {
+    "wandb": lambda run: wandb_offline(run / "trackers"),
+    "mlflow": lambda run: mlflow_store(f"sqlite:///{run / 'trackers/mlflow.db'}"),
+    "trackio": lambda run: trackio_store(),
+    "tensorboard": lambda run: tensorboard_events(run / "tensorboard"),
+}
+
+
+@pytest.fixture(scope="module", params=list(READERS))
+def kept(request: pytest.FixtureRequest, run: Path) -> Kept:
+    return READERS[request.param](run)
+
+
+def test_each_step_is_there_once_with_the_metrics_of_the_file(run: Path, kept: Kept) -> None:
+    assert len(kept.ids) == 1
+    lightnings = {"epoch"} if "text" in kept.config else set()  # Lightning leaves it out of TensorBoard
+    assert [step for step, _ in kept.rows] == list(range(1, LAST + 1))
+    for (step, values), wanted in zip(kept.rows, read_metrics(run / "metrics.csv").values(), strict=True):
+        assert set(values) == set(wanted) - lightnings, step
+        for name, value in values.items():
+            if not name.startswith("time/") and name != "rollout/tokens_per_second":  # of another attempt
+                assert value == pytest.approx(wanted[name], rel=1e-6), (step, name)
+
+
+def test_the_samples_are_those_of_the_run_folder(run: Path, kept: Kept) -> None:
+    assert sorted(kept.tables) == [1, 3, 6], "the first iteration and every third"
+    for step, table in kept.tables.items():
+        wanted = [record for record in completions(run) if record["step"] == step]
+        assert len(table) == len(wanted) == 2
+        for shown, record in zip(table, wanted, strict=True):
+            for name in ("id", "answer", "reward", "correct", "advantage"):
+                assert str(shown[name]) == str(record[name]), name
+            assert record["completion"].strip()[:1] in shown["completion"]
+            assert record["images"][0] in shown["images"]
+    assert kept.pictures == {1: 1, 3: 1, 6: 1}
+
+
+def test_the_settings_and_the_results_are_there(run: Path, kept: Kept) -> None:
+    assert kept.curves
+    if "text" in kept.config:
+        assert "group_size: 2" in kept.config["text"] and "steps: 6" in kept.summary["text"]
+        return
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    flat = "rollout/group_size" in kept.config
+    assert kept.config["rollout/group_size"] == "2" if flat else kept.config["rollout"] == settings["rollout"]
+    assert kept.summary["steps"] == LAST and kept.summary["iterations"] == summary(run)["iterations"]
+    assert kept.name.startswith("pictures")
+
+
+def test_the_names_of_the_runs_are_in_one_file(run: Path) -> None:
+    known = json.loads((run / "trackers/runs.json").read_text())
+    assert set(known) == {"wandb", "mlflow", "trackio", "tensorboard"}
+    assert {entry["last_step"] for entry in known.values()} == {LAST}
+    assert {known["wandb"]["id"]} == wandb_offline(run / "trackers").ids
+    assert {known["mlflow"]["id"]} == mlflow_store(f"sqlite:///{run / 'trackers/mlflow.db'}").ids
+
+
+# ---- a tracker of one's own -------------------------------------------------------------------------------
+
+
+def notes(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "run/trackers/notes.jsonl").read_text().splitlines()]
+
+
+def own(**options: Any) -> tuple[str, str]:
+    return "--trackers", json.dumps({"class_path": "tiny_trackers.Notes", "init_args": options})
+
+
+def said(folder: Path, what: str) -> list[Any]:
+    return [line[what] for line in notes(folder) if what in line]
+
+
+def test_a_tracker_that_fails_gets_later_what_it_missed(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_rlvr.run.trackers.callback.PAUSE", 0.0)
+    result = fit(lit_rlvr, *own(fails=[2, 3], samples_every=2))
+    assert summary(run_folder / "run")["steps"] == 6
+    assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in notes(run_folder) if line.get("samples")] == [1, 2, 4, 6]
+    assert result.err.count("notes fails after step 1: OSError: no space left") == 1
+    assert result.err.count("notes works again and has everything") == 1
+
+
+def test_a_tracker_that_fails_is_left_alone_for_a_while(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, *own(fails=[2]))
+    assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
+    asked = [line["asked"] for line in notes(run_folder) if "asked" in line]
+    assert asked == [0, 1, 2, 2, 3, 4, 5, 6], "after the failure only at the end"
+
+
+def test_a_tracker_that_does_not_start_is_an_error(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = fit(lit_rlvr, *own(starts=False), status=2)
+    assert "trackers: notes does not start: ConnectionError: no route to host" in result.err
+    assert "step 1/6" not in result.err
+
+
+def test_a_tracker_added_on_resume_gets_the_whole_run(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, "--trainer.max_steps", 3)
+    fit(lit_rlvr, *own(), "--ckpt_path", "last")
+    assert said(run_folder, "started") == [None]
+    assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
+    fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)
+    fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)  # nothing left to train
+    assert said(run_folder, "started") == [None, "note-1", "note-1"] and said(run_folder, "step")[7:] == [7]
+    assert [len(summary) > 0 for summary in said(run_folder, "summary")] == [True, True, False]
+    again = fit(lit_rlvr, *own(book="other"), "--ckpt_path", "last", "--trainer.max_steps", 8)
+    assert "notes now goes to other, as a new run" in again.err
+    assert said(run_folder, "started")[3:] == [None] and said(run_folder, "step")[8:] == list(range(9))
+
+
+def test_a_run_that_is_replaced_is_a_new_run(run_folder: Path, lit_rlvr: CLI) -> None:
+    fit(lit_rlvr, *own(), "--trainer.max_steps", 1)
+    fit(lit_rlvr, *own(), "--trainer.max_steps", 2, "--overwrite", "true")
+    assert said(run_folder, "started") == [None] and said(run_folder, "step") == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_of_two_processes_only_the_first_sends(run_folder: Path) -> None:
+    in_two_processes(run_folder, [*FIT, *STRATEGIES["ddp"], *own(samples_every=3)])
+    assert said(run_folder, "started") == [None] and said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in notes(run_folder) if line.get("samples")] == [1, 3, 6]
+    assert len(said(run_folder, "summary")) == 1
+
+
+def test_an_offline_run_of_wandb_goes_on_where_its_file_ends(tmp_path: Path, run: Path) -> None:
+    """A killed process loses what W&B had not yet written, whatever had been handed to it."""
+    (first, second) = sorted((run / "trackers").glob("wandb/offline-run-*/*.wandb"))
+    assert last_offline_step([first]) == STOPPED and last_offline_step([first, second]) == LAST
+    content = first.read_bytes()
+    lasts = set()
+    for length in range(0, len(content), 997):
+        torn = tmp_path / "torn.wandb"
+        torn.write_bytes(content[:length])
+        lasts.add(last_offline_step([torn]))
+    assert lasts == {None, *range(1, STOPPED + 1)}
+    assert last_offline_step([]) is None
+
+
+# ---- choosing ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ("[wandb, mlfow]", "trackers: there is no class 'mlfow'; did you mean 'mlflow'?"),
+        ("[trackio, trackio]", "trackers: trackio is given twice"),
+        ("tiny_trackers.Missing", "trackers: not_there is not installed; pip install 'lit-rlvr[missing]'"),
+        ("{class_path: Wandb, init_args: {samples_every: -1}}", "trackers: wandb: samples_every: -1 is negative"),
+        ("{class_path: Wandb, init_args: {projekt: x}}", "Wandb has no option 'projekt'"),
+    ],
+)
+def test_a_wrong_tracker_is_one_line(run_folder: Path, lit_rlvr: CLI, chosen: str, message: str) -> None:
+    result = fit(lit_rlvr, "--trackers", chosen, status=2)
+    assert message in result.err, result.err
+    assert len(result.err.strip().splitlines()) == 1, result.err
+
+
+def test_tensorboard_must_be_on_to_be_named(run_folder: Path, lit_rlvr: CLI) -> None:
+    result = fit(lit_rlvr, "--trackers", "tensorboard", "--trainer.logger", "false", status=2)
+    assert "tensorboard is switched off by trainer.logger: false" in result.err
+
+
+def test_wandb_asks_nobody_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    keys = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(keys))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not has_key(), "without a file"
+    keys.write_text("machine elsewhere.org login user password secret\n")
+    assert not has_key()
+    keys.write_text("machine wandb.example.org login user password secret\n")
+    assert has_key()
+    keys.unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert has_key()
+
+
+# ---- what is sent -----------------------------------------------------------------------------------------
+
+
+def test_a_runs_name_is_the_path_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"runs/quickstart": "quickstart", "runs/smoke/grpo/0": "smoke/grpo/0", "out/a": "out/a", "runs": "runs"}
+    assert {root: run_name(Path(root)) for root in names} == names
+    assert run_name(tmp_path.parent / "elsewhere" / "b") == "b"
+
+
+def test_samples_are_plain_values(tmp_path: Path) -> None:
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": [{"type": "image"}, "How many?"]}]
+    records = [
+        row(4, "first", 0, True) | {"prompt": chat, "images": ["a" * 16, "b" * 16]},
+        row(4, "second", 0, False) | {"turns": [{"text": "call", "observation": "7"}], "images": ["a" * 16]},
+    ]
+    samples = Samples.of(records, tmp_path)
+    assert samples.columns[:6] == ("step", "id", "sample", "prompt", "answer", "completion")
+    assert samples.columns[-2:] == ("turns", "images")
+    first, second = (dict(zip(samples.columns, values, strict=True)) for values in samples.rows)
+    assert first["prompt"] == 'system: Be brief.\nuser: [{"type": "image"}, "How many?"]'
+    assert (first["turns"], first["correct"], first["advantage"]) == (None, True, 1.0)
+    assert second["turns"] == '[{"text": "call", "observation": "7"}]'
+    assert list(samples.shown.values()) == ["first", "first"], "each picture once"
+    assert [path.name for path in samples.pictures[1]] == ["a" * 16 + ".png"]
