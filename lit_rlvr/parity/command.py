@@ -75,11 +75,16 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
     if not value["algorithms"]:
         raise UserError(f"--config: {path} names no algorithm")
     return {
-        str(name): _build(spec, f"--config: {path}: algorithms.{name}") for name, spec in value["algorithms"].items()
+        str(name): build(spec, f"--config: {path}: algorithms.{name}") for name, spec in value["algorithms"].items()
     }
 
 
-def _build(spec: Any, where: str) -> RLVRModule:
+def build(spec: Any, where: str, kind: type = RLVRModule) -> Any:
+    """An object of a `kind` of class from its `class_path` and `init_args`, built as `fit` would.
+
+    Raises:
+        UserError: there is no such class or option; the message begins with `where`.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
 
     from lit_rlvr.cli.parse_errors import explain_parse_error
@@ -87,7 +92,7 @@ def _build(spec: Any, where: str) -> RLVRModule:
     if not isinstance(spec, str) and not (isinstance(spec, dict) and "class_path" in spec):
         raise UserError(f"{where}: must be {{class_path: ..., init_args: ...}} or the name of a class")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--algorithm", type=RLVRModule)
+    parser.add_argument("--algorithm", type=kind)
     try:
         return parser.instantiate(parser.parse_object({"algorithm": spec})).algorithm
     except UserError as error:
