@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from datamodules import PromptDataModule
 from datamodules.base import Split
-from lit_rlvr.cli.preview import show_prompts
+from lit_rlvr.cli.preview import look, print_prompts
 from lit_rlvr.cli.split import write_split
 from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.plan.job import job_of
@@ -17,6 +17,7 @@ from lit_rlvr.plan.show import show
 from lit_rlvr.plan.ways import GPUs
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.terminal import show as result
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -47,7 +48,8 @@ class RLVRTrainer(Trainer):
             out: folder for their images, as PNG files in the size that the model sees.
         """
         datamodule.use_model(model)
-        show_prompts(datamodule, split, prompts, Path(out))
+        found = look(datamodule, split, prompts, Path(out))
+        result(found, lambda: print_prompts(found))
 
     def filter(
         self, model: RLVRModule, datamodule: PromptDataModule, out: str, samples: int = 8, lowest: float = 0.1,
