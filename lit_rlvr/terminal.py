@@ -52,7 +52,7 @@ class _Json:
 
 @contextmanager
 def results_as_json(wanted: bool) -> Iterator[None]:
-    """With `--json`, stdout gets the documents of `show` alone; whatever else is printed goes to stderr."""
+    """With `--json`, stdout gets the document of `show_result` alone; whatever else is printed goes to stderr."""
     if not wanted:
         yield
         return
@@ -64,7 +64,12 @@ def results_as_json(wanted: bool) -> Iterator[None]:
         _Json.stdout = None
 
 
-def show(result: Any, for_people: Callable[[], object]) -> None:
+def wants_json() -> bool:
+    """Whether `--json` was given."""
+    return _Json.stdout is not None
+
+
+def show_result(result: Any, for_people: Callable[[], object]) -> None:
     """Print the result of a command: as one JSON document with `--json`, else by `for_people`.
 
     Args:

@@ -15,7 +15,7 @@ from lit_rlvr.check.properties import Finding, check_advantage, check_algorithm
 from lit_rlvr.configs import find_config, load_config
 from lit_rlvr.errors import UserError, user_line
 from lit_rlvr.parity.command import build
-from lit_rlvr.terminal import Terminal, show
+from lit_rlvr.terminal import Terminal, show_result
 
 FAILED = 1
 """Exit status when a property does not hold."""
@@ -42,7 +42,7 @@ def run(command: str, arguments: list[str]) -> int:
     findings = check(name, options)
     failed = [finding.name for finding in findings if not finding.ok]
     result = [vars(finding) | {"ok": finding.ok} for finding in findings]
-    show({"class": name, "ok": not failed, "properties": result}, lambda: print_findings(name, findings))
+    show_result({"class": name, "ok": not failed, "properties": result}, lambda: print_findings(name, findings))
     return FAILED if failed else 0
 
 

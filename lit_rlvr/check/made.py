@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def changed(
     Args:
         tokens: (B, T) -> (B, T') of log-probabilities, entropies and the mask. groups: (P, G) -> (P, G).
     """
-    arrays = {name: tokens(getattr(batch, name)) for name in ("logp", "old", "ref", "mask", "entropy")}
+    arrays: dict[str, Any] = {name: tokens(getattr(batch, name)) for name in ("logp", "old", "ref", "mask", "entropy")}
     return replace(
         batch, **arrays, group=GroupBatch(**{name: groups(value) for name, value in vars(batch.group).items()})
     )

@@ -16,7 +16,7 @@ from lit_rlvr.plan.job import job_of
 from lit_rlvr.plan.ways import GIB, GPUs, Job, Plan
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.terminal import Terminal, show
+from lit_rlvr.terminal import Terminal, show_result
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -46,7 +46,7 @@ def dry_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule, warm_s
         "memory": memory(trainer, module, job_of(module, data, rollout, precision)),
         "prompts": look(data, "train", PROMPTS, None),
     }
-    show(found, lambda: print_run(found))
+    show_result(found, lambda: print_run(found))
 
 
 def settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ from lit_rlvr.run.progress import RunProgress
 from lit_rlvr.run.ranks import RankWatch
 from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.voice import SetUpEnds
+from lit_rlvr.terminal import show_result, wants_json
 from lit_rlvr.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")
@@ -258,6 +260,14 @@ class RLVRCLI(LightningCLI):
             dry_run(self.trainer, self.model, self.datamodule, self.config_init[subcommand].warm_start)
         else:
             super()._run_subcommand(subcommand)
+            if subcommand in ("fit", "validate", "test") and wants_json() and is_first_process():
+                show_result(self._result(subcommand), lambda: None)  # for people it is printed during the run
+
+    def _result(self, subcommand: str) -> dict[str, Any]:
+        """A run's summary, or the metrics of a measurement."""
+        if subcommand == "fit":
+            return dict(json.loads((Path(self.trainer.default_root_dir) / "summary.json").read_text()))
+        return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     @staticmethod
     def _fit_loggers(config: Any) -> list[Any]:

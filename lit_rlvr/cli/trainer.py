@@ -17,7 +17,7 @@ from lit_rlvr.plan.show import show
 from lit_rlvr.plan.ways import GPUs
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.terminal import show as result
+from lit_rlvr.terminal import show_result
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -49,7 +49,7 @@ class RLVRTrainer(Trainer):
         """
         datamodule.use_model(model)
         found = look(datamodule, split, prompts, Path(out))
-        result(found, lambda: print_prompts(found))
+        show_result(found, lambda: print_prompts(found))
 
     def filter(
         self, model: RLVRModule, datamodule: PromptDataModule, out: str, samples: int = 8, lowest: float = 0.1,
@@ -69,7 +69,9 @@ class RLVRTrainer(Trainer):
         rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
         dtype = compute_dtype(str(self.precision))
         path = filter_prompts(model, datamodule, rollout, dtype, Path(out), samples, lowest, highest, split)
-        print(f"{path}: use it with --data.init_args.{split}")
+        kept = len(path.read_text().splitlines())
+        found = {"file": str(path), "kept": kept, "option": f"--data.init_args.{split}"}
+        show_result(found, lambda: print(f"{path}: use it with {found['option']}"))
 
     def split(self, model: RLVRModule, datamodule: PromptDataModule, out: str) -> None:
         """Write the training and held-out rows of the config's data to files.
@@ -79,8 +81,8 @@ class RLVRTrainer(Trainer):
             datamodule: the data.
             out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`, as far as the data have these sets.
         """
-        for path in write_split(datamodule, Path(out)):
-            print(path)
+        files = [str(path) for path in write_split(datamodule, Path(out))]
+        show_result({"files": files}, lambda: print(*files, sep="\n"))
 
     def plan(
         self, model: RLVRModule, datamodule: PromptDataModule, gpus: str, lengths: str | None = None

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import check_writable, write_atomically
+from lit_rlvr.terminal import show_result
 
 PROJECTS = Path(__file__).parent / "projects"
 KINDS = ("task", "algorithm", "advantage", "environment", "vision")
@@ -25,9 +26,9 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("folder", type=str, help="folder to write; it is new or empty, and its name is the module's")
     parser.add_argument("--kind", type=str, default="task", help=f"what the project is about: {', '.join(KINDS)}")
     config = parser.parse_args(arguments)
-    for path in init(Path(config.folder), config.kind):
-        print(path)
-    print(f"cd {config.folder}; pytest; lit-rlvr fit --config config.yaml")
+    files = [str(path) for path in init(Path(config.folder), config.kind)]
+    then = f"cd {config.folder}; pytest; lit-rlvr fit --config config.yaml"
+    show_result({"files": files, "next": then}, lambda: print(*files, then, sep="\n"))
 
 
 def init(folder: Path, kind: str = "task") -> list[Path]:
