@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Result
 from torch import Tensor
 
 from lit_rlvr import algorithms
@@ -19,7 +18,7 @@ from lit_rlvr.check import Finding, check_advantage, check_algorithm, made_batch
 from lit_rlvr.objectives import LossInputs, Stats, masked_mean, masked_sum, ratio, row_sum
 
 SHIPPED = [name for name in algorithms.__all__ if name != "RLVRModule"]
-Cli = Callable[..., Result]
+CLI = Callable[..., Any]
 
 
 def failed(findings: list[Finding]) -> list[str]:
@@ -256,7 +255,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_command_exits_with_1_if_a_property_fails(own: Path, lit_rlvr: Cli) -> None:
+def test_the_command_exits_with_1_if_a_property_fails(own: Path, lit_rlvr: CLI) -> None:
     good = lit_rlvr("check", "own_losses.Plain")
     assert good.status == 0 and good.out.count("ok  ") == 10 and "own_losses.Plain: all hold" in good.out
     bad = lit_rlvr("check", "own_losses.Plain", "--init_args.broken", "true")
@@ -266,7 +265,7 @@ def test_the_command_exits_with_1_if_a_property_fails(own: Path, lit_rlvr: Cli) 
     assert lit_rlvr("check", "own_losses.centred").status == 0
 
 
-def test_the_command_s_json_holds_the_lines(own: Path, lit_rlvr: Cli) -> None:
+def test_the_command_s_json_holds_the_lines(own: Path, lit_rlvr: CLI) -> None:
     done = lit_rlvr("check", "own_losses.Plain", "--init_args.broken", "true", "--json")
     result = json.loads(done.out)
     assert done.status == 1 and result["ok"] is False
@@ -286,6 +285,6 @@ def test_the_command_s_json_holds_the_lines(own: Path, lit_rlvr: Cli) -> None:
         (["--config", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
     ],
 )
-def test_bad_input_is_one_line(own: Path, lit_rlvr: Cli, arguments: list[str], said: str) -> None:
+def test_bad_input_is_one_line(own: Path, lit_rlvr: CLI, arguments: list[str], said: str) -> None:
     done = lit_rlvr("check", *arguments)
     assert done.status == 2 and said in done.err and done.err.count("\n") == 1 and not done.out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ def dry_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule, warm_s
     warm_start.check(data, rollout.environment is not None)
     found = {
         "run": settings(trainer, module, data, rollout, warm_start),
+        "sizes": sizes(trainer, module, data, rollout),
         "memory": memory(trainer, module, job_of(module, data, rollout, precision)),
         "prompts": look(data, "train", PROMPTS, None),
     }
@@ -55,10 +57,12 @@ def settings(
     """What the run consists of, by name."""
     dtype = compute_dtype(str(trainer.precision))
     correct = next((reward for reward in rollout.rewards if reward.correct_from), None)
-    updates = module.updates_per_rollout * module.epochs_per_rollout
-    iterations = max(0, trainer.max_steps) // updates
-    length = f"{iterations} iterations"
-    seen = f"{iterations * data.prompts_per_step / len(data.prompts['train']):.3g} passes over the training prompts"
+    iterations = iterations_of(trainer, module)
+    steps = "no limit"
+    if iterations is not None:
+        passes = iterations * data.prompts_per_step / len(data.prompts["train"])
+        steps = f"{trainer.max_steps} optimizer steps, {iterations} iterations, {passes:.3g} passes over the training "
+        steps += "prompts"
     return {
         "run folder": trainer.default_root_dir,
         "algorithm": type(module).__name__,
@@ -76,7 +80,28 @@ def settings(
         "importance correction": settle_correction(module.importance_correction, rollout.engine.exact(dtype)),
         "warm start": f"at most {warm_start.steps} supervised steps" if warm_start.steps else None,
         "sequences per rollout": data.prompts_per_step * rollout.group_size,
-        "steps": f"{trainer.max_steps} optimizer steps, {length}, {seen}" if trainer.max_steps > 0 else "no limit",
+        "steps": steps,
+    }
+
+
+def iterations_of(trainer: Trainer, module: RLVRModule) -> int | None:
+    """Rollouts of the whole run; None without a limit on steps."""
+    updates = module.updates_per_rollout * module.epochs_per_rollout
+    return math.ceil(trainer.max_steps / updates) if trainer.max_steps > 0 else None
+
+
+def sizes(trainer: Trainer, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback) -> dict[str, Any]:
+    """Numbers of the whole run."""
+    iterations, every = iterations_of(trainer, module), trainer.val_check_interval
+    at_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
+    during = (iterations or 0) // every if at_steps else 1  # else by epochs: taken as once, at the end
+    samples = [len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated]
+    return {
+        "iterations": iterations,
+        "prompts": data.prompts_per_step,
+        "sequences": data.prompts_per_step * rollout.group_size,
+        "validations": 1 + during if trainer.limit_val_batches else 0,
+        "validation_completions": sum(samples),
     }
 
 
@@ -84,7 +109,7 @@ def memory(trainer: Trainer, module: RLVRModule, job: Job) -> dict[str, Any]:
     """The plan's estimate for one process as the run is configured, in GiB."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
+        total = float(torch.cuda.get_device_properties(device).total_memory)
     else:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / trainer.world_size
     plans = job.plans(GPUs(trainer.world_size, total / GIB))
@@ -111,8 +136,8 @@ def _is(plan: Plan, trainer: Trainer, module: RLVRModule) -> bool:
 
 def _named(advantage: object) -> str:
     """An estimator by its registered name, or by that of its class or function."""
-    names = {cls: name for name, cls in REGISTRY.items()}
-    return names.get(type(advantage)) or getattr(advantage, "__name__", type(advantage).__name__)  # type: ignore[call-overload]
+    registered = next((name for name, cls in REGISTRY.items() if type(advantage) is cls), None)
+    return registered or str(getattr(advantage, "__name__", type(advantage).__name__))
 
 
 def print_run(found: Mapping[str, Any]) -> None:

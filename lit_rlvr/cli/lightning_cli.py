@@ -32,6 +32,7 @@ from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError, defined_at
 from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.files import check_writable, write_atomically
+from lit_rlvr.plan.timing import time_run
 from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.run.claim import CONFIG_HEADER, check_room, held, room
 from lit_rlvr.run.logger import MetricsFile
@@ -67,6 +68,10 @@ HELP = (
 
 DRY = "--dry-run"
 """Option of `fit`; not one of the config, which is saved."""
+
+
+TIME = "--time"
+"""Option of `plan` that measures instead."""
 
 
 SUBCOMMANDS = {
@@ -305,15 +310,21 @@ class ConfigCheck(RLVRCLI):
 
 
 def _top_of_help(command: str) -> dict[str, str]:
-    dry = f" {DRY} shows all of it, the memory and the first prompts, and does not train." if command == "fit" else ""
+    more = {
+        "fit": f" {DRY} shows all of it, the memory and the first prompts, and does not train.",
+        "plan": f" {TIME} in place of --gpus trains for a minute on this machine and says how long the whole run "
+        "takes, and with --price PER_HOUR what it costs.",
+    }.get(command, "")
     return {
         "usage": f"lit-rlvr {command} --config NAME_OR_FILE [--GROUP.OPTION VALUE ...]",
-        "description": f"{COMMANDS[command][1].capitalize()}. {HELP}{dry}",
+        "description": f"{COMMANDS[command][1].capitalize()}. {HELP}{more}",
     }
 
 
 def run(command: str, arguments: list[str]) -> None:
     """`lit-rlvr fit ...` and the other commands that take a config."""
+    if command == "plan" and TIME in arguments:
+        return time_run(arguments)
     dry = command == "fit" and DRY in arguments
     given = [argument for argument in arguments if not (dry and argument == DRY)]
     with ExitStack() as until_end, save_dir_not_required():

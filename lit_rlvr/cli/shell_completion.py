@@ -65,7 +65,7 @@ def script() -> str:
     cases = []
     for command in COMMANDS:
         found = {*parsers[command]._option_string_actions, *inner} if command in parsers else _in_help(command)
-        found |= {"--dry-run"} if command == "fit" else set()
+        found |= {"fit": {"--dry-run"}, "plan": {"--time", "--price"}}.get(command, set())
         found |= {"--json"} if command not in WITHOUT_RESULT else set()
         cases.append(f'            {command}) words="{_words(found)}" ;;')
     return SCRIPT.format(

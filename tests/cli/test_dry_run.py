@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result
 
-Cli = Callable[..., Result]
+CLI = Callable[..., Any]
 DRY = ("fit", "--config", "tiny.yaml", "--dry-run")
 
 
@@ -38,12 +37,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_it_says_what_the_run_would_be(lit_rlvr: Cli) -> None:
+def test_it_says_what_the_run_would_be(lit_rlvr: CLI) -> None:
     done = lit_rlvr(*DRY)
     assert done.status == 0, done.err
     for line in (
         "algorithm: GRPO", "advantage: grpo", "engine: hf", "devices: 1 x cpu", "precision: 32-true",
-        "run folder: run", "rewards: 1 x tiny_rewards.first_token", "sequences per rollout: 16",
+        "run folder: run", "rewards: 1 x first_token", "sequences per rollout: 16",
         "steps: 6 optimizer steps, 6 iterations, 1.5 passes over the training prompts",
         "data: arithmetic train: 16 prompts of ", "validation: arithmetic validation: 20 prompts of ",
     ):  # fmt: skip
@@ -52,7 +51,7 @@ def test_it_says_what_the_run_would_be(lit_rlvr: Cli) -> None:
     assert "error" not in done.err
 
 
-def test_its_json_holds_the_same(lit_rlvr: Cli) -> None:
+def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:
     found = json.loads(lit_rlvr(*DRY, "--json", "--warm_start.steps", 10, "--warm_start.checked", 4).out)
     assert found["run"]["warm start"] == "at most 10 supervised steps"
     assert len(found["prompts"]["prompts"]) == 2
@@ -73,7 +72,7 @@ def test_its_json_holds_the_same(lit_rlvr: Cli) -> None:
         (["--data.init_args.prompts_per_step", "32"], "prompts_per_step"),
     ],
 )
-def test_it_fails_with_the_line_of_fit(lit_rlvr: Cli, tmp_path: Path, options: list[str], said: str) -> None:
+def test_it_fails_with_the_line_of_fit(lit_rlvr: CLI, tmp_path: Path, options: list[str], said: str) -> None:
     dry = lit_rlvr(*DRY, *options)
     assert dry.status == 2 and said in error_of(dry), dry.err
     elsewhere = tmp_path.with_name(tmp_path.name + "-fit")
@@ -81,19 +80,19 @@ def test_it_fails_with_the_line_of_fit(lit_rlvr: Cli, tmp_path: Path, options: l
     assert real.status == 2 and error_of(real) == error_of(dry)
 
 
-def error_of(done: Result) -> str:
+def error_of(done: Any) -> str:
     (line,) = [line for line in done.err.splitlines() if "lit-rlvr: error" in line]
     return line
 
 
-def test_it_checks_the_warm_start(lit_rlvr: Cli) -> None:
+def test_it_checks_the_warm_start(lit_rlvr: CLI) -> None:
     done = lit_rlvr(*DRY, "--warm_start.steps", 10)
     assert done.status == 2 and "warm_start.checked: 128 of 16" in error_of(done)
     done = lit_rlvr(*DRY, "--warm_start.steps", 10, "--warm_start.checked", 4, "--warm_start.solution", "proof")
     assert done.status == 2 and "has no text in column 'proof'" in error_of(done)
 
 
-def test_a_folder_that_holds_a_run_is_refused(lit_rlvr: Cli, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_folder_that_holds_a_run_is_refused(lit_rlvr: CLI, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("runs")
     (root / "summary.json").write_text("{}")
     done = lit_rlvr(*DRY, "--trainer.default_root_dir", root)
