@@ -62,6 +62,21 @@ class OwnNormaliser(RLVRModule):
         return -masked_sum(x.logp * x.advantages, x.mask / x.mask.sum().clamp(min=1), x.mask), {}
 
 
+class OwnMean(RLVRModule):
+    """Divides by a row's tokens, of which there may be none."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        mean = torch.where(x.mask, x.logp, 0.0).sum(1) / x.mask.sum(1)
+        return -(mean * x.advantages[:, 0] * x.row_weight).sum(), {}
+
+
+class OwnDeviation(RLVRModule):
+    """Is not a number for a single row."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return -masked_sum(x.logp * x.advantages, x.token_weight, x.mask) + 0 * x.row_weight.std(), {}
+
+
 class WholeRows(RLVRModule):
     """Sums the masked tokens too."""
 
@@ -142,6 +157,8 @@ class Rounded(RLVRModule):
     [
         (Plain, []),
         (OwnNormaliser, ["micro-batches"]),
+        (OwnDeviation, ["micro-batches"]),
+        (OwnMean, ["empty rows"]),
         (WholeRows, ["masked tokens"]),
         (Width, ["padding"]),
         (Detached, ["gradient"]),
@@ -205,7 +222,7 @@ def test_an_algorithm_with_a_broken_advantage_fails_too() -> None:
 def test_the_batch_has_what_the_properties_need() -> None:
     batch = made_batch()
     lengths = batch.mask.sum(1)
-    assert lengths.min() == 0 and len(lengths.unique()) > 4
+    assert lengths.min() == 1 and len(lengths.unique()) > 4
     gaps = [row.nonzero()[-1] + 1 - row.sum() for row in batch.mask if row.any()]
     assert sum(int(gap) > 0 for gap in gaps) > 3
     rates = batch.group.success
@@ -257,9 +274,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_command_exits_with_1_if_a_property_fails(own: Path, lit_rlvr: CLI) -> None:
     good = lit_rlvr("check", "own_losses.Plain")
-    assert good.status == 0 and good.out.count("ok  ") == 10 and "own_losses.Plain: all hold" in good.out
+    assert good.status == 0 and good.out.count("ok  ") == 11 and "own_losses.Plain: all hold" in good.out
     bad = lit_rlvr("check", "own_losses.Plain", "--init_args.broken", "true")
-    assert bad.status == 1 and "FAILED  micro-batches" in bad.out and "1 of 10 properties FAILED" in bad.out
+    assert bad.status == 1 and "FAILED  micro-batches" in bad.out and "1 of 11 properties FAILED" in bad.out
     assert lit_rlvr("check", "--config", "own.yaml").status == 1
     assert lit_rlvr("check", "--config", "own.yaml", "--init_args.broken", "false").status == 0
     assert lit_rlvr("check", "own_losses.centred").status == 0

@@ -25,14 +25,13 @@ def same(x: Tensor) -> Tensor:
 def made_batch() -> FrozenBatch:
     """Six groups of four completions in float64.
 
-    Each group has right and wrong ones, with rewards in [0, 1]. Completions have 1 to 9 tokens, gaps as observations
-    leave them, and one has no token in the loss. Ratios are near and far from 1.
+    Each group has right and wrong ones, with rewards in [0, 1]. Completions have 1 to 9 tokens, some with gaps as
+    observations leave them. Ratios are near and far from 1.
     """
     rng = np.random.default_rng(derive_seed("check"))
     rows = PROMPTS * SIZE
     mask = np.arange(WIDTH) < rng.integers(1, WIDTH + 1, rows)[:, None]
     mask[:, 2] &= np.arange(rows) % 3 > 0  # gaps
-    mask[5] = False
     correct = np.stack([rng.permutation(np.arange(SIZE) < 1 + p % (SIZE - 1)) for p in range(PROMPTS)]).astype(float)
     logp = -rng.exponential(1.0, (rows, WIDTH))
     spread = np.array([1e-4, 1e-3, 0.05, 0.5])[np.arange(rows) % 4]  # of the log-ratios

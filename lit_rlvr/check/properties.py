@@ -71,6 +71,7 @@ def check_algorithm(algorithm: RLVRModule) -> list[Finding]:
         Finding("order of completions", _order(algorithm, batch, base, inside), EXACT, "each group in another order"),
         Finding("masked tokens", _masked(algorithm, batch, base), EXACT, "other numbers where the mask is False"),
         Finding("padding", _padding(algorithm, batch, base), EXACT, "three more masked tokens at every end"),
+        Finding("empty rows", _empty(algorithm, batch), 0, "infinite or NaN, where a row has no token in the loss"),
         Finding("zero advantages", _unskipped(algorithm, batch), 0, "gradient where the advantage is 0"),
         Finding("equal rewards", _equal(algorithm, batch), 0, "infinite or NaN, where a group's rewards are equal"),
         Finding("extreme ratios", _extreme(algorithm, batch), 0, "infinite or NaN, at ratios of e^-100 to e^100"),
@@ -206,7 +207,7 @@ def _cuts(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
     rows = list(range(len(batch.logp)))
     singles, pairs = [[i] for i in rows], [rows[k : k + 2] for k in rows[::2]]
     cuts = (singles, pairs, [rows[:7], rows[7:]], [rows[k::5] for k in range(5)])
-    return max(error(replay_one(batch, deepcopy(algorithm), parts), base) for parts in cuts)
+    return float(np.max([error(replay_one(batch, deepcopy(algorithm), parts), base) for parts in cuts]))
 
 
 def _order(algorithm: RLVRModule, batch: FrozenBatch, base: Result, rows: Sequence[int]) -> float:
@@ -224,12 +225,19 @@ def _masked(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
 
     found = replay_one(changed(batch, filled), deepcopy(algorithm))
     nothing = {"dlogp": torch.where(batch.mask, base["dlogp"], 0.0)}
-    return max(error(found, base), error(found, base | nothing))
+    return float(np.max([error(found, base), error(found, base | nothing)]))
 
 
 def _padding(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
     found = replay_one(changed(batch, lambda x: pad(x, (0, 3))), deepcopy(algorithm))
     return error(found | {"dlogp": found["dlogp"][:, : batch.logp.shape[1]]}, base)
+
+
+def _empty(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    """Training leaves such rows out, but for a process that has no other."""
+    mask = batch.mask.clone()
+    mask[5] = False
+    return bad(replay_one(replace(batch, mask=mask), deepcopy(algorithm)))
 
 
 def _unskipped(algorithm: RLVRModule, batch: FrozenBatch) -> float:
