@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ def test_a_command_without_a_result_refuses_it(lit_rlvr: CLI, command: str) -> N
     done = lit_rlvr(command, "--json")
     assert done.status == 2 and f"--json: {command} has no result" in done.err and not done.out
     assert command in COMMANDS
+
+
+def test_every_command_s_document_is_described() -> None:
+    table = (Path(__file__).parents[2] / "docs/commands.md").read_text()
+    rows = {name for line in table.splitlines() if line.startswith("| `") for name in re.findall(r"`([\w ]+)", line)}
+    assert set(COMMANDS) - set(WITHOUT_RESULT) <= rows
 
 
 def test_an_error_prints_no_document(run_folder: Path, lit_rlvr: CLI) -> None:
