@@ -41,7 +41,7 @@ BREAKS = {
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS` in a folder, as its user would."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "LIT_RLVR_CACHE": str(folder / "cache")}
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
         check=False,
