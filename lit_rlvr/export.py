@@ -24,6 +24,7 @@ from lit_rlvr.policy.lora import Lora, add_adapters, merge_adapters
 from lit_rlvr.policy.sources import cache_folder, made_once, resolve_model
 from lit_rlvr.policy.vision import takes_images
 from lit_rlvr.seeds import derive_seed
+from lit_rlvr.terminal import show_result
 
 PREFIX = "policy.model."
 
@@ -36,7 +37,10 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--dtype", type=str, default="float32", help="type of the written weights: float32 or bfloat16")
     config = parser.parse_args(arguments)
     target = export_run(Path(config.run), Path(config.to), config.dtype)
-    print(f"{target}: loads with transformers' from_pretrained and with vLLM")
+    show_result(
+        {"folder": str(target), "dtype": config.dtype},
+        lambda: print(f"{target}: loads with transformers' from_pretrained and with vLLM"),
+    )
 
 
 def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:

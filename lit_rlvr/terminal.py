@@ -1,10 +1,14 @@
-"""The terminal: text from models and data sets is escaped, so that it cannot control the terminal."""
+"""The terminal: text from models and data sets is escaped, so that it cannot control the terminal; and `--json`."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable
-from typing import Any
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -38,3 +42,50 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
+
+
+class _Json:
+    """Where results go as JSON; None = they are printed for people."""
+
+    stdout: TextIO | None = None
+
+
+@contextmanager
+def results_as_json(wanted: bool) -> Iterator[None]:
+    """With `--json`, stdout gets the document of `show_result` alone; whatever else is printed goes to stderr."""
+    if not wanted:
+        yield
+        return
+    _Json.stdout = sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _Json.stdout = None
+
+
+def wants_json() -> bool:
+    """Whether `--json` was given."""
+    return _Json.stdout is not None
+
+
+def show_result(result: Any, for_people: Callable[[], object]) -> None:
+    """Print the result of a command: as one JSON document with `--json`, else by `for_people`.
+
+    Args:
+        result: mappings, lists, texts and numbers; everything else becomes text, and numbers that are not finite null.
+    """
+    if _Json.stdout is None:
+        for_people()
+    else:
+        print(json.dumps(_plain(result), indent=2, ensure_ascii=False), file=_Json.stdout, flush=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

@@ -97,6 +97,25 @@ class WarmStart:
                 episodes.close()
         module.model_folder = str(target)
 
+    def check(self, data: PromptDataModule, turns: bool) -> None:
+        """Check that there are solutions, and prompts to learn from; loads no weights.
+
+        Args:
+            turns: whether an environment answers, so that a solution is a list of turns.
+
+        Raises:
+            UserError: names what is missing.
+        """
+        if not self.steps:
+            return
+        self._check_count(len(data.stream.prompts))
+        for prompt in data.stream.prompts:
+            _ = self._texts(prompt) if turns else self._text(prompt)
+
+    def _check_count(self, prompts: int) -> None:
+        if prompts <= self.checked:
+            raise UserError(f"warm_start.checked: {self.checked} of {prompts} training prompts leave none to train on")
+
     def _key(self, policy: Policy, data: PromptDataModule, environment: Environment | None, sampling: Sampling) -> str:
         """A key of everything the result depends on: the weights, the prompts, the environment and the settings."""
         digest = hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode())
@@ -115,10 +134,7 @@ class WarmStart:
     ) -> None:  # fmt: skip
         prompts = list(data.stream.prompts)
         random.Random(derive_seed("warm start", data.seed)).shuffle(prompts)
-        if len(prompts) <= self.checked:
-            raise UserError(
-                f"warm_start.checked: {self.checked} of {len(prompts)} training prompts leave none to train on"
-            )
+        self._check_count(len(prompts))
         if episodes is not None:
             prompts = episodes.open(prompts, data.encode, data.max_prompt_tokens)
             pairs = self._played(prompts, data.tokenizer, policy, episodes, sampling)
@@ -182,10 +198,13 @@ class WarmStart:
 
     def _turns(self, prompt: Prompt, tokenizer: Any, policy: Policy) -> list[Completion]:
         """The turns of a prompt's solution."""
+        return [self._sampled(text, tokenizer, policy) for text in self._texts(prompt)]
+
+    def _texts(self, prompt: Prompt) -> list[str]:
         texts = prompt.sample.row.get(self.solution)
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
             raise UserError(f"{self._place(prompt)} is not a list of texts, one for each of the model's turns")
-        return [self._sampled(text, tokenizer, policy) for text in texts]
+        return texts
 
     def _place(self, prompt: Prompt) -> str:
         return f"warm_start.solution: column {self.solution!r} of {prompt.sample.source or prompt.sample.id}"
@@ -197,13 +216,16 @@ class WarmStart:
         return Completion(text, ids, "stop")
 
     def _completion(self, prompt: Prompt, tokenizer: Any, policy: Policy) -> Completion:
+        return self._sampled(self._text(prompt), tokenizer, policy)
+
+    def _text(self, prompt: Prompt) -> str:
         text = prompt.sample.row.get(self.solution)
         if not isinstance(text, str) or not text:
             raise UserError(
                 f"warm_start.solution: {prompt.sample.source or prompt.sample.id} has no text in column "
                 f"{self.solution!r}; name the column that holds the solutions"
             )
-        return self._sampled(text, tokenizer, policy)
+        return text
 
     def _batches(self, pairs: list[tuple[Prompt, Completion]]) -> Iterator[list[tuple[Prompt, Completion]]]:
         """An endless stream of batches; every epoch has a new order."""

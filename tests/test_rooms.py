@@ -21,6 +21,8 @@ FLOORS = [
     {"evaluation", "plan", "run", "warm_start"},
     {"cli", "report"},
     {"__main__", "compare", "parity", "watch"},
+    {"check"},
+    {"init"},
 ]
 """Rooms from the ground up; each imports those below it only."""
 

@@ -25,6 +25,8 @@ class CISPO(RLVRModule):
         dual_clip: the same bound for negative advantages only, if it is lower; None = off.
     """
 
+    stops_gradient = True
+
     def __init__(
         self,
         advantage: Advantage | str = "grpo",

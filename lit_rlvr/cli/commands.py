@@ -1,6 +1,7 @@
 """The commands of `lit-rlvr`."""
 
 COMMANDS = {
+    "init": ("lit_rlvr.init", "write a small project of your own: task, algorithm, advantage, environment or vision"),
     "fit": ("lit_rlvr.cli.lightning_cli", "train a model"),
     "validate": ("lit_rlvr.cli.lightning_cli", "measure a model on the validation sets"),
     "test": ("lit_rlvr.cli.lightning_cli", "measure a model on the test set, with the config's sampling and rewards"),
@@ -16,6 +17,10 @@ COMMANDS = {
     ),
     "serve": ("lit_rlvr.cli.serve", "start a vLLM server that generates for runs on other machines"),
     "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
+    "check": (
+        "lit_rlvr.check",
+        "check the numbers of an algorithm or an advantage: gradient, cuts, order, masks, range",
+    ),
     "parity": ("lit_rlvr.parity", "replay algorithms on one frozen batch of numbers, without a model"),
     "watch": ("lit_rlvr.watch", "follow runs in a browser, or in the terminal, while they train"),
     "report": ("lit_rlvr.report", "write one HTML page about runs: settings, curves, tables, completions"),
@@ -27,3 +32,6 @@ COMMANDS = {
     "doctor": ("lit_rlvr.cli.doctor", "show what is installed, what will be used, and what is missing"),
 }
 """Command -> (module with `run(command, arguments)`, one line of help)."""
+
+WITHOUT_RESULT = ("serve", "completion")
+"""Commands that take no `--json`."""

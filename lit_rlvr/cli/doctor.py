@@ -17,7 +17,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.policy.sources import cache_folder
 from lit_rlvr.rollout.choose_engine import resolve_engine
-from lit_rlvr.terminal import Terminal
+from lit_rlvr.terminal import Terminal, show_result
 
 PACKAGES = {
     "torch": "",
@@ -46,10 +46,16 @@ PACKAGES = {
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `doctor`."""
     ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False).parse_args(arguments)
-    console = Terminal()
-    console.print(packages_table())
-    for line in findings():
-        console.print(line, soft_wrap=True)
+    lines = findings()
+
+    def for_people() -> None:
+        console = Terminal()
+        console.print(packages_table())
+        for line in lines:
+            console.print(line, soft_wrap=True)
+
+    installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in PACKAGES}
+    show_result({"packages": installed, "findings": lines}, for_people)
     missing = [name for name, hint in PACKAGES.items() if not hint and _installed(name) is None]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}; install lit-rlvr again")

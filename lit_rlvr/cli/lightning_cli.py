@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ import lit_rlvr.rewards.known  # noqa: F401
 from datamodules import PromptDataModule
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
+from lit_rlvr.cli.dry_run import dry_run
 from lit_rlvr.cli.groups import CALLBACKS
 from lit_rlvr.cli.refuse_nulls import refuse_nulls
 from lit_rlvr.cli.trainer import RLVRTrainer
@@ -31,8 +33,9 @@ from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError, defined_at
 from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.files import check_writable, write_atomically
+from lit_rlvr.plan.timing import time_run
 from lit_rlvr.policy.precision import fast_bf16
-from lit_rlvr.run.claim import CONFIG_HEADER, held, room
+from lit_rlvr.run.claim import CONFIG_HEADER, check_room, held, room
 from lit_rlvr.run.live import LiveFile
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.loggers import in_run_folder, save_dir_not_required, with_ours
@@ -43,6 +46,7 @@ from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.choose import Chosen, choose_trackers
 from lit_rlvr.run.voice import SetUpEnds
+from lit_rlvr.terminal import show_result, wants_json
 from lit_rlvr.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")
@@ -64,6 +68,14 @@ HELP = (
     "those of a data set, --print_config all settings of the run. docs/reference.md explains every class."
 )
 """Instructions at the top of the help."""
+
+
+DRY = "--dry-run"
+"""Option of `fit`; not one of the config, which is saved."""
+
+
+TIME = "--time"
+"""Option of `plan` that measures instead."""
 
 
 SUBCOMMANDS = {
@@ -97,8 +109,8 @@ def settings_of(parser: LightningArgumentParser, config: Any) -> str:
 class RLVRCLI(LightningCLI):
     """`lit-rlvr fit | validate | ...`."""
 
-    def __init__(self, args: Sequence[str], until_end: ExitStack) -> None:
-        self._arguments, self._until_end = list(args), until_end
+    def __init__(self, args: Sequence[str], until_end: ExitStack, dry: bool = False) -> None:
+        self._arguments, self._until_end, self._dry = list(args), until_end, dry
         quiet = {"exit_on_error": False}
         super().__init__(
             RLVRModule,
@@ -190,7 +202,7 @@ class RLVRCLI(LightningCLI):
             check_out(Path(config.out))
         if self.subcommand == "preview":
             check_writable(Path(config.out), "--out")
-        owns = self.subcommand == "fit" and is_first_process()
+        owns = self.subcommand == "fit" and is_first_process() and not self._dry
         if owns:
             self._until_end.enter_context(held(root))
         if config.get("ckpt_path") == "last":
@@ -201,6 +213,8 @@ class RLVRCLI(LightningCLI):
                 self._say_what_changes(config, step)
         if owns:
             self._until_end.enter_context(room(root, bool(config.ckpt_path), config.overwrite))
+        if self._dry:
+            check_room(root, bool(config.ckpt_path), config.overwrite)
         for line in changed_classes(self._arguments, config):
             _log.warning("%s", line)
 
@@ -231,13 +245,13 @@ class RLVRCLI(LightningCLI):
         if rollout.environment is not None:
             for data in self.datamodule.validated:
                 data.use_tools(rollout.environment.tools)
-        if self.subcommand not in ("preview", "split", "plan"):
+        if self.subcommand not in ("preview", "split", "plan") and not self._dry:
             warm_start = self.config_init[self.subcommand].warm_start
             warm_start.apply(self.model, self.datamodule, rollout.environment, rollout.sampling)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
-        loggers = self._fit_loggers(config) if self.subcommand == "fit" else False
+        loggers = self._fit_loggers(config) if self.subcommand == "fit" and not self._dry else False
         if config.trainer.enable_checkpointing is False:
             config.checkpoint.enabled = False  # Lightning would refuse the callback itself
             if self.subcommand == "fit":
@@ -259,6 +273,20 @@ class RLVRCLI(LightningCLI):
         if bar is not None:
             callbacks[callbacks.index(bar)] = RunProgress()
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self._dry:
+            dry_run(self.trainer, self.model, self.datamodule, self.config_init[subcommand].warm_start)
+        else:
+            super()._run_subcommand(subcommand)
+            if subcommand in ("fit", "validate", "test") and wants_json() and is_first_process():
+                show_result(self._result(subcommand), lambda: None)  # for people it is printed during the run
+
+    def _result(self, subcommand: str) -> dict[str, Any]:
+        """A run's summary, or the metrics of a measurement."""
+        if subcommand == "fit":
+            return dict(json.loads((Path(self.trainer.default_root_dir) / "summary.json").read_text()))
+        return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
     @staticmethod
     def _fit_loggers(config: Any) -> list[Any]:
@@ -297,13 +325,22 @@ class ConfigCheck(RLVRCLI):
 
 
 def _top_of_help(command: str) -> dict[str, str]:
+    more = {
+        "fit": f" {DRY} shows all of it, the memory and the first prompts, and does not train.",
+        "plan": f" {TIME} in place of --gpus trains for a minute on this machine and says how long the whole run "
+        "takes, and with --price PER_HOUR what it costs.",
+    }.get(command, "")
     return {
         "usage": f"lit-rlvr {command} --config NAME_OR_FILE [--GROUP.OPTION VALUE ...]",
-        "description": f"{COMMANDS[command][1].capitalize()}. {HELP}",
+        "description": f"{COMMANDS[command][1].capitalize()}. {HELP}{more}",
     }
 
 
 def run(command: str, arguments: list[str]) -> None:
     """`lit-rlvr fit ...` and the other commands that take a config."""
+    if command == "plan" and TIME in arguments:
+        return time_run(arguments)
+    dry = command == "fit" and DRY in arguments
+    given = [argument for argument in arguments if not (dry and argument == DRY)]
     with ExitStack() as until_end, save_dir_not_required():
-        RLVRCLI([command, *find_configs(arguments), *(ANYWHERE if command == "plan" else ())], until_end)
+        RLVRCLI([command, *find_configs(given), *(ANYWHERE if command == "plan" else ())], until_end, dry)

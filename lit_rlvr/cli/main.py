@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lit_rlvr import __version__
-from lit_rlvr.cli.commands import COMMANDS
+from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.errors import user_line
 from lit_rlvr.printable import one_line
 
@@ -48,7 +48,12 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit status: 0 done, 2 bad input, 128 + n stopped by signal n."""
+    """Run one command and return its exit status.
+
+    0 done, 1 a check failed, 2 bad input, 128 + n stopped by signal n.
+    """
+    as_json = "--json" in arguments
+    arguments = [argument for argument in arguments if argument != "--json"]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -60,14 +65,18 @@ def run(arguments: Sequence[str]) -> int:
     command = arguments[0]
     if command not in COMMANDS:
         return _print_error(f"there is no command {command!r}; commands: {', '.join(COMMANDS)}")
+    if as_json and command in WITHOUT_RESULT:
+        return _print_error(f"--json: {command} has no result to print; leave it out")
     sys.path.append(str(Path.cwd()))  # a user's own modules; appended, so that they cannot shadow ours
     _set_up_output()
     from lit_rlvr.cli.failure_line import TRACEBACK, failure_line
     from lit_rlvr.distributed.collectives import is_first_process
     from lit_rlvr.run.stop import RunStopped
+    from lit_rlvr.terminal import results_as_json
 
     try:
-        import_module(COMMANDS[command][0]).run(command, list(arguments[1:]))
+        with results_as_json(as_json):
+            return import_module(COMMANDS[command][0]).run(command, list(arguments[1:])) or 0
     except RunStopped as error:
         if is_first_process():
             print(f"lit-rlvr: {error}{'; resume with --ckpt_path last' if error.saved else ''}", file=sys.stderr)
@@ -90,7 +99,6 @@ def run(arguments: Sequence[str]) -> int:
         if os.environ.get(TRACEBACK):
             traceback.print_exception(error)
         return _fail(line)
-    return 0
 
 
 def _watch_exits() -> None:
@@ -126,7 +134,7 @@ def usage() -> str:
             *lines,
             "",
             "first run: lit-rlvr fit --config quickstart",
-            "options:   lit-rlvr help COMMAND",
+            "options:   lit-rlvr help COMMAND; with --json a command prints its result as one JSON document",
         ]
     )
 

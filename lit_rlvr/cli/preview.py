@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -24,12 +24,12 @@ MADE_BY = "lit-rlvr preview"
 """Mark in our pictures, so that a later preview may replace them."""
 
 
-def show_prompts(data: PromptDataModule, split: Split, count: int, folder: Path) -> None:
-    """Print the first prompts of a set with their token counts and answers, save their images, and summarise the set.
+def look(data: PromptDataModule, split: Split, count: int, folder: Path | None) -> dict[str, Any]:
+    """The first prompts of a set with their token counts and answers, and a summary of the set.
 
     Args:
         count: number of prompts.
-        folder: folder for the images; created if there are any.
+        folder: folder for their images, created if there are any; None = save none.
 
     Raises:
         UserError: there is no such set, or `count` is not positive.
@@ -40,35 +40,64 @@ def show_prompts(data: PromptDataModule, split: Split, count: int, folder: Path)
     prompts = data.prompts[split]
     if not prompts:
         raise UserError(f"--split: there is no {split} set")
+    return {
+        "set": f"{data.name} {split}",
+        "count": len(prompts),
+        "prompts": [_described(data, prompt, folder) for prompt in prompts[:count]],
+        "summary": about(data, split),
+    }
+
+
+def _described(data: PromptDataModule, prompt: Prompt, folder: Path | None) -> dict[str, Any]:
+    sample = prompt.sample
+    return {
+        "id": sample.id,
+        "text": data.render(sample),
+        "tokens": len(prompt.token_ids),
+        "answer": sample.answer,
+        "options": list(sample.options),
+        "category": sample.category,
+        "images": [image_of(data, prompt, i, folder) for i in range(len(sample.images))],
+    }
+
+
+def print_prompts(found: dict[str, Any]) -> None:
+    """Print what `look` found."""
     console = Terminal()
-    for number, prompt in enumerate(prompts[:count], 1):
-        sample = prompt.sample
-        console.print(Rule(f"{split} {number} of {len(prompts)}: {sample.id}", align="left", characters="-"))
-        console.print(data.render(sample), soft_wrap=True)
+    split = found["set"].rpartition(" ")[2]
+    for number, prompt in enumerate(found["prompts"], 1):
+        console.print(Rule(f"{split} {number} of {found['count']}: {prompt['id']}", align="left", characters="-"))
+        console.print(prompt["text"], soft_wrap=True)
         console.print(Rule(characters="-"))
-        images = [save_image(data, prompt, i, folder) for i in range(len(sample.images))]
-        facts = [f"{len(prompt.token_ids)} tokens", f"answer {sample.answer!r}"]
-        facts += [f"options {list(sample.options)}"] * bool(sample.options)
-        facts += [f"category {sample.category!r}"] * bool(sample.category)
-        console.print("; ".join([*facts, *images]), soft_wrap=True)
-    console.print(about(data, split), soft_wrap=True)
+        facts = [f"{prompt['tokens']} tokens", f"answer {prompt['answer']!r}"]
+        facts += [f"options {prompt['options']}"] * bool(prompt["options"])
+        facts += [f"category {prompt['category']!r}"] * bool(prompt["category"])
+        for k, image in enumerate(prompt["images"], 1):
+            place = f", {image['file']}" if image["file"] else ""
+            facts.append(f"image {k}: {image['tokens']} tokens, {image['width']} x {image['height']} pixels{place}")
+        console.print("; ".join(facts), soft_wrap=True)
+    console.print(found["summary"], soft_wrap=True)
 
 
-def save_image(data: PromptDataModule, prompt: Prompt, number: int, folder: Path) -> str:
-    """Save an image of a prompt in the size that the model sees; returns a line with its path and token count."""
+def image_of(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:
+    """The size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to."""
     pixels = data.prepare(prompt).pixels
     assert pixels is not None, "the prompt has images"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^\w.-]+", "_", prompt.sample.id)
-    path = folder / f"{name}-{number + 1}.png"
     image = pixels.images[number]
+    path = None if folder is None else _saved(image, f"{prompt.sample.id}-{number + 1}", folder)
+    tokens = data.image_processor.features(pixels.grid[number].tolist())
+    return {"tokens": tokens, "width": image.width, "height": image.height, "file": path and str(path)}
+
+
+def _saved(image: Image.Image, name: str, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (re.sub(r"[^\w.-]+", "_", name) + ".png")
     if path.exists() and Image.open(path).info.get("Software") != MADE_BY:
         raise UserError(f"--out: {path} exists and is not a picture of `lit-rlvr preview`; choose another folder")
     made_by = PngInfo()
     made_by.add_text("Software", MADE_BY)
     image.save(path, pnginfo=made_by)
-    tokens = data.image_processor.features(pixels.grid[number].tolist())
-    return f"image {number + 1}: {tokens} tokens, {image.width} x {image.height} pixels, {path}"
+    return path
 
 
 def about(data: PromptDataModule, split: Split) -> str:

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser
 import datamodules
 from datamodules import PromptDataModule
 from lit_rlvr import algorithms
-from lit_rlvr.cli.commands import COMMANDS
+from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.cli.options_page import options
 from lit_rlvr.configs import shipped_configs
@@ -65,6 +65,8 @@ def script() -> str:
     cases = []
     for command in COMMANDS:
         found = {*parsers[command]._option_string_actions, *inner} if command in parsers else _in_help(command)
+        found |= {"fit": {"--dry-run"}, "plan": {"--time", "--price"}}.get(command, set())
+        found |= {"--json"} if command not in WITHOUT_RESULT else set()
         cases.append(f'            {command}) words="{_words(found)}" ;;')
     return SCRIPT.format(
         commands=_words(["help", *COMMANDS]), configs=_words(shipped_configs()), models=_words(models),

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from datamodules import PromptDataModule
 from datamodules.base import Split
-from lit_rlvr.cli.preview import show_prompts
+from lit_rlvr.cli.preview import look, print_prompts
 from lit_rlvr.cli.split import write_split
 from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.plan.job import job_of
@@ -17,6 +17,7 @@ from lit_rlvr.plan.show import show
 from lit_rlvr.plan.ways import GPUs
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.terminal import show_result
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -47,7 +48,8 @@ class RLVRTrainer(Trainer):
             out: folder for their images, as PNG files in the size that the model sees.
         """
         datamodule.use_model(model)
-        show_prompts(datamodule, split, prompts, Path(out))
+        found = look(datamodule, split, prompts, Path(out))
+        show_result(found, lambda: print_prompts(found))
 
     def filter(
         self, model: RLVRModule, datamodule: PromptDataModule, out: str, samples: int = 8, lowest: float = 0.1,
@@ -67,7 +69,9 @@ class RLVRTrainer(Trainer):
         rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
         dtype = compute_dtype(str(self.precision))
         path = filter_prompts(model, datamodule, rollout, dtype, Path(out), samples, lowest, highest, split)
-        print(f"{path}: use it with --data.init_args.{split}")
+        kept = len(path.read_text().splitlines())
+        found = {"file": str(path), "kept": kept, "option": f"--data.init_args.{split}"}
+        show_result(found, lambda: print(f"{path}: use it with {found['option']}"))
 
     def split(self, model: RLVRModule, datamodule: PromptDataModule, out: str) -> None:
         """Write the training and held-out rows of the config's data to files.
@@ -77,8 +81,8 @@ class RLVRTrainer(Trainer):
             datamodule: the data.
             out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`, as far as the data have these sets.
         """
-        for path in write_split(datamodule, Path(out)):
-            print(path)
+        files = [str(path) for path in write_split(datamodule, Path(out))]
+        show_result({"files": files}, lambda: print(*files, sep="\n"))
 
     def plan(
         self, model: RLVRModule, datamodule: PromptDataModule, gpus: str, lengths: str | None = None

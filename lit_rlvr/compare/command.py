@@ -27,6 +27,7 @@ from lit_rlvr.compare.tables import SIGNAL, report
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.suites import find_suites
 from lit_rlvr.files import write_atomically
+from lit_rlvr.terminal import show_result
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -39,6 +40,7 @@ def run(command: str, arguments: list[str]) -> None:
     add_how(parser)
     config = parser.parse_args(arguments)
     compare(load_study(config.study), Path(config.out), config.jobs, config.cluster)
+    show_result(json.loads((Path(config.out) / "results.json").read_text()), lambda: None)  # for people: results.md
 
 
 def add_how(parser: ArgumentParser) -> None:

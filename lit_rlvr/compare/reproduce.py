@@ -22,6 +22,7 @@ from lit_rlvr.compare.suite_tables import percent
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import write_atomically
+from lit_rlvr.terminal import show_result
 
 _log = logging.getLogger("lit_rlvr")
 AVERAGE = "Avg."
@@ -134,8 +135,33 @@ def load_printed(name: str) -> Paper:
     return Paper(study, seeds, tables)
 
 
-def beside(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
-    """Each table with our values, the printed ones, and tests of the differences, as Markdown."""
+@dataclass(frozen=True)
+class Compared:
+    """A value of a table beside ours.
+
+    Args:
+        ours: our spread over seeds; None if there is none.
+        p: p-value of the difference, after Holm's correction over the table; None if it cannot be tested.
+    """
+
+    printed: Printed
+    ours: Mapping[str, Any] | None
+    p: float | None
+
+    def __str__(self) -> str:
+        return _cell(self.ours, self.printed, self.p)
+
+    def as_data(self) -> dict[str, Any]:
+        """For JSON: the printed value and its deviation in percent, our spread in shares."""
+        return {"printed": self.printed.value, "deviation": self.printed.deviation, "ours": self.ours, "p": self.p}
+
+
+Table = dict[tuple[str, str], Compared]
+"""(row, column) -> values."""
+
+
+def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, Table]]:
+    """Each table with our values, the printed ones, and tests of the differences."""
     for printed in paper.tables:
         found = results["tasks"].get(printed.task)
         if found is None or any(row != BEFORE and row not in found["cells"] for row in printed.rows):
@@ -149,11 +175,24 @@ def beside(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
             place: p for place, (ours, value) in pairs.items() if (p := _test(ours, value, paper.seeds)) is not None
         }
         adjusted = dict(zip(tested, holm([*tested.values()]), strict=True))
-        lines = [
-            [row, *(_cell(*pairs[row, column], adjusted.get((row, column))) for column in printed.columns)]
-            for row in printed.rows
-        ]
+        yield printed, {place: Compared(value, ours, adjusted.get(place)) for place, (ours, value) in pairs.items()}
+
+
+def beside(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
+    """The tables of `compared` as Markdown."""
+    for printed, cells in compared(paper, results):
+        lines = [[row, *(str(cells[row, column]) for column in printed.columns)] for row in printed.rows]
         yield f"## {printed.title}\n\n" + table(["ours (printed; difference)", *printed.columns], lines)
+
+
+def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of `compared` for JSON: title -> row -> column -> values."""
+    return {
+        printed.title: {
+            row: {column: cells[row, column].as_data() for column in printed.columns} for row in printed.rows
+        }
+        for printed, cells in compared(paper, results)
+    }
 
 
 def _test(ours: Mapping[str, Any] | None, printed: Printed, seeds: int | None) -> float | None:
@@ -191,6 +230,7 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     parts = [f"# {name}", " ".join(EXPLANATION.split()), *beside(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     _log.info("Beside the printed values: %s", out / "reproduced.md")
+    show_result(as_data(paper, results), lambda: None)  # for people: reproduced.md
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.lengths import Asked, within_context
 from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.rollout.vllm import VLLMEngine
-from lit_rlvr.terminal import Terminal
+from lit_rlvr.terminal import Terminal, show_result
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 
@@ -131,7 +131,8 @@ def run(command: str, arguments: list[str]) -> None:
     table = markdown(results, config.model or config.completions)
     write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_atomically(out / "results.md", table)
-    Terminal(width=None if os.isatty(1) else 160).print(Markdown(table, hyperlinks=False))
+    console = Terminal(width=None if os.isatty(1) else 160)
+    show_result(results, lambda: console.print(Markdown(table, hyperlinks=False)))
 
 
 def sample_suites(

@@ -26,6 +26,7 @@ class FrozenBatch:
         mask: (B, T) bool.
         group: rewards, correct, reference_rewards and lengths, (P, G).
         max_tokens: T_max; T if the batch does not set it.
+        entropy: (B, T); None in a batch of a file, which has no model.
     """
 
     logp: Tensor
@@ -34,6 +35,7 @@ class FrozenBatch:
     mask: Tensor
     group: GroupBatch
     max_tokens: int
+    entropy: Tensor | None = None
 
 
 def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:

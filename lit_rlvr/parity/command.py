@@ -16,6 +16,7 @@ from lit_rlvr.files import check_new
 from lit_rlvr.parity.batch import load_arrays
 from lit_rlvr.parity.plot import plot_weights
 from lit_rlvr.parity.replay import replay
+from lit_rlvr.terminal import Terminal, show_result
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -48,7 +49,8 @@ def run_parity(batch_path: Path | str, config: Path | str, out: Path | str, plot
     algorithms = load_algorithms(Path(config))
     results = replay(arrays, algorithms)
     mask = np.asarray(arrays["mask"]).astype(bool)
-    print_table(list(algorithms), results, mask)
+    rows = summary(list(algorithms), results, mask)
+    show_result(rows, lambda: print_table(rows))
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         with Path(out).open("xb") as file:  # np.savez would add .npz to a name without it
@@ -75,11 +77,16 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
     if not value["algorithms"]:
         raise UserError(f"--config: {path} names no algorithm")
     return {
-        str(name): _build(spec, f"--config: {path}: algorithms.{name}") for name, spec in value["algorithms"].items()
+        str(name): build(spec, f"--config: {path}: algorithms.{name}") for name, spec in value["algorithms"].items()
     }
 
 
-def _build(spec: Any, where: str) -> RLVRModule:
+def build(spec: Any, where: str, kind: type = RLVRModule) -> Any:
+    """An object of a `kind` of class from its `class_path` and `init_args`, built as `fit` would.
+
+    Raises:
+        UserError: there is no such class or option; the message begins with `where`.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
 
     from lit_rlvr.cli.parse_errors import explain_parse_error
@@ -87,7 +94,7 @@ def _build(spec: Any, where: str) -> RLVRModule:
     if not isinstance(spec, str) and not (isinstance(spec, dict) and "class_path" in spec):
         raise UserError(f"{where}: must be {{class_path: ..., init_args: ...}} or the name of a class")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--algorithm", type=RLVRModule)
+    parser.add_argument("--algorithm", type=kind)
     try:
         return parser.instantiate(parser.parse_object({"algorithm": spec})).algorithm
     except UserError as error:
@@ -101,24 +108,34 @@ def _build(spec: Any, where: str) -> RLVRModule:
         raise UserError(f"{where}: {cause}") from error
 
 
-def print_table(names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray) -> None:
-    """One line per algorithm: its loss, the size of its advantages and gradient, and its share of zero gradients."""
-    from rich.table import Table
+def summary(names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, dict[str, float]]:
+    """Each algorithm's loss, the size of its advantages and gradient, and its share of zero gradients."""
+    rows = {}
+    for name in names:
+        gradient = results[f"{name}/dlogp"]
+        rows[name] = {
+            "loss": float(results[f"{name}/loss"]),
+            "mean_advantage": float(np.abs(results[f"{name}/advantages"]).mean()),
+            "gradient": float(np.abs(gradient).sum()),
+            "zero_gradient": float((gradient[mask] == 0).mean()) if mask.any() else 1.0,
+        }
+    return rows
 
-    from lit_rlvr.terminal import Terminal
+
+def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
+    """One line per algorithm of `summary`."""
+    from rich.table import Table
 
     table = Table(title="Replay of one frozen batch", caption="zero gradient: share of the tokens in the loss")
     table.add_column("algorithm", overflow="fold")
     for column in ("loss", "mean |A|", "sum |dlogp|", "zero gradient"):
         table.add_column(column, justify="right")
-    for name in names:
-        gradient = results[f"{name}/dlogp"]
-        silent = float((gradient[mask] == 0).mean()) if mask.any() else 1.0
+    for name, row in rows.items():
         table.add_row(
             name,
-            f"{float(results[f'{name}/loss']):.6g}",
-            f"{float(np.abs(results[f'{name}/advantages']).mean()):.4g}",
-            f"{float(np.abs(gradient).sum()):.4g}",
-            f"{silent:.1%}",
+            f"{row['loss']:.6g}",
+            f"{row['mean_advantage']:.4g}",
+            f"{row['gradient']:.4g}",
+            f"{row['zero_gradient']:.1%}",
         )
     Terminal().print(table)

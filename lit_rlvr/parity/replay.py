@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -33,26 +34,54 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
     results: dict[str, np.ndarray] = {}
     for name, algorithm in algorithms.items():
         try:
-            found = _replay_one(frozen, algorithm)
+            found = replay_one(frozen, algorithm)
         except UserError as error:
             raise UserError(f"algorithms.{name}: {error}") from error
         results |= {f"{name}/{key}": value.numpy() for key, value in found.items()}
     return results
 
 
-def _replay_one(batch: FrozenBatch, algorithm: RLVRModule) -> dict[str, Tensor]:
+def replay_one(
+    batch: FrozenBatch, algorithm: RLVRModule, parts: Sequence[Sequence[int]] | None = None
+) -> dict[str, Tensor]:
+    """One algorithm's `loss`, `advantages` and `dlogp`.
+
+    Args:
+        parts: micro-batches: lists of rows, of which each of the B rows is in one. None = all rows in one.
+    """
     if algorithm.kl_coef > 0 and batch.ref is None:
         raise UserError("kl_coef is above 0, and the batch has no ref_logp; add the array or set kl_coef: 0")
     if algorithm.advantage.needs_reference and batch.group.reference_rewards is None:
         raise UserError("its advantage needs reference_rewards (P, G), and the batch has none; add the array")
     advantages, _ = algorithm.estimate(batch.group)  # (P, G)
+    loss, gradient = loss_and_gradient(batch, algorithm, advantages, parts)
+    return {"loss": loss, "advantages": advantages, "dlogp": gradient}
+
+
+def loss_and_gradient(
+    batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor, parts: Sequence[Sequence[int]] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The loss () and its gradient (B, T) with respect to `logp`, summed over micro-batches.
+
+    Args:
+        advantages: (P, G).
+        parts: as in `replay_one`.
+    """
     with torch.enable_grad():
         logp = batch.logp.clone().requires_grad_(True)
-        loss, _ = algorithm.loss(frozen_inputs(batch, algorithm, logp, advantages))
+        whole = frozen_inputs(batch, algorithm, logp, advantages)
+        pieces = [whole] if parts is None else [rows_of(whole, rows) for rows in parts]
+        loss = torch.stack([algorithm.loss(piece)[0] for piece in pieces]).sum()
         (gradient,) = torch.autograd.grad(loss, logp, allow_unused=True)
     if gradient is None:
         raise UserError(f"the loss of {defined_at(algorithm.objective)} does not depend on x.logp")
-    return {"loss": loss.detach(), "advantages": advantages, "dlogp": gradient}
+    return loss.detach(), gradient
+
+
+def rows_of(x: LossInputs, rows: Sequence[int]) -> LossInputs:
+    """Some rows of the inputs, as a micro-batch has them."""
+    at = torch.tensor(rows, dtype=torch.long)
+    return replace(x, **{name: value[at] for name, value in vars(x).items() if value is not None})
 
 
 def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advantages: Tensor) -> LossInputs:
@@ -77,4 +106,5 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
         prompt=torch.arange(rows) // size,
         plain_weight=weight,
         ref=batch.ref if algorithm.kl_coef > 0 else None,
+        entropy=batch.entropy,
     )

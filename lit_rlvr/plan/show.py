@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from rich.table import Table
 
 from lit_rlvr.plan.ways import FREE, GIB, GPUs, Job
-from lit_rlvr.terminal import Terminal
+from lit_rlvr.terminal import Terminal, show_result
 
 MOST = 1024
 """Numbers of GPUs to try if too few were given."""
@@ -15,6 +16,32 @@ MOST = 1024
 
 def show(job: Job, gpus: GPUs) -> None:
     """Print the memory that each way to train needs on each GPU, and which one to choose."""
+    show_result(described(job, gpus), lambda: print_plan(job, gpus))
+
+
+def described(job: Job, gpus: GPUs) -> dict[str, Any]:
+    """The plan for JSON; memory in GiB."""
+    found = job.proposal(gpus)
+    return {
+        "parameters": job.whole.parameters,
+        "gpus": gpus.count,
+        "gib": gpus.gib,
+        "ways": [
+            {
+                "name": plan.name,
+                "terms": {name: value / GIB for name, value in plan.terms.items()},
+                "needs": plan.needs / GIB,
+                "fits": plan.fits,
+            }
+            for plan in job.plans(gpus)
+        ],
+        "proposal": None if found is None else {"name": found.name, "arguments": job.arguments(found)},
+        "advice": advice(job, gpus),
+    }
+
+
+def print_plan(job: Job, gpus: GPUs) -> None:
+    """Print it for people."""
     load, mean, longest = job.load(gpus, job.budget), job.completion.mean, job.completion.longest
     console = Terminal(soft_wrap=True, width=None if os.isatty(1) else 120)
     console.print(

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from lit_rlvr.report.groups import read_groups
 from lit_rlvr.report.page import page
 from lit_rlvr.report.render import write_page
+from lit_rlvr.terminal import show_result
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -23,7 +24,8 @@ def run(command: str, arguments: list[str]) -> None:
         help="page to write; default: report.html, in the folder if only one is given",
     )
     config = parser.parse_args(arguments)
-    print(f"Page: {write_report(config.runs, config.out)}")
+    path = write_report(config.runs, config.out)
+    show_result({"page": str(path)}, lambda: print(f"Page: {path}"))
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.report.render import render, write_page
-from lit_rlvr.terminal import Terminal
+from lit_rlvr.terminal import Terminal, show_result
 from lit_rlvr.training.trace import list_traces, read_trace, trace_folder
 
 
@@ -28,12 +28,16 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--html", type=str, default=None, help="page to write; default: RUN/explain.html")
     config = parser.parse_args(arguments)
     step, algorithm, group = load_group(Path(config.run), config.step, config.prompt)
-    show(step, algorithm, group)
-    if not has_gradient(group):
-        Terminal().print("This group has no gradient: all its advantages or weights are 0.")
     target = Path(config.html or Path(config.run) / "explain.html")
+
+    def for_people() -> None:
+        show(step, algorithm, group)
+        if not has_gradient(group):
+            Terminal().print("This group has no gradient: all its advantages or weights are 0.")
+        Terminal().print(f"\nPage: {target}", soft_wrap=True)
+
     write_page(target, page(step, algorithm, group), "--html")
-    Terminal().print(f"\nPage: {target}", soft_wrap=True)
+    show_result({"step": step, "algorithm": algorithm, "group": group, "page": str(target)}, for_people)
 
 
 def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, str, dict[str, Any]]:

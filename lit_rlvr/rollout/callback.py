@@ -47,6 +47,7 @@ from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, EvalSampling, Prompt, PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
+    from datamodules import PromptDataModule
     from datamodules.reading.between_turns import BetweenTurns
 
 _log = logging.getLogger("lit_rlvr")
@@ -326,7 +327,17 @@ class RolloutCallback(Callback):
         device = trainer.strategy.root_device.type
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
-        self.check_sizes(module, data.prompts_per_step, trainer.world_size, str(trainer.precision), device)
+        self.check_run(module, data, trainer.world_size, str(trainer.precision), device)
+        if stage == "fit" and trainer.is_global_zero:
+            say_where(self.rewards)
+
+    def check_run(self, module: RLVRModule, data: PromptDataModule, ranks: int, precision: str, device: str) -> None:
+        """Check the settings against the algorithm, the loaded data and the model's context; loads no weights.
+
+        Raises:
+            UserError: names the setting.
+        """
+        self.check_sizes(module, data.prompts_per_step, ranks, precision, device)
         if isinstance(self.eval_samples, dict):
             names = [other.name for other in data.validated]
             for name in self.eval_samples:
@@ -338,8 +349,6 @@ class RolloutCallback(Callback):
             for other in data.validated:
                 other.use_tools(self.environment.tools)
         check_lengths(module.model_folder, self._asked(data))
-        if stage == "fit" and trainer.is_global_zero:
-            say_where(self.rewards)
 
     def check_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"

@@ -56,6 +56,19 @@ def room(root: Path, resumes: bool, overwrite: bool) -> Iterator[None]:
     drop(root)
 
 
+def check_room(root: Path, resumes: bool, overwrite: bool) -> None:
+    """Refuse what `held` and `room` would refuse, except a folder in use; leaves everything as it is.
+
+    Raises:
+        UserError: as there.
+    """
+    check_writable(root, "trainer.default_root_dir")
+    if not resumes:
+        _check_own(root)
+        if not overwrite:
+            _check_free(root)
+
+
 def _check_own(root: Path) -> None:
     """Refuse a folder without a run that holds files which a run would replace."""
     config = root / "config.yaml"

@@ -23,6 +23,9 @@ class LossModule(EvaluatingModule, ABC):
 
     has_ratio: ClassVar[bool] = True  # False: correct only on the sampling policy, so with one update per rollout
     needs_updates: ClassVar[bool] = False  # True: with one update per rollout its gradient is GRPO's
+    stops_gradient: ClassVar[bool] = (
+        False  # True: the objective detaches values on purpose; `lit-rlvr check` holds them
+    )
 
     def __init__(
         self, model: str, advantage: Advantage | str, aggregation: Aggregation, kl_coef: float, entropy_coef: float

@@ -11,9 +11,10 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.terminal import show_result, wants_json
 from lit_rlvr.watch.follow import FollowedFolders
 from lit_rlvr.watch.server import application
-from lit_rlvr.watch.terminal import show
+from lit_rlvr.watch.terminal import show, states
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -32,7 +33,9 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--terminal", action="store_true", help="show a table in the terminal instead")
     config = parser.parse_args(arguments)
     folders = [Path(folder) for folder in config.runs]
-    if config.terminal:
+    if wants_json():
+        show_result(states(FollowedFolders(folders)), lambda: None)
+    elif config.terminal:
         show(FollowedFolders(folders), threading.Event())
     else:
         watch(folders, config.host, config.port)

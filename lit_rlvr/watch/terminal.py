@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -37,6 +38,14 @@ def show(
         while not over.wait(seconds):
             folders.look()
             live.update(table(folders), refresh=True)
+
+
+def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
+    """What each run is doing, and what is worth a look, for programs."""
+    return {
+        name: vars(followed.now) | {"findings": [vars(finding) for finding in findings(followed.run)]}
+        for name, followed in folders.runs.items()
+    }
 
 
 def table(folders: FollowedFolders) -> RenderableType:

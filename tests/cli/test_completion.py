@@ -16,7 +16,9 @@ COMPLETED = {
     "fit --model DA": ["DAPO"],
     "evaluate --model DA": [],
     "plan --data Text": ["TextMath", "TextToSQL"],
-    "compare --": ["--cluster", "--help", "--jobs", "--out"],
+    "compare --": ["--cluster", "--help", "--jobs", "--json", "--out"],
+    "fit --dry": ["--dry-run"],
+    "serve --js": [],
     "help pre": ["preview"],
 }
 

@@ -137,7 +137,7 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
         {"task": "sums", "metric": "greedy", "columns": ["own", "Avg."], "rows": {"grpo": [30.0, "30.0 ± 1.0"]}},
     ]}  # fmt: skip
     (run_folder / "mine.yaml").write_text(yaml.safe_dump(printed))
-    done = lit_rlvr("reproduce", "mine.yaml", "--out", "out")
+    done = lit_rlvr("reproduce", "mine.yaml", "--out", "out", "--json")
     assert done.status == 0, done.err
     found = json.loads(Path("out/results.json").read_text())["tasks"]["sums"]["cells"]["grpo"]
     ours = 100 * found["suites"]["suites"]["suites"]["own"]["greedy"]["mean"]
@@ -145,3 +145,7 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
         f"| grpo | {ours:.1f} (30.0; {ours - 30:+.1f}) | {ours:.1f} (30.0 ± 1.0; {ours - 30:+.1f}) |"
         in Path("out/reproduced.md").read_text()
     )
+    cell = json.loads(done.out)["sums, greedy"]["grpo"]["Avg."]
+    assert (cell["printed"], cell["deviation"]) == (30.0, 1.0) and 100 * cell["ours"]["mean"] == pytest.approx(ours)
+    again = lit_rlvr("compare", "study.yaml", "--out", "out", "--json")
+    assert json.loads(again.out) == json.loads(Path("out/results.json").read_text())

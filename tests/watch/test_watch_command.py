@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -70,6 +71,15 @@ def test_the_terminal_shows_runs_and_findings(tmp_path: Path, lit_rlvr: CLI) -> 
     words = " ".join(result.out.split())
     for shown in ("finished after 6", "reward", "▁", "Hardly any prompt gives a signal", "harder prompts"):
         assert shown in words, result.out
+
+
+def test_programs_get_the_same(tmp_path: Path, lit_rlvr: CLI) -> None:
+    run = make_run(tmp_path / "run", metrics=METRICS | {6: {"train/no_signal": 0.99}})
+    result = lit_rlvr("watch", run, "--json")
+    ((name, state),) = json.loads(result.out).items()
+    (finding,) = state.pop("findings")
+    assert name == str(run) and finding["title"] == "Hardly any prompt gives a signal"
+    assert state == {"state": "finished", "line": "finished after 6 steps", "step": 6, "steps": 6}
 
 
 def test_the_terminal_renews_itself(tmp_path: Path) -> None:

@@ -1,0 +1,277 @@
+"""The properties of algorithms and advantages, each measured as one number with a tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.overrides import TorchFunctionMode
+
+from lit_rlvr.advantages import Advantage, AdvantageFunction, GroupBatch, resolve_advantage
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.check.made import PROMPTS, SIZE, changed, in_single_precision, made_batch, with_rows
+from lit_rlvr.objectives import LossInputs
+from lit_rlvr.parity.batch import FrozenBatch
+from lit_rlvr.parity.replay import frozen_inputs, loss_and_gradient, replay_one
+
+EXACT, DIFFERENCE, SINGLE = 1e-9, 1e-5, 1e-5
+"""Tolerances, relative to the largest value: of float64, of finite differences, and of float32."""
+STEP = 1e-6
+"""Of the finite differences, in nats."""
+
+Result = dict[str, Tensor]
+"""`loss` (), `advantages` (P, G) and `dlogp` (B, T), as far as they are compared."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One property as measured.
+
+    Args:
+        measured: the largest error, relative to the largest value; or a number of values that are not finite.
+        tolerance: the most that is allowed.
+        about: what was compared.
+    """
+
+    name: str
+    measured: float
+    tolerance: float
+    about: str
+
+    @property
+    def ok(self) -> bool:
+        return self.measured <= self.tolerance  # never for NaN
+
+    def __str__(self) -> str:
+        status = "ok" if self.ok else "FAILED"
+        return f"{status:6}  {self.name:21} {self.measured:8.1e}  (at most {self.tolerance:.0e})  {self.about}"
+
+
+def check_algorithm(algorithm: RLVRModule) -> list[Finding]:
+    """Measure a loss with its advantage; nothing is trained, and `algorithm` is not changed.
+
+    A loss must not have a gradient where the advantage is 0, because training skips such completions.
+
+    Raises:
+        UserError: the loss has no gradient, or what the class returns is no loss at all.
+    """
+    batch = made_batch()
+    base = replay_one(batch, deepcopy(algorithm))
+    groups, inside = shuffled_groups(), shuffled_inside()
+    return [
+        Finding("gradient", _gradient(algorithm, batch), DIFFERENCE, "by autograd and by finite differences"),
+        Finding("micro-batches", _cuts(algorithm, batch, base), EXACT, "loss and gradient, cut in other ways"),
+        Finding("order of groups", _order(algorithm, batch, base, groups), EXACT, "the groups in another order"),
+        Finding("order of completions", _order(algorithm, batch, base, inside), EXACT, "each group in another order"),
+        Finding("masked tokens", _masked(algorithm, batch, base), EXACT, "other numbers where the mask is False"),
+        Finding("padding", _padding(algorithm, batch, base), EXACT, "three more masked tokens at every end"),
+        Finding("empty rows", _empty(algorithm, batch), 0, "infinite or NaN, where a row has no token in the loss"),
+        Finding("zero advantages", _unskipped(algorithm, batch), 0, "gradient where the advantage is 0"),
+        Finding("equal rewards", _equal(algorithm, batch), 0, "infinite or NaN, where a group's rewards are equal"),
+        Finding("extreme ratios", _extreme(algorithm, batch), 0, "infinite or NaN, at ratios of e^-100 to e^100"),
+        Finding("precision", _precision(algorithm, batch, base), SINGLE, "float32 and float64"),
+    ]  # fmt: skip
+
+
+def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
+    """Measure an estimator: a name, an `Advantage`, or a function of a `GroupBatch`.
+
+    Raises:
+        UserError: there is no such estimator, or it returns no (P, G) tensor.
+    """
+    made = resolve_advantage(advantage)
+    batch = made_batch()
+
+    def of(changed_batch: FrozenBatch) -> Result:
+        return {"advantages": _estimated(made, changed_batch.group)}
+
+    base = of(batch)
+
+    def moved(rows: Sequence[int]) -> float:
+        return error(of(with_rows(batch, rows)), {"advantages": base["advantages"].flatten()[rows].view(PROMPTS, SIZE)})
+
+    group = deepcopy(batch.group)
+    deepcopy(made)(group)
+    kept = {name: value for name, value in vars(batch.group).items() if value is not None}
+    return [
+        Finding("order of groups", moved(shuffled_groups()), EXACT, "the groups in another order"),
+        Finding("order of completions", moved(shuffled_inside()), EXACT, "each group in another order"),
+        Finding("equal rewards", bad(of(equal(batch))), 0, "infinite or NaN, where a group's rewards are equal"),
+        Finding("precision", error(of(in_single_precision(batch)), base), SINGLE, "float32 and float64"),
+        Finding("input", error(vars(group), kept), 0, "the rewards that it was given, before and after"),
+    ]
+
+
+# ---- what is measured -----------------------------------------------------------------------------------------
+
+
+def error(found: Result, expected: Result) -> float:
+    """The largest difference, relative to the largest value of the same tensor; of a loss, which may cancel to 0,
+    relative to the sum of its gradient."""
+    worst = []
+    for name, value in expected.items():
+        scale = value.abs().max()
+        if name == "loss" and "dlogp" in expected:
+            scale = torch.maximum(scale, expected["dlogp"].abs().sum())
+        worst.append(float((found[name].to(value.dtype) - value).abs().max() / scale.clamp(min=1e-300)))
+    return float(np.max(worst))
+
+
+def bad(found: Result) -> float:
+    """How many values are not finite."""
+    return float(sum(int((~value.isfinite()).sum()) for value in found.values()))
+
+
+def shuffled_groups() -> list[int]:
+    """Rows with the groups in another order: none stays where it was."""
+    return [p * SIZE + g for p in (*range(2, PROMPTS), 1, 0) for g in range(SIZE)]
+
+
+def shuffled_inside() -> list[int]:
+    """Rows with each group's completions in another order: none stays where it was."""
+    return [p * SIZE + (g + 1) % SIZE for p in range(PROMPTS) for g in range(SIZE)]
+
+
+def equal(batch: FrozenBatch) -> FrozenBatch:
+    """The batch with all right or all wrong in every group."""
+    right = (torch.arange(PROMPTS)[:, None] % 2).expand(PROMPTS, SIZE).to(batch.logp.dtype).clone()  # (P, G)
+    return replace(batch, group=replace(batch.group, rewards=right, correct=right.clone()))
+
+
+def _gradient(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    """Infinite if all of the gradient is 0, which would prove nothing."""
+    own = deepcopy(algorithm)
+    advantages, _ = own.estimate(batch.group)
+    _, gradient = loss_and_gradient(batch, own, advantages)
+    if not bool((gradient != 0).any()):
+        return float("inf")
+    found = torch.where(batch.mask, gradient, 0.0)
+    return error({"dlogp": found}, {"dlogp": finite_differences(own, batch, advantages)})
+
+
+def finite_differences(algorithm: RLVRModule, batch: FrozenBatch, advantages: Tensor) -> Tensor:
+    """(B, T) central differences of the loss by each token's log-probability.
+
+    If the class sets `stops_gradient`, what it detaches stays as it is at the batch itself.
+    """
+    gradient = torch.zeros_like(batch.logp)
+    held = Held(algorithm.stops_gradient)
+    whole = frozen_inputs(batch, algorithm, batch.logp, advantages)
+
+    def loss(x: LossInputs) -> Tensor:
+        with torch.no_grad(), held:
+            return algorithm.loss(x)[0]
+
+    loss(whole)
+    for i, t in batch.mask.nonzero().tolist():
+        step = torch.zeros_like(batch.logp)
+        step[i, t] = STEP
+        up, down = (loss(replace(whole, logp=batch.logp + sign * step)) for sign in (1, -1))
+        gradient[i, t] = (up - down) / (2 * STEP)
+    return gradient
+
+
+class Held(TorchFunctionMode):
+    """From the second time that it is entered, each `detach` returns what it returned the first time.
+
+    Args:
+        active: False changes nothing.
+    """
+
+    def __init__(self, active: bool) -> None:
+        super().__init__()
+        self.active, self.first, self.calls, self.runs = active, list[Tensor](), 0, 0
+
+    def __enter__(self) -> Any:
+        self.calls, self.runs = 0, self.runs + 1
+        return super().__enter__()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if not self.active or func is not Tensor.detach:
+            return found
+        if self.runs == 1:
+            self.first.append(found)
+        self.calls += 1
+        return self.first[self.calls - 1]
+
+
+def _cuts(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
+    """Single rows, pairs, uneven parts, and rows of different groups together."""
+    rows = list(range(len(batch.logp)))
+    singles, pairs = [[i] for i in rows], [rows[k : k + 2] for k in rows[::2]]
+    cuts = (singles, pairs, [rows[:7], rows[7:]], [rows[k::5] for k in range(5)])
+    return float(np.max([error(replay_one(batch, deepcopy(algorithm), parts), base) for parts in cuts]))
+
+
+def _order(algorithm: RLVRModule, batch: FrozenBatch, base: Result, rows: Sequence[int]) -> float:
+    advantages = base["advantages"].flatten()[rows].view(PROMPTS, SIZE)
+    expected = base | {"dlogp": base["dlogp"][rows], "advantages": advantages}
+    return error(replay_one(with_rows(batch, rows), deepcopy(algorithm)), expected)
+
+
+def _masked(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
+    """Also refuses a gradient at the masked tokens themselves."""
+    other = torch.linspace(-20, 0, batch.logp.numel(), dtype=batch.logp.dtype).view_as(batch.logp)
+
+    def filled(x: Tensor) -> Tensor:
+        return x if x.dtype == torch.bool else torch.where(batch.mask, x, other.flip(0) if x is batch.logp else other)
+
+    found = replay_one(changed(batch, filled), deepcopy(algorithm))
+    nothing = {"dlogp": torch.where(batch.mask, base["dlogp"], 0.0)}
+    return float(np.max([error(found, base), error(found, base | nothing)]))
+
+
+def _padding(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
+    found = replay_one(changed(batch, lambda x: pad(x, (0, 3))), deepcopy(algorithm))
+    return error(found | {"dlogp": found["dlogp"][:, : batch.logp.shape[1]]}, base)
+
+
+def _empty(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    """Training leaves such rows out, but for a process that has no other."""
+    mask = batch.mask.clone()
+    mask[5] = False
+    return bad(replay_one(replace(batch, mask=mask), deepcopy(algorithm)))
+
+
+def _unskipped(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    """Without the KL and entropy terms, with which training skips no row."""
+    own = deepcopy(algorithm)
+    own.kl_coef = own.entropy_coef = 0.0
+    advantages, _ = own.estimate(batch.group)
+    live = torch.arange(len(batch.logp)) % 2 == 0  # (B,)
+    _, gradient = loss_and_gradient(batch, own, advantages * live.view_as(advantages))
+    return error({"dlogp": gradient}, {"dlogp": torch.where(live[:, None], gradient, 0.0)})
+
+
+def _equal(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    own, same = deepcopy(algorithm), equal(batch)
+    own.observe(same.group)
+    advantages = own.advantage(same.group)
+    loss, gradient = loss_and_gradient(same, own, advantages)
+    return bad({"loss": loss, "dlogp": gradient, "advantages": advantages})
+
+
+def _extreme(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    """In float32. Rows in turn: ratios of all kinds, all tiny, all huge."""
+    far = torch.tensor([-100.0, 40.0, 100.0, -40.0]).repeat(batch.logp.numel() // 4 + 1)[: batch.logp.numel()]
+    far = far.view_as(batch.logp)
+    far[1::3], far[2::3] = -100, 100
+    single = in_single_precision(batch)
+    logp = torch.where(batch.mask, -0.5 + far.clamp(max=0), 0.0)
+    old = torch.where(batch.mask, -0.5 - far.clamp(min=0), 0.0)
+    return bad(replay_one(replace(single, logp=logp, old=old, ref=old), deepcopy(algorithm)))
+
+
+def _precision(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
+    return error(replay_one(in_single_precision(batch), deepcopy(algorithm)), base)
+
+
+def _estimated(advantage: Advantage, group: GroupBatch) -> Tensor:
+    return deepcopy(advantage)(deepcopy(group))

@@ -1,0 +1,158 @@
+"""`lit-rlvr fit --dry-run`: what a run would be, without loading weights or writing anything."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lit_rlvr.advantages import REGISTRY
+from lit_rlvr.cli.preview import about, look, print_prompts
+from lit_rlvr.environments.base import named
+from lit_rlvr.objectives import settle_correction
+from lit_rlvr.plan.job import job_of
+from lit_rlvr.plan.ways import GIB, GPUs, Job, Plan
+from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.terminal import Terminal, show_result
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from datamodules import PromptDataModule
+    from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.warm_start import WarmStart
+
+PROMPTS = 2
+"""How many prompts are shown."""
+
+
+def dry_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule, warm_start: WarmStart) -> None:
+    """Read the data, check everything that can be checked without weights, and print what `fit` would do.
+
+    Raises:
+        UserError: `fit` would refuse the run, too.
+    """
+    rollout = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
+    data.use_model(module)
+    data.setup("fit")
+    precision, device = str(trainer.precision), trainer.strategy.root_device.type
+    rollout.check_run(module, data, trainer.world_size, precision, device)
+    warm_start.check(data, rollout.environment is not None)
+    found = {
+        "run": settings(trainer, module, data, rollout, warm_start),
+        "sizes": sizes(trainer, module, data, rollout),
+        "memory": memory(trainer, module, job_of(module, data, rollout, precision)),
+        "prompts": look(data, "train", PROMPTS, None),
+    }
+    show_result(found, lambda: print_run(found))
+
+
+def settings(
+    trainer: Trainer, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, warm_start: WarmStart
+) -> dict[str, Any]:
+    """What the run consists of, by name."""
+    dtype = compute_dtype(str(trainer.precision))
+    correct = next((reward for reward in rollout.rewards if reward.correct_from), None)
+    iterations = iterations_of(trainer, module)
+    steps = "no limit"
+    if iterations is not None:
+        passes = iterations * data.prompts_per_step / len(data.prompts["train"])
+        steps = f"{trainer.max_steps} optimizer steps, {iterations} iterations, {passes:.3g} passes over the training "
+        steps += "prompts"
+    return {
+        "run folder": trainer.default_root_dir,
+        "algorithm": type(module).__name__,
+        "advantage": _named(module.advantage),
+        "model": f"{module.model} ({module.model_folder})",
+        "data": about(data, "train"),
+        "validation": [about(d, "validation") for d in data.validated if d.prompts["validation"]],
+        "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards],
+        "correct": correct.name if correct else "the first reward that reports it, or that is 1",
+        "environment": named(rollout.environment),
+        "engine": rollout.engine.name,
+        "strategy": type(trainer.strategy).__name__,
+        "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+        "precision": str(trainer.precision),
+        "importance correction": settle_correction(module.importance_correction, rollout.engine.exact(dtype)),
+        "warm start": f"at most {warm_start.steps} supervised steps" if warm_start.steps else None,
+        "sequences per rollout": data.prompts_per_step * rollout.group_size,
+        "steps": steps,
+    }
+
+
+def iterations_of(trainer: Trainer, module: RLVRModule) -> int | None:
+    """Rollouts of the whole run; None without a limit on steps."""
+    updates = module.updates_per_rollout * module.epochs_per_rollout
+    return math.ceil(trainer.max_steps / updates) if trainer.max_steps > 0 else None
+
+
+def sizes(trainer: Trainer, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback) -> dict[str, Any]:
+    """Numbers of the whole run."""
+    iterations, every = iterations_of(trainer, module), trainer.val_check_interval
+    at_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
+    during = (iterations or 0) // every if at_steps else 1  # else by epochs: taken as once, at the end
+    samples = [len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated]
+    return {
+        "iterations": iterations,
+        "prompts": data.prompts_per_step,
+        "sequences": data.prompts_per_step * rollout.group_size,
+        "validations": 1 + during if trainer.limit_val_batches else 0,
+        "validation_completions": sum(samples),
+    }
+
+
+def memory(trainer: Trainer, module: RLVRModule, job: Job) -> dict[str, Any]:
+    """The plan's estimate for one process as the run is configured, in GiB."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        total = float(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / trainer.world_size
+    plans = job.plans(GPUs(trainer.world_size, total / GIB))
+    plan = next(plan for plan in plans if _is(plan, trainer, module))
+    terms = {name: value / GIB for name, value in plan.terms.items() if value}
+    return {
+        "parameters": job.whole.parameters,
+        "trained": (job.adapted if job.lora else job.whole).trained,
+        "way": plan.name,
+        "terms": terms,
+        "needs": plan.needs / GIB,
+        "of": total / GIB,
+        "fits": plan.fits,
+    }
+
+
+def _is(plan: Plan, trainer: Trainer, module: RLVRModule) -> bool:
+    """Whether a plan is what the config says."""
+    way, offload = plan.way, bool(getattr(trainer.strategy, "offload", False))
+    return (way.sharded, way.offload, way.checkpointing, way.lora) == (
+        module.sharded, offload, module.gradient_checkpointing, module.lora is not None,
+    )  # fmt: skip
+
+
+def _named(advantage: object) -> str:
+    """An estimator by its registered name, or by that of its class or function."""
+    registered = next((name for name, cls in REGISTRY.items() if type(advantage) is cls), None)
+    return registered or str(getattr(advantage, "__name__", type(advantage).__name__))
+
+
+def print_run(found: Mapping[str, Any]) -> None:
+    """Print it for people."""
+    console = Terminal()
+    for name, value in found["run"].items():
+        for line in value if isinstance(value, list) else [value]:
+            if line is not None:
+                console.print(f"{name}: {line}", soft_wrap=True)
+    used = found["memory"]
+    terms = ", ".join(f"{name} {value:.2f}" for name, value in used["terms"].items())
+    console.print(
+        f"memory: {used['parameters']:,} parameters, {used['trained']:,} trained ({used['way']}); about "
+        f"{used['needs']:.2f} of {used['of']:.1f} GiB on each device{'' if used['fits'] else ', WHICH IS TOO MUCH'}: "
+        f"{terms}",
+        soft_wrap=True,
+    )
+    print_prompts(found["prompts"])

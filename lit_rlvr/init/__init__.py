@@ -1,0 +1,8 @@
+"""`lit-rlvr init`: a folder to start from, with a config, code and tests that run at once.
+
+Each kind is a folder of `projects/`; its files are written as they are, with the project's name in place of `my_task`.
+"""
+
+from lit_rlvr.init.command import KINDS, init, run
+
+__all__ = ["KINDS", "init", "run"]

@@ -1,0 +1,41 @@
+"""An algorithm: a LightningModule with its loss. `config.yaml` names it by its class_path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.errors import check_within
+from lit_rlvr.objectives import Aggregation, LossInputs, Stats, masked_sum, ratio
+
+
+class UpperClip(RLVRModule):
+    """`-(1/N) sum_i sum_t u A`, u the ratio, at most `1 + clip` where A > 0: GRPO's surrogate without the lower clip.
+
+    Args:
+        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
+        aggregation: how tokens are averaged.
+        clip: the ratio is clipped at 1 + clip where the advantage is positive.
+    """
+
+    def __init__(
+        self,
+        advantage: Advantage | str = "grpo",
+        aggregation: Aggregation = "token_mean",
+        clip: float = 0.2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        check_within("[0, inf)", "model", clip=clip)
+        self.clip = clip
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        """A sum over the rows in `x` with their shares of the loss, `x.token_weight`, so that no cut changes it."""
+        w = ratio(x.logp, x.old, x.mask)  # (B, T)
+        high = (w > 1 + self.clip) & (x.advantages > 0) & x.mask
+        surrogate = torch.where(high, 1 + self.clip, w) * x.advantages
+        return -masked_sum(surrogate, x.token_weight, x.mask), {"clip_high": high.sum()}

@@ -1,0 +1,35 @@
+"""A task: a data set and a reward. `config.yaml` names both by their class_path."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+from datamodules import PromptDataModule
+from datamodules.base import Split
+from lit_rlvr.rewards import Reward
+from lit_rlvr.types import Completion, RewardResult, Sample
+
+
+class Backwards(PromptDataModule):
+    """Four letters to write backwards."""
+
+    def rows(self, split: Split) -> Iterator[Sample]:
+        """The questions of a split with their answers; they may come from anywhere.
+
+        `row` holds whatever else a reward needs. Its `solution` is what the warm start teaches.
+        """
+        words = ["".join(letters) for letters in itertools.product("abcdefgh", repeat=4)]
+        random.Random(0).shuffle(words)
+        for word in {"train": words[128:], "validation": words[:128], "test": []}[split]:
+            yield Sample(id=word, prompt=f"{word} backwards:", answer=word[::-1], row={"solution": word[::-1]})
+
+
+class InPlace(Reward):
+    """The share of letters that are in their places. `correct`, which accuracy counts, means all of them."""
+
+    def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
+        said, wanted = completion.text.strip(), sample.answer
+        right = sum(a == b for a, b in zip(said, wanted, strict=False))
+        return RewardResult(value=right / max(len(said), len(wanted)), correct=said == wanted)

@@ -1,0 +1,101 @@
+"""`fit --dry-run` says what the run would be, loads no weights, writes nothing, and fails like `fit`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CLI = Callable[..., Any]
+DRY = ("fit", "--config", "tiny.yaml", "--dry-run")
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("a dry run loads no weights")
+
+    for module in ("lit_rlvr.training.module", "lit_rlvr.warm_start"):
+        monkeypatch.setattr(f"{module}.load_policy", fail)
+
+
+@pytest.fixture(autouse=True)
+def nothing_written(run_folder: Path) -> Iterator[None]:
+    """The current folder is as before."""
+    before = contents(run_folder)
+    yield
+    assert contents(run_folder) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()} | {
+        str(path): b"" for path in folder.rglob("*") if path.is_dir()
+    }
+
+
+def test_it_says_what_the_run_would_be(lit_rlvr: CLI) -> None:
+    done = lit_rlvr(*DRY)
+    assert done.status == 0, done.err
+    for line in (
+        "algorithm: GRPO", "advantage: grpo", "engine: hf", "devices: 1 x cpu", "precision: 32-true",
+        "run folder: run", "rewards: 1 x first_token", "sequences per rollout: 16",
+        "steps: 6 optimizer steps, 6 iterations, 1.5 passes over the training prompts",
+        "data: arithmetic train: 16 prompts of ", "validation: arithmetic validation: 20 prompts of ",
+    ):  # fmt: skip
+        assert f"{line}" in done.out, line
+    assert "<|im_start|>user\nWhat is " in done.out and "memory: " in done.out and "parameters" in done.out
+    assert "error" not in done.err
+
+
+def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:
+    found = json.loads(lit_rlvr(*DRY, "--json", "--warm_start.steps", 10, "--warm_start.checked", 4).out)
+    assert found["run"]["warm start"] == "at most 10 supervised steps"
+    assert len(found["prompts"]["prompts"]) == 2
+    memory = found["memory"]
+    assert memory["fits"] and memory["parameters"] == memory["trained"] > 50_000
+    assert 0 < memory["needs"] <= sum(memory["terms"].values()) < memory["of"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--rollout.group_size", "1"], "rollout.group_size: 1 is too small"),
+        (["--data.init_args.prompts_per_step", "5", "--model.init_args.updates_per_rollout", "2"], "prompts_per_step"),
+        (["--rollout.sampling.max_tokens", "100000"], "more than the model's context"),
+        (["--rollout.rewards", "[no_such.reward]"], "no_such"),
+        (["--trainer.precision", "64-true"], "trainer.precision"),
+        (["--model", "GRPPO"], "GRPPO"),
+        (["--data.init_args.prompts_per_step", "32"], "prompts_per_step"),
+    ],
+)
+def test_it_fails_with_the_line_of_fit(lit_rlvr: CLI, tmp_path: Path, options: list[str], said: str) -> None:
+    dry = lit_rlvr(*DRY, *options)
+    assert dry.status == 2 and said in error_of(dry), dry.err
+    elsewhere = tmp_path.with_name(tmp_path.name + "-fit")
+    real = lit_rlvr(*DRY[:3], *options, "--trainer.default_root_dir", elsewhere)
+    assert real.status == 2 and error_of(real) == error_of(dry)
+
+
+def error_of(done: Any) -> str:
+    (line,) = [line for line in done.err.splitlines() if "lit-rlvr: error" in line]
+    return line
+
+
+def test_it_checks_the_warm_start(lit_rlvr: CLI) -> None:
+    done = lit_rlvr(*DRY, "--warm_start.steps", 10)
+    assert done.status == 2 and "warm_start.checked: 128 of 16" in error_of(done)
+    done = lit_rlvr(*DRY, "--warm_start.steps", 10, "--warm_start.checked", 4, "--warm_start.solution", "proof")
+    assert done.status == 2 and "has no text in column 'proof'" in error_of(done)
+
+
+def test_a_folder_that_holds_a_run_is_refused(lit_rlvr: CLI, tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("runs")
+    (root / "summary.json").write_text("{}")
+    done = lit_rlvr(*DRY, "--trainer.default_root_dir", root)
+    assert done.status == 2 and "already holds a run (summary.json)" in error_of(done)
+    assert lit_rlvr(*DRY, "--trainer.default_root_dir", root, "--overwrite", "true").status == 0
+    assert os.listdir(root) == ["summary.json"]

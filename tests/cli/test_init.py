@@ -1,0 +1,128 @@
+"""`lit-rlvr init`: what it writes passes its own tests, can fail them, and trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.init import KINDS, init
+from lit_rlvr.init.command import PROJECTS, module_name
+
+ROOT = Path(__file__).parents[2]
+CLI = Callable[..., Any]
+
+
+FIT = """
+import os, sys
+from lit_rlvr.cli.main import run
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    few = ["--trainer.max_steps", "2", "--warm_start.steps", "1", "--warm_start.checked", "8"]
+    few += ["--data.init_args.prompts_per_step", "2", "--data.init_args.eval_limit", "4"]
+    assert run(["fit", "--config", "config.yaml", *few]) == 0, folder
+"""
+BREAKS = {
+    "task": ("correct=said == wanted", "correct=right > 0"),
+    "algorithm": ("x.token_weight, x.mask)", "x.mask / x.mask.sum().clamp(min=1), x.mask)"),
+    "advantage": ("group.rewards.mean(1, keepdim=True)", "group.rewards.mean()"),
+    "environment": ("Observation(self.number)", "Observation(self.number[::-1])"),
+    "vision": ("fill=colour", "fill='red'"),
+}
+"""Kind -> a line of its module, and a mistake in it."""
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` in a folder, as its user would."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "LIT_RLVR_CACHE": str(folder / "cache")}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
+def made(root: Path, name: str) -> dict[str, Path]:
+    """Kind -> a project of it."""
+    folders = {kind: root / f"{name}-{kind}" for kind in KINDS}
+    for kind, folder in folders.items():
+        written = {path.name for path in init(folder, kind)}
+        assert written == {"README.md", "config.yaml", f"{name}_{kind}.py", f"test_{name}_{kind}.py"}
+        assert not any("my_task" in path.read_text() for path in folder.iterdir())
+    return folders
+
+
+def test_every_project_trains(tmp_path: Path) -> None:
+    projects = made(tmp_path, "tea")
+    trained = python(tmp_path, "-c", FIT, *map(str, projects.values()))
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    for kind, folder in projects.items():
+        assert json.loads((folder / f"runs/tea_{kind}/summary.json").read_text())["steps"] == 2
+
+
+def test_every_project_s_tests_pass_and_notice_a_mistake(tmp_path: Path) -> None:
+    made(tmp_path, "right")
+    for kind, folder in made(tmp_path, "wrong").items():
+        right, wrong = BREAKS[kind]
+        code = folder / f"wrong_{kind}.py"
+        assert right in code.read_text()
+        code.write_text(code.read_text().replace(right, wrong))
+    tested = python(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert tested.returncode == 1 and "FAILED right" not in tested.stdout, tested.stdout
+    for kind in KINDS:
+        assert f"FAILED wrong-{kind}/test_wrong_{kind}.py" in tested.stdout, kind
+
+
+@pytest.mark.parametrize(
+    ("folder", "module"), [("my-task", "my_task"), ("My Task", "my_task"), ("sql.v2", "sql_v2"), ("größe2", None)]
+)
+def test_the_module_is_named_after_the_folder(folder: str, module: str | None) -> None:
+    if module is None:
+        with pytest.raises(UserError):
+            module_name(folder)
+    else:
+        assert module_name(folder) == module
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("3d-task", "cannot be the name of a Python module; choose another, such as d_task"),
+        ("class", "cannot be the name of a Python module; choose another, such as my_class"),
+        ("torch", "installed module torch instead; choose another, such as my_torch"),
+        ("datamodules", "installed module datamodules instead"),
+        ("json", "installed module json instead; choose another, such as my_json"),
+        ("test_sums", "pytest takes test_... for tests; choose another, such as sums"),
+    ],
+)
+def test_a_name_that_cannot_be_imported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: CLI, folder: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = lit_rlvr("init", folder)
+    assert done.status == 2 and said in done.err and done.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_of_a_user_s_is_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: CLI) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/notes").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty_one").mkdir()
+    assert "full is not empty" in lit_rlvr("init", "full").err
+    assert "file is a file" in lit_rlvr("init", "file").err
+    assert "there is no kind 'tsak'; kinds: task, algorithm" in lit_rlvr("init", "tea", "--kind", "tsak").err
+    assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes"]
+    done = lit_rlvr("init", "empty_one", "--kind", "advantage")
+    assert done.status == 0 and "empty_one/empty_one.py" in done.out
+
+
+def test_every_project_is_a_kind() -> None:
+    assert {path.name for path in PROJECTS.iterdir()} == set(KINDS)

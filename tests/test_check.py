@@ -1,0 +1,307 @@
+"""`lit-rlvr check`: what is shipped has every property, and what is broken lacks just the one it breaks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lit_rlvr import algorithms
+from lit_rlvr.advantages import REGISTRY, GroupBatch
+from lit_rlvr.algorithms import CISPO, GRPO, RLVRModule
+from lit_rlvr.check import Finding, check_advantage, check_algorithm, made_batch
+from lit_rlvr.objectives import LossInputs, Stats, masked_mean, masked_sum, ratio, row_sum
+
+SHIPPED = [name for name in algorithms.__all__ if name != "RLVRModule"]
+CLI = Callable[..., Any]
+
+
+def failed(findings: list[Finding]) -> list[str]:
+    return [finding.name for finding in findings if not finding.ok]
+
+
+# ---- what is shipped ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"kl_coef": 0.1, "entropy_coef": 0.01}], ids=["plain", "kl and entropy"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_algorithm_passes(name: str, options: dict[str, Any]) -> None:
+    assert len(SHIPPED) == 11
+    assert [str(f) for f in check_algorithm(getattr(algorithms, name)(**options)) if not f.ok] == []
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_every_advantage_passes(name: str) -> None:
+    assert [str(f) for f in check_advantage(name) if not f.ok] == []
+
+
+@pytest.mark.parametrize("options", [{"advantage": "agrae"}, {"dual_clip": 3.0}, {"aggregation": "constant"}])
+def test_options_pass(options: dict[str, Any]) -> None:
+    assert failed(check_algorithm(GRPO(**options))) == []
+
+
+# ---- what is broken ----------------------------------------------------------------------------------------------
+
+
+class Plain(RLVRModule):
+    """REINFORCE on the tokens, as it should be."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return -masked_sum(x.logp * x.advantages, x.token_weight, x.mask), {}
+
+
+class OwnNormaliser(RLVRModule):
+    """Divides by the tokens of the micro-batch."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return -masked_sum(x.logp * x.advantages, x.mask / x.mask.sum().clamp(min=1), x.mask), {}
+
+
+class OwnMean(RLVRModule):
+    """Divides by a row's tokens, of which there may be none."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        mean = torch.where(x.mask, x.logp, 0.0).sum(1) / x.mask.sum(1)
+        return -(mean * x.advantages[:, 0] * x.row_weight).sum(), {}
+
+
+class OwnDeviation(RLVRModule):
+    """Is not a number for a single row."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return -masked_sum(x.logp * x.advantages, x.token_weight, x.mask) + 0 * x.row_weight.std(), {}
+
+
+class WholeRows(RLVRModule):
+    """Sums the masked tokens too."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return -(x.logp.sum(1) * x.advantages[:, 0] * x.row_weight).sum(), {}
+
+
+class Width(RLVRModule):
+    """Divides by the padded length."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        sums = torch.where(x.mask, x.logp, 0.0).sum(1) / x.logp.shape[1]
+        return -row_sum(sums * x.advantages[:, 0], x), {}
+
+
+class Detached(RLVRModule):
+    """Holds the ratio without saying so."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        w = ratio(x.logp, x.old, x.mask).detach()
+        return -masked_sum(w * x.logp * x.advantages, x.token_weight, x.mask), {}
+
+
+class HalfDetached(CISPO):
+    """Says that it holds the ratio, and scales the gradient besides."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        loss, stats = super().objective(x)
+        return Doubled.apply(loss), stats
+
+
+class Doubled(torch.autograd.Function):
+    """A wrong backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * gradient
+
+
+class FirstGroup(RLVRModule):
+    """Weights the prompts by their places."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        weight = x.token_weight / (1 + x.prompt[:, None])
+        return -masked_sum(x.logp * x.advantages, weight, x.mask), {}
+
+
+class BareRatio(RLVRModule):
+    """Its ratio overflows."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        w = torch.where(x.mask, x.logp - x.old, 0.0).exp()
+        return -masked_sum(w.clamp(max=1.2) * x.advantages, x.token_weight, x.mask), {}
+
+
+class Regularised(RLVRModule):
+    """Has a term that does not vanish with the advantage, and training skips such rows."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        loss = masked_sum(x.logp.square() - x.logp * x.advantages, x.token_weight, x.mask)
+        return loss, {}
+
+
+class Rounded(RLVRModule):
+    """Computes the difference of large numbers."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        mean = masked_mean(x.logp + 3e4, x.mask) - 3e4
+        return -row_sum(mean * x.advantages[:, 0], x), {}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "broken"),
+    [
+        (Plain, []),
+        (OwnNormaliser, ["micro-batches"]),
+        (OwnDeviation, ["micro-batches"]),
+        (OwnMean, ["empty rows"]),
+        (WholeRows, ["masked tokens"]),
+        (Width, ["padding"]),
+        (Detached, ["gradient"]),
+        (HalfDetached, ["gradient"]),
+        (FirstGroup, ["order of groups"]),
+        (BareRatio, ["extreme ratios"]),
+        (Regularised, ["zero advantages"]),
+        (Rounded, ["precision"]),
+    ],
+)
+def test_a_broken_algorithm_lacks_what_it_breaks(algorithm: type[RLVRModule], broken: list[str]) -> None:
+    findings = check_algorithm(algorithm())
+    assert failed(findings) == broken, "\n".join(map(str, findings))
+
+
+def test_a_declared_stop_gradient_is_held() -> None:
+    class Declared(Detached):
+        stops_gradient = True
+
+    assert failed(check_algorithm(Declared())) == []
+
+
+def to_the_first(group: GroupBatch) -> Tensor:
+    return group.rewards - group.rewards[:1]
+
+
+def by_place(group: GroupBatch) -> Tensor:
+    return group.rewards * torch.arange(group.rewards.shape[1])
+
+
+def unguarded(group: GroupBatch) -> Tensor:
+    return (group.rewards - group.rewards.mean(1, keepdim=True)) / group.rewards.std(1, keepdim=True)
+
+
+def in_place(group: GroupBatch) -> Tensor:
+    group.rewards -= group.rewards.mean(1, keepdim=True)
+    return group.rewards
+
+
+@pytest.mark.parametrize(
+    ("advantage", "broken"),
+    [
+        (to_the_first, ["order of groups"]),
+        (by_place, ["order of completions"]),
+        (unguarded, ["equal rewards"]),
+        (in_place, ["input"]),
+    ],
+)
+def test_a_broken_advantage_lacks_what_it_breaks(advantage: Callable[[GroupBatch], Tensor], broken: list[str]) -> None:
+    assert failed(check_advantage(advantage)) == broken
+
+
+def test_an_algorithm_with_a_broken_advantage_fails_too() -> None:
+    assert failed(check_algorithm(Plain(advantage="test_check.by_place"))) == ["order of completions"]
+    assert failed(check_algorithm(Plain(advantage="test_check.unguarded"))) == ["equal rewards"]
+
+
+# ---- how it measures ---------------------------------------------------------------------------------------------
+
+
+def test_the_batch_has_what_the_properties_need() -> None:
+    batch = made_batch()
+    lengths = batch.mask.sum(1)
+    assert lengths.min() == 1 and len(lengths.unique()) > 4
+    gaps = [row.nonzero()[-1] + 1 - row.sum() for row in batch.mask if row.any()]
+    assert sum(int(gap) > 0 for gap in gaps) > 3
+    rates = batch.group.success
+    assert ((rates > 0) & (rates < 1)).all() and len(rates.unique()) > 2
+    far = ((batch.logp - batch.old).abs() * batch.mask).max(1).values
+    assert ((far > 0) & (far < 3e-4)).sum() > 3 and (far > 0.3).sum() > 3
+    assert (batch.logp - batch.old)[batch.mask].abs().min() > 1e-5, "further than the step of the differences"
+    assert batch.logp.dtype == torch.float64 and torch.equal(made_batch().logp, batch.logp)
+
+
+def test_the_algorithm_is_not_changed() -> None:
+    module = GRPO(advantage="agrae")
+    before = module.advantage.state_dict()
+    check_algorithm(module)
+    assert module.advantage.state_dict() == before
+
+
+def test_what_is_not_finite_is_never_ok() -> None:
+    assert not Finding("x", float("nan"), 1.0, "").ok
+    assert not Finding("x", float("inf"), 1.0, "").ok
+    assert Finding("x", 0.5, 1.0, "").ok
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+MODULE = """
+from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.objectives import masked_sum
+class Plain(RLVRModule):
+    def __init__(self, broken: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.broken = broken
+    def objective(self, x):
+        weight = x.mask / x.mask.sum().clamp(min=1) if self.broken else x.token_weight
+        return -masked_sum(x.logp * x.advantages, weight, x.mask), {}
+def centred(group):
+    return group.rewards - group.rewards.mean(1, keepdim=True)
+class Neither: ...
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "own_losses.py").write_text(MODULE)
+    (tmp_path / "own.yaml").write_text("model: {class_path: own_losses.Plain, init_args: {lr: 0.1, broken: true}}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_command_exits_with_1_if_a_property_fails(own: Path, lit_rlvr: CLI) -> None:
+    good = lit_rlvr("check", "own_losses.Plain")
+    assert good.status == 0 and good.out.count("ok  ") == 11 and "own_losses.Plain: all hold" in good.out
+    bad = lit_rlvr("check", "own_losses.Plain", "--init_args.broken", "true")
+    assert bad.status == 1 and "FAILED  micro-batches" in bad.out and "1 of 11 properties FAILED" in bad.out
+    assert lit_rlvr("check", "--config", "own.yaml").status == 1
+    assert lit_rlvr("check", "--config", "own.yaml", "--init_args.broken", "false").status == 0
+    assert lit_rlvr("check", "own_losses.centred").status == 0
+
+
+def test_the_command_s_json_holds_the_lines(own: Path, lit_rlvr: CLI) -> None:
+    done = lit_rlvr("check", "own_losses.Plain", "--init_args.broken", "true", "--json")
+    result = json.loads(done.out)
+    assert done.status == 1 and result["ok"] is False
+    assert [found["name"] for found in result["properties"] if not found["ok"]] == ["micro-batches"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give an algorithm or an advantage"),
+        (["GRPPO"], "there is no 'GRPPO'"),
+        (["no_such.Thing"], "cannot be imported"),
+        (["own_losses.Neither"], "neither an algorithm"),
+        (["own_losses.centred", "--init_args.x", "1"], "takes no options"),
+        (["GRPO", "--init_args.clip_lwo", "1"], "did you mean 'clip_low'"),
+        (["GRPO", "--init_args.clip_low", "7"], "clip_low: 7"),
+        (["--config", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
+    ],
+)
+def test_bad_input_is_one_line(own: Path, lit_rlvr: CLI, arguments: list[str], said: str) -> None:
+    done = lit_rlvr("check", *arguments)
+    assert done.status == 2 and said in done.err and done.err.count("\n") == 1 and not done.out
