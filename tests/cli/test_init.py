@@ -43,7 +43,7 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """`python ARGUMENTS` in a folder, as its user would."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "LIT_RLVR_CACHE": str(folder / "cache")}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=1200,
         check=False,
     )  # fmt: skip
 
@@ -58,6 +58,7 @@ def made(root: Path, name: str) -> dict[str, Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_every_project_trains(tmp_path: Path) -> None:
     projects = made(tmp_path, "tea")
     trained = python(tmp_path, "-c", FIT, *map(str, projects.values()))
