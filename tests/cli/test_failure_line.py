@@ -152,8 +152,8 @@ CASES = {
         f": IndexError: nothing {HINT}",
     ),
     "logger": (
-        ["--trainer.logger", "lightning.pytorch.loggers.WandbLogger"],
-        "trainer: Requirement 'wandb",
+        ["--trainer.logger", "lightning.pytorch.loggers.CometLogger"],
+        "trainer: Requirement 'comet",
     ),
     "accelerator": (
         ["--trainer.accelerator", "tpu"],

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from tiny_runs import FIT, assert_same_run, fit, summary, to
 
+from lit_rlvr.run import live
+
 CLI = Callable[..., Any]
 CHECKPOINTS = 2 * 1092  # KiB: the last one stays until the next one is written
 
@@ -36,9 +38,11 @@ def small_disk(run_folder: Path) -> Iterator[Callable[[str], None]]:
 
 @pytest.mark.parametrize(("kilobytes", "apart"), [(12, False), (700, False), (CHECKPOINTS + 8, False), (36, True)])
 def test_a_run_on_a_full_disk(
-    run_folder: Path, lit_rlvr: CLI, small_disk: Callable[[str], None], kilobytes: int, apart: bool
-) -> None:
+    run_folder: Path, lit_rlvr: CLI, small_disk: Callable[[str], None], monkeypatch: pytest.MonkeyPatch,
+    kilobytes: int, apart: bool,
+) -> None:  # fmt: skip
     """Full with the first files, the first checkpoint, the second one; or, with checkpoints elsewhere, with records."""
+    monkeypatch.setattr(live, "EVERY", 1000.0)  # else it depends on the time which file is the first not to fit
     fit(lit_rlvr, *to("whole"))
     small_disk(f"{kilobytes}k")
     if apart:
