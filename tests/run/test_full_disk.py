@@ -36,7 +36,7 @@ def small_disk(run_folder: Path) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", "-l", str(run)], check=True)
 
 
-@pytest.mark.parametrize(("kilobytes", "apart"), [(12, False), (700, False), (CHECKPOINTS + 8, False), (36, True)])
+@pytest.mark.parametrize(("kilobytes", "apart"), [(20, False), (700, False), (CHECKPOINTS + 12, False), (44, True)])
 def test_a_run_on_a_full_disk(
     run_folder: Path, lit_rlvr: CLI, small_disk: Callable[[str], None], monkeypatch: pytest.MonkeyPatch,
     kilobytes: int, apart: bool,
