@@ -308,13 +308,13 @@ or a higher rate would part them; that was not tried, because nothing here is tu
 arithmetic leave little room for diversity.
 """,
     "aapo": """
-What stands out: the margin does what it is for. At G = 2 it takes a third of the zero advantages away, at G = 6 a fifth,
-at G = 10, where few groups are all alike, little. But its reference answers cost as many samples as the training ones,
-so at equal samples AAPO takes half the steps and ends below GRPO and GPG.
+What stands out: the margin does what it is for. At G = 2 it takes a third of the zero advantages away, at G = 6 a
+fifth, at G = 10, where few groups are all alike, little. But its reference answers cost as many samples as the training
+ones, so at equal samples AAPO takes half the steps and ends below GRPO and GPG.
 
-The paper compares at equal steps. After as many steps as AAPO took in all, GRPO stands at 0.298, 0.315 and 0.305 (G = 2,
-6, 10) where AAPO ends at 0.309, 0.317 and 0.306, which no claim above tests: the margin is worth little here, and not
-twice the samples. AAPO keeps a larger pass@64 at G = 2 (0.965 against 0.943).
+The paper compares at equal steps. After as many steps as AAPO took in all, GRPO stands at 0.298, 0.315 and 0.305 for
+G = 2, 6 and 10 where AAPO ends at 0.309, 0.317 and 0.306, which no claim above tests: the margin is worth little here, and
+not twice the samples. AAPO keeps a larger pass@64 at G = 2 (0.965 against 0.943).
 
 No run of any cell collapsed.
 
