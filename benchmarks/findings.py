@@ -313,8 +313,8 @@ fifth, at G = 10, where few groups are all alike, little. But its reference answ
 ones, so at equal samples AAPO takes half the steps and ends below GRPO and GPG.
 
 The paper compares at equal steps. After as many steps as AAPO took in all, GRPO stands at 0.298, 0.315 and 0.305 for
-G = 2, 6 and 10 where AAPO ends at 0.309, 0.317 and 0.306, which no claim above tests: the margin is worth little here, and
-not twice the samples. AAPO keeps a larger pass@64 at G = 2 (0.965 against 0.943).
+G = 2, 6 and 10 where AAPO ends at 0.309, 0.317 and 0.306, which no claim above tests: the margin is worth little here,
+and not twice the samples. AAPO keeps a larger pass@64 at G = 2 (0.965 against 0.943).
 
 No run of any cell collapsed.
 
