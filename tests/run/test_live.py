@@ -24,7 +24,7 @@ def test_it_follows_a_run_from_its_start_to_its_end(
     """With a reward that takes its time; written so often that no stage is missed."""
     monkeypatch.setattr(live, "EVERY", 0.001)
     (run_folder / "slow_judge.py").write_text(
-        "import time\n\ndef judge(completion, sample):\n    time.sleep(0.1)\n    return 1.0\n"
+        "import time\n\ndef judge(completion, sample):\n    time.sleep(0.02)\n    return 1.0\n"
     )
     seen: list[dict[str, Any]] = []
     over = threading.Event()
