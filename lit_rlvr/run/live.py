@@ -13,13 +13,29 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.doing import DOING
-from lit_rlvr.files import write_atomically
+from lit_rlvr.files import Fields, has_fields, write_atomically
 from lit_rlvr.run.folder import peak_memory_mb
 from lit_rlvr.run.progress import TimeLeft, wanted_steps
 
 LIVE = "live.json"
+STATE: Fields = {
+    "stage": str, "part": str, "since": (int, float), "done": int, "total": int, "tokens_per_second": (int, float),
+    "waiting": dict, "step": int, "steps": (int, type(None)), "seconds_left": (int, float, type(None)),
+    "memory_mb": (int, float), "at": (int, float),
+}  # fmt: skip
+"""What a reader of the file can rely on."""
 EVERY = 1.0
 """Seconds between two writes."""
+
+
+def read_live(run: Path) -> dict[str, Any] | None:
+    """What a run folder's `live.json` says; None without a readable one."""
+    try:
+        state = json.loads((run / LIVE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    good = has_fields(state, STATE) and all(isinstance(v, int | float) for v in state["waiting"].values())
+    return state if good else None
 
 
 class LiveFile(Callback):

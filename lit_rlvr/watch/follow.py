@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.files import Fields, has_fields
 from lit_rlvr.report.groups import Group, read_groups
 from lit_rlvr.report.runs import Run, read_run
-from lit_rlvr.run.live import LIVE
+from lit_rlvr.run.live import LIVE, read_live
 from lit_rlvr.watch.completions import Completions
 
-STATE: Fields = {
-    "stage": str, "part": str, "since": (int, float), "done": int, "total": int, "tokens_per_second": (int, float),
-    "waiting": dict, "step": int, "steps": (int, type(None)), "seconds_left": (int, float, type(None)),
-    "memory_mb": (int, float), "at": (int, float),
-}  # fmt: skip
-"""What `live.json` holds."""
 SILENT = 15.0
 """Seconds without a new `live.json` after which a run that has not ended counts as dead."""
 CHUNK = 0.05
@@ -61,8 +54,7 @@ class FollowedRun:
         self.path = path
         self.completions = Completions(path / "completions.jsonl")
         self.run = Run(path)
-        self.changes = 0
-        self._stamps: tuple[Any, ...] = ()
+        self._stamps: tuple[Any, ...] | None = None  # before the first look
 
     def look(self) -> bool:
         """Read again what changed, but completions; returns whether anything did.
@@ -71,16 +63,16 @@ class FollowedRun:
             UserError: the folder holds no run.
         """
         stamps = tuple(_stamp(self.path / name) for name in SMALL)
-        if stamps == self._stamps and self.changes:
+        if stamps == self._stamps:
             return False
-        self.run, self._stamps, self.changes = read_run(self.path, completions=False), stamps, self.changes + 1
+        self.run, self._stamps = read_run(self.path, completions=False), stamps
         return True
 
     @property
     def now(self) -> Now:
         """What it is doing, at this moment."""
         last = max(self.run.metrics, default=0)
-        live = _live(self.path)
+        live = read_live(self.path)
         silent = time.time() - live["at"] if live else 0.0
         if live and live["stage"] != "ended" and silent < SILENT:
             return Now("running", said(live), live["step"], live["steps"])
@@ -116,7 +108,6 @@ class FollowedFolders:
     def look(self) -> None:
         """Read again what changed, but completions."""
         changed = False
-
         runs: dict[str, FollowedRun] = {}
 
         def read(path: Path) -> Run:
@@ -130,6 +121,11 @@ class FollowedFolders:
             with self.lock:
                 self.title, self.groups, self.runs = title, groups, runs
                 self.versions["metrics"] += 1
+
+    def look_again(self) -> None:
+        """`look`, but while a folder is being replaced by a new run, the last state is kept."""
+        with suppress(UserError, OSError):
+            self.look()
 
     def read_completions(self) -> None:
         """Read what came to every completions.jsonl, in small pieces, so that views are made meanwhile."""
@@ -198,15 +194,6 @@ def in_words(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _live(run: Path) -> dict[str, Any] | None:
-    try:
-        state = json.loads((run / LIVE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    good = has_fields(state, STATE) and all(isinstance(v, int | float) for v in state["waiting"].values())
-    return state if good else None
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

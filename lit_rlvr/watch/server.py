@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,7 +18,6 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lit_rlvr.errors import UserError
 from lit_rlvr.watch import pages
 from lit_rlvr.watch.follow import FollowedFolders
 
@@ -169,11 +167,7 @@ def _following(folders: FollowedFolders) -> Callable[[Starlette], Any]:
 def follow(folders: FollowedFolders, over: threading.Event) -> None:
     """Look at the folders until it is over."""
     while not over.is_set():
-        try:
-            folders.look()
-        except (UserError, OSError):  # a folder is being replaced by a new run: keep showing the last state
-            time.sleep(EVERY)
-            continue
+        folders.look_again()
         folders.read_completions()
         over.wait(EVERY)
 

@@ -36,7 +36,7 @@ def show(
         return
     with Live(table(folders), console=console, screen=True, auto_refresh=False) as live:
         while not over.wait(seconds):
-            folders.look()
+            folders.look_again()
             live.update(table(folders), refresh=True)
 
 

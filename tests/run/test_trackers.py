@@ -186,7 +186,7 @@ def test_an_offline_run_of_wandb_goes_on_where_its_file_ends(tmp_path: Path, run
     assert last_offline_step([first]) == STOPPED and last_offline_step([first, second]) == LAST
     content = first.read_bytes()
     lasts = set()
-    for length in range(0, len(content), 997):
+    for length in (*range(0, len(content), 997), len(content)):
         torn = tmp_path / "torn.wandb"
         torn.write_bytes(content[:length])
         lasts.add(last_offline_step([torn]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,17 @@ class Samples:
         rows = [[_cell(record.get(name)) for name in columns] for record in records]
         pictures = [[thumbnail_path(run, key) for key in record.get("images", ())] for record in records]
         return Samples(columns, rows, pictures)
+
+    def with_pictures(self, cell: Callable[[list[Path]], Any]) -> tuple[list[str], list[list[Any]]]:
+        """(columns, rows) with a column `picture`, if any row has one.
+
+        Args:
+            cell: makes a cell of the pictures of a row.
+        """
+        if not self.shown:
+            return list(self.columns), self.rows
+        rows = [[*row, cell(paths)] for row, paths in zip(self.rows, self.pictures, strict=True)]
+        return [*self.columns, "picture"], rows
 
     @property
     def shown(self) -> dict[Path, str]:

@@ -54,11 +54,7 @@ class Trackio(Tracker):
 
         row: dict[str, Any] = dict(metrics)
         if samples is not None:
-            columns, rows = list(samples.columns), [list(row) for row in samples.rows]
-            if samples.shown:
-                columns.append("picture")
-                for cells, paths in zip(rows, samples.pictures, strict=True):
-                    cells.append([trackio.Image(str(path)) for path in paths])
+            columns, rows = samples.with_pictures(lambda paths: [trackio.Image(str(path)) for path in paths])
             row["samples"] = trackio.Table(columns=columns, data=rows)
             for number, (path, name) in enumerate(samples.shown.items()):
                 row[f"picture_{number}"] = trackio.Image(str(path), caption=name)

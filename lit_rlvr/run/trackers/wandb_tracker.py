@@ -70,11 +70,8 @@ class Wandb(Tracker):
 
         row: dict[str, Any] = dict(metrics)
         if samples is not None:
-            columns, rows = list(samples.columns), [list(row) for row in samples.rows]
+            columns, rows = samples.with_pictures(lambda paths: wandb.Image(str(paths[0])) if paths else None)
             if samples.shown:
-                columns.append("picture")
-                for cells, paths in zip(rows, samples.pictures, strict=True):
-                    cells.append(wandb.Image(str(paths[0])) if paths else None)
                 row["pictures"] = [wandb.Image(str(path), caption=name) for path, name in samples.shown.items()]
             row["samples"] = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
         self._run.log(row, step=step, commit=True)
