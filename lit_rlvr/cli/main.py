@@ -88,9 +88,11 @@ def run(arguments: Sequence[str]) -> int:
             return _interrupted()
         if isinstance(error.__context__, BrokenPipeError):  # rich raises it when a reader such as `head` has gone
             return 128 + signal.SIGPIPE
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        if last.filename == argparse.__file__:  # --help and the like
+        frames = traceback.extract_tb(error.__traceback__)
+        # --help and the like; not always the last frame: W&B, for one, puts a function of its own around sys.exit
+        if any(frame.filename == argparse.__file__ and frame.name == "exit" for frame in frames):
             raise
+        last = frames[-1]
         return _fail(f"{user_line(error) or f'{last.filename}:{last.lineno}'}: sys.exit({error.code!r}) ended the run")
     except Exception as error:
         line = failure_line(error)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny_runs import FIT, completions, fit, launch
 
+from lit_rlvr.cli.main import run
 from lit_rlvr.rewards import shared_pool
 
 CLI = Callable[..., Any]
@@ -93,6 +94,14 @@ def test_a_reward_that_ends_its_process_fails_alone_where_it_is_isolated(run_fol
 )
 def test_sys_exit_in_own_code_is_no_success(option: str, value: str, line: str, lit_rlvr: CLI) -> None:
     assert refusal(lit_rlvr(*FIT, *SHORT, option, value)) == f"lit-rlvr: error: {line}"
+
+
+def test_help_is_a_success_although_a_library_stands_around_sys_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave = sys.exit
+    monkeypatch.setattr("sys.exit", lambda status=0: leave(status))  # as W&B does
+    with pytest.raises(SystemExit) as stop:
+        run(["fit", "--help"])
+    assert stop.value.code == 0
 
 
 def test_no_reward_is_refused(lit_rlvr: CLI) -> None:
