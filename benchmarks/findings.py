@@ -5,10 +5,11 @@ Take the results of a study into the page with `--take agrae=DIR` (its results.j
 shows), then run without options to write the page. docs/findings/*.json are these results as they were, and a test
 compares the page with them.
 
-Every claim is a difference of two cells over the same seeds, tested by the sign-flip permutation test; Holm's
+A claim is a difference of two cells over the same seeds, tested by the sign-flip permutation test; Holm's
 correction covers all differences of one paper. A claim is *seen* if its difference has the claimed sign and p < 0.05,
 *not seen* if it has the other sign and p < 0.05, and else *cannot tell*. The claims and their measures were written
-down before the results were in, and no setting of an algorithm was tuned.
+down before the results were in, and no setting of an algorithm was tuned. The comparison of all losses has five seeds
+a cell, too few for that test, so it gives intervals and no verdicts.
 """
 
 from __future__ import annotations
@@ -16,267 +17,51 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
+from claims import AAPO, AGRAE, APMPO, Claim, Measure
 
-from lit_rlvr.compare.significance import LEVEL, detectable, holm, sign_flip_test, stratified_interval
+from lit_rlvr.compare.significance import (
+    LEVEL,
+    detectable,
+    holm,
+    interquartile_mean,
+    probability_of_improvement,
+    sign_flip_test,
+    stratified_interval,
+)
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "findings"
-SET = "val/multi_step_arithmetic"
-
-Run = Mapping[str, Any]
-"""One seed of a cell in results.json: `by_seed`."""
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A number of one run.
+class Part:
+    """A study's part of the page.
 
     Args:
-        name: what it is.
-        of: computes it; None if the run does not have it.
+        title: its heading.
+        figures: those that it shows of each task.
+        claims: what it tests; none = it compares every cell with the baseline.
     """
 
-    name: str
-    of: Callable[[Run], float | None]
+    title: str
+    figures: tuple[str, ...]
+    claims: Sequence[Claim] = ()
 
 
-def at_end(metric: str, name: str) -> Measure:
-    return Measure(name, lambda run: run["last"].get(f"{SET}/{metric}"))
-
-
-def quarter(metric: str, k: int, name: str) -> Measure:
-    return Measure(name, lambda run: run["quarters"][metric][k] if metric in run["quarters"] else None)
-
-
-def suite(metric: str, name: str) -> Measure:
-    return Measure(name, lambda run: run["suites"].get("steps_suite", {}).get(metric))
-
-
-PASS_1, PASS_64 = at_end("pass@1", "pass@1"), at_end("pass@64", "pass@64")
-ENTROPY = quarter("rollout/entropy", 3, "entropy in the last quarter (nats)")
-ENTROPY_RISE = Measure("entropy, last minus first quarter (nats)", lambda run: _rise(run, "rollout/entropy"))
-EARLY = quarter("rollout/correct_count", 0, "correct of 256 in the first quarter")
-LATE = quarter("rollout/correct_count", 3, "correct of 256 in the last quarter")
-UNSOLVED_RISE = Measure("unsolved prompts of 32, last minus best quarter", lambda run: _worse(run))
-ZERO = quarter("train/zero_advantage", 3, "share of zero advantages in the last quarter")
-ZERO_BASE = quarter("train/zero_advantage_base", 3, "the same without the margin")
-NO_SIGNAL = quarter("train/no_signal", 3, "share of groups with zero advantages only, last quarter")
-LOSS_VARIANCE = Measure("variance of the loss", lambda run: run["loss_variance"])
-SELF_BLEU = suite("diversity/self_bleu_4", "self-BLEU-4")
-COSINE = suite("diversity/cosine_similarity", "cosine similarity")
-
-
-def _rise(run: Run, metric: str) -> float:
-    first, *_, last = run["quarters"][metric]
-    return float(last - first)
-
-
-def _worse(run: Run) -> float:
-    course = run["quarters"]["rollout/unsolved_prompts"]
-    return float(course[-1] - min(course))
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A claimed difference: `measure` of `more` exceeds that of `less` in the same seed.
-
-    Args:
-        says: the claim, in few words.
-        where: where the paper makes it, and its numbers if there are any.
-        less: the other cell, or `before` for the model that training starts from, or a number.
-        task: task of the study.
-        other: measure of the other cell, if it is another.
-    """
-
-    says: str
-    where: str
-    measure: Measure
-    more: str
-    less: str | float
-    task: str = "steps"
-    other: Measure | None = None
-
-
-AGRAE = (
-    Claim(
-        "Negative-dominant training has a higher entropy than GRPO", "4.2, fig. 3", ENTROPY, "negative_dominant", "grpo"
-    ),
-    Claim(
-        "... which rises during training", '4.2, fig. 3: "monotonic increase"', ENTROPY_RISE, "negative_dominant", 0.0
-    ),
-    Claim(
-        "Positive-dominant training has a lower entropy than GRPO", "4.2, fig. 3", ENTROPY, "grpo", "positive_dominant"
-    ),
-    Claim(
-        "Positive-dominant is worse than GRPO at a large k",
-        "4.2, fig. 2; table 6, MATH pass@256 93.2 against 95.0",
-        PASS_64,
-        "grpo",
-        "positive_dominant",
-    ),
-    Claim(
-        "Negative-dominant is better than GRPO at a large k",
-        "4.2, fig. 2; table 6, MATH pass@256 97.0 against 95.0",
-        PASS_64,
-        "negative_dominant",
-        "grpo",
-    ),
-    Claim(
-        "Negative-dominant is better than GRPO at k = 1",
-        "table 6, MATH 77.2 against 76.5",
-        PASS_1,
-        "negative_dominant",
-        "grpo",
-    ),
-    Claim(
-        "GRPO's pass@k at a large k falls below that of the base model",
-        "4.2, fig. 2; table 5, MATH 95.0 against 96.3",
-        PASS_64,
-        "before",
-        "grpo",
-    ),
-    Claim("Easy-focused has the most correct answers early", "4.3, fig. 5", EARLY, "easy_focused", "hard_focused"),
-    Claim("Hard-focused has the most correct answers late", "4.3, fig. 5", LATE, "hard_focused", "easy_focused"),
-    Claim(
-        "Negative-dominant training is less stable: unsolved prompts rise again",
-        "D.3, fig. 9; D.5: 3 of 10 runs collapse",
-        UNSOLVED_RISE,
-        "negative_dominant",
-        "agrae",
-    ),
-    Claim("A-GRAE is better than GRPO at k = 1", "5.3; table 5, MATH 78.3 against 76.5", PASS_1, "agrae", "grpo"),
-    Claim(
-        "A-GRAE is better than GRPO at a large k",
-        "5.3; table 5, MATH pass@64 95.0 against 93.5",
-        PASS_64,
-        "agrae",
-        "grpo",
-    ),
-    Claim(
-        "The sample level alone is better than GRPO at k = 1",
-        "5.4; table 5, MATH 77.8 against 76.5",
-        PASS_1,
-        "sample_level",
-        "grpo",
-    ),
-    Claim(
-        "The group level alone is better than GRPO at k = 1",
-        "5.4; table 5, MATH 77.6 against 76.5",
-        PASS_1,
-        "group_level",
-        "grpo",
-    ),
-    Claim(
-        "The group level alone is better than GRPO at a large k",
-        "5.4; table 5, MATH pass@64 95.3 against 93.5",
-        PASS_64,
-        "group_level",
-        "grpo",
-    ),
-)
-
-AAPO = tuple(
-    claim
-    for g in (2, 6, 10)
-    for claim in (
-        Claim(f"G = {g}: the margin lowers the share of zero advantages", "6.4, fig. 2", ZERO, "grpo", "aapo", f"g{g}"),
-        Claim(
-            f"G = {g}: also against the same run's advantages without it",
-            "6.4, fig. 2",
-            ZERO_BASE,
-            "aapo",
-            "aapo",
-            f"g{g}",
-            ZERO,
-        ),
-        Claim(
-            f"G = {g}: AAPO's loss varies less than GRPO's",
-            "D.4: 3.6e-4 against 3.53e-3",
-            LOSS_VARIANCE,
-            "grpo",
-            "aapo",
-            f"g{g}",
-        ),
-        Claim(
-            f"G = {g}: AAPO's loss varies less than GPG's",
-            "D.4: 3.6e-4 against 3.9e-4",
-            LOSS_VARIANCE,
-            "gpg",
-            "aapo",
-            f"g{g}",
-        ),
-        Claim(
-            f"G = {g}: AAPO is better than GRPO at equal samples, its reference's included",
-            "6.2, table 1: 18.8 against 14.2 (Llama 3B), at equal steps",
-            PASS_1,
-            "aapo",
-            "grpo",
-            f"g{g}",
-        ),
-        Claim(
-            f"G = {g}: AAPO is better than GPG at equal samples",
-            "6.2, table 1: 18.8 against 16.2 (Llama 3B), at equal steps",
-            PASS_1,
-            "aapo",
-            "gpg",
-            f"g{g}",
-        ),
-    )
-)
-
-APMPO = (
-    *(
-        Claim(
-            f"APMPO is better than {name}",
-            f"5.2.1, table 1: 41.7 against {value} (Qwen2.5-Math-1.5B, average)",
-            PASS_1,
-            "apmpo",
-            cell,
-        )
-        for name, cell, value in (("GRPO", "grpo", "37.1"), ("DAPO", "dapo", "39.6"), ("GMPO", "gmpo", "39.0"))
-    ),
-    Claim("Adaptive clipping alone is better than GRPO", "5.2.3, fig. 4 (a), table 6", PASS_1, "fac", "grpo"),
-    Claim("The power mean alone is better than GRPO", "5.2.3, fig. 4 (a), table 6", PASS_1, "pmpo", "grpo"),
-    Claim(
-        "Both together are better than adaptive clipping alone", "5.2.3, fig. 4 (a), table 6", PASS_1, "apmpo", "fac"
-    ),
-    Claim("Both together are better than the power mean alone", "5.2.3, fig. 4 (a), table 6", PASS_1, "apmpo", "pmpo"),
-    *(
-        Claim(f"APMPO keeps a higher entropy than {name}", "5.2.2, fig. 1 (b)", ENTROPY, "apmpo", cell)
-        for name, cell in (("GRPO", "grpo"), ("DAPO", "dapo"), ("GMPO", "gmpo"))
-    ),
-    *(
-        Claim(
-            f"{more}'s answers have a higher {measure.name} than {less}'s",
-            f"K.6, table 4: {values}",
-            measure,
-            more.lower(),
-            less.lower(),
-        )
-        for measure, found in (
-            (
-                SELF_BLEU,
-                (("GRPO", "DAPO", "0.76, 0.71"), ("DAPO", "GMPO", "0.71, 0.65"), ("GMPO", "APMPO", "0.65, 0.54")),
-            ),
-            (COSINE, (("GRPO", "DAPO", "0.84, 0.79"), ("DAPO", "GMPO", "0.79, 0.75"), ("GMPO", "APMPO", "0.75, 0.66"))),
-        )
-        for more, less, values in found
-    ),
-)
-
-STUDIES: dict[str, tuple[str, Sequence[Claim], tuple[str, ...]]] = {
-    "agrae": ("A-GRAE", AGRAE, ("pass_at_k", "entropy", "accuracy", "correct_count")),
-    "apmpo": ("APMPO", APMPO, ("accuracy", "entropy", "power", "clip")),
-    "aapo": ("AAPO", AAPO, ("zero_advantage", "accuracy")),
+STUDIES = {
+    "agrae": Part("A-GRAE", ("pass_at_k", "entropy", "accuracy", "correct_count"), AGRAE),
+    "apmpo": Part("APMPO", ("accuracy", "entropy", "power", "clip"), APMPO),
+    "aapo": Part("AAPO", ("zero_advantage", "accuracy"), AAPO),
+    "losses_text": Part("Eleven losses at an equal budget: sums of two numbers", ("final", "accuracy", "entropy")),
+    "losses_image": Part("Eleven losses at an equal budget: counting in images", ("final", "accuracy", "entropy")),
 }
-"""Study -> its paper, its claims, and the figures on the page (of each task)."""
 
 
 READINGS = {
@@ -400,34 +185,89 @@ def number(value: float) -> str:
 
 def section(name: str, results: Mapping[str, Any]) -> str:
     """A paper's part of the page."""
-    paper, claims, figures = STUDIES[name]
-    found = find(claims, results)
+    part = STUDIES[name]
     unit, count = next(iter(results["budget"].items()))
     runs = [
         r for task in results["tasks"].values() for cell in task["cells"].values() for r in cell["by_seed"].values()
     ]
     minutes = sum(run["train_seconds"] for run in runs) / 60
     lines = [
-        f"## {paper}",
+        f"## {part.title}",
         f"`lit-rlvr compare studies/claims/{name} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
         f"{minutes:.0f} minutes of training on one core each.",
+        *([claims_table(part.claims, results)] if part.claims else comparisons(results)),
+    ]
+    lines += [READINGS[name].strip()] if name in READINGS else []
+    lines += [
+        f"![{name}: {task} {figure}](findings/{name}_{task}_{figure}.png)"
+        for task, figure in pictures(name, results, part.figures)
+    ]
+    return "\n\n".join(lines)
+
+
+def claims_table(claims: Sequence[Claim], results: Mapping[str, Any]) -> str:
+    """Each claim with its numbers and its verdict."""
+    return "\n".join([
         "| claim | in the paper | measured | here | difference [95 %] | n | p, Holm | verdict |",
         "|---|---|---|---|---|---|---|---|",
-    ]
-    rows = [
+        *(
         f"| {f.claim.says} | {f.claim.where} | {f.claim.measure.name} | {label(f.claim.more)} {number(f.more)}, "
         f"{label(f.claim.less)} {number(f.less)} | {number(f.difference)} [{', '.join(map(number, f.interval))}]"
         f"{f', could show {number(f.smallest)}' if f.verdict == 'cannot tell' else ''} | {f.n} | "
         f"{f.p:.3f}, {f.adjusted:.3f} | **{f.verdict}** |"
-        for f in found
+        for f in find(claims, results)
+        ),
+    ])  # fmt: skip
+
+
+def comparisons(results: Mapping[str, Any]) -> list[str]:
+    """For each task: every cell's metric at the end, and its difference from the baseline in the same seed."""
+    metric, baseline = results["metric"], results["baseline"]
+    tables = []
+    for task in results["tasks"].values():
+        rows = [
+            f"| cell | {metric} [95 %] | minus {label(baseline)}'s in the same seed [95 %] | entropy, last quarter | "
+            "optimizer steps | n |",
+            "|---|---|---|---|---|---|",
+        ]
+        base = task["cells"][baseline]["values"]
+        for name, cell in sorted(task["cells"].items(), key=lambda item: -item[1]["mean"]):
+            values = cell["values"]
+            both = [values[seed] - base[seed] for seed in values if seed in base]
+            entropy = mean(run["quarters"]["rollout/entropy"][3] for run in cell["by_seed"].values())
+            rows.append(
+                f"| {label(name)} | {with_interval(list(values.values()))} | "
+                f"{'' if name == baseline else with_interval(both)} | {number(entropy)} | "
+                f"{cell['used']['steps']['mean']:.0f} | {len(values)} |"
+            )
+        tables.append("\n".join(rows))
+    return tables
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """A mean over seeds and its 95 % bootstrap interval."""
+    interval = stratified_interval(lambda tasks: np.mean(tasks[0], -1), [values])
+    return f"{number(mean(values))} [{', '.join(map(number, interval or []))}]"
+
+
+def over_tasks(studies: Sequence[Mapping[str, Any]]) -> str:
+    """All tasks of several studies with the same cells together, as Agarwal et al. 2021 compare."""
+    tasks = [task["cells"] for results in studies for task in results["tasks"].values()]
+    baseline = studies[0]["baseline"]
+    scores = {name: [list(cells[name]["values"].values()) for cells in tasks] for name in tasks[0]}
+    rows = [
+        f"| cell | interquartile mean [95 %] | probability that a run is better than one of {label(baseline)} [95 %] |",
+        "|---|---|---|",
     ]
-    lines[2:] = ["\n".join([*lines[2:], *rows])]
-    lines += [READINGS[name].strip()] if name in READINGS else []
-    lines += [
-        f"![{name}: {task} {figure}](findings/{name}_{task}_{figure}.png)"
-        for task, figure in pictures(name, results, figures)
-    ]
-    return "\n\n".join(lines)
+    for name, ours in sorted(scores.items(), key=lambda item: -float(interquartile_mean(item[1]))):
+        middle = stratified_interval(interquartile_mean, ours) or []
+        row = f"| {label(name)} | {number(float(interquartile_mean(ours)))} [{', '.join(map(number, middle))}] | "
+        if name != baseline:
+            better = float(probability_of_improvement(ours, scores[baseline]))
+            around = stratified_interval(probability_of_improvement, ours, scores[baseline]) or []
+            row += f"{number(better)} [{', '.join(map(number, around))}] "
+        rows.append(f"{row}|")
+    return "\n".join(rows)
 
 
 def label(cell: str | float) -> str:
@@ -446,7 +286,10 @@ def page() -> str:
         for name in STUDIES
         if (RESULTS / f"{name}.json").is_file()
     }
-    return "\n\n".join([INTRODUCTION.strip(), *(section(name, results) for name, results in found.items())]) + "\n"
+    parts = [INTRODUCTION.strip(), *(section(name, results) for name, results in found.items())]
+    if len(losses := [results for name, results in found.items() if not STUDIES[name].claims]) > 1:
+        parts += ["## Eleven losses: both tasks together", over_tasks(losses), READINGS["losses"].strip()]
+    return "\n\n".join(parts) + "\n"
 
 
 INTRODUCTION = """
@@ -483,7 +326,7 @@ def take(name: str, folder: Path) -> None:
     results = json.loads((folder / "results.json").read_text())
     (RESULTS / f"{name}.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")
     for task in results["tasks"]:
-        for figure in STUDIES[name][2]:
+        for figure in STUDIES[name].figures:
             path = folder / "figures" / task / f"{figure}.png"
             if path.is_file():
                 shutil.copy(path, RESULTS / f"{name}_{task}_{figure}.png")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,12 +17,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def findings() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("findings", ROOT / "benchmarks/findings.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["findings"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module("findings")
 
 
 def made_up(values: dict[str, list[float]]) -> dict[str, Any]:
@@ -50,7 +46,8 @@ def test_verdicts_by_hand(findings: ModuleType) -> None:
         "worse": [x - 0.05 for x in base],
         "same": [x + 0.01 * (-1) ** k for k, x in enumerate(base)],
     })  # fmt: skip
-    claims = [findings.Claim("", "", findings.PASS_1, cell, "grpo") for cell in ("better", "worse", "same")]
+    measure = findings.Measure("", lambda run: run["last"]["val/multi_step_arithmetic/pass@1"])
+    claims = [findings.Claim("", "", measure, cell, "grpo") for cell in ("better", "worse", "same")]
     better, worse, same = findings.find(claims, results)
     assert (better.verdict, worse.verdict, same.verdict) == ("seen", "not seen", "cannot tell")
     assert better.p == pytest.approx(2 / 1024) and better.adjusted == pytest.approx(6 / 1024) and better.n == 10
@@ -65,11 +62,39 @@ def results_of(results: dict[str, Any], cell: str) -> list[float]:
     return [run["last"]["val/multi_step_arithmetic/pass@1"] for run in by_seed.values()]
 
 
-@pytest.mark.parametrize("name", ["agrae", "apmpo", "aapo"])
+def test_a_comparison_by_hand(findings: ModuleType) -> None:
+    """Means in falling order, and differences within a seed: here they are the same in all, so their interval is."""
+
+    def task(values: dict[str, list[float]]) -> dict[str, Any]:
+        run = {"quarters": {"rollout/entropy": [0.9, 0.8, 0.7, 0.6]}}
+        return {"cells": {
+            name: {"values": {str(seed): x for seed, x in enumerate(found)}, "mean": sum(found) / len(found),
+                   "used": {"steps": {"mean": 160.0}}, "by_seed": {str(seed): run for seed in range(len(found))}}
+            for name, found in values.items()
+        }}  # fmt: skip
+
+    base = [0.1, 0.2, 0.3, 0.4, 0.5]
+    text = task({"grpo": base, "dr_grpo": [x + 0.25 for x in base]})
+    image = task({"grpo": base, "dr_grpo": [x - 0.05 for x in base]})
+    study = {"metric": "val/accuracy", "baseline": "grpo"}
+    (table,) = findings.comparisons({**study, "tasks": {"sums": text}})
+    assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["dr grpo", "grpo"]
+    assert "| 0.250 [0.250, 0.250] | 0.600 | 160 | 5 |" in table and "| 0.300 [" in table
+    together = findings.over_tasks([{**study, "tasks": {"sums": text}}, {**study, "tasks": {"images": image}}])
+    assert f"| {(better(0.25) + better(-0.05)) / 2:.3f} [" in together
+
+
+def better(by: float) -> float:
+    """The probability that a run of 0.1 to 0.5, raised by this much, is better than one of 0.1 to 0.5."""
+    pairs = [(x / 10 + by, y / 10) for x in range(1, 6) for y in range(1, 6)]
+    return sum(0.5 if abs(x - y) < 1e-9 else float(x > y) for x, y in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("name", ["agrae", "apmpo", "aapo", "losses_text", "losses_image"])
 def test_claims_are_about_cells_of_their_study(findings: ModuleType, name: str) -> None:
     study = load_study(f"studies/claims/{name}")
     cells = {(cell.task, cell.name) for cell in study.cells}
-    for claim in findings.STUDIES[name][1]:
+    for claim in findings.STUDIES[name].claims:
         for cell in (claim.more, claim.less):
             assert not isinstance(cell, str) or cell == "before" or (claim.task, cell) in cells, claim
     path = ROOT / f"docs/findings/{name}.json"
