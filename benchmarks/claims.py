@@ -71,6 +71,7 @@ class Claim:
         less: the other cell, or `before` for the model that training starts from, or a number.
         task: task of the study.
         other: measure of the other cell, if it is another.
+        moot: why this study cannot test it, found afterwards; the numbers stay, and count in Holm's correction.
     """
 
     says: str
@@ -80,6 +81,7 @@ class Claim:
     less: str | float
     task: str = "steps"
     other: Measure | None = None
+    moot: str = ""
 
 
 AGRAE = (
@@ -181,6 +183,7 @@ AAPO = tuple(
             "grpo",
             "aapo",
             f"g{g}",
+            moot="with one update per rollout GRPO's loss is 0 whatever its gradient is",
         ),
         Claim(
             f"G = {g}: AAPO's loss varies less than GPG's",

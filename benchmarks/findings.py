@@ -15,6 +15,7 @@ a cell, too few for that test, so it gives intervals and no verdicts.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from claims import AAPO, AGRAE, APMPO, Claim, Measure
+from findings_text import INTRODUCTION, READINGS
 
 from lit_rlvr.compare.significance import (
     LEVEL,
@@ -47,69 +49,23 @@ class Part:
     Args:
         title: its heading.
         figures: those that it shows of each task.
+        minutes: from its first cell to its report, two cells at a time; None = not kept.
         claims: what it tests; none = it compares every cell with the baseline.
     """
 
     title: str
     figures: tuple[str, ...]
+    minutes: int | None
     claims: Sequence[Claim] = ()
 
 
 STUDIES = {
-    "agrae": Part("A-GRAE", ("pass_at_k", "entropy", "accuracy", "correct_count"), AGRAE),
-    "apmpo": Part("APMPO", ("accuracy", "entropy", "power", "clip"), APMPO),
-    "aapo": Part("AAPO", ("zero_advantage", "accuracy"), AAPO),
-    "losses_text": Part("Eleven losses at an equal budget: sums of two numbers", ("final", "accuracy", "entropy")),
-    "losses_image": Part("Eleven losses at an equal budget: counting in images", ("final", "accuracy", "entropy")),
+    "agrae": Part("A-GRAE", ("pass_at_k", "entropy", "accuracy", "correct_count"), None, AGRAE),
+    "apmpo": Part("APMPO", ("accuracy", "entropy", "power", "clip"), 127, APMPO),
+    "aapo": Part("AAPO", ("zero_advantage", "accuracy"), 109, AAPO),
+    "losses_text": Part("Eleven losses at an equal budget: sums of two numbers", ("reward", "entropy"), 21),
+    "losses_image": Part("Eleven losses at an equal budget: counting in images", ("reward", "entropy"), 0),
 }
-
-
-READINGS = {
-    "agrae": """
-What stands out: suppressing positive advantages hurts on this task. Negative-dominant training, and with it A-GRAE's
-group level and A-GRAE as a whole, end below GRPO at every k; the more the positive part is suppressed, the lower. Its
-entropy is higher than GRPO's in the first third of training, as the paper has it, and falls like all others afterwards
-(figure below). Rewarding correct answers ten times as much costs nothing, not even at a large k. The sample level alone
-is GRPO within the differences that ten seeds show.
-
-No run of any cell collapsed: none ended below half of its best accuracy.
-
-What limits this: before training pass@64 is 0.98, so a gain at a large k could hardly show, only a loss. The paper's
-runs end with most prompts solved; here 43 % of GRPO's samples are right in the last quarter, and the proficiency that
-scales A-GRAE's positive advantages is 0.3 in the first and 0.4 in the last. A-GRAE's alpha is that of MATH, 1; a
-smaller one suppresses less, and was not tried.
-""",
-    "apmpo": """
-What stands out: the six losses end within 0.019 of each other at k = 1, and ten seeds cannot tell them apart. The
-adaptive parts do what they are made for: the exponent falls from 0.80 to 0.73 and the upper clip rises from 0.31 to
-0.33 as more samples are right. APMPO ends with 0.008 nats more entropy than GRPO, which is seen; its answers are as
-diverse as GRPO's (self-BLEU-4 and cosine similarity differ by 0.003 at most, in the paper by 0.2).
-
-No run of any cell collapsed.
-
-What limits this: a clip matters only where ratios leave it, and with four updates per rollout at this learning rate
-0.1 % of GRPO's tokens are clipped above and 0.5 % below. So all six losses nearly have the same gradient. More updates
-or a higher rate would part them; that was not tried, because nothing here is tuned to agree. Answers of 8 tokens of
-arithmetic leave little room for diversity.
-""",
-    "aapo": """
-What stands out: the margin does what it is for. At G = 2 it takes a third of the zero advantages away, at G = 6 a
-fifth, at G = 10, where few groups are all alike, little. But its reference answers cost as many samples as the training
-ones, so at equal samples AAPO takes half the steps and ends below GRPO and GPG.
-
-The paper compares at equal steps. After as many steps as AAPO took in all, GRPO stands at 0.298, 0.315 and 0.305 for
-G = 2, 6 and 10 where AAPO ends at 0.309, 0.317 and 0.306, which no claim above tests: the margin is worth little here,
-and not twice the samples. AAPO keeps a larger pass@64 at G = 2 (0.965 against 0.943).
-
-No run of any cell collapsed.
-
-What limits this: the variance of the loss cannot be compared with GRPO's here. With one update per rollout GRPO's loss
-is minus the mean advantage, 0 but for rounding, whatever its gradient does; the paper's GRPO takes several updates. The
-reference is the model that training starts from, so its answers get easier to beat as training goes on; the paper's
-runs are longer.
-""",
-}
-"""Study -> what a reader should take from its table, written when the results were in."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +92,8 @@ class Finding:
 
     @property
     def verdict(self) -> str:
+        if self.claim.moot:
+            return "cannot be tested here"
         if self.adjusted >= LEVEL:
             return "cannot tell"
         return "seen" if self.difference > 0 else "not seen"
@@ -194,8 +152,15 @@ def section(name: str, results: Mapping[str, Any]) -> str:
     lines = [
         f"## {part.title}",
         f"`lit-rlvr compare studies/claims/{name} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
-        f"{minutes:.0f} minutes of training on one core each.",
+        f"{minutes:.0f} minutes of training on one core each"
+        + (
+            f"; with warm starts, validation and evaluation {part.minutes} minutes on two cores."
+            if part.minutes
+            else "."
+        ),
         *([claims_table(part.claims, results)] if part.claims else comparisons(results)),
+        over_tasks([results]),
+        collapses(results),
     ]
     lines += [READINGS[name].strip()] if name in READINGS else []
     lines += [
@@ -214,7 +179,7 @@ def claims_table(claims: Sequence[Claim], results: Mapping[str, Any]) -> str:
         f"| {f.claim.says} | {f.claim.where} | {f.claim.measure.name} | {label(f.claim.more)} {number(f.more)}, "
         f"{label(f.claim.less)} {number(f.less)} | {number(f.difference)} [{', '.join(map(number, f.interval))}]"
         f"{f', could show {number(f.smallest)}' if f.verdict == 'cannot tell' else ''} | {f.n} | "
-        f"{f.p:.3f}, {f.adjusted:.3f} | **{f.verdict}** |"
+        f"{f.p:.3f}, {f.adjusted:.3f} | **{f.verdict}**{f': {f.claim.moot}' if f.claim.moot else ''} |"
         for f in find(claims, results)
         ),
     ])  # fmt: skip
@@ -242,6 +207,26 @@ def comparisons(results: Mapping[str, Any]) -> list[str]:
             )
         tables.append("\n".join(rows))
     return tables
+
+
+def collapses(results: Mapping[str, Any]) -> str:
+    """How many runs of each cell ended below half of their best validation accuracy."""
+    from scipy.stats import binomtest
+
+    runs: dict[str, list[bool]] = {}
+    for task in results["tasks"].values():
+        for name, cell in task["cells"].items():
+            runs.setdefault(name, []).extend(
+                run["last"]["val/accuracy"] < run["best"] / 2 for run in cell["by_seed"].values()
+            )
+    count = len(next(iter(runs.values())))
+    none = binomtest(0, count).proportion_ci()
+    collapsed = ", ".join(f"{sum(ends)} of {label(name)}" for name, ends in runs.items() if any(ends))
+    return (
+        f"Of {count} runs of a cell these collapsed, which means that they ended below half of their best validation "
+        f"accuracy: {collapsed or 'none of any'}. For none of {count} the 95 % interval of the rate is "
+        f"[0, {none.high:.2f}] (Clopper and Pearson)."
+    )
 
 
 def with_interval(values: Sequence[float]) -> str:
@@ -292,38 +277,21 @@ def page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-INTRODUCTION = """
-# Findings: the papers' claims on a tiny model
-
-Do these algorithms do what their papers say, at an equal budget and with enough seeds to tell? The models and
-machines of the papers are out of reach here. What two processor cores can do is train a Llama of a third of a million
-parameters, many times, on a task that it half masters: sums and differences of three numbers, worked out one step a
-line ([`MultiStepArithmetic`](../datamodules/multi_step_arithmetic.py)). A supervised warm start brings it to 22 % of
-sampled answers right, pass@64 to 98 %; GRPO brings pass@1 to about 37 %. Rewards are 0 or 1, validation is on 128
-held-out problems with 64 samples each, at temperature 1.
-
-So this page says what holds *at this scale*. A claim that is seen here may fail on a large model, and the other way
-round; a claim about learning dynamics that follows from the mathematics should show here as well.
-
-**How to read it.** Each claim is a difference of two cells over the same seeds (the same prompts in the same order,
-the same first completions). p is that of the two-sided sign-flip permutation test; the second value is after Holm's
-correction over all claims of the paper. *Seen*: the claimed sign, and corrected p < 0.05. *Not seen*: the other sign,
-and corrected p < 0.05. *Cannot tell*: anything else; the table then has the difference that as many pairs show with a
-probability of 0.8, before the correction. Intervals are 95 % percentile bootstrap intervals over seeds. Ten pairs
-show, with a probability of 0.8, a difference of one standard deviation of the differences; among fifteen claims one
-of 1.5.
-
-The claims, their measures and these rules were written before the results were in, and nothing was tuned to agree:
-the algorithms have the papers' settings, the learning rate is one at which plain GRPO learns without collapsing.
-`python benchmarks/findings.py` makes this page from [the studies' results](findings), `--take NAME=DIR` takes new
-ones.
-"""
+def validations(run: Path) -> dict[str, float]:
+    """Optimizer step -> validation accuracy, for each validation of a run."""
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return {row["step"]: round(float(row["val/accuracy"]), 6) for row in rows if row.get("val/accuracy")}
 
 
 def take(name: str, folder: Path) -> None:
     """Copy a study's results and the page's figures."""
     RESULTS.mkdir(exist_ok=True)
     results = json.loads((folder / "results.json").read_text())
+    for task, found in results["tasks"].items():
+        for cell, values in found["cells"].items():
+            for seed, run in values["by_seed"].items():
+                run["validations"] = validations(folder / "runs" / task / cell / f"seed-{seed}")
     (RESULTS / f"{name}.json").write_text(json.dumps(results, separators=(",", ":")) + "\n")
     for task in results["tasks"]:
         for figure in STUDIES[name].figures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,6 +56,44 @@ def test_verdicts_by_hand(findings: ModuleType) -> None:
     assert same.p == 1.0 and same.smallest == pytest.approx(0.0105, abs=0.001)
     few = findings.find(claims[:1], made_up({"grpo": base[:5], "better": results_of(results, "better")[:5]}))
     assert few[0].verdict == "cannot tell", "five seeds cannot go below 2 / 32"
+
+
+def test_the_readings_say_what_the_results_say(findings: ModuleType) -> None:
+    """Every number of the prose that is not in a table."""
+    found = {name: json.loads((ROOT / f"docs/findings/{name}.json").read_text())["tasks"] for name in findings.STUDIES}
+
+    def mean(task: dict[str, Any], cell: str, of: Callable[[Any], float]) -> float:
+        runs = task["cells"][cell]["by_seed"].values()
+        return sum(of(run) for run in runs) / len(runs)
+
+    def last_accuracy(run: Any) -> float:
+        return float(run["quarters"]["rollout/accuracy"][3])
+
+    def at_steps_of_aapo(task: dict[str, Any]) -> float:
+        step = max(task["cells"]["aapo"]["by_seed"]["0"]["validations"], key=int)
+        return mean(task, "grpo", lambda run: run["validations"][step])
+
+    aapo, steps = [found["aapo"][f"g{g}"] for g in (2, 6, 10)], found["apmpo"]["steps"]["cells"]
+    ends = [cell["mean"] for cell in steps.values()]
+    said = {
+        "agrae": [
+            f"{100 * mean(found['agrae']['steps'], 'grpo', last_accuracy):.0f} % of GRPO's",
+        ],
+        "apmpo": [
+            f"within {max(ends) - min(ends):.3f} of each other",
+            f"exponent falls to {steps['apmpo']['last']['train/p']['mean']:.2f}",
+            f"rises\nto {steps['apmpo']['last']['train/eps_ada']['mean']:.2f}",
+            f"{100 * steps['grpo']['last']['train/clip_high']['mean']:.1f} % of GRPO's tokens are clipped above and "
+            f"{100 * steps['grpo']['last']['train/clip_low']['mean']:.1f} % below",
+        ],
+        "aapo": [
+            "GRPO stands at {:.3f}, {:.3f} and {:.3f}".format(*map(at_steps_of_aapo, aapo)),
+            "AAPO ends at {:.3f}, {:.3f} and {:.3f}".format(*(task["cells"]["aapo"]["mean"] for task in aapo)),
+        ],
+    }  # fmt: skip
+    for name, phrases in said.items():
+        for phrase in phrases:
+            assert phrase in findings.READINGS[name], phrase
 
 
 def results_of(results: dict[str, Any], cell: str) -> list[float]:
