@@ -21,12 +21,17 @@ CURVES = {
     "correct_count": ("rollout/correct_count", "Correct completions in a rollout"),
     "length": ("rollout/length", "Completion length (tokens)"),
     "zero_advantage": ("train/zero_advantage", "Share of zero advantages"),
+    "zero_advantage_base": ("train/zero_advantage_base", "Share of zero advantages without AAPO's margin"),
+    "loss": ("train/loss", "Training loss"),
     "unsolved": ("rollout/unsolved_prompts", "Prompts of a rollout without a correct completion"),
     "format": ("reward/format", "Format reward of the training rollouts"),
     "power": ("train/p", "Exponent p"),
     "clip": ("train/eps_ada", "Upper clip eps_ada"),
 }
 """File -> metric and title."""
+
+ON_SETS = {"entropy": "Entropy on {} (nats)", "greedy": "Accuracy of greedy decoding on {}"}
+"""Metric of each validation set -> title."""
 
 PARTS = ("generate", "score", "train")
 """Parts of an iteration's time; the rest is a reference model's rollouts and the weight sync."""
@@ -49,7 +54,9 @@ def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[s
         groups = {name: found for name, found in groups.items() if found}
         colours = _colours(study.names)
         curves = CURVES | {
-            f"entropy_{name}": (f"val/{name}/entropy", f"Entropy on {name} (nats)") for name in _sets(groups, "entropy")
+            f"{metric}_{name}": (f"val/{name}/{metric}", title.format(name))
+            for metric, title in ON_SETS.items()
+            for name in _sets(groups, metric)
         }
         figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves} | {
             "pass_at_k": _draw_pass_at_k(groups, colours),

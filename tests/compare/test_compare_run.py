@@ -86,6 +86,8 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, importab
         "correct_count",
         "length",
         "zero_advantage",
+        "zero_advantage_base",
+        "loss",
         "unsolved",
         "pass_at_k",
         "final",
