@@ -134,8 +134,8 @@ GPUS = {"agrae": 8, "apmpo": 4, "aapo_ablation_1.5b": 2, "aapo_ablation_7b": 8, 
         "aapo_group_size_7b": 8, "aapo_group": 2, "aapo_main": 4, "smoke": 1}  # fmt: skip
 ENDS = {"agrae_geo3k": ("steps", 20 * 4 * 2), "agrae_medical": ("steps", 10 * 18),
         "agrae": ("steps", 20 * 7 * 4), "apmpo": ("steps", 400 * 2), "aapo_ablation_1.5b": ("steps", 100),
-        "aapo_ablation_7b": ("steps", 8523 // 32), "aapo_main_1.5b": ("steps", 100), "aapo_group_size_7b": ("steps", 8523 // 32),
-        "aapo_group": ("steps", 100),
+        "aapo_ablation_7b": ("steps", 8523 // 32), "aapo_main_1.5b": ("steps", 100),
+        "aapo_group_size_7b": ("steps", 8523 // 32), "aapo_group": ("steps", 100),
         "aapo_main_7b": ("steps", 8523 // 32), "aapo_main": ("steps", 8523 // 8)}  # fmt: skip
 
 
