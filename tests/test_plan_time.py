@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lit_rlvr.plan.timing import estimate, print_estimate
 
@@ -39,6 +40,26 @@ def test_a_run_without_an_end_has_no_length(capsys: pytest.CaptureFixture[str]) 
 def test_the_plan_for_other_gpus_is_another_question(run_folder: Path, lit_rlvr: CLI) -> None:
     done = lit_rlvr("plan", "--config", "tiny.yaml", "--time", "--gpus=8x80GB")
     assert done.status == 2 and "leave out --gpus, or leave out --time" in done.err
+
+
+def test_a_measurement_goes_to_no_tracker(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def fit(config: Sequence[str], *more: str) -> dict[str, Any]:
+        asked.append((*config, *more))
+        return {"sizes": SIZES, **SUMMARY}
+
+    monkeypatch.setattr("lit_rlvr.plan.timing._fit", fit)
+    config = yaml.safe_load((run_folder / "tiny.yaml").read_text()) | {"trackers": ["tensorboard"]}
+    (run_folder / "tracked.yaml").write_text(yaml.safe_dump(config))
+    done = lit_rlvr("plan", "--config", "tracked.yaml", "--time", "--trackers", "[wandb]", "--trainer.logger", "true")
+    assert done.status == 0 and len(asked) == 2, done.err
+    with pytest.raises(SystemExit, match="0"):
+        lit_rlvr("fit", *asked[1], "--print_config")
+    measured = yaml.safe_load(capsys.readouterr().out)
+    assert measured["trackers"] is None and measured["trainer"]["logger"] is False
 
 
 @pytest.mark.slow

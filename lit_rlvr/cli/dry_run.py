@@ -17,7 +17,9 @@ from lit_rlvr.plan.job import job_of
 from lit_rlvr.plan.ways import GIB, GPUs, Job, Plan
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.run.budget import Budget
 from lit_rlvr.terminal import Terminal, show_result
+from lit_rlvr.training.optimizer import total_steps
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -57,12 +59,15 @@ def settings(
     """What the run consists of, by name."""
     dtype = compute_dtype(str(trainer.precision))
     correct = next((reward for reward in rollout.rewards if reward.correct_from), None)
-    iterations = iterations_of(trainer, module)
-    steps = "no limit"
+    iterations = iterations_of(trainer, module, data, rollout)
+    tokens = budget_of(trainer).limits.get("tokens")
+    limits = [] if tokens is None else [f"until {tokens} tokens are generated"]
     if iterations is not None:
         passes = iterations * data.prompts_per_step / len(data.prompts["train"])
-        steps = f"{trainer.max_steps} optimizer steps, {iterations} iterations, {passes:.3g} passes over the training "
-        steps += "prompts"
+        limits.append(
+            f"{iterations * updates_of(module)} optimizer steps, {iterations} iterations, {passes:.3g} passes over the "
+            "training prompts"
+        )
     return {
         "run folder": trainer.default_root_dir,
         "algorithm": type(module).__name__,
@@ -80,19 +85,36 @@ def settings(
         "importance correction": settle_correction(module.importance_correction, rollout.engine.exact(dtype)),
         "warm start": f"at most {warm_start.steps} supervised steps" if warm_start.steps else None,
         "sequences per rollout": data.prompts_per_step * rollout.group_size,
-        "steps": steps,
+        "steps": ", at most ".join(limits) or "no limit",
     }
 
 
-def iterations_of(trainer: Trainer, module: RLVRModule) -> int | None:
-    """Rollouts of the whole run; None without a limit on steps."""
-    updates = module.updates_per_rollout * module.epochs_per_rollout
-    return math.ceil(trainer.max_steps / updates) if trainer.max_steps > 0 else None
+def iterations_of(trainer: Trainer, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback) -> int | None:
+    """Rollouts of the whole run, at most; None without a limit on steps, epochs or samples."""
+    limits = []
+    steps = total_steps(trainer, len(data.train_dataloader()), updates_of(module))
+    if steps is not None:
+        limits.append(math.ceil(steps / updates_of(module)))
+    samples = budget_of(trainer).limits.get("samples")
+    if samples is not None:
+        fresh = module.advantage.needs_reference and module.reference_rollouts == "fresh"
+        limits.append(math.ceil(samples / (data.prompts_per_step * rollout.group_size * (2 if fresh else 1))))
+    return min(limits, default=None)
+
+
+def updates_of(module: RLVRModule) -> int:
+    """Optimizer steps of an iteration."""
+    return module.updates_per_rollout * module.epochs_per_rollout
+
+
+def budget_of(trainer: Trainer) -> Budget:
+    """The run's budget, perhaps without limits."""
+    return next(c for c in trainer.callbacks if isinstance(c, Budget))  # type: ignore[attr-defined]
 
 
 def sizes(trainer: Trainer, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback) -> dict[str, Any]:
     """Numbers of the whole run."""
-    iterations, every = iterations_of(trainer, module), trainer.val_check_interval
+    iterations, every = iterations_of(trainer, module, data, rollout), trainer.val_check_interval
     at_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
     during = (iterations or 0) // every if at_steps else 1  # else by epochs: taken as once, at the end
     samples = [len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated]

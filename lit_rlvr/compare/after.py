@@ -61,9 +61,9 @@ def next_step(study: Study, cell: Cell, root: Path) -> Step | None:
         return Step(["fit", "--config", str(run / CONFIG), "--trainer.default_root_dir", str(run), *again])
     if not study.suites:
         return None
-    after = _evaluate(study, cell, str(run), run / EVALUATION)
+    after = _evaluate(study, cell, run, str(run), run / EVALUATION)
     return after or (
-        _evaluate(study, cell, start_of(cell), root / start_folder(cell.task)) if starts(study, cell) else None
+        _evaluate(study, cell, run, start_of(cell), root / start_folder(cell.task)) if starts(study, cell) else None
     )
 
 
@@ -83,8 +83,8 @@ def start_folder(task: str) -> Path:
     return Path("runs", task, BEFORE)
 
 
-def _evaluate(study: Study, cell: Cell, model: str, out: Path) -> Step | None:
-    """The command that evaluates a model on the study's suites, unless that is done."""
+def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> Step | None:
+    """The command that evaluates a model on the study's suites like the cell's run, unless that is done."""
     engine = (cell.config.get("rollout") or {}).get("engine")
     trainer = cell.config.get("trainer") or {}
     devices = trainer.get("devices") if trainer.get("accelerator") == "gpu" else None
@@ -96,11 +96,12 @@ def _evaluate(study: Study, cell: Cell, model: str, out: Path) -> Step | None:
         options += ["--protocol", study.protocol]
     if study.diversity:
         options += ["--diversity", json.dumps(study.diversity)]
-    told = out / ASKED
-    if told.is_file() and json.loads(told.read_text()) == options:
+    like, told = model != str(run), out / ASKED
+    asks = [*options, "--like", str(cell.folder)] if like else options  # without the study's folder, which may move
+    if told.is_file() and json.loads(told.read_text()) == asks:
         return None
-    arguments = ["evaluate", "--model", model, *options, "--out", str(out)]
-    return Step(arguments, (told, json.dumps(options) + "\n"), Path(model) if is_run(model) else None)
+    arguments = ["evaluate", "--model", model, *options, *(["--like", str(run)] if like else []), "--out", str(out)]
+    return Step(arguments, (told, json.dumps(asks) + "\n"), Path(model) if is_run(model) else None)
 
 
 def read_suites(folder: Path) -> Mapping[str, Mapping[str, Any]]:

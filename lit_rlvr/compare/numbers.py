@@ -22,6 +22,7 @@ from lit_rlvr.compare.significance import (
     stratified_interval,
 )
 from lit_rlvr.compare.study import Cell, Study
+from lit_rlvr.evaluation.results import averages
 from lit_rlvr.run.logger import read_metrics
 
 Row = dict[str, float]
@@ -208,15 +209,11 @@ def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> d
                 | {"categories": _categories([part[name]["categories"] for part in parts])}
                 for name in group
             },
-            "average": _over_seeds([_average(part) for part in values]),
+            "average": _over_seeds(
+                [averages(part.values(), {name for results in part.values() for name in results}) for part in values]
+            ),
         }
     return tables
-
-
-def _average(suites: Mapping[str, Row]) -> Row:
-    """The unweighted mean of each result over those suites that have it, as the papers print pass@1 and pass@16."""
-    names = dict.fromkeys(name for results in suites.values() for name in results)
-    return {name: mean(results[name] for results in suites.values() if name in results) for name in names}
 
 
 def _numbers(results: Mapping[str, Any]) -> Row:

@@ -30,7 +30,7 @@ from lit_rlvr.evaluation.records import Records
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
-from lit_rlvr.export import model_of
+from lit_rlvr.export import is_run, model_of
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
@@ -65,6 +65,9 @@ def make_parser(command: str) -> ArgumentParser:
     parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN, exit_on_error=False,
                             formatter_class=_Help)  # fmt: skip
     parser.add_argument("--model", type=str | None, help="model folder, hub id, run folder, or a name (smollm2)")
+    parser.add_argument("--like", type=str | None,
+                        help="run folder whose length, precision, environment and turns are the defaults; default: "
+                        "the model's own run")  # fmt: skip
     parser.add_argument("--suite", type=list[str | dict[str, Any]] | str, required=True,
                         help="suites by name (math500), NAME=FILE, or data files, comma-separated; or a list of them, "
                         "each alone or with settings of its own: [math500, {suite: aime25, samples: 16}]")  # fmt: skip
@@ -108,7 +111,10 @@ def run(command: str, arguments: list[str]) -> None:
     parser = make_parser(command)
     parsed = parser.parse_args(arguments)
     chosen = any(argument.startswith("--environment") for argument in arguments)
-    if not chosen and parsed.model is not None and (own := find_environment(parsed.model)):
+    if parsed.like is not None and not is_run(parsed.like):
+        raise UserError(f"--like: {parsed.like} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
+    like = parsed.like or parsed.model
+    if not chosen and like is not None and (own := find_environment(like)):
         own = own if isinstance(own, str) else json.dumps(own)
         parsed = parser.parse_args([*arguments, "--environment", own])
     config = parser.instantiate_classes(parsed)
@@ -146,7 +152,7 @@ def sample_suites(
     share = Share.of_this_process()
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = EvaluatingModule(model_of(config.model))
-    limits = find_limits(settle(config, module), config.model)
+    limits = find_limits(settle(config, module), config.like or config.model)
     prompts = {suite.name: load_prompts(suite, module) for suite in suites}
     plans = {suite.name: suite.protocol.parts(limits) for suite in suites}
     for suite in suites:
@@ -196,8 +202,9 @@ def sample_suites(
 def settle(config: Namespace, module: EvaluatingModule) -> int:
     """Fill in the data type from the run or the model, and log it; returns the length of completions that no protocol
     sets."""
-    dtype, why = find_dtype(config.dtype, config.model, module.model_folder)
-    max_tokens, limit = find_max_tokens(config.max_tokens, config.model)
+    like = config.like or config.model
+    dtype, why = find_dtype(config.dtype, like, module.model_folder)
+    max_tokens, limit = find_max_tokens(config.max_tokens, like)
     config.dtype = str(dtype).removeprefix("torch.")
     _log.info("Computing in %s (%s), completions of up to %d tokens (%s)", config.dtype, why, max_tokens, limit)
     return max_tokens

@@ -107,9 +107,9 @@ def sampled_ks(names: Iterable[str]) -> list[int]:
 
 
 def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
-    """Unweighted means over suites, as the papers print them; only of results that every suite has."""
-    full = (name for name in names if all(suite.get(name) is not None for suite in suites))
-    return {name: fmean(suite[name] for suite in suites) for name in full}
+    """The unweighted mean of each result over those suites that have it, as the papers print pass@1 and pass@16."""
+    found = {name: [suite[name] for suite in suites if suite.get(name) is not None] for name in names}
+    return {name: fmean(values) for name, values in found.items() if values}
 
 
 def _with_interval(results: Mapping[str, Any], name: str) -> str:

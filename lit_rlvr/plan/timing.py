@@ -40,7 +40,7 @@ def time_run(arguments: Sequence[str]) -> None:
         summary = _fit(
             config, "--trainer.default_root_dir", str(Path(folder) / "run"), "--trainer.max_time", MEASURED,
             "--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0", "--run.show_every", "0",
-            "--trainer.enable_checkpointing", "false",
+            "--trainer.enable_checkpointing", "false", "--trainer.logger", "false", "--trackers", "null",
         )  # fmt: skip
     found = estimate(sizes, summary, given.price)
     show_result(found, lambda: print_estimate(found))
@@ -89,7 +89,9 @@ def print_estimate(found: Mapping[str, Any]) -> None:
         f"{found['measured_iterations']} iterations measured: {found['seconds_per_iteration']:.2f} s each ({parts} s)"
     )
     if found["hours"] is None:
-        console.print("trainer.max_steps sets no limit, so the whole run has no length")
+        console.print(
+            "trainer.max_steps, trainer.max_epochs and budget.samples set no limit, so the whole run has no length"
+        )
         return
     console.print(
         f"{found['iterations']} iterations: {found['hours']:.3g} hours, of which about {found['validation_hours']:.2g} "

@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.doing import DOING
 from lit_rlvr.files import Fields, has_fields, write_atomically
+from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.folder import peak_memory_mb
 from lit_rlvr.run.progress import TimeLeft, wanted_steps
 
@@ -21,7 +22,7 @@ LIVE = "live.json"
 STATE: Fields = {
     "stage": str, "part": str, "since": (int, float), "done": int, "total": int, "tokens_per_second": (int, float),
     "waiting": dict, "step": int, "steps": (int, type(None)), "seconds_left": (int, float, type(None)),
-    "memory_mb": (int, float), "at": (int, float),
+    "memory_mb": (int, float), "engine": str, "at": (int, float),
 }  # fmt: skip
 """What a reader of the file can rely on."""
 EVERY = 1.0
@@ -101,6 +102,7 @@ class LiveFile(Callback):
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
         now, wanted = time.time(), wanted_steps(trainer)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return {
             "stage": DOING.stage,
             "part": DOING.part,
@@ -113,6 +115,7 @@ class LiveFile(Callback):
             "steps": wanted,
             "seconds_left": self._left.seconds(trainer.global_step, wanted),
             "memory_mb": round(peak_memory_mb()),
+            "engine": next(c.engine.name for c in callbacks if isinstance(c, RolloutCallback)),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "at": now,

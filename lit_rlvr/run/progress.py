@@ -6,11 +6,13 @@ import sys
 import time
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lit_rlvr.run.budget import Budget
 from lit_rlvr.terminal import Terminal
+from lit_rlvr.training.optimizer import total_steps
 
 
 class RunProgress(ProgressBar):
@@ -49,10 +51,10 @@ class RunProgress(ProgressBar):
             f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}  "
             f"{values.get('rollout/tokens_per_second', 0):.0f} tokens/s"
         )
-        if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, description=text)
-            return
         total = wanted_steps(trainer)
+        if self._bar is not None:
+            self._bar.update(self._task, total=total, completed=trainer.global_step, description=text)
+            return
         left = self._left.seconds(trainer.global_step, total)
         seconds = ", ".join(
             f"{part} {values[f'time/{part}']:.1f}"
@@ -104,14 +106,9 @@ class TimeLeft:
 
 
 def wanted_steps(trainer: Trainer) -> int | None:
-    """Optimizer steps of the whole run; None if it is not limited."""
-    if trainer.max_steps > 0:
-        return int(trainer.max_steps)
-    if trainer.max_epochs and trainer.max_epochs > 0:
-        module: Any = trainer.lightning_module
-        return (
-            int(trainer.max_epochs * trainer.num_training_batches)
-            * module.updates_per_rollout
-            * module.epochs_per_rollout
-        )
-    return None
+    """Optimizer steps of the whole run, with a budget estimated; None if it is not limited or nothing is known yet."""
+    module: Any = trainer.lightning_module
+    known = total_steps(trainer, trainer.num_training_batches, module.updates_per_rollout * module.epochs_per_rollout)
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    found = [known, *(callback.steps for callback in callbacks if isinstance(callback, Budget))]
+    return min((steps for steps in found if steps is not None), default=None)

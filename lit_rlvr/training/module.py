@@ -177,7 +177,8 @@ class RLVRModule(ReferenceModule):
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer = build_optimizer(parameters, self.lr, self.betas, self.weight_decay, self.make_optimizer)
-        steps = total_steps(self.trainer, self.updates_per_rollout * self.epochs_per_rollout)
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        steps = total_steps(self.trainer, batches, self.updates_per_rollout * self.epochs_per_rollout)
         schedule = build_schedule(optimizer, self.lr_schedule, self.warmup_steps, steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -85,13 +86,16 @@ def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps:
     return get_scheduler(schedule, optimizer, warmup_steps, steps)
 
 
-def total_steps(trainer: Any, updates_per_batch: int) -> int | None:
-    """Optimizer steps of a whole run; None if they are not known in advance."""
-    if trainer.max_steps > 0:
-        return int(trainer.max_steps)
-    if trainer.max_epochs is None or trainer.max_epochs < 0:
-        return None
-    return int(len(trainer.datamodule.train_dataloader()) * trainer.max_epochs * updates_per_batch)
+def total_steps(trainer: Any, batches: float, updates_per_batch: int) -> int | None:
+    """Optimizer steps of a whole run; None if they are not known in advance.
+
+    Args:
+        batches: in an epoch; infinite = not known yet.
+    """
+    limits = [int(trainer.max_steps)] if trainer.max_steps > 0 else []
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0 and isfinite(batches):
+        limits.append(int(batches * trainer.max_epochs * updates_per_batch))
+    return min(limits, default=None)
 
 
 def apply_options(optimizer: Any, scheduler: Any, lr: float, adamw: dict[str, Any]) -> None:

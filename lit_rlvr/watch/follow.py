@@ -174,7 +174,7 @@ def _holds_run(path: Path) -> bool:
 
 
 def said(live: dict[str, Any]) -> str:
-    """A line about a running run: step, stage, speed, what it waits for, and the time left."""
+    """A line about a running run: step, stage, speed, what it waits for, the time left, memory and engine."""
     steps = "" if live["steps"] is None else f" of {live['steps']}"
     stage = live["stage"] + (f" {live['done']}/{live['total']}" if live["total"] else "")
     words = [f"step {live['step']}{steps}", f"{live['part']}: {stage}" if live["part"] else stage]
@@ -184,7 +184,7 @@ def said(live: dict[str, Any]) -> str:
         words.append(f"waiting for {name} {in_words(seconds)}")
     if live["seconds_left"] is not None:
         words.append(f"{in_words(live['seconds_left'])} left")
-    words.append(f"{live['memory_mb'] / 1024:.1f} GiB at most")
+    words += [f"{live['memory_mb'] / 1024:.1f} GiB at most", f"engine {live['engine']}"]
     return ", ".join(words)
 
 

@@ -51,6 +51,24 @@ def test_it_says_what_the_run_would_be(lit_rlvr: CLI) -> None:
     assert "error" not in done.err
 
 
+@pytest.mark.parametrize(
+    ("options", "iterations", "said"),
+    [
+        (["--trainer.max_epochs", 2, "--model.init_args.updates_per_rollout", 2], 8, "16 optimizer steps, 8 it"),
+        (["--budget.samples", 40], 3, "3 optimizer steps, 3 iterations"),
+        (["--budget.samples", 40, "--model", "AAPO"], 2, "2 optimizer steps, 2 iterations"),
+        (["--budget.samples", 400, "--trainer.max_epochs", 1], 4, "4 optimizer steps, 4 iterations"),
+        (["--budget.tokens", 9000], None, "until 9000 tokens are generated"),
+        (["--budget.tokens", 9000, "--trainer.max_epochs", 1], 4, "until 9000 tokens are generated, at most 4 "),
+        ([], None, "no limit"),
+    ],
+)  # fmt: skip
+def test_what_ends_the_run(lit_rlvr: CLI, options: list[str], iterations: int | None, said: str) -> None:
+    """An epoch has four iterations of 16 completions."""
+    found = json.loads(lit_rlvr(*DRY, "--json", "--trainer.max_steps", -1, *options).out)
+    assert found["run"]["steps"].startswith(said) and found["sizes"]["iterations"] == iterations
+
+
 def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:
     found = json.loads(lit_rlvr(*DRY, "--json", "--warm_start.steps", 10, "--warm_start.checked", 4).out)
     assert found["run"]["warm start"] == "at most 10 supervised steps"

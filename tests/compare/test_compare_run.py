@@ -130,6 +130,12 @@ def test_when_a_cell_is_done_its_model_is_evaluated(
     evaluated = json.loads((out / "runs/sums/aapo/seed-0/evaluation/results.json").read_text())
     assert both["aapo"]["own"]["pass@8"]["mean"] == evaluated["own"]["pass@8"] and evaluated["other"]["n"] == 2
     assert [*found["before_suites"]["mine"]["suites"]] == ["own", "other"]
+    before, after = (
+        json.loads((out / "runs/sums" / name / "settings.json").read_text())
+        for name in ("before training", "grpo/seed-0/evaluation")
+    )
+    assert before | {"model": ""} == after | {"model": ""}, "the model before training is asked in the same way"
+    assert [suite["sampled"]["max_tokens"] for suite in before["suites"].values()] == [8, 4], "the run's, and its own"
     page = (out / "results.md").read_text()
     assert "### mine: pass@1" in page and "| before training |" in page and "### mine: self_bleu_4" in page
     assert r"\toprule" in (out / "results.tex").read_text()

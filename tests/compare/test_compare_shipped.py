@@ -102,9 +102,12 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         f"aapo_main{size}": {name.lower(): (name, {}) for name in ("GRPO", "GPG", "AAPO")}
         for size in ("", "_1.5b", "_7b")
     },
-    "aapo_group_size": {
-        f"g{size}": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "aggregation": "group_token_mean"})
-        for size in (6, 2, 10)
+    **{
+        f"aapo_group_size{model}": {
+            f"g{size}": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "aggregation": "group_token_mean"})
+            for size in (6, 2, 10)
+        }
+        for model in ("", "_7b")
     },
     **{
         f"aapo_ablation_{size}": {
@@ -128,10 +131,11 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 """Study -> cell -> algorithm and attributes, from the papers' tables that its comments name."""
 
 GPUS = {"agrae": 8, "apmpo": 4, "aapo_ablation_1.5b": 2, "aapo_ablation_7b": 8, "aapo_main_1.5b": 2, "aapo_main_7b": 8,
-        "aapo_group": 2, "aapo_main": 4, "smoke": 1}  # fmt: skip
+        "aapo_group_size_7b": 8, "aapo_group": 2, "aapo_main": 4, "smoke": 1}  # fmt: skip
 ENDS = {"agrae_geo3k": ("steps", 20 * 4 * 2), "agrae_medical": ("steps", 10 * 18),
         "agrae": ("steps", 20 * 7 * 4), "apmpo": ("steps", 400 * 2), "aapo_ablation_1.5b": ("steps", 100),
-        "aapo_ablation_7b": ("steps", 8523 // 32), "aapo_main_1.5b": ("steps", 100), "aapo_group": ("steps", 100),
+        "aapo_ablation_7b": ("steps", 8523 // 32), "aapo_main_1.5b": ("steps", 100),
+        "aapo_group_size_7b": ("steps", 8523 // 32), "aapo_group": ("steps", 100),
         "aapo_main_7b": ("steps", 8523 // 32), "aapo_main": ("steps", 8523 // 8)}  # fmt: skip
 
 

@@ -159,7 +159,9 @@ def test_the_steps_of_a_cell(tmp_path: Path) -> None:
     assert step.arguments == ["evaluate", "--model", str(run), *asked, "--out", str(run / "evaluation")]
     step.succeeded()
     before = next_step(study, first, tmp_path)
-    assert before is not None and before.arguments[:3] == ["evaluate", "--model", "org/name"]
+    folder = str(tmp_path / "runs/t/before training")
+    assert before is not None
+    assert before.arguments == ["evaluate", "--model", "org/name", *asked, "--like", str(run), "--out", folder]
     before.succeeded()
     assert next_step(study, first, tmp_path) is None
     (tmp_path / other.folder / "evaluation").mkdir()

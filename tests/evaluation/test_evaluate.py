@@ -171,6 +171,7 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
 @pytest.mark.parametrize(("options", "said"), [
     (("--suite", "tiny_suite.yaml"), "--model: give either a model"),
     (("--suite", "tiny_suite.yaml", "--model", "x", "--completions", "y"), "--model: give either a model"),
+    (("--suite", "data.jsonl", "--model", "MODEL", "--like", "data.jsonl"), "--like: data.jsonl has no config.yaml"),
     (("--suite", "data.jsonl", "--model", "MODEL", "--samples", 0, "--greedy", "false"),
      "--suite: data: samples: give a positive"),
     (("--suite", "data.jsonl", "--model", "MODEL", "--protocol", "agra"), "no protocol 'agra'; did you mean agrae?"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_rlvr.evaluation.results import interval, markdown, suite_results
+from lit_rlvr.evaluation.results import averages, interval, markdown, suite_results
 from lit_rlvr.types import Sample
 
 RIGHT = [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
@@ -56,11 +56,18 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     assert interval(np.ones(7)) == [1.0, 1.0]
 
 
+def test_an_average_is_over_the_suites_that_have_the_result() -> None:
+    """APMPO's protocol samples 16 completions on small sets, and one on the others."""
+    small = {"pass@1": 0.2, "pass@16": 0.6, "length": None}
+    found = averages([small, {"pass@1": 0.4}, small | {"pass@1": 0.9, "pass@16": 0.7}], ["pass@1", "pass@16", "length"])
+    assert found == {"pass@1": pytest.approx(0.5), "pass@16": pytest.approx(0.65)}
+
+
 def test_the_table() -> None:
     results = {"x|y": suite_results(SAMPLES, rows(RIGHT), rows([[1], [0], [1], [1]])),
                "z": suite_results(SAMPLES, rows(RIGHT), [])}  # fmt: skip
     text = markdown(results, "m")
     head = "| suite | questions | n | pass@1 | pass@2 | pass@4 | greedy | length | truncated |"
     assert head in text.splitlines() and "| x\\|y | 4 | 5 | 0.450 [" in text
-    assert "| **Avg.** |  |  | 0.450 | " in text and "|  | 3.000 | 0.000 |" in text, "z has no greedy answers"
+    assert "| **Avg.** |  |  | 0.450 | " in text and "| 0.750 | 3.000 | 0.000 |" in text, "z has no greedy answers"
     assert "| a | 2 | 0.100 | 1.000 |" in text and "| b | 2 | 0.800 |" in text

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import accumulate
+from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch import LightningModule, Trainer
 from tiny_runs import FIT, completions, fit, metrics, summary, to
+
+from lit_rlvr.run.budget import Budget
+from lit_rlvr.run.live import LIVE
+from lit_rlvr.run.progress import wanted_steps
 
 CLI = Callable[..., Any]
 ENDLESS = ("--trainer.max_steps", -1)
@@ -21,7 +29,11 @@ def column(run: Path, name: str) -> list[int]:
 @pytest.mark.parametrize(("samples", "iterations"), [(40, 3), (48, 3), (49, 4)])
 def test_samples_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI, samples: int, iterations: int) -> None:
     """16 completions an iteration."""
-    fit(lit_rlvr, *ENDLESS, "--budget.samples", samples)
+    done = fit(lit_rlvr, *ENDLESS, "--budget.samples", samples)
+    for step in range(1, iterations + 1):
+        assert f"step {step}/{iterations} " in done.err, "known from the share that is used"
+    state = json.loads((run_folder / "run" / LIVE).read_text())
+    assert (state["steps"], state["seconds_left"]) == (iterations, 0)
     assert column(run_folder / "run", "rollout/samples") == [16] * iterations
     found = summary(run_folder / "run")
     assert found["steps"] == iterations and found["stopped"] is None
@@ -45,6 +57,33 @@ def test_tokens_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI) ->
 def test_optimizer_steps_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, "--model.init_args.updates_per_rollout", 2, "--trainer.max_steps", 5, "--budget.samples", 1000)
     assert summary(run_folder / "run")["steps"] == 6 and summary(run_folder / "run")["iterations"] == 3
+
+
+def test_how_many_steps_it_lasts() -> None:
+    """By hand: the limit that is reached first, in whole steps, from what the steps so far have used."""
+    budget = Budget(samples=100, tokens=1000)
+    assert budget.steps is None
+    for step, used, wanted in (
+        (2, {"samples": 20, "tokens": 100}, 10), (2, {"samples": 30, "tokens": 100}, 7),
+        (2, {"samples": 20, "tokens": 300}, 7), (8, {"samples": 120, "tokens": 100}, 8),
+    ):  # fmt: skip
+        budget.on_load_checkpoint(Trainer(logger=False), LightningModule(), {"budget": used, "global_step": step})
+        assert budget.steps == wanted
+    assert Budget().steps is None
+
+
+def test_epochs_and_budgets_limit_a_run_together() -> None:
+    def wanted(max_steps: int, max_epochs: int | None, budget: int | None, batches: float = 7) -> int | None:
+        module = SimpleNamespace(updates_per_rollout=2, epochs_per_rollout=3)
+        callbacks = [SimpleNamespace(), used := Budget(samples=budget)]
+        used.used["samples"], used._step = 10, 6
+        limits = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, num_training_batches=batches)
+        return wanted_steps(SimpleNamespace(**vars(limits), lightning_module=module, callbacks=callbacks))
+
+    assert wanted(-1, None, None) is None and wanted(-1, -1, None) is None
+    assert wanted(50, None, None) == 50 and wanted(50, 1, None) == 42 and wanted(-1, 2, None) == 84
+    assert wanted(-1, 2, 100) == 60 and wanted(50, 2, 100) == 50
+    assert wanted(-1, 2, None, batches=inf) is None, "not known before training"
 
 
 def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -52,18 +52,27 @@ def test_episodes_are_shown_turn_by_turn(run_folder: Path, lit_rlvr: CLI) -> Non
     assert '<div class="text observed"' in report and seen.split(" of ")[0] + " of" in report
 
 
-def test_a_run_is_evaluated_in_its_environment(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_a_run_is_evaluated_in_its_environment_and_another_model_like_it(
+    run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path
+) -> None:
     run(lit_rlvr, *TURNS, *ONE)
     (run_folder / "sums.jsonl").write_text(
         "".join(f'{{"question": "{a}+1?", "answer": "{a + 1}"}}\n' for a in range(6))
     )
-    command = ("evaluate", "--model", "run", "--suite", "sums.jsonl", "-n", 4, "--temperature", 1.0, "--engine", "hf")
+    options = ("--suite", "sums.jsonl", "-n", 4, "--temperature", 1.0, "--engine", "hf")
+    command = ("evaluate", "--model", "run", *options)
     done = lit_rlvr(*command, "--out", "found")
     assert done.status == 0, done.err
     rows = [json.loads(line) for line in (run_folder / "found" / "completions.jsonl").read_text().splitlines()]
     assert {len(row["turns"]) for row in rows if row["part"] == "sums/sampled"} > {1}
-    settings = json.loads((run_folder / "found" / "settings.json").read_text())["suites"]["sums"]
+    found = json.loads((run_folder / "found" / "settings.json").read_text())
+    settings = found["suites"]["sums"]
     assert settings["environment"].startswith("Echo ") and settings["sampled"]["max_turns"] == 3
+    done = lit_rlvr("evaluate", "--model", tiny_model_folder, "--like", "run", *options, "--out", "before")
+    assert done.status == 0, done.err
+    assert json.loads((run_folder / "before" / "settings.json").read_text()) == found | {
+        "model": str(tiny_model_folder)
+    }
     refused = lit_rlvr(*command, "--out", "found", "--max_turns", 2)
     assert refused.status == 2 and "max_turns was 3, is 2" in refused.err
 

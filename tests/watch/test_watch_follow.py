@@ -21,7 +21,7 @@ def live(**changed: Any) -> str:
         {
             "stage": "generating", "part": "", "since": now - 10, "done": 61, "total": 128, "tokens_per_second": 212.4,
             "waiting": {}, "step": 3, "steps": 10, "seconds_left": 700.0, "memory_mb": 2048, "host": "here", "pid": 1,
-            "at": now,
+            "engine": "hf", "at": now,
         }
         | changed
     )  # fmt: skip
@@ -38,14 +38,14 @@ def unfinished(folder: Path, text: str | None) -> Path:
 @pytest.mark.parametrize(
     ("changed", "state", "line"),
     [
-        ({}, "running", "step 3 of 10, generating 61/128, 212 tokens/s, 12 min left, 2.0 GiB at most"),
+        ({}, "running", "step 3 of 10, generating 61/128, 212 tokens/s, 12 min left, 2.0 GiB at most, engine hf"),
         (
             {"waiting": {"judge": 4.2}, "steps": None, "seconds_left": None},
-            "running", "step 3, generating 61/128, 212 tokens/s, waiting for judge 4 s, 2.0 GiB at most",
+            "running", "step 3, generating 61/128, 212 tokens/s, waiting for judge 4 s, 2.0 GiB at most, engine hf",
         ),
         (
             {"part": "validation sums", "stage": "scoring", "total": 0, "tokens_per_second": 0},
-            "running", "step 3 of 10, validation sums: scoring, 12 min left, 2.0 GiB at most",
+            "running", "step 3 of 10, validation sums: scoring, 12 min left, 2.0 GiB at most, engine hf",
         ),
         ({"ago": 7200}, "silent", "no sign of life for 2 h 0 min, while generating: killed, or"),
         ({"stage": "ended"}, "unknown", "unfinished, or killed"),
