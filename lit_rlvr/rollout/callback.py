@@ -44,6 +44,7 @@ from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.optimizer import unallocated
 from lit_rlvr.types import Completion, EvalSampling, Prompt, PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
@@ -393,6 +394,7 @@ class RolloutCallback(Callback):
             max_images=max(len(prompt.sample.images) for asked in sets for prompt in asked.prompts)
             + self._most_images(),
             deterministic=self.deterministic,
+            reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
         )
 
     def _most_images(self) -> int:
