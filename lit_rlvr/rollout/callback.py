@@ -82,7 +82,8 @@ class RolloutCallback(Callback):
         mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
             their rewards still count in their group's statistics.
         overlap: generate the next rollout while the current one is trained on, with weights one iteration old, for
-            which the importance correction compensates. Needs an engine with its own weights (vLLM).
+            which the importance correction compensates. Needs an engine with its own weights (vLLM), and on a GPU one
+            that generates elsewhere (VLLMServerEngine).
         max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
             out of the loss); above it the run saves the examples and stops.
         max_engine_restarts: how many times in a row a crashed engine is restarted, with the same weights and batch,
