@@ -3,13 +3,16 @@
 `spans` two flash-attention calls merged by their log-sum-exps; `padded` shared prompts in padded blocks with a mask;
 `dense` one completion per row behind its own copy of the prompt, padded (what other trainers do). On a GPU in bf16.
 
-`error` is the largest difference of the spans' output and gradients from `padded` computed in float64, relative to the
-largest value of each. `scores_ratio` counts the scores each computes over those that are needed, a causal block as its
-triangle. Memory: on a GPU the peak above the inputs, on a CPU what is kept for the backward pass.
+`error` is the largest difference of the spans' output and gradients from plain attention in float64, a few queries at a
+time, relative to the largest value of each. `scores_ratio` is the scores that a way's blocks hold over those that are
+needed, a causal block as its triangle. `padded` and `dense` take their completions in pieces, small enough for a kernel
+that keeps the scores. Memory: on a GPU the peak above the inputs, on a CPU what is kept for the backward pass; both of
+the largest piece.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -18,10 +21,17 @@ from common import alternate, draw_lengths, make_parser, print_result, print_tab
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from lit_rlvr.policy.shared_prefix import lay_out_padded, shared_prefix_attention
-from lit_rlvr.policy.spans import lay_out_spans
+from lit_rlvr.policy.shared_prefix import Padded, lay_out_padded, shared_prefix_attention
+from lit_rlvr.policy.spans import Spans, lay_out_spans
 
-Spans = tuple[list[range], list[tuple[int, range]], int]
+SCALE = 64**-0.5
+HEADS, KEY_HEADS = 12, 2
+PIECE = 1 << 27
+"""Scores of a piece in one head, padding included: five tensors of them in fp32 are 30 GiB in 12 heads."""
+SLICE = 1024
+"""Queries that the float64 attention takes at once: 0.8 GiB a tensor of scores with 8,192 keys."""
+Completions = list[tuple[int, range]]
+"""The prompt of each completion, and its place."""
 
 
 def parse() -> Any:
@@ -31,6 +41,7 @@ def parse() -> Any:
     parser.add_argument("--group-size", type=int, default=None, help="completions per prompt (8 on a CPU, 16 on a GPU)")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--mean", type=int, default=None, help="mean completion length (128 on a CPU, 512 on a GPU)")
+    parser.add_argument("--longest", type=int, default=None, help="longest completion (log-normal; 8 times the mean)")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds; medians are reported")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -41,9 +52,10 @@ def parse() -> Any:
     return options
 
 
-def lay(options: Any) -> Spans:
-    """Places of the prompts and completions in a row."""
-    lengths = draw_lengths(options.lengths, options.groups * options.group_size, options.mean)
+def lay(options: Any) -> tuple[list[range], Completions, int]:
+    """Places of the prompts and completions in a row, and its length."""
+    count = options.groups * options.group_size
+    lengths = draw_lengths(options.lengths, count, options.mean, options.longest)
     prompts, completions, end = [], [], 0
     for p in range(options.groups):
         prompts.append(range(end, end + options.prompt))
@@ -54,92 +66,154 @@ def lay(options: Any) -> Spans:
     return prompts, completions, end
 
 
-def scores(prompts: list[range], completions: list[tuple[int, range]]) -> dict[str, float]:
-    """Scores that each way computes, over those that are needed."""
-
-    def triangle(n: int) -> float:
-        return n * (n + 1) / 2
-
-    longest, widest = max(map(len, prompts)), max(len(span) for _, span in completions)
-    needed = sum(triangle(len(p)) for p in prompts)
-    needed += sum(len(span) * len(prompts[p]) + triangle(len(span)) for p, span in completions)
-    own = sum(triangle(len(p)) for p in prompts) + sum(triangle(len(span)) for _, span in completions)
-    asked = sum(len(span) * len(prompts[p]) for p, span in completions)
-    padded = len(prompts) * triangle(longest) + len(completions) * widest * (longest + widest)
-    dense = len(completions) * (longest + widest) ** 2
-    return {"spans": (own + asked) / needed, "padded": padded / needed, "dense": dense / needed}
+def cut(prompts: list[range], completions: Completions) -> Iterator[Completions]:
+    """Consecutive completions whose padded scores are at most PIECE, or one completion."""
+    piece: Completions = []
+    for p, span in completions:
+        widest = max(len(prompts[o]) + len(s) for o, s in [*piece, (p, span)])
+        if piece and (len(piece) + 1) * widest**2 > PIECE:
+            yield piece
+            piece = []
+        piece.append((p, span))
+    yield piece
 
 
-class Ways:
-    """The three ways on one row's query (1, H, T, D), key and value (1, K, T, D)."""
+def padded(prompts: list[range], piece: Completions) -> tuple[Tensor, Padded]:
+    """Places (N,) of a piece's tokens with their prompts, and their layout."""
+    owners = sorted({p for p, _ in piece})
+    places = [t for p in owners for span in (prompts[p], *(s for o, s in piece if o == p)) for t in span]
+    new = {t: n for n, t in enumerate(places)}
 
-    def __init__(self, spans: Spans, device: torch.device) -> None:
-        prompts, completions, _ = spans
-        self.scale = 64**-0.5
-        self.layouts = {
-            "spans": lay_out_spans(prompts, completions).to(device),
-            "padded": lay_out_padded(prompts, completions).to(device),
-        }
-        width = max(len(prompts[p]) + len(span) for p, span in completions)
-        rows = [[*prompts[p], *span] for p, span in completions]
-        self.rows = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)  # (C, L)
-        length = torch.tensor([len(row) for row in rows], device=device)
-        step = torch.arange(width, device=device)
-        self.mask = ((step[:, None] >= step) & (step < length[:, None, None]))[:, None]  # (C, 1, L, L)
+    def moved(span: range) -> range:
+        return range(new[span.start], new[span.start] + len(span))
 
-    def __call__(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if name in self.layouts:
-            layout: Any = self.layouts[name]
-            return shared_prefix_attention(nn.Module(), q, k, v, None, self.scale, segments=layout)[0]
-        q, k, v = (x[0, :, self.rows].transpose(0, 1) for x in (q, k, v))  # (C, heads, L, D)
-        return scaled_dot_product_attention(q, k, v, self.mask, scale=self.scale, enable_gqa=True)
+    inside = [(owners.index(p), moved(span)) for p, span in piece]
+    return torch.tensor(places), lay_out_padded([moved(prompts[p]) for p in owners], inside)
+
+
+def dense(prompts: list[range], piece: Completions) -> tuple[Tensor, Tensor]:
+    """Places (C, L) of a piece's rows, padded on the right, and their mask (C, 1, L, L)."""
+    rows = [[*prompts[p], *span] for p, span in piece]
+    width = max(map(len, rows))
+    length = torch.tensor([len(row) for row in rows])
+    step = torch.arange(width)
+    mask = (step[:, None] >= step) & (step < length[:, None, None])
+    return torch.tensor([row + [0] * (width - len(row)) for row in rows]), mask[:, None]
+
+
+def triangle(n: int) -> int:
+    return n * (n + 1) // 2
+
+
+def scores(layout: Any) -> int:
+    """Scores of one head in the blocks that attention gets."""
+    if isinstance(layout, Spans):
+        own = sum(triangle(n) for n in layout.own.queries)
+        return own + sum(n * m for n, m in zip(layout.shared.queries, layout.shared.keys, strict=True))
+    if isinstance(layout, Padded):
+        (count, longest), (rows, widest) = layout.prompts.shape, layout.completions.shape
+        return count * triangle(longest) + rows * widest * (longest + widest)
+    return layout.numel()  # a mask
+
+
+def attend(places: Tensor, layout: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A piece's attention, by any of the three ways; q (1, H, T, D), k and v (1, K, T, D) are of the whole row."""
+    if isinstance(layout, Tensor):  # a mask
+        q, k, v = (x[0, :, places].transpose(0, 1) for x in (q, k, v))  # (C, heads, L, D)
+        k, v = (x.repeat_interleave(HEADS // KEY_HEADS, 1) for x in (k, v))  # as transformers does with a mask
+        return scaled_dot_product_attention(q, k, v, layout, scale=SCALE)
+    if isinstance(layout, Padded):
+        q, k, v = (x[:, :, places] for x in (q, k, v))
+    return shared_prefix_attention(nn.Module(), q, k, v, None, SCALE, segments=layout)[0]
+
+
+def first(grad: Tensor, places: list[Tensor]) -> list[Tensor]:
+    """Each piece's part of a gradient (1, T, H, D), where a prompt of several pieces counts in the first alone."""
+    left, parts = grad.clone(), []
+    for at in places:
+        parts.append(left[:, at])
+        left[:, at] = 0
+    return parts
+
+
+def exact(
+    prompts: list[range], completions: Completions, inputs: Sequence[Tensor], grad: Tensor
+) -> list[Tensor]:  # fmt: skip
+    """Output (1, T, H, D), and gradients of q, k and v, in float64: of SLICE queries at a time, with all their keys."""
+    q, k, v = (x.detach()[0].double() for x in inputs)  # (heads, T, D)
+    out, found = torch.zeros_like(q), [torch.zeros_like(x) for x in (q, k, v)]
+    for before, span in [(range(0), span) for span in prompts] + [(prompts[p], span) for p, span in completions]:
+        for start in range(0, len(span), SLICE):
+            asking = torch.tensor(span[start : start + SLICE], device=q.device)
+            seen = torch.tensor([*before, *span[: start + SLICE]], device=q.device)
+            parts = [x[:, at].requires_grad_() for x, at in ((q, asking), (k, seen), (v, seen))]
+            keys, values = (x.repeat_interleave(HEADS // KEY_HEADS, 0) for x in parts[1:])
+            hidden = (seen > asking[:, None]) & (seen >= span.start)  # (queries, keys)
+            weights = (parts[0] @ keys.mT * SCALE).masked_fill(hidden, -torch.inf).softmax(-1)
+            out[:, asking] = part = weights @ values
+            wanted = grad[0, asking].transpose(0, 1).double()
+            for total, at, g in zip(found, (asking, seen, seen), torch.autograd.grad(part, parts, wanted), strict=True):
+                total.index_add_(1, at, g)
+    return [out.detach().transpose(0, 1)[None], *(x[None] for x in found)]
 
 
 def main() -> None:
     options = parse()
     device = torch.device(options.device)
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
-    prompts, completions, tokens = spans = lay(options)
-    ways = Ways(spans, device)
+    prompts, completions, tokens = lay(options)
+    pieces = [*cut(prompts, completions)]
+    whole = (torch.arange(tokens), lay_out_spans(prompts, completions))
+    laid: dict[str, list[tuple[Tensor, Any]]] = {
+        "spans": [whole],
+        "padded": [padded(prompts, piece) for piece in pieces],
+        "dense": [dense(prompts, piece) for piece in pieces],
+    }
+    ways = {name: [(at.to(device), layout.to(device)) for at, layout in parts] for name, parts in laid.items()}
     generator = torch.Generator().manual_seed(1)
-    made = [torch.randn(1, heads, tokens, 64, generator=generator).to(device, dtype) for heads in (12, 2, 2)]
+    sizes = (HEADS, KEY_HEADS, KEY_HEADS)
+    made = [torch.randn(1, heads, tokens, 64, generator=generator).to(device, dtype) for heads in sizes]
     inputs = [x.requires_grad_() for x in made]
-    grad = torch.randn(1, tokens, 12, 64, generator=generator).to(device, dtype)
+    grad = torch.randn(1, tokens, HEADS, 64, generator=generator).to(device, dtype)
+    gradients = {name: first(grad, [at for at, _ in parts]) for name, parts in ways.items() if name != "dense"}
     memory: dict[str, float] = {}
 
     def run(name: str) -> list[Tensor]:
-        kept = [0]
+        """The output of the last piece, and the gradients of all."""
+        kept, found = [], []
         if options.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-            kept[0] = -torch.cuda.memory_allocated()
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.nbytes), x)[1], lambda x: x):
-            out = ways(name, *inputs)
-        weights = grad if out.shape == grad.shape else torch.ones_like(out)
-        found = [out, *torch.autograd.grad(out, inputs, weights)]
+            before = torch.cuda.memory_allocated()
+        for n, (places, layout) in enumerate(ways[name]):
+            saved: list[int] = []
+            with torch.autograd.graph.saved_tensors_hooks(lambda x, s=saved: (s.append(x.nbytes), x)[1], lambda x: x):
+                out = attend(places, layout, *inputs)
+            weights = gradients[name][n] if name in gradients else torch.ones_like(out)
+            parts = torch.autograd.grad(out, inputs, weights)
+            found = [a + b for a, b in zip(found, parts, strict=True)] if found else [*parts]
+            kept.append(sum(saved))
+        memory[name] = max(kept) / 2**20
         if options.device == "cuda":
             torch.cuda.synchronize()
-            kept = [kept[0] + torch.cuda.max_memory_allocated()]
-        memory[name] = sum(kept) / 2**20
-        return found
+            memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**20
+        return [out, *found]
 
-    names = ["spans", "padded", "dense"]
-    seconds = {n: median(v) for n, v in alternate({n: lambda n=n: run(n) for n in names}, options.rounds).items()}
-    exact = [x.detach().double().requires_grad_() for x in inputs]
-    wanted_out = ways("padded", *exact)
-    wanted = [wanted_out, *torch.autograd.grad(wanted_out, exact, grad.double())]
-    found = run("spans")
+    seconds = {n: median(v) for n, v in alternate({n: lambda n=n: run(n) for n in ways}, options.rounds).items()}
+    wanted = exact(prompts, completions, inputs, grad)
     error = max(
-        float((a.detach().double() - b.detach()).abs().max() / b.detach().abs().max())
-        for a, b in zip(found, wanted, strict=True)
+        float((a.detach().double() - b).abs().max() / b.abs().max()) for a, b in zip(run("spans"), wanted, strict=True)
     )
-    ratio = scores(prompts, completions)
-    rows = [(n, seconds[n] * 1e3, seconds[n] / seconds["spans"], memory[n], ratio[n]) for n in names]
-    print_table(("way", "ms", "x spans", "MiB", "scores / needed"), rows)
+    needed = sum(map(triangle, map(len, prompts)))
+    needed += sum(len(prompts[p]) * len(span) + triangle(len(span)) for p, span in completions)
+    ratio = {name: sum(scores(layout) for _, layout in parts) / needed for name, parts in ways.items()}
+    rows = [(n, seconds[n] * 1e3, seconds[n] / seconds["spans"], memory[n], ratio[n], len(ways[n])) for n in ways]
+    print_table(("way", "ms", "x spans", "MiB", "scores / needed", "pieces"), rows)
     print_result(
         error=error, scores_ratio=round(ratio["spans"], 4), lengths=options.lengths, device=options.device,
-        tokens=tokens, ms={n: round(v * 1e3, 2) for n, v in seconds.items()},
-        mib={n: round(v, 1) for n, v in memory.items()}, ratios={n: round(v, 2) for n, v in ratio.items()},
+        tokens=tokens, longest=max(len(span) for _, span in completions),
+        ms={n: round(v * 1e3, 2) for n, v in seconds.items()}, mib={n: round(v, 1) for n, v in memory.items()},
+        ratios={n: round(v, 2) for n, v in ratio.items()}, pieces={n: len(parts) for n, parts in ways.items()},
     )  # fmt: skip
 
 

@@ -117,15 +117,15 @@ def run_isolated(script: str, **options: Any) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def draw_lengths(kind: str, count: int, mean: int) -> list[int]:
-    """Lengths of completions: `equal`, or `lognormal` of this mean and at most eight times as long."""
+def draw_lengths(kind: str, count: int, mean: int, longest: int | None = None) -> list[int]:
+    """Lengths of completions: `equal`, or `lognormal` of this mean and at most `longest`, by default 8 * `mean`."""
     if kind == "equal":
         return [mean] * count
     import torch
 
     sigma = 0.9
     draws = torch.randn(count, generator=torch.Generator().manual_seed(0)) * sigma + math.log(mean) - sigma**2 / 2
-    return [int(x) for x in draws.exp().clamp(2, 8 * mean)]
+    return [int(x) for x in draws.exp().clamp(2, longest or 8 * mean)]
 
 
 def growth_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:

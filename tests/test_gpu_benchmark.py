@@ -1,4 +1,5 @@
-"""`benchmarks/gpu.py` where only torch, transformers, lightning and peft are installed, with what these require.
+"""`benchmarks/gpu.py` and `pytest --device cuda` where only torch, transformers, lightning and peft (and pytest) are
+installed, with what these require.
 
 A GPU machine may have no more; here every other package cannot be imported.
 """
@@ -63,17 +64,8 @@ def _required(roots: tuple[str, ...]) -> set[str]:
     ],
 )  # fmt: skip
 def test_with_four_packages(tmp_path: Path, part: str, shape: str) -> None:
-    kept = _required(("torch", "transformers", "lightning", "peft"))
-    others = {
-        module for module, owners in packages_distributions().items()
-        if not {_plain(owner) for owner in owners} & kept and module not in ("lit_rlvr", "datamodules")
-    }  # fmt: skip
-    assert {"vllm", "trl", "jsonargparse", "math_verify", "PIL"} - {"trl"} <= others
-    (tmp_path / "sitecustomize.py").write_text(HIDE.format(names=others, kept=kept))
-    environment = child_environment()
-    environment["PYTHONPATH"] = f"{tmp_path}:{SCRIPT.parent.parent}"
-    command = [sys.executable, str(SCRIPT), "--part", part, "--shape", shape, "--engine", "hf", "--tiny"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    command = [str(SCRIPT), "--part", part, "--shape", shape, "--engine", "hf", "--tiny"]
+    done = _run_with(("torch", "transformers", "lightning", "peft"), command, tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     if part == "attention":
@@ -82,3 +74,26 @@ def test_with_four_packages(tmp_path: Path, part: str, shape: str) -> None:
         assert result["tokens"] > 0 and result["difference"]["most"] < 0.1
     else:
         assert len(result["rows"]) == (4 if part == "memory" else 2)
+
+
+def test_the_tests_for_a_gpu_are_found_with_five_packages(tmp_path: Path) -> None:
+    tests = SCRIPT.parent.parent / "tests"
+    files = [str(path) for path in tests.rglob("test_*.py") if "device: torch.device" in path.read_text()]
+    command = ["-m", "pytest", "-q", "--collect-only", "--device", "cuda", "-p", "no:cacheprovider", *files]
+    done = _run_with(("torch", "transformers", "lightning", "peft", "pytest"), command, tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert len(files) > 5 and "test_spans.py" in done.stdout
+
+
+def _run_with(packages: tuple[str, ...], command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process that can import nothing but these packages, what they require, and ours."""
+    kept = _required(packages)
+    others = {
+        module for module, owners in packages_distributions().items()
+        if not {_plain(owner) for owner in owners} & kept and module not in ("lit_rlvr", "datamodules")
+    }  # fmt: skip
+    assert {"vllm", "trl", "jsonargparse", "math_verify", "PIL"} - {"trl"} <= others
+    (folder / "sitecustomize.py").write_text(HIDE.format(names=others, kept=kept))
+    environment = child_environment()
+    environment["PYTHONPATH"] = f"{folder}:{SCRIPT.parent.parent}"
+    return subprocess.run([sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True)

@@ -14,7 +14,7 @@ from tiny_runs import FIT
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.plan.memory import FLOAT, Lengths, Way, activations, cached, expected, fullest, training
+from lit_rlvr.plan.memory import FLOAT, Lengths, Way, activations, cached, expected, fullest, logits, training
 from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.plan.sizing import CONFIGS, job, sizing
 from lit_rlvr.plan.ways import GIB, GPUs
@@ -71,6 +71,18 @@ def test_activations_are_what_the_backward_pass_keeps(
     shape = shape_of(config)
     formula = 4 * activations(shape.text, load, FLOAT, attention) + load.scored * shape.vocabulary * FLOAT
     assert 0.75 < formula / sum(kept.values()) < 1.33, formula / sum(kept.values())
+
+
+def test_a_chunk_of_logits_is_larger_on_a_gpu() -> None:
+    """In bf16, of each logit of a chunk: two bytes, and two tensors in fp32 and one in bf16 beside them."""
+    shape = job("Qwen2.5-1.5B").whole
+    load = fullest(16384, 1024, 3072, 8, 128)
+    head = shape.vocabulary * shape.text.width * (4 + 2)
+    assert logits(shape, load, 2) == 2048 * shape.vocabulary * 12 + head
+    assert logits(shape, load, 2, rows=1) == (1 << 25) * 12 + head
+    assert training(shape, load, Way(True, True), 8, 2)["temporary"] == logits(shape, load, 2)
+    few = fullest(110, 10, 100, 1, 1)
+    assert logits(shape, few, 2) == 100 * shape.vocabulary * 12 + head
 
 
 def test_sharding_divides_what_is_kept_and_adapters_spare_the_optimizer() -> None:

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.plan.shape import Layers, Shape
-from lit_rlvr.policy.logprobs import CHUNK, KEPT_BYTES
+from lit_rlvr.policy.logprobs import CHUNK, GPU_ROWS, KEPT_BYTES
 
 FLOAT = 4
 NF4 = 0.516  # bytes of a number in 4 bits, with its share of the quantised scales
@@ -144,12 +144,17 @@ def copy(size: int) -> int:
     return size if size < FLOAT else 0
 
 
-def logits(shape: Shape, load: Load, size: int) -> float:
-    """Bytes around the output embedding: kept logits, the current chunk, the weight's gradient and copy."""
+def logits(shape: Shape, load: Load, size: int, rows: int = GPU_ROWS) -> float:
+    """Bytes around the output embedding: kept logits, the current chunk, the weight's gradient and copy.
+
+    Args:
+        rows: the fewest positions in a chunk.
+    """
     count = load.scored * shape.vocabulary
-    kept = count * size if count * size <= KEPT_BYTES else min(count, CHUNK) * size
+    chunk = min(count, max(CHUNK, rows * shape.vocabulary))
+    kept = count * size if count * size <= KEPT_BYTES else chunk * size
     wide = FLOAT if size == FLOAT else 2 * FLOAT + size  # tensors per logit of the current chunk
-    return kept + min(count, CHUNK) * wide + shape.vocabulary * shape.text.width * (FLOAT + copy(size))
+    return kept + chunk * wide + shape.vocabulary * shape.text.width * (FLOAT + copy(size))
 
 
 def training(
@@ -186,7 +191,7 @@ def training(
         "gradients": held["gradients"] + buckets,
         "gathered": gathered,
         "activations": kept,
-        "temporary": max(logits(shape, load, size), inside + recomputed),
+        "temporary": max(logits(shape, load, size, GPU_ROWS if attention is None else 1), inside + recomputed),
     }
 
 

@@ -155,14 +155,16 @@ def cut_microbatches(
 ) -> list[list[int]]:
     """Cut rows (indices p * group_size + g) into micro-batches of at most `budget` input tokens, padding included.
 
-    Rows of a group stay together unless the group alone exceeds the budget; then it is split by completion. A single
-    completion that exceeds the budget is a micro-batch of its own: nothing is dropped.
+    Rows of a group stay together unless the group alone exceeds the budget; then its completions are split by length,
+    so that those in padded blocks are alike. A single completion that exceeds the budget is a micro-batch of its own:
+    nothing is dropped.
     """
     pieces: list[tuple[int, list[int]]] = []  # (tokens, completions in it)
     for prompt in sorted({i // group_size for i in rows}):
         piece: list[int] = []
         length = prompt_lengths[prompt]
-        for i in (i for i in rows if i // group_size == prompt):
+        members = [i for i in rows if i // group_size == prompt]
+        for i in sorted(members, key=lambda i: completion_lengths[i]):
             cost = max(completion_lengths[i] - 1, 0)
             if piece and (not shared_prefix or length + cost > budget):
                 pieces.append((length, piece))

@@ -25,14 +25,19 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
     without plain causal attention (sliding windows, recurrent layers), which fall back to one completion per row.
 
     Args:
-        dtype: what the model computes in; by default its weights' type.
+        dtype: what the model computes in when it is trained, and here; by default its weights' type.
 
     Raises:
         UserError: even one completion per row does not reproduce the model's own log-probabilities.
     """
-    reason = "it does not pass our layout to its attention"
     dtype = next(policy.model.parameters()).dtype if dtype is None else dtype
-    tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.2
+    half = dtype not in (torch.float32, torch.float64)
+    with torch.autocast(policy.device.type, dtype, enabled=half, cache_enabled=False):
+        _verify(policy, 0.2 if half else 1e-3)
+
+
+def _verify(policy: Policy, tolerance: float) -> None:
+    reason = "it does not pass our layout to its attention"
     try:
         if _worst_difference(policy) <= tolerance:
             return

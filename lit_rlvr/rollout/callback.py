@@ -44,6 +44,7 @@ from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.optimizer import unallocated
 from lit_rlvr.types import Completion, EvalSampling, Prompt, PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class RolloutCallback(Callback):
         mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
             their rewards still count in their group's statistics.
         overlap: generate the next rollout while the current one is trained on, with weights one iteration old, for
-            which the importance correction compensates. Needs an engine with its own weights (vLLM).
+            which the importance correction compensates. Needs an engine with its own weights (vLLM), and on a GPU one
+            that generates elsewhere (VLLMServerEngine).
         max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
             out of the loss); above it the run saves the examples and stops.
         max_engine_restarts: how many times in a row a crashed engine is restarted, with the same weights and batch,
@@ -393,6 +395,7 @@ class RolloutCallback(Callback):
             max_images=max(len(prompt.sample.images) for asked in sets for prompt in asked.prompts)
             + self._most_images(),
             deterministic=self.deterministic,
+            reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
         )
 
     def _most_images(self) -> int:

@@ -33,6 +33,7 @@ class EngineContext:
         seed: the run's seed.
         dtype: the trainer's compute type.
         max_images: maximum number of images per prompt.
+        reserved: bytes on the policy's device that training has yet to allocate and then keeps.
     """
 
     folder: str
@@ -44,6 +45,7 @@ class EngineContext:
     dtype: torch.dtype = torch.float32
     max_images: int = 1
     deterministic: bool = False
+    reserved: int = 0
 
     def limit(self, asked: int, before: int) -> int:
         """The longest completion or turn after `before` tokens: what is asked for, as far as `max_tokens` allows.

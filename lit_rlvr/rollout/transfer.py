@@ -154,7 +154,7 @@ class NCCLTransfer(WeightTransfer):
     ) -> None:  # fmt: skip
         self._source.set(weights, dtype)
         if not self._senders:
-            self._senders = [self._connect(server) for server in servers]
+            self._connect(servers)
         agree(servers, VLLMServer.pause)  # before the first collective, where other ranks would hang
         for sender in self._senders:
             with _server_errors():
@@ -168,7 +168,7 @@ class NCCLTransfer(WeightTransfer):
                 "resume with --ckpt_path last, or use FileTransfer"
             )
         self.close()
-        self._senders = [self._connect(server)]
+        self._connect([server])
         server.pause()
         with _server_errors():
             self._senders[0].send_weights()
@@ -179,11 +179,18 @@ class NCCLTransfer(WeightTransfer):
             sender.shutdown()
         self._senders = []
 
-    def _connect(self, server: VLLMServer) -> Any:
+    def _connect(self, servers: Sequence[VLLMServer]) -> None:
+        """Connect the first rank to all servers, or no rank to any. Collective."""
+        made: list[Any] = []
+        agree(servers, lambda server: made.append(self._sender(server, server.workers())))
+        self._senders = made if rank() == 0 else [self._sender(server) for server in servers]
+
+    def _sender(self, server: VLLMServer, workers: int = 0) -> Any:
+        """The first rank's connection to a server with this many workers; on the others, a part in gathering."""
         from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-        info = NCCLTrainerInitInfo(self.address, free_port(), 1 + server.workers(), rank=rank())
+        info = NCCLTrainerInitInfo(self.address, free_port(), 1 + workers, rank=rank())
         client = HTTPVLLMWeightSyncClient(server.url, server.timeout)
         source: Any = self._source  # it has the methods of a WeightSource that are used here
         with _server_errors():
@@ -194,17 +201,20 @@ def agree(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -
     """Let the first rank call `action` on each server, and tell all ranks whether it worked. Collective.
 
     Raises:
-        ServerError: it failed; raised on every rank.
+        ServerError: it failed; raised on every rank, but on the first what it failed with.
     """
-    said = None
+    failed: Exception | None = None
     if rank() == 0:
         try:
             for server in servers:
                 action(server)
-        except ServerError as error:
-            said = str(error)
-    if failed := gather_objects(said)[0]:
-        raise ServerError(failed)
+        except Exception as error:  # of any kind: the other ranks would wait for this one
+            failed = error
+    said = gather_objects(None if failed is None else str(failed))[0]
+    if failed is not None:
+        raise failed
+    if said is not None:
+        raise ServerError(said)
 
 
 @contextmanager

@@ -80,6 +80,7 @@ class VLLMEngine(RolloutEngine):
             )
         self._llm: Any = None
         self._context: EngineContext | None = None
+        self._found: float | None = None  # share of the GPU's memory, found at the first start
         self._asleep = False
         self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
         self._complete = False  # it holds every weight, not noise
@@ -141,7 +142,7 @@ class VLLMEngine(RolloutEngine):
             # On the device, mean and deviation would come from the noise that the engine starts with.
             settings["mm_device_do_normalize"] = False
         if torch.cuda.is_available():
-            settings["gpu_memory_utilization"] = self._share(context.policy)
+            settings["gpu_memory_utilization"] = self._share(context.reserved)
             settings["enable_sleep_mode"] = self.sleep
             settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
         else:
@@ -153,15 +154,21 @@ class VLLMEngine(RolloutEngine):
         with vllm_world().inside(), torch.random.fork_rng(devices=[]):  # vLLM seeds the process's random state
             self._llm = LLM(**(settings | self.options))
 
-    def _share(self, policy: Policy) -> float:
-        """Share of the GPU's memory for vLLM."""
+    def _share(self, reserved: int) -> float:
+        """Share of the GPU's memory for vLLM; when it starts again the same, because `reserved` is allocated then.
+
+        Args:
+            reserved: bytes to leave for training.
+        """
+        torch.cuda.empty_cache()  # freed by training
         if self.gpu_memory_utilization is not None:
             return self.gpu_memory_utilization
         if not self.sleep:
             return 0.4
-        free, total = torch.cuda.mem_get_info()
-        moments = sum(2 * weight.nbytes for weight in policy.parameters() if weight.requires_grad)
-        return max(0.1, (free - moments - _SPARE) / total)
+        if self._found is None:
+            free, total = torch.cuda.mem_get_info()
+            self._found = max(0.1, (free - reserved - _SPARE) / total)
+        return self._found
 
     def sync(self, policy: Policy) -> None:
         if self._asleep:

@@ -186,7 +186,7 @@ class RLVRModule(ReferenceModule):
         super().on_fit_start()
         if self.liger:  # the weights are on the GPU now
             use_liger(self.policy.model)
-            verify_or_fall_back(self.policy)
+            verify_or_fall_back(self.policy, compute_dtype(str(self.trainer.precision)))
 
     def on_train_start(self) -> None:
         adamw = {} if self.make_optimizer else {"betas": self.betas, "weight_decay": self.weight_decay}

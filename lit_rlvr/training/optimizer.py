@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_rlvr.errors import UserError, first_line, kind_of
@@ -62,6 +63,15 @@ def build_optimizer(
 def all_parameters(optimizer: Any) -> list[Tensor]:
     """The parameters of all groups of an optimizer."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def unallocated(optimizer: Any, device: torch.device) -> int:
+    """Bytes on a device that an optimizer's state will take but does not yet, as after a resume it does.
+
+    Each weight without a state counts twice, for AdamW's two moments; of a sharded weight only this rank's shard.
+    """
+    waiting = [p for p in all_parameters(optimizer) if p.device.type == device.type and not optimizer.state.get(p)]
+    return sum(2 * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in waiting)
 
 
 def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps: int | None) -> Any:

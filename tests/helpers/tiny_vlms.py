@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen3VLConfig
 
@@ -15,6 +15,9 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.tiny_vlm import SPECIALS, language_sizes, markers, save_tiny_vlm, save_vlm
 from lit_rlvr.rollout.probe import trainer_logprobs
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PAD = SPECIALS.index("<|image_pad|>")
 START, STOP = SPECIALS.index("<|vision_start|>"), SPECIALS.index("<|vision_end|>")
@@ -49,6 +52,8 @@ KINDS = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": s
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
     """Noise."""
+    from PIL import Image
+
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
     return Image.fromarray(pixels.numpy(), "RGB")

@@ -321,6 +321,31 @@ def test_on_a_gpu_deterministic_means_batch_invariant(monkeypatch: pytest.Monkey
     assert seen == ["", "", "1"]
 
 
+def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy
+) -> None:
+    free, shares = [60 << 30], []
+
+    def give_back() -> None:
+        free[0] += 4 << 30  # what torch keeps of freed tensors
+
+    monkeypatch.setattr("vllm.LLM", lambda **given: shares.append(given["gpu_memory_utilization"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", give_back)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 80 << 30))
+    context, engine = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, reserved=22 << 30), VLLMEngine()
+    engine.start(context)
+    free[0] = 38 << 30  # the moments are there
+    engine.start(context)
+    VLLMEngine(sleep=False).start(context)
+    VLLMEngine(gpu_memory_utilization=0.7).start(context)
+    assert shares == [(60 + 4 - 22 - 2) / 80] * 2 + [0.4, 0.7]
+    free[0] = 20 << 30
+    VLLMEngine().start(context)
+    assert shares[-1] == 0.1, "at least"
+
+
 @pytest.fixture
 def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that multiplies in FP8, as far as settings go."""

@@ -431,3 +431,46 @@ def test_no_rank_sends_over_nccl_before_all_servers_rest(monkeypatch: pytest.Mon
     with pytest.raises(ServerError, match="b: status 500"):
         sending.send([Server("a")], lambda everything: (), torch.float32, "3")  # type: ignore[list-item]
     assert done == ["pause a", "pause b"], "the other ranks know, and do not begin either"
+
+
+def test_all_ranks_learn_that_the_first_could_not_connect_over_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.distributed.weight_transfer import nccl_engine
+
+    told: list[str | None] = []
+    made: list[tuple[int, int]] = []
+
+    class Server:
+        url, timeout = "http://here", 1.0
+
+        def __init__(self, answers: bool) -> None:
+            self.answers = answers
+
+        def workers(self) -> int:
+            if not self.answers:
+                raise ServerError("http://here: status 500")
+            return 2
+
+        def pause(self) -> None:
+            pytest.fail("it goes on")
+
+    def connect(info: Any, client: Any, source: Any) -> object:
+        made.append((info.rank, info.world_size))
+        if len(made) == 2:
+            raise RuntimeError("NCCL error: unhandled system error")
+        return object()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(nccl_engine.NCCLTrainerWeightTransferEngine, "trainer_init", connect)
+    monkeypatch.setattr(transfer, "gather_objects", lambda said: (told.append(said), [said])[1])
+    sending = NCCLTransfer("here")
+    for servers, error in (([Server(False)], ServerError), ([Server(True), Server(True)], RuntimeError)):
+        with pytest.raises(error):
+            sending.send(servers, lambda everything: (), torch.float32, "1")  # type: ignore[arg-type]
+    assert told == ["http://here: status 500", "NCCL error: unhandled system error"] and made == [(0, 3), (0, 3)]
+    monkeypatch.setattr(transfer, "rank", lambda: 1)
+    monkeypatch.setattr(transfer, "gather_objects", lambda said: [told[-1], said])
+    with pytest.raises(ServerError, match="unhandled system error"):
+        sending.send([Server(False)], lambda everything: (), torch.float32, "1")  # type: ignore[list-item]
+    monkeypatch.setattr(transfer, "gather_objects", lambda said: [None, said])
+    sending._connect([Server(False)])  # type: ignore[list-item]
+    assert made[2:] == [(1, 1)] and len(sending._senders) == 1, "it asks no server anything"

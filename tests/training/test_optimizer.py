@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny_runs import assert_same_run, fit, metrics, to
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
-from lit_rlvr.training.optimizer import build_optimizer
+from lit_rlvr.rollout.engine import EngineContext
+from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.training.optimizer import build_optimizer, unallocated
 
 CLI = Callable[..., Any]
 SGD = ("--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.init_args.momentum", "0.9")
@@ -49,3 +54,42 @@ def test_what_cannot_be_is_one_line() -> None:
         build_optimizer(matrices, 0.1, (0.9, 0.999), 0.0, torch.optim.Muon)
     with pytest.raises(UserError, match=r"model\.optimizer: it makes a list, not a torch\.optim\.Optimizer"):
         build_optimizer(matrices, 0.1, (0.9, 0.999), 0.0, list)  # type: ignore[arg-type]
+
+
+def test_two_moments_are_to_come_for_each_weight_on_the_device_without_a_state() -> None:
+    here, there = (nn.Parameter(torch.ones(5, device=device)) for device in ("cpu", "meta"))
+    optimizer = build_optimizer([here, there], 0.1, (0.9, 0.999), 0.0, torch.optim.AdamW)
+    assert unallocated(optimizer, torch.device("meta", 0)) == unallocated(optimizer, torch.device("cpu")) == 2 * 5 * 4
+    here.grad = torch.ones(5)
+    optimizer.step()
+    assert unallocated(optimizer, torch.device("cpu")) == 0
+
+
+def test_of_a_sharded_weight_the_moments_of_a_shard_are_to_come() -> None:
+    ours = not dist.is_initialized()  # a run in this process may have left its group
+    if ours:
+        dist.init_process_group("fake", rank=0, world_size=1, store=dist.HashStore())
+    mesh = DeviceMesh("cpu", [0, 1], _init_backend=False, _rank=0)
+    weight: Tensor = DTensor.from_local(torch.ones(3, 2), mesh, [Shard(0)], run_check=False)
+    optimizer = torch.optim.AdamW([nn.Parameter(weight)])
+    if ours:
+        dist.destroy_process_group()
+    assert weight.nbytes == 6 * 2 * 4
+    assert unallocated(optimizer, torch.device("cpu")) == 2 * 3 * 2 * 4
+
+
+def test_a_resumed_run_has_its_moments_when_the_engine_starts(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    start = HFEngine.start
+
+    def note(self: HFEngine, context: EngineContext) -> None:
+        seen.append((context.reserved, sum(p.nbytes for p in context.policy.parameters())))
+        start(self, context)
+
+    monkeypatch.setattr(HFEngine, "start", note)
+    fit(lit_rlvr, "--trainer.max_steps", 1, *to("run"))
+    fit(lit_rlvr, "--trainer.max_steps", 2, *to("run"), "--ckpt_path", "last")
+    (first, weights), (resumed, _) = seen
+    assert first == 2 * weights and resumed == 0
