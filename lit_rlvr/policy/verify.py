@@ -7,6 +7,7 @@ from math import isnan
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import shared_prefix as attention
@@ -33,30 +34,37 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
     dtype = next(policy.model.parameters()).dtype if dtype is None else dtype
     half = dtype not in (torch.float32, torch.float64)
     with torch.autocast(policy.device.type, dtype, enabled=half, cache_enabled=False):
-        _verify(policy, 0.2 if half else 1e-3)
+        _verify(policy, half)
 
 
-def _verify(policy: Policy, tolerance: float) -> None:
+def _verify(policy: Policy, half: bool) -> None:
+    """Refuse or fall back, in 16 bits by the mean difference: SmolLM2 in bfloat16 differs by 0.16 nats in one token and
+    by 0.06 in the mean, with logits scaled by 1.1 by 0.26 in the mean."""
+
+    def wrong() -> float:
+        differences = _differences(policy)
+        return float(differences.mean() / 0.2 if half else differences.max() / 1e-3)
+
     reason = "it does not pass our layout to its attention"
     try:
-        if _worst_difference(policy) <= tolerance:
+        if wrong() <= 1:
             return
     except attention.CannotShare as error:
         reason = f"its attention has {error}"
     if policy.shared_prefix:
         policy.share_prefix(False)
-        if _worst_difference(policy) <= tolerance:
+        if wrong() <= 1:
             _log.warning("prompts cannot be shared with this model (%s); one completion per row: slower", reason)
             return
     name = type(policy.model).__name__
-    if isnan(_worst_difference(policy)):
+    if isnan(wrong()):
         raise UserError(f"model: {name}'s log-probabilities are not numbers, its weights are broken; use another copy")
     raise UserError(f"model: {name}'s log-probabilities cannot be reproduced from its hidden states; not supported")
 
 
 @torch.no_grad()
-def _worst_difference(policy: Policy) -> float:
-    """Largest difference in nats over two groups, so that a leak between them shows.
+def _differences(policy: Policy) -> Tensor:
+    """Differences (N,) in nats of the tokens of two groups, so that a leak between them shows.
 
     The second group has an image if the model takes images.
     """
@@ -82,4 +90,4 @@ def _worst_difference(policy: Policy) -> float:
             logp = policy.plain_logits(full, image).float().log_softmax(-1)
             target = full[0, len(group.prompt) :, None]
             theirs.append(logp[0, len(group.prompt) - 1 : -1].gather(-1, target).squeeze(-1))
-    return float((ours.float() - torch.cat(theirs)).abs().max())
+    return (ours.float() - torch.cat(theirs)).abs()

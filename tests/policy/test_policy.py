@@ -15,6 +15,7 @@ from lit_rlvr.policy import logprobs as scoring
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.loading import eos_token_ids
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.verify import verify_or_fall_back
 from lit_rlvr.types import Rollout, Sampling
 
@@ -155,6 +156,18 @@ def test_a_model_that_scales_its_logits_is_refused(shared: bool, monkeypatch: py
     monkeypatch.setattr(model, "forward", scaled(model.forward, 0.9))
     with pytest.raises(UserError, match="LlamaForCausalLM's log-probabilities cannot be reproduced"):
         verify_or_fall_back(Policy(model, (END,), shared))
+
+
+@pytest.mark.slow
+def test_rounding_of_a_real_model_passes_in_bfloat16_and_scaled_logits_do_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy = load_policy(resolve_model("smollm2"))
+    verify_or_fall_back(policy, torch.bfloat16)
+    assert policy.shared_prefix and not caplog.text
+    monkeypatch.setattr(policy.model, "forward", scaled(policy.model.forward, 1.15))
+    with pytest.raises(UserError, match="LlamaForCausalLM's log-probabilities cannot be reproduced"):
+        verify_or_fall_back(policy, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
