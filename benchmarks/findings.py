@@ -64,7 +64,7 @@ STUDIES = {
     "apmpo": Part("APMPO", ("accuracy", "entropy", "power", "clip"), 127, APMPO),
     "aapo": Part("AAPO", ("zero_advantage", "accuracy"), 109, AAPO),
     "losses_text": Part("Eleven losses at an equal budget: sums of two numbers", ("reward", "entropy"), 21),
-    "losses_image": Part("Eleven losses at an equal budget: counting in images", ("reward", "entropy"), 0),
+    "losses_image": Part("Eleven losses at an equal budget: counting in images", ("reward",), 48),
 }
 
 
@@ -190,10 +190,12 @@ def comparisons(results: Mapping[str, Any]) -> list[str]:
     metric, baseline = results["metric"], results["baseline"]
     tables = []
     for task in results["tasks"].values():
+        k, before = largest(task["before_pass_at_k"])
         rows = [
-            f"| cell | {metric} [95 %] | minus {label(baseline)}'s in the same seed [95 %] | entropy, last quarter | "
-            "optimizer steps | n |",
-            "|---|---|---|---|---|---|",
+            f"| cell | {metric} [95 %] | minus {label(baseline)}'s in the same seed [95 %] | {k} | "
+            "entropy, last quarter | optimizer steps | n |",
+            "|---|---|---|---|---|---|---|",
+            f"| before training | {number(task['before']['mean'])} | | {before} | | | |",
         ]
         base = task["cells"][baseline]["values"]
         for name, cell in sorted(task["cells"].items(), key=lambda item: -item[1]["mean"]):
@@ -202,11 +204,17 @@ def comparisons(results: Mapping[str, Any]) -> list[str]:
             entropy = mean(run["quarters"]["rollout/entropy"][3] for run in cell["by_seed"].values())
             rows.append(
                 f"| {label(name)} | {with_interval(list(values.values()))} | "
-                f"{'' if name == baseline else with_interval(both)} | {number(entropy)} | "
-                f"{cell['used']['steps']['mean']:.0f} | {len(values)} |"
+                f"{'' if name == baseline else with_interval(both)} | {largest(cell['pass_at_k'])[1]} | "
+                f"{number(entropy)} | {cell['used']['steps']['mean']:.0f} | {len(values)} |"
             )
         tables.append("\n".join(rows))
     return tables
+
+
+def largest(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tuple[str, str]:
+    """The name and mean of pass@k at the largest k, of the first validation set."""
+    k, values = max(next(iter(found.values())).items(), key=lambda item: int(item[0]))
+    return f"pass@{k}", number(values["mean"])
 
 
 def collapses(results: Mapping[str, Any]) -> str:

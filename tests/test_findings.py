@@ -75,6 +75,9 @@ def test_the_readings_say_what_the_results_say(findings: ModuleType) -> None:
 
     aapo, steps = [found["aapo"][f"g{g}"] for g in (2, 6, 10)], found["apmpo"]["steps"]["cells"]
     ends = [cell["mean"] for cell in steps.values()]
+    text, image = found["losses_text"]["sums"], found["losses_image"]["geometry"]
+    close = [text["cells"][name]["mean"] for name in ("grpo", "dr_grpo", "apmpo", "gspo", "grpo_lead")]
+    before, own = text["before"]["mean"], image["cells"]["grpo"]["values"].values()
     said = {
         "agrae": [
             f"{100 * mean(found['agrae']['steps'], 'grpo', last_accuracy):.0f} % of GRPO's",
@@ -90,6 +93,8 @@ def test_the_readings_say_what_the_results_say(findings: ModuleType) -> None:
             "GRPO stands at {:.3f}, {:.3f} and {:.3f}".format(*map(at_steps_of_aapo, aapo)),
             "AAPO ends at {:.3f}, {:.3f} and {:.3f}".format(*(task["cells"]["aapo"]["mean"] for task in aapo)),
         ],
+        "losses_text": [f"end within {max(close) - min(close):.3f} of each other", f"{100 * before:.0f} % right before"],
+        "losses_image": [f"between {min(own):.2f} and {max(own):.2f}"],
     }  # fmt: skip
     for name, phrases in said.items():
         for phrase in phrases:
@@ -108,17 +113,22 @@ def test_a_comparison_by_hand(findings: ModuleType) -> None:
         run = {"quarters": {"rollout/entropy": [0.9, 0.8, 0.7, 0.6]}}
         return {"cells": {
             name: {"values": {str(seed): x for seed, x in enumerate(found)}, "mean": sum(found) / len(found),
-                   "used": {"steps": {"mean": 160.0}}, "by_seed": {str(seed): run for seed in range(len(found))}}
+                   "used": {"steps": {"mean": 160.0}}, "pass_at_k": {"s": {"1": {"mean": 0.2}, "16": {"mean": 0.75}}},
+                   "by_seed": {str(seed): run for seed in range(len(found))}}
             for name, found in values.items()
-        }}  # fmt: skip
+        }, "before": {"mean": 0.1}, "before_pass_at_k": {"s": {"2": {"mean": 0.3}, "16": {"mean": 0.7}}}}  # fmt: skip
 
     base = [0.1, 0.2, 0.3, 0.4, 0.5]
     text = task({"grpo": base, "dr_grpo": [x + 0.25 for x in base]})
     image = task({"grpo": base, "dr_grpo": [x - 0.05 for x in base]})
     study = {"metric": "val/accuracy", "baseline": "grpo"}
     (table,) = findings.comparisons({**study, "tasks": {"sums": text}})
-    assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["dr grpo", "grpo"]
-    assert "| 0.250 [0.250, 0.250] | 0.600 | 160 | 5 |" in table and "| 0.300 [" in table
+    assert [row.split("|")[1].strip() for row in table.splitlines()[2:]] == ["before training", "dr grpo", "grpo"]
+    assert (
+        "| pass@16 |" in table
+        and "| 0.250 [0.250, 0.250] | 0.750 | 0.600 | 160 | 5 |" in table
+        and "| 0.300 [" in table
+    )
     together = findings.over_tasks([{**study, "tasks": {"sums": text}}, {**study, "tasks": {"images": image}}])
     assert f"| {(better(0.25) + better(-0.05)) / 2:.3f} [" in together
 
