@@ -93,7 +93,10 @@ def test_the_readings_say_what_the_results_say(findings: ModuleType) -> None:
             "GRPO stands at {:.3f}, {:.3f} and {:.3f}".format(*map(at_steps_of_aapo, aapo)),
             "AAPO ends at {:.3f}, {:.3f} and {:.3f}".format(*(task["cells"]["aapo"]["mean"] for task in aapo)),
         ],
-        "losses_text": [f"end within {max(close) - min(close):.3f} of each other", f"{100 * before:.0f} % right before"],
+        "losses_text": [
+            f"end within {max(close) - min(close):.3f} of each other",
+            f"{100 * before:.0f} % right before",
+        ],
         "losses_image": [f"between {min(own):.2f} and {max(own):.2f}"],
     }  # fmt: skip
     for name, phrases in said.items():
