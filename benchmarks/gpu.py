@@ -5,21 +5,28 @@
 `--part memory`     the peak of GPU memory of a training step, beside what `lit-rlvr plan` says
 `--part engine`     weight sync and generation, and how far the engine's log-probabilities are from the trainer's
 `--part trl`        whole GRPO steps of `lit-rlvr fit`, then of TRL (vLLM in the training process for both)
+`--part overlap`    the same steps with a vLLM server, generating in turn with training and while it trains; the server
+                    takes the second GPU if there is one, else 40 % of the only one
 
 The weights are random, at the shapes of Qwen2.5-1.5B or, with `--shape vision`, Qwen2.5-VL-3B, so nothing is
 downloaded; weights and AdamW are in fp32, products in bf16. MFU = useful FLOP/s (prompts once per group, no
-recomputation) over the best rate of large bf16 matrix products measured here. All parts but `trl` run where only torch,
-transformers, lightning and peft are installed, with `--engine hf`. Without a GPU the command ends in one line.
+recomputation) over the best rate of large bf16 matrix products measured here. All parts but `trl` and `overlap` run
+where only torch, transformers, lightning and peft are installed, with `--engine hf`. Without a GPU the command ends in
+one line.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -241,16 +248,8 @@ def engine(options: Any) -> None:
 def trl(options: Any) -> None:
     rate = make_rate(options)
     rate.measure(5)
-    options.lengths = "equal"  # random weights almost never end a completion
-    policy = make_policy(options)
-    model: Any = policy.model
-    flops, _ = step_flops(model.config, model.num_parameters(), made_up(options))
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        byte_tokenizer(SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
-        del policy, model
-        if not options.tiny:
-            torch.cuda.empty_cache()  # the contestants are processes of their own
+        flops = save_model(options, folder)
         workload, results = make_workload(options, folder), {}
         for name in ("lit-rlvr", "TRL"):
             results[name] = summarise(play(name, workload), flops, rate)
@@ -261,7 +260,25 @@ def trl(options: Any) -> None:
     finish(options, rate=rate, ratio_step=round(ratio, 3), contestants=results, tflop_per_step=round(flops / 1e12, 3))
 
 
-PARTS = {"attention": attention, "step": step, "memory": memory, "engine": engine, "trl": trl}
+def overlap(options: Any) -> None:
+    rate = make_rate(options)
+    rate.measure(5)
+    results = {}
+    with tempfile.TemporaryDirectory() as folder:
+        flops = save_model(options, folder)
+        with serving(options, folder) as url:
+            transfer = {"class_path": "FileTransfer", "init_args": {"folder": f"{folder}/weights"}}
+            server = {"class_path": "VLLMServerEngine", "init_args": {"urls": [url], "transfer": transfer}}
+            workload = replace(make_workload(options, folder), engine=server)
+            for name, at_once in (("in turn", False), ("overlapped", True)):
+                results[name] = summarise(play("lit-rlvr", replace(workload, overlap=at_once)), flops, rate)
+                say(json.dumps({name: results[name]}))
+    print_table(("", *results["in turn"]), [(name, *result.values()) for name, result in results.items()])
+    ratio = results["in turn"]["seconds"] / results["overlapped"]["seconds"]
+    finish(options, rate=rate, ratio_overlap=round(ratio, 3), ways=results)
+
+
+PARTS = {"attention": attention, "step": step, "memory": memory, "engine": engine, "trl": trl, "overlap": overlap}
 
 
 # ---- what they share ------------------------------------------------------------------------------------------
@@ -277,6 +294,44 @@ def make_engine(name: str) -> RolloutEngine:
     from lit_rlvr.rollout.vllm import VLLMEngine
 
     return VLLMEngine()
+
+
+def save_model(options: Any, folder: str) -> float:
+    """Save random weights and a tokenizer for processes of their own; returns the FLOPs of a step on them."""
+    options.lengths = "equal"  # random weights almost never end a completion
+    policy = make_policy(options)
+    model: Any = policy.model
+    flops, _ = step_flops(model.config, model.num_parameters(), made_up(options))
+    model.save_pretrained(folder)
+    byte_tokenizer(SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
+    del policy, model
+    if not options.tiny:
+        torch.cuda.empty_cache()
+    return flops
+
+
+@contextmanager
+def serving(options: Any, folder: str) -> Iterator[str]:
+    """The URL of a vLLM server of the model, which may still be starting."""
+    from lit_rlvr.rollout.transfer import free_port
+
+    port, several = free_port(), options.device == "cuda" and torch.cuda.device_count() > 1
+    length = options.prompt_tokens + 64 + options.max_tokens
+    command = ["serve", "--model", folder, "--dtype", "bfloat16", "--port", str(port), "--max-model-len", str(length)]
+    if options.tiny:
+        command += ["--kv-cache-memory-bytes", str(1 << 28)]
+    elif not several:
+        command += ["--gpu-memory-utilization", "0.4"]
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": "1"} if several else {})}
+    say("starting the server")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "lit_rlvr", *command], env=environment, stdout=sys.stderr, start_new_session=True
+    )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)  # its workers too
+        server.wait()
 
 
 def replace_shape(options: Any) -> Any:

@@ -23,7 +23,7 @@ class Workload:
         steps: the most steps a contestant may be asked for.
         precision: fp32 or bf16 (mixed: weights and AdamW stay in fp32).
         device: cpu or cuda.
-        engine: of our rollouts.
+        engine: of our rollouts, a name or a class_path with its arguments. overlap: generate while training.
         reward: what both are scored with; the dotted path of a Reward.
         trl_options: settings of TRL's GRPOConfig, over those of trl_grpo.py.
     """
@@ -38,7 +38,8 @@ class Workload:
     lr: float = 1e-5
     precision: str = "fp32"
     device: str = "cpu"
-    engine: str = "auto"
+    engine: str | dict[str, Any] = "auto"
+    overlap: bool = False
     reward: str = "lit_rlvr.rewards.MathAnswer"
     seed: int = 0
     trl_options: dict[str, Any] = field(default_factory=dict)

@@ -76,6 +76,15 @@ def test_with_four_packages(tmp_path: Path, part: str, shape: str) -> None:
         assert len(result["rows"]) == (4 if part == "memory" else 2)
 
 
+@pytest.mark.slow
+def test_overlap_with_a_server(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--part", "overlap", "--tiny"]
+    done = subprocess.run(command, env=child_environment(), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["ratio_overlap"] > 0 and all(way["seconds"] > 0 for way in result["ways"].values())
+
+
 def test_the_tests_for_a_gpu_are_found_with_five_packages(tmp_path: Path) -> None:
     tests = SCRIPT.parent.parent / "tests"
     files = [str(path) for path in tests.rglob("test_*.py") if "device: torch.device" in path.read_text()]
