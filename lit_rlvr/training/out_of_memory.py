@@ -63,14 +63,10 @@ def _try(run: Callable[[], T]) -> tuple[T | None, str | None]:
 
 
 def _check_smaller(rollout: Rollout, budget: int, sharded: bool, trouble: str) -> None:
-    shortest = min(
-        len(prompt.token_ids) + len(completion.token_ids)
-        for prompt, group in zip(rollout.prompts, rollout.completions, strict=True)
-        for completion in group
-    )
     if sharded:
         raise UserError(f"{trouble}; with sharded weights a step cannot be retried; lower model.tokens_per_microbatch")
-    if budget < shortest:
+    # Above this, completions of one token, which take no place after their prompt, may share a micro-batch.
+    if budget < min(len(prompt.token_ids) for prompt in rollout.prompts):
         raise UserError(
             f"{trouble}, with one completion at a time; use model.gradient_checkpointing, a smaller model, or a lower "
             "rollout.sampling.max_tokens"
