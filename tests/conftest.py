@@ -22,12 +22,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from tiny import byte_tokenizer, save_model, tiny_llama, tiny_qwen2
 from tiny_runs import tiny_config, write_config
 from tiny_vlms import KINDS
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlvr.policy.tiny_vlm import save_tiny_vlm
+from lit_rlvr.rollout.own_world import OwnWorld
 
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
@@ -52,6 +54,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where a numerical test computes."""
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def fake_world() -> Iterator[None]:
+    """A default process group of one that sends nothing. It ends without those of an engine that the session keeps."""
+    world = OwnWorld()
+    world._count = 1 << 30  # other names than theirs
+    with world.inside():
+        dist.init_process_group("fake", rank=0, world_size=1, store=dist.HashStore())
+        yield
+    with world.ending():
+        pass
 
 
 @pytest.fixture(scope="session")

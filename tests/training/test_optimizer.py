@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from tiny_runs import assert_same_run, fit, metrics, to
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -65,15 +64,10 @@ def test_two_moments_are_to_come_for_each_weight_on_the_device_without_a_state()
     assert unallocated(optimizer, torch.device("cpu")) == 0
 
 
-def test_of_a_sharded_weight_the_moments_of_a_shard_are_to_come() -> None:
-    ours = not dist.is_initialized()  # a run in this process may have left its group
-    if ours:
-        dist.init_process_group("fake", rank=0, world_size=1, store=dist.HashStore())
+def test_of_a_sharded_weight_the_moments_of_a_shard_are_to_come(fake_world: None) -> None:
     mesh = DeviceMesh("cpu", [0, 1], _init_backend=False, _rank=0)
     weight: Tensor = DTensor.from_local(torch.ones(3, 2), mesh, [Shard(0)], run_check=False)
     optimizer = torch.optim.AdamW([nn.Parameter(weight)])
-    if ours:
-        dist.destroy_process_group()
     assert weight.nbytes == 6 * 2 * 4
     assert unallocated(optimizer, torch.device("cpu")) == 2 * 3 * 2 * 4
 
