@@ -144,6 +144,7 @@ def test_when_a_cell_is_done_its_model_is_evaluated(
     assert not [*(run_folder / "cache/exported").glob("[!.]*")], "weights are not kept twice"
 
 
+@pytest.mark.slow
 def test_cells_are_jobs_of_a_cluster(
     run_folder: Path, lit_rlvr: CLI, importable: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
         load_printed("apmpo/tabel1")
 
 
+@pytest.mark.slow
 def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command from beginning to end, on a tiny study."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(run_folder / "cache"))
