@@ -136,9 +136,7 @@ def first(grad: Tensor, places: list[Tensor]) -> list[Tensor]:
     return parts
 
 
-def exact(
-    prompts: list[range], completions: Completions, inputs: Sequence[Tensor], grad: Tensor
-) -> list[Tensor]:  # fmt: skip
+def exact(prompts: list[range], completions: Completions, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
     """Output (1, T, H, D), and gradients of q, k and v, in float64: of SLICE queries at a time, with all their keys."""
     q, k, v = (x.detach()[0].double() for x in inputs)  # (heads, T, D)
     out, found = torch.zeros_like(q), [torch.zeros_like(x) for x in (q, k, v)]

@@ -15,7 +15,6 @@ a cell, too few for that test, so it gives intervals and no verdicts.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -37,6 +36,7 @@ from lit_rlvr.compare.significance import (
     sign_flip_test,
     stratified_interval,
 )
+from lit_rlvr.run.logger import read_metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "findings"
@@ -149,15 +149,11 @@ def section(name: str, results: Mapping[str, Any]) -> str:
         r for task in results["tasks"].values() for cell in task["cells"].values() for r in cell["by_seed"].values()
     ]
     minutes = sum(run["train_seconds"] for run in runs) / 60
+    wall = f"; with warm starts, validation and evaluation {part.minutes} minutes on two cores" if part.minutes else ""
     lines = [
         f"## {part.title}",
         f"`lit-rlvr compare studies/claims/{name} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
-        f"{minutes:.0f} minutes of training on one core each"
-        + (
-            f"; with warm starts, validation and evaluation {part.minutes} minutes on two cores."
-            if part.minutes
-            else "."
-        ),
+        f"{minutes:.0f} minutes of training on one core each{wall}.",
         *([claims_table(part.claims, results)] if part.claims else comparisons(results)),
         over_tasks([results]),
         collapses(results),
@@ -287,9 +283,8 @@ def page() -> str:
 
 def validations(run: Path) -> dict[str, float]:
     """Optimizer step -> validation accuracy, for each validation of a run."""
-    with (run / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return {row["step"]: round(float(row["val/accuracy"]), 6) for row in rows if row.get("val/accuracy")}
+    rows = read_metrics(run / "metrics.csv")
+    return {str(step): round(row["val/accuracy"], 6) for step, row in rows.items() if "val/accuracy" in row}
 
 
 def take(name: str, folder: Path) -> None:

@@ -322,7 +322,8 @@ def serving(options: Any, folder: str) -> Iterator[str]:
         command += ["--kv-cache-memory-bytes", str(1 << 28)]
     elif not several:
         command += ["--gpu-memory-utilization", "0.4"]
-    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": "1"} if several else {})}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": visible[1]} if several else {})}
     say("starting the server")
     server = subprocess.Popen(
         [sys.executable, "-m", "lit_rlvr", *command], env=environment, stdout=sys.stderr, start_new_session=True

@@ -19,7 +19,7 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.budget import Budget
 from lit_rlvr.terminal import Terminal, show_result
-from lit_rlvr.training.optimizer import total_steps
+from lit_rlvr.training.optimizer import total_steps, updates_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -100,11 +100,6 @@ def iterations_of(trainer: Trainer, module: RLVRModule, data: PromptDataModule, 
         fresh = module.advantage.needs_reference and module.reference_rollouts == "fresh"
         limits.append(math.ceil(samples / (data.prompts_per_step * rollout.group_size * (2 if fresh else 1))))
     return min(limits, default=None)
-
-
-def updates_of(module: RLVRModule) -> int:
-    """Optimizer steps of an iteration."""
-    return module.updates_per_rollout * module.epochs_per_rollout
 
 
 def budget_of(trainer: Trainer) -> Budget:

@@ -210,7 +210,10 @@ def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> d
                 for name in group
             },
             "average": _over_seeds(
-                [averages(part.values(), {name for results in part.values() for name in results}) for part in values]
+                [
+                    averages(part.values(), dict.fromkeys(name for results in part.values() for name in results))
+                    for part in values
+                ]
             ),
         }
     return tables

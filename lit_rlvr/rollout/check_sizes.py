@@ -9,6 +9,7 @@ from lit_rlvr.objectives import settle_correction
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
 from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Sampling
 
 _log = logging.getLogger("lit_rlvr")
@@ -62,7 +63,7 @@ def check_sizes(
         _log.warning(
             "this CPU multiplies in bfloat16 %.0f times slower than in float32; use --trainer.precision 32-true", factor
         )
-    name, updates = type(module).__name__, module.updates_per_rollout * module.epochs_per_rollout
+    name, updates = type(module).__name__, updates_of(module)
     if updates > 1 and not module.has_ratio:
         _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:

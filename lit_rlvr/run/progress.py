@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_rlvr.run.budget import Budget
 from lit_rlvr.terminal import Terminal
-from lit_rlvr.training.optimizer import total_steps
+from lit_rlvr.training.optimizer import total_steps, updates_of
 
 
 class RunProgress(ProgressBar):
@@ -107,8 +107,7 @@ class TimeLeft:
 
 def wanted_steps(trainer: Trainer) -> int | None:
     """Optimizer steps of the whole run, with a budget estimated; None if it is not limited or nothing is known yet."""
-    module: Any = trainer.lightning_module
-    known = total_steps(trainer, trainer.num_training_batches, module.updates_per_rollout * module.epochs_per_rollout)
+    known = total_steps(trainer, trainer.num_training_batches, updates_of(trainer.lightning_module))
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     found = [known, *(callback.steps for callback in callbacks if isinstance(callback, Budget))]
     return min((steps for steps in found if steps is not None), default=None)

@@ -51,6 +51,7 @@ from lit_rlvr.training.optimizer import (
     build_schedule,
     check_options,
     total_steps,
+    updates_of,
 )
 from lit_rlvr.training.out_of_memory import within_memory
 from lit_rlvr.training.reference_policy import ReferenceModule
@@ -178,7 +179,7 @@ class RLVRModule(ReferenceModule):
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
         optimizer = build_optimizer(parameters, self.lr, self.betas, self.weight_decay, self.make_optimizer)
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        steps = total_steps(self.trainer, batches, self.updates_per_rollout * self.epochs_per_rollout)
+        steps = total_steps(self.trainer, batches, updates_of(self))
         schedule = build_schedule(optimizer, self.lr_schedule, self.warmup_steps, steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 

@@ -96,6 +96,11 @@ def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps:
     return get_scheduler(schedule, optimizer, warmup_steps, steps)
 
 
+def updates_of(module: Any) -> int:
+    """Optimizer steps that an algorithm takes on a rollout."""
+    return int(module.updates_per_rollout * module.epochs_per_rollout)
+
+
 def total_steps(trainer: Any, batches: float, updates_per_batch: int) -> int | None:
     """Optimizer steps of a whole run; None if they are not known in advance.
 
