@@ -28,6 +28,26 @@ def make_parser(doc: str | None, precision: bool = False) -> argparse.ArgumentPa
     return parser
 
 
+def add_contestants(parser: argparse.ArgumentParser) -> None:
+    """Options for settings of ours and of TRL's, as dicts."""
+    kind = {"type": setting, "nargs": "*", "action": Settings, "default": {}, "metavar": "NAME=VALUE"}
+    parser.add_argument("--ours", help="options of our algorithm, such as torch_compile=true (values as JSON)", **kind)
+    parser.add_argument("--trl", help="settings of TRL's GRPOConfig (values as JSON)", **kind)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`name=value` as a pair."""
+    name, _, value = text.partition("=")
+    return name, json.loads(value)
+
+
+class Settings(argparse.Action):
+    """Keeps pairs as a dict."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, dict(values))
+
+
 def say(text: str) -> None:
     """Progress, on stderr."""
     print(text, file=sys.stderr, flush=True)

@@ -33,7 +33,16 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import MatmulRate, draw_lengths, make_parser, peak_memory_mb, print_result, print_table, say
+from common import (
+    MatmulRate,
+    add_contestants,
+    draw_lengths,
+    make_parser,
+    peak_memory_mb,
+    print_result,
+    print_table,
+    say,
+)
 from flops import step_flops
 from training import make_rollout, train, with_image
 from turns import Player
@@ -41,6 +50,7 @@ from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
 from lit_rlvr.plan.memory import Way, fullest, training
 from lit_rlvr.plan.shape import shape_of
+from lit_rlvr.policy.gradient_checkpointing import enable_checkpointing
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.tiny_vlm import CHAT_TEMPLATE, SPECIALS, byte_tokenizer, language_sizes, markers
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
@@ -76,10 +86,7 @@ def parse() -> Any:
     parser.add_argument("--max-tokens", type=int, default=512, help="tokens of a completion: all, or the mean")
     parser.add_argument("--features", type=int, default=256, help="tokens of a prompt's image (vision)")
     parser.add_argument("--budgets", type=int, nargs="+", default=[4096, 16384, 32768], help="tokens per micro-batch")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
-    parser.add_argument(
-        "--trl", nargs="*", default=[], metavar="NAME=VALUE", help="settings of TRL's GRPOConfig (values as JSON)"
-    )
+    add_contestants(parser)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # the same paths on a CPU, in a minute
     options = parser.parse_args()
     options.device = "cpu" if options.tiny else "cuda"
@@ -113,9 +120,15 @@ def make_policy(options: Any) -> Policy:
     torch.manual_seed(0)
     with torch.device(options.device):
         model = kind.from_config(make_config(options))
+    if checkpointing(options):
+        enable_checkpointing(model)
     model.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=END)
     say(f"{model.num_parameters() / 1e6:.1f} M parameters")
     return Policy(model.eval(), (END,))
+
+
+def checkpointing(options: Any) -> bool:
+    return bool(options.ours.get("gradient_checkpointing"))
 
 
 def made_up(options: Any, lengths: str | None = None) -> Rollout:
@@ -130,10 +143,8 @@ def made_up(options: Any, lengths: str | None = None) -> Rollout:
 
 def steps(options: Any, policy: Policy, rollout: Rollout, budget: int, count: int) -> list[float]:
     """Seconds of training steps."""
-    return train(
-        policy, [rollout] * count, "bf16", device=options.device, tokens_per_microbatch=budget,
-        gradient_checkpointing=options.checkpointing,
-    )  # fmt: skip
+    given = {"tokens_per_microbatch": budget, **options.ours}
+    return train(policy, [rollout] * count, "bf16", device=options.device, **given)
 
 
 # ---- the parts ------------------------------------------------------------------------------------------------
@@ -182,7 +193,7 @@ def memory(options: Any) -> None:
             forget_peak(options)
             steps(options, policy, rollout, budget, 2)
             sizes = (len(rollout.prompts[0].token_ids), longest, options.group_size, options.prompts)
-            terms = training(shape, fullest(budget, *sizes), Way(False, options.checkpointing), 1, 2)
+            terms = training(shape, fullest(budget, *sizes), Way(False, checkpointing(options)), 1, 2)
             measured, formula = peak(options), sum(terms.values()) / 2**20
             rows.append((lengths, budget, measured, formula, formula / measured))
             say(f"{lengths} {budget}: {measured:.0f} MiB, formula {formula:.0f}")
@@ -357,7 +368,10 @@ def finish(options: Any, rate: MatmulRate | None = None, **result: Any) -> None:
     """The last line."""
     gpu = None if options.tiny else torch.cuda.get_device_name()
     rates = {} if rate is None else {"matmul_tflops": round(rate.best / 1e12, 2)}
-    print_result(part=options.part, shape=options.shape, gpu=gpu, reserved_mib=gpu_memory_mb(), **rates, **result)
+    print_result(
+        part=options.part, shape=options.shape, ours=options.ours, gpu=gpu, reserved_mib=gpu_memory_mb(),
+        **rates, **result,
+    )  # fmt: skip
 
 
 def make_workload(options: Any, folder: str) -> Workload:
@@ -368,7 +382,6 @@ def make_workload(options: Any, folder: str) -> Workload:
     rows = 4 if options.tiny else 8  # of TRL in a micro-batch: its logits are (rows, tokens, V) in fp32
     pieces = {"per_device_train_batch_size": rows,
               "gradient_accumulation_steps": options.prompts * options.group_size // rows}  # fmt: skip
-    own = {name: json.loads(value) for name, _, value in (item.partition("=") for item in options.trl)}
     return Workload(
         model=folder,
         data="Arithmetic",
@@ -386,7 +399,8 @@ def make_workload(options: Any, folder: str) -> Workload:
         device=options.device,
         engine=options.engine,
         reward="coin.Coin",
-        trl_options=pieces | (vllm if uses_vllm else {}) | own,
+        options=options.ours,
+        trl_options=pieces | (vllm if uses_vllm else {}) | options.trl,
     )
 
 

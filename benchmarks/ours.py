@@ -56,10 +56,13 @@ class TakeTurns(Callback):
 
 
 def settings(workload: Workload, folder: str) -> dict[str, Any]:
-    """The config of `lit-rlvr fit`: the workload, and the product's defaults for everything else."""
+    """The config of `lit-rlvr fit`: the workload and its options, and the product's defaults for everything else."""
     return {
         "seed_everything": workload.seed,
-        "model": {"class_path": "GRPO", "init_args": {"model": workload.model, "lr": workload.lr}},
+        "model": {
+            "class_path": "GRPO",
+            "init_args": {"model": workload.model, "lr": workload.lr, **workload.options},
+        },
         "data": {
             "class_path": workload.data,
             "init_args": {**workload.data_options, "prompts_per_step": workload.prompts},

@@ -4,7 +4,7 @@ Both run SmolLM2-135M-Instruct in a process of its own: 8 prompts x 8 completion
 rollout, lr 1e-5, temperature 1, no KL term, the same reward rule. They compute in turns, never at the same time. A
 step is weight sync + generation + scoring + training; loading, engine start-up, logging and checkpoints are not
 counted, and the first step of each is dropped as its warm-up. lit-rlvr runs with its defaults; TRL generates with
-Hugging Face generate and without gradient checkpointing, the whole batch at once (--trl tries other settings).
+Hugging Face generate and without gradient checkpointing, the whole batch at once (--trl and --ours try other settings).
 
 The workload gsm8k is scored by a coin that the tokens toss, for SmolLM2 answers next to nothing right: every group is
 mixed and has to be trained on, which is the worst case for us.
@@ -16,11 +16,10 @@ steps gives a bound.
 
 from __future__ import annotations
 
-import json
 from statistics import median
 from typing import Any
 
-from common import MatmulRate, make_parser, print_result, print_table
+from common import MatmulRate, add_contestants, make_parser, print_result, print_table
 from turns import Player
 from workload import Workload, start, take_turns
 
@@ -41,9 +40,7 @@ def parse() -> Any:
     parser.add_argument("--max-tokens", type=int, help="tokens per completion (24; gsm8k: 64)")
     parser.add_argument("--engine", default="auto", help="our engine: auto, vllm or hf")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--trl", nargs="*", default=[], metavar="NAME=VALUE", help="settings of TRL's GRPOConfig (values as JSON)"
-    )
+    add_contestants(parser)
     parser.add_argument(
         "--trl-passive", action="store_true",
         help="let TRL's waiting threads sleep (OMP_WAIT_POLICY=PASSIVE), as lit-rlvr's do; better on a busy machine",
@@ -71,7 +68,8 @@ def make_workload(options: Any) -> Workload:
         engine=options.engine,
         reward="lit_rlvr.rewards.MathAnswer" if sums else "coin.Coin",
         seed=options.seed,
-        trl_options={name: json.loads(value) for name, _, value in (item.partition("=") for item in options.trl)},
+        options=options.ours,
+        trl_options=options.trl,
     )
 
 

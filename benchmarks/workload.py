@@ -25,6 +25,7 @@ class Workload:
         device: cpu or cuda.
         engine: of our rollouts, a name or a class_path with its arguments. overlap: generate while training.
         reward: what both are scored with; the dotted path of a Reward.
+        options: of our algorithm, over its defaults.
         trl_options: settings of TRL's GRPOConfig, over those of trl_grpo.py.
     """
 
@@ -42,6 +43,7 @@ class Workload:
     overlap: bool = False
     reward: str = "lit_rlvr.rewards.MathAnswer"
     seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
     trl_options: dict[str, Any] = field(default_factory=dict)
 
 

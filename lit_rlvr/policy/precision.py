@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -14,6 +15,16 @@ PRECISIONS = ("32-true", "bf16-mixed")
 def compute_dtype(precision: str) -> torch.dtype:
     """The type of matrix products under a trainer's precision."""
     return torch.bfloat16 if precision == "bf16-mixed" else torch.float32
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether results of a compute type are rounded to 16 bits."""
+    return dtype not in (torch.float32, torch.float64)
+
+
+def training_autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """The context in which Lightning trains with a compute type."""
+    return torch.autocast(device.type, dtype, cache_enabled=False) if is_half(dtype) else nullcontext()
 
 
 def fast_bf16(device: str) -> bool:

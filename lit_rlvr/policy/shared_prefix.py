@@ -99,6 +99,7 @@ def _pad(spans: list[range]) -> tuple[Tensor, Tensor]:
     return torch.where(step < lengths[:, None], start[:, None] + step, 0), lengths
 
 
+@torch.compiler.disable
 def shared_prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, segments: Segments | None = None, **kwargs: Any,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from math import isnan
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import shared_prefix as attention
+from lit_rlvr.policy.compiled import compile_layers
 from lit_rlvr.policy.layout import Group, build_rows
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.precision import is_half, training_autocast
 from lit_rlvr.policy.vision import blank_image, blank_placeholders, rope_places, takes_images
 from lit_rlvr.types import Pixels, Sampling
 
@@ -32,38 +36,64 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
         UserError: even one completion per row does not reproduce the model's own log-probabilities.
     """
     dtype = next(policy.model.parameters()).dtype if dtype is None else dtype
-    half = dtype not in (torch.float32, torch.float64)
-    with torch.autocast(policy.device.type, dtype, enabled=half, cache_enabled=False):
-        _verify(policy, half)
-
-
-def _verify(policy: Policy, half: bool) -> None:
-    """Refuse or fall back, in 16 bits by the mean difference: SmolLM2 in bfloat16 differs by 0.16 nats in one token and
-    by 0.06 in the mean, with logits scaled by 1.1 by 0.26 in the mean."""
-
-    def wrong() -> float:
-        differences = _differences(policy)
-        return float(differences.mean() / 0.2 if half else differences.max() / 1e-3)
-
     reason = "it does not pass our layout to its attention"
     try:
-        if wrong() <= 1:
+        if _wrong(policy, dtype) <= 1:
             return
     except attention.CannotShare as error:
         reason = f"its attention has {error}"
     if policy.shared_prefix:
         policy.share_prefix(False)
-        if wrong() <= 1:
+        if _wrong(policy, dtype) <= 1:
             _log.warning("prompts cannot be shared with this model (%s); one completion per row: slower", reason)
             return
     name = type(policy.model).__name__
-    if isnan(wrong()):
+    if isnan(_wrong(policy, dtype)):
         raise UserError(f"model: {name}'s log-probabilities are not numbers, its weights are broken; use another copy")
     raise UserError(f"model: {name}'s log-probabilities cannot be reproduced from its hidden states; not supported")
 
 
-@torch.no_grad()
-def _differences(policy: Policy) -> Tensor:
+def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
+    """Compile a verified policy's layers, in place, and compare what they compute for training in the same way.
+
+    Args:
+        dtype: what the model computes in when it is trained.
+
+    Raises:
+        UserError: the layers cannot be compiled, or not correctly.
+    """
+    name = type(policy.model).__name__
+    if not policy.shared_prefix:
+        _log.warning("model.torch_compile: only layers that share prompts are compiled; %s's are not", name)
+        return
+    compile_layers(policy.model)
+    try:
+        wrong = _wrong(policy, dtype, trained=True)
+    except TorchDynamoException as error:
+        reason = shorten(str(error), 200, placeholder="...")
+        raise UserError(
+            f"model.torch_compile: torch cannot compile {name}'s layers ({reason}); leave it off, or install the "
+            "compiler: a C++ compiler for a CPU, Triton for a GPU"
+        ) from error
+    if not wrong <= 1:
+        raise UserError(f"model.torch_compile: {name}'s compiled layers compute something else; leave it off")
+
+
+def _wrong(policy: Policy, dtype: torch.dtype, trained: bool = False) -> float:
+    """How wrong log-probabilities are; up to 1 is rounding.
+
+    In 16 bits the mean difference counts: SmolLM2 in bfloat16 differs by 0.16 nats in one token and by 0.06 in the
+    mean, with logits scaled by 1.1 by 0.26 in the mean.
+
+    Args:
+        trained: compute ours as in training, ready for a backward pass.
+    """
+    with training_autocast(policy.device, dtype), torch.no_grad():
+        differences = _differences(policy, trained)
+    return float(differences.mean() / 0.2 if is_half(dtype) else differences.max() / 1e-3)
+
+
+def _differences(policy: Policy, trained: bool) -> Tensor:
     """Differences (N,) in nats of the tokens of two groups, so that a leak between them shows.
 
     The second group has an image if the model takes images.
@@ -82,7 +112,8 @@ def _differences(policy: Policy) -> Tensor:
         images.append(image)
         pixels += image * (1 if policy.shared_prefix else 2)
     rows = build_rows(groups, policy.shared_prefix, policy.device)
-    ours, _ = policy(rows, Sampling(), False, pixels=pixels)  # before `plain_logits`, for sharded weights
+    with torch.set_grad_enabled(trained):
+        ours, _ = policy(rows, Sampling(), False, pixels=pixels)  # before `plain_logits`, for sharded weights
     theirs = []
     for group, image in zip(groups, images, strict=True):
         for completion in group.completions:
@@ -90,4 +121,4 @@ def _differences(policy: Policy) -> Tensor:
             logp = policy.plain_logits(full, image).float().log_softmax(-1)
             target = full[0, len(group.prompt) :, None]
             theirs.append(logp[0, len(group.prompt) - 1 : -1].gather(-1, target).squeeze(-1))
-    return (ours.float() - torch.cat(theirs)).abs()
+    return (ours.detach().float() - torch.cat(theirs)).abs()

@@ -9,6 +9,7 @@ import torch
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.rollout.engine import Generates
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
@@ -64,5 +65,5 @@ def trainer_logprobs(
 ) -> torch.Tensor:
     """(n,) log-probabilities of one completion's tokens under the trainer's weights, computed in `dtype`."""
     rollout = Rollout.unscored([prompt], [[completion]], sampling)
-    with torch.autocast(policy.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=False):
+    with training_autocast(policy.device, dtype):
         return policy.logprobs(rollout, [0])[0][0].float().cpu()

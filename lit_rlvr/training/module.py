@@ -34,11 +34,12 @@ from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.doing import DOING
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, settle_correction
+from lit_rlvr.policy.compiled import compile_layers
 from lit_rlvr.policy.liger import use_liger
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.lora import Lora, add_adapters
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.policy.verify import verify_or_fall_back
+from lit_rlvr.policy.verify import compile_and_verify, verify_or_fall_back
 from lit_rlvr.policy.vision import freeze_vision_tower
 from lit_rlvr.training.identity import check_identity, identity
 from lit_rlvr.training.optimizer import (
@@ -90,6 +91,8 @@ class RLVRModule(ReferenceModule):
         shared_prefix: compute each prompt once for its whole group; False = one completion per row.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time.
         liger: use liger-kernel's fused kernels (GPU only).
+        torch_compile: compile the language model's layers with torch.compile for training. Generation is not compiled;
+            the first step takes longer, and a resumed run ends the same only up to rounding.
         freeze_vision: do not train the vision tower of a vision-language model.
         lora: train low-rank adapters in the language model instead of its weights; checkpoints then hold only them.
         max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite.
@@ -117,6 +120,7 @@ class RLVRModule(ReferenceModule):
         shared_prefix: bool = True,
         gradient_checkpointing: bool = False,
         liger: bool = False,
+        torch_compile: bool = False,
         freeze_vision: bool = False,
         lora: Lora | None = None,
         max_skipped_steps: int = 10,
@@ -129,6 +133,9 @@ class RLVRModule(ReferenceModule):
             "[1, inf)", "model", epochs_per_rollout=epochs_per_rollout, tokens_per_microbatch=tokens_per_microbatch
         )
         check_options(optimizer, betas, weight_decay)
+        if torch_compile and (liger or not shared_prefix):
+            wrong = "model.liger" if liger else "shared_prefix: false"
+            raise UserError(f"model.torch_compile: it cannot be combined with {wrong}; leave one of them off")
         super().__init__(model, advantage, aggregation, kl_coef, entropy_coef)
         self.automatic_optimization = False
         self.make_optimizer = optimizer
@@ -137,7 +144,7 @@ class RLVRModule(ReferenceModule):
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
         self.tokens_per_microbatch, self.shared_prefix = tokens_per_microbatch, shared_prefix
         self.tokens_given = tokens_per_microbatch  # before any halving
-        self.gradient_checkpointing, self.liger = gradient_checkpointing, liger
+        self.gradient_checkpointing, self.liger, self.torch_compile = gradient_checkpointing, liger, torch_compile
         self.freeze_vision, self.lora = freeze_vision, lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
         self.importance_correction, self.importance_cap = importance_correction, importance_cap
@@ -185,9 +192,15 @@ class RLVRModule(ReferenceModule):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        dtype = compute_dtype(str(self.trainer.precision))
         if self.liger:  # the weights are on the GPU now
             use_liger(self.policy.model)
-            verify_or_fall_back(self.policy, compute_dtype(str(self.trainer.precision)))
+            verify_or_fall_back(self.policy, dtype)
+        if self.torch_compile:
+            DOING.begin("compiling the model's layers")
+            compile_and_verify(self.policy, dtype)
+            for reference in self._reference:
+                compile_layers(reference.model)
 
     def on_train_start(self) -> None:
         adamw = {} if self.make_optimizer else {"betas": self.betas, "weight_decay": self.weight_decay}

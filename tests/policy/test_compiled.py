@@ -1,0 +1,186 @@
+"""Compiled layers score and train as the model's own; everything else runs as it did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import END, make_rollout, random_ids, tiny_llama
+from tiny_fit import fit
+from tiny_runs import STRATEGIES, in_two_processes, metrics, to
+from tiny_vlms import save_qwen2_5_vl
+from torch._dynamo.utils import counters
+
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy import compiled
+from lit_rlvr.policy.compiled import compile_layers
+from lit_rlvr.policy.gradient_checkpointing import enable_checkpointing
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.lora import Lora, add_adapters
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.verify import compile_and_verify
+from lit_rlvr.types import Rollout
+
+Layer = Callable[..., Any]
+ALIKE = make_rollout([random_ids(9, 1)], [[random_ids(12, 2), random_ids(14, 3)]])
+RAGGED = make_rollout(
+    [random_ids(19, 1), random_ids(3, 4)],
+    [[random_ids(12, 2), random_ids(30, 3)], [random_ids(120, 2), random_ids(3, 3)]],
+)
+"""One laid out as padded blocks, one as spans."""
+LONGER = make_rollout([random_ids(5, 7)], [[random_ids(17, 8), random_ids(18, 9)]])
+LONGEST = make_rollout([random_ids(40, 1)], [[random_ids(2, 2), random_ids(90, 3), random_ids(3, 3)]])
+
+
+@pytest.fixture
+def in_place_of_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Layer], None]:
+    """Set what is called with a layer's own function to compile it."""
+    return lambda made: monkeypatch.setattr(compiled, "_compiled", made)
+
+
+def compiled_llama(prepare: Callable[[Any], None] = lambda model: None) -> tuple[Policy, Policy]:
+    """The same weights twice, the second with compiled layers."""
+    models = [tiny_llama(), tiny_llama()]
+    for model in models:
+        torch.manual_seed(1)
+        prepare(model)
+    compile_layers(models[1])
+    return Policy(models[0], (END,)), Policy(models[1], (END,))
+
+
+def gradients(policy: Policy, rollout: Rollout) -> dict[str, torch.Tensor]:
+    """The log-probabilities, and the gradients of their sum."""
+    policy.zero_grad()
+    logp, _ = policy.logprobs(rollout, list(range(len(rollout.mask))))
+    logp.sum().backward()
+    return {"logp": logp.detach()} | {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+
+
+def test_only_the_scoring_of_shared_prompts_is_compiled(in_place_of_torch: Callable[[Layer], None]) -> None:
+    calls = []
+
+    def count(plain: Layer) -> Layer:
+        def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(layer)
+            return plain(layer, *args, **kwargs)
+
+        return call
+
+    in_place_of_torch(count)
+    plain, policy = compiled_llama()
+    model: Any = policy.model
+    layers = list(model.get_decoder().layers)
+    torch.testing.assert_close(policy.logprobs(RAGGED, [0, 3]), plain.logprobs(RAGGED, [0, 3]))
+    assert calls == layers
+    model.generate(torch.tensor([random_ids(5, 0)]), max_new_tokens=3, do_sample=False)
+    policy.plain_logits(torch.tensor([random_ids(5, 0)]), [])
+    policy.share_prefix(False)
+    policy.logprobs(RAGGED, [0, 3])
+    assert calls == layers, "nothing else is"
+
+
+def test_a_copy_of_a_compiled_model_has_its_own_weights(in_place_of_torch: Callable[[Layer], None]) -> None:
+    in_place_of_torch(lambda plain: plain)
+    _, policy = compiled_llama()
+    copy = deepcopy(policy)
+    before = copy.logprobs(ALIKE, [0])[0]
+    with torch.no_grad():
+        for weight in policy.parameters():
+            weight.zero_()
+    torch.testing.assert_close(copy.logprobs(ALIKE, [0])[0], before)
+
+
+def test_a_vision_tower_is_not_compiled(tmp_path: Path) -> None:
+    model: Any = load_policy(str(save_qwen2_5_vl(tmp_path))).model
+    compile_layers(model)
+    towers = [name for name, module in model.named_modules() if "forward" in vars(module) and "visual" in name]
+    assert not towers
+    assert all("forward" in vars(layer) for layer in model.get_decoder().layers)
+
+
+def broken(graph: Any, inputs: Any) -> Any:
+    raise OSError("no compiler")
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda plain: torch.compile(plain, backend=broken), r"cannot compile LlamaForCausalLM's .*no compiler"),
+        (lambda plain: lambda *args, **kwargs: plain(*args, **kwargs) * 1.1, "compute something else; leave it off"),
+    ],
+)  # fmt: skip
+def test_a_compiler_that_fails_or_is_wrong_is_one_line(
+    in_place_of_torch: Callable[[Layer], None], made: Layer, message: str
+) -> None:
+    in_place_of_torch(made)
+    with pytest.raises(UserError, match=r"^model.torch_compile: .*" + message) as caught:
+        compile_and_verify(Policy(tiny_llama(), (END,)), torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cannot_share_prompts_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    compile_and_verify(Policy(tiny_llama(), (END,), shared_prefix=False), torch.float32)
+    assert "only layers that share prompts are compiled; LlamaForCausalLM's are not" in caplog.text
+
+
+@pytest.mark.parametrize(("other", "named"), [({"liger": True}, "model.liger"), ({"shared_prefix": False}, "shared_")])
+def test_what_it_cannot_be_combined_with_is_refused(other: dict[str, bool], named: str) -> None:
+    with pytest.raises(UserError, match=f"model.torch_compile: it cannot be combined with {named}"):
+        GRPO(torch_compile=True, **other)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "prepare",
+    [lambda model: None, enable_checkpointing, lambda model: add_adapters(model, Lora(rank=4))],
+    ids=["plain", "checkpointing", "lora"],
+)
+def test_gradients_are_the_same_and_other_lengths_are_not_compiled_again(prepare: Callable[[Any], None]) -> None:
+    plain, fast = compiled_llama(prepare)
+    graphs = []
+    for rollout in (ALIKE, RAGGED, LONGER, LONGEST):
+        wanted, found = gradients(plain, rollout), gradients(fast, rollout)
+        assert wanted.keys() == found.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[1] == graphs[2] == graphs[3], "each layout once"
+    with torch.no_grad():  # the reference of a run with adapters
+        policies = (plain.without_adapters(), fast.without_adapters())
+        torch.testing.assert_close(*(policy.logprobs(RAGGED, [0, 3])[0] for policy in policies), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_ends_where_the_same_run_does(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """With a reference model, and two updates, whose old log-probabilities are computed without gradients."""
+    options = {"steps": 4, "updates_per_rollout": 2, "kl_coef": 0.1, "lr": 1e-3}
+    _, seen = fit(tiny_model_folder, tmp_path, **options)
+    _, other = fit(tiny_model_folder, tmp_path, **options, torch_compile=True)
+    assert [r.token_ids.tolist() for r in seen.rollouts] == [r.token_ids.tolist() for r in other.rollouts]
+    assert counters["stats"]["unique_graphs"] > 0
+    assert len(seen.gradients) == len(other.gradients) == 4
+    for ours, theirs in zip(other.gradients, seen.gradients, strict=True):
+        for name, gradient in theirs.items():
+            torch.testing.assert_close(ours[name], gradient, atol=1e-3 * float(gradient.abs().max()), rtol=0)
+
+
+@pytest.mark.slow
+def test_sharded_layers_are_compiled_too(run_folder: Path) -> None:
+    fit_two = ("fit", "--config", "tiny.yaml", *STRATEGIES["fsdp2"])
+    in_two_processes(
+        run_folder,
+        [*fit_two, "--model.torch_compile", "true", *to("compiled")],
+        [*fit_two, *to("plain")],
+    )
+    ours, theirs = metrics(run_folder / "compiled"), metrics(run_folder / "plain")
+    assert len(ours) == len(theirs)
+    for row, wanted in zip(ours, theirs, strict=True):
+        for name in ("train/loss", "train/grad_norm", "train/entropy", "rollout/reward"):
+            assert row[name] == wanted[name] == "" or float(row[name]) == pytest.approx(
+                float(wanted[name]), rel=1e-3, abs=1e-5
+            )
