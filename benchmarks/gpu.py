@@ -69,6 +69,9 @@ TINY_TOWER = {**TOWER, "depth": 2, "hidden_size": 64, "intermediate_size": 128, 
               "fullatt_block_indexes": [1]}  # fmt: skip
 TINY_SIZES = {"prompts": 2, "group_size": 4, "prompt_tokens": 96, "max_tokens": 16, "steps": 1, "budgets": [256, 512],
               "features": 4}  # fmt: skip
+TAKEN = ("model", "lora", "freeze_vision", "shared_prefix", "tokens_per_microbatch")
+NOT_OURS = {"step": TAKEN, "memory": TAKEN, "trl": ("model", "lr"), "overlap": ("model", "lr")}
+"""Options of ours that a part sets itself, or that its model, which is there already, would ignore; other parts take none."""
 END = SPECIALS.index("<|im_end|>")
 FRAME = len("[user\n]\n[assistant\n")  # the chat markup, special tokens as brackets
 
@@ -89,6 +92,8 @@ def parse() -> Any:
     add_contestants(parser)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # the same paths on a CPU, in a minute
     options = parser.parse_args()
+    if wrong := [name for name in options.ours if name in NOT_OURS.get(options.part, options.ours)]:
+        parser.error(f"--ours: --part {options.part} cannot set {', '.join(wrong)}")
     options.device = "cpu" if options.tiny else "cuda"
     if options.tiny:
         vars(options).update(TINY_SIZES)

@@ -1,7 +1,8 @@
 """torch.compile for the layers of the language model when they score completions; results change only by rounding.
 
 Attention stays outside: its kernels are fused already, and the lengths in it differ in every micro-batch. What is left
-depends on the number of tokens alone, so that no later micro-batch is compiled again.
+depends on the number of tokens alone, which is no reason to compile again; each new kind of call is one, such as
+scoring without gradients.
 """
 
 from __future__ import annotations
@@ -23,10 +24,16 @@ def compile_layers(model: nn.Module) -> None:
 
     Calls without segments, such as generation with a cache, run as before. Nothing is compiled before the first call.
     """
+    torch._dynamo.config.optimize_ddp = False  # it cuts layers at DDP's buckets, which are not used here
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)  # kinds of calls
+    for layer in decoder_layers(model):
+        layer.forward = MethodType(_forward, layer)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of the language model, first to last."""
     tower = {id(module) for module in (vision_tower(model) or nn.Module()).modules()}
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer) and id(layer) not in tower:
-            layer.forward = MethodType(_forward, layer)
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and id(m) not in tower]
 
 
 def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:

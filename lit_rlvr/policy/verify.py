@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from math import isnan
 from textwrap import shorten
 from typing import Any
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 
+from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import shared_prefix as attention
-from lit_rlvr.policy.compiled import compile_layers
-from lit_rlvr.policy.layout import Group, build_rows
+from lit_rlvr.policy.compiled import compile_layers, decoder_layers
+from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import is_half, training_autocast
 from lit_rlvr.policy.vision import blank_image, blank_placeholders, rope_places, takes_images
@@ -54,7 +56,9 @@ def verify_or_fall_back(policy: Policy, dtype: torch.dtype | None = None) -> Non
 
 
 def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
-    """Compile a verified policy's layers, in place, and compare what they compute for training in the same way.
+    """Compile a verified policy's layers, in place; their log-probabilities and gradients must stay the same.
+
+    Collective if the weights are sharded: call it on every rank.
 
     Args:
         dtype: what the model computes in when it is trained.
@@ -66,59 +70,84 @@ def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
     if not policy.shared_prefix:
         _log.warning("model.torch_compile: only layers that share prompts are compiled; %s's are not", name)
         return
+    logp, gradient = _trained_once(policy, dtype)
     compile_layers(policy.model)
     try:
-        wrong = _wrong(policy, dtype, trained=True)
+        found, other = _trained_once(policy, dtype)
     except TorchDynamoException as error:
         reason = shorten(str(error), 200, placeholder="...")
         raise UserError(
             f"model.torch_compile: torch cannot compile {name}'s layers ({reason}); leave it off, or install the "
             "compiler: a C++ compiler for a CPU, Triton for a GPU"
         ) from error
-    if not wrong <= 1:
+    apart = float((other - gradient).norm() / gradient.norm().clamp(min=1e-12))
+    if not (_excess((found - logp).abs(), dtype) <= 1 and apart <= (0.2 if is_half(dtype) else 1e-3)):
         raise UserError(f"model.torch_compile: {name}'s compiled layers compute something else; leave it off")
 
 
-def _wrong(policy: Policy, dtype: torch.dtype, trained: bool = False) -> float:
-    """How wrong log-probabilities are; up to 1 is rounding.
+def _excess(differences: Tensor, dtype: torch.dtype) -> float:
+    """Differences (N,) of log-probabilities in nats as a multiple of what rounding may be.
 
-    In 16 bits the mean difference counts: SmolLM2 in bfloat16 differs by 0.16 nats in one token and by 0.06 in the
-    mean, with logits scaled by 1.1 by 0.26 in the mean.
-
-    Args:
-        trained: compute ours as in training, ready for a backward pass.
+    In 16 bits the mean counts: SmolLM2 in bfloat16 differs by 0.16 nats in one token and by 0.06 in the mean, with
+    logits scaled by 1.1 by 0.26 in the mean.
     """
-    with training_autocast(policy.device, dtype), torch.no_grad():
-        differences = _differences(policy, trained)
     return float(differences.mean() / 0.2 if is_half(dtype) else differences.max() / 1e-3)
 
 
-def _differences(policy: Policy, trained: bool) -> Tensor:
-    """Differences (N,) in nats of the tokens of two groups, so that a leak between them shows.
+@dataclass
+class _Sample:
+    """Two groups of a few tokens each, so that a leak between them shows.
 
-    The second group has an image if the model takes images.
+    Args:
+        images: of each group; the second has one if the model takes images. pixels: those of all rows.
     """
-    model: Any = policy.model
-    vocabulary = model.config.get_text_config().vocab_size
-    groups: list[Group] = []
-    images: list[list[Pixels]] = []
-    pixels: list[Pixels] = []
-    for first in (11, 47):
-        ids = [i % vocabulary for i in range(first, first + 20)]
-        image = [blank_image(model.config)] if first == 47 and takes_images(model.config) else []
-        prompt = [*ids[:6], *blank_placeholders(model.config), *ids[6:12]] if image else ids[:12]
-        places = rope_places(model, prompt, image[0].grid if image else None)
-        groups.append(Group(prompt, [ids[12:16], ids[16:20]], places))
-        images.append(image)
-        pixels += image * (1 if policy.shared_prefix else 2)
-    rows = build_rows(groups, policy.shared_prefix, policy.device)
-    with torch.set_grad_enabled(trained):
-        ours, _ = policy(rows, Sampling(), False, pixels=pixels)  # before `plain_logits`, for sharded weights
-    theirs = []
-    for group, image in zip(groups, images, strict=True):
-        for completion in group.completions:
-            full = torch.tensor([[*group.prompt, *completion]], device=policy.device)
-            logp = policy.plain_logits(full, image).float().log_softmax(-1)
-            target = full[0, len(group.prompt) :, None]
-            theirs.append(logp[0, len(group.prompt) - 1 : -1].gather(-1, target).squeeze(-1))
-    return (ours.detach().float() - torch.cat(theirs)).abs()
+
+    groups: list[Group]
+    images: list[list[Pixels]]
+    rows: Rows
+    pixels: list[Pixels]
+
+    @classmethod
+    def of(cls, policy: Policy) -> _Sample:
+        model: Any = policy.model
+        vocabulary = model.config.get_text_config().vocab_size
+        groups: list[Group] = []
+        images: list[list[Pixels]] = []
+        pixels: list[Pixels] = []
+        for first in (11, 47):
+            ids = [i % vocabulary for i in range(first, first + 20)]
+            image = [blank_image(model.config)] if first == 47 and takes_images(model.config) else []
+            prompt = [*ids[:6], *blank_placeholders(model.config), *ids[6:12]] if image else ids[:12]
+            places = rope_places(model, prompt, image[0].grid if image else None)
+            groups.append(Group(prompt, [ids[12:16], ids[16:20]], places))
+            images.append(image)
+            pixels += image * (1 if policy.shared_prefix else 2)
+        return cls(groups, images, build_rows(groups, policy.shared_prefix, policy.device), pixels)
+
+
+def _wrong(policy: Policy, dtype: torch.dtype) -> float:
+    """The excess of a policy's differences from its model's own forward pass."""
+    with training_autocast(policy.device, dtype), torch.no_grad():
+        sample = _Sample.of(policy)
+        ours, _ = policy(sample.rows, Sampling(), False, pixels=sample.pixels)  # first, for sharded weights
+        theirs = []
+        for group, image in zip(sample.groups, sample.images, strict=True):
+            for completion in group.completions:
+                full = torch.tensor([[*group.prompt, *completion]], device=policy.device)
+                logp = policy.plain_logits(full, image).float().log_softmax(-1)
+                target = full[0, len(group.prompt) :, None]
+                theirs.append(logp[0, len(group.prompt) - 1 : -1].gather(-1, target).squeeze(-1))
+        return _excess((ours.float() - torch.cat(theirs)).abs(), dtype)
+
+
+def _trained_once(policy: Policy, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (N,) as in training, and the gradient of their sum in the first trained layer, flattened."""
+    with training_autocast(policy.device, dtype):
+        sample = _Sample.of(policy)
+        logp, _ = policy(sample.rows, Sampling(), False, pixels=sample.pixels)
+    logp.sum().backward()
+    layers = ([p.grad for p in layer.parameters() if p.grad is not None] for layer in decoder_layers(policy.model))
+    gradients = next(filter(None, layers))
+    flat = torch.cat([whole(gradient).flatten().float() for gradient in gradients])
+    policy.zero_grad()
+    return logp.detach().float(), flat

@@ -91,8 +91,8 @@ class RLVRModule(ReferenceModule):
         shared_prefix: compute each prompt once for its whole group; False = one completion per row.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time.
         liger: use liger-kernel's fused kernels (GPU only).
-        torch_compile: compile the language model's layers with torch.compile for training. Generation is not compiled;
-            the first step takes longer, and a resumed run ends the same only up to rounding.
+        torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
+            start; a resumed run then ends the same only up to rounding. Generation is not compiled.
         freeze_vision: do not train the vision tower of a vision-language model.
         lora: train low-rank adapters in the language model instead of its weights; checkpoints then hold only them.
         max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite.

@@ -13,14 +13,15 @@ from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.types import Rollout
 
 T = TypeVar("T")
-CPU_MESSAGES = ("DefaultCPUAllocator", "not enough memory")
+MESSAGES = ("DefaultCPUAllocator", "not enough memory", "OutOfMemoryError")
+"""Of torch on a CPU, and of its compiler."""
 
 _log = logging.getLogger("lit_rlvr")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of GPU memory, or of CPU memory, for which it has no exception class."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in str(error) for m in CPU_MESSAGES)
+    """Whether torch ran out of GPU memory, also while it compiles, or of CPU memory: neither has an exception class."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in str(error) for m in MESSAGES)
 
 
 def within_memory(

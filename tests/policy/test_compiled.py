@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import END, make_rollout, random_ids, tiny_llama
+from tiny_compiled import compiled_calls
 from tiny_fit import fit
-from tiny_runs import STRATEGIES, in_two_processes, metrics, to
-from tiny_vlms import save_qwen2_5_vl
+from tiny_runs import FIT, STRATEGIES, in_two_processes, metrics, tiny_config, to, write_config
+from tiny_vlms import mixed_prompts, save_qwen2_5_vl
 from torch._dynamo.utils import counters
 
 from lit_rlvr.algorithms import GRPO
@@ -24,7 +25,7 @@ from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.lora import Lora, add_adapters
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.verify import compile_and_verify
-from lit_rlvr.types import Rollout
+from lit_rlvr.types import Completion, Rollout, Sampling
 
 Layer = Callable[..., Any]
 ALIKE = make_rollout([random_ids(9, 1)], [[random_ids(12, 2), random_ids(14, 3)]])
@@ -103,6 +104,18 @@ def test_a_vision_tower_is_not_compiled(tmp_path: Path) -> None:
     assert all("forward" in vars(layer) for layer in model.get_decoder().layers)
 
 
+class Crooked(torch.autograd.Function):
+    """A right result with a wrong gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * 1.01
+
+
 def broken(graph: Any, inputs: Any) -> Any:
     raise OSError("no compiler")
 
@@ -112,6 +125,7 @@ def broken(graph: Any, inputs: Any) -> Any:
     [
         (lambda plain: torch.compile(plain, backend=broken), r"cannot compile LlamaForCausalLM's .*no compiler"),
         (lambda plain: lambda *args, **kwargs: plain(*args, **kwargs) * 1.1, "compute something else; leave it off"),
+        (lambda plain: lambda *args, **kwargs: Crooked.apply(plain(*args, **kwargs)), "compute something else"),
     ],
 )  # fmt: skip
 def test_a_compiler_that_fails_or_is_wrong_is_one_line(
@@ -134,12 +148,24 @@ def test_what_it_cannot_be_combined_with_is_refused(other: dict[str, bool], name
         GRPO(torch_compile=True, **other)  # type: ignore[arg-type]
 
 
+@pytest.fixture
+def never_eager() -> Iterator[None]:
+    """A layer that torch gives up compiling is an error, not eager."""
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+
+
+PREPARED = {
+    "plain": lambda model: None,
+    "checkpointing": enable_checkpointing,
+    "lora": lambda model: add_adapters(model, Lora(rank=4)),
+    "nf4": lambda model: add_adapters(model, Lora(rank=4, quantize="nf4")),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "prepare",
-    [lambda model: None, enable_checkpointing, lambda model: add_adapters(model, Lora(rank=4))],
-    ids=["plain", "checkpointing", "lora"],
-)
+@pytest.mark.parametrize("prepare", PREPARED.values(), ids=PREPARED)
+@pytest.mark.usefixtures("never_eager")
 def test_gradients_are_the_same_and_other_lengths_are_not_compiled_again(prepare: Callable[[Any], None]) -> None:
     plain, fast = compiled_llama(prepare)
     graphs = []
@@ -149,20 +175,38 @@ def test_gradients_are_the_same_and_other_lengths_are_not_compiled_again(prepare
         for name, value in wanted.items():
             torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
         graphs.append(counters["stats"]["unique_graphs"])
-    assert 0 < graphs[1] == graphs[2] == graphs[3], "each layout once"
+    assert graphs[1] == graphs[2] == graphs[3], "each layout once"
+    assert compiled_calls(fast.logprobs(ALIKE, [0])[0]) >= 2 * 2 > compiled_calls(plain.logprobs(ALIKE, [0])[0]) == 0
     with torch.no_grad():  # the reference of a run with adapters
         policies = (plain.without_adapters(), fast.without_adapters())
         torch.testing.assert_close(*(policy.logprobs(RAGGED, [0, 3])[0] for policy in policies), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_compiled_run_ends_where_the_same_run_does(tiny_model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("never_eager")
+def test_gradients_with_images_are_the_same(any_vlm_folder: Path) -> None:
+    plain, fast = (load_policy(str(any_vlm_folder)) for _ in range(2))
+    compile_layers(fast.model)
+    prompts = mixed_prompts(any_vlm_folder)
+    ids = [tuple(random_ids(9 + g, g)) for g in range(2)]
+    completions = [[Completion("", i, "length", (-1.0,) * len(i)) for i in ids] for _ in prompts]
+    rollout = Rollout.unscored(prompts, completions, Sampling(max_tokens=10), 2)
+    wanted, found = gradients(plain, rollout), gradients(fast, rollout)
+    assert wanted.keys() == found.keys() and any("visual" in name for name in wanted)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-4)
+    assert compiled_calls(fast.logprobs(rollout, [0])[0]) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("never_eager")
+def test_a_compiled_run_sees_the_same_gradients(tiny_model_folder: Path, tmp_path: Path) -> None:
     """With a reference model, and two updates, whose old log-probabilities are computed without gradients."""
-    options = {"steps": 4, "updates_per_rollout": 2, "kl_coef": 0.1, "lr": 1e-3}
+    options: dict[str, Any] = {"steps": 4, "updates_per_rollout": 2, "kl_coef": 0.1, "lr": 1e-3}
     _, seen = fit(tiny_model_folder, tmp_path, **options)
-    _, other = fit(tiny_model_folder, tmp_path, **options, torch_compile=True)
+    module, other = fit(tiny_model_folder, tmp_path, **options, torch_compile=True)
     assert [r.token_ids.tolist() for r in seen.rollouts] == [r.token_ids.tolist() for r in other.rollouts]
-    assert counters["stats"]["unique_graphs"] > 0
+    assert compiled_calls(module.policy.logprobs(other.rollouts[0], [0])[0]) > 0
     assert len(seen.gradients) == len(other.gradients) == 4
     for ours, theirs in zip(other.gradients, seen.gradients, strict=True):
         for name, gradient in theirs.items():
@@ -170,17 +214,24 @@ def test_a_compiled_run_ends_where_the_same_run_does(tiny_model_folder: Path, tm
 
 
 @pytest.mark.slow
-def test_sharded_layers_are_compiled_too(run_folder: Path) -> None:
-    fit_two = ("fit", "--config", "tiny.yaml", *STRATEGIES["fsdp2"])
+def test_layers_of_two_processes_are_compiled_too(run_folder: Path, tiny_model_folder: Path) -> None:
+    """In bfloat16 they are compared with the model's own at the start, as in every run."""
+    config = tiny_config(tiny_model_folder)
+    config["model"] = {"class_path": "tiny_compiled.CompiledGRPO", "init_args": config["model"]["init_args"]}
+    config["model"]["init_args"]["torch_compile"] = True
+    write_config(run_folder / "compiled.yaml", config)
+    fit_compiled = ("fit", "--config", "compiled.yaml")
     in_two_processes(
         run_folder,
-        [*fit_two, "--model.torch_compile", "true", *to("compiled")],
-        [*fit_two, *to("plain")],
+        [*FIT, *STRATEGIES["ddp"], *to("plain")],
+        [*fit_compiled, *STRATEGIES["ddp"], *to("ddp")],
+        [*fit_compiled, *STRATEGIES["fsdp2"], *to("fsdp2")],
+        [*fit_compiled, *STRATEGIES["fsdp2"], "--trainer.precision", "bf16-mixed", *to("half")],
     )
-    ours, theirs = metrics(run_folder / "compiled"), metrics(run_folder / "plain")
-    assert len(ours) == len(theirs)
-    for row, wanted in zip(ours, theirs, strict=True):
-        for name in ("train/loss", "train/grad_norm", "train/entropy", "rollout/reward"):
-            assert row[name] == wanted[name] == "" or float(row[name]) == pytest.approx(
-                float(wanted[name]), rel=1e-3, abs=1e-5
-            )
+    theirs = metrics(run_folder / "plain")
+    for name in ("ddp", "fsdp2"):
+        for row, wanted in zip(metrics(run_folder / name), theirs, strict=True):
+            for key in ("train/loss", "train/grad_norm", "train/entropy", "rollout/reward"):
+                same = row[key] == wanted[key] == ""
+                assert same or float(row[key]) == pytest.approx(float(wanted[key]), rel=1e-3, abs=1e-5), (name, key)
+    assert len(metrics(run_folder / "half")) == len(theirs)

@@ -1,0 +1,28 @@
+"""Proof that a run's layers were compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from lit_rlvr.algorithms import GRPO
+
+
+def compiled_calls(result: Tensor) -> int:
+    """How many calls of compiled code a result's backward pass goes through."""
+    seen, left = set(), [result.grad_fn]
+    while left:
+        node: Any = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [next_node for next_node, _ in node.next_functions]
+    return sum("CompiledFunction" in type(node).__name__ for node in seen)
+
+
+class CompiledGRPO(GRPO):
+    """GRPO whose run fails if torch compiled nothing."""
+
+    def on_train_end(self) -> None:
+        assert counters["stats"]["unique_graphs"] > 0
