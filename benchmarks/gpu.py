@@ -71,7 +71,7 @@ TINY_SIZES = {"prompts": 2, "group_size": 4, "prompt_tokens": 96, "max_tokens": 
               "features": 4}  # fmt: skip
 TAKEN = ("model", "lora", "freeze_vision", "shared_prefix", "tokens_per_microbatch")
 NOT_OURS = {"step": TAKEN, "memory": TAKEN, "trl": ("model", "lr"), "overlap": ("model", "lr")}
-"""Options of ours that a part sets itself, or that its model, which is there already, would ignore; other parts take none."""
+"""Options of ours that a part sets itself, or that its ready-made model would ignore. Other parts take none at all."""
 END = SPECIALS.index("<|im_end|>")
 FRAME = len("[user\n]\n[assistant\n")  # the chat markup, special tokens as brackets
 
