@@ -56,13 +56,12 @@ def lay(options: Any) -> tuple[list[range], Completions, int]:
     """Places of the prompts and completions in a row, and its length."""
     count = options.groups * options.group_size
     lengths = draw_lengths(options.lengths, count, options.mean, options.longest)
-    prompts, completions, end = [], [], 0
-    for p in range(options.groups):
-        prompts.append(range(end, end + options.prompt))
-        end += options.prompt
-        for length in lengths[p * options.group_size : (p + 1) * options.group_size]:
-            completions.append((p, range(end, end + length)))
-            end += length
+    end = options.groups * options.prompt
+    prompts = [range(start, start + options.prompt) for start in range(0, end, options.prompt)]
+    completions = []
+    for n, length in enumerate(lengths):
+        completions.append((n // options.group_size, range(end, end + length)))
+        end += length
     return prompts, completions, end
 
 

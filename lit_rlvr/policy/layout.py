@@ -1,9 +1,10 @@
 """Lays prompts and completions out as model inputs, and cuts micro-batches.
 
-With a shared prefix, all groups of a micro-batch form one row without padding, `[prompt][c1]...[cG][prompt]...`:
-each completion attends to its prompt and to itself, and its positions continue the prompt's, so a prompt is computed
-once per group. Otherwise each completion has its own row, `[prompt][c]`, padded on the right. The last token of a
-completion is never an input, because nothing is predicted from it.
+With a shared prefix, all groups of a micro-batch form one row without padding, first all prompts, then all completions:
+`[prompt][prompt]...[c1]...[cG][c1]...`. Each completion attends to its prompt and to itself, and its positions
+continue the prompt's, so a prompt is computed once per group. Otherwise each completion has its own row,
+`[prompt][c]`, padded on the right. The last token of a completion is never an input, because nothing is predicted from
+it.
 """
 
 from __future__ import annotations
@@ -101,24 +102,22 @@ Layout = tuple[Tensor, Tensor, Tensor | None, Segments | None, list[int], list[i
 
 def _shared_row(groups: Sequence[Group], device: torch.device) -> Layout:
     tokens: list[int] = []
-    places: list[Tensor] = []
+    places = [group.places for group in groups]
     prompts: list[range] = []
     completions: list[tuple[int, range]] = []
     column: list[int] = []
     for group in groups:
-        start = len(tokens)
-        last = start + len(group.prompt) - 1
-        prompts.append(range(start, last + 1))
+        prompts.append(range(len(tokens), len(tokens) + len(group.prompt)))
         tokens += group.prompt
-        places.append(group.places)
+    for p, group in enumerate(groups):
         for g, completion in enumerate(group.completions):
             inputs = completion[:-1]
             span = range(len(tokens), len(tokens) + len(inputs))
             tokens += inputs
             places.append(group.after(g, len(inputs)))
-            column += [last, *span] if completion else []
+            column += [prompts[p][-1], *span] if completion else []
             if inputs:
-                completions.append((len(prompts) - 1, span))
+                completions.append((p, span))
     position_ids = _by_rows(torch.cat(places, 1)[:, None])
     return torch.tensor([tokens]), position_ids, None, lay_out(prompts, completions, device), [0] * len(column), column
 

@@ -159,16 +159,20 @@ class Policy(nn.Module):
         group_size, width = rollout.group_size, rollout.token_ids.shape[1]
         pairs = [(i // group_size, rollout.completions[i // group_size][i % group_size]) for i in rows]
         groups: list[Group] = []
-        pixels: list[Pixels] = []
+        first: list[Pixels] = []  # in the order of their placeholders: with shared prompts, all prompts come first
+        last: list[Pixels] = []
         for p, members in groupby(pairs, key=lambda pair: pair[0]):
             prompt, completions = rollout.prompts[p], [c for _, c in members]
             ids, sampled = [c.token_ids for c in completions], [c.from_model for c in completions]
             places = self.places(prompt)
             tails = [self._tail(prompt, c) for c in completions]
             groups.append(Group(prompt.token_ids, ids, places, sampled, tails))
-            for g, completion in enumerate(completions):  # in the order of their placeholders
-                seen = [None if g and self.shared_prefix else prompt.pixels, completion.pixels]
-                pixels += [part for part in seen if part is not None]
+            for g, completion in enumerate(completions):
+                if prompt.pixels is not None and not (g and self.shared_prefix):
+                    first.append(prompt.pixels)
+                if completion.pixels is not None:
+                    (last if self.shared_prefix else first).append(completion.pixels)
+        pixels = first + last
         if world_size() > 1 and not pixels and takes_images(self.model.config):
             groups.append(self._blank())
             pixels.append(blank_image(self.model.config))

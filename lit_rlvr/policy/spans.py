@@ -1,9 +1,9 @@
 """Attention of prompts and completions of any length, without padding, masks or repeated keys.
 
-The tokens of a micro-batch lie in one row, segment after segment. Two flash-attention calls compute the attention: of
-every segment to itself (causal), and of all completions of a group to their prompt. A completion's two results are
-merged by their log-sum-exps. The backward pass gives both calls the merged output and log-sum-exp, from which each
-computes its part of the exact gradient.
+The tokens of a micro-batch lie in one row: all prompts, then all completions, group after group. Two flash-attention
+calls compute the attention: of every segment to itself (causal), and of all completions of a group to their prompt,
+where queries and keys are slices of the row. A completion's two results are merged by their log-sum-exps. The backward
+pass gives both calls the merged output and log-sum-exp, from which each computes its part of the exact gradient.
 
 Source: Dao et al. 2022, "FlashAttention", algorithms 1 and 4 (the backward pass needs only each query's output
 and log-sum-exp); Milakov and Gimelshein 2018 for merging parts of a softmax.
@@ -65,16 +65,14 @@ class Spans:
 
     Args:
         own: each segment attending to itself.
-        shared: all completions of a group attending to their prompt, for groups with completion tokens.
-        asking: (Q,) long, the positions of those completions' tokens.
-        asked: (K,) long, the positions of those prompts' tokens.
+        shared: all completions of each group attending to their prompt; None = there are no completions.
+        prompts: tokens of all prompts, which come first.
         causal: whether a token of a segment sees only the ones up to it.
     """
 
     own: Blocks
-    shared: Blocks
-    asking: Tensor
-    asked: Tensor
+    shared: Blocks | None = None
+    prompts: int = 0
     causal: bool = True
 
     @classmethod
@@ -84,34 +82,21 @@ class Spans:
         Args:
             ends: (N + 1,) int, from 0.
         """
-        own = Blocks(ends.int(), ends.int(), (longest, longest), [], [])
-        nothing = ends.new_empty(0, dtype=torch.long)
-        return cls(own, own, nothing, nothing, causal=False)  # nobody asks, so `shared` is never looked at
+        return cls(Blocks(ends.int(), ends.int(), (longest, longest), [], []), causal=False)
 
     def to(self, device: torch.device) -> Spans:
-        return replace(
-            self,
-            own=self.own.to(device),
-            shared=self.shared.to(device),
-            asking=to_device(self.asking, device),
-            asked=to_device(self.asked, device),
-        )
+        return replace(self, own=self.own.to(device), shared=None if self.shared is None else self.shared.to(device))
 
 
 def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) -> Spans:
-    """Spans from prompts as ranges and completions as (prompt index, range), both in row order."""
+    """Spans from prompts as ranges and completions as (prompt index, range): all prompts, then all completions in the
+    order of their prompts, without gaps."""
     lengths = [0] * len(prompts)
     for p, span in completions:
         lengths[p] += len(span)
-    segments = sorted([*prompts, *(span for _, span in completions)], key=lambda span: span.start)
-    own = [len(span) for span in segments]
-    live = [p for p, length in enumerate(lengths) if length]
-    return Spans(
-        Blocks.of(own, own),
-        Blocks.of([lengths[p] for p in live], [len(prompts[p]) for p in live]),
-        torch.tensor([t for _, span in completions for t in span], dtype=torch.long),
-        torch.tensor([t for p in live for t in prompts[p]], dtype=torch.long),
-    )
+    keys = [len(span) for span in prompts]
+    own = [*keys, *(len(span) for _, span in completions)]
+    return Spans(Blocks.of(own, own), Blocks.of(lengths, keys) if completions else None, sum(keys))
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
@@ -152,13 +137,13 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
         out, lse = _kernel(q, k, v, spans.own, spans.causal, scale)
-        if len(spans.asking):
-            parts = q[spans.asking], k[spans.asked], v[spans.asked]
-            other, its = _kernel(*parts, spans.shared, False, scale)
-            own, mine = out[spans.asking], lse[:, spans.asking]
+        if spans.shared is not None:
+            n = spans.prompts
+            other, its = _kernel(q[n:], k[:n], v[:n], spans.shared, False, scale)
+            mine = lse[:, n:]
             both = torch.logaddexp(mine, its)  # (H, Q)
-            merged = own * _weight(mine, both, own.dtype) + other * _weight(its, both, own.dtype)
-            out, lse = out.index_copy(0, spans.asking, merged), lse.index_copy(1, spans.asking, both)
+            out[n:].mul_(_weight(mine, both, out.dtype)).add_(other.mul_(_weight(its, both, out.dtype)))
+            lse[:, n:] = both
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.spans, ctx.scale = spans, scale
         return out
@@ -169,12 +154,12 @@ class _Attend(torch.autograd.Function):
         spans: Spans = ctx.spans
         grad = grad.contiguous()
         dq, dk, dv = _gradient(grad, q, k, v, out, lse, spans.own, spans.causal, ctx.scale)
-        if len(spans.asking):
-            parts = q[spans.asking], k[spans.asked], v[spans.asked]
-            results = out[spans.asking], lse[:, spans.asking].contiguous()
-            more = _gradient(grad[spans.asking], *parts, *results, spans.shared, False, ctx.scale)
-            for total, at, part in zip((dq, dk, dv), (spans.asking, spans.asked, spans.asked), more, strict=True):
-                total.index_add_(0, at, part)  # each position once, so the sum is deterministic
+        if spans.shared is not None:
+            n = spans.prompts
+            results = out[n:], lse[:, n:].contiguous()
+            more = _gradient(grad[n:], q[n:], k[:n], v[:n], *results, spans.shared, False, ctx.scale)
+            for total, part in zip((dq[n:], dk[:n], dv[:n]), more, strict=True):
+                total += part
         return dq, dk, dv, None, None
 
 
@@ -194,6 +179,7 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale
     found = [
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(a, b, c, 0.0, causal, scale=scale)
         for a, b, c in zip(_heads(q, blocks.queries), _heads(k, blocks.keys), _heads(v, blocks.keys), strict=True)
+        if a.shape[2]
     ]
     return torch.cat([out[0].transpose(0, 1) for out, _ in found]), torch.cat([lse[0] for _, lse in found], 1)
 
@@ -218,6 +204,8 @@ def _gradient(
     )
     found = [
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(*piece, 0.0, causal, scale=scale)
+        if piece[1].shape[2]
+        else tuple(torch.zeros_like(x) for x in piece[1:4])
         for piece in pieces
     ]
     dq, dk, dv = (torch.cat([part[0].transpose(0, 1) for part in parts]) for parts in zip(*found, strict=True))

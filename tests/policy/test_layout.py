@@ -56,17 +56,17 @@ def test_a_completion_sees_its_prompt_and_itself() -> None:
 
 def test_groups_share_a_row_without_seeing_each_other_or_padding() -> None:
     rows = build_rows([group([5, 6], [[7, 8, 9], [1]]), group([4], [[3, 2]])], True, CPU)
-    assert rows.input_ids.tolist() == [[5, 6, 7, 8, 4, 3]]
-    assert rows.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert rows.input_ids.tolist() == [[5, 6, 4, 7, 8, 3]]
+    assert rows.position_ids.tolist() == [[0, 1, 0, 2, 3, 1]]
     assert sees(rows) == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 1, 1, 1, 0, 0],
-        [0, 0, 0, 0, 1, 0],
-        [0, 0, 0, 0, 1, 1],
+        [0, 0, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0],
+        [1, 1, 0, 1, 1, 0],
+        [0, 0, 1, 0, 0, 1],
     ]
-    assert rows.column.tolist() == [1, 2, 3, 1, 4, 5]
+    assert rows.column.tolist() == [1, 3, 4, 1, 2, 5]
     assert rows.segments is not None and sorted(rows.segments.order.tolist()) == [0, 1, 2, 4, 5, 6]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.lora import Lora, add_adapters
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, pad_completions
+from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling, pad_completions
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +68,28 @@ def test_logprobs_and_gradients_are_those_of_single_sequences(
         torch.testing.assert_close(row[: len(expected)], expected, atol=2e-5, rtol=1e-5)
     torch.cat(wanted).square().sum().backward()
     assert_same_gradients(got, gradients(policy))
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
+def test_images_that_were_observed_stay_in_their_own_completions(
+    any_vlm_folder: Path, prompts: list[Prompt], shared: bool
+) -> None:
+    """With images in prompts and completions of several groups, each is where its placeholders are."""
+    policy, processor = load_policy(str(any_vlm_folder), shared), ImageProcessor(str(any_vlm_folder))
+    rollout = make_rollout(prompts)
+    for p, g, size in ((0, 1, (56, 84)), (0, 2, (84, 56)), (2, 0, (112, 56))):
+        seen = make_prompt(processor, "seen", picture(*size, seed=10 * p + g))
+        ids = (*rollout.completions[p][g].token_ids, *seen.token_ids, 60)
+        rollout.completions[p][g] = Completion("", ids, "stop", pixels=seen.pixels)
+    token_ids, mask, zeros = pad_completions(rollout.completions)
+    rollout = replace(rollout, token_ids=token_ids, mask=mask, engine_logprobs=zeros)
+    logp, _ = policy.logprobs(rollout, list(range(9)))
+    for i, row in enumerate(logp):
+        prompt, completion = prompts[i // 3], rollout.completions[i // 3][i % 3]
+        both = Pixels.joined([prompt.pixels, completion.pixels])
+        alone = Prompt(prompt.sample, [*prompt.token_ids, *completion.token_ids[:-1]], both)
+        expected = slow(policy, alone, completion.token_ids[-1:])
+        torch.testing.assert_close(row[len(completion.token_ids) - 1 :][:1], expected, atol=2e-5, rtol=1e-5)
 
 
 def test_a_part_of_a_rollout_takes_its_own_images(any_vlm_folder: Path, prompts: list[Prompt]) -> None:

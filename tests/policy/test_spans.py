@@ -28,9 +28,10 @@ CPU = torch.device("cpu")
 def row(groups: list[tuple[int, list[int]]]) -> tuple[list[range], list[tuple[int, range]], int]:
     """Positions of prompts and completions of these lengths, and the total number of tokens."""
     prompts, completions, end = [], [], 0
-    for p, (prompt, lengths) in enumerate(groups):
+    for prompt, _ in groups:
         prompts.append(range(end, end + prompt))
         end += prompt
+    for p, (_, lengths) in enumerate(groups):
         for length in lengths:
             completions.append((p, range(end, end + length)))
             end += length
