@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -41,6 +42,12 @@ def test_it_prints_where_to_look(tmp_path: Path) -> None:
         assert process.wait(60) in (0, 130)
 
 
+def test_a_browser_that_comes_before_the_server_waits() -> None:
+    """The address is printed before the server runs."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=60):
+        pass
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -57,7 +64,6 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with listen("127.0.0.1", 0) as taken:
-        taken.listen()
         if arguments[:1] == ["run"]:
             make_run(tmp_path / "run")
         result = lit_rlvr("watch", *(word.format(taken=taken.getsockname()[1]) for word in arguments))
