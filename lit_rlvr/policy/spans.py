@@ -40,7 +40,8 @@ class Blocks:
 
     Args:
         query_ends, key_ends: (N + 1,) int32, the ends of the blocks, which are contiguous and in order, starting at 0.
-        longest: queries and keys of the longest blocks.
+        longest: queries and keys of the longest blocks. Of queries at least 2: told 1, a GPU's kernel takes every block
+            to have exactly one, and fails if one has none.
         queries, keys: lengths of the blocks, for a CPU, which takes them one by one.
     """
 
@@ -53,7 +54,7 @@ class Blocks:
     @classmethod
     def of(cls, queries: list[int], keys: list[int]) -> Blocks:
         mine, theirs = (torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (queries, keys))
-        return cls(mine, theirs, (max(queries, default=0), max(keys, default=0)), queries, keys)
+        return cls(mine, theirs, (max(2, *queries), max(keys)), queries, keys)
 
     def to(self, device: torch.device) -> Blocks:
         return replace(self, query_ends=to_device(self.query_ends, device), key_ends=to_device(self.key_ends, device))
@@ -96,7 +97,7 @@ def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) ->
         lengths[p] += len(span)
     keys = [len(span) for span in prompts]
     own = [*keys, *(len(span) for _, span in completions)]
-    return Spans(Blocks.of(own, own), Blocks.of(lengths, keys) if completions else None, sum(keys))
+    return Spans(Blocks.of(own, own), Blocks.of(lengths, keys) if any(lengths) else None, sum(keys))
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:

@@ -20,6 +20,7 @@ GROUPS = {
     "one token each": [(1, [1, 1])],
     "a prompt alone": [(4, []), (3, [5])],
     "prompts only": [(6, []), (2, [])],
+    "one token and none": [(4, []), (3, [1])],
     "long and short": [(3, [40, 1, 1, 1, 1, 1, 1, 1])],
 }
 CPU = torch.device("cpu")
@@ -84,6 +85,12 @@ def test_padded_blocks_give_the_same_through_the_registered_attention(name: str)
         ]
         assert found[0].dtype == dtype
         torch.testing.assert_close(*found, atol=tolerance, rtol=0)
+
+
+def test_no_block_of_queries_is_said_to_have_one_at_most() -> None:
+    """A GPU's kernel would then take all blocks to have one."""
+    spans = lay_out_spans(*row(GROUPS["one token and none"])[:2])
+    assert spans.shared is not None and spans.shared.queries == [0, 1] and spans.shared.longest == (2, 4)
 
 
 def test_spans_are_taken_where_padding_wastes_much() -> None:
