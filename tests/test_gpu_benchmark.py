@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
@@ -96,11 +96,18 @@ def test_the_tests_for_a_gpu_are_found_with_five_packages(tmp_path: Path) -> Non
     assert len(files) > 5 and "test_spans.py" in done.stdout
 
 
+def _installed() -> dict[str, list[str]]:
+    """Module -> distributions, as a fresh process sees them: setuptools puts what it bundles on the path."""
+    question = "import json, importlib.metadata as m; print(json.dumps(m.packages_distributions()))"
+    found: dict[str, list[str]] = json.loads(subprocess.check_output([sys.executable, "-c", question]))
+    return found
+
+
 def _run_with(packages: tuple[str, ...], command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run Python in a process that can import nothing but these packages, what they require, and ours."""
     kept = _required(packages)
     others = {
-        module for module, owners in packages_distributions().items()
+        module for module, owners in _installed().items()
         if not {_plain(owner) for owner in owners} & kept and module not in ("lit_rlvr", "datamodules")
     }  # fmt: skip
     assert {"vllm", "trl", "jsonargparse", "math_verify", "PIL"} - {"trl"} <= others

@@ -75,7 +75,7 @@ def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
     try:
         found, other = _trained_once(policy, dtype)
     except TorchDynamoException as error:
-        reason = shorten(str(error), 200, placeholder="...")
+        reason = shorten(str(error).partition("\n\n")[0], 200, placeholder="...")  # advice follows
         raise UserError(
             f"model.torch_compile: torch cannot compile {name}'s layers ({reason}); leave it off, or install the "
             "compiler: a C++ compiler for a CPU, Triton for a GPU"
