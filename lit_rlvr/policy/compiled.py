@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_rlvr.policy.vision import vision_tower
+from lit_rlvr.policy.vision import language_modules
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -32,8 +32,7 @@ def compile_layers(model: nn.Module) -> None:
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The layers of the language model, first to last."""
-    tower = {id(module) for module in (vision_tower(model) or nn.Module()).modules()}
-    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and id(m) not in tower]
+    return [module for _, module in language_modules(model) if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.quantize import dense, is_quantized, quantize_layers
-from lit_rlvr.policy.vision import vision_tower
+from lit_rlvr.policy.vision import language_modules
 
 ADAPTER = "default"
 
@@ -67,9 +67,8 @@ def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.floa
 
 def language_layers(model: Any) -> list[str]:
     """Names of the language model's linear layers, except the output embedding."""
-    left_out = {id(module) for module in (vision_tower(model) or nn.Module()).modules()}
-    left_out.add(id(model.get_output_embeddings()))
-    return [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and id(m) not in left_out]
+    head = model.get_output_embeddings()
+    return [name for name, module in language_modules(model) if isinstance(module, nn.Linear) and module is not head]
 
 
 def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Pixels
@@ -43,6 +43,12 @@ def vision_tower(model: Any) -> Any:
     """The part of a model that turns patches into features for the language model; None if it has none."""
     inner = model.base_model
     return next((getattr(inner, name) for name in ("visual", "vision_tower") if hasattr(inner, name)), None)
+
+
+def language_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """A model's modules with their names, except its vision tower."""
+    left_out = {id(module) for module in (vision_tower(model) or nn.Module()).modules()}
+    return ((name, module) for name, module in model.named_modules() if id(module) not in left_out)
 
 
 def freeze_vision_tower(model: Any) -> None:

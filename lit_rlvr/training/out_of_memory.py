@@ -20,7 +20,7 @@ _log = logging.getLogger("lit_rlvr")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of GPU memory, also while it compiles, or of CPU memory: neither has an exception class."""
+    """Whether torch ran out of memory: for that of a CPU, or while it compiles, it has no exception class."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in str(error) for m in MESSAGES)
 
 
