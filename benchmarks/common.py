@@ -16,13 +16,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import lit_rlvr.packages  # noqa: F401  # before Lightning: it repairs a torchvision that does not fit torch
+
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 """A benchmark's name of a precision -> the trainer's."""
 
 
 def make_parser(doc: str | None, precision: bool = False) -> argparse.ArgumentParser:
     """A parser whose help is the script's own description."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     if precision:
         parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="what both compute in")
     return parser

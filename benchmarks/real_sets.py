@@ -12,8 +12,8 @@ from pathlib import Path
 
 from common import print_result
 
-from datamodules import TextMath
-from datamodules.text_math import last_boxed
+from lit_rlvr.datamodules import TextMath
+from lit_rlvr.datamodules.text_math import last_boxed
 from lit_rlvr.rewards import MathAnswer
 from lit_rlvr.types import Completion, Sample
 
@@ -40,7 +40,7 @@ def right(samples: list[Sample], answers: list[Sample]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     for name in FILES:

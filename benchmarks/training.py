@@ -24,13 +24,13 @@ from torch.utils.data import DataLoader
 from workload import wait_for_gpu
 
 from lit_rlvr.algorithms import GRPO
-from lit_rlvr.cli.main import EXPECTED_WARNINGS
 from lit_rlvr.policy import logprobs as scoring
 from lit_rlvr.policy import policy
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.tiny_vlm import SPECIALS, save_tiny_vlm
+from lit_rlvr.run.rank_zero import EXPECTED_WARNINGS
 from lit_rlvr.training.step import PreparedRollout
 from lit_rlvr.types import Completion, Pixels, Prompt, PromptBatch, Rollout, Sample, Sampling, pad_completions
 

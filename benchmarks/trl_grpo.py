@@ -22,8 +22,8 @@ from trl import GRPOConfig, GRPOTrainer
 from turns import Turns
 from workload import Workload, gpu_memory_mb, wait_for_gpu
 
-import datamodules
-from datamodules.reading.stream import START
+from lit_rlvr import datamodules
+from lit_rlvr.datamodules.reading.stream import START
 from lit_rlvr.types import Completion, Sample
 
 

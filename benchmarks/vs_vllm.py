@@ -50,8 +50,8 @@ def main() -> None:
     import torch
     from transformers import AutoTokenizer
 
-    from datamodules import Arithmetic
-    from datamodules.reading.stream import START
+    from lit_rlvr.datamodules import Arithmetic
+    from lit_rlvr.datamodules.reading.stream import START
     from lit_rlvr.policy.load_policy import load_policy
     from lit_rlvr.policy.sources import resolve_model
     from lit_rlvr.rollout.engine import EngineContext

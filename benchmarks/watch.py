@@ -47,7 +47,7 @@ def write(folder: Path, steps: int, prompts: int, group: int, known: int) -> Non
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
     for name, value in (("steps", 2000), ("prompts", 128), ("group", 8), ("known", 4096)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args()

@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from datamodules.base import Split
-from datamodules.generated import GeneratedDataModule
-from lit_rlvr.errors import UserError
+from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.generated import GeneratedDataModule
+from lit_rlvr.errors import MOST, UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample
 
@@ -42,6 +42,8 @@ class Arithmetic(GeneratedDataModule):
     ) -> None:
         super().__init__(system_prompt=system_prompt, shuffle_images=False, **kwargs)
         numbers = range(low, high + 1)
+        if len(numbers) ** 2 > MOST:
+            raise UserError(f"low={low}, high={high} make {len(numbers) ** 2} pairs; use at most {MOST}")
         self.pairs = [(a, b) for a in numbers for b in numbers]
         if not 0 <= held_out < len(self.pairs):
             raise UserError(

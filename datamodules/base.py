@@ -9,17 +9,25 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from datamodules.reading.chat import Chat
-from datamodules.reading.fingerprint import check_same, fingerprint
-from datamodules.reading.images import with_images
-from datamodules.reading.made import check_made, made_rows
-from datamodules.reading.options import FIELDS, at_least_one, check_columns, check_pixels, check_share, snake_case
-from datamodules.reading.readers import read_rows
-from datamodules.reading.rows import BadRow, check_ids, map_columns, say, sift
-from datamodules.reading.split import deal_images, draw, drop_long, hold_out
-from datamodules.reading.stream import START, Cursor, EvalLoader, PromptStream, TrainLoader
-from datamodules.reading.templates import SYSTEM_PROMPTS, TEMPLATES, named
-from datamodules.reading.uses_model import UsesModel
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.fingerprint import check_same, fingerprint
+from lit_rlvr.datamodules.reading.images import with_images
+from lit_rlvr.datamodules.reading.made import check_made, made_rows
+from lit_rlvr.datamodules.reading.options import (
+    FIELDS,
+    at_least_one,
+    check_columns,
+    check_pixels,
+    check_share,
+    snake_case,
+)
+from lit_rlvr.datamodules.reading.readers import read_rows
+from lit_rlvr.datamodules.reading.repeats import check_held_out, check_repeats
+from lit_rlvr.datamodules.reading.rows import BadRow, check_ids, map_columns, say, sift
+from lit_rlvr.datamodules.reading.split import deal_images, draw, drop_long, hold_out
+from lit_rlvr.datamodules.reading.stream import START, Cursor, EvalLoader, PromptStream, TrainLoader
+from lit_rlvr.datamodules.reading.templates import SYSTEM_PROMPTS, TEMPLATES, named
+from lit_rlvr.datamodules.reading.uses_model import UsesModel
 from lit_rlvr.errors import UserError, check_takes, defined_at
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.types import Prompt, Sample
@@ -225,6 +233,7 @@ class PromptDataModule(UsesModel):
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
+        new = "train" not in self.prompts
         for split in STAGES.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
                 self.prompts[split] = self._tokenised(split)
@@ -234,6 +243,8 @@ class PromptDataModule(UsesModel):
             for other in self.also_validate:
                 other.use_model(self)
                 other.setup("validate")
+        if new and "train" in self.prompts:
+            self._compare_sets()
         self._make_stream()
 
     def _tokenised(self, split: Split) -> list[Prompt]:
@@ -241,6 +252,18 @@ class PromptDataModule(UsesModel):
         prompts = [self.encode(sample) for sample in self.load(split)]
         fitting, self.too_long[split] = drop_long(prompts, self.max_prompt_tokens, f"{self.name} {split}")
         return fitting
+
+    def _compare_sets(self) -> None:
+        """Report rows that repeat, and validation questions that stand in training.
+
+        Raises:
+            UserError: all questions of this DataModule's own validation set do.
+        """
+        train = check_repeats(self.prompts["train"], f"{self.name} train")
+        for data in self.validated:
+            if validation := data.prompts.get("validation"):
+                check_repeats(validation, f"{data.name} validation")
+                check_held_out(train, validation, data.name, refuse=data is self)
 
     def _make_stream(self) -> None:
         """Order the training prompts, once they are loaded."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from datamodules.drawn import SIDE, DrawnPictures
+from lit_rlvr.datamodules.drawn import SIDE, DrawnPictures
 
 CELL = 14
 """Pixels, one patch of Qwen2.5-VL's vision tower."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from datamodules.base import Split
-from datamodules.generated import GeneratedDataModule
-from lit_rlvr.errors import UserError
+from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.generated import GeneratedDataModule
+from lit_rlvr.errors import MOST, UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample
 
@@ -37,6 +37,8 @@ class DrawnPictures(GeneratedDataModule):
         super().__init__(**kwargs)
         if pictures < 1 or held_out < 0:
             raise UserError(f"pictures={pictures}, held_out={held_out}: there must be one to train on")
+        if pictures + held_out > MOST:
+            raise UserError(f"pictures={pictures}, held_out={held_out}: draw at most {MOST}")
         self.counts = {"train": pictures, "validation": held_out, "test": 0}
         self.question = question
 

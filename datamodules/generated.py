@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datamodules.base import PromptDataModule
+from lit_rlvr.datamodules.base import PromptDataModule
 
 
 class GeneratedDataModule(PromptDataModule):

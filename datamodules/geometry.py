@@ -6,11 +6,11 @@ import re
 from string import ascii_uppercase
 from typing import Any
 
-from datamodules.base import PromptDataModule
-from datamodules.reading.choices import as_options, letter_of, listed
-from datamodules.reading.layouts import Layouts, Row
-from datamodules.reading.placeholders import PLACEHOLDER
-from datamodules.reading.rows import as_images, as_text
+from lit_rlvr.datamodules.base import PromptDataModule
+from lit_rlvr.datamodules.reading.choices import as_options, letter_of, listed
+from lit_rlvr.datamodules.reading.layouts import Layouts, Row
+from lit_rlvr.datamodules.reading.placeholders import PLACEHOLDER
+from lit_rlvr.datamodules.reading.rows import as_images, as_text
 from lit_rlvr.types import Sample
 
 MATHVERSE_CHOICE = re.compile(r"^\s*\(?([A-H])\)?\s*[:.)]\s*(.*?)\s*$", re.MULTILINE)

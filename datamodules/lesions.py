@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datamodules.drawn import SIDE, DrawnPictures
-from datamodules.reading.choices import listed
+from lit_rlvr.datamodules.drawn import SIDE, DrawnPictures
+from lit_rlvr.datamodules.reading.choices import listed
 from lit_rlvr.errors import UserError
 
 RADII = (6.0, 8.0)

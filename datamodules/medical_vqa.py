@@ -7,14 +7,14 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
-from datamodules.base import PromptDataModule, Split
-from datamodules.modality import modality
-from datamodules.reading.choices import as_options, letter_of, listed
-from datamodules.reading.layouts import Layouts, Row
-from datamodules.reading.modality_split import Disjoint, apart, draw_counts, evaluation_pool
-from datamodules.reading.options import at_least_one
-from datamodules.reading.rows import BadRow, as_images, as_text
-from datamodules.reading.split import draw
+from lit_rlvr.datamodules.base import PromptDataModule, Split
+from lit_rlvr.datamodules.modality import modality
+from lit_rlvr.datamodules.reading.choices import as_options, letter_of, listed
+from lit_rlvr.datamodules.reading.layouts import Layouts, Row
+from lit_rlvr.datamodules.reading.modality_split import Disjoint, apart, draw_counts, evaluation_pool
+from lit_rlvr.datamodules.reading.options import at_least_one
+from lit_rlvr.datamodules.reading.rows import BadRow, as_images, as_text
+from lit_rlvr.datamodules.reading.split import draw
 from lit_rlvr.types import Sample
 
 

@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from datamodules.base import Split
-from datamodules.generated import GeneratedDataModule
-from lit_rlvr.errors import UserError
+from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.generated import GeneratedDataModule
+from lit_rlvr.errors import MOST, UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample
 
@@ -43,6 +43,11 @@ class MultiStepArithmetic(GeneratedDataModule):
             raise UserError(
                 f"terms={terms} must be at least 2, high={high} and problems={problems} at least 1, "
                 f"held_out={held_out} and tested={tested} at least 0"
+            )
+        if terms * (problems + held_out + tested) > MOST:
+            raise UserError(
+                f"terms={terms}, problems={problems}, held_out={held_out}, tested={tested}: use at most {MOST} numbers "
+                "in all"
             )
         sizes: dict[Split, int] = {"validation": held_out, "train": problems, "test": tested}
         self.sets = [split for split, size in sizes.items() for _ in range(size)]

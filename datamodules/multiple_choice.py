@@ -7,9 +7,9 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
-from datamodules.base import PromptDataModule
-from datamodules.reading.choices import letter_of, listed
-from datamodules.reading.rows import BadRow, as_text, lookup, map_columns
+from lit_rlvr.datamodules.base import PromptDataModule
+from lit_rlvr.datamodules.reading.choices import letter_of, listed
+from lit_rlvr.datamodules.reading.rows import BadRow, as_text, lookup, map_columns
 from lit_rlvr.types import Sample
 
 KNOWN = (("prompt", "question"), ("options", "choices"), ("category", "subject"))

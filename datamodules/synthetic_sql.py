@@ -10,9 +10,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.base import Split
-from datamodules.generated import GeneratedDataModule
-from datamodules.text_to_sql import TextToSQL
+from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.generated import GeneratedDataModule
+from lit_rlvr.datamodules.text_to_sql import TextToSQL
 from lit_rlvr.errors import UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample

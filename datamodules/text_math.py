@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from datamodules.base import PromptDataModule
-from datamodules.reading.layouts import Layouts, Row
-from datamodules.reading.rows import BadRow, as_prompt, as_text, lookup
+from lit_rlvr.datamodules.base import PromptDataModule
+from lit_rlvr.datamodules.reading.layouts import Layouts, Row
+from lit_rlvr.datamodules.reading.rows import BadRow, as_prompt, as_text, lookup
 from lit_rlvr.types import Sample
 
 TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\]")

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import PromptDataModule
-from datamodules.reading.rows import BadRow, as_text, lookup, map_columns
-from datamodules.reading.schema import schema_text
+from lit_rlvr.datamodules.base import PromptDataModule
+from lit_rlvr.datamodules.reading.rows import BadRow, as_text, lookup, map_columns
+from lit_rlvr.datamodules.reading.schema import schema_text
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

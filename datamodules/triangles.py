@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from datamodules.drawn import DrawnPictures
+from lit_rlvr.datamodules.drawn import DrawnPictures
 
 SIDE = 224
 """Pixels: 8 x 8 features of Qwen2.5-VL."""

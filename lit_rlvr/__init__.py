@@ -7,7 +7,7 @@ __version__ = "0.2.0"
 
 import os as _os
 
-from lit_rlvr.compat import repair as _repair
+from lit_rlvr.packages import repair as _repair
 
 _os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see policy/malloc.py; read at torch's first allocation
 _repair()

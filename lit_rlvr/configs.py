@@ -1,18 +1,22 @@
-"""Finds config files by name, checks them, and merges them over their bases."""
+"""Finds config files by name, checks them, and merges them over their bases; the parser of every command line."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser, _typehints
+from jsonargparse._loaders_dumpers import get_yaml_default_loader
 
 import lit_rlvr
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, nearest, user_error_in
 
 _SCRATCH = tempfile.TemporaryDirectory(prefix="lit-rlvr-")  # removed when the process ends
 _MERGED = Path(_SCRATCH.name)
@@ -130,12 +134,21 @@ def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--co
         UserError: it is not a YAML mapping, or has a key that is not `known`; names the `option` and the file.
     """
     try:
-        value = _OnceLoader(path.read_text()).get_single_data()
+        value = load_yaml(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{option}: {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
     return check_keys(value, known, f"{option}: {path}")
+
+
+def load_yaml(text: str) -> Any:
+    """The value of a YAML document.
+
+    Raises:
+        yaml.YAMLError: it is not valid, or a key stands twice in a mapping.
+    """
+    return _OnceLoader(text).get_single_data()
 
 
 class _OnceLoader(yaml.SafeLoader):
@@ -151,17 +164,176 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _take_numbers_as_written(loader: Any) -> None:
+    """Let a YAML loader read 010 and 1:30 as YAML 1.2 does; in YAML 1.1 they are octal and to base 60, 8 and 90."""
+    numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    loader.yaml_implicit_resolvers = {
+        first: [
+            (tag, re.compile(rf"(?![-+]?0[0-9_])(?!.*:)(?:{form.pattern})", form.flags) if tag in numbers else form)
+            for tag, form in forms
+        ]
+        for first, forms in loader.yaml_implicit_resolvers.items()
+    }
+
+
+def _int_before_float(typehint: Any) -> Any:
+    """Let an option of type `int | float` try int first, so that 4 stays 4.
+
+    jsonargparse keeps a union's order, and typing caches `Optional[Union[...]]` by equality, which ignores order:
+    another package's `Optional[Union[float, int]]` would turn around all others of the process.
+    """
+    found = _sort_union(typehint)
+    kinds = list(get_args(found)) if get_origin(found) is Union else []
+    if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
+        first, second = kinds.index(float), kinds.index(int)
+        kinds[first], kinds[second] = int, float
+        return Union[tuple(kinds)]  # noqa: UP007
+    return found
+
+
+_sort_union = _typehints.sort_unions_in_typehint
+_typehints.sort_unions_in_typehint = _int_before_float
+for _loader in (_OnceLoader, get_yaml_default_loader()):  # ours, and the one that reads every option's value
+    _take_numbers_as_written(_loader)
+
+
+class Parser(ArgumentParser):
+    """A parser of options and configs that takes no abbreviations, and that requires what a class requires.
+
+    Args:
+        options: of jsonargparse's parser.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"exit_on_error": False, "allow_abbrev": False} | options)
+
+    def add_class_arguments(self, *args: Any, **options: Any) -> list[str]:
+        """Add the arguments of a class; those without a type and a default are required, too."""
+        added = list(super().add_class_arguments(*args, **options))
+        required = untyped_required(args[0] if args else options["theclass"])
+        for action in self._actions:
+            if action.dest in added and action.dest.rpartition(".")[2] in required:
+                action.required = True
+        return added
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        with self._named():
+            return super().parse_args(*args, **options)
+
+    def parse_object(self, *args: Any, **options: Any) -> Any:
+        with self._named():
+            return super().parse_object(*args, **options)
+
+    def parse_line(self, args: Sequence[str]) -> Any:
+        """Parse a command line.
+
+        Where a name would do as well as a class, jsonargparse takes the text of a class with a wrong option for a name.
+        Such a text is read again as the class, which says what is wrong with it.
+        """
+        config = self.parse_args(args)
+        texts = {key: found for key, value in config.items() if (found := _as_classes(value)) is not None}
+        for key, value in texts.items():
+            config[key] = value
+        return self.parse_object(config) if texts else config
+
+    def instantiate_classes(self, config: Any, **options: Any) -> Any:
+        """Build what a config describes.
+
+        Raises:
+            UserError: with what every class refuses, not only the first of them.
+        """
+        try:
+            return super().instantiate_classes(config, **options)
+        except Exception as error:
+            first = user_error_in(error)
+            if first is None:
+                raise
+            raise UserError(*first.messages, *self._refused(config)) from error
+
+    def _refused(self, config: Any) -> list[str]:
+        """What the classes of a config refuse; one is not built if a part of it is refused."""
+        found: list[str] = []
+        refused = object()  # stands for what cannot be built
+
+        def build(cls: type, *args: Any, **options: Any) -> Any:
+            lists = [given if isinstance(given, list) else [given] for given in (*args, *options.values())]
+            if any(part is refused for given in lists for part in given):
+                return refused
+            try:
+                return cls(*args, **options)
+            except UserError as error:
+                found.extend(error.messages)
+                wrong = {
+                    name
+                    for name in options
+                    if any(re.match(rf"(\S+\.)?{name}: .* must (lie in|be) ", said) for said in error.messages)
+                }
+            except Exception:  # it is raised as it is once nothing is refused
+                return refused
+            if wrong:  # with their defaults instead, there may be more to say
+                build(cls, *args, **{name: value for name, value in options.items() if name not in wrong})
+            return refused
+
+        self.instantiate(config, instantiators=[(build, object, True)])
+        return found
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Let an error know the parser, to find the nearest of its options."""
+        try:
+            yield
+        except ArgumentError as error:
+            error.parser = self  # type: ignore[attr-defined]
+            raise
+        except ValueError as error:
+            if "null byte" not in str(error):
+                raise
+            raise UserError("--config: a value holds a null character (\\0), which no option takes") from error
+
+
+def _as_classes(value: Any) -> Any:
+    """The value with every text of a `class_path` in it read as YAML; None if there is no such text."""
+    if isinstance(value, list):
+        items = [_as_classes(item) for item in value]
+        whole = next((item for item in items if isinstance(item, list)), None)  # the text of all of the list
+        found = [given if item is None else item for item, given in zip(items, value, strict=True)]
+        return whole if whole is not None else found if found != value else None
+    if not isinstance(value, str) or "class_path" not in value:
+        return None
+    try:
+        found = load_yaml(value)
+    except yaml.YAMLError:
+        return None
+    classes = found if isinstance(found, list) else [found]
+    return found if any(isinstance(item, dict) and "class_path" in item for item in classes) else None
+
+
+def untyped_required(cls: type) -> set[str]:
+    """The arguments of a class that have neither a default nor a type, which jsonargparse would make optional."""
+    found: dict[str, inspect.Parameter] = {}
+    for owner in inspect.getmro(cls):
+        made = vars(owner).get("__init__")
+        found = (dict(inspect.signature(made).parameters) if inspect.isfunction(made) else {}) | found
+    return {
+        name
+        for name, p in found.items()
+        if p.default is p.annotation is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+
+
 def check_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:
     """Check that `value` is a mapping whose keys are all `known`, and return it.
 
     Raises:
         UserError: it is not; the message begins with `where`.
     """
+    if value is None:
+        raise UserError(f"{where}: is empty; its keys are {', '.join(known)}")
     if not isinstance(value, dict):
         raise UserError(f"{where}: a config is a mapping of keys to values, not {type(value).__name__}")
     for key in value:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
+            near = nearest(str(key), known)
             hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(known)}"
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
     return value

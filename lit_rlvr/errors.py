@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
+import re
+import signal
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +18,83 @@ OURS = (_HERE / "lit_rlvr", _HERE / "datamodules")
 PYTHONS = (sysconfig.get_path("stdlib"), sysconfig.get_path("scripts"))
 INSTALLED = {"site-packages", "dist-packages"}
 
+MOST = 1_000_000
+"""Largest sensible size, for options that lists or arrays are made of."""
+
 
 class UserError(Exception):
     """Bad input. The message says what, where (file, row, field, config key) and what to do.
 
-    The command line prints it as one line and exits with status 2, without a traceback. Line breaks and terminal
-    commands in quoted data are escaped.
+    The command line prints each message as one line and exits with status 2, without a traceback. Line breaks and
+    terminal commands in quoted data are escaped.
+
+    Args:
+        messages: one, or several that stand on lines of their own.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+    def __init__(self, *messages: str) -> None:
+        self.messages = tuple(dict.fromkeys(map(_escaped, messages)))
+        super().__init__("\n".join(self.messages))
+
+
+def check_all(*checks: Callable[[], object]) -> None:
+    """Run several checks, so that all of them can say what is wrong.
+
+    Raises:
+        UserError: with the messages of all the checks that raised one.
+    """
+    found: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            found += error.messages
+    refuse_all(found)
+
+
+def refuse_all(problems: Iterable[str]) -> None:
+    """Raise one `UserError` with every problem.
+
+    Raises:
+        UserError: there is a problem.
+    """
+    if found := [*problems]:
+        raise UserError(*found)
+
+
+def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """The known names that are most similar to a name, or else begin with it, whatever their case and dashes."""
+    plain: dict[str, str] = {}
+    for other in sorted(known, key=lambda other: (other[:1].isupper() != name[:1].isupper(), other)):
+        plain.setdefault(_plain(other), other)
+    start = _plain(name)
+    longer = [other for other in plain if start and other.startswith(start)]
+    return [plain[found] for found in difflib.get_close_matches(start, plain, count) or longer[:count]]
+
+
+class RunStopped(Exception):
+    """A run was asked to stop and has stopped cleanly.
+
+    Args:
+        signal_number: the signal received.
+        saved: whether there is a checkpoint to resume from.
+    """
+
+    def __init__(self, signal_number: int, saved: bool) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.signal_number, self.saved = signal_number, saved
 
 
 def user_error_in(error: BaseException) -> UserError | None:
     """The `UserError` that another exception was raised from, if there is one (parsers wrap what options raise)."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__
-    return cause
+    return next((cause for cause in _chain(error, lambda e: e.__cause__) if isinstance(cause, UserError)), None)
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's type and the first line of its message."""
-    said = str(error).strip().splitlines()
+    """Return an exception's type and the first line of its message, with the next one if the first ends in a colon."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if said and said[0].endswith(":"):
+        said[0] = " ".join(said[:2])
     return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
 
 
@@ -47,14 +104,24 @@ def from_user(error: BaseException) -> tuple[str, BaseException] | None:
     It is the deepest line outside lit-rlvr, the standard library and installed packages, in the exception's traceback
     or else in its cause's. A file below the current directory is named relative to it.
     """
-    lines = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
-    if isinstance(error, SyntaxError) and error.filename:
-        lines.append((error.filename, error.lineno or 0))
-    for file, line in reversed(lines):
-        if _is_users(file):
-            return f"{_shown(file)}:{line}", error
-    earlier = raised_from(error)
-    return from_user(earlier) if earlier is not None else None
+    for raised in _chain(error, raised_from):
+        lines = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(raised.__traceback__)]
+        if isinstance(raised, SyntaxError) and raised.filename:
+            lines.append((raised.filename, raised.lineno or 0))
+        for file, line in reversed(lines):
+            if _is_users(file):
+                return f"{shown(file)}:{line}", raised
+    return None
+
+
+def _chain(error: BaseException, earlier: Callable[[BaseException], BaseException | None]) -> Iterator[BaseException]:
+    """An exception and those it was raised from, each once: threads that raise one exception can close a circle."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = earlier(following)
 
 
 def user_line(error: BaseException) -> str:
@@ -73,7 +140,7 @@ def defined_at(function: Callable[..., Any]) -> str:
     function = inspect.unwrap(function)
     called = function if inspect.isroutine(function) else type(function).__call__
     code = getattr(called, "__code__", None)
-    return called.__qualname__ + (f" ({_shown(code.co_filename)}:{code.co_firstlineno})" if code else "")
+    return called.__qualname__ + (f" ({shown(code.co_filename)}:{code.co_firstlineno})" if code else "")
 
 
 def with_user_line(error: BaseException) -> str:
@@ -86,7 +153,7 @@ def begins_at(function: object) -> str:
     code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
     if code is None or not _is_users(code.co_filename):
         return ""
-    return f"{_shown(code.co_filename)}:{code.co_firstlineno}"
+    return f"{shown(code.co_filename)}:{code.co_firstlineno}"
 
 
 def check_takes(function: Callable[..., Any], *names: str) -> None:
@@ -111,16 +178,17 @@ def check_within(interval: str, where: str, **options: float | None) -> None:
         where: the group of the options, such as `model`.
 
     Raises:
-        UserError: a number is outside; the message names the option, its value and the interval.
+        UserError: a number is outside; a message names each option, its value and the interval.
     """
     low, high = (float(bound) for bound in interval[1:-1].split(","))
-    for name, value in options.items():
-        if value is None:
-            continue
+
+    def within(value: float) -> bool:
         above = low <= value if interval[0] == "[" else low < value
         below = value <= high if interval[-1] == "]" else value < high
-        if not (above and below):
-            raise UserError(f"{where}.{name}: {value} must lie in {interval}")
+        return above and below
+
+    wrong = {name: value for name, value in options.items() if value is not None and not within(value)}
+    refuse_all(f"{where}.{name}: {value} must lie in {interval}" for name, value in wrong.items())
 
 
 def kind_of(value: Any) -> str:
@@ -129,8 +197,21 @@ def kind_of(value: Any) -> str:
     return "None" if value is None else f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
 
-def _shown(file: str) -> str:
-    return os.path.relpath(file) if Path(file).is_relative_to(Path.cwd()) else file
+def _escaped(message: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_]", "", name).lower()
+
+
+def shown(path: str | Path) -> str:
+    """A path for a message: relative to the current directory if it is below it."""
+    try:
+        below = Path(path).is_relative_to(Path.cwd())
+    except FileNotFoundError:  # the current directory was removed
+        below = False
+    return os.path.relpath(path) if below else str(path)
 
 
 def _is_users(file: str) -> bool:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 
-from datamodules.reading.rows import lookup
-from lit_rlvr.configs import read_config
+from lit_rlvr.configs import Parser, read_config
+from lit_rlvr.datamodules.reading.rows import lookup
 from lit_rlvr.distributed.checkpoint_files import last_checkpoint, read_checkpoint
 from lit_rlvr.distributed.shards import is_sharded
 from lit_rlvr.errors import UserError
@@ -31,7 +32,7 @@ PREFIX = "policy.model."
 
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `export`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
     parser.add_argument("--to", type=str, required=True, help="folder to write; it must not exist yet")
     parser.add_argument("--dtype", type=str, default="float32", help="type of the written weights: float32 or bfloat16")
@@ -144,30 +145,46 @@ def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -
     """
     saved = read_checkpoint(checkpoint)
     weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
-    try:
-        if settings.get("lora"):
-            return adapted(saved["rlvr"]["model_folder"], Lora(**settings["lora"]), weights).to(dtype)
-        return whole(resolve_model(settings["model"]), weights, dtype)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise UserError(f"{checkpoint} does not fit model {settings['model']}: {reason}") from error
+    trained_on, lora = saved["rlvr"]["model_folder"], settings.get("lora")
+    folder = trained_on if lora else resolve_model(settings["model"])
+    model = adapted(folder, Lora(**lora)) if lora else untrained(folder, dtype)
+    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad} if lora else model.state_dict()
+    if wrong := misfits(weights, wanted):
+        layers = len({found[0] for key in weights if (found := re.search(r"\blayers\.\d+\.", key))})
+        name = Path(trained_on).name
+        has = f"adapters of {name}" if any("lora_" in key for key in weights) else f"{name}'s"
+        says = settings["model"] + (f" with lora {lora}" if lora else "")
+        more = f" and {len(wrong) - 1} more do not fit" if wrong[1:] else " does not fit"
+        raise UserError(
+            f"{checkpoint}: its weights are {has} ({layers} layers), config.yaml says {says}; {wrong[0]}{more}"
+        )
+    model.load_state_dict(weights, strict=not lora)
+    if lora:
+        merge_adapters(model)
+    return model.to(dtype)
 
 
-def whole(folder: str, weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
-    """The model of a folder with all its weights replaced."""
+def misfits(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Names that only one of two sets of weights has, or under which they have different shapes."""
+    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, wanted)]
+    return sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts `layers.2` before `layers.10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
+
+
+def untrained(folder: str, dtype: torch.dtype) -> Any:
+    """The model of a folder with random weights."""
     config = load_config(folder)
     model = auto_class(config).from_config(config, dtype=dtype)
-    model.load_state_dict(weights)
     model.generation_config = generation_config(folder) or model.generation_config
     return model
 
 
-def adapted(folder: str, lora: Lora, adapters: dict[str, Tensor]) -> Any:
-    """The model of a folder with trained adapters merged into its weights."""
+def adapted(folder: str, lora: Lora) -> Any:
+    """The model of a folder with new adapters."""
     model: Any = load_policy(folder, shared_prefix=False).model
     add_adapters(model, lora)
-    unknown = model.load_state_dict(adapters, strict=False).unexpected_keys
-    if unknown:
-        raise RuntimeError(f"adapters\n{unknown[0]} has no place in it")
-    merge_adapters(model)
     return model

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, shown
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """Name -> type (or types) of each field of a record."""
@@ -17,9 +17,12 @@ Fields = Mapping[str, type | tuple[type, ...]]
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8) atomically, creating its folder; an older file stays until the new is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(scratch, path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # no name of the user's
+    try:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -38,11 +41,19 @@ def check_writable(folder: Path, option: str) -> None:
         probe.write_text("x" * 4096)
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{option}: {folder} cannot be written: {error.strerror}") from error
+        raise UserError(not_writable(folder, option, error)) from error
     finally:
         for path in missing:
             with suppress(OSError):  # it was never created
                 path.rmdir()
+
+
+def not_writable(folder: Path, option: str, error: OSError) -> str:
+    """Return the message about a folder that cannot be written or created; it names `option`."""
+    file = next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None)
+    if file is not None:
+        return f"{option}: {shown(file)} is a file; give a folder"
+    return f"{option}: {shown(folder)} cannot be written: {error.strerror}"
 
 
 def check_new(path: Path, option: str) -> None:

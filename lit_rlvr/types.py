@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # reward workers import this module; torch is too slow for th
     from torch import Tensor
 
 FinishReason = Literal["stop", "length"]
-Status = Literal["ok", "parse_fail", "timeout", "error"]
+Status = Literal["ok", "parse_fail", "timeout", "error", "unjudged"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
 
@@ -224,8 +224,12 @@ class RewardResult:
         value: the reward, before its weight.
         correct: whether the answer is right, or None if this reward does not judge that.
         status: "ok"; "parse_fail" and "timeout" are the answer's fault (scored, value 0);
-            "error" is the checker's own failure (the completion is masked out of the loss).
+            "error" is the checker's own failure (the completion is masked out of the loss);
+            "unjudged" is what a reward's None becomes (the reward does not judge this completion).
         detail: what was extracted, or the error.
+
+    Raises:
+        ValueError: `correct` is not a truth value, or the status is unknown.
     """
 
     value: float
@@ -236,6 +240,23 @@ class RewardResult:
     def __post_init__(self) -> None:
         if self.status not in STATUSES:
             raise ValueError(f"RewardResult.status: {self.status!r} is not one of {', '.join(STATUSES)}")
+        if self.correct is not None and not isinstance(self.correct, bool):
+            object.__setattr__(self, "correct", _truth(self.correct))
+
+
+def _truth(value: Any) -> bool:
+    """0 and 1 as False and True, also numpy's and torch's.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    try:
+        known = bool(value in (0, 1))
+    except (TypeError, ValueError, RuntimeError):  # arrays of several values
+        known = False
+    if not known:
+        raise ValueError(f"RewardResult.correct must be True, False or None, got {value!r}")
+    return bool(value)
 
 
 @dataclass(frozen=True)
@@ -311,10 +332,10 @@ class Rollout:
         mask: (B, T) bool, True = in the loss (EOS is in; padding, observations and failed checks are not).
         engine_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded or observed.
         rewards: (P, G) float, the weighted sum of all rewards.
-        correct: (P, G) float in {0, 1}, or the mean of the group's others where the check failed; never inferred from
-            the reward.
-        judged: (P, G) bool, False = the check itself failed.
-        parts: name -> (P, G) float, each reward before its weight.
+        correct: (P, G) float in {0, 1}, or the mean of the group's others where not `judged`; never inferred from the
+            reward.
+        judged: (P, G) bool, False = the check itself failed, or no reward says whether the answer is right.
+        parts: name -> (P, G) float, each reward before its weight; NaN where it gave none.
         statuses: P lists of G, the worst status of each completion.
         sampling: the engine's sampling settings.
         exact: whether the engine's log-probabilities equal the trainer's up to rounding.
@@ -361,6 +382,15 @@ class Rollout:
     @property
     def group_size(self) -> int:
         return int(self.rewards.shape[1])
+
+    @property
+    def counted(self) -> Tensor:
+        """(P, G) bool: the completions that accuracies count, all but those that no reward calls right or wrong. A
+        check that failed counts as wrong."""
+        import torch
+
+        failed = [[status == "error" for status in group] for group in self.statuses]
+        return self.judged | torch.tensor(failed, dtype=torch.bool).reshape(self.judged.shape)
 
     @property
     def lengths(self) -> Tensor:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.environments.base import Environment, named
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import UserError, check_all, check_within
 from lit_rlvr.export import save_model
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
@@ -29,8 +29,8 @@ from lit_rlvr.training.step import cut_rows
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
 if TYPE_CHECKING:
-    from datamodules import PromptDataModule
     from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -108,9 +108,11 @@ class WarmStart:
         """
         if not self.steps:
             return
-        self._check_count(len(data.stream.prompts))
-        for prompt in data.stream.prompts:
-            _ = self._texts(prompt) if turns else self._text(prompt)
+        prompts = data.stream.prompts
+        check_all(
+            lambda: self._check_count(len(prompts)),
+            lambda: [self._texts(prompt) if turns else self._text(prompt) for prompt in prompts],
+        )
 
     def _check_count(self, prompts: int) -> None:
         if prompts <= self.checked:

@@ -18,6 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
+import lit_rlvr.packages  # noqa: I001  # first: it repairs a torchvision that does not fit torch
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from transformers import PreTrainedTokenizerFast
 from lit_rlvr.policy.tiny_vlm import save_tiny_vlm
 from lit_rlvr.rollout.own_world import OwnWorld
 
+lit_rlvr.packages.repair_children()  # for programs that tests start; does nothing where the builds fit
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 

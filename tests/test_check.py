@@ -15,6 +15,7 @@ from lit_rlvr import algorithms
 from lit_rlvr.advantages import REGISTRY, GroupBatch
 from lit_rlvr.algorithms import CISPO, GRPO, RLVRModule
 from lit_rlvr.check import Finding, check_advantage, check_algorithm, made_batch
+from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, masked_mean, masked_sum, ratio, row_sum
 
 SHIPPED = [name for name in algorithms.__all__ if name != "RLVRModule"]
@@ -152,10 +153,34 @@ class Rounded(RLVRModule):
         return -row_sum(mean * x.advantages[:, 0], x), {}
 
 
+class Flipped(RLVRModule):
+    """Goes the wrong way."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return masked_sum(x.logp * x.advantages, x.token_weight, x.mask), {}
+
+
+class OnlyWrong(RLVRModule):
+    """Learns nothing from what is right."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return -masked_sum(x.logp * x.advantages.clamp(max=0), x.token_weight, x.mask), {}
+
+
+class OnlyRight(RLVRModule):
+    """Leaves out what is wrong, as rejection sampling does."""
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        return -masked_sum(x.logp * x.advantages.clamp(min=0), x.token_weight, x.mask), {}
+
+
 @pytest.mark.parametrize(
     ("algorithm", "broken"),
     [
         (Plain, []),
+        (OnlyRight, []),
+        (Flipped, ["direction"]),
+        (OnlyWrong, ["direction"]),
         (OwnNormaliser, ["micro-batches"]),
         (OwnDeviation, ["micro-batches"]),
         (OwnMean, ["empty rows"]),
@@ -198,9 +223,39 @@ def in_place(group: GroupBatch) -> Tensor:
     return group.rewards
 
 
+def always_one(group: GroupBatch) -> Tensor:
+    return torch.ones_like(group.rewards)
+
+
+def upside_down(group: GroupBatch) -> Tensor:
+    return group.rewards.mean(1, keepdim=True) - group.rewards
+
+
+def of_a_prompt(group: GroupBatch) -> Tensor:
+    return group.rewards.mean(1)
+
+
+def nothing(group: GroupBatch) -> None:
+    return None
+
+
+def short_where_equal(group: GroupBatch) -> Tensor:
+    return group.rewards[:, :1] if (group.rewards == group.rewards[:, :1]).all() else group.rewards
+
+
+@pytest.mark.parametrize("advantage", [of_a_prompt, nothing, short_where_equal])
+def test_what_is_no_advantage_is_refused(advantage: Callable[[GroupBatch], Any]) -> None:
+    with pytest.raises(
+        UserError, match=rf"{advantage.__name__}.* must give finite values of shape \(P, G\) = \(6, 4\)"
+    ):
+        check_advantage(advantage)
+
+
 @pytest.mark.parametrize(
     ("advantage", "broken"),
     [
+        (always_one, ["rewards"]),
+        (upside_down, ["rewards"]),
         (to_the_first, ["order of groups"]),
         (by_place, ["order of completions"]),
         (unguarded, ["equal rewards"]),
@@ -214,6 +269,9 @@ def test_a_broken_advantage_lacks_what_it_breaks(advantage: Callable[[GroupBatch
 def test_an_algorithm_with_a_broken_advantage_fails_too() -> None:
     assert failed(check_algorithm(Plain(advantage="test_check.by_place"))) == ["order of completions"]
     assert failed(check_algorithm(Plain(advantage="test_check.unguarded"))) == ["equal rewards"]
+    assert failed(check_algorithm(Plain(advantage="test_check.always_one"))) == ["rewards"]
+    with pytest.raises(UserError, match="of_a_prompt"):
+        check_algorithm(Plain(advantage="test_check.of_a_prompt"))
 
 
 # ---- how it measures ---------------------------------------------------------------------------------------------
@@ -260,7 +318,13 @@ class Plain(RLVRModule):
         return -masked_sum(x.logp * x.advantages, weight, x.mask), {}
 def centred(group):
     return group.rewards - group.rewards.mean(1, keepdim=True)
+def flat(group):
+    return group.rewards.mean(1)
 class Neither: ...
+class Callable:
+    def __call__(self, group):
+        return group.rewards
+number = 3
 """
 
 
@@ -274,9 +338,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_command_exits_with_1_if_a_property_fails(own: Path, lit_rlvr: CLI) -> None:
     good = lit_rlvr("check", "own_losses.Plain")
-    assert good.status == 0 and good.out.count("ok  ") == 11 and "own_losses.Plain: all hold" in good.out
+    assert good.status == 0 and good.out.count("ok  ") == 13 and "own_losses.Plain: all hold" in good.out
     bad = lit_rlvr("check", "own_losses.Plain", "--init_args.broken", "true")
-    assert bad.status == 1 and "FAILED  micro-batches" in bad.out and "1 of 11 properties FAILED" in bad.out
+    assert bad.status == 1 and "FAILED  micro-batches" in bad.out and "1 of 13 properties FAILED" in bad.out
     assert lit_rlvr("check", "--config", "own.yaml").status == 1
     assert lit_rlvr("check", "--config", "own.yaml", "--init_args.broken", "false").status == 0
     assert lit_rlvr("check", "own_losses.centred").status == 0
@@ -296,6 +360,12 @@ def test_the_command_s_json_holds_the_lines(own: Path, lit_rlvr: CLI) -> None:
         (["GRPPO"], "there is no 'GRPPO'"),
         (["no_such.Thing"], "cannot be imported"),
         (["own_losses.Neither"], "neither an algorithm"),
+        (["own_losses.Callable"], "neither an algorithm"),
+        (["own_losses.number"], "neither a class nor a function"),
+        (["own_losses.flat"], "must give finite values of shape (P, G) = (6, 4)"),
+        (["lit_rlvr.rewards.Reward"], "neither an algorithm"),
+        (["lit_rlvr.advantages.Advantage"], "abstract"),
+        (["lit_rlvr.algorithms.RLVRModule"], "abstract"),
         (["own_losses.centred", "--init_args.x", "1"], "takes no options"),
         (["GRPO", "--init_args.clip_lwo", "1"], "did you mean 'clip_low'"),
         (["GRPO", "--init_args.clip_low", "7"], "clip_low: 7"),

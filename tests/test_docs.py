@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from house_map import house_map
 
 from lit_rlvr import algorithms
 from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.cli.options_page import reference
 from lit_rlvr.configs import config_folder
+from lit_rlvr.packages import is_installed
+from lit_rlvr.run.logger import read_metrics
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 TOPS = ("lit_rlvr", "datamodules", "tests", "benchmarks", "docs", "configs")
 USERS = {"my_task.py", "task.py", "my_env.py", "train.py"}
 """Files that a user of the documents writes."""
-OTHERS = {"repo", "include", "weighted_sample"}
+OTHERS = {"repo", "include", "weighted_sample", "extra", "no", "index", "from", "only"} | {
+    "model_args", "include_path", "apply_chat_template", "log_samples", "output_path",
+}  # fmt: skip
 """Options of other programs."""
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -38,17 +43,12 @@ def test_reference_is_current() -> None:
     )
 
 
-def test_the_map_is_current() -> None:
-    assert (ROOT / "docs/map.md").read_text() == house_map(), "run: python tests/helpers/house_map.py > docs/map.md"
-
-
 def test_every_file_that_is_named_exists() -> None:
     """In the documents, and in the docstrings and comments of the code: by its path, or by its name alone."""
     tracked = [file for top in TOPS for file in (ROOT / top).rglob("*.*") if "__pycache__" not in file.parts]
     tracked += [file for file in ROOT.iterdir() if file.is_file()]
     known = {"/".join(file.relative_to(ROOT).parts[-k:]) for file in tracked for k in range(1, 5)}
-    sources = [page for page in PAGES if page.name != "map.md"]
-    sources += [file for file in tracked if file.suffix == ".py" and "tests" not in file.parts]
+    sources = PAGES + [file for file in tracked if file.suffix == ".py" and "tests" not in file.parts]
     missing = [
         f"{source.relative_to(ROOT)}: {name}"
         for source in sources
@@ -97,9 +97,9 @@ def test_every_option_has_a_meaning() -> None:
     assert not empty
 
 
-def test_readme_shows_every_command() -> None:
-    for command in COMMANDS:
-        assert f"lit-rlvr {command}" in README, command
+def test_the_page_of_commands_shows_every_command() -> None:
+    page = (ROOT / "docs/commands.md").read_text()
+    assert [command for command in COMMANDS if f"\nlit-rlvr {command}" not in page] == []
 
 
 def headings(page: Path) -> set[str]:
@@ -117,6 +117,23 @@ def test_links_lead_somewhere() -> None:
             if not target.startswith("https://") and not (file.exists() and (not anchor or anchor in headings(file))):
                 broken.append(f"{page.name}: {target}")
     assert not broken
+
+
+def test_files_are_shown_as_they_are() -> None:
+    """After a link that ends in a colon stands the whole file, so that a code host shows it too."""
+    shown = {}
+    for page in PAGES:
+        assert "--8<--" not in page.read_text(), f"{page.name}: include the text itself"
+        for name, text in re.findall(r"\]\(([^)\s]+)\):\n+```\w+\n(.*?)```", page.read_text(), re.S):
+            file = (page.parent / name).resolve()
+            shown[str(file.relative_to(ROOT))] = page
+            assert text == file.read_text(), f"{page.name}: copy {name} into it"
+    tutorials = {str(path.relative_to(ROOT)) for path in (ROOT / "docs/tutorials").glob("*.py")}
+    configs = {f"{name.removesuffix('.py')}.yaml" for name in tutorials} | {
+        "docs/tutorials/vision_shuffled.yaml",
+        "configs/smoke/tools.yaml",
+    }
+    assert tutorials | configs <= set(shown)
 
 
 def test_readme_make_targets_exist() -> None:
@@ -145,6 +162,8 @@ def test_plug_points_run(tmp_path: Path, tiny_model_folder: Path, vlm_folder: Pa
         "reward": ["--rollout.rewards", "[{class_path: my_task.EndsRight}]"],
         "function": ["--rollout.rewards", "[my_task.score]"],
         "advantage": ["--model.init_args.advantage", "my_task.sign"],
+        "stateful": ["--model.init_args.advantage", "my_task.Baseline"],
+        "engine": ["--rollout.engine", "my_task.Slow"],
         "algorithm": ["--model", "my_task.Plain", "--model.init_args.lr", "1e-3"],
     }  # fmt: skip
     common = [
@@ -170,17 +189,72 @@ def test_yaml_parses() -> None:
 
 
 def test_readme_python_trains(tmp_path: Path, tiny_model_folder: Path) -> None:
-    """README's lines of Python, without the command line; a tiny model and two steps in place of theirs."""
+    """README's lines of Python with a tiny model and two steps, then once more for a third step from the checkpoint."""
     (code,) = blocks("python", ROOT / "README.md")
-    for said, small in (('"smollm2"', repr(str(tiny_model_folder))), ("max_steps=20", "max_steps=2, accelerator='cpu'"),
-                        ("group_size=8", "group_size=2, engine='hf'")):  # fmt: skip
+    for said, small in (
+        ('"smollm2"', repr(str(tiny_model_folder))),
+        ("max_steps=20", "max_steps=STEPS, accelerator='cpu'"),
+        ("group_size=8", "group_size=2, engine='hf'"),
+        ("prompts_per_step=8)", "prompts_per_step=8), ckpt_path=PATH"),
+    ):
         assert said in code
         code = code.replace(said, small)
+    runs = "\n".join(
+        code.replace("STEPS", str(steps)).replace("PATH", str(path)) for steps, path in ((2, None), (3, "'last'"))
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code + "print(trainer.global_step)"], cwd=tmp_path, capture_output=True, text=True,
-        timeout=300, check=False,
+        [sys.executable, "-c", runs], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.findall(r"^step (\d/\d)  reward", done.stderr, re.M) == ["1/2", "2/2", "3/3"]
+    assert "Warning" not in done.stderr, done.stderr
+    run = tmp_path / "runs/sums"
+    found = json.loads((run / "summary.json").read_text())
+    assert (found["steps"], found["resumed_from_step"], found["stopped"]) == (3, 2, None)
+    assert {*read_metrics(run / "metrics.csv")} == {0, 1, 2, 3}
+    assert (run / "completions.jsonl").is_file() and (run / "tensorboard").is_dir()
+
+
+OUTSIDE = ROOT / "docs/outside.md"
+
+
+def test_outside_transformers_runs(
+    tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = [block for block in blocks("python", OUTSIDE) if "transformers" in block]
+    (tmp_path / "exported").symlink_to(tiny_model_folder)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out
+
+
+def test_outside_has_one_rule() -> None:
+    """The task file of lm-evaluation-harness finds the number that last_number.py finds."""
+    names: dict[str, Any] = {}
+    (code,) = [block for block in blocks("python", OUTSIDE) if block.startswith("# last_number.py")]
+    exec(code, names)
+    (task,) = [yaml.safe_load(block) for block in blocks("yaml", OUTSIDE) if block.startswith("# questions.yaml")]
+    finds, (metric,) = task["filter_list"][0]["filter"][0], task["metric_list"]
+    for text, number in (("2 x 725 = $1,450.00.", "1450"), ("-3 or 7.50", "7.50"), ("from 9 to -3,", "-3")):
+        found = re.findall(finds["regex_pattern"], text)[finds["group_select"]]
+        for pattern in metric["regexes_to_ignore"]:
+            found = re.sub(pattern, "", found)
+        assert found == number == names["last_number"](text)
+    assert names["last_number"]("none") is None
+
+
+@pytest.mark.slow
+def test_outside_programs_agree(tmp_path: Path, tiny_model_folder: Path) -> None:
+    """`benchmarks/outside.py` with a tiny model, without lm-evaluation-harness where that is not installed."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/outside.py", "--model", tiny_model_folder, "--out", tmp_path / "out",
+         "--questions", "3", "--max-tokens", "4"],
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
-    assert done.stdout.strip().endswith("2"), done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])  # the tiny model ends turns with letters, which vLLM does not show
+    assert found["left_out"] == ([] if is_installed("lm_eval") else ["lm-evaluation-harness"])
+    assert found["same_text"] | {"vLLM": 3} == dict.fromkeys(found["same_text"], 3)
 
 
 OTHER_KINDS = ("suites", "studies", "protocols", "printed", "claims")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import in_two_processes
+from tiny_rewards import judged_as_is
+from tiny_runs import in_two_processes, tiny_config, write_config
 from tiny_vlms import mixed_prompts, slow
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer, AutoVideoProcessor
 
 from lit_rlvr.cli.main import run
 from lit_rlvr.errors import UserError
-from lit_rlvr.export import export_run, save_model
+from lit_rlvr.export import export_run, model_of, save_model
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.run.folder import weights_sha256
 
@@ -39,7 +41,7 @@ def trained(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path_fa
         "fit", "--config", "quickstart", "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf",
         "--trainer.precision", "32-true", "--trainer.max_steps", "1", "--model.init_args.lr", "0.01",
         "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(root),
-        "--rollout.rewards", "[tiny_rewards.first_token]",
+        "--rollout.rewards", json.dumps([judged_as_is("first_token")]),
     ]  # fmt: skip
     if request.param == "file":
         assert run(arguments) == 0
@@ -116,3 +118,37 @@ def test_refusals(trained: Path, tmp_path: Path) -> None:
         export_run(tmp_path / "run", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out-*"))
+
+
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("num_hidden_layers", 40, "tiny-llama's (2 layers), config.yaml says {}; model.layers.2.input_layernorm.weight and"
+     " 341 more do not fit"),
+    ("hidden_size", 32, "config.yaml says {}; lm_head.weight and 20 more do not fit"),
+])  # fmt: skip
+def test_weights_of_another_model_are_one_short_line(
+    trained: Path, tiny_model_folder: Path, tmp_path: Path, key: str, value: int, said: str
+) -> None:
+    """Also for `evaluate`, which exports the run first."""
+    run_copy, other = shutil.copytree(trained, tmp_path / "run"), shutil.copytree(tiny_model_folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {key: value}))
+    text = (run_copy / "config.yaml").read_text()
+    (run_copy / "config.yaml").write_text(text.replace(str(tiny_model_folder), str(other)))
+    for command in (lambda: export_run(run_copy, tmp_path / "out"), lambda: model_of(str(run_copy))):
+        with pytest.raises(UserError, match=re.escape(said.format(other))) as caught:
+            command()
+        assert str(caught.value).startswith(f"{run_copy / 'checkpoints' / 'step-000002.ckpt'}: its weights are ")
+
+
+def test_adapters_of_another_rank_are_one_short_line(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tiny_config(tiny_model_folder)
+    config["model"]["init_args"]["lora"] = {"rank": 2}
+    config["trainer"] |= {"max_steps": 1, "limit_val_batches": 0}
+    assert run(["fit", "--config", str(write_config(tmp_path / "lora.yaml", config))]) == 0
+    saved = tmp_path / "run" / "config.yaml"
+    saved.write_text(saved.read_text().replace("rank: 2", "rank: 4"))
+    with pytest.raises(UserError, match=r"step-000001.ckpt: its weights are adapters of tiny-llama .* more do not fit"):
+        export_run(Path("run"), tmp_path / "out")

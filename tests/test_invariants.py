@@ -15,7 +15,7 @@ from tiny import plain_logprobs, tiny_llama
 from tiny_fit import T_MAX, Gradients, fit
 from torch import Tensor
 
-from datamodules.reading.stream import Cursor, PromptStream
+from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.rollout.engine import Done
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling

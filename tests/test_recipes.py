@@ -227,17 +227,18 @@ def settings_of(recipe: str) -> Settings:
 
 @pytest.fixture(scope="module")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four sums as text or geometry problems or questions to a database, and eight as closed questions on MRI."""
+    """Sums as text or geometry problems or questions to a database, four to train on and four held out; and eight as
+    closed questions on MRI."""
     folder = tmp_path_factory.mktemp("data")
     sums = [
         {"problem": f"What is {i} + {i}?", "answer": str(2 * i), "images": [], "question": f"What is {i} + {i}?",
-         "SQL": f"SELECT {2 * i}", "db_id": "sums"} for i in range(4)
+         "SQL": f"SELECT {2 * i}", "db_id": "sums"} for i in range(8)
     ]  # fmt: skip
     closed = [
         {"question": f"What is {i} + {i}?", "answer": str(2 * i), "options": ["1", str(2 * i)], "image": [],
          "subset": "MRI"} for i in range(8)
     ]  # fmt: skip
-    for name, rows in (("sums", sums), ("closed", closed)):
+    for name, rows in (("sums", sums[:4]), ("held_out", sums[4:]), ("closed", closed)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "train_databases/sums").mkdir(parents=True)
     with closing(sqlite3.connect(folder / "train_databases/sums/sums.sqlite")) as database:
@@ -250,7 +251,7 @@ def build(recipe: str, model: Path, data: Path, root: Path) -> Built:
     medical = "medical" in recipe
     swapped = {
         "data.init_args.train": data / ("closed.jsonl" if medical else "sums.jsonl"),
-        "data.init_args.validation": "null" if medical else data / "sums.jsonl",
+        "data.init_args.validation": "null" if medical else data / "held_out.jsonl",
         **({f"data.init_args.{part}_modalities": "{MRI: 4}" for part in ("train", "eval")} if medical else {}),
     }
     return build_here(f"recipes/{recipe}", model, root, **swapped)

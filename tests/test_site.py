@@ -46,7 +46,7 @@ def test_links_to_source_files_lead_to_pages_that_show_them(site: Path) -> None:
     assert 'href="repository/tests/test_invariants.py.html"' in (site / "concepts.html").read_text()
     shown = (site / "repository/tests/test_invariants.py.html").read_text()
     assert "test_no_cut_changes_a_step" in shown
-    assert 'href="../extend.html#a-data-set"' in (site / "repository/index.html").read_text()
+    assert 'href="../scale.html#verified-on"' in (site / "repository/index.html").read_text()
     assert (site / "findings/agrae.json").is_file()
     assert 'href="../../findings/agrae.json"' in (site / "repository/docs/findings.html").read_text()
 

@@ -57,10 +57,11 @@ def test_messages_are_text() -> None:
 
 def test_commands_show_hostile_data_as_text(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     rows = [
-        {"id": f"{i}{EVIL}", "prompt": f"{i}{EVIL}", "answer": EVIL, "category": f"{EVIL}\r{i % 2}"} for i in range(8)
+        {"id": f"{i}{EVIL}", "prompt": f"{i}{EVIL}", "answer": EVIL, "category": f"{EVIL}\r{i % 2}"} for i in range(16)
     ]
-    Path("evil.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"id": EVIL, EVIL: 1}]))
-    options = {"test": "evil.jsonl", "validation": "evil.jsonl", "train": "evil.jsonl", "max_bad_rows": 0.5}
+    for name, some in (("evil", rows[:8]), ("held_out", rows[8:])):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*some, {"id": EVIL, EVIL: 1}]))
+    options = {"test": "evil.jsonl", "validation": "held_out.jsonl", "train": "evil.jsonl", "max_bad_rows": 0.5}
     rewards = ["tiny_rewards.first_token"]
     config = yaml.safe_load(Path("tiny.yaml").read_text())
     config |= {"data": {"class_path": "PromptDataModule", "init_args": options | {"prompts_per_step": 4}}}

@@ -13,8 +13,8 @@ from tiny_environments import Broken
 from tiny_runs import summary
 from transformers import AutoModelForImageTextToText
 
-from datamodules import Arithmetic, CellArea
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.datamodules import Arithmetic, CellArea
 from lit_rlvr.environments import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.load_policy import load_policy

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Pixels
 

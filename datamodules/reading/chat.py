@@ -8,8 +8,8 @@ from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
 
-from datamodules.reading.placeholders import as_parts
-from datamodules.reading.tool_texts import describe
+from lit_rlvr.datamodules.reading.placeholders import as_parts
+from lit_rlvr.datamodules.reading.tool_texts import describe
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from datamodules.reading.stream import PromptStream
+from lit_rlvr.datamodules.reading.stream import PromptStream
 from lit_rlvr.errors import UserError
 
 MEANING = {

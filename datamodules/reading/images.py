@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datamodules.reading.placeholders import check_placeholders
-from datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading.placeholders import check_placeholders
+from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.types import Sample
 
 BASE64 = re.compile(r"data:image/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR")

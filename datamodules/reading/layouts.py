@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading.rows import BadRow
 
 T = TypeVar("T")
 Row = Mapping[str, Any]

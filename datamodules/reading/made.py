@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError, defined_at, kind_of
 from lit_rlvr.types import Sample
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from datamodules.reading.split import draw
+from lit_rlvr.datamodules.reading.split import draw
 from lit_rlvr.errors import UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample

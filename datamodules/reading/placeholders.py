@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading.rows import BadRow
 
 PLACEHOLDER = "<image>"
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.reading import hub
-from datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading import hub
+from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError
 
 SHIPPED = Path(__file__).parents[1] / "data"

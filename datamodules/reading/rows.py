@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from datamodules.reading.choices import as_options
+from lit_rlvr.datamodules.reading.choices import as_options
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from typing import TypeVar
 
-from datamodules.reading.rows import name_few, say
+from lit_rlvr.datamodules.reading.rows import name_few, say
 from lit_rlvr.errors import UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Prompt, Sample

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import UserError, check_takes, user_line
+from lit_rlvr.errors import UserError, check_takes, nearest, user_line
 
 DEGENERATE = 1e-8  # rewards of a group that spread no more than this count as equal
 
@@ -125,7 +125,9 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
     module_name, _, attribute = advantage.rpartition(".")
     known = ", ".join(sorted(REGISTRY))
     if not module_name:
-        raise UserError(f"advantage: {advantage!r} is not registered; use one of {known}, or a dotted path")
+        near = nearest(advantage, REGISTRY)
+        hint = f"did you mean {near[0]!r}?" if near else f"use one of {known}, or a dotted path"
+        raise UserError(f"advantage: {advantage!r} is not registered; {hint}")
     try:
         found: Any = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:

@@ -113,8 +113,8 @@ class ReinforceAdvantage(Advantage):
         check_within("[0, inf)", "advantage reinforce", **weights)
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        positive = torch.full_like(group.rewards, self.positive_weight)
-        return torch.where(group.correct > 0, positive, -self.negative_weight)
+        correct = group.correct.to(group.rewards.dtype)  # between 0 and 1 where no reward says which
+        return correct * self.positive_weight - (1 - correct) * self.negative_weight
 
 
 @register("grpo_lead")

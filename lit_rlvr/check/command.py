@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from lit_rlvr import algorithms
 from lit_rlvr.advantages import REGISTRY, Advantage
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.check.properties import Finding, check_advantage, check_algorithm
-from lit_rlvr.configs import find_config, load_config
+from lit_rlvr.configs import Parser, find_config, load_config
 from lit_rlvr.errors import UserError, user_line
 from lit_rlvr.parity.command import build
 from lit_rlvr.terminal import Terminal, show_result
@@ -23,7 +21,7 @@ FAILED = 1
 
 def run(command: str, arguments: list[str]) -> int:
     """The command line of `check`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("name", type=str | None, nargs="?",
                         help="GRPO, agrae, my_task.Plain or the like; default: the config's algorithm")  # fmt: skip
     parser.add_argument("--init_args", type=dict[str, Any], default={},

@@ -19,11 +19,14 @@ from lit_rlvr.check.made import PROMPTS, SIZE, changed, in_single_precision, mad
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.parity.batch import FrozenBatch
 from lit_rlvr.parity.replay import frozen_inputs, loss_and_gradient, replay_one
+from lit_rlvr.returned import check_advantages
 
 EXACT, DIFFERENCE, SINGLE = 1e-9, 1e-5, 1e-5
 """Tolerances, relative to the largest value: of float64, of finite differences, and of float32."""
 STEP = 1e-6
 """Of the finite differences, in nats."""
+MOST, GAIN = 0.5, "share of completions whose advantage is no higher if they are right instead of wrong"
+"""Tolerance and description of `rewards`: not 0, because a group may have no signal."""
 
 Result = dict[str, Tensor]
 """`loss` (), `advantages` (P, G) and `dlogp` (B, T), as far as they are compared."""
@@ -66,6 +69,8 @@ def check_algorithm(algorithm: RLVRModule) -> list[Finding]:
     groups, inside = shuffled_groups(), shuffled_inside()
     return [
         Finding("gradient", _gradient(algorithm, batch), DIFFERENCE, "by autograd and by finite differences"),
+        Finding("direction", _direction(algorithm, batch), 0, "completions that a step moves against the sign of A"),
+        Finding("rewards", _rewarded(lambda group: deepcopy(algorithm).estimate(group)[0], batch), MOST, GAIN),
         Finding("micro-batches", _cuts(algorithm, batch, base), EXACT, "loss and gradient, cut in other ways"),
         Finding("order of groups", _order(algorithm, batch, base, groups), EXACT, "the groups in another order"),
         Finding("order of completions", _order(algorithm, batch, base, inside), EXACT, "each group in another order"),
@@ -100,6 +105,7 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
     deepcopy(made)(group)
     kept = {name: value for name, value in vars(batch.group).items() if value is not None}
     return [
+        Finding("rewards", _rewarded(lambda group: _estimated(made, group), batch), MOST, GAIN),
         Finding("order of groups", moved(shuffled_groups()), EXACT, "the groups in another order"),
         Finding("order of completions", moved(shuffled_inside()), EXACT, "each group in another order"),
         Finding("equal rewards", bad(of(equal(batch))), 0, "infinite or NaN, where a group's rewards are equal"),
@@ -153,6 +159,27 @@ def _gradient(algorithm: RLVRModule, batch: FrozenBatch) -> float:
         return float("inf")
     found = torch.where(batch.mask, gradient, 0.0)
     return error({"dlogp": found}, {"dlogp": finite_differences(own, batch, advantages)})
+
+
+def _direction(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    """Where all ratios are 1, so that no clip holds a completion; without the terms that leave the advantage out."""
+    own, sampled = deepcopy(algorithm), replace(batch, old=batch.logp)
+    advantages, _ = own.estimate(batch.group)
+    moves = [
+        -torch.where(batch.mask, loss_and_gradient(sampled, own, given)[1], 0.0).sum(1)  # (B,) of the log-probability
+        for given in (advantages, torch.zeros_like(advantages))
+    ]
+    move, sign = moves[0] - moves[1], advantages.flatten().sign()
+    still = EXACT * move.abs().max()
+    return float(((sign > 0) & (move <= still) | (sign < 0) & (move > still)).sum())
+
+
+def _rewarded(estimate: AdvantageFunction, batch: FrozenBatch) -> float:
+    """Turns right completions into wrong ones and the reverse."""
+    group = batch.group
+    turned = replace(group, rewards=1 - group.rewards, correct=1 - group.correct)
+    gain = (estimate(group) - estimate(turned)) * (2 * group.correct - 1)  # (P, G)
+    return float((gain <= EXACT).double().mean())
 
 
 def finite_differences(algorithm: RLVRModule, batch: FrozenBatch, advantages: Tensor) -> Tensor:
@@ -274,4 +301,7 @@ def _precision(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float
 
 
 def _estimated(advantage: Advantage, group: GroupBatch) -> Tensor:
-    return deepcopy(advantage)(deepcopy(group))
+    """The advantages (P, G); those that are not finite are left to the property that counts them."""
+    found: Any = deepcopy(advantage)(deepcopy(group))
+    check_advantages(advantage, found.nan_to_num() if isinstance(found, Tensor) else found, group.rewards)
+    return found

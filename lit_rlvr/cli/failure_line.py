@@ -7,7 +7,6 @@ import traceback
 from pathlib import Path
 
 from jsonargparse import ArgumentError
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_rlvr.cli.parse_errors import explain_parse_error
 from lit_rlvr.errors import OURS, first_line, from_user, raised_from, user_error_in
@@ -16,7 +15,7 @@ TRACEBACK = "LIT_RLVR_TRACEBACK"
 """Environment variable that shows the whole traceback above the line."""
 
 _CANNOT_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG)
-_BEFORE_A_RUN = {"main.py", "lightning_cli.py", "trainer.py"}
+_BEFORE_A_RUN = {"main.py", "lightning_cli.py", "trainer.py", "begin.py", "configs.py"}
 """Our files that call Lightning directly; other files call it during a run."""
 
 
@@ -41,7 +40,7 @@ def _refused_by_library(error: BaseException) -> str | None:
     origin = _unwrapped(error)
     files = _files(error) + _files(origin)
     ours = {file.name for file in files if any(file.is_relative_to(folder) for folder in OURS)}
-    if not isinstance(origin, MisconfigurationException) and (files[-1].name in ours or ours - _BEFORE_A_RUN):
+    if type(origin).__name__ != "MisconfigurationException" and (files[-1].name in ours or ours - _BEFORE_A_RUN):
         return None
     return f"trainer: {' '.join(str(origin).split()) or type(origin).__name__}"
 

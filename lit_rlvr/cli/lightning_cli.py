@@ -12,40 +12,37 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import datamodules  # noqa: F401  # makes short class names known
 import lit_rlvr.algorithms
+import lit_rlvr.datamodules
 import lit_rlvr.environments.known
-import lit_rlvr.rewards.known  # noqa: F401
-from datamodules import PromptDataModule
+import lit_rlvr.rewards.known  # noqa: F401  # these imports make short class names known
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
-from lit_rlvr.cli.dry_run import dry_run
+from lit_rlvr.cli.dry_run import check_before_weights, dry_run
 from lit_rlvr.cli.groups import CALLBACKS
 from lit_rlvr.cli.refuse_nulls import refuse_nulls
 from lit_rlvr.cli.trainer import RLVRTrainer
-from lit_rlvr.configs import changed_classes, changes, find_configs
-from lit_rlvr.distributed.checkpoint_files import CheckpointFiles, checkpoint_step, last_checkpoint, list_checkpoints
+from lit_rlvr.cli.user_modules import report_namesake
+from lit_rlvr.configs import Parser, changed_classes, changes, find_configs
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.distributed.checkpoint_files import checkpoint_step, last_checkpoint, list_checkpoints
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError, defined_at
 from lit_rlvr.evaluation.filter import check_out
-from lit_rlvr.files import check_writable, write_atomically
+from lit_rlvr.files import check_writable
 from lit_rlvr.plan.timing import time_run
 from lit_rlvr.policy.precision import fast_bf16
-from lit_rlvr.run.claim import CONFIG_HEADER, check_room, held, room
-from lit_rlvr.run.live import LiveFile
+from lit_rlvr.run.begin import RunBegins
+from lit_rlvr.run.claim import check_room, held, room
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.loggers import in_run_folder, save_dir_not_required, with_ours
-from lit_rlvr.run.monitored import MonitoredMetrics
-from lit_rlvr.run.progress import RunProgress
-from lit_rlvr.run.ranks import RankWatch
-from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.choose import Chosen, choose_trackers
-from lit_rlvr.run.voice import SetUpEnds
+from lit_rlvr.run.trainer import BEGINS, DEFAULTS, equip
 from lit_rlvr.terminal import show_result, wants_json
 from lit_rlvr.warm_start import WarmStart
 
@@ -77,6 +74,9 @@ DRY = "--dry-run"
 TIME = "--time"
 """Option of `plan` that measures instead."""
 
+PRICE = "--price"
+"""Option of `plan --time`."""
+
 
 SUBCOMMANDS = {
     "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
@@ -90,13 +90,8 @@ SUBCOMMANDS = {
 """The trainer's methods that are commands -> those of their arguments that the command line supplies."""
 
 
-class ConfigFile(SaveConfigCallback):
-    """Saves the resolved settings of `fit` as `config.yaml` in the run folder."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            settings = CONFIG_HEADER + settings_of(self.parser, self.config)
-            write_atomically(Path(trainer.default_root_dir) / "config.yaml", settings)
+class RunParser(Parser, LightningArgumentParser):
+    """Our parser, with what LightningCLI adds to its own."""
 
 
 def settings_of(parser: LightningArgumentParser, config: Any) -> str:
@@ -111,23 +106,17 @@ class RLVRCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], until_end: ExitStack, dry: bool = False) -> None:
         self._arguments, self._until_end, self._dry = list(args), until_end, dry
-        quiet = {"exit_on_error": False}
         super().__init__(
             RLVRModule,
             PromptDataModule,
             trainer_class=RLVRTrainer,
-            save_config_callback=ConfigFile,
-            save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults={
-                "num_sanity_val_steps": -1,
-                "log_every_n_steps": 1,
-                "max_epochs": -1,
-                "enable_model_summary": False,
-            },
+            save_config_callback=None,  # `RunBegins` saves it
+            trainer_defaults=dict(DEFAULTS),
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            parser_kwargs={**quiet, **{command: quiet | _top_of_help(command) for command in self.subcommands()}},
+            parser_kwargs={command: _top_of_help(command) for command in self.subcommands()},
+            parser_class=RunParser,
             args=self._arguments,
         )
 
@@ -147,6 +136,10 @@ class RLVRCLI(LightningCLI):
         parser._action_groups = sorted(parser._action_groups, key=lambda group: places.get(id(group), -1))
         return parser
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Take a number as the seed; Lightning also takes true and false, which are no seeds."""
+        parser.add_argument("--seed_everything", type=int, default=0, help="The run's seed, a whole number.")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key, cls in CALLBACKS.items():
             parser.add_lightning_class_args(cls, key)
@@ -158,7 +151,9 @@ class RLVRCLI(LightningCLI):
             "--trackers", type=Chosen, default=None,
             help="Where else the run is logged: wandb, mlflow, trackio, several of them in a list, or a class_path.",
         )  # fmt: skip
-        parser.set_defaults({"seed_everything": 0})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_line(args)  # type: ignore[attr-defined]
 
     def _set_seed(self) -> None:
         if self.config[self.subcommand].seed_everything is None:
@@ -174,9 +169,9 @@ class RLVRCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         refuse_nulls(config, CALLBACKS | {"warm_start": WarmStart})
-        root = Path(config.trainer.default_root_dir or "runs/default")
-        config.trainer.default_root_dir = str(root)
-        in_run_folder(config.trainer.logger, root)
+        given = Path(config.trainer.default_root_dir or "runs/default").expanduser()
+        root = given.absolute()  # a reward may change the current directory
+        config.trainer.default_root_dir = str(given)
         if config.trainer.precision == "auto":
             cuda = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
             fast = self.subcommand == "plan" or fast_bf16("cuda" if cuda else "cpu")  # a plan is for GPUs
@@ -189,6 +184,9 @@ class RLVRCLI(LightningCLI):
             raise UserError(f"trainer.log_every_n_steps: {every} must be at least 1")
         if (checks := config.trainer.num_sanity_val_steps) is not None and checks < -1:
             raise UserError(f"trainer.num_sanity_val_steps: {checks} must be -1 (all batches), 0 (none) or more")
+        measures = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(str(self.subcommand))
+        if measures and config.trainer[measures] == 0:
+            raise UserError(f"trainer.{measures}: {config.trainer[measures]} leaves nothing to measure; leave it out")
         for option, ours in INSTEAD.items():
             if config.trainer.get(option) not in (None, 1):
                 raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
@@ -200,13 +198,18 @@ class RLVRCLI(LightningCLI):
             )
         if self.subcommand == "filter":
             check_out(Path(config.out))
-        if self.subcommand == "preview":
+        if self.subcommand == "preview" and config.out is not None:
             check_writable(Path(config.out), "--out")
+        if self.subcommand == "fit" and config.ckpt_path and config.overwrite:
+            raise UserError(
+                f"--ckpt_path {config.ckpt_path} continues the run in {given}, and --overwrite true replaces it; "
+                "give one of them"
+            )
         owns = self.subcommand == "fit" and is_first_process() and not self._dry
         if owns:
             self._until_end.enter_context(held(root))
         if config.get("ckpt_path") == "last":
-            self._find_last(config, root)
+            self._find_last(config, given)
         if config.get("ckpt_path"):
             step = checkpoint_step(config.ckpt_path)
             if self.subcommand == "fit":
@@ -217,6 +220,10 @@ class RLVRCLI(LightningCLI):
             check_room(root, bool(config.ckpt_path), config.overwrite)
         for line in changed_classes(self._arguments, config):
             _log.warning("%s", line)
+        if self.subcommand == "fit":
+            self._settings = settings_of(self._parser("fit"), config)  # with the folder as given, so that it can move
+        config.trainer.default_root_dir = str(root)
+        in_run_folder(config.trainer.logger, root)
 
     def _say_what_changes(self, config: Any, step: int) -> None:
         """Log whether a resumed run has steps left, and which settings differ from the original run."""
@@ -225,7 +232,10 @@ class RLVRCLI(LightningCLI):
         before = Path(config.ckpt_path).parent.parent / "config.yaml"
         if before.is_file():
             now = settings_of(self._parser("fit"), config)
-            for key, old, new in changes(yaml.safe_load(before.read_text()), yaml.safe_load(now)):
+            then, now = (
+                text.replace(": datamodules.", ": lit_rlvr.datamodules.") for text in (before.read_text(), now)
+            )
+            for key, old, new in changes(yaml.safe_load(then), yaml.safe_load(now)):
                 _log.warning("resumed with a different %s: %s -> %s", key, old, new)
 
     def _find_last(self, config: Any, root: Path) -> None:
@@ -241,13 +251,11 @@ class RLVRCLI(LightningCLI):
         for key, part, made in (("model", self.model, "policy"), ("data", self.datamodule, "prompts")):
             if not hasattr(part, made):
                 raise UserError(f"{key}: {defined_at(type(part).__init__)} must call super().__init__(**kwargs)")
+        report_namesake(type(self.datamodule))
         rollout = self.config_init[self.subcommand].rollout
         if rollout.environment is not None:
             for data in self.datamodule.validated:
                 data.use_tools(rollout.environment.tools)
-        if self.subcommand not in ("preview", "split", "plan") and not self._dry:
-            warm_start = self.config_init[self.subcommand].warm_start
-            warm_start.apply(self.model, self.datamodule, rollout.environment, rollout.sampling)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
@@ -261,23 +269,27 @@ class RLVRCLI(LightningCLI):
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        callbacks[:0] = [RankWatch(), StopOnSignal(), SetUpEnds(), MonitoredMetrics(), LiveFile()]
-        trainer.strategy.checkpoint_io = CheckpointFiles()
+        equip(trainer)
         if self.subcommand == "fit":
             board = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-            trackers = choose_trackers(config.trackers, board)
-            settings = settings_of(self._parser("fit"), self.config["fit"])
+            trackers = Trackers(choose_trackers(config.trackers, board), self._settings)
             # After the run folder, whose files it sends, and before the rollout, which begins an iteration's work.
-            callbacks.insert(callbacks.index(self._get(self.config_init, "run")) + 1, Trackers(trackers, settings))
-        bar = trainer.progress_bar_callback
-        if bar is not None:
-            callbacks[callbacks.index(bar)] = RunProgress()
+            callbacks.insert(callbacks.index(self._get(self.config_init, "run")) + 1, trackers)
+            begins = RunBegins(self._settings, trainer.loggers, trackers, bool(config.ckpt_path), config.overwrite)
+            callbacks.insert(BEGINS, begins)
+            trainer.loggers = []
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
+        config = self.config_init[subcommand]
         if self._dry:
-            dry_run(self.trainer, self.model, self.datamodule, self.config_init[subcommand].warm_start)
+            dry_run(self.trainer, self.model, self.datamodule, config.warm_start)
         else:
+            if subcommand == "fit":
+                check_before_weights(self.trainer, self.model, self.datamodule, config.warm_start)
+            if subcommand not in ("preview", "split", "plan"):
+                rollout = config.rollout
+                config.warm_start.apply(self.model, self.datamodule, rollout.environment, rollout.sampling)
             super()._run_subcommand(subcommand)
             if subcommand in ("fit", "validate", "test") and wants_json() and is_first_process():
                 show_result(self._result(subcommand), lambda: None)  # for people it is printed during the run
@@ -306,7 +318,10 @@ class ConfigCheck(RLVRCLI):
         super().__init__(["fit"], ExitStack())
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = Namespace(subcommand="fit", fit=Namespace(seed_everything=False))
+        self.config = Namespace(subcommand="fit", fit=Namespace())
+
+    def _set_seed(self) -> None:
+        pass
 
     def before_instantiate_classes(self) -> None:
         pass
@@ -317,18 +332,18 @@ class ConfigCheck(RLVRCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         pass
 
-    def check(self, config: dict[str, Any]) -> None:
-        """Raise the errors that `fit` would raise for a config before it builds its trainer."""
+    def check(self, config: dict[str, Any]) -> Any:
+        """Raise the errors that `fit` would raise for a config before it builds its trainer; return what it built."""
         self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
         refuse_nulls(self.config.fit, CALLBACKS | {"warm_start": WarmStart})
-        self.parser.instantiate_classes(self.config)
+        return self.parser.instantiate_classes(self.config).fit
 
 
 def _top_of_help(command: str) -> dict[str, str]:
     more = {
         "fit": f" {DRY} shows all of it, the memory and the first prompts, and does not train.",
         "plan": f" {TIME} in place of --gpus trains for a minute on this machine and says how long the whole run "
-        "takes, and with --price PER_HOUR what it costs.",
+        f"takes, and with {PRICE} PER_HOUR what it costs.",
     }.get(command, "")
     return {
         "usage": f"lit-rlvr {command} --config NAME_OR_FILE [--GROUP.OPTION VALUE ...]",
@@ -340,6 +355,8 @@ def run(command: str, arguments: list[str]) -> None:
     """`lit-rlvr fit ...` and the other commands that take a config."""
     if command == "plan" and TIME in arguments:
         return time_run(arguments)
+    if command == "plan" and any(argument.partition("=")[0] == PRICE for argument in arguments):
+        raise UserError(f"{PRICE}: needs {TIME}, which measures how long the run takes")
     dry = command == "fit" and DRY in arguments
     given = [argument for argument in arguments if not (dry and argument == DRY)]
     with ExitStack() as until_end, save_dir_not_required():

@@ -11,27 +11,13 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lit_rlvr import __version__
 from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
-from lit_rlvr.errors import user_line
+from lit_rlvr.cli.user_modules import add_user_modules
+from lit_rlvr.errors import RunStopped, nearest, user_line
 from lit_rlvr.printable import one_line
-
-EXPECTED_WARNINGS = (
-    ".*does not have many workers.*",  # the loaders yield lists of tokens; there is nothing to parallelise
-    ".*overridden `transfer_batch_to_device`.*",
-    ".*args parameter is intended to run from within Python.*",
-    ".*sync_dist=True.*",  # metrics are summed over ranks before they are logged
-    ".*in eval mode at the start of training.*",  # the policy has no dropout on purpose
-    ".*reduce_op.*",
-    ".*LeafSpec.*",
-    ".*Total length of .* across ranks is zero.*",  # no validation set, which we report once
-    ".*assuming the intent is to load in a single process.*",  # a sharded checkpoint is read whole
-    ".*dataloader is not resumable.*",  # its position is the data module's cursor
-)
-"""Warnings of Lightning and torch about things done here on purpose."""
 
 
 def main() -> None:
@@ -40,10 +26,12 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _watch_exits()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)  # until `run` has imported the command
     try:
         status = run(sys.argv[1:])
-    except KeyboardInterrupt:  # while packages are imported
-        status = _interrupted()
+    except KeyboardInterrupt as error:  # while packages are imported
+        status = _interrupted(error)
     sys.exit(status)
 
 
@@ -64,28 +52,35 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     command = arguments[0]
     if command not in COMMANDS:
-        return _print_error(f"there is no command {command!r}; commands: {', '.join(COMMANDS)}")
+        near = nearest(command, COMMANDS)
+        hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(COMMANDS)}"
+        return _print_error(f"there is no command {command!r}; {hint}")
     if as_json and command in WITHOUT_RESULT:
         return _print_error(f"--json: {command} has no result to print; leave it out")
-    sys.path.append(str(Path.cwd()))  # a user's own modules; appended, so that they cannot shadow ours
+    add_user_modules()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
     from lit_rlvr.cli.failure_line import TRACEBACK, failure_line
     from lit_rlvr.distributed.collectives import is_first_process
-    from lit_rlvr.run.stop import RunStopped
+    from lit_rlvr.run.rank_zero import silence_others
     from lit_rlvr.terminal import results_as_json
 
     try:
         with results_as_json(as_json):
-            return import_module(COMMANDS[command][0]).run(command, list(arguments[1:])) or 0
+            module = import_module(COMMANDS[command][0])
+            if signal.getsignal(signal.SIGINT) is _leave:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            silence_others()
+            return module.run(command, list(arguments[1:])) or 0
     except RunStopped as error:
         if is_first_process():
             print(f"lit-rlvr: {error}{'; resume with --ckpt_path last' if error.saved else ''}", file=sys.stderr)
         return 128 + error.signal_number
-    except KeyboardInterrupt:
-        return _interrupted()
+    except KeyboardInterrupt as error:
+        return _interrupted(error)
     except SystemExit as error:  # Lightning raises it on Ctrl-C
         if isinstance(error.__context__, KeyboardInterrupt):
-            return _interrupted()
+            return _interrupted(error.__context__)
         if isinstance(error.__context__, BrokenPipeError):  # rich raises it when a reader such as `head` has gone
             return 128 + signal.SIGPIPE
         frames = traceback.extract_tb(error.__traceback__)
@@ -119,9 +114,16 @@ def _watch_exits() -> None:
     os._exit = leave_watched
 
 
-def _interrupted() -> int:
-    print("lit-rlvr: interrupted", file=sys.stderr)
-    return 130
+def _leave(*_: Any) -> NoReturn:
+    """End the process on Ctrl-C while packages are imported: some swallow the exception and stay half imported."""
+    print("lit-rlvr: interrupted", file=sys.stderr, flush=True)
+    os._exit(128 + signal.SIGINT)
+
+
+def _interrupted(error: KeyboardInterrupt) -> int:
+    """Say that the run was stopped at once, by Ctrl-C or by the signal that a `StoppedAtOnce` names."""
+    print(f"lit-rlvr: {error if error.args else 'interrupted'}", file=sys.stderr)
+    return 128 + getattr(error, "signal_number", signal.SIGINT)
 
 
 def usage() -> str:
@@ -142,42 +144,26 @@ def usage() -> str:
 
 
 def _fail(message: str) -> int:
-    from lit_rlvr.run.voice import said_by_first
+    from lit_rlvr.run.rank_zero import said_by_first
 
     return 2 if said_by_first(message) else _print_error(message)
 
 
 def _print_error(message: str) -> int:
-    print(f"lit-rlvr: error: {one_line(message)}", file=sys.stderr)
+    for line in message.splitlines():
+        print(f"lit-rlvr: error: {one_line(line)}", file=sys.stderr)
     return 2
 
 
 def _set_up_output() -> None:
-    """Show our messages plainly on stderr, and silence those of other packages."""
-    import lightning.pytorch  # noqa: F401  # sets its loggers' levels when first imported
+    """Show our messages plainly on stderr."""
     import rich
 
-    from lit_rlvr.run.voice import FIRST_SPEAKS
-    from lit_rlvr.terminal import PlainFormatter
+    from lit_rlvr.run.rank_zero import show_messages
 
-    log = logging.getLogger("lit_rlvr")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(PlainFormatter())
-    FIRST_SPEAKS.set_up = True
-    handler.addFilter(FIRST_SPEAKS)
     rich.reconfigure(markup=False, emoji=False)  # Lightning prints metric names with it, which can contain user text
-    log.handlers[:] = [handler]
-    log.setLevel(logging.INFO)
+    log = logging.getLogger("lit_rlvr")
+    log.handlers.clear()
     log.propagate = False
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it complains about an optional package
-    # Reports which process died before killing the others.
-    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
-    for message in EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
+    show_messages()
     warnings.filterwarnings("ignore", category=FutureWarning, module="vllm")

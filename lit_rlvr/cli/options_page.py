@@ -14,9 +14,8 @@ from typing import Any
 from docstring_parser import parse
 from jsonargparse import ArgumentParser
 
-import datamodules
 import lit_rlvr.rewards
-from lit_rlvr import advantages, algorithms
+from lit_rlvr import advantages, algorithms, datamodules
 from lit_rlvr.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
 from lit_rlvr.policy.lora import Lora

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import Any
 
-from lit_rlvr.configs import TOP_KEYS
+from lit_rlvr.cli.commands import NOT_PARSED, WITHOUT_RESULT
+from lit_rlvr.errors import nearest
 
 PARSE_ERRORS = (
-    (r"class_path '(?P<name>[^']+)': Option '(?P<key>[^']+)' is not accepted", "{where}: {name} has no option {key!r}"),
+    (r"class_path '(?P<name>[^']+)': Option '(?P<own>[^']+)' is not accepted", "{where}: {name} has no option {own!r}"),
+    (r"class_path '(?P<name>[^']+)': the following arguments are required: (?P<given>\w+(, \w+)*)",
+     "{where}: {name} needs a value for {given}; give it under init_args"),
     (r"class_path '[^']+': '(?P<kind>\w+)' object has no attribute 'keys'",
      "{where}.init_args: give a mapping of options, not {kind}"),
     (r"class_path '(?P<name>[^']+)': Parser key \"(?P<inner>[^\"]+)\": (?P<mismatch>.*)", "{where}.{inner}: {why}"),
@@ -21,13 +25,14 @@ PARSE_ERRORS = (
      "{where}: {given} is not a subclass of {base}"),
     (r"Expected an instantiatable class.*Given value: (?P<given>.*)",
      "{where}: {given} is abstract, it lacks a required method"),
-    (r"Expected a dot import path string: (?P<key>\S+)", "{where}: there is no class {key!r}"),
+    (r"Expected a dot import path string: (?P<cls>\S+)", "{where}: there is no class {cls!r}"),
     (r"Unable to load config ['\"](?P<given>[^'\"]*)",
      "{where}: {given!r} is not a group of options; give them by their names"),
     (r"does not accept option '(?P<key>[^']+)'", "unknown key {key!r}"),
-    (r"[Uu]nrecognized arguments: -+(?P<key>[^ =]+)", "unknown option {key!r}"),
+    (r"[Uu]nrecognized arguments: (?P<option>-+[^ =]+)", "unknown option {option!r}"),
     (r"arguments are required: (?P<given>(\w+\.(data|model)(, )?)+)",
      "{given}: missing; give a config that sets them, such as --config quickstart"),
+    (r"arguments are required: (?:\w+\.)*(?P<given>\w+)", "--{given}: missing; give a value"),
     (r"[Uu]nrecognized arguments: (?P<given>.+)", "what is {given!r} for? An option begins with --"),
 )  # fmt: skip
 """jsonargparse's message -> our message. `where` is the key that it names, `mismatch` becomes `why`."""
@@ -41,18 +46,35 @@ KINDS = {
 
 def explain_parse_error(error: Exception) -> str:
     """A parse error as one line, with the nearest valid name for an unknown one."""
-    text = " ".join(str(error).split())
-    key = re.search(r'Parser key "([^"]+)"', text)
-    where = key[1] if key else "config"
+    return _explain(" ".join(str(error).split()), getattr(error, "parser", None))
+
+
+def _explain(text: str, parser: Any) -> str:
+    keys = [(found.start(), found[1]) for found in re.finditer(r'Parser key "([^"]+)"', text)]
     for pattern, message in PARSE_ERRORS:
         found = re.search(pattern, text)
         if not found:
             continue
+        where = ".".join(key for place, key in keys if place < found.start()) or (keys[0][1] if keys else "config")
         parts = {name: _short(part) for name, part in found.groupdict().items()}
         if "mismatch" in parts:
+            if "class_path '" in found["mismatch"]:  # of a class inside the class
+                return _explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', parser)
             parts["why"] = _mismatch(found["mismatch"])
-        return message.format(where=where, **parts) + (_nearest(found["key"]) if "key" in parts else "")
-    return f"{where}: {_mismatch(text)}" if key else text
+        return message.format(where=where, **parts) + _hint(found.groupdict(), parser)
+    return f"{keys[0][1]}: {_mismatch(text)}" if keys else text
+
+
+def _hint(found: Mapping[str, str], parser: Any) -> str:
+    """The nearest name for an unknown one: a class, an option of a class, or an option of the parser."""
+    if "cls" in found:
+        return _nearest(found["cls"], _class_names())
+    if "own" in found:
+        return _nearest(found["own"], _arguments_of(found["name"]))
+    options = _options_of(parser) if parser is not None else set()
+    if "key" in found:
+        return _nearest(found["key"], {option.removeprefix("--") for option in options})
+    return _nearest(found["option"], options) if "option" in found else ""
 
 
 def _mismatch(text: str) -> str:
@@ -79,36 +101,63 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _nearest(key: str) -> str:
-    """A hint with the valid name most similar to a key."""
-    group, _, name = key.rpartition(".")
-    near = difflib.get_close_matches(name, [known for known in _known_names(group) if known != name], 1)
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """A hint with the known name most similar to a key: in the key's own group, or else among whole dotted names."""
+    group, dot, name = key.rpartition(".")
+    names = [other for other in known if other != key]
+    siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group] if dot else []
+    near = [f"{group}.{found}" for found in nearest(name, siblings)] if siblings else nearest(key, names)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _known_names(group: str) -> list[str]:
-    """The options of one of our groups, such as `rollout`; for other groups, all option and class names we ship."""
-    from lightning.pytorch import Trainer
+def _options_of(parser: Any, command: str = "") -> set[str]:
+    """The options that a parser takes on the command line, with those of the classes that it can build."""
+    found = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
+    found |= NOT_PARSED.get(command, set()) | ({"--json"} if command not in WITHOUT_RESULT else set())
+    for key, classes in _classes().items():
+        if f"--{key}.help" in found:
+            found |= {f"--{key}.init_args.{option}" for cls in classes for option in _arguments(cls)}
+    if parser._subcommands_action is not None:
+        for name, sub in parser._subcommands_action._name_parser_map.items():
+            found |= _options_of(sub, name)
+    return found
 
-    from datamodules import PromptDataModule
+
+def _classes() -> dict[str, list[type]]:
+    """The classes that are known, by the option that takes them."""
     from lit_rlvr.advantages import Advantage
     from lit_rlvr.algorithms import RLVRModule
-    from lit_rlvr.cli.groups import CALLBACKS
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.environments import Environment
     from lit_rlvr.rewards import Reward
     from lit_rlvr.rollout import RolloutEngine
     from lit_rlvr.run.trackers.choose import NAMES
-    from lit_rlvr.types import Sampling
-    from lit_rlvr.warm_start import WarmStart
 
-    groups: dict[str, type] = CALLBACKS | {"trainer": Trainer, "rollout.sampling": Sampling, "warm_start": WarmStart}
-    if group in groups:
-        return _options(groups[group])
-    classes: list[type] = [RLVRModule, PromptDataModule, Reward, RolloutEngine, Advantage]
-    for cls in classes:
-        classes += cls.__subclasses__()
-    names = {cls.__name__ for cls in classes} | {name for cls in (*classes, *groups.values()) for name in _options(cls)}
-    return sorted({*TOP_KEYS, *NAMES, *(cls.__name__ for cls in NAMES.values()), *names})
+    bases: dict[str, list[type]] = {
+        "model": [RLVRModule], "data": [PromptDataModule], "rollout.rewards": [Reward],
+        "rollout.environment": [Environment], "rollout.engine": [RolloutEngine], "model.advantage": [Advantage],
+        "trackers": [*NAMES.values()],
+    }  # fmt: skip
+    for classes in bases.values():
+        for cls in classes:
+            classes += cls.__subclasses__()
+    return bases
 
 
-def _options(cls: type) -> list[str]:
-    return sorted(set(inspect.signature(cls).parameters) - {"self", "args", "kwargs"})
+def _class_names() -> list[str]:
+    from lit_rlvr.run.trackers.choose import NAMES
+
+    return sorted({*NAMES} | {cls.__name__ for classes in _classes().values() for cls in classes})
+
+
+def _arguments(cls: type) -> set[str]:
+    """The arguments of a class, with those of its bases."""
+    made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
+    names = {name for init in made if inspect.isfunction(init) for name in inspect.signature(init).parameters}
+    return names - {"self", "args", "kwargs"}
+
+
+def _arguments_of(path: str) -> set[str]:
+    """The arguments of a class that the parser found."""
+    module, _, name = path.rpartition(".")
+    return _arguments(getattr(import_module(module), name))

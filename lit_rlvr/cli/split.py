@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.reading.writing import as_row
+from lit_rlvr.datamodules.reading.writing import as_row
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import check_new, write_atomically
 from lit_rlvr.types import Sample
 
 if TYPE_CHECKING:
-    from datamodules import PromptDataModule
-    from datamodules.base import Split
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.datamodules.base import Split
 
 _log = logging.getLogger("lit_rlvr")
 SETS: tuple[Split, ...] = ("train", "validation", "test")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
-from datamodules import PromptDataModule
-from datamodules.base import Split
 from lit_rlvr.cli.preview import look, print_prompts
 from lit_rlvr.cli.split import write_split
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.plan.job import job_of
 from lit_rlvr.plan.show import show
@@ -36,7 +37,7 @@ class RLVRTrainer(Trainer):
 
     def preview(
         self, model: RLVRModule, datamodule: PromptDataModule, prompts: int = 3, split: Split = "train",
-        out: str = "preview",
+        out: str | None = None,
     ) -> None:  # fmt: skip
         """Show prompts exactly as the model sees them.
 
@@ -45,10 +46,15 @@ class RLVRTrainer(Trainer):
             datamodule: the data.
             prompts: number of prompts to show, from the start of the set.
             split: which set.
-            out: folder for their images, as PNG files in the size that the model sees.
+            out: folder for their images, as PNG files in the size that the model sees; by default a new temporary one.
         """
         datamodule.use_model(model)
-        found = look(datamodule, split, prompts, Path(out))
+        folder = Path(mkdtemp(prefix="lit-rlvr-preview-") if out is None else out)
+        try:
+            found = look(datamodule, split, prompts, folder)
+        finally:
+            if out is None and not any(folder.iterdir()):
+                folder.rmdir()
         show_result(found, lambda: print_prompts(found))
 
     def filter(

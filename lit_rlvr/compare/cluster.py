@@ -12,6 +12,7 @@ from lit_rlvr.compare.after import next_step
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.children import start_command
+from lit_rlvr.packages import require
 
 FOLDER = "jobs"
 """Where submitit keeps its scripts and logs, in the study's folder."""
@@ -86,10 +87,9 @@ class Cluster:
     """
 
     def __init__(self, root: Path, options: Mapping[str, Any]) -> None:
-        try:
-            import submitit
-        except ImportError as error:
-            raise UserError("--cluster: jobs are submitted with submitit; pip install 'lit-rlvr[cluster]'") from error
+        require("submitit", "--cluster")
+        import submitit
+
         if "timeout_min" not in options:
             raise UserError("--cluster: give timeout_min, the minutes after which a job is queued again")
         self.root, parameters = root, dict(options)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_rlvr.cli.failure_line import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
-from lit_rlvr.compare.after import read_suites, start_folder
+from lit_rlvr.compare.after import next_step, read_suites, start_folder
 from lit_rlvr.compare.announcer import Announcer
 from lit_rlvr.compare.cluster import Cluster
 from lit_rlvr.compare.figures import draw_figures
@@ -24,26 +26,35 @@ from lit_rlvr.compare.signal import draw_signal
 from lit_rlvr.compare.study import Cell, Study, load_study
 from lit_rlvr.compare.suite_tables import suite_tables
 from lit_rlvr.compare.tables import SIGNAL, report
+from lit_rlvr.configs import Parser
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.base import Split
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.suites import find_suites
+from lit_rlvr.evaluation.suites import Suite, find_suites
 from lit_rlvr.files import write_atomically
+from lit_rlvr.packages import require
+from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.terminal import show_result
+
+SHOWN = 3
+"""How many missing things an error names."""
 
 _log = logging.getLogger("lit_rlvr")
 
 
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `compare`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("study", type=str, help="a study: a YAML file, or a shipped one by name (studies/smoke)")
     parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
     add_how(parser)
     config = parser.parse_args(arguments)
+    require("scipy", command)
     compare(load_study(config.study), Path(config.out), config.jobs, config.cluster)
     show_result(json.loads((Path(config.out) / "results.json").read_text()), lambda: None)  # for people: results.md
 
 
-def add_how(parser: ArgumentParser) -> None:
+def add_how(parser: Parser) -> None:
     """The options of how a study's cells are run."""
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
     parser.add_argument("--cluster", type=dict[str, Any] | None,
@@ -60,13 +71,16 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
         cluster: options of `Cluster`, to run them as jobs of a cluster.
 
     Raises:
-        UserError: a cell is invalid, the folder belongs to another study, or, after all others are done, some cells
-            failed.
+        UserError: a cell is invalid, this machine lacks what it needs, the folder belongs to another study, or, after
+            all others are done, some cells failed.
     """
     if jobs < 1:
         raise UserError(f"--jobs: {jobs} is not positive")
-    check_cells(study)
-    check_suites(study)
+    built = check_cells(study)
+    suites = check_suites(study)
+    if cluster is None:
+        remaining = [cell for cell in study.cells if next_step(study, cell, root) is not None]
+        check_machine([built[cell.task, cell.name] for cell in remaining], suites)
     with locked(root) as lock:
         folder = StudyFolder(root, study)
         progress = Announcer(len(study.cells), done=len(folder.having("done")))
@@ -91,33 +105,87 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
         _conclude(folder)
 
 
-def check_cells(study: Study) -> None:
+def check_cells(study: Study) -> dict[tuple[str, str], Any]:
     """Refuse a study with a cell that `fit` would refuse, before the first one trains.
+
+    Returns:
+        (task, cell) -> what its config builds: model, data, ..., and the options of the trainer.
 
     Raises:
         UserError: a cell is invalid; the message names it.
     """
-    fit = ConfigCheck()
+    fit, built = ConfigCheck(), {}
     for cell in study.cells:
         if cell.seed != study.seeds[0]:
             continue
         try:
-            fit.check(deepcopy(cell.config))  # parsing changes it in place
+            built[cell.task, cell.name] = fit.check(deepcopy(cell.config))  # parsing changes it in place
         except Exception as error:
             line = failure_line(error)
             if line is None:
                 raise
-            raise UserError(f"STUDY: {cell.task}, {cell.name}: {line}") from error
+            raise UserError(*(f"STUDY: {cell.task}, {cell.name}: {said}" for said in line.splitlines())) from error
+    return built
 
 
-def check_suites(study: Study) -> None:
+def check_suites(study: Study) -> list[Suite]:
     """Refuse suites that `evaluate` would refuse, before the first cell trains.
 
     Raises:
         UserError: there is no such suite or protocol, or two suites have the same name.
     """
     everything = [suite for group in study.suites.values() for suite in group]
-    list(find_suites(everything, {}, {"protocol": study.protocol}))
+    return list(find_suites(everything, {}, {"protocol": study.protocol}))
+
+
+def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
+    """Refuse cells whose devices, models or data are not available here, before they fail one after the other.
+
+    Args:
+        built: what each cell's config builds.
+        suites: the suites that are evaluated afterwards.
+
+    Raises:
+        UserError: names everything that is missing.
+    """
+    needs: dict[str, Callable[[], object]] = {}
+    for cell in built:
+        devices = cell.trainer.accelerator, cell.trainer.devices
+        needs[f"devices {devices}"] = partial(_check_devices, *devices)
+        needs[f"model {cell.model.model}"] = partial(resolve_model, cell.model.model)
+        for data in cell.data.validated:
+            needs |= _sources(data, ("train", "validation") if data is cell.data else ("validation",))
+    for suite in suites if built else ():
+        needs |= _sources(suite.data, ("test",))
+    missing: list[str] = []
+    for need in needs.values():
+        try:
+            need()
+        except Exception as error:
+            line = failure_line(error)
+            if line is None:
+                raise
+            missing.append(line)
+    if missing:
+        more = f"; and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        raise UserError(f"STUDY: its cells cannot run on this machine: {'; '.join(missing[:SHOWN])}{more}")
+
+
+def _check_devices(accelerator: Any, devices: Any) -> None:
+    try:
+        Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"trainer.accelerator: {accelerator}, devices: {devices}: {reason}") from error
+
+
+def _sources(data: PromptDataModule, splits: Sequence[Split]) -> dict[str, Callable[[], object]]:
+    """What reads the first row of each set that comes from a file or the hub, by the set's location."""
+    return {
+        f"{location}, {split}": partial(lambda split: next(iter(data.rows(split)), None), split)
+        for split in splits
+        if (location := data.locations[split]) is not None
+    }
 
 
 def _conclude(folder: StudyFolder) -> None:

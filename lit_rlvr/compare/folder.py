@@ -17,7 +17,7 @@ from lit_rlvr.compare.after import CONFIG, next_step
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
-from lit_rlvr.files import has_fields, write_atomically
+from lit_rlvr.files import has_fields, not_writable, write_atomically
 
 _log = logging.getLogger("lit_rlvr")
 Status = Literal["pending", "running", "done", "failed", "interrupted"]
@@ -96,7 +96,7 @@ def locked(root: Path) -> Iterator[int]:
         root.mkdir(parents=True, exist_ok=True)
         lock = (root / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"--out: {root} cannot be written: {error.strerror}") from error
+        raise UserError(not_writable(root, "--out", error)) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

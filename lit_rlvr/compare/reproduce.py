@@ -7,21 +7,20 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from lit_rlvr.compare.command import add_how, compare
 from lit_rlvr.compare.markdown import BEFORE, table
 from lit_rlvr.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.compare.study import load_study
 from lit_rlvr.compare.suite_tables import percent
-from lit_rlvr.configs import config_folder
-from lit_rlvr.errors import UserError
+from lit_rlvr.configs import Parser, config_folder, load_yaml
+from lit_rlvr.errors import UserError, nearest
 from lit_rlvr.files import write_atomically
+from lit_rlvr.packages import require
 from lit_rlvr.terminal import show_result
 
 _log = logging.getLogger("lit_rlvr")
@@ -114,10 +113,12 @@ def load_printed(name: str) -> Paper:
     path = Path(name) if Path(name).suffix == ".yaml" else folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
-        near = get_close_matches(name, known, 1)
+        near = nearest(name, known)
         raise UserError(f"there is no table {name!r}; {f'did you mean {near[0]}?' if near else ', '.join(known)}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = load_yaml(path.read_text())
+        if not isinstance(values, dict):
+            raise KeyError("tables")
         tables = [
             PrintedTable(
                 str(t["task"]), t.get("suite"), t.get("metric"), [str(column) for column in t["columns"]],
@@ -126,7 +127,9 @@ def load_printed(name: str) -> Paper:
             for t in values["tables"]
         ]  # fmt: skip
         study, seeds = str(values["study"]), values.get("seeds")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise UserError(f"{path} has no {error.args[0]!r}; see the shipped tables in {folder}") from error
+    except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not have the form of the shipped tables: {error!r}") from error
     for t in tables:
         for row, cells in t.rows.items():
@@ -235,9 +238,10 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
 
 def run(command: str, arguments: Sequence[str]) -> None:
     """The command line of `reproduce`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("table", type=str, help="a paper's table (apmpo/table1), or a YAML file with printed values")
     parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
     add_how(parser)
     config = parser.parse_args(list(arguments))
+    require("scipy", command)
     reproduce(config.table, Path(config.out), config.jobs, config.cluster)

@@ -70,6 +70,8 @@ def read_rest(path: str | Path) -> dict[str, Any]:
         UserError: it is missing, damaged, or not one of ours.
     """
     path = Path(path)
+    if not path.exists():
+        raise UserError(f"ckpt_path: there is no checkpoint '{path}'; use last or a file")
     file = path / REST if is_sharded(path) else path
     try:
         broken = _broken_part(str(file), os.stat(file).st_mtime_ns)

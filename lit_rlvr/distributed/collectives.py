@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.utilities.rank_zero import _get_rank
 from torch import Tensor
 
 from lit_rlvr.distributed.device import to_device
 
 T = TypeVar("T")
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Variables in which launchers set a process's rank; the first that is set counts, as in Lightning."""
 
 
 def world_size() -> int:
@@ -27,7 +28,8 @@ def rank() -> int:
 def is_first_process() -> bool:
     """Whether this is the run's first process. Reads the environment, so it works before the process group exists."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    return _get_rank() in (None, 0) and node == "0"
+    ranks = [os.environ[key] for key in _RANKS if key in os.environ]
+    return ranks[:1] in ([], ["0"]) and node == "0"
 
 
 def lost_peer(error: BaseException) -> bool:

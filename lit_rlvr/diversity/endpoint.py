@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_rlvr.diversity.base import require
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -43,7 +43,7 @@ class ChatEndpoint:
     concurrency: int
 
     def __post_init__(self) -> None:
-        require("JudgeScore", "openai")
+        require("openai", "JudgeScore")
         for name, least in (("retries", 0), ("concurrency", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"JudgeScore.{name}: {getattr(self, name)} must be at least {least}")

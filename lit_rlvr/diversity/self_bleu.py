@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lit_rlvr.diversity.base import DiversityMeasure, Group, require
+from lit_rlvr.diversity.base import DiversityMeasure, Group
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
 
 ORDER = 4
 TOKENISATIONS = ("13a", "intl", "zh", "char", "none")
@@ -31,7 +32,7 @@ class SelfBLEU4(DiversityMeasure):
 
     def __init__(self, tokenize: str = "13a") -> None:
         super().__init__()
-        require("SelfBLEU4", "sacrebleu")
+        require("sacrebleu", "SelfBLEU4")
         from sacrebleu.metrics import BLEU
 
         if tokenize not in TOKENISATIONS:

@@ -71,9 +71,10 @@ class Environment(ABC):
         """Answer a turn."""
 
     def reward(self) -> float | bool | RewardResult | None:
-        """The reward of the episode, asked for once at its end; None if the environment judges nothing.
+        """The reward of the episode, asked for once at its end.
 
-        True and False, and a number that is 1, also mean that the answer is correct.
+        True and False, and a number that is 1, also mean that the answer is correct. None means that the environment
+        does not judge this episode: other rewards decide, and without any it is masked out of the loss.
         """
         return None
 

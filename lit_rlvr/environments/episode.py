@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import sys
 from copy import deepcopy
@@ -50,7 +49,6 @@ class Player:
         """
         if batch != self._batch:
             self._batch, self._episodes = batch, {}
-        process = os.getpid()
         random.seed(f"{seed} {call}")
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(random.getrandbits(32))
@@ -60,9 +58,6 @@ class Player:
             return error
         except (SystemExit, KeyboardInterrupt) as error:
             raise RuntimeError(first_line(error)) from error
-        finally:
-            if os.getpid() != process:  # a child that the environment forked must not answer in its place
-                os._exit(0)
 
     def _call(
         self, number: int, call: int, sample: Sample, turn: Turn | None

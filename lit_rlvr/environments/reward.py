@@ -24,10 +24,10 @@ class EnvironmentReward(Reward):
     """
 
     def __init__(self, weight: float = 1.0, correct_from: bool = False, name: str | None = "environment") -> None:
-        super().__init__(weight=weight, correct_from=correct_from, name=name)
+        super().__init__(weight=weight, correct_from=correct_from, name=name, truncated_is_wrong=False)
 
-    def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
-        return completion.outcome or RewardResult(0.0)
+    def __call__(self, completion: Completion, sample: Sample) -> RewardResult | None:
+        return completion.outcome
 
 
 def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str] | None) -> list[Reward]:

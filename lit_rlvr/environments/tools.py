@@ -6,13 +6,12 @@ import asyncio
 import inspect
 import json
 from collections.abc import Callable
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
 from lit_rlvr.environments.base import Environment, Observation
 from lit_rlvr.environments.calls import Call, find_calls
-from lit_rlvr.errors import UserError, first_line, with_user_line
+from lit_rlvr.errors import UserError, first_line, nearest, with_user_line
 from lit_rlvr.types import RewardResult, Sample, Turn
 
 
@@ -181,7 +180,7 @@ def _found(path: str) -> Any:
     except (ImportError, AttributeError) as error:
         from lit_rlvr.environments import __all__ as shipped
 
-        near = get_close_matches(name, shipped, 1) if not module else []
+        near = nearest(name, shipped) if not module else []
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"rollout.environment: {path} cannot be imported: {first_line(error)}{hint}") from error
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from datamodules.reading.rows import lookup
+from lit_rlvr.datamodules.reading.rows import lookup
 from lit_rlvr.evaluation.protocols import TURNS
 from lit_rlvr.export import is_run, run_config
 from lit_rlvr.policy.loading import load_config

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import DefaultHelpFormatter, Namespace
 from rich.markdown import Markdown
 
+from lit_rlvr.configs import Parser
 from lit_rlvr.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import named
@@ -60,9 +61,9 @@ class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
     """Prints the example unchanged, ready to copy."""
 
 
-def make_parser(command: str) -> ArgumentParser:
+def make_parser(command: str) -> Parser:
     """The options of `evaluate`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN, exit_on_error=False,
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN,
                             formatter_class=_Help)  # fmt: skip
     parser.add_argument("--model", type=str | None, help="model folder, hub id, run folder, or a name (smollm2)")
     parser.add_argument("--like", type=str | None,
@@ -109,14 +110,14 @@ def make_parser(command: str) -> ArgumentParser:
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `evaluate`."""
     parser = make_parser(command)
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_line(arguments)
     chosen = any(argument.startswith("--environment") for argument in arguments)
     if parsed.like is not None and not is_run(parsed.like):
         raise UserError(f"--like: {parsed.like} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
     like = parsed.like or parsed.model
     if not chosen and like is not None and (own := find_environment(like)):
         own = own if isinstance(own, str) else json.dumps(own)
-        parsed = parser.parse_args([*arguments, "--environment", own])
+        parsed = parser.parse_line([*arguments, "--environment", own])
     config = parser.instantiate_classes(parsed)
     if (config.model is None) == (config.completions is None):
         raise UserError("--model: give either a model to sample from or --completions to score")

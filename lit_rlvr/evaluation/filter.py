@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from datamodules.reading.writing import as_row
+from lit_rlvr.datamodules.reading.writing import as_row
 from lit_rlvr.environments.base import named
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import MOST, UserError
 from lit_rlvr.evaluation.counter import counted
 from lit_rlvr.evaluation.records import Records, Row
 from lit_rlvr.evaluation.sampler import Sampler
@@ -21,9 +21,9 @@ from lit_rlvr.rollout.episodes import begins
 from lit_rlvr.rollout.lengths import Asked, check_lengths
 
 if TYPE_CHECKING:
-    from datamodules import PromptDataModule
-    from datamodules.base import Split
     from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.datamodules.base import Split
     from lit_rlvr.rollout import RolloutCallback
 
 _log = logging.getLogger("lit_rlvr")
@@ -47,8 +47,10 @@ def filter_prompts(
     """
     if not 0 <= lowest <= highest <= 1:
         raise UserError(f"--lowest {lowest} --highest {highest}: give 0 <= lowest <= highest <= 1")
-    if samples < 1:
-        raise UserError(f"--samples: {samples} is not positive")
+    if not 1 <= samples <= MOST:
+        raise UserError(
+            f"--samples: {samples} is {'not positive' if samples < 1 else f'too large; use at most {MOST}'}"
+        )
     check_out(out)
     data.use_model(module)
     if rollout.environment is not None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lit_rlvr.configs import config_folder
-from lit_rlvr.errors import UserError
+from lit_rlvr.configs import config_folder, load_yaml
+from lit_rlvr.errors import MOST, UserError, nearest
 from lit_rlvr.types import Sampling
 
 TURNS = ("max_turns", "max_observation_tokens", "max_episode_tokens")
@@ -51,6 +50,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if type(self.samples) is not int or self.samples < 0 or not (self.samples or self.greedy):
             raise UserError("samples: give a positive number, or 0 with greedy: true")
+        if self.samples > MOST:
+            raise UserError(f"samples: {self.samples} is too large; use at most {MOST}")
         for name in ("temperature", "top_p"):
             if type(getattr(self, name)) not in (int, float):
                 raise UserError(f"{name}: {getattr(self, name)!r} is not a number")
@@ -105,10 +106,10 @@ def read_protocol(name: str, suite: str) -> dict[str, Any]:
     path = Path(name) if Path(name).suffix == ".yaml" else config_folder() / "protocols" / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in (config_folder() / "protocols").glob("*.yaml"))
-        near = get_close_matches(name, known, 1)
+        near = nearest(name, known)
         raise UserError(f"protocol: there is no protocol {name!r}; {f'did you mean {near[0]}?' if near else known}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = load_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"protocol: {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not isinstance(values.get("suites", {}), dict):
@@ -129,6 +130,6 @@ def check_settings(settings: Any, known: tuple[str, ...], where: str) -> None:
         raise UserError(f"{where}: {settings!r} are not settings; give them by name")
     for key in settings:
         if key not in known:
-            near = get_close_matches(str(key), known, 1)
+            near = nearest(str(key), known)
             hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
             raise UserError(f"{where} has no setting {key!r}; {hint}")

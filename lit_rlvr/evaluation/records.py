@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
-from lit_rlvr.files import write_atomically
+from lit_rlvr.files import not_writable, write_atomically
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt
 
@@ -63,7 +63,7 @@ class Records:
         try:
             write_atomically(told, json.dumps(settings, indent=2) + "\n")
         except OSError as error:
-            raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from error
+            raise UserError(not_writable(folder, "--out", error)) from error
 
     @staticmethod
     def _settings(path: Path) -> dict[str, Any] | None:
@@ -120,7 +120,8 @@ class Records:
 
 
 def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[Row]:
-    """A judged group of one prompt as rows; `correct` is null if the check itself failed."""
+    """A judged group of one prompt as rows; `correct` is null if the check itself failed or no reward
+    calls the answer right or wrong."""
     return [
         {
             "part": part,
@@ -130,7 +131,7 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
             "completion": completion.text,
             **({"turns": [vars(turn) for turn in completion.turns]} if completion.turns else {}),
             "extracted": next((r.detail for r in scores.details[p][g].values() if r.correct is not None), ""),
-            "correct": None if bool(scores.failed[p, g]) else bool(scores.correct[p, g]),
+            "correct": bool(scores.correct[p, g]) if bool(scores.judged[p, g]) else None,
             "status": scores.statuses[p][g],
             "finish_reason": completion.finish_reason,
             "tokens": completion.length,

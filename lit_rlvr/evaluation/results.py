@@ -12,7 +12,7 @@ import torch
 from lit_rlvr.evaluation.records import Row
 from lit_rlvr.printable import one_line
 from lit_rlvr.training.metrics import pass_at_k
-from lit_rlvr.types import Sample
+from lit_rlvr.types import STATUSES, Sample
 
 RESAMPLES = 2000
 """Number of bootstrap samples for an interval."""
@@ -31,28 +31,42 @@ def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) ->
     Returns:
         `pass@k` for powers of two up to n with `pass@k_ci95`, `avg@n`, `greedy` with `greedy_ci95`, `n`, `questions`,
         `length` (null if unknown), `truncated`, the share of each status, and `categories` with pass@1, greedy and
-        questions of each. A check that itself failed counts as wrong.
+        questions of each. A check that itself failed counts as wrong; a completion that no reward calls right or wrong
+        does not count, nor does a question with fewer than k others in pass@k. Rates of nothing are null.
     """
     groups = sampled or greedy
     results: dict[str, Any] = {"n": len(sampled[0]) if sampled else 0, "questions": len(samples)}
     scores: dict[str, np.ndarray] = {}  # name -> (Q,)
     if sampled:
         right = torch.tensor([[bool(row["correct"]) for row in group] for group in sampled])  # (Q, n)
+        counted = torch.tensor([[_counts(row) for row in group] for group in sampled])  # (Q, n)
         ks = [1 << i for i in range(right.shape[1].bit_length())]
-        scores |= {f"pass@{k}": pass_at_k(right, k).numpy() for k in ks if k <= right.shape[1]}
-        results[f"avg@{right.shape[1]}"] = float(right.double().mean())
+        scores |= {f"pass@{k}": pass_at_k(right, k, counted).numpy() for k in ks if k <= right.shape[1]}
+        results[f"avg@{right.shape[1]}"] = _mean(right[counted].double().numpy())
     if greedy:
-        scores["greedy"] = np.array([float(bool(group[0]["correct"])) for group in greedy])
+        scores["greedy"] = np.array([bool(row["correct"]) if _counts(row) else np.nan for (row, *_) in greedy], float)
     for name, values in scores.items():
-        results[name] = float(values.mean())
-        results[f"{name}_ci95"] = interval(values)
+        known = values[~np.isnan(values)]
+        results[name] = _mean(values)
+        results[f"{name}_ci95"] = interval(known) if len(known) else None
     rows = [row for group in groups for row in group]
     results["length"] = float(np.mean([row["tokens"] for row in rows])) if any(row["tokens"] for row in rows) else None
     results["truncated"] = float(np.mean([row["finish_reason"] == "length" for row in rows]))
-    for status in ("parse_fail", "timeout", "error"):
+    for status in STATUSES[1:]:
         results[status] = float(np.mean([row["status"] == status for row in rows]))
     results["categories"] = by_category(samples, {k: v for k, v in scores.items() if k in ("pass@1", "greedy")})
     return results
+
+
+def _counts(row: Row) -> bool:
+    """Whether a completion is known to be right or wrong, or its check failed."""
+    return row["correct"] is not None or row["status"] == "error"
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean without NaN; None if nothing is left."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
 
 
 def interval(values: np.ndarray) -> list[float]:
@@ -62,14 +76,14 @@ def interval(values: np.ndarray) -> list[float]:
     return [float(low), float(high)]
 
 
-def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Mean scores of each category; empty without categories."""
+def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
+    """Mean scores of each category over the questions that have one; empty without categories."""
     places: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
         if sample.category:
             places.setdefault(sample.category, []).append(i)
     return {
-        name: {"questions": len(at)} | {score: float(values[at].mean()) for score, values in scores.items()}
+        name: {"questions": len(at)} | {score: _mean(values[at]) for score, values in scores.items()}
         for name, at in sorted(places.items())
     }
 
@@ -113,7 +127,7 @@ def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dic
 
 
 def _with_interval(results: Mapping[str, Any], name: str) -> str:
-    if name not in results:
+    if results.get(name) is None:
         return ""
     low, high = results[f"{name}_ci95"]
     return f"{results[name]:.3f} [{low:.2f}, {high:.2f}]"

@@ -19,7 +19,7 @@ from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
-    from datamodules import PromptDataModule
+    from lit_rlvr.datamodules import PromptDataModule
 
 Judged = Callable[[Prompt, list[Completion], Scores], None]
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 
 import lit_rlvr.environments.known
 import lit_rlvr.rewards.known  # noqa: F401
-from datamodules import PromptDataModule, geometry, medical_vqa, text_math
-from datamodules.reading.readers import FORMATS, read_rows
-from datamodules.reading.rows import BadRow
-from lit_rlvr.configs import config_folder, merge
+from lit_rlvr.configs import Parser, config_folder, load_yaml, merge
+from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_math
+from lit_rlvr.datamodules.reading.readers import FORMATS, read_rows
+from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, nearest
 from lit_rlvr.evaluation.protocols import PROMPTS, SAMPLING, Protocol, check_settings, make_protocol
 from lit_rlvr.rewards import Reward
 
@@ -147,7 +146,7 @@ def shipped(name: str) -> Path:
     """The file of a shipped suite."""
     known = shipped_names()
     if name not in known:
-        near = get_close_matches(name, known, 1)
+        near = nearest(name, known)
         hint = f"did you mean {near[0]}?" if near else f"suites: {', '.join(known)}; or a {', '.join(FORMATS)} file"
         raise UserError(f"--suite: there is no suite {name!r}; {hint}")
     return config_folder() / "suites" / f"{name}.yaml"
@@ -156,7 +155,7 @@ def shipped(name: str) -> Path:
 def read_suite(path: Path) -> dict[str, Any]:
     """A suite's `data` and `rewards`, and perhaps its `environment`."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = load_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"--suite: {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or {*values} - {"environment"} != {"data", "rewards"}:
@@ -212,7 +211,7 @@ def build(name: str, values: dict[str, Any], protocol: Protocol, environment: En
     Args:
         environment: if the settings name none.
     """
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser()
     parser.add_subclass_arguments(PromptDataModule, "data", required=True)
     parser.add_argument("--rewards", type=list[Reward | str], required=True)
     parser.add_argument("--environment", type=Environment | str | None)

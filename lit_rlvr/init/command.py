@@ -8,8 +8,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import check_writable, write_atomically
 from lit_rlvr.terminal import show_result
@@ -22,7 +21,7 @@ NAME = "my_task"
 
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `init`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("folder", type=str, help="folder to write; it is new or empty, and its name is the module's")
     parser.add_argument("--kind", type=str, default="task", help=f"what the project is about: {', '.join(KINDS)}")
     config = parser.parse_args(arguments)
@@ -87,7 +86,7 @@ def installed(name: str) -> str:
 
 
 def _instead(name: str) -> str:
-    """A name that can be used, for a message."""
-    word = re.sub(r"^[\d_]+", "", re.sub(r"\W+", "_", name, flags=re.ASCII)).strip("_")
+    """A name that can be used, for a message; what is left of one in another script would say nothing."""
+    word = re.sub(r"^[\d_]+", "", re.sub(r"\W+", "_", name)).strip("_") if name.isascii() else ""
     word = word if word and not keyword.iskeyword(word) and not installed(word) else f"my_{word or 'task'}"
     return f"choose another, such as {word}"

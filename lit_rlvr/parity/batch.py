@@ -122,9 +122,12 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         UserError: it is not an .npz file, or holds objects instead of numbers.
     """
     try:
+        path.open("rb").close()
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"batch: {path} is no .npz file; write one with numpy's savez")
         with np.load(path, allow_pickle=False) as data:
             return {name: data[name] for name in data.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(
             f"batch: {path} is not a readable .npz of plain arrays: {str(error).splitlines()[0]}"
         ) from error

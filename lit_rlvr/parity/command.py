@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jsonargparse import ArgumentParser
 
 from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.configs import Parser, load_yaml
 from lit_rlvr.errors import UserError, user_error_in
 from lit_rlvr.files import check_new
 from lit_rlvr.parity.batch import load_arrays
@@ -21,7 +21,7 @@ from lit_rlvr.terminal import Terminal, show_result
 
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `parity`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=run_parity.__doc__, exit_on_error=False)
+    parser = Parser(prog=f"lit-rlvr {command}", description=run_parity.__doc__)
     parser.add_argument("batch", type=str, help="the frozen batch: an .npz file")
     parser.add_argument("--config", type=str, required=True, help="YAML: {algorithms: {NAME: {class_path, init_args}}}")
     parser.add_argument("--out", type=str, required=True, help="the .npz file to write")
@@ -69,7 +69,7 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
         UserError: the file is not such a mapping, or names a class or an option that does not exist.
     """
     try:
-        value: Any = yaml.safe_load(path.read_text())
+        value: Any = load_yaml(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"--config: {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(value, dict) or set(value) != {"algorithms"} or not isinstance(value["algorithms"], dict):
@@ -87,13 +87,13 @@ def build(spec: Any, where: str, kind: type = RLVRModule) -> Any:
     Raises:
         UserError: there is no such class or option; the message begins with `where`.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentError
 
     from lit_rlvr.cli.parse_errors import explain_parse_error
 
     if not isinstance(spec, str) and not (isinstance(spec, dict) and "class_path" in spec):
         raise UserError(f"{where}: must be {{class_path: ..., init_args: ...}} or the name of a class")
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser()
     parser.add_argument("--algorithm", type=kind)
     try:
         return parser.instantiate(parser.parse_object({"algorithm": spec})).algorithm

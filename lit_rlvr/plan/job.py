@@ -14,8 +14,8 @@ from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.rollout.vllm import VLLMEngine
 
 if TYPE_CHECKING:
-    from datamodules import PromptDataModule
     from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.rollout import RolloutCallback
 
 

@@ -17,6 +17,8 @@ from lit_rlvr.terminal import Terminal, show_result
 MEASURED = "00:00:01:00"
 """How long to train, as days, hours, minutes and seconds; the iteration in progress is finished."""
 HOUR = 3600
+ERROR = "lit-rlvr: error: "
+"""What a line of a failed command begins with."""
 
 
 def time_run(arguments: Sequence[str]) -> None:
@@ -30,8 +32,12 @@ def time_run(arguments: Sequence[str]) -> None:
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--time", action="store_true")
-    parser.add_argument("--price", type=float)
+    parser.add_argument("--price")
     given, config = parser.parse_known_args([*arguments])
+    try:
+        price = None if given.price is None else float(given.price)
+    except ValueError as error:
+        raise UserError(f"--price: give a number, not {given.price!r}") from error
     for option in ("--gpus", "--lengths"):
         if any(argument.partition("=")[0] == option for argument in config):
             raise UserError(f"--time: it measures on this machine; leave out {option}, or leave out --time")
@@ -42,7 +48,7 @@ def time_run(arguments: Sequence[str]) -> None:
             "--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0", "--run.show_every", "0",
             "--trainer.enable_checkpointing", "false", "--trainer.logger", "false", "--trackers", "null",
         )  # fmt: skip
-    found = estimate(sizes, summary, given.price)
+    found = estimate(sizes, summary, price)
     show_result(found, lambda: print_estimate(found))
 
 
@@ -52,7 +58,8 @@ def _fit(config: Sequence[str], *more: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise UserError(said[-1].removeprefix("lit-rlvr: error: "))
+        errors = [line.removeprefix(ERROR) for line in said if line.startswith(ERROR)]
+        raise UserError(*(errors or said[-1:]))
     return dict(json.loads(done.stdout))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
 from lit_rlvr.policy.loading import load_config, reading
 from lit_rlvr.policy.vision import PATCHES, takes_images
 from lit_rlvr.types import Pixels
@@ -41,12 +42,9 @@ class ImageProcessor:
         Raises:
             UserError: one side is more than 200 times as long as the other.
         """
-        try:
-            from qwen_vl_utils.vision_process import smart_resize
-        except ImportError as error:
-            raise UserError(
-                f"images need qwen-vl-utils, which does not import ({error}); pip install 'lit-rlvr[vision]'"
-            ) from error
+        require("qwen_vl_utils", "images", "qwen-vl-utils", "torchvision")
+        from qwen_vl_utils.vision_process import smart_resize
+
         try:
             high, wide = smart_resize(height, width, self._unit, self._min, self._max)
         except ValueError as error:

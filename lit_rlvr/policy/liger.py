@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import nn
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
 
 
 def use_liger(model: nn.Module) -> None:
@@ -18,8 +17,7 @@ def use_liger(model: nn.Module) -> None:
     """
     if not torch.cuda.is_available():
         raise UserError("model.liger: its kernels run on a GPU only; leave it off")
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise UserError("model.liger: liger-kernel is not installed; pip install 'lit-rlvr[liger]'")
+    require("liger_kernel", "model.liger", "liger-kernel")
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
     try:  # our scoring never calls the losses that it would fuse

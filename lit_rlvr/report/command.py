@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from lit_rlvr.configs import Parser
 from lit_rlvr.report.groups import read_groups
 from lit_rlvr.report.page import page
 from lit_rlvr.report.render import write_page
@@ -15,7 +14,7 @@ from lit_rlvr.terminal import show_result
 
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `report`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=write_report.__doc__, exit_on_error=False)
+    parser = Parser(prog=f"lit-rlvr {command}", description=write_report.__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of studies")
     parser.add_argument(
         "--out",

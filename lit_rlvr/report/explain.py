@@ -7,19 +7,20 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from rich.table import Table
 from rich.text import Text
 
+from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
 from lit_rlvr.report.render import render, write_page
+from lit_rlvr.report.runs import verdict
 from lit_rlvr.terminal import Terminal, show_result
 from lit_rlvr.training.trace import list_traces, read_trace, trace_folder
 
 
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `explain`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=__doc__, exit_on_error=False)
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--step", type=int, default=None, help="a saved step; default: the last with a gradient")
     parser.add_argument(
@@ -111,7 +112,7 @@ def cells(completion: dict[str, Any]) -> list[str]:
     clipped = sum(c for _, _, c, _ in tokens(completion))
     return [
         f"{completion['reward']:.3f}",
-        "yes" if completion["correct"] else "no",
+        {"correct": "yes", "wrong": "no"}.get(said := verdict(completion), said),
         f"{completion['advantage']:+.3f}",
         str(sum(own)),
         f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",

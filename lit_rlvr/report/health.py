@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
@@ -11,6 +12,9 @@ from lit_rlvr.report.runs import Run
 
 RECENT = 5
 """Iterations whose mean is compared with that of the first ones."""
+MOST = 0.5
+VALIDATED = re.compile(r"val/(.+)/truncated")
+"""The metric of a validation set."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,25 @@ def _dead_groups(run: Run) -> Iterator[Finding]:
 
 
 def _truncation(run: Run) -> Iterator[Finding]:
+    """Looks at training and at each set's last validation; a steady share in training passes up to `MOST`."""
+    seen = []
     cut = course(run, "rollout/truncated")
-    if cut.values and cut.last > 0.2 and (not cut.long or cut.last > cut.first + 0.1):
+    if cut.values and (cut.last > MOST or (cut.last > 0.2 and (not cut.long or cut.last > cut.first + 0.1))):
+        seen.append(f"share cut off: {cut.change() if cut.long else number_text(cut.last)}")
+    for name in dict.fromkeys(
+        found[1] for row in run.metrics.values() for m in row if (found := VALIDATED.fullmatch(m))
+    ):
+        last = course(run, f"val/{name}/truncated")
+        if last.values and last.values[-1] > MOST:
+            seen.append(
+                f"share cut off in validation ({name}): {number_text(last.values[-1])} at step {last.steps[-1]}"
+            )
+    if seen:
         yield Finding(
             "Completions are cut off",
-            f"share cut off: {cut.change() if cut.long else number_text(cut.last)}",
-            "raise rollout.sampling.max_tokens, mask cut completions (rollout.mask_truncated), or reward short answers "
-            "(Overlong)",
+            "; ".join(seen),
+            "raise rollout.sampling.max_tokens (in validation rollout.eval_sampling.max_tokens), mask cut completions "
+            "(rollout.mask_truncated), reward short answers (Overlong), or pay only for answers that end",
         )
 
 
@@ -99,12 +115,27 @@ def _length(run: Run) -> Iterator[Finding]:
         )
 
 
+def _learns(run: Run) -> bool:
+    """Whether a run got better, and either solves most prompts by now or still has a signal from most.
+
+    Its entropy then falls because it becomes sure of right answers.
+    """
+    accuracy, reward, signal = (course(run, m) for m in ("rollout/accuracy", "rollout/reward", "train/no_signal"))
+    if accuracy.long and 1 - accuracy.last < 0.8 * (1 - accuracy.first):
+        return accuracy.last > MOST or (bool(signal.values) and signal.last < MOST)
+    steady = not accuracy.long or accuracy.last >= accuracy.first
+    rises = reward.long and reward.last - reward.first > 0.5 * (max(reward.values) - min(reward.values))
+    return steady and rises and bool(signal.values) and signal.last < MOST
+
+
 def _entropy(run: Run) -> Iterator[Finding]:
     entropy = course(run, "train/entropy")
-    if entropy.long and entropy.last < 0.1 * entropy.first:
+    if entropy.long and entropy.last < 0.1 * entropy.first and not _learns(run):
+        accuracy = course(run, "rollout/accuracy")
         yield Finding(
             "The entropy collapsed",
-            f"nats per token: {entropy.change()}",
+            f"nats per token: {entropy.change()}"
+            + (f"; {accuracy.last:.0%} of the completions are correct" if accuracy.values else ""),
             "a smaller learning rate (model.lr), a wider upper clip (DAPO), an entropy bonus (model.entropy_coef), or "
             "an advantage that keeps rare solutions (agrae, rloo)",
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from lit_rlvr.report.runs import Run
+from lit_rlvr.report.runs import Run, verdict
 
 MOST_PROMPTS = 10
 """Rows of the tables of prompts."""
@@ -26,11 +26,16 @@ class Visit:
 
     @property
     def right(self) -> int:
-        return sum(row["correct"] for row in self.rows)
+        return sum(verdict(row) == "correct" for row in self.rows)
+
+    @property
+    def judged(self) -> int:
+        """Number of completions known to be right or wrong."""
+        return sum(verdict(row) in ("correct", "wrong") for row in self.rows)
 
     @property
     def score(self) -> str:
-        return f"{self.right} of {len(self.rows)}"
+        return f"{self.right} of {self.judged}"
 
     @property
     def live(self) -> bool:
@@ -62,7 +67,8 @@ class History:
     @property
     def solved_by(self) -> list[list[Visit]]:
         """The visits in the runs in which it was unsolved at first and solved at the end."""
-        return [visits for visits in self.visits if visits[0].right == 0 and visits[-1].right > 0]
+        judged = [(visits, [visit for visit in visits if visit.judged]) for visits in self.visits]
+        return [visits for visits, known in judged if known and known[0].right == 0 and known[-1].right > 0]
 
     @property
     def count(self) -> int:
@@ -129,6 +135,7 @@ def _content(content: Any) -> str:
 
 
 def _tail(visits: list[Visit]) -> int:
-    """Number of most recent visits in a row with only wrong completions."""
-    solved = [k for k, visit in enumerate(visits) if visit.right]
-    return len(visits) - 1 - (solved[-1] if solved else -1)
+    """Number of most recent visits in a row with only wrong completions, of those with judged ones."""
+    judged = [visit for visit in visits if visit.judged]
+    solved = [k for k, visit in enumerate(judged) if visit.right]
+    return len(judged) - 1 - (solved[-1] if solved else -1)

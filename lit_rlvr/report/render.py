@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import write_atomically
 from lit_rlvr.printable import printable
+from lit_rlvr.report.runs import verdict
 
 MARK = '<meta name="generator" content="lit-rlvr">'
 """Mark in every page (`page.html`)."""
@@ -43,10 +44,12 @@ def write_page(path: Path, text: str, option: str) -> None:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("lit_rlvr"), autoescape=True, undefined=StrictUndefined, finalize=_visible,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    environment.globals["verdict"] = verdict
+    return environment
 
 
 def _visible(value: Any) -> Any:

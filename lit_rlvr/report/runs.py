@@ -21,10 +21,17 @@ Metrics = dict[int, dict[str, float]]
 
 ROW: Fields = {
     "step": int, "id": str, "sample": int, "prompt": (str, list), "answer": str, "completion": str,
-    "finish_reason": str, "tokens": int, "reward": (int, float), "correct": bool, "status": str,
+    "finish_reason": str, "tokens": int, "reward": (int, float), "correct": (bool, type(None)), "status": str,
     "advantage": (int, float, type(None)),
 }  # fmt: skip
 """A line of completions.jsonl."""
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """Whether a recorded completion is "correct" or "wrong"; "check failed" or "not judged" if that is not known."""
+    if row["status"] == "error":
+        return "check failed"
+    return "not judged" if row["correct"] is None else "correct" if row["correct"] else "wrong"
 
 
 @dataclass

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from lit_rlvr.errors import UserError, begins_at, first_line, user_line
+from lit_rlvr.errors import UserError, begins_at, first_line, nearest, user_line
 from lit_rlvr.rewards.isolated import Isolation, as_function, run_isolated
 from lit_rlvr.rewards.process import Function, Outcome
 from lit_rlvr.rewards.waiting import Waiting
@@ -30,6 +34,8 @@ class Reward(ABC):
         name: the reward's name in metrics (`reward/<name>`). Default: the class name in snake case.
         isolate: judge each completion in a worker process, where a crash, a hang or a leak affects only that
             completion; true, or limits other than `{cpu_seconds: 2, wall_seconds: 20, memory_mb: 2048}`.
+        truncated_is_wrong: a completion cut off at max_tokens is not right and earns at most 0, because its answer has
+            not ended. False judges the text so far.
 
     Raises:
         UserError: the weight is not a finite number, or this reward does not support `isolate`.
@@ -41,6 +47,7 @@ class Reward(ABC):
         correct_from: bool = False,
         name: str | None = None,
         isolate: bool | Isolation = False,
+        truncated_is_wrong: bool = True,
     ) -> None:
         cls = type(self)
         if not math.isfinite(weight):
@@ -55,10 +62,15 @@ class Reward(ABC):
         self.name = name or snake_case(cls.__name__)
         self.dotted_path = f"{cls.__module__}.{cls.__qualname__}"
         self.isolation = (Isolation() if isolate else None) if isinstance(isolate, bool) else isolate
+        self.truncated_is_wrong = truncated_is_wrong
 
     @abstractmethod
-    def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult:
-        """The reward of one completion; True and False also report `correct`, a number does not."""
+    def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
+        """The reward of one completion; True and False also report `correct`, a number does not.
+
+        None means that this reward does not judge the completion: the others decide, and a completion that none of them
+        judges is masked out of the loss.
+        """
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         """Judge a batch, in order. Rewards with their own worker processes override this.
@@ -77,12 +89,19 @@ class Reward(ABC):
         return results
 
     def _judge(self, completion: Completion, sample: Sample) -> RewardResult:
-        try:
-            return as_result(self(completion, sample))
-        except (UserError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # SystemExit too: a reward must not end the run
-            return self._failed(error)
+        with forks_ended(self.dotted_path):
+            try:
+                return self._result(completion, sample)
+            except (UserError, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # SystemExit too: a reward must not end the run
+                return self._failed(error)
+
+    def _result(self, completion: Completion, sample: Sample) -> RewardResult:
+        result = as_result(self(completion, sample))
+        if not (self.truncated_is_wrong and completion.truncated) or result.status in ("error", "unjudged"):
+            return result
+        return RewardResult(min(result.value, 0.0), None if result.correct is None else False, "ok", "cut off")
 
     @cached_property
     def for_workers(self) -> Function:
@@ -96,7 +115,7 @@ class Reward(ABC):
     def judge_alone(self, completion: Completion, sample: Sample) -> RewardResult | UserError:
         """Judge one completion like `score`, but in a worker process, which itself handles running out of memory."""
         try:
-            return as_result(self(completion, sample))
+            return self._result(completion, sample)
         except UserError as error:
             return error
         except MemoryError:
@@ -117,11 +136,12 @@ class Reward(ABC):
 
 
 class FunctionReward(Reward):
-    """A plain function `(completion, sample) -> float | bool | RewardResult` as a reward.
+    """A plain function `(completion, sample) -> float | bool | RewardResult | None` as a reward.
 
     Args:
         path: the function as `module.function`; modules in the current directory work.
-        kwargs: `weight`, `correct_from`, `name` and `isolate` of every reward; the default name is the function's.
+        kwargs: `weight`, `correct_from`, `name`, `isolate` and `truncated_is_wrong` of every reward; the default name
+            is the function's.
 
     Raises:
         UserError: the function cannot be imported; the message says which import failed.
@@ -131,7 +151,9 @@ class FunctionReward(Reward):
         super().__init__(**kwargs)
         module, _, function = path.rpartition(".")
         if not module or path.startswith("."):
-            raise UserError(f"rewards.FunctionReward.path must be module.function, got {path!r}")
+            known = nearest(path, import_module("lit_rlvr.rewards").__all__)
+            hint = f"did you mean {known[0]!r}?" if known else "give a class of lit-rlvr, or module.function"
+            raise UserError(f"rollout.rewards: there is no reward {path!r}; {hint}")
         try:
             self.function = getattr(import_module(module), function)
         except (ImportError, SyntaxError) as error:
@@ -144,7 +166,7 @@ class FunctionReward(Reward):
         if kwargs.get("name") is None:
             self.name = function
 
-    def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult:
+    def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
         return self.function(completion, sample)
 
     def judging_function(self) -> object:
@@ -152,14 +174,17 @@ class FunctionReward(Reward):
 
 
 def as_result(value: object) -> RewardResult:
-    """A reward's return value as a RewardResult; True and False, including numpy's and torch's, report `correct`.
+    """A reward's return value as a RewardResult; True and False, including numpy's and torch's, report `correct`, and
+    None has status "unjudged".
 
     Raises:
         TypeError: it is neither a number nor a RewardResult.
         ValueError: the number is not finite.
     """
+    if value is None:
+        return RewardResult(0.0, None, "unjudged")
     if isinstance(value, RewardResult):
-        result = value
+        result = replace(value, value=_number(value.value))
     else:
         is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
         result = RewardResult(_number(value), bool(value) if is_bool else None)
@@ -170,8 +195,34 @@ def as_result(value: object) -> RewardResult:
 
 def _number(value: object) -> float:
     if not hasattr(value, "__float__"):
-        raise TypeError(f"a reward must return a number, a bool or a RewardResult, got {type(value).__name__}")
+        raise TypeError(f"a reward must return a number, a bool, a RewardResult or None, got {type(value).__name__}")
     return float(value)
+
+
+_FORK_REPORTED = mmap.mmap(-1, 1)
+"""Memory shared with forks: whether one of them has reported its end."""
+
+
+@contextmanager
+def forks_ended(reward: str) -> Iterator[None]:
+    """End a child process that a reward forks in the body and that leaves the body, which would go on as a second
+    trainer. Its result and its exceptions do not count; the first such child of a run says so.
+
+    Args:
+        reward: its name in the message.
+    """
+    process = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != process:
+            if not _FORK_REPORTED[0]:
+                _FORK_REPORTED[0] = 1
+                os.write(2, (
+                    f"lit-rlvr: reward {reward}: it forked, and the child process returned; the child is ended here, "
+                    "and only what the reward returns in the process of the run counts; end the child with os._exit\n"
+                ).encode())  # fmt: skip  # other threads of the parent may have held the locks of logging
+            os._exit(1)
 
 
 def _unpacked(outcome: Outcome) -> RewardResult:

@@ -11,9 +11,7 @@ from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 
 
 class CheckedReward(Reward):
-    """Checks a batch at once. With `truncated_is_wrong`, set by subclasses, truncated completions are not checked."""
-
-    truncated_is_wrong: bool
+    """Checks a batch at once. With `truncated_is_wrong`, truncated completions are not checked."""
 
     @abstractmethod
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:

@@ -27,21 +27,18 @@ class Choice(Reward):
     A sample is multiple-choice if it has `options`, or if its answer is a letter from A to J, yes or no.
 
     Args:
-        truncated_is_wrong: a completion cut off at max_tokens is wrong and is not checked.
         boxed_only: only the last `\\boxed{}` counts as an answer.
         otherwise: the reward that judges samples that are not multiple-choice; without it they are an error.
-        kwargs: `weight`, `correct_from` and `name` of every reward.
+        kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
 
     def __init__(
         self,
-        truncated_is_wrong: bool = True,
         boxed_only: bool = False,
         otherwise: Reward | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.truncated_is_wrong = truncated_is_wrong
         self.boxed_only = boxed_only
         self.otherwise = otherwise
 
@@ -52,8 +49,6 @@ class Choice(Reward):
                 f"rewards.Choice: the answer {sample.answer!r} of {sample.source or sample.id} is neither a letter nor "
                 "yes or no nor one of its options; set `otherwise` to the reward that judges such answers"
             )
-        if self.truncated_is_wrong and completion.truncated:
-            return RewardResult(0.0, False, "ok", "cut off")
         found = final_answer(completion.text, self.boxed_only)
         yes_or_no = not sample.options and normalise(sample.answer) in YES_NO
         options = said_yes_or_no(found, YES_NO) if yes_or_no else named_options(found, sample.options)

@@ -29,11 +29,9 @@ class CodeTests(CheckedReward):
 
     Args:
         prefill: the data's `prefill`, if set: the text before every completion, judged together with it.
-        truncated_is_wrong: a completion cut off at max_tokens is wrong and is not checked. False judges the text so
-            far.
         cpu_seconds: CPU time of one test, a whole number; a program that sleeps is stopped after ten times that.
         memory_mb: address space of a program in MiB, including about 30 for Python.
-        kwargs: `weight`, `correct_from` and `name` of every reward.
+        kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
 
     Raises:
         UserError: a limit is not positive, or the sandbox does not support this machine.
@@ -42,7 +40,6 @@ class CodeTests(CheckedReward):
     def __init__(
         self,
         prefill: str = "",
-        truncated_is_wrong: bool = True,
         cpu_seconds: int = 6,
         memory_mb: int = 2048,
         **kwargs: Any,
@@ -54,7 +51,6 @@ class CodeTests(CheckedReward):
         if not is_supported():
             raise UserError("rewards.CodeTests runs untrusted programs only on Linux, on x86_64 or aarch64")
         self.prefill = prefill
-        self.truncated_is_wrong = truncated_is_wrong
         self.limits = Limits(cpu_seconds, memory_mb)
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:

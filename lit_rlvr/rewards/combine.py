@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,13 +11,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lit_rlvr.rewards.base import Reward, check_rewards
+from lit_rlvr.rewards.base import Reward, check_rewards, forks_ended
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample, Status
 
 _log = logging.getLogger("lit_rlvr")
 
 Judgements = dict[str, list[RewardResult]]  # a reward's name -> its results, one per completion
-SEVERITY: tuple[Status, ...] = ("ok", "parse_fail", "timeout", "error")
+SEVERITY: tuple[Status, ...] = ("unjudged", "ok", "parse_fail", "timeout", "error")
+"""An unjudged reward leaves the completion to the others, so its status counts only where all are unjudged."""
+
+VALUES: dict[str, float] = {"error": 0.0, "unjudged": math.nan}
+"""The values of results without a judgement."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +29,29 @@ class Scores:
     """The scores of P groups of G completions.
 
     Args:
-        rewards: (P, G) float32, the weighted sum; a reward that failed on a completion adds 0.
-        correct: (P, G) float32 in {0, 1}; 0 where the check failed.
-        parts: name -> (P, G) float32, each reward before its weight.
-        statuses: P lists of G, the worst status of each completion.
-        failed: (P, G) bool, True = some reward has status "error", so reward and `correct` are meaningless and the
-            completion must be masked out of the loss and of its group's statistics.
+        rewards: (P, G) float32, the weighted sum; a reward that failed on a completion or does not judge it adds 0.
+        correct: (P, G) float32 in {0, 1}; 0 where not `judged`.
+        judged: (P, G) bool, True = some reward says whether the answer is right, and none failed.
+        parts: name -> (P, G) float32, each reward before its weight; NaN where it does not judge the completion.
+        statuses: P lists of G, the worst status of each completion; "unjudged" where no reward judges it.
+        failed: (P, G) bool, True = some reward has status "error".
         details: P lists of G, name -> that reward's detail.
     """
 
     rewards: Tensor
     correct: Tensor
+    judged: Tensor
     parts: dict[str, Tensor]
     statuses: list[list[Status]]
     failed: Tensor
     details: list[list[dict[str, RewardResult]]]
+
+    @property
+    def masked(self) -> Tensor:
+        """(P, G) bool, True = there is no reward, because a check failed or no reward judges the completion: it must be
+        masked out of the loss and of its group's statistics."""
+        unjudged = [[status == "unjudged" for status in group] for group in self.statuses]
+        return self.failed | torch.tensor(unjudged, dtype=torch.bool).reshape(self.failed.shape)
 
 
 def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]], samples: list[Sample]) -> Scores:
@@ -60,7 +73,8 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:
     good = [k for k, (completion, _) in enumerate(pairs) if not _failure(completion)]
     found: Judgements = {}
     for reward in rewards:
-        said = dict(zip(good, reward.score([pairs[k] for k in good]), strict=True))
+        with forks_ended(reward.dotted_path):  # also of rewards with a `score` of their own
+            said = dict(zip(good, reward.score([pairs[k] for k in good]), strict=True))
         found[reward.name] = [said.get(k) or _failure(completion) for k, (completion, _) in enumerate(pairs)]  # type: ignore[misc]
     return found
 
@@ -76,7 +90,8 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
 
     `correct` comes from the reward with `correct_from`, else from the first that reports it, else from the first. If
     that reward reports it for some completions only, it counts as failed on the others (status "error"); if it reports
-    it for none, its value 1 is correct.
+    it for none, its value 1 is correct. Of a completion that it does not judge (status "unjudged"), `correct` comes
+    from the first reward that reports it there.
 
     Raises:
         UserError: no reward, two of the same name, or two marked `correct_from`.
@@ -91,18 +106,29 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
     def table(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float32).reshape(groups, width)  # (B,) -> (P, G)
 
-    parts = {
-        name: table([0.0 if result.status == "error" else result.value for result in column])
-        for name, column in results.items()
-    }
+    parts = {name: table([VALUES.get(r.status, r.value) for r in column]) for name, column in results.items()}
+    weighted = (reward.weight * parts[reward.name].nan_to_num() for reward in rewards)
+    correct = [_correct(row, judging, status) for row, status in zip(rows, worst, strict=True)]  # B
     return Scores(
-        rewards=sum((reward.weight * parts[reward.name] for reward in rewards), torch.zeros(groups, width)),
-        correct=table([float(bool(result.correct)) for result in results[judging]]),
+        rewards=sum(weighted, torch.zeros(groups, width)),
+        correct=table([float(bool(right)) for right in correct]),
+        judged=table([float(right is not None) for right in correct]).bool(),
         parts=parts,
         statuses=[worst[p * width : (p + 1) * width] for p in range(groups)],
         failed=table([float(status == "error") for status in worst]).bool(),
         details=[rows[p * width : (p + 1) * width] for p in range(groups)],
     )
+
+
+def _correct(row: dict[str, RewardResult], judging: str, status: Status) -> bool | None:
+    """Whether an answer is right: as the reward `judging` says, or the first other one if that does not judge it.
+
+    Args:
+        row: each reward's result for the completion. status: the worst of them.
+    """
+    if status == "error":
+        return None
+    return next((result.correct for result in (row[judging], *row.values()) if result.correct is not None), None)
 
 
 def _judge(rewards: Sequence[Reward], results: Judgements) -> str:
@@ -123,11 +149,11 @@ def _judged(name: str, column: list[RewardResult]) -> list[RewardResult]:
         return [_reported(result) for result in column]
     if any(result.status == "ok" for result in column):
         _say_rule(name)
-    return [r if r.status == "error" else replace(r, correct=r.value == 1) for r in column]
+    return [r if r.status in VALUES else replace(r, correct=r.value == 1) for r in column]
 
 
 def _reported(result: RewardResult) -> RewardResult:
-    if result.correct is not None or result.status == "error":
+    if result.correct is not None or result.status in VALUES:
         return result
     if result.status == "timeout":  # it was stopped before it could report
         return replace(result, correct=False)

@@ -17,6 +17,7 @@ class Format(Reward):
         pattern: a regular expression that must match somewhere in the text (a dot matches newlines too).
         contains: a string that the text must contain, such as "\\n</think>\\n".
         boxed: the text must contain `\\boxed{`.
+        truncated_is_wrong: a completion cut off at max_tokens earns 0.
         kwargs: `weight`, `correct_from` and `name` of every reward.
 
     Raises:
@@ -24,9 +25,14 @@ class Format(Reward):
     """
 
     def __init__(
-        self, pattern: str | None = None, contains: str | None = None, boxed: bool = False, **kwargs: Any
+        self,
+        pattern: str | None = None,
+        contains: str | None = None,
+        boxed: bool = False,
+        truncated_is_wrong: bool = False,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(truncated_is_wrong=truncated_is_wrong, **kwargs)
         if pattern is None and contains is None and not boxed:
             raise UserError("rewards.Format needs at least one of pattern, contains, boxed")
         try:

@@ -19,24 +19,20 @@ class MathAnswer(CheckedReward):
     was found, and "timeout" that the check hit its limits: both are wrong.
 
     Args:
-        truncated_is_wrong: a completion cut off at max_tokens is wrong and is not checked: it has no final answer, and
-            the last number so far would be judged instead. False judges the text so far.
         boxed_only: only the last `\\boxed{}` counts as an answer.
         decimals: decimal places to which numbers must agree; 2 for MathVision.
         cpu_seconds: CPU time of one check.
-        kwargs: `weight`, `correct_from` and `name` of every reward.
+        kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
 
     def __init__(
         self,
-        truncated_is_wrong: bool = True,
         boxed_only: bool = False,
         decimals: int = 6,
         cpu_seconds: float = 2.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.truncated_is_wrong = truncated_is_wrong
         self.boxed_only = boxed_only
         self.decimals = decimals
         self.cpu_seconds = cpu_seconds

@@ -19,22 +19,16 @@ class OpenAnswer(Reward):
 
     Args:
         exact: the reward is 1 for exactly the reference's words and 0 otherwise, without partial credit.
-        truncated_is_wrong: a completion cut off at max_tokens is wrong and is not checked.
         boxed_only: only the last `\\boxed{}` counts as an answer.
-        kwargs: `weight`, `correct_from` and `name` of every reward.
+        kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
 
-    def __init__(
-        self, exact: bool = False, truncated_is_wrong: bool = True, boxed_only: bool = False, **kwargs: Any
-    ) -> None:
+    def __init__(self, exact: bool = False, boxed_only: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.exact = exact
-        self.truncated_is_wrong = truncated_is_wrong
         self.boxed_only = boxed_only
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
-        if self.truncated_is_wrong and completion.truncated:
-            return RewardResult(0.0, False, "ok", "cut off")
         found = final_answer(completion.text, self.boxed_only)
         said, wanted = words(found), words(sample.answer)
         correct = bool(said) and said == wanted

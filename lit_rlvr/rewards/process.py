@@ -51,6 +51,7 @@ class Function(NamedTuple):
 class WorkerProcess:
     """One worker process and its state. It dies with the thread that starts it.
 
+    request: the number of the last request, which its answer repeats.
     task: the number of its current check, LOADING, or None. It is set before the request is sent and cleared after the
         whole answer is read, so that an interruption in between leaves the worker marked as busy.
     deadline: when to stop waiting for it, in seconds of `time.monotonic`.
@@ -60,6 +61,7 @@ class WorkerProcess:
     """
 
     def __init__(self) -> None:
+        self.request = 0
         self.task: int | None = None
         self.deadline = 0.0
         self.function = Function("")
@@ -97,20 +99,25 @@ class WorkerProcess:
         self._ask(task, function, seconds, ("run", function.key, *request))
 
     def _ask(self, task: int, function: Function, seconds: float, request: tuple[Any, ...]) -> None:
+        self.request += 1
         self.task = task
         self.function = function
         self.deadline = time.monotonic() + seconds
         with suppress(BrokenPipeError, ConnectionResetError):  # it died; `answer` will say so
-            self.connection.send(request)
+            self.connection.send((self.request, *request))
 
     def answer(self) -> Outcome | None:
-        """Its reply, or None if it died for a reason other than a limit."""
+        """Its reply to the last request, or None if it died for a reason other than a limit."""
         try:
-            reply = self.connection.recv_bytes()
+            number, *reply = pickle.loads(self.connection.recv_bytes())
+            while number != self.request:  # an answer to something else
+                if not self.connection.poll(max(0.0, self.deadline - time.monotonic())):
+                    return Outcome(None, "timeout", "out of wall-clock time")
+                number, *reply = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             self._end()
             return Outcome(None, "timeout", "out of CPU time") if self.process.returncode == -signal.SIGPROF else None
-        outcome = Outcome(*pickle.loads(reply))
+        outcome = Outcome(*reply)
         if self.task != LOADING:
             self.checks += 1
         elif outcome.status == "ok":

@@ -27,20 +27,17 @@ class SQLExecution(CheckedReward):
         comparison: the rule for equal results: `bird` (sets of rows) or `spider` (multisets up to the order of columns;
             lists if the reference has an ORDER BY).
         prefill: the data's `prefill`, if set: the text before every completion, judged together with it.
-        truncated_is_wrong: a completion cut off at max_tokens is wrong and is not checked. False judges the text so
-            far.
         max_instructions: limit on one query in instructions of SQLite's virtual machine, which runs 20 to 300 million a
             second; unlike seconds, they are the same in every run.
         max_rows: most rows in a query's result.
         cpu_seconds: CPU time of one check, for work that instructions do not count.
-        kwargs: `weight`, `correct_from` and `name` of every reward.
+        kwargs: `weight`, `correct_from`, `name` and `truncated_is_wrong` of every reward.
     """
 
     def __init__(
         self,
         comparison: Literal["bird", "spider"] = "bird",
         prefill: str = "",
-        truncated_is_wrong: bool = True,
         max_instructions: int = 200_000_000,
         max_rows: int = 100_000,
         cpu_seconds: float = 30.0,
@@ -52,7 +49,6 @@ class SQLExecution(CheckedReward):
                 raise UserError(f"rewards.SQLExecution.{option} must be at least 1, got {value}")
         self.comparison = comparison
         self.prefill = prefill
-        self.truncated_is_wrong = truncated_is_wrong
         self.limits = Limits(max_instructions, max_rows)
         self.cpu_seconds = cpu_seconds
 

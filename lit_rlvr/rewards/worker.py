@@ -28,29 +28,34 @@ DETAIL_CHARACTERS = 500
 def main(descriptor: int, parent: int) -> None:
     """Serve requests until the parent closes its end.
 
-    A request is ("load", key, name, pickle), with name and pickle of a `Function`, or ("run", key, arguments,
-    cpu_seconds, memory_mb); a reply is a pickled (value, status, detail).
+    A request is (number, "load", key, name, pickle), with name and pickle of a `Function`, or (number, "run", key,
+    arguments, cpu_seconds, memory_mb); a reply is a pickled (number, value, status, detail). A child process that a
+    function forks never answers: it has no connection, and ends when it leaves the function.
     """
     _prepare(descriptor, parent)
     connection = Connection(descriptor)
+    own = os.getpid()
+    os.register_at_fork(after_in_child=connection.close)
     functions: dict[str, Callable[..., Any]] = {}
     loaded_mb = 0  # memory taken by imports of functions and arguments
     while True:
         before_mb = _address_space_mb()
         try:
-            kind, key, *rest = connection.recv()
+            number, kind, key, *rest = connection.recv()
         except (EOFError, ConnectionResetError):
             return
         os.ftruncate(2, 0)  # keep output of the current request only
         os.lseek(2, 0, os.SEEK_SET)
         if kind == "load":
-            reply = _reply(_load, (*rest, key, functions))
+            reply = _reply(number, _load, (*rest, key, functions))
             loaded_mb += _address_space_mb() - before_mb
         else:
             arguments, cpu_seconds, memory_mb = rest
             loaded_mb += _address_space_mb() - before_mb
             with limited(cpu_seconds, loaded_mb + memory_mb):
-                reply = _reply(functions[key], arguments)
+                reply = _reply(number, functions[key], arguments)
+        if os.getpid() != own:
+            os._exit(0)
         connection.send_bytes(reply)
 
 
@@ -71,13 +76,13 @@ def _load(name: str, pickled: bytes, key: str, functions: dict[str, Callable[...
     functions[key] = pickle.loads(pickled) if pickled else getattr(import_module(module), function)
 
 
-def _reply(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+def _reply(number: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
     try:
-        return pickle.dumps((function(*arguments), "ok", ""))
+        return pickle.dumps((number, function(*arguments), "ok", ""))
     except (MemoryError, RecursionError) as error:  # the answer's fault, like running out of time
-        return pickle.dumps((None, "timeout", f"{type(error).__name__}: too much for the checker"))
+        return pickle.dumps((number, None, "timeout", f"{type(error).__name__}: too much for the checker"))
     except Exception as error:
-        return pickle.dumps((None, "error", with_user_line(error)[:DETAIL_CHARACTERS]))
+        return pickle.dumps((number, None, "error", with_user_line(error)[:DETAIL_CHARACTERS]))
 
 
 def _address_space_mb() -> int:

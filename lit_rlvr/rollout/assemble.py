@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from lit_rlvr.distributed.collectives import all_sum, gather_objects, rank
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.types import Completion, Prompt, Rollout, Sampling, pad_completions
+from lit_rlvr.types import STATUSES, Completion, Prompt, Rollout, Sampling, pad_completions
 
 
 def assemble(
@@ -25,28 +25,28 @@ def assemble(
 ) -> Rollout:
     """Combine completions and scores into a `Rollout`.
 
-    A completion whose check failed is masked out of the loss, and gets the mean reward and correctness of the rest of
-    its group, so that it changes neither mean. With `mask_truncated`, truncated completions are masked out too, but
-    keep their rewards.
+    A completion without a reward, because its check failed or no reward judges it, is masked out of the loss, and gets
+    the mean reward and correctness of the rest of its group, so that it changes neither mean. With `mask_truncated`,
+    truncated completions are masked out too, but keep their rewards.
 
     Args:
         completions: P lists of G. scores: (P, G).
         exact: whether the engine's log-probabilities equal the trainer's.
     """
     token_ids, mask, logprobs = pad_completions(completions)
-    failed = scores.failed  # (P, G)
-    lost = failed
+    masked = scores.masked  # (P, G)
+    lost = masked
     if mask_truncated:
-        lost = failed | torch.tensor([[c.truncated for c in group] for group in completions])
+        lost = masked | torch.tensor([[c.truncated for c in group] for group in completions])
     return Rollout(
         prompts=prompts,
         completions=completions,
         token_ids=token_ids,
         mask=mask & ~lost.flatten()[:, None],
         engine_logprobs=logprobs,
-        rewards=impute(scores.rewards, failed),
-        correct=impute(scores.correct, failed),
-        judged=~failed,
+        rewards=impute(scores.rewards, masked),
+        correct=impute(scores.correct, ~scores.judged),
+        judged=scores.judged,
         parts=scores.parts,
         statuses=scores.statuses,
         sampling=sampling,
@@ -54,11 +54,11 @@ def assemble(
     )
 
 
-def impute(values: Tensor, failed: Tensor) -> Tensor:
-    """`values` (P, G) with failed ones replaced by the mean of the rest of their group (0 if all failed)."""
-    judged = (~failed).to(values.dtype)
-    mean = (values * judged).sum(1, keepdim=True) / judged.sum(1, keepdim=True).clamp(min=1)
-    return torch.where(failed, mean, values)
+def impute(values: Tensor, missing: Tensor) -> Tensor:
+    """`values` (P, G) with missing ones replaced by the mean of the rest of their group (0 if all are missing)."""
+    known = (~missing).to(values.dtype)
+    mean = (values * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(missing, mean, values)
 
 
 def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
@@ -84,6 +84,8 @@ def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Comp
 
     `rollout/entropy` is the mean of -log p over the sampled tokens, an unbiased estimate of the entropy of the sampling
     distribution, in nats. Unlike `train/entropy` it covers all completions, even if an algorithm trains on only some.
+    Rewards are means over the completions that have one, and accuracies count a failed check as wrong, but not what no
+    reward calls right or wrong; without such completions these metrics are left out.
 
     Args:
         seconds: how long generation took.
@@ -91,28 +93,36 @@ def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Comp
     """
     size = float(rollout.rewards.numel())
     generated = [completion for group in [*rollout.completions, *beside] for completion in group]
-    solved = rollout.correct.sum(1)  # (P,)
+    counted = rollout.counted  # (P, G)
+    rewarded = torch.tensor([[s != "unjudged" for s in group] for group in rollout.statuses]).reshape(counted.shape)
+    unsolved = (rollout.correct.sum(1) == 0) & counted.any(1)  # (P,)
     statuses = Counter(status for group in rollout.statuses for status in group)
     sums = {
-        "rollout/reward": rollout.rewards.sum(),
-        "rollout/accuracy": (rollout.correct * rollout.judged).sum(),
         "rollout/length": rollout.lengths.sum(),
         "rollout/truncated": rollout.truncated.sum(),
-        **{f"reward/{name}": part.sum() for name, part in rollout.parts.items()},
-        **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in ("parse_fail", "timeout", "error")},
+        **{f"reward/status/{s}": torch.tensor(float(statuses[s])) for s in STATUSES if s != "ok"},
         "size": torch.tensor(size),
         "rollout/correct_count": (rollout.correct * rollout.judged).sum(),
-        "rollout/unsolved_prompts": (solved == 0).float().sum(),
+        "rollout/unsolved_prompts": unsolved.sum(),
         "rollout/samples": torch.tensor(float(len(generated))),
         "rollout/tokens": torch.tensor(float(sum(c.length for c in generated)), dtype=torch.float64),
         "nats": -rollout.engine_logprobs.sum(),
+        "counted": counted.sum(),
+        "rewarded": rewarded.sum(),
+        "rewards": (rollout.rewards * rewarded).sum(),
+        **{f"sum/{name}": part.nansum() for name, part in rollout.parts.items()},
+        **{f"given/{name}": (~part.isnan()).sum() for name, part in rollout.parts.items()},
     }
     total = dict(zip(sums, all_sum(torch.stack([v.double() for v in sums.values()])).tolist(), strict=True))
     count, nats, tokens = total.pop("size"), total.pop("nats"), total["rollout/length"]
-    counted = ("correct_count", "unsolved_prompts", "samples", "tokens")
-    counts = {f"rollout/{name}": total.pop(f"rollout/{name}") for name in counted}
+    names = ("correct_count", "unsolved_prompts", "samples", "tokens")
+    counts = {f"rollout/{name}": total.pop(f"rollout/{name}") for name in names}
+    means = {"rollout/reward": (total.pop("rewards"), total.pop("rewarded"))}
+    means["rollout/accuracy"] = (counts["rollout/correct_count"], total.pop("counted"))
+    means |= {f"reward/{name}": (total.pop(f"sum/{name}"), total.pop(f"given/{name}")) for name in rollout.parts}
+    known = {name: value / number for name, (value, number) in means.items() if number}
     rates = {"rollout/entropy": nats / max(tokens, 1.0), "rollout/tokens_per_second": tokens / max(seconds, 1e-9)}
-    return {name: value / count for name, value in total.items()} | counts | rates
+    return {name: value / count for name, value in total.items()} | known | counts | rates
 
 
 def live_groups(rollout: Rollout) -> list[int]:

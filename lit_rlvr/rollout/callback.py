@@ -24,7 +24,7 @@ from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.doing import DOING
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import MOST, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
@@ -32,7 +32,7 @@ from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rollout.ahead import Ahead
 from lit_rlvr.rollout.assemble import all_live_groups, assemble, count_repeats, join, number_groups, rollout_metrics
 from lit_rlvr.rollout.balance import balance
-from lit_rlvr.rollout.check_sizes import check_sizes
+from lit_rlvr.rollout.check_sizes import check_sizes, log_sizes
 from lit_rlvr.rollout.choose_engine import resolve_engine
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
 from lit_rlvr.rollout.episodes import Episodes, begins, between_turns, check_turns, turn_metrics
@@ -44,12 +44,12 @@ from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.optimizer import unallocated
+from lit_rlvr.training.optimizer import unallocated, updates_of
 from lit_rlvr.types import Completion, EvalSampling, Prompt, PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
-    from datamodules import PromptDataModule
-    from datamodules.reading.between_turns import BetweenTurns
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -68,7 +68,8 @@ class RolloutCallback(Callback):
         group_size: completions per prompt, G.
         engine: the engine that generates: `auto` (vLLM if installed, else hf), `hf`, `vllm`, or a class_path.
         sampling: how training completions are sampled.
-        eval_sampling: how validation completions are sampled; max_tokens is training's by default.
+        eval_sampling: how validation completions are sampled; max_tokens is training's by default. From Python, a
+            `Sampling` is taken as it is.
         eval_samples: completions per validation prompt, for all sets or by the name of the set (others get 1); if above
             1, pass@k is reported for k up to this number.
         eval_greedy: also answer each validation prompt once without sampling, as `val/<set>/greedy`: next to the cost
@@ -113,7 +114,7 @@ class RolloutCallback(Callback):
         self.generator = resolve_engine(engine)
         self.engine = SyncedEngine(self.generator, max_engine_restarts, probe_every)
         self.sampling = sampling
-        self.eval_sampling = eval_sampling.beside(sampling)
+        self.eval_sampling = eval_sampling if isinstance(eval_sampling, Sampling) else eval_sampling.beside(sampling)
         self.eval_samples, self.eval_greedy = eval_samples, eval_greedy
         self.environment = as_environment(environment)
         self.rewards = rewards_with(self.environment, rewards)
@@ -135,27 +136,37 @@ class RolloutCallback(Callback):
         Raises:
             UserError: names the setting.
         """
-        check_within("[0, 1]", "rollout", max_failure_rate=self.max_failure_rate)
-        if self.group_size < 1:
-            raise UserError(f"rollout.group_size: {self.group_size} is not positive")
-        if self.sampling.temperature == 0:
-            raise UserError("rollout.sampling.temperature: 0 draws the same completion G times; use a positive one")
+        check_all(
+            lambda: check_within("[0, 1]", "rollout", max_failure_rate=self.max_failure_rate),
+            lambda: refuse_all(self._problems()),
+            *(
+                partial(check_turns, f"rollout.{option}.max_turns", sampling, self.environment)
+                for option, sampling in (("sampling", self.sampling), ("eval_sampling", self.eval_sampling))
+                if option == "sampling" or sampling.max_turns != self.sampling.max_turns  # by default it is the same
+            ),
+        )
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with the settings, a line each."""
         by_set = self.eval_samples if isinstance(self.eval_samples, dict) else {"": self.eval_samples}
-        for name, samples in by_set.items():
-            option = f"rollout.eval_samples{name and f'.{name}'}"
-            if samples < 1:
-                raise UserError(f"{option}: {samples} is not positive")
+        samples_of = {f"rollout.eval_samples{name and f'.{name}'}": samples for name, samples in by_set.items()}
+        for option, count in {"rollout.group_size": self.group_size, **samples_of}.items():
+            if count < 1:
+                yield f"{option}: {count} is not positive"
+            if count > MOST:
+                yield f"{option}: {count} is too large; use at most {MOST}"
+        for option, samples in samples_of.items():
             if samples > 1 and self.eval_sampling.temperature == 0:
-                raise UserError(
+                yield (
                     f"{option}: more than 1 needs rollout.eval_sampling.temperature above 0 "
                     "(greedy decoding gives the same completion every time)"
                 )
+        if self.sampling.temperature == 0:
+            yield "rollout.sampling.temperature: 0 draws the same completion G times; use a positive one"
         if self.eval_greedy and self.eval_sampling.temperature == 0:
-            raise UserError("rollout.eval_greedy: validation is greedy already, rollout.eval_sampling.temperature is 0")
-        for option, sampling in (("sampling", self.sampling), ("eval_sampling", self.eval_sampling)):
-            check_turns(f"rollout.{option}.max_turns", sampling, self.environment)
+            yield "rollout.eval_greedy: validation is greedy already, rollout.eval_sampling.temperature is 0"
         if self.environment is not None and self.overlap:
-            raise UserError("rollout.overlap: an environment's turns cannot be generated ahead; turn it off")
+            yield "rollout.overlap: an environment's turns cannot be generated ahead; turn it off"
 
     def samples_of(self, name: str) -> int:
         """Completions per prompt of a validation set."""
@@ -330,6 +341,7 @@ class RolloutCallback(Callback):
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
         self.check_run(module, data, trainer.world_size, str(trainer.precision), device)
+        self.log_sizes(module, data.prompts_per_step, trainer.world_size, str(trainer.precision), device)
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
 
@@ -337,20 +349,33 @@ class RolloutCallback(Callback):
         """Check the settings against the algorithm, the loaded data and the model's context; loads no weights.
 
         Raises:
-            UserError: names the setting.
+            UserError: names the settings.
         """
-        self.check_sizes(module, data.prompts_per_step, ranks, precision, device)
-        if isinstance(self.eval_samples, dict):
-            names = [other.name for other in data.validated]
-            for name in self.eval_samples:
-                if name not in names:
-                    raise UserError(
-                        f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
-                    )
+        check_all(
+            lambda: self.check_sizes(module, data.prompts_per_step, ranks, precision, device),
+            lambda: self.check_data(module, data),
+        )
+
+    def check_data(self, module: RLVRModule, data: PromptDataModule) -> None:
+        """Check the settings against the loaded data and the model's context.
+
+        Raises:
+            UserError: names the settings.
+        """
+        names = [other.name for other in data.validated]
+        unknown = (
+            [name for name in self.eval_samples if name not in names] if isinstance(self.eval_samples, dict) else ()
+        )
         if self.environment is not None:
             for other in data.validated:
                 other.use_tools(self.environment.tools)
-        check_lengths(module.model_folder, self._asked(data))
+        check_all(
+            lambda: refuse_all(
+                f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
+                for name in unknown
+            ),
+            lambda: check_lengths(module.model_folder, self._asked(data)),
+        )
 
     def check_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
@@ -359,6 +384,12 @@ class RolloutCallback(Callback):
         check_sizes(
             module, self.engine, self.sampling, self.group_size, self.overlap, prompts, ranks, precision, device
         )
+
+    def log_sizes(
+        self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
+    ) -> None:
+        """See `check_sizes.py`."""
+        log_sizes(module, self.engine, self.group_size, prompts, ranks, precision, device)
 
     def _start(self, trainer: Trainer, module: RLVRModule) -> None:
         """Start the engine, on the first call only."""
@@ -396,6 +427,10 @@ class RolloutCallback(Callback):
             + self._most_images(),
             deterministic=self.deterministic,
             reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
+            tokens=max(0, trainer.max_steps // updates_of(module))
+            * data.prompts_per_step
+            * self.group_size
+            * self.sampling.max_tokens,
         )
 
     def _most_images(self) -> int:

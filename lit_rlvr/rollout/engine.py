@@ -34,6 +34,7 @@ class EngineContext:
         dtype: the trainer's compute type.
         max_images: maximum number of images per prompt.
         reserved: bytes on the policy's device that training has yet to allocate and then keeps.
+        tokens: the most tokens that will be sampled while the engine is up; 0 = unknown.
     """
 
     folder: str
@@ -46,6 +47,7 @@ class EngineContext:
     max_images: int = 1
     deterministic: bool = False
     reserved: int = 0
+    tokens: int = 0
 
     def limit(self, asked: int, before: int) -> int:
         """The longest completion or turn after `before` tokens: what is asked for, as far as `max_tokens` allows.

@@ -18,8 +18,8 @@ from lit_rlvr.rollout.turns import Answer, Continuation, Turns
 from lit_rlvr.types import Completion, Pixels, Prompt, RewardResult, Rollout, Sample, Sampling, Turn
 
 if TYPE_CHECKING:
-    from datamodules import PromptDataModule
-    from datamodules.reading.between_turns import BetweenTurns
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
     from lit_rlvr.policy.policy import Policy
 
 
@@ -204,7 +204,7 @@ def between_turns(data: PromptDataModule, policy: Policy, environment: Environme
     Raises:
         UserError: its chat template does not allow several turns.
     """
-    from datamodules.reading.between_turns import BetweenTurns  # imports the data sets' packages
+    from lit_rlvr.datamodules.reading.between_turns import BetweenTurns  # imports the data sets' packages
 
     between = BetweenTurns(
         data.chat, data.tokenizer, policy.eos_token_ids, environment.role, lambda: data.image_processor

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.distributed.collectives import gather_objects
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, shown
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt
 
@@ -20,17 +20,25 @@ def stop_on_failures(
     run: Path,
     together: bool,
 ) -> None:
-    """If more than a share `limit` of checks failed, save the completions to `failed_rewards.jsonl` in `run` and stop.
+    """If more than a share `limit` of checks failed, save the completions to `failed_rewards.jsonl` in `run` and stop;
+    stop too if no reward judged any completion of an iteration.
 
     Args:
         run: the run's folder.
-        together: count over all ranks; then collective: call it on every rank.
+        together: an iteration, counted over all ranks; then collective: call it on every rank.
 
     Raises:
-        UserError: too many checks failed; names the reward, the first sample and the file.
+        UserError: too many checks failed, which names the reward, the first sample and the file; or none judged.
     """
-    counts = (int(scores.failed.sum()), scores.failed.numel())
-    failed, total = (sum(numbers) for numbers in zip(*(gather_objects(counts) if together else [counts]), strict=True))
+    counts = (int(scores.failed.sum()), int(scores.masked.sum()), scores.failed.numel())
+    ranks = gather_objects(counts) if together else [counts]
+    failed, masked, total = (sum(numbers) for numbers in zip(*ranks, strict=True))
+    if together and not failed and masked == total:
+        names = ", ".join(scores.parts)
+        raise UserError(
+            f"rollout.rewards: {names}: None for all {total} completions of an iteration, so there is nothing to train "
+            "on; return a number, a bool or a RewardResult (None leaves a completion out)"
+        )
     if failed <= limit * total:
         return
     if not counts[0]:
@@ -46,5 +54,5 @@ def stop_on_failures(
     name, reason = next(iter(rows[0]["failed"].items()))
     raise UserError(
         f"reward {name!r} failed on {failed} of {total} completions, above rollout.max_failure_rate="
-        f"{limit}; first, on sample {rows[0]['id']}: {reason}; all of them are in {path}"
+        f"{limit}; first, on sample {rows[0]['id']}: {reason}; all of them are in {shown(path)}"
     )

@@ -12,7 +12,7 @@ from lit_rlvr.policy.loading import load_config
 from lit_rlvr.types import Prompt, Sampling
 
 if TYPE_CHECKING:
-    from datamodules import PromptDataModule
+    from lit_rlvr.datamodules import PromptDataModule
 
 
 _log = logging.getLogger("lit_rlvr")

@@ -79,4 +79,4 @@ class ReferenceRewards:
 
 def _values(scores: Scores | None) -> list[list[float]]:
     """Rewards as lists; a failed check gets the mean of the rest of its group."""
-    return [] if scores is None else impute(scores.rewards, scores.failed).tolist()
+    return [] if scores is None else impute(scores.rewards, scores.masked).tolist()

@@ -20,6 +20,9 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
+_WOULD_COME_AGAIN = {"BackendCompilerFailed", "ImportError"}
+"""Exceptions, torch's by name, that a restart of the engine would only raise again."""
+
 
 class SyncedEngine:
     """An engine that generates with a given version of the weights, and survives crashes.
@@ -230,7 +233,7 @@ def crash_of(action: Callable[[], None]) -> str | None:
     """Run `action`; returns how it crashed, or None. The memory that a crash holds is free when this returns.
 
     Raises:
-        UserError: the user has to fix something, so trying again would not help.
+        UserError: the user has to fix something or a compiler or import failed, so trying again would not help.
         Exception: another rank is lost (see `lost_peer`).
     """
     try:
@@ -240,5 +243,7 @@ def crash_of(action: Callable[[], None]) -> str | None:
     except Exception as error:
         if lost_peer(error):
             raise
+        if any(kind.__name__ in _WOULD_COME_AGAIN for kind in type(error).__mro__):
+            raise UserError(f"engine: {first_line(error)}; it would fail again, so it is not restarted") from error
         return first_line(error)
     return None

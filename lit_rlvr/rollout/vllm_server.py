@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import gather_objects, rank
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.lora import changing_weights
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import Done, EngineContext, RolloutEngine
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("lit_rlvr")
 
+SIZES = ("_size", "_layers", "_heads", "_dim", "experts")
+"""Ends of the names under which configs have the sizes of a model's weights."""
 POLL = 0.005
 """Seconds between two looks for the answers of environments."""
 
@@ -97,8 +100,9 @@ class VLLMServerEngine(RolloutEngine):
                 server.forget_weights()
 
     def _check(self, server: VLLMServer, context: EngineContext) -> None:
-        """Refuse a server whose context is too short or whose log-probabilities are not those it samples from."""
+        """Refuse a server with another model, too short a context, or log-probabilities it does not sample from."""
         settings = server.settings()
+        check_model(server.url, str(settings["model"]), context.policy.model.config)
         self._dtype = dtype_of(settings)
         self.quantized = settings.get("quantization") is not None
         if settings.get("quantization") not in (None, FP8):
@@ -240,6 +244,42 @@ class VLLMServerEngine(RolloutEngine):
 
     def close(self) -> None:
         self.transfer.close()
+
+
+def check_model(url: str, served: str, ours: Any) -> None:
+    """Refuse a server whose model cannot hold the trainer's weights, where its config can be read from here.
+
+    Args:
+        served: the server's model: its folder, or its hub id.
+        ours: the config of the trainer's model.
+
+    Raises:
+        UserError: the models differ in kind or in a size.
+    """
+    try:
+        theirs = model_sizes(load_config(served))
+    except UserError:
+        if served != ours.name_or_path:
+            _log.warning("%s serves %s, which cannot be read here: it must be %s", url, served, ours.name_or_path)
+        return
+    wanted = model_sizes(ours)
+    differing = [name for name in wanted if name in theirs and theirs[name] != wanted[name]][:3]
+    if differing:
+        found, needed = (", ".join(f"{name} {sizes[name]}" for name in differing) for sizes in (theirs, wanted))
+        raise UserError(
+            f"{url}: it serves {served} ({found}), but the run trains {ours.name_or_path} ({needed}); start it with "
+            f"`lit-rlvr serve --model {ours.name_or_path} ...`, or train the model that it serves"
+        )
+
+
+def model_sizes(config: Any) -> dict[str, Any]:
+    """The kind of a model and of its parts, and the sizes of their weights, by the names in the config."""
+    parts = {"": config.get_text_config(), "vision_config.": getattr(config, "vision_config", None)}
+    found: dict[str, Any] = {"model_type": config.model_type}
+    for prefix, part in parts.items():
+        values = {} if part is None else part.to_dict()
+        found |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZES) and isinstance(v, int)}
+    return found
 
 
 class _Answers:

@@ -26,20 +26,21 @@ class Budget(Callback):
             if limit < 1:
                 raise UserError(f"budget.{name}: {limit} is not positive")
         self.used = dict.fromkeys(("samples", "tokens"), 0)
-        self._step = 0  # when it was counted last
+        self._iterations = 0
 
     @property
-    def steps(self) -> int | None:
-        """Optimizer steps until it is used up, if it goes on as so far; None without a limit, or before it is used."""
-        found = [-(-self._step * limit // self.used[name]) for name, limit in self.limits.items() if self.used[name]]
-        return max(min(found), self._step) if found else None
+    def iterations(self) -> int | None:
+        """Iterations until it is used up, if it goes on as so far; None without a limit, or before it is used."""
+        done = self._iterations
+        found = [-(-done * limit // self.used[name]) for name, limit in self.limits.items() if self.used[name]]
+        return max(min(found), done) if found else None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         for name in self.used:
             self.used[name] += int(trainer.callback_metrics[f"rollout/{name}"])
-        self._step = trainer.global_step
+        self._iterations += 1
         self._stop_if_used_up(trainer)
 
     def _stop_if_used_up(self, trainer: Trainer) -> None:
@@ -50,5 +51,5 @@ class Budget(Callback):
         checkpoint["budget"] = self.used
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.used, self._step = checkpoint["budget"], checkpoint["global_step"]
+        self.used, self._iterations = checkpoint["budget"], checkpoint["rlvr"]["iteration"]
         self._stop_if_used_up(trainer)

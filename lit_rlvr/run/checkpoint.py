@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -13,8 +14,13 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lit_rlvr.distributed.checkpoint_files import checkpoint_folder, list_checkpoints
 from lit_rlvr.doing import DOING
-from lit_rlvr.errors import UserError
-from lit_rlvr.run.replaced import drop
+from lit_rlvr.errors import UserError, shown
+from lit_rlvr.run.replaced import drop, drop_failed
+
+LARGE = 100_000_000
+"""Bytes of checkpoints from which a finished run says that they may be deleted."""
+
+_log = logging.getLogger("lit_rlvr")
 
 
 class RunCheckpoint(Checkpoint):
@@ -68,17 +74,26 @@ class RunCheckpoint(Checkpoint):
         return iteration == 1 or self.clock() - self._saved_at >= max(60 * self.minutes, 20 * self._took)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.save(trainer)
+        path = self.save(trainer)
+        folder = path.parent
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if self.enabled else 0
+        if trainer.is_global_zero and size >= LARGE:
+            _log.info(
+                "%s: %.1f GB, which only resuming needs; `lit-rlvr export %s --to DIR` writes the model, then the "
+                "folder may be deleted", shown(folder), size / 1e9, shown(folder.parent),
+            )  # fmt: skip
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the best checkpoint; the state before training does not count."""
-        if self.best is None or trainer.sanity_checking or not self.enabled:
+        if self.best is None or not self.enabled:
             return
         results: dict[str, float] = pl_module.validation_results  # type: ignore[assignment]
         if self.best not in results:
             raise UserError(
                 f"checkpoint.best: no metric is called {self.best!r}; there are {', '.join(sorted(results))}"
             )
+        if trainer.sanity_checking:
+            return
         if self.best_value is None or results[self.best] > self.best_value:
             self.best_value = results[self.best]
             path = self.save(trainer)
@@ -113,13 +128,18 @@ class RunCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 publish(scratch, path)
                 drop(trainer.default_root_dir)
-                for old in [*list_checkpoints(trainer.default_root_dir)[: -self.keep], *folder.glob("*.tmp")]:
+                drop_failed(trainer.default_root_dir)
+                for old in [
+                    *list_checkpoints(trainer.default_root_dir)[: -self.keep],
+                    *folder.glob("*.tmp"),
+                    *folder.glob("*.old"),
+                ]:
                     remove(old)
         except OSError as error:
             if trainer.is_global_zero:
                 remove(scratch)
             raise UserError(
-                f"checkpoint {path} cannot be written: {error.strerror or error}; free some space"
+                f"checkpoint {shown(path)} cannot be written: {error.strerror or error}; free some space"
             ) from error
         self._saved_step, self._saved_at = trainer.global_step, self.clock()
         self._took = self._saved_at - began

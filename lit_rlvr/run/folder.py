@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
 
 from lit_rlvr.distributed.sharding import whole
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import RunStopped, UserError, shown
 from lit_rlvr.files import write_atomically
 from lit_rlvr.printable import one_line
 from lit_rlvr.rollout import RolloutCallback
@@ -25,7 +25,6 @@ from lit_rlvr.run.collapse import CollapseStop
 from lit_rlvr.run.ending import is_complete, validate_now
 from lit_rlvr.run.logger import MetricsFile
 from lit_rlvr.run.plots import plot_run
-from lit_rlvr.run.stop import RunStopped
 from lit_rlvr.run.thumbnails import save_thumbnails
 from lit_rlvr.terminal import Terminal
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
@@ -59,7 +58,7 @@ class RunFolder(Callback):
         self._last: tuple[int, float | None] = (-1, None)  # the last validation: step, accuracy
         self.train_seconds = 0.0
         self.resumed_from_step = 0
-        self._began = False
+        self.began = False
         self._iteration_began = 0.0
         self._fit_began = time.perf_counter()
         self._startup_seconds = 0.0
@@ -71,7 +70,7 @@ class RunFolder(Callback):
         self._fit_began = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = True
+        self.began = True
         self.resumed_from_step = trainer.global_step
         self._startup_seconds = time.perf_counter() - self._fit_began
         next(c for c in trainer.callbacks if isinstance(c, RolloutCallback)).shown = self.save_prompts  # type: ignore[attr-defined]
@@ -139,7 +138,7 @@ class RunFolder(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete a run that was stopped in its last validation: with nothing left to train, Lightning comes here at
         once."""
-        if not self._began and not is_complete(self._root(trainer)):
+        if not self.began and not is_complete(self._root(trainer)):
             self.on_train_start(trainer, pl_module)
             validate_now(trainer)
             self._finish(trainer, pl_module, None)
@@ -196,7 +195,7 @@ class RunFolder(Callback):
         first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
         return (
             f"Validation accuracy {first} before, {last} after {trainer.global_step} steps "
-            f"({self.train_seconds:.0f} s of training). Results: {self._root(trainer)}"
+            f"({self.train_seconds:.0f} s of training). Results: {shown(self._root(trainer))}"
         )
 
     @staticmethod
@@ -251,7 +250,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
                     "finish_reason": completion.finish_reason,
                     "tokens": completion.length,
                     "reward": round(float(rollout.rewards[p, g]), 6),
-                    "correct": bool(rollout.judged[p, g] and rollout.correct[p, g]),
+                    "correct": bool(rollout.correct[p, g]) if rollout.judged[p, g] else None,
                     "status": rollout.statuses[p][g],
                     "advantage": None if rollout.advantages is None else round(float(rollout.advantages[p, g]), 6),
                     **shown,
@@ -292,7 +291,8 @@ def _drop_after(path: Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(f"{line}\n")
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: not a record of a run; move the file away, or mend it") from error
+            where = f"{shown(path)}, line {number}"
+            raise UserError(f"{where}: not a record of a run; move the file away, or mend it") from error
     write_atomically(path, "".join(kept))
 
 

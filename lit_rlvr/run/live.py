@@ -16,7 +16,7 @@ from lit_rlvr.doing import DOING
 from lit_rlvr.files import Fields, has_fields, write_atomically
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.folder import peak_memory_mb
-from lit_rlvr.run.progress import TimeLeft, wanted_steps
+from lit_rlvr.run.progress import Outlook
 
 LIVE = "live.json"
 STATE: Fields = {
@@ -48,20 +48,24 @@ class LiveFile(Callback):
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
-        self._left = TimeLeft()
+        self._outlook = Outlook()
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or not trainer.is_global_zero or self._thread is not None:
+        if stage == "fit":
+            DOING.begin("loading the model")
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or self._thread is not None:
             return
         self._trainer = trainer
-        DOING.begin("loading the model")
         self._over.clear()
         self._thread = threading.Thread(target=self._run, name="lit-rlvr-live", daemon=True)
         self._thread.start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._left.begin(trainer.global_step)
+        self.on_sanity_check_start(trainer, pl_module)
+        self._outlook.begin(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -101,7 +105,7 @@ class LiveFile(Callback):
             return
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
-        now, wanted = time.time(), wanted_steps(trainer)
+        now, wanted = time.time(), self._outlook.steps(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return {
             "stage": DOING.stage,
@@ -113,7 +117,7 @@ class LiveFile(Callback):
             "waiting": {name: now - since for name, since in list(DOING.waiting.items())},
             "step": trainer.global_step,
             "steps": wanted,
-            "seconds_left": self._left.seconds(trainer.global_step, wanted),
+            "seconds_left": self._outlook.seconds(trainer.global_step, wanted),
             "memory_mb": round(peak_memory_mb()),
             "engine": next(c.engine.name for c in callbacks if isinstance(c, RolloutCallback)),
             "host": socket.gethostname(),

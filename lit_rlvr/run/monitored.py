@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, nearest
 
 
 class MonitoredMetrics(Callback):
@@ -29,7 +28,7 @@ class MonitoredMetrics(Callback):
             unknown = isinstance(name, str) and name not in found and getattr(callback, "strict", True)
             measured_later = str(name).startswith("val/") and not validated and bool(trainer.val_dataloaders)
             if unknown and not measured_later:
-                near = get_close_matches(str(name), found, 1)
+                near = nearest(str(name), found)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise UserError(
                     f"trainer.callbacks: {type(callback).__name__} monitors {name!r}, which this run does not log; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from math import isfinite
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_rlvr.run.budget import Budget
 from lit_rlvr.terminal import Terminal
-from lit_rlvr.training.optimizer import total_steps, updates_of
+from lit_rlvr.training.optimizer import updates_of
 
 
 class RunProgress(ProgressBar):
@@ -23,21 +24,21 @@ class RunProgress(ProgressBar):
         self._console = Terminal(file=sys.stderr)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._left = TimeLeft()
+        self._outlook = Outlook()
         self._enabled = True
 
     def disable(self) -> None:
         self._enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._left.begin(trainer.global_step)
+        self._outlook.begin(trainer)
         if not (self._enabled and trainer.is_global_zero and self._console.is_terminal):
             return
         self._bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=wanted_steps(trainer), completed=trainer.global_step)
+        self._task = self._bar.add_task("", total=self._outlook.steps(trainer), completed=trainer.global_step)
         self._bar.start()
 
     def on_train_batch_end(
@@ -51,11 +52,11 @@ class RunProgress(ProgressBar):
             f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}  "
             f"{values.get('rollout/tokens_per_second', 0):.0f} tokens/s"
         )
-        total = wanted_steps(trainer)
+        total = self._outlook.steps(trainer)
         if self._bar is not None:
             self._bar.update(self._task, total=total, completed=trainer.global_step, description=text)
             return
-        left = self._left.seconds(trainer.global_step, total)
+        left = self._outlook.seconds(trainer.global_step, total)
         seconds = ", ".join(
             f"{part} {values[f'time/{part}']:.1f}"
             for part in ("sync", "generate", "score", "train")
@@ -88,26 +89,40 @@ class RunProgress(ProgressBar):
             self._bar = None
 
 
-class TimeLeft:
-    """Estimates the time to the last step from the mean step of this process so far."""
+class Outlook:
+    """Estimates the optimizer steps of the whole run, and the time to the last from the mean step of this process."""
 
     def __init__(self) -> None:
         self._began: float | None = None
-        self._first = 0
+        self._first: tuple[int, int] | None = None  # the step and iteration that this process began with
 
-    def begin(self, step: int) -> None:
-        self._began, self._first = time.perf_counter(), step
+    def begin(self, trainer: Trainer) -> None:
+        self._began, self._first = time.perf_counter(), _position(trainer)
+
+    def steps(self, trainer: Trainer) -> int | None:
+        """Optimizer steps of the whole run, with a budget estimated; None if it is not limited or nothing is known yet.
+
+        The iterations up to now may have had a different number of updates, and an iteration takes all of its own.
+        """
+        step, iteration = self._first or _position(trainer)
+        updates = updates_of(trainer.lightning_module)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        found = [callback.iterations for callback in callbacks if isinstance(callback, Budget)]
+        if trainer.max_steps > 0:
+            found.append(iteration + -(-(trainer.max_steps - step) // updates))
+        batches = trainer.num_training_batches
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and isfinite(batches):
+            found.append(int(batches * trainer.max_epochs))
+        last = min((iterations for iterations in found if iterations is not None), default=None)
+        return None if last is None else step + max(last - iteration, 0) * updates
 
     def seconds(self, step: int, wanted: int | None) -> float | None:
         """Seconds left; None if nothing is known yet, or the run is not limited."""
-        if self._began is None or wanted is None or step <= self._first:
+        if self._began is None or self._first is None or wanted is None or step <= self._first[0]:
             return None
-        return (time.perf_counter() - self._began) / (step - self._first) * max(wanted - step, 0)
+        return (time.perf_counter() - self._began) / (step - self._first[0]) * max(wanted - step, 0)
 
 
-def wanted_steps(trainer: Trainer) -> int | None:
-    """Optimizer steps of the whole run, with a budget estimated; None if it is not limited or nothing is known yet."""
-    known = total_steps(trainer, trainer.num_training_batches, updates_of(trainer.lightning_module))
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    found = [known, *(callback.steps for callback in callbacks if isinstance(callback, Budget))]
-    return min((steps for steps in found if steps is not None), default=None)
+def _position(trainer: Trainer) -> tuple[int, int]:
+    module: Any = trainer.lightning_module
+    return trainer.global_step, module.iteration

@@ -16,9 +16,9 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.collectives import lost_peer, rank, world_size
-from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.errors import RunStopped, UserError, first_line
 from lit_rlvr.printable import printable
-from lit_rlvr.run.stop import RunStopped
+from lit_rlvr.run.rank_zero import FIRST_SPEAKS
 
 BEAT = 1.0
 """Seconds between two heartbeats."""
@@ -179,3 +179,12 @@ def _retire_observer() -> None:
     for thread in threading.enumerate():
         if isinstance(thread, _ChildProcessObserver):
             thread._child_processes = []
+
+
+class SetUpEnds(Callback):
+    """Lets every process print its messages once something is generated."""
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        FIRST_SPEAKS.set_up = False
+
+    on_train_start = on_validation_start = on_sanity_check_start

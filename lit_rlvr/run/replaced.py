@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, shown
 from lit_rlvr.run.thumbnails import list_thumbnails
 
 ASIDE, MOVING = ".replaced", ".replaced.tmp"
@@ -34,16 +34,19 @@ def set_aside(root: Path) -> None:
     """
     try:
         if (root / ASIDE).exists():
-            _log.warning("%s: the earlier run is kept in %s until the first checkpoint", root, root / ASIDE)
-            _move_to_failed(root)
+            kept = root / ASIDE
+            _log.warning("%s: the earlier run is kept in %s until the first checkpoint", shown(root), shown(kept))
+            move_to_failed(root)
         elif left := list_left(root):
             _move(left, root, root / MOVING)
-            if (root / "config.yaml").is_file():  # copied, not moved: other processes check that it exists
+            if (root / "config.yaml").is_file():  # copied, not moved: `--ckpt_path last` starts a killed run again
                 shutil.copy(root / "config.yaml", root / MOVING)
             os.replace(root / MOVING, root / ASIDE)
     except OSError as error:
         recover(root)
-        raise UserError(f"trainer.default_root_dir: the run in {root} cannot be set aside: {error.strerror}") from error
+        raise UserError(
+            f"trainer.default_root_dir: the run in {shown(root)} cannot be set aside: {error.strerror}"
+        ) from error
 
 
 def recover(root: Path) -> None:
@@ -58,16 +61,22 @@ def put_back(root: Path) -> None:
     """Restore the run that was set aside, if there is one."""
     if not (root / ASIDE).exists():
         return
-    went = _move_to_failed(root)
+    went = move_to_failed(root)
     os.replace(root / ASIDE, root / MOVING)
     recover(root)
-    where = f"; the new one's files are in {root / FAILED}" if went else ""
-    _log.warning("%s: restored the earlier run, because the new one ended before its first checkpoint%s", root, where)
+    where = f"; the new one's files are in {shown(root / FAILED)}" if went else ""
+    said = "%s: restored the earlier run, because the new one ended before its first checkpoint%s"
+    _log.warning(said, shown(root), where)
 
 
 def drop(root: str | Path) -> None:
     """Remove the run that was set aside, if there is one."""
     _remove(Path(root, ASIDE))
+
+
+def drop_failed(root: str | Path) -> None:
+    """Remove the files of a run that ended before its first checkpoint, if there are any."""
+    _remove(Path(root, FAILED))
 
 
 def list_left(root: Path) -> list[Path]:
@@ -76,7 +85,7 @@ def list_left(root: Path) -> list[Path]:
     return [*list_thumbnails(root), *found]
 
 
-def _move_to_failed(root: Path) -> bool:
+def move_to_failed(root: Path) -> bool:
     """Move away the files of a failed run; returns whether there were any."""
     left = list_left(root)
     if left:

@@ -1,35 +1,39 @@
-"""Ctrl-C and SIGTERM end a run after the iteration in progress, with everything saved."""
+"""Ctrl-C, SIGTERM and a closed terminal end a run after the iteration in progress, with everything saved."""
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import signal
+import sys
+import termios
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.collectives import all_max, is_first_process
+from lit_rlvr.errors import RunStopped
 from lit_rlvr.run.checkpoint import RunCheckpoint
 
 _log = logging.getLogger("lit_rlvr")
 
 
-class RunStopped(Exception):
-    """The run was asked to stop and has stopped cleanly.
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second signal ended the run in the middle of an iteration.
 
     Args:
-        signal_number: the signal received.
-        saved: whether there is a checkpoint to resume from.
+        signal_number: the second signal.
     """
 
-    def __init__(self, signal_number: int, saved: bool) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
-        self.signal_number, self.saved = signal_number, saved
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped at once by {signal.Signals(signal_number).name}")
+        self.signal_number = signal_number
 
 
 class StopOnSignal(Callback):
-    """The first signal lets the iteration finish (an iteration is atomic); a second Ctrl-C stops at once.
+    """The first signal lets the iteration finish (an iteration is atomic); a second Ctrl-C or SIGTERM stops at once.
 
     A checkpoint is saved at the end of the iteration, and the run stops where the next one would begin: only then are
     the iteration's logs and validation complete.
@@ -49,10 +53,16 @@ class StopOnSignal(Callback):
         """Take the signals over from Lightning, which restores the original handlers when the run ends."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it
+            signal.signal(signal.SIGHUP, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
+            if self._received is not None:  # both the kernel and the shell send it when a terminal is closed
+                return
         if self._received is not None:
-            raise KeyboardInterrupt
+            raise StoppedAtOnce(number)
         self._received = number
         if is_first_process():  # a terminal signals all processes
             name = signal.Signals(number).name
@@ -68,6 +78,20 @@ class StopOnSignal(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._stopping:
             raise RunStopped(self._stopping, saved=any(checkpoint.enabled for checkpoint in _checkpoints(trainer)))
+
+
+def leave_closed_terminal() -> None:
+    """Discard further output to a terminal that is gone, where writing would fail and end the run."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            termios.tcgetattr(stream.fileno())
+        except termios.error as error:
+            if error.args[0] == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+        except OSError:  # not a file
+            continue
 
 
 def _checkpoints(trainer: Trainer) -> list[RunCheckpoint]:

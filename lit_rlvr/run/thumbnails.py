@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from datamodules.reading.images import Images, open_images
+from lit_rlvr.datamodules.reading.images import Images, open_images
 from lit_rlvr.files import write_atomically
 
 SIDE = 256

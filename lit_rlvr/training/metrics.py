@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from lit_rlvr.distributed.collectives import gather_objects
+from lit_rlvr.errors import UserError
 from lit_rlvr.printable import one_line
 from lit_rlvr.types import Rollout
 
@@ -34,31 +36,38 @@ class PassAtK(Metric):
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("questions", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, correct: Tensor) -> None:
-        """Add questions.
+    def update(self, correct: Tensor, counted: Tensor | None = None) -> None:
+        """Add questions; those with fewer than k completions that count are left out.
 
         Args:
-            correct: (P, n) in {0, 1}: n >= k judged completions of each of P questions.
+            correct: (P, n) in {0, 1}: n >= k completions of each of P questions.
+            counted: (P, n) bool: the completions that count, None = all.
 
         Raises:
             ValueError: n < k.
         """
         if correct.shape[1] < self.k:
             raise ValueError(f"pass@{self.k} needs at least {self.k} completions per question, got {correct.shape[1]}")
-        self.total += pass_at_k(correct, self.k).sum()
-        self.questions += correct.shape[0]
+        values = pass_at_k(correct, self.k, counted)
+        self.total += values.nansum()
+        self.questions += (~values.isnan()).sum()
 
     def compute(self) -> Tensor:
         return self.total / self.questions
 
 
-def pass_at_k(correct: Tensor, k: int) -> Tensor:
-    """Unbiased pass@k of each question (P,), float64, from judged completions (P, n) in {0, 1}."""
-    n = correct.shape[1]
-    c = correct.double().sum(1)  # (P,)
+def pass_at_k(correct: Tensor, k: int, counted: Tensor | None = None) -> Tensor:
+    """Unbiased pass@k of each question (P,), float64, from completions (P, n) in {0, 1}.
+
+    Args:
+        counted: (P, n) bool: the completions that count, None = all. Fewer than k make a question's value NaN.
+    """
+    counted = torch.ones_like(correct, dtype=torch.bool) if counted is None else counted
+    n = counted.double().sum(1, keepdim=True)  # (P, 1)
+    c = (correct.double() * counted).sum(1, keepdim=True)  # (P, 1)
     j = torch.arange(k, dtype=torch.float64, device=correct.device)
-    miss = ((n - c[:, None] - j) / (n - j)).clamp(min=0)  # (P, k): the j-th draw is wrong too
-    return 1 - miss.prod(1)
+    miss = ((n - c - j) / (n - j).clamp(min=1)).clamp(min=0)  # (P, k): the j-th draw is wrong too
+    return torch.where(n[:, 0] < k, torch.nan, 1 - miss.prod(1))
 
 
 class EvaluationMetrics(nn.Module):
@@ -83,27 +92,33 @@ class EvaluationMetrics(nn.Module):
         self.pass_at = nn.ModuleDict({str(k): PassAtK(k) for k in ks})
 
     def update(self, rollout: Rollout, greedy: Rollout | None = None) -> None:
-        """Add a scored batch, with its greedy completions if there are any; a failed check counts as incorrect."""
+        """Add a scored batch, with its greedy completions if there are any; a failed check counts as incorrect, but not
+        what no reward calls right or wrong."""
         device = self.accuracy.device
         right = rollout.correct * rollout.judged  # (P, G)
-        correct = right.to(device)
-        self.accuracy.update(correct)
+        correct, counted = right.to(device), rollout.counted.to(device)
+        self.accuracy.update(correct, counted)
         self.length.update(rollout.lengths.to(device))
         if rollout.sampling.temperature > 0:
             self.sampled, tokens = True, rollout.lengths.sum()
             self.entropy.update((-rollout.engine_logprobs.sum() / tokens.clamp(min=1)).to(device), tokens.to(device))
         self.truncated.update(rollout.truncated.to(device))
         for metric in self._pass_at():
-            metric.update(correct)
+            metric.update(correct, counted)
         if self.greedy is not None and greedy is not None:
-            self.greedy.update((greedy.correct * greedy.judged).to(device))
-        for prompt, group in zip(rollout.prompts, right, strict=True):
-            if prompt.sample.category:
+            self.greedy.update((greedy.correct * greedy.judged).to(device), greedy.counted.to(device))
+        for p, prompt in enumerate(rollout.prompts):
+            if prompt.sample.category and (number := int(rollout.counted[p].sum())):
                 category = one_line(prompt.sample.category)  # it becomes part of a metric's name
-                self.right[category] += int(group.sum())
-                self.judged[category] += len(group)
+                self.right[category] += int(right[p].sum())
+                self.judged[category] += number
 
     def compute(self) -> dict[str, float]:
+        """The metrics over all ranks; those of nothing are left out. Collective: call it on every rank.
+
+        Raises:
+            UserError: no completion is known to be right or wrong.
+        """
         values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
         values |= {} if self.greedy is None else {"greedy": self.greedy}
         right, judged, sampled = Counter[str](), Counter[str](), False
@@ -112,11 +127,15 @@ class EvaluationMetrics(nn.Module):
             judged.update(judged_there)
             sampled |= sampled_there
         values |= {"entropy": self.entropy} if sampled else {}
-        return (
-            {name: float(m.compute()) for name, m in values.items()}
-            | {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
-            | {f"accuracy/{name}": right[name] / judged[name] for name in sorted(judged)}
-        )
+        found = {name: float(m.compute()) for name, m in values.items()}
+        if math.isnan(found["accuracy"]):
+            raise UserError(
+                "rollout.rewards: no reward says of any completion of a validation or test set whether it is right; "
+                "return a bool or a RewardResult with `correct` (None leaves a completion out)"
+            )
+        found |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
+        found |= {f"accuracy/{name}": right[name] / judged[name] for name in sorted(judged)}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def _pass_at(self) -> list[PassAtK]:
         return [metric for metric in self.pass_at.values() if isinstance(metric, PassAtK)]

@@ -32,7 +32,7 @@ from lit_rlvr.distributed.collectives import average_gradients, gather_rows, ran
 from lit_rlvr.distributed.device import to_device
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.doing import DOING
-from lit_rlvr.errors import UserError, check_within
+from lit_rlvr.errors import MOST, UserError, check_within
 from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, settle_correction
 from lit_rlvr.policy.compiled import compile_layers
 from lit_rlvr.policy.liger import use_liger
@@ -128,9 +128,9 @@ class RLVRModule(ReferenceModule):
         check_within("[0, inf)", "model", lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
         check_within("[0, 1)", "model.betas", first=betas[0], second=betas[1])
         check_within("[0, inf)", "model", warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
-        check_within("[1, inf)", "model", updates_per_rollout=updates_per_rollout, importance_cap=importance_cap)
+        check_within("[1, inf)", "model", tokens_per_microbatch=tokens_per_microbatch, importance_cap=importance_cap)
         check_within(
-            "[1, inf)", "model", epochs_per_rollout=epochs_per_rollout, tokens_per_microbatch=tokens_per_microbatch
+            f"[1, {MOST}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
         check_options(optimizer, betas, weight_decay)
         if torch_compile and (liger or not shared_prefix):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import whole
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, shown
 from lit_rlvr.files import write_atomically
 from lit_rlvr.training.step import Step
 
@@ -62,10 +62,10 @@ class SkippedSteps:
         said = f"step {number}: {' and '.join(wrong) or 'loss of another rank'} not finite"
         if self.in_a_row > self.limit:
             raise UserError(
-                f"{said}, after {self.limit} skipped in a row (model.max_skipped_steps); its batch is in {path}; "
-                "lower model.lr or model.max_grad_norm, and resume with --ckpt_path last"
+                f"{said}, after {self.limit} skipped in a row (model.max_skipped_steps); its batch is in "
+                f"{shown(path)}; lower model.lr or model.max_grad_norm, and resume with --ckpt_path last"
             )
-        _log.warning("%s: the step is skipped, its batch is in %s", said, path)
+        _log.warning("%s: the step is skipped, its batch is in %s", said, shown(path))
         return True
 
     def state_dict(self) -> dict[str, int]:

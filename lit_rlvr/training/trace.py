@@ -17,8 +17,8 @@ from lit_rlvr.types import Rollout
 
 GROUP: Fields = {"id": str, "prompt": str, "answer": str, "completions": list}
 COMPLETION: Fields = {
-    "tokens": list, "finish_reason": str, "reward": (int, float), "correct": bool, "status": str,
-    "advantage": (int, float),
+    "tokens": list, "finish_reason": str, "reward": (int, float), "correct": (bool, type(None)),
+    "status": str, "advantage": (int, float),
 }  # fmt: skip
 PER_TOKEN = ("logp", "ratio", "weight")
 """Per-token numbers of a completion, present if it was run."""
@@ -87,8 +87,8 @@ class Trace:
             "tokens": [tokenizer.decode([token]) for token in completion.token_ids],
             "finish_reason": completion.finish_reason,
             "reward": float(rollout.rewards[p, g]),
-            "parts": {name: float(part[p, g]) for name, part in rollout.parts.items()},
-            "correct": bool(rollout.judged[p, g] and rollout.correct[p, g]),
+            "parts": {name: None if part[p, g].isnan() else float(part[p, g]) for name, part in rollout.parts.items()},
+            "correct": bool(rollout.correct[p, g]) if rollout.judged[p, g] else None,
             "status": rollout.statuses[p][g],
             "advantage": None if advantages is None else float(advantages[p, g]),
             "engine_logp": [round(v, 6) for v in completion.logprobs],

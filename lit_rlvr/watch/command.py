@@ -8,12 +8,11 @@ import socket
 import threading
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
 from lit_rlvr.terminal import show_result, wants_json
 from lit_rlvr.watch.follow import FollowedFolders
-from lit_rlvr.watch.server import application
 from lit_rlvr.watch.terminal import show, states
 
 _log = logging.getLogger("lit_rlvr")
@@ -21,7 +20,7 @@ _log = logging.getLogger("lit_rlvr")
 
 def run(command: str, arguments: list[str]) -> None:
     """The command line of `watch`."""
-    parser = ArgumentParser(prog=f"lit-rlvr {command}", description=watch.__doc__, exit_on_error=False)
+    parser = Parser(prog=f"lit-rlvr {command}", description=watch.__doc__)
     parser.add_argument(
         "runs", type=str, nargs="+", help="folders of runs, of studies, or with runs in them; later ones are found too"
     )
@@ -50,13 +49,16 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
         port: port; 0 = any free one.
 
     Raises:
-        UserError: a folder holds no run, or the port is taken.
+        UserError: a folder holds no run, the port is taken, or starlette is not installed.
     """
-    import uvicorn
-
     if not 0 <= port < 65536:
         raise UserError(f"--port: {port} is not a port; use 0 to 65535")
     token = None if host in ("127.0.0.1", "localhost", "::1") else secrets.token_urlsafe(16)
+    require("starlette", "watch", "starlette", "uvicorn")
+    import uvicorn
+
+    from lit_rlvr.watch.server import application
+
     app = application(FollowedFolders(folders), token)
     listener = listen(host, port)
     address = f"[{host}]" if ":" in host else host

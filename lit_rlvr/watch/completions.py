@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from lit_rlvr.files import has_fields
 from lit_rlvr.report.prompts import Visit, prompt_text
-from lit_rlvr.report.runs import ROW
+from lit_rlvr.report.runs import ROW, verdict
 
 Course = Literal["solved", "lost", "never right", "right from the start"]
 COURSES: tuple[Course, ...] = get_args(Course)
@@ -24,20 +24,22 @@ class Place:
 
     Args:
         step: optimizer step at the end of the iteration. start, end: bytes of the file.
-        right: correct completions of `count`. reward: the sum of the rewards. live: whether any advantage is not 0.
+        right: correct completions of the `judged` ones; count: all. reward: the sum of all rewards.
+        live: whether any advantage is not 0.
     """
 
     step: int
     start: int
     end: int
     right: int = 0
+    judged: int = 0
     count: int = 0
     reward: float = 0.0
     live: bool = False
 
     @property
     def share(self) -> float:
-        return self.right / self.count
+        return self.right / max(self.judged, 1)
 
 
 @dataclass
@@ -52,11 +54,12 @@ class Followed:
     @property
     def course(self) -> Course:
         """What became of it, from its first to its last visit."""
-        if not any(place.right for place in self.places):
+        judged = [place for place in self.places if place.judged]
+        if not any(place.right for place in judged):
             return "never right"
-        if not self.places[-1].right:
+        if not judged[-1].right:
             return "lost"
-        return "right from the start" if self.places[0].right else "solved"
+        return "right from the start" if judged[0].right else "solved"
 
 
 class Completions:
@@ -126,7 +129,9 @@ class Completions:
         place = self._last[1]
         place.end = self.read
         place.count += 1
-        place.right += row["correct"]
+        said = verdict(row)
+        place.right += said == "correct"
+        place.judged += said in ("correct", "wrong")
         place.reward += row["reward"]
         place.live = place.live or bool(row["advantage"])
 

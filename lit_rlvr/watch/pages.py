@@ -166,6 +166,9 @@ def _bars(places: list[Place]) -> list[Bar]:
 
 
 def _bar(places: list[Place]) -> Bar:
-    right, count = sum(place.right for place in places), sum(place.count for place in places)
+    right, judged = sum(place.right for place in places), sum(place.judged for place in places)
     first, last = places[0].step, places[-1].step
-    return Bar(right / count, f"{f'step {first}' if first == last else f'steps {first} to {last}'}: {right} of {count}")
+    return Bar(
+        right / max(judged, 1),
+        f"{f'step {first}' if first == last else f'steps {first} to {last}'}: {right} of {judged}",
+    )

@@ -101,7 +101,9 @@ def test_an_algorithm_is_one_file_of_at_most_40_lines_that_names_its_paper(cls: 
 
 
 def sizes(module: RLVRModule, group_size: int = 4) -> None:
-    RolloutCallback(group_size, engine="hf").check_sizes(module, 4, 1)
+    rollout = RolloutCallback(group_size, engine="hf")
+    rollout.check_sizes(module, 4, 1)
+    rollout.log_sizes(module, 4, 1)
 
 
 @pytest.mark.parametrize("cls", [GPG, AAPO, Reinforce])
@@ -263,7 +265,7 @@ def test_a_cpu_that_emulates_bfloat16_is_warned_of(
     monkeypatch.setattr("lit_rlvr.rollout.check_sizes.bf16_slowdown", lambda: factor)
     rollout = RolloutCallback(engine="hf")
     with caplog.at_level("WARNING", "lit_rlvr"):
-        rollout.check_sizes(GRPO(), 4, 1, "32-true")
+        rollout.log_sizes(GRPO(), 4, 1, "32-true")
         assert not caplog.messages
-        rollout.check_sizes(GRPO(), 4, 1, "bf16-mixed")
+        rollout.log_sizes(GRPO(), 4, 1, "bf16-mixed")
     assert ("100 times slower than in float32; use --trainer.precision 32-true" in caplog.text) is warned

@@ -226,9 +226,10 @@ def test_a_bad_config_is_one_line_that_says_what_and_where(tmp_path: Path, algor
 
 
 def test_files_that_cannot_be_used_are_named(files: Path) -> None:
-    (files / "batch.npz").write_bytes(b"PK no archive")
-    with pytest.raises(UserError, match=r"batch\.npz is not a readable"):
-        parity(files)
+    for content in (b"PK no archive", b"a: text", b""):
+        (files / "batch.npz").write_bytes(content)
+        with pytest.raises(UserError, match=r"batch\.npz is no \.npz file; write one with numpy's savez$"):
+            parity(files)
     np.savez(files / "batch.npz", logp=np.array([None, 1]))
     with pytest.raises(UserError, match=r"batch\.npz is not a readable"):
         parity(files)

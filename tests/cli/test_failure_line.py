@@ -15,7 +15,7 @@ from lit_rlvr.cli.failure_line import TRACEBACK
 
 CLI = Callable[..., Any]
 MINE = """
-from datamodules import PromptDataModule
+from lit_rlvr.datamodules import PromptDataModule
 from lightning.pytorch import Callback
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.types import RewardResult, Sample
@@ -125,7 +125,7 @@ CASES = {
     ),
     "relative path of a reward": (
         ["--rollout.rewards", "[..]"],
-        "must be module.function, got '..'",
+        "there is no reward '..'; give a class of lit-rlvr, or module.function",
     ),
     "banned token": (
         ["--rollout.sampling.banned_token_ids", "[-1]"],

@@ -2,15 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional, Union
 
 import pytest
 from jsonargparse import ArgumentError
 
-from lit_rlvr.cli.lightning_cli import ConfigCheck
+from lit_rlvr.cli import main
+from lit_rlvr.cli.lightning_cli import ConfigCheck, run
 from lit_rlvr.cli.parse_errors import explain_parse_error
+from lit_rlvr.configs import Parser
+from lit_rlvr.errors import UserError, nearest
+
+OWN = """
+from dataclasses import dataclass
+
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.algorithms import GRPO
+from lit_rlvr.environments import Environment
+from lit_rlvr.rewards import Reward
+from lit_rlvr.rollout import HFEngine
+
+
+class Half(Reward):
+    def __call__(self, completion, sample):
+        return 0.5
+
+
+class Judge(Half):
+    def __init__(self, rubric, **kwargs):
+        super().__init__(**kwargs)
+
+
+class Typed(Half):
+    def __init__(self, rubric: str, **kwargs):
+        super().__init__(**kwargs)
+
+
+class Plain(GRPO):
+    def __init__(self, rubric, **kwargs):
+        super().__init__(**kwargs)
+
+
+class Data(PromptDataModule):
+    def __init__(self, rubric, **kwargs):
+        super().__init__(**kwargs)
+
+
+class Room(Environment):
+    def __init__(self, rubric, **kwargs):
+        super().__init__(**kwargs)
+
+    def step(self, turn): ...
+
+
+class Engine(HFEngine):
+    def __init__(self, rubric):
+        super().__init__()
+
+
+@dataclass
+class Scaled(Advantage):
+    rubric: float
+
+    def __call__(self, group):
+        return group.rewards
+
+
+class Shifted(Advantage):
+    def __init__(self, rubric):
+        self.rubric = rubric
+
+    def __call__(self, group):
+        return group.rewards
+"""
+"""Classes of a user, all with a required argument but the first."""
 
 RIGHT: dict[str, Any] = {"data": {"class_path": "Arithmetic"}, "model": {"class_path": "GRPO"}}
+CLASSES = ("--data", "Arithmetic", "--model", "GRPO")
 SAID: dict[str, tuple[dict[str, Any], str]] = {
     "a list as a class": (
         {"model": ["GRPO"]},
@@ -52,19 +124,33 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         "rollout: 'fast' is not a group of options; give them by their names",
     ),
     "text for a list": ({"rollout": {"rewards": "MathAnswer"}}, "rollout.rewards: give a list, not MathAnswer"),
-    "key of a group": ({"rollout": {"grop_size": 8}}, "unknown key 'rollout.grop_size'; did you mean 'group_size'?"),
+    "key of a group": (
+        {"rollout": {"grop_size": 8}},
+        "unknown key 'rollout.grop_size'; did you mean 'rollout.group_size'?",
+    ),
     "key of sampling": (
         {"rollout": {"sampling": {"temprature": 1}}},
-        "unknown key 'rollout.sampling.temprature'; did you mean 'temperature'?",
+        "unknown key 'rollout.sampling.temprature'; did you mean 'rollout.sampling.temperature'?",
     ),
     "key like another group's": ({"run": {"slop": 1}}, "unknown key 'run.slop'"),
+    "class in another case": ({"model": "grpo"}, "model: there is no class 'grpo'; did you mean 'GRPO'?"),
+    "option of an environment": (
+        {"rollout": {"environment": {"class_path": "Calculator", "init_args": {"offr": 1}}}},
+        "rollout.environment: lit_rlvr.environments.Calculator has no option 'offr'; did you mean 'offer'?",
+    ),
+    "number to base 60": ({"rollout": {"group_size": "1:30"}}, "rollout.group_size: give a whole number, not 1:30"),
+    "true as a seed": ({"seed_everything": True}, "seed_everything: give a whole number, not True"),
     "flag": ({"overwrite": "maybe"}, "overwrite: give true or false, not maybe"),
 }
 
 
 @pytest.fixture(scope="module")
-def fit() -> ConfigCheck:
-    return ConfigCheck()
+def fit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConfigCheck]:
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "own_parts.py").write_text(OWN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield ConfigCheck()
 
 
 @pytest.mark.parametrize("case", SAID)
@@ -79,11 +165,128 @@ def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
     ("arguments", "said"),
     [
         (["fit", "stray", "words"], "what is 'stray words' for? An option begins with --"),
-        (["fit", "--modle", "GRPO"], "unknown option 'modle'; did you mean 'model'?"),
+        (["fit", "--modle", "GRPO"], "unknown option '--modle'; did you mean '--model'?"),
+        (["fit", "--modle.init_args.lr", "1"], "unknown option '--modle.init_args.lr'; did you mean "
+         "'--model.init_args.lr'?"),
+        (["fit", "--confg", "x"], "unknown option '--confg'; did you mean '--config'?"),
+        (["fit", "--dryrun"], "unknown option '--dryrun'; did you mean '--dry-run'?"),
+        (["fit", "--overwrit", "true"], "unknown option '--overwrit'; did you mean '--overwrite'?"),
+        (["fit", "--rollout.sampling.temp", "1"], "unknown option '--rollout.sampling.temp'; did you mean "
+         "'--rollout.sampling.temperature'?"),
+        (["fit", *CLASSES, "--model.init_args.warmup", "1"], "model: lit_rlvr.algorithms.GRPO has no option 'warmup'; "
+         "did you mean 'warmup_steps'?"),
+        (["fit", *CLASSES, "--rollout.group_size", "1:30"], "rollout.group_size: give a whole number, not 1:30"),
+        (["fit", *CLASSES, "--rollout.rewards", "[{class_path: own_parts.Half, init_args: {b: 1}}]"],
+         "rollout.rewards: own_parts.Half has no option 'b'"),
+        (["fit", *CLASSES, "--rollout.rewards+", "{class_path: own_parts.Half, init_args: {wight: 1}}"],
+         "rollout.rewards: own_parts.Half has no option 'wight'; did you mean 'weight'?"),
+        (["fit", *CLASSES, "--rollout.environment", "{class_path: Calculator, init_args: {offr: 1}}"],
+         "rollout.environment: lit_rlvr.environments.Calculator has no option 'offr'; did you mean 'offer'?"),
         (["fit"], "fit.data, fit.model: missing; give a config that sets them, such as --config quickstart"),
     ],
-)
+)  # fmt: skip
 def test_arguments_that_have_no_place(fit: ConfigCheck, arguments: list[str], said: str) -> None:
     with pytest.raises(ArgumentError) as error:
-        fit.parser.parse_args(arguments)
+        fit.parser.parse_line(arguments)
     assert explain_parse_error(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("rollout.rewards", "Judge"), ("rollout.rewards", "Typed"), ("rollout.environment", "Room"),
+        ("rollout.engine", "Engine"), ("model", "Plain"), ("data", "Data"), ("model.advantage", "Scaled"),
+        ("model.advantage", "Shifted"),
+    ],
+)  # fmt: skip
+def test_a_required_argument_of_a_user_s_class_is_required(fit: ConfigCheck, key: str, name: str) -> None:
+    """With a type or without one, and however the class is named."""
+    path = f"own_parts.{name}"
+    for value in (path, {"class_path": path}, {"class_path": path, "init_args": {}}):
+        group, _, option = key.partition(".")
+        inner: Any = {option: [value] if option == "rewards" else value} if option else value
+        wrong = {"model": {"class_path": "GRPO", "init_args": inner}} if option == "advantage" else {group: inner}
+        with pytest.raises(ArgumentError) as error:
+            fit.check(RIGHT | wrong)
+        assert explain_parse_error(error.value) == f"{key}: {path} needs a value for rubric; give it under init_args"
+
+
+@pytest.mark.parametrize("text", ["about class_path", "class_path: [", "{class_path: GRPO"])
+def test_a_text_about_classes_stays_a_text(fit: ConfigCheck, text: str) -> None:
+    parsed = fit.parser.parse_line(["fit", *CLASSES, "--data.init_args.system_prompt", text])
+    assert parsed.fit.data.init_args.system_prompt == text
+
+
+def test_a_required_argument_that_is_given_arrives(fit: ConfigCheck) -> None:
+    rewards = [{"class_path": "own_parts.Judge", "init_args": {"rubric": [1, 2]}}, "own_parts.Half"]
+    parsed = fit.parser.parse_object({"subcommand": "fit", "fit": RIGHT | {"rollout": {"rewards": rewards}}})
+    assert parsed.fit.rollout.rewards[0].init_args.rubric == [1, 2]
+
+
+@pytest.mark.parametrize(("text", "number"), [("010", 10), ("-010", -10), ("0x10", 16), ("0", 0), ("12", 12)])
+def test_numbers_are_as_written_in_files_and_on_the_command_line(
+    fit: ConfigCheck, tmp_path: Path, text: str, number: int
+) -> None:
+    """YAML 1.1, which PyYAML reads, takes 010 for 8."""
+    config = tmp_path / "own.yaml"
+    config.write_text(f"data: Arithmetic\nmodel: GRPO\nrollout: {{group_size: {text}}}\n")
+    read = fit.parser.parse_line(["fit", "--config", str(config)])
+    typed = fit.parser.parse_line(["fit", *CLASSES, "--rollout.group_size", text])
+    assert read.fit.rollout.group_size == typed.fit.rollout.group_size == number
+
+
+def test_all_that_the_classes_refuse_is_said_at_once(fit: ConfigCheck) -> None:
+    """Of an option at its default instead of a refused one nothing more is said, nor of what has a refused part."""
+    wrong = {
+        "model": {"class_path": "GRPO", "init_args": {"lr": -1, "kl_coef": -1, "clip_low": 3}},
+        "rollout": {
+            "sampling": {"max_tokens": 0},
+            "rewards": [{"class_path": "MathAnswer", "init_args": {"weight": math.nan}}],
+        },
+        "warm_start": {"until": 4},
+    }
+    with pytest.raises(UserError) as error:
+        fit.check(RIGHT | wrong)
+    assert sorted(error.value.messages) == [
+        "model.clip_low: 3.0 must lie in [0, 1]",
+        "model.kl_coef: -1.0 must lie in [0, inf)",
+        "model.lr: -1.0 must lie in [0, inf)",
+        "rewards.MathAnswer.weight must be a finite number, got nan",
+        "sampling.max_tokens: 0 must be >= 1",
+        "warm_start.until: 4.0 must lie in (0, 1]",
+    ]
+    assert str(error.value).splitlines() == list(error.value.messages)
+
+
+def test_a_price_needs_a_measurement() -> None:
+    for arguments in (["--price", "3"], ["--price=3"]):
+        with pytest.raises(UserError, match=r"^--price: needs --time, which measures how long the run takes$"):
+            run("plan", ["--config", "quickstart", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("command", "said"), [("ftt", "did you mean 'fit'?"), ("Fit", "'fit'?"), ("xyzzy", "commands")]
+)
+def test_the_nearest_command_is_named(capsys: pytest.CaptureFixture[str], command: str, said: str) -> None:
+    assert main.run([command]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "found"),
+    [
+        ("dryrun", ["--run", "--dry-run"], ["--dry-run"]), ("GRPO", ["grpo", "dr_grpo"], ["grpo"]),
+        ("temp", ["top_p", "temperature"], ["temperature"]), ("", ["a"], []), ("zzz", ["a", "b"], []),
+        ("modle.lr", ["lora", "model.lr"], ["model.lr"]),
+    ],
+)  # fmt: skip
+def test_names_are_compared_whole_and_without_case_and_dashes(name: str, known: list[str], found: list[str]) -> None:
+    assert nearest(name, known) == found
+
+
+@pytest.mark.parametrize(("given", "expected"), [("4", 4), ("4.0", 4.0), ("0.5", 0.5), ("null", None)])
+def test_a_whole_number_stays_one_whatever_types_the_process_has_seen(given: str, expected: float | None) -> None:
+    parser = Parser()
+    parser.add_argument("--size", type=Optional[Union[float, int]])  # noqa: UP007, UP045  # typing caches this order
+    found = parser.parse_args(["--size", given]).size
+    assert found == expected and type(found) is type(expected)

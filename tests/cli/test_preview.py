@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datamodules import LesionCount
+from lit_rlvr.datamodules import LesionCount
 
 CLI = Callable[..., Any]
 
@@ -45,6 +46,23 @@ def test_images(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:
     assert Image.open(run_folder / "seen/train-0-1.png").tobytes() == sample.images[0].tobytes()
 
 
+def test_without_a_folder_pictures_go_to_a_temporary_one(
+    run_folder: Path, lit_rlvr: CLI, vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+    before = sorted(run_folder.rglob("*"))
+    model = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
+    shown = lit_rlvr("preview", "--config", "tiny.yaml", *model, "--prompts", 1)
+    assert shown.status == 0, shown.err
+    (picture,) = elsewhere.glob("lit-rlvr-preview-*/*.png")
+    assert f"84 x 84 pixels, {picture}" in shown.out
+    assert lit_rlvr("preview", "--config", "tiny.yaml").status == 0
+    assert len(list(elsewhere.glob("lit-rlvr-preview-*"))) == 1, "none for texts"
+    assert sorted(run_folder.rglob("*")) == before
+
+
 def test_pictures_of_the_users_are_left_alone(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:
     """Those of an earlier preview are not the user's."""
     options = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
@@ -61,6 +79,10 @@ def test_pictures_of_the_users_are_left_alone(run_folder: Path, lit_rlvr: CLI, v
 def test_a_folder_that_cannot_be_is_one_line_without_pictures_too(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr("preview", "--config", "tiny.yaml", "--out", "/proc/x")
     assert result.status == 2 and "--out: /proc/x cannot be written" in result.err
+    (run_folder / "my.jsonl").write_text("{}\n")
+    for command in ("preview", "split"):
+        result = lit_rlvr(command, "--config", "tiny.yaml", "--out", "my.jsonl")
+        assert result.status == 2 and "--out: my.jsonl is a file; give a folder" in result.err
 
 
 def test_a_set_that_is_not_there(run_folder: Path, lit_rlvr: CLI) -> None:

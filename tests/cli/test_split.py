@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from datamodules import MedicalVQA, MultiStepArithmetic
 from lit_rlvr.cli.split import write_split
+from lit_rlvr.datamodules import MedicalVQA, MultiStepArithmetic
 
 CLI = Callable[..., Any]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,12 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from tiny_runs import TESTS, assert_same_run, child_environment, fit, summary, to
+from tiny_rewards import judged_as_is
+from tiny_runs import TESTS, assert_same_run, child_environment, fit, summary, to, write_config
+
+from lit_rlvr.compare.command import compare
+from lit_rlvr.compare.study import load_study
+from lit_rlvr.errors import UserError
 
 CLI = Callable[..., Any]
 MISTAKE = {"data": {"init_args": {"prompts_per_step": 17}}}
@@ -104,6 +110,29 @@ def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, importab
     assert_same_run(out / "runs/sums/wrong/seed-1", run_folder / "alone", resumed=0)
 
 
+def test_what_this_machine_lacks_is_said_once_before_the_first_cell(run_folder: Path) -> None:
+    missing = {
+        "model": {"init_args": {"model": "nobody/nothing"}},
+        "trainer": {"accelerator": "gpu", "devices": [99]},
+    }
+    config = yaml.safe_load((run_folder / "tiny.yaml").read_text())
+    config["data"] = {"class_path": "TextMath", "init_args": {"train": "gone.jsonl"}}
+    write_config(run_folder / "tiny.yaml", config)
+    suite = {"data": {"class_path": "TextMath", "init_args": {"test": "questions.jsonl"}}}
+    (run_folder / "mine.yaml").write_text(yaml.safe_dump(suite | {"rewards": ["tiny_rewards.first_token"]}))
+    loaded = load_study(str(study(run_folder, cells={"grpo": missing, "dapo": missing}, suites=["mine.yaml"])))
+    with pytest.raises(UserError) as refused:
+        compare(loaded, run_folder / "out")
+    said = str(refused.value)
+    assert said.startswith("STUDY: its cells cannot run on this machine: ") and "\n" not in said
+    assert re.search(
+        "accelerator: gpu, devices: .99.: .*'nobody/nothing' is neither a folder nor .*gone.jsonl.*; and 1 more$",
+        said,
+        re.IGNORECASE,
+    )
+    assert not (run_folder / "out").exists()
+
+
 def test_when_a_cell_is_done_its_model_is_evaluated(
     run_folder: Path, lit_rlvr: CLI, importable: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +141,7 @@ def test_when_a_cell_is_done_its_model_is_evaluated(
     rows = [{"problem": f"{i}?", "answer": str(i), "subject": "ab"[i % 2]} for i in range(6)]
     (run_folder / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"data": {"class_path": "TextMath", "init_args": {"test": str(run_folder / "more.jsonl")}},
-           "rewards": ["tiny_rewards.first_token"]}  # fmt: skip
+           "rewards": [judged_as_is("first_token")]}  # fmt: skip
     (run_folder / "own.yaml").write_text(yaml.safe_dump(own))
     cells = {"cells": {"grpo": {}, "aapo": {"model": {"class_path": "AAPO"}}}, "seeds": [0]}
     out = run_folder / "out"
@@ -169,7 +198,7 @@ def test_cells_are_jobs_of_a_cluster(
 @pytest.mark.slow
 def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, importable: None) -> None:
     """The cell saves and ends with its parent, and the next comparison waits for that."""
-    changes = {"checkpoint": {"every": 0}, "rollout": {"rewards": ["tiny_rewards.held"]}}
+    changes = {"checkpoint": {"every": 0}, "rollout": {"rewards": [judged_as_is("held")]}}
     path = study(run_folder, cells={"grpo": changes}, seeds=[0], budget={"samples": 480})
     (run_folder / "hold").touch()  # so that the cell is in the middle when its parent is killed
     out, run = run_folder / "out", run_folder / "out/runs/sums/grpo/seed-0"
@@ -186,7 +215,7 @@ def test_killed_in_a_cell_a_study_goes_on_exactly(run_folder: Path, lit_rlvr: CL
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
     assert told(out)["cells"][0]["status"] == "done"
     fit(lit_rlvr, *to("whole"), "--budget.samples", 480, "--trainer.max_steps", -1, "--checkpoint.every", 0,
-        "--rollout.rewards", "[tiny_rewards.held]",
+        "--rollout.rewards", json.dumps([judged_as_is("held")]),
         "--rollout.eval_samples", 2, "--rollout.eval_sampling.temperature", 1)  # fmt: skip
     resumed = summary(run)["resumed_from_step"]
     assert 0 < resumed < 30, "it had saved when its parent was killed"

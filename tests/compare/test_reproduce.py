@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from scipy.stats import ttest_ind
+from tiny_rewards import judged_as_is
 
 from lit_rlvr.compare.markdown import BEFORE
 from lit_rlvr.compare.reproduce import AVERAGE, Paper, Printed, PrintedTable, beside, load_printed
@@ -107,8 +108,11 @@ def test_the_test_of_a_difference_against_scipys_on_the_values() -> None:
 
 def test_what_is_no_table_is_one_line(tmp_path: Path) -> None:
     for text, said in (
-        ("tables: [{task: t}]", "does not have the form"),
-        ("[1]", "does not have the form"),
+        ("tables: [{task: t}]", "mine.yaml has no 'columns'; see the shipped tables in "),
+        ("study: s", "mine.yaml has no 'tables'; see the shipped tables in "),
+        ("[1]", "mine.yaml has no 'tables'"),
+        ("", "mine.yaml has no 'tables'"),
+        ("study: s\ntables: [1]", "does not have the form"),
         ("study: s\ntables: [{task: t, columns: [a], rows: {grpo: [many]}}]", "'many' is neither a number nor"),
         ("study: s\ntables: [{task: t, columns: [a], rows: {grpo: [1, 2]}}]", "grpo has 2 values for 1 columns"),
     ):
@@ -130,7 +134,7 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
     rows = [{"problem": f"{i}?", "answer": str(i)} for i in range(4)]
     (run_folder / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own = {"data": {"class_path": "TextMath", "init_args": {"test": str(run_folder / "own.jsonl")}},
-           "rewards": ["tiny_rewards.first_token"]}  # fmt: skip
+           "rewards": [judged_as_is("first_token")]}  # fmt: skip
     (run_folder / "own.yaml").write_text(yaml.safe_dump(own))
     study = {"name": "tiny", "base": "tiny.yaml", "tasks": {"sums": {}}, "cells": {"grpo": {}}, "seeds": [0],
              "baseline": "grpo", "budget": {"steps": 1}, "suites": [{"suite": "own.yaml", "samples": 0}]}  # fmt: skip

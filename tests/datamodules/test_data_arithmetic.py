@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datamodules import Arithmetic, MultiStepArithmetic
+from lit_rlvr.datamodules import Arithmetic, MultiStepArithmetic
 from lit_rlvr.errors import UserError
 
 
@@ -79,6 +79,7 @@ def test_each_step_of_a_problem_is_right_and_no_problem_is_in_two_sets():
 @pytest.mark.parametrize(("options", "said"), [
     ({"terms": 1}, "terms=1 must be at least 2"),
     ({"problems": 0}, "problems=0"),
+    ({"terms": 10**12}, "terms=1000000000000, .*use at most 1000000 numbers"),
     ({"tested": -1}, "tested=-1"),
     ({"terms": 2, "high": 9}, "make too few different problems; at most 40 in all"),
 ])  # fmt: skip

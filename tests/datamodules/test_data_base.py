@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from jsonargparse import ArgumentParser
 
-from datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
-from datamodules.reading.options import snake_case
+from lit_rlvr.datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
+from lit_rlvr.datamodules.reading.options import snake_case
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -173,6 +173,77 @@ def test_no_validation_set_is_said_once(ready, caplog):
     data.setup("fit")
     assert data.val_dataloader() == []
     assert caplog.messages == ["prompt_data_module: there is no validation set, its accuracy is not measured"]
+
+
+# what stands in both sets, and what repeats
+
+
+def test_validation_questions_that_stand_in_training_are_counted(ready, jsonl, caplog):
+    seen = [{**row, "id": f"v{i}"} for i, row in enumerate(rows(22))][18:]  # 18 and 19 are in training, 20 and 21 not
+    path = jsonl(seen, "validation.jsonl")
+    data = ready(validation=path)
+    train = data.locations["train"]
+    assert caplog.messages == [
+        "prompt_data_module: 2 of 4 validation questions also stand in training, and count in its accuracy: "
+        f"{path}:1 ({train}:19); {path}:2 ({train}:20)"
+    ]
+    data.setup("fit")
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("count", [20, 5])
+def test_validation_on_nothing_but_training_questions_is_refused(ready, jsonl, count):
+    path = jsonl(rows(count), "validation.jsonl")
+    with pytest.raises(
+        UserError, match=rf"^prompt_data_module: all {count} validation questions also stand in"
+    ) as error:
+        ready(validation=path)
+    assert "also_validate" in str(error.value) and f"{path}:1 (" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_equal_rows_cannot_be_split(ready):
+    with pytest.raises(UserError, match="all 8 validation questions also stand in training"):
+        ready(data=[{"prompt": "one", "answer": "1"}] * 40, validation_split=8)
+
+
+def test_training_questions_are_validated_on_purpose_as_a_further_set(ready, jsonl, caplog):
+    train = jsonl(rows(20))
+    data = ready(
+        validation=jsonl(rows(24)[20:], "v.jsonl"), also_validate=[PromptDataModule(validation=train, name="known")]
+    )
+    assert len(data.val_dataloader()) == 2
+    assert caplog.messages == [
+        "known: 20 of 20 validation questions also stand in training, and count in its accuracy: "
+        f"{train}:1 ({train}:1); {train}:2 ({train}:2); {train}:3 ({train}:3); and 17 more"
+    ]
+
+
+def test_rows_that_repeat_are_counted(ready, caplog):
+    data = ready(data=[{"prompt": "one", "answer": "1"}] * 3 + [{"prompt": "two", "answer": "2"}] * 5)
+    assert caplog.messages[1] == (
+        "prompt_data_module train: 6 of 8 rows repeat the question and answer of an earlier row: "
+        + "; ".join(
+            f"{data.locations['train']}:{row} ({data.locations['train']}:{first})"
+            for row, first in ((2, 1), (3, 1), (5, 4))
+        )
+        + "; and 3 more"
+    )
+
+
+def test_a_question_with_several_answers_is_named(ready, jsonl, caplog):
+    asked = [{"prompt": "guess", "answer": str(i)} for i in range(9)]
+    data = ready(
+        data=asked, prompts_per_step=4, validation=jsonl([*asked[:1], {"prompt": "guess", "answer": "12"}], "v.jsonl")
+    )
+    train, validation = data.locations["train"], data.locations["validation"]
+    assert caplog.messages == [
+        "prompt_data_module train: 8 of 9 rows give another answer to the question of an earlier row, which only an "
+        f"environment can tell apart: {train}:2 ({train}:1); {train}:3 ({train}:1); {train}:4 ({train}:1); and 5 more",
+        "prompt_data_module validation: 1 of 2 rows give another answer to the question of an earlier row, which only "
+        f"an environment can tell apart: {validation}:2 ({validation}:1)",
+        "prompt_data_module: 1 of 2 validation questions also stand in training, and count in its accuracy: "
+        f"{validation}:1 ({train}:1)",
+    ]
 
 
 # prompts and batches
@@ -346,7 +417,7 @@ def test_short_class_names_and_all_options_on_the_command_line():
         ),
     ):
         parsed = parser().parse_args(["--data", name]).data
-        assert parsed.class_path == f"datamodules.{name}" and set(parsed.init_args.keys()) == options
+        assert parsed.class_path == f"lit_rlvr.datamodules.{name}" and set(parsed.init_args.keys()) == options
 
 
 def test_values_from_the_command_line_reach_the_module():

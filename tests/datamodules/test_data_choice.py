@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules import MultipleChoice
+from lit_rlvr.datamodules import MultipleChoice
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice
 from lit_rlvr.types import Completion

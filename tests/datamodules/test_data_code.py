@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules import CodeProblems
+from lit_rlvr.datamodules import CodeProblems
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import CodeTests, code_tests
 from lit_rlvr.types import Completion

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules import CellArea, LesionCount, LesionPlace, TriangleProblem
-from datamodules.triangles import corners_of
+from lit_rlvr.datamodules import CellArea, LesionCount, LesionPlace, TriangleProblem
+from lit_rlvr.datamodules.triangles import corners_of
 from lit_rlvr.errors import UserError
 
 TASKS = [CellArea, LesionCount, LesionPlace, TriangleProblem]
@@ -62,7 +62,7 @@ def test_the_lesion_is_in_its_quadrant() -> None:
 
 @pytest.mark.parametrize("ask", ["angle", "length"])
 def test_triangles_ask_for_what_the_other_two_tell(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datamodules.triangles as triangles
+    import lit_rlvr.datamodules.triangles as triangles
 
     drawn: list[tuple[Any, Any]] = []
     plain = triangles.picture
@@ -108,6 +108,8 @@ def test_pictures_have_84_pixels_and_a_question(task: Any) -> None:
 def test_numbers_that_cannot_be_meant() -> None:
     with pytest.raises(UserError, match="pictures=0, held_out=128"):
         CellArea(pictures=0)
+    with pytest.raises(UserError, match="pictures=1000000000000, held_out=128: draw at most 1000000"):
+        CellArea(pictures=10**12)
     with pytest.raises(UserError, match="most=50"):
         LesionCount(most=50)
 

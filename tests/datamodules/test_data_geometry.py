@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datamodules import Geometry
+from lit_rlvr.datamodules import Geometry
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice, MathAnswer
 from lit_rlvr.types import Completion, Sample

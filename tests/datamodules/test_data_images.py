@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from datamodules import PromptDataModule
-from datamodules.reading.chat import Chat
-from datamodules.reading.fingerprint import fingerprint
-from datamodules.reading.images import decode, fit, locate, open_images, resize
-from datamodules.reading.placeholders import as_parts, check_placeholders
-from datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.fingerprint import fingerprint
+from lit_rlvr.datamodules.reading.images import decode, fit, locate, open_images, resize
+from lit_rlvr.datamodules.reading.placeholders import as_parts, check_placeholders
+from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.tiny_vlm import SPECIALS

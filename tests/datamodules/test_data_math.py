@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules import TextMath
-from datamodules.text_math import last_boxed, reference
+from lit_rlvr.datamodules import TextMath
+from lit_rlvr.datamodules.text_math import last_boxed, reference
 from lit_rlvr.errors import UserError
 
 VERL = {

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datamodules import MedicalVQA
-from datamodules.modality import modality
-from datamodules.reading.choices import as_options
+from lit_rlvr.datamodules import MedicalVQA
+from lit_rlvr.datamodules.modality import modality
+from lit_rlvr.datamodules.reading.choices import as_options
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.reading import hub
-from datamodules.reading.readers import SHIPPED, read_rows
-from datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading import hub
+from lit_rlvr.datamodules.reading.readers import SHIPPED, read_rows
+from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError
 
 ROWS = [{"question": "1+1?", "answer": "2"}, {"question": "é {x}\n2+2?", "answer": "4"}]

@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datamodules.reading.made import made_rows
-from datamodules.reading.rows import BadRow, as_images, as_prompt, as_text, check_ids, lookup, map_columns, sift
+from lit_rlvr.datamodules.reading.made import made_rows
+from lit_rlvr.datamodules.reading.rows import (
+    BadRow,
+    as_images,
+    as_prompt,
+    as_text,
+    check_ids,
+    lookup,
+    map_columns,
+    sift,
+)
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

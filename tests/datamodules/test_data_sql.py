@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules import SyntheticSQL, TextToSQL
-from datamodules.reading.schema import schema_text
+from lit_rlvr.datamodules import SyntheticSQL, TextToSQL
+from lit_rlvr.datamodules.reading.schema import schema_text
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution
 from lit_rlvr.types import Completion

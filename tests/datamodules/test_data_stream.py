@@ -6,7 +6,7 @@ from itertools import chain, islice
 
 import pytest
 
-from datamodules.reading.stream import START, EvalLoader, PromptStream, TrainLoader
+from lit_rlvr.datamodules.reading.stream import START, EvalLoader, PromptStream, TrainLoader
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Prompt, Sample
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from datamodules import Arithmetic
+from lit_rlvr.datamodules import Arithmetic
 from lit_rlvr.errors import UserError
 
 

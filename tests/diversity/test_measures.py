@@ -14,8 +14,8 @@ from judge_server import serve
 from torch import Tensor
 
 from lit_rlvr.diversity import CosineSimilarity, DiversityMeasure, Embedder, JudgeScore, SelfBLEU4, measure_diversity
-from lit_rlvr.diversity.base import require
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
 
 GROUPS = [
     ["3 + 4 = 7 so 7", "4 + 3 = 7 so 7", "the answer is 7"],
@@ -102,6 +102,6 @@ def test_measures_are_options(tiny_model_folder: Path) -> None:
 
 
 def test_a_missing_package_is_one_clear_line() -> None:
-    require("SelfBLEU4", "sacrebleu")
-    with pytest.raises(UserError, match=r"SelfBLEU4: no_such is not installed; pip install 'lit-rlvr\[evaluation\]'"):
-        require("SelfBLEU4", "no_such")
+    require("sacrebleu", "SelfBLEU4")
+    with pytest.raises(UserError, match="SelfBLEU4: no_such is not installed; pip install no_such"):
+        require("no_such", "SelfBLEU4")

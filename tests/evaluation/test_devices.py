@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from tiny import make_prompt
+from tiny_rewards import judged_as_is
 from tiny_runs import child_environment
 
 from lit_rlvr.errors import UserError
@@ -28,7 +29,7 @@ CLI = Callable[..., Any]
 PROMPTS = [make_prompt([1], name) for name in "abcde"]
 SUITE = {
     "data": {"class_path": "TextMath", "init_args": {"test": "data.jsonl"}},
-    "rewards": [{"class_path": "FunctionReward", "init_args": {"path": "tiny_rewards.first_token"}}],
+    "rewards": [judged_as_is("first_token")],
 }
 
 
@@ -36,7 +37,7 @@ def answer(records: Records, *prompts: int) -> None:
     right = torch.ones(1, 1)
     for p in prompts:
         result = {"math": RewardResult(1.0, True, "ok", "4")}
-        judged = Scores(right, right, {"math": right}, [["ok"]], torch.zeros(1, 1, dtype=torch.bool), [[result]])
+        judged = Scores(right, right, right.bool(), {"math": right}, [["ok"]], ~right.bool(), [[result]])
         records.add("x", PROMPTS[p], [Completion('4 "sample": 0, "samples": 4', (7,), "stop")], judged)
 
 

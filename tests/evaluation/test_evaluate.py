@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_rewards import judged_as_is
 from tiny_runs import fit, to
 
 from lit_rlvr.evaluation.defaults import find_dtype, find_max_tokens
@@ -17,7 +18,7 @@ from lit_rlvr.evaluation.defaults import find_dtype, find_max_tokens
 CLI = Callable[..., Any]
 SUITE = {
     "data": {"class_path": "TextMath", "init_args": {"test": "data.jsonl"}},
-    "rewards": [{"class_path": "FunctionReward", "init_args": {"path": "tiny_rewards.first_token"}}],
+    "rewards": [judged_as_is("first_token")],
 }
 SMALL = ("--max_tokens", 6, "--engine", "hf", "-n", 4)
 

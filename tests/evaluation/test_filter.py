@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from datamodules import LesionCount, TextMath
-from datamodules.reading.writing import as_row
+from lit_rlvr.datamodules import LesionCount, TextMath
+from lit_rlvr.datamodules.reading.writing import as_row
 from lit_rlvr.evaluation.filter import pass_rate, summary
 
 CLI = Callable[..., Any]
@@ -77,7 +77,7 @@ def test_generated_samples_become_rows_that_columns_can_name(tmp_path: Path) -> 
     row = as_row(sample, from_file=False)
     assert row["prompt"] == sample.prompt and row["answer"] == sample.answer
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    from datamodules import Geometry
+    from lit_rlvr.datamodules import Geometry
 
     columns = {"prompt": "prompt", "answer": "answer", "image": "image", "id": "id"}
     (again,) = Geometry(train=str(tmp_path / "rows.jsonl"), columns=columns).load("train")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import make_prompt
 
+from lit_rlvr.compare.folder import locked
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.records import Records
 from lit_rlvr.rewards.combine import Scores
@@ -22,7 +23,7 @@ def scores() -> Scores:
     """The first is right, the check of the second failed."""
     details = [{"math": RewardResult(1.0, True, "ok", "4")}, {"math": RewardResult(0.0, None, "error", "died")}]
     rewards, failed = torch.tensor([[1.0, 0.0]]), torch.tensor([[False, True]])
-    return Scores(rewards, torch.tensor([[1.0, 0.0]]), {"math": rewards}, [["ok", "error"]], failed, [details])
+    return Scores(rewards, torch.tensor([[1.0, 0.0]]), ~failed, {"math": rewards}, [["ok", "error"]], failed, [details])
 
 
 def test_groups_are_found_again(tmp_path: Path) -> None:
@@ -69,3 +70,13 @@ def test_an_evaluation_that_ended_before_its_first_completion_goes_on(tmp_path: 
     Records(tmp_path, {"n": 2})
     Records(tmp_path, {"n": 3})
     assert json.loads((tmp_path / "settings.json").read_text()) == {"n": 3}
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    """Of an evaluation, nor of a study."""
+    file = tmp_path / "my.jsonl"
+    file.write_text("{}\n")
+    with pytest.raises(UserError, match=r"--out: .*/my.jsonl is a file; give a folder"):
+        Records(file, {"n": 2})
+    with pytest.raises(UserError, match=r"--out: .*/my.jsonl is a file; give a folder"), locked(file / "study"):
+        raise AssertionError("it is refused")

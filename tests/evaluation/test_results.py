@@ -71,3 +71,19 @@ def test_the_table() -> None:
     assert head in text.splitlines() and "| x\\|y | 4 | 5 | 0.450 [" in text
     assert "| **Avg.** |  |  | 0.450 | " in text and "| 0.750 | 3.000 | 0.000 |" in text, "z has no greedy answers"
     assert "| a | 2 | 0.100 | 1.000 |" in text and "| b | 2 | 0.800 |" in text
+
+
+def test_what_no_reward_calls_right_or_wrong_does_not_count() -> None:
+    sampled, greedy = rows([[1, 1, 0, 0], [1, 0, 0, 0]] * 2), rows([[1], [0], [1], [1]])
+    for row in (sampled[1][1], *sampled[2], *sampled[3], greedy[3][0]):
+        row |= {"correct": None, "status": "unjudged"}
+    sampled[1][3] |= {"correct": None, "status": "error"}
+    results = suite_results(SAMPLES, sampled, greedy)
+    assert results["pass@1"] == pytest.approx((2 / 4 + 1 / 3) / 2) and results["pass@4"] == 1.0
+    assert results["pass@2"] == pytest.approx(((1 - 1 / 6) + (1 - 1 / 3)) / 2)
+    assert results["avg@4"] == pytest.approx(3 / 7) and results["greedy"] == pytest.approx(2 / 3)
+    assert (results["unjudged"], results["error"]) == (9 / 16, 1 / 16)
+    assert results["categories"]["b"] == {"questions": 2, "pass@1": pytest.approx(1 / 3), "greedy": 0.0}
+    nothing = suite_results(SAMPLES[:1], sampled[2:3], [])
+    assert nothing["pass@1"] is nothing["pass@1_ci95"] is nothing["avg@4"] is None
+    assert "| x | 1 | 4 |  |  |  | 3.000 |" in markdown({"x": nothing}, "t")

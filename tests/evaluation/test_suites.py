@@ -134,7 +134,10 @@ def test_a_wrong_option_of_a_suite_is_one_line(run_folder: Path, lit_rlvr: Calla
     (run_folder / "wrong.yaml").write_text("data: {class_path: TextMath, init_args: {tset: x}}\nrewards: []\n")
     result = lit_rlvr("evaluate", "--model", "smollm2", "--suite", "wrong.yaml", "--out", "out")
     assert result.status == 2 and "Traceback" not in result.err
-    assert "error: --suite: wrong: data: datamodules.TextMath has no option 'tset'; did you mean 'test'?" in result.err
+    assert (
+        "error: --suite: wrong: data: lit_rlvr.datamodules.TextMath has no option 'tset'; did you mean 'test'?"
+        in result.err
+    )
 
 
 def test_a_system_prompt_replaces_the_suites_instruction() -> None:

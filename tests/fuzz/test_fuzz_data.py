@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datamodules import CodeProblems, Geometry, MedicalVQA, MultipleChoice, PromptDataModule, TextMath, TextToSQL
+from lit_rlvr.datamodules import (
+    CodeProblems,
+    Geometry,
+    MedicalVQA,
+    MultipleChoice,
+    PromptDataModule,
+    TextMath,
+    TextToSQL,
+)
 from lit_rlvr.errors import UserError
 
 COLUMNS = (

@@ -20,6 +20,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 NEEDED = "no Chromium: apt-get install chromium"
 
 
+class PageLeft(Exception):
+    """The tab went to another page before it answered a question about this one."""
+
+
 class Page:
     """The one tab of a browser."""
 
@@ -39,6 +43,8 @@ class Page:
             if answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["level"] == "error":
                 self.errors.append(json.dumps(answer["params"]["entry"]))
             if answer.get("id") == self._number:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise PageLeft
                 assert "error" not in answer, answer["error"]
                 return dict(answer["result"])
 
@@ -59,9 +65,15 @@ class Page:
     def wait(self, expression: str, seconds: float = 120) -> None:
         """Wait until an expression is true."""
         until = time.monotonic() + seconds
-        while not self.ask(expression):
+        while not self._is_true(expression):
             assert time.monotonic() < until, f"never true: {expression}\n{self.ask('document.body.innerText')[:2000]}"
             time.sleep(0.1)
+
+    def _is_true(self, expression: str) -> bool:
+        try:
+            return bool(self.ask(expression))
+        except PageLeft:
+            return False
 
     def picture(self) -> Image.Image:
         """What the window shows."""

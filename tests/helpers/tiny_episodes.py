@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from tiny import ENDS, byte_tokenizer, plain_logprobs
 
-from datamodules.reading.between_turns import BetweenTurns
-from datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
+from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.types import Completion, Prompt, Sampling
 

@@ -10,9 +10,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from datamodules import Arithmetic
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.datamodules import Arithmetic
 from lit_rlvr.environments import Environment
+from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.engine import RolloutEngine
 from lit_rlvr.rollout.hf import HFEngine
@@ -82,7 +83,7 @@ def fit(
         group_size=group_size,
         engine=engine or HFEngine(),
         sampling=sampling or Sampling(max_tokens=T_MAX),
-        rewards=None if rewards is None else list(rewards),
+        rewards=None if rewards is None else [FunctionReward(path, truncated_is_wrong=False) for path in rewards],
         environment=environment,
         max_failure_rate=max_failure_rate,
         probe_every=probe_every,

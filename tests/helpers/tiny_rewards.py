@@ -2,8 +2,14 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from lit_rlvr.types import Completion, RewardResult, Sample
+
+
+def judged_as_is(name: str) -> dict[str, Any]:
+    """One of these as an item of `rewards` that also pays for cut-off completions, as most of a random model's are."""
+    return {"class_path": "FunctionReward", "init_args": {"path": f"tiny_rewards.{name}", "truncated_is_wrong": False}}
 
 
 def first_token(completion: Completion, sample: Sample) -> RewardResult:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from tiny_rewards import judged_as_is
 
 TESTS = Path(__file__).parent
 CONSOLE_SCRIPT = Path(sys.executable).with_name("lit-rlvr")
@@ -38,7 +39,7 @@ def tiny_config(model_folder: Path) -> dict[str, Any]:
             "engine": "hf",
             "sampling": {"max_tokens": 8},
             "eval_sampling": {"temperature": 0.0, "max_tokens": 8},
-            "rewards": ["tiny_rewards.first_token"],
+            "rewards": [judged_as_is("first_token")],
         },
         "trainer": {
             "max_steps": 6,

@@ -65,7 +65,7 @@ def test_liger_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         use_liger(tiny_llama())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'lit-rlvr\[liger\]'"):
+    with pytest.raises(UserError, match=r"liger_kernel is not installed; pip install 'liger-kernel>=0\.8'"):
         use_liger(tiny_llama())
 
 

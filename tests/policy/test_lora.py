@@ -139,7 +139,10 @@ def test_nf4_trains_its_adapters_alone_and_merges(tiny_model_folder: Path) -> No
     torch.testing.assert_close(logprobs(policy), before, atol=1e-5, rtol=0)
 
 
-def test_nf4_without_bitsandbytes_is_one_line(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"bitsandbytes is not installed; pip install 'lit-rlvr\[qlora\]'"):
+@pytest.mark.parametrize(("missing", "option"), [("bitsandbytes", "model.lora.quantize"), ("peft", "model.lora")])
+def test_without_a_package_there_is_one_line(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str, option: str
+) -> None:
+    monkeypatch.setattr("lit_rlvr.packages.is_installed", lambda module: module != missing)
+    with pytest.raises(UserError, match=f"^{option}: {missing} is not installed; pip install '{missing}[<>]"):
         adapted(tiny_model_folder, quantize="nf4")

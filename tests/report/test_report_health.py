@@ -40,8 +40,21 @@ def test_nothing_is_found_in_a_sound_run() -> None:
             "Hardly any prompt gives a signal", "99% of the completions are correct", "harder prompts",
         ),
         ({"rollout__truncated": [0.1] * 10 + [0.4] * 10}, "Completions are cut off", "0.1 in the first", "max_tokens"),
+        ({"rollout__truncated": [0.967] * 10 + [1.0] * 10}, "Completions are cut off", "1 in the last", "max_tokens"),
+        (
+            {"val__sums__truncated": [0.967, 1.0]},
+            "Completions are cut off", "share cut off in validation (sums): 1 at step 4", "eval_sampling.max_tokens",
+        ),
         ({"rollout__length": [100.0] * 10 + [250.0] * 10}, "Completions grow long", "100 in the first", "DrGRPO"),
-        ({"train__entropy": [0.6] * 10 + [0.02] * 10}, "The entropy collapsed", "0.6 in the first", "entropy_coef"),
+        (
+            {"train__entropy": [0.6] * 10 + [0.02] * 10, "rollout__reward": [0.3] * 20},
+            "The entropy collapsed", "0.6 in the first", "entropy_coef",
+        ),
+        (
+            {"train__entropy": [0.6] * 10 + [0.02] * 10, "rollout__accuracy": [0.1] * 10 + [0.3] * 10,
+             "train__no_signal": [0.3] * 10 + [0.8] * 10},
+            "The entropy collapsed", "0.02 in the last", "agrae",
+        ),
         ({"train__entropy": [0.6] * 10 + [3.0] * 10}, "The entropy explodes", "3 in the last", "collapse.window"),
         (
             {"val__accuracy": [0.3, 0.5] + [0.4] * 18, "rollout__reward": [0.02 * k for k in range(20)]},
@@ -60,6 +73,26 @@ def test_each_fault_is_found_alone(changed: dict[str, list[float]], title: str, 
     assert found.title == title and evidence in found.evidence and remedy in found.remedy
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rollout__accuracy": [0.06] * 5 + [0.4] * 10 + [0.84] * 5, "train__no_signal": [0.5] * 10 + [0.6] * 10},
+        {"rollout__accuracy": [0.1] * 10 + [0.4] * 10, "train__no_signal": [0.3] * 20},
+        {"rollout__accuracy": [0.0] * 20, "rollout__reward": [0.2] * 10 + [0.6] * 10},
+    ],
+    ids=["solved", "learning", "partial credit"],
+)  # fmt: skip
+def test_the_entropy_may_fall_while_a_run_learns(changed: dict[str, list[float]]) -> None:
+    assert findings(run(train__entropy=[0.6] * 10 + [0.02] * 10, **changed)) == []
+
+
+def test_an_entropy_may_not_fall_where_nothing_is_learnt() -> None:
+    collapsed = {"train__entropy": [0.6] * 10 + [0.02] * 10, "rollout__reward": [0.3] * 20}
+    for accuracy in ([0.84] * 20, [0.8] * 10 + [0.6] * 10):
+        (found,) = findings(run(**collapsed, rollout__accuracy=accuracy))
+        assert found.title == "The entropy collapsed" and f"{accuracy[-1]:.0%} of the completions" in found.evidence
+
+
 def test_too_short_a_run_is_not_judged_by_its_course() -> None:
     metrics = run(train__entropy=[0.6] * 4 + [0.01] * 16).metrics
     short = Run(Path("run"), metrics={step: metrics[step] for step in sorted(metrics)[:9]})
@@ -67,6 +100,6 @@ def test_too_short_a_run_is_not_judged_by_its_course() -> None:
 
 
 def test_the_report_shows_what_is_found(tmp_path: Path) -> None:
-    shown = page("a title", group_runs([run(train__entropy=[0.6] * 10 + [0.02] * 10)]))
+    shown = page("a title", group_runs([run(train__entropy=[0.6] * 10 + [0.02] * 10, rollout__reward=[0.3] * 20)]))
     assert "The entropy collapsed" in shown and "Worth a look" in shown
     assert "Worth a look" not in page("a title", group_runs([run()]))

@@ -10,14 +10,17 @@ from made_runs import row
 from lit_rlvr.report.prompts import hardest, histories, newly_solved, prompt_text, samples, visits
 from lit_rlvr.report.runs import Run
 
+STATUS = {"e": "error"}
+
 
 def run(**outcomes: str) -> Run:
     """Prompts by name, each with its outcomes at steps 2, 4, ...: `01` is a group of a wrong and a right completion,
-    `-` no visit."""
+    `e` one whose check failed, `-` no visit."""
     rows: list[dict[str, Any]] = []
     for name, visited in outcomes.items():
         for k, outcome in enumerate(visited.split()):
-            rows += [row(2 * k + 2, name, g, mark == "1") for g, mark in enumerate(outcome) if mark != "-"]
+            marks = [(g, mark) for g, mark in enumerate(outcome) if mark != "-"]
+            rows += [row(2 * k + 2, name, g, mark == "1", status=STATUS.get(mark, "ok")) for g, mark in marks]
     return Run(Path("run"), rows=rows)
 
 
@@ -51,6 +54,13 @@ def test_newly_solved_prompts_went_from_none_to_some() -> None:
         ("solved", 2, 2), ("right", 1, 2)
     ]  # fmt: skip
     assert [(visit.step, visit.score) for visit in found[0].solved_by[1]] == [(2, "0 of 2"), (8, "1 of 2")]
+
+
+def test_a_failed_check_is_neither_right_nor_wrong() -> None:
+    prompts = histories([run(failed="ee ee", wrong="0e ee", solved="ee 11", right="1e ee")])
+    assert [prompt.visits[0][0].score for prompt in prompts] == ["0 of 0", "0 of 1", "0 of 0", "1 of 1"]
+    assert [(prompt.id, prompt.wrong_visits) for prompt in hardest(prompts)] == [("wrong", 1)]
+    assert newly_solved(prompts) == []
 
 
 def test_samples_are_from_all_over_the_run() -> None:

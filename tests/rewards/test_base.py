@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from jsonargparse import ArgumentParser
 
 from lit_rlvr import rewards
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, waiting
+from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, score_rollout, waiting
 from lit_rlvr.rewards.base import say_where, snake_case
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.rollout.failures import stop_on_failures
+from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
 
 PAIR = (Completion("hello", (1, 2), "stop"), Sample("a", "?", "hello"))
 
@@ -58,8 +60,10 @@ def test_results_pass_unchanged() -> None:
         (ZeroDivisionError("oops"), "ZeroDivisionError: oops"),
         (math.nan, "ValueError: the reward is not finite: nan"),
         (RewardResult(math.inf), "ValueError: the reward is not finite: inf"),
-        ("1.0", "TypeError: a reward must return a number, a bool or a RewardResult, got str"),
-        (None, "TypeError: a reward must return a number, a bool or a RewardResult, got NoneType"),
+        ("1.0", "TypeError: a reward must return a number, a bool, a RewardResult or None, got str"),
+        ([1.0], "TypeError: a reward must return a number, a bool, a RewardResult or None, got list"),
+        (RewardResult("1.0"), "TypeError: a reward must return a number, a bool, a RewardResult or None, got str"),
+        (torch.tensor(math.nan), "ValueError: the reward is not finite: nan"),
         (SystemExit(0), "SystemExit: 0"),
         (GeneratorExit(), "GeneratorExit"),
     ],
@@ -70,6 +74,58 @@ def test_failures_are_errors_of_that_completion(value: object, detail: str) -> N
     code, raises = Returns.__call__.__code__, isinstance(value, BaseException)
     line = code.co_firstlineno + (2 if raises else 0)
     assert result.detail == f"{os.path.relpath(__file__)}:{line}: {detail}"
+
+
+@pytest.mark.parametrize("value", [True, 1, 1.0, np.bool_(True), np.int64(1), torch.tensor(True), torch.tensor(1.0)])
+def test_correct_is_a_truth_value(value: Any) -> None:
+    assert RewardResult(0.5, value).correct is True
+    assert RewardResult(0.5, value != value).correct is False
+
+
+@pytest.mark.parametrize("value", [0.5, 2, math.nan, "yes", [1], np.array([1, 0]), torch.tensor([1.0, 0.0]), Returns()])
+def test_correct_that_is_no_truth_value_is_refused_by_name(value: Any, tmp_path: Path) -> None:
+    class Halves(Returns):
+        def __call__(self, completion: Completion, sample: Sample) -> Any:
+            return RewardResult(0.5, value)
+
+    (result,) = Halves(name="halves").score([PAIR])
+    assert result.status == "error" and "RewardResult.correct must be True, False or None, got " in result.detail
+    with pytest.raises(
+        UserError, match=r"^reward 'halves' failed on 1 of 1 .*test_base.py:\d+: ValueError: RewardResult.corr"
+    ):
+        _stop_on_failures(Halves(name="halves"), tmp_path)
+
+
+def _stop_on_failures(reward: Reward, folder: Path) -> None:
+    completions = [[PAIR[0]]]
+    scores = score_rollout([reward], completions, [PAIR[1]])
+    stop_on_failures([Prompt(PAIR[1], [1])], completions, scores, 0.05, folder, together=True)
+
+
+def test_none_is_no_judgement(tmp_path: Path) -> None:
+    assert Returns(None).score([PAIR]) == [RewardResult(0.0, None, "unjudged")]
+    with pytest.raises(
+        UserError, match=r"^rollout.rewards: returns: None for all 1 completions of an iteration.*return a"
+    ):
+        _stop_on_failures(Returns(None), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "cut"),
+    [
+        (True, RewardResult(0.0, False, "ok", "cut off")),
+        (0.5, RewardResult(0.0, None, "ok", "cut off")),
+        (-1.0, RewardResult(-1.0, None, "ok", "cut off")),
+        (RewardResult(1.0, True, "ok", "42"), RewardResult(0.0, False, "ok", "cut off")),
+        (RewardResult(-1.0, False, "parse_fail"), RewardResult(-1.0, False, "ok", "cut off")),
+        (None, RewardResult(0.0, None, "unjudged")),
+    ],
+)
+def test_an_answer_that_does_not_end_earns_nothing_unless_told_otherwise(value: Any, cut: RewardResult) -> None:
+    whole, truncated = PAIR, (replace(PAIR[0], finish_reason="length"), PAIR[1])
+    assert Returns(value).score([truncated, whole]) == [cut, *Returns(value).score([whole])]
+    assert Returns(value, truncated_is_wrong=False).score([truncated]) == Returns(value).score([whole])
+    assert Returns(value).judge_alone(*truncated) == cut  # in a worker process
 
 
 def test_a_user_error_ends_the_run() -> None:

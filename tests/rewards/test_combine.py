@@ -1,26 +1,29 @@
 """score_rollout against numbers computed by hand."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 
+from lit_rlvr.environments.reward import EnvironmentReward
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Reward, score_rollout
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.rollout.assemble import assemble, rollout_metrics
+from lit_rlvr.types import Completion, Prompt, RewardResult, Sample, Sampling
 
 
 class Table(Reward):
     """Looks each completion's text up; remembers the samples it was asked about."""
 
-    def __init__(self, table: Mapping[str, float | RewardResult], **kwargs: Any) -> None:
+    def __init__(self, table: Mapping[str, float | RewardResult | None], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.table = table
         self.asked: list[str] = []
 
-    def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult:
+    def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
         self.asked.append(sample.id + completion.text)
         return self.table[completion.text]  # a KeyError is a checker that fails
 
@@ -126,3 +129,46 @@ def test_bad_configurations() -> None:
 def test_samples_and_groups_must_match() -> None:
     with pytest.raises(ValueError, match="zip"):
         score_rollout([Table(ANSWER)], GROUPS, SAMPLES[:1])
+
+
+def test_none_leaves_a_reward_out_and_only_none_leaves_the_completion_out() -> None:
+    """As in TRL: the weighted sum is over the rewards that judge a completion."""
+    answer = Table(ANSWER | {"n": None}, name="answer", weight=2.0)
+    form = Table({"a": 0.25, "b": None, "c": None, "n": None}, name="form", weight=0.5)
+    extra = Table({"a": None, "b": None, "c": RewardResult(1.0, True), "n": 1.0}, name="extra")
+    scores = score_rollout([answer, form], [group("abn")], SAMPLES[:1])
+    assert scores.rewards.tolist() == [[2.125, 0.0, 0.0]] and scores.statuses == [["ok", "parse_fail", "unjudged"]]
+    assert scores.masked.tolist() == [[False, False, True]] and not scores.failed.any()
+    assert scores.judged.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 0.0, 0.0]]
+    parts = [[None if math.isnan(x) else x for x in scores.parts[name][0].tolist()] for name in ("answer", "form")]
+    assert parts == [[1.0, 0.0, None], [0.25, None, None]]
+    # "n" has a reward, but none that calls it right or wrong; `correct` of "c" comes from the one that judges it
+    scores = score_rollout([Table({"a": True, "c": None, "n": None}), extra], [group("acn")], SAMPLES[:1])
+    assert scores.rewards.tolist() == [[1.0, 1.0, 1.0]] and not scores.masked.any()
+    assert scores.judged.tolist() == [[True, True, False]] and scores.correct.tolist() == [[1.0, 1.0, 0.0]]
+
+
+def test_none_hides_no_failure() -> None:
+    scores = score_rollout([Table({"a": None}, name="t"), Table({}, name="u")], [group("a")], SAMPLES[:1])
+    assert scores.failed.all() and scores.masked.all() and scores.statuses == [["error"]]
+
+
+def test_without_a_reward_a_completion_changes_nothing() -> None:
+    """It is not in the loss, and the mean and the correctness of its group are those of the others."""
+    judged = Table({"a": True, "b": False, "n": None})
+    scores = score_rollout([judged], [group("abna")], SAMPLES[:1])
+    rollout = assemble([Prompt(SAMPLES[0], [1])], [group("abna")], scores, Sampling())
+    assert rollout.mask[:, 0].tolist() == [True, True, False, True]
+    assert rollout.rewards[0].tolist() == rollout.correct[0].tolist() == pytest.approx([1, 0, 2 / 3, 1])
+    assert rollout.judged.tolist() == rollout.counted.tolist() == [[True, True, False, True]]
+    found = rollout_metrics(rollout, 1.0)
+    names = ("rollout/accuracy", "rollout/reward", "reward/table")
+    assert [found[name] for name in names] == pytest.approx([2 / 3] * 3)
+    assert found["reward/status/unjudged"] == 1 / 4 and found["reward/status/error"] == 0.0
+
+
+def test_an_environment_without_a_judgement_leaves_the_episode_to_the_others() -> None:
+    alone = score_rollout([EnvironmentReward()], [group("a")], SAMPLES[:1])
+    assert alone.statuses == [["unjudged"]] and alone.masked.all()
+    with_answer = score_rollout([EnvironmentReward(), Table(ANSWER)], [group("a")], SAMPLES[:1])
+    assert with_answer.rewards.tolist() == with_answer.correct.tolist() == [[1.0]] and with_answer.judged.all()

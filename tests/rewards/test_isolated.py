@@ -27,6 +27,11 @@ def judge(completion, sample):
     exec(completion.text)
     return "right" in completion.text
 
+def judge_in_child(completion, sample):
+    ours = os.getpid()
+    exec(completion.text)
+    return os.getpid() == ours
+
 def process(completion, sample):
     return os.getpid()
 
@@ -162,3 +167,11 @@ def test_rewards_with_a_way_of_their_own_refuse() -> None:
 def test_limits_must_be_positive(name: str) -> None:
     with pytest.raises(UserError, match=f"limits of a worker process: {name} must be positive, got 0"):
         isolated(**{name: 0})
+
+
+def test_a_forked_child_answers_for_nobody() -> None:
+    """Its wrong value must not be taken for the next completion's, also when it comes late or is a failure."""
+    ends = ("pass", "sys.exit(3)", "1 / 0", "os._exit(0)", "time.sleep(0.2)")
+    batch = [f"if os.fork() == 0: {end}\nelse: time.sleep(0.1)\n'right'" for end in ends]
+    results = isolated("judge_in_child").score(pairs(*batch, *batch))
+    assert results == [RewardResult(1.0, True)] * 10

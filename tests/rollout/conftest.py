@@ -26,7 +26,7 @@ def vlm_engine(vlm_context: EngineContext) -> Iterator[VLLMEngine]:
     """An engine whose weights are noise until the first sync."""
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
-    engine = VLLMEngine()
+    engine = VLLMEngine(enforce_eager=True)
     engine.start(vlm_context)
     yield engine
     engine.close()

@@ -154,6 +154,8 @@ def test_validation_is_as_long_as_training_unless_it_is_said() -> None:
     assert inherited.eval_sampling == Sampling(temperature=0.0, max_tokens=24)
     given = RolloutCallback(engine="hf", sampling=training, eval_sampling=EvalSampling(0.6, top_p=0.95, max_tokens=96))
     assert given.eval_sampling == Sampling(temperature=0.6, top_p=0.95, max_tokens=96)
+    whole = Sampling(temperature=0.0, max_tokens=24)
+    assert RolloutCallback(engine="hf", eval_sampling=whole).eval_sampling == whole
     with pytest.raises(UserError, match="max_tokens: 0 must be >= 1"):
         RolloutCallback(engine="hf", eval_sampling=EvalSampling(max_tokens=0))
 
@@ -176,6 +178,7 @@ def test_metrics_of_a_rollout_by_hand() -> None:
             "reward/status/parse_fail": 1 / 4,
             "reward/status/timeout": 1 / 4,
             "reward/status/error": 0.0,
+            "reward/status/unjudged": 0.0,
             "rollout/correct_count": 1.0,
             "rollout/unsolved_prompts": 1.0,
             "rollout/samples": 4 + 1.0,

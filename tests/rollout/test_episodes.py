@@ -14,8 +14,8 @@ from tiny_environments import BadTools, Broken, Dice, Echo, Faulty, Moody
 from tiny_episodes import Recording, assert_exact, between, spans
 from tiny_fit import T_MAX, fit
 
-from datamodules.reading.between_turns import BetweenTurns
-from datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
+from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.isolated import Isolation

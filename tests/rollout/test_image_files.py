@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_vlms import differences, picture
 from transformers import AutoTokenizer
 
-from datamodules import Geometry
+from lit_rlvr.datamodules import Geometry
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.rollout.engine import EngineContext, RolloutEngine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from tiny_fit import fit as fit_in_process
+from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, metrics
 
 from lit_rlvr.rollout.lost import LostWork
@@ -50,7 +52,7 @@ def test_the_share_without_a_signal_is_that_of_groups_with_one_reward(tiny_model
 def test_each_steps_line_and_one_warning(run_folder: Path, lit_rlvr: CLI) -> None:
     """Validation completions are cut off at training's length if only that is given."""
     options = ("--rollout.sampling.max_tokens", 2, "--rollout.eval_sampling.max_tokens", "null")
-    result = lit_rlvr(*FIT, *options, "--rollout.rewards", "[tiny_rewards.dead]", "--trainer.max_steps", 4)
+    result = lit_rlvr(*FIT, *options, "--rollout.rewards", json.dumps([judged_as_is("dead")]), "--trainer.max_steps", 4)
     assert result.status == 0, result.err
     cut = [row["finish_reason"] == "length" for row in completions(run_folder / "run")]
     first = metrics(run_folder / "run")[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +11,15 @@ from tiny import make_prompt, start_engine
 from tiny_engines import Copying, Crashing
 from tiny_fit import Recorder, fit
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import InvalidCxxCompiler
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engine import EngineContext
 from lit_rlvr.rollout.synced_engine import SyncedEngine
-from lit_rlvr.types import Sampling
+from lit_rlvr.types import Completion, Sampling
 
 STEP = ["sync", "6"]  # six prompts; the first step's sync is probed with one
 
@@ -174,3 +177,15 @@ def test_a_restart_keeps_no_memory_of_the_crash(tiny_model_folder: Path, tmp_pat
     finally:
         gc.enable()
     assert held
+
+
+def test_a_failure_that_would_come_again_ends_the_run_with_its_reason(tiny_model_folder: Path, tmp_path: Path) -> None:
+    class WithoutCompiler(Crashing):
+        def generate(self, *arguments: Any, **options: Any) -> list[list[Completion]]:
+            self.log.append("generate")
+            raise BackendCompilerFailed("inductor", InvalidCxxCompiler(), None)
+
+    engine = WithoutCompiler()
+    with pytest.raises(UserError, match=r"raised: InvalidCxxCompiler: No working C\+\+ compiler found.*not restarted"):
+        fit(tiny_model_folder, tmp_path, engine=engine)
+    assert engine.log.count("generate") == 1

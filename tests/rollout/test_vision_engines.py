@@ -11,8 +11,8 @@ import torch
 from tiny_environments import Shows
 from tiny_vlms import PAD, differences, mixed_prompts, picture, slow
 
-from datamodules.reading.between_turns import BetweenTurns
-from datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
+from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.export import save_model
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.load_policy import load_policy

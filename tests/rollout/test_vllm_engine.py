@@ -15,6 +15,7 @@ from tiny_engines import assert_logprobs_are_the_policys, change, flat
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between
 from tiny_runs import FIT
+from torch._dynamo.utils import counters
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
@@ -28,7 +29,7 @@ from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.rollout.own_world import executor_on
 from lit_rlvr.rollout.probe import check_engine
 from lit_rlvr.rollout.synced_engine import SyncedEngine
-from lit_rlvr.rollout.vllm import VLLMEngine, smallest_block, with_tied_head
+from lit_rlvr.rollout.vllm import WORTH_COMPILING, VLLMEngine, smallest_block, with_tied_head
 from lit_rlvr.types import Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -42,8 +43,8 @@ LONG = make_prompt(random_ids(300, 9), "long")
 
 @pytest.fixture(scope="session")
 def started(tiny_model_folder: Path) -> Iterator[VLLMEngine]:
-    """vLLM is started once; its weights are noise until the first sync."""
-    engine = VLLMEngine()
+    """vLLM is started once, without compiling; its weights are noise until the first sync."""
+    engine = VLLMEngine(enforce_eager=True)
     start_engine(engine, load_policy(str(tiny_model_folder)), tiny_model_folder)
     yield engine
     engine.close()
@@ -181,6 +182,39 @@ def test_greedy_decoding_takes_the_likeliest_token(engine: VLLMEngine, policy: P
 
 def test_nothing_to_generate_is_no_error(engine: VLLMEngine) -> None:
     assert engine.generate([], SAMPLING, []) == []
+
+
+@pytest.mark.parametrize(
+    ("compiler", "enforce_eager", "tokens", "compiles"),
+    [
+        ("true", None, 0, True),  # of unknown length
+        ("true", None, WORTH_COMPILING, True),
+        ("true", None, WORTH_COMPILING - 1, False),
+        ("true", True, 0, False),
+        ("true", False, 1, True),
+        ("no-such-compiler", None, 0, False),
+    ],
+)
+def test_on_a_cpu_only_long_runs_with_a_compiler_compile(
+    monkeypatch: pytest.MonkeyPatch, compiler: str, enforce_eager: bool | None, tokens: int, compiles: bool,
+    caplog: pytest.LogCaptureFixture, policy: Policy,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CXX", compiler)
+    engine = VLLMEngine(enforce_eager=enforce_eager)
+    context = EngineContext("", policy, byte_tokenizer(), 0, 1, 0, tokens=tokens)
+    with caplog.at_level("INFO", "lit_rlvr"):
+        assert engine._may_compile(context) == compiles
+    assert ("nothing is compiled" in caplog.text) == (compiler != "true")
+    if compiler != "true":
+        with pytest.raises(UserError, match="enforce_eager: false compiles, but there is no C"):
+            VLLMEngine(enforce_eager=False)._may_compile(context)
+
+
+def test_an_engine_that_does_not_compile_compiles_nothing(engine: VLLMEngine) -> None:
+    torch._dynamo.reset()  # what another engine of this process compiled would be compiled anew
+    before = counters["stats"]["unique_graphs"]
+    engine.generate(PROMPTS, SAMPLING, SEEDS)
+    assert counters["stats"]["unique_graphs"] == before
 
 
 @pytest.mark.slow
@@ -399,7 +433,7 @@ def test_fp8_on_a_cpu_is_one_line_before_weights_are_loaded(lit_rlvr: Any, monke
 @pytest.mark.parametrize("quantize", ["none", "fp8"])
 def test_fp8_without_a_correction_gets_a_warning(quantize: Any, caplog: pytest.LogCaptureFixture) -> None:
     rollout = RolloutCallback(engine=VLLMEngine(quantize=quantize))
-    rollout.check_sizes(GRPO(importance_correction="none"), 8, 1, "bf16-mixed", "cuda")
+    rollout.log_sizes(GRPO(importance_correction="none"), 8, 1, "bf16-mixed", "cuda")
     assert ("does not sample from the trained policy" in caplog.text) == (quantize == "fp8")
     rollout.close()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +30,7 @@ from lit_rlvr.rollout.engine import EngineContext
 from lit_rlvr.rollout.probe import check_engine
 from lit_rlvr.rollout.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
 from lit_rlvr.rollout.vllm_client import ServerError, VLLMServer
-from lit_rlvr.rollout.vllm_server import VLLMServerEngine
+from lit_rlvr.rollout.vllm_server import VLLMServerEngine, check_model
 from lit_rlvr.types import Completion, Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -51,7 +53,7 @@ def make_engine(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     def make(**options: Any) -> VLLMServerEngine:
         defaults: dict[str, Any] = {"transfer": FileTransfer(tmp_path / "weights"), "api_key_env": "SERVER_KEY"}
-        return VLLMServerEngine(**{"urls": [served.url], "timeout": 120.0} | defaults | options)
+        return VLLMServerEngine(**{"urls": [served.url], "timeout": 300.0} | defaults | options)
 
     return make
 
@@ -150,6 +152,24 @@ def test_other_weights_are_no_samples(
     assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
 
 
+def test_the_servers_model_is_compared_by_its_sizes(
+    policy: Policy, tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A copy under another path is the same model; one that cannot be read here is only named."""
+    ours = policy.model.config
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model_folder, copy)
+    check_model("http://here", str(copy), ours)
+    assert not caplog.text
+    check_model("http://here", "/elsewhere/model", ours)
+    assert "http://here serves /elsewhere/model, which cannot be read here" in caplog.text
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3, "vocab_size": 300}))
+    sizes = rf"\((num_hidden_layers 3|vocab_size 300), .*\), but the run trains {tiny_model_folder} \("
+    with pytest.raises(UserError, match=rf"^http://here: it serves {copy} {sizes}"):
+        check_model("http://here", str(copy), ours)
+
+
 def test_every_process_is_told_of_a_crash_of_one(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     """All ranks then restart, since the others wait for the one that sends."""
 
@@ -167,7 +187,7 @@ def test_every_process_is_told_of_a_crash_of_one(policy: Policy, monkeypatch: py
 
 def test_what_is_wrong_is_one_line(
     make_engine: Callable[..., VLLMServerEngine], policy: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, untied_model_folder: Path, served: Served,
 ) -> None:  # fmt: skip
     def refused(said: str, **options: Any) -> None:
         with pytest.raises(UserError, match=said):
@@ -178,6 +198,10 @@ def test_what_is_wrong_is_one_line(
     refused("must be more than 0 seconds", timeout=0)
     refused(r"does not answer within 1 s .*lit-rlvr serve", urls=["http://127.0.0.1:9"], timeout=1)
     refused("the environment variable NO_KEY is not set", api_key_env="NO_KEY")
+    with pytest.raises(
+        UserError, match=rf"serves {served.folder} \(model_type llama, .*{untied_model_folder} \(.*qwen2"
+    ):
+        start_engine(make_engine(), load_policy(str(untied_model_folder)))
     settings = VLLMServer.settings
     for change_, said in (
         ({"max_model_len": 100}, "start it with --max-model-len 512"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from itertools import accumulate
 from math import inf
@@ -12,11 +13,12 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import LightningModule, Trainer
+from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, fit, metrics, summary, to
 
 from lit_rlvr.run.budget import Budget
 from lit_rlvr.run.live import LIVE
-from lit_rlvr.run.progress import wanted_steps
+from lit_rlvr.run.progress import Outlook
 
 CLI = Callable[..., Any]
 ENDLESS = ("--trainer.max_steps", -1)
@@ -55,39 +57,63 @@ def test_tokens_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI) ->
 
 
 def test_optimizer_steps_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI) -> None:
-    fit(lit_rlvr, "--model.init_args.updates_per_rollout", 2, "--trainer.max_steps", 5, "--budget.samples", 1000)
+    two = ("--model.init_args.updates_per_rollout", 2)
+    result = fit(lit_rlvr, *two, "--trainer.max_steps", 5, "--budget.samples", 1000)
+    assert [f"step {step}/6 " in result.err for step in (2, 4, 6)] == [True] * 3
     assert summary(run_folder / "run")["steps"] == 6 and summary(run_folder / "run")["iterations"] == 3
 
 
-def test_how_many_steps_it_lasts() -> None:
-    """By hand: the limit that is reached first, in whole steps, from what the steps so far have used."""
+@pytest.mark.parametrize(
+    ("limits", "last"),
+    [
+        (("--trainer.max_steps", 6), 7),
+        ((*ENDLESS, "--trainer.max_epochs", 2), 13),  # of four iterations each
+        ((*ENDLESS, "--budget.samples", 80), 7),  # five iterations
+    ],
+)
+def test_the_total_is_right_after_a_change_of_updates(
+    run_folder: Path, lit_rlvr: CLI, limits: tuple[Any, ...], last: int
+) -> None:
+    fit(lit_rlvr, "--trainer.max_steps", 3)
+    two = ("--model.init_args.updates_per_rollout", 2, "--ckpt_path", "last", "--trainer.limit_val_batches", 0)
+    result = fit(lit_rlvr, *two, *limits)
+    said = re.findall(r"^step (\d+)/(\d+) ", result.err, re.MULTILINE)
+    assert [(int(step), int(total)) for step, total in said] == [(step, last) for step in range(5, last + 1, 2)]
+    state = json.loads((run_folder / "run" / LIVE).read_text())
+    assert state["step"] == state["steps"] == summary(run_folder / "run")["steps"] == last
+
+
+def test_how_many_iterations_it_lasts() -> None:
+    """By hand: the limit that is reached first, in whole iterations, from what those so far have used."""
     budget = Budget(samples=100, tokens=1000)
-    assert budget.steps is None
-    for step, used, wanted in (
+    assert budget.iterations is None
+    for iterations, used, wanted in (
         (2, {"samples": 20, "tokens": 100}, 10), (2, {"samples": 30, "tokens": 100}, 7),
         (2, {"samples": 20, "tokens": 300}, 7), (8, {"samples": 120, "tokens": 100}, 8),
     ):  # fmt: skip
-        budget.on_load_checkpoint(Trainer(logger=False), LightningModule(), {"budget": used, "global_step": step})
-        assert budget.steps == wanted
-    assert Budget().steps is None
+        saved = {"budget": used, "rlvr": {"iteration": iterations}}
+        budget.on_load_checkpoint(Trainer(logger=False), LightningModule(), saved)
+        assert budget.iterations == wanted
+    assert Budget().iterations is None
 
 
 def test_epochs_and_budgets_limit_a_run_together() -> None:
     def wanted(max_steps: int, max_epochs: int | None, budget: int | None, batches: float = 7) -> int | None:
-        module = SimpleNamespace(updates_per_rollout=2, epochs_per_rollout=3)
+        module = SimpleNamespace(updates_per_rollout=2, epochs_per_rollout=3, iteration=0)
         callbacks = [SimpleNamespace(), used := Budget(samples=budget)]
-        used.used["samples"], used._step = 10, 6
+        used.used["samples"], used._iterations = 10, 1
         limits = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, num_training_batches=batches)
-        return wanted_steps(SimpleNamespace(**vars(limits), lightning_module=module, callbacks=callbacks))
+        trainer = SimpleNamespace(**vars(limits), global_step=0, lightning_module=module, callbacks=callbacks)
+        return Outlook().steps(trainer)
 
     assert wanted(-1, None, None) is None and wanted(-1, -1, None) is None
-    assert wanted(50, None, None) == 50 and wanted(50, 1, None) == 42 and wanted(-1, 2, None) == 84
-    assert wanted(-1, 2, 100) == 60 and wanted(50, 2, 100) == 50
+    assert wanted(50, None, None) == 54 and wanted(50, 1, None) == 42 and wanted(-1, 2, None) == 84
+    assert wanted(-1, 2, 100) == 60 and wanted(50, 2, 100) == 54
     assert wanted(-1, 2, None, batches=inf) is None, "not known before training"
 
 
 def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlvr: CLI) -> None:
-    rare = ("--rollout.rewards", "[tiny_rewards.rare]")
+    rare = ("--rollout.rewards", json.dumps([judged_as_is("rare")]))
     fit(lit_rlvr, *to("dapo"), "--model", "DAPO", *rare)
     rounds = column(run_folder / "dapo", "rollout/sampling_rounds")
     assert max(rounds) > 1 and column(run_folder / "dapo", "rollout/samples") == [16 * n for n in rounds]

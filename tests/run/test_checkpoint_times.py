@@ -8,9 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tiny import tiny_llama
 from tiny_runs import FIT, assert_same_run, fit, to
 
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.run import checkpoint
 from lit_rlvr.run.checkpoint import RunCheckpoint
 
 CLI = Callable[..., Any]
@@ -33,12 +35,12 @@ def saved_iterations(
     trainer: Any = SimpleNamespace(
         default_root_dir=str(root), is_global_zero=True, should_stop=False, save_checkpoint=save, strategy=strategy,
     )  # fmt: skip
-    checkpoint: Any = RunCheckpoint(every=every, minutes=minutes)
-    checkpoint.on_train_start(trainer, None)
+    saver: Any = RunCheckpoint(every=every, minutes=minutes)
+    saver.on_train_start(trainer, None)
     for iteration in range(1, 61):
         now += 60
         trainer.global_step = iteration
-        checkpoint.on_train_batch_end(trainer, SimpleNamespace(iteration=iteration), None, None, 0)
+        saver.on_train_batch_end(trainer, SimpleNamespace(iteration=iteration), None, None, 0)
     return saved
 
 
@@ -69,6 +71,23 @@ def test_the_first_process_decides(monkeypatch: pytest.MonkeyPatch, first_says: 
     module: Any = SimpleNamespace(iteration=2)
     RunCheckpoint(every=0).on_train_batch_end(trainer, module, None, None, 0)
     assert bool(saved) is first_says
+
+
+def test_a_finished_run_keeps_one_state_and_says_how_large_it_is(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and two moments in float32; leftovers of a killed process are removed once there is a new checkpoint."""
+    monkeypatch.setattr(checkpoint, "LARGE", 0)
+    folder = run_folder / "run" / "checkpoints"
+    fit(lit_rlvr, "--trainer.max_steps", 1)
+    for name in ("step-000002.tmp", "step-000001.old"):
+        (folder / name).write_text("half a checkpoint")
+    said = fit(lit_rlvr, "--ckpt_path", "last", "--trainer.max_steps", 2).err
+    (left,) = folder.iterdir()
+    parameters = sum(p.numel() for p in tiny_llama().parameters())
+    assert left.name == "step-000002.ckpt" and 12 * parameters < left.stat().st_size < 12 * parameters + 100_000
+    assert "run/checkpoints: 0.0 GB, which only resuming needs; `lit-rlvr export run --to DIR` writes the model" in said
+    assert "then the folder may be deleted" in said
 
 
 def test_killed_before_any_checkpoint_by_steps_a_run_goes_on(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_rewards import judged_as_is
 from tiny_runs import fit, metrics, summary, to
 
 from lit_rlvr.errors import UserError
@@ -45,7 +46,7 @@ def test_a_run_that_forgets_stops_and_says_why(run_folder: Path, lit_rlvr: CLI) 
         "--model.init_args.lr",
         "0.03",
         "--rollout.rewards",
-        "[tiny_rewards.unlearn]",
+        json.dumps([judged_as_is("unlearn")]),
         "--trainer.max_steps",
         "60",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from tiny import make_rollout
+from tiny_rewards import judged_as_is
 from tiny_runs import assert_same_run, metrics
 
 from lit_rlvr.rollout.assemble import join, live_groups
 
 CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml", "--model", "DAPO")
+RARE, DEAD = (("--rollout.rewards", json.dumps([judged_as_is(name)])) for name in ("rare", "dead"))
 
 
 def column(run: Path, name: str) -> list[float]:
@@ -22,7 +25,7 @@ def column(run: Path, name: str) -> list[float]:
 
 
 def test_it_samples_until_the_groups_are_there(run_folder: Path, lit_rlvr: CLI) -> None:
-    assert lit_rlvr(*FIT, "--rollout.rewards", "[tiny_rewards.rare]").status == 0
+    assert lit_rlvr(*FIT, *RARE).status == 0
     rounds, kept = (
         column(run_folder / "run", "rollout/sampling_rounds"),
         column(run_folder / "run", "rollout/live_groups"),
@@ -34,7 +37,7 @@ def test_it_samples_until_the_groups_are_there(run_folder: Path, lit_rlvr: CLI) 
 
 
 def test_the_round_limit_ends_it_and_training_goes_on(run_folder: Path, lit_rlvr: CLI) -> None:
-    result = lit_rlvr(*FIT, "--rollout.rewards", "[tiny_rewards.dead]", "--model.init_args.max_sampling_rounds", "3")
+    result = lit_rlvr(*FIT, *DEAD, "--model.init_args.max_sampling_rounds", "3")
     assert result.status == 0, result.err
     assert set(column(run_folder / "run", "rollout/sampling_rounds")) == {3.0}
     assert set(column(run_folder / "run", "rollout/live_groups")) == {0.0}
@@ -42,7 +45,7 @@ def test_the_round_limit_ends_it_and_training_goes_on(run_folder: Path, lit_rlvr
 
 
 def test_gpg_samples_until_its_share_of_groups_is_valid(run_folder: Path, lit_rlvr: CLI) -> None:
-    gpg = ("fit", "--config", "tiny.yaml", "--model", "GPG", "--rollout.rewards", "[tiny_rewards.rare]")
+    gpg = ("fit", "--config", "tiny.yaml", "--model", "GPG", *RARE)
     share = ("--model.init_args.advantage", "GPGAdvantage", "--model.init_args.advantage.min_valid_fraction", "0.75")
     assert lit_rlvr(*gpg, *share).status == 0
     rounds, live = (
@@ -61,7 +64,7 @@ def test_without_it_one_round_is_all(run_folder: Path, lit_rlvr: CLI) -> None:
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_resume_goes_on_after_the_extra_prompts(run_folder: Path, lit_rlvr: CLI, updates: int) -> None:
-    options = (*FIT, "--rollout.rewards", "[tiny_rewards.rare]", "--model.init_args.updates_per_rollout", updates)
+    options = (*FIT, *RARE, "--model.init_args.updates_per_rollout", updates)
     steps = [("--trainer.max_steps", str(n * updates)) for n in (6, 3)]
     assert lit_rlvr(*options, *steps[0], "--trainer.default_root_dir", "whole").status == 0
     assert lit_rlvr(*options, *steps[1], "--trainer.default_root_dir", "parts").status == 0

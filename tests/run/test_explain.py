@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny_rewards
 import torch
-from made_runs import group, make_run
+from made_runs import group, make_run, row
+from tiny import make_rollout
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.report.explain import load_group, page
+from lit_rlvr.report.explain import cells, load_group, page
+from lit_rlvr.report.runs import read_run, verdict
+from lit_rlvr.run.folder import sample_rows
 from lit_rlvr.training.trace import Trace, list_traces
 from lit_rlvr.types import RewardResult
 
@@ -147,6 +152,38 @@ def test_the_page_escapes_what_the_model_wrote() -> None:
     text = page(1, "GRPO", {"id": evil, "prompt": evil, "answer": evil, "completions": [completion]})
     assert "<img" not in text and text.count("&lt;img") == 5
     assert 'title="weight +0.5, ratio 1.0000, log-probability -1.000"' in text and "--w:0.75" in text
+
+
+@pytest.mark.parametrize(
+    ("correct", "status", "said"),
+    [
+        (True, "ok", "yes"), (False, "parse_fail", "no"), (None, "error", "check failed"),
+        (None, "unjudged", "not judged"), (None, "ok", "not judged"), (False, "error", "check failed"),
+    ],
+)  # fmt: skip
+def test_a_completion_that_was_not_judged_is_neither_right_nor_wrong(
+    tmp_path: Path, correct: bool | None, status: str, said: str
+) -> None:
+    """In its group's statistics it counts as the mean of the others; a reader must not take that for a judgement."""
+    made = group("q")
+    made["completions"][0] |= {"correct": correct, "status": status}
+    make_run(tmp_path / "run", traces={1: [made]}, rows=[row(1, "q", 0, True) | {"correct": correct, "status": status}])
+    _, _, read = load_group(tmp_path / "run", None, None)
+    assert cells(read["completions"][0])[1] == said
+    assert f"<td>{said}</td>" in page(1, "GRPO", read)
+    (known,) = read_run(tmp_path / "run").rows
+    assert verdict(known) == {"yes": "correct", "no": "wrong"}.get(said, said)
+
+
+def test_a_failed_check_is_recorded_as_neither_right_nor_wrong() -> None:
+    rollout = make_rollout([[5]], [[[6], [7], [8]]], [[1.0, 1.0, 0.0]])
+    rollout.judged, rollout.statuses = torch.tensor([[True, False, True]]), [["ok", "error", "ok"]]
+    rollout.parts, trace = {"answer": torch.tensor([[1.0, math.nan, 0.0]])}, Trace(1)
+    trace.choose(torch.zeros(1, 3), [0])
+    (found,) = trace.records(rollout, SimpleNamespace(decode=str))
+    assert [one["correct"] for one in found["completions"]] == [True, None, False]
+    assert [one["parts"] for one in found["completions"]] == [{"answer": 1.0}, {"answer": None}, {"answer": 0.0}]
+    assert [one["correct"] for one in sample_rows(rollout, 1, 1, Path())] == [True, None, False]
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

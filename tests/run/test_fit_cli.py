@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_rewards import judged_as_is
 from tiny_runs import (
     FIT,
     assert_same_run,
@@ -114,7 +115,7 @@ def test_samples_are_shown_as_a_table(run_folder: Path, lit_rlvr: CLI) -> None:
 
 def test_a_full_summary_also_when_the_model_learns_nothing(run_folder: Path, lit_rlvr: CLI) -> None:
     """All groups dead: the run still ends after max_steps steps."""
-    fit(lit_rlvr, "--rollout.rewards", "[tiny_rewards.dead]", "--trainer.max_steps", 3)
+    fit(lit_rlvr, "--rollout.rewards", json.dumps([judged_as_is("dead")]), "--trainer.max_steps", 3)
     assert summary(run_folder / "run")["steps"] == 3
     assert {row["train/grad_norm"] for row in metrics(run_folder / "run")[1:]} == {"0.0"}
     assert summary(run_folder / "run")["accuracy_after"] == 1.0
@@ -282,6 +283,10 @@ def test_validate_measures_a_model_and_a_checkpoint(run_folder: Path, lit_rlvr: 
 def test_validate_without_a_set_is_refused(run_folder: Path, lit_rlvr: CLI, no_weights: None) -> None:
     result = lit_rlvr("validate", "--config", "tiny.yaml", "--data.init_args.held_out", "0")
     assert_refused(result, "data: arithmetic has no validation set to measure")
+    result = lit_rlvr("validate", "--config", "tiny.yaml", "--trainer.limit_val_batches", "0")
+    assert_refused(result, "trainer.limit_val_batches: 0 leaves nothing to measure")
+    result = lit_rlvr("test", "--config", "tiny.yaml", "--trainer.limit_test_batches", "0.0")
+    assert_refused(result, "trainer.limit_test_batches: 0.0 leaves nothing to measure")
 
 
 def test_pass_at_k_of_several_samples(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -309,12 +314,12 @@ def assert_refused(result: Any, *said: str) -> None:
 @pytest.fixture
 def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights must not be loaded before the error is told."""
-    import lit_rlvr.training.module as base
 
     def load(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("weights were loaded before the input was checked")
 
-    monkeypatch.setattr(base, "load_policy", load)
+    for module in ("lit_rlvr.training.module", "lit_rlvr.warm_start"):
+        monkeypatch.setattr(f"{module}.load_policy", load)
 
 
 BAD_ARGUMENTS = {
@@ -332,6 +337,15 @@ BAD_ARGUMENTS = {
     "minibatches": (["--model.init_args.updates_per_rollout", "3"], ["4 prompts", "multiple of 3"]),
     "too few prompts": (["--data.init_args.prompts_per_step", "17"], ["prompts_per_step"]),
     "group size": (["--rollout.group_size", "0"], ["group_size"]),
+    "endless group": (["--rollout.group_size", str(10**12)], ["rollout.group_size: 1000000000000 is too large; use"]),
+    "endless rollout": (["--rollout.group_size", "900000"], ["are 3600000 sequences in a rollout; use at most"]),
+    "endless validation": (
+        ["--rollout.eval_samples", str(10**12), "--rollout.eval_sampling.temperature", "1"],
+        ["rollout.eval_samples: 1000000000000 is too large"],
+    ),
+    "endless passes": (["--model.init_args.epochs_per_rollout", str(10**12)], ["epochs_per_rollout", "[1, 1000000]"]),
+    "endless pairs": (["--data.init_args.high", str(10**9)], ["high=1000000000", "pairs; use at most 1000000"]),
+    "no abbreviation": (["--overwrit", "true"], ["'--overwrit'; did you mean '--overwrite'?"]),
     "FSDP1": (["--trainer.strategy", "fsdp"], ["FSDP1", "--config configs/strategy/fsdp2.yaml"]),
     "top_p": (["--rollout.sampling.top_p", "0.9"], ["top_p", "not drawn from the distribution in the loss"]),
     "temperature": (["--rollout.sampling.temperature", "0"], ["temperature"]),
@@ -351,7 +365,8 @@ BAD_ARGUMENTS = {
     "sanity": (["--trainer.num_sanity_val_steps", "-2"], ["trainer.num_sanity_val_steps: -2 must be"]),
     "minutes": (["--checkpoint.minutes", "-1"], ["checkpoint.minutes: -1"]),
     "checkpoint": (["--ckpt_path", "last"], ["no checkpoint"]),
-    "checkpoint file": (["--ckpt_path", "no_such.ckpt"], ["no_such.ckpt"]),
+    "checkpoint file": (["--ckpt_path", "no_such.ckpt"], ["ckpt_path: there is no checkpoint 'no_such.ckpt'"]),
+    "checkpoint name": (["--ckpt_path", "best"], ["ckpt_path: there is no checkpoint 'best'; use last or a file"]),
 }
 
 
@@ -364,11 +379,38 @@ def test_bad_arguments_are_one_clear_line(run_folder: Path, lit_rlvr: CLI, no_we
     assert not (run_folder / "run" / "summary.json").exists()
 
 
+def test_everything_that_is_wrong_is_said_at_once(run_folder: Path, lit_rlvr: CLI, no_weights: None) -> None:
+    """First what the classes refuse, before anything is read; then what does not fit together or the data."""
+    wrong = {
+        "--model.init_args.lr": (-1, "model.lr: -1.0 must lie in [0, inf)"),
+        "--model.init_args.clip_low": (3, "model.clip_low: 3.0 must lie in [0, 1]"),
+        "--rollout.group_size": (0, "rollout.group_size: 0 is not positive"),
+        "--warm_start.until": (2, "warm_start.until: 2.0 must lie in (0, 1]"),
+        "--budget.samples": (0, "budget.samples: 0 is not positive"),
+        "--data.init_args.max_prompt_tokens": (0, "max_prompt_tokens must be at least 1, got 0"),
+    }
+    result = lit_rlvr(*FIT, *(part for option, (value, _) in wrong.items() for part in (option, value)))
+    assert result.status == 2 and sorted(result.err.splitlines()) == sorted(
+        f"lit-rlvr: error: {said}" for _, said in wrong.values()
+    )
+    together = ("--model.init_args.updates_per_rollout", 3, "--rollout.group_size", 1, "--warm_start.steps", 1,
+                "--warm_start.checked", 16, "--rollout.sampling.max_tokens", 10**6)  # fmt: skip
+    result = lit_rlvr(*FIT, *together)
+    errors = [line for line in result.err.splitlines() if line.startswith("lit-rlvr: error: ")]
+    assert result.status == 2 and len(errors) == 4, result.err
+    for said, line in zip(
+        ("rollout.group_size: 1 is too small", "data.prompts_per_step: 4 prompts cannot be split evenly",
+         "more than the model's context", "warm_start.checked: 16 of 16 training prompts leave none"),
+        errors, strict=True,
+    ):  # fmt: skip
+        assert said in line
+
+
 BAD_CONFIGS = {
     "broken YAML": ("model: {class_path: GRPO\ntrainer: {}\n", ["bad.yaml", "line 2"]),
     "a tab": ("model:\n  class_path: GRPO\n\tinit_args: {}\n", ["bad.yaml", "line 3"]),
     "not a mapping": ("- 1\n- 2\n", ["bad.yaml"]),
-    "empty": ("", ["bad.yaml"]),
+    "empty": ("", ["--config: bad.yaml: is empty; its keys are base, "]),
     "unknown key": ("rolout: {group_size: 2}\n", ["rolout", "'rollout'"]),
     "unknown key inside": ("rollout: {group_sze: 2}\n", ["group_sze", "group_size"]),
     "unknown key of the model": ("model: {init_args: {lr_shedule: linear}}\n", ["lr_shedule", "lr_schedule"]),
@@ -394,12 +436,19 @@ def test_near_config_names_are_suggested(run_folder: Path, lit_rlvr: CLI) -> Non
     assert len(far.err) < 300
 
 
-@pytest.mark.parametrize("root", ["in_the_way/run", "/proc/no_such/run"])
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [
+        ("in_the_way/run", "in_the_way is a file; give a folder"),
+        ("in_the_way", "trainer.default_root_dir: in_the_way is a file; give a folder"),
+        ("/proc/no_such/run", "/proc/no_such/run cannot be written"),
+    ],
+)
 def test_an_unwritable_folder_is_refused_before_weights_load(
-    run_folder: Path, lit_rlvr: CLI, no_weights: None, root: str
+    run_folder: Path, lit_rlvr: CLI, no_weights: None, root: str, said: str
 ) -> None:
     (run_folder / "in_the_way").write_text("a file")
-    assert_refused(lit_rlvr(*FIT, *to(root)), "cannot be written", root)
+    assert_refused(lit_rlvr(*FIT, *to(root)), said)
 
 
 def test_a_full_disk_while_saving(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:

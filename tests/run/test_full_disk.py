@@ -55,7 +55,8 @@ def test_a_run_on_a_full_disk(
     left = list((run_folder / "run" / "checkpoints").glob("*.ckpt"))
     assert len(left) == (kilobytes > 1200 or apart)
     small_disk("20m")
-    fit(lit_rlvr, "--checkpoint.every", 1, "--ckpt_path", "last")
+    begun = ["--ckpt_path", "last"] if (run_folder / "run" / "config.yaml").exists() else []
+    fit(lit_rlvr, "--checkpoint.every", 1, *begun)
     resumed = summary(run_folder / "run")["resumed_from_step"]
     assert (resumed > 0) is bool(left)
     assert_same_run(run_folder / "run", run_folder / "whole", resumed)

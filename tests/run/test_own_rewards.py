@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny_runs import FIT, completions, fit, launch
 
 from lit_rlvr.cli.main import run
@@ -36,7 +37,14 @@ def ends(completion, sample):
 
 def leaves(*_):
     sys.exit(0)
+
+def moves(completion, sample):
+    os.makedirs("elsewhere", exist_ok=True)
+    os.chdir("elsewhere")
+    return completion.token_ids[0] % 2 == 0
 """
+
+EVEN = "{class_path: FunctionReward, init_args: {path: own_rewards.even, truncated_is_wrong: false}}"
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +74,7 @@ def test_a_plain_function_works_alone(run_folder: Path, lit_rlvr: CLI) -> None:
 
 
 def test_true_is_correct(run_folder: Path, lit_rlvr: CLI) -> None:
-    said = fit(lit_rlvr, *SHORT, *rewards("own_rewards.length", "own_rewards.even")).err
+    said = fit(lit_rlvr, *SHORT, *rewards("own_rewards.length", EVEN)).err
     assert "reports no `correct`" not in said
     assert {row["correct"] for row in completions(run_folder / "run")} == {True, False}
 
@@ -75,7 +83,7 @@ def test_a_reward_that_fails_is_named_by_file_and_line(lit_rlvr: CLI) -> None:
     said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.column")))
     assert "reward 'column' failed on 16 of 16" in said and ": own_rewards.py:11: KeyError: 'colour';" in said
     said = refusal(lit_rlvr(*FIT, *SHORT, *rewards("own_rewards.nothing"), "--overwrite", "true"))
-    assert ": own_rewards.py:13: TypeError: a reward must return a number" in said and "NoneType" in said
+    assert "rollout.rewards: nothing: None for all 16 completions of an iteration" in said
 
 
 def test_a_reward_that_ends_its_process_fails_alone_where_it_is_isolated(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -119,6 +127,17 @@ def test_a_failed_check_is_not_shown_as_correct(run_folder: Path, lit_rlvr: CLI)
     (run_folder / "half.py").write_text(
         "def half(completion, sample):\n    assert completion.token_ids[0] % 2\n    return True\n"
     )
-    fit(lit_rlvr, *SHORT, *rewards("half.half"), "--rollout.max_failure_rate", 1, "--run.save_prompts", 8)
+    half = "{class_path: FunctionReward, init_args: {path: half.half, truncated_is_wrong: false}}"
+    fit(lit_rlvr, *SHORT, *rewards(half), "--rollout.max_failure_rate", 1, "--run.save_prompts", 8)
     shown = {(row["status"], row["correct"]) for row in completions(run_folder / "run")}
-    assert shown == {("ok", True), ("error", False)}
+    assert shown == {("ok", True), ("error", None)}
+
+
+def test_a_reward_that_changes_the_directory_does_not_split_the_run(run_folder: Path, lit_rlvr: CLI) -> None:
+    logger = ("--trainer.logger", "CSVLogger")
+    fit(lit_rlvr, *rewards("own_rewards.moves"), *logger, "--trainer.max_steps", 2)
+    written = {path.name for path in (run_folder / "run").iterdir()}
+    assert {"summary.json", "metrics.csv", "tensorboard", "lightning_logs", "checkpoints", "live.json"} <= written
+    assert not [path for path in (run_folder / "elsewhere").rglob("*") if path.is_file()]
+    saved = yaml.safe_load((run_folder / "run" / "config.yaml").read_text())
+    assert saved["trainer"]["default_root_dir"] == "run", "it can move, with its config"

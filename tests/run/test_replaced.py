@@ -12,7 +12,7 @@ from made_runs import group, make_run
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.run import replaced
-from lit_rlvr.run.claim import held, room
+from lit_rlvr.run.claim import clear, held, room
 from lit_rlvr.run.replaced import drop, list_left, put_back, recover, set_aside
 
 
@@ -165,6 +165,7 @@ def test_after_a_kill_the_next_run_decides(tmp_path: Path) -> None:
 
     killed_before_its_first_checkpoint(tmp_path / "b")
     with held(tmp_path / "b"), room(tmp_path / "b", False, True):
+        clear(tmp_path / "b", True)
         assert not list_left(tmp_path / "b") and (tmp_path / "b/.replaced/summary.json").is_file()
         begin(tmp_path / "b")
     assert not (tmp_path / "b/.replaced").exists(), "the new one came to its end"

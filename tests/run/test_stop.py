@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,31 +24,41 @@ from tiny_runs import (
     to,
 )  # fmt: skip
 
+from lit_rlvr.run.stop import StopOnSignal
+
 CLI = Callable[..., Any]
 DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ) -> None:
     fit(lit_rlvr, *to("whole"))
+    master, slave = os.openpty()
     calls = 0
 
     def interrupted(completion: Any, sample: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 2 * 16 + 20 + 5:  # the check before training, then inside the third iteration
+            if number == signal.SIGHUP:  # the terminal is gone; a shell passes on what the kernel sends as well
+                os.close(master)
+                os.kill(os.getpid(), number)
+                time.sleep(0.2)
             os.kill(os.getpid(), number)
         return first_token(completion, sample)
 
     first_token = tiny_rewards.first_token
     monkeypatch.setattr(tiny_rewards, "first_token", interrupted)
     interrupted.__name__ = "first_token"
-    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
-    result = fit(lit_rlvr, *to("parts"), status=status)
-    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert "--ckpt_path last" in result.err and "Traceback" not in result.err
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with os.fdopen(slave, "w") as terminal, monkeypatch.context() as closed:
+        if number == signal.SIGHUP:
+            closed.setattr(sys, "stderr", terminal)
+        result = fit(lit_rlvr, *to("parts"), status=status)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+    assert ("--ckpt_path last" in result.err or number == signal.SIGHUP) and "Traceback" not in result.err
     stopped = summary(run_folder / "parts")
     assert stopped["steps"] == 3 and signal.Signals(number).name in stopped["stopped"]
     assert (run_folder / "parts" / "checkpoints" / "step-000003.ckpt").is_file()
@@ -74,7 +85,10 @@ def test_ctrl_c_in_a_real_terminal_process(run_folder: Path, lit_rlvr: CLI) -> N
     assert_same_run(run_folder / "run", run_folder / "whole", resumed=steps)
 
 
-def test_a_second_ctrl_c_stops_at_once(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_stops_at_once(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
     """In the middle of an iteration: the last checkpoint is the one to go on from."""
     fit(lit_rlvr, *to("whole"))
     first_token, calls = tiny_rewards.first_token, 0
@@ -83,17 +97,29 @@ def test_a_second_ctrl_c_stops_at_once(run_folder: Path, lit_rlvr: CLI, monkeypa
         nonlocal calls
         calls += 1
         if calls in (2 * 16 + 20 + 5, 2 * 16 + 20 + 8):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             time.sleep(0.2)  # the main thread takes notice: two at once would count as one
         return first_token(completion, sample)
 
     monkeypatch.setattr(tiny_rewards, "first_token", interrupted)
     interrupted.__name__ = "first_token"
-    result = fit(lit_rlvr, *to("parts"), "--checkpoint.every", 1, status=130)
+    result = fit(lit_rlvr, *to("parts"), "--checkpoint.every", 1, status=status)
     assert "Traceback" not in result.err
-    assert summary(run_folder / "parts")["stopped"]
+    assert summary(run_folder / "parts")["stopped"] == f"stopped at once by {signal.Signals(number).name}"
     fit(lit_rlvr, *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=2)
+
+
+def test_nohup_keeps_a_run_going_when_the_terminal_is_closed() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        StopOnSignal()._listen()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 # ---- two processes ----

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 from tiny_runs import completions, pictures_config, write_config
 
-from datamodules.reading.images import open_images
+from lit_rlvr.datamodules.reading.images import open_images
 from lit_rlvr.run.thumbnails import SIDE, list_thumbnails, save_thumbnails
 
 CLI = Callable[..., Any]

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import wandb
 import yaml
 from made_runs import row
 from tiny_runs import FIT, STRATEGIES, completions, fit, in_two_processes, pictures_config, summary, write_config
 from tracked import Kept, mlflow_store, tensorboard_events, trackio_store, wandb_offline
 
 from lit_rlvr.cli.main import run as command_line
+from lit_rlvr.errors import UserError
 from lit_rlvr.run.logger import read_metrics
+from lit_rlvr.run.trackers import TrackedRun, Wandb
 from lit_rlvr.run.trackers.callback import run_name
 from lit_rlvr.run.trackers.samples import Samples
 from lit_rlvr.run.trackers.wandb_file import last_offline_step
@@ -159,11 +164,11 @@ def test_a_tracker_added_on_resume_gets_the_whole_run(run_folder: Path, lit_rlvr
     assert said(run_folder, "step") == [0, 1, 2, 3, 4, 5, 6]
     fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)
     fit(lit_rlvr, *own(), "--ckpt_path", "last", "--trainer.max_steps", 7)  # nothing left to train
-    assert said(run_folder, "started") == [None, "note-1", "note-1"] and said(run_folder, "step")[7:] == [7]
-    assert [len(summary) > 0 for summary in said(run_folder, "summary")] == [True, True, False]
+    assert said(run_folder, "started") == [None, "note-1"] and said(run_folder, "step")[7:] == [7]
+    assert [len(summary) > 0 for summary in said(run_folder, "summary")] == [True, True]
     again = fit(lit_rlvr, *own(book="other"), "--ckpt_path", "last", "--trainer.max_steps", 8)
     assert "notes now goes to other, as a new run" in again.err
-    assert said(run_folder, "started")[3:] == [None] and said(run_folder, "step")[8:] == list(range(9))
+    assert said(run_folder, "started")[2:] == [None] and said(run_folder, "step")[8:] == list(range(9))
 
 
 def test_a_run_that_is_replaced_is_a_new_run(run_folder: Path, lit_rlvr: CLI) -> None:
@@ -202,7 +207,7 @@ def test_an_offline_run_of_wandb_goes_on_where_its_file_ends(tmp_path: Path, run
     [
         ("[wandb, mlfow]", "trackers: there is no class 'mlfow'; did you mean 'mlflow'?"),
         ("[trackio, trackio]", "trackers: trackio is given twice"),
-        ("tiny_trackers.Missing", "trackers: not_there is not installed; pip install 'lit-rlvr[missing]'"),
+        ("tiny_trackers.Missing", "trackers: not_there is not installed; pip install not_there"),
         ("{class_path: Wandb, init_args: {samples_every: -1}}", "trackers: wandb: samples_every: -1 is negative"),
         ("{class_path: Wandb, init_args: {projekt: x}}", "Wandb has no option 'projekt'"),
     ],
@@ -232,6 +237,37 @@ def test_wandb_asks_nobody_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyP
     keys.unlink()
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     assert has_key()
+
+
+@pytest.mark.parametrize("mode", [None, "online"])
+def test_a_wandb_that_does_not_answer_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, environment: None,
+    mode: Literal["online"] | None,
+) -> None:  # fmt: skip
+    """The run goes on offline, unless the user insists on `online`."""
+    monkeypatch.setattr("lit_rlvr.run.trackers.wandb_tracker.PATIENCE", 0.0)
+    monkeypatch.setattr("lit_rlvr.run.trackers.wandb_tracker.LONGEST_WAIT", 1.0)
+    caplog.set_level(logging.INFO, "lit_rlvr")
+    wandb.teardown()  # it reads its environment once a process
+    monkeypatch.delenv(wandb.env.SERVICE, raising=False)  # that of an earlier test, which has ended
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts no connection
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        os.environ |= {"WANDB_BASE_URL": url, "WANDB_API_KEY": "k" * 40, "WANDB_SILENT": "true"}
+        os.environ.pop("WANDB_MODE", None)
+        tracker = Wandb(mode=mode)
+        run = TrackedRun("tiny", tmp_path, {}, "", [])
+        if mode == "online":
+            with pytest.raises(UserError, match=rf"^trackers: wandb: {url} does not answer.*mode: offline"):
+                tracker.start(run)
+        else:
+            assert tracker.start(run)[1] == -1
+            tracker.log(1, {"rollout/reward": 0.5}, None)
+            tracker.end({}, None, False)
+            wandb.teardown()  # it has then written everything
+            assert last_offline_step([*tmp_path.glob("wandb/offline-run-*/*.wandb")]) == 1
+            assert f"wandb is offline, because {url} does not answer" in caplog.text and "wandb sync" in caplog.text
+    assert f"waiting for wandb at {url}, for about 1 s" in caplog.text and "mode: offline" in caplog.text
+    wandb.teardown()
 
 
 # ---- what is sent -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_rewards import judged_as_is
 from tiny_runs import (
     FIT,
     STRATEGIES,
@@ -120,7 +121,7 @@ def test_shards_are_gathered_in_the_precision_of_the_products(run_folder: Path) 
         "--trainer.max_steps",
         "1",
         "--rollout.rewards",
-        "[tiny_rewards.rare]",
+        json.dumps([judged_as_is("rare")]),
     )
     in_two_processes(run_folder, *([*FIT, *STRATEGIES[name], *short, *to(name)] for name in STRATEGIES))
     sharded, plain = ({k: float(v) for k, v in metrics(run_folder / name)[1].items() if v} for name in ("fsdp2", "ddp"))
@@ -175,7 +176,7 @@ def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlv
 
     def command(root: str, name: str) -> list[str]:
         options = [*EVERY[name], *init(updates_per_rollout=2, lr=1e-3, tokens_per_microbatch=120)]
-        rest = ("--rollout.rewards", "[tiny_rewards.rare]", "--trainer.limit_val_batches", "0")
+        rest = ("--rollout.rewards", json.dumps([judged_as_is("rare")]), "--trainer.limit_val_batches", "0")
         return [*FIT, *STRATEGIES.get(root, ()), *options, *rest, *to(f"{root}/{name}")]
 
     in_two_processes(run_folder, *(command(strategy, name) for strategy in STRATEGIES for name in names))

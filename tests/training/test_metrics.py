@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import make_rollout
 
+from lit_rlvr.errors import UserError
 from lit_rlvr.training.metrics import EvaluationMetrics, PassAtK, pass_at_k
 from lit_rlvr.types import Rollout
 
@@ -93,3 +94,23 @@ def test_accuracy_of_each_category_over_all_ranks(monkeypatch: pytest.MonkeyPatc
     for rank in ranks:
         shares = {name: value for name, value in rank.compute().items() if "/" in name}
         assert shares == {"accuracy/CT": 0.0, "accuracy/MRI": 2 / 4, "accuracy/X-ray": 1.0}
+
+
+def test_what_no_reward_calls_right_or_wrong_does_not_count() -> None:
+    """A failed check counts as wrong; a question with fewer than k judged completions is not in pass@k."""
+    rollout = make_rollout([[5]] * 3, [[[6]] * 4] * 3, [[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0] * 4])
+    rollout.prompts = [replace(p, sample=replace(p.sample, category="x")) for p in rollout.prompts]
+    rollout.judged = torch.tensor([[True] * 4, [True, False, True, False], [False] * 4])
+    rollout.statuses = [["ok"] * 4, ["ok", "unjudged", "ok", "error"], ["unjudged"] * 3 + ["ok"]]
+    metrics = EvaluationMetrics(4, greedy=True)
+    metrics.update(rollout, rollout)
+    found = metrics.compute()
+    nothing = EvaluationMetrics(4)
+    rollout.judged, rollout.statuses = torch.zeros(3, 4, dtype=torch.bool), [["unjudged"] * 4] * 3
+    nothing.update(rollout)
+    with pytest.raises(UserError, match=r"^rollout.rewards: no reward says of any completion .* whether it is right"):
+        nothing.compute()
+    assert [found[name] for name in ("accuracy", "greedy", "accuracy/x")] == pytest.approx([3 / 7] * 3)
+    assert found["pass@1"] == pytest.approx((2 / 4 + 1 / 3) / 2)
+    assert found["pass@2"] == pytest.approx((brute_force([1, 1, 0, 0], 2) + brute_force([1, 0, 0], 2)) / 2)
+    assert found["pass@4"] == 1.0

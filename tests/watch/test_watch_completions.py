@@ -20,6 +20,9 @@ ROWS = [
     for g in range(4)
 ]
 
+FAILED = -1
+"""Instead of a number of right completions: the checks failed."""
+
 
 def lines(rows: list[dict[str, object]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -89,11 +92,15 @@ def test_unreadable_lines_are_counted(tmp_path: Path) -> None:
     [
         ([0, 0], "never right"), ([0, 1], "solved"), ([1, 0], "lost"), ([1, 0, 1], "right from the start"),
         ([0, 1, 0], "lost"), ([2], "right from the start"), ([0], "never right"),
+        ([FAILED, 2, FAILED], "right from the start"),
     ],
 )  # fmt: skip
 def test_the_course_of_a_prompt(tmp_path: Path, rights: list[int], course: str) -> None:
     path = tmp_path / "completions.jsonl"
-    path.write_text(lines([row(2 * k + 2, "1+1", g, g < right) for k, right in enumerate(rights) for g in range(2)]))
+    groups = enumerate(rights)
+    rows = [row(2 * k + 2, "1+1", g, g < n, status="error" if n == FAILED else "ok") for k, n in groups for g in (0, 1)]
+    path.write_text(lines(rows))
     index = Completions(path)
     index.follow(60)
     assert index.prompts["1+1"].course == course
+    assert [place.judged for place in index.prompts["1+1"].places] == [0 if n == FAILED else 2 for n in rights]

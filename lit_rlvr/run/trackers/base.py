@@ -50,7 +50,9 @@ class Tracker(ABC):
     key: ClassVar[str]
     """Its name in `trackers`, in messages, and the extra that installs it."""
     module: ClassVar[str] = ""
-    """The package that it needs; "" = none besides ours."""
+    """The module that it needs; "" = none besides ours."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """The packages that provide it, if they are named otherwise."""
 
     def __init__(self, name: str | None = None, samples_every: int = 10) -> None:
         self.name, self.samples_every = name, samples_every

@@ -12,12 +12,11 @@ from typing import Any
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.errors import RunStopped, UserError, first_line, shown
 from lit_rlvr.files import write_atomically
 from lit_rlvr.printable import one_line
 from lit_rlvr.run.folder import RunFolder
 from lit_rlvr.run.logger import MetricsFile
-from lit_rlvr.run.stop import RunStopped
 from lit_rlvr.run.trackers.base import TrackedRun, Tracker
 from lit_rlvr.run.trackers.samples import Samples
 
@@ -50,6 +49,14 @@ class Trackers(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
             self._earlier = _text(_root(trainer) / "summary.json")
+
+    def begin(self, trainer: Trainer) -> None:
+        """Start every tracker's run, or continue it.
+
+        Raises:
+            UserError: a tracker fails.
+        """
+        if trainer.is_global_zero and not any(feed.started for feed in self.feeds):
             for feed in self.feeds:
                 feed.start(trainer, self.settings)
 
@@ -75,6 +82,8 @@ class Trackers(Callback):
                 feed.samples[trainer.global_step] = Samples.of(rows, _root(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _run_folder(trainer).began:  # it may have completed a run that was stopped in its last validation
+            self.begin(trainer)
         self._end(trainer, failed=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -93,7 +102,7 @@ class Trackers(Callback):
         if rows and not complete:
             rows = {step: row for step, row in rows.items() if step < max(rows)}
         written, curves = _text(_root(trainer) / "summary.json"), _root(trainer) / "curves.png"
-        summary = json.loads(written) if written != self._earlier else {}
+        summary = json.loads(written) if written and written != self._earlier else {}
         for feed in self.feeds:
             feed.end(rows, summary, curves if summary and curves.is_file() else None, failed)
 
@@ -203,7 +212,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise UserError(f"{path}: not JSON; mend it, or remove it to start new runs in the trackers") from error
+        raise UserError(f"{shown(path)}: not JSON; mend it, or remove it to start new runs in the trackers") from error
     return dict(found)
 
 

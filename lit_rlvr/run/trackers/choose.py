@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Literal
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
 from lit_rlvr.run.trackers.base import Tracker
 from lit_rlvr.run.trackers.mlflow_tracker import MLflow
 from lit_rlvr.run.trackers.tensorboard_tracker import TensorBoard
@@ -40,6 +40,6 @@ def choose_trackers(chosen: Chosen, board: bool) -> list[Tracker]:
         if tracker.samples_every < 0:
             every = tracker.samples_every
             raise UserError(f"trackers: {tracker.key}: samples_every: {every} is negative; use 0 for never")
-        if tracker.module and find_spec(tracker.module) is None:
-            raise UserError(f"trackers: {tracker.module} is not installed; pip install 'lit-rlvr[{tracker.key}]'")
+        if tracker.module:
+            require(tracker.module, "trackers", *tracker.packages)
     return found

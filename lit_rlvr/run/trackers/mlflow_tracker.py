@@ -28,6 +28,7 @@ class MLflow(Tracker):
     """
 
     key, module = "mlflow", "mlflow"
+    packages = ("mlflow-skinny", "alembic", "sqlalchemy")
 
     def __init__(
         self,

@@ -5,14 +5,22 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.run.trackers.base import TrackedRun, Tracker, numbers
 from lit_rlvr.run.trackers.samples import Samples
 from lit_rlvr.run.trackers.wandb_file import last_offline_step
+
+PATIENCE = 3.0
+"""Seconds after which a wait for W&B's server is reported."""
+LONGEST_WAIT = 30.0
+"""Seconds to wait for W&B's server, unless `options` or WANDB_INIT_TIMEOUT say otherwise."""
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -24,8 +32,10 @@ class Wandb(Tracker):
         project: its project.
         entity: the user or team that owns the project; by default the user who is logged in.
         mode: `online`, `offline` (`wandb sync` uploads the run later), or by default `online` if there is an API key
-            and `offline` if there is none; the environment variable WANDB_MODE has precedence over the default.
-        options: further arguments of `wandb.init`, such as `group` or `tags`.
+            and `offline` if there is none or if the server does not answer; the environment variable WANDB_MODE has
+            precedence over the default.
+        options: further arguments of `wandb.init`, such as `group` or `tags`; `settings: {init_timeout: 90}` waits
+            longer for the server.
     """
 
     key, module = "wandb", "wandb"
@@ -46,24 +56,69 @@ class Wandb(Tracker):
         return f"{self.entity or ''}/{self.project}"
 
     def start(self, run: TrackedRun) -> tuple[str, int]:
-        import wandb
-
-        mode: Any = self.mode or os.environ.get("WANDB_MODE") or ("online" if has_key() else "offline")
-        online = mode == "online"
+        asked: Any = self.mode or os.environ.get("WANDB_MODE")
+        mode = asked or ("online" if has_key() else "offline")
         # What W&B was given is not what it has: a killed process loses what had not yet been written.
         written = last_offline_step(sorted(run.folder.glob(f"wandb/offline-run-*-{run.id}/*.wandb")))
-        self._run = wandb.init(
-            project=self.project, entity=self.entity, name=run.name, id=run.id, mode=mode,
-            resume="allow" if online and run.id else None, dir=str(run.folder), config=dict(run.config),
-            allow_val_change=True, **self.options,
-        )  # fmt: skip
+        why = "" if asked else ", because there is no API key (`wandb login`)"
+        if mode == "online":
+            try:
+                self._run = self._start_online(run)
+            except TimeoutError as error:
+                if asked:
+                    raise UserError(
+                        f"trackers: wandb: {error}; mend the connection, or set its mode: offline and upload the run "
+                        "later"
+                    ) from error
+                mode, why = "offline", f", because {error}"
+        if mode != "online":
+            self._run = self._init(run, mode)
         if mode == "offline":
-            _log.warning(
-                "trackers: wandb is offline; upload the run with `wandb sync %s/wandb/offline-run-*`, or log in "
-                "before a run with `wandb login`",
-                run.folder,
-            )
-        return self._run.id, self._run.step - 1 if online else run.last_step if written is None else written
+            upload = f"upload the run with `wandb sync {run.folder}/wandb/offline-run-*`"
+            _log.warning("trackers: wandb is offline%s; %s", why, upload)
+        return self._run.id, self._run.step - 1 if mode == "online" else run.last_step if written is None else written
+
+    def _start_online(self, run: TrackedRun) -> Any:
+        """Start the run on the server, and say what is waited for if that takes long.
+
+        Raises:
+            TimeoutError: the server does not answer.
+        """
+        import wandb
+
+        url, settings = base_url(), self._settings()
+        waiting = "trackers: waiting for wandb at %s, for about %g s; its mode: offline does not wait"
+        says = threading.Timer(PATIENCE, _log.info, [waiting, url, settings.init_timeout])
+        says.daemon = True
+        says.start()
+        began = time.monotonic()
+        try:
+            return self._init(run, "online")
+        except (wandb.errors.CommError, TimeoutError) as error:
+            if time.monotonic() - began < settings.init_timeout:
+                raise
+            raise TimeoutError(f"{url} does not answer ({first_line(error)})") from error
+        finally:
+            says.cancel()
+
+    def _init(self, run: TrackedRun, mode: Any) -> Any:
+        import wandb
+
+        return wandb.init(
+            project=self.project, entity=self.entity, name=run.name, id=run.id, mode=mode,
+            resume="allow" if mode == "online" and run.id else None, dir=str(run.folder), config=dict(run.config),
+            allow_val_change=True, **{**self.options, "settings": self._settings()},
+        )  # fmt: skip
+
+    def _settings(self) -> Any:
+        """W&B's settings of this run, with a shorter wait for the server than its own."""
+        import wandb
+
+        given = self.options.get("settings") or {}
+        if not isinstance(given, Mapping):
+            return given
+        wait = float(os.environ.get("WANDB_INIT_TIMEOUT", LONGEST_WAIT))
+        return wandb.Settings(**{"init_timeout": wait, **given})
 
     def log(self, step: int, metrics: Mapping[str, float], samples: Samples | None) -> None:
         import wandb
@@ -85,13 +140,18 @@ class Wandb(Tracker):
         self._run.finish(exit_code=int(failed))
 
 
-def has_key() -> bool:
-    """Whether there is an API key, without asking for one at the terminal or over the network."""
+def base_url() -> str:
+    """The address of W&B's server."""
     import wandb
 
+    return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
+
+
+def has_key() -> bool:
+    """Whether there is an API key, without asking for one at the terminal or over the network."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = str(urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname)
+    host = str(urlsplit(base_url()).hostname)
     try:
         known = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):

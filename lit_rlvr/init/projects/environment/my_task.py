@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from datamodules import PromptDataModule
-from datamodules.base import Split
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.base import Split
 from lit_rlvr.environments import Environment, Observation
 from lit_rlvr.types import Sample, Turn
 

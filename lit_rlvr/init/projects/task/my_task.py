@@ -6,8 +6,8 @@ import itertools
 import random
 from collections.abc import Iterator
 
-from datamodules import PromptDataModule
-from datamodules.base import Split
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.base import Split
 from lit_rlvr.rewards import Reward
 from lit_rlvr.types import Completion, RewardResult, Sample
 

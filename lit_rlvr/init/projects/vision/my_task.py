@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from PIL import Image, ImageDraw
 
-from datamodules import PromptDataModule
-from datamodules.base import Split
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.base import Split
 from lit_rlvr.types import Completion, Sample
 
 COLOURS = ("black", "blue", "green", "red")

@@ -1,0 +1,101 @@
+"""What a run prints: our messages, those that all processes share only once, and not what other packages say."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import warnings
+from typing import Any
+
+import torch.distributed as dist
+
+from lit_rlvr.distributed.collectives import is_first_process, world_size
+from lit_rlvr.terminal import PlainFormatter
+
+PATIENCE = 3.0
+"""Seconds that another process waits for rank 0 to print the same message."""
+LINGER = 1.0
+"""Seconds that rank 0 then stays alive for the others to learn of it: it holds the shared store."""
+ERROR = "lit-rlvr/error"
+EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",  # the loaders yield lists of tokens; there is nothing to parallelise
+    ".*overridden `transfer_batch_to_device`.*",
+    ".*args parameter is intended to run from within Python.*",
+    ".*sync_dist=True.*",  # metrics are summed over ranks before they are logged
+    ".*in eval mode at the start of training.*",  # the policy has no dropout on purpose
+    ".*reduce_op.*",
+    ".*LeafSpec.*",
+    ".*Total length of .* across ranks is zero.*",  # no validation set, which we report once
+    ".*assuming the intent is to load in a single process.*",  # a sharded checkpoint is read whole
+    ".*dataloader is not resumable.*",  # its position is the data module's cursor
+)
+"""Warnings of Lightning and torch about things done here on purpose."""
+
+
+class FirstSpeaks(logging.Filter):
+    """During set-up all processes print the same messages; afterwards, each process's messages are about itself."""
+
+    set_up = True
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self.set_up or is_first_process()
+
+
+FIRST_SPEAKS = FirstSpeaks()
+
+
+def show_messages() -> None:
+    """Print our messages plainly on stderr, unless the program has handlers of its own for them."""
+    log = logging.getLogger("lit_rlvr")
+    if log.hasHandlers():
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter())
+    FIRST_SPEAKS.set_up = True
+    handler.addFilter(FIRST_SPEAKS)
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def silence_others() -> None:
+    """Silence messages of other packages about things done here on purpose.
+
+    Call it once Lightning and transformers are imported, if they are needed: importing them takes seconds.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its attempts without a network
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it complains about an optional package
+    # Reports which process died before killing the others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as hf_logging
+
+        hf_logging.disable_progress_bar()
+        hf_logging.set_verbosity_error()
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def said_by_first(message: str) -> bool:
+    """Whether rank 0 exits with the same message; it tells the others, which wait for it for a while."""
+    if is_first_process():
+        if world_size() > 1:
+            _store().set(ERROR, message)
+            time.sleep(LINGER)
+        return False
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        if world_size() > 1:
+            try:
+                if _store().check([ERROR]):
+                    return bool(_store().get(ERROR).decode() == message)
+            except RuntimeError:  # the store died with rank 0
+                return False
+        time.sleep(0.1)
+    return False
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()

@@ -1,0 +1,121 @@
+"""Lightning's Trainer with what `lit-rlvr fit` adds to it, for runs from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from lit_rlvr.distributed.checkpoint_files import CheckpointFiles, checkpoint_step, last_checkpoint
+from lit_rlvr.distributed.collectives import is_first_process
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.run.begin import RunBegins
+from lit_rlvr.run.checkpoint import RunCheckpoint
+from lit_rlvr.run.claim import held, room
+from lit_rlvr.run.collapse import CollapseStop
+from lit_rlvr.run.folder import RunFolder
+from lit_rlvr.run.live import LiveFile
+from lit_rlvr.run.logger import MetricsFile
+from lit_rlvr.run.loggers import with_ours
+from lit_rlvr.run.monitored import MonitoredMetrics
+from lit_rlvr.run.progress import RunProgress
+from lit_rlvr.run.rank_zero import show_messages, silence_others
+from lit_rlvr.run.ranks import RankWatch, SetUpEnds
+from lit_rlvr.run.stop import StopOnSignal
+
+DEFAULTS: dict[str, Any] = {
+    "num_sanity_val_steps": -1,
+    "log_every_n_steps": 1,
+    "max_epochs": -1,
+    "enable_model_summary": False,
+}
+"""Options of Lightning's Trainer whose defaults are others in a run."""
+KINDS: tuple[type[Callback], ...] = (RunFolder, RolloutCallback, RunCheckpoint, CollapseStop)
+"""The callbacks with options that every run has, in their order: the run folder's clock covers the rollout."""
+
+BEGINS = 2
+"""Where `RunBegins` stands among the callbacks: before all that write, and once signals are listened to."""
+
+
+class RunTrainer(Trainer):
+    """Lightning's Trainer for a run from Python, with all that `lit-rlvr fit` adds.
+
+    It prints a line per step and writes metrics, completions, checkpoints, curves and the summary to a run folder, as
+    the command line does, but for `config.yaml`. Ctrl-C and SIGTERM end `fit` with `RunStopped` after the iteration,
+    with everything saved.
+
+    Args:
+        folder: the run folder.
+        rollout: samples and scores the completions.
+        callbacks: further callbacks; a `RunFolder`, `RunCheckpoint` or `CollapseStop` with options replaces the default
+            one.
+        logger: further loggers of Lightning; False = `metrics.csv` alone, without TensorBoard.
+        overwrite: replace the run in the folder, if there is one.
+        options: options of Lightning's Trainer.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        rollout: RolloutCallback,
+        callbacks: Sequence[Callback] = (),
+        logger: Any = None,
+        overwrite: bool = False,
+        **options: Any,
+    ) -> None:
+        silence_others()
+        show_messages()
+        given: list[Callback] = [rollout, *callbacks]
+        parts = [next((callback for callback in given if isinstance(callback, kind)), None) or kind() for kind in KINDS]
+        others = [callback for callback in callbacks if not isinstance(callback, KINDS)]
+        super().__init__(default_root_dir=folder, callbacks=[*parts, *others], logger=False, **DEFAULTS | options)
+        equip(self)
+        self.chosen_logger, self.overwrite = logger, overwrite
+
+    def fit(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train, and hold the run folder meanwhile.
+
+        Args:
+            ckpt_path: resume from this checkpoint, or from the folder's `last`.
+
+        Raises:
+            UserError: the folder holds a run that is neither resumed nor overwritten, or another run is using it.
+        """
+        root, owns = Path(self.default_root_dir), is_first_process()
+        with ExitStack() as until_end:
+            if owns:
+                until_end.enter_context(held(root))
+            path = last_checkpoint(root) if ckpt_path == "last" else ckpt_path
+            step = None if path is None else checkpoint_step(str(path))
+            if owns:
+                until_end.enter_context(room(root, path is not None, self.overwrite))
+            metrics = MetricsFile(root / "metrics.csv")
+            if step is not None:
+                metrics.resume(step)
+            loggers = with_ours(self.chosen_logger, root, metrics, step)
+            begins = RunBegins(None, loggers, None, path is not None, self.overwrite)
+            callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RunBegins)]
+            callbacks.insert(BEGINS, begins)
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
+
+
+def equip(trainer: Trainer) -> None:
+    """Add the parts of a run that have no options: signals, `live.json`, the progress lines, our checkpoints' files."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks[:0] = [RankWatch(), StopOnSignal(), SetUpEnds(), MonitoredMetrics(), LiveFile()]
+    trainer.strategy.checkpoint_io = CheckpointFiles()
+    bar = trainer.progress_bar_callback
+    if bar is not None:
+        callbacks[callbacks.index(bar)] = RunProgress()
