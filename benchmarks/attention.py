@@ -21,7 +21,7 @@ from common import alternate, draw_lengths, make_parser, print_result, print_tab
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from lit_rlvr.policy.shared_prefix import Padded, lay_out_padded, shared_prefix_attention
+from lit_rlvr.policy.attention import Padded, lay_out_padded, shared_prefix_attention
 from lit_rlvr.policy.spans import Spans, lay_out_spans
 
 SCALE = 64**-0.5

@@ -36,7 +36,7 @@ from lit_rlvr.compare.significance import (
     sign_flip_test,
     stratified_interval,
 )
-from lit_rlvr.run.logger import read_metrics
+from lit_rlvr.run.loggers import read_metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "findings"

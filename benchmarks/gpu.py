@@ -50,11 +50,11 @@ from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
 from lit_rlvr.plan.memory import Way, fullest, training
 from lit_rlvr.plan.shape import shape_of
-from lit_rlvr.policy.gradient_checkpointing import enable_checkpointing
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.tiny_vlm import CHAT_TEMPLATE, SPECIALS, byte_tokenizer, language_sizes, markers
-from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
-from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.policy.speed import enable_checkpointing
+from lit_rlvr.policy.tiny import CHAT_TEMPLATE, VLM_SPECIALS, byte_tokenizer, language_sizes, markers
+from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.training.step import logprobs_of
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
 
@@ -72,7 +72,7 @@ TINY_SIZES = {"prompts": 2, "group_size": 4, "prompt_tokens": 96, "max_tokens": 
 TAKEN = ("model", "lora", "freeze_vision", "shared_prefix", "tokens_per_microbatch")
 NOT_OURS = {"step": TAKEN, "memory": TAKEN, "trl": ("model", "lr"), "overlap": ("model", "lr")}
 """Options of ours that a part sets itself, or that its ready-made model would ignore. Other parts take none at all."""
-END = SPECIALS.index("<|im_end|>")
+END = VLM_SPECIALS.index("<|im_end|>")
 FRAME = len("[user\n]\n[assistant\n")  # the chat markup, special tokens as brackets
 
 
@@ -213,7 +213,7 @@ def engine(options: Any) -> None:
         policy = make_policy(options)
         model: Any = policy.model
         model.save_pretrained(folder)
-        byte_tokenizer(SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
+        byte_tokenizer(VLM_SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
         generator = make_engine(options.engine)
         ids = [p.token_ids for p in made_up(replace_shape(options)).prompts]
         prompts = [Prompt(Sample(str(p), "", ""), tokens) for p, tokens in enumerate(ids)]
@@ -307,7 +307,7 @@ def make_rate(options: Any) -> MatmulRate:
 def make_engine(name: str) -> RolloutEngine:
     if name == "hf":
         return HFEngine()
-    from lit_rlvr.rollout.vllm import VLLMEngine
+    from lit_rlvr.rollout.engines.vllm import VLLMEngine
 
     return VLLMEngine()
 
@@ -319,7 +319,7 @@ def save_model(options: Any, folder: str) -> float:
     model: Any = policy.model
     flops, _ = step_flops(model.config, model.num_parameters(), made_up(options))
     model.save_pretrained(folder)
-    byte_tokenizer(SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
+    byte_tokenizer(VLM_SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
     del policy, model
     if not options.tiny:
         torch.cuda.empty_cache()
@@ -329,7 +329,7 @@ def save_model(options: Any, folder: str) -> float:
 @contextmanager
 def serving(options: Any, folder: str) -> Iterator[str]:
     """The URL of a vLLM server of the model, which may still be starting."""
-    from lit_rlvr.rollout.transfer import free_port
+    from lit_rlvr.rollout.engines.transfer import free_port
 
     port, several = free_port(), options.device == "cuda" and torch.cuda.device_count() > 1
     length = options.prompt_tokens + 64 + options.max_tokens

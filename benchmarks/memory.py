@@ -22,7 +22,7 @@ from training import SMALL, build_policy, make_rollout, train
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.plan.memory import Way, fullest, training
 from lit_rlvr.plan.shape import shape_of
-from lit_rlvr.policy.lora import Lora
+from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.sources import resolve_model
 
 MIB = 2**20

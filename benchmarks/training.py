@@ -29,7 +29,7 @@ from lit_rlvr.policy import policy
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
-from lit_rlvr.policy.tiny_vlm import SPECIALS, save_tiny_vlm
+from lit_rlvr.policy.tiny import VLM_SPECIALS, save_tiny_vlm
 from lit_rlvr.run.rank_zero import EXPECTED_WARNINGS
 from lit_rlvr.training.step import PreparedRollout
 from lit_rlvr.types import Completion, Pixels, Prompt, PromptBatch, Rollout, Sample, Sampling, pad_completions
@@ -85,7 +85,7 @@ def make_rollout(
     draw = torch.Generator().manual_seed(0)
 
     def tokens(count: int) -> list[int]:
-        return torch.randint(len(SPECIALS), vocabulary, (count,), generator=draw).tolist()
+        return torch.randint(len(VLM_SPECIALS), vocabulary, (count,), generator=draw).tolist()
 
     made = [Completion("", tuple(tokens(n)), "length", (-2.0,) * n) for n in completion_tokens]
     completions = [made[p * group_size : (p + 1) * group_size] for p in range(groups)]

@@ -54,9 +54,9 @@ def main() -> None:
     from lit_rlvr.datamodules.reading.stream import START
     from lit_rlvr.policy.load_policy import load_policy
     from lit_rlvr.policy.sources import resolve_model
-    from lit_rlvr.rollout.engine import EngineContext
+    from lit_rlvr.rollout.engines.base import EngineContext
+    from lit_rlvr.rollout.engines.vllm import VLLMEngine
     from lit_rlvr.rollout.generate import completion_seeds
-    from lit_rlvr.rollout.vllm import VLLMEngine
     from lit_rlvr.types import Sampling, pad_completions
 
     folder = resolve_model(options.model)

@@ -9,24 +9,30 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.fingerprint import check_same, fingerprint
-from lit_rlvr.datamodules.reading.images import with_images
-from lit_rlvr.datamodules.reading.made import check_made, made_rows
-from lit_rlvr.datamodules.reading.options import (
+from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, named
+from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
     at_least_one,
     check_columns,
+    check_made,
     check_pixels,
     check_share,
+    made_rows,
     snake_case,
 )
+from lit_rlvr.datamodules.reading.images import with_images
 from lit_rlvr.datamodules.reading.readers import read_rows
-from lit_rlvr.datamodules.reading.repeats import check_held_out, check_repeats
 from lit_rlvr.datamodules.reading.rows import BadRow, check_ids, map_columns, say, sift
-from lit_rlvr.datamodules.reading.split import deal_images, draw, drop_long, hold_out
-from lit_rlvr.datamodules.reading.stream import START, Cursor, EvalLoader, PromptStream, TrainLoader
-from lit_rlvr.datamodules.reading.templates import SYSTEM_PROMPTS, TEMPLATES, named
+from lit_rlvr.datamodules.reading.split import check_held_out, check_repeats, deal_images, draw, drop_long, hold_out
+from lit_rlvr.datamodules.reading.stream import (
+    START,
+    Cursor,
+    EvalLoader,
+    PromptStream,
+    TrainLoader,
+    check_same,
+    fingerprint,
+)
 from lit_rlvr.datamodules.reading.uses_model import UsesModel
 from lit_rlvr.errors import UserError, check_takes, defined_at
 from lit_rlvr.seeds import run_seed

@@ -7,10 +7,8 @@ from string import ascii_uppercase
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.choices import as_options, letter_of, listed
-from lit_rlvr.datamodules.reading.layouts import Layouts, Row
-from lit_rlvr.datamodules.reading.placeholders import PLACEHOLDER
-from lit_rlvr.datamodules.reading.rows import as_images, as_text
+from lit_rlvr.datamodules.reading.images import PLACEHOLDER
+from lit_rlvr.datamodules.reading.rows import Layouts, Row, as_images, as_options, as_text, letter_of, listed
 from lit_rlvr.types import Sample
 
 MATHVERSE_CHOICE = re.compile(r"^\s*\(?([A-H])\)?\s*[:.)]\s*(.*?)\s*$", re.MULTILINE)

@@ -8,8 +8,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.choices import letter_of, listed
-from lit_rlvr.datamodules.reading.rows import BadRow, as_text, lookup, map_columns
+from lit_rlvr.datamodules.reading.rows import BadRow, as_text, letter_of, listed, lookup, map_columns
 from lit_rlvr.types import Sample
 
 KNOWN = (("prompt", "question"), ("options", "choices"), ("category", "subject"))

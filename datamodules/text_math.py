@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.layouts import Layouts, Row
-from lit_rlvr.datamodules.reading.rows import BadRow, as_prompt, as_text, lookup
+from lit_rlvr.datamodules.reading.rows import BadRow, Layouts, Row, as_prompt, as_text, lookup
 from lit_rlvr.types import Sample
 
 TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\]")

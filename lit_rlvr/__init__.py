@@ -9,5 +9,5 @@ import os as _os
 
 from lit_rlvr.packages import repair as _repair
 
-_os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see policy/malloc.py; read at torch's first allocation
+_os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see policy/speed.py; read at torch's first allocation
 _repair()

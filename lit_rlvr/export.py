@@ -15,13 +15,12 @@ from torch import Tensor
 
 from lit_rlvr.configs import Parser, read_config
 from lit_rlvr.datamodules.reading.rows import lookup
-from lit_rlvr.distributed.checkpoint_files import last_checkpoint, read_checkpoint
-from lit_rlvr.distributed.shards import is_sharded
+from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_checkpoint
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import check_writable
+from lit_rlvr.policy.adapters import Lora, add_adapters, merge_adapters
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.loading import auto_class, generation_config, load_config, load_tokenizer
-from lit_rlvr.policy.lora import Lora, add_adapters, merge_adapters
 from lit_rlvr.policy.sources import cache_folder, made_once, resolve_model
 from lit_rlvr.policy.vision import takes_images
 from lit_rlvr.seeds import derive_seed

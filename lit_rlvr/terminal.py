@@ -6,15 +6,38 @@ import json
 import logging
 import math
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.text import Text
 
-from lit_rlvr.printable import printable
+UNPRINTABLE = ("Cc", "Cs")
+"""Unicode categories: control characters, and halves of surrogate pairs, which cannot be encoded."""
+REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+"""Unicode's direction marks, embeddings, overrides and isolates, which can make a text look like another one. Arabic
+and Hebrew letters do not need them, and the joiners of scripts and emoji are not among them."""
+
+
+def printable(text: str) -> str:
+    """`text` with control characters (except newline and tab) and direction characters replaced: it cannot move the
+    cursor, set colours or show its letters in another order."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in "\n\t" or _shown(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def one_line(text: str) -> str:
+    """`text` printable and on one line."""
+    return " ".join(printable(text).split())
+
+
+def _shown(character: str) -> bool:
+    return character not in REORDERING and unicodedata.category(character) not in UNPRINTABLE
 
 
 class Terminal(Console):
@@ -89,3 +112,12 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+@contextmanager
+def counted(what: str, left: int, done: int = 0) -> Iterator[Callable[[], None]]:
+    """Show how many of `done + left` items are done; call the yielded function once per finished item."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True)) as bar:
+        task = bar.add_task(what, total=done + left, completed=done)
+        yield lambda: bar.advance(task)

@@ -21,9 +21,9 @@ from lit_rlvr.export import save_model
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import cache_folder, made_once
-from lit_rlvr.rollout.engine import EngineContext
+from lit_rlvr.rollout.engines.base import EngineContext
+from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.rollout.episodes import Episodes, between_turns
-from lit_rlvr.rollout.hf import HFEngine
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.training.step import cut_rows
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling

@@ -29,8 +29,8 @@ from tiny_runs import tiny_config, write_config
 from tiny_vlms import KINDS
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlvr.policy.tiny_vlm import save_tiny_vlm
-from lit_rlvr.rollout.own_world import OwnWorld
+from lit_rlvr.policy.tiny import save_tiny_vlm
+from lit_rlvr.rollout.engines.process_group import OwnWorld
 
 lit_rlvr.packages.repair_children()  # for programs that tests start; does nothing where the builds fit
 torch.set_num_threads(1)
@@ -113,7 +113,7 @@ def environment() -> Iterator[None]:
 def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs in this process draw no `curves.png`, a third of their time, but in tests marked `pictures`."""
     if "pictures" not in request.keywords:
-        monkeypatch.setattr("lit_rlvr.run.folder.plot_run", lambda *_: None)
+        monkeypatch.setattr("lit_rlvr.run.outputs.plot_run", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.cli.options_page import reference
 from lit_rlvr.configs import config_folder
 from lit_rlvr.packages import is_installed
-from lit_rlvr.run.logger import read_metrics
+from lit_rlvr.run.loggers import read_metrics
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -21,7 +21,7 @@ from lit_rlvr.cli.main import run
 from lit_rlvr.errors import UserError
 from lit_rlvr.export import export_run, model_of, save_model
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.run.folder import weights_sha256
+from lit_rlvr.run.outputs import weights_sha256
 
 VLLM_SCRIPT = """
 import sys

@@ -16,8 +16,8 @@ from tiny_fit import T_MAX, Gradients, fit
 from torch import Tensor
 
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
-from lit_rlvr.rollout.engine import Done
-from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.rollout.engines.base import Done
+from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
 AGGREGATIONS = pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "group_token_mean", "constant"])

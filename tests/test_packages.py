@@ -53,7 +53,7 @@ def test_what_fits_is_left_alone(monkeypatch: pytest.MonkeyPatch, versions: dict
 
 def test_importing_the_package_is_light() -> None:
     """Reward workers import it: no torch, no transformers."""
-    code = "import sys, lit_rlvr.rewards.worker; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    code = "import sys, lit_rlvr.workers.worker; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

@@ -17,9 +17,9 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.plan.memory import FLOAT, Lengths, Way, activations, cached, expected, fullest, logits, training
 from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.plan.sizing import CONFIGS, job, sizing
-from lit_rlvr.plan.ways import GIB, GPUs
+from lit_rlvr.plan.strategies import GIB, GPUs
+from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.lora import Lora
 from lit_rlvr.policy.policy import Policy
 
 CLI = Callable[..., Any]
@@ -43,7 +43,7 @@ def test_activations_are_what_the_backward_pass_keeps(
     padded: bool, attention: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every tensor that autograd saves, counted once; weights are not among them."""
-    monkeypatch.setattr("lit_rlvr.policy.shared_prefix._WASTED", 1e9 if padded else 0.0)
+    monkeypatch.setattr("lit_rlvr.policy.attention._WASTED", 1e9 if padded else 0.0)
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,

@@ -32,9 +32,9 @@ RUNS_TEXT = {
 }  # fmt: skip
 """Calls that make a program of text or bytes."""
 ALLOWED = {
-    "lit_rlvr/rewards/jail/__main__.py": {"exec", "compile"},  # what the sandbox is for
-    "lit_rlvr/rewards/process.py": {"pickle.loads"},  # what our own worker sends
-    "lit_rlvr/rewards/worker.py": {"pickle.loads"},  # what the parent sends: a reward of the user's own
+    "lit_rlvr/workers/jail/__main__.py": {"exec", "compile"},  # what the sandbox is for
+    "lit_rlvr/workers/process.py": {"pickle.loads"},  # what our own worker sends
+    "lit_rlvr/workers/worker.py": {"pickle.loads"},  # what the parent sends: a reward of the user's own
 }
 DEMANDED = {
     "torch.load": ("weights_only", True), "np.load": ("allow_pickle", False), "from_pretrained": (

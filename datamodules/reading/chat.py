@@ -3,15 +3,104 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
 
-from lit_rlvr.datamodules.reading.placeholders import as_parts
-from lit_rlvr.datamodules.reading.tool_texts import describe
+from lit_rlvr.datamodules.reading.images import as_parts
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
+
+SYSTEM_PROMPTS: dict[str, str] = {
+    # AAPO, appendix C.2: training DeepSeek-R1-Distill-Qwen-1.5B
+    "aapo-1.5b": (
+        "A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+        "The assistant first thinks about the reasoning process in the mind and then provides the user with the "
+        "answer, and put your final answer within \\boxed{}. The reasoning process and answer are enclosed within "
+        "<think></think> and <answer></answer> tags, respectively, i.e., <think>reasoning process here </think>"
+        "<answer>answer here </answer>. Note that respond by English, NOT use other languages."
+    ),
+    # AAPO, appendix C.2: training Qwen2.5-Math-7B
+    "aapo-7b": (
+        "You are a helpful AI Assistant, designed to provided well-reasoned and detailed responses. You FIRST think "
+        "about the reasoning process as an internal monologue and then provide the user with the answer. The "
+        "reasoning process MUST BE enclosed within <think> and </think> tags."
+    ),
+    # AAPO, appendix C.3: evaluation of the Qwen models on all benchmarks
+    "aapo-eval": (
+        "Solve the following math problem efficiently and clearly. The last line of your response should be of the "
+        "following format: 'Therefore, the final answer is: $\\boxed{ANSWER}$. I hope it is correct' (without "
+        "quotes) where ANSWER is just the final number or expression that solves the problem. Think step by step "
+        "before answering."
+    ),
+    # A-GRAE, appendix C.2: MATH
+    "agrae-math": "Please reason step by step, and put your final answer within \\boxed{ }.",
+    # A-GRAE, appendix C.2: Geo3K and the medical sets
+    "agrae-vision": (
+        "This is a multiple-choice question. You FIRST think about the reasoning process as an internal monologue "
+        "and then provide the final choice from the given options. The reasoning process MUST BE enclosed within "
+        "<think> </think> tags. The final answer MUST BE put in \\boxed{ }."
+    ),
+    # LiveCodeBench, for chat models
+    "livecodebench": (
+        "You are an expert Python programmer. You will be given a question (problem specification) and will generate a "
+        "correct Python program that matches the specification and passes all tests. You will NOT return anything "
+        "except for the program."
+    ),
+}
+
+TEMPLATES: dict[str, str] = {
+    # the sentence of A-GRAE's MATH runs, in the user's turn: for chat templates that refuse a system prompt
+    "boxed": "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    # placed below schema and question
+    "sql": "{prompt}\n\nAnswer with one SQLite query in a ```sql block.",
+}
+
+
+def named(value: str, registry: Mapping[str, str], option: str) -> str:
+    """The registered text of that name, else the value itself.
+
+    Raises:
+        UserError: the value looks like a misspelt registered name.
+    """
+    if value in registry:
+        return registry[value]
+    nearest = get_close_matches(value, registry, 1)
+    if nearest and " " not in value:
+        raise UserError(f"{option}: no prompt is named {value!r}, did you mean {nearest[0]!r}?")
+    return value
+
+
+HOW = "To call a tool, write <call>name(arguments)</call> and wait for its result. The tools are:"
+
+
+def describe(tools: Sequence[dict[str, Any]]) -> str:
+    """How to call the tools, and a line for each.
+
+    Args:
+        tools: JSON schemas, as chat templates take them.
+    """
+    return "\n".join([HOW, *map(_line, tools)])
+
+
+def _kind(spec: dict[str, Any]) -> str:
+    """An argument's type, or its values if it has only some."""
+    if "enum" in spec:
+        return " or ".join(map(repr, spec["enum"]))
+    kind = spec.get("type", "any")
+    return kind if isinstance(kind, str) else " or ".join(kind)
+
+
+def _line(tool: dict[str, Any]) -> str:
+    function = tool["function"]
+    properties = function.get("parameters", {}).get("properties", {})
+    arguments = ", ".join(f"{name}: {_kind(spec)}" for name, spec in properties.items())
+    notes = "; ".join(f"{name}: {spec['description']}" for name, spec in properties.items() if spec.get("description"))
+    return f"{function['name']}({arguments}) - {function.get('description', '')}" + (f" ({notes})" if notes else "")
+
 
 OURS = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
 """Arguments of `apply_chat_template` that this module sets."""

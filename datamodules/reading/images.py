@@ -1,4 +1,4 @@
-"""The images of a row: located, checked once, and decoded to RGB on every access."""
+"""The images of a row: located, checked once, placed in the prompt, and decoded to RGB on every access."""
 
 from __future__ import annotations
 
@@ -15,9 +15,57 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lit_rlvr.datamodules.reading.placeholders import check_placeholders
 from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.types import Sample
+
+PLACEHOLDER = "<image>"
+
+Messages = list[dict[str, Any]]
+
+
+def as_parts(messages: Messages, images: int) -> Messages:
+    """Chat messages in a processor's format: content as `{"type": "image"}` and `{"type": "text", "text"}` parts.
+
+    Args:
+        messages: each `<image>` in them becomes an image part; if there is none, all image parts go in front of the
+            last user message.
+        images: number of images of the prompt.
+    """
+    messages = [message | {"content": _parts(message["content"])} for message in messages]
+    if not _count(messages):
+        last = next(message for message in reversed(messages) if message["role"] == "user")
+        last["content"] = [{"type": "image"}] * images + last["content"]
+    return messages
+
+
+def check_placeholders(prompt: str | Messages, images: int) -> None:
+    """Check that there are as many placeholders as images; a prompt without placeholders takes any number.
+
+    Raises:
+        BadRow: the numbers differ.
+    """
+    content = prompt if isinstance(prompt, list) else [{"content": prompt}]
+    places = _count([{"content": _parts(message["content"])} for message in content])
+    if places not in (0, images):
+        raise BadRow(f"{places} {PLACEHOLDER} placeholders for {images} images", "image")
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    """Text or a list of parts, as a list of parts with each `<image>` an image part and without empty texts."""
+    parts: list[dict[str, Any]] = []
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        if part.get("type") != "text":
+            parts.append(part)
+            continue
+        for i, text in enumerate(part["text"].split(PLACEHOLDER)):
+            parts += [{"type": "image"}] if i else []
+            parts += [{"type": "text", "text": text}] if text else []
+    return parts
+
+
+def _count(messages: Messages) -> int:
+    return sum(part.get("type") == "image" for message in messages for part in message["content"])
+
 
 BASE64 = re.compile(r"data:image/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR")
 """The beginning of an image in base64: a data URL, or the first bytes of PNG, JPEG, GIF or WebP."""

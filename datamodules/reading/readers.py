@@ -1,22 +1,66 @@
-"""Reads the rows of a file, a folder or a hub data set, each with its source."""
+"""Reads the rows of a file, a folder or a hub data set, each with its source; writes samples back."""
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
-from lit_rlvr.datamodules.reading import hub
+from lit_rlvr.datamodules.reading import readers as hub
 from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError
+from lit_rlvr.types import Sample
+
+NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>.+))?")
+"""`name` or `org/name`, `@config`, `:split`."""
+
+
+def load_from_hub(location: str, split: str) -> Any:
+    """A `datasets.Dataset`, downloaded or from the local cache.
+
+    Args:
+        location: a name that `NAME` matches.
+        split: the split to load if the location names none.
+
+    Raises:
+        UserError: loading failed; the message gives the reason.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+
+    match = NAME.fullmatch(location)
+    assert match is not None
+    try:
+        if not _is_cached(match["name"], datasets.config.HF_DATASETS_CACHE):
+            # one quick request: without a network, `load_dataset` retries for half a minute
+            HfApi().dataset_info(match["name"], timeout=10)
+        return datasets.load_dataset(match["name"], match["config"], split=match["split"] or split)
+    except Exception as error:  # network, access, missing config or split: every cause is reported
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{location}: neither a file or folder here nor a reachable hub data set ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _is_cached(name: str, cache: Any) -> bool:
+    """Whether `datasets` has a folder of this name in its cache."""
+
+    def bare(text: str) -> str:
+        return text.lower().replace("_", "")
+
+    return cache.is_dir() and bare(name.replace("/", "___")) in {bare(folder.name) for folder in cache.iterdir()}
+
 
 SHIPPED = Path(__file__).parents[1] / "data"
 """Where `package:` locations point to."""
@@ -217,3 +261,40 @@ FORMATS: dict[str, Callable[[Path], Iterator[tuple[int, Value]]]] = {
     ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow,
 }  # fmt: skip
 """Suffix -> reader."""
+
+
+def as_row(sample: Sample, from_file: bool) -> dict[str, Any]:
+    """A sample as a row of JSON.
+
+    Args:
+        from_file: the sample was read from a file. It becomes that file's row again, for the same DataModule and
+            options, with images as base64 text. Any other sample gets the columns prompt, answer, image, id, category
+            and options, which every DataModule reads with `columns`.
+    """
+    row = {str(name): _plain(cell) for name, cell in sample.row.items()}
+    if from_file and row:
+        return row
+    fields = {
+        "id": sample.id,
+        "prompt": sample.prompt,
+        "answer": sample.answer,
+        "image": [_plain(image) for image in sample.images],
+        "category": sample.category,
+        "options": sample.options,
+    }
+    return row | {name: cell for name, cell in fields.items() if cell}
+
+
+def _plain(cell: Any) -> Any:
+    """A cell as a JSON value."""
+    if isinstance(cell, Image.Image):
+        file = BytesIO()
+        cell.save(file, format="PNG")
+        cell = file.getvalue()
+    if isinstance(cell, bytes):
+        return base64.b64encode(cell).decode()
+    if isinstance(cell, Mapping):
+        return {str(name): _plain(value) for name, value in cell.items()}
+    if isinstance(cell, list | tuple):
+        return [_plain(value) for value in cell]
+    return cell if cell is None or isinstance(cell, bool | int | float | str) else str(cell)

@@ -1,19 +1,45 @@
-"""Turns raw rows into `Sample`s: bad rows, the column mapping, unique ids."""
+"""Turns raw rows into `Sample`s: layouts, the column mapping, options, bad rows, unique ids."""
 
 from __future__ import annotations
 
+import ast
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from string import ascii_uppercase
+from typing import Any, Generic, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_rlvr.datamodules.reading.choices import as_options
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
+
+
+def as_options(value: Any) -> tuple[str, ...]:
+    """A cell as options: a list of them, the text of such a list ("['a', 'b']"), or none."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, str) and value.strip().startswith("["):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return ()
+    return tuple(str(option).strip() for option in value) if isinstance(value, list | tuple) else ()
+
+
+def listed(options: Sequence[str]) -> str:
+    """The options, one per line: "A) first"."""
+    return "\n".join(f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+
+
+def letter_of(answer: str, options: Sequence[str]) -> str | None:
+    """The letter of the option whose text is the answer, ignoring case and outer space; else None."""
+    texts = [option.strip().lower() for option in options]
+    wanted = answer.strip().lower()
+    return ascii_uppercase[texts.index(wanted)] if wanted in texts else None
+
 
 log = logging.getLogger("lit_rlvr")
 
@@ -240,3 +266,37 @@ def _placed(row: Sample | BadRow, source: str) -> Sample | BadRow:
 def _file(source: str) -> str:
     """The file of "file:row"."""
     return source.rpartition(":")[0]
+
+
+T = TypeVar("T")
+Row = Mapping[str, Any]
+Read = Callable[[Row], T]
+
+
+class Layouts(Generic[T]):
+    """Gives each file the layout of its first row that fits a known one.
+
+    Args:
+        known: the columns that each layout needs, and its row reader; the first layout that fits is used.
+    """
+
+    def __init__(self, known: Sequence[tuple[set[str], Read[T]]]) -> None:
+        self.known = known
+        self._of_file: dict[str, Read[T]] = {}
+
+    def read(self, row: Row, source: str) -> T:
+        """A row, read with its file's layout.
+
+        Args:
+            row: column -> cell.
+            source: "file:row".
+
+        Raises:
+            BadRow: no known layout has these columns, or the row cannot be used.
+        """
+        file = source.rpartition(":")[0]
+        read = self._of_file.get(file) or next((read for needs, read in self.known if needs <= row.keys()), None)
+        if read is None:
+            raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
+        self._of_file[file] = read
+        return read(row)

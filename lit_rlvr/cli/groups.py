@@ -3,10 +3,10 @@
 from lightning.pytorch import Callback
 
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.run.budget import Budget
 from lit_rlvr.run.checkpoint import RunCheckpoint
-from lit_rlvr.run.collapse import CollapseStop
-from lit_rlvr.run.folder import RunFolder
+from lit_rlvr.run.monitor import CollapseStop
+from lit_rlvr.run.outputs import RunFolder
+from lit_rlvr.run.progress import Budget
 
 CALLBACKS: dict[str, type[Callback]] = {
     "run": RunFolder,  # first: its clock covers the rollout

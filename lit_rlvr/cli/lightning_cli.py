@@ -22,27 +22,25 @@ import lit_rlvr.environments.known
 import lit_rlvr.rewards.known  # noqa: F401  # these imports make short class names known
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
-from lit_rlvr.cli.dry_run import check_before_weights, dry_run
+from lit_rlvr.cli.errors import refuse_nulls
 from lit_rlvr.cli.groups import CALLBACKS
-from lit_rlvr.cli.refuse_nulls import refuse_nulls
+from lit_rlvr.cli.inspect import check_before_weights, dry_run
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.distributed.checkpoint_files import checkpoint_step, last_checkpoint, list_checkpoints
+from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint, list_checkpoints
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError, defined_at
 from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.files import check_writable
 from lit_rlvr.plan.timing import time_run
 from lit_rlvr.policy.precision import fast_bf16
-from lit_rlvr.run.begin import RunBegins
-from lit_rlvr.run.claim import check_room, held, room
-from lit_rlvr.run.logger import MetricsFile
-from lit_rlvr.run.loggers import in_run_folder, save_dir_not_required, with_ours
+from lit_rlvr.run.folder import check_room, held, room
+from lit_rlvr.run.loggers import MetricsFile, in_run_folder, save_dir_not_required, with_ours
 from lit_rlvr.run.trackers import Trackers
-from lit_rlvr.run.trackers.choose import Chosen, choose_trackers
-from lit_rlvr.run.trainer import BEGINS, DEFAULTS, equip
+from lit_rlvr.run.trackers.callback import Chosen, choose_trackers
+from lit_rlvr.run.trainer import BEGINS, DEFAULTS, RunBegins, equip
 from lit_rlvr.terminal import show_result, wants_json
 from lit_rlvr.warm_start import WarmStart
 

@@ -17,7 +17,7 @@ from lit_rlvr import __version__
 from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.cli.user_modules import add_user_modules
 from lit_rlvr.errors import RunStopped, nearest, user_line
-from lit_rlvr.printable import one_line
+from lit_rlvr.terminal import one_line
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def run(arguments: Sequence[str]) -> int:
     add_user_modules()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
-    from lit_rlvr.cli.failure_line import TRACEBACK, failure_line
+    from lit_rlvr.cli.errors import TRACEBACK, failure_line
     from lit_rlvr.distributed.collectives import is_first_process
     from lit_rlvr.run.rank_zero import silence_others
     from lit_rlvr.terminal import results_as_json

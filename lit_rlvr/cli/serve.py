@@ -21,7 +21,7 @@ from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.loading import load_config, load_model, load_tokenizer
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.vision import takes_images
-from lit_rlvr.rollout.vllm import FP8
+from lit_rlvr.rollout.engines.vllm import FP8
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -117,7 +117,8 @@ def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[s
         ImageProcessor(folder)
     load_model(folder, getattr(torch, dtype), device="meta")
     line = [
-        "-m", "lit_rlvr.rollout.vllm_process", "--model", folder, "--served-model-name", model, "--dtype", dtype,
+        "-m", "lit_rlvr.rollout.engines.server_process", "--model", folder, "--served-model-name", model,
+        "--dtype", dtype,
         "--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
     ]  # fmt: skip
     if not torch.cuda.is_available():

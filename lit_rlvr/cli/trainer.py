@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
-from lit_rlvr.cli.preview import look, print_prompts
-from lit_rlvr.cli.split import write_split
+from lit_rlvr.cli.inspect import look, print_prompts, write_split
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
-from lit_rlvr.plan.job import job_of
 from lit_rlvr.plan.show import show
-from lit_rlvr.plan.ways import GPUs
+from lit_rlvr.plan.strategies import GPUs, job_of
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.terminal import show_result

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.compare.after import next_step
+from lit_rlvr.compare.cells import next_step
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.children import start_command
+from lit_rlvr.evaluation.processes import start_command
 from lit_rlvr.packages import require
 
 FOLDER = "jobs"

@@ -13,19 +13,16 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_rlvr.cli.failure_line import failure_line
+from lit_rlvr.cli.errors import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
-from lit_rlvr.compare.after import next_step, read_suites, start_folder
-from lit_rlvr.compare.announcer import Announcer
+from lit_rlvr.compare.cells import next_step, read_suites, start_folder
 from lit_rlvr.compare.cluster import Cluster
-from lit_rlvr.compare.figures import draw_figures
+from lit_rlvr.compare.figures import draw_figures, draw_signal
 from lit_rlvr.compare.folder import StudyFolder, locked
 from lit_rlvr.compare.numbers import read_run, results
-from lit_rlvr.compare.processes import run_cells
-from lit_rlvr.compare.signal import draw_signal
+from lit_rlvr.compare.processes import Announcer, run_cells
 from lit_rlvr.compare.study import Cell, Study, load_study
-from lit_rlvr.compare.suite_tables import suite_tables
-from lit_rlvr.compare.tables import SIGNAL, report
+from lit_rlvr.compare.tables import SIGNAL, report, suite_tables
 from lit_rlvr.configs import Parser
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lit_rlvr.compare.after import CONFIG, next_step
+from lit_rlvr.compare.cells import CONFIG, next_step
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev, variance
 from typing import Any
 
-from lit_rlvr.compare.after import EVALUATION, read_suites
+from lit_rlvr.compare.cells import EVALUATION, read_suites
 from lit_rlvr.compare.significance import (
     holm,
     interquartile_mean,
@@ -23,7 +23,7 @@ from lit_rlvr.compare.significance import (
 )
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.evaluation.results import averages
-from lit_rlvr.run.logger import read_metrics
+from lit_rlvr.run.loggers import read_metrics
 
 Row = dict[str, float]
 USED = ("samples", "tokens")

@@ -1,4 +1,4 @@
-"""Runs cells, each step of one as a `lit-rlvr` command in a separate process."""
+""""""
 
 from __future__ import annotations
 
@@ -6,15 +6,55 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lit_rlvr.compare.after import Step, next_step
+from lit_rlvr.compare.cells import Step, next_step
 from lit_rlvr.compare.cluster import Cluster, ClusterJob
 from lit_rlvr.compare.study import Cell, Study
-from lit_rlvr.evaluation.children import start_command, stop_commands, threads
+from lit_rlvr.evaluation.processes import start_command, stop_commands, threads
+from lit_rlvr.terminal import printable
+
+
+class Announcer:
+    """One line on stderr when a cell starts, and one when it ends.
+
+    Args:
+        total: number of cells in the study.
+        done: number of cells already done.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.done, self._ended = total, done, 0
+        self._began = time.monotonic()
+        self._places: dict[Cell, tuple[int, float]] = {}  # its number and start time
+        if done:
+            self._say(f"{done} of {total} cells are done already")
+
+    def started(self, cell: Cell) -> None:
+        place = self.done + len(self._places) + 1
+        self._places[cell] = (place, time.monotonic())
+        self._say(f"cell {place} of {self.total}: {cell}")
+
+    def ended(self, cell: Cell, error: str | None) -> None:
+        self._ended += 1
+        place, started = self._places[cell]
+        now = time.monotonic()
+        left = (now - self._began) / self._ended * (self.total - self.done - self._ended)
+        outcome = f"failed: {error}" if error else "done"
+        self._say(f"cell {place} of {self.total}: {outcome} ({now - started:.0f} s); {_minutes(left)} left")
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
 
 LOG = "log.txt"
 """A cell's output, in its run folder."""

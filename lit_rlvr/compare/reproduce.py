@@ -13,10 +13,9 @@ from typing import Any
 import yaml
 
 from lit_rlvr.compare.command import add_how, compare
-from lit_rlvr.compare.markdown import BEFORE, table
 from lit_rlvr.compare.significance import LEVEL, difference_test, holm
-from lit_rlvr.compare.study import load_study
-from lit_rlvr.compare.suite_tables import percent
+from lit_rlvr.compare.study import BEFORE, load_study
+from lit_rlvr.compare.tables import percent, table
 from lit_rlvr.configs import Parser, config_folder, load_yaml
 from lit_rlvr.errors import UserError, nearest
 from lit_rlvr.files import write_atomically

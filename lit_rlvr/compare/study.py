@@ -11,6 +11,8 @@ from typing import Any
 from lit_rlvr.configs import TOP_KEYS, check_keys, find_base, find_config, load_config, merge, read_config
 from lit_rlvr.errors import UserError
 
+BEFORE = "before training"
+"""The row of the model that training starts from."""
 KEYS = (
     "name", "base", "tasks", "cells", "seeds", "baseline", "budget", "metric", "suites", "protocol", "diversity",
 )  # fmt: skip

@@ -1,16 +1,31 @@
-"""Sums and gathers over all ranks. In a single process each returns its input."""
+"""Sums and gathers over all ranks (in a single process each returns its input), and copies to the computing device."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lit_rlvr.distributed.device import to_device
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, or itself if it is there already.
+
+    A copy to a GPU is only put into its queue, so that the GPU finishes earlier work meanwhile. That needs page-locked
+    memory, which torch keeps until the copy is done; from other memory, this process would wait for it.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def index(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Numbers as a long tensor on `device`. To index with a list would make a GPU wait for it, too."""
+    return to_device(torch.tensor(values, dtype=torch.long), device)
+
 
 T = TypeVar("T")
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")

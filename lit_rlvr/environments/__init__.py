@@ -34,21 +34,21 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Calculator": "calculator",
-    "Crop": "crop",
-    "Environment": "base",
-    "EnvironmentReward": "reward",
-    "EpisodeWorkers": "workers",
-    "GuessNumber": "guess_number",
-    "Observation": "base",
-    "Python": "python",
-    "SQLShell": "sql_shell",
-    "Tools": "tools",
-    "as_environment": "tools",
+    "Calculator": ".calculator",
+    "Crop": ".crop",
+    "Environment": ".base",
+    "EnvironmentReward": ".reward",
+    "EpisodeWorkers": ".workers",
+    "GuessNumber": ".guess_number",
+    "Observation": ".base",
+    "Python": ".python",
+    "SQLShell": ".sql_shell",
+    "Tools": ".tools",
+    "as_environment": ".tools",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name], __name__), name)

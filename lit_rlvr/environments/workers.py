@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from lit_rlvr.environments.base import Environment, Observation, pickled
 from lit_rlvr.environments.episode import RESET, REWARD, Player
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.pool import RESTARTS
-from lit_rlvr.rewards.process import LOADING, Function, Outcome, WorkerProcess
 from lit_rlvr.types import RewardResult, Sample, Turn
+from lit_rlvr.workers.pool import RESTARTS
+from lit_rlvr.workers.process import LOADING, Function, Outcome, WorkerProcess
 
 TWICE = 2
 """How often a call is tried whose worker dies for no known reason, or runs out of memory that others may hold."""

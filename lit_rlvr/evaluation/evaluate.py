@@ -22,12 +22,9 @@ from lit_rlvr.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import named
 from lit_rlvr.errors import UserError
-from lit_rlvr.evaluation.counter import counted
-from lit_rlvr.evaluation.defaults import find_dtype, find_environment, find_limits, find_max_tokens
-from lit_rlvr.evaluation.devices import Share, check_devices, run_shares
-from lit_rlvr.evaluation.own_completions import Given, match, read_completions
-from lit_rlvr.evaluation.protocols import SAMPLING, TURNS
-from lit_rlvr.evaluation.records import Records
+from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
+from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
+from lit_rlvr.evaluation.records import Given, Records, match, read_completions
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
@@ -35,13 +32,13 @@ from lit_rlvr.export import is_run, model_of
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.rollout.choose_engine import resolve_engine
-from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.rollout.engines import resolve_engine
+from lit_rlvr.rollout.engines.base import RolloutEngine
+from lit_rlvr.rollout.engines.synced import SyncedEngine
+from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.rollout.episodes import begins, check_turns
-from lit_rlvr.rollout.lengths import Asked, within_context
-from lit_rlvr.rollout.synced_engine import SyncedEngine
-from lit_rlvr.rollout.vllm import VLLMEngine
-from lit_rlvr.terminal import Terminal, show_result
+from lit_rlvr.rollout.limits import Asked, within_context
+from lit_rlvr.terminal import Terminal, counted, show_result
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_rlvr.datamodules.reading.writing import as_row
+from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.environments.base import named
 from lit_rlvr.errors import MOST, UserError
-from lit_rlvr.evaluation.counter import counted
 from lit_rlvr.evaluation.records import Records, Row
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.files import check_new, write_atomically
 from lit_rlvr.rollout.episodes import begins
-from lit_rlvr.rollout.lengths import Asked, check_lengths
+from lit_rlvr.rollout.limits import Asked, check_lengths
+from lit_rlvr.terminal import counted
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lit_rlvr.evaluation.records import Row
-from lit_rlvr.printable import one_line
+from lit_rlvr.terminal import one_line
 from lit_rlvr.training.metrics import pass_at_k
 from lit_rlvr.types import STATUSES, Sample
 

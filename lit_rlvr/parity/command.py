@@ -1,7 +1,8 @@
-"""The command line of `parity`: replays a batch through a config's algorithms and writes results, table and plot."""
+""""""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,48 @@ from lit_rlvr.configs import Parser, load_yaml
 from lit_rlvr.errors import UserError, user_error_in
 from lit_rlvr.files import check_new
 from lit_rlvr.parity.batch import load_arrays
-from lit_rlvr.parity.plot import plot_weights
 from lit_rlvr.parity.replay import replay
 from lit_rlvr.terminal import Terminal, show_result
+
+
+def plot_weights(weights: Mapping[str, np.ndarray], mask: np.ndarray, path: Path) -> None:
+    """Draw one map per algorithm, with one row per completion; red tokens are pushed up, blue ones down.
+
+    Args:
+        weights: name -> (B, T) gradient weight of each token, `-dloss/dlogp`.
+        mask: (B, T) bool; tokens outside the loss stay grey.
+        path: the PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(3, len(weights))
+    lines = math.ceil(len(weights) / columns)
+    figure, axes = pyplot.subplots(
+        lines, columns, figsize=(4.2 * columns, 3.2 * lines), squeeze=False, constrained_layout=True
+    )
+    colours = matplotlib.colormaps["RdBu_r"].with_extremes(bad="0.85")
+    for axis in axes.flat[len(weights) :]:
+        axis.set_visible(False)
+    for axis, (name, values) in zip(axes.flat, weights.items(), strict=False):
+        size = np.abs(values)
+        most = float(size.max())
+        top = min(most, 10 * float(np.median(size[size > 0]))) if most > 0 else 1.0  # outliers must not hide others
+        shown = np.ma.masked_array(values, ~mask)
+        image = axis.imshow(shown, cmap=colours, vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
+        cut = "both" if most > top else "neither"
+        figure.colorbar(image, ax=axis, ticks=[-top, 0, top], format="%.1e", extend=cut)
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_locator(MaxNLocator(integer=True))
+        axis.set_title(name if cut == "neither" else f"{name} (largest {most:.1e})")
+        axis.set_xlabel("token")
+        axis.set_ylabel("completion")
+    figure.suptitle("Gradient weight of each token: red is made likelier, blue less likely, grey is not in the loss")
+    figure.savefig(path, dpi=110, format="png")
+    pyplot.close(figure)
 
 
 def run(command: str, arguments: list[str]) -> None:
@@ -89,7 +129,7 @@ def build(spec: Any, where: str, kind: type = RLVRModule) -> Any:
     """
     from jsonargparse import ArgumentError
 
-    from lit_rlvr.cli.parse_errors import explain_parse_error
+    from lit_rlvr.cli.errors import explain_parse_error
 
     if not isinstance(spec, str) and not (isinstance(spec, dict) and "class_path" in spec):
         raise UserError(f"{where}: must be {{class_path: ..., init_args: ...}} or the name of a class")

@@ -1,6 +1,6 @@
 """Estimates the memory of a training step on one GPU, term by term.
 
-The terms are the tensors that `policy.py`, `shared_prefix.py` and `logprobs.py` keep for the backward pass; master
+The terms are the tensors that `policy.py`, `attention.py` and `logprobs.py` keep for the backward pass; master
 weights, gradients and AdamW's two moments are in float32. `docs/sizing.md` says how far the estimate is from
 measurements.
 """

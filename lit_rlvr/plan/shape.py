@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_rlvr.policy.adapters import Lora, add_adapters, language_layers
 from lit_rlvr.policy.loading import outline
-from lit_rlvr.policy.lora import Lora, add_adapters, language_layers
 from lit_rlvr.policy.vision import freeze_vision_tower, takes_images, vision_tower
 
 

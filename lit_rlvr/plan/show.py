@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lit_rlvr.plan.ways import FREE, GIB, GPUs, Job
+from lit_rlvr.plan.strategies import FREE, GIB, GPUs, Job
 from lit_rlvr.terminal import Terminal, show_result
 
 MOST = 1024

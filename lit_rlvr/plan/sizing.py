@@ -12,8 +12,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2Config
 
 from lit_rlvr.plan.memory import Lengths
 from lit_rlvr.plan.shape import Shape, shape_of
-from lit_rlvr.plan.ways import FREE, GIB, GPUs, Job
-from lit_rlvr.policy.lora import Lora
+from lit_rlvr.plan.strategies import FREE, GIB, GPUs, Job
+from lit_rlvr.policy.adapters import Lora
 
 LARGE: dict[str, Any] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "vocab_size": 152064}
 CONFIGS: dict[str, Any] = {

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_rlvr.distributed.device import to_device
-from lit_rlvr.policy.shared_prefix import Segments, lay_out
+from lit_rlvr.distributed.collectives import to_device
+from lit_rlvr.policy.attention import Segments, lay_out
 
 
 @dataclass

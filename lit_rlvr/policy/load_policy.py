@@ -6,10 +6,9 @@ import torch
 from torch import nn
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.gradient_checkpointing import enable_checkpointing
 from lit_rlvr.policy.loading import empty_model, eos_token_ids, load_model
-from lit_rlvr.policy.malloc import keep_freed_memory
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.speed import enable_checkpointing, keep_freed_memory
 from lit_rlvr.policy.verify import verify_or_fall_back
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from lit_rlvr.distributed.device import index
+from lit_rlvr.distributed.collectives import index
 from lit_rlvr.types import Sampling
 
 CHUNK = 1 << 25  # logits computed at once

@@ -10,16 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rlvr.distributed.collectives import world_size
-from lit_rlvr.distributed.device import to_device
+from lit_rlvr.distributed.collectives import to_device, world_size
 from lit_rlvr.distributed.sharding import device_of, gathered, whole
-from lit_rlvr.policy import shared_prefix as attention
-from lit_rlvr.policy import vision_attention
-from lit_rlvr.policy.gradient_checkpointing import checkpointing
+from lit_rlvr.policy import attention
+from lit_rlvr.policy.adapters import adapters_off, merged_parameters
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
-from lit_rlvr.policy.lora import adapters_off, merged_parameters
-from lit_rlvr.policy.vision import blank_image, blank_placeholders, placeholder_ids, rope_places, takes_images
+from lit_rlvr.policy.speed import checkpointing
+from lit_rlvr.policy.vision import (
+    VISION_ATTENTION,
+    blank_image,
+    blank_placeholders,
+    placeholder_ids,
+    rope_places,
+    takes_images,
+)
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
 
 
@@ -49,7 +54,7 @@ class Policy(nn.Module):
         self.shared_prefix = shared
         name = attention.NAME if shared else self._attention
         vision = takes_images(model.config)
-        model.set_attn_implementation({"text_config": name, "vision_config": vision_attention.NAME} if vision else name)
+        model.set_attn_implementation({"text_config": name, "vision_config": VISION_ATTENTION} if vision else name)
 
     def without_adapters(self) -> Policy:
         """The same model as it was before adapters were added; nothing is copied."""

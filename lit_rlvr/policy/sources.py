@@ -13,8 +13,7 @@ from typing import Any
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import pip_command, require
-from lit_rlvr.policy.tiny_llm import save_tiny_llm
-from lit_rlvr.policy.tiny_vlm import save_tiny_vlm
+from lit_rlvr.policy.tiny import save_tiny_llm, save_tiny_vlm
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TINY = {"tiny-llama": save_tiny_llm, "tiny-qwen2.5-vl": save_tiny_vlm}

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.distributed.device import to_device
+from lit_rlvr.distributed.collectives import to_device
 
 _FLASH = {
     "_flash_attention_forward": (

@@ -14,11 +14,11 @@ from torch._dynamo.exc import TorchDynamoException
 
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy import shared_prefix as attention
-from lit_rlvr.policy.compiled import compile_layers, decoder_layers
+from lit_rlvr.policy import attention
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import is_half, training_autocast
+from lit_rlvr.policy.speed import compile_layers, decoder_layers
 from lit_rlvr.policy.vision import blank_image, blank_placeholders, rope_places, takes_images
 from lit_rlvr.types import Pixels, Sampling
 

@@ -15,7 +15,7 @@ from lit_rlvr.report.explain import has_gradient, view
 from lit_rlvr.report.groups import Group
 from lit_rlvr.report.prompts import MOST_PROMPTS, History, Visit, hardest, histories, newly_solved, samples
 from lit_rlvr.report.runs import Run
-from lit_rlvr.run.thumbnails import thumbnail_path
+from lit_rlvr.run.outputs import thumbnail_path
 from lit_rlvr.training.trace import list_traces, read_trace
 
 MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS = 1600, 400, 4

@@ -12,8 +12,7 @@ from typing import Any
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import Fields, has_fields
-from lit_rlvr.report.runs import Run, read_run
-from lit_rlvr.report.settings import Settings, without_seed
+from lit_rlvr.report.runs import Run, Settings, read_run, without_seed
 
 CELL: Fields = {"name": str, "task": str, "seed": int, "run": str, "status": str}
 

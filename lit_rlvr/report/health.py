@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
-from lit_rlvr.report.plots import number_text
+from lit_rlvr.report.charts import number_text
 from lit_rlvr.report.runs import Run
 
 RECENT = 5

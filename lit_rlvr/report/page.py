@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_rlvr import __version__
+from lit_rlvr.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart, more_panels, panels
 from lit_rlvr.report.closeup import close_up, shorten, turns_of
-from lit_rlvr.report.curves import more_panels, panels
 from lit_rlvr.report.groups import Group
 from lit_rlvr.report.health import findings
-from lit_rlvr.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart
 from lit_rlvr.report.render import render
-from lit_rlvr.report.settings import differences, main_settings
+from lit_rlvr.report.runs import differences, main_settings
 from lit_rlvr.report.tables import RUN_COLUMNS, Result, results, run_rows, validation_rows
 
 COLOURS = 8

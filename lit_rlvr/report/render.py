@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import write_atomically
-from lit_rlvr.printable import printable
 from lit_rlvr.report.runs import verdict
+from lit_rlvr.terminal import printable
 
 MARK = '<meta name="generator" content="lit-rlvr">'
 """Mark in every page (`page.html`)."""

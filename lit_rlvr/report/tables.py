@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from lit_rlvr.report.groups import Group
-from lit_rlvr.report.runs import Run, metric_names
-from lit_rlvr.report.settings import MISSING
+from lit_rlvr.report.runs import MISSING, Run, metric_names
 
 ARROW = "\N{RIGHTWARDS ARROW}"
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from lit_rlvr.rewards.length import CosineScaled, Overlong
     from lit_rlvr.rewards.math import MathAnswer
     from lit_rlvr.rewards.open_answer import OpenAnswer
-    from lit_rlvr.rewards.pool import WorkerPool, shared_pool
-    from lit_rlvr.rewards.process import Outcome
     from lit_rlvr.rewards.sql import SQLExecution
+    from lit_rlvr.workers.pool import WorkerPool, shared_pool
+    from lit_rlvr.workers.process import Outcome
 
 __all__ = [
     "Choice",
@@ -41,26 +41,26 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Choice": "choice",
-    "CodeTests": "code",
-    "CosineScaled": "length",
-    "Format": "format",
-    "FunctionReward": "base",
-    "MathAnswer": "math",
-    "OpenAnswer": "open_answer",
-    "Outcome": "process",
-    "Overlong": "length",
-    "Reward": "base",
-    "SQLExecution": "sql",
-    "Scores": "combine",
-    "WorkerPool": "pool",
-    "as_rewards": "base",
-    "score_rollout": "combine",
-    "shared_pool": "pool",
+    "Choice": ".choice",
+    "CodeTests": ".code",
+    "CosineScaled": ".length",
+    "Format": ".format",
+    "FunctionReward": ".base",
+    "MathAnswer": ".math",
+    "OpenAnswer": ".open_answer",
+    "Outcome": "..workers.process",
+    "Overlong": ".length",
+    "Reward": ".base",
+    "SQLExecution": ".sql",
+    "Scores": ".combine",
+    "WorkerPool": "..workers.pool",
+    "as_rewards": ".base",
+    "score_rollout": ".combine",
+    "shared_pool": "..workers.pool",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(import_module(_MODULES[name], __name__), name)

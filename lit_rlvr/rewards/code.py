@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.checked import CheckedReward, verdict
-from lit_rlvr.rewards.pool import shared_pool
-from lit_rlvr.rewards.sandbox import Limits, is_supported
+from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.types import Pair, RewardResult, Sample
+from lit_rlvr.workers.pool import shared_pool
+from lit_rlvr.workers.sandbox import Limits, is_supported
 
 CHECK = "lit_rlvr.rewards.code_check:check"
 CHECK_SECONDS = 3600.0
@@ -23,7 +23,7 @@ class CodeTests(CheckedReward):
 
     `CodeProblems` provides the tests: `sample.row["tests"]` and, if a function is called, `sample.row["function"]`.
     `lit_rlvr.rewards.code_check` defines which text is the program and when a test passes;
-    `lit_rlvr.rewards.sandbox` defines what a program cannot do. Status "parse_fail" means no code block, and "timeout"
+    `lit_rlvr.workers.sandbox` defines what a program cannot do. Status "parse_fail" means no code block, and "timeout"
     means that the program hit a limit: both are wrong, and so is an exception or a crash (status "ok"). `detail` names
     the first failed test. Unreadable tests, or a sandbox that does not start, give status "error".
 

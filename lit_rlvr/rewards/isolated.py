@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from lit_rlvr.errors import UserError, first_line
-from lit_rlvr.rewards.pool import shared_pool
-from lit_rlvr.rewards.process import Function, Outcome
-from lit_rlvr.rewards.waiting import Waiting
+from lit_rlvr.workers.pool import Waiting, shared_pool
+from lit_rlvr.workers.process import Function, Outcome
 
 if TYPE_CHECKING:
     from lit_rlvr.types import Pair

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lit_rlvr.rewards.checked import CheckedReward
-from lit_rlvr.rewards.pool import Outcome, shared_pool
+from lit_rlvr.rewards.base import CheckedReward
 from lit_rlvr.types import Pair, RewardResult
+from lit_rlvr.workers.pool import Outcome, shared_pool
 
 CHECK = "lit_rlvr.rewards.math_check:check"
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.checked import CheckedReward, verdict
-from lit_rlvr.rewards.pool import shared_pool
-from lit_rlvr.rewards.process import Outcome
+from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.sql_query import Limits
 from lit_rlvr.types import Pair, RewardResult, Sample
+from lit_rlvr.workers.pool import shared_pool
+from lit_rlvr.workers.process import Outcome
 
 CHECK = "lit_rlvr.rewards.sql_check:check"
 

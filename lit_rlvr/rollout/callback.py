@@ -21,27 +21,31 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.collectives import world_size
-from lit_rlvr.doing import DOING
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
 from lit_rlvr.errors import MOST, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.progress import DOING
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import Scores, score_rollout
-from lit_rlvr.rollout.ahead import Ahead
-from lit_rlvr.rollout.assemble import all_live_groups, assemble, count_repeats, join, number_groups, rollout_metrics
-from lit_rlvr.rollout.balance import balance
-from lit_rlvr.rollout.check_sizes import check_sizes, log_sizes
-from lit_rlvr.rollout.choose_engine import resolve_engine
-from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
+from lit_rlvr.rollout.assemble import (
+    all_live_groups,
+    assemble,
+    balance,
+    count_repeats,
+    join,
+    number_groups,
+    rollout_metrics,
+)
+from lit_rlvr.rollout.engines import resolve_engine
+from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.rollout.episodes import Episodes, begins, between_turns, check_turns, turn_metrics
-from lit_rlvr.rollout.failures import stop_on_failures
-from lit_rlvr.rollout.generate import completion_seeds, sample_and_score
-from lit_rlvr.rollout.lengths import Asked, asked_of, check_lengths
+from lit_rlvr.rollout.generate import Ahead, completion_seeds, sample_and_score, stop_on_failures
+from lit_rlvr.rollout.limits import Asked, asked_of, check_lengths, check_sizes, log_sizes
 from lit_rlvr.rollout.lost import LostWork
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
-from lit_rlvr.rollout.synced_engine import SyncedEngine
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated, updates_of
@@ -380,7 +384,7 @@ class RolloutCallback(Callback):
     def check_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
     ) -> None:
-        """See `check_sizes.py`."""
+        """See `limits.py`."""
         check_sizes(
             module, self.engine, self.sampling, self.group_size, self.overlap, prompts, ranks, precision, device
         )
@@ -388,7 +392,7 @@ class RolloutCallback(Callback):
     def log_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
     ) -> None:
-        """See `check_sizes.py`."""
+        """See `limits.py`."""
         log_sizes(module, self.engine, self.group_size, prompts, ranks, precision, device)
 
     def _start(self, trainer: Trainer, module: RLVRModule) -> None:

@@ -13,9 +13,9 @@ from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.environments.workers import EpisodeWorkers, Reply
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.process import Outcome
-from lit_rlvr.rollout.turns import Answer, Continuation, Turns
+from lit_rlvr.rollout.engines.base import Answer, Continuation, Turns
 from lit_rlvr.types import Completion, Pixels, Prompt, RewardResult, Rollout, Sample, Sampling, Turn
+from lit_rlvr.workers.process import Outcome
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
-from lit_rlvr.doing import DOING
+from lit_rlvr.distributed.collectives import gather_objects
+from lit_rlvr.errors import UserError, first_line, shown
+from lit_rlvr.progress import DOING
 from lit_rlvr.rewards import Reward
-from lit_rlvr.rewards.background import BackgroundScoring
-from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.rollout.engine import Generates
-from lit_rlvr.rollout.turns import Turns
+from lit_rlvr.rewards.combine import BackgroundScoring, Scores
+from lit_rlvr.rollout.engines.base import Generates, Turns
+from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -65,3 +71,98 @@ def completion_seeds(prompts: list[Prompt], repeats: list[int], count: int, *use
         [derive_seed(run_seed(), *use, prompt.sample.id, repeat * count + g) for g in range(count)]
         for prompt, repeat in zip(prompts, repeats, strict=True)
     ]
+
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class Ahead:
+    """One generation in a background thread. Checkpoints store its result, because its weights are gone on resuming.
+
+    If the engine crashes there is no result, and the next iteration generates with its current weights.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lit-rlvr-ahead")
+        self._ids: list[str] = []
+        self._result: Future[list[list[Completion]]] | list[list[Completion]] | None = None
+
+    def start(
+        self, engine: SyncedEngine, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
+    ) -> None:
+        """Start generating; until `wait`, nothing else may use the engine."""
+        self._ids = [prompt.sample.id for prompt in prompts]
+        self._result = self._thread.submit(engine.generate_once, prompts, sampling, seeds)
+
+    def wait(self) -> None:
+        """Block until the engine is free."""
+        if not isinstance(self._result, Future):
+            return
+        try:
+            self._result = self._result.result()
+        except Exception as error:
+            self._result = None
+            _log.warning("the engine crashed on the rollout ahead: %s; generating it again", first_line(error))
+
+    def take(self, prompts: Sequence[Prompt]) -> list[list[Completion]] | None:
+        """Return and forget the completions, if they are of these prompts; else None."""
+        self.wait()
+        found, self._result = self._result, None
+        same = self._ids == [prompt.sample.id for prompt in prompts]
+        return found if same and not isinstance(found, Future) else None
+
+    def state_dict(self) -> dict[str, Any]:
+        self.wait()
+        assert not isinstance(self._result, Future)
+        groups = [[vars(completion) for completion in group] for group in self._result or []]
+        return {"ids": self._ids, "groups": groups}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._ids = state["ids"]
+        self._result = [[Completion(**values) for values in group] for group in state["groups"]] or None
+
+
+def stop_on_failures(
+    prompts: list[Prompt],
+    completions: list[list[Completion]],
+    scores: Scores,
+    limit: float,
+    run: Path,
+    together: bool,
+) -> None:
+    """If more than a share `limit` of checks failed, save the completions to `failed_rewards.jsonl` in `run` and stop;
+    stop too if no reward judged any completion of an iteration.
+
+    Args:
+        run: the run's folder.
+        together: an iteration, counted over all ranks; then collective: call it on every rank.
+
+    Raises:
+        UserError: too many checks failed, which names the reward, the first sample and the file; or none judged.
+    """
+    counts = (int(scores.failed.sum()), int(scores.masked.sum()), scores.failed.numel())
+    ranks = gather_objects(counts) if together else [counts]
+    failed, masked, total = (sum(numbers) for numbers in zip(*ranks, strict=True))
+    if together and not failed and masked == total:
+        names = ", ".join(scores.parts)
+        raise UserError(
+            f"rollout.rewards: {names}: None for all {total} completions of an iteration, so there is nothing to train "
+            "on; return a number, a bool or a RewardResult (None leaves a completion out)"
+        )
+    if failed <= limit * total:
+        return
+    if not counts[0]:
+        raise UserError(f"a reward failed on {failed} of {total} completions, all of them on another rank")
+    path = run / "failed_rewards.jsonl"
+    rows: list[dict[str, Any]] = []
+    for p, g in scores.failed.nonzero().tolist():
+        reasons = {name: r.detail for name, r in scores.details[p][g].items() if r.status == "error"}
+        sample = prompts[p].sample
+        rows.append({"id": sample.id, "source": sample.source, "completion": completions[p][g].text, "failed": reasons})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    name, reason = next(iter(rows[0]["failed"].items()))
+    raise UserError(
+        f"reward {name!r} failed on {failed} of {total} completions, above rollout.max_failure_rate="
+        f"{limit}; first, on sample {rows[0]['id']}: {reason}; all of them are in {shown(path)}"
+    )

@@ -12,10 +12,10 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_rlvr.distributed.checkpoint_files import checkpoint_folder, list_checkpoints
-from lit_rlvr.doing import DOING
+from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.errors import UserError, shown
-from lit_rlvr.run.replaced import drop, drop_failed
+from lit_rlvr.progress import DOING
+from lit_rlvr.run.folder import drop, drop_failed
 
 LARGE = 100_000_000
 """Bytes of checkpoints from which a finished run says that they may be deleted."""

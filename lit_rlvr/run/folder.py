@@ -1,303 +1,298 @@
-"""Writes the run folder: sample completions, the plot of the curves, and summary.json."""
+"""The run folder: only one run uses it at a time, and an earlier run stays until there is something to replace it."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import errno
+import fcntl
 import logging
 import os
-import resource
-import time
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import TextIO
 
-import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.table import Table
-
-from lit_rlvr.distributed.sharding import whole
-from lit_rlvr.errors import RunStopped, UserError, shown
-from lit_rlvr.files import write_atomically
-from lit_rlvr.printable import one_line
-from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.run.collapse import CollapseStop
-from lit_rlvr.run.ending import is_complete, validate_now
-from lit_rlvr.run.logger import MetricsFile
-from lit_rlvr.run.plots import plot_run
-from lit_rlvr.run.thumbnails import save_thumbnails
-from lit_rlvr.terminal import Terminal
-from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
-from lit_rlvr.types import Rollout
+from lit_rlvr.distributed.checkpoints import list_checkpoints
+from lit_rlvr.errors import UserError, shown
+from lit_rlvr.files import check_writable
+from lit_rlvr.run.live import LIVE, read_live
+from lit_rlvr.run.loggers import read_metrics
+from lit_rlvr.run.outputs import list_thumbnails
 
 _log = logging.getLogger("lit_rlvr")
 
 
-class RunFolder(Callback):
-    """Writes the results of a run to `trainer.default_root_dir`, besides checkpoints and logs.
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Hold a run folder's lock file, and remove it afterwards; the kernel releases the lock of a killed process.
 
-    `completions.jsonl` (sampled groups) and `images/` (thumbnails of their images), `curves.png`, and `summary.json`,
-    which is also written when the run stops early.
-
-    Args:
-        save_prompts: prompts per iteration whose groups are saved to completions.jsonl.
-        show_every: iterations between tables of sample completions in the terminal; 0 = never.
-        trace_every: iterations between rollouts whose tokens are saved for `lit-rlvr explain`, for `save_prompts`
-            prompts each; the last rollout and the newest with a gradient are saved too; 0 = never.
-    """
-
-    def __init__(self, save_prompts: int = 2, show_every: int = 10, trace_every: int = 10) -> None:
-        for name, value in {"save_prompts": save_prompts, "show_every": show_every, "trace_every": trace_every}.items():
-            if value < 0:
-                raise UserError(f"run.{name}: {value} is negative; use 0 for never")
-        self.save_prompts, self.show_every, self.trace_every = save_prompts, show_every, trace_every
-        self.rows: list[dict[str, Any]] = []  # of the last iteration, as in completions.jsonl
-        self._trace: Trace | None = None  # of the iteration in progress
-        self._unsaved: dict[int, tuple[Trace, Rollout]] = {}  # by step: the last trace, and the newest with a gradient
-        self.accuracy_before: float | None = None
-        self._last: tuple[int, float | None] = (-1, None)  # the last validation: step, accuracy
-        self.train_seconds = 0.0
-        self.resumed_from_step = 0
-        self.began = False
-        self._iteration_began = 0.0
-        self._fit_began = time.perf_counter()
-        self._startup_seconds = 0.0
-        self._seconds: dict[str, list[float]] = {}
-
-    # ---- during the run -----------------------------------------------------------------------------------
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fit_began = time.perf_counter()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.began = True
-        self.resumed_from_step = trainer.global_step
-        self._startup_seconds = time.perf_counter() - self._fit_began
-        next(c for c in trainer.callbacks if isinstance(c, RolloutCallback)).shown = self.save_prompts  # type: ignore[attr-defined]
-        if trainer.is_global_zero:
-            _drop_after(self._root(trainer) / "completions.jsonl", trainer.global_step)
-            drop_traces_after(self._root(trainer), trainer.global_step)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._iteration_began = time.perf_counter()
-        module: Any = pl_module
-        wanted = self.trace_every and self.save_prompts and trainer.is_global_zero
-        self._trace = Trace(self.save_prompts) if wanted else None
-        module.watch(self._trace)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.train_seconds += time.perf_counter() - self._iteration_began
-        for name in ("sync", "generate", "score", "train"):
-            self._seconds.setdefault(name, []).append(float(trainer.callback_metrics[f"time/{name}"]))
-        self._seconds.setdefault("step", []).append(time.perf_counter() - self._iteration_began)
-        if trainer.is_global_zero:
-            root = self._root(trainer)
-            rows = self.rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts, root)
-            with (root / "completions.jsonl").open("a") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            module: Any = pl_module
-            if self._trace is not None:
-                self._keep_trace(trainer, module, batch.rollout, self._trace)
-            if self.show_every and (module.iteration == 1 or module.iteration % self.show_every == 0):
-                show_rows(rows[:8], trainer.global_step)
-            write_metrics(trainer)
-        last_step = 0 < trainer.max_steps <= trainer.global_step
-        last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and batch_idx + 1 == trainer.num_training_batches
-        if last_step or last_epoch:
-            trainer.should_stop = True  # Lightning then validates before it ends the run
-
-    def _keep_trace(self, trainer: Trainer, module: Any, rollout: Rollout, trace: Trace) -> None:
-        self._unsaved = {} if trace.live else {step: kept for step, kept in self._unsaved.items() if kept[0].live}
-        self._unsaved[trainer.global_step] = (trace, rollout)
-        if (module.iteration - 1) % self.trace_every == 0:
-            self._save_trace(trainer, module, trainer.global_step)
-
-    def _save_trace(self, trainer: Trainer, module: Any, step: int) -> None:
-        trace, rollout = self._unsaved.pop(step)
-        write_trace(self._root(trainer), step, type(module).__name__, trace.records(rollout, module.tokenizer))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module: Any = pl_module
-        results = module.validation_results
-        if not trainer.sanity_checking:
-            self._last = (trainer.global_step, results.get("val/accuracy"))
-        elif trainer.global_step == 0:
-            self.accuracy_before = results.get("val/accuracy")
-            for logger in trainer.loggers:  # Lightning does not log the check before training
-                logger.log_metrics(results, step=0)
-
-    # ---- at the end ---------------------------------------------------------------------------------------
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        collapse = next((c.reason for c in callbacks if isinstance(c, CollapseStop)), None)
-        self._finish(trainer, pl_module, None if collapse is None else f"collapse: {collapse}")
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete a run that was stopped in its last validation: with nothing left to train, Lightning comes here at
-        once."""
-        if not self.began and not is_complete(self._root(trainer)):
-            self.on_train_start(trainer, pl_module)
-            validate_now(trainer)
-            self._finish(trainer, pl_module, None)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, RunStopped | KeyboardInterrupt) and getattr(pl_module, "policy", None) is not None:
-            alone = isinstance(exception, KeyboardInterrupt)
-            self._finish(trainer, pl_module, str(exception) or type(exception).__name__, alone)
-
-    def _finish(self, trainer: Trainer, pl_module: LightningModule, stopped: str | None, alone: bool = False) -> None:
-        """Write the summary; `alone`: run no collectives, because the state of the other processes is unknown."""
-        module: Any = pl_module
-        unknown = alone and module.device_mesh is not None
-        digest = None if unknown else weights_sha256(module.policy.model)
-        if not trainer.is_global_zero:
-            return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        rollout = next(c for c in callbacks if isinstance(c, RolloutCallback))
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        accuracy_after = self._last[1] if self._last[0] == trainer.global_step else None
-        summary = {
-            "accuracy_before": self.accuracy_before,
-            "accuracy_after": accuracy_after,
-            "steps": trainer.global_step,
-            "iterations": module.iteration,
-            "resumed_from_step": self.resumed_from_step,
-            "train_seconds": round(self.train_seconds, 3),
-            "startup_seconds": round(self._startup_seconds, 3),
-            "seconds_per_step": {name: round(median(values), 4) for name, values in self._seconds.items()},
-            "peak_memory_mb": round(peak_memory_mb()),
-            "engine": rollout.engine.name,
-            "algorithm": type(module).__name__,
-            "model": module.model,
-            "data": type(data).__name__,
-            "stopped": stopped,
-            "weights_sha256": digest,
-        }
-        root = self._root(trainer)
-        write_atomically(root / "summary.json", json.dumps(summary, indent=2) + "\n")
-        for step in list(self._unsaved):
-            self._save_trace(trainer, module, step)
-        rows = next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
-        if rows:
-            plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
-        _log.info("%s", self._accuracies(trainer, accuracy_after))
-
-    def _accuracies(self, trainer: Trainer, after: float | None) -> str:
-        """The result of validation, or why there was none."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not any(one.prompts.get("validation") for one in data.validated):
-            return "No accuracies: there is no validation set; set data.validation or data.validation_split"
-        if not trainer.limit_val_batches:
-            return "No accuracies: trainer.limit_val_batches is 0"
-        first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
-        return (
-            f"Validation accuracy {first} before, {last} after {trainer.global_step} steps "
-            f"({self.train_seconds:.0f} s of training). Results: {shown(self._root(trainer))}"
-        )
-
-    @staticmethod
-    def _root(trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"accuracy_before": self.accuracy_before, "train_seconds": self.train_seconds, "seconds": self._seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.accuracy_before = state_dict["accuracy_before"]
-        self.train_seconds, self._seconds = state_dict["train_seconds"], state_dict["seconds"]
-
-
-def write_metrics(trainer: Trainer) -> None:
-    """Write this iteration's metrics to metrics.csv now: Lightning logs them only after the checkpoint, and a run
-    killed in between would resume without them."""
-    values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
-    step = int(values.pop("step"))
-    for logger in trainer.loggers:
-        if isinstance(logger, MetricsFile):
-            logger.log_metrics(values | {"epoch": float(trainer.current_epoch)}, step)
-            logger.save()
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 over the parameters' names, types, shapes and bytes, in name order; sharded parameters are gathered."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        values = whole(parameter.detach()).cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[dict[str, Any]]:
-    """The groups of a rollout's first prompts as flat records; records with images name the thumbnails in the run
-    folder."""
-    rows = []
-    for p, prompt in enumerate(rollout.prompts[:prompts]):
-        shown = {"images": save_thumbnails(prompt.sample.images, run)} if prompt.sample.images else {}
-        for g, completion in enumerate(rollout.completions[p]):
-            rows.append(
-                {
-                    "step": step,
-                    "id": prompt.sample.id,
-                    "sample": g,
-                    "prompt": prompt.sample.prompt,
-                    "answer": prompt.sample.answer,
-                    "completion": completion.text,
-                    **({"turns": [vars(turn) for turn in completion.turns]} if completion.turns else {}),
-                    "finish_reason": completion.finish_reason,
-                    "tokens": completion.length,
-                    "reward": round(float(rollout.rewards[p, g]), 6),
-                    "correct": bool(rollout.correct[p, g]) if rollout.judged[p, g] else None,
-                    "status": rollout.statuses[p][g],
-                    "advantage": None if rollout.advantages is None else round(float(rollout.advantages[p, g]), 6),
-                    **shown,
-                }
-            )
-    return rows
-
-
-def show_rows(rows: list[dict[str, Any]], step: int) -> None:
-    """A table of sample completions in the terminal."""
-    table = Table(title=f"Samples of step {step}", title_justify="left")
-    for column in ("prompt", "completion", "reward", "advantage"):
-        table.add_column(column, justify="right" if column in ("reward", "advantage") else "left")
-    for row in rows:
-        prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1]["content"])
-        advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
-        table.add_row(_short(prompt), _short(row["completion"]), f"{row['reward']:.2f}", advantage)
-    Terminal(stderr=True, width=None if os.isatty(2) else 120).print(table)
-
-
-def _short(text: str, limit: int = 160) -> str:
-    flat = one_line(text)
-    return flat if len(flat) <= limit else flat[: limit - 3] + "..."
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Drop the records of a JSONL file after `step`, which a resumed run writes again.
+    The lock belongs to the process (`fcntl.lockf`), not to the open file: an engine or worker that outlives a killed
+    run does not hold it.
 
     Raises:
-        UserError: a line is no record of a run.
+        UserError: another process holds the lock (the message says which).
     """
-    if not path.is_file():
-        return
-    *lines, _ = path.read_text(errors="replace").split("\n")  # the last line is empty, or torn by a kill
-    kept = []
-    for number, line in enumerate(lines, 1):
+    path = root / ".lock"
+    while not (file := _lock(path)):  # the run that held it has just removed it
+        pass
+    with file:
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(f"{line}\n")
-        except (ValueError, KeyError, TypeError) as error:
-            where = f"{shown(path)}, line {number}"
-            raise UserError(f"{where}: not a record of a run; move the file away, or mend it") from error
-    write_atomically(path, "".join(kept))
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
-def peak_memory_mb() -> float:
-    """Peak memory of the GPU, or else peak resident memory of this process, in MiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _lock(path: Path) -> TextIO | None:
+    """Create and lock a file; None if it was removed meanwhile."""
+    file = path.open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            with file:
+                file.seek(0)
+                raise UserError(
+                    f"trainer.default_root_dir: another run is using {shown(path.parent)} ({file.read()}); wait until "
+                    "it ends, or choose another folder"
+                ) from error
+        _log.warning("%s cannot be locked (%s): make sure that no other run uses this folder", path, error.strerror)
+        return file
+    if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+ASIDE, MOVING = ".replaced", ".replaced.tmp"
+FAILED = ".failed"
+"""Folder for the files of a run that ended before its first checkpoint."""
+LEFT = (
+    "checkpoints/*.ckpt", "tensorboard/events.out.tfevents.*", "rollouts/step-*.json", "skipped/step-*.json",
+    "summary.json", "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl", "live.json", "trackers/*",
+)  # fmt: skip
+
+
+def set_aside(root: Path) -> None:
+    """Make room for a new run; a run already set aside is kept, and files written since then are dropped.
+
+    Raises:
+        UserError: the files cannot be moved.
+    """
+    try:
+        if (root / ASIDE).exists():
+            kept = root / ASIDE
+            _log.warning("%s: the earlier run is kept in %s until the first checkpoint", shown(root), shown(kept))
+            move_to_failed(root)
+        elif left := list_left(root):
+            _move(left, root, root / MOVING)
+            if (root / "config.yaml").is_file():  # copied, not moved: `--ckpt_path last` starts a killed run again
+                shutil.copy(root / "config.yaml", root / MOVING)
+            os.replace(root / MOVING, root / ASIDE)
+    except OSError as error:
+        recover(root)
+        raise UserError(
+            f"trainer.default_root_dir: the run in {shown(root)} cannot be set aside: {error.strerror}"
+        ) from error
+
+
+def recover(root: Path) -> None:
+    """Undo an interrupted move."""
+    moving = root / MOVING
+    if moving.exists():
+        _move([*moving.glob("*/*"), *(path for path in moving.iterdir() if path.is_file())], moving, root)
+        _remove(moving)
+
+
+def put_back(root: Path) -> None:
+    """Restore the run that was set aside, if there is one."""
+    if not (root / ASIDE).exists():
+        return
+    went = move_to_failed(root)
+    os.replace(root / ASIDE, root / MOVING)
+    recover(root)
+    where = f"; the new one's files are in {shown(root / FAILED)}" if went else ""
+    said = "%s: restored the earlier run, because the new one ended before its first checkpoint%s"
+    _log.warning(said, shown(root), where)
+
+
+def drop(root: str | Path) -> None:
+    """Remove the run that was set aside, if there is one."""
+    _remove(Path(root, ASIDE))
+
+
+def drop_failed(root: str | Path) -> None:
+    """Remove the files of a run that ended before its first checkpoint, if there are any."""
+    _remove(Path(root, FAILED))
+
+
+def list_left(root: Path) -> list[Path]:
+    """The files that a run wrote to its folder, and no others."""
+    found = [path for pattern in LEFT for path in sorted(root.glob(pattern))]
+    return [*list_thumbnails(root), *found]
+
+
+def move_to_failed(root: Path) -> bool:
+    """Move away the files of a failed run; returns whether there were any."""
+    left = list_left(root)
+    if left:
+        _remove(root / FAILED)
+        _move(left, root, root / FAILED)
+    return bool(left)
+
+
+def _move(paths: Iterable[Path], source: Path, target: Path) -> None:
+    """Move files and nested folders from one run folder into another, creating it if necessary."""
+    target.mkdir(exist_ok=True)
+    for path in paths:
+        new = target / path.relative_to(source)
+        if not new.parent.exists():
+            _make_folder(new.parent, path.parent)
+        os.replace(path, new)
+
+
+def _make_folder(new: Path, old: Path) -> None:
+    """Create a folder to move files to; if the old one is on another disk, a link into it."""
+    if _disk(old) == _disk(new.parent):
+        new.mkdir()
+    else:
+        apart = old.resolve() / new.parent.name.removesuffix(".tmp")
+        apart.mkdir(exist_ok=True)
+        new.symlink_to(apart)
+
+
+def _disk(folder: Path) -> int:
+    return folder.stat().st_dev
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder, if it exists, and the folders on other disks that it links to."""
+    for part in folder.glob("*"):
+        if part.is_symlink():
+            shutil.rmtree(part.resolve())
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+CONFIG_HEADER = "# The settings of a run of lit-rlvr, with all defaults filled in.\n"
+"""First line of the `config.yaml` in a run folder, by which it is told from a user's own."""
+
+
+@contextmanager
+def held(root: Path) -> Iterator[None]:
+    """Hold a run folder exclusively, and repair what a killed process left half done.
+
+    The folder is created if necessary, and removed again if it stays empty.
+
+    Raises:
+        UserError: the folder cannot be written, or another run is using it.
+    """
+    check_writable(root, "trainer.default_root_dir")
+    made = [path for path in (root, *root.parents) if not path.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(root):
+            recover(root)
+            if list_checkpoints(root):
+                drop(root)
+            yield
+    finally:
+        for path in made:
+            with suppress(OSError):  # there is a run in it
+                path.rmdir()
+
+
+@contextmanager
+def room(root: Path, resumes: bool, overwrite: bool) -> Iterator[None]:
+    """Check that a run may begin in a folder that is held; if it ends before its first checkpoint, restore the earlier
+    run that `clear` has set aside.
+
+    Raises:
+        UserError: the folder has an earlier run, which is neither resumed nor overwritten, or files of the user's own
+            under the names of a run's.
+    """
+    if not resumes:
+        _check_own(root)
+        if not overwrite:
+            put_back(root)
+            _check_free(root)
+    try:
+        yield
+    except BaseException:
+        if not list_checkpoints(root):
+            put_back(root)
+        raise
+    drop(root)
+
+
+def clear(root: Path, overwrite: bool) -> None:
+    """Make room for a new run: set an earlier run aside, or move what a failed start left to `.failed`.
+
+    Raises:
+        UserError: the files cannot be moved.
+    """
+    if (root / ASIDE).exists() or (overwrite and _marks(root)):
+        set_aside(root)
+    elif _has_config(root):
+        move_to_failed(root)
+
+
+def check_room(root: Path, resumes: bool, overwrite: bool) -> None:
+    """Refuse what `held` and `room` would refuse, except a folder in use; leaves everything as it is.
+
+    Raises:
+        UserError: as there.
+    """
+    check_writable(root, "trainer.default_root_dir")
+    if not resumes:
+        _check_own(root)
+        if not overwrite:
+            _check_free(root)
+
+
+def _check_own(root: Path) -> None:
+    """Refuse a folder without a run that holds files which a run would replace."""
+    if _marks(root) or (root / ASIDE).exists() or _has_config(root):
+        return
+    left = [path for path in list_left(root) if path.parent == root]  # folders may hold a logger's or tracker's files
+    foreign = [path for path in left if path.name != LIVE or read_live(root) is None]
+    config = root / "config.yaml"
+    if config.is_file() and config.stat().st_size:
+        foreign.append(config)
+    if foreign:
+        raise UserError(
+            f"trainer.default_root_dir: {shown(foreign[0])} is not from a run of lit-rlvr and would be replaced; "
+            "choose another folder, or move it away"
+        )
+
+
+def _has_config(root: Path) -> bool:
+    """Whether a folder has the `config.yaml` of a run."""
+    config = root / "config.yaml"
+    return config.is_file() and config.read_text(errors="replace").startswith(CONFIG_HEADER)
+
+
+def _marks(root: Path) -> list[Path]:
+    """Files that show that a folder holds a run; those of a run that failed before its first step do not count."""
+    found = [root / name for name in ("summary.json", "metrics.csv", "checkpoints") if (root / name).exists()]
+    return [] if _has_config(root) and not _has_steps(root, found) else found
+
+
+def _has_steps(root: Path, found: list[Path]) -> bool:
+    names = {path.name for path in found}
+    try:
+        trained = "metrics.csv" in names and any(read_metrics(root / "metrics.csv"))
+    except (ValueError, KeyError):
+        trained = True  # it cannot be read, so it may be worth something
+    return "summary.json" in names or trained or bool(list_checkpoints(root))
+
+
+def _check_free(root: Path) -> None:
+    if taken := _marks(root):
+        raise UserError(
+            f"trainer.default_root_dir: {shown(root)} already holds a run ({taken[0].name}); resume it with "
+            "--ckpt_path last, replace it with --overwrite true, or choose another folder"
+        )

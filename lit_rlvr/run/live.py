@@ -12,10 +12,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.doing import DOING
 from lit_rlvr.files import Fields, has_fields, write_atomically
+from lit_rlvr.progress import DOING
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.run.folder import peak_memory_mb
+from lit_rlvr.run.outputs import peak_memory_mb
 from lit_rlvr.run.progress import Outlook
 
 LIVE = "live.json"

@@ -1,18 +1,105 @@
-"""Makes Lightning's loggers write into the run folder by default."""
+"""`metrics.csv`, one row per training iteration, exact across resumes; and Lightning's loggers in the run folder."""
 
 from __future__ import annotations
 
+import csv
 import inspect
-from collections.abc import Iterator
+import io
+import math
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+import jsonargparse
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
 
-from lit_rlvr.run.logger import MetricsFile
+from lit_rlvr.files import write_atomically
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """The rows of a metrics.csv by step, without empty cells."""
+    with path.open(newline="") as file:
+        rows = {int(row.pop("step")): row for row in csv.DictReader(file)}
+    return {step: {name: float(value) for name, value in row.items() if value != ""} for step, row in rows.items()}
+
+
+class MetricsFile(Logger):
+    """Writes every logged metric to one CSV file; NaN means no value and leaves the cell empty.
+
+    Lightning's CSVLogger starts a new file on every run; this one appends. A resumed run first drops the rows after its
+    checkpoint, so that the file equals that of an uninterrupted run.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._rows: dict[int, dict[str, float]] = {}
+        self._pending = False
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsFile:
+        return self
+
+    def resume(self, last_step: int) -> None:
+        """Read what an earlier run wrote up to and including `last_step`."""
+        if self.path.is_file():
+            self._rows = {step: row for step, row in read_metrics(self.path).items() if step <= last_step}
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the resolved settings are in config.yaml."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        new = {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
+        key = int(step or 0)
+        row = self._rows.get(key, {}) | new
+        self._pending |= self._rows.get(key) != row
+        self._rows[key] = row
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Rewrite the file, atomically."""
+        if not self._pending:
+            return
+        names = sorted({name for row in self._rows.values() for name in row})
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, ["step", *names], restval="")
+        writer.writeheader()
+        for step in sorted(self._rows):
+            writer.writerow({"step": step, **self._rows[step]})
+        write_atomically(self.path, text.getvalue())
+        self._pending = False
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    @property
+    def rows(self) -> dict[int, dict[str, float]]:
+        """The metrics logged so far, by step."""
+        return self._rows
 
 
 @contextmanager
@@ -32,7 +119,7 @@ def save_dir_not_required() -> Iterator[None]:
 def in_run_folder(chosen: Any, root: Path) -> None:
     """Set each logger's `save_dir` to the run folder, unless the config set it."""
     for logger in chosen if isinstance(chosen, list) else [chosen]:
-        options = logger.get("init_args") if isinstance(logger, Namespace) else None
+        options = logger.get("init_args") if isinstance(logger, jsonargparse.Namespace) else None
         if options is not None and "save_dir" in options:
             module, _, name = logger.class_path.rpartition(".")
             default = inspect.signature(getattr(import_module(module), name)).parameters["save_dir"].default

@@ -17,8 +17,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.collectives import lost_peer, rank, world_size
 from lit_rlvr.errors import RunStopped, UserError, first_line
-from lit_rlvr.printable import printable
 from lit_rlvr.run.rank_zero import FIRST_SPEAKS
+from lit_rlvr.terminal import printable
 
 BEAT = 1.0
 """Seconds between two heartbeats."""

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric, Metric
 
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError
-from lit_rlvr.printable import one_line
+from lit_rlvr.terminal import one_line
 from lit_rlvr.types import Rollout
 
 

@@ -3,7 +3,7 @@
 The parts of one iteration, in order, and where to find them:
 
     RolloutCallback.collect           rollout/callback.py
-      sync                            rollout/synced_engine.py   the engine receives the policy's weights
+      sync                            rollout/engines/synced.py   the engine receives the policy's weights
       sample_and_score                rollout/generate.py        P x G completions and their rewards
       assemble                        rollout/assemble.py        both as tensors of a `Rollout`
     RLVRModule.training_step          here
@@ -28,19 +28,17 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
-from lit_rlvr.distributed.collectives import average_gradients, gather_rows, rank, world_size
-from lit_rlvr.distributed.device import to_device
+from lit_rlvr.distributed.collectives import average_gradients, gather_rows, rank, to_device, world_size
 from lit_rlvr.distributed.sharding import whole
-from lit_rlvr.doing import DOING
 from lit_rlvr.errors import MOST, UserError, check_within
 from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, settle_correction
-from lit_rlvr.policy.compiled import compile_layers
-from lit_rlvr.policy.liger import use_liger
+from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.lora import Lora, add_adapters
 from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.policy.speed import compile_layers, use_liger
 from lit_rlvr.policy.verify import compile_and_verify, verify_or_fall_back
 from lit_rlvr.policy.vision import freeze_vision_tower
+from lit_rlvr.progress import DOING
 from lit_rlvr.training.identity import check_identity, identity
 from lit_rlvr.training.optimizer import (
     BETAS,

@@ -8,8 +8,8 @@ from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.distributed.sharding import load_whole_weights, shard, whole_weights
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.lora import Lora
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.verify import verify_or_fall_back

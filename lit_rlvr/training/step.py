@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_rlvr.distributed.collectives import all_max, all_sum, rank
-from lit_rlvr.distributed.device import index, to_device
+from lit_rlvr.distributed.collectives import all_max, all_sum, index, rank, to_device
 from lit_rlvr.objectives import (
     Aggregation,
     ImportanceCorrection,

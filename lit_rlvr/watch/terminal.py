@@ -10,9 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from lit_rlvr.report.curves import Curve, curve
+from lit_rlvr.report.charts import Curve, curve, number_text
 from lit_rlvr.report.health import findings
-from lit_rlvr.report.plots import number_text
 from lit_rlvr.terminal import Terminal
 from lit_rlvr.watch.follow import FollowedFolders
 

@@ -262,7 +262,7 @@ def test_the_entropy_bonus_has_the_gradient_of_the_exact_entropy(options: dict[s
 def test_a_cpu_that_emulates_bfloat16_is_warned_of(
     factor: float, warned: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_rlvr.rollout.check_sizes.bf16_slowdown", lambda: factor)
+    monkeypatch.setattr("lit_rlvr.rollout.limits.bf16_slowdown", lambda: factor)
     rollout = RolloutCallback(engine="hf")
     with caplog.at_level("WARNING", "lit_rlvr"):
         rollout.log_sizes(GRPO(), 4, 1, "32-true")

@@ -11,7 +11,7 @@ import pytest
 from tiny_runs import FIT
 
 import lit_rlvr.rollout.callback as rollout_callback
-from lit_rlvr.cli.failure_line import TRACEBACK
+from lit_rlvr.cli.errors import TRACEBACK
 
 CLI = Callable[..., Any]
 MINE = """

@@ -11,8 +11,8 @@ import pytest
 from jsonargparse import ArgumentError
 
 from lit_rlvr.cli import main
+from lit_rlvr.cli.errors import explain_parse_error
 from lit_rlvr.cli.lightning_cli import ConfigCheck, run
-from lit_rlvr.cli.parse_errors import explain_parse_error
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError, nearest
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_rlvr.compare.after import CONFIG, next_step, starts
+from lit_rlvr.compare.cells import CONFIG, next_step, starts
 from lit_rlvr.compare.command import compare
 from lit_rlvr.compare.folder import StudyFolder, first_change
 from lit_rlvr.compare.study import Cell, Study, load_study

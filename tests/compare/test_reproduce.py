@@ -14,10 +14,10 @@ import yaml
 from scipy.stats import ttest_ind
 from tiny_rewards import judged_as_is
 
-from lit_rlvr.compare.markdown import BEFORE
 from lit_rlvr.compare.reproduce import AVERAGE, Paper, Printed, PrintedTable, beside, load_printed
 from lit_rlvr.compare.significance import difference_test
 from lit_rlvr.compare.study import load_study
+from lit_rlvr.compare.tables import BEFORE
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.suites import find_suites

@@ -9,7 +9,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from lit_rlvr.datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
-from lit_rlvr.datamodules.reading.options import snake_case
+from lit_rlvr.datamodules.reading.checks import snake_case
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
-from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, named
 from lit_rlvr.datamodules.reading.rows import BadRow, as_prompt
-from lit_rlvr.datamodules.reading.templates import SYSTEM_PROMPTS, TEMPLATES, named
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

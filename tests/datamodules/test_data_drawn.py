@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lit_rlvr.datamodules import CellArea, LesionCount, LesionPlace, TriangleProblem
-from lit_rlvr.datamodules.triangles import corners_of
+from lit_rlvr.datamodules.toys.geometry import corners_of
 from lit_rlvr.errors import UserError
 
 TASKS = [CellArea, LesionCount, LesionPlace, TriangleProblem]
@@ -62,7 +62,7 @@ def test_the_lesion_is_in_its_quadrant() -> None:
 
 @pytest.mark.parametrize("ask", ["angle", "length"])
 def test_triangles_ask_for_what_the_other_two_tell(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import lit_rlvr.datamodules.triangles as triangles
+    import lit_rlvr.datamodules.toys.geometry as triangles
 
     drawn: list[tuple[Any, Any]] = []
     plain = triangles.picture

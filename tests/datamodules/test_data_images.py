@@ -16,13 +16,12 @@ from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.datamodules.reading.fingerprint import fingerprint
-from lit_rlvr.datamodules.reading.images import decode, fit, locate, open_images, resize
-from lit_rlvr.datamodules.reading.placeholders import as_parts, check_placeholders
+from lit_rlvr.datamodules.reading.images import as_parts, check_placeholders, decode, fit, locate, open_images, resize
 from lit_rlvr.datamodules.reading.rows import BadRow
+from lit_rlvr.datamodules.reading.stream import fingerprint
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.images import ImageProcessor
-from lit_rlvr.policy.tiny_vlm import SPECIALS
+from lit_rlvr.policy.tiny import VLM_SPECIALS
 from lit_rlvr.types import Sample
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -191,7 +190,7 @@ def test_ones_own_images_by_column_mapping_alone(own_data: Path, vlm_folder: Pat
     assert prompt.pixels is None
     (batch, *_) = data.train_dataloader()
     features = [int(p.pixels.grid.prod()) // 4 for p in batch.prompts]
-    assert [p.token_ids.count(SPECIALS.index("<|image_pad|>")) for p in batch.prompts] == features
+    assert [p.token_ids.count(VLM_SPECIALS.index("<|image_pad|>")) for p in batch.prompts] == features
 
 
 def test_image_folder_is_where_paths_start(own_data: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from lit_rlvr.datamodules import MedicalVQA
-from lit_rlvr.datamodules.modality import modality
-from lit_rlvr.datamodules.reading.choices import as_options
+from lit_rlvr.datamodules.medical_vqa import modality
+from lit_rlvr.datamodules.reading.rows import as_options
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 

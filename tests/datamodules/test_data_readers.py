@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_rlvr.datamodules.reading import hub
+from lit_rlvr.datamodules.reading import readers as hub
 from lit_rlvr.datamodules.reading.readers import SHIPPED, read_rows
 from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError

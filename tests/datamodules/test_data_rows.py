@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lit_rlvr.datamodules.reading.made import made_rows
+from lit_rlvr.datamodules.reading.checks import made_rows
 from lit_rlvr.datamodules.reading.rows import (
     BadRow,
     as_images,

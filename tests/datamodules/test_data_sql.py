@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import SyntheticSQL, TextToSQL
-from lit_rlvr.datamodules.reading.schema import schema_text
+from lit_rlvr.datamodules.text_to_sql import schema_text
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution
 from lit_rlvr.types import Completion

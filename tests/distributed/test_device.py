@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_rlvr.algorithms import GRPO
-from lit_rlvr.distributed.device import index, to_device
-from lit_rlvr.policy import shared_prefix
+from lit_rlvr.distributed.collectives import index, to_device
+from lit_rlvr.policy import attention as shared_prefix
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.step import PreparedRollout, logprobs_of, plan_step
 from lit_rlvr.types import Rollout, Sampling

@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from lit_rlvr.diversity import CosineSimilarity, SentenceEmbedder
-from lit_rlvr.diversity.embedding import PACKAGED
-from lit_rlvr.diversity.pooling import Settings, read_settings
+from lit_rlvr.diversity.embedding import PACKAGED, Settings, read_settings
 from lit_rlvr.errors import UserError
 
 TEXTS = ["3 + 4 = 7", "", "The sum of three and four is seven.", "7", "x" * 40]

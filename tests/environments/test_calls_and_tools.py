@@ -7,8 +7,7 @@ import pytest
 from tiny_environments import BadTools, Increment
 
 from lit_rlvr.environments import Calculator, GuessNumber, Python, SQLShell, as_environment
-from lit_rlvr.environments.calls import Call, find_calls
-from lit_rlvr.environments.tools import WrappedTools
+from lit_rlvr.environments.tools import Call, WrappedTools, find_calls
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample, Turn
 

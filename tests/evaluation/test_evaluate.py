@@ -13,7 +13,7 @@ import yaml
 from tiny_rewards import judged_as_is
 from tiny_runs import fit, to
 
-from lit_rlvr.evaluation.defaults import find_dtype, find_max_tokens
+from lit_rlvr.evaluation.protocols import find_dtype, find_max_tokens
 
 CLI = Callable[..., Any]
 SUITE = {

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lit_rlvr.datamodules import LesionCount, TextMath
-from lit_rlvr.datamodules.reading.writing import as_row
+from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.evaluation.filter import pass_rate, summary
 
 CLI = Callable[..., Any]

@@ -10,9 +10,9 @@ from tiny import plain_logprobs
 from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engine import Done, EngineContext
-from lit_rlvr.rollout.hf import HFEngine
-from lit_rlvr.rollout.vllm import VLLMEngine
+from lit_rlvr.rollout.engines.base import Done, EngineContext
+from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 

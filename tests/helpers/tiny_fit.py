@@ -15,8 +15,8 @@ from lit_rlvr.datamodules import Arithmetic
 from lit_rlvr.environments import Environment
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.engine import RolloutEngine
-from lit_rlvr.rollout.hf import HFEngine
+from lit_rlvr.rollout.engines.base import RolloutEngine
+from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.training.step import PreparedRollout
 from lit_rlvr.types import Rollout, Sampling
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_rlvr.run.trackers import TrackedRun, Tracker
-from lit_rlvr.run.trackers.samples import Samples
+from lit_rlvr.run.trackers.base import Samples
 
 
 class Notes(Tracker):

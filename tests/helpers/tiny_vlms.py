@@ -12,15 +12,15 @@ from transformers import Qwen2VLConfig, Qwen3VLConfig
 
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.tiny_vlm import SPECIALS, language_sizes, markers, save_tiny_vlm, save_vlm
-from lit_rlvr.rollout.probe import trainer_logprobs
+from lit_rlvr.policy.tiny import VLM_SPECIALS, language_sizes, markers, save_tiny_vlm, save_vlm
+from lit_rlvr.rollout.engines.synced import trainer_logprobs
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 if TYPE_CHECKING:
     from PIL import Image
 
-PAD = SPECIALS.index("<|image_pad|>")
-START, STOP = SPECIALS.index("<|vision_start|>"), SPECIALS.index("<|vision_end|>")
+PAD = VLM_SPECIALS.index("<|image_pad|>")
+START, STOP = VLM_SPECIALS.index("<|vision_start|>"), VLM_SPECIALS.index("<|vision_end|>")
 SHARP = {"initializer_range": 0.1}
 """Random weights so large that log-probabilities differ by nats between images and between positions."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.run.trackers.wandb_file import read_records
+from lit_rlvr.run.trackers.wandb_tracker import read_records
 
 Row = dict[str, float]
 

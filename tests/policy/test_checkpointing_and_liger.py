@@ -14,9 +14,8 @@ from tiny_fit import fit
 from torch import nn
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.gradient_checkpointing import enable_checkpointing
-from lit_rlvr.policy.liger import use_liger
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.speed import enable_checkpointing, use_liger
 
 ROLLOUT = make_rollout([random_ids(9, 1)], [[random_ids(12, 2), random_ids(30, 3)]])
 

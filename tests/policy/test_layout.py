@@ -8,8 +8,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lit_rlvr.policy.attention import lay_out_padded
 from lit_rlvr.policy.layout import Group, Rows, build_rows, cut_microbatches
-from lit_rlvr.policy.shared_prefix import lay_out_padded
 
 CPU = torch.device("cpu")
 

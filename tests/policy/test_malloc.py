@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import sys, resource
 import lit_rlvr
-from lit_rlvr.policy.malloc import keep_freed_memory
+from lit_rlvr.policy.speed import keep_freed_memory
 import torch
 if sys.argv[1] == "kept":
     keep_freed_memory()

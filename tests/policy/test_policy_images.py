@@ -10,9 +10,9 @@ import torch
 from tiny_vlms import make_prompt, mixed_prompts, picture, slow
 from torch import Tensor
 
+from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.lora import Lora, add_adapters
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling, pad_completions
 

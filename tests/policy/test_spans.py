@@ -10,8 +10,8 @@ from tiny import make_prompt, tiny_llama
 from torch import Tensor, nn
 
 from lit_rlvr.policy import spans
+from lit_rlvr.policy.attention import Padded, lay_out, lay_out_padded, padded_scores, shared_prefix_attention
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.shared_prefix import Padded, lay_out, lay_out_padded, padded_scores, shared_prefix_attention
 from lit_rlvr.policy.spans import Spans, attend, available, lay_out_spans
 from lit_rlvr.types import Completion, Rollout, Sampling
 
@@ -122,7 +122,7 @@ def test_a_model_scores_alike_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
     found = scored()
     assert seen
     seen.clear()
-    monkeypatch.setattr("lit_rlvr.policy.shared_prefix._WASTED", 1e9)
+    monkeypatch.setattr("lit_rlvr.policy.attention._WASTED", 1e9)
     wanted = scored()
     assert not seen
     torch.testing.assert_close(found[0], wanted[0], atol=1e-10, rtol=0)

@@ -11,7 +11,7 @@ from PIL import Image
 from lit_rlvr.report.closeup import MOST_CHARACTERS, MOST_TOKENS, close_up, extremes, image_uri, shorten
 from lit_rlvr.report.groups import Group
 from lit_rlvr.report.runs import read_run
-from lit_rlvr.run.thumbnails import save_thumbnails
+from lit_rlvr.run.outputs import save_thumbnails
 
 
 def look(folder: Path) -> Group:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlvr.report.curves import MOST_POINTS, Curve, curve, more_panels, panels, thin
+from lit_rlvr.report.charts import MOST_POINTS, Curve, curve, more_panels, panels, thin
 from lit_rlvr.report.groups import Group
 from lit_rlvr.report.runs import Metrics, Run
 

@@ -6,8 +6,20 @@ import random
 
 import pytest
 
-from lit_rlvr.report.curves import Curve, Panel
-from lit_rlvr.report.plots import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, chart, nice_ticks, number_text, tick_text
+from lit_rlvr.report.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Curve,
+    Panel,
+    chart,
+    nice_ticks,
+    number_text,
+    tick_text,
+)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lit_rlvr.report import write_report
 from lit_rlvr.report.explain import page as explain_page
-from lit_rlvr.run.thumbnails import save_thumbnails
+from lit_rlvr.run.outputs import save_thumbnails
 
 SIZES = [(360, 800), (1280, 900)]
 LONG = "unbroken" * 80

@@ -8,8 +8,7 @@ import pytest
 from made_runs import make_run
 
 from lit_rlvr.report.groups import Group
-from lit_rlvr.report.runs import read_run
-from lit_rlvr.report.settings import MISSING
+from lit_rlvr.report.runs import MISSING, read_run
 from lit_rlvr.report.tables import RUN_COLUMNS, mean_std, results, run_rows, validation_rows
 
 

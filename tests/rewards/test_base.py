@@ -19,10 +19,11 @@ from jsonargparse import ArgumentParser
 
 from lit_rlvr import rewards
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, score_rollout, waiting
+from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, score_rollout
 from lit_rlvr.rewards.base import say_where, snake_case
-from lit_rlvr.rollout.failures import stop_on_failures
+from lit_rlvr.rollout.generate import stop_on_failures
 from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
+from lit_rlvr.workers import pool as waiting
 
 PAIR = (Completion("hello", (1, 2), "stop"), Sample("a", "?", "hello"))
 
@@ -231,7 +232,7 @@ def test_yaml_finds_rewards_by_short_name_with_all_options() -> None:
 
 
 def test_the_package_is_light_and_its_names_resolve() -> None:
-    source = "import sys, lit_rlvr.rewards, lit_rlvr.rewards.pool; sys.exit('torch' in sys.modules)"
+    source = "import sys, lit_rlvr.rewards, lit_rlvr.workers.pool; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", source]).returncode == 0
     for name in rewards.__all__:
         assert getattr(rewards, name).__name__ == name

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import CodeTests, code, code_tests
-from lit_rlvr.rewards.code_check import check, extract, same_output, same_value
-from lit_rlvr.rewards.code_tests import check_calls, read_tests
-from lit_rlvr.rewards.sandbox import Limits
+from lit_rlvr.rewards import CodeTests, code
+from lit_rlvr.rewards import code_check as code_tests
+from lit_rlvr.rewards.code_check import check, check_calls, extract, read_tests, same_output, same_value
 from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.workers.sandbox import Limits
 
 LIMITS = Limits(cpu_seconds=60, memory_mb=512)
 ADD = "print(sum(map(int, sys.stdin.read().split())))"

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.pool import WorkerPool, shared_pool
-from lit_rlvr.rewards.process import Function
+from lit_rlvr.workers.pool import WorkerPool, shared_pool
+from lit_rlvr.workers.process import Function
 
 EVAL = "builtins:eval"
 
@@ -242,7 +242,7 @@ def test_close_leaves_no_process_and_no_descriptor_and_the_pool_restarts() -> No
 def test_workers_die_with_their_parent_even_when_busy(end: str) -> None:
     source = f"""if True:
         import os, sys, threading, time
-        from lit_rlvr.rewards.pool import WorkerPool
+        from lit_rlvr.workers.pool import WorkerPool
         pool = WorkerPool(workers=1)
         pool.run("builtins:eval", [("1",)])
         print(pool._live[0].process.pid, flush=True)

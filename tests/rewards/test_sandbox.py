@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lit_rlvr.rewards import sandbox
-from lit_rlvr.rewards.jail import landlock, seccomp
-from lit_rlvr.rewards.sandbox import Limits, ProgramFailed, run
+from lit_rlvr.workers import sandbox
+from lit_rlvr.workers.jail import landlock, seccomp
+from lit_rlvr.workers.sandbox import Limits, ProgramFailed, run
 
 LIMITS = Limits(cpu_seconds=60, memory_mb=512)
 BRIEF = Limits(cpu_seconds=1, memory_mb=512)
@@ -239,7 +239,7 @@ def test_nothing_of_the_parent_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_it_dies_with_its_parent() -> None:
-    source = f"from lit_rlvr.rewards.sandbox import *\nrun('import time; time.sleep(99)', '', Limits{tuple(LIMITS)})"
+    source = f"from lit_rlvr.workers.sandbox import *\nrun('import time; time.sleep(99)', '', Limits{tuple(LIMITS)})"
     parent = subprocess.Popen([sys.executable, "-c", source])
     deadline = time.monotonic() + 30
     while not (children := psutil.Process(parent.pid).children()) and time.monotonic() < deadline:

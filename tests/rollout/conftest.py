@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.rollout.engine import EngineContext
-from lit_rlvr.rollout.vllm import VLLMEngine
+from lit_rlvr.rollout.engines.base import EngineContext
+from lit_rlvr.rollout.engines.vllm import VLLMEngine
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_rollout, random_ids
 
-from lit_rlvr.rollout.assemble import join
-from lit_rlvr.rollout.balance import balance, even_out, take, tokens_to_train
+from lit_rlvr.rollout.assemble import balance, even_out, join, take, tokens_to_train
 from lit_rlvr.types import Rollout
 
 

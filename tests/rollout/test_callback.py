@@ -16,10 +16,10 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback, callback
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
-from lit_rlvr.rollout.engine import Done, EngineContext
+from lit_rlvr.rollout.engines.base import Done, EngineContext
+from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.rollout.engines.synced import check_engine, trainer_logprobs
 from lit_rlvr.rollout.generate import completion_seeds
-from lit_rlvr.rollout.hf import HFEngine
-from lit_rlvr.rollout.probe import check_engine, trainer_logprobs
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 
 

@@ -19,9 +19,8 @@ from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.isolated import Isolation
-from lit_rlvr.rollout.engine import RolloutEngine
+from lit_rlvr.rollout.engines.base import Continuation, RolloutEngine, Row
 from lit_rlvr.rollout.episodes import Episodes, check_turns
-from lit_rlvr.rollout.turns import Continuation, Row
 from lit_rlvr.types import Completion, Sample, Sampling
 
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]

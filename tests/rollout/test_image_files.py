@@ -15,10 +15,10 @@ from transformers import AutoTokenizer
 from lit_rlvr.datamodules import Geometry
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
-from lit_rlvr.rollout.hf import HFEngine
-from lit_rlvr.rollout.probe import trainer_logprobs
-from lit_rlvr.rollout.vllm import VLLMEngine
+from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.rollout.engines.synced import trainer_logprobs
+from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 COLUMNS = {"prompt": "question", "answer": "answer", "image": "picture", "id": "kind"}

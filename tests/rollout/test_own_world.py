@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lit_rlvr.rollout.own_world import OwnWorld
+from lit_rlvr.rollout.engines.process_group import OwnWorld
 
 
 def begin() -> None:

@@ -14,14 +14,14 @@ from tiny_vlms import PAD, differences, mixed_prompts, picture, slow
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.export import save_model
+from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.lora import Lora, add_adapters
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engine import EngineContext, RolloutEngine
+from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.rollout.episodes import Episodes
-from lit_rlvr.rollout.hf import HFEngine
-from lit_rlvr.rollout.vllm import VLLMEngine
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
 
 SEEDS = [[100 * p + g for g in range(3)] for p in range(3)]

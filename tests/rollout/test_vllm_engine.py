@@ -20,16 +20,16 @@ from torch._dynamo.utils import counters
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import settle_correction
+from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.lora import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout import RolloutCallback, vllm
-from lit_rlvr.rollout.engine import EngineContext
-from lit_rlvr.rollout.hf import HFEngine
-from lit_rlvr.rollout.own_world import executor_on
-from lit_rlvr.rollout.probe import check_engine
-from lit_rlvr.rollout.synced_engine import SyncedEngine
-from lit_rlvr.rollout.vllm import WORTH_COMPILING, VLLMEngine, smallest_block, with_tied_head
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.engines import vllm
+from lit_rlvr.rollout.engines.base import EngineContext
+from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.rollout.engines.process_group import executor_on
+from lit_rlvr.rollout.engines.synced import SyncedEngine, check_engine
+from lit_rlvr.rollout.engines.vllm import WORTH_COMPILING, VLLMEngine, smallest_block, with_tied_head
 from lit_rlvr.types import Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

@@ -22,15 +22,16 @@ from tiny_server import KEY, Served
 from tiny_vlms import differences, mixed_prompts
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.lora import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout import transfer, vllm_server
-from lit_rlvr.rollout.engine import EngineContext
-from lit_rlvr.rollout.probe import check_engine
-from lit_rlvr.rollout.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
-from lit_rlvr.rollout.vllm_client import ServerError, VLLMServer
-from lit_rlvr.rollout.vllm_server import VLLMServerEngine, check_model
+from lit_rlvr.rollout.engines import server as vllm_server
+from lit_rlvr.rollout.engines import transfer
+from lit_rlvr.rollout.engines.base import EngineContext
+from lit_rlvr.rollout.engines.client import ServerError, VLLMServer
+from lit_rlvr.rollout.engines.server import VLLMServerEngine, check_model
+from lit_rlvr.rollout.engines.synced import check_engine
+from lit_rlvr.rollout.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
 from lit_rlvr.types import Completion, Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

@@ -11,7 +11,7 @@ import torch
 from tiny_runs import assert_same_run, fit, metrics, to
 from transformers import AutoModelForCausalLM
 
-from lit_rlvr.distributed.checkpoint_files import last_checkpoint, read_checkpoint
+from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
 from lit_rlvr.export import export_run
 
 CLI = Callable[..., Any]

@@ -16,9 +16,8 @@ from lightning.pytorch import LightningModule, Trainer
 from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, fit, metrics, summary, to
 
-from lit_rlvr.run.budget import Budget
 from lit_rlvr.run.live import LIVE
-from lit_rlvr.run.progress import Outlook
+from lit_rlvr.run.progress import Budget, Outlook
 
 CLI = Callable[..., Any]
 ENDLESS = ("--trainer.max_steps", -1)

@@ -12,7 +12,7 @@ from tiny_rewards import judged_as_is
 from tiny_runs import fit, metrics, summary, to
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.collapse import CollapseStop
+from lit_rlvr.run.monitor import CollapseStop
 
 CLI = Callable[..., Any]
 NAN = float("nan")

@@ -19,7 +19,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.report.explain import cells, load_group, page
 from lit_rlvr.report.runs import read_run, verdict
-from lit_rlvr.run.folder import sample_rows
+from lit_rlvr.run.outputs import sample_rows
 from lit_rlvr.training.trace import Trace, list_traces
 from lit_rlvr.types import RewardResult
 

@@ -25,7 +25,7 @@ from tiny_runs import (
 )
 
 from lit_rlvr.configs import config_folder
-from lit_rlvr.distributed.checkpoint_files import last_checkpoint
+from lit_rlvr.distributed.checkpoints import last_checkpoint
 from lit_rlvr.run import checkpoint
 
 CLI = Callable[..., Any]
@@ -83,7 +83,7 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
 def test_the_checkpoint_holds_the_hashed_weights(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI) -> None:
     from tiny import tiny_llama
 
-    from lit_rlvr.run.folder import weights_sha256
+    from lit_rlvr.run.outputs import weights_sha256
 
     fit(lit_rlvr, "--trainer.max_steps", 1)
     state = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)["state_dict"]

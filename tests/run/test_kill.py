@@ -14,7 +14,7 @@ import pytest
 from tiny_runs import CONSOLE_SCRIPT, FIT, TESTS, assert_same_run, child_environment, fit, summary, to
 
 from lit_rlvr.run.checkpoint import RunCheckpoint
-from lit_rlvr.run.folder import _drop_after
+from lit_rlvr.run.outputs import _drop_after
 from lit_rlvr.training.validation import EvaluatingModule
 
 CLI = Callable[..., Any]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lit_rlvr.doing import DOING, Doing
+from lit_rlvr.progress import DOING, Doing
 from lit_rlvr.run import live
 from lit_rlvr.watch.follow import FollowedFolders
 

@@ -13,7 +13,7 @@ from tiny_runs import FIT, fit
 CLI = Callable[..., Any]
 HOLD = """
 import os, pathlib, sys, time
-from lit_rlvr.run.lock import locked
+from lit_rlvr.run.folder import locked
 with locked(pathlib.Path("run")):
     child = os.fork()
     if child == 0:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlvr.run.logger import MetricsFile
+from lit_rlvr.run.loggers import MetricsFile
 
 
 def read(path: Path) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_runs import assert_same_run, metrics
 
-from lit_rlvr.distributed.checkpoint_files import last_checkpoint
+from lit_rlvr.distributed.checkpoints import last_checkpoint
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 

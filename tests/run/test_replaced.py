@@ -11,9 +11,8 @@ import pytest
 from made_runs import group, make_run
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.run import replaced
-from lit_rlvr.run.claim import clear, held, room
-from lit_rlvr.run.replaced import drop, list_left, put_back, recover, set_aside
+from lit_rlvr.run import folder as replaced
+from lit_rlvr.run.folder import clear, drop, held, list_left, put_back, recover, room, set_aside
 
 
 def old_run(root: Path) -> dict[str, bytes]:

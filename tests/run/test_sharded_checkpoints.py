@@ -26,8 +26,7 @@ from tiny_runs import (
     to,
 )
 
-from lit_rlvr.distributed.checkpoint_files import last_checkpoint, list_checkpoints, read_checkpoint
-from lit_rlvr.distributed.shards import is_sharded
+from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, list_checkpoints, read_checkpoint
 from lit_rlvr.run.checkpoint import link, publish, remove
 
 CLI = Callable[..., Any]

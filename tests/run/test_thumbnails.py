@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_runs import completions, pictures_config, write_config
 
 from lit_rlvr.datamodules.reading.images import open_images
-from lit_rlvr.run.thumbnails import SIDE, list_thumbnails, save_thumbnails
+from lit_rlvr.run.outputs import SIDE, list_thumbnails, save_thumbnails
 
 CLI = Callable[..., Any]
 

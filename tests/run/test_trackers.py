@@ -20,12 +20,11 @@ from tracked import Kept, mlflow_store, tensorboard_events, trackio_store, wandb
 
 from lit_rlvr.cli.main import run as command_line
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.logger import read_metrics
+from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.run.trackers import TrackedRun, Wandb
+from lit_rlvr.run.trackers.base import Samples
 from lit_rlvr.run.trackers.callback import run_name
-from lit_rlvr.run.trackers.samples import Samples
-from lit_rlvr.run.trackers.wandb_file import last_offline_step
-from lit_rlvr.run.trackers.wandb_tracker import has_key
+from lit_rlvr.run.trackers.wandb_tracker import has_key, last_offline_step
 
 CLI = Callable[..., Any]
 STOPPED, RESUMED, LAST = 4, 2, 6

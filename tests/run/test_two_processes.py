@@ -24,7 +24,7 @@ from tiny_runs import (
 from tiny_vlms import picture
 
 from lit_rlvr import algorithms
-from lit_rlvr.distributed.checkpoint_files import last_checkpoint, read_checkpoint
+from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
 
 CLI = Callable[..., Any]
 HSDP = (*STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "2")

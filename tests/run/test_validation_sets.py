@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from tiny_runs import fit, metrics, tiny_config, to
 
-from lit_rlvr.distributed.checkpoint_files import checkpoint_step, list_checkpoints
+from lit_rlvr.distributed.checkpoints import checkpoint_step, list_checkpoints
 
 CLI = Callable[..., Any]
 OTHER = {

@@ -17,7 +17,7 @@ from made_runs import METRICS, config, group, make_run, row
 from PIL import Image
 from test_watch_follow import live
 
-from lit_rlvr.run.thumbnails import save_thumbnails
+from lit_rlvr.run.outputs import save_thumbnails
 from lit_rlvr.watch.command import listen
 from lit_rlvr.watch.follow import FollowedFolders
 from lit_rlvr.watch.server import application

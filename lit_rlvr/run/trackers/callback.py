@@ -7,18 +7,54 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.errors import RunStopped, UserError, first_line, shown
 from lit_rlvr.files import write_atomically
-from lit_rlvr.printable import one_line
-from lit_rlvr.run.folder import RunFolder
-from lit_rlvr.run.logger import MetricsFile
-from lit_rlvr.run.trackers.base import TrackedRun, Tracker
-from lit_rlvr.run.trackers.samples import Samples
+from lit_rlvr.packages import require
+from lit_rlvr.run.loggers import MetricsFile
+from lit_rlvr.run.outputs import RunFolder
+from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
+from lit_rlvr.run.trackers.mlflow_tracker import MLflow
+from lit_rlvr.run.trackers.tensorboard_tracker import TensorBoard
+from lit_rlvr.run.trackers.trackio_tracker import Trackio
+from lit_rlvr.run.trackers.wandb_tracker import Wandb
+from lit_rlvr.terminal import one_line
+
+Name = Literal["wandb", "mlflow", "trackio", "tensorboard"]
+Chosen = list[Tracker | Name] | Tracker | Name | None
+"""What the option takes: names and class_paths, one or several."""
+
+NAMES: dict[str, type[Tracker]] = {cls.key: cls for cls in (Wandb, MLflow, Trackio, TensorBoard)}
+
+
+def choose_trackers(chosen: Chosen, board: bool) -> list[Tracker]:
+    """Build the trackers.
+
+    Args:
+        board: whether the run writes to TensorBoard, which then needs no naming.
+
+    Raises:
+        UserError: one is given twice or has a wrong option, or its package is not installed.
+    """
+    given: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
+    found = [NAMES[one]() if isinstance(one, str) else one for one in given]
+    if board and not any(isinstance(tracker, TensorBoard) for tracker in found):
+        found.append(TensorBoard())
+    keys = [tracker.key for tracker in found]
+    for tracker in found:
+        if keys.count(tracker.key) > 1:
+            raise UserError(f"trackers: {tracker.key} is given twice")
+        if tracker.samples_every < 0:
+            every = tracker.samples_every
+            raise UserError(f"trackers: {tracker.key}: samples_every: {every} is negative; use 0 for never")
+        if tracker.module:
+            require(tracker.module, "trackers", *tracker.packages)
+    return found
+
 
 FOLDER = "trackers"
 """Folder in the run folder for the trackers' files and `runs.json`: each tracker's id of the run, and its last step."""

@@ -10,8 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import MLFlowLogger
 from PIL import Image
 
-from lit_rlvr.run.trackers.base import TrackedRun, Tracker, numbers
-from lit_rlvr.run.trackers.samples import Samples
+from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker, numbers
 
 TABLE = "samples.json"
 """The artifact that MLflow shows as a table: the newest samples. Those of each step are in `samples/`."""

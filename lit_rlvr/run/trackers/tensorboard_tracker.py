@@ -11,8 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.trackers.base import TrackedRun, Tracker
-from lit_rlvr.run.trackers.samples import Samples
+from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
 
 
 class TensorBoard(Tracker):

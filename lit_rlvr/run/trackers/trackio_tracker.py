@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.run.trackers.base import TrackedRun, Tracker, numbers
-from lit_rlvr.run.trackers.samples import Samples
+from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker, numbers
 
 
 class Trackio(Tracker):

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Weights & Biases, online and offline."""
 
 from __future__ import annotations
 
@@ -7,15 +7,52 @@ import netrc
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from lit_rlvr.errors import UserError, first_line
-from lit_rlvr.run.trackers.base import TrackedRun, Tracker, numbers
-from lit_rlvr.run.trackers.samples import Samples
-from lit_rlvr.run.trackers.wandb_file import last_offline_step
+from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker, numbers
+
+MAGIC, BLOCK, HEADER = b":W&B", 32768, 7
+WHOLE, FIRST, LAST = 1, 2, 4
+"""Kinds of pieces: a whole record, and the first and last piece of one; others are in between."""
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """The complete records of a .wandb file, as W&B's protobuf `Record`; the end of a torn file is left out.
+
+    The file is a log of LevelDB: blocks of 32 KiB with pieces of records, each after its checksum (4 bytes), length (2)
+    and kind (1). A piece never crosses the end of a block.
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data = path.read_bytes()
+    position, content = HEADER, b""
+    while data.startswith(MAGIC) and position + HEADER <= len(data):
+        left = BLOCK - position % BLOCK
+        if left < HEADER:
+            position += left
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        piece = data[position + HEADER : position + HEADER + length]
+        position += HEADER + length
+        if kind == 0 or len(piece) < length:
+            return
+        content = piece if kind in (WHOLE, FIRST) else content + piece
+        if kind in (WHOLE, LAST):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(content)
+            yield record
+
+
+def last_offline_step(paths: Sequence[Path]) -> int | None:
+    """The last step whose metrics are in any of the files; None = there are none."""
+    records = (record for path in paths for record in read_records(path))
+    steps = [record.history.step.num for record in records if record.WhichOneof("record_type") == "history"]
+    return max(steps, default=None)
+
 
 PATIENCE = 3.0
 """Seconds after which a wait for W&B's server is reported."""

@@ -1,0 +1,97 @@
+"""Checks of option values, and of what a user's `rows` and `sample` return."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from lit_rlvr.datamodules.reading.rows import BadRow
+from lit_rlvr.errors import UserError, defined_at, kind_of
+from lit_rlvr.types import Sample
+
+FIELDS = ("prompt", "answer", "image", "id", "category", "options")
+"""The fields that `columns` can map by default."""
+
+
+def at_least_one(**options: int | None) -> None:
+    """Refuse counts below 1; None is "not given"."""
+    for option, number in options.items():
+        if number is not None and number < 1:
+            raise UserError(f"{option} must be at least 1, got {number}")
+
+
+def check_pixels(min_pixels: int | None, max_pixels: int | None) -> None:
+    """Refuse bounds below 1 and a minimum above the maximum."""
+    at_least_one(min_pixels=min_pixels, max_pixels=max_pixels)
+    if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
+        raise UserError(f"min_pixels={min_pixels} is more than max_pixels={max_pixels}")
+
+
+def check_share(option: str, share: float) -> None:
+    """Refuse a share outside [0, 1]."""
+    if not 0 <= share <= 1:
+        raise UserError(f"{option} is a share between 0 and 1, got {share}")
+
+
+def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
+    """Refuse a `columns` mapping with an unknown field."""
+    for field in columns:
+        if field not in fields:
+            nearest = get_close_matches(field, fields, 1)
+            hint = f", did you mean {nearest[0]!r}?" if nearest else f"; known fields: {', '.join(fields)}"
+            raise UserError(f"columns: unknown field {field!r}{hint}")
+
+
+def snake_case(class_name: str) -> str:
+    """TextToSQL -> text_to_sql, GSM8K -> gsm8k."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
+
+
+FIELD_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "id": (str, "text"),
+    "prompt": ((str, list), "text, or a list of messages"),
+    "answer": (str, "text"),
+    "images": (Sequence, "a list of images"),
+    "row": (Mapping, "a dict"),
+    "category": (str, "text"),
+    "source": (str, "text"),
+    "options": (tuple, "a tuple of texts"),
+}
+"""Field of a `Sample` -> its type, and that type's name in messages."""
+
+
+def check_made(found: Any, function: Callable[..., Any], item: str) -> Sample | BadRow:
+    """Check that a function returned a valid sample.
+
+    Args:
+        item: which item this is, for the message.
+
+    Raises:
+        UserError: it is not a sample, or a field has the wrong type; names the function, its file and line.
+    """
+    if isinstance(found, BadRow):
+        return found
+    where = f"{defined_at(function)}: {item}"
+    if not isinstance(found, Sample):
+        raise UserError(f"{where} must be a Sample(id=..., prompt=..., answer=...), not {kind_of(found)}")
+    for field, (wanted, name) in FIELD_TYPES.items():
+        value = getattr(found, field)
+        if not isinstance(value, wanted) or (field == "images" and isinstance(value, str | bytes)):
+            raise UserError(f"{where}: {field} must be {name}, not {kind_of(value)}")
+    return found
+
+
+def made_rows(found: Any, function: Callable[..., Any]) -> Iterator[Sample | BadRow]:
+    """The samples that `rows` returned, each checked; none if it returned None.
+
+    Raises:
+        UserError: the result is not iterable, or an item fails `check_made`.
+    """
+    if found is None:
+        return
+    if not isinstance(found, Iterable):
+        raise UserError(f"{defined_at(function)} must give Samples, not {kind_of(found)}")
+    for number, item in enumerate(found, 1):
+        yield check_made(item, function, f"item {number}")

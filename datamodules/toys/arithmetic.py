@@ -1,0 +1,141 @@
+"""Generated sums and products: the tasks of the quickstart and of the studies of claims."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
+from lit_rlvr.errors import MOST, UserError
+from lit_rlvr.seeds import derive_seed
+from lit_rlvr.types import Sample
+
+
+class Arithmetic(GeneratedDataModule):
+    """ "What is A + B?" for all pairs in a range, with some pairs held out for validation.
+
+    A row's `solution` is the target for warm starts.
+
+    Args:
+        low: smallest number.
+        high: largest number.
+        held_out: how many of the (high - low + 1)**2 pairs form the validation set, drawn by `seed`.
+        operation: whether the answer is the numbers' sum or their product.
+        question: the user's text, with `{a}` and `{b}` for the numbers.
+        solution: the target completion for warm starts, with `{a}`, `{b}` and `{answer}`; with an environment a list,
+            one text per turn of the model.
+        system_prompt: system message, or the name of a shipped one.
+    """
+
+    def __init__(
+        self,
+        low: int = 1,
+        high: int = 20,
+        held_out: int = 128,
+        operation: Literal["add", "multiply"] = "add",
+        question: str = "What is {a} + {b}?",
+        solution: str | list[str] = "{answer}",
+        system_prompt: str | None = "You are a calculator.",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(system_prompt=system_prompt, shuffle_images=False, **kwargs)
+        numbers = range(low, high + 1)
+        if len(numbers) ** 2 > MOST:
+            raise UserError(f"low={low}, high={high} make {len(numbers) ** 2} pairs; use at most {MOST}")
+        self.pairs = [(a, b) for a in numbers for b in numbers]
+        if not 0 <= held_out < len(self.pairs):
+            raise UserError(
+                f"held_out={held_out}: {low}..{high} makes {len(self.pairs)} pairs, one must be left to train on"
+            )
+        if "{a}" not in question or "{b}" not in question:
+            raise UserError(f"question: {question!r} must hold {{a}} and {{b}}")
+        self.operation, self.question, self.solution, self.held_out = operation, question, solution, held_out
+
+    def rows(self, split: Split) -> Iterator[Sample]:
+        """Training pairs and held-out pairs; there is no test set."""
+        draw = random.Random(derive_seed("split", self.seed))
+        held_out = set(draw.sample(self.pairs, self.held_out))
+        for a, b in self.pairs:
+            if split == ("validation" if (a, b) in held_out else "train"):
+                sign, answer = ("+", a + b) if self.operation == "add" else ("*", a * b)
+                question, *turns = (
+                    text.replace("{a}", str(a)).replace("{b}", str(b)).replace("{answer}", str(answer))
+                    for text in (self.question, *([self.solution] if isinstance(self.solution, str) else self.solution))
+                )
+                solution = turns[0] if isinstance(self.solution, str) else turns
+                yield Sample(f"{a}{sign}{b}", question, str(answer), row={"a": a, "b": b, "solution": solution})
+
+
+class MultiStepArithmetic(GeneratedDataModule):
+    """ "A+B-C=" to be worked out from left to right, one step a line: each line replaces the first two numbers by
+    their result, and the last line is the answer. No result on the way is negative.
+
+    A row's `solution` is the target completion for warm starts; only the last line counts for the reward.
+
+    Args:
+        terms: how many numbers a problem has, at least 2.
+        high: largest number; the smallest is 1.
+        problems: number of training problems, drawn by `seed`.
+        held_out: number of other problems, for validation.
+        tested: number of further problems, for the test set.
+        system_prompt: system message, or the name of a shipped one.
+    """
+
+    def __init__(
+        self,
+        terms: int = 3,
+        high: int = 20,
+        problems: int = 3500,
+        held_out: int = 128,
+        tested: int = 128,
+        system_prompt: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(system_prompt=system_prompt, shuffle_images=False, **kwargs)
+        if terms < 2 or min(high, problems) < 1 or min(held_out, tested) < 0:
+            raise UserError(
+                f"terms={terms} must be at least 2, high={high} and problems={problems} at least 1, "
+                f"held_out={held_out} and tested={tested} at least 0"
+            )
+        if terms * (problems + held_out + tested) > MOST:
+            raise UserError(
+                f"terms={terms}, problems={problems}, held_out={held_out}, tested={tested}: use at most {MOST} numbers "
+                "in all"
+            )
+        sizes: dict[Split, int] = {"validation": held_out, "train": problems, "test": tested}
+        self.sets = [split for split, size in sizes.items() for _ in range(size)]
+        if len(self.sets) > high**terms // 2:
+            raise UserError(
+                f"problems={problems}, held_out={held_out}, tested={tested}: {terms} numbers up to {high} make too few "
+                f"different problems; at most {high**terms // 2} in all"
+            )
+        self.terms, self.high = terms, high
+
+    def rows(self, split: Split) -> Iterator[Sample]:
+        """The problems of a set; no problem is in two of them."""
+        rng = random.Random(derive_seed("multi_step_arithmetic", self.seed))
+        drawn: dict[str, list[str]] = {}
+        while len(drawn) < len(self.sets):
+            question, lines = make_problem(rng, self.terms, self.high)
+            drawn[question] = lines
+        for (question, lines), its in zip(drawn.items(), self.sets, strict=True):
+            if its == split:
+                yield Sample(question, question + "=", lines[-1], row={"solution": "\n".join(lines)})
+
+
+def make_problem(rng: random.Random, terms: int, high: int) -> tuple[str, list[str]]:
+    """A problem such as "3+4-5", and the lines of its solution: ["7-5", "2"]."""
+    total = rng.randint(1, high)
+    parts, totals = [str(total)], [total]
+    for _ in range(terms - 1):
+        number, minus = rng.randint(1, high), rng.random() < 0.5
+        if minus and number <= total:
+            total -= number
+            parts.append(f"-{number}")
+        else:
+            total += number
+            parts.append(f"+{number}")
+        totals.append(total)
+    return "".join(parts), [f"{totals[k]}{''.join(parts[k + 1 :])}" for k in range(1, terms)]

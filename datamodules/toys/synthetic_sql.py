@@ -1,0 +1,133 @@
+"""Generated small databases and questions about them: the smoke recipe's task."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_rlvr.datamodules.base import Split
+from lit_rlvr.datamodules.text_to_sql import TextToSQL
+from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
+from lit_rlvr.errors import UserError
+from lit_rlvr.seeds import derive_seed
+from lit_rlvr.types import Sample
+
+TABLES = (
+    "actors", "albums", "apples", "bikes", "birds", "boats", "books", "bridges", "buses", "cakes", "cameras", "cars",
+    "cats", "chairs", "cities", "clocks", "coins", "dogs", "farms", "films", "flowers", "games", "guitars", "hats",
+    "horses", "hotels", "houses", "islands", "lakes", "lamps", "maps", "parks", "phones", "planes", "poems", "rivers",
+    "roads", "schools", "ships", "shoes", "shops", "songs", "stars", "teams", "towers", "toys", "trains", "trees",
+)  # fmt: skip
+NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "June", "Kai", "Lea", "Max", "Nora", "Otto")
+KINDS = {
+    "color": ("black", "blue", "green", "red", "white"),
+    "country": ("Chile", "France", "India", "Japan", "Kenya"),
+    "grade": ("A", "B", "C", "D"),
+    "shape": ("long", "round", "square", "tall"),
+}
+NUMBERS = ("age", "length", "points", "price", "size", "weight", "year")
+
+
+class Table(NamedTuple):
+    """A table `name` with a text column `name`, a text column `kind` with few values, and a column of distinct
+    numbers."""
+
+    name: str
+    kind: str
+    number: str
+    rows: list[tuple[str, str, int]]
+
+
+class SyntheticSQL(GeneratedDataModule, TextToSQL):
+    """Questions about generated tables, from counting rows to grouping them, with some tables held out for validation.
+
+    The databases are written to `folder` and are the same for the same seed. The categories of the questions are count,
+    list, aggregate, filter, top and group. For warm starts, a row's `turns` are a call of `SQLShell`'s tool and the
+    answer.
+
+    Args:
+        tables: number of tables; each has eleven questions.
+        held_out: how many of the tables form the validation set, drawn by `seed`.
+        folder: where the databases are written; by default in the user's cache folder.
+        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
+    """
+
+    def __init__(
+        self,
+        tables: int = 40,
+        held_out: int = 10,
+        folder: str | None = None,
+        max_prompt_tokens: int = 512,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(databases=None, max_prompt_tokens=max_prompt_tokens, shuffle_images=False, **kwargs)
+        if not 0 <= held_out < tables <= len(TABLES):
+            raise UserError(f"tables={tables}, held_out={held_out}: at most {len(TABLES)}, one must be left to train")
+        self.tables, self.held_out = tables, held_out
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit-rlvr" / "synthetic_sql"
+        self.folder = (Path(folder) if folder else cache).expanduser() / f"seed-{self.seed}"
+
+    def rows(self, split: Split) -> Iterator[Sample]:
+        """Questions about training tables and held-out tables; there is no test set."""
+        held_out = set(random.Random(derive_seed("split", self.seed)).sample(TABLES[: self.tables], self.held_out))
+        for name in TABLES[: self.tables]:
+            if split == ("validation" if name in held_out else "train"):
+                table = make_table(name, derive_seed("synthetic_sql", self.seed, name))
+                path = write_table(table, self.folder / f"{name}.sqlite")
+                for number, (category, question, sql) in enumerate(questions(table), 1):
+                    turns = {"turns": [f"<call>query({sql!r})</call>", sql]}
+                    yield self.ask(Sample(f"{name}:{number}", question, sql, row=turns, category=category), [path])
+
+
+def make_table(name: str, seed: int) -> Table:
+    """A table of 6 to 12 rows, drawn by seed."""
+    draw = random.Random(seed)
+    kind, number = draw.choice(sorted(KINDS)), draw.choice(NUMBERS)
+    count = draw.randint(6, 12)
+    columns = draw.sample(NAMES, count), draw.choices(KINDS[kind], k=count), draw.sample(range(10, 100), count)
+    return Table(name, kind, number, list(zip(*columns, strict=True)))
+
+
+def questions(table: Table) -> Iterator[tuple[str, str, str]]:
+    """(category, question, query) from easy to hard."""
+    name, kind, number, rows = table
+    middle = sorted(value for _, _, value in rows)[len(rows) // 2]
+    yield "count", f"How many rows are in {name}?", f"SELECT COUNT(*) FROM {name}"
+    for column in ("name", kind, number):
+        yield "list", f"List the {column} of all {name}.", f"SELECT {column} FROM {name}"
+    for word, function in (("largest", "MAX"), ("smallest", "MIN"), ("average", "AVG")):
+        yield "aggregate", f"What is the {word} {number} in {name}?", f"SELECT {function}({number}) FROM {name}"
+    yield (
+        "filter",
+        f"List the name of all {name} with a {number} above {middle}.",
+        f"SELECT name FROM {name} WHERE {number} > {middle}",
+    )
+    for word, order in (("largest", "DESC"), ("smallest", "ASC")):
+        yield (
+            "top",
+            f"Which name in {name} has the {word} {number}?",
+            f"SELECT name FROM {name} ORDER BY {number} {order} LIMIT 1",
+        )
+    yield (
+        "group",
+        f"How many rows of {name} are there for each {kind}? List {kind} and count.",
+        f"SELECT {kind}, COUNT(*) FROM {name} GROUP BY {kind}",
+    )
+
+
+def write_table(table: Table, path: Path) -> Path:
+    """Write the table as a SQLite file atomically, so that other processes never see half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with closing(sqlite3.connect(draft)) as database:
+        database.execute(f"CREATE TABLE {table.name} (name TEXT, {table.kind} TEXT, {table.number} INTEGER)")
+        database.executemany(f"INSERT INTO {table.name} VALUES (?, ?, ?)", table.rows)
+        database.commit()
+    draft.replace(path)
+    return path

@@ -1,0 +1,270 @@
+"""Turns errors of the parser, of configs and of libraries into one line for the user."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import inspect
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from jsonargparse import ArgumentError, Namespace
+
+from lit_rlvr.cli.commands import NOT_PARSED, WITHOUT_RESULT
+from lit_rlvr.errors import OURS, UserError, first_line, from_user, nearest, raised_from, user_error_in
+
+TRACEBACK = "LIT_RLVR_TRACEBACK"
+"""Environment variable that shows the whole traceback above the line."""
+
+_CANNOT_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG)
+_BEFORE_A_RUN = {"main.py", "lightning_cli.py", "trainer.py", "begin.py", "configs.py"}
+"""Our files that call Lightning directly; other files call it during a run."""
+
+
+def failure_line(error: Exception) -> str | None:
+    """One line about a problem with the input, the user's code, a library's option or the disk; None for a bug in
+    lit-rlvr, which keeps its traceback."""
+    cause = user_error_in(error)  # the parser wraps what an option's class raises
+    if cause is not None and not isinstance(error, ArgumentError):
+        return str(cause)
+    if found := from_user(error):
+        return f"{found[0]}: {first_line(found[1])} ({TRACEBACK}=1 shows the whole traceback)"
+    if isinstance(error, ArgumentError):
+        return ": ".join([*getattr(error, "__notes__", ()), explain_parse_error(error)])
+    if isinstance(error, OSError) and error.errno in _CANNOT_BE_WRITTEN:
+        return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}"
+    return _refused_by_library(error)
+
+
+def _refused_by_library(error: BaseException) -> str | None:
+    """The message with which Lightning, the parser or a class that they built refuses an option, such as a logger whose
+    package is missing or an interval that is too long; only if none of our code but the caller was involved."""
+    origin = _unwrapped(error)
+    files = _files(error) + _files(origin)
+    ours = {file.name for file in files if any(file.is_relative_to(folder) for folder in OURS)}
+    if type(origin).__name__ != "MisconfigurationException" and (files[-1].name in ours or ours - _BEFORE_A_RUN):
+        return None
+    return f"trainer: {' '.join(str(origin).split()) or type(origin).__name__}"
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """The exception that the parser wrapped: the parser's own message repeats every given value."""
+    earlier = raised_from(error)
+    return error if earlier is None or "jsonargparse" not in _files(error)[-1].parts else _unwrapped(earlier)
+
+
+def _files(error: BaseException) -> list[Path]:
+    """The frames that an exception passed through; the last one raised it."""
+    return [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+
+
+def refuse_nulls(config: Namespace, classes: Mapping[str, type]) -> None:
+    """Check every option that one of our classes or a user's class declares.
+
+    Args:
+        config: the parsed config.
+        classes: key -> the class whose arguments are under it.
+
+    Raises:
+        UserError: a value is not allowed; the message names the option.
+    """
+    for key, cls in classes.items():
+        _check_arguments(config[key], cls, key)
+    _check_arguments(config.trainer, object, "trainer")
+    for key in ("model", "data"):
+        _check(config[key], Any, key)
+
+
+def _check(value: Any, hint: Any, key: str) -> None:
+    if value is None:
+        if hint is not Any and hint is not NoneType and NoneType not in get_args(hint):
+            raise UserError(f"{key}: null is not allowed; leave it out for its default")
+    elif isinstance(value, Namespace) and "class_path" in value:
+        module, _, name = str(value.class_path).rpartition(".")
+        _check_arguments(
+            value.get("init_args") or Namespace(), getattr(import_module(module), name), f"{key}.init_args"
+        )
+    elif type(value) in get_args(hint):  # a type without options among several
+        return
+    elif known := [cls for cls in (hint, *get_args(hint)) if dataclasses.is_dataclass(cls)]:
+        _check_arguments(value, known[0], key)
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            _check(item, Any, f"{key}.{place}")
+
+
+def _check_arguments(values: Any, cls: Any, key: str) -> None:
+    hints: dict[str, Any] = {}
+    for owner in reversed(inspect.getmro(cls) if inspect.isclass(cls) else ()):
+        hints |= {} if owner is object else _hints(vars(owner).get("__init__"))
+    if not isinstance(values, Namespace):
+        raise UserError(f"{key}: {values!r} is not a group of options; give them by their names")
+    for name, value in vars(values).items():
+        _check(value, hints.get(name, Any), f"{key}.{name}")
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    """The types of a function's parameters, except those that default to None or cannot be resolved."""
+    try:
+        found = get_type_hints(function)
+        unset = [p.name for p in inspect.signature(function).parameters.values() if p.default is None]
+    except (NameError, TypeError, ValueError):  # names only for type checkers, C functions
+        return {}
+    return {name: hint for name, hint in found.items() if name not in unset}
+
+
+PARSE_ERRORS = (
+    (r"class_path '(?P<name>[^']+)': Option '(?P<own>[^']+)' is not accepted", "{where}: {name} has no option {own!r}"),
+    (r"class_path '(?P<name>[^']+)': the following arguments are required: (?P<given>\w+(, \w+)*)",
+     "{where}: {name} needs a value for {given}; give it under init_args"),
+    (r"class_path '[^']+': '(?P<kind>\w+)' object has no attribute 'keys'",
+     "{where}.init_args: give a mapping of options, not {kind}"),
+    (r"class_path '(?P<name>[^']+)': Parser key \"(?P<inner>[^\"]+)\": (?P<mismatch>.*)", "{where}.{inner}: {why}"),
+    (r"class_path '(?P<name>[^']+)': (?P<why>.*?)(?= - |$)", "{where}: class_path {name!r} cannot be used: {why}"),
+    (r"(argument of type '\w+' is not iterable|unhashable type).*Given value: (?P<given>.*)",
+     "{where}: a class_path is the name of a class, not {given}"),
+    (r"does not correspond to a subclass of (?P<base>\w+).*Given value: (?P<given>.*)",
+     "{where}: {given} is not a subclass of {base}"),
+    (r"Expected an instantiatable class.*Given value: (?P<given>.*)",
+     "{where}: {given} is abstract, it lacks a required method"),
+    (r"Expected a dot import path string: (?P<cls>\S+)", "{where}: there is no class {cls!r}"),
+    (r"Unable to load config ['\"](?P<given>[^'\"]*)",
+     "{where}: {given!r} is not a group of options; give them by their names"),
+    (r"does not accept option '(?P<key>[^']+)'", "unknown key {key!r}"),
+    (r"[Uu]nrecognized arguments: (?P<option>-+[^ =]+)", "unknown option {option!r}"),
+    (r"arguments are required: (?P<given>(\w+\.(data|model)(, )?)+)",
+     "{given}: missing; give a config that sets them, such as --config quickstart"),
+    (r"arguments are required: (?:\w+\.)*(?P<given>\w+)", "--{given}: missing; give a value"),
+    (r"[Uu]nrecognized arguments: (?P<given>.+)", "what is {given!r} for? An option begins with --"),
+)  # fmt: skip
+"""jsonargparse's message -> our message. `where` is the key that it names, `mismatch` becomes `why`."""
+
+KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list",
+    "dict": "a mapping", "Iterable": "a list",
+}  # fmt: skip
+"""Python's types in words."""
+
+
+def explain_parse_error(error: Exception) -> str:
+    """A parse error as one line, with the nearest valid name for an unknown one."""
+    return _explain(" ".join(str(error).split()), getattr(error, "parser", None))
+
+
+def _explain(text: str, parser: Any) -> str:
+    keys = [(found.start(), found[1]) for found in re.finditer(r'Parser key "([^"]+)"', text)]
+    for pattern, message in PARSE_ERRORS:
+        found = re.search(pattern, text)
+        if not found:
+            continue
+        where = ".".join(key for place, key in keys if place < found.start()) or (keys[0][1] if keys else "config")
+        parts = {name: _short(part) for name, part in found.groupdict().items()}
+        if "mismatch" in parts:
+            if "class_path '" in found["mismatch"]:  # of a class inside the class
+                return _explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', parser)
+            parts["why"] = _mismatch(found["mismatch"])
+        return message.format(where=where, **parts) + _hint(found.groupdict(), parser)
+    return f"{keys[0][1]}: {_mismatch(text)}" if keys else text
+
+
+def _hint(found: Mapping[str, str], parser: Any) -> str:
+    """The nearest name for an unknown one: a class, an option of a class, or an option of the parser."""
+    if "cls" in found:
+        return _nearest(found["cls"], _class_names())
+    if "own" in found:
+        return _nearest(found["own"], _arguments_of(found["name"]))
+    options = _options_of(parser) if parser is not None else set()
+    if "key" in found:
+        return _nearest(found["key"], {option.removeprefix("--") for option in options})
+    return _nearest(found["option"], options) if "option" in found else ""
+
+
+def _mismatch(text: str) -> str:
+    """The kind of value that the option accepts, instead of the given one."""
+    wanted = list(dict.fromkeys(_wanted(text)))
+    given = re.search(r"(?:Given value|Got value): ?(.*?)(?= - Expected| Given value type|$)", text)
+    if not wanted or not given:
+        return re.sub(r'^Parser key "[^"]+": ', "", text.split(" Given value")[0])
+    return f"give {', or '.join(wanted)}, not {_short(given[1]) or repr('')}"
+
+
+def _wanted(text: str) -> Iterator[str]:
+    for base in re.findall(r"Not a valid subclass of (\w+)", text):
+        yield f"a class of type {base} by its class_path"
+    for kind, values, words in re.findall(
+        r"Expected an? (?:<class '([^']+)'>|typing.Literal\[(.*?)\]|(.*?)(?=\. Got))", text
+    ):
+        name = kind.rpartition(".")[2]
+        if name != "NoneType":
+            yield KINDS.get(name, name) if kind else f"one of {values}" if values else f"a {words}"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    """A hint with the known name most similar to a key: in the key's own group, or else among whole dotted names."""
+    group, dot, name = key.rpartition(".")
+    names = [other for other in known if other != key]
+    siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group] if dot else []
+    near = [f"{group}.{found}" for found in nearest(name, siblings)] if siblings else nearest(key, names)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _options_of(parser: Any, command: str = "") -> set[str]:
+    """The options that a parser takes on the command line, with those of the classes that it can build."""
+    found = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
+    found |= NOT_PARSED.get(command, set()) | ({"--json"} if command not in WITHOUT_RESULT else set())
+    for key, classes in _classes().items():
+        if f"--{key}.help" in found:
+            found |= {f"--{key}.init_args.{option}" for cls in classes for option in _arguments(cls)}
+    if parser._subcommands_action is not None:
+        for name, sub in parser._subcommands_action._name_parser_map.items():
+            found |= _options_of(sub, name)
+    return found
+
+
+def _classes() -> dict[str, list[type]]:
+    """The classes that are known, by the option that takes them."""
+    from lit_rlvr.advantages import Advantage
+    from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.environments import Environment
+    from lit_rlvr.rewards import Reward
+    from lit_rlvr.rollout import RolloutEngine
+    from lit_rlvr.run.trackers.callback import NAMES
+
+    bases: dict[str, list[type]] = {
+        "model": [RLVRModule], "data": [PromptDataModule], "rollout.rewards": [Reward],
+        "rollout.environment": [Environment], "rollout.engine": [RolloutEngine], "model.advantage": [Advantage],
+        "trackers": [*NAMES.values()],
+    }  # fmt: skip
+    for classes in bases.values():
+        for cls in classes:
+            classes += cls.__subclasses__()
+    return bases
+
+
+def _class_names() -> list[str]:
+    from lit_rlvr.run.trackers.callback import NAMES
+
+    return sorted({*NAMES} | {cls.__name__ for classes in _classes().values() for cls in classes})
+
+
+def _arguments(cls: type) -> set[str]:
+    """The arguments of a class, with those of its bases."""
+    made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
+    names = {name for init in made if inspect.isfunction(init) for name in inspect.signature(init).parameters}
+    return names - {"self", "args", "kwargs"}
+
+
+def _arguments_of(path: str) -> set[str]:
+    """The arguments of a class that the parser found."""
+    module, _, name = path.rpartition(".")
+    return _arguments(getattr(import_module(module), name))

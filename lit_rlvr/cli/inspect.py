@@ -1,0 +1,350 @@
+"""What a config is, before training: `fit --dry-run`, `preview` and `split`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from rich.rule import Rule
+
+from lit_rlvr.advantages import REGISTRY
+from lit_rlvr.datamodules.reading.readers import as_row
+from lit_rlvr.environments.base import named
+from lit_rlvr.errors import UserError, check_all, shown
+from lit_rlvr.files import check_new, write_atomically
+from lit_rlvr.objectives import settle_correction
+from lit_rlvr.plan.strategies import GIB, GPUs, Job, Plan, job_of
+from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.run.progress import Budget
+from lit_rlvr.terminal import Terminal, show_result
+from lit_rlvr.training.optimizer import total_steps, updates_of
+from lit_rlvr.types import Prompt, Sample
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.datamodules.base import Split
+    from lit_rlvr.warm_start import WarmStart
+
+
+PROMPTS = 2
+"""How many prompts are shown."""
+
+
+def dry_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule, warm_start: WarmStart) -> None:
+    """Read the data, check everything that can be checked without weights, and print what `fit` would do.
+
+    Raises:
+        UserError: `fit` would refuse the run, too.
+    """
+    check_before_weights(trainer, module, data, warm_start)
+    rollout, precision, device = rollout_of(trainer), str(trainer.precision), trainer.strategy.root_device.type
+    rollout.log_sizes(module, data.prompts_per_step, trainer.world_size, precision, device)
+    found = {
+        "run": settings(trainer, module, data, rollout, warm_start),
+        "sizes": sizes(trainer, module, data, rollout),
+        "memory": memory(trainer, module, job_of(module, data, rollout, precision)),
+        "prompts": look(data, "train", PROMPTS, None),
+    }
+    show_result(found, lambda: print_run(found))
+
+
+def rollout_of(trainer: Trainer) -> RolloutCallback:
+    """The trainer's rollout callback."""
+    return next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
+
+
+def check_before_weights(trainer: Trainer, module: RLVRModule, data: PromptDataModule, warm_start: WarmStart) -> None:
+    """Read the data, and refuse whatever can be refused before the weights load, all at once.
+
+    Raises:
+        UserError: with a message for each thing that is wrong.
+    """
+    rollout, precision, device = rollout_of(trainer), str(trainer.precision), trainer.strategy.root_device.type
+    data.use_model(module)
+
+    def check_data() -> None:
+        data.setup("fit")
+        check_all(
+            lambda: rollout.check_data(module, data),
+            lambda: warm_start.check(data, rollout.environment is not None),
+        )
+
+    check_all(
+        lambda: rollout.check_sizes(module, data.prompts_per_step, trainer.world_size, precision, device), check_data
+    )
+
+
+def settings(
+    trainer: Trainer, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, warm_start: WarmStart
+) -> dict[str, Any]:
+    """What the run consists of, by name."""
+    dtype = compute_dtype(str(trainer.precision))
+    correct = next((reward for reward in rollout.rewards if reward.correct_from), None)
+    iterations = iterations_of(trainer, module, data, rollout)
+    tokens = budget_of(trainer).limits.get("tokens")
+    limits = [] if tokens is None else [f"until {tokens} tokens are generated"]
+    if iterations is not None:
+        passes = iterations * data.prompts_per_step / len(data.prompts["train"])
+        limits.append(
+            f"{iterations * updates_of(module)} optimizer steps, {iterations} iterations, {passes:.3g} passes over the "
+            "training prompts"
+        )
+    return {
+        "run folder": shown(trainer.default_root_dir),
+        "algorithm": type(module).__name__,
+        "advantage": _named(module.advantage),
+        "model": f"{module.model} ({module.model_folder})",
+        "data": about(data, "train"),
+        "validation": [about(d, "validation") for d in data.validated if d.prompts["validation"]],
+        "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards],
+        "correct": correct.name if correct else "the first reward that reports it, or that is 1",
+        "environment": named(rollout.environment),
+        "engine": rollout.engine.name,
+        "strategy": type(trainer.strategy).__name__,
+        "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
+        "precision": str(trainer.precision),
+        "importance correction": settle_correction(module.importance_correction, rollout.engine.exact(dtype)),
+        "warm start": f"at most {warm_start.steps} supervised steps" if warm_start.steps else None,
+        "sequences per rollout": data.prompts_per_step * rollout.group_size,
+        "steps": ", at most ".join(limits) or "no limit",
+    }
+
+
+def iterations_of(trainer: Trainer, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback) -> int | None:
+    """Rollouts of the whole run, at most; None without a limit on steps, epochs or samples."""
+    limits = []
+    steps = total_steps(trainer, len(data.train_dataloader()), updates_of(module))
+    if steps is not None:
+        limits.append(math.ceil(steps / updates_of(module)))
+    samples = budget_of(trainer).limits.get("samples")
+    if samples is not None:
+        fresh = module.advantage.needs_reference and module.reference_rollouts == "fresh"
+        limits.append(math.ceil(samples / (data.prompts_per_step * rollout.group_size * (2 if fresh else 1))))
+    return min(limits, default=None)
+
+
+def budget_of(trainer: Trainer) -> Budget:
+    """The run's budget, perhaps without limits."""
+    return next(c for c in trainer.callbacks if isinstance(c, Budget))  # type: ignore[attr-defined]
+
+
+def sizes(trainer: Trainer, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback) -> dict[str, Any]:
+    """Numbers of the whole run."""
+    iterations, every = iterations_of(trainer, module, data, rollout), trainer.val_check_interval
+    at_steps = isinstance(every, int) and trainer.check_val_every_n_epoch is None
+    during = (iterations or 0) // every if at_steps else 1  # else by epochs: taken as once, at the end
+    samples = [len(d.prompts["validation"]) * rollout.samples_of(d.name) for d in data.validated]
+    return {
+        "iterations": iterations,
+        "prompts": data.prompts_per_step,
+        "sequences": data.prompts_per_step * rollout.group_size,
+        "validations": 1 + during if trainer.limit_val_batches else 0,
+        "validation_completions": sum(samples),
+    }
+
+
+def memory(trainer: Trainer, module: RLVRModule, job: Job) -> dict[str, Any]:
+    """The plan's estimate for one process as the run is configured, in GiB."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        total = float(torch.cuda.get_device_properties(device).total_memory)
+    else:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / trainer.world_size
+    plans = job.plans(GPUs(trainer.world_size, total / GIB))
+    plan = next(plan for plan in plans if _is(plan, trainer, module))
+    terms = {name: value / GIB for name, value in plan.terms.items() if value}
+    return {
+        "parameters": job.whole.parameters,
+        "trained": (job.adapted if job.lora else job.whole).trained,
+        "way": plan.name,
+        "terms": terms,
+        "needs": plan.needs / GIB,
+        "of": total / GIB,
+        "fits": plan.fits,
+    }
+
+
+def _is(plan: Plan, trainer: Trainer, module: RLVRModule) -> bool:
+    """Whether a plan is what the config says."""
+    way, offload = plan.way, bool(getattr(trainer.strategy, "offload", False))
+    return (way.sharded, way.offload, way.checkpointing, way.lora) == (
+        module.sharded, offload, module.gradient_checkpointing, module.lora is not None,
+    )  # fmt: skip
+
+
+def _named(advantage: object) -> str:
+    """An estimator by its registered name, or by that of its class or function."""
+    registered = next((name for name, cls in REGISTRY.items() if type(advantage) is cls), None)
+    return registered or str(getattr(advantage, "__name__", type(advantage).__name__))
+
+
+def print_run(found: Mapping[str, Any]) -> None:
+    """Print it for people."""
+    console = Terminal()
+    for name, value in found["run"].items():
+        for line in value if isinstance(value, list) else [value]:
+            if line is not None:
+                console.print(f"{name}: {line}", soft_wrap=True)
+    used = found["memory"]
+    terms = ", ".join(f"{name} {value:.2f}" for name, value in used["terms"].items())
+    console.print(
+        f"memory: {used['parameters']:,} parameters, {used['trained']:,} trained ({used['way']}); about "
+        f"{used['needs']:.2f} of {used['of']:.1f} GiB on each device{'' if used['fits'] else ', WHICH IS TOO MUCH'}: "
+        f"{terms}",
+        soft_wrap=True,
+    )
+    print_prompts(found["prompts"])
+
+
+MADE_BY = "lit-rlvr preview"
+"""Mark in our pictures, so that a later preview may replace them."""
+
+
+def look(data: PromptDataModule, split: Split, count: int, folder: Path | None) -> dict[str, Any]:
+    """The first prompts of a set with their token counts and answers, and a summary of the set.
+
+    Args:
+        count: number of prompts.
+        folder: folder for their images, created if there are any; None = save none.
+
+    Raises:
+        UserError: there is no such set, or `count` is not positive.
+    """
+    if count < 1:
+        raise UserError(f"--prompts: {count} is not positive")
+    data.setup("test" if split == "test" else "fit")
+    prompts = data.prompts[split]
+    if not prompts:
+        raise UserError(f"--split: there is no {split} set")
+    return {
+        "set": f"{data.name} {split}",
+        "count": len(prompts),
+        "prompts": [_described(data, prompt, folder) for prompt in prompts[:count]],
+        "summary": about(data, split),
+    }
+
+
+def _described(data: PromptDataModule, prompt: Prompt, folder: Path | None) -> dict[str, Any]:
+    sample = prompt.sample
+    return {
+        "id": sample.id,
+        "text": data.render(sample),
+        "tokens": len(prompt.token_ids),
+        "answer": sample.answer,
+        "options": list(sample.options),
+        "category": sample.category,
+        "images": [image_of(data, prompt, i, folder) for i in range(len(sample.images))],
+    }
+
+
+def print_prompts(found: dict[str, Any]) -> None:
+    """Print what `look` found."""
+    console = Terminal()
+    split = found["set"].rpartition(" ")[2]
+    for number, prompt in enumerate(found["prompts"], 1):
+        console.print(Rule(f"{split} {number} of {found['count']}: {prompt['id']}", align="left", characters="-"))
+        console.print(prompt["text"], soft_wrap=True)
+        console.print(Rule(characters="-"))
+        facts = [f"{prompt['tokens']} tokens", f"answer {prompt['answer']!r}"]
+        facts += [f"options {prompt['options']}"] * bool(prompt["options"])
+        facts += [f"category {prompt['category']!r}"] * bool(prompt["category"])
+        for k, image in enumerate(prompt["images"], 1):
+            place = f", {image['file']}" if image["file"] else ""
+            facts.append(f"image {k}: {image['tokens']} tokens, {image['width']} x {image['height']} pixels{place}")
+        console.print("; ".join(facts), soft_wrap=True)
+    console.print(found["summary"], soft_wrap=True)
+
+
+def image_of(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:
+    """The size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to."""
+    pixels = data.prepare(prompt).pixels
+    assert pixels is not None, "the prompt has images"
+    image = pixels.images[number]
+    path = None if folder is None else _saved(image, f"{prompt.sample.id}-{number + 1}", folder)
+    tokens = data.image_processor.features(pixels.grid[number].tolist())
+    return {"tokens": tokens, "width": image.width, "height": image.height, "file": path and str(path)}
+
+
+def _saved(image: Image.Image, name: str, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (re.sub(r"[^\w.-]+", "_", name) + ".png")
+    if path.exists() and Image.open(path).info.get("Software") != MADE_BY:
+        raise UserError(f"--out: {path} exists and is not a picture of `lit-rlvr preview`; choose another folder")
+    made_by = PngInfo()
+    made_by.add_text("Software", MADE_BY)
+    image.save(path, pnginfo=made_by)
+    return path
+
+
+def about(data: PromptDataModule, split: Split) -> str:
+    """A line with the number and lengths of the prompts, and the number of rows left out."""
+    lengths = sorted(len(prompt.token_ids) for prompt in data.prompts[split])
+    left_out = f"{len(data.bad_rows[split])} rows could not be used, {len(data.too_long[split])} prompts were too long"
+    spread = f"{lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}"
+    return f"{data.name} {split}: {len(lengths)} prompts of {spread}; {left_out}"
+
+
+_log = logging.getLogger("lit_rlvr")
+SETS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+def write_split(data: PromptDataModule, out: Path) -> list[Path]:
+    """Write the rows of each set that the data have, before any is dropped for its length.
+
+    Args:
+        out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`.
+
+    Returns:
+        The files written. Paths of images in them are relative to `out`.
+
+    Raises:
+        UserError: one of the files exists, or there are no rows.
+    """
+    for split in SETS:
+        check_new(out / f"{split}.jsonl", "--out")
+    from_file = any(location is not None for location in data.locations.values())
+    written = []
+    for split in SETS:
+        samples = data.load(split)
+        if samples:
+            path = out / f"{split}.jsonl"
+            rows = [_moved(as_row(sample, from_file), sample, out) for sample in samples]
+            write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            _log.info("%s: %d rows", path, len(rows))
+            written.append(path)
+    if not written:
+        raise UserError(f"data: {data.name} has no rows to write")
+    return written
+
+
+def _moved(row: dict[str, Any], sample: Sample, out: Path) -> dict[str, Any]:
+    """A row whose relative image paths start from the folder `out` instead of that of its file."""
+    sources = getattr(sample.images, "sources", ())
+    paths = [Path(source) for source in sources if isinstance(source, str | Path)]
+
+    def moved(cell: Any) -> Any:
+        if isinstance(cell, Mapping):
+            return {name: moved(value) for name, value in cell.items()}
+        if isinstance(cell, list):
+            return [moved(value) for value in cell]
+        if isinstance(cell, str) and cell and not Path(cell).is_absolute():
+            for path in paths:
+                if path.parts[-len(Path(cell).parts) :] == Path(cell).parts:
+                    return os.path.relpath(path, out)
+        return cell
+
+    return {name: moved(cell) for name, cell in row.items()} if paths else row

@@ -1,0 +1,170 @@
+"""A run's checkpoints, whole or sharded: found, read and written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import Tensor
+
+from lit_rlvr.errors import UserError, first_line
+
+REST = "meta.pt"
+WEIGHTS, MOMENTS = "state_dict", "optimizer"
+
+
+def is_sharded(path: Path) -> bool:
+    return (path / REST).is_file()
+
+
+def load_shares(tensors: dict[str, Any], folder: Path, alone: bool = False) -> None:
+    """Fill (nested) tensors in place from a checkpoint, by name.
+
+    Args:
+        alone: this rank reads full tensors by itself; otherwise collective: every rank reads its shards.
+
+    Raises:
+        UserError: the folder is damaged or lacks a tensor.
+    """
+    try:
+        dcp.load(tensors, checkpoint_id=folder, no_dist=alone)
+    except (dcp.CheckpointException, OSError, RuntimeError, ValueError, EOFError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{folder} is not a readable checkpoint ({reason})") from error
+
+
+def read_whole(folder: Path, part: str) -> dict[str, Tensor]:
+    """The full tensors under `part` of a sharded checkpoint, on the CPU, by their names within `part`.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        index = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{folder} is not a readable checkpoint ({error})") from error
+    shapes: dict[str, Any] = {name: entry for name, entry in index.items() if name.startswith(f"{part}.")}
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in shapes.items()}
+    load_shares(tensors, folder, alone=True)
+    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items()}
+
+
+def numbered(state: dict[str, Any], moments: dict[str, Tensor]) -> dict[str, Any]:
+    """An optimizer's `state_dict`, keyed by parameter number as the optimizer expects, instead of by name.
+
+    Args:
+        state: `param_groups`: one group, whose `params` are names.
+        moments: each parameter's state tensors, keyed `<parameter>.<moment>`, such as `weight.exp_avg`.
+    """
+    (group,) = state["param_groups"]
+    number = {name: k for k, name in enumerate(group["params"])}
+    found: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in moments.items():
+        name, _, moment = full_name.rpartition(".")
+        found.setdefault(number[name], {})[moment] = tensor
+    return {"state": found, "param_groups": [group | {"params": list(number.values())}]}
+
+
+def named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """The inverse of `numbered`: key an optimizer's `state_dict` by the parameters' names."""
+    (group,) = state["param_groups"]
+    return {
+        "state": {names[k]: moments for k, moments in state["state"].items()},
+        "param_groups": [group | {"params": names}],
+    }
+
+
+PARTS = ("rlvr", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch")
+"""Entries that every checkpoint of ours has."""
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lets strategies that keep the full weights on every rank also resume from sharded checkpoints."""
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        checkpoint = read_checkpoint(path)
+        if is_sharded(Path(path)):
+            moments = read_whole(Path(path), MOMENTS)
+            checkpoint["optimizer_states"] = [numbered(checkpoint["optimizer_states"][0], moments)]
+        return checkpoint
+
+
+def checkpoint_folder(run: str | Path) -> Path:
+    return Path(run) / "checkpoints"
+
+
+def list_checkpoints(run: str | Path) -> list[Path]:
+    """A run's checkpoints, oldest first."""
+    found = [p for p in checkpoint_folder(run).glob("step-*.ckpt") if re.fullmatch(r"step-\d+\.ckpt", p.name)]
+    return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")))
+
+
+def last_checkpoint(run: str | Path) -> Path:
+    """A run's newest readable checkpoint; a warning names each newer one that cannot be read.
+
+    Raises:
+        UserError: there is none.
+    """
+    problem = f"{checkpoint_folder(run)} has no checkpoint (step-*.ckpt); run `lit-rlvr fit` into {run} first"
+    for path in reversed(list_checkpoints(run)):
+        try:
+            read_rest(path)
+        except UserError as error:
+            problem = str(error)
+            _log.warning("%s: passed over", problem)
+        else:
+            return path
+    raise UserError(problem)
+
+
+def read_rest(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours without reading its tensors: a file is memory-mapped, a folder's shards are left out.
+
+    Raises:
+        UserError: it is missing, damaged, or not one of ours.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"ckpt_path: there is no checkpoint '{path}'; use last or a file")
+    file = path / REST if is_sharded(path) else path
+    try:
+        broken = _broken_part(str(file), os.stat(file).st_mtime_ns)
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f"{path} is not a readable checkpoint ({first_line(error)})") from error
+    if broken is not None:
+        raise UserError(f"{path} is damaged: {broken} is not what was written")
+    wanted = PARTS if is_sharded(path) else (*PARTS, WEIGHTS)
+    if not isinstance(found, dict) or any(part not in found for part in wanted):
+        raise UserError(f"{path} is not a checkpoint of lit-rlvr")
+    return found
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of ours with the full weights as `state_dict`; raises as `read_rest`."""
+    found = read_rest(path)
+    return found | {WEIGHTS: read_whole(Path(path), WEIGHTS)} if is_sharded(Path(path)) else found
+
+
+@lru_cache(maxsize=8)
+def _broken_part(path: str, changed: int) -> str | None:
+    """The first member of a file whose checksum is wrong, which torch does not check; None if all are right."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
+
+
+def checkpoint_step(path: str | Path) -> int:
+    """The optimizer step of a checkpoint; raises as `read_rest`."""
+    return int(read_rest(path)["global_step"])

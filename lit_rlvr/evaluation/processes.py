@@ -1,0 +1,187 @@
+"""`lit-rlvr` commands as processes of their own, and `lit-rlvr evaluate --devices N`: one per GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol, TypeVar
+
+import torch
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.rollout.engines.base import RolloutEngine
+from lit_rlvr.workers.worker import PR_SET_PDEATHSIG
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def start_command(
+    arguments: Sequence[str], log: IO[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start `lit-rlvr` with these arguments.
+
+    If this process is killed, the command saves and exits, as on Ctrl-C. It runs our modules, whatever those in the
+    current folder are called.
+
+    Args:
+        log: receives its output.
+        pass_fds: descriptors that it keeps open.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-m", "lit_rlvr", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        env={**environment, "PYTHONSAFEPATH": "1"}, pass_fds=pass_fds, start_new_session=True,
+        preexec_fn=_end_with_parent,
+    )  # fmt: skip
+
+
+def threads(commands: int) -> dict[str, str]:
+    """The environment variable that shares the processor among so many commands; nothing if the user has set it."""
+    if commands == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // commands))}
+
+
+def _end_with_parent() -> None:
+    if _libc is not None:
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Stoppable(Protocol):
+    """A process, or a job of a cluster."""
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+def stop_commands(processes: Collection[Stoppable]) -> None:
+    """Let running commands save and exit; a second Ctrl-C does not wait for them."""
+    for process in processes:
+        process.terminate()
+    try:
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.kill()
+        raise
+
+
+T = TypeVar("T")
+VARIABLE = "LIT_RLVR_SHARE"
+"""The environment variable that tells a process its share, such as 0/4."""
+BEGINS_GROUP = b'"sample": 0, "samples": '
+"""In the first line of each question's completions, and in no other."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every `count`-th question, from `number` on."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def of_this_process(cls) -> Share | None:
+        """None if this process was not started by `run_shares`."""
+        told = os.environ.get(VARIABLE)
+        return cls(*map(int, told.split("/"))) if told else None
+
+    @property
+    def file(self) -> str:
+        """The name of the file with its completions."""
+        return f"completions-{self.number}-of-{self.count}.jsonl"
+
+    def questions(self, all_of_them: Sequence[T]) -> Sequence[T]:
+        return all_of_them[self.number :: self.count]
+
+
+def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:
+    """Refuse a number of processes that cannot work.
+
+    Args:
+        samples: whether completions are sampled, and not only judged.
+
+    Raises:
+        UserError: says why.
+    """
+    found = torch.cuda.device_count()
+    if devices < 1:
+        raise UserError(f"--devices: {devices} is not positive")
+    if devices > 1 and not samples:
+        raise UserError("--devices: judging given --completions uses no GPU; leave it at 1")
+    if devices > 1 and not engine.in_process:
+        raise UserError(f"--devices: {engine.name} runs on its own GPUs; leave it at 1")
+    if found and devices > found:
+        raise UserError(f"--devices: {devices}, but this machine has {found} GPU(s)")
+
+
+def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Callable[[], None]) -> None:
+    """Run `lit-rlvr evaluate` with these arguments in `devices` processes, which end with this one.
+
+    Args:
+        out: the evaluation's folder; each process's output goes to a log file there until all are done.
+        answered: called once per answered question.
+
+    Raises:
+        UserError: a process failed; the others are ended.
+    """
+    shares = [Share(k, devices) for k in range(devices)]
+    logs = [out / f"process-{share.number}.log" for share in shares]
+    read = dict.fromkeys((out / share.file for share in shares), 0)
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for share, log in zip(shares, logs, strict=True):
+            running.append(_start(arguments, share, log))
+        while True:
+            ended = [process.poll() for process in running]
+            for path in read:
+                read[path] = _count_new(path, read[path], answered)
+            failed = next((k for k, status in enumerate(ended) if status), None)
+            if failed is not None:
+                raise UserError(f"--devices: process {failed} failed: {_last_line(logs[failed])} (see {logs[failed]})")
+            if None not in ended:
+                break
+            time.sleep(0.2)
+    finally:
+        stop_commands(running)
+    for log in logs:
+        log.unlink()
+
+
+def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Popen[bytes]:
+    """Start one process, on its GPU or with its part of the CPU's cores."""
+    environment = os.environ | {VARIABLE: f"{share.number}/{share.count}"}
+    if found := torch.cuda.device_count():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[share.number]
+    else:
+        environment |= threads(share.count)
+    with log.open("w") as file:
+        return start_command(["evaluate", *arguments], file, environment)
+
+
+def _count_new(path: Path, start: int, answered: Callable[[], None]) -> int:
+    """Call `answered` for each question in whole lines of a file after `start` bytes; returns where these end."""
+    if not path.exists():
+        return start
+    with path.open("rb") as file:
+        file.seek(start)
+        whole = file.read().rpartition(b"\n")[0]
+    for _ in range(whole.count(BEGINS_GROUP)):
+        answered()
+    return start + len(whole)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("lit-rlvr: error: ") if lines else "it said nothing"

@@ -1,0 +1,182 @@
+"""LoRA with peft: low-rank adapters in place, over frozen weights that may have 4 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
+from lit_rlvr.policy.vision import language_modules
+
+
+def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch.dtype) -> None:
+    """Replace linear layers with 4-bit ones, in place.
+
+    Args:
+        names: the layers' names in the model.
+        compute_dtype: type of their matrix products.
+
+    Raises:
+        UserError: bitsandbytes is not installed.
+    """
+    require("bitsandbytes", "model.lora.quantize")
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for name in names:
+        linear: Any = model.get_submodule(name)
+        device = linear.weight.device
+        made: Any = Linear4bit(
+            linear.in_features, linear.out_features, linear.bias is not None, compute_dtype, quant_type="nf4",
+            device="meta",
+        )  # fmt: skip
+        made.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+        made.bias = linear.bias
+        made.support_avx512bf16_for_cpu = False  # it would change the weights' layout when no gradient is needed
+        model.set_submodule(name, made.to(device))  # moving it quantises it
+
+
+def is_quantized(module: nn.Module) -> bool:
+    return hasattr(getattr(module, "weight", None), "quant_state")
+
+
+def dense(weight: Tensor) -> Tensor:
+    """A weight, dequantised if it is quantised."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, state)
+
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Train adapters of rank r instead of the weights: W + (alpha / r) B A, B starting at 0.
+
+    Args:
+        rank: r.
+        alpha: the adapters' scale before it is divided by r.
+        layers: names of the linear layers that get an adapter, such as [q_proj, v_proj]; None = all of the language
+            model except the output embedding. The vision tower never gets one.
+        quantize: `nf4` stores the language model's linear layers in 4 bits (QLoRA), a seventh of their memory. Engines,
+            exports and the reference use the dequantised values, as the trainer does.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    layers: list[str] | None = None
+    quantize: Literal["none", "nf4"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise UserError(f"model.lora: rank={self.rank} and alpha={self.alpha} must be positive")
+
+
+def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.float32) -> None:
+    """Add adapters to a model, in place, and freeze everything else.
+
+    Args:
+        compute_dtype: compute type of 4-bit layers.
+
+    Raises:
+        UserError: no linear layer has one of the names, or peft or bitsandbytes is needed but not installed.
+    """
+    require("peft", "model.lora")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = language_layers(model)
+    chosen = [name for name in linear if lora.layers is None or name.rpartition(".")[2] in lora.layers]
+    if not chosen:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise UserError(f"model.lora.layers: {lora.layers} names no layer of the language model; it has {known}")
+    if lora.quantize == "nf4":
+        quantize_layers(model, linear, compute_dtype)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=chosen, bias="none")
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+
+
+def language_layers(model: Any) -> list[str]:
+    """Names of the language model's linear layers, except the output embedding."""
+    head = model.get_output_embeddings()
+    return [name for name, module in language_modules(model) if isinstance(module, nn.Linear) and module is not head]
+
+
+def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """A model's parameters by the names that they have without adapters, each with its adapter merged in.
+
+    Args:
+        adapters: False = leave the adapters out.
+    """
+    modules: dict[str, Any] = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            continue
+        weight = dense(parameter)
+        if name.endswith(".base_layer.weight") and adapters:
+            weight = weight.detach() + modules[_layer(name)].get_delta_weight(ADAPTER).detach()
+        yield _plain_name(name), weight
+
+
+def changing_weights(model: Any) -> frozenset[str] | None:
+    """Names, without adapters, of the weights that an engine needs again after training; None = all.
+
+    Besides those that training changes, these are the ones in layers beside a trained layer, such as k of q, k and v:
+    engines fuse them and load them only together.
+    """
+    parameters = dict(model.named_parameters())
+    within = {_layer(name).rpartition(".")[0] for name, parameter in parameters.items() if parameter.requires_grad}
+    plain = [name for name in parameters if ".lora_" not in name]
+    names = {_plain_name(name) for name in plain if _layer(name).rpartition(".")[0] in within}
+    if len(names) == len(plain):
+        return None
+    tied = model.get_output_embeddings().weight.requires_grad
+    return frozenset(names | {"lm_head.weight"} if tied else names)
+
+
+def _layer(name: str) -> str:
+    """The layer of a parameter or of its adapter."""
+    return name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0].removesuffix(".base_layer")
+
+
+def _plain_name(name: str) -> str:
+    """A parameter's name in a model without adapters."""
+    return f"{_layer(name)}.{name.rpartition('.')[2]}".removeprefix(".")
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Merge a model's adapters into plain linear layers, in place; the outputs stay the same."""
+    merged = dict(merged_parameters(model))
+    for name, module in [*model.named_modules()]:
+        if name.endswith(".base_layer") or not (hasattr(module, "base_layer") or is_quantized(module)):
+            continue
+        weight, bias = merged[f"{name}.weight"], merged.get(f"{name}.bias")
+        plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+        plain.weight = nn.Parameter(weight)
+        if bias is not None:
+            plain.bias = nn.Parameter(bias)
+        model.set_submodule(name, plain)
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Disable the model's adapters within this context.
+
+    peft's `enable_adapters` would also change which parameters are trained.
+    """
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "base_layer")]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False

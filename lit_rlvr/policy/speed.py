@@ -1,0 +1,108 @@
+"""Faster or smaller training with the same results up to rounding: torch.compile, liger, checkpointing, malloc."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
+from lit_rlvr.policy.vision import language_modules
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile each layer of the language model, in place, for rows with a shared prefix.
+
+    Calls without segments, such as generation with a cache, run as before. Nothing is compiled before the first call.
+    """
+    torch._dynamo.config.optimize_ddp = False  # it cuts layers at DDP's buckets, which are not used here
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)  # kinds of calls
+    for layer in decoder_layers(model):
+        layer.forward = MethodType(_forward, layer)
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of the language model, first to last."""
+    return [module for _, module in language_modules(model) if isinstance(module, GradientCheckpointingLayer)]
+
+
+def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    plain: Callable[..., Any] = type(layer).forward
+    return (plain if kwargs.get("segments") is None else _compiled(plain))(layer, *args, **kwargs)
+
+
+@functools.cache
+def _compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
+    """One compiled function for all layers of a kind."""
+    return torch.compile(plain, dynamic=True)
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Recompute each layer in the backward pass instead of keeping its activations; see `checkpointing`.
+
+    Raises:
+        UserError: no layer of the model supports it.
+    """
+    if not any(isinstance(layer, GradientCheckpointingLayer) for layer in model.modules()):
+        raise UserError(f"model.gradient_checkpointing: {type(model).__name__} does not support it; leave it off")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+@contextmanager
+def checkpointing(model: nn.Module) -> Iterator[None]:
+    """Within this context, checkpointed layers recompute if gradients are enabled.
+
+    transformers ties checkpointing to training mode, which would also enable dropout, so only the layers' own flag is
+    set. It is reset on exit because a checkpointed layer refuses the KV cache that generation needs.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer) and m.gradient_checkpointing]
+    chosen = [layer for layer in layers if torch.is_grad_enabled() and not layer.training]
+    for layer in chosen:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.training = False
+
+
+def use_liger(model: nn.Module) -> None:
+    """Replace normalisation, rotary embedding and MLP with liger-kernel's fused kernels, in place.
+
+    Raises:
+        UserError: there is no GPU, liger-kernel is not installed, or does not support the model.
+    """
+    if not torch.cuda.is_available():
+        raise UserError("model.liger: its kernels run on a GPU only; leave it off")
+    require("liger_kernel", "model.liger", "liger-kernel")
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    try:  # our scoring never calls the losses that it would fuse
+        _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.liger: {type(model).__name__} is not supported: {error}") from error
+
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks for the next tensors instead of returning them to the system.
+
+    By default every large CPU tensor is mapped afresh, and zeroing its pages on first touch takes up to a third of a
+    training step. With another C library this does nothing. torch should also use huge pages
+    (`THP_MEM_ALLOC_ENABLE`, set in `lit_rlvr/__init__.py`), whose alignment keeps the heap from fragmenting.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 1 << 26)):
+            libc.mallopt(option, value)

@@ -1,0 +1,260 @@
+"""Checks sizes and lengths against each other and the model, before any weights are loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lit_rlvr.errors import MOST, UserError, check_all, refuse_all
+from lit_rlvr.objectives import settle_correction
+from lit_rlvr.policy.loading import load_config
+from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
+from lit_rlvr.rollout.engines.synced import SyncedEngine
+from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.optimizer import updates_of
+from lit_rlvr.types import Prompt, Sampling
+
+if TYPE_CHECKING:
+    from lit_rlvr.datamodules import PromptDataModule
+
+
+_log = logging.getLogger("lit_rlvr")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A set of prompts and the maximum length of their completions.
+
+    Args:
+        name: the set's name in messages.
+        prompts: at least one.
+        max_tokens: maximum tokens of a completion.
+        option: the option that sets `max_tokens`.
+        prompt_option: the option that leaves out longer prompts.
+        room: tokens to allow for a prompt at the least, because an environment may add to it.
+    """
+
+    name: str
+    prompts: Sequence[Prompt]
+    max_tokens: int
+    option: str
+    prompt_option: str = "data.init_args.max_prompt_tokens"
+    room: int = 0
+
+    @property
+    def longest(self) -> Prompt:
+        return max(self.prompts, key=lambda prompt: len(prompt.token_ids))
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the longest prompt plus the longest completion."""
+        return max(len(self.longest.token_ids), self.room) + self.max_tokens
+
+
+def asked_of(
+    data: PromptDataModule, sampling: Sampling, eval_sampling: Sampling, prompts_grow: bool = False
+) -> list[Asked]:
+    """The loaded sets of a run, with their maximum completion lengths.
+
+    Args:
+        prompts_grow: an environment may add to prompts, up to `max_prompt_tokens`.
+    """
+    limit = "max_tokens" if sampling.max_turns == 1 else "max_episode_tokens"
+    trained = sampling.reach, f"rollout.sampling.{limit}"
+    evaluated = eval_sampling.reach, f"rollout.eval_sampling.{limit}"
+    return [
+        Asked(
+            f"{other.name} {split}",
+            prompts,
+            *(trained if split == "train" else evaluated),
+            room=other.max_prompt_tokens if prompts_grow else 0,
+        )
+        for other in data.validated
+        for split, prompts in other.prompts.items()
+        if prompts
+    ]
+
+
+def check_lengths(model_folder: str, sets: Sequence[Asked]) -> None:
+    """Refuse a set whose longest prompt and completion exceed the model's context. Reads only the model's config.
+
+    Raises:
+        UserError: names the prompt, and which option to lower to what.
+    """
+    context = context_length(load_config(model_folder))
+    for asked in sets:
+        if context is None or asked.reach <= context:
+            continue
+        tokens = asked.reach - asked.max_tokens
+        said = f"prompt {asked.longest.sample.id} has {tokens} tokens"
+        if tokens > len(asked.longest.token_ids):
+            said = f"prompts may get {tokens} tokens from their environment"
+        rooms = {asked.prompt_option: context - asked.max_tokens, asked.option: context - tokens}
+        lower = " or ".join(f"{option} to {room}" for option, room in rooms.items() if room > 0)
+        raise UserError(
+            f"{asked.name}: {said}, which with {asked.option}={asked.max_tokens} is more than the model's context of "
+            f"{context} tokens; lower {lower or ' and '.join(rooms)}"
+        )
+
+
+def within_context(model_folder: str, sets: Sequence[Asked]) -> int:
+    """The longest sequence of sets whose completions may be cut by the model's context, which is said.
+
+    Returns:
+        Tokens of the longest sequence, prompt and completion together; at most the model's context.
+
+    Raises:
+        UserError: a prompt leaves no room for a completion.
+    """
+    context = context_length(load_config(model_folder))
+    if context is None:
+        return max(asked.reach for asked in sets)
+    for asked in sets:
+        tokens = len(asked.longest.token_ids)
+        if tokens >= context:
+            raise UserError(
+                f"{asked.name}: prompt {asked.longest.sample.id} has {tokens} tokens, which leaves no room in the "
+                f"model's context of {context} tokens; lower {asked.prompt_option} to {context - 1}"
+            )
+        cut = sum(len(prompt.token_ids) + asked.max_tokens > context for prompt in asked.prompts)
+        if cut:
+            _log.warning(
+                "%s: %d of %d prompts and %d new tokens do not fit into the model's context of %d tokens; their "
+                "completions end there, after %d tokens at the least",
+                asked.name, cut, len(asked.prompts), asked.max_tokens, context, context - tokens,
+            )  # fmt: skip
+    return min(context, max(asked.reach for asked in sets))
+
+
+def context_length(config: Any) -> int | None:
+    """The longest sequence that a model's positions support, as vLLM computes it; None if the config does not say.
+
+    `linear` and `dynamic` RoPE scaling multiply `max_position_embeddings`; for other kinds, and for Gemma 3, it already
+    includes the factor.
+    """
+    text = config.get_text_config()
+    length = getattr(text, "max_position_embeddings", None)
+    if length is None:
+        return None
+    ropes: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    kinds = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]  # one, or one per layer type
+    factors = [kind.get("factor") or 1 for kind in kinds if kind.get("rope_type") in ("linear", "dynamic")]
+    return int(length * (1 if "gemma3" in text.model_type else max(factors, default=1)))
+
+
+SLOW = 4.0
+"""Slowdown of bfloat16 above which a warning is given."""
+
+
+def check_sizes(
+    module: RLVRModule, engine: SyncedEngine, sampling: Sampling, group_size: int, overlap: bool, prompts: int,
+    ranks: int, precision: str = "32-true", device: str = "cpu",
+) -> None:  # fmt: skip
+    """Check the settings against each other.
+
+    Args:
+        sampling: of training completions. group_size: completions per prompt.
+        overlap: whether the next rollout is generated while the current one is trained on.
+        prompts: prompts per step, over all ranks.
+        ranks: number of processes.
+        precision, device: the trainer's.
+
+    Raises:
+        UserError: sizes do not divide or are too small or too large, or the sampling, precision or overlap is not
+            supported; a message for each.
+    """
+    check_all(
+        lambda: refuse_all(_wrong_sizes(module, sampling, group_size, prompts, ranks, precision)),
+        lambda: engine.check_hardware(device, compute_dtype(precision)),
+        lambda: _check_overlap(module, engine, prompts, precision, device) if overlap else None,
+    )
+
+
+def _wrong_sizes(
+    module: RLVRModule, sampling: Sampling, group_size: int, prompts: int, ranks: int, precision: str
+) -> Iterator[str]:
+    """What is wrong with the sizes, the sampling and the precision, a line each."""
+    if sampling.truncated:
+        yield (
+            "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
+            "use top_p: 1.0 and top_k: 0 for training (eval_sampling may use them)"
+        )
+    if group_size < module.advantage.min_group:
+        yield (
+            f"rollout.group_size: {group_size} is too small: model.advantage compares the completions of "
+            f"a prompt; use at least {module.advantage.min_group}"
+        )
+    if prompts * group_size > MOST:
+        yield (
+            f"rollout.group_size: {group_size} completions for each of data.prompts_per_step={prompts} prompts are "
+            f"{prompts * group_size} sequences in a rollout; use at most {MOST}"
+        )
+    if prompts % (ranks * module.updates_per_rollout):
+        yield (
+            f"data.prompts_per_step: {prompts} prompts cannot be split evenly over {ranks} rank(s) x "
+            f"{module.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
+            f"use a multiple of {ranks * module.updates_per_rollout}"
+        )
+    if (module.reference_pool_size or group_size) < group_size:
+        yield f"model.reference_pool_size: {module.reference_pool_size} is below rollout.group_size={group_size}"
+    if precision not in PRECISIONS:
+        yield (
+            f"trainer.precision: {precision} is not supported: the weights are kept in float32; "
+            f"use {' or '.join(PRECISIONS)}"
+        )
+
+
+def log_sizes(
+    module: RLVRModule, engine: SyncedEngine, group_size: int, prompts: int, ranks: int, precision: str, device: str
+) -> None:
+    """Log the sizes that follow from the settings, and warn of those that are slow or do not fit the algorithm.
+
+    Args:
+        group_size, prompts, ranks, precision, device: as `check_sizes` takes them.
+    """
+    if precision == "bf16-mixed" and device == "cpu" and (factor := bf16_slowdown()) > SLOW:
+        _log.warning(
+            "this CPU multiplies in bfloat16 %.0f times slower than in float32; use --trainer.precision 32-true", factor
+        )
+    name, updates = type(module).__name__, updates_of(module)
+    if updates > 1 and not module.has_ratio:
+        _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
+    if updates == 1 and module.needs_updates:
+        _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
+    correction = settle_correction(module.importance_correction, engine.exact(compute_dtype(precision)))
+    if engine.quantized and correction == "none":
+        _log.warning(
+            "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
+            "model.importance_correction: token_truncate", engine.name,
+        )  # fmt: skip
+    _log.info(
+        "%d prompts x %d completions = %d sequences per rollout: %d rank(s) x %d minibatch(es) of %d group(s), "
+        "%d pass(es), at most %d tokens at once; engine %s, importance correction %s",
+        prompts, group_size, prompts * group_size, ranks, module.updates_per_rollout,
+        prompts // ranks // module.updates_per_rollout, module.epochs_per_rollout, module.tokens_per_microbatch,
+        engine.name, correction,
+    )  # fmt: skip
+
+
+def _check_overlap(module: RLVRModule, engine: SyncedEngine, prompts: int, precision: str, device: str) -> None:
+    """Refuse settings that are incompatible with generating a rollout one iteration early.
+
+    Raises:
+        UserError: names the setting.
+    """
+    correction = settle_correction(module.importance_correction, engine.exact(compute_dtype(precision)))
+    reason = None
+    if engine.shares_weights:
+        reason = f"engine {engine.name} decodes with the weights being trained; use vllm"
+    elif engine.in_process and device == "cuda":
+        reason = f"engine {engine.name} needs the GPU that is training; use VLLMServerEngine on other GPUs"
+    elif module.wanted_groups(prompts):
+        reason = "dynamic sampling needs scored groups before it can choose further prompts; turn it off"
+    elif module.advantage.needs_reference and module.reference_rollouts == "fresh":
+        reason = "fresh reference rollouts need the engine at the same time; use model.reference_rollouts: pool"
+    elif correction == "none":
+        reason = "the rollouts are one iteration old; set model.importance_correction"
+    if reason:
+        raise UserError(f"rollout.overlap: {reason}")

@@ -1,0 +1,389 @@
+"""Writes a run's sample completions, thumbnails, plot of the curves, and summary.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.table import Table
+
+from lit_rlvr.datamodules.reading.images import Images, open_images
+from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.errors import RunStopped, UserError, shown
+from lit_rlvr.files import write_atomically
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.run.loggers import MetricsFile
+from lit_rlvr.run.monitor import CollapseStop
+from lit_rlvr.terminal import Terminal, one_line
+from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
+from lit_rlvr.types import Rollout
+
+
+def is_complete(run: Path) -> bool:
+    """Whether the run in a folder finished, including by a collapse; a stopped run's summary says that it stopped."""
+    summary = run / "summary.json"
+    if not summary.is_file():
+        return False
+    stopped = json.loads(summary.read_text())["stopped"]
+    return stopped is None or stopped.startswith("collapse")
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Validate within `fit`, as Lightning does between two iterations, if there is a validation set."""
+    if trainer.enable_validation:
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        loop.restarting, trainer.validating = False, True  # restarting means resuming within a validation
+        loop.run()
+        trainer.training = True
+
+
+SIDE = 256
+"""Maximum length of a thumbnail's longer side, in pixels."""
+
+
+def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
+    """Store each of a sample's images once, as `images/<key>.png` in the run folder.
+
+    Returns:
+        The images' keys (hashes of their content), in order.
+    """
+    opened = images if isinstance(images, Images) else open_images(images, Path())
+    for number, key in enumerate(opened.keys):
+        path = thumbnail_path(run, key)
+        if not path.exists():
+            picture, png = opened[number], BytesIO()
+            picture.thumbnail((SIDE, SIDE))
+            picture.save(png, "PNG", optimize=True)
+            write_atomically(path, png.getvalue())
+    return list(opened.keys)
+
+
+def thumbnail_path(run: str | Path, key: str) -> Path:
+    return Path(run) / "images" / f"{key}.png"
+
+
+def list_thumbnails(run: str | Path) -> list[Path]:
+    """A run's thumbnails, without other pictures in the folder."""
+    return sorted((Path(run) / "images").glob(f"{'[0-9a-f]' * 16}.png"))
+
+
+PANELS = (
+    ("Reward", (("rollout/reward", "training reward"),)),
+    ("Accuracy", (("rollout/accuracy", "training rollouts"), ("val/accuracy", "validation"))),
+    ("Entropy (nats per token)", (("train/entropy", "policy"),)),
+    ("Completion length (tokens)", (("rollout/length", "training rollouts"),)),
+)
+
+
+def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) -> None:
+    """Draw a run's curves.
+
+    Args:
+        rows: {step: {metric: value}}, as in metrics.csv.
+        path: the PNG to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.5), constrained_layout=True)
+    for axis, (label, lines) in zip(axes.flat, PANELS, strict=True):
+        for metric, name in lines:
+            points = [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]
+            if points:
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=name)
+        axis.set_title(label)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if len(lines) > 1:
+            axis.legend()
+        if label in ("Reward", "Accuracy"):
+            axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+_log = logging.getLogger("lit_rlvr")
+
+
+class RunFolder(Callback):
+    """Writes the results of a run to `trainer.default_root_dir`, besides checkpoints and logs.
+
+    `completions.jsonl` (sampled groups) and `images/` (thumbnails of their images), `curves.png`, and `summary.json`,
+    which is also written when the run stops early.
+
+    Args:
+        save_prompts: prompts per iteration whose groups are saved to completions.jsonl.
+        show_every: iterations between tables of sample completions in the terminal; 0 = never.
+        trace_every: iterations between rollouts whose tokens are saved for `lit-rlvr explain`, for `save_prompts`
+            prompts each; the last rollout and the newest with a gradient are saved too; 0 = never.
+    """
+
+    def __init__(self, save_prompts: int = 2, show_every: int = 10, trace_every: int = 10) -> None:
+        for name, value in {"save_prompts": save_prompts, "show_every": show_every, "trace_every": trace_every}.items():
+            if value < 0:
+                raise UserError(f"run.{name}: {value} is negative; use 0 for never")
+        self.save_prompts, self.show_every, self.trace_every = save_prompts, show_every, trace_every
+        self.rows: list[dict[str, Any]] = []  # of the last iteration, as in completions.jsonl
+        self._trace: Trace | None = None  # of the iteration in progress
+        self._unsaved: dict[int, tuple[Trace, Rollout]] = {}  # by step: the last trace, and the newest with a gradient
+        self.accuracy_before: float | None = None
+        self._last: tuple[int, float | None] = (-1, None)  # the last validation: step, accuracy
+        self.train_seconds = 0.0
+        self.resumed_from_step = 0
+        self.began = False
+        self._iteration_began = 0.0
+        self._fit_began = time.perf_counter()
+        self._startup_seconds = 0.0
+        self._seconds: dict[str, list[float]] = {}
+
+    # ---- during the run -----------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._fit_began = time.perf_counter()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = True
+        self.resumed_from_step = trainer.global_step
+        self._startup_seconds = time.perf_counter() - self._fit_began
+        next(c for c in trainer.callbacks if isinstance(c, RolloutCallback)).shown = self.save_prompts  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            _drop_after(self._root(trainer) / "completions.jsonl", trainer.global_step)
+            drop_traces_after(self._root(trainer), trainer.global_step)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._iteration_began = time.perf_counter()
+        module: Any = pl_module
+        wanted = self.trace_every and self.save_prompts and trainer.is_global_zero
+        self._trace = Trace(self.save_prompts) if wanted else None
+        module.watch(self._trace)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.train_seconds += time.perf_counter() - self._iteration_began
+        for name in ("sync", "generate", "score", "train"):
+            self._seconds.setdefault(name, []).append(float(trainer.callback_metrics[f"time/{name}"]))
+        self._seconds.setdefault("step", []).append(time.perf_counter() - self._iteration_began)
+        if trainer.is_global_zero:
+            root = self._root(trainer)
+            rows = self.rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts, root)
+            with (root / "completions.jsonl").open("a") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            module: Any = pl_module
+            if self._trace is not None:
+                self._keep_trace(trainer, module, batch.rollout, self._trace)
+            if self.show_every and (module.iteration == 1 or module.iteration % self.show_every == 0):
+                show_rows(rows[:8], trainer.global_step)
+            write_metrics(trainer)
+        last_step = 0 < trainer.max_steps <= trainer.global_step
+        last_epoch = trainer.max_epochs == trainer.current_epoch + 1 and batch_idx + 1 == trainer.num_training_batches
+        if last_step or last_epoch:
+            trainer.should_stop = True  # Lightning then validates before it ends the run
+
+    def _keep_trace(self, trainer: Trainer, module: Any, rollout: Rollout, trace: Trace) -> None:
+        self._unsaved = {} if trace.live else {step: kept for step, kept in self._unsaved.items() if kept[0].live}
+        self._unsaved[trainer.global_step] = (trace, rollout)
+        if (module.iteration - 1) % self.trace_every == 0:
+            self._save_trace(trainer, module, trainer.global_step)
+
+    def _save_trace(self, trainer: Trainer, module: Any, step: int) -> None:
+        trace, rollout = self._unsaved.pop(step)
+        write_trace(self._root(trainer), step, type(module).__name__, trace.records(rollout, module.tokenizer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        results = module.validation_results
+        if not trainer.sanity_checking:
+            self._last = (trainer.global_step, results.get("val/accuracy"))
+        elif trainer.global_step == 0:
+            self.accuracy_before = results.get("val/accuracy")
+            for logger in trainer.loggers:  # Lightning does not log the check before training
+                logger.log_metrics(results, step=0)
+
+    # ---- at the end ---------------------------------------------------------------------------------------
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        collapse = next((c.reason for c in callbacks if isinstance(c, CollapseStop)), None)
+        self._finish(trainer, pl_module, None if collapse is None else f"collapse: {collapse}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Complete a run that was stopped in its last validation: with nothing left to train, Lightning comes here at
+        once."""
+        if not self.began and not is_complete(self._root(trainer)):
+            self.on_train_start(trainer, pl_module)
+            validate_now(trainer)
+            self._finish(trainer, pl_module, None)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, RunStopped | KeyboardInterrupt) and getattr(pl_module, "policy", None) is not None:
+            alone = isinstance(exception, KeyboardInterrupt)
+            self._finish(trainer, pl_module, str(exception) or type(exception).__name__, alone)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stopped: str | None, alone: bool = False) -> None:
+        """Write the summary; `alone`: run no collectives, because the state of the other processes is unknown."""
+        module: Any = pl_module
+        unknown = alone and module.device_mesh is not None
+        digest = None if unknown else weights_sha256(module.policy.model)
+        if not trainer.is_global_zero:
+            return
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        rollout = next(c for c in callbacks if isinstance(c, RolloutCallback))
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        accuracy_after = self._last[1] if self._last[0] == trainer.global_step else None
+        summary = {
+            "accuracy_before": self.accuracy_before,
+            "accuracy_after": accuracy_after,
+            "steps": trainer.global_step,
+            "iterations": module.iteration,
+            "resumed_from_step": self.resumed_from_step,
+            "train_seconds": round(self.train_seconds, 3),
+            "startup_seconds": round(self._startup_seconds, 3),
+            "seconds_per_step": {name: round(median(values), 4) for name, values in self._seconds.items()},
+            "peak_memory_mb": round(peak_memory_mb()),
+            "engine": rollout.engine.name,
+            "algorithm": type(module).__name__,
+            "model": module.model,
+            "data": type(data).__name__,
+            "stopped": stopped,
+            "weights_sha256": digest,
+        }
+        root = self._root(trainer)
+        write_atomically(root / "summary.json", json.dumps(summary, indent=2) + "\n")
+        for step in list(self._unsaved):
+            self._save_trace(trainer, module, step)
+        rows = next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
+        if rows:
+            plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
+        _log.info("%s", self._accuracies(trainer, accuracy_after))
+
+    def _accuracies(self, trainer: Trainer, after: float | None) -> str:
+        """The result of validation, or why there was none."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not any(one.prompts.get("validation") for one in data.validated):
+            return "No accuracies: there is no validation set; set data.validation or data.validation_split"
+        if not trainer.limit_val_batches:
+            return "No accuracies: trainer.limit_val_batches is 0"
+        first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
+        return (
+            f"Validation accuracy {first} before, {last} after {trainer.global_step} steps "
+            f"({self.train_seconds:.0f} s of training). Results: {shown(self._root(trainer))}"
+        )
+
+    @staticmethod
+    def _root(trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"accuracy_before": self.accuracy_before, "train_seconds": self.train_seconds, "seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.accuracy_before = state_dict["accuracy_before"]
+        self.train_seconds, self._seconds = state_dict["train_seconds"], state_dict["seconds"]
+
+
+def write_metrics(trainer: Trainer) -> None:
+    """Write this iteration's metrics to metrics.csv now: Lightning logs them only after the checkpoint, and a run
+    killed in between would resume without them."""
+    values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
+    step = int(values.pop("step"))
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.log_metrics(values | {"epoch": float(trainer.current_epoch)}, step)
+            logger.save()
+
+
+def weights_sha256(model: torch.nn.Module) -> str:
+    """SHA-256 over the parameters' names, types, shapes and bytes, in name order; sharded parameters are gathered."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        values = whole(parameter.detach()).cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[dict[str, Any]]:
+    """The groups of a rollout's first prompts as flat records; records with images name the thumbnails in the run
+    folder."""
+    rows = []
+    for p, prompt in enumerate(rollout.prompts[:prompts]):
+        shown = {"images": save_thumbnails(prompt.sample.images, run)} if prompt.sample.images else {}
+        for g, completion in enumerate(rollout.completions[p]):
+            rows.append(
+                {
+                    "step": step,
+                    "id": prompt.sample.id,
+                    "sample": g,
+                    "prompt": prompt.sample.prompt,
+                    "answer": prompt.sample.answer,
+                    "completion": completion.text,
+                    **({"turns": [vars(turn) for turn in completion.turns]} if completion.turns else {}),
+                    "finish_reason": completion.finish_reason,
+                    "tokens": completion.length,
+                    "reward": round(float(rollout.rewards[p, g]), 6),
+                    "correct": bool(rollout.correct[p, g]) if rollout.judged[p, g] else None,
+                    "status": rollout.statuses[p][g],
+                    "advantage": None if rollout.advantages is None else round(float(rollout.advantages[p, g]), 6),
+                    **shown,
+                }
+            )
+    return rows
+
+
+def show_rows(rows: list[dict[str, Any]], step: int) -> None:
+    """A table of sample completions in the terminal."""
+    table = Table(title=f"Samples of step {step}", title_justify="left")
+    for column in ("prompt", "completion", "reward", "advantage"):
+        table.add_column(column, justify="right" if column in ("reward", "advantage") else "left")
+    for row in rows:
+        prompt = row["prompt"] if isinstance(row["prompt"], str) else str(row["prompt"][-1]["content"])
+        advantage = "" if row["advantage"] is None else f"{row['advantage']:+.2f}"
+        table.add_row(_short(prompt), _short(row["completion"]), f"{row['reward']:.2f}", advantage)
+    Terminal(stderr=True, width=None if os.isatty(2) else 120).print(table)
+
+
+def _short(text: str, limit: int = 160) -> str:
+    flat = one_line(text)
+    return flat if len(flat) <= limit else flat[: limit - 3] + "..."
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Drop the records of a JSONL file after `step`, which a resumed run writes again.
+
+    Raises:
+        UserError: a line is no record of a run.
+    """
+    if not path.is_file():
+        return
+    *lines, _ = path.read_text(errors="replace").split("\n")  # the last line is empty, or torn by a kill
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(f"{line}\n")
+        except (ValueError, KeyError, TypeError) as error:
+            where = f"{shown(path)}, line {number}"
+            raise UserError(f"{where}: not a record of a run; move the file away, or mend it") from error
+    write_atomically(path, "".join(kept))
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of the GPU, or else peak resident memory of this process, in MiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
