@@ -138,7 +138,7 @@ class Reward(ABC):
         return RewardResult(0.0, None, "error", ": ".join(filter(None, (place, first_line(error)))))
 
     def judging_function(self) -> object:
-        """The callable defined in the user's file."""
+        """Return the callable that the user's file defines."""
         return type(self).__call__
 
     def close(self) -> None:  # noqa: B027 (optional)

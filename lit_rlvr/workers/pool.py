@@ -56,7 +56,7 @@ class Waiting:
 
     @contextmanager
     def judging(self, number: int) -> Iterator[None]:
-        """Record that the reward judges completion `number` of the batch in the body."""
+        """Record that the reward judges completion `number` of the batch, until the body ends."""
         self._begun[number] = time.monotonic()
         DOING.waiting.setdefault(self._reward, time.time())
         try:
@@ -92,6 +92,8 @@ class Job:
         function: what each call runs.
         limits: limits on each call.
         begin: starts the calls in a worker; called again if that worker is lost.
+        requests: the calls in the current worker.
+        has_died: whether an earlier worker died.
     """
 
     number: int
@@ -180,7 +182,7 @@ class WorkerPool:
         return [outcomes[number] for number in range(len(arguments))]
 
     def submit(self, job: Job) -> None:
-        """Add a job, which `listen` will return. Use one thread, and do not call `run` before that."""
+        """Add a job, which `listen` will return. One thread calls both, and not `run` in between."""
         self._todo.append(job)
         self.feed()
 
@@ -196,7 +198,7 @@ class WorkerPool:
         self._running.clear()
         self._restarts = RESTARTS * self.workers
         for worker in list(self._live):
-            if worker.asked == "run":
+            if worker.asked == "run" or not worker.alive:
                 self._discard(worker)
 
     def close(self) -> None:

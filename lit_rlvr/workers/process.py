@@ -67,7 +67,7 @@ class Function(NamedTuple):
 
     @property
     def key(self) -> str:
-        """A unique key."""
+        """The key that workers keep it under."""
         return f"{self.name} {sha256(self.pickle).hexdigest()}"
 
 
