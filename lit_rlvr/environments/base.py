@@ -83,7 +83,7 @@ class Environment(ABC):
 
 
 def named(environment: Environment | None) -> str | None:
-    """An environment with a hash of its options and its code, for settings that must not change."""
+    """Return an environment's name with a hash of its options and its code, for settings that must not change."""
     if environment is None:
         return None
     digest = hashlib.sha256(pickled(environment))

@@ -20,7 +20,7 @@ RESET, REWARD = 0, -1
 
 
 class Player:
-    """Calls the environments of the episodes that live in one worker.
+    """The environments of the episodes that live in one worker.
 
     Args:
         environment: every episode gets a copy of its own.

@@ -1,4 +1,4 @@
-"""The worker processes that environments live in: an episode stays in one, and is played again if it is lost."""
+"""Episodes in worker processes: each stays in one process, and is played again if that one is lost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Reply(NamedTuple):
 
 
 class EpisodeWorkers:
-    """Calls environments in worker processes without waiting for them.
+    """The worker processes that environments live in; a call of one does not wait for it.
 
     An episode's number decides which worker it lives in. A worker that hits a limit or dies is replaced; its other
     episodes are played again from their turns, in the new one, when they are called next. Limits hold for each call of

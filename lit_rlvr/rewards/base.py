@@ -24,7 +24,7 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class Reward(ABC):
-    """Judges one completion; subclasses pass their `**kwargs` to it.
+    """A judge of completions; subclasses pass their `**kwargs` to it.
 
     Args:
         weight: factor of this reward in the weighted sum.
@@ -65,7 +65,7 @@ class Reward(ABC):
 
     @abstractmethod
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
-        """The reward of one completion; True and False also report `correct`, a number does not.
+        """Return the reward of one completion; True and False also report `correct`, a number does not.
 
         None means that this reward does not judge the completion: the others decide, and a completion that none of them
         judges is masked out of the loss.
@@ -184,8 +184,8 @@ class FunctionReward(Reward):
 
 
 def as_result(value: object) -> RewardResult:
-    """A reward's return value as a RewardResult; True and False, including numpy's and torch's, report `correct`, and
-    None has status "unjudged".
+    """Make a reward's return value a RewardResult; True and False, including numpy's and torch's, report `correct`,
+    and None has status "unjudged".
 
     Raises:
         TypeError: it is neither a number nor a RewardResult.
@@ -243,7 +243,7 @@ def _unpacked(outcome: Outcome) -> RewardResult:
 
 
 def snake_case(name: str) -> str:
-    """`MathAnswer` -> `math_answer`, `SQLExecution` -> `sql_execution`."""
+    """Turn `MathAnswer` into `math_answer`, `SQLExecution` into `sql_execution`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
@@ -287,7 +287,7 @@ def say_where(rewards: Sequence[Reward]) -> None:
 
 
 class CheckedReward(Reward):
-    """Checks a batch at once. With `truncated_is_wrong`, truncated completions are not checked."""
+    """A reward that checks a batch at once; with `truncated_is_wrong`, it does not check truncated completions."""
 
     @abstractmethod
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
@@ -305,6 +305,6 @@ class CheckedReward(Reward):
 
 
 def verdict(outcome: Outcome) -> RewardResult:
-    """The result of a check that returns (correct, status, detail): 1 or 0, without a verdict if the check failed."""
+    """Return the result of a check that returns (correct, status, detail): 1 or 0, no verdict if the check failed."""
     correct, status, detail = outcome.value if outcome.status == "ok" else (False, outcome.status, outcome.detail)
     return RewardResult(float(correct), None if status == "error" else correct, status, detail)

@@ -185,8 +185,9 @@ def stop_on_failures(
     run: Path,
     together: bool,
 ) -> None:
-    """If more than a share `limit` of checks failed, save the completions to `failed_rewards.jsonl` in `run` and stop;
-    stop too if no reward judged any completion of an iteration.
+    """End the run if more than a share `limit` of checks failed, or if no reward judged any completion of an iteration.
+
+    Before that, save the completions whose checks failed to `failed_rewards.jsonl` in `run`.
 
     Args:
         run: the run's folder.
@@ -224,7 +225,7 @@ def stop_on_failures(
 
 
 class BackgroundScoring:
-    """Scores groups in a separate thread as they are added, in batches if several are waiting.
+    """A separate thread that scores groups as they are added, in batches if several are waiting.
 
     The checks run in worker processes, so the thread only sends and receives. It is a daemon: a reward that hangs in
     this process does not keep an interrupted run from ending.
@@ -251,7 +252,7 @@ class BackgroundScoring:
         self._waiting.put(None)
 
     def add(self, number: int, group: list[Completion], sample: Sample) -> bool:
-        """Score group `number`, completions of `sample`; False if it was added before: it is scored only once."""
+        """Score group `number`, completions of `sample`, once; return False if it was added before."""
         if number in self._added:
             return False
         self._added.add(number)
@@ -259,7 +260,9 @@ class BackgroundScoring:
         return True
 
     def scores(self, width: int) -> Scores:
-        """Wait for the added groups, numbered 0 to P - 1, of `width` completions each. No group can be added later.
+        """Return the scores of the added groups, numbered 0 to P - 1, of `width` completions each, when all are there.
+
+        No group can be added later.
 
         Raises:
             UserError: see `combine`.
@@ -281,7 +284,7 @@ class BackgroundScoring:
             self._end.set_result(None)
 
     def _score_waiting(self) -> bool:
-        """Score all waiting groups as one batch, which keeps every worker busy; False after the last."""
+        """Score all waiting groups as one batch, which keeps every worker busy; return False after the last."""
         waiting = [self._waiting.get()]
         while not self._waiting.empty():
             waiting.append(self._waiting.get())

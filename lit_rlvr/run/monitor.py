@@ -44,7 +44,7 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 
 
 class CollapseStop(Callback):
-    """Stops a collapsed run: compares means over the last `window` iterations with the run's lowest and first means.
+    """Early stopping of a collapsed run, by means over the last `window` iterations, its lowest and its first means.
 
     Both signs are those of the negative-dominant control in the A-GRAE paper, where unsolved prompts rise and the
     entropy explodes.
@@ -111,7 +111,7 @@ class CollapseStop(Callback):
 
 
 class LostWork(Callback):
-    """Warns when most of what a run generates gives no signal: once, and again when it gets much worse."""
+    """A warning when most of what a run generates gives no signal: once, and again when it gets much worse."""
 
     def __init__(self) -> None:
         self._recent: dict[str, list[float]] = {}
@@ -166,7 +166,7 @@ def _signal_advice(accuracy: float) -> str:
 
 
 class MonitoredMetrics(Callback):
-    """Checks every callback's `monitor` after the first iteration, when all metrics have been logged once."""
+    """A check of every callback's `monitor` after the first iteration, when all metrics have been logged once."""
 
     def __init__(self) -> None:
         self._looked = False

@@ -33,7 +33,7 @@ PATIENCE = 30.0
 
 
 class Waiting:
-    """Logs, every `PATIENCE` seconds, a reward that is still judging the same completion.
+    """A log line, every `PATIENCE` seconds, about a reward that is still judging the same completion.
 
     Args:
         reward: its name in messages.
@@ -105,7 +105,7 @@ class Job:
 
 
 class WorkerPool:
-    """Runs functions in worker processes, which start on first use and are replaced when they die.
+    """Worker processes that run functions: they start on first use and are replaced when they die.
 
     A job whose worker dies for a reason other than its limits is repeated once. One whose worker runs out of memory is
     repeated until a fresh worker has done it alone, because earlier jobs may hold the memory. A worker that dies while
@@ -152,11 +152,11 @@ class WorkerPool:
         waiting: Waiting | None = None,
         **limits: Any,
     ) -> list[Outcome]:
-        """Call `function` ("module:name") once per tuple of arguments; outcomes in that order.
+        """Call `function` ("module:name") once per tuple of arguments; return the outcomes in that order.
 
         Args:
             arguments: picklable, like the values.
-            waiting: is told which calls are running.
+            waiting: logs calls that take long.
             limits: those of `Isolation` that differ from the pool's.
 
         Raises:

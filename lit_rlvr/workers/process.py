@@ -67,7 +67,7 @@ class Function(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The key that workers keep it under."""
+        """The key under which workers keep the function."""
         return f"{self.name} {sha256(self.pickle).hexdigest()}"
 
 
@@ -126,11 +126,11 @@ class WorkerProcess:
         return self.process.poll() is None
 
     def load(self, function: Function, seconds: float) -> None:
-        """Ask it to import or unpickle a function within `seconds`."""
+        """Ask the worker to import or unpickle a function within `seconds`."""
         self._ask("load", function, seconds, *function)
 
     def call(self, function: Function, limits: Isolation, arguments: tuple[Any, ...]) -> None:
-        """Ask it to call a function that it has loaded."""
+        """Ask the worker to call a function that it has loaded."""
         self._ask("run", function, limits.wall_seconds, arguments, limits.cpu_seconds, limits.memory_mb)
 
     def _ask(self, kind: Literal["load", "run"], function: Function, seconds: float, *request: Any) -> None:
@@ -141,7 +141,7 @@ class WorkerProcess:
             self.connection.send((self.request, kind, function.key, *request))
 
     def answer(self) -> Outcome | None:
-        """Wait for its answer to the last request; None if it died for a reason other than a limit.
+        """Wait for the answer to the last request; return None if the worker died for a reason other than a limit.
 
         Raises:
             UserError: the function raised it.
@@ -163,12 +163,12 @@ class WorkerProcess:
         return Outcome(value, status, detail)
 
     def obituary(self) -> str:
-        """The exit code of a killed worker (negative: the signal) and its last output."""
+        """Return the exit code of a killed worker (negative: the signal) and its last output."""
         last = self.tail.decode(errors="replace").strip()
         return f"exit code {self.process.returncode}" + (f"; {last}" if last else "")
 
     def kill(self) -> None:
-        """Kill it and release its descriptors; safe to call again."""
+        """Kill the worker and release its descriptors; safe to call again."""
         if self.log.closed:
             return
         self._end()
@@ -177,7 +177,7 @@ class WorkerProcess:
         self.log.close()
 
     def _end(self) -> None:
-        """Kill it and the processes that its checks started; a worker that has already exited keeps its exit code."""
+        """Kill the worker and the processes that its calls started; one that has already exited keeps its exit code."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

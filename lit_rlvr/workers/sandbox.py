@@ -59,7 +59,7 @@ class Limits(NamedTuple):
 
 
 class ProgramFailed(Exception):
-    """A program did not run to its end.
+    """The failure of a program that did not run to its end.
 
     Args:
         status: "timeout" = it hit a limit; "ok" = it raised an exception or crashed.
@@ -72,7 +72,7 @@ class ProgramFailed(Exception):
 
 
 def is_supported() -> bool:
-    """Whether this machine supports the sandbox."""
+    """Return whether this machine supports the sandbox."""
     return sys.platform == "linux" and platform.machine() in MACHINES
 
 
@@ -126,7 +126,7 @@ def run(program: str, text: str, limits: Limits, function: str = "") -> str:
 
 @contextmanager
 def _memory(content: bytes = b"") -> Iterator[BinaryIO]:
-    """An in-memory file, positioned at its beginning."""
+    """Open an in-memory file, positioned at its beginning."""
     with open(os.memfd_create("sandbox"), "w+b", buffering=0) as file:
         file.write(content)
         file.seek(0)
@@ -134,7 +134,7 @@ def _memory(content: bytes = b"") -> Iterator[BinaryIO]:
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
-    """Wait for a process, then kill it; returns the limit that it hit, or ""."""
+    """Wait for a process, then kill it; return the limit that it hit, or ""."""
     deadline = time.monotonic() + seconds
     try:
         while time.monotonic() < deadline:
@@ -151,7 +151,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
 
 
 def _last_line(stderr: BinaryIO) -> str:
-    """The end of what was written to standard error: an exception's type and message."""
+    """Return the end of what was written to standard error: an exception's type and message."""
     size = os.fstat(stderr.fileno()).st_size
     lines = os.pread(stderr.fileno(), MESSAGE_BYTES, max(0, size - MESSAGE_BYTES)).decode(errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -61,7 +61,7 @@ def main(descriptor: int, parent: int) -> None:
 
 
 def _prepare(descriptor: int, parent: int) -> None:
-    """Die with the parent's thread that started this process, even during a check; `pool.py` keeps that thread."""
+    """Tie this process to the parent's thread that started it, even during a call; `pool.py` keeps that thread."""
     os.set_inheritable(descriptor, False)
     if sys.platform == "linux":  # end-of-file would only be noticed between requests
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -89,7 +89,7 @@ def _reply(number: int, function: Callable[..., Any], arguments: tuple[Any, ...]
 
 
 def _address_space_mb() -> int:
-    """This process's share of RLIMIT_AS, in MiB; 0 if the system does not report it."""
+    """Return this process's share of RLIMIT_AS, in MiB; 0 if the system does not report it."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[0]) * resource.getpagesize() >> 20 if statm.exists() else 0
 
