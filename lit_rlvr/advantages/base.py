@@ -64,6 +64,10 @@ class Advantage(ABC):
         """Whether the estimator needs `reference_rewards`."""
         return False
 
+    zero_for_equal_rewards: bool = False
+    """Whether a group whose rewards are all equal gets advantages of 0, whatever else differs. Ranks then share out the
+    other groups only; where it is False, all groups count."""
+
     min_valid_fraction: float | None = None
     """Share of groups with both right and wrong completions that a batch needs before training; None = no minimum."""
 

@@ -39,6 +39,10 @@ class Composed(Advantage):
         return self._base.needs_reference
 
     @property
+    def zero_for_equal_rewards(self) -> bool:  # type: ignore[override]
+        return self._base.zero_for_equal_rewards
+
+    @property
     def metrics(self) -> dict[str, float]:
         return self._base.metrics
 
@@ -89,6 +93,10 @@ class AAPOAdvantage(Composed):
     @property
     def needs_reference(self) -> bool:
         return True
+
+    @property
+    def zero_for_equal_rewards(self) -> bool:  # type: ignore[override]
+        return False  # the margin differs
 
     @property
     def metrics(self) -> dict[str, float]:

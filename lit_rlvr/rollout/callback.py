@@ -30,7 +30,7 @@ from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rollout.assemble import (
-    all_live_groups,
+    all_mixed_groups,
     assemble,
     balance,
     count_repeats,
@@ -125,7 +125,6 @@ class RolloutCallback(Callback):
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
         self._reference = ReferenceRewards(group_size)
-        self.shown = 0  # of the first process's first prompts, which the run folder shows, so they stay there
         self._beside: list[list[Completion]] = []  # this iteration's completions of the reference
         self._seconds: defaultdict[str, float] = defaultdict(float)  # this iteration's, by stage
         self._episodes: Episodes | None = None
@@ -211,8 +210,9 @@ class RolloutCallback(Callback):
             with self._timed("reference"):
                 sample = partial(self._sample_reference, trainer, module)
                 rollout.reference_rewards = self._reference.rewards(module, rollout.prompts, repeats, sample)
-        all_rows = bool(module.kl_coef or module.entropy_coef)
-        return balance(rollout, module.updates_per_rollout, all_rows, self.shown)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
+        return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), saved)
 
     def _round(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]) -> Rollout:
         """G scored completions per prompt."""
@@ -228,7 +228,7 @@ class RolloutCallback(Callback):
         for stage, value in seconds.items():
             self._seconds[stage] += value
         self._stop_on_failures(trainer, prompts, completions, scores, together=True)
-        exact = self.engine.exact(compute_dtype(str(trainer.precision)))
+        exact = self.generator.is_exact(compute_dtype(str(trainer.precision)))
         return assemble(prompts, completions, scores, self.sampling, self.mask_truncated, exact)
 
     def _opened(self, trainer: Trainer, prompts: list[Prompt], name: str = "") -> list[Prompt]:
@@ -250,13 +250,13 @@ class RolloutCallback(Callback):
         Returns:
             The rollout of all rounds, and how often each of its prompts occurred earlier in the iteration.
         """
-        rounds, live = 1, all_live_groups(rollout)
+        rounds, live = 1, all_mixed_groups(rollout)
         while rounds < module.max_sampling_rounds and sum(map(len, live)) < wanted:
             next_batch = trainer.datamodule.train_dataloader().take(batch.cursor)  # type: ignore[attr-defined]
             batch.cursor = next_batch.cursor
             again = count_repeats(next_batch.prompts, rollout.prompts)
             rollout = join(rollout, self._round(trainer, module, next_batch.prompts, again))
-            repeats, live, rounds = repeats + again, all_live_groups(rollout), rounds + 1
+            repeats, live, rounds = repeats + again, all_mixed_groups(rollout), rounds + 1
         if module.drops_groups:
             rollout.kept = number_groups(live, len(batch), len(batch) * world_size())
         counts = {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, live)))}
@@ -267,7 +267,7 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], seeds: list[list[int]]
     ) -> Scores | None:
         """Scores of new completions from the reference, sampled as in training; None without prompts."""
-        self.engine.bring(module.reference, ("reference", module.reference_version))
+        self.engine.bring(module.reference.policy, ("reference", module.reference.version))
         completions = self.engine.generate(prompts, self.sampling, seeds, turns=self._episodes)
         self._beside += completions
         if not prompts:
@@ -386,14 +386,14 @@ class RolloutCallback(Callback):
     ) -> None:
         """See `limits.py`."""
         check_sizes(
-            module, self.engine, self.sampling, self.group_size, self.overlap, prompts, ranks, precision, device
+            module, self.generator, self.sampling, self.group_size, self.overlap, prompts, ranks, precision, device
         )
 
     def log_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
     ) -> None:
         """See `limits.py`."""
-        log_sizes(module, self.engine, self.group_size, prompts, ranks, precision, device)
+        log_sizes(module, self.generator, self.group_size, prompts, ranks, precision, device)
 
     def _start(self, trainer: Trainer, module: RLVRModule) -> None:
         """Start the engine, on the first call only."""

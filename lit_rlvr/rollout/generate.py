@@ -15,14 +15,14 @@ from lit_rlvr.errors import UserError, first_line, shown
 from lit_rlvr.progress import DOING
 from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
-from lit_rlvr.rollout.engines.base import Generates, Turns
+from lit_rlvr.rollout.engines.base import RolloutEngine, Turns
 from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 
 def sample_and_score(
-    engine: Generates,
+    engine: RolloutEngine | SyncedEngine,
     rewards: Sequence[Reward],
     prompts: list[Prompt],
     sampling: Sampling,

@@ -11,7 +11,7 @@ from lit_rlvr.errors import MOST, UserError, check_all, refuse_all
 from lit_rlvr.objectives import settle_correction
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
-from lit_rlvr.rollout.engines.synced import SyncedEngine
+from lit_rlvr.rollout.engines.base import RolloutEngine
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Prompt, Sampling
@@ -149,7 +149,7 @@ SLOW = 4.0
 
 
 def check_sizes(
-    module: RLVRModule, engine: SyncedEngine, sampling: Sampling, group_size: int, overlap: bool, prompts: int,
+    module: RLVRModule, engine: RolloutEngine, sampling: Sampling, group_size: int, overlap: bool, prompts: int,
     ranks: int, precision: str = "32-true", device: str = "cpu",
 ) -> None:  # fmt: skip
     """Check the settings against each other.
@@ -207,7 +207,7 @@ def _wrong_sizes(
 
 
 def log_sizes(
-    module: RLVRModule, engine: SyncedEngine, group_size: int, prompts: int, ranks: int, precision: str, device: str
+    module: RLVRModule, engine: RolloutEngine, group_size: int, prompts: int, ranks: int, precision: str, device: str
 ) -> None:
     """Log the sizes that follow from the settings, and warn of those that are slow or do not fit the algorithm.
 
@@ -223,7 +223,7 @@ def log_sizes(
         _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:
         _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
-    correction = settle_correction(module.importance_correction, engine.exact(compute_dtype(precision)))
+    correction = settle_correction(module.importance_correction, engine.is_exact(compute_dtype(precision)))
     if engine.quantized and correction == "none":
         _log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
@@ -238,13 +238,13 @@ def log_sizes(
     )  # fmt: skip
 
 
-def _check_overlap(module: RLVRModule, engine: SyncedEngine, prompts: int, precision: str, device: str) -> None:
+def _check_overlap(module: RLVRModule, engine: RolloutEngine, prompts: int, precision: str, device: str) -> None:
     """Refuse settings that are incompatible with generating a rollout one iteration early.
 
     Raises:
         UserError: names the setting.
     """
-    correction = settle_correction(module.importance_correction, engine.exact(compute_dtype(precision)))
+    correction = settle_correction(module.importance_correction, engine.is_exact(compute_dtype(precision)))
     reason = None
     if engine.shares_weights:
         reason = f"engine {engine.name} decodes with the weights being trained; use vllm"

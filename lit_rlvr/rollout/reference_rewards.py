@@ -53,8 +53,8 @@ class ReferenceRewards:
 
     def _fill(self, module: RLVRModule, prompts: list[Prompt], sample: SampleReference) -> None:
         """Sample a pool for every prompt without one, and share it with all ranks."""
-        if self._version != module.reference_version:
-            self._pool, self._version = {}, module.reference_version
+        if self._version != module.reference.version:
+            self._pool, self._version = {}, module.reference.version
         missing = {p.sample.id: p for p in prompts if p.sample.id not in self._pool}
         if not all_max(len(missing), module.device):
             return

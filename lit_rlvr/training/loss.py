@@ -15,24 +15,26 @@ from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
 from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, kind_of
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, k3, masked_sum
 from lit_rlvr.returned import check_advantages, check_objective
-from lit_rlvr.training.validation import EvaluatingModule
 
 
-class LossModule(EvaluatingModule, ABC):
-    """The advantage estimator and the loss; see `RLVRModule` for the options."""
+class LossModule(ABC):
+    """The advantage estimator and the loss; see `RLVRModule` for the options.
 
-    has_ratio: ClassVar[bool] = True  # False: correct only on the sampling policy, so with one update per rollout
-    needs_updates: ClassVar[bool] = False  # True: with one update per rollout its gradient is GRPO's
-    stops_gradient: ClassVar[bool] = (
-        False  # True: the objective detaches values on purpose; `lit-rlvr check` holds them
-    )
+    Attributes:
+        has_ratio: False = the loss is right only on the sampling policy, so with one update per rollout.
+        needs_updates: True = with one update per rollout its gradient is GRPO's.
+        stops_gradient: True = the objective detaches values on purpose; `lit-rlvr check` holds them fixed.
+    """
+
+    has_ratio: ClassVar[bool] = True
+    needs_updates: ClassVar[bool] = False
+    stops_gradient: ClassVar[bool] = False
 
     def __init__(
-        self, model: str, advantage: Advantage | str, aggregation: Aggregation, kl_coef: float, entropy_coef: float
+        self, advantage: Advantage | str, aggregation: Aggregation, kl_coef: float, entropy_coef: float
     ) -> None:
         check_within("[0, inf)", "model", kl_coef=kl_coef)
         check_within("(-inf, inf)", "model", entropy_coef=entropy_coef)
-        super().__init__(model)
         check_takes(self.objective, "x")
         check_takes(self.observe, "group")
         self.aggregation, self.advantage = aggregation, resolve_advantage(advantage)
@@ -40,14 +42,14 @@ class LossModule(EvaluatingModule, ABC):
 
     @abstractmethod
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """The loss of some rows: a sum that includes the global normalisers, without the KL and entropy terms.
+        """Return the loss of some rows: a sum that includes the global normalisers, without the KL and entropy terms.
 
         Returns:
             The loss, a scalar, and counts or sums over the unmasked tokens, which are logged as means over tokens.
         """
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
-        """Called with the whole rollout's statistics (all ranks) before its updates.
+        """Take note of the whole rollout's rewards (all ranks) before its updates.
 
         Returns:
             Metrics to log as `train/...`.
@@ -55,7 +57,7 @@ class LossModule(EvaluatingModule, ABC):
         return {}
 
     def estimate(self, group: GroupBatch) -> tuple[Tensor, dict[str, float]]:
-        """Advantages (P, G) of the whole rollout (all ranks), and metrics to log as `train/...`.
+        """Return advantages (P, G) of the whole rollout (all ranks), and metrics to log as `train/...`.
 
         Raises:
             UserError: the estimator returns no tensor, the wrong shape, or values that are not finite.
@@ -72,7 +74,7 @@ class LossModule(EvaluatingModule, ABC):
         }
 
     def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """The objective plus the KL term minus the entropy bonus, of some rows of one optimizer step.
+        """Return the objective plus the KL term minus the entropy bonus, for some rows of one optimizer step.
 
         Raises:
             UserError: the objective does not return a loss with a gradient and statistics, or an entropy bonus is

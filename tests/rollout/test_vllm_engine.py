@@ -28,7 +28,7 @@ from lit_rlvr.rollout.engines import vllm
 from lit_rlvr.rollout.engines.base import EngineContext
 from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.rollout.engines.process_group import executor_on
-from lit_rlvr.rollout.engines.synced import SyncedEngine, check_engine
+from lit_rlvr.rollout.engines.synced import check_engine
 from lit_rlvr.rollout.engines.vllm import WORTH_COMPILING, VLLMEngine, smallest_block, with_tied_head
 from lit_rlvr.types import Sampling
 
@@ -401,7 +401,7 @@ def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPat
     engine.start(context)
     assert settings["quantization"] in QUANTIZATION_METHODS and settings["dtype"] == "bfloat16"
     assert engine.probe_tolerance > 2 * plain.probe_tolerance
-    assert settle_correction(None, SyncedEngine(engine).exact(torch.bfloat16)) == "token_truncate"
+    assert settle_correction(None, engine.is_exact(torch.bfloat16)) == "token_truncate"
 
 
 @pytest.mark.usefixtures("hopper")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -170,40 +170,8 @@ class EngineContext:
         return cls("", policy, tokenizer, max_tokens=0, max_sequences=sequences, seed=0)
 
 
-class Generates(Protocol):
-    """Samples completions and can be probed: an engine, or the owner of one."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def compute_dtype(self) -> torch.dtype: ...
-
-    @property
-    def probe_tolerance(self) -> float: ...
-
-    @abstractmethod
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
-        turns: Turns | None = None,
-    ) -> list[list[Completion]]:
-        """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
-
-        Called on every rank at once; a rank may have no prompts while others have some.
-
-        Args:
-            done: called with each prompt's index and completions as soon as its group is complete, in any order.
-            turns: says how a completion goes on when it stops; None = it is over. Completions go through their turns
-                independently of each other.
-        """
-
-
-class RolloutEngine(Generates, ABC):
-    """Generates completions from a copy of (or a view on) the policy's weights.
+class RolloutEngine(ABC):
+    """An engine generates completions from a copy of (or a view on) the policy's weights.
 
     Attributes:
         exact: its log-probabilities equal the trainer's up to rounding, so importance correction is off by default.
@@ -219,7 +187,11 @@ class RolloutEngine(Generates, ABC):
     in_process: bool = True
     quantized: bool = False
 
-    def check_hardware(self, device: str, dtype: torch.dtype) -> None:
+    def is_exact(self, dtype: torch.dtype) -> bool:
+        """Return whether its log-probabilities equal those of a trainer that computes in `dtype`, up to rounding."""
+        return self.exact and dtype == torch.float32
+
+    def check_hardware(self, device: str, dtype: torch.dtype) -> None:  # noqa: B027  # optional
         """Refuse a device that the engine's options do not work on, or a compute type of the trainer, before weights
         are loaded.
 
@@ -240,6 +212,25 @@ class RolloutEngine(Generates, ABC):
 
         `policy.named_weights()` yields the full weights by their Hugging Face names, with adapters merged. Collective:
         called on every rank.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:
+        """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
+
+        Called on every rank at once; a rank may have no prompts while others have some.
+
+        Args:
+            done: called with each prompt's index and completions as soon as its group is complete, in any order.
+            turns: says how a completion goes on when it stops; None = it is over. Completions go through their turns
+                independently of each other.
         """
 
     def restore(self, policy: Policy) -> None:
