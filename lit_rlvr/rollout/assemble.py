@@ -56,15 +56,16 @@ def assemble(
 
 
 def impute(values: Tensor, missing: Tensor) -> Tensor:
-    """`values` (P, G) with missing ones replaced by the mean of the rest of their group (0 if all are missing)."""
+    """Return `values` (P, G) with missing ones replaced by the mean of the rest of their group (0 if all are
+    missing)."""
     known = (~missing).to(values.dtype)
     mean = (values * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
     return torch.where(missing, mean, values)
 
 
 def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
-    """How often each of this rank's prompts occurred earlier in the iteration: in earlier rounds, on lower ranks, or
-    earlier on this rank. Collective: call it on every rank.
+    """Return how often each of this rank's prompts occurred earlier in the iteration: in earlier rounds, on lower
+    ranks, or earlier on this rank. Collective: call it on every rank.
 
     Args:
         before: this rank's prompts of earlier rounds.
@@ -81,7 +82,7 @@ def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
 
 
 def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Completion]] = ()) -> dict[str, float]:
-    """Metrics of a rollout, over all ranks. Collective: call it on every rank.
+    """Compute the metrics of a rollout, over all ranks. Collective: call it on every rank.
 
     `rollout/entropy` is the mean of -log p over the sampled tokens, an unbiased estimate of the entropy of the sampling
     distribution, in nats. Unlike `train/entropy` it covers all completions, even if an algorithm trains on only some.
@@ -212,7 +213,7 @@ def group_tokens(rollout: Rollout, p: int) -> int:
 
 
 def take(rollout: Rollout, p: int) -> Rollout:
-    """A rollout of one group alone; its tensors are copies, because a view would be sent with all it is a view of."""
+    """Return a rollout of one group alone, with copies of its tensors: a view would be sent with its whole tensor."""
     rows, reference = slice(p * rollout.group_size, (p + 1) * rollout.group_size), rollout.reference_rewards
     return replace(
         rollout,

@@ -150,7 +150,7 @@ class RolloutCallback(Callback):
         )
 
     def _problems(self) -> Iterator[str]:
-        """What is wrong with the settings, a line each."""
+        """Yield what is wrong with the settings, a line each."""
         by_set = self.eval_samples if isinstance(self.eval_samples, dict) else {"": self.eval_samples}
         samples_of = {f"rollout.eval_samples{name and f'.{name}'}": samples for name, samples in by_set.items()}
         for option, count in {"rollout.group_size": self.group_size, **samples_of}.items():
@@ -172,7 +172,7 @@ class RolloutCallback(Callback):
             yield "rollout.overlap: an environment's turns cannot be generated ahead; turn it off"
 
     def samples_of(self, name: str) -> int:
-        """Completions per prompt of a validation set."""
+        """Return the number of completions per prompt of a validation set."""
         return self.eval_samples.get(name, 1) if isinstance(self.eval_samples, dict) else self.eval_samples
 
     # ---- one iteration ------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class RolloutCallback(Callback):
             module.log_dict(turn_metrics(rollout))
 
     def collect(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
-        """Scored groups from the current policy for a batch of prompts. Collective: call it on every rank."""
+        """Sample and score groups from the current policy for a batch of prompts. Collective: call it on every rank."""
         if self.overlap:
             with self._timed("wait"):
                 self._ahead.wait()
@@ -215,7 +215,7 @@ class RolloutCallback(Callback):
         return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), saved)
 
     def _round(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]) -> Rollout:
-        """G scored completions per prompt."""
+        """Sample and score G completions per prompt."""
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration)
         ready = self._ahead.take(prompts)
         waited = 0.0 if self._episodes is None else self._episodes.seconds
@@ -232,7 +232,7 @@ class RolloutCallback(Callback):
         return assemble(prompts, completions, scores, self.sampling, self.mask_truncated, exact)
 
     def _opened(self, trainer: Trainer, prompts: list[Prompt], name: str = "") -> list[Prompt]:
-        """The prompts of a set with what the environment says first."""
+        """Add to each prompt of a set what the environment says first."""
         if self._episodes is None:
             return prompts
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -266,7 +266,7 @@ class RolloutCallback(Callback):
     def _sample_reference(
         self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], seeds: list[list[int]]
     ) -> Scores | None:
-        """Scores of new completions from the reference, sampled as in training; None without prompts."""
+        """Score new completions from the reference, sampled as in training; None without prompts."""
         self.engine.bring(module.reference.policy, ("reference", module.reference.version))
         completions = self.engine.generate(prompts, self.sampling, seeds, turns=self._episodes)
         self._beside += completions
@@ -321,7 +321,7 @@ class RolloutCallback(Callback):
             batch.greedy = self._validate(trainer, batch, replace(sampling, temperature=0.0, top_p=1.0, top_k=0), 1)
 
     def _validate(self, trainer: Trainer, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
-        """Scored completions of a validation batch."""
+        """Sample and score the completions of a validation batch."""
         prompts = batch.prompts
         if not prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
             self.engine.generate([], sampling, [])
@@ -438,7 +438,7 @@ class RolloutCallback(Callback):
         )
 
     def _most_images(self) -> int:
-        """Images that an environment may show in an episode, one at a time."""
+        """Return the number of images that an environment may show in an episode, one at a time."""
         if self.environment is None:
             return 0
         return max(self.sampling.max_turns, self.eval_sampling.max_turns) - 1
@@ -472,6 +472,6 @@ class RolloutCallback(Callback):
 
 
 def use_deterministic_kernels() -> None:
-    """Of torch, on a GPU, before its first matrix product."""
+    """Enable deterministic CUDA kernels; call it before the first matrix product."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

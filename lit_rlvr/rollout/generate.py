@@ -59,7 +59,7 @@ def sample_and_score(
 
 
 def completion_seeds(prompts: list[Prompt], repeats: list[int], count: int, *use: int | str) -> list[list[int]]:
-    """Each completion's own seed (P lists of `count`), from (run seed, use, prompt id, sample index).
+    """Return each completion's own seed (P lists of `count`), from (run seed, use, prompt id, sample index).
 
     Validation uses the same seeds every time.
 

@@ -56,7 +56,7 @@ class Asked:
 def asked_of(
     data: PromptDataModule, sampling: Sampling, eval_sampling: Sampling, prompts_grow: bool = False
 ) -> list[Asked]:
-    """The loaded sets of a run, with their maximum completion lengths.
+    """Return the loaded sets of a run, with their maximum completion lengths.
 
     Args:
         prompts_grow: an environment may add to prompts, up to `max_prompt_tokens`.
@@ -100,7 +100,7 @@ def check_lengths(model_folder: str, sets: Sequence[Asked]) -> None:
 
 
 def within_context(model_folder: str, sets: Sequence[Asked]) -> int:
-    """The longest sequence of sets whose completions may be cut by the model's context, which is said.
+    """Return the longest sequence; warn about completions that the context truncates.
 
     Returns:
         Tokens of the longest sequence, prompt and completion together; at most the model's context.
@@ -129,7 +129,8 @@ def within_context(model_folder: str, sets: Sequence[Asked]) -> int:
 
 
 def context_length(config: Any) -> int | None:
-    """The longest sequence that a model's positions support, as vLLM computes it; None if the config does not say.
+    """Return the longest sequence that a model's positions support, as vLLM computes it; None if the config does not
+    say.
 
     `linear` and `dynamic` RoPE scaling multiply `max_position_embeddings`; for other kinds, and for Gemma 3, it already
     includes the factor.
@@ -175,7 +176,7 @@ def check_sizes(
 def _wrong_sizes(
     module: RLVRModule, sampling: Sampling, group_size: int, prompts: int, ranks: int, precision: str
 ) -> Iterator[str]:
-    """What is wrong with the sizes, the sampling and the precision, a line each."""
+    """Yield what is wrong with the sizes, the sampling and the precision, a line each."""
     if sampling.truncated:
         yield (
             "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "

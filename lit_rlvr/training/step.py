@@ -160,7 +160,7 @@ def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool
 
 @torch.no_grad()
 def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, in_step: bool) -> Tensor:
-    """(B, T) log-probabilities of some rows under `policy`, without gradients; 0 in the other rows.
+    """Return (B, T) log-probabilities of some rows under `policy`, without gradients; 0 in the other rows.
 
     Args:
         in_step: as for `plan_step`.
@@ -176,7 +176,7 @@ def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, 
 
 
 def step_metrics(sums: Stats) -> dict[str, float]:
-    """Sums over this rank's tokens -> means over the tokens run on all ranks, by metric name. Collective."""
+    """Turn sums over this rank's tokens into means over the tokens run on all ranks, by metric name. Collective."""
     if not sums:
         return {"train/loss": 0.0}
     names = sorted(sums)

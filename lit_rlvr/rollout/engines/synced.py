@@ -24,7 +24,7 @@ PROBED = 16
 
 
 def probe_sampling(sampling: Sampling) -> Sampling:
-    """Settings for a probe: up to `PROBED` tokens, without top-p, top-k or greedy decoding."""
+    """Return the settings of a probe: up to `PROBED` tokens, without top-p, top-k or greedy decoding."""
     return replace(
         sampling,
         temperature=sampling.temperature or 1.0,
@@ -77,7 +77,7 @@ def check_engine(
 def trainer_logprobs(
     policy: Policy, prompt: Prompt, completion: Completion, sampling: Sampling, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """(n,) log-probabilities of one completion's tokens under the trainer's weights, computed in `dtype`."""
+    """Return the (n,) log-probabilities of one completion's tokens under the trainer's weights, computed in `dtype`."""
     rollout = Rollout.unscored([prompt], [[completion]], sampling)
     with training_autocast(policy.device, dtype):
         return policy.logprobs(rollout, [0])[0][0].float().cpu()
