@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Union, get_args, get_origin
 
 import yaml
@@ -306,6 +307,13 @@ def _as_classes(value: Any) -> Any:
         return None
     classes = found if isinstance(found, list) else [found]
     return found if any(isinstance(item, dict) and "class_path" in item for item in classes) else None
+
+
+def import_classes(*packages: ModuleType) -> None:
+    """Import all that some packages export: jsonargparse knows the short names of imported classes only."""
+    for package in packages:
+        for name in package.__all__:
+            getattr(package, name)
 
 
 def untyped_required(cls: type) -> set[str]:

@@ -36,6 +36,13 @@ def one_line(text: str) -> str:
     return " ".join(printable(text).split())
 
 
+def number_text(value: float) -> str:
+    """Return a number with about three significant digits."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.2g}".replace("e-0", "e-")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 def _shown(character: str) -> bool:
     return character not in REORDERING and unicodedata.category(character) not in UNPRINTABLE
 

@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import lit_rlvr.algorithms
 import lit_rlvr.datamodules
-import lit_rlvr.environments.known
-import lit_rlvr.rewards.known  # noqa: F401  # these imports make short class names known
+import lit_rlvr.environments
+import lit_rlvr.rewards
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.errors import refuse_nulls
@@ -27,7 +27,7 @@ from lit_rlvr.cli.groups import CALLBACKS
 from lit_rlvr.cli.inspect import check_before_weights, dry_run
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
-from lit_rlvr.configs import Parser, changed_classes, changes, find_configs
+from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint, list_checkpoints
 from lit_rlvr.distributed.collectives import is_first_process
@@ -45,6 +45,7 @@ from lit_rlvr.terminal import show_result, wants_json
 from lit_rlvr.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")
+import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
 INSTEAD = {
     "gradient_clip_val": "model.max_grad_norm",

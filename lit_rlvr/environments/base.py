@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_rlvr.errors import UserError, first_line
-from lit_rlvr.rewards.isolated import UNPICKLABLE, Isolation
 from lit_rlvr.types import RewardResult, Sample, Turn
+from lit_rlvr.workers.process import Isolation, pickle_for_worker
 
 
 @dataclass(frozen=True)
@@ -96,15 +94,13 @@ def named(environment: Environment | None) -> str | None:
 
 
 def pickled(environment: Environment) -> bytes:
-    """The environment as its workers get it.
+    """Pickle an environment for its workers.
 
     Raises:
         UserError: it cannot be pickled.
     """
-    try:
-        return pickle.dumps(environment)
-    except UNPICKLABLE as error:
-        raise UserError(
-            f"rollout.environment: {type(environment).__name__} cannot be sent to a worker process "
-            f"({first_line(error)}): define it at the top level of a module, without open files or nested functions"
-        ) from error
+    return pickle_for_worker(
+        environment,
+        f"rollout.environment: {type(environment).__name__}",
+        "define it at the top level of a module, without open files or nested functions",
+    )

@@ -8,7 +8,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.errors import first_line
 from lit_rlvr.rewards.base import as_result
 
 if TYPE_CHECKING:
@@ -33,19 +33,18 @@ class Player:
 
     def __call__(
         self, batch: int, number: int, seed: int, call: int, sample: Sample, turn: Turn | None
-    ) -> str | Observation | RewardResult | UserError | None:
-        """One call of an episode's environment.
+    ) -> str | Observation | RewardResult | None:
+        """Make one call of an episode's environment.
 
         Args:
             batch: episodes of earlier batches are forgotten.
             number: names the episode in its batch.
-            seed: of the episode; Python's `random` is seeded with it and the number of the call.
+            seed: the episode's seed; Python's `random` is seeded with it and the number of the call.
             call: `RESET`, the number of a `step`, or `REWARD`, which ends the episode.
-            turn: for a step.
+            turn: the model's turn, for a step.
 
         Returns:
-            The text of `reset`, the observation of `step`, or the judgement of `reward`; an error in the user's
-            configuration.
+            The text of `reset`, the observation of `step`, or the judgement of `reward`.
         """
         if batch != self._batch:
             self._batch, self._episodes = batch, {}
@@ -54,8 +53,6 @@ class Player:
             sys.modules["numpy"].random.seed(random.getrandbits(32))
         try:
             return self._call(number, call, sample, turn)
-        except UserError as error:
-            return error
         except (SystemExit, KeyboardInterrupt) as error:
             raise RuntimeError(first_line(error)) from error
 
@@ -76,11 +73,12 @@ class Player:
 
 
 def _plain(text: str) -> str:
-    """Text that can be encoded: lone surrogates, as in names of files, are replaced."""
+    """Replace what cannot be encoded: lone surrogates, as in names of files."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _checked(value: object) -> Observation:
+    """Check what `step` returned, and replace what cannot be encoded in its text."""
     from lit_rlvr.environments.base import Observation
 
     if not isinstance(value, Observation):
@@ -93,7 +91,7 @@ def _checked(value: object) -> Observation:
 
 
 def _judged(result: RewardResult) -> RewardResult:
-    """With `correct`: value 1 is right unless the environment says otherwise."""
+    """Set `correct`: value 1 is right unless the environment says otherwise."""
     if result.correct is not None or result.status == "error":
         return result
     return replace(result, correct=result.value == 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_rlvr.environments.tools import Tools
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.isolated import Isolation
+from lit_rlvr.workers.process import Isolation
 from lit_rlvr.workers.sandbox import Limits, ProgramFailed, is_supported, run
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 
-import lit_rlvr.environments.known
-import lit_rlvr.rewards.known  # noqa: F401
-from lit_rlvr.configs import Parser, config_folder, load_yaml, merge
+import lit_rlvr.environments
+import lit_rlvr.rewards
+from lit_rlvr.configs import Parser, config_folder, import_classes, load_yaml, merge
 from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_math
 from lit_rlvr.datamodules.reading.readers import FORMATS, read_rows
 from lit_rlvr.datamodules.reading.rows import BadRow
@@ -24,6 +24,7 @@ from lit_rlvr.evaluation.protocols import PROMPTS, SAMPLING, Protocol, check_set
 from lit_rlvr.rewards import Reward
 
 _log = logging.getLogger("lit_rlvr")
+import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
 BOXED = {"template": "boxed"}
 MATH = {"class_path": "MathAnswer"}

@@ -9,6 +9,7 @@ from statistics import fmean
 
 from lit_rlvr.report.groups import Group
 from lit_rlvr.report.runs import Run, metric_names
+from lit_rlvr.terminal import number_text
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24
@@ -106,13 +107,6 @@ def tick_text(value: float) -> str:
     if value and abs(value) < 1e-3:
         return f"{value:.2g}".replace("e-0", "e-")
     return f"{value / 1000:.6g}k" if abs(value) >= 10_000 else f"{value:.6g}"
-
-
-def number_text(value: float) -> str:
-    """A number with about three significant digits."""
-    if value and abs(value) < 1e-3:
-        return f"{value:.2g}".replace("e-0", "e-")
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 MOST_POINTS = 240

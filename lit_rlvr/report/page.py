@@ -10,10 +10,10 @@ from lit_rlvr import __version__
 from lit_rlvr.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart, more_panels, panels
 from lit_rlvr.report.closeup import close_up, shorten, turns_of
 from lit_rlvr.report.groups import Group
-from lit_rlvr.report.health import findings
 from lit_rlvr.report.render import render
 from lit_rlvr.report.runs import differences, main_settings
 from lit_rlvr.report.tables import RUN_COLUMNS, Result, results, run_rows, validation_rows
+from lit_rlvr.run.monitor import findings
 
 COLOURS = 8
 """Number of colours in the style sheet; further groups get dashed lines."""
@@ -82,7 +82,7 @@ def contents(groups: Sequence[Group], more: bool = True) -> dict[str, Any]:
         tasks=[_task(name, groups, legends, more) for name in tasks],
         run_columns=RUN_COLUMNS,
         run_rows=run_rows(groups),
-        health=[(run, findings(run)) for group in groups for run in group.runs],
+        health=[(run, findings(run.metrics)) for group in groups for run in group.runs],
         box={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP,
              "bottom": HEIGHT - BOTTOM},
     )  # fmt: skip

@@ -10,16 +10,15 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from importlib import import_module
 from typing import Any
 
 from lit_rlvr.errors import UserError, begins_at, first_line, nearest, user_line
-from lit_rlvr.rewards.isolated import Isolation, as_function, run_isolated
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
-from lit_rlvr.workers.pool import Waiting
-from lit_rlvr.workers.process import Function, Outcome
+from lit_rlvr.workers.pool import Waiting, shared_pool
+from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -79,14 +78,26 @@ class Reward(ABC):
         `UserError` is about the configuration, so it ends the run.
         """
         if self.isolation is not None:
-            return [_unpacked(outcome) for outcome in run_isolated(self.for_workers, pairs, self.isolation)]
+            return self._score_isolated(pairs, self.isolation)
         results = []
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
             for number, pair in enumerate(pairs):
-                waiting.begin(number)
-                results.append(self._judge(*pair))
-                waiting.end(number)
+                with waiting.judging(number):
+                    results.append(self._judge(*pair))
         return results
+
+    def _score_isolated(self, pairs: Sequence[Pair], limits: Isolation) -> list[RewardResult]:
+        """Judge a batch in worker processes, where a reward can neither hang nor end the run.
+
+        Raises:
+            UserError: a sample cannot be pickled, or the reward cannot be loaded or raised it.
+        """
+        remedy = f"yield rows of plain values, or leave out isolate of {self.dotted_path}"
+        for sample in {id(sample): sample for _, sample in pairs}.values():
+            pickle_for_worker(sample, f"{sample.source or sample.id}: the row", remedy)
+        with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
+            outcomes = shared_pool().run(self.for_workers, pairs, waiting=waiting, **asdict(limits))
+        return [_unpacked(outcome) for outcome in outcomes]
 
     def _judge(self, completion: Completion, sample: Sample) -> RewardResult:
         with forks_ended(self.dotted_path):
@@ -105,20 +116,19 @@ class Reward(ABC):
 
     @cached_property
     def for_workers(self) -> Function:
-        """The function that worker processes call.
+        """The function that worker processes call: a method, so that it has this reward's options.
 
         Raises:
             UserError: this reward cannot be sent to a worker.
         """
-        return as_function(self.dotted_path, self.judge_alone)
+        remedy = "define it at the top level of a module, without open files or nested functions, or leave out isolate"
+        return Function(self.dotted_path, pickle_for_worker(self.judge_alone, f"rewards: {self.dotted_path}", remedy))
 
-    def judge_alone(self, completion: Completion, sample: Sample) -> RewardResult | UserError:
+    def judge_alone(self, completion: Completion, sample: Sample) -> RewardResult:
         """Judge one completion like `score`, but in a worker process, which itself handles running out of memory."""
         try:
             return self._result(completion, sample)
-        except UserError as error:
-            return error
-        except MemoryError:
+        except (UserError, MemoryError):
             raise
         except BaseException as error:
             return self._failed(error)
@@ -128,7 +138,7 @@ class Reward(ABC):
         return RewardResult(0.0, None, "error", ": ".join(filter(None, (place, first_line(error)))))
 
     def judging_function(self) -> object:
-        """The callable defined in the user's file."""
+        """Return the callable that the user's file defines."""
         return type(self).__call__
 
     def close(self) -> None:  # noqa: B027 (optional)
@@ -226,9 +236,7 @@ def forks_ended(reward: str) -> Iterator[None]:
 
 
 def _unpacked(outcome: Outcome) -> RewardResult:
-    """The result of `judge_alone` in a worker, or its failure as a result."""
-    if isinstance(outcome.value, UserError):
-        raise outcome.value
+    """Return the result of `judge_alone` in a worker, or its failure as a result."""
     if outcome.status != "ok":
         return RewardResult(0.0, None, outcome.status, outcome.detail)
     return outcome.value

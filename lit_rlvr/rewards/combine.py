@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import threading
@@ -9,14 +10,18 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lit_rlvr.distributed.collectives import gather_objects
+from lit_rlvr.errors import UserError, shown
 from lit_rlvr.rewards.base import Reward, check_rewards, forks_ended
-from lit_rlvr.types import Completion, Pair, RewardResult, Sample, Status
+from lit_rlvr.types import Completion, Pair, Prompt, RewardResult, Sample, Status
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -70,7 +75,7 @@ def score_rollout(rewards: Sequence[Reward], completions: list[list[Completion]]
 
 
 def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:
-    """The results of each reward for some completions, by the reward's name.
+    """Return the results of each reward for some completions, by the reward's name.
 
     A completion whose environment failed is not judged: all rewards get that failure.
     """
@@ -84,13 +89,13 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:
 
 
 def _failure(completion: Completion) -> RewardResult | None:
-    """How the completion's environment failed, if it did."""
+    """Return how the completion's environment failed, if it did."""
     outcome = completion.outcome
     return outcome if outcome is not None and outcome.status in ("timeout", "error") else None
 
 
 def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: int) -> Scores:
-    """Scores of P = `groups` groups of G = `width` completions from each reward's results for the P * G completions.
+    """Return scores of P = `groups` groups of G = `width` completions from each reward's results for all P * G.
 
     `correct` comes from the reward with `correct_from`, else from the first that reports it, else from the first. If
     that reward reports it for some completions only, it counts as failed on the others (status "error"); if it reports
@@ -125,7 +130,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
 
 
 def _correct(row: dict[str, RewardResult], judging: str, status: Status) -> bool | None:
-    """Whether an answer is right: as the reward `judging` says, or the first other one if that does not judge it.
+    """Return whether an answer is right: as the reward `judging` says, else the first other one that judges it.
 
     Args:
         row: each reward's result for the completion. status: the worst of them.
@@ -136,7 +141,7 @@ def _correct(row: dict[str, RewardResult], judging: str, status: Status) -> bool
 
 
 def _judge(rewards: Sequence[Reward], results: Judgements) -> str:
-    """The name of the reward that `correct` comes from."""
+    """Return the name of the reward that `correct` comes from."""
     for reward in rewards:
         if reward.correct_from:
             return reward.name
@@ -148,7 +153,7 @@ def _judge(rewards: Sequence[Reward], results: Judgements) -> str:
 
 
 def _judged(name: str, column: list[RewardResult]) -> list[RewardResult]:
-    """The results of the reward that `correct` comes from, with `correct` set wherever its check has not failed."""
+    """Set `correct` in the results of the reward that it comes from, wherever its check has not failed."""
     if any(result.correct is not None for result in column):
         return [_reported(result) for result in column]
     if any(result.status == "ok" for result in column):
@@ -170,6 +175,52 @@ def _say_rule(name: str) -> None:
         "reward %r reports no `correct` (accuracy, pass@k): its value 1 counts as correct; "
         "return True or False, or RewardResult(value, correct=...), for another rule", name,
     )  # fmt: skip
+
+
+def stop_on_failures(
+    prompts: list[Prompt],
+    completions: list[list[Completion]],
+    scores: Scores,
+    limit: float,
+    run: Path,
+    together: bool,
+) -> None:
+    """If more than a share `limit` of checks failed, save the completions to `failed_rewards.jsonl` in `run` and stop;
+    stop too if no reward judged any completion of an iteration.
+
+    Args:
+        run: the run's folder.
+        together: an iteration, counted over all ranks; then collective: call it on every rank.
+
+    Raises:
+        UserError: too many checks failed, which names the reward, the first sample and the file; or none judged.
+    """
+    counts = (int(scores.failed.sum()), int(scores.masked.sum()), scores.failed.numel())
+    ranks = gather_objects(counts) if together else [counts]
+    failed, masked, total = (sum(numbers) for numbers in zip(*ranks, strict=True))
+    if together and not failed and masked == total:
+        names = ", ".join(scores.parts)
+        raise UserError(
+            f"rollout.rewards: {names}: None for all {total} completions of an iteration, so there is nothing to train "
+            "on; return a number, a bool or a RewardResult (None leaves a completion out)"
+        )
+    if failed <= limit * total:
+        return
+    if not counts[0]:
+        raise UserError(f"a reward failed on {failed} of {total} completions, all of them on another rank")
+    path = run / "failed_rewards.jsonl"
+    rows: list[dict[str, Any]] = []
+    for p, g in scores.failed.nonzero().tolist():
+        reasons = {name: r.detail for name, r in scores.details[p][g].items() if r.status == "error"}
+        sample = prompts[p].sample
+        rows.append({"id": sample.id, "source": sample.source, "completion": completions[p][g].text, "failed": reasons})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    name, reason = next(iter(rows[0]["failed"].items()))
+    raise UserError(
+        f"reward {name!r} failed on {failed} of {total} completions, above rollout.max_failure_rate="
+        f"{limit}; first, on sample {rows[0]['id']}: {reason}; all of them are in {shown(path)}"
+    )
 
 
 class BackgroundScoring:

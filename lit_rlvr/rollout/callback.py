@@ -28,7 +28,7 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.progress import DOING
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
-from lit_rlvr.rewards.combine import Scores, score_rollout
+from lit_rlvr.rewards.combine import Scores, score_rollout, stop_on_failures
 from lit_rlvr.rollout.assemble import (
     all_mixed_groups,
     assemble,
@@ -42,9 +42,8 @@ from lit_rlvr.rollout.engines import resolve_engine
 from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.rollout.episodes import Episodes, begins, between_turns, check_turns, turn_metrics
-from lit_rlvr.rollout.generate import Ahead, completion_seeds, sample_and_score, stop_on_failures
+from lit_rlvr.rollout.generate import Ahead, completion_seeds, sample_and_score
 from lit_rlvr.rollout.limits import Asked, asked_of, check_lengths, check_sizes, log_sizes
-from lit_rlvr.rollout.lost import LostWork
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.training.module import RLVRModule
@@ -130,7 +129,6 @@ class RolloutCallback(Callback):
         self._episodes: Episodes | None = None
         self._between: dict[str, BetweenTurns] = {}  # by the name of the data set
         self._ahead = Ahead()
-        self._lost = LostWork()
         self.check()
 
     def check(self) -> None:
@@ -297,14 +295,6 @@ class RolloutCallback(Callback):
         DOING.begin(STAGES[stage])
         yield
         self._seconds[stage] += time.perf_counter() - started
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
-    ) -> None:
-        if trainer.is_global_zero:
-            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            for line in self._lost.look(metrics, self.sampling):
-                _log.warning("step %d: %s", trainer.global_step, line)
 
     # ---- validation ---------------------------------------------------------------------------------------
 

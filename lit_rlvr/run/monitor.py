@@ -1,16 +1,46 @@
-"""Watches a run's metrics: stops a collapsed policy, refuses to monitor unknown metrics."""
+"""The monitor of a run: what its metrics say is wrong, while it trains and afterwards, by one set of thresholds.
+
+- While a run trains, `CollapseStop` ends it, `LostWork` warns, and `MonitoredMetrics` refuses unknown metrics.
+- `findings` looks at the metrics of a run that is over or under way, for `report` and `watch`.
+- Rewards that fail end a run before it trains on them: `stop_on_failures` in `rewards/combine.py`.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.errors import UserError, nearest
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.terminal import number_text
+from lit_rlvr.types import Sampling
 
 _log = logging.getLogger("lit_rlvr")
+
+RECENT = 4
+"""Iterations that a mean is taken over."""
+MOST = 0.5
+"""The share of truncated completions, and of prompts without a signal, above which a run is reported."""
+WORSE = 0.2
+"""The rise of such a share above which it is reported, or reported again."""
+EXPLODED, COLLAPSED = 4.0, 0.1
+"""The multiples of the first entropy above and below which a run is reported."""
+LONGER = 2.0
+"""The multiple of the first mean length above which a run is reported."""
+FORGOTTEN = 0.03
+"""The fall of the held-out accuracy above which a run is reported."""
+APART = 0.02
+"""The difference of the engine's log-probabilities, in nats, above which its doubling is reported."""
+FAILED = 0.01
+"""The share of failed rewards above which a run is reported."""
+VALIDATED = re.compile(r"val/(.+)/truncated")
+"""The metric of a validation set."""
 
 
 class CollapseStop(Callback):
@@ -25,7 +55,7 @@ class CollapseStop(Callback):
         entropy: stop when the entropy exceeds this multiple of its mean over the run's first `window` iterations.
     """
 
-    def __init__(self, window: int = 0, unsolved: float = 0.3, entropy: float = 4.0) -> None:
+    def __init__(self, window: int = 0, unsolved: float = 0.3, entropy: float = EXPLODED) -> None:
         if window < 0 or not 0 < unsolved <= 1 or entropy <= 1:
             raise UserError(
                 f"collapse: window={window} must be >= 0, unsolved={unsolved} in (0, 1], entropy={entropy} above 1"
@@ -52,7 +82,7 @@ class CollapseStop(Callback):
             trainer.should_stop = True
 
     def look(self, unsolved: float, entropy: float) -> str | None:
-        """Record one iteration; returns why the run should stop, or None.
+        """Record one iteration; return why the run should stop, or None.
 
         Args:
             unsolved: share of prompts without a right completion. entropy: nats per token; NaN = not measured.
@@ -80,6 +110,61 @@ class CollapseStop(Callback):
         self._lowest, self._first = state_dict["lowest"], state_dict["first"]
 
 
+class LostWork(Callback):
+    """Warns when most of what a run generates gives no signal: once, and again when it gets much worse."""
+
+    def __init__(self) -> None:
+        self._recent: dict[str, list[float]] = {}
+        self._said: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero:
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            rollout = next(callback for callback in callbacks if isinstance(callback, RolloutCallback))
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            for line in self.look(metrics, rollout.sampling):
+                _log.warning("step %d: %s", trainer.global_step, line)
+
+    def look(self, metrics: Mapping[str, float], sampling: Sampling) -> list[str]:
+        """Record one iteration; return the warnings it calls for.
+
+        Args:
+            metrics: the metrics that it logged.
+            sampling: training's.
+        """
+        said = []
+        if (share := self._grown("rollout/truncated", metrics)) is not None:
+            said.append(
+                f"{share:.0%} of the completions were cut off before they ended; raise rollout.sampling.max_tokens="
+                f"{sampling.max_tokens}" + (f" or max_turns={sampling.max_turns}" if sampling.max_turns > 1 else "")
+            )
+        if (share := self._grown("train/no_signal", metrics)) is not None:
+            said.append(
+                f"{share:.0%} of the prompts gave no signal: their completions all had the same reward; try "
+                f"{_signal_advice(metrics['rollout/accuracy'])}"
+            )
+        return said
+
+    def _grown(self, name: str, metrics: Mapping[str, float]) -> float | None:
+        """Return a share's recent mean if it is to be reported, else None."""
+        self._recent[name] = [*self._recent.get(name, []), metrics[name]][-RECENT:]
+        share = fmean(self._recent[name])
+        if share <= max(MOST, self._said.get(name, 0.0) + WORSE):
+            return None
+        self._said[name] = share
+        return share
+
+
+def _signal_advice(accuracy: float) -> str:
+    """Return what helps when the completions of a prompt all have the same reward."""
+    more = "more completions (rollout.group_size)"
+    if accuracy > 0.5:
+        return f"harder prompts (lit-rlvr filter), or {more}"
+    return f"easier prompts (lit-rlvr filter), {more}, or a warm start (warm_start.steps)"
+
+
 class MonitoredMetrics(Callback):
     """Checks every callback's `monitor` after the first iteration, when all metrics have been logged once."""
 
@@ -105,3 +190,186 @@ class MonitoredMetrics(Callback):
                     f"trainer.callbacks: {type(callback).__name__} monitors {name!r}, which this run does not log; "
                     f"{hint}it logs {', '.join(sorted(found))}"
                 )
+
+
+Metrics = Mapping[int, Mapping[str, float]]
+"""Step -> metric -> value."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A reason to look at a run.
+
+    Args:
+        title: what is wrong. evidence: the numbers. remedy: what to try.
+    """
+
+    title: str
+    evidence: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Course:
+    """A metric's values in the order of their steps, with the means that are compared."""
+
+    steps: list[int]
+    values: list[float]
+
+    @property
+    def first(self) -> float:
+        return fmean(self.values[:RECENT])
+
+    @property
+    def last(self) -> float:
+        return fmean(self.values[-RECENT:])
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the first and the last mean share no value."""
+        return len(self.values) >= 2 * RECENT
+
+    def change(self) -> str:
+        """Say the two means in words."""
+        return f"{number_text(self.first)} in the first {RECENT} iterations, {number_text(self.last)} in the last"
+
+
+def course(metrics: Metrics, name: str) -> Course:
+    """Return a metric's course after the start of training; empty if it was not logged."""
+    found = [(step, row[name]) for step, row in sorted(metrics.items()) if step > 0 and name in row]
+    return Course([step for step, _ in found], [value for _, value in found])
+
+
+def findings(metrics: Metrics) -> list[Finding]:
+    """Return what looks wrong in a run, as far as its metrics show it."""
+    return [finding for look in LOOKS for finding in look(metrics)]
+
+
+def _dead_groups(metrics: Metrics) -> Iterator[Finding]:
+    signal = course(metrics, "train/no_signal")
+    if signal.values and signal.last > MOST:
+        solved = course(metrics, "rollout/accuracy")
+        yield Finding(
+            "Most prompts give no signal",
+            f"{signal.last:.0%} of the prompts had the same reward for all of their completions"
+            + (f"; {solved.last:.0%} of the completions are correct" if solved.values else ""),
+            _signal_advice(solved.last if solved.values else 0.0),
+        )
+
+
+def _truncation(metrics: Metrics) -> Iterator[Finding]:
+    """Look at training and at each set's last validation."""
+    seen = []
+    cut = course(metrics, "rollout/truncated")
+    if cut.values and (cut.last > MOST or (cut.is_long and cut.last > cut.first + WORSE)):
+        seen.append(f"share cut off: {cut.change() if cut.is_long else number_text(cut.last)}")
+    for name in dict.fromkeys(found[1] for row in metrics.values() for m in row if (found := VALIDATED.fullmatch(m))):
+        last = course(metrics, f"val/{name}/truncated")
+        if last.values and last.values[-1] > MOST:
+            seen.append(
+                f"share cut off in validation ({name}): {number_text(last.values[-1])} at step {last.steps[-1]}"
+            )
+    if seen:
+        yield Finding(
+            "Completions are cut off",
+            "; ".join(seen),
+            "raise rollout.sampling.max_tokens (in validation rollout.eval_sampling.max_tokens), mask cut completions "
+            "(rollout.mask_truncated), reward short answers (Overlong), or pay only for answers that end",
+        )
+
+
+def _length(metrics: Metrics) -> Iterator[Finding]:
+    length = course(metrics, "rollout/length")
+    if length.is_long and length.last > LONGER * length.first:
+        yield Finding(
+            "Completions grow long",
+            f"mean length in tokens: {length.change()}",
+            "look at the samples: if length brings reward without answers, reward short ones (Overlong, CosineScaled) "
+            "or take a loss without a length bias (DrGRPO, DAPO)",
+        )
+
+
+def _learns(metrics: Metrics) -> bool:
+    """Return whether a run got better, and either solves most prompts by now or still has a signal from most.
+
+    Its entropy then falls because it becomes sure of right answers.
+    """
+    accuracy, reward, signal = (course(metrics, m) for m in ("rollout/accuracy", "rollout/reward", "train/no_signal"))
+    if accuracy.is_long and 1 - accuracy.last < 0.8 * (1 - accuracy.first):
+        return accuracy.last > MOST or (bool(signal.values) and signal.last < MOST)
+    steady = not accuracy.is_long or accuracy.last >= accuracy.first
+    rises = reward.is_long and reward.last - reward.first > 0.5 * (max(reward.values) - min(reward.values))
+    return steady and rises and bool(signal.values) and signal.last < MOST
+
+
+def _entropy(metrics: Metrics) -> Iterator[Finding]:
+    entropy = course(metrics, "train/entropy")
+    if entropy.is_long and entropy.last < COLLAPSED * entropy.first and not _learns(metrics):
+        accuracy = course(metrics, "rollout/accuracy")
+        yield Finding(
+            "The entropy collapsed",
+            f"nats per token: {entropy.change()}"
+            + (f"; {accuracy.last:.0%} of the completions are correct" if accuracy.values else ""),
+            "a smaller learning rate (model.lr), a wider upper clip (DAPO), an entropy bonus (model.entropy_coef), or "
+            "an advantage that keeps rare solutions (agrae, rloo)",
+        )
+    if entropy.is_long and entropy.last > EXPLODED * entropy.first:
+        yield Finding(
+            "The entropy explodes",
+            f"nats per token: {entropy.change()}",
+            "a smaller learning rate (model.lr), or stop such runs by themselves (collapse.window)",
+        )
+
+
+def _held_out(metrics: Metrics) -> Iterator[Finding]:
+    reward, held_out = course(metrics, "rollout/reward"), course(metrics, "val/accuracy")
+    if not reward.is_long or len(held_out.values) < 2:
+        return
+    best = max(range(len(held_out.values)), key=lambda k: held_out.values[k])
+    lost = held_out.values[best] - held_out.values[-1]
+    before = [value for step, value in zip(reward.steps, reward.values, strict=True) if step <= held_out.steps[best]]
+    if lost > FORGOTTEN and before and reward.last > fmean(before[-RECENT:]):
+        yield Finding(
+            "The reward rises while the held-out accuracy falls",
+            f"held-out accuracy {held_out.values[best]:.3f} at step {held_out.steps[best]}, {held_out.values[-1]:.3f} "
+            f"at step {held_out.steps[-1]}; training reward {number_text(fmean(before[-RECENT:]))} then, "
+            f"{number_text(reward.last)} now",
+            "read the best-rewarded samples: the reward may be gamed or the prompts learnt by heart; keep the best "
+            "checkpoint (checkpoint.best: val/accuracy)",
+        )
+
+
+def _engine(metrics: Metrics) -> Iterator[Finding]:
+    apart = course(metrics, "train/engine_difference")
+    if apart.is_long and apart.last > max(2 * apart.first, APART):
+        yield Finding(
+            "The engine's log-probabilities drift from the trainer's",
+            f"mean difference in nats: {apart.change()}",
+            "probe more often (rollout.probe_every), generate in the trainer's precision, and keep the importance "
+            "correction (model.importance_correction)",
+        )
+
+
+def _failed_checks(metrics: Metrics) -> Iterator[Finding]:
+    failed = course(metrics, "reward/status/error")
+    if failed.values and failed.last > FAILED:
+        yield Finding(
+            "Rewards fail",
+            f"{failed.last:.1%} of the completions could not be judged in the last {RECENT} iterations",
+            "read failed_rewards.jsonl in the run folder, and fix the reward",
+        )
+
+
+def _skipped(metrics: Metrics) -> Iterator[Finding]:
+    skipped = course(metrics, "train/skipped_steps")
+    if skipped.values and skipped.values[-1] > 0:
+        yield Finding(
+            "Optimizer steps were skipped",
+            f"{skipped.values[-1]:.0f} until step {skipped.steps[-1]}, because a loss or gradient was not finite",
+            "read skipped/ in the run folder; a smaller learning rate (model.lr) or fp32 (trainer.precision) may help",
+        )
+
+
+LOOKS: tuple[Callable[[Metrics], Iterator[Finding]], ...] = (
+    _dead_groups, _truncation, _length, _entropy, _held_out, _engine, _failed_checks, _skipped
+)  # fmt: skip

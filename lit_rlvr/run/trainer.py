@@ -19,7 +19,7 @@ from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import CONFIG_HEADER, clear, held, room
 from lit_rlvr.run.live import LiveFile
 from lit_rlvr.run.loggers import MetricsFile, with_ours
-from lit_rlvr.run.monitor import CollapseStop, MonitoredMetrics
+from lit_rlvr.run.monitor import CollapseStop, LostWork, MonitoredMetrics
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import RunProgress
 from lit_rlvr.run.rank_zero import show_messages, silence_others
@@ -171,9 +171,9 @@ class RunTrainer(Trainer):
 
 
 def equip(trainer: Trainer) -> None:
-    """Add the parts of a run that have no options: signals, `live.json`, the progress lines, our checkpoints' files."""
+    """Add the parts of a run that have no options: signals, warnings, `live.json`, progress lines, checkpoint files."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks[:0] = [RankWatch(), StopOnSignal(), SetUpEnds(), MonitoredMetrics(), LiveFile()]
+    callbacks[:0] = [RankWatch(), StopOnSignal(), SetUpEnds(), MonitoredMetrics(), LostWork(), LiveFile()]
     trainer.strategy.checkpoint_io = CheckpointFiles()
     bar = trainer.progress_bar_callback
     if bar is not None:

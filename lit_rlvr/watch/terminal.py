@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_rlvr.report.charts import Curve, curve, number_text
-from lit_rlvr.report.health import findings
+from lit_rlvr.run.monitor import findings
 from lit_rlvr.terminal import Terminal
 from lit_rlvr.watch.follow import FollowedFolders
 
@@ -42,7 +42,7 @@ def show(
 def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
     """What each run is doing, and what is worth a look, for programs."""
     return {
-        name: vars(followed.now) | {"findings": [vars(finding) for finding in findings(followed.run)]}
+        name: vars(followed.now) | {"findings": [vars(finding) for finding in findings(followed.run.metrics)]}
         for name, followed in folders.runs.items()
     }
 
@@ -54,7 +54,7 @@ def table(folders: FollowedFolders) -> RenderableType:
     for name, followed in folders.runs.items():
         cells = [_cell(curve([followed.run], [metric])) for _, metric in COLUMNS]
         shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.now.line}"), *cells)
-        for found in findings(followed.run):
+        for found in findings(followed.run.metrics):
             notes.append(Text(f"{name}: {found.title}: {found.evidence}. What helps: {found.remedy}."))
     return Group(shown, *notes)
 

@@ -1,6 +1,6 @@
-"""Killable worker processes for checks of untrusted answers.
+"""Killable worker processes for checks of untrusted answers and for environments.
 
-Every check runs in a worker process (`worker.py`) under limits on CPU time, memory and, as the last resort, wall-clock
+Every call runs in a worker process (`worker.py`) under limits on CPU time, memory and, as the last resort, wall-clock
 time. CPU time comes first because it does not depend on how busy the machine is: the same answer gets the same status
 when a run is repeated or resumed.
 """
@@ -13,16 +13,18 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.progress import DOING
-from lit_rlvr.workers.process import LOADING, Function, Outcome, WorkerProcess
+from lit_rlvr.workers.process import Function, Isolation, Outcome, WorkerProcess
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -52,16 +54,17 @@ class Waiting:
         self._over.set()
         DOING.waiting.pop(self._reward, None)
 
-    def begin(self, number: int) -> None:
-        """Record that the reward starts to judge completion `number` of the batch."""
+    @contextmanager
+    def judging(self, number: int) -> Iterator[None]:
+        """Record that the reward judges completion `number` of the batch, until the body ends."""
         self._begun[number] = time.monotonic()
         DOING.waiting.setdefault(self._reward, time.time())
-
-    def end(self, number: int) -> None:
-        """Record that it is judged, or given up for now."""
-        self._begun.pop(number, None)
-        if not self._begun:
-            DOING.waiting.pop(self._reward, None)
+        try:
+            yield
+        finally:
+            self._begun.pop(number, None)
+            if not self._begun:
+                DOING.waiting.pop(self._reward, None)
 
     def _watch(self) -> None:
         said: dict[tuple[int, float], int] = {}
@@ -74,16 +77,44 @@ class Waiting:
 
 
 RESTARTS = 3
-"""How often in a row workers may die while loading before the run ends, per worker of a pool."""
+"""The number of times in a row that workers may die while loading before the run ends, per worker of a pool."""
+
+Requests = Generator[tuple[Any, ...], Any, Any]
+"""The calls of a job: yields the arguments of each, is sent its value, and returns the value of the job."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One or several calls of a function in the same worker.
+
+    Args:
+        number: its name in the outcomes.
+        function: what each call runs.
+        limits: limits on each call.
+        begin: starts the calls in a worker; called again if that worker is lost.
+        requests: the calls in the current worker.
+        has_died: whether an earlier worker died.
+    """
+
+    number: int
+    function: Function
+    limits: Isolation
+    begin: Callable[[WorkerProcess], Requests]
+    requests: Requests = field(init=False)
+    has_died: bool = False
 
 
 class WorkerPool:
     """Runs functions in worker processes, which start on first use and are replaced when they die.
 
+    A job whose worker dies for a reason other than its limits is repeated once. One whose worker runs out of memory is
+    repeated until a fresh worker has done it alone, because earlier jobs may hold the memory. A worker that dies while
+    loading is replaced, at most a few times in a row.
+
     Args:
         workers: number of processes; results do not depend on it.
-        cpu_seconds: CPU time of one check.
-        wall_seconds: wall-clock time of one check, the last resort (a check that sleeps or waits).
+        cpu_seconds: CPU time of one call.
+        wall_seconds: wall-clock time of one call, the last resort (a check that sleeps or waits).
         memory_mb: address space of a worker in MiB, not counting the loading of functions.
         start_seconds: wall-clock time to start a worker and import a function's module.
 
@@ -99,13 +130,13 @@ class WorkerPool:
         memory_mb: int = 2048,
         start_seconds: float = 60.0,
     ) -> None:
-        _require_positive(workers=workers, start_seconds=start_seconds)
-        _require_positive(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb)
-        self.workers = workers
-        self.cpu_seconds = cpu_seconds
-        self.wall_seconds = wall_seconds
-        self.memory_mb = memory_mb
-        self.start_seconds = start_seconds
+        check_within("(0, inf)", "WorkerPool", workers=workers, start_seconds=start_seconds)
+        self.workers, self.start_seconds = workers, start_seconds
+        self.limits = Isolation(cpu_seconds, wall_seconds, memory_mb)
+        self._todo: deque[Job] = deque()
+        self._running: dict[WorkerProcess, Job] = {}
+        self._ended: list[tuple[int, Outcome]] = []
+        self._restarts = RESTARTS * workers
         self._live: list[WorkerProcess] = []
         # Workers die with the thread that starts them, so this one, which lives as long as the pool, starts them all.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="lit-rlvr-workers")
@@ -118,110 +149,166 @@ class WorkerPool:
         function: str | Function,
         arguments: Sequence[tuple[Any, ...]],
         *,
-        cpu_seconds: float | None = None,
-        wall_seconds: float | None = None,
-        memory_mb: int | None = None,
         waiting: Waiting | None = None,
+        **limits: Any,
     ) -> list[Outcome]:
         """Call `function` ("module:name") once per tuple of arguments; outcomes in that order.
 
-        Arguments and values must be picklable. The limits default to the pool's; `waiting` is told which checks are
-        running. A worker that dies for a reason other than its limits is replaced and the check repeated once. One that
-        runs out of memory is replaced, and the check repeated until a fresh worker has judged it. One that dies while
-        loading is replaced, at most a few times in a row.
+        Args:
+            arguments: picklable, like the values.
+            waiting: is told which calls are running.
+            limits: those of `Isolation` that differ from the pool's.
 
         Raises:
-            UserError: a worker could not start or load the function.
+            UserError: a worker could not start or load the function, or the function raised it.
         """
         function = Function(function) if isinstance(function, str) else function
-        cpu_seconds = self.cpu_seconds if cpu_seconds is None else cpu_seconds
-        wall_seconds = self.wall_seconds if wall_seconds is None else wall_seconds
-        memory_mb = self.memory_mb if memory_mb is None else memory_mb
-        _require_positive(cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb)
+        applied = replace(self.limits, **limits)
+
+        def call(number: int, worker: WorkerProcess) -> Requests:
+            with nullcontext() if waiting is None else waiting.judging(number):
+                return (yield arguments[number])
+
+        with self._lock:
+            self.forget()  # an interrupted call leaves jobs behind
+            outcomes: dict[int, Outcome] = {}
+            try:
+                for number in range(len(arguments)):
+                    self.submit(Job(number, function, applied, partial(call, number)))
+                while len(outcomes) < len(arguments):
+                    outcomes.update(listen([self]))
+            finally:
+                self.forget()
+        return [outcomes[number] for number in range(len(arguments))]
+
+    def submit(self, job: Job) -> None:
+        """Add a job, which `listen` will return. One thread calls both, and not `run` in between."""
+        self._todo.append(job)
+        self.feed()
+
+    def forget(self) -> None:
+        """Drop all jobs; a worker that is busy with one is replaced.
+
+        Workers still loading are kept: otherwise short calls would never let one become ready.
+        """
         if os.getpid() != self._owner:
             raise RuntimeError("a WorkerPool cannot be used in a fork of the process that made it")
-
-        outcomes: dict[int, Outcome] = {}
-        crashed: set[int] = set()
-        todo = deque(range(len(arguments)))
-        restarts = RESTARTS * self.workers
-        with self._lock:
-            # An interrupted call leaves checks behind; their late answers must not reach this call.
-            self._discard_unusable()
-            try:
-                while len(outcomes) < len(arguments):
-                    for worker in self._idle(len(todo)):
-                        if function.key not in worker.loaded:
-                            worker.load(function, self.start_seconds)
-                        elif todo:
-                            task = todo.popleft()
-                            worker.check(task, function, wall_seconds, arguments[task], cpu_seconds, memory_mb)
-                            if waiting is not None:
-                                waiting.begin(task)
-                    for worker, task, outcome in self._answers():
-                        if waiting is not None:
-                            waiting.end(task)
-                        if task == LOADING:
-                            restarts = restarts - 1 if outcome is None else RESTARTS * self.workers
-                            if restarts < 0 or (outcome is not None and outcome.status != "ok"):
-                                reason = worker.obituary() if outcome is None else outcome.detail
-                                raise UserError(f"a reward worker could not load {worker.function.name!r}: {reason}")
-                        elif outcome is not None and worker.may_have_leaked(outcome):
-                            todo.appendleft(task)
-                        elif outcome is not None:
-                            outcomes[task] = outcome
-                        elif task in crashed:
-                            outcomes[task] = Outcome(None, "error", f"the worker died twice: {worker.obituary()}")
-                        else:
-                            crashed.add(task)
-                            todo.appendleft(task)
-            finally:
-                self._discard_unusable()
-        return [outcomes[task] for task in range(len(arguments))]
+        self._todo.clear()
+        self._ended.clear()
+        self._running.clear()
+        self._restarts = RESTARTS * self.workers
+        for worker in list(self._live):
+            if worker.asked == "run" or not worker.alive:
+                self._discard(worker)
 
     def close(self) -> None:
-        """Kill the workers. The pool can be used again; it then starts new ones."""
+        """Kill the workers and drop all jobs. The pool can be used again; it then starts new ones."""
         with self._lock:
-            _kill_all(self._live, self._owner)
+            if os.getpid() == self._owner:
+                self.forget()
+                _kill_all(self._live, self._owner)
 
-    def _idle(self, wanted: int) -> list[WorkerProcess]:
-        """Workers without a task, including new ones while there is work for them."""
-        idle = [worker for worker in self._live if worker.task is None]
-        for _ in range(min(self.workers - len(self._live), wanted - len(idle))):
+    @property
+    def is_done(self) -> bool:
+        """Whether `listen` has returned every job."""
+        return not (self._todo or self._running or self._ended)
+
+    def busy(self) -> list[WorkerProcess]:
+        """Return the workers that `listen` waits for."""
+        return [worker for worker in self._live if worker.asked is not None]
+
+    def feed(self) -> None:
+        """Let free workers load functions and begin jobs, starting workers while there is work for more."""
+        for worker in list(self._live):
+            if worker.asked is None and not worker.alive:
+                self._discard(worker)
+        free = sorted((w for w in self._live if w.asked != "run"), key=lambda w: w.asked == "load")
+        for _ in range(min(self.workers - len(self._live), len(self._todo) - len(free))):
             worker = self._starter.submit(WorkerProcess).result()
             self._live.append(worker)
-            idle.append(worker)
-        return idle[:wanted]
+            free.append(worker)
+        for worker in free[: len(self._todo)]:
+            while worker.asked is None and self._todo:
+                if self._todo[0].function.key in worker.loaded:
+                    self._begin(worker, self._todo.popleft())
+                else:
+                    worker.load(self._todo[0].function, self.start_seconds)
 
-    def _answers(self) -> list[tuple[WorkerProcess, int, Outcome | None]]:
-        """Wait for the busy workers; (worker, task, outcome) of those that answered, hit a limit or died (outcome
-        None). The latter two are discarded."""
-        busy = [(worker, worker.task) for worker in self._live if worker.task is not None]
-        patience = min(worker.deadline for worker, _ in busy) - time.monotonic()
-        ready = wait([worker.connection for worker, _ in busy], max(0.0, patience))
-        answers: list[tuple[WorkerProcess, int, Outcome | None]] = []
-        for worker, task in busy:
-            if worker.connection in ready:
-                outcome = worker.answer()
-            elif time.monotonic() >= worker.deadline:
-                outcome = Outcome(None, "timeout", "out of wall-clock time")
-            else:
-                continue
-            if outcome is None or outcome.status == "timeout":
-                self._discard(worker)
-            answers.append((worker, task, outcome))
-        return answers
+    def hear(self, worker: WorkerProcess) -> None:
+        """Read a worker's answer, or notice that it hit a limit or died."""
+        outcome, job = worker.answer(), self._running.get(worker)
+        if outcome is None or outcome.status == "timeout":
+            self._discard(worker)
+        if job is None:
+            self._restarts = self._restarts - 1 if outcome is None else RESTARTS * self.workers
+            if self._restarts < 0 or (outcome is not None and outcome.status != "ok"):
+                reason = worker.obituary() if outcome is None else outcome.detail
+                raise UserError(f"a worker process could not load {worker.function.name!r}: {reason}")
+        elif outcome is None and not job.has_died:
+            job.has_died = True
+            self._repeat(job)
+        elif outcome is None:
+            self._end(worker, job, Outcome(None, "error", f"the worker died twice: {worker.obituary()}"))
+        elif worker.jobs > 1 and outcome.detail.startswith("MemoryError"):
+            self._repeat(job)
+        elif outcome.status == "ok":
+            self._proceed(worker, job, outcome.value)
+        else:
+            self._end(worker, job, outcome)
 
-    def _discard_unusable(self) -> None:
-        """Discard dead workers and those with a check. Workers still loading are kept: otherwise short calls would
-        never let one become ready."""
-        for worker in list(self._live):
-            if worker.task not in (None, LOADING) or not worker.alive:
-                self._discard(worker)
+    def take_ended(self) -> list[tuple[int, Outcome]]:
+        """Return the jobs that have ended since the last call, as (number, outcome)."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _begin(self, worker: WorkerProcess, job: Job) -> None:
+        worker.jobs += 1
+        self._running[worker] = job
+        job.requests = job.begin(worker)
+        self._proceed(worker, job, None)
+
+    def _proceed(self, worker: WorkerProcess, job: Job, value: Any) -> None:
+        """Ask the worker for a job's next call, given the value of the last one."""
+        try:
+            worker.call(job.function, job.limits, job.requests.send(value))
+        except StopIteration as end:
+            self._end(worker, job, Outcome(end.value, "ok"))
+
+    def _end(self, worker: WorkerProcess, job: Job, outcome: Outcome) -> None:
+        job.requests.close()
+        self._running.pop(worker, None)
+        self._ended.append((job.number, outcome))
+
+    def _repeat(self, job: Job) -> None:
+        job.requests.close()
+        self._todo.appendleft(job)
 
     def _discard(self, worker: WorkerProcess) -> None:
         worker.kill()
         self._live.remove(worker)
+        self._running.pop(worker, None)
+
+
+def listen(pools: Sequence[WorkerPool], block: bool = True) -> list[tuple[int, Outcome]]:
+    """Wait for the busy workers of some pools, and give them their next work.
+
+    Args:
+        block: wait until a worker has answered, hit a limit or died; else only look whether one has.
+
+    Returns:
+        (number, outcome) of the jobs that have ended.
+
+    Raises:
+        UserError: a worker could not load a function, or a function raised it.
+    """
+    busy = [(pool, worker) for pool in pools for worker in pool.busy()]
+    patience = min((worker.deadline for _, worker in busy), default=0.0) - time.monotonic()
+    ready = wait([worker.connection for _, worker in busy], max(0.0, patience) if block else 0)
+    for pool, worker in busy:
+        if worker.connection in ready or time.monotonic() >= worker.deadline:
+            pool.hear(worker)
+            pool.feed()
+    return [ended for pool in pools for ended in pool.take_ended()]
 
 
 def _kill_all(workers: list[WorkerProcess], owner: int) -> None:
@@ -230,13 +317,12 @@ def _kill_all(workers: list[WorkerProcess], owner: int) -> None:
             workers.pop().kill()
 
 
-def _require_positive(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if number <= 0:
-            raise UserError(f"WorkerPool: {name} must be positive, got {number}")
+def default_workers() -> int:
+    """Return half the cores, at least 2 and at most 8."""
+    return max(2, min(8, len(os.sched_getaffinity(0)) // 2))
 
 
 @lru_cache(maxsize=1)
 def shared_pool() -> WorkerPool:
-    """The pool that all rewards of this process share: half the cores, at least 2 and at most 8 workers."""
-    return WorkerPool(workers=max(2, min(8, len(os.sched_getaffinity(0)) // 2)))
+    """Return the pool that all rewards of this process share."""
+    return WorkerPool(default_workers())

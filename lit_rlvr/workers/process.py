@@ -10,19 +10,42 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from multiprocessing.connection import Pipe
 from typing import Any, Literal, NamedTuple
 
-LOADING = -1
+from lit_rlvr.errors import UserError, check_within, first_line
+
 LOG_BYTES = 1000
 
 
+@dataclass(frozen=True)
+class Isolation:
+    """Limits on one call in a worker process.
+
+    Args:
+        cpu_seconds: CPU time.
+        wall_seconds: wall-clock time, for a function that sleeps or waits.
+        memory_mb: address space in MiB, not counting the import of the function.
+
+    Raises:
+        UserError: a limit is not positive.
+    """
+
+    cpu_seconds: float = 2.0
+    wall_seconds: float = 20.0
+    memory_mb: int = 2048
+
+    def __post_init__(self) -> None:
+        check_within("(0, inf)", "limits of a worker process", **asdict(self))
+
+
 class Outcome(NamedTuple):
-    """The outcome of one check.
+    """The outcome of one job.
 
     value: the function's return value; None unless the status is "ok".
-    status: "timeout" = the answer hit a limit (time, memory, recursion); "error" = the function raised, or its worker
+    status: "timeout" = the call hit a limit (time, memory, recursion); "error" = the function raised, or its worker
         died twice.
     detail: why, when not "ok".
     """
@@ -44,29 +67,41 @@ class Function(NamedTuple):
 
     @property
     def key(self) -> str:
-        """A unique key."""
+        """The key that workers keep it under."""
         return f"{self.name} {sha256(self.pickle).hexdigest()}"
+
+
+def pickle_for_worker(value: object, what: str, remedy: str) -> bytes:
+    """Pickle something for a worker process.
+
+    Raises:
+        UserError: it cannot be pickled; the message says `what` it is, why, and the remedy.
+    """
+    try:
+        return pickle.dumps(value)
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise UserError(f"{what} cannot be sent to a worker process ({first_line(error)}): {remedy}") from error
 
 
 class WorkerProcess:
     """One worker process and its state. It dies with the thread that starts it.
 
     request: the number of the last request, which its answer repeats.
-    task: the number of its current check, LOADING, or None. It is set before the request is sent and cleared after the
-        whole answer is read, so that an interruption in between leaves the worker marked as busy.
+    asked: the kind of the request under way. It is set before the request is sent and cleared after the whole answer is
+        read, so that an interruption in between leaves the worker marked as busy.
     deadline: when to stop waiting for it, in seconds of `time.monotonic`.
     function: the last function requested.
     loaded: the keys of the functions it has loaded.
-    checks: the number of checks it has answered.
+    jobs: the number of jobs it has begun.
     """
 
     def __init__(self) -> None:
         self.request = 0
-        self.task: int | None = None
+        self.asked: Literal["load", "run"] | None = None
         self.deadline = 0.0
         self.function = Function("")
         self.loaded: set[str] = set()
-        self.checks = 0
+        self.jobs = 0
         self.tail = b""
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by `kill`)
         self.connection, theirs = Pipe()
@@ -92,42 +127,40 @@ class WorkerProcess:
 
     def load(self, function: Function, seconds: float) -> None:
         """Ask it to import or unpickle a function within `seconds`."""
-        self._ask(LOADING, function, seconds, ("load", function.key, *function))
+        self._ask("load", function, seconds, *function)
 
-    def check(self, task: int, function: Function, seconds: float, *request: Any) -> None:
-        """Ask it for check number `task` within `seconds`; `request` is (arguments, CPU s, MiB)."""
-        self._ask(task, function, seconds, ("run", function.key, *request))
+    def call(self, function: Function, limits: Isolation, arguments: tuple[Any, ...]) -> None:
+        """Ask it to call a function that it has loaded."""
+        self._ask("run", function, limits.wall_seconds, arguments, limits.cpu_seconds, limits.memory_mb)
 
-    def _ask(self, task: int, function: Function, seconds: float, request: tuple[Any, ...]) -> None:
+    def _ask(self, kind: Literal["load", "run"], function: Function, seconds: float, *request: Any) -> None:
         self.request += 1
-        self.task = task
-        self.function = function
+        self.asked, self.function = kind, function
         self.deadline = time.monotonic() + seconds
         with suppress(BrokenPipeError, ConnectionResetError):  # it died; `answer` will say so
-            self.connection.send((self.request, *request))
+            self.connection.send((self.request, kind, function.key, *request))
 
     def answer(self) -> Outcome | None:
-        """Its reply to the last request, or None if it died for a reason other than a limit."""
+        """Wait for its answer to the last request; None if it died for a reason other than a limit.
+
+        Raises:
+            UserError: the function raised it.
+        """
+        number = None
         try:
-            number, *reply = pickle.loads(self.connection.recv_bytes())
-            while number != self.request:  # an answer to something else
+            while number != self.request:  # else an answer to something else
                 if not self.connection.poll(max(0.0, self.deadline - time.monotonic())):
                     return Outcome(None, "timeout", "out of wall-clock time")
-                number, *reply = pickle.loads(self.connection.recv_bytes())
+                number, value, status, detail = pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             self._end()
             return Outcome(None, "timeout", "out of CPU time") if self.process.returncode == -signal.SIGPROF else None
-        outcome = Outcome(*reply)
-        if self.task != LOADING:
-            self.checks += 1
-        elif outcome.status == "ok":
+        if self.asked == "load" and status == "ok":
             self.loaded.add(self.function.key)
-        self.task = None
-        return outcome
-
-    def may_have_leaked(self, outcome: Outcome) -> bool:
-        """Whether it ran out of memory that earlier checks may partly hold."""
-        return self.checks > 1 and outcome.detail.startswith("MemoryError")
+        self.asked = None
+        if status == "refused":
+            raise UserError(detail)
+        return Outcome(value, status, detail)
 
     def obituary(self) -> str:
         """The exit code of a killed worker (negative: the signal) and its last output."""

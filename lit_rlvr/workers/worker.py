@@ -1,4 +1,4 @@
-"""A reward worker: runs functions on untrusted answers under limits that they cannot escape.
+"""A worker process: runs functions on untrusted answers under limits that they cannot escape.
 
 Started by `pool.py` as `python -m lit_rlvr.workers.worker FD PID`. Requests and replies travel over the socket FD, so
 that a function's output cannot corrupt them; PID is the parent. Imports nothing heavy.
@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import with_user_line
+from lit_rlvr.errors import UserError, with_user_line
 
 PR_SET_PDEATHSIG = 1
 DETAIL_CHARACTERS = 500
@@ -29,7 +29,8 @@ def main(descriptor: int, parent: int) -> None:
     """Serve requests until the parent closes its end.
 
     A request is (number, "load", key, name, pickle), with name and pickle of a `Function`, or (number, "run", key,
-    arguments, cpu_seconds, memory_mb); a reply is a pickled (number, value, status, detail). A child process that a
+    arguments, cpu_seconds, memory_mb); a reply is a pickled (number, value, status, detail), with
+    status "refused" for a `UserError`. A child process that a
     function forks never answers: it has no connection, and ends when it leaves the function.
     """
     _prepare(descriptor, parent)
@@ -81,6 +82,8 @@ def _reply(number: int, function: Callable[..., Any], arguments: tuple[Any, ...]
         return pickle.dumps((number, function(*arguments), "ok", ""))
     except (MemoryError, RecursionError) as error:  # the answer's fault, like running out of time
         return pickle.dumps((number, None, "timeout", f"{type(error).__name__}: too much for the checker"))
+    except UserError as error:
+        return pickle.dumps((number, None, "refused", str(error)))
     except Exception as error:
         return pickle.dumps((number, None, "error", with_user_line(error)[:DETAIL_CHARACTERS]))
 

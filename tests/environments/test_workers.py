@@ -10,9 +10,8 @@ from tiny_environments import Dice, Faulty
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.environments.workers import EpisodeWorkers
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.isolated import Isolation
 from lit_rlvr.types import Sample, Turn
-from lit_rlvr.workers.process import Outcome
+from lit_rlvr.workers.process import Isolation, Outcome
 
 LIMITS = Isolation(cpu_seconds=1.0, wall_seconds=3.0, memory_mb=1024)
 SAMPLE = Sample("a", "?", "12")

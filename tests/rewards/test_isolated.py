@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Choice, FunctionReward, MathAnswer, Reward, as_rewards, shared_pool
-from lit_rlvr.rewards.isolated import Isolation
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
+from lit_rlvr.workers.process import Isolation
 
 SOURCE = """
 import mmap, os, sys, time
@@ -165,7 +165,7 @@ def test_rewards_with_a_way_of_their_own_refuse() -> None:
 
 @pytest.mark.parametrize("name", ["cpu_seconds", "wall_seconds", "memory_mb"])
 def test_limits_must_be_positive(name: str) -> None:
-    with pytest.raises(UserError, match=f"limits of a worker process: {name} must be positive, got 0"):
+    with pytest.raises(UserError, match=rf"limits of a worker process.{name}: 0 must lie in \(0, inf\)"):
         isolated(**{name: 0})
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.workers.pool import WorkerPool, shared_pool
-from lit_rlvr.workers.process import Function
+from lit_rlvr.workers.process import Function, Isolation
 
 EVAL = "builtins:eval"
 
@@ -218,7 +218,7 @@ def test_a_worker_left_busy_is_never_asked_again(pool: WorkerPool) -> None:
     """An interrupt may hit the clean-up itself: the next run does it."""
     pool.run(EVAL, python("1"))
     (worker,) = pool._live
-    worker.check(0, Function(EVAL), 5, ("'stale'", {}), 0.5, 2048)
+    worker.call(Function(EVAL), Isolation(), ("'stale'", {}))
     time.sleep(0.2)
     assert pool.run(EVAL, python("'new'"))[0].value == "new"
 

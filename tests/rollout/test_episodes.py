@@ -18,10 +18,10 @@ from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.isolated import Isolation
 from lit_rlvr.rollout.engines.base import Continuation, RolloutEngine, Row
 from lit_rlvr.rollout.episodes import Episodes, check_turns
 from lit_rlvr.types import Completion, Sample, Sampling
+from lit_rlvr.workers.process import Isolation
 
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
 SEEDS = [[100 * p + g for g in range(3)] for p in range(4)]

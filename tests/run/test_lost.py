@@ -13,7 +13,7 @@ from tiny_fit import fit as fit_in_process
 from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, metrics
 
-from lit_rlvr.rollout.lost import LostWork
+from lit_rlvr.run.monitor import LostWork
 from lit_rlvr.types import Sampling
 
 CLI = Callable[..., Any]
