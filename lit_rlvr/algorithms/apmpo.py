@@ -23,8 +23,6 @@ class APMPO(RLVRModule):
     sequence means.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        kl_coef: weight of the KL term against the initial policy; 0 loads no reference model.
         gamma: how fast p falls with the mean reward.
         eps_low: the ratio is clipped at 1 - eps_low.
         eps_min: lower bound of eps_ada; the ratio is clipped at 1 + eps_ada.

@@ -19,8 +19,6 @@ class CISPO(RLVRModule):
     Source: MiniMax 2025 (MiniMax-M1, arXiv 2506.13585), eqs. 4-5.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: how tokens are averaged.
         ratio_cap: upper bound of a token's ratio.
         dual_clip: the same bound for negative advantages only, if it is lower; None = off.
     """

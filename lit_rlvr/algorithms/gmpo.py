@@ -19,7 +19,6 @@ class GMPO(RLVRModule):
     terms are sequence means.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
         clip_low: the log-ratio is clipped at -clip_low.
         clip_high: the log-ratio is clipped at clip_high.
         dual_clip: upper bound of token ratios where the advantage is negative; None = off.

@@ -18,8 +18,6 @@ class GRPO(RLVRModule):
     Source: Shao et al. 2024 (DeepSeekMath), eq. 3; Yu et al. 2026 (A-GRAE), eq. 1.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: how tokens are averaged.
         clip_low: the ratio is clipped at 1 - clip_low.
         clip_high: the ratio is clipped at 1 + clip_high.
         dual_clip: bound the loss of negative advantages at this many |A|; None = off.

@@ -26,7 +26,6 @@ class GSPO(RLVRModule):
     Source: Zheng et al. 2025 (GSPO, arXiv 2507.18071), eqs. 5-7. The KL and entropy terms are sequence means.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
         clip_low: the sequence's ratio is clipped at 1 - clip_low.
         clip_high: the sequence's ratio is clipped at 1 + clip_high.
         dual_clip: bound the loss of negative advantages at this many |A|; None = off.
