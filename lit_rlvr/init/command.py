@@ -1,4 +1,4 @@
-"""`lit-rlvr init FOLDER`: writes a small project of your own, which `lit-rlvr fit` and `pytest` run as it is."""
+"""`lit-rlvr init FOLDER`: write a small project of your own, which `lit-rlvr fit` and `pytest` run as it is."""
 
 from __future__ import annotations
 
