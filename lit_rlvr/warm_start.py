@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_rlvr.environments.base import Environment, named
+from lit_rlvr.environments.base import Environment, environment_fingerprint
 from lit_rlvr.errors import UserError, check_all, check_within
 from lit_rlvr.export import save_model
 from lit_rlvr.policy.load_policy import load_policy
@@ -122,7 +122,7 @@ class WarmStart:
         """A key of everything the result depends on: the weights, the prompts, the environment and the settings."""
         digest = hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode())
         if environment is not None:
-            digest.update(f"{named(environment)} {sampling}".encode())
+            digest.update(f"{environment_fingerprint(environment)} {sampling}".encode())
         for name, parameter in sorted(policy.model.named_parameters()):
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
         for prompt in data.stream.prompts:

@@ -52,11 +52,12 @@ class APMPO(RLVRModule):
         check_within("[0, inf)", "model", gamma=gamma)
         check_within("(0, inf)", "model", delta=delta)
         check_within("(-inf, inf)", "model", power=power)
+        check_dual_clip(dual_clip)
         schedule.check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
         self.gamma, self.eps_low, self.eps_min, self.eps_max, self.delta = gamma, eps_low, eps_min, eps_max, delta
         self.power, self.power_schedule, self.squash, self.fss = power, power_schedule, squash, fss
         self.adaptive_lower, self.statistics, self.statistics_from = adaptive_lower, statistics, statistics_from
-        self.dual_clip = check_dual_clip(dual_clip)
+        self.dual_clip = dual_clip
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
         mu, sigma = schedule.reward_statistics(group, self.statistics_from, self.statistics)

@@ -35,7 +35,8 @@ class CISPO(RLVRModule):
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
         check_within("[1, inf)", "model", ratio_cap=ratio_cap)
-        self.ratio_cap, self.dual_clip = ratio_cap, check_dual_clip(dual_clip)
+        check_dual_clip(dual_clip)
+        self.ratio_cap, self.dual_clip = ratio_cap, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         w = ratio(x.logp, x.old, x.mask).detach()  # (B, T)

@@ -36,7 +36,8 @@ class GMPO(RLVRModule):
     ) -> None:
         super().__init__(advantage=advantage, aggregation="sequence_mean", **kwargs)
         check_within("[0, inf)", "model", clip_low=clip_low, clip_high=clip_high)
-        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
+        check_dual_clip(dual_clip)
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         q, stats = clipped_log_ratio(x, -self.clip_low, self.clip_high, self.dual_clip)

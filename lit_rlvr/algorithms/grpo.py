@@ -35,7 +35,8 @@ class GRPO(RLVRModule):
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
         check_within("[0, 1]", "model", clip_low=clip_low)
         check_within("[0, inf)", "model", clip_high=clip_high)
-        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
+        check_dual_clip(dual_clip)
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         w = ratio(x.logp, x.old, x.mask)  # (B, T)

@@ -42,7 +42,8 @@ class GSPO(RLVRModule):
         super().__init__(advantage=advantage, aggregation="sequence_mean", **kwargs)
         check_within("[0, 1]", "model", clip_low=clip_low)
         check_within("[0, inf)", "model", clip_high=clip_high)
-        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
+        check_dual_clip(dual_clip)
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         s = masked_mean(log_ratio(x.logp, x.old, x.mask), x.mask).exp()[:, None]  # (B, 1)

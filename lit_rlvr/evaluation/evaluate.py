@@ -20,7 +20,7 @@ from rich.markdown import Markdown
 from lit_rlvr.configs import Parser
 from lit_rlvr.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.environments import Environment, as_environment
-from lit_rlvr.environments.base import named
+from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
@@ -287,7 +287,7 @@ def told(
         | ({} if environment is None else {name: getattr(s, name) for name in (*TURNS, "stop")})
         for part, (s, samples) in parts.items()
     }
-    played = {} if environment is None else {"environment": named(environment)}
+    played = {} if environment is None else {"environment": environment_fingerprint(environment)}
     return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | played
 
 

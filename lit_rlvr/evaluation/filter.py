@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.datamodules.reading.readers import as_row
-from lit_rlvr.environments.base import named
+from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import MOST, UserError
 from lit_rlvr.evaluation.records import Records, Row
 from lit_rlvr.evaluation.sampler import Sampler
@@ -62,7 +62,8 @@ def filter_prompts(
     sampling = rollout.sampling
     settings = {
         "model": module.model_folder, "samples": samples, "sampling": vars(sampling), "data": data.name,
-        "rewards": [reward.name for reward in rollout.rewards], "environment": named(rollout.environment),
+        "rewards": [reward.name for reward in rollout.rewards],
+        "environment": environment_fingerprint(rollout.environment),
     }  # fmt: skip
     records = Records(out.with_suffix(".samples"), settings)
     missing = records.missing(split, prompts)

@@ -31,7 +31,7 @@ from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.distributed.collectives import average_gradients, gather_rows, rank, to_device, world_size
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import MOST, UserError, check_within
-from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, settle_correction
+from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, resolve_correction
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.precision import compute_dtype
@@ -296,7 +296,7 @@ class RLVRModule(ReferenceModule):
         while sums is None:
             step = plan_step(
                 prepared, prompts, self.device, self.aggregation, self.tokens_per_microbatch, self.policy.shared_prefix,
-                settle_correction(self.importance_correction, prepared.rollout.exact), self.importance_cap,
+                resolve_correction(self.importance_correction, prepared.rollout.exact), self.importance_cap,
                 in_step=self.sharded,
             )  # fmt: skip
             optimizer.zero_grad()

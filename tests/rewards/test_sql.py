@@ -14,7 +14,7 @@ import pytest
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution, sql_check
-from lit_rlvr.rewards.sql_check import check, extract, is_ordered, same
+from lit_rlvr.rewards.sql_check import check, extract, is_ordered, same_result
 from lit_rlvr.rewards.sql_query import Limits, QueryFailed, connect, run_query
 from lit_rlvr.types import Completion, RewardResult, Sample
 
@@ -150,7 +150,7 @@ def test_columns_are_matched_as_by_trying_every_permutation() -> None:
             values = draw.sample([row[column] for row in found], height)
             found = [(*row[:column], value, *row[column + 1 :]) for row, value in zip(found, values, strict=True)]
         expected = try_all(wanted, found)
-        assert same(wanted, found, "spider", ordered=False) is expected, (wanted, found)
+        assert same_result(wanted, found, "spider", ordered=False) is expected, (wanted, found)
         seen.add(expected)
     assert seen == {True, False}
 
