@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from lit_rlvr.datamodules.reading.rows import BadRow
-from lit_rlvr.errors import UserError, defined_at, kind_of
+from lit_rlvr.errors import UserError, defined_at, type_text
 from lit_rlvr.types import Sample
 
 FIELDS = ("prompt", "answer", "image", "id", "category", "options")
@@ -76,11 +76,11 @@ def require_sample(value: Any, function: Callable[..., Any], item: str) -> Sampl
         return value
     where = f"{defined_at(function)}: {item}"
     if not isinstance(value, Sample):
-        raise UserError(f"{where} must be a Sample(id=..., prompt=..., answer=...), not {kind_of(value)}")
+        raise UserError(f"{where} must be a Sample(id=..., prompt=..., answer=...), not {type_text(value)}")
     for field, (wanted, name) in FIELD_TYPES.items():
         cell = getattr(value, field)
         if not isinstance(cell, wanted) or (field == "images" and isinstance(cell, str | bytes)):
-            raise UserError(f"{where}: {field} must be {name}, not {kind_of(cell)}")
+            raise UserError(f"{where}: {field} must be {name}, not {type_text(cell)}")
     return value
 
 
@@ -93,6 +93,6 @@ def require_samples(values: Any, function: Callable[..., Any]) -> Iterator[Sampl
     if values is None:
         return
     if not isinstance(values, Iterable):
-        raise UserError(f"{defined_at(function)} must give Samples, not {kind_of(values)}")
+        raise UserError(f"{defined_at(function)} must give Samples, not {type_text(values)}")
     for number, item in enumerate(values, 1):
         yield require_sample(item, function, f"item {number}")

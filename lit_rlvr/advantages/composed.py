@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages.base import Advantage, GroupBatch, register, resolve_advantage
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.returned import check_advantages
+from lit_rlvr.returned import require_advantages
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Composed(Advantage):
 
     def base_advantages(self, group: GroupBatch) -> Tensor:
         """Return the checked advantages (P, G) of the base estimator."""
-        return check_advantages(self._base, self._base(group), group.rewards)
+        return require_advantages(self._base, self._base(group), group.rewards)
 
     @property
     def min_group(self) -> int:

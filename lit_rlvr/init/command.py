@@ -16,11 +16,11 @@ from lit_rlvr.terminal import show_result
 PROJECTS = Path(__file__).parent / "projects"
 KINDS = ("task", "algorithm", "advantage", "environment", "vision")
 NAME = "my_task"
-"""The module's name in the projects as they are shipped."""
+"""The module's name in `projects/`."""
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `init`."""
+    """Run the command line of `init`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("folder", type=str, help="folder to write; it is new or empty, and its name is the module's")
     parser.add_argument("--kind", type=str, default="task", help=f"what the project is about: {', '.join(KINDS)}")
@@ -34,15 +34,14 @@ def init(folder: Path, kind: str = "task") -> list[Path]:
     """Write a project: a module, its tests, a config and a README.
 
     Args:
-        folder: a new or empty folder; the module is named after it.
+        folder: a new or empty folder, which gives the module its name.
         kind: one of `KINDS`.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: there is no such kind, the folder is not empty or cannot be written, or its name cannot be that of a
-            module.
+        UserError: there is no such kind, the folder is not empty or not writable, or its name is no module name.
     """
     if kind not in KINDS:
         raise UserError(f"--kind: there is no kind {kind!r}; kinds: {', '.join(KINDS)}")
@@ -61,23 +60,23 @@ def init(folder: Path, kind: str = "task") -> list[Path]:
 
 
 def module_name(folder: str) -> str:
-    """The module of a folder's name: `my-task` is `my_task`.
+    """Return the module name for a folder's name: `my_task` for `my-task`.
 
     Raises:
-        UserError: it is no name for a module, or that of an installed one, which would be imported instead.
+        UserError: it is no valid name, or that of an installed module, which Python would import instead.
     """
     name = re.sub(r"[-. ]", "_", folder).lower()
     if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name):
-        raise UserError(f"{folder!r} cannot be the name of a Python module; {_instead(name)}")
+        raise UserError(f"{folder!r} cannot be the name of a Python module; {_suggest(name)}")
     if name.startswith("test_"):
-        raise UserError(f"{folder!r}: pytest takes test_... for tests; {_instead(name.removeprefix('test_'))}")
-    if found := installed(name):
-        raise UserError(f"{folder!r}: Python would import the installed module {found} instead; {_instead(name)}")
+        raise UserError(f"{folder!r}: pytest takes test_... for tests; {_suggest(name.removeprefix('test_'))}")
+    if taken := installed_module(name):
+        raise UserError(f"{folder!r}: Python would import the installed module {taken} instead; {_suggest(name)}")
     return name
 
 
-def installed(name: str) -> str:
-    """The installed module of a name; "" if there is none. Modules in the current folder do not count."""
+def installed_module(name: str) -> str:
+    """Return the name if a module outside the current folder has it, else ""."""
     if name in sys.stdlib_module_names:
         return name
     spec = find_spec(name)
@@ -85,8 +84,8 @@ def installed(name: str) -> str:
     return name if any(place and not Path(place).is_relative_to(Path.cwd()) for place in places) else ""
 
 
-def _instead(name: str) -> str:
-    """A name that can be used, for a message; what is left of one in another script would say nothing."""
+def _suggest(name: str) -> str:
+    """Suggest a usable name, for a message; the ASCII letters of a name in another script would say nothing."""
     word = re.sub(r"^[\d_]+", "", re.sub(r"\W+", "_", name)).strip("_") if name.isascii() else ""
-    word = word if word and not keyword.iskeyword(word) and not installed(word) else f"my_{word or 'task'}"
+    word = word if word and not keyword.iskeyword(word) and not installed_module(word) else f"my_{word or 'task'}"
     return f"choose another, such as {word}"

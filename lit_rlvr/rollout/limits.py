@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.errors import MOST, UserError, check_all, refuse_all
+from lit_rlvr.errors import MAX_SIZE, UserError, check_all, refuse_all
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
@@ -186,10 +186,10 @@ def _wrong_sizes(
             f"rollout.group_size: {group_size} is too small: model.advantage compares the completions of "
             f"a prompt; use at least {module.advantage.min_group}"
         )
-    if prompts * group_size > MOST:
+    if prompts * group_size > MAX_SIZE:
         yield (
             f"rollout.group_size: {group_size} completions for each of data.prompts_per_step={prompts} prompts are "
-            f"{prompts * group_size} sequences in a rollout; use at most {MOST}"
+            f"{prompts * group_size} sequences in a rollout; use at most {MAX_SIZE}"
         )
     if prompts % (ranks * module.updates_per_rollout):
         yield (

@@ -65,8 +65,8 @@ def test_triangles_ask_for_what_the_other_two_tell(ask: Any, monkeypatch: pytest
     import lit_rlvr.datamodules.toys.geometry as triangles
 
     drawn: list[tuple[Any, Any]] = []
-    plain = triangles.picture
-    monkeypatch.setattr(triangles, "picture", lambda *args: drawn.append(args) or plain(*args))
+    plain = triangles.draw_triangle
+    monkeypatch.setattr(triangles, "draw_triangle", lambda *args: drawn.append(args) or plain(*args))
     samples = TriangleProblem(ask=ask, pictures=30, held_out=0).load("train")
     for sample, (corners, labels) in zip(samples, drawn[-30:], strict=True):
         texts = [text.strip("\N{DEGREE SIGN}") for _, text in labels]

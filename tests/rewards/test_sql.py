@@ -368,7 +368,7 @@ def test_the_reference_is_run_once_and_its_results_fit_the_memory(pets: str, mon
         return run_query(path, sql, limits)
 
     monkeypatch.setattr(sql_check, "run_query", run)
-    monkeypatch.setattr(sql_check, "_known", {})
+    monkeypatch.setattr(sql_check, "_references", {})
     for gold in ("SELECT 4", "SELECT oops", "SELECT 4"):
         for _ in range(3):
             check("```SELECT 4```", gold, (pets,), "bird", LIMITS)
@@ -376,7 +376,7 @@ def test_the_reference_is_run_once_and_its_results_fit_the_memory(pets: str, mon
     monkeypatch.setattr(sql_check, "CACHE_BYTES", 1000)
     for number in range(100):
         check("```SELECT 4```", f"SELECT {number}", (pets,), "bird", LIMITS)
-    assert len(sql_check._known) < 20
+    assert len(sql_check._references) < 20
 
 
 def test_a_thousand_queries_are_all_judged(pets: str) -> None:
