@@ -1,4 +1,4 @@
-"""Judges whether a completion has the required format."""
+"""The reward of completions in the required format."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
-from lit_rlvr.errors import MOST, check_all, check_within, refuse_all
+from lit_rlvr.errors import MAX_SIZE, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.progress import DOING
 from lit_rlvr.rewards import Reward, shared_pool
@@ -154,8 +154,8 @@ class RolloutCallback(Callback):
         for option, count in {"rollout.group_size": self.group_size, **samples_of}.items():
             if count < 1:
                 yield f"{option}: {count} is not positive"
-            if count > MOST:
-                yield f"{option}: {count} is too large; use at most {MOST}"
+            if count > MAX_SIZE:
+                yield f"{option}: {count} is too large; use at most {MAX_SIZE}"
         for option, samples in samples_of.items():
             if samples > 1 and self.eval_sampling.temperature == 0:
                 yield (

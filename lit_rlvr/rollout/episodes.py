@@ -104,7 +104,7 @@ class Episodes(Turns):
         self._workers.forget()
         self._waiting = 0
         self._prompts, self._sampling = prompts, sampling
-        if sampling.max_turns > 1 and sampling.max_observation_tokens < (least := self.between.least):
+        if sampling.max_turns > 1 and sampling.max_observation_tokens < (least := self.between.min_tokens):
             raise UserError(
                 f"sampling.max_observation_tokens: {sampling.max_observation_tokens} is too few, because the chat "
                 f"template around an observation takes up to {least} tokens"
@@ -209,7 +209,7 @@ def between_turns(data: PromptDataModule, policy: Policy, environment: Environme
     between = BetweenTurns(
         data.chat, data.tokenizer, policy.eos_token_ids, environment.role, lambda: data.image_processor
     )
-    between.check()
+    between.choose_role()
     return between
 
 

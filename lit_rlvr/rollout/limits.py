@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.errors import MOST, UserError, check_all, refuse_all
-from lit_rlvr.objectives import settle_correction
+from lit_rlvr.errors import MAX_SIZE, UserError, check_all, refuse_all
+from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
 from lit_rlvr.rollout.engines.base import RolloutEngine
@@ -187,10 +187,10 @@ def _wrong_sizes(
             f"rollout.group_size: {group_size} is too small: model.advantage compares the completions of "
             f"a prompt; use at least {module.advantage.min_group}"
         )
-    if prompts * group_size > MOST:
+    if prompts * group_size > MAX_SIZE:
         yield (
             f"rollout.group_size: {group_size} completions for each of data.prompts_per_step={prompts} prompts are "
-            f"{prompts * group_size} sequences in a rollout; use at most {MOST}"
+            f"{prompts * group_size} sequences in a rollout; use at most {MAX_SIZE}"
         )
     if prompts % (ranks * module.updates_per_rollout):
         yield (
@@ -224,7 +224,7 @@ def log_sizes(
         _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:
         _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
-    correction = settle_correction(module.importance_correction, engine.is_exact(compute_dtype(precision)))
+    correction = resolve_correction(module.importance_correction, engine.is_exact(compute_dtype(precision)))
     if engine.quantized and correction == "none":
         _log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
@@ -245,7 +245,7 @@ def _check_overlap(module: RLVRModule, engine: RolloutEngine, prompts: int, prec
     Raises:
         UserError: names the setting.
     """
-    correction = settle_correction(module.importance_correction, engine.is_exact(compute_dtype(precision)))
+    correction = resolve_correction(module.importance_correction, engine.is_exact(compute_dtype(precision)))
     reason = None
     if engine.shares_weights:
         reason = f"engine {engine.name} decodes with the weights being trained; use vllm"

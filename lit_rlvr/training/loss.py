@@ -12,9 +12,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
-from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, kind_of
+from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, type_text
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, k3, masked_sum
-from lit_rlvr.returned import check_advantages, check_objective
+from lit_rlvr.returned import require_advantages, require_loss
 
 
 class LossModule(ABC):
@@ -64,8 +64,10 @@ class LossModule(ABC):
         """
         observed = self.observe(group)
         if not isinstance(observed, dict):
-            raise UserError(f"model: {defined_at(self.observe)} must return a dict of metrics, not {kind_of(observed)}")
-        advantages = check_advantages(self.advantage, self.advantage(group), group.rewards)
+            raise UserError(
+                f"model: {defined_at(self.observe)} must return a dict of metrics, not {type_text(observed)}"
+            )
+        advantages = require_advantages(self.advantage, self.advantage(group), group.rewards)
         return advantages, observed | self.advantage.metrics | {
             "advantage": float(advantages.mean()),
             "zero_advantage": float((advantages == 0).double().mean()),
@@ -80,7 +82,7 @@ class LossModule(ABC):
             UserError: the objective does not return a loss with a gradient and statistics, or an entropy bonus is
                 given without a model.
         """
-        loss, stats = check_objective(self.objective, self.objective(x), x)
+        loss, stats = require_loss(self.objective, self.objective(x), x)
         if x.ref is not None:
             kl = k3(x.logp, x.ref, x.mask)
             loss = loss + self.kl_coef * masked_sum(kl, x.plain_weight, x.mask)

@@ -34,8 +34,8 @@ from lit_rlvr.advantages.base import degenerate
 from lit_rlvr.distributed.collectives import average_gradients, gather_rows, rank, to_device, world_size
 from lit_rlvr.distributed.sharding import shard, whole
 from lit_rlvr.distributed.strategy import FSDP2
-from lit_rlvr.errors import MOST, UserError, check_within
-from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, settle_correction
+from lit_rlvr.errors import MAX_SIZE, UserError, check_within
+from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, resolve_correction
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
@@ -135,7 +135,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         check_within("[0, inf)", "model", warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
         check_within("[1, inf)", "model", tokens_per_microbatch=tokens_per_microbatch, importance_cap=importance_cap)
         check_within(
-            f"[1, {MOST}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
+            f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
         check_options(optimizer, betas, weight_decay)
         if torch_compile and (liger or not shared_prefix):
@@ -363,7 +363,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         while sums is None:
             step = plan_step(
                 prepared, prompts, self.device, self.aggregation, self.tokens_per_microbatch, self.policy.shared_prefix,
-                settle_correction(self.importance_correction, prepared.rollout.exact), self.importance_cap,
+                resolve_correction(self.importance_correction, prepared.rollout.exact), self.importance_cap,
                 in_step=self.sharded,
             )  # fmt: skip
             optimizer.zero_grad()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lit_rlvr.errors import UserError, first_line, kind_of
+from lit_rlvr.errors import UserError, first_line, type_text
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -54,7 +54,7 @@ def build_optimizer(
     except (TypeError, ValueError) as error:
         raise UserError(f"model.optimizer: {first_line(error)}") from error
     if not isinstance(optimizer, Optimizer):
-        raise UserError(f"model.optimizer: it makes {kind_of(optimizer)}, not a torch.optim.Optimizer")
+        raise UserError(f"model.optimizer: it makes {type_text(optimizer)}, not a torch.optim.Optimizer")
     for group in optimizer.param_groups:
         group["lr"] = lr
     return optimizer

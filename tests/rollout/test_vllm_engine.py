@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import settle_correction
+from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
@@ -401,7 +401,7 @@ def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPat
     engine.start(context)
     assert settings["quantization"] in QUANTIZATION_METHODS and settings["dtype"] == "bfloat16"
     assert engine.probe_tolerance > 2 * plain.probe_tolerance
-    assert settle_correction(None, engine.is_exact(torch.bfloat16)) == "token_truncate"
+    assert resolve_correction(None, engine.is_exact(torch.bfloat16)) == "token_truncate"
 
 
 @pytest.mark.usefixtures("hopper")
