@@ -75,7 +75,7 @@ def test_the_terminal_shows_runs_and_findings(tmp_path: Path, lit_rlvr: CLI) -> 
     result = lit_rlvr("watch", tmp_path, "--terminal")
     assert result.status == 0, result.err
     words = " ".join(result.out.split())
-    for shown in ("finished after 6", "reward", "▁", "Hardly any prompt gives a signal", "harder prompts"):
+    for shown in ("finished after 6", "reward", "▁", "Most prompts give no signal", "harder prompts"):
         assert shown in words, result.out
 
 
@@ -84,7 +84,7 @@ def test_programs_get_the_same(tmp_path: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr("watch", run, "--json")
     ((name, state),) = json.loads(result.out).items()
     (finding,) = state.pop("findings")
-    assert name == str(run) and finding["title"] == "Hardly any prompt gives a signal"
+    assert name == str(run) and finding["title"] == "Most prompts give no signal"
     assert state == {"state": "finished", "line": "finished after 6 steps", "step": 6, "steps": 6}
 
 
