@@ -85,7 +85,7 @@ class _Json:
 
 @contextmanager
 def results_as_json(wanted: bool) -> Iterator[None]:
-    """With `--json`, send only the document of `show_result` to stdout, and all other output to stderr."""
+    """Send only the document of `show_result` to stdout, and all other output to stderr, if the user gave `--json`."""
     if not wanted:
         yield
         return

@@ -173,8 +173,8 @@ class WarmStart:
         episodes.begin(prompts, sampling, [[0]] * len(prompts))
         completed: dict[int, Completion] = {}
         left = [deque(turns) for turns in scripts]
-        for p, queue in enumerate(left):
-            episodes.stopped(p, 0, queue.popleft())
+        for p, remaining in enumerate(left):
+            episodes.stopped(p, 0, remaining.popleft())
         while episodes.waiting:
             for p, g, answer in episodes.answers(1):
                 if isinstance(answer, Completion):

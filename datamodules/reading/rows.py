@@ -86,7 +86,7 @@ def lookup(row: Mapping[str, Any], column: str) -> Any:
 
 
 def as_text(value: Any, field: str) -> str:
-    """Convert a cell to text: 145.0 becomes "145", a list its items joined by ", ".
+    """Convert a cell to text: 145.0 becomes "145", and a list becomes its items joined by ", ".
 
     Raises:
         BadRow: it is missing, empty, NaN, or not text, a number or a list of these.

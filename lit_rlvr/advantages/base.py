@@ -151,12 +151,12 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
 
 
 def group_std(rewards: Tensor, unbiased: bool = False) -> Tensor:
-    """Return the standard deviation of each group (P, 1): population, or the sample one that TRL and verl use."""
+    """Return each group's population standard deviation (P, 1), or, with `unbiased`, the sample one of TRL and verl."""
     return rewards.std(dim=1, correction=1 if unbiased else 0, keepdim=True)
 
 
 def degenerate(rewards: Tensor) -> Tensor:
-    """Return a (P, 1) bool: the group's rewards are all the same."""
+    """Return (P, 1) bool, True for groups whose rewards are all the same."""
     return rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) <= DEGENERATE
 
 

@@ -196,7 +196,10 @@ class CosineSimilarity(DiversityMeasure):
 
 
 def mean_cosine(embeddings: Tensor) -> float:
-    """Return the mean cosine over all pairs of rows of (n, D), n >= 2, by the length of the sum of the unit vectors."""
+    """Return the mean cosine over all pairs of rows of (n, D), n >= 2.
+
+    It follows from the length of the sum of the unit vectors.
+    """
     units = torch.nn.functional.normalize(embeddings.double(), dim=1)
     n = len(units)
     return float((units.sum(0).square().sum() - units.square().sum()) / (n * (n - 1)))

@@ -17,7 +17,7 @@ _LETTER = re.compile(r"(?:option |choice )?\(?([a-j])(\)?[.:)]+|\)?$|\s)(.*)", r
 
 
 class Choice(Reward):
-    """1 when the completion names the right option, else 0; reports `correct`.
+    """A reward of 1 for a completion that names the right option, else 0; it reports `correct`.
 
     The final answer is the content of the last `\\boxed{}` after the last `</think>`, else the content of `<answer>`
     tags, the text after "answer is", or the last line. It names an option by its letter ("B", "(b)", "B) liver",

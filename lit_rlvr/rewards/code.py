@@ -19,7 +19,7 @@ CHECK_MEMORY_MB = 4096
 
 
 class CodeTests(CheckedReward):
-    """1 when the completion's Python program passes all tests, else 0; reports `correct`.
+    """A reward of 1 for a completion whose Python program passes all tests, else 0; it reports `correct`.
 
     `CodeProblems` provides the tests: `sample.row["tests"]` and, if a function is called, `sample.row["function"]`.
     `lit_rlvr.rewards.code_check` defines which text is the program and when a test passes;

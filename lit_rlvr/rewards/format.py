@@ -11,7 +11,7 @@ from lit_rlvr.types import Completion, Sample
 
 
 class Format(Reward):
-    """1 when the text meets every given condition, else 0; does not report `correct`.
+    """A reward of 1 for a text that meets every given condition, else 0; it does not report `correct`.
 
     Args:
         pattern: a regular expression that must match somewhere in the text (a dot matches newlines too).

@@ -13,7 +13,7 @@ CHECK = "lit_rlvr.rewards.math_check:check"
 
 
 class MathAnswer(CheckedReward):
-    """1 when the completion's final answer equals `sample.answer`, else 0; reports `correct`.
+    """A reward of 1 for a completion whose final answer equals `sample.answer`, else 0; it reports `correct`.
 
     `lit_rlvr.rewards.math_check.check` defines which answer is the final one. Status "parse_fail" means that
     there is no answer, and "timeout" that the check hit its limits: both are wrong.

@@ -16,7 +16,7 @@ CHECK = "lit_rlvr.rewards.sql_check:check"
 
 
 class SQLExecution(CheckedReward):
-    """1 when the completion's SQL has the result of the reference query `sample.answer`, else 0; reports `correct`.
+    """A reward of 1 for SQL with the result of the reference query `sample.answer`, else 0; it reports `correct`.
 
     Both run, read-only, on the SQLite files `sample.row["databases"]`, which `TextToSQL` provides.
     `lit_rlvr.rewards.sql_check` defines which text is the SQL and when results are equal. Status "parse_fail" means no

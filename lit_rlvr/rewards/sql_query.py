@@ -64,7 +64,7 @@ class Result(NamedTuple):
 
 
 def connect(path: str | Path) -> sqlite3.Connection:
-    """Connect read-only, without a file next to the database; text need not be valid UTF-8.
+    """Open a read-only connection that creates no file next to the database; text need not be valid UTF-8.
 
     Raises:
         sqlite3.OperationalError: there is no such file.
