@@ -185,7 +185,7 @@ class RolloutCallback(Callback):
         if self.overlap:
             self._start_next(trainer, module, batch)
         else:
-            self.engine.rest()
+            self.engine.sleep()
         module.log_dict({f"time/{name}": value for name, value in self._seconds.items()})
         module.log("time/rollout", time.perf_counter() - started)
         module.log_dict(rollout_metrics(rollout, self._seconds["generate"], self._beside))

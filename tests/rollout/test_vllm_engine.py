@@ -254,7 +254,7 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
     engine, told = VLLMEngine(), Told()
     engine._llm = told
     engine.sync(policy)
-    assert engine.rest()
+    assert engine.sleep()
     engine.sync(policy)
     engine.sync(policy)
     load = ["collective_rpc ", "reset_prefix_cache "]
@@ -263,7 +263,7 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
     assert told == [*load, "sleep 2", *woken, *load]
     stays = VLLMEngine(sleep=False)
     stays._llm = told
-    assert not stays.rest()
+    assert not stays.sleep()
 
 
 def test_adapters_are_merged_into_what_the_engine_holds(
@@ -326,7 +326,7 @@ def test_an_engine_that_lost_its_weights_gets_all(monkeypatch: pytest.MonkeyPatc
     engine.start(context)
     engine.sync(policy)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert engine.rest()
+    assert engine.sleep()
     engine.sync(policy)
     engine.sync(policy)
     fails.append(True)

@@ -238,8 +238,12 @@ class RolloutEngine(ABC):
         """Load the last sync's weights again after a restart, on this rank alone."""
         self.sync(policy)
 
+    def sleep(self) -> bool:
+        """Free memory until the next sync; return whether it did so, which discards the weights."""
+        return self.rest()
+
     def rest(self) -> bool:
-        """Free memory until the next sync. Returns whether it did so, which discards the weights."""
+        """Do as `sleep`, under the name that it had before; an engine may still define it."""
         return False
 
     @abstractmethod

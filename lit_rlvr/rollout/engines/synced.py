@@ -194,9 +194,9 @@ class SyncedEngine:
         """Generate as `RolloutEngine.generate` does, without restarts: a crash is raised."""
         return self.engine.generate(prompts, sampling, seeds)
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Free memory, if the engine can, until the next weights are synced."""
-        if self.engine.rest():
+        if self.engine.sleep():
             self._version = None
 
     def close(self) -> None:

@@ -307,7 +307,7 @@ class VLLMEngine(RolloutEngine):
         assert self._context is not None, "start() comes first"
         return self._context
 
-    def rest(self) -> bool:
+    def sleep(self) -> bool:
         if not (self.sleep and torch.cuda.is_available()):
             return False
         self._llm.sleep(level=2)  # keeps neither the KV cache nor the weights
