@@ -239,7 +239,7 @@ def engine(options: Any) -> None:
         timed("first", lambda: generator.generate(prompts[:1], replace(sampling, max_tokens=8), seeds[:1]))
         timed("again", lambda: generator.sync(policy))
         completions = timed("generate", lambda: generator.generate(prompts, sampling, seeds))
-        generator.rest()
+        generator.sleep()
         held = peak(options)
         few = Rollout.unscored(prompts[:4], completions[:4], sampling, options.group_size)
         with torch.autocast(options.device, torch.bfloat16):

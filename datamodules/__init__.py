@@ -1,4 +1,4 @@
-"""Data sets as LightningDataModules: each yields prompts with reference answers."""
+"""Data sets as LightningDataModules, which yield prompts with reference answers."""
 
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.code_problems import CodeProblems

@@ -9,28 +9,35 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, named
+from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, registered
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
-    at_least_one,
     check_columns,
-    check_made,
     check_pixels,
+    check_positive,
     check_share,
-    made_rows,
+    require_sample,
+    require_samples,
     snake_case,
 )
 from lit_rlvr.datamodules.reading.images import with_images
 from lit_rlvr.datamodules.reading.readers import read_rows
-from lit_rlvr.datamodules.reading.rows import BadRow, check_ids, map_columns, say, sift
-from lit_rlvr.datamodules.reading.split import check_held_out, check_repeats, deal_images, draw, drop_long, hold_out
+from lit_rlvr.datamodules.reading.rows import BadRow, check_ids, filter_rows, map_columns, rank_zero_warn
+from lit_rlvr.datamodules.reading.split import (
+    check_held_out,
+    draw,
+    drop_long,
+    exchange_images,
+    hold_out,
+    index_questions,
+)
 from lit_rlvr.datamodules.reading.stream import (
     START,
     Cursor,
     EvalLoader,
     PromptStream,
     TrainLoader,
-    check_same,
+    check_fingerprint,
     fingerprint,
 )
 from lit_rlvr.datamodules.reading.uses_model import UsesModel
@@ -119,17 +126,17 @@ class PromptDataModule(UsesModel):
         super().__init__()
         check_takes(self.rows, "split")
         check_takes(self.sample, "row", "index", "source")
-        at_least_one(max_prompt_tokens=max_prompt_tokens, limit=limit, eval_limit=eval_limit)
+        check_positive(max_prompt_tokens=max_prompt_tokens, limit=limit, eval_limit=eval_limit)
         check_pixels(min_pixels, max_pixels)
-        at_least_one(prompts_per_step=prompts_per_step, eval_prompts_per_step=eval_prompts_per_step)
+        check_positive(prompts_per_step=prompts_per_step, eval_prompts_per_step=eval_prompts_per_step)
         check_share("max_bad_rows", max_bad_rows)
         check_columns(columns or {}, self.fields)
         self.locations: dict[str, str | None] = {"train": train, "validation": validation, "test": test}
         self.validation_split, self.columns = validation_split, columns
         self.image_options = (image_folder, min_pixels, max_pixels)
         self.chat = Chat(
-            system_prompt=named(system_prompt, SYSTEM_PROMPTS, "system_prompt") if system_prompt is not None else None,
-            template=named(template, TEMPLATES, "template") if template is not None else "{prompt}",
+            system_prompt=None if system_prompt is None else registered(system_prompt, SYSTEM_PROMPTS, "system_prompt"),
+            template=registered("{prompt}" if template is None else template, TEMPLATES, "template"),
             prefill=prefill,
             plain_template=plain_template,
             template_kwargs=chat_template_kwargs or {},
@@ -154,9 +161,9 @@ class PromptDataModule(UsesModel):
     # a subclass overrides these
 
     def rows(self, split: Split) -> Iterable[Sample | BadRow]:
-        """The samples of a split, none if there is no such set; by default read from the file that the option names.
+        """Yield the samples of a split; by default read them from the file that the option names.
 
-        It may yield a `BadRow` in place of a sample that cannot be used.
+        Yield nothing if there is no such set, and a `BadRow` in place of a row that cannot be used.
         """
         location = self.locations[split]
         if location is None:
@@ -167,7 +174,7 @@ class PromptDataModule(UsesModel):
             try:
                 if isinstance(row.value, BadRow):
                     raise row.value
-                sample = check_made(self.sample(row.value, index, row.source), self.sample, row.source)
+                sample = require_sample(self.sample(row.value, index, row.source), self.sample, row.source)
                 if isinstance(sample, BadRow):
                     raise sample
                 yield sample if sample.source else replace(sample, source=row.source)
@@ -191,7 +198,7 @@ class PromptDataModule(UsesModel):
     # what the model sees
 
     def use_tools(self, tools: Sequence[dict[str, Any]]) -> None:
-        """Offer tools in every prompt; sets that are loaded already are tokenised again.
+        """Offer tools in every prompt; tokenise the loaded sets again.
 
         Args:
             tools: JSON schemas, as chat templates take them.
@@ -207,12 +214,11 @@ class PromptDataModule(UsesModel):
             self._make_stream()
 
     def render(self, sample: Sample) -> str:
-        """The exact text the model sees, special tokens and prefill included."""
+        """Return the exact text the model sees, special tokens and prefill included."""
         return self.chat.text(self.chat.messages(sample), self.tokenizer, sample.source)
 
     def encode(self, sample: Sample) -> Prompt:
-        """The sample as tokens: exactly `render`'s text, with each image's placeholder repeated once per image
-        feature."""
+        """Tokenise `render`'s text, with each image's placeholder repeated once per image feature."""
         token_ids = list(self.tokenizer(self.render(sample), add_special_tokens=False).input_ids)
         if sample.images:
             images: Any = sample.images
@@ -224,7 +230,7 @@ class PromptDataModule(UsesModel):
         return Prompt(sample, token_ids)
 
     def prepare(self, prompt: Prompt) -> Prompt:
-        """A prompt ready for a batch: with its images decoded and cut into patches.
+        """Return the prompt ready for a batch, with its images decoded and cut into patches.
 
         Raises:
             UserError: an image file has disappeared or broken since it was checked.
@@ -244,7 +250,7 @@ class PromptDataModule(UsesModel):
             if split not in self.prompts:
                 self.prompts[split] = self._tokenised(split)
                 if not self.prompts[split] and not self.too_long[split] and split != "train":
-                    say(f"{self.name}: there is no {split} set, its accuracy is not measured")
+                    rank_zero_warn(f"{self.name}: there is no {split} set, its accuracy is not measured")
         if stage in ("fit", "validate"):
             for other in self.also_validate:
                 other.use_model(self)
@@ -254,33 +260,33 @@ class PromptDataModule(UsesModel):
         self._make_stream()
 
     def _tokenised(self, split: Split) -> list[Prompt]:
-        """The prompts of a split, without those that are too long."""
+        """Tokenise a split; drop the prompts that are too long."""
         prompts = [self.encode(sample) for sample in self.load(split)]
         fitting, self.too_long[split] = drop_long(prompts, self.max_prompt_tokens, f"{self.name} {split}")
         return fitting
 
     def _compare_sets(self) -> None:
-        """Report rows that repeat, and validation questions that stand in training.
+        """Report repeated rows, and validation questions that are also in the training set.
 
         Raises:
-            UserError: all questions of this DataModule's own validation set do.
+            UserError: the training set has all questions of this DataModule's own validation set.
         """
-        train = check_repeats(self.prompts["train"], f"{self.name} train")
+        train = index_questions(self.prompts["train"], f"{self.name} train")
         for data in self.validated:
             if validation := data.prompts.get("validation"):
-                check_repeats(validation, f"{data.name} validation")
+                index_questions(validation, f"{data.name} validation")
                 check_held_out(train, validation, data.name, refuse=data is self)
 
     def _make_stream(self) -> None:
-        """Order the training prompts, once they are loaded."""
+        """Create the stream of training prompts, once they are loaded."""
         if "train" in self.prompts and self._stream is None:
             self._stream = PromptStream(self.prompts["train"], self.seed, run_seed())
             self._fingerprint = fingerprint(self._stream)
-            check_same(self._restored, self._fingerprint)
-            self.train_dataloader()  # refuses sizes that do not fit
+            check_fingerprint(self._restored, self._fingerprint)
+            self.train_dataloader()  # raises early if the sizes do not fit
 
     def load(self, split: Split) -> list[Sample]:
-        """The checked samples of a split, in file order, not yet tokenised."""
+        """Return the checked samples of a split, in file order, not yet tokenised."""
         samples = self._read(split)
         if self.validation_split is not None and split != "test":
             if self._read("validation"):
@@ -289,7 +295,7 @@ class PromptDataModule(UsesModel):
             held_out = hold_out(len(train), self.validation_split, self.seed)
             samples = [sample for i, sample in enumerate(train) if (i in held_out) == (split == "validation")]
         if self.shuffle_images and split != "train":
-            samples = deal_images(samples, self.seed)
+            samples = exchange_images(samples, self.seed)
         return draw(samples, self.limit if split == "train" else self.eval_limit, self.seed)
 
     def train_dataloader(self) -> TrainLoader:
@@ -309,7 +315,7 @@ class PromptDataModule(UsesModel):
         return self.eval_loader("test", self._ranks())
 
     def eval_loader(self, split: Split, ranks: tuple[int, int]) -> list[EvalLoader]:
-        """The loader of a set for `ranks` = (rank, world size), as a list; empty if there is no such set."""
+        """Return a list of the set's loader for `ranks` = (rank, world size); an empty one if there is no such set."""
         prompts = self.prompts[split]
         return [EvalLoader(prompts, self.eval_prompts_per_step, self.name, *ranks, self.prepare)] if prompts else []
 
@@ -335,13 +341,13 @@ class PromptDataModule(UsesModel):
         """
         self.commit(state_dict["cursor"])
         self._restored = state_dict["fingerprint"]
-        check_same(self._restored, self._fingerprint)
+        check_fingerprint(self._restored, self._fingerprint)
 
     def _read(self, split: Split) -> list[Sample]:
-        """All usable rows of a split, read only once."""
+        """Read all usable rows of a split; later calls return the same list."""
         if split not in self._samples:
-            rows = with_images(made_rows(self.rows(split), self.rows), *self.image_options)
-            good, self.bad_rows[split] = sift(rows, f"{self.name} {split}", self.max_bad_rows)
+            rows = with_images(require_samples(self.rows(split), self.rows), *self.image_options)
+            good, self.bad_rows[split] = filter_rows(rows, f"{self.name} {split}", self.max_bad_rows)
             if not good and self.locations[split] is not None:
                 raise UserError(f"{self.locations[split]}: no usable row in it")
             if not good and split == "train":
@@ -351,5 +357,5 @@ class PromptDataModule(UsesModel):
         return self._samples[split]
 
     def _ranks(self) -> tuple[int, int]:
-        """(this process, number of processes)."""
+        """Return (rank, world size)."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -14,12 +14,12 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.code_check import check_calls, read_tests
 from lit_rlvr.types import Sample
 
-KNOWN = (
+LIVECODEBENCH_COLUMNS = (
     ("prompt", "question_content"), ("starter_code", "starter_code"), ("function", "metadata.func_name"),
     ("public_tests", "public_test_cases"), ("tests", "private_test_cases"), ("date", "contest_date"),
     ("id", "question_id"), ("category", "difficulty"),
 )  # fmt: skip
-"""Field -> column of LiveCodeBench."""
+"""(field, column of LiveCodeBench)."""
 
 # LiveCodeBench's wording, with which its published scores were measured
 SCRIPT = (
@@ -51,10 +51,9 @@ class CodeProblems(PromptDataModule):
             For omitted fields, LiveCodeBench's column names are tried, then the field's own name.
         since: leave out problems of contests before this date, such as 2024-08-01.
         until: leave out problems of contests after this date.
-        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
     """
 
-    fields: Sequence[str] = tuple(field for field, _ in KNOWN)
+    fields: Sequence[str] = tuple(field for field, _ in LIVECODEBENCH_COLUMNS)
 
     def __init__(
         self,
@@ -70,17 +69,17 @@ class CodeProblems(PromptDataModule):
             raise UserError(f"since={since} is after until={until}: no day is left")
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
-        """The problems between `since` and `until`, with the number of their tests as the answer."""
+        """Yield the problems between `since` and `until`, with the number of their tests as the answer."""
         for row in super().rows(split):
             if isinstance(row, BadRow):
                 yield row
-            elif self._is_asked_for(row.row["date"]):
-                yield _counted(row)
+            elif self._is_in_period(row.row["date"]):
+                yield _with_test_count(row)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         if isinstance(row.get("metadata"), str):
             row = {**row, "metadata": _parsed(row["metadata"], "metadata")}
-        known = {field: column for field, column in KNOWN if column.partition(".")[0] in row}
+        known = {field: column for field, column in LIVECODEBENCH_COLUMNS if column.partition(".")[0] in row}
         columns = known | (self.columns or {})
         cells = {field: lookup(row, columns.get(field, field)) for field in self.fields}
         starter, question = cells["starter_code"] or "", as_text(cells["prompt"], "prompt")
@@ -100,7 +99,7 @@ class CodeProblems(PromptDataModule):
         )
 
     def _date(self, cell: Any) -> date | None:
-        """The date of a contest; None if neither `since` nor `until` is set."""
+        """Return the date of a contest; None if neither `since` nor `until` is set."""
         if not (self.since or self.until):
             return None
         try:
@@ -108,12 +107,12 @@ class CodeProblems(PromptDataModule):
         except ValueError as error:
             raise BadRow(f"{cell!r} is not a date ({error})", "date") from error
 
-    def _is_asked_for(self, day: date | None) -> bool:
+    def _is_in_period(self, day: date | None) -> bool:
         return day is None or (self.since or day) <= day <= (self.until or day)
 
 
-def _counted(sample: Sample) -> Sample | BadRow:
-    """The sample with the number of its tests as the answer, or a bad row that says why they cannot be used."""
+def _with_test_count(sample: Sample) -> Sample | BadRow:
+    """Return the sample with the number of its tests as the answer, or a bad row that says why they cannot be used."""
     try:
         tests = [test for cell in sample.row["tests"] for test in read_tests(cell)]
         if sample.row["function"]:

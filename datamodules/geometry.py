@@ -8,14 +8,14 @@ from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER
-from lit_rlvr.datamodules.reading.rows import Layouts, Row, as_images, as_options, as_text, letter_of, listed
+from lit_rlvr.datamodules.reading.rows import Layouts, Row, as_images, as_options, as_text, find_letter, format_options
 from lit_rlvr.types import Sample
 
 MATHVERSE_CHOICE = re.compile(r"^\s*\(?([A-H])\)?\s*[:.)]\s*(.*?)\s*$", re.MULTILINE)
-"""A line of MathVerse's choices: "A:145°", "(B) 35°"."""
+"""One of MathVerse's choices, on a line of its own: "A:145°", "(B) 35°"."""
 
 MATHVISION_MARK = re.compile(r"<image\d+>")
-"""MathVision's markers for its one picture, "<image1>"; further numbers are parts of it."""
+"""MathVision's marker of its one picture, "<image1>"; higher numbers mark parts of that picture."""
 
 DEGREES = re.compile(r"\s*(?:°|\^\s*\{?\s*\\circ\s*\}?|\\degree|\bdegrees?\b)\s*\.?$")
 
@@ -40,7 +40,7 @@ class Geometry(PromptDataModule):
 
 
 def read_geometry3k(row: Row) -> dict[str, Any]:
-    """`images`, a `problem` with `<image>`, and the value as `answer`, without its degree sign.
+    """Read `images`, a `problem` with `<image>`, and the value as `answer`, without its degree sign.
 
     The file's `choices` are not part of the problem's text, so it is not a multiple-choice question.
     """
@@ -52,7 +52,7 @@ def read_geometry3k(row: Row) -> dict[str, Any]:
 
 
 def read_mathverse(row: Row) -> dict[str, Any]:
-    """`question`, `image` ("" in the text-only version), `problem_version`, and a letter or value as `answer`."""
+    """Read `question`, `image` ("" in the text-only version), `problem_version`, and a letter or value as `answer`."""
     question = as_text(row["question"], "question")
     choices = dict(MATHVERSE_CHOICE.findall(question.rpartition("Choices:")[2])) if "Choices:" in question else {}
     return {
@@ -66,19 +66,19 @@ def read_mathverse(row: Row) -> dict[str, Any]:
 
 
 def read_mathvision(row: Row) -> dict[str, Any]:
-    """`question` with "<image1>", `options`, `level`, and a letter or value as `answer`.
+    """Read `question` with "<image1>", `options`, `level`, and a letter or value as `answer`.
 
-    The picture is `decoded_image`, or the file that `image` names. Options that are only their letters are drawn in
-    the picture and are not listed in the prompt.
+    The picture is `decoded_image`, or the file that `image` names. If the options are only letters, the picture shows
+    them, and the prompt does not list them.
     """
     question, options = as_text(row["question"], "question"), as_options(row["options"])
     question = MATHVISION_MARK.sub(PLACEHOLDER, question, count=1)
-    drawn = "".join(options) == ascii_uppercase[: len(options)]
+    in_picture = "".join(options) == ascii_uppercase[: len(options)]
     answer = as_text(row["answer"], "answer")
     return {
         "id": as_text(row["id"], "id"),
-        "prompt": question if drawn else f"{question}\n{listed(options)}",
-        "answer": answer if answer in ascii_uppercase[: len(options)] else letter_of(answer, options) or answer,
+        "prompt": question if in_picture else f"{question}\n{format_options(options)}",
+        "answer": answer if answer in ascii_uppercase[: len(options)] else find_letter(answer, options) or answer,
         "images": as_images(row.get("decoded_image") or row.get("image")),
         "category": f"level {as_text(row['level'], 'level')}",
         "options": options,
@@ -90,4 +90,4 @@ LAYOUTS = (
     ({"sample_index", "question", "answer", "problem_version"}, read_mathverse),
     ({"id", "question", "options", "answer", "level"}, read_mathvision),
 )
-"""Columns that a layout needs -> its reader; the first layout that fits is used."""
+"""(columns that a layout needs, its reader); the first layout that fits applies."""

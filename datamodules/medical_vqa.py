@@ -11,8 +11,17 @@ from string import ascii_uppercase
 from typing import Any, Literal
 
 from lit_rlvr.datamodules.base import PromptDataModule, Split
-from lit_rlvr.datamodules.reading.checks import at_least_one
-from lit_rlvr.datamodules.reading.rows import BadRow, Layouts, Row, as_images, as_options, as_text, letter_of, listed
+from lit_rlvr.datamodules.reading.checks import check_positive
+from lit_rlvr.datamodules.reading.rows import (
+    BadRow,
+    Layouts,
+    Row,
+    as_images,
+    as_options,
+    as_text,
+    find_letter,
+    format_options,
+)
 from lit_rlvr.datamodules.reading.split import draw
 from lit_rlvr.errors import UserError
 from lit_rlvr.seeds import derive_seed
@@ -26,7 +35,7 @@ SPELLINGS = {
 
 
 def modality(text: str) -> str:
-    """MRI, CT or X-ray from any known spelling; any other text unchanged."""
+    """Return MRI, CT or X-ray for any known spelling; return any other text unchanged."""
     return next((name for name, spelling in SPELLINGS.items() if spelling.match(text.strip())), text.strip())
 
 
@@ -35,7 +44,7 @@ Disjoint = Literal["image", "question"]
 
 
 def draw_counts(samples: Sequence[Sample], counts: Counts | None, seed: int, option: str) -> list[Sample]:
-    """`counts[category]` samples of each category, drawn by seed, in file order; all samples without counts.
+    """Draw `counts[category]` samples of each category by seed, in file order; return all samples without counts.
 
     Raises:
         UserError: a category has too few samples.
@@ -52,7 +61,7 @@ def draw_counts(samples: Sequence[Sample], counts: Counts | None, seed: int, opt
 
 
 def evaluation_pool(samples: Sequence[Sample], evaluation: Counts, training: Counts, seed: int) -> list[Sample]:
-    """The rows that evaluation is drawn from, chosen so that enough questions are left to train on.
+    """Return the rows to draw evaluation from, chosen so that enough questions are left to train on.
 
     Whole questions, in an order drawn by seed, join the pool until it has enough rows of each modality. If a modality
     is also trained on, the pool gets evaluation's share of it. Questions that training cannot use join first.
@@ -64,7 +73,7 @@ def evaluation_pool(samples: Sequence[Sample], evaluation: Counts, training: Cou
     }
     rows_of: dict[str, Counter[str]] = {}
     for sample in samples:
-        rows_of.setdefault(question(sample), Counter())[sample.category] += 1
+        rows_of.setdefault(question_words(sample), Counter())[sample.category] += 1
     order = sorted(rows_of)
     random.Random(derive_seed("questions", seed)).shuffle(order)
     order.sort(key=lambda text: bool(rows_of[text].keys() & training.keys()))  # stable; unusable for training first
@@ -75,23 +84,23 @@ def evaluation_pool(samples: Sequence[Sample], evaluation: Counts, training: Cou
         if lacks or not rows_of[text].keys() & training.keys():
             pool.add(text)
             have += rows_of[text]
-    return [sample for sample in samples if question(sample) in pool]
+    return [sample for sample in samples if question_words(sample) in pool]
 
 
-def apart(samples: Sequence[Sample], evaluation: Sequence[Sample], disjoint: Disjoint) -> list[Sample]:
-    """The samples that share no image with the evaluation and, for `question`, no question either."""
-    images = {key for sample in evaluation for key in keys(sample)}
-    questions = {question(sample) for sample in evaluation} if disjoint == "question" else set()
-    return [s for s in samples if images.isdisjoint(keys(s)) and question(s) not in questions]
+def without_overlap(samples: Sequence[Sample], evaluation: Sequence[Sample], disjoint: Disjoint) -> list[Sample]:
+    """Return the samples that share no image with the evaluation and, for `question`, no question either."""
+    images = {key for sample in evaluation for key in image_hashes(sample)}
+    questions = {question_words(sample) for sample in evaluation} if disjoint == "question" else set()
+    return [s for s in samples if images.isdisjoint(image_hashes(s)) and question_words(s) not in questions]
 
 
-def keys(sample: Sample) -> Sequence[str]:
-    """Content hashes of the sample's images."""
+def image_hashes(sample: Sample) -> Sequence[str]:
+    """Return the content hashes of the sample's images."""
     return getattr(sample.images, "keys", ())
 
 
-def question(sample: Sample) -> str:
-    """The words of the question, without its options, case and punctuation."""
+def question_words(sample: Sample) -> str:
+    """Return the words of the question, without its options, case and punctuation."""
     text = sample.row.get("question") or sample.row.get("Question") or sample.prompt
     return " ".join(re.findall(r"\w+", str(text).lower()))
 
@@ -121,8 +130,8 @@ class MedicalVQA(PromptDataModule):
     ) -> None:
         super().__init__(validation_split=None, **kwargs)
         for counts in (train_modalities, eval_modalities):
-            at_least_one(**counts or {})
-        self.train_modalities, self.eval_modalities = _named(train_modalities), _named(eval_modalities)
+            check_positive(**counts or {})
+        self.train_modalities, self.eval_modalities = _by_modality(train_modalities), _by_modality(eval_modalities)
         self.disjoint: Disjoint = disjoint
         self._layouts = Layouts(LAYOUTS)
 
@@ -134,7 +143,7 @@ class MedicalVQA(PromptDataModule):
         return Sample(**fields, row=row, source=source)
 
     def rows(self, split: Split) -> Iterator[Sample | BadRow]:
-        """The English rows of the requested modalities."""
+        """Yield the English rows of the requested modalities."""
         wanted = self.train_modalities if split == "train" else self.eval_modalities
         if split == "train" and wanted is not None and self.locations["validation"] is None:
             wanted = wanted | (self.eval_modalities or {})
@@ -145,16 +154,16 @@ class MedicalVQA(PromptDataModule):
                 yield row
 
     def load(self, split: Split) -> list[Sample]:
-        """The rows of a split; training rows share nothing with validation and test rows (see `disjoint`)."""
+        """Return the rows of a split; training rows share nothing with validation and test rows (see `disjoint`)."""
         if split != "train":
             return draw(self._evaluation(split), self.eval_limit, self.seed)
         others = self._evaluation("validation") + self._evaluation("test")
-        left = apart(self._read("train"), others, self.disjoint)
+        left = without_overlap(self._read("train"), others, self.disjoint)
         option = f"train_modalities, without what evaluation has (disjoint={self.disjoint})"
         return draw(draw_counts(left, self.train_modalities, self.seed, option), self.limit, self.seed)
 
     def _evaluation(self, split: Split) -> list[Sample]:
-        """The rows of a validation or test set, before `eval_limit`."""
+        """Return the rows of a validation or test set, before `eval_limit`."""
         rows = self._read(split)
         if not rows and split == "validation" and self.eval_modalities is not None:
             rows = self._read("train")
@@ -163,29 +172,29 @@ class MedicalVQA(PromptDataModule):
         return draw_counts(rows, self.eval_modalities if rows else None, self.seed, "eval_modalities")
 
 
-def _named(counts: dict[str, int] | None) -> dict[str, int] | None:
+def _by_modality(counts: dict[str, int] | None) -> dict[str, int] | None:
     return None if counts is None else {modality(name): count for name, count in counts.items()}
 
 
 def read_huatuo(row: Row) -> dict[str, Any]:
-    """HuatuoGPT-Vision's evaluation data: the answer is an option's text, or "?" if there is none."""
+    """Read HuatuoGPT-Vision's evaluation data: the answer is an option's text, or "?" if there is none."""
     answer, options = as_text(row["answer"], "answer"), as_options(row["options"])
-    letter = letter_of(answer, options)
+    letter = find_letter(answer, options)
     if letter is None:
         raise BadRow(f"{answer!r} is not one of the options", "answer")
     return _closed(row["question"], options, letter, row["image"], row.get("subset") or row.get("dataset"))
 
 
 def read_medvlm(row: Row) -> dict[str, Any]:
-    """MedVLM-R1: `problem` lists the options, `solution` is the letter."""
+    """Read MedVLM-R1: `problem` lists the options, `solution` is the letter."""
     fields = _closed(row["problem"], as_options(row["options"]), row["solution"], row["image"], row.get("subset"))
     return fields | {"prompt": as_text(row["problem"], "problem")}
 
 
 def read_omnimed(row: Row) -> dict[str, Any]:
-    """OmniMedVQA: each option has its own column, and the answer is an option's text."""
+    """Read OmniMedVQA: each option has its own column, and the answer is an option's text."""
     options = tuple(str(row[f"option_{x}"]).strip() for x in "ABCD" if row.get(f"option_{x}"))
-    letter = letter_of(as_text(row["gt_answer"], "gt_answer"), options)
+    letter = find_letter(as_text(row["gt_answer"], "gt_answer"), options)
     if letter is None:
         raise BadRow(f"{row['gt_answer']!r} is not one of the options", "gt_answer")
     kind = row.get("modality_type") or row.get("modality")
@@ -193,19 +202,19 @@ def read_omnimed(row: Row) -> dict[str, Any]:
 
 
 def read_pmc(row: Row) -> dict[str, Any]:
-    """PMC-VQA: "Choice A" to "Choice D" ("A:text") and the letter in `Answer_label`."""
+    """Read PMC-VQA: "Choice A" to "Choice D" ("A:text") and the letter in `Answer_label`."""
     options = tuple(str(row[f"Choice {x}"]).strip().removeprefix(f"{x}:").strip() for x in "ABCD")
     return _closed(row["Question"], options, row["Answer_label"], row["Figure_path"], "PMC-VQA")
 
 
 def read_slake(row: Row) -> dict[str, Any]:
-    """SLAKE: image files are in `imgs/`; closed questions name their options, which can be other than yes and no."""
+    """Read SLAKE: image files are in `imgs/`; closed questions name their options, which need not be yes and no."""
     fields = _open(row["question"], row["answer"], f"imgs/{as_text(row['img_name'], 'img_name')}")
     return fields | {"id": as_text(row["qid"], "qid"), "category": modality(as_text(row["modality"], "modality"))}
 
 
 def read_plain(row: Row) -> dict[str, Any]:
-    """VQA-RAD and PathVQA: a closed question is one answered by yes or no."""
+    """Read VQA-RAD and PathVQA: the answer to a closed question is yes or no."""
     return _open(row["question"], row["answer"], row["image"])
 
 
@@ -218,7 +227,7 @@ def _closed(question: Any, options: tuple[str, ...], letter: Any, image: Any, ki
     if letter not in list(ascii_uppercase[: len(options)]):
         raise BadRow(f"{letter!r} is not the letter of one of {len(options)} options", "answer")
     fields = _open(question, letter, image)
-    prompt = f"{fields['prompt']}\n{listed(options)}"
+    prompt = f"{fields['prompt']}\n{format_options(options)}"
     return fields | {"prompt": prompt, "options": options, "category": modality(str(kind or ""))}
 
 
@@ -230,4 +239,4 @@ LAYOUTS = (
     ({"img_name", "question", "answer", "modality", "qid"}, read_slake),
     ({"image", "question", "answer"}, read_plain),
 )
-"""Columns that a layout needs -> its reader; the first layout that fits is used."""
+"""(columns that a layout needs, its reader); the first layout that fits applies."""

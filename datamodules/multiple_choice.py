@@ -8,14 +8,14 @@ from string import ascii_uppercase
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.rows import BadRow, as_text, letter_of, listed, lookup, map_columns
+from lit_rlvr.datamodules.reading.rows import BadRow, as_text, find_letter, format_options, lookup, map_columns
 from lit_rlvr.types import Sample
 
-KNOWN = (("prompt", "question"), ("options", "choices"), ("category", "subject"))
-"""Field -> column of MMLU; its `answer` has the field's own name."""
+MMLU_COLUMNS = (("prompt", "question"), ("options", "choices"), ("category", "subject"))
+"""(field, column of MMLU); its `answer` has the field's own name."""
 
-MOST_OPTIONS = 10
-"""The reward `Choice` knows the letters A to J."""
+MAX_OPTIONS = 10
+"""Largest number of options; the reward `Choice` knows the letters A to J."""
 
 
 class MultipleChoice(PromptDataModule):
@@ -34,21 +34,21 @@ class MultipleChoice(PromptDataModule):
         super().__init__(columns=columns, **kwargs)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        columns = {field: column for field, column in KNOWN if column in row} | (self.columns or {})
+        columns = {field: column for field, column in MMLU_COLUMNS if column in row} | (self.columns or {})
         sample = map_columns(row, columns, f"{self.name}:{index + 1}", source)
         if not isinstance(sample.prompt, str):
             raise BadRow("expected text, got messages", "prompt")
-        if not 2 <= len(sample.options) <= MOST_OPTIONS:
-            raise BadRow(f"expected 2 to {MOST_OPTIONS} options, found {len(sample.options)}", "options")
+        if not 2 <= len(sample.options) <= MAX_OPTIONS:
+            raise BadRow(f"expected 2 to {MAX_OPTIONS} options, found {len(sample.options)}", "options")
         answer = lookup(row, columns.get("answer", "answer"))
         if not self.columns and str(answer).isdecimal():  # a CSV file's number
             answer = int(answer)
-        prompt = f"{sample.prompt}\n{listed(sample.options)}"
+        prompt = f"{sample.prompt}\n{format_options(sample.options)}"
         return replace(sample, prompt=prompt, answer=right_letter(answer, sample.options))
 
 
 def right_letter(answer: Any, options: Sequence[str]) -> str:
-    """The letter of the right option; the answer is its number from 0, its letter or its text.
+    """Return the letter of the right option; the answer is its number from 0, its letter or its text.
 
     Raises:
         BadRow: it names none of them.
@@ -58,7 +58,7 @@ def right_letter(answer: Any, options: Sequence[str]) -> str:
             raise BadRow(f"{answer!r} is not the number of one of {len(options)} options", "answer")
         return ascii_uppercase[int(answer)]
     text = as_text(answer, "answer").strip()
-    letter = text if text in list(ascii_uppercase[: len(options)]) else letter_of(text, options)
+    letter = text if text in list(ascii_uppercase[: len(options)]) else find_letter(text, options)
     if letter is None:
         raise BadRow(f"{text!r} is neither the letter nor the text of one of {len(options)} options", "answer")
     return letter

@@ -12,7 +12,7 @@ from lit_rlvr.datamodules.reading.rows import BadRow, Layouts, Row, as_prompt, a
 from lit_rlvr.types import Sample
 
 TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\]")
-"""Chat template markup that a data set's prompts already contain."""
+"""Chat template markup, which some data sets' prompts already contain."""
 
 BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?=\{)|\\boxed\s+([^\s${}]+)")
 
@@ -48,10 +48,10 @@ class TextMath(PromptDataModule):
 
 
 def read_verl(row: Row) -> tuple[Any, str]:
-    """`prompt` messages and `reward_model.ground_truth`: text, or {target, solution}.
+    """Read `prompt` messages and `reward_model.ground_truth`: text, or {target, solution}.
 
-    The solution's box is preferred to the target: in the MATH files in circulation, a normaliser broke all matrices
-    (`\\\\` became `\\`), \\text answers and more in the targets, and emptied some.
+    The solution's box takes precedence over the target: in the MATH files in circulation, a normaliser broke the
+    targets that hold matrices (`\\\\` became `\\`) or \\text, and emptied some.
     """
     truth = lookup(row, "reward_model.ground_truth")
     if isinstance(truth, Mapping):
@@ -65,19 +65,19 @@ def read_verl(row: Row) -> tuple[Any, str]:
 
 
 def read_svamp(row: Row) -> tuple[Any, str]:
-    """`Body` and `Question`; a body without a full stop gets one before the question."""
+    """Read `Body` and `Question`; add a full stop between them if the body lacks one."""
     body = as_text(row["Body"], "Body").strip()
     body += "" if body[-1] in ".!?,;:" else "."
     return f"{body} {as_text(row['Question'], 'Question').strip()}", as_text(row["Answer"], "Answer")
 
 
 def read_answer(row: Row) -> tuple[Any, str]:
-    """`problem` or `question`, and `answer` (GSM8K: what follows `####`)."""
+    """Read `problem` or `question`, and `answer` (GSM8K: what follows `####`)."""
     return row["problem"] if "problem" in row else row.get("question"), reference(as_text(row.get("answer"), "answer"))
 
 
 def read_solution(row: Row) -> tuple[Any, str]:
-    """`problem` or `question`, and a worked `solution` whose last box is the answer."""
+    """Read `problem` or `question`, and a worked `solution` whose last box is the answer."""
     answer = last_boxed(as_text(row.get("solution"), "solution"))
     if not answer:
         raise BadRow("no \\boxed answer", "solution")
@@ -85,7 +85,7 @@ def read_solution(row: Row) -> tuple[Any, str]:
 
 
 def read_olympiad(row: Row) -> tuple[Any, str]:
-    """OlympiadBench: `question` (after its `context`, if any) and a list of `final_answer`s, all of them required."""
+    """Read OlympiadBench: `question` (after its `context`, if any) and a list of `final_answer`s, all required."""
     context = row.get("context")
     question = as_text(row["question"], "question")
     answers = [as_text(answer, "final_answer").strip("$ ") for answer in row["final_answer"]]
@@ -93,7 +93,7 @@ def read_olympiad(row: Row) -> tuple[Any, str]:
 
 
 def refuse_choices(row: Row) -> tuple[Any, str]:
-    """Refuse MMLU: it is not mathematics, and the number of a choice would be taken for a numeric answer."""
+    """Refuse MMLU: it is not mathematics, and the number of a choice would pass for a numeric answer."""
     raise BadRow("a multiple-choice question, which MultipleChoice reads", "choices")
 
 
@@ -107,11 +107,11 @@ LAYOUTS = (
     ({"problem", "solution"}, read_solution),
     ({"question", "solution"}, read_solution),
 )
-"""Columns that a layout needs -> its reader; the first layout that fits is used."""
+"""(columns that a layout needs, its reader); the first layout that fits applies."""
 
 
 def reference(text: str) -> str:
-    """The reference answer in a text: what follows the last `####`, without commas; else the last box; else all.
+    """Return the reference answer in a text: what follows the last `####`, without commas; else the last box; else all.
 
     Raises:
         BadRow: nothing follows the mark.
@@ -127,7 +127,7 @@ def reference(text: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{...}` (or `\\fbox{...}`, `\\boxed 5`); None without one, or if it is open."""
+    """Return what is in the last `\\boxed{...}`, `\\fbox{...}` or `\\boxed 5`; None if there is none or it is open."""
     matches = list(BOXED.finditer(text))
     if not matches:
         return None

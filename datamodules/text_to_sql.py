@@ -16,34 +16,34 @@ from lit_rlvr.rewards.sql_query import connect
 from lit_rlvr.types import Sample
 
 CELL_CHARACTERS = 40
-"""Characters of a value that an example row shows."""
+"""Most characters of a value in an example row."""
 
 
 def schema_text(path: Path, example_rows: int = 0) -> str:
-    """The CREATE statements of a database's tables and views, in the order they were made.
+    """Return the CREATE statements of a database's tables and views, in the order of their creation.
 
     Args:
-        path: a SQLite file, opened read-only.
+        path: a SQLite file, which is opened read-only.
         example_rows: rows to show in a comment below each statement, as in Rajkumar et al. 2022.
 
     Raises:
         sqlite3.Error: the file cannot be read, or holds no table.
     """
     with closing(connect(path)) as database:
-        made = database.execute(
+        found = database.execute(
             "SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite~_%' "
             "ESCAPE '~' ORDER BY rowid"
         ).fetchall()
-        if not made:
+        if not found:
             raise sqlite3.DatabaseError("it holds no table")
         text = "\n".join(
-            f"{sql.strip()};" + (_examples(database, name, example_rows) if example_rows else "") for name, sql in made
+            f"{sql.strip()};" + (_examples(database, name, example_rows) if example_rows else "") for name, sql in found
         )
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _examples(database: sqlite3.Connection, table: str, count: int) -> str:
-    """The first rows of a table as a comment."""
+    """Return the first rows of a table as an SQL comment."""
     quoted = '"' + table.replace('"', '""') + '"'
     rows = database.execute(f"SELECT * FROM {quoted} LIMIT {count}")
     lines = ["\t".join(column[0] for column in rows.description), *("\t".join(map(_cell, row)) for row in rows)]
@@ -51,19 +51,19 @@ def _examples(database: sqlite3.Connection, table: str, count: int) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A value on one line."""
+    """Return a value on one line, shortened."""
     text = "NULL" if value is None else " ".join(str(value).split())
     return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 3] + "..."
 
 
-FOLDERS = ("train_databases", "dev_databases", "databases", "database", "test_database")
-"""Names that BIRD and Spider give the folder of databases next to their files."""
+DATABASE_FOLDERS = ("train_databases", "dev_databases", "databases", "database", "test_database")
+"""Names that BIRD and Spider give the folder of databases, which is next to the data file."""
 
-KNOWN = (
+SQL_COLUMNS = (
     ("prompt", "question"), ("answer", "query"), ("answer", "SQL"), ("database", "db_id"), ("evidence", "evidence"),
     ("id", "question_id"), ("category", "difficulty"),
 )  # fmt: skip
-"""Field -> column of Spider (`query`) and BIRD."""
+"""(field, column of Spider (`query`) or BIRD)."""
 
 
 class TextToSQL(PromptDataModule):
@@ -80,7 +80,6 @@ class TextToSQL(PromptDataModule):
             are also judged on every other .sqlite file next to `NAME/NAME.sqlite`.
         example_rows: show this many rows of each table below its schema.
         template: text around schema and question, with `{prompt}` in their place; or a name (sql).
-        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
     """
 
     fields: Sequence[str] = ("prompt", "answer", "database", "evidence", "id", "category")
@@ -101,7 +100,7 @@ class TextToSQL(PromptDataModule):
         self._schemas: dict[Path, str] = {}
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
-        columns = {field: column for field, column in KNOWN if column in row} | (self.columns or {})
+        columns = {field: column for field, column in SQL_COLUMNS if column in row} | (self.columns or {})
         mapped = {field: column for field, column in columns.items() if field not in ("database", "evidence")}
         sample = map_columns(row, mapped, f"{self.name}:{index + 1}", source)
         name = as_text(lookup(row, columns.get("database", "database")), "database")
@@ -109,7 +108,7 @@ class TextToSQL(PromptDataModule):
         return self.ask(sample, self._find(name, source), str(evidence or ""))
 
     def ask(self, sample: Sample, databases: list[Path], evidence: str = "") -> Sample:
-        """The sample with the schema of the first database in its prompt, and all databases in its row.
+        """Return the sample with the schema of the first database in its prompt, and all databases in its row.
 
         Raises:
             BadRow: the prompt is not plain text, or the first database cannot be read.
@@ -129,15 +128,17 @@ class TextToSQL(PromptDataModule):
         return self._schemas[path]
 
     def _find(self, name: str, source: str) -> list[Path]:
-        """The files of a database, starting with the one named after it.
+        """Find the files of a database, starting with the one named after it.
 
         Raises:
             BadRow: there is none, or the name leads out of the folder.
         """
         if Path(name).name != name:
             raise BadRow(f"{name!r} is not the name of a database", "database")
-        beside = Path(source.rpartition(":")[0]).parent
-        folders = [Path(self.databases).expanduser()] if self.databases else [beside / folder for folder in FOLDERS]
+        data_folder = Path(source.rpartition(":")[0]).parent
+        folders = [data_folder / name for name in DATABASE_FOLDERS]
+        if self.databases:
+            folders = [Path(self.databases).expanduser()]
         for folder in folders:
             nested, flat = folder / name / f"{name}.sqlite", folder / f"{name}.sqlite"
             if nested.is_file():
@@ -145,5 +146,5 @@ class TextToSQL(PromptDataModule):
                 return [path.absolute() for path in (nested, *others)]
             if flat.is_file():
                 return [flat.absolute()]
-        where = self.databases or f"{beside}/{{{','.join(FOLDERS)}}}"
+        where = self.databases or f"{data_folder}/{{{','.join(DATABASE_FOLDERS)}}}"
         raise BadRow(f"no {name}.sqlite in {where}; `databases` names the folder", "database")

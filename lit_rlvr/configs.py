@@ -1,4 +1,4 @@
-"""Finds config files by name, checks them, and merges them over their bases; the parser of every command line."""
+"""Config files, found by name, checked and merged over their bases; and the parser of every command line."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ TOP_KEYS = (
 
 
 def config_folder() -> Path:
-    """The folder of the shipped configs: inside the installed package, or next to it in a source checkout."""
+    """Return the folder of the shipped configs: inside the installed package, or next to it in a source checkout."""
     package = Path(lit_rlvr.__file__).parent
     inside = package / "_configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """The arguments with every `--config NAME` replaced by a path: an existing file, or else a shipped config.
+    """Replace every `--config NAME` by the path of an existing file, or else of a shipped config.
 
-    `quickstart`, `quickstart.yaml` and `configs/quickstart.yaml` all find the shipped quickstart.yaml. A config with a
-    `base:` is replaced by a file with the config merged over its base.
+    `quickstart`, `quickstart.yaml` and `configs/quickstart.yaml` all find the shipped quickstart.yaml. For a config
+    with a `base:`, the path is that of a new file, with the config merged over its base.
 
     Raises:
         UserError: there is no such config, it is not YAML (its name and line), or it has an unknown key.
@@ -57,7 +57,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
 
 
 def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A config merged over its `base:` (a path relative to it, or a shipped config), mappings key by key.
+    """Load a config and merge it over its `base:` (a path relative to it, or a shipped config), mappings key by key.
 
     Raises:
         UserError: as `find_configs`, or the bases form a cycle.
@@ -70,13 +70,13 @@ def load_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def find_base(name: str, path: Path) -> Path:
-    """The config that a `base:` in the file `path` names: relative to that file, or as `find_config`."""
-    beside = path.parent / name
-    return beside if beside.is_file() else find_config(name)
+    """Return the config that a `base:` in the file `path` names: relative to that file, or as `find_config` does."""
+    relative = path.parent / name
+    return relative if relative.is_file() else find_config(name)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`: mappings are merged, everything else (including lists) is replaced."""
+    """Merge `over` into `base`: merge mappings, replace everything else (also lists)."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -85,7 +85,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _config_arguments(args: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """(index, config name) of every config on a command line."""
+    """Yield (index, config name) of every config on a command line."""
     for i, argument in enumerate(args):
         if argument.startswith("--config="):
             yield i, argument.removeprefix("--config=")
@@ -94,7 +94,7 @@ def _config_arguments(args: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 def find_config(name: str, option: str = "--config") -> Path:
-    """The file that a user names by path or, for a shipped one, by name.
+    """Return the file that a user gives by path or, for a shipped one, by name.
 
     Raises:
         UserError: there is no such file; the message names the `option` and the nearest name.
@@ -112,27 +112,27 @@ def find_config(name: str, option: str = "--config") -> Path:
 
 
 def shipped_configs() -> list[str]:
-    """The names of the shipped configs, such as `smoke/grpo`."""
+    """Return the names of the shipped configs, such as `smoke/grpo`."""
     return sorted(str(path.relative_to(config_folder()).with_suffix("")) for path in config_folder().rglob("*.yaml"))
 
 
 def nearest_configs(name: str, count: int = 3) -> list[str]:
-    """Shipped configs whose name contains all words of a name, or else whose path or last part is similar."""
+    """Return shipped configs whose name contains all words of a name, or else whose path or last part is similar."""
     words = [word for word in re.split(r"[/_\W]+", name) if word]
 
-    def likeness(config: str) -> float:
-        spelled = max(difflib.SequenceMatcher(None, name, known).ratio() for known in (config, Path(config).name))
-        return spelled + bool(words and all(word in config for word in words))
+    def similarity(config: str) -> float:
+        spelling = max(difflib.SequenceMatcher(None, name, known).ratio() for known in (config, Path(config).name))
+        return spelling + bool(words and all(word in config for word in words))
 
-    likely = [config for config in shipped_configs() if likeness(config) > 0.7]
-    return sorted(likely, key=likeness, reverse=True)[:count]
+    similar = [config for config in shipped_configs() if similarity(config) > 0.7]
+    return sorted(similar, key=similarity, reverse=True)[:count]
 
 
 def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--config") -> dict[str, Any]:
-    """The content of a YAML file, with its form and top-level keys checked.
+    """Read a YAML file; check its form and its top-level keys.
 
     Raises:
-        UserError: it is not a YAML mapping, or has a key that is not `known`; names the `option` and the file.
+        UserError: it is not a YAML mapping, or has a key not in `known`; the message names the `option` and the file.
     """
     try:
         value = load_yaml(path.read_text())
@@ -140,20 +140,20 @@ def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--co
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{option}: {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
-    return check_keys(value, known, f"{option}: {path}")
+    return require_keys(value, known, f"{option}: {path}")
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a YAML document.
+    """Parse a YAML document.
 
     Raises:
-        yaml.YAMLError: it is not valid, or a key stands twice in a mapping.
+        yaml.YAMLError: it is not valid, or a mapping has a key twice.
     """
-    return _OnceLoader(text).get_single_data()
+    return _UniqueKeyLoader(text).get_single_data()
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """Refuses a duplicate key in a mapping; YAML would silently drop the first one."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A YAML loader that refuses duplicate keys, where YAML would silently drop the first one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -165,8 +165,8 @@ class _OnceLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _take_numbers_as_written(loader: Any) -> None:
-    """Let a YAML loader read 010 and 1:30 as YAML 1.2 does; in YAML 1.1 they are octal and to base 60, 8 and 90."""
+def _use_yaml12_numbers(loader: Any) -> None:
+    """Let a YAML loader read 010 and 1:30 as YAML 1.2 does; YAML 1.1 takes them for octal and base 60, 8 and 90."""
     numbers = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
     loader.yaml_implicit_resolvers = {
         first: [
@@ -181,35 +181,35 @@ def _int_before_float(typehint: Any) -> Any:
     """Let an option of type `int | float` try int first, so that 4 stays 4.
 
     jsonargparse keeps a union's order, and typing caches `Optional[Union[...]]` by equality, which ignores order:
-    another package's `Optional[Union[float, int]]` would turn around all others of the process.
+    another package's `Optional[Union[float, int]]` would reverse all others of the process.
     """
-    found = _sort_union(typehint)
-    kinds = list(get_args(found)) if get_origin(found) is Union else []
+    union = _sort_union(typehint)
+    kinds = list(get_args(union)) if get_origin(union) is Union else []
     if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
         first, second = kinds.index(float), kinds.index(int)
         kinds[first], kinds[second] = int, float
         return Union[tuple(kinds)]  # noqa: UP007
-    return found
+    return union
 
 
 _sort_union = _typehints.sort_unions_in_typehint
 _typehints.sort_unions_in_typehint = _int_before_float
-for _loader in (_OnceLoader, get_yaml_default_loader()):  # ours, and the one that reads every option's value
-    _take_numbers_as_written(_loader)
+for _loader in (_UniqueKeyLoader, get_yaml_default_loader()):  # ours, and the one that reads every option's value
+    _use_yaml12_numbers(_loader)
 
 
 class Parser(ArgumentParser):
     """A parser of options and configs that takes no abbreviations, and that requires what a class requires.
 
     Args:
-        options: of jsonargparse's parser.
+        options: options of jsonargparse's parser.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"exit_on_error": False, "allow_abbrev": False} | options)
 
     def add_class_arguments(self, *args: Any, **options: Any) -> list[str]:
-        """Add the arguments of a class; those without a type and a default are required, too."""
+        """Add the arguments of a class; require those without a type and a default, too."""
         added = list(super().add_class_arguments(*args, **options))
         required = untyped_required(args[0] if args else options["theclass"])
         for action in self._actions:
@@ -218,30 +218,30 @@ class Parser(ArgumentParser):
         return added
 
     def parse_args(self, *args: Any, **options: Any) -> Any:
-        with self._named():
+        with self._parser_in_errors():
             return super().parse_args(*args, **options)
 
     def parse_object(self, *args: Any, **options: Any) -> Any:
-        with self._named():
+        with self._parser_in_errors():
             return super().parse_object(*args, **options)
 
     def parse_line(self, args: Sequence[str]) -> Any:
         """Parse a command line.
 
-        Where a name would do as well as a class, jsonargparse takes the text of a class with a wrong option for a name.
-        Such a text is read again as the class, which says what is wrong with it.
+        For an option that takes a name or a class, jsonargparse takes the text of a class with a wrong option for a
+        name. This method parses such a text again as a class, which gives the right error.
         """
         config = self.parse_args(args)
-        texts = {key: found for key, value in config.items() if (found := _as_classes(value)) is not None}
-        for key, value in texts.items():
+        classes = {key: parsed for key, value in config.items() if (parsed := _parse_classes(value)) is not None}
+        for key, value in classes.items():
             config[key] = value
-        return self.parse_object(config) if texts else config
+        return self.parse_object(config) if classes else config
 
     def instantiate_classes(self, config: Any, **options: Any) -> Any:
-        """Build what a config describes.
+        """Build the objects of a config.
 
         Raises:
-            UserError: with what every class refuses, not only the first of them.
+            UserError: a class refuses its options; the error has the messages of all classes, not only the first.
         """
         try:
             return super().instantiate_classes(config, **options)
@@ -249,12 +249,12 @@ class Parser(ArgumentParser):
             first = user_error_in(error)
             if first is None:
                 raise
-            raise UserError(*first.messages, *self._refused(config)) from error
+            raise UserError(*first.messages, *self._all_problems(config)) from error
 
-    def _refused(self, config: Any) -> list[str]:
-        """What the classes of a config refuse; one is not built if a part of it is refused."""
-        found: list[str] = []
-        refused = object()  # stands for what cannot be built
+    def _all_problems(self, config: Any) -> list[str]:
+        """Return the messages of all classes that refuse their options; skip classes with a refused part."""
+        problems: list[str] = []
+        refused = object()  # in place of an object that cannot be built
 
         def build(cls: type, *args: Any, **options: Any) -> Any:
             lists = [given if isinstance(given, list) else [given] for given in (*args, *options.values())]
@@ -263,24 +263,24 @@ class Parser(ArgumentParser):
             try:
                 return cls(*args, **options)
             except UserError as error:
-                found.extend(error.messages)
+                problems.extend(error.messages)
                 wrong = {
                     name
                     for name in options
-                    if any(re.match(rf"(\S+\.)?{name}: .* must (lie in|be) ", said) for said in error.messages)
+                    if any(re.match(rf"(\S+\.)?{name}: .* must (lie in|be) ", message) for message in error.messages)
                 }
-            except Exception:  # it is raised as it is once nothing is refused
+            except Exception:  # the user sees it once the refused options are right
                 return refused
-            if wrong:  # with their defaults instead, there may be more to say
+            if wrong:  # their defaults may reveal further problems
                 build(cls, *args, **{name: value for name, value in options.items() if name not in wrong})
             return refused
 
         self.instantiate(config, instantiators=[(build, object, True)])
-        return found
+        return problems
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Let an error know the parser, to find the nearest of its options."""
+    def _parser_in_errors(self) -> Iterator[None]:
+        """Store the parser in parse errors, whose message suggests its nearest option."""
         try:
             yield
         except ArgumentError as error:
@@ -292,21 +292,21 @@ class Parser(ArgumentParser):
             raise UserError("--config: a value holds a null character (\\0), which no option takes") from error
 
 
-def _as_classes(value: Any) -> Any:
-    """The value with every text of a `class_path` in it read as YAML; None if there is no such text."""
+def _parse_classes(value: Any) -> Any:
+    """Parse every text with a `class_path` in a value as YAML; return None if there is no such text."""
     if isinstance(value, list):
-        items = [_as_classes(item) for item in value]
-        whole = next((item for item in items if isinstance(item, list)), None)  # the text of all of the list
-        found = [given if item is None else item for item, given in zip(items, value, strict=True)]
-        return whole if whole is not None else found if found != value else None
+        items = [_parse_classes(item) for item in value]
+        whole = next((item for item in items if isinstance(item, list)), None)  # one text may hold the whole list
+        merged = [given if item is None else item for item, given in zip(items, value, strict=True)]
+        return whole if whole is not None else merged if merged != value else None
     if not isinstance(value, str) or "class_path" not in value:
         return None
     try:
-        found = load_yaml(value)
+        parsed = load_yaml(value)
     except yaml.YAMLError:
         return None
-    classes = found if isinstance(found, list) else [found]
-    return found if any(isinstance(item, dict) and "class_path" in item for item in classes) else None
+    classes = parsed if isinstance(parsed, list) else [parsed]
+    return parsed if any(isinstance(item, dict) and "class_path" in item for item in classes) else None
 
 
 def import_classes(*packages: ModuleType) -> None:
@@ -317,23 +317,23 @@ def import_classes(*packages: ModuleType) -> None:
 
 
 def untyped_required(cls: type) -> set[str]:
-    """The arguments of a class that have neither a default nor a type, which jsonargparse would make optional."""
-    found: dict[str, inspect.Parameter] = {}
+    """Return the arguments of a class without default and type, which jsonargparse would make optional."""
+    parameters: dict[str, inspect.Parameter] = {}
     for owner in inspect.getmro(cls):
-        made = vars(owner).get("__init__")
-        found = (dict(inspect.signature(made).parameters) if inspect.isfunction(made) else {}) | found
+        init = vars(owner).get("__init__")
+        parameters = (dict(inspect.signature(init).parameters) if inspect.isfunction(init) else {}) | parameters
     return {
         name
-        for name, p in found.items()
+        for name, p in parameters.items()
         if p.default is p.annotation is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
 
 
-def check_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:
-    """Check that `value` is a mapping whose keys are all `known`, and return it.
+def require_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:
+    """Return `value` if it is a mapping with no other keys than `known`.
 
     Raises:
-        UserError: it is not; the message begins with `where`.
+        UserError: it is anything else; the message begins with `where`.
     """
     if value is None:
         raise UserError(f"{where}: is empty; its keys are {', '.join(known)}")
@@ -348,12 +348,10 @@ def check_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]:
 
 
 def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
-    """Reports which model or data options of a config file are kept when another class is chosen later.
+    """Yield a line for each model or data class of a config file that the command line replaces.
 
-    jsonargparse keeps the options that the new class also accepts, and silently drops the others.
-
-    Yields:
-        One line per replaced class.
+    The line names the options kept and dropped: jsonargparse keeps those that the new class also accepts, and silently
+    drops the others.
     """
     for _, name in _config_arguments(args):
         path = find_config(name)
@@ -372,7 +370,7 @@ def changed_classes(args: Sequence[str], config: Any) -> Iterator[str]:
 
 
 def changes(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The differences between two configs: (key, before, now); None for a missing value."""
+    """Yield the differences between two configs: (key, before, now), None for a missing value."""
     lists = isinstance(before, list) and isinstance(now, list) and len(before) == len(now)
     if lists and all(isinstance(item, dict) for item in [*before, *now]):
         before, now = dict(enumerate(before)), dict(enumerate(now))

@@ -1,4 +1,4 @@
-"""`UserError`, the exception that users see as one line, and helpers that name the user's code."""
+"""`UserError`, which users see as one line, and functions that find the user's code in an exception."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parents[1]
-OURS = (_HERE / "lit_rlvr", _HERE / "datamodules")
-PYTHONS = (sysconfig.get_path("stdlib"), sysconfig.get_path("scripts"))
-INSTALLED = {"site-packages", "dist-packages"}
+OWN_FOLDERS = (_HERE / "lit_rlvr", _HERE / "datamodules")
+PYTHON_FOLDERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("scripts"))
+PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
 
-MOST = 1_000_000
-"""Largest sensible size, for options that lists or arrays are made of."""
+MAX_SIZE = 1_000_000
+"""Largest value of options that set the size of a list or an array."""
 
 
 class UserError(Exception):
-    """Bad input. The message says what, where (file, row, field, config key) and what to do.
+    """Bad input. The message says what is wrong, where (file, row, field, config key) and what to do.
 
-    The command line prints each message as one line and exits with status 2, without a traceback. Line breaks and
-    terminal commands in quoted data are escaped.
+    The command line prints each message as one line and exits with status 2, without a traceback. The constructor
+    escapes line breaks and terminal commands in quoted data.
 
     Args:
-        messages: one, or several that stand on lines of their own.
+        messages: one message or several, each for a line of its own.
     """
 
     def __init__(self, *messages: str) -> None:
@@ -38,32 +38,32 @@ class UserError(Exception):
 
 
 def check_all(*checks: Callable[[], object]) -> None:
-    """Run several checks, so that all of them can say what is wrong.
+    """Run all checks, then raise one `UserError` with the messages of those that failed.
 
     Raises:
-        UserError: with the messages of all the checks that raised one.
+        UserError: a check failed.
     """
-    found: list[str] = []
+    problems: list[str] = []
     for check in checks:
         try:
             check()
         except UserError as error:
-            found += error.messages
-    refuse_all(found)
+            problems += error.messages
+    refuse_all(problems)
 
 
 def refuse_all(problems: Iterable[str]) -> None:
-    """Raise one `UserError` with every problem.
+    """Raise one `UserError` with every problem, if there is any.
 
     Raises:
         UserError: there is a problem.
     """
-    if found := [*problems]:
-        raise UserError(*found)
+    if messages := [*problems]:
+        raise UserError(*messages)
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """The known names that are most similar to a name, or else begin with it, whatever their case and dashes."""
+    """Return the known names most similar to a name, or else those that begin with it; ignore case and dashes."""
     plain: dict[str, str] = {}
     for other in sorted(known, key=lambda other: (other[:1].isupper() != name[:1].isupper(), other)):
         plain.setdefault(_plain(other), other)
@@ -73,11 +73,11 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
 
 
 class RunStopped(Exception):
-    """A run was asked to stop and has stopped cleanly.
+    """The clean end of a run that received a signal.
 
     Args:
-        signal_number: the signal received.
-        saved: whether there is a checkpoint to resume from.
+        signal_number: the signal.
+        saved: True if there is a checkpoint to resume from.
     """
 
     def __init__(self, signal_number: int, saved: bool) -> None:
@@ -86,36 +86,36 @@ class RunStopped(Exception):
 
 
 def user_error_in(error: BaseException) -> UserError | None:
-    """The `UserError` that another exception was raised from, if there is one (parsers wrap what options raise)."""
+    """Return the `UserError` among an exception and its causes; None if there is none (parsers wrap exceptions)."""
     return next((cause for cause in _chain(error, lambda e: e.__cause__) if isinstance(cause, UserError)), None)
 
 
 def first_line(error: BaseException) -> str:
     """Return an exception's type and the first line of its message, with the next one if the first ends in a colon."""
-    said = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if said and said[0].endswith(":"):
-        said[0] = " ".join(said[:2])
-    return f"{type(error).__name__}: {said[0]}" if said else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):
+        lines[0] = " ".join(lines[:2])
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def from_user(error: BaseException) -> tuple[str, BaseException] | None:
-    """The line of the user's code that an exception came from, as `my_task.py:12`, and the exception raised there.
+def find_user_line(error: BaseException) -> tuple[str, BaseException] | None:
+    """Return the user's line that an exception came from, as `my_task.py:12`, and the exception raised there.
 
     It is the deepest line outside lit-rlvr, the standard library and installed packages, in the exception's traceback
-    or else in its cause's. A file below the current directory is named relative to it.
+    or else in its cause's.
     """
-    for raised in _chain(error, raised_from):
+    for raised in _chain(error, cause_of):
         lines = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(raised.__traceback__)]
         if isinstance(raised, SyntaxError) and raised.filename:
             lines.append((raised.filename, raised.lineno or 0))
         for file, line in reversed(lines):
-            if _is_users(file):
+            if _is_user_code(file):
                 return f"{shown(file)}:{line}", raised
     return None
 
 
 def _chain(error: BaseException, earlier: Callable[[BaseException], BaseException | None]) -> Iterator[BaseException]:
-    """An exception and those it was raised from, each once: threads that raise one exception can close a circle."""
+    """Yield an exception and its causes, each once: threads that raise one exception can close a circle."""
     seen: set[int] = set()
     following: BaseException | None = error
     while following is not None and id(following) not in seen:
@@ -125,18 +125,18 @@ def _chain(error: BaseException, earlier: Callable[[BaseException], BaseExceptio
 
 
 def user_line(error: BaseException) -> str:
-    """Only the line of `from_user`; "" if there is none."""
-    found = from_user(error)
+    """Return the line of `find_user_line`; "" if there is none."""
+    found = find_user_line(error)
     return found[0] if found else ""
 
 
-def raised_from(error: BaseException) -> BaseException | None:
-    """The cause or context of an exception."""
+def cause_of(error: BaseException) -> BaseException | None:
+    """Return the cause or context of an exception."""
     return error.__cause__ or error.__context__
 
 
 def defined_at(function: Callable[..., Any]) -> str:
-    """A function or callable object with its place of definition, as `advantage (my_task.py:12)`."""
+    """Return the name of a function or callable object with its place of definition, as `advantage (my_task.py:12)`."""
     function = inspect.unwrap(function)
     called = function if inspect.isroutine(function) else type(function).__call__
     code = getattr(called, "__code__", None)
@@ -144,23 +144,23 @@ def defined_at(function: Callable[..., Any]) -> str:
 
 
 def with_user_line(error: BaseException) -> str:
-    """`first_line`, preceded by the line of the user's code that it came from, if there is one."""
+    """Return `first_line`, after the line of the user's code that it came from, if there is one."""
     return ": ".join(filter(None, (user_line(error), first_line(error))))
 
 
-def begins_at(function: object) -> str:
-    """The first line of a user's function, as `my_task.py:3`; "" if it is not the user's, or not Python."""
+def first_line_of(function: object) -> str:
+    """Return the first line of a user's function, as `my_task.py:3`; "" if it is not the user's, or not Python."""
     code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
-    if code is None or not _is_users(code.co_filename):
+    if code is None or not _is_user_code(code.co_filename):
         return ""
     return f"{shown(code.co_filename)}:{code.co_firstlineno}"
 
 
 def check_takes(function: Callable[..., Any], *names: str) -> None:
-    """Refuse a user's function that cannot be called with arguments of these names, in order.
+    """Refuse a user's function that does not take these arguments, in order.
 
     Raises:
-        UserError: it cannot; the message names the function, its file and line.
+        UserError: it does not take them; the message names the function, its file and line.
     """
     try:
         inspect.signature(function).bind(*names)
@@ -191,8 +191,8 @@ def check_within(interval: str, where: str, **options: float | None) -> None:
     refuse_all(f"{where}.{name}: {value} must lie in {interval}" for name, value in wrong.items())
 
 
-def kind_of(value: Any) -> str:
-    """The kind of a value, for a message: None, "an int", "a list"."""
+def type_text(value: Any) -> str:
+    """Return the type of a value for a message: None, "an int", "a list"."""
     name = type(value).__name__
     return "None" if value is None else f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
@@ -206,7 +206,7 @@ def _plain(name: str) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """A path for a message: relative to the current directory if it is below it."""
+    """Return a path for a message: relative to the current directory if it is below it."""
     try:
         below = Path(path).is_relative_to(Path.cwd())
     except FileNotFoundError:  # the current directory was removed
@@ -214,11 +214,11 @@ def shown(path: str | Path) -> str:
     return os.path.relpath(path) if below else str(path)
 
 
-def _is_users(file: str) -> bool:
-    """Whether a code file is neither ours nor installed; code without a file has a name in angle brackets."""
+def _is_user_code(file: str) -> bool:
+    """Return True for a code file that is neither ours nor installed; code without a file has a name in <>."""
     path = Path(file)
     return not (
         file.startswith("<")
-        or INSTALLED & {*path.parts}
-        or any(path.is_relative_to(folder) for folder in (*OURS, *PYTHONS))
+        or PACKAGE_FOLDERS & {*path.parts}
+        or any(path.is_relative_to(folder) for folder in (*OWN_FOLDERS, *PYTHON_FOLDERS))
     )

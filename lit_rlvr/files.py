@@ -11,13 +11,13 @@ from typing import Any
 from lit_rlvr.errors import UserError, shown
 
 Fields = Mapping[str, type | tuple[type, ...]]
-"""Name -> type (or types) of each field of a record."""
+"""The type, or types, of each field of a record, by name."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file (text as UTF-8) atomically, creating its folder; an older file stays until the new is complete."""
+    """Write a file (text as UTF-8) atomically; create its folder; keep an older file until the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # no name of the user's
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # unlike any file of the user's
     try:
         scratch.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(scratch, path)
@@ -26,13 +26,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Check that a folder can be written, without leaving anything behind.
+    """Refuse a folder that cannot be written or created; leave nothing behind.
 
     Args:
         option: the option that the message names.
 
     Raises:
-        UserError: it cannot be written or created.
+        UserError: writing or creating it fails.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -64,5 +64,5 @@ def check_new(path: Path, option: str) -> None:
 
 
 def has_fields(record: Any, fields: Fields) -> bool:
-    """Whether a record read from JSON has these fields with these types."""
+    """Return True if a record read from JSON has these fields with these types."""
     return isinstance(record, dict) and all(isinstance(record.get(name), kind) for name, kind in fields.items())

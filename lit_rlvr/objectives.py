@@ -1,8 +1,8 @@
 """The pure mathematics of the losses: ratios, clips, KL, aggregation, importance weights.
 
 Tensors in, tensors out. Shapes: B sequences, T completion positions; `mask` is bool, True = in the loss.
-All losses are minimised. Each is a *sum* over rows of terms that already include their share of the global normaliser
-(`token_weight`, `row_weight`), so that the loss of a batch is the sum of the losses of its parts, however it is cut.
+Training minimises all losses. Each is a *sum* over rows of terms that already include their share of the global
+normaliser (`token_weight`, `row_weight`), so the loss of a batch is the sum of the losses of its micro-batches.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class LossInputs:
     """The input of an objective: some rows of one optimizer step.
 
     Args:
-        logp: (B, T) log-probabilities under the current policy; besides `entropy` the only tensor with a gradient.
-        old: (B, T) under the policy at rollout time, as the trainer computes it.
+        logp: (B, T) log-probabilities under the current policy; only this and `entropy` have a gradient.
+        old: (B, T) log-probabilities under the policy at rollout time, which the trainer computes.
         mask: (B, T) bool.
         advantages: (B, 1), constant.
         token_weight: (B, T) share of each token in the loss (`aggregation_weights`, times the
@@ -36,7 +36,7 @@ class LossInputs:
         prompt: (B,) long, each row's prompt as an index into the whole rollout's `GroupBatch` (all ranks).
         plain_weight: (B, T) token_weight without the importance weight: each token's share in the KL and entropy
             terms.
-        ref: (B, T) under the reference policy; None without a KL term.
+        ref: (B, T) log-probabilities under the reference policy; None without a KL term.
         entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
     """
 
@@ -53,29 +53,29 @@ class LossInputs:
 
 
 def log_ratio(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:
-    """`logp - old` (B, T), 0 where masked; bounded so that its exponential is finite in this dtype."""
+    """Return `logp - old` (B, T), 0 where masked; bounded so that its exponential is finite in this dtype."""
     bound = 0.5 * math.log(torch.finfo(logp.dtype).max)
     return torch.where(mask, logp - old, 0.0).clamp(-bound, bound)
 
 
 def ratio(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:
-    """`w = exp(logp - old)` (B, T), 1 where masked."""
+    """Return `w = exp(logp - old)` (B, T), 1 where masked."""
     return log_ratio(logp, old, mask).exp()
 
 
 def clipped_surrogate(
     w: Tensor, x: LossInputs, clip_low: float, clip_high: float, dual_clip: float | None = None
 ) -> tuple[Tensor, Stats]:
-    """PPO's clipped surrogate, `min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`, in the shape of the ratio w.
+    """Return PPO's clipped surrogate, `min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`, in the shape of the ratio w.
 
-    Source: Schulman et al. 2017, eq. 7; with `dual_clip = c` the value is bounded below by `c A` where
-    A < 0 (Ye et al. 2020, eq. 5).
+    Source: Schulman et al. 2017, eq. 7; with `dual_clip = c`, `c A` is a lower bound where A < 0 (Ye et al. 2020,
+    eq. 5).
 
     Args:
         w: (B, T) ratios of tokens, or (B, 1) of sequences.
 
     Returns:
-        The surrogate, and the numbers of tokens clipped by the lower and the upper bound.
+        The surrogate, and the numbers of tokens that the lower and the upper bound clip.
     """
     value = torch.minimum(w * x.advantages, w.clamp(1 - clip_low, 1 + clip_high) * x.advantages)
     if dual_clip is not None:
@@ -86,7 +86,7 @@ def clipped_surrogate(
 def clipped_log_ratio(
     x: LossInputs, low: float | Tensor, high: float | Tensor, dual_clip: float | None = None
 ) -> tuple[Tensor, Stats]:
-    """The log-ratio (B, T) that the surrogate's `min` selects; 0 where masked or A = 0.
+    """Return the log-ratio (B, T) that the surrogate's `min` selects; 0 where masked or A = 0.
 
     `min(d, high)` where A > 0, `max(d, low)` where A < 0, `d = logp - old`: the clip of `clipped_surrogate` in log
     space, without forming the ratio.
@@ -104,37 +104,36 @@ def clipped_log_ratio(
 
 
 def clip_counts(w: Tensor, x: LossInputs, low: float | Tensor, high: float | Tensor) -> Stats:
-    """Number of tokens (not the fraction) whose gradient is removed by clipping `w` (B, T) or (B, 1) to [low, high]."""
+    """Count the tokens without a gradient because `w` (B, T) or (B, 1) is clipped to [low, high]."""
     below = (w < low) & (x.advantages < 0) & x.mask
     above = (w > high) & (x.advantages > 0) & x.mask
     return {"clip_low": below.sum(), "clip_high": above.sum()}
 
 
-def check_dual_clip(dual_clip: float | None) -> float | None:
-    """The option, unchanged.
+def check_dual_clip(dual_clip: float | None) -> None:
+    """Refuse a bound that would clip the sampling policy itself, whose ratio is 1.
 
     Raises:
-        UserError: it would clip the sampling policy itself, whose ratio is 1.
+        UserError: the bound is not above 1.
     """
     check_within("(1, inf)", "model", dual_clip=dual_clip)
-    return dual_clip
 
 
 def policy_gradient(x: LossInputs) -> tuple[Tensor, Stats]:
-    """`-sum weight A logp`: the loss without a ratio. Source: Williams 1992 (REINFORCE)."""
+    """Return `-sum weight A logp`, the loss without a ratio. Source: Williams 1992 (REINFORCE)."""
     return -masked_sum(x.advantages * x.logp, x.token_weight, x.mask), {}
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean (B,) of each row's unmasked (B, T) values; 0 in an empty row."""
+    """Return the mean (B,) of each row's unmasked (B, T) values; 0 in an empty row."""
     return torch.where(mask, values, 0.0).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def log_power_mean(log_values: Tensor, mask: Tensor, power: Tensor) -> Tensor:
-    """`log [mean_t v^p]^(1/p)` (B,) of each row's unmasked values; at p = 0 its limit, the mean of `log v`.
+    """Return `log [mean_t v^p]^(1/p)` (B,) of each row's unmasked values; at p = 0 its limit, the mean of `log v`.
 
-    Nothing overflows, and no digits are lost: if the powers differ much, a logsumexp is exact (and so is its gradient,
-    a softmax); if they hardly differ, as for small p, `v` is first divided by its geometric mean.
+    It neither overflows nor loses digits: if the powers differ much, a logsumexp is exact (and so is its gradient, a
+    softmax); if they hardly differ, as for small p, it first divides `v` by its geometric mean.
 
     Args:
         log_values: (B, T) log v.
@@ -153,7 +152,7 @@ def log_power_mean(log_values: Tensor, mask: Tensor, power: Tensor) -> Tensor:
 
 
 def k3(logp: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
-    """Schulman's unbiased KL estimate `exp(ref - logp) - (ref - logp) - 1` per token (B, T), 0 where masked.
+    """Return Schulman's KL estimate k3, `exp(ref - logp) - (ref - logp) - 1`, per token (B, T); 0 where masked.
 
     Source: DeepSeekMath (GRPO), eq. 4.
     """
@@ -162,19 +161,19 @@ def k3(logp: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
 
 
 def masked_sum(values: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
-    """`sum_i sum_t weight * values` over the unmasked (B, T) positions; masked values never reach it."""
+    """Return `sum_i sum_t weight * values` over the unmasked (B, T) positions; masked values have no effect."""
     return (torch.where(mask, values, 0.0) * weight).sum()
 
 
 def row_sum(values: Tensor, x: LossInputs) -> Tensor:
-    """`sum_i row_weight values` over the rows (B,) that have a token in the loss."""
+    """Return `sum_i row_weight values` over the rows (B,) that have a token in the loss."""
     return (torch.where(x.mask.any(1), values, 0.0) * x.row_weight).sum()
 
 
 def aggregation_weights(
     mask: Tensor, group_size: int, aggregation: Aggregation, sequences: float, tokens: float, max_tokens: int
 ) -> Tensor:
-    """Each token's share of the loss (B, T) float64; 0 where masked.
+    """Return each token's share of the loss (B, T) float64; 0 where masked.
 
     Args:
         mask: (B, T) bool of whole groups, row = p * group_size + g.
@@ -196,18 +195,19 @@ def aggregation_weights(
     return m * group_size / (sequences * per_group.clamp(min=1))
 
 
-def settle_correction(given: ImportanceCorrection | None, exact: bool) -> ImportanceCorrection:
-    """The requested correction; by default `none` if the engine's log-probabilities equal the trainer's."""
-    return given or ("none" if exact else "token_truncate")
+def resolve_correction(requested: ImportanceCorrection | None, exact: bool) -> ImportanceCorrection:
+    """Return the requested correction; by default `none` if the engine's log-probabilities equal the trainer's."""
+    return requested or ("none" if exact else "token_truncate")
 
 
 def importance_weights(
-    old: Tensor, engine: Tensor, mask: Tensor, mode: ImportanceCorrection, cap: float
+    old: Tensor, rollout: Tensor, mask: Tensor, mode: ImportanceCorrection, cap: float
 ) -> tuple[Tensor, Tensor]:
-    """Weights that correct for an engine whose log-probabilities differ from the trainer's.
+    """Return weights that correct for an engine whose log-probabilities differ from the trainer's.
 
     Args:
-        old, engine: (B, T) log-probabilities of the sampled tokens, the trainer's and the engine's.
+        old: (B, T) the trainer's log-probabilities of the sampled tokens.
+        rollout: (B, T) the engine's log-probabilities of the sampled tokens.
         mode: `token_truncate` min(w, cap) per token; `token_mask` drops tokens with w outside
             [1/cap, cap]; `sequence_mask` drops rows whose geometric mean of w is outside it.
         cap: the bound C of truncated importance sampling.
@@ -216,7 +216,7 @@ def importance_weights(
         Token weights (B, T), and row weights (B,) for sequence-level losses: the truncated geometric mean
         of the row's token ratios (masked like its tokens for `sequence_mask`; 1 for `none`).
     """
-    d = log_ratio(old, engine, mask)
+    d = log_ratio(old, rollout, mask)
     mean = d.sum(1) / mask.sum(1).clamp(min=1)  # (B,)
     inside = mean.abs() <= math.log(cap)
     if mode == "none":

@@ -1,9 +1,9 @@
-"""The packages around ours: which are installed, how to install the others, and builds that do not fit together.
+"""Optional packages: checks, install commands, and repairs of builds that do not fit together.
 
-`make install` takes CPU builds of torch's companion packages from PyTorch's index, and then they fit. Those of PyPI are
-CUDA builds: with a CPU-only torch, torchaudio and torchcodec fail when transformers tries to import them, and
-torchvision fails on two operators that its C++ part could not define. `repair()` runs when `lit_rlvr` is imported;
-`repair_children()` has it run in processes that import torchvision before anything of ours, which vLLM starts.
+`make install` takes CPU builds of torch's companion packages from PyTorch's index, and then they fit. PyPI has CUDA
+builds: with a CPU-only torch, torchaudio and torchcodec fail when transformers tries to import them, and torchvision
+fails on two operators that its C++ part could not define. `import lit_rlvr` calls `repair()`. `repair_children()` makes
+processes that vLLM starts call it, because they import torchvision first.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _KEEP: list[object] = []  # torch.library definitions live as long as their obje
 
 
 def require(module: str, what: str, *packages: str) -> None:
-    """Check that an optional package can be imported.
+    """Refuse to go on without an optional package.
 
     Args:
-        module: its name in Python.
+        module: the package's name in Python.
         what: the option or command that needs it.
         packages: the packages to install, if their names differ from the module's or there are several.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the package is not installed.
     """
     if not is_installed(module):
         raise UserError(f"{what}: {module} is not installed; {pip_command(*(packages or (module,)))}")
 
 
 def is_installed(module: str) -> bool:
-    """Return whether a module can be imported, without importing it."""
+    """Return True if Python can import a module; do not import it."""
     return importlib.util.find_spec(module) is not None
 
 
@@ -77,7 +77,7 @@ def pip_command(*packages: str) -> str:
 
 
 class _TorchvisionFinder(MetaPathFinder):
-    """Declares torchvision's missing operators just before its first import."""
+    """An import hook that defines torchvision's missing operators just before its first import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -89,8 +89,7 @@ class _TorchvisionFinder(MetaPathFinder):
 
 
 def _declare_torchvision_operators() -> None:
-    """Define the schemas of `nms` and `qnms`, so that torchvision's fake kernels register; vision processors never call
-    them."""
+    """Define the schemas of `nms` and `qnms`, which torchvision's fake kernels need; vision processors call neither."""
     import torch
 
     library = torch.library.Library("torchvision", "DEF")
@@ -100,7 +99,7 @@ def _declare_torchvision_operators() -> None:
 
 
 def _misfits() -> list[str]:
-    """Installed CUDA builds of torch's companion packages, if torch is CPU-only."""
+    """Return the installed CUDA builds of torch's companion packages, if torch is CPU-only."""
     found = []
     try:
         if not version("torch").endswith("+cpu"):
@@ -117,9 +116,9 @@ def _misfits() -> list[str]:
 
 
 def repair() -> list[str]:
-    """Hide torchaudio and torchcodec, prepare torchvision; returns the packages treated.
+    """Hide torchaudio and torchcodec, prepare torchvision; return the names of the repaired packages.
 
-    Cheap (reads package versions; torch is imported only when torchvision is) and idempotent.
+    It is idempotent and cheap: it reads package versions, and imports torch only when torchvision is imported.
     """
     misfits = _misfits()
     for name in misfits:
@@ -132,9 +131,9 @@ def repair() -> list[str]:
 
 
 def repair_children() -> None:
-    """Let the Python processes that this one starts repair themselves, if there is anything to repair.
+    """Make the Python processes that this one starts call `repair`, if there is anything to repair.
 
-    vLLM inspects models in a process of its own, which imports torchvision before it loads vLLM's plugins.
+    vLLM inspects models in a process of its own, which imports torchvision before vLLM's plugins.
     """
     start_up = str(Path(__file__).with_name("start_up"))
     paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]

@@ -1,4 +1,4 @@
-"""Checks the return values of a user's advantage and objective, so that the error message can name the function."""
+"""Checks of the return values of a user's advantage and objective, whose messages name the function."""
 
 from __future__ import annotations
 
@@ -8,58 +8,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import UserError, defined_at, kind_of
+from lit_rlvr.errors import UserError, defined_at, type_text
 from lit_rlvr.objectives import LossInputs, Stats
 
 
-def check_advantages(advantage: Callable[..., Any], found: Any, rewards: Tensor) -> Tensor:
-    """Check the advantages (P, G) that an estimator returned.
+def require_advantages(advantage: Callable[..., Any], value: Any, rewards: Tensor) -> Tensor:
+    """Return the advantages (P, G) of an estimator if they are valid.
 
     Raises:
-        UserError: they are not a finite floating-point tensor of the rewards' shape and device.
+        UserError: `value` is not a finite floating-point tensor of the rewards' shape and device.
     """
     if (
-        isinstance(found, Tensor)
-        and (found.shape, found.device) == (rewards.shape, rewards.device)
-        and found.is_floating_point()
-        and bool(found.isfinite().all())
+        isinstance(value, Tensor)
+        and (value.shape, value.device) == (rewards.shape, rewards.device)
+        and value.is_floating_point()
+        and bool(value.isfinite().all())
     ):
-        return found
+        return value
     raise UserError(
         f"model.advantage: {defined_at(advantage)} must give finite values of shape (P, G) = {tuple(rewards.shape)}, "
-        f"a floating-point tensor on {rewards.device}; it gave {_described(found)}"
+        f"a floating-point tensor on {rewards.device}; it gave {_described(value)}"
     )
 
 
-def check_objective(objective: Callable[..., Any], found: Any, x: LossInputs) -> tuple[Tensor, Stats]:
-    """Check the loss and statistics that an objective returned.
+def require_loss(objective: Callable[..., Any], value: Any, x: LossInputs) -> tuple[Tensor, Stats]:
+    """Return the loss and statistics of an objective if they are valid.
 
     Raises:
         UserError: one of them is missing, the loss is not a scalar that depends on `x.logp`, or a statistic is not a
             scalar.
     """
-    wrong = _wrong_with(found, x)
+    wrong = _fault_of(value, x)
     if wrong:
         raise UserError(f"model: {defined_at(objective)} must give (loss, stats); {wrong}")
-    loss, stats = found
+    loss, stats = value
     return loss, stats
 
 
-def _wrong_with(found: Any, x: LossInputs) -> str:
-    if not isinstance(found, tuple) or len(found) != 2:
-        return f"it gave {_described(found)}"
-    loss, stats = found
+def _fault_of(value: Any, x: LossInputs) -> str:
+    if not isinstance(value, tuple) or len(value) != 2:
+        return f"it gave {_described(value)}"
+    loss, stats = value
     if not _is_scalar(loss):
         return f"the loss must be a tensor with one real number, not {_described(loss)}"
     if x.logp.requires_grad and torch.is_grad_enabled() and not loss.requires_grad:
         return "the loss has no gradient: make it of x.logp, without detach"
     if not isinstance(stats, dict):
         return f"stats must be a dict of names and tensors, not {_described(stats)}"
-    for name, value in stats.items():
+    for name, stat in stats.items():
         if not isinstance(name, str):
             return f"the names in stats must be text, not {name!r}"
-        if not _is_scalar(value):
-            return f"stats[{name!r}] must be a tensor with one real number, not {_described(value)}"
+        if not _is_scalar(stat):
+            return f"stats[{name!r}] must be a tensor with one real number, not {_described(stat)}"
     return ""
 
 
@@ -69,7 +69,7 @@ def _is_scalar(value: Any) -> bool:
 
 def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
-        return kind_of(value)
+        return type_text(value)
     if value.is_floating_point() and not bool(value.isfinite().all()):
         return f"{int((~value.isfinite()).sum())} of {value.numel()} values that are not finite"
     return f"{value.dtype} of shape {tuple(value.shape)}"

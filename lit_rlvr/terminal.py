@@ -1,4 +1,4 @@
-"""The terminal: text from models and data sets is escaped, so that it cannot control the terminal; and `--json`."""
+"""Output to the terminal, safe for text from models and data sets, and the output of `--json`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from rich.segment import Segment
 from rich.text import Text
 
 UNPRINTABLE = ("Cc", "Cs")
-"""Unicode categories: control characters, and halves of surrogate pairs, which cannot be encoded."""
+"""Unicode categories of control characters and of unpaired surrogates, which no encoding takes."""
 REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Unicode's direction marks, embeddings, overrides and isolates, which can make a text look like another one. Arabic
-and Hebrew letters do not need them, and the joiners of scripts and emoji are not among them."""
+"""Unicode's direction marks, embeddings, overrides and isolates, which can make a text look like another one.
+
+Arabic and Hebrew letters do not need them, and the joiners of scripts and emoji are not among them."""
 
 
 def printable(text: str) -> str:
-    """`text` with control characters (except newline and tab) and direction characters replaced: it cannot move the
-    cursor, set colours or show its letters in another order."""
+    """Replace control characters (except newline and tab) and direction characters.
+
+    The result cannot move the cursor, set colours or show its letters in another order.
+    """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c in "\n\t" or _shown(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(c if c in "\n\t" or _is_printable(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def one_line(text: str) -> str:
-    """`text` printable and on one line."""
+    """Make `text` printable and put it on one line."""
     return " ".join(printable(text).split())
 
 
@@ -43,46 +46,46 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _shown(character: str) -> bool:
+def _is_printable(character: str) -> bool:
     return character not in REORDERING and unicodedata.category(character) not in UNPRINTABLE
 
 
 class Terminal(Console):
-    """rich's console for untrusted text: it ignores markup, and replaces control characters.
+    """rich's console for untrusted text, which ignores markup and replaces control characters.
 
     Args:
-        options: of rich's console.
+        options: options of rich's console.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, highlight=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """A string as text, made printable before it is measured."""
+        """Make a string printable, then render it."""
         return super().render_str(printable(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Make everything printed, including tables and bars, printable; only rich's own control codes are kept."""
+        """Make all output printable, including tables and bars; keep only rich's own control codes."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
 
 
 class PlainFormatter(logging.Formatter):
-    """Formats only the message, made printable."""
+    """A formatter of printable messages without level or time."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
 
 
 class _Json:
-    """Where results go as JSON; None = they are printed for people."""
+    """The stream for results as JSON; None without `--json`."""
 
     stdout: TextIO | None = None
 
 
 @contextmanager
 def results_as_json(wanted: bool) -> Iterator[None]:
-    """With `--json`, stdout gets the document of `show_result` alone; whatever else is printed goes to stderr."""
+    """Send only the document of `show_result` to stdout, and all other output to stderr, if the user gave `--json`."""
     if not wanted:
         yield
         return
@@ -95,18 +98,18 @@ def results_as_json(wanted: bool) -> Iterator[None]:
 
 
 def wants_json() -> bool:
-    """Whether `--json` was given."""
+    """Return True if the user gave `--json`."""
     return _Json.stdout is not None
 
 
-def show_result(result: Any, for_people: Callable[[], object]) -> None:
-    """Print the result of a command: as one JSON document with `--json`, else by `for_people`.
+def show_result(result: Any, print_readable: Callable[[], object]) -> None:
+    """Print the result of a command: as one JSON document with `--json`, else by calling `print_readable`.
 
     Args:
-        result: mappings, lists, texts and numbers; everything else becomes text, and numbers that are not finite null.
+        result: mappings, lists, texts and numbers; other values become text, and numbers that are not finite null.
     """
     if _Json.stdout is None:
-        for_people()
+        print_readable()
     else:
         print(json.dumps(_plain(result), indent=2, ensure_ascii=False), file=_Json.stdout, flush=True)
 
@@ -122,7 +125,7 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def counted(what: str, left: int, done: int = 0) -> Iterator[Callable[[], None]]:
+def progress_bar(what: str, left: int, done: int = 0) -> Iterator[Callable[[], None]]:
     """Show how many of `done + left` items are done; call the yielded function once per finished item."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True)) as bar:

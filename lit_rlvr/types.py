@@ -1,4 +1,4 @@
-"""The data types of one training iteration, and the shape legend.
+"""The data types of one training iteration, with the meaning of their shapes.
 
 Shapes: P prompts, G completions per prompt (the group), B = P * G sequences (row p * G + g),
 T completion positions, V vocabulary. Masks are bool, True = in the loss.
@@ -25,14 +25,14 @@ class Sample:
     """One row of a data set, as a DataModule yields it.
 
     Args:
-        id: unique within its set and the same in every run; seeds derive from it.
+        id: a name, unique within its set and the same in every run; seeds derive from it.
         prompt: the user's text, or a whole conversation as chat messages ({"role", "content"}).
-        answer: the reference answer as text; rewards decide how to read it.
-        images: in the order of their `<image>` placeholders in the prompt: files, bytes or PIL images as stored in the
-            data; after a DataModule has checked them, a sequence that decodes each to RGB on indexing.
+        answer: the reference answer as text, which rewards interpret.
+        images: files, bytes or PIL images in the order of their `<image>` placeholders in the prompt; a DataModule
+            turns them into a sequence that decodes each to RGB on indexing.
         row: the whole source row, for rewards that need more than the answer.
         category: a label for per-category tables ("" = none).
-        source: the row's place, "file:row", for error messages.
+        source: "file:row", for error messages.
         options: the options of a multiple-choice question, in the order A, B, ...
     """
 
@@ -48,18 +48,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are sampled; the engine samples with these settings and the trainer scores with them.
+    """The settings of sampling, with which the engine samples and the trainer scores.
 
     Args:
         temperature: divisor of the logits; 0 is greedy decoding (evaluation only).
         top_p: nucleus sampling; 1.0 is off. Ratio-based losses refuse anything else.
         top_k: sample among the k likeliest tokens; 0 is off. Ratio-based losses refuse anything else.
         max_tokens: longest completion in tokens, EOS included; with an environment, the longest turn.
-        banned_token_ids: never sampled, and left out of the trainer's softmax (image placeholders).
-        stop: texts that end a completion, or a turn, besides the EOS token; the token that completes one is kept.
+        banned_token_ids: tokens that neither the engine samples nor the trainer's softmax counts (image placeholders).
+        stop: texts that, like the EOS token, end a completion or a turn, which keeps the token that completes the text.
         max_turns: most turns of an episode; above 1 only with an environment.
-        max_observation_tokens: longest observation in tokens, with the chat template around it; a longer one is cut in
-            the middle, and says so.
+        max_observation_tokens: longest observation in tokens, with the chat template around it; a longer one loses its
+            middle and says so.
         max_episode_tokens: longest episode in tokens, observations included; null: room for `max_turns` turns and the
             observations between them.
     """
@@ -100,30 +100,30 @@ class Sampling:
 
     @property
     def reach(self) -> int:
-        """Tokens of the longest completion, observations included."""
+        """The longest possible completion in tokens, observations included."""
         longest = self.max_turns * self.max_tokens + (self.max_turns - 1) * self.max_observation_tokens
         return longest if self.max_episode_tokens is None else min(longest, self.max_episode_tokens)
 
     @property
     def longest(self) -> int:
-        """T_max: the most tokens that can be sampled for one completion."""
+        """T_max: the most tokens that the engine can sample for one completion."""
         return min(self.max_turns * self.max_tokens, self.reach)
 
     def with_banned(self, token_ids: Sequence[int]) -> Sampling:
-        """The same sampling with more tokens banned."""
+        """Return the same sampling with more tokens banned."""
         return replace(self, banned_token_ids=tuple(sorted({*self.banned_token_ids, *token_ids})))
 
 
 @dataclass(frozen=True)
 class EvalSampling:
-    """How completions are sampled in validation; training's settings fill in what is not set.
+    """The settings of sampling in validation; training's settings fill in the others.
 
     Args:
         temperature: divisor of the logits; 0 is greedy decoding.
         top_p: nucleus sampling; 1.0 is off.
         top_k: sample among the k likeliest tokens; 0 is off.
         max_tokens: longest completion in tokens, EOS included; null: as in training, so that accuracies are comparable.
-        banned_token_ids: never sampled (image placeholders).
+        banned_token_ids: tokens that the engine never samples (image placeholders).
         stop: texts that end a completion or a turn; null: as in training.
         max_turns: most turns of an episode; null: as in training.
         max_observation_tokens: longest observation in tokens; null: as in training.
@@ -141,7 +141,7 @@ class EvalSampling:
     max_episode_tokens: int | None = None
 
     def beside(self, training: Sampling) -> Sampling:
-        """The complete settings, with those of training filled in."""
+        """Return the complete settings, with those of training filled in."""
         try:
             return replace(training, **{name: value for name, value in vars(self).items() if value is not None})
         except UserError as error:
@@ -150,13 +150,13 @@ class EvalSampling:
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of an episode: what the model wrote, and what the environment answered.
+    """One turn of an episode: the model's text and the environment's answer.
 
     Args:
-        text: decoded without special tokens.
-        observation: the answer as the model sees it, without the chat template around it; None after the last turn.
-        calls, errors: tool calls in it, and how many of them failed.
-        images: how many images the observation has.
+        text: the model's text, decoded without special tokens.
+        observation: the answer that the model sees, without the chat template around it; None after the last turn.
+        calls, errors: numbers of tool calls in the turn, and of those that failed.
+        images: number of images in the observation.
     """
 
     text: str
@@ -171,16 +171,16 @@ class Completion:
     """One sampled answer, or with an environment one whole episode: all its turns and observations in one row.
 
     Args:
-        text: decoded without special tokens; of an episode only the last turn, which holds the answer.
-        token_ids: the sampled tokens, the EOS token included when it was sampled; of an episode also the tokens of the
-            observations, with the chat template's around them.
-        finish_reason: "stop" = an EOS token or a stop text was sampled, or the environment ended the episode; "length"
-            = cut off at max_tokens, or out of turns.
-        logprobs: the engine's log-probability of each token, under the distribution it sampled from; 0 where observed.
-        sampled: for each token, whether the model sampled it; only such tokens are trained on. () = all.
+        text: the text, decoded without special tokens; of an episode only the last turn, which holds the answer.
+        token_ids: the sampled tokens, with the EOS token if the model sampled it; of an episode also the tokens of the
+            observations and of the chat template around them.
+        finish_reason: "stop" = the model sampled an EOS token or a stop text, or the environment ended the episode;
+            "length" = max_tokens or the turns ran out.
+        logprobs: the engine's log-probability of each token, under the distribution it sampled from; 0 in observations.
+        sampled: for each token, True if the model sampled it; only such tokens are in the loss. () = all.
         turns: the turns of an episode; () without an environment.
-        outcome: what the environment says of the episode, or how it failed; None if it says nothing.
-        pixels: the images that were observed, in the order of their placeholders in `token_ids`.
+        outcome: the environment's judgement of the episode, or its failure; None without a judgement.
+        pixels: the images of the observations, in the order of their placeholders in `token_ids`.
     """
 
     text: str
@@ -194,17 +194,17 @@ class Completion:
 
     @property
     def length(self) -> int:
-        """How many tokens the model sampled."""
+        """Number of tokens that the model sampled."""
         return sum(self.sampled) if self.sampled else len(self.token_ids)
 
     @property
     def from_model(self) -> tuple[bool, ...]:
-        """For each token, whether the model sampled it."""
+        """For each token, True if the model sampled it."""
         return self.sampled or (True,) * len(self.token_ids)
 
     @classmethod
     def made_elsewhere(cls, text: str, tokens: int, finish_reason: FinishReason) -> Completion:
-        """A completion not sampled by our engines: of its tokens only the number is known."""
+        """Return a completion that another program sampled; only the number of its tokens is known."""
         return cls(text, (0,) * tokens, finish_reason)
 
     @property
@@ -222,11 +222,11 @@ class RewardResult:
 
     Args:
         value: the reward, before its weight.
-        correct: whether the answer is right, or None if this reward does not judge that.
-        status: "ok"; "parse_fail" and "timeout" are the answer's fault (scored, value 0);
-            "error" is the checker's own failure (the completion is masked out of the loss);
-            "unjudged" is what a reward's None becomes (the reward does not judge this completion).
-        detail: what was extracted, or the error.
+        correct: True or False for a right or wrong answer, or None if this reward does not judge that.
+        status: "ok"; "parse_fail" and "timeout" are the answer's fault (value 0, in the loss);
+            "error" is the checker's own failure (the loss masks the completion out);
+            "unjudged" stands for a reward's None (the reward does not judge this completion).
+        detail: the extracted answer, or the error.
 
     Raises:
         ValueError: `correct` is not a truth value, or the status is unknown.
@@ -245,10 +245,10 @@ class RewardResult:
 
 
 def _truth(value: Any) -> bool:
-    """0 and 1 as False and True, also numpy's and torch's.
+    """Convert 0, 1 and the truth values of numpy and torch to False and True.
 
     Raises:
-        ValueError: it is anything else.
+        ValueError: the value is anything else.
     """
     try:
         known = bool(value in (0, 1))
@@ -264,9 +264,9 @@ class Pixels:
     """The n images of a prompt, or of a completion's observations.
 
     Args:
-        values: (N, D) float, the patches of all images one after the other.
-        grid: (n, 3) long, each image's patches in time, height and width.
-        images: the n resized RGB images themselves, for engines that cut patches themselves.
+        values: (N, D) float, the concatenated patches of all images.
+        grid: (n, 3) long, each image's number of patches in time, height and width.
+        images: the n resized RGB images, for engines that cut patches themselves.
     """
 
     values: Tensor
@@ -275,7 +275,7 @@ class Pixels:
 
     @classmethod
     def joined(cls, parts: Sequence[Pixels | None]) -> Pixels | None:
-        """The images of several parts, one after the other; None without images."""
+        """Concatenate the images of several parts; return None without images."""
         import torch
 
         some = [part for part in parts if part is not None]
@@ -287,7 +287,7 @@ class Pixels:
 
 @dataclass
 class Prompt:
-    """One prompt as the model sees it: tokens (the chat template applied once) and images.
+    """One prompt as the model sees it: tokens, chat template included, and images.
 
     Args:
         token_ids: the tokens, with one placeholder per image feature.
@@ -305,10 +305,10 @@ class PromptBatch:
 
     Args:
         prompts: this rank's P prompts.
-        cursor: the loader's position after this batch ({"epoch", "position"}); training commits it, so that a
-            checkpoint always names the next unseen prompt.
+        cursor: the loader's position after this batch ({"epoch", "position"}); training commits it, so checkpoints
+            always name the next unseen prompt.
         name: the data set's name in metrics (`val/<name>/...`).
-        greedy: in validation, one greedy completion of each prompt, if they are asked for.
+        greedy: in validation, one greedy completion of each prompt, if the settings ask for it.
     """
 
     prompts: list[Prompt]
@@ -323,8 +323,9 @@ class PromptBatch:
 
 @dataclass
 class Rollout:
-    """P prompts with G scored completions each, on this rank. Row p * G + g of a (B, T) tensor is
-    completion g of prompt p; completions are right-padded.
+    """P prompts with G scored completions each, on this rank.
+
+    Row p * G + g of a (B, T) tensor is completion g of prompt p; completions are right-padded.
 
     Args:
         completions: P lists of G.
@@ -334,14 +335,14 @@ class Rollout:
         rewards: (P, G) float, the weighted sum of all rewards.
         correct: (P, G) float in {0, 1}, or the mean of the group's others where not `judged`; never inferred from the
             reward.
-        judged: (P, G) bool, False = the check itself failed, or no reward says whether the answer is right.
+        judged: (P, G) bool, False = the check itself failed, or no reward judges the answer.
         parts: name -> (P, G) float, each reward before its weight; NaN where it gave none.
         statuses: P lists of G, the worst status of each completion.
         sampling: the engine's sampling settings.
-        exact: whether the engine's log-probabilities equal the trainer's up to rounding.
-        reference_rewards: (P, G) float, rewards of the reference model's completions, where used.
-        advantages: (P, G) float, filled in by the algorithm.
-        kept: if dynamic sampling dropped some groups, those to train on, numbered over all ranks; None = all.
+        exact: True if the engine's log-probabilities equal the trainer's up to rounding.
+        reference_rewards: (P, G) float, rewards of the reference model's completions; None without them.
+        advantages: (P, G) float, which the algorithm fills in.
+        kept: the groups to train on, numbered over all ranks, if dynamic sampling dropped some; None = all.
     """
 
     prompts: list[Prompt]
@@ -364,7 +365,7 @@ class Rollout:
     def unscored(
         cls, prompts: list[Prompt], completions: list[list[Completion]], sampling: Sampling, group_size: int = 1
     ) -> Rollout:
-        """Completions not (yet) judged, for callers that need only their log-probabilities.
+        """Return a rollout without rewards, for callers that need only log-probabilities.
 
         Args:
             completions: P lists of `group_size`; P may be 0.
@@ -385,8 +386,10 @@ class Rollout:
 
     @property
     def counted(self) -> Tensor:
-        """(P, G) bool: the completions that accuracies count, all but those that no reward calls right or wrong. A
-        check that failed counts as wrong."""
+        """(P, G) bool: True for completions that count in accuracies: those that a reward calls right or wrong.
+
+        A failed check counts as wrong.
+        """
         import torch
 
         failed = [[status == "error" for status in group] for group in self.statuses]
@@ -402,7 +405,7 @@ class Rollout:
 
     @property
     def truncated(self) -> Tensor:
-        """(P, G) float in {0, 1}: the engine's finish reason was "length"."""
+        """(P, G) float in {0, 1}: 1 if the engine's finish reason is "length"."""
         import torch
 
         values = [[float(c.truncated) for c in group] for group in self.completions]

@@ -1,4 +1,4 @@
-"""A short supervised warm start, for models that do not answer at all yet and so have nothing to reinforce."""
+"""A short supervised warm start, for models that cannot answer at all yet and so have nothing to reinforce."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_rlvr.environments.base import Environment, named
+from lit_rlvr.environments.base import Environment, environment_fingerprint
 from lit_rlvr.errors import UserError, check_all, check_within
 from lit_rlvr.export import save_model
 from lit_rlvr.policy.load_policy import load_policy
@@ -36,9 +36,9 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class WarmStart:
-    """Trains the model on reference solutions before the run.
+    """Supervised training on reference solutions before the run.
 
-    The result is cached as a model folder; a later run with the same model, data and settings starts from it at once.
+    It caches the result as a model folder; a later run with the same model, data and settings starts from it at once.
 
     Args:
         steps: maximum number of optimizer steps; 0 = no warm start.
@@ -72,10 +72,11 @@ class WarmStart:
         self, module: RLVRModule, data: PromptDataModule, environment: Environment | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
     ) -> None:  # fmt: skip
-        """Let `module` start from the warm-started folder, which is created now if it is not cached.
+        """Let `module` start from the warm-started folder; create it if it is not cached.
 
         Args:
-            environment: what answers the turns of the solutions. sampling: training's, with the limits of an episode.
+            environment: the environment that answers the turns of the solutions.
+            sampling: training's settings, with the limits of an episode.
         """
         if not self.steps:
             return
@@ -98,13 +99,13 @@ class WarmStart:
         module.model_folder = str(target)
 
     def check(self, data: PromptDataModule, turns: bool) -> None:
-        """Check that there are solutions, and prompts to learn from; loads no weights.
+        """Refuse data without solutions, or with too few prompts; load no weights.
 
         Args:
-            turns: whether an environment answers, so that a solution is a list of turns.
+            turns: True if an environment answers, so that a solution is a list of turns.
 
         Raises:
-            UserError: names what is missing.
+            UserError: solutions or prompts are missing; the message names them.
         """
         if not self.steps:
             return
@@ -119,10 +120,10 @@ class WarmStart:
             raise UserError(f"warm_start.checked: {self.checked} of {prompts} training prompts leave none to train on")
 
     def _key(self, policy: Policy, data: PromptDataModule, environment: Environment | None, sampling: Sampling) -> str:
-        """A key of everything the result depends on: the weights, the prompts, the environment and the settings."""
+        """Hash everything that the result depends on: the weights, the prompts, the environment and the settings."""
         digest = hashlib.sha256(json.dumps(vars(self), sort_keys=True).encode())
         if environment is not None:
-            digest.update(f"{named(environment)} {sampling}".encode())
+            digest.update(f"{environment_fingerprint(environment)} {sampling}".encode())
         for name, parameter in sorted(policy.model.named_parameters()):
             digest.update(name.encode() + parameter.detach().view(torch.uint8).numpy().tobytes())
         for prompt in data.stream.prompts:
@@ -139,18 +140,18 @@ class WarmStart:
         self._check_count(len(prompts))
         if episodes is not None:
             prompts = episodes.open(prompts, data.encode, data.max_prompt_tokens)
-            pairs = self._played(prompts, data.tokenizer, policy, episodes, sampling)
+            pairs = self._run_episodes(prompts, data.tokenizer, policy, episodes, sampling)
         else:
             pairs = [(prompt, self._completion(prompt, data.tokenizer, policy)) for prompt in prompts]
-        left_out, learnt = pairs[: self.checked], pairs[self.checked :]
+        held_out, train = pairs[: self.checked], pairs[self.checked :]
         optimizer = torch.optim.AdamW(policy.parameters(), self.lr, weight_decay=0.0, fused=True)
         started = time.perf_counter()
-        for step, batch in enumerate(self._batches(learnt), start=1):
+        for step, batch in enumerate(self._batches(train), start=1):
             ready = [(data.prepare(prompt), completion) for prompt, completion in batch]
-            loss = self._learn(policy, ready, optimizer, budget)
+            loss = self._train_step(policy, ready, optimizer, budget)
             if step % self.check_every == 0 or step == self.steps:
-                checked = [(data.prepare(p), c) for p, c in left_out]
-                share = exact_share(policy, checked, data.tokenizer, episodes, sampling)
+                checked = [(data.prepare(p), c) for p, c in held_out]
+                share = exact_match(policy, checked, data.tokenizer, episodes, sampling)
                 seconds = time.perf_counter() - started
                 _log.info("Warm start: step %d, loss %.3f, %.3f exact, %.0f s", step, loss, share, seconds)
                 if share >= self.until or step == self.steps:
@@ -158,10 +159,10 @@ class WarmStart:
         folder.rmdir()  # save_model creates it again, atomically
         save_model(policy.model, source, folder)
 
-    def _played(
+    def _run_episodes(
         self, prompts: list[Prompt], tokenizer: Any, policy: Policy, episodes: Episodes, sampling: Sampling
     ) -> list[tuple[Prompt, Completion]]:
-        """The prompts with the episodes of their solutions, as the environment answers them."""
+        """Return the prompts with the episodes of their solutions, which the environment answers."""
         scripts = [self._turns(prompt, tokenizer, policy) for prompt in prompts]
         for prompt, turns in zip(prompts, scripts, strict=True):
             if max(len(turn.token_ids) for turn in turns) > sampling.max_tokens:
@@ -170,15 +171,15 @@ class WarmStart:
                     "rollout.sampling.max_tokens"
                 )
         episodes.begin(prompts, sampling, [[0]] * len(prompts))
-        found: dict[int, Completion] = {}
+        completed: dict[int, Completion] = {}
         left = [deque(turns) for turns in scripts]
-        for p, to_come in enumerate(left):
-            episodes.stopped(p, 0, to_come.popleft())
+        for p, remaining in enumerate(left):
+            episodes.stopped(p, 0, remaining.popleft())
         while episodes.waiting:
             for p, g, answer in episodes.answers(1):
                 if isinstance(answer, Completion):
-                    found[p] = answer
-                    self._check_played(prompts[p], answer, len(left[p]))
+                    completed[p] = answer
+                    self._check_episode(prompts[p], answer, len(left[p]))
                 elif left[p]:
                     episodes.stopped(p, g, left[p].popleft())
                 else:
@@ -186,10 +187,10 @@ class WarmStart:
                         f"{self._place(prompts[p])} ends before its episode does, because the environment answered the "
                         "last turn; add a turn, or allow fewer (rollout.sampling.max_turns)"
                     )
-        return [(prompt, found[p]) for p, prompt in enumerate(prompts)]
+        return [(prompt, completed[p]) for p, prompt in enumerate(prompts)]
 
-    def _check_played(self, prompt: Prompt, episode: Completion, left: int) -> None:
-        """Refuse an episode that failed, or ended before its solution did."""
+    def _check_episode(self, prompt: Prompt, episode: Completion, left: int) -> None:
+        """Refuse an episode that failed, or that ended before its solution."""
         if episode.outcome is not None and episode.outcome.status in ("timeout", "error"):
             raise UserError(f"{self._place(prompt)}: {episode.outcome.detail}")
         if left:
@@ -199,7 +200,7 @@ class WarmStart:
             )
 
     def _turns(self, prompt: Prompt, tokenizer: Any, policy: Policy) -> list[Completion]:
-        """The turns of a prompt's solution."""
+        """Return the turns of a prompt's solution."""
         return [self._sampled(text, tokenizer, policy) for text in self._texts(prompt)]
 
     def _texts(self, prompt: Prompt) -> list[str]:
@@ -213,7 +214,7 @@ class WarmStart:
 
     @staticmethod
     def _sampled(text: str, tokenizer: Any, policy: Policy) -> Completion:
-        """A text as if the model had sampled it."""
+        """Return a text as a completion, as if the model had sampled it."""
         ids = (*tokenizer(text, add_special_tokens=False).input_ids, policy.eos_token_ids[0])
         return Completion(text, ids, "stop")
 
@@ -230,7 +231,7 @@ class WarmStart:
         return text
 
     def _batches(self, pairs: list[tuple[Prompt, Completion]]) -> Iterator[list[tuple[Prompt, Completion]]]:
-        """An endless stream of batches; every epoch has a new order."""
+        """Yield batches without end; every epoch has a new order."""
         size, epoch = min(self.batch_size, len(pairs)), 0
         while True:
             order = random.Random(derive_seed("warm start", epoch)).sample(pairs, len(pairs))
@@ -239,8 +240,8 @@ class WarmStart:
             epoch += 1
 
     @staticmethod
-    def _learn(policy: Policy, batch: list[tuple[Prompt, Completion]], optimizer: Any, budget: int) -> float:
-        """One step on the mean token's cross-entropy; its value, in nats."""
+    def _train_step(policy: Policy, batch: list[tuple[Prompt, Completion]], optimizer: Any, budget: int) -> float:
+        """Take one step on the mean token's cross-entropy; return its value, in nats."""
         sampling = Sampling(banned_token_ids=policy.placeholder_ids)
         rollout = Rollout.unscored([prompt for prompt, _ in batch], [[solution] for _, solution in batch], sampling)
         total = float(rollout.mask.sum())
@@ -255,15 +256,17 @@ class WarmStart:
         return loss
 
 
-def exact_share(
+def exact_match(
     policy: Policy, pairs: list[tuple[Prompt, Completion]], tokenizer: Any, episodes: Episodes | None = None,
     sampling: Sampling = Sampling(),  # noqa: B008  # frozen
 ) -> float:  # fmt: skip
-    """The share of prompts that greedy decoding answers exactly like their solutions, in every turn."""
+    """Return the share of prompts that greedy decoding answers exactly like their solutions, in every turn."""
     engine = HFEngine()
     engine.start(EngineContext.in_place(policy, tokenizer, len(pairs)))
     if episodes is None:
         sampling = Sampling(max_tokens=max(len(completion.token_ids) for _, completion in pairs))
     greedy = replace(sampling, temperature=0.0, banned_token_ids=policy.placeholder_ids)
-    said = engine.generate([prompt for prompt, _ in pairs], greedy, [[0]] * len(pairs), turns=episodes)
-    return sum(c.token_ids == wanted.token_ids for (c,), (_, wanted) in zip(said, pairs, strict=True)) / len(pairs)
+    generated = engine.generate([prompt for prompt, _ in pairs], greedy, [[0]] * len(pairs), turns=episodes)
+    return sum(c.token_ids == solution.token_ids for (c,), (_, solution) in zip(generated, pairs, strict=True)) / len(
+        pairs
+    )

@@ -374,4 +374,4 @@ def test_a_recipe_with_the_tiny_model_loads_it(tmp_path: Path, tiny_model_folder
     """With a reference model, where its advantage needs one."""
     module = build("aapo/llama-3.2-1b_aapo", tiny_model_folder, tiny_data, tmp_path).model
     module.configure_model()
-    assert module.policy.model.config.vocab_size == module.reference.model.config.vocab_size
+    assert module.policy.model.config.vocab_size == module.reference.policy.model.config.vocab_size

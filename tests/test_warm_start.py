@@ -19,7 +19,7 @@ from lit_rlvr.environments import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
-from lit_rlvr.warm_start import WarmStart, exact_share
+from lit_rlvr.warm_start import WarmStart, exact_match
 
 CLI = Callable[..., Any]
 
@@ -58,7 +58,7 @@ def test_the_loss_is_the_mean_tokens_cross_entropy(vlm_folder: Path) -> None:
     said = [(70, 71, 2), (72, 2)]
     pairs = [(Prompt(Sample("p", "?", "1"), p), Completion("", c, "stop")) for p, c in zip(ids, said, strict=True)]
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
-    loss = WarmStart._learn(policy, pairs, optimizer, budget=5)
+    loss = WarmStart._train_step(policy, pairs, optimizer, budget=5)
     total = 0.0
     for prompt, completion in zip(ids, said, strict=True):
         logits = policy.model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].clone()
@@ -67,7 +67,7 @@ def test_the_loss_is_the_mean_tokens_cross_entropy(vlm_folder: Path) -> None:
     assert loss == pytest.approx(total / 5, abs=1e-5)
 
 
-def test_the_exact_share_counts_greedy_answers(vlm_folder: Path, tmp_path: Path) -> None:
+def test_the_exact_match_counts_greedy_answers(vlm_folder: Path, tmp_path: Path) -> None:
     module = GRPO(model=str(vlm_folder))
     policy = load_policy(str(vlm_folder))
     prompts = [Prompt(Sample(str(i), "?", "1"), [40 + i, 41]) for i in range(3)]
@@ -80,9 +80,9 @@ def test_the_exact_share_counts_greedy_answers(vlm_folder: Path, tmp_path: Path)
             ids.append(int(logits.argmax()))
         greedy.append(tuple(ids[2:]))
     wanted = [Completion("", ids, "stop") for ids in greedy]
-    assert exact_share(policy, list(zip(prompts, wanted, strict=True)), module.tokenizer) == 1.0
+    assert exact_match(policy, list(zip(prompts, wanted, strict=True)), module.tokenizer) == 1.0
     wanted[0] = Completion("", (*greedy[0][:2], greedy[0][2] + 1), "stop")
-    assert exact_share(policy, list(zip(prompts, wanted, strict=True)), module.tokenizer) == pytest.approx(2 / 3)
+    assert exact_match(policy, list(zip(prompts, wanted, strict=True)), module.tokenizer) == pytest.approx(2 / 3)
 
 
 def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
@@ -108,14 +108,14 @@ def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Pa
     data = made(["<call>calculate('{a}*{b}')</call>", "{answer}"])
     start = WarmStart(steps=3, checked=4, batch_size=4, check_every=3)
     seen: list[Completion] = []
-    learn = WarmStart._learn
+    learn = WarmStart._train_step
 
     def watched(policy: Any, batch: Any, *more: Any) -> float:
         seen.extend(completion for _, completion in batch)
         return learn(policy, batch, *more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WarmStart, "_learn", staticmethod(watched))
+        patch.setattr(WarmStart, "_train_step", staticmethod(watched))
         start.apply(GRPO(model=str(tiny_model_folder)), data, environment, sampling)
     assert len(seen) == 12
     for completion in seen:

@@ -1,1 +1,1 @@
-"""From files to prompts: the readers of rows, images and chats that all data sets share."""
+"""The path from files to prompts: the readers of rows, images and chats that all data sets share."""

@@ -1,4 +1,4 @@
-"""Turns a sample into the exact text the model sees: template, system prompt, chat template, prefill."""
+"""The exact text that the model sees for a sample: template, system prompt, chat template, prefill."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ SYSTEM_PROMPTS: dict[str, str] = {
 }
 
 TEMPLATES: dict[str, str] = {
-    # the sentence of A-GRAE's MATH runs, in the user's turn: for chat templates that refuse a system prompt
+    # the sentence of A-GRAE's MATH runs in the user's turn, for chat templates that refuse a system prompt
     "boxed": "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.",
-    # placed below schema and question
+    # follows schema and question
     "sql": "{prompt}\n\nAnswer with one SQLite query in a ```sql block.",
 }
 
 
-def named(value: str, registry: Mapping[str, str], option: str) -> str:
-    """The registered text of that name, else the value itself.
+def registered(value: str, registry: Mapping[str, str], option: str) -> str:
+    """Return the text that the registry has under this name, or else the value itself.
 
     Raises:
         UserError: the value looks like a misspelt registered name.
@@ -74,35 +74,35 @@ def named(value: str, registry: Mapping[str, str], option: str) -> str:
     return value
 
 
-HOW = "To call a tool, write <call>name(arguments)</call> and wait for its result. The tools are:"
+TOOL_INSTRUCTIONS = "To call a tool, write <call>name(arguments)</call> and wait for its result. The tools are:"
 
 
-def describe(tools: Sequence[dict[str, Any]]) -> str:
-    """How to call the tools, and a line for each.
+def describe_tools(tools: Sequence[dict[str, Any]]) -> str:
+    """Explain how to call tools, with a line for each tool.
 
     Args:
         tools: JSON schemas, as chat templates take them.
     """
-    return "\n".join([HOW, *map(_line, tools)])
+    return "\n".join([TOOL_INSTRUCTIONS, *map(_describe_tool, tools)])
 
 
-def _kind(spec: dict[str, Any]) -> str:
-    """An argument's type, or its values if it has only some."""
+def _type_of(spec: dict[str, Any]) -> str:
+    """Return an argument's type, or its values if the schema lists them."""
     if "enum" in spec:
         return " or ".join(map(repr, spec["enum"]))
     kind = spec.get("type", "any")
     return kind if isinstance(kind, str) else " or ".join(kind)
 
 
-def _line(tool: dict[str, Any]) -> str:
+def _describe_tool(tool: dict[str, Any]) -> str:
     function = tool["function"]
     properties = function.get("parameters", {}).get("properties", {})
-    arguments = ", ".join(f"{name}: {_kind(spec)}" for name, spec in properties.items())
+    arguments = ", ".join(f"{name}: {_type_of(spec)}" for name, spec in properties.items())
     notes = "; ".join(f"{name}: {spec['description']}" for name, spec in properties.items() if spec.get("description"))
     return f"{function['name']}({arguments}) - {function.get('description', '')}" + (f" ({notes})" if notes else "")
 
 
-OURS = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
+RESERVED = ("tokenize", "add_generation_prompt", "continue_final_message", "conversation", "return_dict", "tools")
 """Arguments of `apply_chat_template` that this module sets."""
 
 
@@ -122,11 +122,11 @@ class Chat:
             if "{prompt}" not in template:
                 raise UserError(f"{option}: {template!r} has no {{prompt}}, the model would not see the question")
         for key in self.template_kwargs:
-            if key in OURS:
+            if key in RESERVED:
                 raise UserError(f"chat_template_kwargs: {key!r} is set by lit-rlvr and cannot be given")
 
     def messages(self, sample: Sample) -> list[dict[str, Any]]:
-        """The conversation: the template around the last user text, the system prompt in front.
+        """Return the conversation: the template around the last user text, the system prompt in front.
 
         A `system_prompt` replaces the data's own system message. With images, contents are lists of parts.
         """
@@ -144,27 +144,27 @@ class Chat:
         return [{"role": "system", "content": self.system_prompt}, *rest]
 
     def text(self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "") -> str:
-        """The whole prompt as text, special tokens included, to be tokenised without adding any.
+        """Return the whole prompt as text with its special tokens; tokenise it without adding any.
 
         Args:
             messages: the conversation.
-            tokenizer: its chat template is applied once; without one (a base model), `plain_template` is used, after
-                the tokenizer's beginning-of-text token.
+            tokenizer: the model's. If it has no chat template (a base model), its beginning-of-text token and
+                `plain_template` replace it.
             source: "file:row", for errors.
         """
         if not tokenizer.chat_template:
             if any(not isinstance(message["content"], str) for message in messages):
                 raise UserError(f"{source}: images need a model with a chat template, this one has none")
-            return _beginning(tokenizer) + self._plain(self._told(messages)) + self.prefill
+            return _bos_token(tokenizer) + self._plain(self._with_tools(messages)) + self.prefill
         text = self.apply(messages, tokenizer, source)
-        if self.tools and text == self.apply(messages, tokenizer, source, offer=False):  # it knows of no tools
-            text = self.apply(self._told(messages), tokenizer, source)
+        if self.tools and text == self.apply(messages, tokenizer, source, offer=False):  # the template ignores tools
+            text = self.apply(self._with_tools(messages), tokenizer, source)
         return text + self.prefill
 
     def apply(
         self, messages: list[dict[str, Any]], tokenizer: Any, source: str = "", prompt: bool = True, offer: bool = True
     ) -> str:
-        """The model's chat template applied to a conversation.
+        """Apply the model's chat template to a conversation.
 
         Args:
             prompt: end with the beginning of the model's next turn.
@@ -183,17 +183,17 @@ class Chat:
         except Exception as error:  # the template is third-party code
             raise UserError(f"{source}: the model's chat template refuses this conversation: {error}") from error
 
-    def _told(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The conversation with the tools described in its system message, for models without a place for them."""
+    def _with_tools(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Describe the tools in the system message, for chat templates that ignore tools."""
         if not self.tools:
             return messages
         first = messages[0] if messages[0]["role"] == "system" else None
         parts = [] if first is None else [str(first["content"])]
-        text = "\n\n".join([*parts, describe(self.tools)])
+        text = "\n\n".join([*parts, describe_tools(self.tools)])
         return [{"role": "system", "content": text}, *(messages if first is None else messages[1:])]
 
     def _wrap(self, content: Any) -> Any:
-        """The template around a message: around its text, or around the text part of a list of parts."""
+        """Put the template around a message's text, or around the last text part of a list of parts."""
         if isinstance(content, str):
             return self.template.replace("{prompt}", content)
         parts = [dict(part) for part in content]
@@ -203,14 +203,14 @@ class Chat:
         return parts
 
     def _plain(self, messages: list[dict[str, Any]]) -> str:
-        """`plain_template` filled in, in one pass, so that braces in the data stay unchanged."""
+        """Fill in `plain_template` in one pass, so that braces in the data stay unchanged."""
         system = "".join(f"{m['content']}\n\n" for m in messages if m["role"] == "system")
         prompt = "\n\n".join(str(m["content"]) for m in messages if m["role"] != "system")
         values = {"{system}": system, "{prompt}": prompt}
         return re.sub(r"\{system\}|\{prompt\}", lambda match: values[match[0]], self.plain_template)
 
 
-def _beginning(tokenizer: Any) -> str:
-    """The beginning-of-text token if the tokenizer puts one in front of a text, else ""."""
+def _bos_token(tokenizer: Any) -> str:
+    """Return the beginning-of-text token if the tokenizer puts one in front of a text, else ""."""
     first = tokenizer("").input_ids[:1]
     return str(tokenizer.bos_token) if first and first[0] == tokenizer.bos_token_id else ""

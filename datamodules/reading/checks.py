@@ -1,4 +1,4 @@
-"""Checks of option values, and of what a user's `rows` and `sample` return."""
+"""Checks of option values and of the return values of a user's `rows` and `sample`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from difflib import get_close_matches
 from typing import Any
 
 from lit_rlvr.datamodules.reading.rows import BadRow
-from lit_rlvr.errors import UserError, defined_at, kind_of
+from lit_rlvr.errors import UserError, defined_at, type_text
 from lit_rlvr.types import Sample
 
 FIELDS = ("prompt", "answer", "image", "id", "category", "options")
 """The fields that `columns` can map by default."""
 
 
-def at_least_one(**options: int | None) -> None:
+def check_positive(**options: int | None) -> None:
     """Refuse counts below 1; None is "not given"."""
     for option, number in options.items():
         if number is not None and number < 1:
@@ -24,7 +24,7 @@ def at_least_one(**options: int | None) -> None:
 
 def check_pixels(min_pixels: int | None, max_pixels: int | None) -> None:
     """Refuse bounds below 1 and a minimum above the maximum."""
-    at_least_one(min_pixels=min_pixels, max_pixels=max_pixels)
+    check_positive(min_pixels=min_pixels, max_pixels=max_pixels)
     if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
         raise UserError(f"min_pixels={min_pixels} is more than max_pixels={max_pixels}")
 
@@ -45,7 +45,7 @@ def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
 
 
 def snake_case(class_name: str) -> str:
-    """TextToSQL -> text_to_sql, GSM8K -> gsm8k."""
+    """Convert TextToSQL to text_to_sql, GSM8K to gsm8k."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
 
 
@@ -62,36 +62,37 @@ FIELD_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
 """Field of a `Sample` -> its type, and that type's name in messages."""
 
 
-def check_made(found: Any, function: Callable[..., Any], item: str) -> Sample | BadRow:
-    """Check that a function returned a valid sample.
+def require_sample(value: Any, function: Callable[..., Any], item: str) -> Sample | BadRow:
+    """Return the value if it is a valid sample or a bad row.
 
     Args:
-        item: which item this is, for the message.
+        function: the user's function that returned `value`.
+        item: the item's name in the message.
 
     Raises:
-        UserError: it is not a sample, or a field has the wrong type; names the function, its file and line.
+        UserError: it is no sample, or a field has the wrong type; the message names the function, its file and line.
     """
-    if isinstance(found, BadRow):
-        return found
+    if isinstance(value, BadRow):
+        return value
     where = f"{defined_at(function)}: {item}"
-    if not isinstance(found, Sample):
-        raise UserError(f"{where} must be a Sample(id=..., prompt=..., answer=...), not {kind_of(found)}")
+    if not isinstance(value, Sample):
+        raise UserError(f"{where} must be a Sample(id=..., prompt=..., answer=...), not {type_text(value)}")
     for field, (wanted, name) in FIELD_TYPES.items():
-        value = getattr(found, field)
-        if not isinstance(value, wanted) or (field == "images" and isinstance(value, str | bytes)):
-            raise UserError(f"{where}: {field} must be {name}, not {kind_of(value)}")
-    return found
+        cell = getattr(value, field)
+        if not isinstance(cell, wanted) or (field == "images" and isinstance(cell, str | bytes)):
+            raise UserError(f"{where}: {field} must be {name}, not {type_text(cell)}")
+    return value
 
 
-def made_rows(found: Any, function: Callable[..., Any]) -> Iterator[Sample | BadRow]:
-    """The samples that `rows` returned, each checked; none if it returned None.
+def require_samples(values: Any, function: Callable[..., Any]) -> Iterator[Sample | BadRow]:
+    """Check and yield the samples that `rows` returned; yield none if it returned None.
 
     Raises:
-        UserError: the result is not iterable, or an item fails `check_made`.
+        UserError: the result is not iterable, or an item fails `require_sample`.
     """
-    if found is None:
+    if values is None:
         return
-    if not isinstance(found, Iterable):
-        raise UserError(f"{defined_at(function)} must give Samples, not {kind_of(found)}")
-    for number, item in enumerate(found, 1):
-        yield check_made(item, function, f"item {number}")
+    if not isinstance(values, Iterable):
+        raise UserError(f"{defined_at(function)} must give Samples, not {type_text(values)}")
+    for number, item in enumerate(values, 1):
+        yield require_sample(item, function, f"item {number}")

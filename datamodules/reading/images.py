@@ -1,4 +1,4 @@
-"""The images of a row: located, checked once, placed in the prompt, and decoded to RGB on every access."""
+"""The images of a row: functions to find, check, place and decode them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Messages = list[dict[str, Any]]
 
 
 def as_parts(messages: Messages, images: int) -> Messages:
-    """Chat messages in a processor's format: content as `{"type": "image"}` and `{"type": "text", "text"}` parts.
+    """Convert chat messages to a processor's format: `{"type": "image"}` and `{"type": "text", "text"}` parts.
 
     Args:
         messages: each `<image>` in them becomes an image part; if there is none, all image parts go in front of the
@@ -51,7 +51,7 @@ def check_placeholders(prompt: str | Messages, images: int) -> None:
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
-    """Text or a list of parts, as a list of parts with each `<image>` an image part and without empty texts."""
+    """Split a content at each `<image>` into image parts and text parts; drop empty texts."""
     parts: list[dict[str, Any]] = []
     for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
         if part.get("type") != "text":
@@ -68,10 +68,10 @@ def _count(messages: Messages) -> int:
 
 
 BASE64 = re.compile(r"data:image/[\w.+-]+;base64,|iVBORw0KGgo|/9j/|R0lGOD|UklGR")
-"""The beginning of an image in base64: a data URL, or the first bytes of PNG, JPEG, GIF or WebP."""
+"""The beginning of a base64 image: a data URL, or the first bytes of PNG, JPEG, GIF or WebP."""
 
 MAX_ASPECT = 200
-"""Qwen2.5-VL's processor refuses images whose long side is more than this many times the short one."""
+"""Largest ratio of an image's sides that Qwen2.5-VL's processor takes."""
 
 Source = bytes | str | Image.Image
 Size = tuple[int, int]
@@ -105,7 +105,7 @@ class Images(Sequence[Any]):
 def with_images(
     rows: Iterable[Sample | BadRow], folder: str | None, min_pixels: int | None, max_pixels: int | None
 ) -> Iterator[Sample | BadRow]:
-    """The rows with their images opened; one with a bad image, or not one image per `<image>`, becomes a `BadRow`.
+    """Open the images of each row; turn a row with a bad image, or with too many or too few, into a `BadRow`.
 
     Args:
         rows: samples whose images are still raw cells of the data.
@@ -128,7 +128,7 @@ def with_images(
 def open_images(
     images: Sequence[Any], folder: Path, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> Images:
-    """Find the images and decode each once, to check that it can be decoded.
+    """Find the images and check that each can be decoded.
 
     Raises:
         BadRow: an image is missing or cannot be decoded.
@@ -149,7 +149,7 @@ def open_images(
 
 
 def locate(image: Any, folder: Path) -> Source:
-    """A cell as encoded bytes, a path, or a PIL image.
+    """Return the image in a cell as encoded bytes, a path, or a PIL image.
 
     Args:
         image: {"bytes", "path"} as `datasets` stores it, bytes, base64 text, a path, or a PIL image.
@@ -176,31 +176,31 @@ def locate(image: Any, folder: Path) -> Source:
 
 
 def decode(source: Source) -> Image.Image:
-    """An image as RGB, rotated as its EXIF data say, with transparent parts on white.
+    """Decode an image to RGB, rotated as its EXIF data say, with transparent parts on white.
 
-    Deeper greyscale (16 and 32 bit) is rescaled from its darkest to its brightest value: medical images use 12 of 16
-    bits and would be black otherwise.
+    It rescales 16 and 32 bit greyscale from the darkest to the brightest value: medical images use 12 of 16 bits and
+    would be black otherwise.
     """
     if isinstance(source, str):
         source = Path(source).read_bytes()
     picture = Image.open(BytesIO(source)) if isinstance(source, bytes) else source
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F" or picture.mode.startswith("I"):
-        picture = _spread(np.asarray(picture, dtype=np.float64))
+        picture = _rescale_to_8_bits(np.asarray(picture, dtype=np.float64))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
 
 
-def _spread(values: np.ndarray) -> Image.Image:
-    """(H, W) numbers as greyscale, from the smallest (black) to the largest (white)."""
+def _rescale_to_8_bits(values: np.ndarray) -> Image.Image:
+    """Convert (H, W) numbers to greyscale, from the smallest (black) to the largest (white)."""
     low, high = values.min(), values.max()
     return Image.fromarray(((values - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8))
 
 
 def resize(picture: Image.Image, min_pixels: int | None, max_pixels: int | None) -> Image.Image:
-    """The image resized to the bounds; one with an aspect ratio above `MAX_ASPECT` gets white margins."""
+    """Resize an image to the bounds; add white margins if its aspect ratio exceeds `MAX_ASPECT`."""
     size = fit(picture.size, min_pixels, max_pixels)
     if size != picture.size:
         picture = picture.resize(size, Image.Resampling.BICUBIC)
@@ -210,7 +210,7 @@ def resize(picture: Image.Image, min_pixels: int | None, max_pixels: int | None)
 
 
 def fit(size: Size, min_pixels: int | None, max_pixels: int | None) -> Size:
-    """(width, height) with the same aspect ratio and between `min_pixels` and `max_pixels` pixels."""
+    """Return (width, height) with the same aspect ratio and between `min_pixels` and `max_pixels` pixels."""
     pixels = size[0] * size[1]
     if max_pixels is not None and pixels > max_pixels:
         factor = math.sqrt(max_pixels / pixels)

@@ -1,4 +1,4 @@
-"""Reads the rows of a file, a folder or a hub data set, each with its source; writes samples back."""
+"""Readers of files, folders and hub data sets, which yield rows with their sources; and samples as rows."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from lit_rlvr.datamodules.reading import readers as hub
 from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
-NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>.+))?")
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(@(?P<config>[\w.-]+))?(:(?P<split>.+))?")
 """`name` or `org/name`, `@config`, `:split`."""
 
 
 def load_from_hub(location: str, split: str) -> Any:
-    """A `datasets.Dataset`, downloaded or from the local cache.
+    """Load a `datasets.Dataset` from the local cache or the hub.
 
     Args:
-        location: a name that `NAME` matches.
+        location: a name that `HUB_NAME` matches.
         split: the split to load if the location names none.
 
     Raises:
@@ -39,7 +38,7 @@ def load_from_hub(location: str, split: str) -> Any:
     import datasets
     from huggingface_hub import HfApi
 
-    match = NAME.fullmatch(location)
+    match = HUB_NAME.fullmatch(location)
     assert match is not None
     try:
         if not _is_cached(match["name"], datasets.config.HF_DATASETS_CACHE):
@@ -54,7 +53,7 @@ def load_from_hub(location: str, split: str) -> Any:
 
 
 def _is_cached(name: str, cache: Any) -> bool:
-    """Whether `datasets` has a folder of this name in its cache."""
+    """Return True if `datasets` has a folder of this name in its cache."""
 
     def bare(text: str) -> str:
         return text.lower().replace("_", "")
@@ -63,7 +62,7 @@ def _is_cached(name: str, cache: Any) -> bool:
 
 
 SHIPPED = Path(__file__).parents[1] / "data"
-"""Where `package:` locations point to."""
+"""The folder that `package:` stands for."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -74,7 +73,7 @@ class Row(NamedTuple):
     """One row and its source.
 
     Args:
-        number: counted from 1 in its file (JSON Lines: the line; CSV: without the header).
+        number: its number in the file, from 1 (JSON Lines: the line; CSV: without the header).
         value: column -> cell, or a `BadRow` that says why the row cannot be read.
         file: the file or data set it comes from.
     """
@@ -89,7 +88,7 @@ class Row(NamedTuple):
 
 
 def read_rows(location: str, split: str = "train") -> Iterator[Row]:
-    """All rows of a location.
+    """Yield all rows of a location.
 
     Args:
         location: a file (.jsonl, .json, .csv, .parquet, .arrow), a folder of such files, a folder
@@ -102,24 +101,24 @@ def read_rows(location: str, split: str = "train") -> Iterator[Row]:
     """
     if location.startswith("package:"):
         location = str(SHIPPED / location.removeprefix("package:"))
-    path, named = Path(location).expanduser(), None
+    path, named_split = Path(location).expanduser(), None
     if not path.exists() and ":" in location:
-        folder, _, named = location.rpartition(":")
+        folder, _, named_split = location.rpartition(":")
         path = Path(folder).expanduser()
     if path.is_dir():
-        yield from _read_folder(path, named or split)
+        yield from _read_folder(path, named_split or split)
     elif path.exists():
-        if named:
-            raise UserError(f"{path}: a file has no splits, drop {':' + named!r}")
+        if named_split:
+            raise UserError(f"{path}: a file has no splits, drop {':' + named_split!r}")
         yield from _read_file(path)
-    elif hub.NAME.fullmatch(location) and path.suffix not in FORMATS and not location.startswith("."):
-        yield from _read_dataset(hub.load_from_hub(location, split), location)
+    elif HUB_NAME.fullmatch(location) and path.suffix not in FORMATS and not location.startswith("."):
+        yield from _read_dataset(load_from_hub(location, split), location)
     else:
         raise UserError(_missing(Path(location).expanduser()))
 
 
 def _read_folder(folder: Path, split: str) -> Iterator[Row]:
-    """A `save_to_disk` folder, or all data files below a folder that belong to the split."""
+    """Read a `save_to_disk` folder, or all data files of the split below a folder."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         import datasets
 
@@ -149,9 +148,9 @@ def _read_folder(folder: Path, split: str) -> Iterator[Row]:
 
 
 def _split_of(file: Path, folder: Path) -> str:
-    """The split named by a file or, failing that, by a folder below `folder`; or "".
+    """Return the split that the file's name begins with, or else one of its folders below `folder`; "" if none does.
 
-    "train-00000-of-00002.parquet", "test.jsonl", "test2.jsonl", and "train/metadata.jsonl" next to the images it lists.
+    Examples: "train-00000-of-00002.parquet", "test.jsonl", "test2.jsonl", "train/metadata.jsonl".
     """
     for part in reversed(file.relative_to(folder).parts):
         head = re.split(r"[-_.]", part)[0].lower().rstrip("0123456789")
@@ -162,7 +161,7 @@ def _split_of(file: Path, folder: Path) -> str:
 
 
 def _read_dataset(data: Any, file: str) -> Iterator[Row]:
-    """Rows of a `datasets.Dataset` in their Arrow form: images stay {"bytes", "path"}, undecoded."""
+    """Yield the rows of a `datasets.Dataset` in their Arrow form: images stay {"bytes", "path"}, undecoded."""
     number = 0
     for table in data.with_format("arrow").iter(batch_size=256):
         for value in table.to_pylist():
@@ -171,7 +170,7 @@ def _read_dataset(data: Any, file: str) -> Iterator[Row]:
 
 
 def _read_file(path: Path) -> Iterator[Row]:
-    """Rows of one file by its suffix."""
+    """Read one file by its suffix."""
     read = FORMATS.get(path.suffix)
     if read is None:
         raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}")
@@ -185,7 +184,7 @@ def _read_file(path: Path) -> Iterator[Row]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
-    """One JSON object per line; blank lines are skipped, broken ones are bad rows."""
+    """Read one JSON object per line; skip blank lines; yield a bad row for a broken line."""
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -197,7 +196,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
 
 
 def _json(path: Path) -> Iterator[tuple[int, Value]]:
-    """A list of objects, or {"data": [...]}; a .json file that holds JSON Lines is read as such."""
+    """Read a list of objects, {"data": [...]}, or JSON Lines in a .json file."""
     text = path.read_text(encoding="utf-8-sig")
     try:
         rows = json.loads(text)
@@ -213,7 +212,7 @@ def _json(path: Path) -> Iterator[tuple[int, Value]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, Value]]:
-    """Comma-separated values with a header."""
+    """Read comma-separated values with a header."""
     csv.field_size_limit(sys.maxsize)  # base64 images are longer than the default of 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.DictReader(file), 1):
@@ -227,7 +226,7 @@ def _parquet(path: Path) -> Iterator[tuple[int, Value]]:
 
 
 def _arrow(path: Path) -> Iterator[tuple[int, Value]]:
-    """Arrow IPC, as a stream (what `datasets` writes) or as a file."""
+    """Read Arrow IPC, as a stream (which `datasets` writes) or as a file."""
     with pa.memory_map(str(path)) as source:
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
@@ -244,12 +243,12 @@ def _batches(batches: Any) -> Iterator[tuple[int, Value]]:
 
 
 def _object(value: Any) -> Value:
-    """A JSON value as a row."""
+    """Return a JSON object as a row, and a bad row for any other value."""
     return value if isinstance(value, dict) else BadRow(f"expected a JSON object, got {type(value).__name__}")
 
 
 def _missing(path: Path) -> str:
-    """The error message for a missing path, with the most similar existing name."""
+    """Return the error message for a missing path, with the most similar existing name."""
     parent, name = path.parent, path.name
     while not parent.exists():
         parent, name = parent.parent, parent.name
@@ -260,33 +259,33 @@ def _missing(path: Path) -> str:
 FORMATS: dict[str, Callable[[Path], Iterator[tuple[int, Value]]]] = {
     ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet, ".arrow": _arrow,
 }  # fmt: skip
-"""Suffix -> reader."""
+"""Readers by suffix."""
 
 
 def as_row(sample: Sample, from_file: bool) -> dict[str, Any]:
-    """A sample as a row of JSON.
+    """Return a sample as a row of JSON.
 
     Args:
-        from_file: the sample was read from a file. It becomes that file's row again, for the same DataModule and
-            options, with images as base64 text. Any other sample gets the columns prompt, answer, image, id, category
-            and options, which every DataModule reads with `columns`.
+        from_file: True for a sample from a file: return that file's row again, for the same DataModule and options,
+            with images as base64 text. Any other sample gets the columns prompt, answer, image, id, category and
+            options, which every DataModule reads with `columns`.
     """
-    row = {str(name): _plain(cell) for name, cell in sample.row.items()}
+    row = {str(name): _to_json(cell) for name, cell in sample.row.items()}
     if from_file and row:
         return row
     fields = {
         "id": sample.id,
         "prompt": sample.prompt,
         "answer": sample.answer,
-        "image": [_plain(image) for image in sample.images],
+        "image": [_to_json(image) for image in sample.images],
         "category": sample.category,
         "options": sample.options,
     }
     return row | {name: cell for name, cell in fields.items() if cell}
 
 
-def _plain(cell: Any) -> Any:
-    """A cell as a JSON value."""
+def _to_json(cell: Any) -> Any:
+    """Convert a cell to a JSON value."""
     if isinstance(cell, Image.Image):
         file = BytesIO()
         cell.save(file, format="PNG")
@@ -294,7 +293,7 @@ def _plain(cell: Any) -> Any:
     if isinstance(cell, bytes):
         return base64.b64encode(cell).decode()
     if isinstance(cell, Mapping):
-        return {str(name): _plain(value) for name, value in cell.items()}
+        return {str(name): _to_json(value) for name, value in cell.items()}
     if isinstance(cell, list | tuple):
-        return [_plain(value) for value in cell]
+        return [_to_json(value) for value in cell]
     return cell if cell is None or isinstance(cell, bool | int | float | str) else str(cell)

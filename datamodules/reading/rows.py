@@ -1,4 +1,4 @@
-"""Turns raw rows into `Sample`s: layouts, the column mapping, options, bad rows, unique ids."""
+"""The conversion of raw rows to `Sample`s: layouts, the column mapping, options, bad rows, unique ids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_rlvr.types import Sample
 
 
 def as_options(value: Any) -> tuple[str, ...]:
-    """A cell as options: a list of them, the text of such a list ("['a', 'b']"), or none."""
+    """Read a cell as options: a list of them, the text of such a list ("['a', 'b']"), or none."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, str) and value.strip().startswith("["):
@@ -29,13 +29,13 @@ def as_options(value: Any) -> tuple[str, ...]:
     return tuple(str(option).strip() for option in value) if isinstance(value, list | tuple) else ()
 
 
-def listed(options: Sequence[str]) -> str:
-    """The options, one per line: "A) first"."""
+def format_options(options: Sequence[str]) -> str:
+    """List the options, one per line: "A) first"."""
     return "\n".join(f"{letter}) {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
 
 
-def letter_of(answer: str, options: Sequence[str]) -> str | None:
-    """The letter of the option whose text is the answer, ignoring case and outer space; else None."""
+def find_letter(answer: str, options: Sequence[str]) -> str | None:
+    """Return the letter of the option whose text is the answer, ignoring case and outer space; else None."""
     texts = [option.strip().lower() for option in options]
     wanted = answer.strip().lower()
     return ascii_uppercase[texts.index(wanted)] if wanted in texts else None
@@ -43,17 +43,17 @@ def letter_of(answer: str, options: Sequence[str]) -> str | None:
 
 log = logging.getLogger("lit_rlvr")
 
-SHOWN = 3
-"""How many bad rows or dropped prompts a message names."""
+MAX_NAMED = 3
+"""Most bad rows or dropped prompts that a message names."""
 
 
 class BadRow(Exception):
-    """A row that cannot be used. It is skipped and counted; above `max_bad_rows` the file is refused.
+    """A row that cannot be used. The DataModule skips and counts it, and refuses a file with more than `max_bad_rows`.
 
     Args:
         reason: what is wrong with the row, for the user.
         field: the field concerned ("prompt", "answer", ...).
-        source: the row's place, "file:row"; `PromptDataModule` fills it in.
+        source: "file:row"; `PromptDataModule` fills it in.
     """
 
     def __init__(self, reason: str, field: str = "row", source: str = "") -> None:
@@ -65,19 +65,19 @@ class BadRow(Exception):
 
 
 @rank_zero_only
-def say(message: str) -> None:
+def rank_zero_warn(message: str) -> None:
     """Log a warning on rank 0 only."""
     log.warning(message)
 
 
-def name_few(items: list[str]) -> str:
-    """The first few items and the number of the others."""
-    more = f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return "; ".join(items[:SHOWN]) + more
+def abbreviate(items: list[str]) -> str:
+    """Join the first few items; add the number of the others."""
+    more = f"; and {len(items) - MAX_NAMED} more" if len(items) > MAX_NAMED else ""
+    return "; ".join(items[:MAX_NAMED]) + more
 
 
 def lookup(row: Mapping[str, Any], column: str) -> Any:
-    """The value of a column, or of a nested one ("metadata.subject"); None if it is missing."""
+    """Return the value of a column, or of a nested one ("metadata.subject"); None if it is missing."""
     if column in row:
         return row[column]
     head, _, rest = column.partition(".")
@@ -86,7 +86,7 @@ def lookup(row: Mapping[str, Any], column: str) -> Any:
 
 
 def as_text(value: Any, field: str) -> str:
-    """A cell as text: 145.0 is "145", a list is joined by ", ".
+    """Convert a cell to text: 145.0 becomes "145", and a list becomes its items joined by ", ".
 
     Raises:
         BadRow: it is missing, empty, NaN, or not text, a number or a list of these.
@@ -108,19 +108,19 @@ def as_text(value: Any, field: str) -> str:
 
 
 def as_prompt(value: Any) -> str | list[dict[str, Any]]:
-    """A cell as a prompt: text, or a list of chat messages.
+    """Read a cell as a prompt: text, or a list of chat messages.
 
     Raises:
         BadRow: it is empty, or a list of anything but {"role", "content"}, or a content is neither text nor parts.
     """
-    value = _plain(value)
+    value = _to_list(value)
     if not isinstance(value, list | tuple):
         return as_text(value, "prompt")
     messages: list[dict[str, Any]] = []
     for message in value:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise BadRow('a list that does not hold messages {"role", "content"}', "prompt")
-        messages.append({**message, "content": _plain(message["content"])})
+        messages.append({**message, "content": _to_list(message["content"])})
         if not _is_content(messages[-1]["content"]):
             raise BadRow('a message whose content is neither text nor a list of parts {"type", ...}', "prompt")
     if not any(message["content"] for message in messages if message["role"] == "user"):
@@ -128,13 +128,13 @@ def as_prompt(value: Any) -> str | list[dict[str, Any]]:
     return messages
 
 
-def _plain(value: Any) -> Any:
-    """Lists for the arrays of Parquet files."""
+def _to_list(value: Any) -> Any:
+    """Convert arrays of Parquet files to lists."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _is_content(content: Any) -> bool:
-    """Whether it is the text of a chat message, or the list of its parts."""
+    """Return True for the text of a chat message, or the list of its parts."""
     if isinstance(content, list | tuple):
         return all(
             isinstance(part, Mapping) and (part.get("type") != "text" or isinstance(part.get("text"), str))
@@ -144,13 +144,13 @@ def _is_content(content: Any) -> bool:
 
 
 def as_images(value: Any) -> tuple[Any, ...]:
-    """A cell as a tuple of images: one, a list, or none (None or ""); they are opened later."""
+    """Read a cell as a tuple of unopened images: one, a list, or none (None or "")."""
     values = value if isinstance(value, list | tuple) else (value,)
     return tuple(image for image in values if image is not None and not (isinstance(image, str) and not image))
 
 
 def map_columns(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str, source: str) -> Sample:
-    """A `Sample` from a column mapping.
+    """Make a `Sample` by a column mapping.
 
     Args:
         row: the source row.
@@ -184,10 +184,10 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id:
 
 
 def check_sample(sample: Sample) -> None:
-    """Check a sample, including those from a user's own `rows`.
+    """Refuse a sample, also one of a user's own `rows`, that training cannot use.
 
     Raises:
-        BadRow: empty prompt or answer, or text that is not valid Unicode (a lone surrogate).
+        BadRow: the prompt or the answer is empty, or a text is not valid Unicode (a lone surrogate).
     """
     as_prompt(sample.prompt)
     as_text(sample.answer, "answer")
@@ -199,19 +199,19 @@ def check_sample(sample: Sample) -> None:
 
 
 def _texts(value: Any) -> str:
-    """All text in a prompt: a string, messages, or the parts of a message."""
+    """Join all text in a prompt: a string, messages, or the parts of a message."""
     if isinstance(value, str):
         return value
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
     return "".join(_texts(part) for part in parts)
 
 
-def sift(rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float) -> tuple[list[Sample], list[BadRow]]:
-    """Keep the usable rows, report how many were skipped, and refuse a file with too many bad ones.
+def filter_rows(rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float) -> tuple[list[Sample], list[BadRow]]:
+    """Return the usable rows and the bad ones; report the bad ones, and refuse a file with too many of them.
 
     Args:
-        rows: samples, and the rows that could not become one.
-        what: the set's name, used for rows that do not say which file they come from.
+        rows: samples and bad rows.
+        what: the set's name, which stands in for the file of rows without a source.
         max_bad_rows: the largest tolerated share of bad rows in each file.
     """
     good: list[Sample] = []
@@ -219,8 +219,8 @@ def sift(rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float) -> tup
     total: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
         if not row.source:
-            row = _placed(row, f"{what}:{number}")
-        total[_file(row.source)] += 1
+            row = _with_source(row, f"{what}:{number}")
+        total[_file_of(row.source)] += 1
         if isinstance(row, BadRow):
             bad.append(row)
             continue
@@ -231,19 +231,19 @@ def sift(rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float) -> tup
             bad.append(error)
         else:
             good.append(row)
-    for file, count in Counter(_file(row.source) for row in bad).items():
-        named = name_few([str(row) for row in bad if _file(row.source) == file])
+    for file, count in Counter(_file_of(row.source) for row in bad).items():
+        examples = abbreviate([str(row) for row in bad if _file_of(row.source) == file])
         if count > max_bad_rows * total[file]:
             raise UserError(
                 f"{file}: {count} of {total[file]} rows cannot be used and max_bad_rows is {max_bad_rows:g}: "
-                f"{named}. Correct these rows, map other columns with `columns`, or raise max_bad_rows."
+                f"{examples}. Correct these rows, map other columns with `columns`, or raise max_bad_rows."
             )
-        say(f"{file}: skipped {count} of {total[file]} rows: {named}")
+        rank_zero_warn(f"{file}: skipped {count} of {total[file]} rows: {examples}")
     return good, bad
 
 
 def check_ids(samples: Iterable[Sample]) -> None:
-    """Refuse two rows with the same id: seeds, records and saved groups are keyed by id.
+    """Refuse two rows with the same id, which is the key of seeds, records and saved groups.
 
     Raises:
         UserError: two rows have the same id; the message names the first such pair.
@@ -258,13 +258,13 @@ def check_ids(samples: Iterable[Sample]) -> None:
             )
 
 
-def _placed(row: Sample | BadRow, source: str) -> Sample | BadRow:
-    """The row with its source filled in."""
+def _with_source(row: Sample | BadRow, source: str) -> Sample | BadRow:
+    """Return the row with its source filled in."""
     return replace(row, source=source) if isinstance(row, Sample) else BadRow(row.reason, row.field, source)
 
 
-def _file(source: str) -> str:
-    """The file of "file:row"."""
+def _file_of(source: str) -> str:
+    """Return the file of "file:row"."""
     return source.rpartition(":")[0]
 
 
@@ -274,7 +274,7 @@ Read = Callable[[Row], T]
 
 
 class Layouts(Generic[T]):
-    """Gives each file the layout of its first row that fits a known one.
+    """The layout of each file: that of its first row that fits a known one.
 
     Args:
         known: the columns that each layout needs, and its row reader; the first layout that fits is used.
@@ -282,10 +282,10 @@ class Layouts(Generic[T]):
 
     def __init__(self, known: Sequence[tuple[set[str], Read[T]]]) -> None:
         self.known = known
-        self._of_file: dict[str, Read[T]] = {}
+        self._readers: dict[str, Read[T]] = {}
 
     def read(self, row: Row, source: str) -> T:
-        """A row, read with its file's layout.
+        """Read a row with its file's layout.
 
         Args:
             row: column -> cell.
@@ -295,8 +295,8 @@ class Layouts(Generic[T]):
             BadRow: no known layout has these columns, or the row cannot be used.
         """
         file = source.rpartition(":")[0]
-        read = self._of_file.get(file) or next((read for needs, read in self.known if needs <= row.keys()), None)
+        read = self._readers.get(file) or next((read for needs, read in self.known if needs <= row.keys()), None)
         if read is None:
             raise BadRow(f"no known layout, the columns are {', '.join(row)}; map them with `columns`", "columns")
-        self._of_file[file] = read
+        self._readers[file] = read
         return read(row)

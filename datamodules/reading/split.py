@@ -1,4 +1,4 @@
-"""Decides which rows are held out, drawn or dropped, and finds questions that repeat."""
+"""The choice of rows: hold out, draw, drop long prompts, find repeated questions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from lit_rlvr.datamodules.reading.rows import name_few, say
+from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
 from lit_rlvr.errors import UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Prompt, Sample
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 def hold_out(rows: int, size: int | float, seed: int) -> set[int]:
-    """Indices of the rows taken for validation.
+    """Return the indices of the rows to hold out for validation.
 
     Args:
         rows: number of rows.
-        size: how many to take (an integer), or which share of them (a fraction below 1).
+        size: their number (an integer), or their share (a fraction below 1).
         seed: the data seed.
 
     Raises:
@@ -37,55 +37,54 @@ def hold_out(rows: int, size: int | float, seed: int) -> set[int]:
 
 
 def draw(items: list[T], limit: int | None, seed: int) -> list[T]:
-    """At most `limit` of the items, drawn by seed, in their original order; all of them without a limit."""
+    """Draw at most `limit` items by seed, in their original order; return all of them without a limit."""
     if limit is None or limit >= len(items):
         return items
     chosen = random.Random(derive_seed("limit", seed)).sample(range(len(items)), limit)
     return [items[i] for i in sorted(chosen)]
 
 
-def deal_images(samples: list[Sample], seed: int) -> list[Sample]:
-    """The samples with the images of others: in a random order, each takes the images of the next sample that has the
-    same number of images."""
-    dealt = list(samples)
+def exchange_images(samples: list[Sample], seed: int) -> list[Sample]:
+    """Give each sample the images of another one with the same number of images, in a random cycle."""
+    exchanged = list(samples)
     random_order = random.Random(derive_seed("deal images", seed))
     for count in sorted({len(sample.images) for sample in samples} - {0}):
         places = [i for i, sample in enumerate(samples) if len(sample.images) == count]
         random_order.shuffle(places)
         for i, other in zip(places, places[1:] + places[:1], strict=True):
-            dealt[i] = replace(samples[i], images=samples[other].images)
-    return dealt
+            exchanged[i] = replace(samples[i], images=samples[other].images)
+    return exchanged
 
 
 def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[Prompt], list[str]]:
-    """The prompts of at most `max_tokens` tokens, and the ids of the others, which are counted and reported.
+    """Return the prompts of at most `max_tokens` tokens and the ids of the others; report the others.
 
     Raises:
         UserError: all of them are too long.
     """
-    long = [prompt for prompt in prompts if len(prompt.token_ids) > max_tokens]
-    if long:
-        named = name_few([f"{prompt.sample.id} ({len(prompt.token_ids)} tokens)" for prompt in long])
-        text = f"{len(long)} of {len(prompts)} prompts are longer than max_prompt_tokens={max_tokens}: {named}"
-        if len(long) == len(prompts):
+    too_long = [prompt for prompt in prompts if len(prompt.token_ids) > max_tokens]
+    if too_long:
+        examples = abbreviate([f"{prompt.sample.id} ({len(prompt.token_ids)} tokens)" for prompt in too_long])
+        text = f"{len(too_long)} of {len(prompts)} prompts are longer than max_prompt_tokens={max_tokens}: {examples}"
+        if len(too_long) == len(prompts):
             raise UserError(f"{what}: {text}. No prompt is left: raise max_prompt_tokens")
-        say(f"{what}: dropped, {text}")
-    return [p for p in prompts if len(p.token_ids) <= max_tokens], [p.sample.id for p in long]
+        rank_zero_warn(f"{what}: dropped, {text}")
+    return [p for p in prompts if len(p.token_ids) <= max_tokens], [p.sample.id for p in too_long]
 
 
 Pair = tuple[Prompt, Prompt]
-"""A prompt, and the earlier one that it repeats."""
+"""A prompt and the earlier one that it repeats."""
 
 
-APART = "which only an environment can tell apart"
+HIDDEN_DIFFERENCE = "which only an environment can tell apart"
 
 
 @dataclass
 class Questions:
     """The questions of a set, and the rows that repeat one.
 
-    Two prompts ask the same question if the model sees the same tokens and images. Where a set has several answers to a
-    question, something that the model does not see tells them apart, such as a number that an environment hides.
+    Two prompts ask the same question if the model sees the same tokens and images. A set may have several answers to a
+    question if they depend on something hidden from the model, such as a number in an environment.
 
     Args:
         first: question -> the first prompt that asks it.
@@ -112,7 +111,7 @@ class Questions:
             self.answers.setdefault(key, known)[answer] = prompt
 
     def find(self, prompt: Prompt) -> Prompt | None:
-        """The prompt of this set that is the same, if there is one."""
+        """Return the prompt of this set with the same question and answer; None if there is none."""
         key = question(prompt)
         if key in self.answers:
             return self.answers[key].get(prompt.sample.answer)
@@ -120,50 +119,50 @@ class Questions:
 
 
 def question(prompt: Prompt) -> bytes:
-    """A hash of what the model sees: the tokens and the images."""
+    """Return a hash of the tokens and images, which are all that the model sees."""
     seen = hashlib.sha256(array("q", prompt.token_ids).tobytes())
     seen.update(" ".join(getattr(prompt.sample.images, "keys", ())).encode())
     return seen.digest()[:16]
 
 
-def check_repeats(prompts: Iterable[Prompt], what: str) -> Questions:
-    """The questions of a set; reports rows that repeat one, with the same answer or another."""
-    found = Questions()
+def index_questions(prompts: Iterable[Prompt], what: str) -> Questions:
+    """Index the questions of a set; report rows that repeat one, with the same answer or another."""
+    questions = Questions()
     for prompt in prompts:
-        found.add(prompt)
+        questions.add(prompt)
     for pairs, does in (
-        (found.repeated, "repeat the question and answer of an earlier row"),
-        (found.contradicted, f"give another answer to the question of an earlier row, {APART}"),
+        (questions.repeated, "repeat the question and answer of an earlier row"),
+        (questions.contradicted, f"give another answer to the question of an earlier row, {HIDDEN_DIFFERENCE}"),
     ):
         if pairs:
-            rows = len(found.first) + len(found.repeated) + len(found.contradicted)
-            say(f"{what}: {len(pairs)} of {rows} rows {does}: {_named(pairs)}")
-    return found
+            rows = len(questions.first) + len(questions.repeated) + len(questions.contradicted)
+            rank_zero_warn(f"{what}: {len(pairs)} of {rows} rows {does}: {_pairs_text(pairs)}")
+    return questions
 
 
 def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, refuse: bool) -> None:
-    """Report how many validation questions also stand in training.
+    """Report validation questions that are also in the training set.
 
     Args:
-        name: the validation set's.
-        refuse: raise an error if all of them do.
+        name: the validation set's name.
+        refuse: raise an error if the training set has all of them.
 
     Raises:
-        UserError: all of them do.
+        UserError: the training set has all of them.
     """
     shared = [(prompt, same) for prompt in validation if (same := train.find(prompt)) is not None]
     if refuse and shared and len(shared) == len(validation):
         raise UserError(
-            f"{name}: all {len(shared)} validation questions also stand in training: {_named(shared)}; give other "
+            f"{name}: all {len(shared)} validation questions also stand in training: {_pairs_text(shared)}; give other "
             "rows, hold some out with validation_split, or validate on training rows as a further set (also_validate)"
         )
     if shared:
-        say(
+        rank_zero_warn(
             f"{name}: {len(shared)} of {len(validation)} validation questions also stand in training, and count in its "
-            f"accuracy: {_named(shared)}"
+            f"accuracy: {_pairs_text(shared)}"
         )
 
 
-def _named(pairs: Sequence[Pair]) -> str:
-    """The first few rows, each with the one that it repeats."""
-    return name_few([f"{row.sample.source} ({other.sample.source})" for row, other in pairs])
+def _pairs_text(pairs: Sequence[Pair]) -> str:
+    """Join the first few rows, each with the one that it repeats."""
+    return abbreviate([f"{row.sample.source} ({other.sample.source})" for row, other in pairs])

@@ -33,11 +33,11 @@ class PromptStream:
         self._latest: tuple[int, list[int]] = (-1, [])
 
     def __len__(self) -> int:
-        """Prompts in one epoch."""
+        """Return the number of prompts in one epoch."""
         return len(self.prompts)
 
     def order(self, epoch: int) -> list[int]:
-        """The permutation of an epoch, a function of (run seed, data seed, epoch) alone."""
+        """Return the permutation of an epoch, which depends on (run seed, data seed, epoch) alone."""
         if self._latest[0] != epoch:
             order = list(range(len(self.prompts)))
             random.Random(derive_seed(self.run_seed, "order", self.seed, epoch)).shuffle(order)
@@ -45,7 +45,7 @@ class PromptStream:
         return self._latest[1]
 
     def take(self, count: int, cursor: Cursor) -> tuple[list[Prompt], Cursor]:
-        """The next `count` prompts from `cursor`, across epoch boundaries, and the cursor after them."""
+        """Return the next `count` prompts from `cursor`, across epoch boundaries, and the cursor after them."""
         epoch, position = cursor["epoch"], cursor["position"]
         taken: list[Prompt] = []
         while len(taken) < count:
@@ -60,22 +60,22 @@ class PromptStream:
 Prepare = Callable[[Prompt], Prompt]
 
 
-def _as_it_is(prompt: Prompt) -> Prompt:
+def _unchanged(prompt: Prompt) -> Prompt:
     return prompt
 
 
 class TrainLoader:
     """Batches of one epoch, starting at the DataModule's committed cursor.
 
-    Each rank sees a contiguous slice of every global batch; `cursor` counts global prompts, so that it is the same on
-    all ranks. Prompts left over at the end of an epoch go into the first batch of the next one.
+    Each rank gets a contiguous slice of every global batch; `cursor` counts global prompts, so it is the same on all
+    ranks. Prompts left over at the end of an epoch go into the first batch of the next one.
 
     Args:
         stream: all training prompts.
         prompts_per_step: size of the global batch.
         committed: returns the cursor of the next unseen prompt; if training took more prompts than the batch held
             (dynamic sampling), the next batch starts after them.
-        rank: this process.
+        rank: this process's rank.
         world: number of processes.
         name: the set's name.
         prepare: makes a prompt ready for a batch.
@@ -89,7 +89,7 @@ class TrainLoader:
         rank: int = 0,
         world: int = 1,
         name: str = "",
-        prepare: Prepare = _as_it_is,
+        prepare: Prepare = _unchanged,
     ) -> None:
         if prompts_per_step % world:
             raise UserError(f"prompts_per_step={prompts_per_step} is not divisible by the {world} processes")
@@ -102,7 +102,7 @@ class TrainLoader:
         self.rank, self.world, self.name, self.prepare = rank, world, name, prepare
 
     def __len__(self) -> int:
-        """Steps in one epoch."""
+        """Return the number of steps in one epoch."""
         return len(self.stream) // self.prompts_per_step
 
     def __iter__(self) -> Iterator[PromptBatch]:
@@ -114,7 +114,7 @@ class TrainLoader:
             yield batch
 
     def take(self, cursor: Cursor) -> PromptBatch:
-        """This rank's slice of the global batch that begins at `cursor`."""
+        """Return this rank's slice of the global batch that begins at `cursor`."""
         share = self.prompts_per_step // self.world
         prompts, after = self.stream.take(self.prompts_per_step, cursor)
         mine = [self.prepare(prompt) for prompt in prompts[self.rank * share :][:share]]
@@ -122,7 +122,7 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every prompt of a set once, in file order: rank r takes prompts[r::world].
+    """Batches with every prompt of a set once, in file order: rank r takes prompts[r::world].
 
     All ranks yield the same number of batches, so that collectives (sharded weights) cannot hang; the last batch may be
     empty on some ranks.
@@ -131,7 +131,7 @@ class EvalLoader:
         prompts: the whole set.
         prompts_per_step: prompts in one batch over all ranks, rounded up to a multiple of `world`.
         name: the set's name in metrics.
-        rank: this process.
+        rank: this process's rank.
         world: number of processes.
         prepare: makes a prompt ready for a batch.
     """
@@ -143,7 +143,7 @@ class EvalLoader:
         name: str,
         rank: int = 0,
         world: int = 1,
-        prepare: Prepare = _as_it_is,
+        prepare: Prepare = _unchanged,
     ) -> None:
         self.name, self.prepare = name, prepare
         self.share = math.ceil(prompts_per_step / world)
@@ -159,7 +159,7 @@ class EvalLoader:
             yield PromptBatch([self.prepare(prompt) for prompt in prompts], name=self.name)
 
 
-MEANING = {
+PART_NAMES = {
     "count": "the number of training prompts",
     "ids": "the prompts' ids or their order in the file",
     "tokens": "the prompts' text or tokens",
@@ -167,11 +167,11 @@ MEANING = {
     "answers": "the reference answers",
     "seeds": "the seeds of the order (data seed, seed_everything)",
 }
-"""Part of a fingerprint -> its name in messages."""
+"""Names of a fingerprint's parts in messages."""
 
 
 def fingerprint(stream: PromptStream) -> dict[str, str]:
-    """Everything that determines the order and content of the training prompts, one short hash or number per part."""
+    """Return all that determines the order and content of the training prompts: a short hash or number per part."""
     prompts = stream.prompts
     return {
         "count": str(len(prompts)),
@@ -184,19 +184,19 @@ def fingerprint(stream: PromptStream) -> dict[str, str]:
 
 
 def difference(then: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """The differences between two fingerprints, in words; "" if there are none."""
-    parts = [part for part in MEANING if then.get(part) != now.get(part)]
-    if "count" in parts:  # then all hashes differ, which says nothing
+    """Describe the differences between two fingerprints; "" if there are none."""
+    parts = [part for part in PART_NAMES if then.get(part) != now.get(part)]
+    if "count" in parts:  # then all hashes differ, too
         parts = [part for part in parts if part in ("count", "seeds")]
     shown = {"count", "seeds"}
-    return "; ".join(f"{MEANING[p]}" + (f" was {then.get(p)}, is {now[p]}" if p in shown else "") for p in parts)
+    return "; ".join(f"{PART_NAMES[p]}" + (f" was {then.get(p)}, is {now[p]}" if p in shown else "") for p in parts)
 
 
-def check_same(then: Mapping[str, str] | None, now: Mapping[str, str] | None) -> None:
+def check_fingerprint(then: Mapping[str, str] | None, now: Mapping[str, str] | None) -> None:
     """Refuse to resume on different training data.
 
     Args:
-        then: the checkpoint's fingerprint; None: nothing was restored.
+        then: the checkpoint's fingerprint; None: no checkpoint.
         now: the fingerprint of the current data; None: not read yet.
     """
     changed = difference(then, now) if then and now else ""
@@ -205,7 +205,7 @@ def check_same(then: Mapping[str, str] | None, now: Mapping[str, str] | None) ->
 
 
 def _digest(texts: Iterable[str]) -> str:
-    """A hash of a sequence of texts; moving text from one item to the next changes it."""
+    """Hash a sequence of texts, so that moving text from one item to the next changes the hash."""
     total = hashlib.sha256()
     for text in texts:
         total.update(hashlib.sha256(text.encode()).digest())

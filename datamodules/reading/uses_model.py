@@ -1,4 +1,4 @@
-"""Gives a DataModule its tokenizer and image processor."""
+"""A DataModule's access to the model's tokenizer and image processor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lit_rlvr.policy.images import ImageProcessor
 
 
 class UsesModel(LightningDataModule):
-    """Takes tokenizer and image processor from the trainer's model, or, without a trainer, from explicit values."""
+    """A DataModule with the tokenizer and image processor of the trainer's model, or ones set without a trainer."""
 
     def __init__(self) -> None:
         super().__init__()

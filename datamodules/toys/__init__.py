@@ -1,1 +1,1 @@
-"""Data sets that are generated or drawn: small tasks for tests, tutorials and studies."""
+"""Generated data sets: small tasks for tests, tutorials and studies."""

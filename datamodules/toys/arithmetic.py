@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
-from lit_rlvr.errors import MOST, UserError
+from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample
 
@@ -26,7 +26,6 @@ class Arithmetic(GeneratedDataModule):
         question: the user's text, with `{a}` and `{b}` for the numbers.
         solution: the target completion for warm starts, with `{a}`, `{b}` and `{answer}`; with an environment a list,
             one text per turn of the model.
-        system_prompt: system message, or the name of a shipped one.
     """
 
     def __init__(
@@ -42,8 +41,8 @@ class Arithmetic(GeneratedDataModule):
     ) -> None:
         super().__init__(system_prompt=system_prompt, shuffle_images=False, **kwargs)
         numbers = range(low, high + 1)
-        if len(numbers) ** 2 > MOST:
-            raise UserError(f"low={low}, high={high} make {len(numbers) ** 2} pairs; use at most {MOST}")
+        if len(numbers) ** 2 > MAX_SIZE:
+            raise UserError(f"low={low}, high={high} make {len(numbers) ** 2} pairs; use at most {MAX_SIZE}")
         self.pairs = [(a, b) for a in numbers for b in numbers]
         if not 0 <= held_out < len(self.pairs):
             raise UserError(
@@ -54,7 +53,7 @@ class Arithmetic(GeneratedDataModule):
         self.operation, self.question, self.solution, self.held_out = operation, question, solution, held_out
 
     def rows(self, split: Split) -> Iterator[Sample]:
-        """Training pairs and held-out pairs; there is no test set."""
+        """Yield the training pairs or the held-out pairs; there is no test set."""
         draw = random.Random(derive_seed("split", self.seed))
         held_out = set(draw.sample(self.pairs, self.held_out))
         for a, b in self.pairs:
@@ -69,10 +68,10 @@ class Arithmetic(GeneratedDataModule):
 
 
 class MultiStepArithmetic(GeneratedDataModule):
-    """ "A+B-C=" to be worked out from left to right, one step a line: each line replaces the first two numbers by
-    their result, and the last line is the answer. No result on the way is negative.
+    """ "A+B-C=", which the model works out from left to right, one step a line.
 
-    A row's `solution` is the target completion for warm starts; only the last line counts for the reward.
+    Each line replaces the first two numbers by their result, and the last line is the answer. No intermediate result
+    is negative. A row's `solution` is the target completion for warm starts; only the last line counts for the reward.
 
     Args:
         terms: how many numbers a problem has, at least 2.
@@ -80,7 +79,6 @@ class MultiStepArithmetic(GeneratedDataModule):
         problems: number of training problems, drawn by `seed`.
         held_out: number of other problems, for validation.
         tested: number of further problems, for the test set.
-        system_prompt: system message, or the name of a shipped one.
     """
 
     def __init__(
@@ -99,10 +97,10 @@ class MultiStepArithmetic(GeneratedDataModule):
                 f"terms={terms} must be at least 2, high={high} and problems={problems} at least 1, "
                 f"held_out={held_out} and tested={tested} at least 0"
             )
-        if terms * (problems + held_out + tested) > MOST:
+        if terms * (problems + held_out + tested) > MAX_SIZE:
             raise UserError(
-                f"terms={terms}, problems={problems}, held_out={held_out}, tested={tested}: use at most {MOST} numbers "
-                "in all"
+                f"terms={terms}, problems={problems}, held_out={held_out}, tested={tested}: use at most "
+                f"{MAX_SIZE} numbers in all"
             )
         sizes: dict[Split, int] = {"validation": held_out, "train": problems, "test": tested}
         self.sets = [split for split, size in sizes.items() for _ in range(size)]
@@ -114,19 +112,19 @@ class MultiStepArithmetic(GeneratedDataModule):
         self.terms, self.high = terms, high
 
     def rows(self, split: Split) -> Iterator[Sample]:
-        """The problems of a set; no problem is in two of them."""
+        """Yield the problems of a set; no two sets share a problem."""
         rng = random.Random(derive_seed("multi_step_arithmetic", self.seed))
         drawn: dict[str, list[str]] = {}
         while len(drawn) < len(self.sets):
             question, lines = make_problem(rng, self.terms, self.high)
             drawn[question] = lines
-        for (question, lines), its in zip(drawn.items(), self.sets, strict=True):
-            if its == split:
+        for (question, lines), owner in zip(drawn.items(), self.sets, strict=True):
+            if owner == split:
                 yield Sample(question, question + "=", lines[-1], row={"solution": "\n".join(lines)})
 
 
 def make_problem(rng: random.Random, terms: int, high: int) -> tuple[str, list[str]]:
-    """A problem such as "3+4-5", and the lines of its solution: ["7-5", "2"]."""
+    """Draw a problem such as "3+4-5", and return it with the lines of its solution: ["7-5", "2"]."""
     total = rng.randint(1, high)
     parts, totals = [str(total)], [total]
     for _ in range(terms - 1):

@@ -1,4 +1,4 @@
-"""Base classes of data sets that are generated or drawn, and read no files."""
+"""Base classes of generated data sets, which read no files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 from PIL import Image
 
 from lit_rlvr.datamodules.base import PromptDataModule, Split
-from lit_rlvr.errors import MOST, UserError
+from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample
 
 
 class GeneratedDataModule(PromptDataModule):
-    """Fixes the options that only data sets read from files need, so that generated ones do not offer them."""
+    """The base of generated data sets: it hides the options that only files need."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
@@ -34,7 +34,7 @@ class GeneratedDataModule(PromptDataModule):
 
 
 SIDE = 84
-"""Pixels: 6 x 6 patches of Qwen2.5-VL's vision tower, 9 image tokens."""
+"""Pixels of an image's side: 6 x 6 patches of Qwen2.5-VL's vision tower, 9 image tokens."""
 
 
 class DrawnPictures(GeneratedDataModule):
@@ -55,17 +55,17 @@ class DrawnPictures(GeneratedDataModule):
         super().__init__(**kwargs)
         if pictures < 1 or held_out < 0:
             raise UserError(f"pictures={pictures}, held_out={held_out}: there must be one to train on")
-        if pictures + held_out > MOST:
-            raise UserError(f"pictures={pictures}, held_out={held_out}: draw at most {MOST}")
+        if pictures + held_out > MAX_SIZE:
+            raise UserError(f"pictures={pictures}, held_out={held_out}: draw at most {MAX_SIZE}")
         self.counts = {"train": pictures, "validation": held_out, "test": 0}
         self.question = question
 
     @abstractmethod
     def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
-        """An RGB picture and its answer; every choice comes from `rng`."""
+        """Draw an RGB picture with `rng` as the only source of randomness; return it with its answer."""
 
     def rows(self, split: Split) -> Iterator[Sample]:
-        """Training pictures and held-out ones, with none in both; there is no test set."""
+        """Yield the training pictures or the held-out ones, which are never the same; there is no test set."""
         held_out = {picture.tobytes() for picture, _ in self._draw("validation", self.counts["validation"])}
         drawn = self._draw(split, self.counts[split])
         for i, (picture, answer) in enumerate(drawn):

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lit_rlvr.datamodules.toys.generated import SIDE, DrawnPictures
 
 CELL = 14
-"""Pixels, one patch of Qwen2.5-VL's vision tower."""
+"""Pixels of a cell's side, one patch of Qwen2.5-VL's vision tower."""
 
 
 class CellArea(DrawnPictures):
@@ -51,7 +51,7 @@ class CellArea(DrawnPictures):
 
 
 TRIANGLE_SIDE = 224
-"""Pixels: 8 x 8 features of Qwen2.5-VL."""
+"""Pixels of an image's side: 8 x 8 image tokens of Qwen2.5-VL."""
 
 TRIPLES = ((3, 4, 5), (5, 12, 13), (6, 8, 10), (8, 15, 17), (9, 12, 15), (12, 16, 20))
 """Sides of right triangles."""
@@ -91,29 +91,29 @@ class TriangleProblem(DrawnPictures):
         if self.ask == "angle":
             first, second = rng.randint(35, 75), rng.randint(35, 75)
             values = [first, second, 180 - first - second]
-            corners = placed(rng, corners_of(first, second))
+            corners = place_triangle(rng, triangle_corners(first, second))
             at = [towards(corner, centre(corners), 0.4) for corner in corners]
             unit = "\N{DEGREE SIGN}"
         else:
             values = list(rng.choice(TRIPLES))
-            corners = placed(rng, [(0, 0), (values[0], 0), (0, values[1])])
+            corners = place_triangle(rng, [(0, 0), (values[0], 0), (0, values[1])])
             sides = ((0, 1), (0, 2), (1, 2))  # as the values
             at = [towards(middle(corners[a], corners[b]), centre(corners), -0.3) for a, b in sides]
             unit = ""
         hidden = rng.randrange(3)
         labels = ["?" if i == hidden else f"{value}{unit}" for i, value in enumerate(values)]
-        return picture(corners, list(zip(at, labels, strict=True))), str(values[hidden])
+        return draw_triangle(corners, list(zip(at, labels, strict=True))), str(values[hidden])
 
 
-def corners_of(first: float, second: float) -> list[Point]:
-    """A triangle over a base of length 1 from its two angles there, in degrees."""
+def triangle_corners(first: float, second: float) -> list[Point]:
+    """Return the corners of a triangle with a base of length 1 and these two angles at the base, in degrees."""
     a, b = math.radians(first), math.radians(second)
     length = math.sin(b) / math.sin(a + b)
     return [(0.0, 0.0), (1.0, 0.0), (length * math.cos(a), length * math.sin(a))]
 
 
-def placed(rng: random.Random, corners: list[Point]) -> list[Point]:
-    """The corners, rotated, perhaps mirrored, and scaled to leave room for labels around them."""
+def place_triangle(rng: random.Random, corners: list[Point]) -> list[Point]:
+    """Rotate, perhaps mirror, and scale the corners so that labels fit around them."""
     angle, mirror = rng.uniform(0, 2 * math.pi), rng.choice((-1, 1))
     turned = [
         (x * math.cos(angle) - mirror * y * math.sin(angle), x * math.sin(angle) + mirror * y * math.cos(angle))
@@ -134,12 +134,12 @@ def middle(a: Point, b: Point) -> Point:
 
 
 def towards(start: Point, goal: Point, share: float) -> Point:
-    """The point at `share` of the way from `start` to `goal`; a negative share leads away from it."""
+    """Return the point at `share` of the way from `start` to `goal`; a negative share leads away from it."""
     return start[0] + share * (goal[0] - start[0]), start[1] + share * (goal[1] - start[1])
 
 
-def picture(corners: list[Point], labels: list[tuple[Point, str]]) -> Image.Image:
-    """Black lines and labels on white."""
+def draw_triangle(corners: list[Point], labels: list[tuple[Point, str]]) -> Image.Image:
+    """Draw black lines and labels on white."""
     image = Image.new("RGB", (TRIANGLE_SIDE, TRIANGLE_SIDE), "white")
     draw = ImageDraw.Draw(image)
     draw.line([*corners, corners[0]], fill="black", width=2, joint="curve")

@@ -1,4 +1,4 @@
-"""Counting and locating lesions in a tomogram-like phantom: the smoke tasks of medical images."""
+"""Lesions to count and to locate in a tomogram-like phantom: the smoke tasks of medical images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lit_rlvr.datamodules.reading.rows import listed
+from lit_rlvr.datamodules.reading.rows import format_options
 from lit_rlvr.datamodules.toys.generated import SIDE, DrawnPictures
 from lit_rlvr.errors import UserError
 
@@ -26,7 +26,7 @@ NOISE = 3.0
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
 Lesion = tuple[float, float, float]
-"""x and y from the centre of the slice, and the radius, in pixels."""
+"""(x, y, radius) in pixels; x and y start at the centre of the slice."""
 
 
 class LesionCount(DrawnPictures):
@@ -76,7 +76,7 @@ class LesionPlace(DrawnPictures):
         question: str = "Where is the bright lesion? Answer with its letter in \\boxed{}.",
         **kwargs: Any,
     ) -> None:
-        super().__init__(pictures, held_out, f"{question}\n{listed(QUADRANTS)}", **kwargs)
+        super().__init__(pictures, held_out, f"{question}\n{format_options(QUADRANTS)}", **kwargs)
 
     def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
         half_axes = rng.uniform(33, 37), rng.uniform(35, 39)
@@ -87,10 +87,10 @@ class LesionPlace(DrawnPictures):
 
 
 def phantom(rng: random.Random, half_axes: tuple[float, float], lesions: list[Lesion]) -> Image.Image:
-    """A noisy grey ellipse with a bright ring around it and lesions inside.
+    """Draw a noisy grey ellipse with a bright ring around it and lesions inside.
 
     Args:
-        half_axes: of the ellipse, horizontal and vertical, pixels.
+        half_axes: horizontal and vertical half-axis of the ellipse, in pixels.
     """
     noise = np.random.default_rng(rng.getrandbits(64))
     y, x = np.mgrid[:SIDE, :SIDE] - (SIDE - 1) / 2  # (H, W), pixels from the centre
@@ -103,11 +103,11 @@ def phantom(rng: random.Random, half_axes: tuple[float, float], lesions: list[Le
 
 
 def scatter(rng: random.Random, count: int, reach: float) -> list[Lesion]:
-    """Lesions that do not touch, within `reach` pixels of the centre."""
+    """Draw lesions that do not touch, within `reach` pixels of the centre."""
     lesions: list[Lesion] = []
     while len(lesions) < count:
         x, y, radius = rng.uniform(-reach, reach), rng.uniform(-reach, reach), rng.uniform(*RADII)
-        apart = all(math.hypot(x - a, y - b) > radius + r + GAP for a, b, r in lesions)
-        if apart and math.hypot(x, y) + radius < reach:
+        is_separate = all(math.hypot(x - a, y - b) > radius + r + GAP for a, b, r in lesions)
+        if is_separate and math.hypot(x, y) + radius < reach:
             lesions.append((x, y, radius))
     return lesions

@@ -1,4 +1,4 @@
-"""Generated small databases and questions about them: the smoke recipe's task."""
+"""Generated small databases with questions about them: the smoke recipe's task."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ NUMBERS = ("age", "length", "points", "price", "size", "weight", "year")
 
 
 class Table(NamedTuple):
-    """A table `name` with a text column `name`, a text column `kind` with few values, and a column of distinct
-    numbers."""
+    """A table `name` with the columns `name` (text), `kind` (text, few values) and `number` (distinct integers)."""
 
     name: str
     kind: str
@@ -46,15 +45,14 @@ class Table(NamedTuple):
 class SyntheticSQL(GeneratedDataModule, TextToSQL):
     """Questions about generated tables, from counting rows to grouping them, with some tables held out for validation.
 
-    The databases are written to `folder` and are the same for the same seed. The categories of the questions are count,
-    list, aggregate, filter, top and group. For warm starts, a row's `turns` are a call of `SQLShell`'s tool and the
-    answer.
+    The class writes the databases to `folder`; the same seed gives the same databases. The categories of the questions
+    are count, list, aggregate, filter, top and group. For warm starts, a row's `turns` are a call of `SQLShell`'s tool
+    and the answer.
 
     Args:
         tables: number of tables; each has eleven questions.
         held_out: how many of the tables form the validation set, drawn by `seed`.
         folder: where the databases are written; by default in the user's cache folder.
-        max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
     """
 
     def __init__(
@@ -73,7 +71,7 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
         self.folder = (Path(folder) if folder else cache).expanduser() / f"seed-{self.seed}"
 
     def rows(self, split: Split) -> Iterator[Sample]:
-        """Questions about training tables and held-out tables; there is no test set."""
+        """Yield questions about the training tables or the held-out tables; there is no test set."""
         held_out = set(random.Random(derive_seed("split", self.seed)).sample(TABLES[: self.tables], self.held_out))
         for name in TABLES[: self.tables]:
             if split == ("validation" if name in held_out else "train"):
@@ -85,7 +83,7 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
 
 
 def make_table(name: str, seed: int) -> Table:
-    """A table of 6 to 12 rows, drawn by seed."""
+    """Draw a table of 6 to 12 rows by seed."""
     draw = random.Random(seed)
     kind, number = draw.choice(sorted(KINDS)), draw.choice(NUMBERS)
     count = draw.randint(6, 12)
@@ -94,7 +92,7 @@ def make_table(name: str, seed: int) -> Table:
 
 
 def questions(table: Table) -> Iterator[tuple[str, str, str]]:
-    """(category, question, query) from easy to hard."""
+    """Yield (category, question, query) from easy to hard."""
     name, kind, number, rows = table
     middle = sorted(value for _, _, value in rows)[len(rows) // 2]
     yield "count", f"How many rows are in {name}?", f"SELECT COUNT(*) FROM {name}"

@@ -29,7 +29,6 @@ class AGRAE(Composed):
     Source: Yu et al. 2026 (A-GRAE), eqs. 11-13.
 
     Args:
-        base: the estimator to modify.
         alpha: proficiency from which positive advantages count in full (1 for MATH, 0.5 for Geo3K and medical).
         sample_level: apply A1.
         group_level: apply A2.
@@ -58,7 +57,7 @@ class AGRAE(Composed):
         self._warned = False
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        advantages = self._of_base(group)
+        advantages = self.base_advantages(group)
         p = self._rates(group, self.p_from, "p_from")
         omega = self._update(group)
         if self.sample_level:
@@ -85,7 +84,7 @@ class AGRAE(Composed):
 
     @staticmethod
     def _rates(group: GroupBatch, source: Literal["correct", "reward"], option: str) -> Tensor:
-        """Each group's mean (P, 1), in [0, 1].
+        """Return each group's mean (P, 1), in [0, 1].
 
         Raises:
             UserError: rewards do not average to a rate.

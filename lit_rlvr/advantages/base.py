@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import update_wrapper
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class GroupBatch:
 
     @property
     def success(self) -> Tensor:
-        """p (P, 1): each group's share of correct completions."""
+        """Success rate p (P, 1): each group's share of correct completions."""
         return self.correct.to(self.rewards.dtype).mean(1, keepdim=True)
 
 
@@ -46,13 +46,13 @@ AdvantageFunction = Callable[[GroupBatch], Tensor]
 class Advantage(ABC):
     """An estimator with options. Subclass it as a dataclass, or use any function of a `GroupBatch`.
 
-    It is called once per rollout, on every rank with the same numbers. An estimator that keeps state between rollouts
-    returns it in `state_dict`, which is saved in checkpoints.
+    Training calls it once per rollout, on every rank with the same numbers. An estimator that keeps state between
+    rollouts returns it in `state_dict`, which checkpoints store.
     """
 
     @abstractmethod
     def __call__(self, group: GroupBatch) -> Tensor:
-        """Advantages (P, G) of the groups, in the dtype of the rewards."""
+        """Return the advantages (P, G) of the groups, in the dtype of the rewards."""
 
     @property
     def min_group(self) -> int:
@@ -61,8 +61,15 @@ class Advantage(ABC):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the estimator needs `reference_rewards`."""
+        """True if the estimator needs `reference_rewards`."""
         return False
+
+    zero_for_equal_rewards: ClassVar[bool] = False
+    """Whether a group whose rewards are all equal gets advantages of 0, whatever else differs. Ranks then share out the
+    other groups only; where it is False, all groups count."""
+
+    registered_name: ClassVar[str] = ""
+    """The short name, for messages; "" if the class is not registered."""
 
     min_valid_fraction: float | None = None
     """Share of groups with both right and wrong completions that a batch needs before training; None = no minimum."""
@@ -73,7 +80,7 @@ class Advantage(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The state to save for a resume: numbers, strings, tensors and dicts of them."""
+        """Return the state to save for a resume: numbers, strings, tensors and dicts of them."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # optional
@@ -85,12 +92,13 @@ _Class = TypeVar("_Class", bound=type[Advantage])
 
 
 def register(name: str) -> Callable[[_Class], _Class]:
-    """Class decorator: register an `Advantage` under a short name."""
+    """Register an `Advantage` under a short name; a class decorator."""
 
     def add(cls: _Class) -> _Class:
         if name in REGISTRY:
             raise ValueError(f"advantage {name!r} is registered twice: {REGISTRY[name]} and {cls}")
         REGISTRY[name] = cls
+        cls.registered_name = name
         return cls
 
     return add
@@ -110,7 +118,7 @@ class FunctionAdvantage(Advantage):
 
 
 def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
-    """An estimator from a registered name, a dotted path to a class or function, a function, or itself.
+    """Return the estimator that a registered name, a dotted path to a class or function, or a function stands for.
 
     Raises:
         UserError: the name is neither registered nor importable, or the object it names cannot be called.
@@ -143,17 +151,17 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
 
 
 def group_std(rewards: Tensor, unbiased: bool = False) -> Tensor:
-    """Standard deviation of each group (P, 1): population, or the sample one that TRL and verl use."""
+    """Return each group's population standard deviation (P, 1), or, with `unbiased`, the sample one of TRL and verl."""
     return rewards.std(dim=1, correction=1 if unbiased else 0, keepdim=True)
 
 
 def degenerate(rewards: Tensor) -> Tensor:
-    """(P, 1) bool: the group's rewards are all the same."""
+    """Return (P, 1) bool, True for groups whose rewards are all the same."""
     return rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) <= DEGENERATE
 
 
 def centered(rewards: Tensor) -> Tensor:
-    """`r - mu` (P, G), exactly 0 in degenerate groups (never a rounding residue).
+    """Return `r - mu` (P, G), exactly 0 in degenerate groups (never a rounding residue).
 
     Raises:
         UserError: a group has only one completion, so there is nothing to compare it with.
@@ -167,6 +175,6 @@ def centered(rewards: Tensor) -> Tensor:
 
 
 def standardised(rewards: Tensor, eps: float, unbiased: bool = False) -> Tensor:
-    """`(r - mu) / (sd + eps)` (P, G), exactly 0 in degenerate groups, even with eps = 0."""
+    """Return `(r - mu) / (sd + eps)` (P, G), exactly 0 in degenerate groups, even with eps = 0."""
     std = torch.where(degenerate(rewards), 1.0, group_std(rewards, unbiased) + eps)  # (P, 1)
     return centered(rewards) / std

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages.base import Advantage, GroupBatch, register, resolve_advantage
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.returned import check_advantages
+from lit_rlvr.returned import require_advantages
 
 
 @dataclass
@@ -27,8 +28,9 @@ class Composed(Advantage):
         self._base = resolve_advantage(self.base)
         self.min_valid_fraction = self._base.min_valid_fraction
 
-    def _of_base(self, group: GroupBatch) -> Tensor:
-        return check_advantages(self._base, self._base(group), group.rewards)
+    def base_advantages(self, group: GroupBatch) -> Tensor:
+        """Return the checked advantages (P, G) of the base estimator."""
+        return require_advantages(self._base, self._base(group), group.rewards)
 
     @property
     def min_group(self) -> int:
@@ -37,6 +39,10 @@ class Composed(Advantage):
     @property
     def needs_reference(self) -> bool:
         return self._base.needs_reference
+
+    @property
+    def zero_for_equal_rewards(self) -> bool:  # type: ignore[override]
+        return self._base.zero_for_equal_rewards
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -82,7 +88,7 @@ class AAPOAdvantage(Composed):
         s = group.reference_rewards.to(group.rewards.dtype)
         margin = group.rewards - (s if self.margin == "paired" else s.mean(1, keepdim=True))
         margin = margin.clamp(self.delta_low, self.delta_high) if self.clip else margin
-        base = self._of_base(group)
+        base = self.base_advantages(group)
         self._metrics = {"margin": float(margin.mean()), "zero_advantage_base": float((base == 0).double().mean())}
         return base + margin
 
@@ -91,97 +97,105 @@ class AAPOAdvantage(Composed):
         return True
 
     @property
+    def zero_for_equal_rewards(self) -> bool:  # type: ignore[override]
+        return False  # the margin differs
+
+    @property
     def metrics(self) -> dict[str, float]:
         return self._base.metrics | self._metrics
 
 
 def rescaled(advantages: Tensor, factor: Tensor, p: Tensor) -> Tensor:
-    """`factor * A` (P, G), unchanged where the success rate p (P, 1) is 0 or 1."""
+    """Return `factor * A` (P, G), unchanged where the success rate p (P, 1) is 0 or 1."""
     return torch.where((p > 0) & (p < 1), factor * advantages, advantages)
 
 
 def inverse_sqrt(p: Tensor) -> Tensor:
-    """`1 / sqrt(p)`, 1 where p is not positive."""
+    """Return `1 / sqrt(p)`, 1 where p is not positive."""
     return torch.where(p > 0, p, 1.0).rsqrt()
+
+
+@dataclass
+class _Dominant(Composed):
+    """Control experiment I of A-GRAE: positive advantages get another size."""
+
+    beta: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_within("(0, inf)", f"advantage {self.registered_name}", beta=self.beta)
+
+    @abstractmethod
+    def scale(self, advantages: Tensor) -> Tensor:
+        """Return the new size of positive advantages."""
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        advantages = self.base_advantages(group)
+        return torch.where(advantages > 0, self.scale(advantages), advantages)
 
 
 @register("positive_dominant")
 @dataclass
-class PositiveDominant(Composed):
+class PositiveDominant(_Dominant):
     """`beta A` where A > 0. Source: A-GRAE, table 1, control experiment I.
 
     Args:
-        base: the estimator to modify.
         beta: factor of the positive advantages.
     """
 
-    beta: float = 10.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_within("(0, inf)", "advantage positive_dominant", beta=self.beta)
-
-    def __call__(self, group: GroupBatch) -> Tensor:
-        advantages = self._of_base(group)
-        return torch.where(advantages > 0, advantages * self.beta, advantages)
+    def scale(self, advantages: Tensor) -> Tensor:
+        return advantages * self.beta
 
 
 @register("negative_dominant")
 @dataclass
-class NegativeDominant(Composed):
+class NegativeDominant(_Dominant):
     """`A / beta` where A > 0. Source: A-GRAE, table 1, control experiment I.
 
     Args:
-        base: the estimator to modify.
         beta: divisor of the positive advantages.
     """
 
-    beta: float = 10.0
+    def scale(self, advantages: Tensor) -> Tensor:
+        return advantages / self.beta
+
+
+@dataclass
+class _Focused(Composed):
+    """Control experiment II of A-GRAE: a group's weight depends on its success rate.
+
+    Args:
+        gamma: normalisation constant.
+    """
+
+    gamma: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_within("(0, inf)", "advantage negative_dominant", beta=self.beta)
+        check_within("(0, inf)", f"advantage {self.registered_name}", gamma=self.gamma)
+
+    @abstractmethod
+    def rate(self, p: Tensor) -> Tensor:
+        """Return the rate (P, 1) whose inverse square root weights a group with success rate p."""
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        advantages = self._of_base(group)
-        return torch.where(advantages > 0, advantages / self.beta, advantages)
+        factor = self.gamma * inverse_sqrt(self.rate(group.success))
+        return rescaled(self.base_advantages(group), factor, group.success)
 
 
 @register("hard_focused")
 @dataclass
-class HardFocused(Composed):
-    """`gamma A / sqrt(p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II.
+class HardFocused(_Focused):
+    """`gamma A / sqrt(p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II."""
 
-    Args:
-        base: the estimator to modify.
-        gamma: normalisation constant.
-    """
-
-    gamma: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_within("(0, inf)", "advantage hard_focused", gamma=self.gamma)
-
-    def __call__(self, group: GroupBatch) -> Tensor:
-        return rescaled(self._of_base(group), self.gamma * inverse_sqrt(group.success), group.success)
+    def rate(self, p: Tensor) -> Tensor:
+        return p
 
 
 @register("easy_focused")
 @dataclass
-class EasyFocused(Composed):
-    """`gamma A / sqrt(1 - p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II.
+class EasyFocused(_Focused):
+    """`gamma A / sqrt(1 - p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II."""
 
-    Args:
-        base: the estimator to modify.
-        gamma: normalisation constant.
-    """
-
-    gamma: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_within("(0, inf)", "advantage easy_focused", gamma=self.gamma)
-
-    def __call__(self, group: GroupBatch) -> Tensor:
-        return rescaled(self._of_base(group), self.gamma * inverse_sqrt(1 - group.success), group.success)
+    def rate(self, p: Tensor) -> Tensor:
+        return 1 - p

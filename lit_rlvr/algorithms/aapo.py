@@ -18,8 +18,6 @@ class AAPO(RLVRModule):
     Source: AAPO, eqs. 4-5.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: how tokens are averaged.
         reference_rollouts: `fresh` samples the reference model at every visit of a prompt; `pool` samples
             `reference_pool_size` completions at the first visit and draws from their rewards later.
         reference_pool_size: completions in a prompt's pool; None = twice the group size.

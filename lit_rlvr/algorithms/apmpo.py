@@ -23,8 +23,6 @@ class APMPO(RLVRModule):
     sequence means.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        kl_coef: weight of the KL term against the initial policy; 0 loads no reference model.
         gamma: how fast p falls with the mean reward.
         eps_low: the ratio is clipped at 1 - eps_low.
         eps_min: lower bound of eps_ada; the ratio is clipped at 1 + eps_ada.
@@ -54,11 +52,12 @@ class APMPO(RLVRModule):
         check_within("[0, inf)", "model", gamma=gamma)
         check_within("(0, inf)", "model", delta=delta)
         check_within("(-inf, inf)", "model", power=power)
+        check_dual_clip(dual_clip)
         schedule.check_bounds(eps_low, eps_min, eps_max, adaptive_lower)
         self.gamma, self.eps_low, self.eps_min, self.eps_max, self.delta = gamma, eps_low, eps_min, eps_max, delta
         self.power, self.power_schedule, self.squash, self.fss = power, power_schedule, squash, fss
         self.adaptive_lower, self.statistics, self.statistics_from = adaptive_lower, statistics, statistics_from
-        self.dual_clip = check_dual_clip(dual_clip)
+        self.dual_clip = dual_clip
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
         mu, sigma = schedule.reward_statistics(group, self.statistics_from, self.statistics)

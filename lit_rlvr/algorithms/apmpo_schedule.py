@@ -1,4 +1,4 @@
-"""Adapts APMPO's exponent p and upper clip to the rewards of a rollout.
+"""APMPO's schedules: they adapt the exponent p and the upper clip to the rewards of a rollout.
 
 Pure functions of (P,) tensors, one number per prompt; with batch statistics all P numbers are equal.
 """
@@ -17,7 +17,7 @@ from lit_rlvr.errors import UserError, check_within
 def reward_statistics(
     group: GroupBatch, source: Literal["reward", "correct"], scope: Literal["batch", "group"]
 ) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation (P,) of the rewards, over the batch or over each prompt's group.
+    """Return the mean and population standard deviation (P,) of the rewards, over the batch or each prompt's group.
 
     Source: APMPO, section 4.2-4.3 (batch) and Algorithm 1, lines 7-8 (group).
 
@@ -40,7 +40,7 @@ def reward_statistics(
 def adaptive_power(
     mean: Tensor, gamma: float, schedule: Literal["exp", "linear"], fixed: float | None = None
 ) -> Tensor:
-    """`p = exp(-gamma mu)`, or linear `1 - gamma mu` (P,), or a fixed p. Source: APMPO, eqs. 4 and 11."""
+    """Return `p = exp(-gamma mu)`, or linear `1 - gamma mu` (P,), or a fixed p. Source: APMPO, eqs. 4 and 11."""
     if fixed is not None:
         return torch.full_like(mean, fixed)
     return torch.exp(-gamma * mean) if schedule == "exp" else 1 - gamma * mean
@@ -49,14 +49,17 @@ def adaptive_power(
 def feedback_stability(
     mean: Tensor, std: Tensor, delta: float, kind: Literal["ratio", "mean", "inverse_std"]
 ) -> Tensor:
-    """Feedback stability score `mu / (sigma + delta)` (P,), or one half of it. Source: APMPO, eq. 5, section 5.2.3."""
+    """Return the feedback stability score `mu / (sigma + delta)` (P,), its numerator or its inverse denominator.
+
+    Source: APMPO, eq. 5, section 5.2.3.
+    """
     if kind == "mean":
         return mean
     return (mean if kind == "ratio" else torch.ones_like(mean)) / (std + delta)
 
 
 def adaptive_clip(fss: Tensor, eps_min: float, eps_max: float, squash: Literal["tanh", "none"]) -> Tensor:
-    """`eps_ada = eps_min + (eps_max - eps_min) tanh(FSS)` (P,). Source: APMPO, eq. 6.
+    """Return `eps_ada = eps_min + (eps_max - eps_min) tanh(FSS)` (P,). Source: APMPO, eq. 6.
 
     Without tanh, as in Algorithm 1, line 18, the score is capped at 1.
     """
@@ -64,7 +67,7 @@ def adaptive_clip(fss: Tensor, eps_min: float, eps_max: float, squash: Literal["
 
 
 def check_bounds(eps_low: float, eps_min: float, eps_max: float, adaptive_lower: bool) -> None:
-    """Refuse clips that leave no ratio.
+    """Refuse clip ranges that contain no ratio.
 
     Raises:
         UserError: a clip is out of range; the message says which.

@@ -19,8 +19,6 @@ class CISPO(RLVRModule):
     Source: MiniMax 2025 (MiniMax-M1, arXiv 2506.13585), eqs. 4-5.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: how tokens are averaged.
         ratio_cap: upper bound of a token's ratio.
         dual_clip: the same bound for negative advantages only, if it is lower; None = off.
     """
@@ -37,7 +35,8 @@ class CISPO(RLVRModule):
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
         check_within("[1, inf)", "model", ratio_cap=ratio_cap)
-        self.ratio_cap, self.dual_clip = ratio_cap, check_dual_clip(dual_clip)
+        check_dual_clip(dual_clip)
+        self.ratio_cap, self.dual_clip = ratio_cap, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         w = ratio(x.logp, x.old, x.mask).detach()  # (B, T)

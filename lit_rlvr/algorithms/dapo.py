@@ -17,10 +17,6 @@ class DAPO(GRPO):
     `aggregation: group_token_mean`.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: how tokens are averaged.
-        clip_low: the ratio is clipped at 1 - clip_low.
-        clip_high: the ratio is clipped at 1 + clip_high.
         dynamic_sampling: drop groups that are all right or all wrong, and sample more prompts to replace them.
         max_sampling_rounds: most batches of prompts to sample in one iteration; then it trains on the groups it has.
     """

@@ -14,10 +14,6 @@ class DrGRPO(GRPO):
 
     T_max is the configured maximum completion length, so the loss has no length bias. Source: Liu et al. 2025
     (Understanding R1-Zero-like training), section 3.2.
-
-    Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: how tokens are averaged.
     """
 
     def __init__(

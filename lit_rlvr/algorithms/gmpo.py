@@ -19,7 +19,6 @@ class GMPO(RLVRModule):
     terms are sequence means.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
         clip_low: the log-ratio is clipped at -clip_low.
         clip_high: the log-ratio is clipped at clip_high.
         dual_clip: upper bound of token ratios where the advantage is negative; None = off.
@@ -37,7 +36,8 @@ class GMPO(RLVRModule):
     ) -> None:
         super().__init__(advantage=advantage, aggregation="sequence_mean", **kwargs)
         check_within("[0, inf)", "model", clip_low=clip_low, clip_high=clip_high)
-        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
+        check_dual_clip(dual_clip)
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         q, stats = clipped_log_ratio(x, -self.clip_low, self.clip_high, self.dual_clip)

@@ -18,8 +18,6 @@ class GRPO(RLVRModule):
     Source: Shao et al. 2024 (DeepSeekMath), eq. 3; Yu et al. 2026 (A-GRAE), eq. 1.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: how tokens are averaged.
         clip_low: the ratio is clipped at 1 - clip_low.
         clip_high: the ratio is clipped at 1 + clip_high.
         dual_clip: bound the loss of negative advantages at this many |A|; None = off.
@@ -37,7 +35,8 @@ class GRPO(RLVRModule):
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
         check_within("[0, 1]", "model", clip_low=clip_low)
         check_within("[0, inf)", "model", clip_high=clip_high)
-        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
+        check_dual_clip(dual_clip)
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         w = ratio(x.logp, x.old, x.mask)  # (B, T)

@@ -12,9 +12,6 @@ class GRPOLead(GRPO):
     """GRPO's loss with length-shaped, difficulty-weighted advantages.
 
     Source: Zhang & Zuo 2025 (GRPO-LEAD, arXiv 2504.09696).
-
-    Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
     """
 
     def __init__(self, advantage: Advantage | str = "grpo_lead", **kwargs: Any) -> None:

@@ -26,7 +26,6 @@ class GSPO(RLVRModule):
     Source: Zheng et al. 2025 (GSPO, arXiv 2507.18071), eqs. 5-7. The KL and entropy terms are sequence means.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
         clip_low: the sequence's ratio is clipped at 1 - clip_low.
         clip_high: the sequence's ratio is clipped at 1 + clip_high.
         dual_clip: bound the loss of negative advantages at this many |A|; None = off.
@@ -43,7 +42,8 @@ class GSPO(RLVRModule):
         super().__init__(advantage=advantage, aggregation="sequence_mean", **kwargs)
         check_within("[0, 1]", "model", clip_low=clip_low)
         check_within("[0, inf)", "model", clip_high=clip_high)
-        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, check_dual_clip(dual_clip)
+        check_dual_clip(dual_clip)
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         s = masked_mean(log_ratio(x.logp, x.old, x.mask), x.mask).exp()[:, None]  # (B, 1)

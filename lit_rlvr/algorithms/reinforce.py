@@ -1,4 +1,4 @@
-"""REINFORCE; the advantage makes it W-REINFORCE, PSR, NSR or RLOO."""
+"""REINFORCE, whose advantage turns it into W-REINFORCE, PSR, NSR or RLOO."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ class Reinforce(RLVRModule):
     """`-(1/N) sum_i sum_t A logp`.
 
     Source: Zhu et al. 2025 (the effectiveness of negative reinforcement, arXiv 2506.01347); Williams 1992 (REINFORCE).
-
-    Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: how tokens are averaged.
     """
 
     has_ratio = False

@@ -1,10 +1,10 @@
-"""`lit-rlvr check`: measures whether an algorithm or an advantage has the properties that training relies on.
+"""`lit-rlvr check`: measure whether an algorithm or an advantage has the properties that training relies on.
 
-It runs the code of training on a made batch of numbers, as `lit_rlvr/parity/` does; no model is loaded.
+It runs the code of training on a synthetic batch of numbers, as `lit_rlvr/parity/` does, and loads no model.
 """
 
+from lit_rlvr.check.batch import made_batch
 from lit_rlvr.check.command import run
-from lit_rlvr.check.made import made_batch
 from lit_rlvr.check.properties import Finding, check_advantage, check_algorithm
 
 __all__ = ["Finding", "check_advantage", "check_algorithm", "made_batch", "run"]

@@ -1,4 +1,4 @@
-"""`lit-rlvr check CLASS`: measures an algorithm or an advantage, a line per property; exits with 1 if one fails."""
+"""`lit-rlvr check CLASS`: measure an algorithm or an advantage, a line per property; exit with 1 if one fails."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FAILED = 1
 
 
 def run(command: str, arguments: list[str]) -> int:
-    """The command line of `check`."""
+    """Run the command line of `check`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("name", type=str | None, nargs="?",
                         help="GRPO, agrae, my_task.Plain or the like; default: the config's algorithm")  # fmt: skip
@@ -45,7 +45,7 @@ def run(command: str, arguments: list[str]) -> int:
 
 
 def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
-    """Measure the class or function of a name.
+    """Measure the class or function that a name stands for.
 
     Args:
         options: the class's `init_args`.
@@ -53,23 +53,23 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
     Raises:
         UserError: there is nothing of that name, it is neither an algorithm nor an advantage, or an option is wrong.
     """
-    found = REGISTRY.get(name) or (imported(name) if "." in name else shipped(name))
-    if not isinstance(found, type):
+    target = REGISTRY.get(name) or (import_target(name) if "." in name else find_shipped(name))
+    if not isinstance(target, type):
         if options:
             raise UserError(f"check: {name} is a function, which takes no options; leave out {', '.join(options)}")
         return check_advantage(name)
-    kind = next((kind for kind in (RLVRModule, Advantage) if issubclass(found, kind)), None)
+    kind = next((kind for kind in (RLVRModule, Advantage) if issubclass(target, kind)), None)
     if kind is None:
         raise UserError(
             f"check: {name} is neither an algorithm (RLVRModule) nor an advantage (Advantage, or a function)"
         )
-    path = f"{found.__module__}.{found.__qualname__}"
-    made = build({"class_path": path, "init_args": dict(options)}, f"check: {name}", kind)
-    return check_algorithm(made) if kind is RLVRModule else check_advantage(made)
+    path = f"{target.__module__}.{target.__qualname__}"
+    instance = build({"class_path": path, "init_args": dict(options)}, f"check: {name}", kind)
+    return check_algorithm(instance) if kind is RLVRModule else check_advantage(instance)
 
 
-def imported(path: str) -> Any:
-    """The class or function of a dotted path."""
+def import_target(path: str) -> Any:
+    """Import the class or function of a dotted path."""
     module, _, attribute = path.rpartition(".")
     try:
         return getattr(import_module(module), attribute)
@@ -78,8 +78,8 @@ def imported(path: str) -> Any:
         raise UserError(f"check: {path!r} cannot be imported ({error}{where})") from error
 
 
-def shipped(name: str) -> type:
-    """One of our classes by its short name."""
+def find_shipped(name: str) -> type:
+    """Return a shipped class by its short name."""
     losses = {name: getattr(algorithms, name) for name in algorithms.__all__ if name != RLVRModule.__name__}
     found = losses | {cls.__name__: cls for cls in REGISTRY.values()}
     if name not in found:
@@ -89,7 +89,7 @@ def shipped(name: str) -> type:
 
 
 def print_findings(name: str, findings: list[Finding]) -> None:
-    """A line for each property, and one in all."""
+    """Print a line for each property, and a summary."""
     console = Terminal()
     for finding in findings:
         console.print(str(finding), soft_wrap=True)

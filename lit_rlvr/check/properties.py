@@ -15,31 +15,31 @@ from torch.overrides import TorchFunctionMode
 
 from lit_rlvr.advantages import Advantage, AdvantageFunction, GroupBatch, resolve_advantage
 from lit_rlvr.algorithms import RLVRModule
-from lit_rlvr.check.made import PROMPTS, SIZE, changed, in_single_precision, made_batch, with_rows
+from lit_rlvr.check.batch import PROMPTS, SIZE, made_batch, map_batch, reorder, to_float32
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.parity.batch import FrozenBatch
 from lit_rlvr.parity.replay import frozen_inputs, loss_and_gradient, replay_one
-from lit_rlvr.returned import check_advantages
+from lit_rlvr.returned import require_advantages
 
 EXACT, DIFFERENCE, SINGLE = 1e-9, 1e-5, 1e-5
-"""Tolerances, relative to the largest value: of float64, of finite differences, and of float32."""
+"""Tolerances of float64, of finite differences and of float32, relative to the largest value."""
 STEP = 1e-6
-"""Of the finite differences, in nats."""
-MOST, GAIN = 0.5, "share of completions whose advantage is no higher if they are right instead of wrong"
-"""Tolerance and description of `rewards`: not 0, because a group may have no signal."""
+"""The step of finite differences, in nats."""
+HALF, GAIN = 0.5, "share of completions whose advantage is no higher if they are right instead of wrong"
+"""Tolerance and description of the property `rewards`; not 0, because a group may have no signal."""
 
 Result = dict[str, Tensor]
-"""`loss` (), `advantages` (P, G) and `dlogp` (B, T), as far as they are compared."""
+"""The tensors to compare, some or all of `loss` (), `advantages` (P, G) and `dlogp` (B, T)."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One property as measured.
+    """One measured property.
 
     Args:
         measured: the largest error, relative to the largest value; or a number of values that are not finite.
-        tolerance: the most that is allowed.
-        about: what was compared.
+        tolerance: the largest value of `measured` that passes.
+        about: a description of the comparison.
     """
 
     name: str
@@ -57,12 +57,12 @@ class Finding:
 
 
 def check_algorithm(algorithm: RLVRModule) -> list[Finding]:
-    """Measure a loss with its advantage; nothing is trained, and `algorithm` is not changed.
+    """Measure a loss with its advantage; do not train or change `algorithm`.
 
     A loss must not have a gradient where the advantage is 0, because training skips such completions.
 
     Raises:
-        UserError: the loss has no gradient, or what the class returns is no loss at all.
+        UserError: the loss has no gradient, or the class returns no loss.
     """
     batch = made_batch()
     base = replay_one(batch, deepcopy(algorithm))
@@ -70,15 +70,15 @@ def check_algorithm(algorithm: RLVRModule) -> list[Finding]:
     return [
         Finding("gradient", _gradient(algorithm, batch), DIFFERENCE, "by autograd and by finite differences"),
         Finding("direction", _direction(algorithm, batch), 0, "completions that a step moves against the sign of A"),
-        Finding("rewards", _rewarded(lambda group: deepcopy(algorithm).estimate(group)[0], batch), MOST, GAIN),
-        Finding("micro-batches", _cuts(algorithm, batch, base), EXACT, "loss and gradient, cut in other ways"),
+        Finding("rewards", _rewards(lambda group: deepcopy(algorithm).estimate(group)[0], batch), HALF, GAIN),
+        Finding("micro-batches", _microbatches(algorithm, batch, base), EXACT, "loss and gradient, cut in other ways"),
         Finding("order of groups", _order(algorithm, batch, base, groups), EXACT, "the groups in another order"),
         Finding("order of completions", _order(algorithm, batch, base, inside), EXACT, "each group in another order"),
         Finding("masked tokens", _masked(algorithm, batch, base), EXACT, "other numbers where the mask is False"),
         Finding("padding", _padding(algorithm, batch, base), EXACT, "three more masked tokens at every end"),
         Finding("empty rows", _empty(algorithm, batch), 0, "infinite or NaN, where a row has no token in the loss"),
-        Finding("zero advantages", _unskipped(algorithm, batch), 0, "gradient where the advantage is 0"),
-        Finding("equal rewards", _equal(algorithm, batch), 0, "infinite or NaN, where a group's rewards are equal"),
+        Finding("zero advantages", _zero_advantages(algorithm, batch), 0, "gradient where the advantage is 0"),
+        Finding("equal rewards", _flat(algorithm, batch), 0, "infinite or NaN, where a group's rewards are equal"),
         Finding("extreme ratios", _extreme(algorithm, batch), 0, "infinite or NaN, at ratios of e^-100 to e^100"),
         Finding("precision", _precision(algorithm, batch, base), SINGLE, "float32 and float64"),
     ]  # fmt: skip
@@ -90,36 +90,40 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
     Raises:
         UserError: there is no such estimator, or it returns no (P, G) tensor.
     """
-    made = resolve_advantage(advantage)
+    estimator = resolve_advantage(advantage)
     batch = made_batch()
 
-    def of(changed_batch: FrozenBatch) -> Result:
-        return {"advantages": _estimated(made, changed_batch.group)}
+    def result(batch: FrozenBatch) -> Result:
+        return {"advantages": _estimate(estimator, batch.group)}
 
-    base = of(batch)
+    base = result(batch)
 
-    def moved(rows: Sequence[int]) -> float:
-        return error(of(with_rows(batch, rows)), {"advantages": base["advantages"].flatten()[rows].view(PROMPTS, SIZE)})
+    def reordering_error(rows: Sequence[int]) -> float:
+        expected = base["advantages"].flatten()[rows].view(PROMPTS, SIZE)
+        return error(result(reorder(batch, rows)), {"advantages": expected})
 
     group = deepcopy(batch.group)
-    deepcopy(made)(group)
-    kept = {name: value for name, value in vars(batch.group).items() if value is not None}
+    deepcopy(estimator)(group)
+    flat = nonfinite(result(equal_rewards(batch)))
+    before = {name: value for name, value in vars(batch.group).items() if value is not None}
     return [
-        Finding("rewards", _rewarded(lambda group: _estimated(made, group), batch), MOST, GAIN),
-        Finding("order of groups", moved(shuffled_groups()), EXACT, "the groups in another order"),
-        Finding("order of completions", moved(shuffled_inside()), EXACT, "each group in another order"),
-        Finding("equal rewards", bad(of(equal(batch))), 0, "infinite or NaN, where a group's rewards are equal"),
-        Finding("precision", error(of(in_single_precision(batch)), base), SINGLE, "float32 and float64"),
-        Finding("input", error(vars(group), kept), 0, "the rewards that it was given, before and after"),
+        Finding("rewards", _rewards(lambda group: _estimate(estimator, group), batch), HALF, GAIN),
+        Finding("order of groups", reordering_error(shuffled_groups()), EXACT, "the groups in another order"),
+        Finding("order of completions", reordering_error(shuffled_inside()), EXACT, "each group in another order"),
+        Finding("equal rewards", flat, 0, "infinite or NaN, where a group's rewards are equal"),
+        Finding("precision", error(result(to_float32(batch)), base), SINGLE, "float32 and float64"),
+        Finding("input", error(vars(group), before), 0, "the rewards that it was given, before and after"),
     ]
 
 
-# ---- what is measured -----------------------------------------------------------------------------------------
+# ---- measurements ----------------------------------------------------------------------------------------------
 
 
 def error(found: Result, expected: Result) -> float:
-    """The largest difference, relative to the largest value of the same tensor; of a loss, which may cancel to 0,
-    relative to the sum of its gradient."""
+    """Return the largest difference, relative to the largest value of the same tensor.
+
+    For a loss, which may cancel to 0, it is relative to the sum of its gradient.
+    """
     worst = []
     for name, value in expected.items():
         scale = value.abs().max()
@@ -129,29 +133,29 @@ def error(found: Result, expected: Result) -> float:
     return float(np.max(worst))
 
 
-def bad(found: Result) -> float:
-    """How many values are not finite."""
+def nonfinite(found: Result) -> float:
+    """Count the values that are not finite."""
     return float(sum(int((~value.isfinite()).sum()) for value in found.values()))
 
 
 def shuffled_groups() -> list[int]:
-    """Rows with the groups in another order: none stays where it was."""
+    """Return rows with the groups in another order, in which none keeps its place."""
     return [p * SIZE + g for p in (*range(2, PROMPTS), 1, 0) for g in range(SIZE)]
 
 
 def shuffled_inside() -> list[int]:
-    """Rows with each group's completions in another order: none stays where it was."""
+    """Return rows with each group's completions in another order, in which none keeps its place."""
     return [p * SIZE + (g + 1) % SIZE for p in range(PROMPTS) for g in range(SIZE)]
 
 
-def equal(batch: FrozenBatch) -> FrozenBatch:
-    """The batch with all right or all wrong in every group."""
+def equal_rewards(batch: FrozenBatch) -> FrozenBatch:
+    """Return the batch with all completions right or all wrong in every group."""
     right = (torch.arange(PROMPTS)[:, None] % 2).expand(PROMPTS, SIZE).to(batch.logp.dtype).clone()  # (P, G)
     return replace(batch, group=replace(batch.group, rewards=right, correct=right.clone()))
 
 
 def _gradient(algorithm: RLVRModule, batch: FrozenBatch) -> float:
-    """Infinite if all of the gradient is 0, which would prove nothing."""
+    """Compare the gradient with finite differences; return infinity for a gradient of 0, which would prove nothing."""
     own = deepcopy(algorithm)
     advantages, _ = own.estimate(batch.group)
     _, gradient = loss_and_gradient(batch, own, advantages)
@@ -162,7 +166,10 @@ def _gradient(algorithm: RLVRModule, batch: FrozenBatch) -> float:
 
 
 def _direction(algorithm: RLVRModule, batch: FrozenBatch) -> float:
-    """Where all ratios are 1, so that no clip holds a completion; without the terms that leave the advantage out."""
+    """Count completions that a step moves against the sign of their advantage.
+
+    All ratios are 1, so that no clip acts. A second gradient, with advantages of 0, removes the terms without them.
+    """
     own, sampled = deepcopy(algorithm), replace(batch, old=batch.logp)
     advantages, _ = own.estimate(batch.group)
     moves = [
@@ -174,25 +181,25 @@ def _direction(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     return float(((sign > 0) & (move <= still) | (sign < 0) & (move > still)).sum())
 
 
-def _rewarded(estimate: AdvantageFunction, batch: FrozenBatch) -> float:
-    """Turns right completions into wrong ones and the reverse."""
+def _rewards(estimate: AdvantageFunction, batch: FrozenBatch) -> float:
+    """Swap right and wrong; return the share of completions whose advantage does not rise when they are right."""
     group = batch.group
-    turned = replace(group, rewards=1 - group.rewards, correct=1 - group.correct)
-    gain = (estimate(group) - estimate(turned)) * (2 * group.correct - 1)  # (P, G)
+    swapped = replace(group, rewards=1 - group.rewards, correct=1 - group.correct)
+    gain = (estimate(group) - estimate(swapped)) * (2 * group.correct - 1)  # (P, G)
     return float((gain <= EXACT).double().mean())
 
 
 def finite_differences(algorithm: RLVRModule, batch: FrozenBatch, advantages: Tensor) -> Tensor:
-    """(B, T) central differences of the loss by each token's log-probability.
+    """Return (B, T) central differences of the loss by each token's log-probability.
 
-    If the class sets `stops_gradient`, what it detaches stays as it is at the batch itself.
+    If the class sets `stops_gradient`, detached tensors keep their values from the batch itself.
     """
     gradient = torch.zeros_like(batch.logp)
-    held = Held(algorithm.stops_gradient)
+    frozen = FrozenDetach(algorithm.stops_gradient)
     whole = frozen_inputs(batch, algorithm, batch.logp, advantages)
 
     def loss(x: LossInputs) -> Tensor:
-        with torch.no_grad(), held:
+        with torch.no_grad(), frozen:
             return algorithm.loss(x)[0]
 
     loss(whole)
@@ -204,11 +211,11 @@ def finite_differences(algorithm: RLVRModule, batch: FrozenBatch, advantages: Te
     return gradient
 
 
-class Held(TorchFunctionMode):
-    """From the second time that it is entered, each `detach` returns what it returned the first time.
+class FrozenDetach(TorchFunctionMode):
+    """A mode in which each `detach` returns its result from the first time that the mode was entered.
 
     Args:
-        active: False changes nothing.
+        active: False has no effect.
     """
 
     def __init__(self, active: bool) -> None:
@@ -220,17 +227,17 @@ class Held(TorchFunctionMode):
         return super().__enter__()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if not self.active or func is not Tensor.detach:
-            return found
+            return result
         if self.runs == 1:
-            self.first.append(found)
+            self.first.append(result)
         self.calls += 1
         return self.first[self.calls - 1]
 
 
-def _cuts(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
-    """Single rows, pairs, uneven parts, and rows of different groups together."""
+def _microbatches(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
+    """Split the batch into single rows, pairs, uneven parts, and parts that mix groups; compare with the whole."""
     rows = list(range(len(batch.logp)))
     singles, pairs = [[i] for i in rows], [rows[k : k + 2] for k in rows[::2]]
     cuts = (singles, pairs, [rows[:7], rows[7:]], [rows[k::5] for k in range(5)])
@@ -240,35 +247,35 @@ def _cuts(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
 def _order(algorithm: RLVRModule, batch: FrozenBatch, base: Result, rows: Sequence[int]) -> float:
     advantages = base["advantages"].flatten()[rows].view(PROMPTS, SIZE)
     expected = base | {"dlogp": base["dlogp"][rows], "advantages": advantages}
-    return error(replay_one(with_rows(batch, rows), deepcopy(algorithm)), expected)
+    return error(replay_one(reorder(batch, rows), deepcopy(algorithm)), expected)
 
 
 def _masked(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
-    """Also refuses a gradient at the masked tokens themselves."""
+    """Fill masked positions with other numbers; compare the result, and require a gradient of 0 there."""
     other = torch.linspace(-20, 0, batch.logp.numel(), dtype=batch.logp.dtype).view_as(batch.logp)
 
     def filled(x: Tensor) -> Tensor:
         return x if x.dtype == torch.bool else torch.where(batch.mask, x, other.flip(0) if x is batch.logp else other)
 
-    found = replay_one(changed(batch, filled), deepcopy(algorithm))
-    nothing = {"dlogp": torch.where(batch.mask, base["dlogp"], 0.0)}
-    return float(np.max([error(found, base), error(found, base | nothing)]))
+    found = replay_one(map_batch(batch, filled), deepcopy(algorithm))
+    no_gradient = {"dlogp": torch.where(batch.mask, base["dlogp"], 0.0)}
+    return float(np.max([error(found, base), error(found, base | no_gradient)]))
 
 
 def _padding(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
-    found = replay_one(changed(batch, lambda x: pad(x, (0, 3))), deepcopy(algorithm))
+    found = replay_one(map_batch(batch, lambda x: pad(x, (0, 3))), deepcopy(algorithm))
     return error(found | {"dlogp": found["dlogp"][:, : batch.logp.shape[1]]}, base)
 
 
 def _empty(algorithm: RLVRModule, batch: FrozenBatch) -> float:
-    """Training leaves such rows out, but for a process that has no other."""
+    """Mask a whole row, as a rank without other rows has to run it."""
     mask = batch.mask.clone()
     mask[5] = False
-    return bad(replay_one(replace(batch, mask=mask), deepcopy(algorithm)))
+    return nonfinite(replay_one(replace(batch, mask=mask), deepcopy(algorithm)))
 
 
-def _unskipped(algorithm: RLVRModule, batch: FrozenBatch) -> float:
-    """Without the KL and entropy terms, with which training skips no row."""
+def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    """Compare the gradient of rows with advantage 0 with 0, without the KL and entropy terms."""
     own = deepcopy(algorithm)
     own.kl_coef = own.entropy_coef = 0.0
     advantages, _ = own.estimate(batch.group)
@@ -277,31 +284,31 @@ def _unskipped(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     return error({"dlogp": gradient}, {"dlogp": torch.where(live[:, None], gradient, 0.0)})
 
 
-def _equal(algorithm: RLVRModule, batch: FrozenBatch) -> float:
-    own, same = deepcopy(algorithm), equal(batch)
-    own.observe(same.group)
-    advantages = own.advantage(same.group)
-    loss, gradient = loss_and_gradient(same, own, advantages)
-    return bad({"loss": loss, "dlogp": gradient, "advantages": advantages})
+def _flat(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    own, flat = deepcopy(algorithm), equal_rewards(batch)
+    own.observe(flat.group)
+    advantages = own.advantage(flat.group)
+    loss, gradient = loss_and_gradient(flat, own, advantages)
+    return nonfinite({"loss": loss, "dlogp": gradient, "advantages": advantages})
 
 
 def _extreme(algorithm: RLVRModule, batch: FrozenBatch) -> float:
-    """In float32. Rows in turn: ratios of all kinds, all tiny, all huge."""
+    """Count nonfinite values in float32, on rows with ratios of all kinds, only tiny ones and only huge ones."""
     far = torch.tensor([-100.0, 40.0, 100.0, -40.0]).repeat(batch.logp.numel() // 4 + 1)[: batch.logp.numel()]
     far = far.view_as(batch.logp)
     far[1::3], far[2::3] = -100, 100
-    single = in_single_precision(batch)
+    single = to_float32(batch)
     logp = torch.where(batch.mask, -0.5 + far.clamp(max=0), 0.0)
     old = torch.where(batch.mask, -0.5 - far.clamp(min=0), 0.0)
-    return bad(replay_one(replace(single, logp=logp, old=old, ref=old), deepcopy(algorithm)))
+    return nonfinite(replay_one(replace(single, logp=logp, old=old, ref=old), deepcopy(algorithm)))
 
 
 def _precision(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
-    return error(replay_one(in_single_precision(batch), deepcopy(algorithm)), base)
+    return error(replay_one(to_float32(batch), deepcopy(algorithm)), base)
 
 
-def _estimated(advantage: Advantage, group: GroupBatch) -> Tensor:
-    """The advantages (P, G); those that are not finite are left to the property that counts them."""
-    found: Any = deepcopy(advantage)(deepcopy(group))
-    check_advantages(advantage, found.nan_to_num() if isinstance(found, Tensor) else found, group.rewards)
-    return found
+def _estimate(advantage: Advantage, group: GroupBatch) -> Tensor:
+    """Return the advantages (P, G); leave nonfinite ones to the property that counts them."""
+    value: Any = deepcopy(advantage)(deepcopy(group))
+    require_advantages(advantage, value.nan_to_num() if isinstance(value, Tensor) else value, group.rewards)
+    return value

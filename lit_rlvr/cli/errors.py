@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import ArgumentError, Namespace
 
 from lit_rlvr.cli.commands import NOT_PARSED, WITHOUT_RESULT
-from lit_rlvr.errors import OURS, UserError, first_line, from_user, nearest, raised_from, user_error_in
+from lit_rlvr.errors import OWN_FOLDERS, UserError, cause_of, find_user_line, first_line, nearest, user_error_in
 
 TRACEBACK = "LIT_RLVR_TRACEBACK"
 """Environment variable that shows the whole traceback above the line."""
@@ -32,7 +32,7 @@ def failure_line(error: Exception) -> str | None:
     cause = user_error_in(error)  # the parser wraps what an option's class raises
     if cause is not None and not isinstance(error, ArgumentError):
         return str(cause)
-    if found := from_user(error):
+    if found := find_user_line(error):
         return f"{found[0]}: {first_line(found[1])} ({TRACEBACK}=1 shows the whole traceback)"
     if isinstance(error, ArgumentError):
         return ": ".join([*getattr(error, "__notes__", ()), explain_parse_error(error)])
@@ -46,7 +46,7 @@ def _refused_by_library(error: BaseException) -> str | None:
     package is missing or an interval that is too long; only if none of our code but the caller was involved."""
     origin = _unwrapped(error)
     files = _files(error) + _files(origin)
-    ours = {file.name for file in files if any(file.is_relative_to(folder) for folder in OURS)}
+    ours = {file.name for file in files if any(file.is_relative_to(folder) for folder in OWN_FOLDERS)}
     if type(origin).__name__ != "MisconfigurationException" and (files[-1].name in ours or ours - _BEFORE_A_RUN):
         return None
     return f"trainer: {' '.join(str(origin).split()) or type(origin).__name__}"
@@ -54,7 +54,7 @@ def _refused_by_library(error: BaseException) -> str | None:
 
 def _unwrapped(error: BaseException) -> BaseException:
     """The exception that the parser wrapped: the parser's own message repeats every given value."""
-    earlier = raised_from(error)
+    earlier = cause_of(error)
     return error if earlier is None or "jsonargparse" not in _files(error)[-1].parts else _unwrapped(earlier)
 
 

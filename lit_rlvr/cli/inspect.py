@@ -19,10 +19,10 @@ from rich.rule import Rule
 
 from lit_rlvr.advantages import REGISTRY
 from lit_rlvr.datamodules.reading.readers import as_row
-from lit_rlvr.environments.base import named
+from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import UserError, check_all, shown
 from lit_rlvr.files import check_new, write_atomically
-from lit_rlvr.objectives import settle_correction
+from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.plan.strategies import GIB, GPUs, Job, Plan, job_of
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout import RolloutCallback
@@ -112,12 +112,12 @@ def settings(
         "validation": [about(d, "validation") for d in data.validated if d.prompts["validation"]],
         "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards],
         "correct": correct.name if correct else "the first reward that reports it, or that is 1",
-        "environment": named(rollout.environment),
-        "engine": rollout.engine.name,
+        "environment": environment_fingerprint(rollout.environment),
+        "engine": rollout.generator.name,
         "strategy": type(trainer.strategy).__name__,
         "devices": f"{trainer.world_size} x {trainer.strategy.root_device.type}",
         "precision": str(trainer.precision),
-        "importance correction": settle_correction(module.importance_correction, rollout.engine.exact(dtype)),
+        "importance correction": resolve_correction(module.importance_correction, rollout.generator.is_exact(dtype)),
         "warm start": f"at most {warm_start.steps} supervised steps" if warm_start.steps else None,
         "sequences per rollout": data.prompts_per_step * rollout.group_size,
         "steps": ", at most ".join(limits) or "no limit",

@@ -37,11 +37,12 @@ REWARDS = (
 def options(cls: type) -> Iterator[tuple[str, str, str, str]]:
     """(name, type, default, meaning) of a class's options, including those of its base classes."""
     accepted = {name.split(".")[0] for name in ArgumentParser().add_class_arguments(cls)}  # some fix a base's option
+    documented = [parse(inspect.getdoc(owner) or "").params for owner in reversed(cls.__mro__)]
+    meanings = {p.arg_name: p.description or "" for params in documented for p in params}  # the nearest class decides
     seen: set[str] = set()
     for owner in cls.__mro__:
         if "__init__" not in vars(owner) or owner is object:
             continue
-        meanings = {p.arg_name: p.description or "" for p in parse(inspect.getdoc(owner) or "").params}
         for parameter in list(inspect.signature(owner.__init__).parameters.values())[1:]:  # type: ignore[misc]
             if parameter.kind is parameter.VAR_KEYWORD or parameter.name in seen or parameter.name not in accepted:
                 continue

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.configs import TOP_KEYS, check_keys, find_base, find_config, load_config, merge, read_config
+from lit_rlvr.configs import TOP_KEYS, find_base, find_config, load_config, merge, read_config, require_keys
 from lit_rlvr.errors import UserError
 
 BEFORE = "before training"
@@ -149,7 +149,7 @@ def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
         where = f"STUDY: {path}: {key}.{name}"
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise UserError(f"{where}: a name may have only letters, digits and _ . + -; it becomes a folder")
-        trainer = check_keys(config, allowed, where).get("trainer") or {}
+        trainer = require_keys(config, allowed, where).get("trainer") or {}
         if not isinstance(trainer, dict):
             raise UserError(f"{where}: trainer: {trainer!r} is not a group of options; give them by their names")
         for option in DECIDED_OF_TRAINER:

@@ -42,7 +42,7 @@ def load_shares(tensors: dict[str, Any], folder: Path, alone: bool = False) -> N
 
 
 def read_whole(folder: Path, part: str) -> dict[str, Tensor]:
-    """The full tensors under `part` of a sharded checkpoint, on the CPU, by their names within `part`.
+    """Return the full tensors under `part` of a sharded checkpoint, on the CPU, by their names within `part`.
 
     Raises:
         UserError: the folder cannot be read.
@@ -58,7 +58,7 @@ def read_whole(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def numbered(state: dict[str, Any], moments: dict[str, Tensor]) -> dict[str, Any]:
-    """An optimizer's `state_dict`, keyed by parameter number as the optimizer expects, instead of by name.
+    """Return an optimizer's `state_dict`, keyed by parameter number as the optimizer expects, instead of by name.
 
     Args:
         state: `param_groups`: one group, whose `params` are names.
@@ -74,7 +74,7 @@ def numbered(state: dict[str, Any], moments: dict[str, Tensor]) -> dict[str, Any
 
 
 def named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The inverse of `numbered`: key an optimizer's `state_dict` by the parameters' names."""
+    """Return the inverse of `numbered`: key an optimizer's `state_dict` by the parameters' names."""
     (group,) = state["param_groups"]
     return {
         "state": {names[k]: moments for k, moments in state["state"].items()},
@@ -106,13 +106,13 @@ def checkpoint_folder(run: str | Path) -> Path:
 
 
 def list_checkpoints(run: str | Path) -> list[Path]:
-    """A run's checkpoints, oldest first."""
+    """Return a run's checkpoints, oldest first."""
     found = [p for p in checkpoint_folder(run).glob("step-*.ckpt") if re.fullmatch(r"step-\d+\.ckpt", p.name)]
     return sorted(found, key=lambda p: int(p.stem.removeprefix("step-")))
 
 
 def last_checkpoint(run: str | Path) -> Path:
-    """A run's newest readable checkpoint; a warning names each newer one that cannot be read.
+    """Return a run's newest readable checkpoint; a warning names each newer one that cannot be read.
 
     Raises:
         UserError: there is none.
@@ -130,7 +130,7 @@ def last_checkpoint(run: str | Path) -> Path:
 
 
 def read_rest(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours without reading its tensors: a file is memory-mapped, a folder's shards are left out.
+    """Return a checkpoint of ours without reading its tensors: a file is memory-mapped, a folder's shards are left out.
 
     Raises:
         UserError: it is missing, damaged, or not one of ours.
@@ -153,18 +153,18 @@ def read_rest(path: str | Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of ours with the full weights as `state_dict`; raises as `read_rest`."""
+    """Return a checkpoint of ours with the full weights as `state_dict`; raises as `read_rest`."""
     found = read_rest(path)
     return found | {WEIGHTS: read_whole(Path(path), WEIGHTS)} if is_sharded(Path(path)) else found
 
 
 @lru_cache(maxsize=8)
 def _broken_part(path: str, changed: int) -> str | None:
-    """The first member of a file whose checksum is wrong, which torch does not check; None if all are right."""
+    """Return the first member of a file whose checksum is wrong, which torch does not check; None if all are right."""
     with zipfile.ZipFile(path) as archive:
         return archive.testzip()
 
 
 def checkpoint_step(path: str | Path) -> int:
-    """The optimizer step of a checkpoint; raises as `read_rest`."""
+    """Return the optimizer step of a checkpoint; raises as `read_rest`."""
     return int(read_rest(path)["global_step"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`, or itself if it is there already.
+    """Return the tensor on `device`, or itself if it is there already.
 
     A copy to a GPU is only put into its queue, so that the GPU finishes earlier work meanwhile. That needs page-locked
     memory, which torch keeps until the copy is done; from other memory, this process would wait for it.
@@ -23,7 +23,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def index(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Numbers as a long tensor on `device`. To index with a list would make a GPU wait for it, too."""
+    """Return numbers as a long tensor on `device`; indexing with a list would make the CPU wait for the GPU."""
     return to_device(torch.tensor(values, dtype=torch.long), device)
 
 
@@ -41,26 +41,27 @@ def rank() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this is the run's first process. Reads the environment, so it works before the process group exists."""
+    """Return whether this is the run's first process. Reads the environment, so it works before the process group
+    exists."""
     node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
     ranks = [os.environ[key] for key in _RANKS if key in os.environ]
     return ranks[:1] in ([], ["0"]) and node == "0"
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether an exception means that another rank has died or timed out."""
+    """Return whether an exception means that another rank has died or timed out."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _sent(values: Tensor) -> Tensor:
-    """A copy of a tensor on a device that the process group's backend accepts: NCCL takes only GPU tensors."""
+    """Return a copy of a tensor on a device that the process group's backend accepts: NCCL takes only GPU tensors."""
     if dist.get_backend() == "nccl" and not values.is_cuda:
         return to_device(values, torch.device("cuda", torch.cuda.current_device()))
     return values.clone()
 
 
 def all_sum(values: Tensor) -> Tensor:
-    """Elementwise sum over ranks, on every rank and on the device of `values`."""
+    """Return the elementwise sum over ranks, on every rank and on the device of `values`."""
     if world_size() == 1:
         return values
     sent = _sent(values)
@@ -69,7 +70,7 @@ def all_sum(values: Tensor) -> Tensor:
 
 
 def all_max(value: int, device: torch.device) -> int:
-    """The maximum over ranks, on every rank."""
+    """Return the maximum over ranks, on every rank."""
     if world_size() == 1:
         return value
     tensor = _sent(torch.tensor(value, device=device))
@@ -78,7 +79,7 @@ def all_max(value: int, device: torch.device) -> int:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Every rank's (small, picklable) object, in rank order."""
+    """Return every rank's (small, picklable) object, in rank order."""
     if world_size() == 1:
         return [value]
     parts: list[T] = [value] * world_size()

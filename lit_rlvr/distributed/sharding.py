@@ -94,7 +94,7 @@ def gathered(root: nn.Module) -> Iterator[None]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device that a module computes on, which is not where offloaded shards are."""
+    """Return the device that a module computes on, which is not where offloaded shards are."""
     parameter = next(module.parameters())
     if not isinstance(parameter, DTensor) or parameter.device_mesh.device_type == "cpu":
         return parameter.device
@@ -103,7 +103,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor, on every rank and on the device that computes. Collective: call it on every rank."""
+    """Return the full tensor, on every rank and on the device that computes. Collective: call it on every rank."""
     if not isinstance(tensor, DTensor):
         return tensor
     there: Any = tensor.to(tensor.device_mesh.device_type)  # offloaded shards are on the CPU
@@ -111,7 +111,8 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_weights(module: nn.Module) -> dict[str, Any]:
-    """A module's full state on the CPU: on the first rank only, {} on the others. Collective: call it on every rank."""
+    """Return a module's full state on the CPU: on the first rank only, {} on the others. Collective: call it on every
+    rank."""
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 

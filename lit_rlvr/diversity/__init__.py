@@ -1,4 +1,4 @@
-"""Diversity of the completions of one prompt, as torchmetrics that synchronise correctly across processes."""
+"""Diversity of the completions of one prompt, as torchmetrics that synchronise across processes."""
 
 from lit_rlvr.diversity.base import DiversityMeasure, measure_diversity
 from lit_rlvr.diversity.embedding import CosineSimilarity, Embedder, SentenceEmbedder

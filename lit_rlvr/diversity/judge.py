@@ -1,4 +1,4 @@
-"""Judge score: how different a prompt's correct solutions are, as scored by a language model at an endpoint."""
+"""Judge score: a language model at an endpoint scores how different a prompt's correct solutions are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Reply(NamedTuple):
-    """A reply: a text, or the reason why there is none."""
+    """A reply's text, or the reason why there is none."""
 
     text: str
     failure: str = ""
@@ -32,9 +32,9 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatEndpoint:
-    """Asks a model many independent questions; the options are those of `JudgeScore`.
+    """A client that asks a model many independent questions; the options are those of `JudgeScore`.
 
-    The key is read when questions are asked, and neither stored nor logged.
+    It reads the key when it asks, and neither stores nor logs it.
 
     Raises:
         UserError: an option is out of range, the package openai is not installed, or the key is not set.
@@ -60,7 +60,7 @@ class ChatEndpoint:
         self._key()
 
     def ask(self, messages: Sequence[str]) -> list[Reply]:
-        """A reply to each message, in order.
+        """Return a reply to each message, in order.
 
         Raises:
             UserError: the endpoint cannot be reached, or refuses the key or the model.
@@ -105,7 +105,7 @@ class ChatEndpoint:
 
 
 def _content(body: str) -> str:
-    """The message of a chat completion; the body itself if it is not one."""
+    """Return the message of a chat completion; for any other body, describe it."""
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError):
@@ -130,10 +130,10 @@ _log = logging.getLogger("lit_rlvr")
 class JudgeScore(DiversityMeasure):
     """Mean score, from 0 (the same) to 3 (different approaches), of a prompt's correct solutions by a language model.
 
-    The model is served at any OpenAI-compatible endpoint. One request per prompt holds the instruction and the numbered
-    solutions, as one user message. Replies without a score and failed requests are left out of the mean, counted as
-    `judge_score/unparsed` and `judge_score/failed`, and reported in a warning. Source: APMPO, K.6 (its judge is GPT-5;
-    it does not state how the solutions are laid out).
+    Any OpenAI-compatible endpoint can serve the model. One request per prompt holds the instruction and the numbered
+    solutions, as one user message. The mean leaves out replies without a score and failed requests; the metrics
+    `judge_score/unparsed` and `judge_score/failed` count them, and a warning reports them. Source: APMPO, K.6 (its
+    judge is GPT-5; it does not give the layout of the solutions).
 
     Args:
         base_url: the endpoint, without `/chat/completions`: https://api.openai.com/v1
@@ -192,14 +192,16 @@ class JudgeScore(DiversityMeasure):
 
 
 def judge_message(prompt: str, solutions: Group) -> str:
-    """The instruction, then each solution under its number."""
+    """Return the instruction, then each solution under its number."""
     numbered = [f"Solution {i}:\n{text.strip()}" for i, text in enumerate(solutions, 1)]
     return "\n\n".join([prompt, *numbered])
 
 
 def parse_score(reply: str) -> float | None:
-    """The score, if the reply is just an integer from 0 to 3, optionally with "Score:", emphasis or brackets around it,
-    and thoughts in `<think>` before it."""
+    """Return the score if the reply is just an integer from 0 to 3; else None.
+
+    The reply may have "Score:", emphasis or brackets around the integer, and thoughts in `<think>` before it.
+    """
     answer = re.sub(r"(?s)^.*</think>", "", reply)
     found = re.fullmatch(r"""(?i)[\s*"'`(\[]*(?:score\W{0,4})??([0-3])(?:\.0)?[\s*"'`)\].]*""", answer)
     return float(found[1]) if found else None

@@ -1,4 +1,4 @@
-"""Self-BLEU: how much of each completion's wording appears in the others."""
+"""Self-BLEU: the overlap of each completion's wording with the others'."""
 
 from __future__ import annotations
 
@@ -44,28 +44,29 @@ class SelfBLEU4(DiversityMeasure):
 
 
 def self_bleu(completions: Group, tokenizer: Callable[[str], str]) -> float:
-    """Mean sentence BLEU-4 of each of at least two completions against the others, in [0, 1].
+    """Return the mean sentence BLEU-4 of each of at least two completions against the others, in [0, 1].
 
-    n-grams are counted once per completion, not once per pair: a completion's n-gram is clipped at its largest count in
+    It counts n-grams once per completion, not once per pair: the clip of a completion's n-gram is its largest count in
     the others, which is the group's largest count, or its second largest if this completion has the largest.
     """
     from sacrebleu.metrics import BLEU
     from sacrebleu.metrics.helpers import extract_all_word_ngrams
 
-    counted = [extract_all_word_ngrams(tokenizer(text.rstrip()), 1, ORDER) for text in completions]
+    counts = [extract_all_word_ngrams(tokenizer(text.rstrip()), 1, ORDER) for text in completions]
     largest: dict[tuple[str, ...], tuple[int, int]] = {}  # the two largest counts in one completion
-    for ngrams, _ in counted:
+    for ngrams, _ in counts:
         for ngram, count in ngrams.items():
             first, second = largest.get(ngram, (0, 0))
             largest[ngram] = (count, first) if count > first else (first, max(second, count))
     total = 0.0
-    for i, (ngrams, length) in enumerate(counted):
-        shared, all_of_it = [0] * ORDER, [0] * ORDER
+    for i, (ngrams, length) in enumerate(counts):
+        clipped, totals = [0] * ORDER, [0] * ORDER
         for ngram, count in ngrams.items():
             first, second = largest[ngram]
-            shared[len(ngram) - 1] += second if count == first else count
-            all_of_it[len(ngram) - 1] += count
-        others = [other for j, (_, other) in enumerate(counted) if j != i]
+            clipped[len(ngram) - 1] += second if count == first else count
+            totals[len(ngram) - 1] += count
+        others = [other for j, (_, other) in enumerate(counts) if j != i]
         closest = min(others, key=lambda other: (abs(other - length), other))
-        total += BLEU.compute_bleu(shared, all_of_it, length, closest, smooth_method="exp", effective_order=True).score
-    return total / len(counted) / 100
+        bleu = BLEU.compute_bleu(clipped, totals, length, closest, smooth_method="exp", effective_order=True)
+        total += bleu.score
+    return total / len(counts) / 100

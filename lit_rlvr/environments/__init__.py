@@ -1,6 +1,6 @@
-"""Environments: the model acts in several turns, and the environment answers.
+"""Environments, which answer a model that acts in several turns.
 
-Names resolve on first use: worker processes import this package and must not pay for torch.
+Names resolve on first use, because worker processes import this package and must not pay for torch.
 """
 
 from __future__ import annotations

@@ -15,12 +15,12 @@ from lit_rlvr.workers.process import Isolation, pickle_for_worker
 
 @dataclass(frozen=True)
 class Observation:
-    """What an environment answers to a turn.
+    """An environment's answer to a turn.
 
     Args:
-        text: what the model sees next.
-        done: whether the episode is over; the text is then not shown.
-        calls, errors: tool calls in the turn, and how many of them failed.
+        text: the text that the model sees next.
+        done: True ends the episode; the model then does not see the text.
+        calls, errors: numbers of tool calls in the turn, and of those that failed.
         images: PIL images that the model sees before the text; it must be a vision-language model.
     """
 
@@ -34,9 +34,9 @@ class Observation:
 class Environment(ABC):
     """One episode: the model writes a turn, the environment answers, until one of them ends it.
 
-    Every completion has an instance of its own, a copy of the configured one. It lives in a worker process, where a
-    crash, a hang or a leak affects only that completion. If its worker is lost, another copy is given the same turns
-    again, so all its randomness must come from the sample or from Python's `random`, which is seeded before every call.
+    Every completion has its own copy of the configured instance, in a worker process, where a crash, a hang or a leak
+    affects only that completion. If the worker dies, another copy gets the same turns again, so all randomness must
+    come from the sample or from Python's `random`, which the worker seeds before every call.
 
     Args:
         limits: limits on one call of `reset`, `step` or `reward`.
@@ -45,22 +45,22 @@ class Environment(ABC):
     tools: Sequence[dict[str, Any]] = ()
     """JSON schemas of the tools that the prompt offers."""
     needs_turns: bool = False
-    """Whether a single turn would be pointless."""
+    """True if an episode makes no sense with a single turn."""
     role: Literal["user", "tool"] = "user"
-    """Whose messages its observations are in the model's chat template; `tool` for results of tool calls."""
+    """The chat role of its observations; `tool` for results of tool calls."""
 
     limits = Isolation()
 
     def __init__(self, limits: Isolation = Isolation()) -> None:  # noqa: B008  # frozen
         self.limits = limits
 
-    made_of: Sequence[type] = ()
-    """Further classes that decide what it does."""
+    source_classes: Sequence[type] = ()
+    """Further classes whose code is part of its behaviour."""
 
     def reset(self, sample: Sample) -> str | None:
-        """Begin an episode. A text is appended to the user's last message.
+        """Begin an episode; return a text to append to the user's last message, or None.
 
-        It must depend on the sample alone, because all completions of a prompt share the prompt.
+        The text must depend on the sample alone, because all completions of a prompt share the prompt.
         """
         return None
 
@@ -69,27 +69,27 @@ class Environment(ABC):
         """Answer a turn."""
 
     def reward(self) -> float | bool | RewardResult | None:
-        """The reward of the episode, asked for once at its end.
+        """Return the reward of the episode; called once at its end.
 
-        True and False, and a number that is 1, also mean that the answer is correct. None means that the environment
-        does not judge this episode: other rewards decide, and without any it is masked out of the loss.
+        True, False and numbers also set `correct`, which is true for True and for 1. None means that the environment
+        does not judge this episode: other rewards decide, and without any the loss masks it out.
         """
         return None
 
     @property
     def judges(self) -> bool:
-        """Whether it judges its episodes."""
+        """True if it judges its episodes."""
         return type(self).reward is not Environment.reward
 
 
-def named(environment: Environment | None) -> str | None:
-    """Return an environment's name with a hash of its options and its code, for settings that must not change."""
+def environment_fingerprint(environment: Environment | None) -> str | None:
+    """Return an environment's class name with a hash of its options and its code, for settings that must not change."""
     if environment is None:
         return None
     digest = hashlib.sha256(pickled(environment))
-    for cls in (type(environment), *environment.made_of):
+    for cls in (type(environment), *environment.source_classes):
         digest.update(inspect.getsource(cls).encode())
-    names = [cls.__qualname__ for cls in (type(environment), *environment.made_of)]
+    names = [cls.__qualname__ for cls in (type(environment), *environment.source_classes)]
     return f"{' of '.join(names)} {digest.hexdigest()[:12]}"
 
 
@@ -97,7 +97,7 @@ def pickled(environment: Environment) -> bytes:
     """Pickle an environment for its workers.
 
     Raises:
-        UserError: it cannot be pickled.
+        UserError: pickle refuses it.
     """
     return pickle_for_worker(
         environment,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from lit_rlvr.environments.tools import Tools
 
-MOST_DIGITS = 1000
+MAX_DIGITS = 1000
 _BINARY: dict[type[ast.operator], Callable[..., int | float]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
@@ -18,7 +18,7 @@ _UNARY: dict[type[ast.unaryop], Callable[..., int | float]] = {ast.UAdd: operato
 
 
 class Calculator(Tools):
-    """Evaluates arithmetic: `calculate("17 * 23")` gives 391."""
+    """A tool that evaluates arithmetic: `calculate("17 * 23")` gives 391."""
 
     def calculate(self, expression: str) -> str:
         """Evaluate an arithmetic expression.
@@ -27,8 +27,8 @@ class Calculator(Tools):
             expression: Numbers, parentheses and + - * / // % **, such as (3 + 4) * 5
         """
         expression = str(expression).strip()  # a model may give a number
-        if len(expression) > MOST_DIGITS:
-            raise ValueError(f"at most {MOST_DIGITS} characters")
+        if len(expression) > MAX_DIGITS:
+            raise ValueError(f"at most {MAX_DIGITS} characters")
         value = _value(ast.parse(expression, mode="eval").body)
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("the result is not a finite number")
@@ -45,7 +45,7 @@ def _value(node: ast.expr) -> int | float:
         if isinstance(node.op, ast.Pow):
             if left < 0 and not float(right).is_integer():
                 raise ValueError("the result is not a real number")
-            if abs(left) > 1 and right * math.log10(abs(left)) > MOST_DIGITS:
-                raise ValueError(f"the result has more than {MOST_DIGITS} digits")
+            if abs(left) > 1 and right * math.log10(abs(left)) > MAX_DIGITS:
+                raise ValueError(f"the result has more than {MAX_DIGITS} digits")
         return _BINARY[type(node.op)](left, right)
     raise ValueError("only numbers, parentheses and + - * / // % **")

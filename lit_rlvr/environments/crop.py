@@ -1,4 +1,4 @@
-"""A magnifying glass as a tool: a vision-language model asks for a region of the image and sees it enlarged."""
+"""A magnifying glass as a tool: a vision-language model asks for an enlarged region of the image."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lit_rlvr.types import Sample
 
 
 class Crop(Tools):
-    """Shows a region of the sample's first image, enlarged so that its longer side has `size` pixels.
+    """A tool that shows a region of the sample's first image, enlarged so that its longer side has `size` pixels.
 
     Args:
-        size: longer side of what is shown, in pixels.
+        size: longer side of the enlarged region, in pixels.
         kwargs: `limits` and `offer` of every environment with tools.
     """
 

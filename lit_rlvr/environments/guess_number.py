@@ -1,4 +1,4 @@
-"""Guessing a hidden number from hints: a made-up task with state, which tiny models can learn."""
+"""A hidden number to guess from hints: a toy task with state, which tiny models can learn."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lit_rlvr.types import Sample, Turn
 
 
 class GuessNumber(Environment):
-    """The sample's answer is the hidden number; every turn is a guess, answered by `higher` or `lower`.
+    """A hidden number, the sample's answer, which the model guesses; `higher` or `lower` answers each guess.
 
-    The reward is 1 for the number, in as many turns as `rollout.sampling.max_turns` allows, else 0.
+    The reward is 1 if the model finds the number within `rollout.sampling.max_turns` turns, else 0.
 
     Args:
         kwargs: `limits` of every environment.

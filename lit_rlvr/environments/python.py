@@ -1,4 +1,4 @@
-"""Python as a tool: run a program in the sandbox and read its output."""
+"""Python as a tool: the model runs a program in the sandbox and reads its output."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lit_rlvr.workers.sandbox import Limits, ProgramFailed, is_supported, run
 
 
 class Python(Tools):
-    """Runs programs in the sandbox of `CodeTests`: they can compute and print, and nothing else.
+    """A tool that runs programs in the sandbox of `CodeTests`: they can compute and print, and nothing else.
 
     Args:
         cpu_seconds: CPU time of one program, in whole seconds.
@@ -27,7 +27,7 @@ class Python(Tools):
             raise UserError("rollout.environment: Python needs Linux on x86_64 or aarch64 for its sandbox")
         if cpu_seconds < 1 or memory_mb < 1:
             raise UserError(f"Python: cpu_seconds={cpu_seconds} and memory_mb={memory_mb} must be at least 1")
-        wall = 10.0 * cpu_seconds + 20.0  # the sandbox ends a program that sleeps before
+        wall = 10.0 * cpu_seconds + 20.0  # the sandbox ends a sleeping program earlier
         super().__init__(**{"limits": Isolation(wall_seconds=wall), **kwargs})
         self._program = Limits(cpu_seconds, memory_mb)
 

@@ -12,9 +12,9 @@ from lit_rlvr.types import Completion, RewardResult, Sample
 
 
 class EnvironmentReward(Reward):
-    """What `Environment.reward` returned at the end of the episode.
+    """The result of `Environment.reward` at the end of the episode.
 
-    It is added with weight 1 when the environment judges its episodes; name it among the rewards to give it another
+    A run adds it with weight 1 if the environment judges its episodes; list it among the rewards to give it another
     weight, or to take `correct` from it.
 
     Args:
@@ -31,7 +31,7 @@ class EnvironmentReward(Reward):
 
 
 def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str] | None) -> list[Reward]:
-    """The rewards of a config, with the environment's own if it judges its episodes.
+    """Return the rewards of a config, with the environment's own if it judges its episodes.
 
     Args:
         rewards: None = only the environment's, or `MathAnswer` if it has none.
@@ -39,7 +39,7 @@ def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str
     judges = environment is not None and environment.judges
     if rewards is None:
         return [EnvironmentReward() if judges else MathAnswer()]
-    named = any(isinstance(reward, EnvironmentReward) for reward in rewards)
-    if named and not judges:
+    is_listed = any(isinstance(reward, EnvironmentReward) for reward in rewards)
+    if is_listed and not judges:
         raise UserError("rollout.rewards: EnvironmentReward needs a rollout.environment that has a reward")
-    return as_rewards([*rewards, EnvironmentReward()] if judges and not named else rewards)
+    return as_rewards([*rewards, EnvironmentReward()] if judges and not is_listed else rewards)

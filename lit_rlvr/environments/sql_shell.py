@@ -1,4 +1,4 @@
-"""A SQL shell as a tool: query the sample's database, read rows or the error, then answer."""
+"""A SQL shell as a tool: the model queries the sample's database, reads rows or the error, then answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from lit_rlvr.types import Sample
 
 
 class SQLShell(Tools):
-    """Runs queries on the first SQLite file of `sample.row["databases"]`, read-only, and shows their rows or the error.
+    """A tool that runs read-only queries on the first SQLite file of `sample.row["databases"]`.
 
-    The last turn, which calls no tool, holds the answer; `SQLExecution` judges it.
+    It shows the rows or the error.
+
+    The last turn, which calls no tool, holds the answer, which `SQLExecution` judges.
 
     Args:
-        shown_rows: most rows of a result that are shown.
+        shown_rows: most rows of a result to show.
         max_instructions: limit on one query, in instructions of SQLite's virtual machine.
         kwargs: `limits` and `offer` of every environment with tools.
     """

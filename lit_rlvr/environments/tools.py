@@ -1,4 +1,4 @@
-"""Tools: an object whose public methods a model may call, and the calls found in what it writes."""
+"""Tools: public methods that a model may call, and the parser of its calls."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*(?:```)?\Z", re.DOTALL)
 
 @dataclass(frozen=True)
 class Call:
-    """One tool call, or text that was meant as one.
+    """One tool call, or a failed attempt at one.
 
     Args:
         name: the tool.
         positional, named: its arguments.
-        problem: why the text is no call; "" if it is one.
+        problem: why the text is no call; "" for a call.
     """
 
     name: str = ""
@@ -37,23 +37,23 @@ class Call:
 
 
 def find_calls(text: str) -> list[Call]:
-    """The tool calls of a turn, in order. What stands between `<think>` and `</think>` does not count.
+    """Return the tool calls of a turn, in order; ignore text between `<think>` and `</think>`.
 
     Forms: Qwen's and Hermes' `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`; Llama 3's turn that is nothing
     but `{"name": ..., "parameters": {...}}`, several separated by semicolons; and `<call>name(arguments)</call>` with
     arguments as in Python, for models without a template for tools.
     """
     text = text.rpartition("</think>")[2].partition("<think>")[0]
-    found = list(_CALL.finditer(text))
-    if found:
-        return [_plain_call(match[2]) if match[1] is None else _json_call(match[1]) for match in found]
+    matches = list(_CALL.finditer(text))
+    if matches:
+        return [_plain_call(match[2]) if match[1] is None else _json_call(match[1]) for match in matches]
     return list(_bare_calls(text.strip()))
 
 
 def _bare_calls(text: str) -> Iterator[Call]:
-    """Calls in a turn that is nothing but JSON objects with a name and arguments; none in any other JSON."""
+    """Yield the calls of a turn that is only JSON objects with a name and arguments; yield none for any other JSON."""
     decoder = json.JSONDecoder()
-    place, found = 0, []
+    place, objects = 0, []
     while place < len(text):
         try:
             value, place = decoder.raw_decode(text, place)
@@ -61,10 +61,10 @@ def _bare_calls(text: str) -> Iterator[Call]:
             return
         if not isinstance(value, dict) or "name" not in value or not {"parameters", "arguments"} & value.keys():
             return
-        found.append(value)
+        objects.append(value)
         while place < len(text) and text[place] in "; \n\t":
             place += 1
-    yield from map(_as_call, found)
+    yield from map(_as_call, objects)
 
 
 def _json_call(text: str) -> Call:
@@ -108,16 +108,16 @@ def _plain_call(text: str) -> Call:
 class Tools(Environment):
     """An environment whose public methods are tools, which the prompt offers to the model.
 
-    A turn's calls are run in order, and their results (text, anything that JSON can hold, or a PIL image) are the
-    observation; a turn without a call ends the episode. A call that cannot be read, names no tool, has wrong arguments
-    or raises gets its error as the observation.
+    The environment runs a turn's calls in order, and their results (text, anything that JSON can hold, or a PIL image)
+    are the observation. A call that is malformed, names no tool, has wrong arguments or raises gets its error as the
+    observation. A turn without a call ends the episode.
 
     Args:
         offer: describe the tools in the prompt; false for a model that knows them.
         kwargs: `limits` of every environment.
 
     Raises:
-        UserError: there is no public method, or one without types or a docstring.
+        UserError: there is no public method, or one lacks types or a docstring.
     """
 
     needs_turns = True
@@ -146,7 +146,7 @@ class Tools(Environment):
         return Observation("\n".join(texts), calls=len(calls), errors=errors, images=images)
 
     def _run(self, call: Call) -> tuple[Any, bool]:
-        """The result of a call, and whether it failed."""
+        """Run a call; return (result, True if it failed)."""
         methods = tool_methods(self.holder)
         if call.problem:
             return f"error: {call.problem}", True
@@ -157,7 +157,7 @@ class Tools(Environment):
         except TypeError as error:
             return f"error: {call.name}: {error}", True
         try:
-            return _awaited(methods[call.name](*call.positional, **call.named)), False
+            return _await(methods[call.name](*call.positional, **call.named)), False
         except (MemoryError, RecursionError):
             raise
         except BaseException as error:  # SystemExit too
@@ -167,27 +167,27 @@ class Tools(Environment):
 class WrappedTools(Tools):
     """Tools that are the public methods of an object of any class.
 
-    The object may have `reset`, called with the row's columns, `prompt` and `answer` by name, whose text is appended to
-    the user's last message, and `get_reward` without arguments. So a class written for TRL's `environment_factory`
-    works unchanged.
+    The object may have `reset`, which gets the row's columns, `prompt` and `answer` by name and whose text extends the
+    user's last message, and `get_reward` without arguments. So a class written for TRL's `environment_factory` works
+    unchanged.
 
     Args:
-        cls: the class of the object; it is made without arguments, in the worker, for each episode.
+        cls: the class of the object; the worker calls it without arguments for each episode.
         kwargs: `limits` and `offer` of every environment with tools.
     """
 
     def __init__(self, cls: type, **kwargs: Any) -> None:
-        self._cls, self._made = cls, None
-        self.made_of = (cls,)
+        self._cls, self._instance = cls, None
+        self.source_classes = (cls,)
         super().__init__(**kwargs)
 
     @property
     def holder(self) -> object:
-        self._made = self._cls() if self._made is None else self._made
-        return self._made
+        self._instance = self._cls() if self._instance is None else self._instance
+        return self._instance
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_made": None}
+        return {**vars(self), "_instance": None}
 
     def reset(self, sample: Sample) -> str | None:
         begin = getattr(self.holder, "reset", None)
@@ -197,30 +197,30 @@ class WrappedTools(Tools):
         parameters = inspect.signature(begin).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             columns = {name: value for name, value in columns.items() if name in {p.name for p in parameters}}
-        return _awaited(begin(**columns))
+        return _await(begin(**columns))
 
     def reward(self) -> float | bool | RewardResult | None:
         judge = getattr(self.holder, "get_reward", None)
-        return _awaited(judge()) if callable(judge) else None
+        return _await(judge()) if callable(judge) else None
 
     @property
     def judges(self) -> bool:
         return callable(getattr(self.holder, "get_reward", None))
 
 
-OURS = {name for name in dir(Tools) if not name.startswith("_")}
-"""Public names of every environment with tools, which are no tools themselves."""
+RESERVED_NAMES = {name for name in dir(Tools) if not name.startswith("_")}
+"""Public names of `Tools` itself, which are no tools."""
 
 
 def tool_methods(holder: object) -> dict[str, Callable[..., Any]]:
-    """The public methods of an object that are tools, by name."""
-    taken = OURS if isinstance(holder, Tools) else {"reset", "get_reward"}
+    """Return the methods of an object that are tools, by name."""
+    reserved = RESERVED_NAMES if isinstance(holder, Tools) else {"reset", "get_reward"}
     names = [name for name, _ in inspect.getmembers(type(holder), inspect.isfunction)]
-    return {name: getattr(holder, name) for name in names if not name.startswith("_") and name not in taken}
+    return {name: getattr(holder, name) for name in names if not name.startswith("_") and name not in reserved}
 
 
 def schema(method: Callable[..., Any]) -> dict[str, Any]:
-    """A method's JSON schema, as chat templates take it.
+    """Return a method's JSON schema, as chat templates take it.
 
     Raises:
         UserError: an argument has no type or no description.
@@ -240,10 +240,10 @@ def schema(method: Callable[..., Any]) -> dict[str, Any]:
 
 
 def as_environment(environment: Environment | str | None) -> Environment | None:
-    """The environment of a config; a dotted path names a class of tools, or an `Environment` without options.
+    """Return the environment of a config; a dotted path names a class of tools, or an `Environment` without options.
 
     Raises:
-        UserError: it cannot be imported or made.
+        UserError: the class cannot be imported, or calling it fails.
     """
     if not isinstance(environment, str):
         return environment
@@ -252,7 +252,7 @@ def as_environment(environment: Environment | str | None) -> Environment | None:
             f"rollout.environment: {environment} names no Environment; give a class of another kind by its dotted path "
             "alone, such as my_env.Shop"
         )
-    cls = _found(environment)
+    cls = _import(environment)
     if not isinstance(cls, type):
         raise UserError(f"rollout.environment: {environment} is not a class")
     try:
@@ -263,7 +263,7 @@ def as_environment(environment: Environment | str | None) -> Environment | None:
         raise UserError(f"rollout.environment: {environment}() fails: {with_user_line(error)}") from error
 
 
-def _found(path: str) -> Any:
+def _import(path: str) -> Any:
     module, _, name = path.rpartition(".")
     try:
         return getattr(import_module(module or "lit_rlvr.environments"), name)
@@ -275,7 +275,7 @@ def _found(path: str) -> Any:
         raise UserError(f"rollout.environment: {path} cannot be imported: {first_line(error)}{hint}") from error
 
 
-def _awaited(value: Any) -> Any:
+def _await(value: Any) -> Any:
     async def finish() -> Any:
         return await value
 
@@ -283,7 +283,7 @@ def _awaited(value: Any) -> Any:
 
 
 def _is_image(value: Any) -> bool:
-    """Whether it is a PIL image; PIL is not imported for it."""
+    """Return True for a PIL image, without importing PIL."""
     return any(cls.__module__ == "PIL.Image" and cls.__name__ == "Image" for cls in type(value).__mro__)
 
 
@@ -291,5 +291,5 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _name(made: object) -> str:
-    return f"{type(made).__module__}.{type(made).__qualname__}"
+def _name(instance: object) -> str:
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"

@@ -20,7 +20,7 @@ from rich.markdown import Markdown
 from lit_rlvr.configs import Parser
 from lit_rlvr.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.environments import Environment, as_environment
-from lit_rlvr.environments.base import named
+from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
@@ -38,7 +38,7 @@ from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.limits import Asked, within_context
-from lit_rlvr.terminal import Terminal, counted, show_result
+from lit_rlvr.terminal import Terminal, progress_bar, show_result
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 
@@ -170,7 +170,7 @@ def sample_suites(
     missing = sum(len(left) for *_, left in work)
     total = sum(len(parts) * len(asked[name]) for name, parts in plans.items())
     if missing and config.devices > 1 and not share:
-        with counted("questions", missing, done=total - missing) as one_more:
+        with progress_bar("questions", missing, done=total - missing) as one_more:
             run_shares(arguments, config.devices, out, one_more)
         records = Records(out, *settings)
     elif missing:
@@ -180,7 +180,7 @@ def sample_suites(
         }
         sampler = start(module, config, asked_for)
         started, tokens = time.perf_counter(), 0
-        with counted("questions", missing, done=total - missing) as one_more:
+        with progress_bar("questions", missing, done=total - missing) as one_more:
             for suite, part, left in work:
                 sampling, samples = plans[suite.name][part]
 
@@ -245,7 +245,7 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
 
 def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: Given) -> None:
     """Score and record the completions of the given questions, several questions at once."""
-    with counted(name, len(prompts)) as one_more:
+    with progress_bar(name, len(prompts)) as one_more:
         for first in range(0, len(prompts), AT_ONCE):
             some = prompts[first : first + AT_ONCE]
             groups = [given[prompt.sample.id] for prompt in some]
@@ -287,7 +287,7 @@ def told(
         | ({} if environment is None else {name: getattr(s, name) for name in (*TURNS, "stop")})
         for part, (s, samples) in parts.items()
     }
-    played = {} if environment is None else {"environment": named(environment)}
+    played = {} if environment is None else {"environment": environment_fingerprint(environment)}
     return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | played
 
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.datamodules.reading.readers import as_row
-from lit_rlvr.environments.base import named
-from lit_rlvr.errors import MOST, UserError
+from lit_rlvr.environments.base import environment_fingerprint
+from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.evaluation.records import Records, Row
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.files import check_new, write_atomically
 from lit_rlvr.rollout.episodes import begins
 from lit_rlvr.rollout.limits import Asked, check_lengths
-from lit_rlvr.terminal import counted
+from lit_rlvr.terminal import progress_bar
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
@@ -47,9 +47,9 @@ def filter_prompts(
     """
     if not 0 <= lowest <= highest <= 1:
         raise UserError(f"--lowest {lowest} --highest {highest}: give 0 <= lowest <= highest <= 1")
-    if not 1 <= samples <= MOST:
+    if not 1 <= samples <= MAX_SIZE:
         raise UserError(
-            f"--samples: {samples} is {'not positive' if samples < 1 else f'too large; use at most {MOST}'}"
+            f"--samples: {samples} is {'not positive' if samples < 1 else f'too large; use at most {MAX_SIZE}'}"
         )
     check_out(out)
     data.use_model(module)
@@ -62,7 +62,8 @@ def filter_prompts(
     sampling = rollout.sampling
     settings = {
         "model": module.model_folder, "samples": samples, "sampling": vars(sampling), "data": data.name,
-        "rewards": [reward.name for reward in rollout.rewards], "environment": named(rollout.environment),
+        "rewards": [reward.name for reward in rollout.rewards],
+        "environment": environment_fingerprint(rollout.environment),
     }  # fmt: skip
     records = Records(out.with_suffix(".samples"), settings)
     missing = records.missing(split, prompts)
@@ -73,7 +74,7 @@ def filter_prompts(
         images = max(len(prompt.sample.images) for prompt in missing)
         check = data.prepare(asked.longest)
         sampler = Sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, asked.reach, images, check)
-        with counted(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
+        with progress_bar(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
 
             def judged(*group: Any) -> None:
                 records.add(split, *group)

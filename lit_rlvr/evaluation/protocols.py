@@ -12,7 +12,7 @@ import yaml
 
 from lit_rlvr.configs import config_folder, load_yaml
 from lit_rlvr.datamodules.reading.rows import lookup
-from lit_rlvr.errors import MOST, UserError, nearest
+from lit_rlvr.errors import MAX_SIZE, UserError, nearest
 from lit_rlvr.export import is_run, run_config
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.precision import compute_dtype
@@ -114,8 +114,8 @@ class Protocol:
     def __post_init__(self) -> None:
         if type(self.samples) is not int or self.samples < 0 or not (self.samples or self.greedy):
             raise UserError("samples: give a positive number, or 0 with greedy: true")
-        if self.samples > MOST:
-            raise UserError(f"samples: {self.samples} is too large; use at most {MOST}")
+        if self.samples > MAX_SIZE:
+            raise UserError(f"samples: {self.samples} is too large; use at most {MAX_SIZE}")
         for name in ("temperature", "top_p"):
             if type(getattr(self, name)) not in (int, float):
                 raise UserError(f"{name}: {getattr(self, name)!r} is not a number")

@@ -46,7 +46,7 @@ class Sampler:
     ) -> None:  # fmt: skip
         self.engine, self._reach = engine, max_tokens
         self.policy = load_policy(folder).requires_grad_(False)
-        if engine.shares_weights and torch.cuda.is_available():
+        if engine.engine.shares_weights and torch.cuda.is_available():
             self.policy.to("cuda")
         engine.start(
             EngineContext(folder, self.policy, tokenizer, max_tokens, 256, run_seed(), dtype, max_images=max_images)

@@ -46,7 +46,7 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def dense(weight: Tensor) -> Tensor:
-    """A weight, dequantised if it is quantised."""
+    """Return a weight, dequantised if it is quantised."""
     state = getattr(weight, "quant_state", None)
     if state is None:
         return weight
@@ -60,7 +60,7 @@ ADAPTER = "default"
 
 @dataclass(frozen=True)
 class Lora:
-    """Train adapters of rank r instead of the weights: W + (alpha / r) B A, B starting at 0.
+    """Options of LoRA: adapters of rank r are trained instead of the weights: W + (alpha / r) B A, B starting at 0.
 
     Args:
         rank: r.
@@ -105,13 +105,13 @@ def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.floa
 
 
 def language_layers(model: Any) -> list[str]:
-    """Names of the language model's linear layers, except the output embedding."""
+    """Return the names of the language model's linear layers, except the output embedding."""
     head = model.get_output_embeddings()
     return [name for name, module in language_modules(model) if isinstance(module, nn.Linear) and module is not head]
 
 
 def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """A model's parameters by the names that they have without adapters, each with its adapter merged in.
+    """Return a model's parameters by the names that they have without adapters, each with its adapter merged in.
 
     Args:
         adapters: False = leave the adapters out.
@@ -127,7 +127,7 @@ def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple
 
 
 def changing_weights(model: Any) -> frozenset[str] | None:
-    """Names, without adapters, of the weights that an engine needs again after training; None = all.
+    """Return the names, without adapters, of the weights that an engine needs again after training; None = all.
 
     Besides those that training changes, these are the ones in layers beside a trained layer, such as k of q, k and v:
     engines fuse them and load them only together.
@@ -143,12 +143,12 @@ def changing_weights(model: Any) -> frozenset[str] | None:
 
 
 def _layer(name: str) -> str:
-    """The layer of a parameter or of its adapter."""
+    """Return the layer of a parameter or of its adapter."""
     return name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0].removesuffix(".base_layer")
 
 
 def _plain_name(name: str) -> str:
-    """A parameter's name in a model without adapters."""
+    """Return a parameter's name in a model without adapters."""
     return f"{_layer(name)}.{name.rpartition('.')[2]}".removeprefix(".")
 
 

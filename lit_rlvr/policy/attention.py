@@ -28,7 +28,7 @@ _REFUSED = ("sliding_window", "softcap", "s_aux", "position_bias")
 
 
 class CannotShare(Exception):
-    """The model's attention is not plain causal attention, so prompts cannot be shared."""
+    """Error of a model whose attention is not plain causal attention, so that prompts cannot be shared."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ def lay_out(prompts: list[range], completions: list[tuple[int, range]], device: 
 
 
 def padded_scores(prompts: list[range], completions: list[tuple[int, range]]) -> float:
-    """Ratio of scores in padded blocks to those needed; causal blocks count in full in both."""
+    """Return the ratio of scores in padded blocks to those needed; causal blocks count in full in both."""
     longest, widest = max(map(len, prompts)), max((len(span) for _, span in completions), default=0)
     padded = len(prompts) * longest**2 + len(completions) * widest * (longest + widest)
     needed = sum(len(span) ** 2 for span in prompts)
@@ -75,7 +75,7 @@ def padded_scores(prompts: list[range], completions: list[tuple[int, range]]) ->
 
 
 def lay_out_padded(prompts: list[range], completions: list[tuple[int, range]]) -> Padded:
-    """Padded blocks from prompts as ranges and completions as (prompt index, range)."""
+    """Build padded blocks from prompts as ranges and completions as (prompt index, range)."""
     places, lengths = _pad(prompts)
     inner, widths = _pad([span for _, span in completions])
     owner = torch.tensor([p for p, _ in completions], dtype=torch.long)
@@ -92,7 +92,7 @@ def lay_out_padded(prompts: list[range], completions: list[tuple[int, range]]) -
 
 
 def _pad(spans: list[range]) -> tuple[Tensor, Tensor]:
-    """N ranges as an index matrix (N, L), right-padded with 0, and their lengths (N,)."""
+    """Return N ranges as an index matrix (N, L), right-padded with 0, and their lengths (N,)."""
     lengths = torch.tensor([len(span) for span in spans], dtype=torch.long)
     start = torch.tensor([span.start for span in spans], dtype=torch.long)
     step = torch.arange(int(lengths.max()) if spans else 0)
@@ -104,7 +104,7 @@ def shared_prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, segments: Segments | None = None, **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Attention of one row of T tokens by its segments; plain SDPA without segments (generation).
+    """Compute the attention of one row of T tokens by its segments; plain SDPA without segments (generation).
 
     Args:
         query: (1, heads, T, D). key, value: (1, key-value heads, T, D).
@@ -140,12 +140,12 @@ def shared_prefix_attention(
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:
-    """(heads, T, D) at positions (N, L) -> (heads, N, L, D)."""
+    """Gather (heads, T, D) at positions (N, L) into (heads, N, L, D)."""
     return x.index_select(1, places.flatten()).unflatten(1, places.shape)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """softmax(q k^T scaling + mask) v; no mask = causal."""
+    """Compute softmax(q k^T scaling + mask) v; no mask = causal."""
     if q.device.type != "cpu":
         return scaled_dot_product_attention(q, k, v, mask, scale=scaling, is_causal=mask is None)
     if q.shape[:-1].numel() * k.shape[-2] > _SMALL:

@@ -37,7 +37,7 @@ class ImageProcessor:
         self._min, self._max = self._processor.size["shortest_edge"], self._processor.size["longest_edge"]
 
     def grid(self, width: int, height: int) -> tuple[int, int, int]:
-        """How many patches (time, height, width) an image of this size, in pixels, has after resizing.
+        """Return how many patches (time, height, width) an image of this size, in pixels, has after resizing.
 
         Raises:
             UserError: one side is more than 200 times as long as the other.
@@ -64,7 +64,7 @@ class ImageProcessor:
         return Pixels(made["pixel_values"], made["image_grid_thw"], tuple(resized))
 
     def features(self, grid: Sequence[int]) -> int:
-        """How many features, and so tokens, an image has, given its `grid` of patches."""
+        """Return how many features, and so tokens, an image has, given its `grid` of patches."""
         time, high, wide = grid
         return time * high * wide // self._merge**2
 
@@ -94,7 +94,7 @@ def collapse(token_ids: Sequence[int], image_token: int) -> list[int]:
 
 
 def _check_patches(folder: str, processor: Any, vision: Any) -> None:
-    """Patches of the wrong size would fail deep inside the model or be attributed to another image."""
+    """Refuse patches of the wrong size: they would fail deep in the model or count as another image's."""
     for name, other in PATCHES.items():
         wanted, found = getattr(vision, name), getattr(processor, other, None)
         if wanted != found:

@@ -37,7 +37,7 @@ class Group:
     tails: Sequence[Tensor | None] | None = None
 
     def after(self, g: int, count: int) -> Tensor:
-        """(D, count) positions of the first tokens of completion g, and of padding after it."""
+        """Return (D, count) positions of the first tokens of completion g, and of padding after it."""
         tail = None if self.tails is None else self.tails[g]
         if tail is None:
             return _text_after(self.places, count)
@@ -89,7 +89,7 @@ def build_rows(groups: Sequence[Group], shared_prefix: bool, device: torch.devic
 
 
 def _scored(groups: Sequence[Group]) -> list[bool]:
-    """Whether each token of all completions is scored."""
+    """Return whether each token of all completions is scored."""
     marks: list[bool] = []
     for group in groups:
         for g, completion in enumerate(group.completions):
@@ -135,12 +135,12 @@ def _single_rows(groups: Sequence[Group]) -> Layout:
 
 
 def _text_after(places: Tensor, count: int) -> Tensor:
-    """(D, count) positions of text: they continue from the largest before it, equal in all D dimensions."""
+    """Return (D, count) positions of text: they continue from the largest before it, equal in all D dimensions."""
     return (places.max() + 1 + torch.arange(count)).expand(len(places), -1)
 
 
 def _by_rows(places: Tensor) -> Tensor:
-    """Positions (D, R, L), or (R, L) if D = 1."""
+    """Return the positions (D, R, L), or (R, L) if D = 1."""
     return places[0] if len(places) == 1 else places
 
 

@@ -38,7 +38,7 @@ def reading(what: str, folder: str) -> Iterator[None]:
 
 
 def load_config(folder: str) -> Any:
-    """The config of a model folder or hub id.
+    """Return the config of a model folder or hub id.
 
     Raises:
         UserError: it cannot be read, needs code that comes with it, or has impossible sizes.
@@ -56,7 +56,7 @@ def load_config(folder: str) -> Any:
 
 
 def auto_class(config: Any) -> Any:
-    """The transformers class that loads the language or vision-language model of a config.
+    """Return the transformers class that loads the language or vision-language model of a config.
 
     Raises:
         UserError: it is another kind of model.
@@ -70,13 +70,13 @@ def auto_class(config: Any) -> Any:
 
 
 def outline(config: Any, dtype: torch.dtype) -> Any:
-    """A model built from its config alone, on the meta device."""
+    """Return a model built from its config alone, on the meta device."""
     with reading("the sizes", config.name_or_path or config.model_type), torch.device("meta"):
         return auto_class(config).from_config(config, dtype=dtype)
 
 
 def load_model(folder: str, dtype: torch.dtype, device: str | None = None) -> Any:
-    """The model of a folder or hub id with all of its weights and generation settings.
+    """Return the model of a folder or hub id with all of its weights and generation settings.
 
     Args:
         dtype: of the weights.
@@ -100,7 +100,7 @@ def load_model(folder: str, dtype: torch.dtype, device: str | None = None) -> An
 
 
 def empty_model(folder: str, dtype: torch.dtype) -> Any:
-    """A model whose weights are left on the meta device."""
+    """Return a model whose weights are left on the meta device."""
     model = outline(load_config(folder), dtype)
     model.generation_config = generation_config(folder) or model.generation_config
     return model
@@ -167,7 +167,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def generation_config(folder: str) -> Any:
-    """The generation settings of a folder or hub id; None if it has none besides the model's config.
+    """Return the generation settings of a folder or hub id; None if it has none besides the model's config.
 
     Raises:
         UserError: they exist but cannot be read.
@@ -184,7 +184,7 @@ def generation_config(folder: str) -> Any:
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub id.
+    """Return the tokenizer of a model folder or hub id.
 
     Raises:
         UserError: it cannot be loaded, or needs code that comes with it.
@@ -201,7 +201,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 
 def eos_token_ids(model: Any) -> tuple[int, ...]:
-    """The tokens that end a completion, from the generation config.
+    """Return the tokens that end a completion, from the generation config.
 
     Raises:
         UserError: the model names none, so every completion would be cut off; or they are not integers.

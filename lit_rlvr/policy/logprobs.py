@@ -26,7 +26,7 @@ def score_tokens(
     entropy: bool = False,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of tokens under the sampling distribution, and its exact entropies, in float32 or wider.
+    """Return log-probabilities of tokens under the sampling distribution, and its exact entropies, in float32 or wider.
 
     Args:
         hidden: (N, H). weight: (V, H), the output embedding's. bias: (V,) or None. target: (N,) long.
@@ -109,7 +109,8 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _normalise(z: Tensor, target: Tensor, sampling: Sampling, entropy: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Shaped logits (n, V) -> log-probability of the target, log of the normaliser, entropy (0 if not requested)."""
+    """Turn shaped logits (n, V) into log-probability of the target, log of the normaliser, entropy (0 if not
+    requested)."""
     top = z.amax(-1, keepdim=True)
     mass = (z - top).exp_()
     total = mass.sum(-1)
@@ -131,7 +132,8 @@ def _finite(z: Tensor, sampling: Sampling) -> Tensor:
 def _logit_gradient(
     z: Tensor, target: Tensor, normaliser: Tensor, entropy: Tensor, of_logp: Tensor | None, of_entropy: Tensor | None
 ) -> Tensor:
-    """Gradient (n, V) of the loss with respect to the shaped logits, from those (n,) of log-probability and entropy."""
+    """Return the gradient (n, V) of the loss with respect to the shaped logits, from those (n,) of log-probability and
+    entropy."""
     of_logp = torch.zeros_like(normaliser) if of_logp is None else of_logp
     logp = z - normaliser[:, None]
     if of_entropy is None:
@@ -144,7 +146,7 @@ def _logit_gradient(
 
 
 def _accumulate(total: Tensor, dz: Tensor, hidden: Tensor) -> None:
-    """total (V, H) += dz (n, V)^T hidden (n, H)."""
+    """Compute total (V, H) += dz (n, V)^T hidden (n, H)."""
     if total.dtype == dz.dtype:
         total.addmm_(dz.t(), hidden)
     else:

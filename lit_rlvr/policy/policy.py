@@ -57,7 +57,7 @@ class Policy(nn.Module):
         model.set_attn_implementation({"text_config": name, "vision_config": VISION_ATTENTION} if vision else name)
 
     def without_adapters(self) -> Policy:
-        """The same model as it was before adapters were added; nothing is copied."""
+        """Return the same model as it was before adapters were added; nothing is copied."""
         return Policy(self.model, self.eos_token_ids, self.shared_prefix, owner=self)
 
     @property
@@ -72,7 +72,7 @@ class Policy(nn.Module):
             yield
 
     def named_weights(self, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-        """The full weights with adapters merged, by the names they have in the plain model.
+        """Return the full weights with adapters merged, by the names they have in the plain model.
 
         Collective if the weights are sharded: iterate on every rank.
 
@@ -95,11 +95,11 @@ class Policy(nn.Module):
         return placeholder_ids(self.model.config)
 
     def places(self, prompt: Prompt) -> Tensor:
-        """Positions (D, L) of a prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings."""
+        """Return the positions (D, L) of a prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings."""
         return rope_places(self.model, prompt.token_ids, None if prompt.pixels is None else prompt.pixels.grid)
 
     def images(self, pixels: Sequence[Pixels]) -> dict[str, Tensor]:
-        """Images as keyword arguments of the model; {} without images."""
+        """Return the images as keyword arguments of the model; {} without images."""
         if not pixels:
             return {}
         return {
@@ -115,7 +115,7 @@ class Policy(nn.Module):
         entropy_gradient: bool = False,
         pixels: Sequence[Pixels] = (),
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities (N,) of the targets under the sampling distribution, and the entropies (N,) or None.
+        """Return log-probabilities (N,) of the targets under the sampling distribution, and the entropies (N,) or None.
 
         Args:
             pixels: the images of the placeholders in the rows, in the same order.
@@ -139,7 +139,7 @@ class Policy(nn.Module):
         return score_tokens(hidden, head.weight, head.bias, rows.target, sampling, entropy, entropy_gradient)
 
     def plain_logits(self, token_ids: Tensor, pixels: Sequence[Pixels]) -> Tensor:
-        """Logits (1, L, V) of the model's own forward pass on one sequence (1, L) with its images.
+        """Return the logits (1, L, V) of the model's own forward pass on one sequence (1, L) with its images.
 
         Sharded weights are gathered layer by layer, as in `forward` (see `sharding.shard`).
         """
@@ -150,7 +150,7 @@ class Policy(nn.Module):
     def logprobs(
         self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities of some completions of a rollout.
+        """Return log-probabilities of some completions of a rollout.
 
         Args:
             rollout: the whole rollout of this rank.
@@ -189,7 +189,7 @@ class Policy(nn.Module):
         return empty.index_put(at, logp), None if spread is None else empty.index_put(at, spread)
 
     def _tail(self, prompt: Prompt, completion: Completion) -> Tensor | None:
-        """Positions (D, n) of a completion that holds images; None for one of text."""
+        """Return the positions (D, n) of a completion that holds images; None for one of text."""
         if completion.pixels is None:
             return None
         whole = [*prompt.token_ids, *completion.token_ids]
@@ -197,7 +197,7 @@ class Policy(nn.Module):
         return places[:, len(prompt.token_ids) :]
 
     def _blank(self) -> Group:
-        """A prompt with an image and an empty completion, so that it adds nothing to the loss.
+        """Return a prompt with an image and an empty completion, so that it adds nothing to the loss.
 
         Ranks synchronise in every part of the model, and a rank whose prompts have no image would skip the vision
         tower.

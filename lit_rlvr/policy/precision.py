@@ -13,22 +13,22 @@ PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """The type of matrix products under a trainer's precision."""
+    """Return the type of matrix products under a trainer's precision."""
     return torch.bfloat16 if precision == "bf16-mixed" else torch.float32
 
 
 def is_half(dtype: torch.dtype) -> bool:
-    """Whether results of a compute type are rounded to 16 bits."""
+    """Return whether results of a compute type are rounded to 16 bits."""
     return dtype not in (torch.float32, torch.float64)
 
 
 def training_autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """The context in which Lightning trains with a compute type."""
+    """Return the context in which Lightning trains with a compute type."""
     return torch.autocast(device.type, dtype, cache_enabled=False) if is_half(dtype) else nullcontext()
 
 
 def fast_bf16(device: str) -> bool:
-    """Whether a device, "cpu" or "cuda", multiplies bfloat16 in hardware."""
+    """Return whether a device, "cpu" or "cuda", multiplies bfloat16 in hardware."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if platform.machine() in ("arm64", "aarch64"):

@@ -23,12 +23,12 @@ _log = logging.getLogger("lit_rlvr")
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $LIT_RLVR_CACHE, else ~/.cache/lit-rlvr."""
+    """Return where converted models are kept: $LIT_RLVR_CACHE, else ~/.cache/lit-rlvr."""
     return Path(os.environ.get("LIT_RLVR_CACHE", "~/.cache/lit-rlvr")).expanduser()
 
 
 def resolve_model(model: str) -> str:
-    """The folder (or hub id) that transformers and vLLM load.
+    """Return the folder (or hub id) that transformers and vLLM load.
 
     Args:
         model: a folder with a `config.json`, a hub id, `smollm2` (SmolLM2-135M-Instruct), or `tiny-llama` or

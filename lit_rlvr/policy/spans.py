@@ -62,7 +62,7 @@ class Blocks:
 
 @dataclass
 class Spans:
-    """Who attends to whom in a row of T tokens.
+    """The blocks of a row of T tokens that attend to each other.
 
     Args:
         own: each segment attending to itself.
@@ -78,7 +78,7 @@ class Spans:
 
     @classmethod
     def alone(cls, ends: Tensor, longest: int) -> Spans:
-        """Segments that attend to all of themselves and to nothing else, on a GPU.
+        """Build segments that attend to all of themselves and to nothing else, on a GPU.
 
         Args:
             ends: (N + 1,) int, from 0.
@@ -90,8 +90,8 @@ class Spans:
 
 
 def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) -> Spans:
-    """Spans from prompts as ranges and completions as (prompt index, range): all prompts, then all completions in the
-    order of their prompts, without gaps."""
+    """Build spans from prompts as ranges and completions as (prompt index, range): all prompts, then all completions
+    in the order of their prompts, without gaps."""
     lengths = [0] * len(prompts)
     for p, span in completions:
         lengths[p] += len(span)
@@ -101,8 +101,8 @@ def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) ->
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel: always on a CPU; on an NVIDIA GPU for 16-bit types, if torch's operators take the
-    arguments used here."""
+    """Return whether there is a kernel: always on a CPU; on an NVIDIA GPU for 16-bit types, if torch's operators take
+    the arguments used here."""
     if device.type == "cpu":
         return True
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
@@ -122,7 +122,7 @@ def kernel_dtype(value: Tensor) -> torch.dtype:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
-    """Attention of a row of T tokens by its spans.
+    """Compute the attention of a row of T tokens by its spans.
 
     Args:
         query: (T, H, D). key, value: (T, K, D) with H a multiple of K.
@@ -165,12 +165,12 @@ class _Attend(torch.autograd.Function):
 
 
 def _weight(part: Tensor, both: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weight (Q, H, 1) of one part in the merged softmax, from log-sum-exps (H, Q)."""
+    """Return the weight (Q, H, 1) of one part in the merged softmax, from log-sum-exps (H, Q)."""
     return (part - both).exp().t()[..., None].to(dtype)
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Output (T, H, D) and log-sum-exp (H, T) of each block of queries on its block of keys."""
+    """Return the output (T, H, D) and log-sum-exp (H, T) of each block of queries on its block of keys."""
     if q.is_cuda:
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             q, k, v, blocks.query_ends, blocks.key_ends, *blocks.longest, 0.0, causal, False,
@@ -188,7 +188,8 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale
 def _gradient(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, blocks: Blocks, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients with respect to q, k and v of `_kernel`; `out` and `lse` may come from a softmax over more keys."""
+    """Return the gradients with respect to q, k and v of `_kernel`; `out` and `lse` may come from a softmax over more
+    keys."""
     if q.is_cuda:
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)  # dropout state, unused
         dq, dk, dv = torch.ops.aten._flash_attention_backward(
@@ -214,5 +215,5 @@ def _gradient(
 
 
 def _heads(x: Tensor, lengths: list[int]) -> list[Tensor]:
-    """(T, H, D) -> blocks (1, H, L, D)."""
+    """Reshape (T, H, D) into blocks (1, H, L, D)."""
     return [piece.transpose(0, 1)[None] for piece in x.split(lengths)]

@@ -31,7 +31,7 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the language model, first to last."""
+    """Return the layers of the language model, first to last."""
     return [module for _, module in language_modules(model) if isinstance(module, GradientCheckpointingLayer)]
 
 
@@ -42,7 +42,7 @@ def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 @functools.cache
 def _compiled(plain: Callable[..., Any]) -> Callable[..., Any]:
-    """One compiled function for all layers of a kind."""
+    """Return one compiled function for all layers of a kind."""
     return torch.compile(plain, dynamic=True)
 
 

@@ -74,7 +74,7 @@ def save_tiny_vlm(
 
 
 def language_sizes(**other: Any) -> dict[str, Any]:
-    """The config of the tiny language model.
+    """Return the config of the tiny language model.
 
     Args:
         other: config entries that override or extend the defaults.
@@ -90,8 +90,8 @@ def language_sizes(**other: Any) -> dict[str, Any]:
 
 
 def markers(tied: bool = True) -> dict[str, Any]:
-    """Config entries of a vision-language model outside its two parts: image and video tokens, and whether the input
-    and output embeddings are tied."""
+    """Return the config entries of a vision-language model outside its two parts: image and video tokens, and whether
+    the input and output embeddings are tied."""
     names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
     ids = {f"{name}_token_id": VLM_SPECIALS.index(f"<|{token}|>") for name, token in names.items()}
     return {"tie_word_embeddings": tied, **ids}
@@ -114,14 +114,14 @@ def save_vlm(config: Any, folder: Path, seed: int = 0) -> Path:
 
 
 def _sections(head: int) -> list[int]:
-    """Rotary frequencies for time (a quarter), height and width (half the rest each): `head // 2` in all."""
+    """Return how many rotary frequencies time (a quarter), height and width (half the rest each) have."""
     first = head // 8
     second = (head // 2 - first) // 2
     return [first, second, head // 2 - first - second]
 
 
 def byte_tokenizer(specials: Sequence[str], chat_template: str, pad: str) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per byte, preceded by the special tokens; `<|im_end|>` ends a turn.
+    """Return a tokenizer with one token per byte, preceded by the special tokens; `<|im_end|>` ends a turn.
 
     Args:
         specials: special tokens, including `<|im_end|>` and `pad`.

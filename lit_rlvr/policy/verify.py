@@ -86,7 +86,7 @@ def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
 
 
 def _excess(differences: Tensor, dtype: torch.dtype) -> float:
-    """Differences (N,) of log-probabilities in nats as a multiple of what rounding may be.
+    """Return the differences (N,) of log-probabilities in nats as a multiple of what rounding may be.
 
     In 16 bits the mean counts: SmolLM2 in bfloat16 differs by 0.16 nats in one token and by 0.06 in the mean, with
     logits scaled by 1.1 by 0.26 in the mean.
@@ -126,7 +126,7 @@ class _Sample:
 
 
 def _wrong(policy: Policy, dtype: torch.dtype) -> float:
-    """The excess of a policy's differences from its model's own forward pass."""
+    """Return the excess of a policy's differences from its model's own forward pass."""
     with training_autocast(policy.device, dtype), torch.no_grad():
         sample = _Sample.of(policy)
         ours, _ = policy(sample.rows, Sampling(), False, pixels=sample.pixels)  # first, for sharded weights
@@ -141,7 +141,8 @@ def _wrong(policy: Policy, dtype: torch.dtype) -> float:
 
 
 def _trained_once(policy: Policy, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (N,) as in training, and the gradient of their sum in the first trained layer, flattened."""
+    """Return log-probabilities (N,) as in training, and the gradient of their sum in the first trained layer,
+    flattened."""
     with training_autocast(policy.device, dtype):
         sample = _Sample.of(policy)
         logp, _ = policy(sample.rows, Sampling(), False, pixels=sample.pixels)

@@ -23,7 +23,7 @@ def vision_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float, cu_seq_lens_q: Tensor, max_length_q: int, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Full attention within each piece of a row of T patches.
+    """Compute full attention within each piece of a row of T patches.
 
     Args:
         query, key, value: (1, heads, T, D).
@@ -44,7 +44,7 @@ def vision_attention(
 
 
 def _by_length(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scaling: float) -> Tensor:
-    """(T, heads, D): one call for all pieces of each length; most windows of an image are equally large."""
+    """Attend with one call for all pieces of each length, since most windows of an image are equally large."""
     starts: defaultdict[int, list[int]] = defaultdict(list)
     end = 0
     for length in lengths:
@@ -74,7 +74,7 @@ PATCHES = {
 
 
 def takes_images(config: Any) -> bool:
-    """Whether a config is that of a vision-language model.
+    """Return whether a config is that of a vision-language model.
 
     Raises:
         UserError: the model does not take images as Qwen2-VL, Qwen2.5-VL and Qwen3-VL do: as a sequence of patches of
@@ -93,13 +93,13 @@ def takes_images(config: Any) -> bool:
 
 
 def vision_tower(model: Any) -> Any:
-    """The part of a model that turns patches into features for the language model; None if it has none."""
+    """Return the part of a model that turns patches into features for the language model; None if it has none."""
     inner = model.base_model
     return next((getattr(inner, name) for name in ("visual", "vision_tower") if hasattr(inner, name)), None)
 
 
 def language_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
-    """A model's modules with their names, except its vision tower."""
+    """Return a model's modules with their names, except its vision tower."""
     left_out = {id(module) for module in (vision_tower(model) or nn.Module()).modules()}
     return ((name, module) for name, module in model.named_modules() if id(module) not in left_out)
 
@@ -117,13 +117,13 @@ def freeze_vision_tower(model: Any) -> None:
 
 
 def placeholder_ids(config: Any) -> tuple[int, ...]:
-    """The tokens that stand for or enclose images and videos; text never contains them."""
+    """Return the tokens that stand for or enclose images and videos; text never contains them."""
     ids = [getattr(config, name, None) for name in (*_MARKERS, "video_token_id")]
     return tuple(int(i) for i in ids if i is not None)
 
 
 def blank_image(config: Any) -> Pixels:
-    """A made-up image of 2 x 3 features."""
+    """Return a made-up image of 2 x 3 features."""
     vision = config.vision_config
     merge, size = vision.spatial_merge_size, vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
     count = 6 * merge**2
@@ -133,12 +133,12 @@ def blank_image(config: Any) -> Pixels:
 
 
 def blank_placeholders(config: Any) -> list[int]:
-    """The tokens that stand for `blank_image` in a prompt."""
+    """Return the tokens that stand for `blank_image` in a prompt."""
     return [config.vision_start_token_id, *[config.image_token_id] * 6, config.vision_end_token_id]
 
 
 def rope_places(model: Any, token_ids: Sequence[int], grid: Tensor | None) -> Tensor:
-    """Positions (1, L) of a prompt's tokens, or (3, L) for a vision-language model.
+    """Return the positions (1, L) of a prompt's tokens, or (3, L) for a vision-language model.
 
     Args:
         grid: (images, 3) patches in time, height and width; None without images.

@@ -1,6 +1,6 @@
 """Rewards: callables that judge one completion of one sample.
 
-Names resolve on first use: worker processes import this package and must not pay for torch.
+Names resolve on first use, because worker processes import this package and must not pay for torch.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Finds the final answer in a completion and normalises answers as plain text. Pure, and linear in the text's length,
-because completions are untrusted."""
+"""The final answer of a completion, and its normalised text.
+
+All functions are pure and linear in the text's length, because completions are untrusted.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +13,21 @@ _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last `\\boxed{...}` with balanced braces; None if there is none."""
+    """Return the content of the last `\\boxed{...}` with balanced braces; None if there is none."""
     opened: list[int | None] = []  # start of a box's content; None for other braces
     start, end = -1, -1
     for match in _BOX_OR_BRACE.finditer(text):
         if match[0] in ("{", "\\boxed{"):
             opened.append(None if match[0] == "{" else match.end())
         elif match[0] == "}" and opened:
-            begun = opened.pop()
-            if begun is not None and begun > start:
-                start, end = begun, match.start()
+            content = opened.pop()
+            if content is not None and content > start:
+                start, end = content, match.start()
     return None if start < 0 else text[start:end].strip().rstrip(". ")
 
 
 def final_answer(text: str, boxed_only: bool = False) -> str:
-    """The final answer in a completion, "" if there is none.
+    """Return the final answer in a completion, "" if there is none.
 
     It is the content of the last `\\boxed{}` after the last `</think>`. Without a box, and unless `boxed_only`, it is
     the content of the last `<answer>` tag, else the text after the last "answer is" or "answer:", else the last line.
@@ -39,13 +41,13 @@ def final_answer(text: str, boxed_only: bool = False) -> str:
 
 
 def last_phrase(text: str) -> str:
-    """The text after the last "answer is" or "answer:", or else the last line."""
+    """Return the text after the last "answer is" or "answer:", or else the last line."""
     lines = re.split(r"(?i)answer(?: is|:)", text)[-1].strip().splitlines()
     return lines[-1].strip() if lines else ""
 
 
 def normalise(text: str) -> str:
-    """Text normalised for comparison: no markup, outer space, final full stop or case; `(A)` becomes `a`."""
+    """Normalise text for comparison: no markup, outer space, final full stop or case; `(A)` becomes `a`."""
     text = _TEXT_COMMAND.sub(r"\1", text)
     text = re.sub(r"\\left|\\right|\\[,!;:]|\$|\*\*", "", text)
     text = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text).rstrip(".").lower()

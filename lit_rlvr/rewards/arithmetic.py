@@ -1,4 +1,4 @@
-"""Parses arithmetic to sympy objects without `eval`, to which sympy's own parser would pass the text."""
+"""A parser of arithmetic to sympy objects without `eval`, which sympy's own parser calls."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import math_verify.parser
 import sympy
 from sympy.parsing import sympy_parser
 
-WORKED_OUT = {
+EVALUATED = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }  # fmt: skip
-AS_WRITTEN = {
+UNEVALUATED = {
     ast.Add: lambda a, b: sympy.Add(a, b, evaluate=False),
     ast.Sub: lambda a, b: sympy.Add(a, sympy.Mul(-1, b, evaluate=False), evaluate=False),
     ast.Mult: lambda a, b: sympy.Mul(a, b, evaluate=False),
@@ -24,7 +24,7 @@ AS_WRITTEN = {
 
 
 def parse(text: str, *_: Any, evaluate: bool = True, **__: Any) -> sympy.Basic:
-    """Parse numbers, names, + - * / ** and brackets; the other arguments are those of sympy's parser.
+    """Parse numbers, names, + - * / ** and brackets; ignore the other arguments of sympy's parser.
 
     Args:
         evaluate: compute the value; False = 2 + 3 stays a sum.
@@ -48,13 +48,13 @@ def _build(node: ast.expr, text: str, evaluate: bool) -> sympy.Basic:
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
         value = _build(node.operand, text, evaluate)
         return -value if isinstance(node.op, ast.USub) else value
-    if isinstance(node, ast.BinOp) and type(node.op) in WORKED_OUT:
+    if isinstance(node, ast.BinOp) and type(node.op) in EVALUATED:
         left, right = (_build(side, text, evaluate) for side in (node.left, node.right))
-        return (WORKED_OUT if evaluate else AS_WRITTEN)[type(node.op)](left, right)
+        return (EVALUATED if evaluate else UNEVALUATED)[type(node.op)](left, right)
     raise SyntaxError(f"no arithmetic: {type(node).__name__}")
 
 
-def take_over() -> None:
+def replace_sympy_parser() -> None:
     """Replace sympy's parser by `parse` wherever untrusted text reaches it."""
     sympy_parser.parse_expr = parse
     math_verify.parser.parse_expr = parse

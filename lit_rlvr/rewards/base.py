@@ -15,7 +15,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from lit_rlvr.errors import UserError, begins_at, first_line, nearest, user_line
+from lit_rlvr.errors import UserError, first_line, first_line_of, nearest, user_line
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
@@ -134,7 +134,7 @@ class Reward(ABC):
             return self._failed(error)
 
     def _failed(self, error: BaseException) -> RewardResult:
-        place = user_line(error) or begins_at(self.judging_function())
+        place = user_line(error) or first_line_of(self.judging_function())
         return RewardResult(0.0, None, "error", ": ".join(filter(None, (place, first_line(error)))))
 
     def judging_function(self) -> object:

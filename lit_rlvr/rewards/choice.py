@@ -1,4 +1,4 @@
-"""Judges multiple-choice answers: a letter, an option's text, yes or no."""
+"""The reward of multiple-choice answers: a letter, an option's text, yes or no."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LETTER = re.compile(r"(?:option |choice )?\(?([a-j])(\)?[.:)]+|\)?$|\s)(.*)", r
 
 
 class Choice(Reward):
-    """1 when the completion names the right option, else 0; reports `correct`.
+    """A reward of 1 for a completion that names the right option, else 0; it reports `correct`.
 
     The final answer is the content of the last `\\boxed{}` after the last `</think>`, else the content of `<answer>`
     tags, the text after "answer is", or the last line. It names an option by its letter ("B", "(b)", "B) liver",
@@ -43,7 +43,7 @@ class Choice(Reward):
         self.otherwise = otherwise
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
-        right = right_option(sample)
+        right = correct_option(sample)
         if right is None:
             raise UserError(
                 f"rewards.Choice: the answer {sample.answer!r} of {sample.source or sample.id} is neither a letter nor "
@@ -51,13 +51,13 @@ class Choice(Reward):
             )
         found = final_answer(completion.text, self.boxed_only)
         yes_or_no = not sample.options and normalise(sample.answer) in YES_NO
-        options = said_yes_or_no(found, YES_NO) if yes_or_no else named_options(found, sample.options)
+        options = match_yes_no(found, YES_NO) if yes_or_no else matching_options(found, sample.options)
         return RewardResult(float(right in options), right in options, "ok" if options else "parse_fail", found)
 
     def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         if self.otherwise is None:
             return super().score(pairs)
-        others = [i for i, (_, sample) in enumerate(pairs) if right_option(sample) is None]
+        others = [i for i, (_, sample) in enumerate(pairs) if correct_option(sample) is None]
         judged = dict(zip(others, self.otherwise.score([pairs[i] for i in others]), strict=True))
         return [judged[i] if i in judged else self._judge(*pair) for i, pair in enumerate(pairs)]
 
@@ -66,8 +66,8 @@ class Choice(Reward):
             self.otherwise.close()
 
 
-def right_option(sample: Sample) -> int | None:
-    """The number of the right option from 0; None if the sample is not multiple-choice."""
+def correct_option(sample: Sample) -> int | None:
+    """Return the number of the right option, from 0; None if the sample is not multiple-choice."""
     answer = sample.answer.strip()
     if len(answer) == 1 and answer in ascii_uppercase[: len(sample.options) or 10]:
         return ascii_uppercase.index(answer)
@@ -75,8 +75,8 @@ def right_option(sample: Sample) -> int | None:
     return texts.index(normalise(answer)) if normalise(answer) in texts else None
 
 
-def named_options(found: str, options: Sequence[str]) -> set[int]:
-    """The numbers of the options that an answer names: one, several with the same text, or none.
+def matching_options(found: str, options: Sequence[str]) -> set[int]:
+    """Return the numbers of the options that an answer names: one, several with the same text, or none.
 
     Args:
         found: the final answer.
@@ -93,12 +93,12 @@ def named_options(found: str, options: Sequence[str]) -> set[int]:
         if fits:
             return {number}
     if set(texts) == set(YES_NO):
-        return said_yes_or_no(found, texts)
+        return match_yes_no(found, texts)
     return {number for number, text in enumerate(texts) if answer and text == answer}
 
 
-def said_yes_or_no(found: str, texts: Sequence[str]) -> set[int]:
-    """The number of "yes" or "no" in `texts` if the answer begins with one and does not contain the other."""
+def match_yes_no(found: str, texts: Sequence[str]) -> set[int]:
+    """Return the number of "yes" or "no" in `texts` if the answer begins with it and does not contain the other."""
     answer = normalise(found)
-    said = set(re.findall(r"\b(yes|no)\b", answer))
-    return {texts.index(word) for word in said if len(said) == 1 and re.match(rf"{word}\b", answer)}
+    given = set(re.findall(r"\b(yes|no)\b", answer))
+    return {texts.index(word) for word in given if len(given) == 1 and re.match(rf"{word}\b", answer)}

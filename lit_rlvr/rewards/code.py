@@ -1,4 +1,4 @@
-"""Judges programs by running their tests in a sandbox."""
+"""The reward of programs that pass tests, which run in a sandbox."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lit_rlvr.workers.sandbox import Limits, is_supported
 
 CHECK = "lit_rlvr.rewards.code_check:check"
 CHECK_SECONDS = 3600.0
-"""Wall-clock and CPU seconds of one check; never reached, because each test has its own limits."""
+"""Wall-clock and CPU seconds of one check; no check takes so long, because each test has its own limits."""
 CHECK_MEMORY_MB = 4096
 """Memory for the tests of one problem; a program gets its own `memory_mb`."""
 
 
 class CodeTests(CheckedReward):
-    """1 when the completion's Python program passes all tests, else 0; reports `correct`.
+    """A reward of 1 for a completion whose Python program passes all tests, else 0; it reports `correct`.
 
     `CodeProblems` provides the tests: `sample.row["tests"]` and, if a function is called, `sample.row["function"]`.
     `lit_rlvr.rewards.code_check` defines which text is the program and when a test passes;

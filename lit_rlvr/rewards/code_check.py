@@ -1,4 +1,4 @@
-"""Judges the program of one completion by running it on every test. Runs in a worker process."""
+"""The check of one completion's program: run it on every test, in a worker process."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 MAX_BYTES = 512 << 20
 """Size limit of one problem's unpacked tests."""
 
-TEXT = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
-AROUND_TEXT = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
-"""Operations of a pickle that holds only a text."""
+TEXT_OPERATIONS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
+STRUCTURE = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
+"""Further operations of a pickle that holds only a text."""
 
 
 class Case(NamedTuple):
@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 
 def read_tests(cell: str) -> list[Case]:
-    """The tests in a cell: JSON `[{"input": ..., "output": ...}, ...]`, or base64 of zlib of a pickle of that text.
+    """Read the tests in a cell: JSON `[{"input": ..., "output": ...}, ...]`, or base64 of zlib of its pickle.
 
     Raises:
         ValueError: it is neither; the message says why.
@@ -50,10 +50,10 @@ def read_tests(cell: str) -> list[Case]:
 
 
 def check_calls(tests: Sequence[Case]) -> None:
-    """Check that the input lines and the output of every test are JSON.
+    """Refuse tests whose input lines and output are not JSON.
 
     Raises:
-        ValueError: they are not.
+        ValueError: a line is not JSON; the message says which.
     """
     for number, test in enumerate(tests, 1):
         try:
@@ -64,7 +64,7 @@ def check_calls(tests: Sequence[Case]) -> None:
 
 
 def unpack(cell: str) -> str:
-    """The text in a pickle, compressed with zlib and encoded in base64.
+    """Return the text in a pickle that is compressed with zlib and encoded in base64.
 
     Raises:
         ValueError: it is not in this form, it is larger than `MAX_BYTES`, or the pickle holds more than a text.
@@ -78,24 +78,24 @@ def unpack(cell: str) -> str:
         raise ValueError(f"cut off, or more than {MAX_BYTES >> 20} MiB when unpacked")
     texts = []
     for operation, argument, _ in pickletools.genops(data):
-        if operation.name in TEXT:
+        if operation.name in TEXT_OPERATIONS:
             texts.append(argument)
-        elif operation.name not in AROUND_TEXT:
+        elif operation.name not in STRUCTURE:
             raise ValueError(f"its pickle is refused, it holds more than a text ({operation.name})")
     if len(texts) != 1:
         raise ValueError(f"its pickle holds {len(texts)} texts, not one")
     return str(texts[0])
 
 
-SHOWN = 80
-"""Characters of an output to show in a detail."""
+DETAIL_CHARACTERS = 80
+"""Most characters of an output in a detail."""
 
 _BLOCK = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _PYTHON = re.compile(r"(?:(?:python|py)[\d.]*)?", re.IGNORECASE)
 
 
 def check(text: str, cells: tuple[str, ...], function: str, limits: Limits) -> tuple[bool, Status, str]:
-    """Whether the program in `text` passes every test; stops at the first failure.
+    """Run the program in `text` on every test, up to the first failure.
 
     A script's output is right if it equals the expected output line by line (`same_output`); a function's value is
     right if it equals the expected one as JSON, so that a tuple equals a list (LiveCodeBench, Jain et al. 2024).
@@ -129,14 +129,16 @@ def check(text: str, cells: tuple[str, ...], function: str, limits: Limits) -> t
 
 
 def extract(text: str) -> str:
-    """The program of a completion, or "": the last fenced block after the last `</think>` that is marked as Python or
-    has no language."""
+    """Return the program of a completion, or "".
+
+    It is the last fenced block after the last `</think>` whose language is Python or missing.
+    """
     blocks = _BLOCK.findall(text.rpartition("</think>")[2])
     return next((code for tag, code in reversed(blocks) if _PYTHON.fullmatch(tag.strip()) and code.strip()), "")
 
 
 def same_output(expected: str, found: str) -> bool:
-    """Whether two outputs have the same lines, ignoring space around each line and around the whole.
+    """Return True if two outputs have the same lines, ignoring space around each line and around the whole.
 
     Lines that differ as text still match if their words are equal numbers: "1.0 2" and "1 2.00".
     """
@@ -145,7 +147,7 @@ def same_output(expected: str, found: str) -> bool:
 
 
 def same_value(expected: str, found: str) -> bool:
-    """Whether two JSON texts have equal values; integers may be of any length."""
+    """Return True if two JSON texts have equal values; integers may be of any length."""
     wanted = json.loads(expected, parse_int=Decimal)
     try:
         return bool(wanted == json.loads(found, parse_int=Decimal))
@@ -169,4 +171,4 @@ def _tests(cells: tuple[str, ...]) -> list[Case]:
 
 def _short(text: str) -> str:
     text = text.strip()
-    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
+    return repr(text if len(text) <= DETAIL_CHARACTERS else f"{text[:DETAIL_CHARACTERS]}...")

@@ -1,4 +1,4 @@
-"""Judges whether a completion has the required format."""
+"""The reward of completions in the required format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lit_rlvr.types import Completion, Sample
 
 
 class Format(Reward):
-    """1 when the text meets every given condition, else 0; does not report `correct`.
+    """A reward of 1 for a text that meets every given condition, else 0; it does not report `correct`.
 
     Args:
         pattern: a regular expression that must match somewhere in the text (a dot matches newlines too).

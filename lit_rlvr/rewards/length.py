@@ -39,7 +39,7 @@ class Overlong(Reward):
 
 
 class CosineScaled(MathAnswer):
-    """Right answers earn more when short, wrong ones lose less when long; lengths in tokens.
+    """A reward by which right answers earn more when short, and wrong ones lose less when long.
 
     A right answer's reward falls along half a cosine from `max_correct` at length 0 to `min_correct` at `max_length`; a
     wrong one's goes from `min_wrong` to `max_wrong`. Source: AAPO, eqs. 9-10; lengths beyond `max_length` count as

@@ -1,4 +1,4 @@
-"""Judges mathematical answers against the reference with math-verify, in worker processes."""
+"""The reward of mathematical answers, which math-verify compares with the reference in worker processes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ CHECK = "lit_rlvr.rewards.math_check:check"
 
 
 class MathAnswer(CheckedReward):
-    """1 when the completion's final answer equals `sample.answer`, else 0; reports `correct`.
+    """A reward of 1 for a completion whose final answer equals `sample.answer`, else 0; it reports `correct`.
 
-    `lit_rlvr.rewards.math_check.check` defines which answer is the final one. Status "parse_fail" means that no answer
-    was found, and "timeout" that the check hit its limits: both are wrong.
+    `lit_rlvr.rewards.math_check.check` defines which answer is the final one. Status "parse_fail" means that
+    there is no answer, and "timeout" that the check hit its limits: both are wrong.
 
     Args:
         boxed_only: only the last `\\boxed{}` counts as an answer.

@@ -1,8 +1,8 @@
-"""Judges the final answer of one completion with math-verify. Pure; runs in a reward worker, whose limits stop checks
-that take too long, so math-verify's own time limits (signal.alarm) are off.
+"""The check of one completion's final answer with math-verify, which runs in a reward worker.
 
-math-verify swallows sympy's exceptions on odd answers and calls them wrong. This is intended: an answer must not be
-able to escape the loss by breaking the checker.
+The worker's limits stop checks that take too long, so math-verify's own time limits (signal.alarm) are off.
+math-verify swallows sympy's exceptions on odd answers and calls them wrong. This is intended: an answer must not
+escape the loss by breaking the checker.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _UNEVALUATED = re.compile(
 
 
 def check(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -> tuple[bool, str, bool]:
-    """Whether the final answer in `text` equals the reference `answer`.
+    """Compare the final answer in `text` with the reference `answer`.
 
-    The final answer is the content of the last `\\boxed{}` after the last `</think>`. Without a box it is searched for
-    after the last `####`, or else in the last 2,000 characters: the phrase after "answer is" or on the last line, if it
-    is the reference word for word or a number like 1e3, and otherwise the last number, fraction or LaTeX (preferably
-    after the word "answer"). An unevaluated sum or product ("3 + 4") restates the question and is not an answer;
-    `3 + 4 = 7` answers 7. A reference that cannot be parsed is compared as normalised text. Numbers are equal if they
-    agree to `decimals` places.
+    The final answer is the content of the last `\\boxed{}` after the last `</think>`. Without a box, the check looks
+    after the last `####`, or else in the last 2,000 characters. There it takes the phrase after "answer is" or on the
+    last line if that is the reference word for word or a number like 1e3, and otherwise the last number, fraction or
+    LaTeX (preferably after the word "answer"). An unevaluated sum or product ("3 + 4") restates the question and is
+    not an answer; `3 + 4 = 7` answers 7. A reference that does not parse is compared as normalised text. Numbers are
+    equal if they agree to `decimals` places.
 
     Returns:
-        (correct, the extracted answer, whether an answer was found).
+        (correct, the extracted answer, True if there is an answer).
     """
     text = text.rpartition("</think>")[2].replace("\N{MINUS SIGN}", "-")
     gold_text, gold = _reference(answer)
@@ -70,8 +70,11 @@ def _reference(answer: str) -> tuple[str, list[Any]]:
 
 
 def _readings(latex: str) -> list[Any]:
-    """LaTeX as sympy objects: as written, without words after it (18 dollars), and, for scientific notation, also as a
-    number (2e-1 is 0.2 as well as 2e minus 1)."""
+    """Parse LaTeX to sympy objects, one for each of its possible meanings.
+
+    They are the text as written, the text without words after it (18 dollars) and, for scientific notation, the
+    number (2e-1 is 0.2 as well as 2e minus 1).
+    """
     latex = _NUMBER_GROUPS.sub(lambda match: re.sub(r"\D", "", match[0]), latex)
     latex = _DEGREES.sub(r"^\\circ", latex)
     plain = _UNIT_WORDS.sub("", latex)
@@ -81,7 +84,7 @@ def _readings(latex: str) -> list[Any]:
 
 
 def _last_expression(text: str) -> tuple[str, list[Any]]:
-    """The last expression in plain text and its parsed form; ("", []) if there is none."""
+    """Return the last expression in plain text and its parsed form; ("", []) if there is none."""
     parsed = _parse(text, "first_match")
     return ("", []) if not parsed or isinstance(parsed[0], str) else (str(parsed[-1]), parsed[:1])
 
@@ -94,6 +97,6 @@ def _parse(text: str, fallback: str) -> list[Any]:
     return parse(text, fallback_mode=fallback, parsing_timeout=None)
 
 
-arithmetic.take_over()
-check("\\boxed{1}", "2")  # compiles the patterns before the first answer is timed
+arithmetic.replace_sympy_parser()
+check("\\boxed{1}", "2")  # compiles the patterns, which must not count in the first answer's time
 check("1", "2")

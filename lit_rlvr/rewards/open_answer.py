@@ -1,4 +1,4 @@
-"""Judges answers of a few words to open questions."""
+"""The reward of answers of a few words to open questions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lit_rlvr.types import Completion, RewardResult, Sample
 
 
 class OpenAnswer(Reward):
-    """The F1 score of the answer's words against the reference's, or 1 only for an exact match; reports `correct`.
+    """A reward that is the F1 score of the answer's words, or 1 only for an exact match; it reports `correct`.
 
-    Words are compared without case, punctuation and articles; `correct` means the same words in the same order. Source:
-    Rajpurkar et al. 2016 (SQuAD), as medical open questions are scored. The final answer is found as in `Choice`.
+    The comparison ignores case, punctuation and articles; `correct` means the same words in the same order. The final
+    answer is that of `Choice`. Source: Rajpurkar et al. 2016 (SQuAD), the usual score of medical open questions.
 
     Args:
         exact: the reward is 1 for exactly the reference's words and 0 otherwise, without partial credit.
@@ -30,19 +30,19 @@ class OpenAnswer(Reward):
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
         found = final_answer(completion.text, self.boxed_only)
-        said, wanted = words(found), words(sample.answer)
-        correct = bool(said) and said == wanted
-        value = float(correct) if self.exact else f1(said, wanted)
-        return RewardResult(value, correct, "ok" if said else "parse_fail", found)
+        predicted, expected = words(found), words(sample.answer)
+        correct = bool(predicted) and predicted == expected
+        value = float(correct) if self.exact else f1(predicted, expected)
+        return RewardResult(value, correct, "ok" if predicted else "parse_fail", found)
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers ("0.5" is one), without markup and the articles a, an, the."""
+    """Return lower-case words and numbers ("0.5" is one), without markup and the articles a, an, the."""
     found = re.findall(r"\d+(?:\.\d+)+|\w+", normalise(text))
     return [word for word in found if word not in ("a", "an", "the")]
 
 
-def f1(said: list[str], wanted: list[str]) -> float:
-    """Harmonic mean of precision and recall of `said` as a bag of words; 0 if no words are shared."""
-    shared = sum((Counter(said) & Counter(wanted)).values())
-    return 2 * shared / (len(said) + len(wanted)) if shared else 0.0
+def f1(predicted: list[str], expected: list[str]) -> float:
+    """Return the harmonic mean of precision and recall of bags of words; 0 if they share no word."""
+    shared = sum((Counter(predicted) & Counter(expected)).values())
+    return 2 * shared / (len(predicted) + len(expected)) if shared else 0.0

@@ -1,4 +1,4 @@
-"""Judges SQL by comparing its result with the reference query's, in worker processes."""
+"""The reward of SQL, whose result worker processes compare with the reference query's."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ CHECK = "lit_rlvr.rewards.sql_check:check"
 
 
 class SQLExecution(CheckedReward):
-    """1 when the completion's SQL has the result of the reference query `sample.answer`, else 0; reports `correct`.
+    """A reward of 1 for SQL with the result of the reference query `sample.answer`, else 0; it reports `correct`.
 
-    Both run on the SQLite files `sample.row["databases"]` (provided by `TextToSQL`), which are opened read-only.
+    Both run, read-only, on the SQLite files `sample.row["databases"]`, which `TextToSQL` provides.
     `lit_rlvr.rewards.sql_check` defines which text is the SQL and when results are equal. Status "parse_fail" means no
     SQL, or SQL that SQLite refuses, and "timeout" that it hit a limit: both are wrong. A reference that fails or a
     database that cannot be read gives status "error".
@@ -55,8 +55,8 @@ class SQLExecution(CheckedReward):
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         outcomes = self._run([(self.prefill + completion.text, sample) for completion, sample in pairs])
         killed = [k for k, outcome in enumerate(outcomes) if outcome.status == "timeout"]
-        alone = self._run([(None, pairs[k][1]) for k in killed])  # was it the reference's fault?
-        for k, outcome in zip(killed, alone, strict=True):
+        references = self._run([(None, pairs[k][1]) for k in killed])  # the reference may be the cause
+        for k, outcome in zip(killed, references, strict=True):
             if outcome.status == "timeout":
                 outcomes[k] = Outcome(None, "error", f"the reference query: {outcome.detail}")
         return [verdict(outcome) for outcome in outcomes]

@@ -1,4 +1,4 @@
-"""Judges the SQL of one completion by running it and the reference. Pure; runs in a reward worker."""
+"""The check of one completion's SQL: run it and the reference, in a reward worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Comparison = Literal["bird", "spider"]
 
 CACHE_BYTES = 128 << 20
-"""Results of reference queries that a worker caches."""
+"""Size of the reference results that a worker caches."""
 
 _FENCE = re.compile(r"```(?:(?:sqlite|sql)\b)?(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 _START = r"SELECT|WITH\s+(?:RECURSIVE\s+)?\S+\s*(?:\([^)]*\)\s*)?AS"  # not every line that begins with "With"
@@ -22,13 +22,13 @@ _BARE = re.compile(rf"^[ \t]*((?:{_START})\b.*?)(?:\n[ \t]*\n|\Z)", re.DOTALL | 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _INNERMOST = re.compile(r"\([^()]*\)")
 
-_known: dict[tuple[str, str, Limits], Result | QueryFailed] = {}
+_references: dict[tuple[str, str, Limits], Result | QueryFailed] = {}
 
 
 def check(
     text: str | None, reference: str, databases: tuple[str, ...], comparison: Comparison, limits: Limits
 ) -> tuple[bool, Status, str]:
-    """Whether the SQL in `text` has the reference's result on every database.
+    """Compare the result of the SQL in `text` with the reference's on every database.
 
     "bird": the sets of rows are equal; neither order nor duplicates count (Li et al. 2023). "spider": after some
     permutation of the columns, the rows are equal as multisets, or as lists if the reference has an ORDER BY outside
@@ -45,20 +45,20 @@ def check(
     if not sql:
         return False, "parse_fail", "no SQL"
     for path in databases:
-        wanted = _wanted(path, reference, limits)
+        wanted = _reference_result(path, reference, limits)
         if isinstance(wanted, QueryFailed):
             return False, "error", f"the reference query failed ({wanted.reason}): {reference}"
         try:
             found = wanted if text is None else run_query(path, sql, limits)
         except QueryFailed as failure:
             return False, failure.status, f"{failure.reason}: {sql}"
-        if not same(wanted.rows, found.rows, comparison, is_ordered(reference)):
+        if not same_result(wanted.rows, found.rows, comparison, is_ordered(reference)):
             return False, "ok", sql
     return True, "ok", sql
 
 
 def extract(text: str) -> str:
-    """The SQL of a completion, "" if there is none.
+    """Return the SQL of a completion, "" if there is none.
 
     It is the whole content of the last non-empty fenced block after the last `</think>`. Without a block it is the text
     from the last line that starts with SELECT or WITH ... AS, up to a blank line or the end.
@@ -69,15 +69,15 @@ def extract(text: str) -> str:
 
 
 def is_ordered(sql: str) -> bool:
-    """Whether a query has an ORDER BY that is not in parentheses (a subquery's, a window's), a string or a comment."""
+    """Return True if a query has an ORDER BY outside parentheses (subqueries, windows), strings and comments."""
     sql = _QUOTED.sub(" ", sql)
     while "(" in sql and (outer := _INNERMOST.sub(" ", sql)) != sql:
         sql = outer
     return re.search(r"\border\s+by\b", sql, re.IGNORECASE) is not None
 
 
-def same(wanted: list[Row], found: list[Row], comparison: Comparison, ordered: bool) -> bool:
-    """Whether two results are equal under a benchmark's rule."""
+def same_result(wanted: list[Row], found: list[Row], comparison: Comparison, ordered: bool) -> bool:
+    """Return True if two results are equal under a benchmark's rule."""
     if comparison == "bird":
         return set(wanted) == set(found)
     if not wanted or not found:
@@ -89,10 +89,10 @@ def same(wanted: list[Row], found: list[Row], comparison: Comparison, ordered: b
 
 
 def _match(wanted: list[Row], found: list[Row], left: list[Row], right: list[Row], ordered: bool) -> bool:
-    """Whether some order of the found columns makes the rows equal the wanted ones.
+    """Return True if some order of the found columns makes the rows equal the wanted ones.
 
     Args:
-        wanted, found: columns not yet placed. left, right: the rows of the columns already placed.
+        wanted, found: columns still to match. left, right: the rows of the columns matched so far.
     """
     if not wanted:
         return True
@@ -107,14 +107,14 @@ def _match(wanted: list[Row], found: list[Row], left: list[Row], right: list[Row
     return False
 
 
-def _wanted(path: str, reference: str, limits: Limits) -> Result | QueryFailed:
-    """The reference's result or failure, cached while there is room."""
+def _reference_result(path: str, reference: str, limits: Limits) -> Result | QueryFailed:
+    """Run the reference; return its result or failure, and cache it while there is room."""
     key = (path, reference, limits)
-    if key not in _known:
-        if sum(result.size for result in _known.values() if isinstance(result, Result)) > CACHE_BYTES:
-            _known.clear()
+    if key not in _references:
+        if sum(result.size for result in _references.values() if isinstance(result, Result)) > CACHE_BYTES:
+            _references.clear()
         try:
-            _known[key] = run_query(path, reference, limits)
+            _references[key] = run_query(path, reference, limits)
         except QueryFailed as failure:
-            _known[key] = failure
-    return _known[key]
+            _references[key] = failure
+    return _references[key]

@@ -1,4 +1,4 @@
-"""Runs one SQL query on a SQLite file that it can neither change nor leave, under limits on counts instead of time."""
+"""One SQL query on a SQLite file that it can neither change nor leave, under limits on counts instead of time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:  # imports torch, too slow for a worker
 Row = tuple[Any, ...]
 
 ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
-"""Allowed actions of a query; all others (writes, PRAGMA, ATTACH, VACUUM, transactions) are denied at compile time."""
+"""Allowed actions of a query; SQLite refuses all others (writes, PRAGMA, ATTACH, VACUUM, transactions) at once."""
 FORBIDDEN_FUNCTIONS = {"load_extension", "random", "randomblob"}
-"""Denied because the last two would give the same answer different rewards in different runs."""
+"""Functions that load code or, because they are random, would give the same answer different rewards."""
 
 TICK = 100_000
-"""Instructions between two checks of the limit: some milliseconds. A limit is rounded up to whole ticks."""
+"""Instructions between two checks of the limit, some milliseconds; limits round up to multiples of it."""
 HEAP_BYTES = 256 << 20
 """Memory limit of SQLite itself: sorting, grouping, DISTINCT."""
 VALUE_BYTES = 16 << 20
@@ -27,7 +27,7 @@ VALUE_BYTES = 16 << 20
 RESULT_BYTES = 32 << 20
 """Size limit of a whole result as Python objects."""
 DIGITS = 10
-"""Floats that agree to this many significant digits are equal: a sum depends on the order of its terms."""
+"""Significant digits to which equal floats agree; a sum depends on the order of its terms."""
 
 FILE_CODES = {
     sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM,
@@ -64,7 +64,7 @@ class Result(NamedTuple):
 
 
 def connect(path: str | Path) -> sqlite3.Connection:
-    """A connection that cannot write and creates no file next to the database; text need not be valid UTF-8.
+    """Open a read-only connection that creates no file next to the database; text need not be valid UTF-8.
 
     Raises:
         sqlite3.OperationalError: there is no such file.
@@ -76,7 +76,7 @@ def connect(path: str | Path) -> sqlite3.Connection:
 
 
 def run_query(path: str, sql: str, limits: Limits) -> Result:
-    """The result of one SELECT. The same query gets the same verdict on every machine.
+    """Return the result of one SELECT; the same query gets the same verdict on every machine.
 
     Raises:
         QueryFailed: anything went wrong.
@@ -125,5 +125,5 @@ def _fetch(cursor: sqlite3.Cursor, limit: int) -> Result:
 
 
 def _comparable(value: Any) -> Any:
-    """Floats rounded to `DIGITS` significant digits; 1 and 1.0 are equal, 1 and '1' are not."""
+    """Round floats to `DIGITS` significant digits; 1 and 1.0 are equal, 1 and '1' are not."""
     return value if not isinstance(value, float) or value.is_integer() else float(f"{value:.{DIGITS}g}")

@@ -56,15 +56,16 @@ def assemble(
 
 
 def impute(values: Tensor, missing: Tensor) -> Tensor:
-    """`values` (P, G) with missing ones replaced by the mean of the rest of their group (0 if all are missing)."""
+    """Return `values` (P, G) with missing ones replaced by the mean of the rest of their group (0 if all are
+    missing)."""
     known = (~missing).to(values.dtype)
     mean = (values * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
     return torch.where(missing, mean, values)
 
 
 def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
-    """How often each of this rank's prompts occurred earlier in the iteration: in earlier rounds, on lower ranks, or
-    earlier on this rank. Collective: call it on every rank.
+    """Return how often each of this rank's prompts occurred earlier in the iteration: in earlier rounds, on lower
+    ranks, or earlier on this rank. Collective: call it on every rank.
 
     Args:
         before: this rank's prompts of earlier rounds.
@@ -81,7 +82,7 @@ def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
 
 
 def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Completion]] = ()) -> dict[str, float]:
-    """Metrics of a rollout, over all ranks. Collective: call it on every rank.
+    """Compute the metrics of a rollout, over all ranks. Collective: call it on every rank.
 
     `rollout/entropy` is the mean of -log p over the sampled tokens, an unbiased estimate of the entropy of the sampling
     distribution, in nats. Unlike `train/entropy` it covers all completions, even if an algorithm trains on only some.
@@ -126,16 +127,16 @@ def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Comp
     return {name: value / count for name, value in total.items()} | known | counts | rates
 
 
-def live_groups(rollout: Rollout) -> list[int]:
-    """Indices of prompts whose judged completions are neither all correct nor all wrong."""
+def mixed_groups(rollout: Rollout) -> list[int]:
+    """Return the indices of prompts whose judged completions are neither all correct nor all wrong."""
     right = ((rollout.correct == 1) & rollout.judged).any(1)
     wrong = ((rollout.correct == 0) & rollout.judged).any(1)
     return [int(p) for p in (right & wrong).nonzero().flatten()]
 
 
-def all_live_groups(rollout: Rollout) -> list[list[int]]:
-    """The live groups of each rank, in rank order. Collective: call it on every rank."""
-    return gather_objects(live_groups(rollout))
+def all_mixed_groups(rollout: Rollout) -> list[list[int]]:
+    """Gather the mixed groups of each rank, in rank order. Collective: call it on every rank."""
+    return gather_objects(mixed_groups(rollout))
 
 
 def number_groups(chosen: list[list[int]], share: int, limit: int) -> dict[int, int]:
@@ -183,12 +184,12 @@ Place = tuple[int, int]
 """A process and the index of a group on it."""
 
 
-def balance(rollout: Rollout, minibatches: int, all_rows: bool, fixed: int) -> Rollout:
-    """This process's groups after the exchange. Collective: call it on every rank.
+def balance(rollout: Rollout, minibatches: int, runs: Sequence[bool], fixed: int) -> Rollout:
+    """Redistribute groups across ranks by token count; return this rank's. Collective: call it on every rank.
 
     Args:
         minibatches: `updates_per_rollout`.
-        all_rows: groups without a signal are run too.
+        runs: for each of this rank's groups, whether training will run it (`RLVRModule.runs_groups`).
         fixed: how many of the first process's first groups stay there.
     """
     if world_size() == 1:
@@ -197,7 +198,7 @@ def balance(rollout: Rollout, minibatches: int, all_rows: bool, fixed: int) -> R
     numbers: list[int | None] = [p if kept is None else kept.get(p) for p in groups]
     parts = [None if number is None else number % minibatches for number in numbers]
     places = even_out(
-        gather_objects([tokens_to_train(rollout, p, all_rows) for p in groups]), gather_objects(parts), fixed
+        gather_objects([group_tokens(rollout, p) * runs[p] for p in groups]), gather_objects(parts), fixed
     )
     stay = {origin for origin in places[rank()] if origin[0] == rank()}
     sent = gather_objects({p: (take(rollout, p), numbers[p]) for p in groups if (rank(), p) not in stay})
@@ -206,15 +207,13 @@ def balance(rollout: Rollout, minibatches: int, all_rows: bool, fixed: int) -> R
     return replace(reduce(join, (group for group, _ in mine)), kept=None if kept is None else moved)
 
 
-def tokens_to_train(rollout: Rollout, p: int, all_rows: bool) -> int:
-    """Input tokens of a group; 0 if its equal rewards give it no gradient, unless all rows are run."""
-    if not all_rows and bool((rollout.rewards[p] == rollout.rewards[p, 0]).all()):
-        return 0
+def group_tokens(rollout: Rollout, p: int) -> int:
+    """Return the input tokens of a group: its prompt once, and its completions."""
     return len(rollout.prompts[p].token_ids) + sum(len(c.token_ids) for c in rollout.completions[p])
 
 
 def take(rollout: Rollout, p: int) -> Rollout:
-    """A rollout of one group alone; its tensors are copies, because a view would be sent with all it is a view of."""
+    """Return a rollout of one group alone, with copies of its tensors: a view would be sent with its whole tensor."""
     rows, reference = slice(p * rollout.group_size, (p + 1) * rollout.group_size), rollout.reference_rewards
     return replace(
         rollout,

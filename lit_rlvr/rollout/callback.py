@@ -23,14 +23,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
-from lit_rlvr.errors import MOST, check_all, check_within, refuse_all
+from lit_rlvr.errors import MAX_SIZE, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.progress import DOING
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import Scores, score_rollout, stop_on_failures
 from lit_rlvr.rollout.assemble import (
-    all_live_groups,
+    all_mixed_groups,
     assemble,
     balance,
     count_repeats,
@@ -124,7 +124,6 @@ class RolloutCallback(Callback):
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
         self._reference = ReferenceRewards(group_size)
-        self.shown = 0  # of the first process's first prompts, which the run folder shows, so they stay there
         self._beside: list[list[Completion]] = []  # this iteration's completions of the reference
         self._seconds: defaultdict[str, float] = defaultdict(float)  # this iteration's, by stage
         self._episodes: Episodes | None = None
@@ -149,14 +148,14 @@ class RolloutCallback(Callback):
         )
 
     def _problems(self) -> Iterator[str]:
-        """What is wrong with the settings, a line each."""
+        """Yield what is wrong with the settings, a line each."""
         by_set = self.eval_samples if isinstance(self.eval_samples, dict) else {"": self.eval_samples}
         samples_of = {f"rollout.eval_samples{name and f'.{name}'}": samples for name, samples in by_set.items()}
         for option, count in {"rollout.group_size": self.group_size, **samples_of}.items():
             if count < 1:
                 yield f"{option}: {count} is not positive"
-            if count > MOST:
-                yield f"{option}: {count} is too large; use at most {MOST}"
+            if count > MAX_SIZE:
+                yield f"{option}: {count} is too large; use at most {MAX_SIZE}"
         for option, samples in samples_of.items():
             if samples > 1 and self.eval_sampling.temperature == 0:
                 yield (
@@ -171,7 +170,7 @@ class RolloutCallback(Callback):
             yield "rollout.overlap: an environment's turns cannot be generated ahead; turn it off"
 
     def samples_of(self, name: str) -> int:
-        """Completions per prompt of a validation set."""
+        """Return the number of completions per prompt of a validation set."""
         return self.eval_samples.get(name, 1) if isinstance(self.eval_samples, dict) else self.eval_samples
 
     # ---- one iteration ------------------------------------------------------------------------------------
@@ -186,7 +185,7 @@ class RolloutCallback(Callback):
         if self.overlap:
             self._start_next(trainer, module, batch)
         else:
-            self.engine.rest()
+            self.engine.sleep()
         module.log_dict({f"time/{name}": value for name, value in self._seconds.items()})
         module.log("time/rollout", time.perf_counter() - started)
         module.log_dict(rollout_metrics(rollout, self._seconds["generate"], self._beside))
@@ -194,7 +193,7 @@ class RolloutCallback(Callback):
             module.log_dict(turn_metrics(rollout))
 
     def collect(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
-        """Scored groups from the current policy for a batch of prompts. Collective: call it on every rank."""
+        """Sample and score groups from the current policy for a batch of prompts. Collective: call it on every rank."""
         if self.overlap:
             with self._timed("wait"):
                 self._ahead.wait()
@@ -209,11 +208,12 @@ class RolloutCallback(Callback):
             with self._timed("reference"):
                 sample = partial(self._sample_reference, trainer, module)
                 rollout.reference_rewards = self._reference.rewards(module, rollout.prompts, repeats, sample)
-        all_rows = bool(module.kl_coef or module.entropy_coef)
-        return balance(rollout, module.updates_per_rollout, all_rows, self.shown)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
+        return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), saved)
 
     def _round(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]) -> Rollout:
-        """G scored completions per prompt."""
+        """Sample and score G completions per prompt."""
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration)
         ready = self._ahead.take(prompts)
         waited = 0.0 if self._episodes is None else self._episodes.seconds
@@ -226,11 +226,11 @@ class RolloutCallback(Callback):
         for stage, value in seconds.items():
             self._seconds[stage] += value
         self._stop_on_failures(trainer, prompts, completions, scores, together=True)
-        exact = self.engine.exact(compute_dtype(str(trainer.precision)))
+        exact = self.generator.is_exact(compute_dtype(str(trainer.precision)))
         return assemble(prompts, completions, scores, self.sampling, self.mask_truncated, exact)
 
     def _opened(self, trainer: Trainer, prompts: list[Prompt], name: str = "") -> list[Prompt]:
-        """The prompts of a set with what the environment says first."""
+        """Add to each prompt of a set what the environment says first."""
         if self._episodes is None:
             return prompts
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -248,13 +248,13 @@ class RolloutCallback(Callback):
         Returns:
             The rollout of all rounds, and how often each of its prompts occurred earlier in the iteration.
         """
-        rounds, live = 1, all_live_groups(rollout)
+        rounds, live = 1, all_mixed_groups(rollout)
         while rounds < module.max_sampling_rounds and sum(map(len, live)) < wanted:
             next_batch = trainer.datamodule.train_dataloader().take(batch.cursor)  # type: ignore[attr-defined]
             batch.cursor = next_batch.cursor
             again = count_repeats(next_batch.prompts, rollout.prompts)
             rollout = join(rollout, self._round(trainer, module, next_batch.prompts, again))
-            repeats, live, rounds = repeats + again, all_live_groups(rollout), rounds + 1
+            repeats, live, rounds = repeats + again, all_mixed_groups(rollout), rounds + 1
         if module.drops_groups:
             rollout.kept = number_groups(live, len(batch), len(batch) * world_size())
         counts = {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, live)))}
@@ -264,8 +264,8 @@ class RolloutCallback(Callback):
     def _sample_reference(
         self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], seeds: list[list[int]]
     ) -> Scores | None:
-        """Scores of new completions from the reference, sampled as in training; None without prompts."""
-        self.engine.bring(module.reference, ("reference", module.reference_version))
+        """Score new completions from the reference, sampled as in training; None without prompts."""
+        self.engine.bring(module.reference.policy, ("reference", module.reference.version))
         completions = self.engine.generate(prompts, self.sampling, seeds, turns=self._episodes)
         self._beside += completions
         if not prompts:
@@ -311,7 +311,7 @@ class RolloutCallback(Callback):
             batch.greedy = self._validate(trainer, batch, replace(sampling, temperature=0.0, top_p=1.0, top_k=0), 1)
 
     def _validate(self, trainer: Trainer, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
-        """Scored completions of a validation batch."""
+        """Sample and score the completions of a validation batch."""
         prompts = batch.prompts
         if not prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
             self.engine.generate([], sampling, [])
@@ -376,14 +376,14 @@ class RolloutCallback(Callback):
     ) -> None:
         """See `limits.py`."""
         check_sizes(
-            module, self.engine, self.sampling, self.group_size, self.overlap, prompts, ranks, precision, device
+            module, self.generator, self.sampling, self.group_size, self.overlap, prompts, ranks, precision, device
         )
 
     def log_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
     ) -> None:
         """See `limits.py`."""
-        log_sizes(module, self.engine, self.group_size, prompts, ranks, precision, device)
+        log_sizes(module, self.generator, self.group_size, prompts, ranks, precision, device)
 
     def _start(self, trainer: Trainer, module: RLVRModule) -> None:
         """Start the engine, on the first call only."""
@@ -428,7 +428,7 @@ class RolloutCallback(Callback):
         )
 
     def _most_images(self) -> int:
-        """Images that an environment may show in an episode, one at a time."""
+        """Return the number of images that an environment may show in an episode, one at a time."""
         if self.environment is None:
             return 0
         return max(self.sampling.max_turns, self.eval_sampling.max_turns) - 1
@@ -462,6 +462,6 @@ class RolloutCallback(Callback):
 
 
 def use_deterministic_kernels() -> None:
-    """Of torch, on a GPU, before its first matrix product."""
+    """Enable deterministic CUDA kernels; call it before the first matrix product."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

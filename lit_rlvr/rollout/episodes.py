@@ -67,7 +67,7 @@ class Episodes(Turns):
         self.seconds = 0.0  # waited for environments, so far
 
     def open(self, prompts: Sequence[Prompt], again: Callable[[Sample], Prompt], most: int) -> list[Prompt]:
-        """The prompts with what the environment says at the beginning appended to the user's last message.
+        """Return the prompts with what the environment says at the beginning appended to the user's last message.
 
         Their samples stay as they are in the data. Where `reset` fails, so will the episodes of that prompt.
 
@@ -104,7 +104,7 @@ class Episodes(Turns):
         self._workers.forget()
         self._waiting = 0
         self._prompts, self._sampling = prompts, sampling
-        if sampling.max_turns > 1 and sampling.max_observation_tokens < (least := self.between.least):
+        if sampling.max_turns > 1 and sampling.max_observation_tokens < (least := self.between.min_tokens):
             raise UserError(
                 f"sampling.max_observation_tokens: {sampling.max_observation_tokens} is too few, because the chat "
                 f"template around an observation takes up to {least} tokens"
@@ -156,7 +156,7 @@ class Episodes(Turns):
         self._workers.call(number, row.seed, self._prompts[row.p].sample, texts, judge)
 
     def _answer(self, number: int, row: _Row, outcome: Outcome) -> Continuation | Completion | None:
-        """How a completion goes on; None if its environment has to be asked once more."""
+        """Return how a completion goes on; None if its environment has to be asked once more."""
         sample = self._prompts[row.p].sample
         begun = self._begun.get(sample.id, outcome)
         for failed in (begun, outcome):
@@ -199,7 +199,7 @@ class Episodes(Turns):
 
 
 def between_turns(data: PromptDataModule, policy: Policy, environment: Environment) -> BetweenTurns:
-    """How the data's model sees the environment's observations.
+    """Return how the data's model sees the environment's observations.
 
     Raises:
         UserError: its chat template does not allow several turns.
@@ -209,12 +209,12 @@ def between_turns(data: PromptDataModule, policy: Policy, environment: Environme
     between = BetweenTurns(
         data.chat, data.tokenizer, policy.eos_token_ids, environment.role, lambda: data.image_processor
     )
-    between.check()
+    between.choose_role()
     return between
 
 
 def begins(environment: Environment | None) -> bool:
-    """Whether the environment may say something before the first turn."""
+    """Return whether the environment may say something before the first turn."""
     return environment is not None and type(environment).reset is not Environment.reset
 
 
@@ -231,7 +231,7 @@ def check_turns(option: str, sampling: Sampling, environment: Environment | None
 
 
 def turn_metrics(rollout: Rollout) -> dict[str, float]:
-    """Means over all ranks' completions: turns, tool calls, and failed tool calls. Collective."""
+    """Return means over all ranks' completions: turns, tool calls, and failed tool calls. Collective."""
     episodes = [completion.turns for group in rollout.completions for completion in group]
     sums = {
         "rollout/turns": sum(len(turns) for turns in episodes),
@@ -245,7 +245,7 @@ def turn_metrics(rollout: Rollout) -> dict[str, float]:
 
 
 def _appended(prompt: str | list[dict[str, object]], text: str) -> str | list[dict[str, object]]:
-    """A prompt with text at the end of the user's last message."""
+    """Return a prompt with text at the end of the user's last message."""
     if isinstance(prompt, str):
         return prompt + text
     last = max(i for i, message in enumerate(prompt) if message["role"] == "user")

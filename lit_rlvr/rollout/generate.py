@@ -12,14 +12,14 @@ from lit_rlvr.errors import first_line
 from lit_rlvr.progress import DOING
 from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
-from lit_rlvr.rollout.engines.base import Generates, Turns
+from lit_rlvr.rollout.engines.base import RolloutEngine, Turns
 from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 
 def sample_and_score(
-    engine: Generates,
+    engine: RolloutEngine | SyncedEngine,
     rewards: Sequence[Reward],
     prompts: list[Prompt],
     sampling: Sampling,
@@ -56,7 +56,7 @@ def sample_and_score(
 
 
 def completion_seeds(prompts: list[Prompt], repeats: list[int], count: int, *use: int | str) -> list[list[int]]:
-    """Each completion's own seed (P lists of `count`), from (run seed, use, prompt id, sample index).
+    """Return each completion's own seed (P lists of `count`), from (run seed, use, prompt id, sample index).
 
     Validation uses the same seeds every time.
 

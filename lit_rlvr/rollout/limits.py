@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.errors import MOST, UserError, check_all, refuse_all
-from lit_rlvr.objectives import settle_correction
+from lit_rlvr.errors import MAX_SIZE, UserError, check_all, refuse_all
+from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
-from lit_rlvr.rollout.engines.synced import SyncedEngine
+from lit_rlvr.rollout.engines.base import RolloutEngine
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Prompt, Sampling
@@ -56,7 +56,7 @@ class Asked:
 def asked_of(
     data: PromptDataModule, sampling: Sampling, eval_sampling: Sampling, prompts_grow: bool = False
 ) -> list[Asked]:
-    """The loaded sets of a run, with their maximum completion lengths.
+    """Return the loaded sets of a run, with their maximum completion lengths.
 
     Args:
         prompts_grow: an environment may add to prompts, up to `max_prompt_tokens`.
@@ -100,7 +100,7 @@ def check_lengths(model_folder: str, sets: Sequence[Asked]) -> None:
 
 
 def within_context(model_folder: str, sets: Sequence[Asked]) -> int:
-    """The longest sequence of sets whose completions may be cut by the model's context, which is said.
+    """Return the longest sequence; warn about completions that the context truncates.
 
     Returns:
         Tokens of the longest sequence, prompt and completion together; at most the model's context.
@@ -129,7 +129,8 @@ def within_context(model_folder: str, sets: Sequence[Asked]) -> int:
 
 
 def context_length(config: Any) -> int | None:
-    """The longest sequence that a model's positions support, as vLLM computes it; None if the config does not say.
+    """Return the longest sequence that a model's positions support, as vLLM computes it; None if the config does not
+    say.
 
     `linear` and `dynamic` RoPE scaling multiply `max_position_embeddings`; for other kinds, and for Gemma 3, it already
     includes the factor.
@@ -149,7 +150,7 @@ SLOW = 4.0
 
 
 def check_sizes(
-    module: RLVRModule, engine: SyncedEngine, sampling: Sampling, group_size: int, overlap: bool, prompts: int,
+    module: RLVRModule, engine: RolloutEngine, sampling: Sampling, group_size: int, overlap: bool, prompts: int,
     ranks: int, precision: str = "32-true", device: str = "cpu",
 ) -> None:  # fmt: skip
     """Check the settings against each other.
@@ -175,7 +176,7 @@ def check_sizes(
 def _wrong_sizes(
     module: RLVRModule, sampling: Sampling, group_size: int, prompts: int, ranks: int, precision: str
 ) -> Iterator[str]:
-    """What is wrong with the sizes, the sampling and the precision, a line each."""
+    """Yield what is wrong with the sizes, the sampling and the precision, a line each."""
     if sampling.truncated:
         yield (
             "rollout.sampling: with top_p or top_k, completions are not drawn from the distribution in the loss; "
@@ -186,10 +187,10 @@ def _wrong_sizes(
             f"rollout.group_size: {group_size} is too small: model.advantage compares the completions of "
             f"a prompt; use at least {module.advantage.min_group}"
         )
-    if prompts * group_size > MOST:
+    if prompts * group_size > MAX_SIZE:
         yield (
             f"rollout.group_size: {group_size} completions for each of data.prompts_per_step={prompts} prompts are "
-            f"{prompts * group_size} sequences in a rollout; use at most {MOST}"
+            f"{prompts * group_size} sequences in a rollout; use at most {MAX_SIZE}"
         )
     if prompts % (ranks * module.updates_per_rollout):
         yield (
@@ -207,7 +208,7 @@ def _wrong_sizes(
 
 
 def log_sizes(
-    module: RLVRModule, engine: SyncedEngine, group_size: int, prompts: int, ranks: int, precision: str, device: str
+    module: RLVRModule, engine: RolloutEngine, group_size: int, prompts: int, ranks: int, precision: str, device: str
 ) -> None:
     """Log the sizes that follow from the settings, and warn of those that are slow or do not fit the algorithm.
 
@@ -223,7 +224,7 @@ def log_sizes(
         _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:
         _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
-    correction = settle_correction(module.importance_correction, engine.exact(compute_dtype(precision)))
+    correction = resolve_correction(module.importance_correction, engine.is_exact(compute_dtype(precision)))
     if engine.quantized and correction == "none":
         _log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
@@ -238,13 +239,13 @@ def log_sizes(
     )  # fmt: skip
 
 
-def _check_overlap(module: RLVRModule, engine: SyncedEngine, prompts: int, precision: str, device: str) -> None:
+def _check_overlap(module: RLVRModule, engine: RolloutEngine, prompts: int, precision: str, device: str) -> None:
     """Refuse settings that are incompatible with generating a rollout one iteration early.
 
     Raises:
         UserError: names the setting.
     """
-    correction = settle_correction(module.importance_correction, engine.exact(compute_dtype(precision)))
+    correction = resolve_correction(module.importance_correction, engine.is_exact(compute_dtype(precision)))
     reason = None
     if engine.shares_weights:
         reason = f"engine {engine.name} decodes with the weights being trained; use vllm"

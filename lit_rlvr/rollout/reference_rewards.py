@@ -38,7 +38,7 @@ class ReferenceRewards:
         self._version = -1  # the reference's version that the pool was sampled from
 
     def rewards(self, module: RLVRModule, prompts: list[Prompt], repeats: list[int], sample: SampleReference) -> Tensor:
-        """Rewards (P, G) of reference completions. Collective: call it on every rank.
+        """Return rewards (P, G) of reference completions. Collective: call it on every rank.
 
         Args:
             repeats: how often each prompt occurred earlier in this iteration.
@@ -53,8 +53,8 @@ class ReferenceRewards:
 
     def _fill(self, module: RLVRModule, prompts: list[Prompt], sample: SampleReference) -> None:
         """Sample a pool for every prompt without one, and share it with all ranks."""
-        if self._version != module.reference_version:
-            self._pool, self._version = {}, module.reference_version
+        if self._version != module.reference.version:
+            self._pool, self._version = {}, module.reference.version
         missing = {p.sample.id: p for p in prompts if p.sample.id not in self._pool}
         if not all_max(len(missing), module.device):
             return
@@ -66,7 +66,7 @@ class ReferenceRewards:
             self._pool |= part
 
     def _draw(self, iteration: int, prompt: Prompt, repeat: int) -> list[float]:
-        """G rewards from a prompt's pool, drawn without replacement."""
+        """Return G rewards from a prompt's pool, drawn without replacement."""
         seed = derive_seed(run_seed(), "reference-draw", iteration, prompt.sample.id, repeat)
         return random.Random(seed).sample(self._pool[prompt.sample.id], self._size)
 
@@ -78,5 +78,5 @@ class ReferenceRewards:
 
 
 def _values(scores: Scores | None) -> list[list[float]]:
-    """Rewards as lists; a failed check gets the mean of the rest of its group."""
+    """Return rewards as lists; a failed check gets the mean of the rest of its group."""
     return [] if scores is None else impute(scores.rewards, scores.masked).tolist()

@@ -119,7 +119,7 @@ class LiveFile(Callback):
             "steps": wanted,
             "seconds_left": self._outlook.seconds(trainer.global_step, wanted),
             "memory_mb": round(peak_memory_mb()),
-            "engine": next(c.engine.name for c in callbacks if isinstance(c, RolloutCallback)),
+            "engine": next(c.generator.name for c in callbacks if isinstance(c, RolloutCallback)),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "at": now,

@@ -159,7 +159,6 @@ class RunFolder(Callback):
         self.began = True
         self.resumed_from_step = trainer.global_step
         self._startup_seconds = time.perf_counter() - self._fit_began
-        next(c for c in trainer.callbacks if isinstance(c, RolloutCallback)).shown = self.save_prompts  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             _drop_after(self._root(trainer) / "completions.jsonl", trainer.global_step)
             drop_traces_after(self._root(trainer), trainer.global_step)
@@ -255,7 +254,7 @@ class RunFolder(Callback):
             "startup_seconds": round(self._startup_seconds, 3),
             "seconds_per_step": {name: round(median(values), 4) for name, values in self._seconds.items()},
             "peak_memory_mb": round(peak_memory_mb()),
-            "engine": rollout.engine.name,
+            "engine": rollout.generator.name,
             "algorithm": type(module).__name__,
             "model": module.model,
             "data": type(data).__name__,

@@ -1,4 +1,4 @@
-"""What must match between a checkpoint and the run that resumes it."""
+"""The identity of a run: a checkpoint resumes only in a run with the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lit_rlvr.seeds import derive_seed
 
 
 def identity(data: object, algorithm: object, advantage: object, policy: Policy) -> dict[str, str]:
-    """The classes of data, algorithm and advantage, and a hash of the model's architecture."""
+    """Return the classes of data, algorithm and advantage, and a hash of the model's architecture."""
     shapes = sorted((name, tuple(p.shape)) for name, p in policy.named_parameters())
     return {
         "data": type(data).__name__,

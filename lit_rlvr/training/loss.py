@@ -12,27 +12,29 @@ from typing import ClassVar
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
-from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, kind_of
+from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, type_text
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, k3, masked_sum
-from lit_rlvr.returned import check_advantages, check_objective
-from lit_rlvr.training.validation import EvaluatingModule
+from lit_rlvr.returned import require_advantages, require_loss
 
 
-class LossModule(EvaluatingModule, ABC):
-    """The advantage estimator and the loss; see `RLVRModule` for the options."""
+class LossModule(ABC):
+    """The advantage estimator and the loss; see `RLVRModule` for the options.
 
-    has_ratio: ClassVar[bool] = True  # False: correct only on the sampling policy, so with one update per rollout
-    needs_updates: ClassVar[bool] = False  # True: with one update per rollout its gradient is GRPO's
-    stops_gradient: ClassVar[bool] = (
-        False  # True: the objective detaches values on purpose; `lit-rlvr check` holds them
-    )
+    Attributes:
+        has_ratio: False = the loss is right only on the sampling policy, so with one update per rollout.
+        needs_updates: True = with one update per rollout its gradient is GRPO's.
+        stops_gradient: True = the objective detaches values on purpose; `lit-rlvr check` holds them fixed.
+    """
+
+    has_ratio: ClassVar[bool] = True
+    needs_updates: ClassVar[bool] = False
+    stops_gradient: ClassVar[bool] = False
 
     def __init__(
-        self, model: str, advantage: Advantage | str, aggregation: Aggregation, kl_coef: float, entropy_coef: float
+        self, advantage: Advantage | str, aggregation: Aggregation, kl_coef: float, entropy_coef: float
     ) -> None:
         check_within("[0, inf)", "model", kl_coef=kl_coef)
         check_within("(-inf, inf)", "model", entropy_coef=entropy_coef)
-        super().__init__(model)
         check_takes(self.objective, "x")
         check_takes(self.observe, "group")
         self.aggregation, self.advantage = aggregation, resolve_advantage(advantage)
@@ -40,14 +42,14 @@ class LossModule(EvaluatingModule, ABC):
 
     @abstractmethod
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """The loss of some rows: a sum that includes the global normalisers, without the KL and entropy terms.
+        """Return the loss of some rows: a sum that includes the global normalisers, without the KL and entropy terms.
 
         Returns:
             The loss, a scalar, and counts or sums over the unmasked tokens, which are logged as means over tokens.
         """
 
     def observe(self, group: GroupBatch) -> dict[str, float]:
-        """Called with the whole rollout's statistics (all ranks) before its updates.
+        """Take note of the whole rollout's rewards (all ranks) before its updates.
 
         Returns:
             Metrics to log as `train/...`.
@@ -55,15 +57,17 @@ class LossModule(EvaluatingModule, ABC):
         return {}
 
     def estimate(self, group: GroupBatch) -> tuple[Tensor, dict[str, float]]:
-        """Advantages (P, G) of the whole rollout (all ranks), and metrics to log as `train/...`.
+        """Return advantages (P, G) of the whole rollout (all ranks), and metrics to log as `train/...`.
 
         Raises:
             UserError: the estimator returns no tensor, the wrong shape, or values that are not finite.
         """
         observed = self.observe(group)
         if not isinstance(observed, dict):
-            raise UserError(f"model: {defined_at(self.observe)} must return a dict of metrics, not {kind_of(observed)}")
-        advantages = check_advantages(self.advantage, self.advantage(group), group.rewards)
+            raise UserError(
+                f"model: {defined_at(self.observe)} must return a dict of metrics, not {type_text(observed)}"
+            )
+        advantages = require_advantages(self.advantage, self.advantage(group), group.rewards)
         return advantages, observed | self.advantage.metrics | {
             "advantage": float(advantages.mean()),
             "zero_advantage": float((advantages == 0).double().mean()),
@@ -72,13 +76,13 @@ class LossModule(EvaluatingModule, ABC):
         }
 
     def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """The objective plus the KL term minus the entropy bonus, of some rows of one optimizer step.
+        """Return the objective plus the KL term minus the entropy bonus, for some rows of one optimizer step.
 
         Raises:
             UserError: the objective does not return a loss with a gradient and statistics, or an entropy bonus is
                 given without a model.
         """
-        loss, stats = check_objective(self.objective, self.objective(x), x)
+        loss, stats = require_loss(self.objective, self.objective(x), x)
         if x.ref is not None:
             kl = k3(x.logp, x.ref, x.mask)
             loss = loss + self.kl_coef * masked_sum(kl, x.plain_weight, x.mask)

@@ -57,7 +57,7 @@ class PassAtK(Metric):
 
 
 def pass_at_k(correct: Tensor, k: int, counted: Tensor | None = None) -> Tensor:
-    """Unbiased pass@k of each question (P,), float64, from completions (P, n) in {0, 1}.
+    """Return unbiased pass@k of each question (P,), float64, from completions (P, n) in {0, 1}.
 
     Args:
         counted: (P, n) bool: the completions that count, None = all. Fewer than k make a question's value NaN.
@@ -114,7 +114,7 @@ class EvaluationMetrics(nn.Module):
                 self.judged[category] += number
 
     def compute(self) -> dict[str, float]:
-        """The metrics over all ranks; those of nothing are left out. Collective: call it on every rank.
+        """Return the metrics over all ranks; those of nothing are left out. Collective: call it on every rank.
 
         Raises:
             UserError: no completion is known to be right or wrong.

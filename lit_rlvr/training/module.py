@@ -3,12 +3,14 @@
 The parts of one iteration, in order, and where to find them:
 
     RolloutCallback.collect           rollout/callback.py
-      sync                            rollout/engines/synced.py   the engine receives the policy's weights
+      sync_weights                    rollout/engines/synced.py  the engine receives the policy's weights
       sample_and_score                rollout/generate.py        P x G completions and their rewards
       assemble                        rollout/assemble.py        both as tensors of a `Rollout`
     RLVRModule.training_step          here
       estimate                        training/loss.py           rewards -> advantages
       plan_step                       training/step.py           normalisers and micro-batches of a step
+      Policy.logprobs                 policy/policy.py           forward: log-probabilities of a micro-batch
+      loss_inputs                     training/step.py           what the objective gets
       loss                            training/loss.py           calls the algorithm's `objective`
       optimizer                       training/optimizer.py      AdamW and its schedule
 """
@@ -20,7 +22,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -28,18 +30,22 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
+from lit_rlvr.advantages.base import degenerate
 from lit_rlvr.distributed.collectives import average_gradients, gather_rows, rank, to_device, world_size
-from lit_rlvr.distributed.sharding import whole
-from lit_rlvr.errors import MOST, UserError, check_within
-from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, settle_correction
+from lit_rlvr.distributed.sharding import shard, whole
+from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.errors import MAX_SIZE, UserError, check_within
+from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, resolve_correction
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, use_liger
 from lit_rlvr.policy.verify import compile_and_verify, verify_or_fall_back
 from lit_rlvr.policy.vision import freeze_vision_tower
 from lit_rlvr.progress import DOING
 from lit_rlvr.training.identity import check_identity, identity
+from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
     BETAS,
     WEIGHT_DECAY,
@@ -53,17 +59,18 @@ from lit_rlvr.training.optimizer import (
     updates_of,
 )
 from lit_rlvr.training.out_of_memory import within_memory
-from lit_rlvr.training.reference_policy import ReferenceModule
+from lit_rlvr.training.reference import Reference
 from lit_rlvr.training.skipped import SkippedSteps, skipped_folder
-from lit_rlvr.training.step import PreparedRollout, Step, logprobs_of, plan_step, step_metrics
+from lit_rlvr.training.step import PreparedRollout, Step, logprobs_of, loss_inputs, plan_step, step_metrics
 from lit_rlvr.training.trace import Trace
+from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import PromptBatch, Rollout
 
 _log = logging.getLogger("lit_rlvr")
 
 
-class RLVRModule(ReferenceModule):
-    """The base of every algorithm.
+class RLVRModule(LossModule, EvaluatingModule):
+    """The base of every algorithm, which gives it a loss: `objective`.
 
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
@@ -128,13 +135,14 @@ class RLVRModule(ReferenceModule):
         check_within("[0, inf)", "model", warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
         check_within("[1, inf)", "model", tokens_per_microbatch=tokens_per_microbatch, importance_cap=importance_cap)
         check_within(
-            f"[1, {MOST}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
+            f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
         check_options(optimizer, betas, weight_decay)
         if torch_compile and (liger or not shared_prefix):
             wrong = "model.liger" if liger else "shared_prefix: false"
             raise UserError(f"model.torch_compile: it cannot be combined with {wrong}; leave one of them off")
-        super().__init__(model, advantage, aggregation, kl_coef, entropy_coef)
+        EvaluatingModule.__init__(self, model)
+        LossModule.__init__(self, advantage, aggregation, kl_coef, entropy_coef)
         self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
@@ -147,19 +155,36 @@ class RLVRModule(ReferenceModule):
         self.strict_loading = lora is None  # the frozen weights come from the model folder
         self.importance_correction, self.importance_cap = importance_correction, importance_cap
         self.iteration = 0  # rollouts trained on so far
+        self.reference = Reference()
         self.skipped = SkippedSteps(max_skipped_steps)
         self._logged: set[str] = set()  # update metrics logged so far
         self._trace: Trace | None = None
 
     max_sampling_rounds = 10  # most batches of prompts that one iteration samples
     drops_groups = False  # whether only such groups are trained on (see `wanted_groups`)
+    # Options of AAPO; another algorithm with AAPO's advantage uses these values.
+    reference_rollouts: Literal["fresh", "pool"] = "fresh"
+    reference_pool_size: int | None = None
+    reference_update_every: int | None = None
 
     def wanted_groups(self, prompts: int) -> int:
-        """How many groups with both correct and wrong completions an iteration on `prompts` prompts needs; 0 = any.
+        """Return how many groups with both correct and wrong completions an iteration on `prompts` prompts needs.
 
-        If above 0, further prompts are sampled until there are that many or `max_sampling_rounds` is reached.
+        If it is above 0, further prompts are sampled until there are that many or `max_sampling_rounds` is reached.
         """
         return math.ceil((self.advantage.min_valid_fraction or 0) * prompts)
+
+    @property
+    def runs_all_rows(self) -> bool:
+        """Whether rows with advantage 0 have a gradient too, by the KL term or the entropy bonus."""
+        return self.kl_coef != 0 or self.entropy_coef != 0
+
+    def runs_groups(self, rollout: Rollout) -> list[bool]:
+        """Return for each group whether it can have a gradient, as far as rewards tell before there are advantages."""
+        can = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
+        if self.advantage.zero_for_equal_rewards and not self.runs_all_rows:
+            can &= ~degenerate(rollout.rewards).flatten()
+        return [bool(one) for one in can]
 
     # ---- set-up -------------------------------------------------------------------------------------------
 
@@ -171,14 +196,54 @@ class RLVRModule(ReferenceModule):
                 self.model_folder,
                 self.shared_prefix,
                 gradient_checkpointing=self.gradient_checkpointing,
-                empty=self.starts_empty,
+                empty=self._starts_empty,
             )
             if self.freeze_vision:
                 freeze_vision_tower(self.policy.model)
             if self.lora is not None:
                 add_adapters(self.policy.model, self.lora, compute_dtype(str(self.trainer.precision)))
-            self.distribute(self.policy)
-            self.load_reference(self.shared_prefix)
+            self._distribute(self.policy)
+            self._load_reference()
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the weights are sharded over the processes."""
+        return self.device_mesh is not None
+
+    @property
+    def _starts_empty(self) -> bool:
+        """Whether the first process loads the weights and this one gets its shards from `_distribute`."""
+        return self.sharded and rank() > 0
+
+    def _distribute(self, policy: Policy) -> None:
+        """Shard and check a policy's weights if the strategy shards. Collective: call it on every rank."""
+        if not self.sharded:
+            return
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, FSDP2):
+            raise UserError("trainer.strategy: to shard weights use lit_rlvr.strategy.FSDP2: --config strategy/fsdp2")
+        assert strategy.sharding_mesh is not None
+        policy.share_prefix(strategy.broadcast(policy.shared_prefix))
+        dtype = compute_dtype(str(self.trainer.precision))
+        shard(policy, strategy.sharding_mesh, ["plain_logits"], dtype, strategy.offload)
+        verify_or_fall_back(policy, dtype)
+
+    def _load_reference(self) -> None:
+        """Make the initial policy the reference, if one is needed: a second copy, or the policy without its adapters.
+
+        Raises:
+            UserError: the reference should be updated, which is not possible with adapters.
+        """
+        if self.kl_coef == 0 and not self.advantage.needs_reference:
+            return
+        if self.lora is None:
+            initial = load_policy(self.model_folder, self.shared_prefix, empty=self._starts_empty)
+            self._distribute(initial.requires_grad_(False))
+            self.reference.policy = initial
+        elif self.reference_update_every:
+            raise UserError("model.reference_update_every: with model.lora the reference is the model without adapters")
+        else:
+            self.reference.policy = self.policy.without_adapters()
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
@@ -189,7 +254,8 @@ class RLVRModule(ReferenceModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_fit_start(self) -> None:
-        super().on_fit_start()
+        if not self.sharded:  # `_distribute` has placed sharded weights
+            self.reference.move(self.device)
         dtype = compute_dtype(str(self.trainer.precision))
         if self.liger:  # the weights are on the GPU now
             use_liger(self.policy.model)
@@ -197,8 +263,8 @@ class RLVRModule(ReferenceModule):
         if self.torch_compile:
             DOING.begin("compiling the model's layers")
             compile_and_verify(self.policy, dtype)
-            for reference in self._reference:
-                compile_layers(reference.model)
+            if self.reference.policy is not None:
+                compile_layers(self.reference.policy.model)
 
     def on_train_start(self) -> None:
         adamw = {} if self.make_optimizer else {"betas": self.betas, "weight_decay": self.weight_decay}
@@ -224,7 +290,8 @@ class RLVRModule(ReferenceModule):
             self._trace.choose(batch.rollout.advantages, {p for prompts in minibatches for p in prompts})
         metrics = [self._update(prepared, prompts) for prompts in minibatches]
         self.iteration += 1
-        self.renew_reference(self.iteration)
+        if self.reference_update_every and self.reference.policy and self.iteration % self.reference_update_every == 0:
+            self.reference.replace(self.policy)
         self.trainer.datamodule.commit(batch.cursor)  # type: ignore[attr-defined]
         self._log_updates(metrics)
         self.log("time/train", time.perf_counter() - started)
@@ -245,7 +312,7 @@ class RLVRModule(ReferenceModule):
         """
         advantages = self.local_advantages(rollout)
         useful = rollout.mask.any(1)  # (B,) rows with a token in the loss
-        if not self.kl_coef and not self.entropy_coef:  # then rows with advantage 0 have no gradient
+        if not self.runs_all_rows:
             useful &= rollout.advantages.flatten() != 0  # type: ignore[union-attr]
         live = [int(i) for i in useful.nonzero().flatten()]
         budget, first = self.tokens_per_microbatch, set(minibatches[0])
@@ -255,11 +322,11 @@ class RLVRModule(ReferenceModule):
             advantages,
             live,
             old=logprobs_of(self.policy, rollout, later, budget, self.sharded) if len(minibatches) > 1 else None,
-            ref=logprobs_of(self.reference, rollout, live, budget, self.sharded) if self.kl_coef else None,
+            ref=logprobs_of(self.reference.policy, rollout, live, budget, self.sharded) if self.kl_coef else None,
         )
 
     def local_advantages(self, rollout: Rollout) -> Tensor:
-        """(B, 1) advantages of this rank's rows, from the groups of all ranks. Collective: call it on every rank."""
+        """Return (B, 1) advantages of this rank's rows, from all ranks' groups. Collective: call it on every rank."""
         reference = rollout.reference_rewards
         group = GroupBatch(
             rewards=self._gathered(rollout.rewards),
@@ -276,7 +343,7 @@ class RLVRModule(ReferenceModule):
         return mine.reshape(-1, 1)
 
     def _gathered(self, local: Tensor) -> Tensor:
-        """(P, G) over all ranks from this rank's, on the device."""
+        """Gather (P, G) numbers of all ranks onto the device."""
         return gather_rows(to_device(local, self.device))
 
     def _minibatches(self, rollout: Rollout) -> list[list[int]]:
@@ -289,14 +356,14 @@ class RLVRModule(ReferenceModule):
         return [[p for p, number in numbers.items() if number % parts == k] for k in range(parts)]
 
     def _update(self, prepared: PreparedRollout, prompts: list[int]) -> dict[str, float]:
-        """One optimizer step on the groups of some prompts."""
+        """Take one optimizer step on the groups of some prompts; return its metrics."""
         optimizer: Any = self.optimizers()
         parameters = all_parameters(optimizer)
         sums: Stats | None = None
         while sums is None:
             step = plan_step(
                 prepared, prompts, self.device, self.aggregation, self.tokens_per_microbatch, self.policy.shared_prefix,
-                settle_correction(self.importance_correction, prepared.rollout.exact), self.importance_cap,
+                resolve_correction(self.importance_correction, prepared.rollout.exact), self.importance_cap,
                 in_step=self.sharded,
             )  # fmt: skip
             optimizer.zero_grad()
@@ -327,10 +394,13 @@ class RLVRModule(ReferenceModule):
         return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
 
     def _accumulate(self, step: Step) -> Stats:
-        """Accumulate this rank's gradients over a step's micro-batches; returns sums over the tokens that were run."""
+        """Accumulate this rank's gradients over a step's micro-batches; return sums over the tokens that were run."""
         sums: Stats = {}
         for k in range(len(step.microbatches)):
-            x, stats = step.inputs(k, self.policy, self.entropy_coef != 0)
+            logp, entropy = self._forward(step, k)
+            if step.prepared.on_policy:
+                step.prepared.record_old(step.microbatches[k], logp)
+            x, stats = loss_inputs(step, k, logp, entropy)
             if self._trace is not None and k < step.real:
                 self._trace.watch(step.microbatches[k], step.prepared.rollout.group_size, x)
             loss, more = self.loss(x)
@@ -340,11 +410,19 @@ class RLVRModule(ReferenceModule):
                 sums[name] = sums.get(name, 0) + value.double() * float(k < step.real)
         return sums
 
+    def _forward(self, step: Step, k: int) -> tuple[Tensor, Tensor]:
+        """Run the policy on micro-batch k; return log-probabilities and entropies (rows, T)."""
+        logp, entropy = self.policy.logprobs(
+            step.prepared.rollout, step.microbatches[k], entropy=True, entropy_gradient=self.entropy_coef != 0
+        )
+        assert entropy is not None, "it was asked for"
+        return logp, entropy
+
     def _run_alone(self, step: Step, k: int) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss and gradients of micro-batch k by itself."""
+        """Return the loss and gradients of micro-batch k by itself."""
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
-        loss, _ = self.loss(step.inputs(k, self.policy, self.entropy_coef != 0)[0])
+        loss, _ = self.loss(loss_inputs(step, k, *self._forward(step, k))[0])
         with self._gradients_apart():
             self.manual_backward(loss)
         return loss.detach(), [parameter.grad for parameter in all_parameters(optimizer)]
@@ -382,7 +460,7 @@ class RLVRModule(ReferenceModule):
             "skipped": self.skipped.state_dict(),
             "tokens": [self.tokens_given, self.tokens_per_microbatch],
             "advantage_state": self.advantage.state_dict(),
-            "reference": self.reference_state(),
+            "reference": self.reference.state_dict(),
             "model_folder": self.model_folder,
         }
         if self.lora is not None:
@@ -397,4 +475,4 @@ class RLVRModule(ReferenceModule):
         given, left = saved["tokens"]
         self.tokens_per_microbatch = left if given == self.tokens_given else self.tokens_per_microbatch
         self.advantage.load_state_dict(saved["advantage_state"])
-        self.load_reference_state(saved["reference"])
+        self.reference.load_state_dict(saved["reference"])

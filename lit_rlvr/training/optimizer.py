@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lit_rlvr.errors import UserError, first_line, kind_of
+from lit_rlvr.errors import UserError, first_line, type_text
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -42,7 +42,7 @@ def build_optimizer(
     parameters: Sequence[Tensor], lr: float, betas: tuple[float, float], weight_decay: float,
     make: MakeOptimizer | None = None,
 ) -> Any:  # fmt: skip
-    """AdamW over some parameters, or the optimizer that `make` builds, with this learning rate.
+    """Return AdamW over some parameters, or the optimizer that `make` builds, with this learning rate.
 
     Raises:
         UserError: `make` cannot take these parameters, or returns something else.
@@ -54,19 +54,19 @@ def build_optimizer(
     except (TypeError, ValueError) as error:
         raise UserError(f"model.optimizer: {first_line(error)}") from error
     if not isinstance(optimizer, Optimizer):
-        raise UserError(f"model.optimizer: it makes {kind_of(optimizer)}, not a torch.optim.Optimizer")
+        raise UserError(f"model.optimizer: it makes {type_text(optimizer)}, not a torch.optim.Optimizer")
     for group in optimizer.param_groups:
         group["lr"] = lr
     return optimizer
 
 
 def all_parameters(optimizer: Any) -> list[Tensor]:
-    """The parameters of all groups of an optimizer."""
+    """Return the parameters of all groups of an optimizer."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def unallocated(optimizer: Any, device: torch.device) -> int:
-    """Bytes on a device that an optimizer's state will take but does not yet, as after a resume it does.
+    """Return the bytes on a device that an optimizer's state will take but does not yet, as after a resume it does.
 
     Each weight without a state counts twice, for AdamW's two moments; of a sharded weight only this rank's shard.
     """
@@ -75,7 +75,7 @@ def unallocated(optimizer: Any, device: torch.device) -> int:
 
 
 def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps: int | None) -> Any:
-    """A learning-rate schedule, stepped by the training step.
+    """Return a learning-rate schedule, stepped by the training step.
 
     Args:
         warmup_steps: optimizer steps over which the rate rises linearly.
@@ -97,12 +97,12 @@ def build_schedule(optimizer: Any, schedule: Schedule, warmup_steps: int, steps:
 
 
 def updates_of(module: Any) -> int:
-    """Optimizer steps that an algorithm takes on a rollout."""
+    """Return the number of optimizer steps that an algorithm takes on a rollout."""
     return int(module.updates_per_rollout * module.epochs_per_rollout)
 
 
 def total_steps(trainer: Any, batches: float, updates_per_batch: int) -> int | None:
-    """Optimizer steps of a whole run; None if they are not known in advance.
+    """Return the number of optimizer steps of a whole run; None if they are not known in advance.
 
     Args:
         batches: in an epoch; infinite = not known yet.

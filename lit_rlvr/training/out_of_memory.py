@@ -14,13 +14,13 @@ from lit_rlvr.types import Rollout
 
 T = TypeVar("T")
 MESSAGES = ("DefaultCPUAllocator", "not enough memory", "OutOfMemoryError")
-"""Of torch on a CPU, and of its compiler."""
+"""Substrings of out-of-memory errors that have no exception class."""
 
 _log = logging.getLogger("lit_rlvr")
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch ran out of memory: for that of a CPU, or while it compiles, it has no exception class."""
+    """Return whether torch ran out of memory; on a CPU and in its compiler only the message tells."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in str(error) for m in MESSAGES)
 
 
@@ -54,7 +54,7 @@ def within_memory(
 
 
 def _try(run: Callable[[], T]) -> tuple[T | None, str | None]:
-    """The result, or how memory ran out; the memory of a failed attempt is free when this returns."""
+    """Return the result, or how memory ran out; a failed attempt's memory is free by then."""
     try:
         return run(), None
     except (RuntimeError, MemoryError) as error:

@@ -39,7 +39,8 @@ class SkippedSteps:
     def skips(
         self, step: Step, number: int, loss: Tensor | None, norm: Tensor, run_alone: RunAlone, folder: Path
     ) -> bool:
-        """Whether to skip this step; if so, its groups are written to `folder`. Collective: call it on every rank.
+        """Return whether to skip this step; if so, its groups are written to `folder`. Collective: call it on every
+        rank.
 
         Args:
             number: of the step in the run, from 1.
@@ -84,13 +85,13 @@ def _is_finite(value: Tensor | None) -> bool:
 
 
 def _microbatch(step: Step, k: int, loss: Tensor, gradients: Sequence[Tensor | None]) -> dict[str, Any]:
-    """Result of a micro-batch run by itself: its rows, its loss, and whether loss and gradient are finite."""
+    """Return what a micro-batch run by itself gave: its rows, its loss, and whether loss and gradient are finite."""
     finite = [_is_finite(value) for value in (loss, *gradients)]
     return {"rows": step.microbatches[k], "loss": float(loss), "finite": all(finite)}
 
 
 def _groups(step: Step) -> list[dict[str, Any]]:
-    """The groups of the step, with everything needed to run them again."""
+    """Return the groups of the step, with everything needed to run them again."""
     rollout, size = step.prepared.rollout, step.prepared.rollout.group_size
     return [
         {

@@ -32,8 +32,8 @@ class PreparedRollout:
     Args:
         advantages: (B, 1). live: rows that can have a gradient.
         old: (B, T) log-probabilities at rollout time; None with a single optimizer step, where they are the current
-            ones.
-        on_policy: the weights are still the rollout's, so the current log-probabilities are the old ones.
+            ones. The first step runs on the rollout's weights, so its rows are filled in by its own forward pass.
+        on_policy: whether the weights are still the rollout's.
         ref: (B, T) log-probabilities under the reference policy; None without a KL term.
     """
 
@@ -43,6 +43,11 @@ class PreparedRollout:
     old: Tensor | None = None
     on_policy: bool = True
     ref: Tensor | None = None
+
+    def record_old(self, rows: list[int], logp: Tensor) -> None:
+        """Keep log-probabilities (rows, T) computed with the rollout's weights as those of rollout time."""
+        if self.old is not None:
+            self.old[index(rows, self.old.device)] = logp.detach().to(self.old.dtype)
 
 
 @dataclass
@@ -68,40 +73,42 @@ class Step:
     correction: ImportanceCorrection
     cap: float
 
-    def inputs(self, k: int, policy: Policy, entropy_gradient: bool = False) -> tuple[LossInputs, Stats]:
-        """Run the policy on micro-batch k; returns the objective's inputs, and sums over its tokens."""
-        rows, weight = self.microbatches[k], float(k < self.real)
-        prepared = self.prepared
-        logp, entropy = policy.logprobs(prepared.rollout, rows, entropy=True, entropy_gradient=entropy_gradient)
-        at = index(rows, self.mask.device)
-        mask, engine = self.mask[at], self.engine_logprobs[at]
-        if prepared.on_policy and prepared.old is not None:
-            prepared.old[at] = logp.detach().to(prepared.old.dtype)
-        old = logp.detach() if prepared.old is None else prepared.old[at]
-        tokens, sequences = importance_weights(old, engine, mask, self.correction, self.cap)
-        plain = self.token_weight[at] * weight
-        inputs = LossInputs(
-            logp=logp,
-            old=old,
-            mask=mask,
-            advantages=prepared.advantages[at],
-            token_weight=plain * tokens,
-            row_weight=sequences * self.row_share * weight,
-            prompt=at // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
-            plain_weight=plain,
-            ref=None if prepared.ref is None else prepared.ref[at],
-            entropy=entropy,
-        )
-        difference = log_ratio(old, engine, mask)
-        ratio = difference.exp() * mask
-        stats = {
-            "tokens": mask.sum(),
-            "entropy": torch.where(mask, entropy.detach(), 0.0).sum(),  # type: ignore[union-attr]
-            "engine_difference": difference.abs().sum(),
-            "engine_ratio": ratio.sum(),
-            "engine_ratio_squared": ratio.square().sum(),
-        }
-        return inputs, stats
+
+def loss_inputs(step: Step, k: int, logp: Tensor, entropy: Tensor) -> tuple[LossInputs, Stats]:
+    """Return the objective's inputs for micro-batch k, and sums over its tokens.
+
+    Args:
+        logp, entropy: (rows, T), the forward pass of the micro-batch.
+    """
+    rows, weight = step.microbatches[k], float(k < step.real)
+    prepared = step.prepared
+    at = index(rows, step.mask.device)
+    mask, engine = step.mask[at], step.engine_logprobs[at]
+    old = logp.detach() if prepared.old is None else prepared.old[at]
+    tokens, sequences = importance_weights(old, engine, mask, step.correction, step.cap)
+    plain = step.token_weight[at] * weight
+    inputs = LossInputs(
+        logp=logp,
+        old=old,
+        mask=mask,
+        advantages=prepared.advantages[at],
+        token_weight=plain * tokens,
+        row_weight=sequences * step.row_share * weight,
+        prompt=at // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
+        plain_weight=plain,
+        ref=None if prepared.ref is None else prepared.ref[at],
+        entropy=entropy,
+    )
+    difference = log_ratio(old, engine, mask)
+    ratio = difference.exp() * mask
+    stats = {
+        "tokens": mask.sum(),
+        "entropy": torch.where(mask, entropy.detach(), 0.0).sum(),
+        "engine_difference": difference.abs().sum(),
+        "engine_ratio": ratio.sum(),
+        "engine_ratio_squared": ratio.square().sum(),
+    }
+    return inputs, stats
 
 
 def plan_step(
@@ -153,7 +160,7 @@ def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool
 
 @torch.no_grad()
 def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, in_step: bool) -> Tensor:
-    """(B, T) log-probabilities of some rows under `policy`, without gradients; 0 in the other rows.
+    """Return (B, T) log-probabilities of some rows under `policy`, without gradients; 0 in the other rows.
 
     Args:
         in_step: as for `plan_step`.
@@ -169,7 +176,7 @@ def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, 
 
 
 def step_metrics(sums: Stats) -> dict[str, float]:
-    """Sums over this rank's tokens -> means over the tokens run on all ranks, by metric name. Collective."""
+    """Turn sums over this rank's tokens into means over the tokens run on all ranks, by metric name. Collective."""
     if not sums:
         return {"train/loss": 0.0}
     names = sorted(sums)

@@ -65,7 +65,7 @@ class Trace:
         x.logp.register_hook(note)
 
     def records(self, rollout: Rollout, tokenizer: Any) -> list[dict[str, Any]]:
-        """The watched groups as JSON records."""
+        """Return the watched groups as JSON records."""
         size = rollout.group_size
         return [
             {
@@ -97,7 +97,7 @@ class Trace:
 
 
 def _numbers(values: Tensor, sampled: Iterable[bool]) -> list[float]:
-    """A number for each token: those of the sampled ones, and 0 for observed ones."""
+    """Return a number for each token: those of the sampled ones, and 0 for observed ones."""
     each = iter(values.tolist())
     return [float(f"{next(each):.6g}") if own else 0.0 for own in sampled]
 
@@ -113,7 +113,7 @@ def write_trace(run: str | Path, step: int, algorithm: str, groups: list[dict[st
 
 
 def list_traces(run: str | Path) -> dict[int, Path]:
-    """The files that `write_trace` wrote, by step."""
+    """Return the files that `write_trace` wrote, by step."""
     files = {path.stem.removeprefix("step-"): path for path in sorted(trace_folder(run).glob("step-*.json"))}
     return {int(step): path for step, path in files.items() if step.isdigit()}
 
@@ -126,7 +126,7 @@ def drop_traces_after(run: str | Path, step: int) -> None:
 
 
 def read_trace(path: Path) -> tuple[str, list[dict[str, Any]]]:
-    """(algorithm, groups) from a file that `write_trace` wrote.
+    """Return (algorithm, groups) from a file that `write_trace` wrote.
 
     Raises:
         UserError: it cannot be read, or is not such a file.

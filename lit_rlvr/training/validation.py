@@ -66,7 +66,7 @@ class EvaluatingModule(LightningModule):
         self.log_dict(self.validation_results | {"step": float(self.updates)})
 
     def _results(self, prefix: str) -> dict[str, float]:
-        """Each set's metrics, and `<prefix>/accuracy`, the mean over sets."""
+        """Return each set's metrics, and `<prefix>/accuracy`, the mean over sets."""
         results = {
             f"{prefix}/{name}/{metric}": value
             for name, metrics in self._metrics.items()

@@ -66,7 +66,8 @@ def test_every_algorithm_is_here() -> None:
 
 @pytest.mark.parametrize("cls", DEFAULTS)
 def test_defaults_are_the_papers(cls: type[RLVRModule]) -> None:
-    given = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+    owners = [owner for owner in reversed(cls.__mro__) if issubclass(owner, RLVRModule)]
+    given = {name: p.default for owner in owners for name, p in inspect.signature(owner).parameters.items()}
     assert {name: given[name] for name in DEFAULTS[cls]} == DEFAULTS[cls]
     assert cls().kl_coef == (0.001 if cls is APMPO else 0.0)
     assert cls().entropy_coef == 0

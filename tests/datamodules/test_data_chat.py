@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
-from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, named
+from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, registered
 from lit_rlvr.datamodules.reading.rows import BadRow, as_prompt
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -171,7 +171,7 @@ def test_a_misspelt_name_is_refused_and_free_text_is_not():
         PromptDataModule(system_prompt="aapo-1.5")
     with pytest.raises(UserError, match="template: no prompt is named 'boxd', did you mean 'boxed'"):
         PromptDataModule(template="boxd")
-    assert named("You are an agrae-math fan.", SYSTEM_PROMPTS, "system_prompt") == "You are an agrae-math fan."
+    assert registered("You are an agrae-math fan.", SYSTEM_PROMPTS, "system_prompt") == "You are an agrae-math fan."
 
 
 @pytest.mark.parametrize("content", [5, None, [5], [{"type": "text", "text": 7}], {"type": "text"}])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lit_rlvr.datamodules import CellArea, LesionCount, LesionPlace, TriangleProblem
-from lit_rlvr.datamodules.toys.geometry import corners_of
+from lit_rlvr.datamodules.toys.geometry import triangle_corners
 from lit_rlvr.errors import UserError
 
 TASKS = [CellArea, LesionCount, LesionPlace, TriangleProblem]
@@ -65,8 +65,8 @@ def test_triangles_ask_for_what_the_other_two_tell(ask: Any, monkeypatch: pytest
     import lit_rlvr.datamodules.toys.geometry as triangles
 
     drawn: list[tuple[Any, Any]] = []
-    plain = triangles.picture
-    monkeypatch.setattr(triangles, "picture", lambda *args: drawn.append(args) or plain(*args))
+    plain = triangles.draw_triangle
+    monkeypatch.setattr(triangles, "draw_triangle", lambda *args: drawn.append(args) or plain(*args))
     samples = TriangleProblem(ask=ask, pictures=30, held_out=0).load("train")
     for sample, (corners, labels) in zip(samples, drawn[-30:], strict=True):
         texts = [text.strip("\N{DEGREE SIGN}") for _, text in labels]
@@ -84,7 +84,7 @@ def test_triangles_ask_for_what_the_other_two_tell(ask: Any, monkeypatch: pytest
 
 
 def test_a_triangle_from_two_angles() -> None:
-    assert np.allclose(corners_of(45, 45), [(0, 0), (1, 0), (0.5, 0.5)])
+    assert np.allclose(triangle_corners(45, 45), [(0, 0), (1, 0), (0.5, 0.5)])
 
 
 @pytest.mark.parametrize("task", TASKS)

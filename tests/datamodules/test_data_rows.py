@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lit_rlvr.datamodules.reading.checks import made_rows
+from lit_rlvr.datamodules.reading.checks import require_samples
 from lit_rlvr.datamodules.reading.rows import (
     BadRow,
     as_images,
     as_prompt,
     as_text,
     check_ids,
+    filter_rows,
     lookup,
     map_columns,
-    sift,
 )
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
@@ -88,7 +88,7 @@ def test_bad_rows_up_to_the_limit_are_skipped_counted_and_named(caplog: pytest.L
     rows[9] = BadRow("broken JSON", "row", "f.jsonl:10")
     rows[11] = sample(12, prompt="\ud800")
     rows[20] = sample(21, prompt="")
-    good, bad = sift(rows, "toy", 0.1)  # 4 of 40: exactly the limit
+    good, bad = filter_rows(rows, "toy", 0.1)  # 4 of 40: exactly the limit
     assert len(good) == 36 and [row.source for row in bad] == ["f.jsonl:5", "f.jsonl:10", "f.jsonl:12", "f.jsonl:21"]
     assert caplog.messages == [
         "f.jsonl: skipped 4 of 40 rows: f.jsonl:5: answer: empty; f.jsonl:10: row: broken JSON; "
@@ -99,28 +99,28 @@ def test_bad_rows_up_to_the_limit_are_skipped_counted_and_named(caplog: pytest.L
 def test_more_bad_rows_are_refused_with_file_rows_and_field():
     rows = [sample(1), sample(2, answer=""), *(sample(i) for i in range(3, 11)), sample(11, prompt="")]
     with pytest.raises(UserError) as error:
-        sift(rows, "toy", 0.1)
+        filter_rows(rows, "toy", 0.1)
     assert str(error.value) == (
         "f.jsonl: 2 of 11 rows cannot be used and max_bad_rows is 0.1: f.jsonl:2: answer: empty; "
         "f.jsonl:11: prompt: empty. Correct these rows, map other columns with `columns`, or raise max_bad_rows."
     )
-    assert len(sift(rows, "toy", 0.2)[1]) == 2
+    assert len(filter_rows(rows, "toy", 0.2)[1]) == 2
 
 
 def test_the_share_is_counted_per_file():
     good = [sample(i, source=f"big.csv:{i}") for i in range(100)]
     with pytest.raises(UserError, match=r"^small.csv: 1 of 2 rows"):
-        sift([*good, sample(1, source="small.csv:1"), sample(2, source="small.csv:2", answer="")], "toy", 0.1)
+        filter_rows([*good, sample(1, source="small.csv:1"), sample(2, source="small.csv:2", answer="")], "toy", 0.1)
 
 
 def test_rows_without_a_place_are_numbered_within_their_set():
     with pytest.raises(UserError, match=r"^my train: 1 of 2 rows.*: my train:2: prompt: empty"):
-        sift([sample(1, source=""), sample(2, source="", prompt="")], "my train", 0.1)
+        filter_rows([sample(1, source=""), sample(2, source="", prompt="")], "my train", 0.1)
 
 
 def test_a_surrogate_inside_a_message_is_found():
     with pytest.raises(UserError, match="prompt: not valid Unicode"):
-        sift([sample(1, prompt=[{"role": "user", "content": "\udfff"}])], "toy", 0.0)
+        filter_rows([sample(1, prompt=[{"role": "user", "content": "\udfff"}])], "toy", 0.0)
 
 
 def test_the_first_two_rows_with_one_id_are_named():
@@ -146,13 +146,13 @@ def test_a_field_of_the_wrong_type_is_named_with_the_function(fields, said):
         return [sample(1), sample(2, **fields)]
 
     with pytest.raises(UserError, match=rf"rows \(.*test_data_rows.py:\d+\): item 2: {said}"):
-        list(made_rows(rows("train"), rows))
+        list(require_samples(rows("train"), rows))
 
 
 def test_rows_give_samples_bad_rows_or_nothing():
     good = [sample(1), BadRow("broken"), sample(2, prompt=[{"role": "user", "content": "q"}], images=("a.png",))]
-    assert list(made_rows(iter(good), sample)) == good and list(made_rows(None, sample)) == []
+    assert list(require_samples(iter(good), sample)) == good and list(require_samples(None, sample)) == []
     with pytest.raises(UserError, match="must give Samples, not an int"):
-        list(made_rows(7, sample))
+        list(require_samples(7, sample))
     with pytest.raises(UserError, match="item 2 must be a Sample"):
-        list(made_rows([sample(1), {"prompt": "q"}], sample))
+        list(require_samples([sample(1), {"prompt": "q"}], sample))

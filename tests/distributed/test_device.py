@@ -18,7 +18,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.distributed.collectives import index, to_device
 from lit_rlvr.policy import attention as shared_prefix
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.training.step import PreparedRollout, logprobs_of, plan_step
+from lit_rlvr.training.step import PreparedRollout, logprobs_of, loss_inputs, plan_step
 from lit_rlvr.types import Rollout, Sampling
 
 CPU, GPU, META = torch.device("cpu"), torch.device("cuda:0"), torch.device("meta")
@@ -96,7 +96,7 @@ def no_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         finally:
             mode.moving = False
 
-    for name in ("distributed.device", "policy.layout", "policy.shared_prefix", "policy.spans", "training.step"):
+    for name in ("distributed.collectives", "policy.layout", "policy.attention", "policy.spans", "training.step"):
         monkeypatch.setattr(f"lit_rlvr.{name}.to_device", moved)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # torch has none for the meta device
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
@@ -124,7 +124,9 @@ def optimizer_step(policy: Policy, rollout: Rollout) -> None:
             prepared, prompts, device, "sequence_mean", 30, policy.shared_prefix, "token_truncate", 2.0, False
         )
         for k in range(len(step.microbatches)):
-            x, _ = step.inputs(k, policy)
+            logp, entropy = policy.logprobs(rollout, step.microbatches[k], entropy=True)
+            prepared.record_old(step.microbatches[k], logp)
+            x, _ = loss_inputs(step, k, logp, entropy)
             algorithm.loss(x)[0].backward()
         prepared.on_policy = False
 

@@ -17,10 +17,11 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.distributed import sharding
 from lit_rlvr.distributed.sharding import device_of, shard, whole
 from lit_rlvr.distributed.strategy import FSDP2
-from lit_rlvr.training.reference_policy import ReferenceModule
+from lit_rlvr.training.module import RLVRModule
 
 CLI = Callable[..., Any]
 
@@ -93,11 +94,14 @@ def test_all_but_the_policy_moves_to_the_gpu(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("sharded", "wanted"), [(True, "cpu"), (False, "meta")])
-def test_a_reference_stays_where_its_shards_are(sharded: bool, wanted: str) -> None:
-    reference = nn.Linear(2, 2)
-    module: Any = SimpleNamespace(sharded=sharded, _reference=[reference], device=torch.device("meta"))
-    ReferenceModule.on_fit_start(module)
-    assert reference.weight.device.type == wanted
+def test_a_reference_stays_where_its_shards_are(sharded: bool, wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = GRPO()
+    monkeypatch.setattr(RLVRModule, "sharded", sharded)
+    monkeypatch.setattr(RLVRModule, "device", torch.device("meta"))
+    monkeypatch.setattr(RLVRModule, "trainer", SimpleNamespace(precision="32-true"))
+    module.reference.policy = nn.Linear(2, 2)
+    module.on_fit_start()
+    assert module.reference.policy.weight.device.type == wanted
 
 
 def test_sums_over_shards_on_the_cpu_have_a_backend() -> None:

@@ -1,6 +1,7 @@
 """Episodes in worker processes: faults affect one completion, and lost episodes are played again."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample, Turn
 from lit_rlvr.workers.process import Isolation, Outcome
 
-LIMITS = Isolation(cpu_seconds=1.0, wall_seconds=3.0, memory_mb=1024)
+LIMITS = Isolation(cpu_seconds=1.0, wall_seconds=60.0, memory_mb=1024)
+BRIEF = replace(LIMITS, wall_seconds=3.0)
 SAMPLE = Sample("a", "?", "12")
 
 
@@ -84,7 +86,7 @@ def test_the_reward_comes_with_the_end(play: Any) -> None:
 )
 def test_a_fault_is_that_completions_alone(play: Any, fault: str, status: str, detail: str) -> None:
     """Episodes 0 and 2 live in the worker that it ends, 1 in the other."""
-    playing = play()
+    playing = play(Faulty(limits=BRIEF)) if fault == "hang" else play()
     playing.say(e0="go", e1="go", e2="go")
     found = playing.say(e0=fault, e1="go", e2="go")
     assert found[0].status == status and detail in found[0].detail

@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback
 
 from lit_rlvr.rollout import callback
-from lit_rlvr.rollout.assemble import balance, tokens_to_train
+from lit_rlvr.rollout.assemble import balance, group_tokens
 from lit_rlvr.types import Rollout
 
 
@@ -35,5 +35,10 @@ def _halves(rollout: Rollout) -> str:
     """Tokens to train on in each of two minibatches."""
     numbers = {p: p for p in range(len(rollout.prompts))} if rollout.kept is None else rollout.kept
     return " ".join(
-        str(sum(tokens_to_train(rollout, p, False) for p, number in numbers.items() if number % 2 == k)) for k in (0, 1)
+        str(sum(group_tokens(rollout, p) for p, number in numbers.items() if number % 2 == k and runs(rollout, p)))
+        for k in (0, 1)
     )
+
+
+def runs(rollout: Rollout, p: int) -> bool:
+    return bool((rollout.rewards[p] != rollout.rewards[p, 0]).any())

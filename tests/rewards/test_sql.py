@@ -14,7 +14,7 @@ import pytest
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution, sql_check
-from lit_rlvr.rewards.sql_check import check, extract, is_ordered, same
+from lit_rlvr.rewards.sql_check import check, extract, is_ordered, same_result
 from lit_rlvr.rewards.sql_query import Limits, QueryFailed, connect, run_query
 from lit_rlvr.types import Completion, RewardResult, Sample
 
@@ -150,7 +150,7 @@ def test_columns_are_matched_as_by_trying_every_permutation() -> None:
             values = draw.sample([row[column] for row in found], height)
             found = [(*row[:column], value, *row[column + 1 :]) for row, value in zip(found, values, strict=True)]
         expected = try_all(wanted, found)
-        assert same(wanted, found, "spider", ordered=False) is expected, (wanted, found)
+        assert same_result(wanted, found, "spider", ordered=False) is expected, (wanted, found)
         seen.add(expected)
     assert seen == {True, False}
 
@@ -368,7 +368,7 @@ def test_the_reference_is_run_once_and_its_results_fit_the_memory(pets: str, mon
         return run_query(path, sql, limits)
 
     monkeypatch.setattr(sql_check, "run_query", run)
-    monkeypatch.setattr(sql_check, "_known", {})
+    monkeypatch.setattr(sql_check, "_references", {})
     for gold in ("SELECT 4", "SELECT oops", "SELECT 4"):
         for _ in range(3):
             check("```SELECT 4```", gold, (pets,), "bird", LIMITS)
@@ -376,7 +376,7 @@ def test_the_reference_is_run_once_and_its_results_fit_the_memory(pets: str, mon
     monkeypatch.setattr(sql_check, "CACHE_BYTES", 1000)
     for number in range(100):
         check("```SELECT 4```", f"SELECT {number}", (pets,), "bird", LIMITS)
-    assert len(sql_check._known) < 20
+    assert len(sql_check._references) < 20
 
 
 def test_a_thousand_queries_are_all_judged(pets: str) -> None:

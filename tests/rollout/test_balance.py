@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_rollout, random_ids
 
-from lit_rlvr.rollout.assemble import balance, even_out, join, take, tokens_to_train
+from lit_rlvr.algorithms import AAPO, GRPO, GRPOLead, Reinforce
+from lit_rlvr.rollout.assemble import balance, even_out, group_tokens, join, take
 from lit_rlvr.types import Rollout
 
 
@@ -67,13 +68,17 @@ def test_a_rollout_is_what_its_groups_make() -> None:
     assert take(whole, 1).token_ids.untyped_storage().nbytes() == 2 * 6 * 8, "a view would be sent with all the rest"
 
 
-def test_groups_without_a_gradient_cost_nothing() -> None:
-    rollout = rollout_of([[4, 2], [1, 6]])
+def test_groups_that_training_will_run() -> None:
+    """By the algorithm's own rule: equal rewards are no gradient for GRPO, but for REINFORCE and AAPO's margin."""
+    rollout = rollout_of([[4, 2], [1, 6], [2, 2]])
     rollout.rewards[0] = 1.0
-    assert [tokens_to_train(rollout, p, all_rows=False) for p in range(2)] == [0, 4 + 7]
-    assert tokens_to_train(rollout, 0, all_rows=True) == 3 + 6
+    rollout.mask[4:] = False
+    assert [group_tokens(rollout, p) for p in range(2)] == [3 + 6, 4 + 7]
+    assert GRPO().runs_groups(rollout) == AAPO(advantage="agrae").runs_groups(rollout) == [False, True, False]
+    for algorithm in (GRPO(kl_coef=0.1), GRPO(entropy_coef=0.1), Reinforce(), AAPO(), GRPOLead()):
+        assert algorithm.runs_groups(rollout) == [True, True, False], type(algorithm).__name__
 
 
 def test_one_process_keeps_its_rollout() -> None:
     rollout = rollout_of([[4, 2]])
-    assert balance(rollout, 1, False, 0) is rollout
+    assert balance(rollout, 1, [True], 0) is rollout

@@ -141,8 +141,8 @@ def test_a_template_that_changes_earlier_turns_is_refused() -> None:
         "{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] if not loop.last else m['content'] }}"
     )
     with pytest.raises(UserError, match="changes earlier turns of the model when a 'user' message follows"):
-        BetweenTurns(Chat(), tokenizer, ENDS, "user").check()
-    between().check()
+        BetweenTurns(Chat(), tokenizer, ENDS, "user").choose_role()
+    between().choose_role()
 
 
 ROLES = (
@@ -155,12 +155,12 @@ def test_a_template_without_tool_messages_shows_them_as_the_users() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = ROLES.replace("ROLES", "['system', 'user', 'assistant']")
     plain = BetweenTurns(Chat(), tokenizer, ENDS, "tool")
-    plain.check()
+    plain.choose_role()
     seen = tokenizer.decode(plain.tokens("391", END, 100).token_ids)
     assert seen == "\n<|im_start|>user\n391<|im_end|>\n<|im_start|>assistant\n"
     tokenizer.chat_template = ROLES.replace("ROLES", "['assistant']")
     with pytest.raises(UserError, match="does not show messages that follow a turn of the model"):
-        BetweenTurns(Chat(), tokenizer, ENDS, "tool").check()
+        BetweenTurns(Chat(), tokenizer, ENDS, "tool").choose_role()
 
 
 def test_room_for_the_template_alone_is_refused(episodes: Any) -> None:
@@ -172,7 +172,7 @@ def test_a_model_without_a_template() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     plain = BetweenTurns(Chat(prefill="> "), tokenizer, (0,), "tool")
-    plain.check()
+    plain.choose_role()
     assert tokenizer.decode(plain.tokens("42", 70, 100).token_ids) == "\n42\n> "
 
 

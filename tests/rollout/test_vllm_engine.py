@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import settle_correction
+from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
@@ -28,7 +28,7 @@ from lit_rlvr.rollout.engines import vllm
 from lit_rlvr.rollout.engines.base import EngineContext
 from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.rollout.engines.process_group import executor_on
-from lit_rlvr.rollout.engines.synced import SyncedEngine, check_engine
+from lit_rlvr.rollout.engines.synced import check_engine
 from lit_rlvr.rollout.engines.vllm import WORTH_COMPILING, VLLMEngine, smallest_block, with_tied_head
 from lit_rlvr.types import Sampling
 
@@ -254,7 +254,7 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
     engine, told = VLLMEngine(), Told()
     engine._llm = told
     engine.sync(policy)
-    assert engine.rest()
+    assert engine.sleep()
     engine.sync(policy)
     engine.sync(policy)
     load = ["collective_rpc ", "reset_prefix_cache "]
@@ -263,7 +263,7 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
     assert told == [*load, "sleep 2", *woken, *load]
     stays = VLLMEngine(sleep=False)
     stays._llm = told
-    assert not stays.rest()
+    assert not stays.sleep()
 
 
 def test_adapters_are_merged_into_what_the_engine_holds(
@@ -326,7 +326,7 @@ def test_an_engine_that_lost_its_weights_gets_all(monkeypatch: pytest.MonkeyPatc
     engine.start(context)
     engine.sync(policy)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert engine.rest()
+    assert engine.sleep()
     engine.sync(policy)
     engine.sync(policy)
     fails.append(True)
@@ -401,7 +401,7 @@ def test_fp8_is_asked_of_vllm_and_widens_the_probe(monkeypatch: pytest.MonkeyPat
     engine.start(context)
     assert settings["quantization"] in QUANTIZATION_METHODS and settings["dtype"] == "bfloat16"
     assert engine.probe_tolerance > 2 * plain.probe_tolerance
-    assert settle_correction(None, SyncedEngine(engine).exact(torch.bfloat16)) == "token_truncate"
+    assert resolve_correction(None, engine.is_exact(torch.bfloat16)) == "token_truncate"
 
 
 @pytest.mark.usefixtures("hopper")

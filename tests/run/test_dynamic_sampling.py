@@ -13,7 +13,7 @@ from tiny import make_rollout
 from tiny_rewards import judged_as_is
 from tiny_runs import assert_same_run, metrics
 
-from lit_rlvr.rollout.assemble import join, live_groups
+from lit_rlvr.rollout.assemble import join, mixed_groups
 
 CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml", "--model", "DAPO")
@@ -72,10 +72,10 @@ def test_resume_goes_on_after_the_extra_prompts(run_folder: Path, lit_rlvr: CLI,
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3 * updates)
 
 
-def test_live_groups_go_by_correctness_not_by_reward() -> None:
+def test_mixed_groups_go_by_correctness_not_by_reward() -> None:
     rollout = make_rollout([[1], [2], [3]], [[[4], [5]]] * 3, rewards=[[0.0, 1.0], [1.0, 1.0], [0.3, 0.4]])
     rollout.correct = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
-    assert live_groups(rollout) == [1]
+    assert mixed_groups(rollout) == [1]
 
 
 def test_join_keeps_every_row_and_pads_to_the_longer() -> None:

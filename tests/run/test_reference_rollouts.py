@@ -25,7 +25,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, int]]:
     sample = RolloutCallback._sample_reference
 
     def watched(self: RolloutCallback, trainer: Any, module: Any, prompts: Any, seeds: Any) -> Any:
-        seen.append((next(module.reference.parameters()).detach().clone(), sum(len(s) for s in seeds)))
+        seen.append((next(module.reference.policy.parameters()).detach().clone(), sum(len(s) for s in seeds)))
         return sample(self, trainer, module, prompts, seeds)
 
     monkeypatch.setattr(RolloutCallback, "_sample_reference", watched)

@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import tiny_rewards
@@ -30,6 +31,13 @@ CLI = Callable[..., Any]
 DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 
 
+def is_open(terminal: IO[str]) -> bool:
+    try:
+        return bool(termios.tcgetattr(terminal))
+    except termios.error:
+        return False
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, number: int, status: int
@@ -44,6 +52,8 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
         if calls == 2 * 16 + 20 + 5:  # the check before training, then inside the third iteration
             if number == signal.SIGHUP:  # the terminal is gone; a shell passes on what the kernel sends as well
                 os.close(master)
+                while is_open(terminal):  # a process that was just forked may still hold the other end
+                    time.sleep(0.01)
                 os.kill(os.getpid(), number)
                 time.sleep(0.2)
             os.kill(os.getpid(), number)

@@ -10,7 +10,7 @@ from lit_rlvr.rollout.engines.vllm import VLLMEngine
 
 
 def resolve_engine(engine: RolloutEngine | str) -> RolloutEngine:
-    """The engine named `auto`, `hf` or `vllm`; an engine is returned as it is.
+    """Return the engine named `auto`, `hf` or `vllm`; an engine is returned as it is.
 
     `auto` is vLLM if it is installed, else the Hugging Face engine.
 

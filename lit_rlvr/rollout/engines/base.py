@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a completion goes on.
+    """The next turn of a completion.
 
     Args:
         token_ids: the tokens of the observation, to append.
@@ -52,16 +52,16 @@ class Turns:
         self._over = []
 
     def stopped(self, p: int, g: int, turn: Completion) -> None:
-        """Completion g of prompt p stopped: `turn` holds the tokens sampled since it began or was continued."""
+        """Take note that completion g of prompt p stopped; `turn` holds the tokens sampled since it was continued."""
         self._over.append((p, g, turn))
 
     @property
     def waiting(self) -> int:
-        """How many completions stopped and have no answer yet."""
+        """The number of completions that stopped and have no answer yet."""
         return len(self._over)
 
     def answers(self, least: int) -> list[Answer]:
-        """The answers that are ready, after waiting for at least `least` of them (at most `waiting`)."""
+        """Return the answers that are ready, after waiting for at least `least` of them (at most `waiting`)."""
         over, self._over = self._over, []
         return over
 
@@ -93,7 +93,7 @@ class Row:
 
     @property
     def start(self) -> Prompt:
-        """All that stands before the current turn."""
+        """The prompt of the current turn: everything before it."""
         if not self._before:
             return self._prompt
         ids = [*self._prompt.token_ids, *self._before]
@@ -107,13 +107,13 @@ class Row:
         self.turn, self.limit = self.turn + 1, how.max_tokens
 
     def get(self) -> Completion:
-        """The completion, which is over."""
+        """Return the completion, which is over."""
         assert self.whole is not None, "the engine left a completion unfinished"
         return self.whole
 
 
 def ends_with_stop(tokenizer: Any, token_ids: Sequence[int], stop: Sequence[str]) -> bool:
-    """Whether the last token completes one of the stop texts.
+    """Return whether the last token completes one of the stop texts.
 
     Args:
         token_ids: the tokens of a turn, none of which completed one before; special tokens count as their texts.
@@ -130,7 +130,7 @@ Done = Callable[[int, list[Completion]], None]
 
 @dataclass(frozen=True)
 class EngineContext:
-    """What an engine is started with.
+    """The settings that an engine is started with.
 
     Args:
         folder: the model folder or hub id that the policy was loaded from.
@@ -158,7 +158,8 @@ class EngineContext:
     tokens: int = 0
 
     def limit(self, asked: int, before: int) -> int:
-        """The longest completion or turn after `before` tokens: what is asked for, as far as `max_tokens` allows.
+        """Return the longest completion or turn after `before` tokens: what is asked for, as far as `max_tokens`
+        allows.
 
         In training, `check_lengths` makes sure that everything fits; only an evaluation may reach the model's context.
         """
@@ -166,44 +167,12 @@ class EngineContext:
 
     @classmethod
     def in_place(cls, policy: Policy, tokenizer: PreTrainedTokenizerBase, sequences: int) -> EngineContext:
-        """A context for an engine that decodes with the policy itself (`HFEngine`) and so allocates nothing."""
+        """Return a context for an engine that decodes with the policy itself (`HFEngine`) and so allocates nothing."""
         return cls("", policy, tokenizer, max_tokens=0, max_sequences=sequences, seed=0)
 
 
-class Generates(Protocol):
-    """Samples completions and can be probed: an engine, or the owner of one."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def compute_dtype(self) -> torch.dtype: ...
-
-    @property
-    def probe_tolerance(self) -> float: ...
-
-    @abstractmethod
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        done: Done | None = None,
-        turns: Turns | None = None,
-    ) -> list[list[Completion]]:
-        """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
-
-        Called on every rank at once; a rank may have no prompts while others have some.
-
-        Args:
-            done: called with each prompt's index and completions as soon as its group is complete, in any order.
-            turns: says how a completion goes on when it stops; None = it is over. Completions go through their turns
-                independently of each other.
-        """
-
-
-class RolloutEngine(Generates, ABC):
-    """Generates completions from a copy of (or a view on) the policy's weights.
+class RolloutEngine(ABC):
+    """An engine generates completions from a copy of (or a view on) the policy's weights.
 
     Attributes:
         exact: its log-probabilities equal the trainer's up to rounding, so importance correction is off by default.
@@ -219,7 +188,11 @@ class RolloutEngine(Generates, ABC):
     in_process: bool = True
     quantized: bool = False
 
-    def check_hardware(self, device: str, dtype: torch.dtype) -> None:
+    def is_exact(self, dtype: torch.dtype) -> bool:
+        """Return whether its log-probabilities equal those of a trainer that computes in `dtype`, up to rounding."""
+        return self.exact and dtype == torch.float32
+
+    def check_hardware(self, device: str, dtype: torch.dtype) -> None:  # noqa: B027  # optional
         """Refuse a device that the engine's options do not work on, or a compute type of the trainer, before weights
         are loaded.
 
@@ -242,12 +215,35 @@ class RolloutEngine(Generates, ABC):
         called on every rank.
         """
 
+    @abstractmethod
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:
+        """Sample `len(seeds[p])` completions of each prompt p; completion g depends only on `seeds[p][g]`.
+
+        Called on every rank at once; a rank may have no prompts while others have some.
+
+        Args:
+            done: called with each prompt's index and completions as soon as its group is complete, in any order.
+            turns: says how a completion goes on when it stops; None = it is over. Completions go through their turns
+                independently of each other.
+        """
+
     def restore(self, policy: Policy) -> None:
         """Load the last sync's weights again after a restart, on this rank alone."""
         self.sync(policy)
 
+    def sleep(self) -> bool:
+        """Free memory until the next sync; return whether it did so, which discards the weights."""
+        return self.rest()
+
     def rest(self) -> bool:
-        """Free memory until the next sync. Returns whether it did so, which discards the weights."""
+        """Do as `sleep`, under the name that it had before; an engine may still define it."""
         return False
 
     @abstractmethod

@@ -23,7 +23,7 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class ServerError(Exception):
-    """A server cannot be reached, or reports a failure."""
+    """Error of a server that cannot be reached or reports a failure."""
 
 
 class VLLMServer:
@@ -69,7 +69,8 @@ class VLLMServer:
             time.sleep(0.5)
 
     def settings(self) -> dict[str, Any]:
-        """vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ..., and whether it is `batch_invariant`.
+        """Return vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ..., and whether it is
+        `batch_invariant`.
 
         Raises:
             UserError: the server does not allow changing its weights.
@@ -82,11 +83,11 @@ class VLLMServer:
         return {**found["vllm_config"]["model_config"], "batch_invariant": invariant}
 
     def workers(self) -> int:
-        """How many GPUs hold its weights, or shards of them."""
+        """Return how many GPUs hold its weights, or shards of them."""
         return int(self.get("/get_world_size")["world_size"])
 
     def version(self) -> str:
-        """The label of its current weights."""
+        """Return the label of its current weights."""
         return str(self.get("/weight_info")["weight_version"])
 
     def forget_weights(self) -> None:
@@ -128,7 +129,7 @@ class VLLMServer:
         return self._checked(self._ask("POST", path, body))
 
     async def complete(self, client: httpx.AsyncClient, request: dict[str, Any]) -> dict[str, Any]:
-        """One completion from `/inference/v1/generate`: tokens in, tokens out.
+        """Return one completion from `/inference/v1/generate`: tokens in, tokens out.
 
         Raises:
             UserError: the server does not accept tokens.
@@ -163,5 +164,5 @@ class VLLMServer:
 
 
 def dtype_of(settings: dict[str, Any]) -> torch.dtype:
-    """A server's compute type, from its `settings`."""
+    """Return a server's compute type, from its `settings`."""
     return getattr(torch, str(settings["dtype"]).removeprefix("torch."))

@@ -88,7 +88,7 @@ class HFEngine(RolloutEngine):
         return [[row.get() for row in group] for group in groups]
 
     def _fitting(self, starts: Sequence[Sequence[_Row]]) -> int:
-        """How many of the first groups may be decoded together, at least one."""
+        """Return how many of the first groups may be decoded together, at least one."""
         sizes = accumulate(len(rows) for rows in starts)
         return max(1, sum(size <= self.max_sequences for size in sizes))
 
@@ -182,7 +182,7 @@ class HFEngine(RolloutEngine):
 
     @staticmethod
     def _forward(model: Any, input_ids: Tensor, attend: Tensor, cache: Any, places: Tensor, **images: Tensor) -> Tensor:
-        """Logits (b, V) after each row's last token, given positions (D, b, L); the cache grows in place."""
+        """Return logits (b, V) after each row's last token, given positions (D, b, L); the cache grows in place."""
         output = model(
             input_ids=input_ids, attention_mask=attend, position_ids=places[0] if len(places) == 1 else places,
             past_key_values=cache, use_cache=True, logits_to_keep=1, **images,

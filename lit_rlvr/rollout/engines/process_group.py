@@ -52,7 +52,7 @@ class OwnWorld:
 
 @cache
 def vllm_world() -> OwnWorld:
-    """The world that every vLLM of this process starts in. It ends when vLLM shuts down, for whatever reason."""
+    """Return the process group that every vLLM of this process starts in, and which ends when vLLM shuts down."""
     from vllm.distributed import parallel_state
 
     world, destroy = OwnWorld(), parallel_state.destroy_distributed_environment
@@ -66,7 +66,7 @@ def vllm_world() -> OwnWorld:
 
 
 def executor_on(index: int) -> type[Any]:
-    """vLLM's single-process executor, on the device with this index.
+    """Return vLLM's single-process executor, on the device with this index.
 
     By default it takes the first visible device, which is the same one on every rank.
     """

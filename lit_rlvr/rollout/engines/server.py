@@ -201,7 +201,7 @@ class VLLMServerEngine(RolloutEngine):
         return group
 
     async def _episode(self, client: httpx.AsyncClient, row: Row, sampling: Sampling, answers: _Answers) -> Completion:
-        """One completion, turn after turn."""
+        """Return one completion, turn after turn."""
         while True:
             parameters = sampling_parameters(self._held, sampling, row.seed, row.limit)
             request = self._input(row.start) | {"sampling_params": parameters}
@@ -213,7 +213,7 @@ class VLLMServerEngine(RolloutEngine):
             row.go_on(answer)
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
-        """A prompt, with each image as one placeholder and a PNG, which is lossless."""
+        """Return a prompt, with each image as one placeholder and a PNG, which is lossless."""
         if prompt.pixels is None:
             return {"token_ids": list(prompt.token_ids)}
         parts = [{"type": "image_url", "url": _png(image)} for image in prompt.pixels.images]
@@ -273,7 +273,7 @@ def check_model(url: str, served: str, ours: Any) -> None:
 
 
 def model_sizes(config: Any) -> dict[str, Any]:
-    """The kind of a model and of its parts, and the sizes of their weights, by the names in the config."""
+    """Return the kind of a model and of its parts, and the sizes of their weights, by the names in the config."""
     parts = {"": config.get_text_config(), "vision_config.": getattr(config, "vision_config", None)}
     found: dict[str, Any] = {"model_type": config.model_type}
     for prefix, part in parts.items():
@@ -290,7 +290,7 @@ class _Answers:
         self._found: dict[tuple[int, int], Continuation | Completion] = {}
 
     async def to(self, p: int, g: int, turn: Completion) -> Continuation | Completion:
-        """What follows a turn of completion g of prompt p."""
+        """Return what follows a turn of completion g of prompt p."""
         self._turns.stopped(p, g, turn)
         while True:
             self._found |= {(p, g): answer for p, g, answer in self._turns.answers(0)}

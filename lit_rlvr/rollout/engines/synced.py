@@ -15,7 +15,7 @@ from lit_rlvr.distributed.collectives import gather_objects, lost_peer
 from lit_rlvr.errors import UserError, check_within, first_line
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
-from lit_rlvr.rollout.engines.base import Done, EngineContext, Generates, RolloutEngine, Turns
+from lit_rlvr.rollout.engines.base import Done, EngineContext, RolloutEngine, Turns
 from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
@@ -24,7 +24,7 @@ PROBED = 16
 
 
 def probe_sampling(sampling: Sampling) -> Sampling:
-    """Settings for a probe: up to `PROBED` tokens, without top-p, top-k or greedy decoding."""
+    """Return the settings of a probe: up to `PROBED` tokens, without top-p, top-k or greedy decoding."""
     return replace(
         sampling,
         temperature=sampling.temperature or 1.0,
@@ -35,11 +35,19 @@ def probe_sampling(sampling: Sampling) -> Sampling:
     )
 
 
-def check_engine(engine: Generates, policy: Policy, prompt: Prompt, sampling: Sampling, seed: int) -> float:
+def check_engine(
+    engine: RolloutEngine,
+    policy: Policy,
+    prompt: Prompt,
+    sampling: Sampling,
+    seed: int,
+    owner: SyncedEngine | None = None,
+) -> float:
     """Sample a completion with the engine and compare its log-probabilities with the trainer's.
 
     Args:
         sampling: without top-p and top-k; at most `max_tokens` tokens are compared.
+        owner: restarts the engine if it crashes on the completion; None = the crash is raised.
 
     Returns:
         How much a token's log-probability differs, in nats: the largest difference of all tokens where the engine
@@ -48,7 +56,7 @@ def check_engine(engine: Generates, policy: Policy, prompt: Prompt, sampling: Sa
     Raises:
         UserError: the difference is more than rounding: the engine holds stale or wrong weights.
     """
-    completion = engine.generate([prompt], sampling, [[seed]])[0][0]
+    completion = (owner or engine).generate([prompt], sampling, [[seed]])[0][0]
     ours = trainer_logprobs(policy, prompt, completion, sampling, engine.compute_dtype)
     differences = (ours - torch.tensor(completion.logprobs)).abs()
     if engine.compute_dtype == torch.float32:
@@ -69,7 +77,7 @@ def check_engine(engine: Generates, policy: Policy, prompt: Prompt, sampling: Sa
 def trainer_logprobs(
     policy: Policy, prompt: Prompt, completion: Completion, sampling: Sampling, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """(n,) log-probabilities of one completion's tokens under the trainer's weights, computed in `dtype`."""
+    """Return the (n,) log-probabilities of one completion's tokens under the trainer's weights, computed in `dtype`."""
     rollout = Rollout.unscored([prompt], [[completion]], sampling)
     with training_autocast(policy.device, dtype):
         return policy.logprobs(rollout, [0])[0][0].float().cpu()
@@ -82,13 +90,13 @@ _WOULD_COME_AGAIN = {"BackendCompilerFailed", "ImportError"}
 
 
 class SyncedEngine:
-    """An engine that generates with a given version of the weights, and survives crashes.
+    """Owner of an engine: it generates with a given version of the weights, and survives crashes.
 
     When the engine raises, it is restarted, given its weights, probed, and given the same batch with the same seeds.
     Groups that were already complete, and may have been scored, are kept.
 
     Args:
-        engine: generates; it is started here.
+        engine: the engine that generates; it is started here.
         max_restarts: how many times in a row, without a complete batch in between.
         probe_every: compare the engine's log-probabilities with the policy's after the first sync that can be probed
             and after every this many; 0 = after the first only.
@@ -100,7 +108,7 @@ class SyncedEngine:
         resume: str = "resume with --ckpt_path last",
     ) -> None:  # fmt: skip
         check_within("[0, inf)", "rollout", max_engine_restarts=max_restarts, probe_every=probe_every)
-        self._engine, self._max_restarts, self._probe_every, self._resume = engine, max_restarts, probe_every, resume
+        self.engine, self._max_restarts, self._probe_every, self._resume = engine, max_restarts, probe_every, resume
         self._context: EngineContext | None = None
         self._policy: Policy | None = None  # whose weights it holds
         self._version: Hashable | None = None  # of these weights; None = it may hold others
@@ -109,40 +117,13 @@ class SyncedEngine:
         self._proven = True  # False = restarted and not probed yet
 
     @property
-    def name(self) -> str:
-        return self._engine.name
-
-    @property
     def started(self) -> bool:
         return self._context is not None
-
-    @property
-    def shares_weights(self) -> bool:
-        """Whether it decodes with the very weights that are being trained."""
-        return self._engine.shares_weights
-
-    @property
-    def in_process(self) -> bool:
-        """Whether it generates in the training process, on its device."""
-        return self._engine.in_process
-
-    def exact(self, dtype: torch.dtype) -> bool:
-        """Whether its log-probabilities equal those of a trainer that computes in `dtype`, up to rounding."""
-        return self._engine.exact and dtype == torch.float32
-
-    @property
-    def quantized(self) -> bool:
-        """Whether it computes with weights in 8 bits."""
-        return self._engine.quantized
-
-    def check_hardware(self, device: str, dtype: torch.dtype) -> None:
-        """As `RolloutEngine.check_hardware`."""
-        self._engine.check_hardware(device, dtype)
 
     def start(self, context: EngineContext) -> None:
         """Start the engine, on the first call only."""
         if self._context is None:
-            self._engine.start(context)
+            self.engine.start(context)
             self._context = context
 
     def bring(
@@ -163,7 +144,7 @@ class SyncedEngine:
         if self._version == version:
             return
         self._policy, self._version = policy, None
-        self._restart_after(crash_of(lambda: self._engine.sync(policy)))
+        self._restart_after(crash_of(lambda: self.engine.sync(policy)))
         self._version = version
         if prompts is None:
             return
@@ -172,7 +153,7 @@ class SyncedEngine:
             found = gather_objects(max(prompts, key=lambda p: len(p.token_ids), default=None))
             longest = max((p for p in found if p is not None), key=lambda p: len(p.token_ids))
             seed = derive_seed(run_seed(), "probe")
-            check_engine(self, policy, longest, probe_sampling(sampling), seed)
+            check_engine(self.engine, policy, longest, probe_sampling(sampling), seed, owner=self)
 
     def generate(
         self,
@@ -182,7 +163,7 @@ class SyncedEngine:
         done: Done | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
-        """As `RolloutEngine.generate`, restarting the engine when it crashes.
+        """Generate as `RolloutEngine.generate` does, and restart the engine when it crashes.
 
         Raises:
             UserError: the engine has crashed too often, or a probe failed.
@@ -199,7 +180,7 @@ class SyncedEngine:
             self._probe_after_restart(prompts, sampling, seeds)
             before = dict(found)
             more: dict[str, Any] = {} if turns is None else {"turns": turns}  # an engine may know single turns only
-            found.update(dict(enumerate(self._engine.generate(prompts, sampling, seeds, keep, **more))) | before)
+            found.update(dict(enumerate(self.engine.generate(prompts, sampling, seeds, keep, **more))) | before)
 
         while (crash := crash_of(attempt)) is not None:
             self._restart_after(crash)
@@ -210,12 +191,12 @@ class SyncedEngine:
     def generate_once(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> list[list[Completion]]:
-        """As `RolloutEngine.generate`, without restarts: a crash is raised."""
-        return self._engine.generate(prompts, sampling, seeds)
+        """Generate as `RolloutEngine.generate` does, without restarts: a crash is raised."""
+        return self.engine.generate(prompts, sampling, seeds)
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Free memory, if the engine can, until the next weights are synced."""
-        if self._engine.rest():
+        if self.engine.sleep():
             self._version = None
 
     def close(self) -> None:
@@ -225,17 +206,9 @@ class SyncedEngine:
         self._context = self._version = None
 
     def _close_engine(self) -> None:
-        unclosed = crash_of(self._engine.close)
+        unclosed = crash_of(self.engine.close)
         if unclosed is not None:
-            _log.warning("engine %s could not be closed: %s", self.name, unclosed)
-
-    @property
-    def probe_tolerance(self) -> float:
-        return self._engine.probe_tolerance
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        return self._engine.compute_dtype
+            _log.warning("engine %s could not be closed: %s", self.engine.name, unclosed)
 
     def _restart_after(self, crash: str | None) -> None:
         """Restart the engine until it runs; do nothing if `crash` is None.
@@ -244,28 +217,28 @@ class SyncedEngine:
             UserError: it has crashed too often, or this process cannot restore its weights alone.
         """
         while crash is not None:
-            if self._sharded and not self._engine.keeps_weights:
+            if self._sharded and not self.engine.keeps_weights:
                 raise UserError(
-                    f"engine {self.name} crashed: {crash}; with sharded weights no process can restart it alone; "
-                    f"{self._resume}"
+                    f"engine {self.engine.name} crashed: {crash}; with sharded weights no process can restart it "
+                    f"alone; {self._resume}"
                 )
             if self._restarts == self._max_restarts:
                 raise UserError(
-                    f"engine {self.name} crashed: {crash}; after {self._max_restarts} restart(s) in a row "
+                    f"engine {self.engine.name} crashed: {crash}; after {self._max_restarts} restart(s) in a row "
                     f"(rollout.max_engine_restarts) the run ends; {self._resume}"
                 )
             self._restarts, self._proven = self._restarts + 1, False
             _log.warning(
-                "engine %s crashed: %s; restart %d of %d", self.name, crash, self._restarts, self._max_restarts
+                "engine %s crashed: %s; restart %d of %d", self.engine.name, crash, self._restarts, self._max_restarts
             )
             crash = crash_of(self._start_anew)
 
     def _start_anew(self) -> None:
         assert self._context is not None and self._policy is not None, "start() and bring() come first"
-        if not self._engine.keeps_weights:
+        if not self.engine.keeps_weights:
             self._close_engine()
-        self._engine.start(self._context)
-        self._engine.restore(self._policy)
+        self.engine.start(self._context)
+        self.engine.restore(self._policy)
 
     def _probe_after_restart(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
@@ -278,7 +251,7 @@ class SyncedEngine:
             return
         assert self._policy is not None, "bring() comes first"
         longest = max(prompts, key=lambda p: len(p.token_ids))
-        check_engine(self._engine, self._policy, longest, probe_sampling(sampling), seeds[0][0])
+        check_engine(self.engine, self._policy, longest, probe_sampling(sampling), seeds[0][0])
         self._proven = True
 
     @property

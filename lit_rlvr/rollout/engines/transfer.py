@@ -135,8 +135,8 @@ def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Pa
 
 
 class NCCLTransfer(WeightTransfer):
-    """All weights, from GPU to GPU over NCCL, with vLLM's own weight transfer; servers need `--weight-transfer-config
-    '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`).
+    """Transfer of all weights from GPU to GPU over NCCL, with vLLM's own weight transfer; servers need
+    `--weight-transfer-config '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`).
 
     Args:
         address: address of the first rank's machine, reachable from the servers; by default its hostname.
@@ -186,7 +186,7 @@ class NCCLTransfer(WeightTransfer):
         self._senders = made if rank() == 0 else [self._sender(server) for server in servers]
 
     def _sender(self, server: VLLMServer, workers: int = 0) -> Any:
-        """The first rank's connection to a server with this many workers; on the others, a part in gathering."""
+        """Return the first rank's connection to a server with this many workers; on the others, a part in gathering."""
         from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
@@ -253,7 +253,7 @@ class RepeatedWeights:
 
 
 def free_port() -> int:
-    """A free TCP port on this machine."""
+    """Return a free TCP port on this machine."""
     with socket.socket() as found:
         found.bind(("", 0))
         return int(found.getsockname()[1])

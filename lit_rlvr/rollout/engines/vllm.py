@@ -276,14 +276,14 @@ class VLLMEngine(RolloutEngine):
 
     @staticmethod
     def _least(turns: Turns, busy: bool) -> int:
-        """How many answers to wait for. On a CPU all: which requests run together changes the last bits of their
+        """Return how many answers to wait for. On a CPU all: which requests run together changes the last bits of their
         results, and must not depend on how long an environment takes."""
         if not torch.cuda.is_available():
             return turns.waiting
         return 0 if busy else 1
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
-        """A prompt as vLLM takes it: each image as a picture and one placeholder, which vLLM expands itself."""
+        """Return a prompt as vLLM takes it: each image as a picture and one placeholder, which vLLM expands itself."""
         if prompt.pixels is None:
             return {"prompt_token_ids": prompt.token_ids}
         ids = collapsed(self._held.policy, prompt)
@@ -307,7 +307,7 @@ class VLLMEngine(RolloutEngine):
         assert self._context is not None, "start() comes first"
         return self._context
 
-    def rest(self) -> bool:
+    def sleep(self) -> bool:
         if not (self.sleep and torch.cuda.is_available()):
             return False
         self._llm.sleep(level=2)  # keeps neither the KV cache nor the weights
@@ -359,7 +359,8 @@ def _make_noise(worker: Any) -> None:
 
 
 def with_tied_head(policy: Policy, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """A policy's weights (`only` those of some names), including `lm_head.weight` if it is tied to the input embedding.
+    """Return a policy's weights (`only` those of some names), including `lm_head.weight` if it is tied to the input
+    embedding.
 
     vLLM on a CPU packs the output embedding into its own copy. `named_weights` lists a tied tensor once, under the
     embedding's name, which would leave that copy stale.
@@ -374,7 +375,7 @@ def with_tied_head(policy: Policy, only: Container[str] | None = None) -> Iterat
 
 
 def smallest_block() -> int:
-    """Tokens per KV-cache block: the fewest that vLLM's kernels for this CPU support.
+    """Return the tokens per KV-cache block: the fewest that vLLM's kernels for this CPU support.
 
     A group shares only whole blocks of its prompt, and most prompts are shorter than vLLM's default of 128 tokens. On
     x86, vLLM has kernels for 16 tokens but does not list that size, so it is registered here.
@@ -390,7 +391,7 @@ def smallest_block() -> int:
 
 
 def sampling_parameters(policy: Policy, sampling: Sampling, seed: int, limit: int) -> dict[str, Any]:
-    """The fields of vLLM's SamplingParams for one completion or turn of at most `limit` tokens."""
+    """Return the fields of vLLM's SamplingParams for one completion or turn of at most `limit` tokens."""
     return {
         "seed": None if sampling.temperature == 0 else seed,
         "temperature": sampling.temperature,
@@ -405,7 +406,7 @@ def sampling_parameters(policy: Policy, sampling: Sampling, seed: int, limit: in
 
 
 def collapsed(policy: Policy, prompt: Prompt) -> list[int]:
-    """A prompt's tokens with one placeholder per image, which vLLM expands itself."""
+    """Return a prompt's tokens with one placeholder per image, which vLLM expands itself."""
     model: Any = policy.model
     return collapse(prompt.token_ids, model.config.image_token_id)
 
@@ -413,6 +414,6 @@ def collapsed(policy: Policy, prompt: Prompt) -> list[int]:
 def read_completion(
     context: EngineContext, token_ids: Sequence[int], logprobs: tuple[float, ...], finish_reason: str
 ) -> Completion:
-    """A `Completion` from vLLM's output, with its text decoded."""
+    """Return a `Completion` from vLLM's output, with its text decoded."""
     text = str(context.tokenizer.decode(list(token_ids), skip_special_tokens=True))
     return Completion(text, tuple(token_ids), "stop" if finish_reason == "stop" else "length", logprobs)

@@ -1,4 +1,4 @@
-"""An advantage: from the rewards of groups to the weights of their completions. `config.yaml` names it."""
+"""An advantage, which turns the rewards of groups into weights of their completions. `config.yaml` names it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ class Hardest(Advantage):
         return 2
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        """(P, G) from (P, G): row p holds the completions of question p."""
+        """Return (P, G) advantages of (P, G) rewards; row p holds the completions of question p."""
         centred = group.rewards - group.rewards.mean(1, keepdim=True)
         return centred * (1 - group.success) ** self.sharpness

@@ -12,11 +12,11 @@ from lit_rlvr.check import check_advantage
 
 @pytest.mark.parametrize("sharpness", [0.0, 0.5, 2.0])
 def test_the_advantage_is_sound(sharpness: float) -> None:
-    assert [str(found) for found in check_advantage(Hardest(sharpness)) if not found.ok] == []
+    assert [str(finding) for finding in check_advantage(Hardest(sharpness)) if not finding.ok] == []
 
 
 def test_two_groups_by_hand() -> None:
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0]])
-    found = Hardest(sharpness=0.5)(GroupBatch(rewards, correct=rewards))
+    advantages = Hardest(sharpness=0.5)(GroupBatch(rewards, correct=rewards))
     expected = [[0.75 * 0.75**0.5, *[-0.25 * 0.75**0.5] * 3], [*[0.25 * 0.5] * 3, -0.75 * 0.5]]
-    torch.testing.assert_close(found, torch.tensor(expected))
+    torch.testing.assert_close(advantages, torch.tensor(expected))

@@ -17,8 +17,6 @@ class UpperClip(RLVRModule):
     """`-(1/N) sum_i sum_t u A`, u the ratio, at most `1 + clip` where A > 0: GRPO's surrogate without the lower clip.
 
     Args:
-        advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: how tokens are averaged.
         clip: the ratio is clipped at 1 + clip where the advantage is positive.
     """
 
@@ -34,7 +32,7 @@ class UpperClip(RLVRModule):
         self.clip = clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
-        """A sum over the rows in `x` with their shares of the loss, `x.token_weight`, so that no cut changes it."""
+        """Return a sum over the rows in `x` weighted by `x.token_weight`, so that no split of the batch changes it."""
         w = ratio(x.logp, x.old, x.mask)  # (B, T)
         high = (w > 1 + self.clip) & (x.advantages > 0) & x.mask
         surrogate = torch.where(high, 1 + self.clip, w) * x.advantages

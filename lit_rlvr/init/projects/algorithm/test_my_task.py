@@ -14,11 +14,11 @@ from lit_rlvr.objectives import LossInputs
 
 @pytest.mark.parametrize("clip", [0.0, 0.2])
 def test_the_loss_is_sound(clip: float) -> None:
-    assert [str(found) for found in check_algorithm(UpperClip(clip=clip)) if not found.ok] == []
+    assert [str(finding) for finding in check_algorithm(UpperClip(clip=clip)) if not finding.ok] == []
 
 
 def test_the_loss_of_one_token() -> None:
-    """By hand: ratios 2 and 1/2, advantages 1 and -1, a clip of 0.2."""
+    """Compare with values by hand: ratios 2 and 1/2, advantages 1 and -1, a clip of 0.2."""
     for w, advantage, expected in ((2.0, 1.0, -1.2), (2.0, -1.0, 2.0), (0.5, 1.0, -0.5), (0.5, -1.0, 0.5)):
         one = torch.ones(1, 1)
         logp = torch.full((1, 1), log(w), requires_grad=True)

@@ -13,14 +13,14 @@ from lit_rlvr.types import Sample, Turn
 
 
 class Drawers(PromptDataModule):
-    """Drawers with a number in each, which nobody can know without looking."""
+    """Drawers with a hidden number in each."""
 
     def rows(self, split: Split) -> Iterator[Sample]:
-        """`solution` is what the warm start teaches: the model's turns of an episode."""
-        places = {"train": range(128, 1000), "validation": range(128), "test": range(0)}[split]
-        for place in places:
-            number = str(random.Random(place).randrange(100, 1000))
-            yield Sample(f"drawer {place}", f"drawer {place}:", number, row={"solution": ["?", number]})
+        """Yield drawers; `solution`, the target of the warm start, lists the model's turns of an episode."""
+        numbers = {"train": range(128, 1000), "validation": range(128), "test": range(0)}[split]
+        for n in numbers:
+            content = str(random.Random(n).randrange(100, 1000))
+            yield Sample(f"drawer {n}", f"drawer {n}:", content, row={"solution": ["?", content]})
 
 
 class Drawer(Environment):
@@ -30,14 +30,14 @@ class Drawer(Environment):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.number = self.said = ""
+        self.number = self.answer = ""
 
     def reset(self, sample: Sample) -> None:
         self.number = sample.answer
 
     def step(self, turn: Turn) -> Observation:
-        self.said = turn.text.strip()
-        return Observation(self.number) if self.said == "?" else Observation(done=True)
+        self.answer = turn.text.strip()
+        return Observation(self.number) if self.answer == "?" else Observation(done=True)
 
     def reward(self) -> bool:
-        return self.said == self.number
+        return self.answer == self.number

@@ -11,8 +11,8 @@ from lit_rlvr.environments import Observation
 from lit_rlvr.types import Sample, Turn
 
 
-def played(sample: Sample, turns: Sequence[str]) -> tuple[list[Observation], bool]:
-    """The environment's answers to some turns, and its reward."""
+def play(sample: Sample, turns: Sequence[str]) -> tuple[list[Observation], bool]:
+    """Return the environment's answers to some turns, and its reward."""
     drawer = Drawer()
     drawer.reset(sample)
     return [drawer.step(Turn(text)) for text in turns], drawer.reward()
@@ -22,11 +22,11 @@ def played(sample: Sample, turns: Sequence[str]) -> tuple[list[Observation], boo
     ("turns", "reward"), [(["?", "417"], True), (["417"], True), (["?", "471"], False), (["?"], False), ([""], False)]
 )
 def test_the_reward_of_right_and_wrong_episodes(turns: list[str], reward: bool) -> None:
-    assert played(Sample("a", "drawer 1:", "417"), turns)[1] is reward
+    assert play(Sample("a", "drawer 1:", "417"), turns)[1] is reward
 
 
 def test_looking_shows_the_number_and_an_answer_ends_the_episode() -> None:
-    looked, answered = played(Sample("a", "drawer 1:", "417"), ["?", "5"])[0]
+    looked, answered = play(Sample("a", "drawer 1:", "417"), ["?", "5"])[0]
     assert (looked.text, looked.done) == ("417", False)
     assert answered.done
 
@@ -35,7 +35,7 @@ def test_every_solution_is_rewarded() -> None:
     samples = list(Drawers().rows("train"))
     assert len(samples) > 500
     for sample in samples:
-        answers, reward = played(sample, sample.row["solution"])
+        answers, reward = play(sample, sample.row["solution"])
         assert reward and answers[-1].done, sample
 
 

@@ -16,9 +16,9 @@ class Backwards(PromptDataModule):
     """Four letters to write backwards."""
 
     def rows(self, split: Split) -> Iterator[Sample]:
-        """The questions of a split with their answers; they may come from anywhere.
+        """Yield the questions of a split with their answers, from any source.
 
-        `row` holds whatever else a reward needs. Its `solution` is what the warm start teaches.
+        `row` holds what else a reward needs. Its `solution` is the target of the warm start.
         """
         words = ["".join(letters) for letters in itertools.product("abcdefgh", repeat=4)]
         random.Random(0).shuffle(words)
@@ -27,9 +27,9 @@ class Backwards(PromptDataModule):
 
 
 class InPlace(Reward):
-    """The share of letters that are in their places. `correct`, which accuracy counts, means all of them."""
+    """The share of letters in the right place. `correct`, which accuracy counts, means all of them."""
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult:
-        said, wanted = completion.text.strip(), sample.answer
-        right = sum(a == b for a, b in zip(said, wanted, strict=False))
-        return RewardResult(value=right / max(len(said), len(wanted)), correct=said == wanted)
+        text, expected = completion.text.strip(), sample.answer
+        right = sum(a == b for a, b in zip(text, expected, strict=False))
+        return RewardResult(value=right / max(len(text), len(expected)), correct=text == expected)

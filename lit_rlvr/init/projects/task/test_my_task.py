@@ -8,7 +8,7 @@ from my_task import Backwards, InPlace
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 
-def judged(text: str, sample: Sample) -> RewardResult:
+def judge(text: str, sample: Sample) -> RewardResult:
     return InPlace()(Completion(text, (), "stop"), sample)
 
 
@@ -17,13 +17,13 @@ def judged(text: str, sample: Sample) -> RewardResult:
     [("dcba", 1.0, True), (" dcba\n", 1.0, True), ("dcab", 0.5, False), ("dcbaa", 0.8, False), ("", 0.0, False)],
 )
 def test_the_reward_of_right_and_wrong_answers(text: str, value: float, correct: bool) -> None:
-    result = judged(text, Sample(id="abcd", prompt="abcd backwards:", answer="dcba"))
+    result = judge(text, Sample(id="abcd", prompt="abcd backwards:", answer="dcba"))
     assert (result.value, result.correct) == (value, correct)
 
 
 def test_every_solution_is_rewarded() -> None:
     for sample in Backwards().rows("train"):
-        assert judged(sample.row["solution"], sample).correct, sample
+        assert judge(sample.row["solution"], sample).correct, sample
 
 
 def test_no_question_is_in_both_sets() -> None:

@@ -1,4 +1,4 @@
-"""A task with pictures: a data set that draws them, and a reward. `config.yaml` names both by their class_path."""
+"""A task with pictures: a data set that draws them, and a reward. `config.yaml` names both by their dotted path."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ class Discs(PromptDataModule):
     """A disc somewhere in a picture; its colour is the answer."""
 
     def rows(self, split: Split) -> Iterator[Sample]:
-        """`<image>` marks the picture's place. `images` may also hold paths, bytes or base64.
+        """Yield pictures with their colours.
 
-        `solution` in `row` is what the warm start teaches.
+        `<image>` marks the picture's place. `images` may also hold paths, bytes or base64. `solution` in `row` is the
+        target of the warm start.
         """
         seeds = {"train": range(128, 2128), "validation": range(128), "test": range(0)}[split]
         for seed in seeds:
-            picture, colour = drawn(random.Random(seed))
+            picture, colour = draw_disc(random.Random(seed))
             prompt = "<image>colour?"
             yield Sample(f"disc {seed}", prompt, colour, images=(picture,), row={"solution": colour})
 
 
-def drawn(rng: random.Random) -> tuple[Image.Image, str]:
-    """A picture of 84 x 84 pixels, 9 image tokens, and the colour of its disc."""
+def draw_disc(rng: random.Random) -> tuple[Image.Image, str]:
+    """Draw a picture of 84 x 84 pixels, 9 image tokens; return it with the colour of its disc."""
     colour = rng.choice(COLOURS)
     size, paper = rng.randint(20, 50), rng.randint(200, 255)
     left, top = rng.randint(0, 84 - size), rng.randint(0, 84 - size)
@@ -39,6 +40,6 @@ def drawn(rng: random.Random) -> tuple[Image.Image, str]:
     return picture, colour
 
 
-def says(completion: Completion, sample: Sample) -> bool:
-    """The reward: 1 for the answer itself. A plain function of this form is a reward; bool also reports `correct`."""
+def exact(completion: Completion, sample: Sample) -> bool:
+    """Return True for exactly the answer. A plain function is a reward, and a bool also reports `correct`."""
     return completion.text.strip().lower() == sample.answer

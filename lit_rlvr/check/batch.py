@@ -1,4 +1,4 @@
-"""The made batch on which properties are measured."""
+"""The synthetic batch on which `check` measures properties."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ PROMPTS, SIZE, WIDTH, LONGEST = 6, 4, 9, 12
 """P, G, T and T_max of the batch."""
 
 
-def same(x: Tensor) -> Tensor:
+def identity(x: Tensor) -> Tensor:
     return x
 
 
 def made_batch() -> FrozenBatch:
-    """Six groups of four completions in float64.
+    """Make six groups of four completions in float64.
 
-    Each group has right and wrong ones, with rewards in [0, 1]. Completions have 1 to 9 tokens, some with gaps as
-    observations leave them. Ratios are near and far from 1.
+    Each group has right and wrong completions, with rewards in [0, 1]. Completions have 1 to 9 tokens, some with gaps
+    like those of observations. Ratios are near and far from 1.
     """
     rng = np.random.default_rng(derive_seed("check"))
     rows = PROMPTS * SIZE
@@ -52,13 +52,14 @@ def made_batch() -> FrozenBatch:
     return replace(batch, entropy=torch.from_numpy(rng.uniform(0, 3, logp.shape)))
 
 
-def changed(
-    batch: FrozenBatch, tokens: Callable[[Tensor], Tensor] = same, groups: Callable[[Tensor], Tensor] = same
+def map_batch(
+    batch: FrozenBatch, tokens: Callable[[Tensor], Tensor] = identity, groups: Callable[[Tensor], Tensor] = identity
 ) -> FrozenBatch:
-    """The batch with each of its arrays changed.
+    """Apply functions to the arrays of a batch.
 
     Args:
-        tokens: (B, T) -> (B, T') of log-probabilities, entropies and the mask. groups: (P, G) -> (P, G).
+        tokens: (B, T) -> (B, T'), for log-probabilities, entropies and the mask.
+        groups: (P, G) -> (P, G), for the arrays of the groups.
     """
     arrays: dict[str, Any] = {name: tokens(getattr(batch, name)) for name in ("logp", "old", "ref", "mask", "entropy")}
     return replace(
@@ -66,11 +67,11 @@ def changed(
     )
 
 
-def with_rows(batch: FrozenBatch, rows: Sequence[int]) -> FrozenBatch:
-    """The batch with completion `rows[i]` in row i; each group stays together."""
-    return changed(batch, lambda x: x[list(rows)], lambda x: x.flatten()[list(rows)].view_as(x))
+def reorder(batch: FrozenBatch, rows: Sequence[int]) -> FrozenBatch:
+    """Return the batch with completion `rows[i]` in row i; each group stays together."""
+    return map_batch(batch, lambda x: x[list(rows)], lambda x: x.flatten()[list(rows)].view_as(x))
 
 
-def in_single_precision(batch: FrozenBatch) -> FrozenBatch:
-    """The batch in float32."""
-    return changed(batch, lambda x: x if x.dtype == torch.bool else x.float(), lambda x: x.float())
+def to_float32(batch: FrozenBatch) -> FrozenBatch:
+    """Return the batch in float32."""
+    return map_batch(batch, lambda x: x if x.dtype == torch.bool else x.float(), lambda x: x.float())

@@ -1,0 +1,45 @@
+"""The frozen reference policy, for a KL term and for AAPO's reference completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lit_rlvr.distributed.sharding import load_whole_weights, whole_weights
+from lit_rlvr.policy.policy import Policy
+
+
+class Reference:
+    """Holds the initial policy if something needs it; AAPO may replace it by the current one (section 6.3).
+
+    It is not a module, so that Lightning neither saves nor shards it with the trained policy.
+
+    Attributes:
+        policy: the reference policy; None if neither a KL term nor the advantage needs one.
+        version: how many times it was replaced.
+    """
+
+    def __init__(self) -> None:
+        self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
+        self.version = 0
+
+    def move(self, device: torch.device) -> None:
+        """Move the weights to the training device."""
+        if self.policy is not None:
+            self.policy.to(device)
+
+    def replace(self, policy: Policy) -> None:
+        """Copy the weights of the current policy."""
+        self.policy.load_state_dict(policy.state_dict())
+        self.version += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint stores: the weights only if they were replaced. Collective with sharded weights."""
+        return {"version": self.version, "weights": whole_weights(self.policy) if self.version else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.version = state["version"]
+        if state["weights"] is not None:
+            load_whole_weights(self.policy, state["weights"])
