@@ -23,7 +23,7 @@ import lit_rlvr.rewards.known  # noqa: F401  # these imports make short class na
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.errors import refuse_nulls
-from lit_rlvr.cli.groups import CALLBACKS
+from lit_rlvr.cli.groups import CALLBACKS, GROUPS
 from lit_rlvr.cli.inspect import check_before_weights, dry_run
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
@@ -37,7 +37,7 @@ from lit_rlvr.files import check_writable
 from lit_rlvr.plan.timing import time_run
 from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.run.folder import check_room, held, room
-from lit_rlvr.run.loggers import MetricsFile, in_run_folder, save_dir_not_required, with_ours
+from lit_rlvr.run.loggers import in_run_folder, open_loggers, save_dir_not_required
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.callback import Chosen, choose_trackers
 from lit_rlvr.run.trainer import BEGINS, DEFAULTS, RunBegins, equip
@@ -90,6 +90,19 @@ SUBCOMMANDS = {
 
 class RunParser(Parser, LightningArgumentParser):
     """Our parser, with what LightningCLI adds to its own."""
+
+
+def null_groups_as_configs(args: Sequence[str]) -> list[str]:
+    """Replace `--GROUP null` by a config that says the same: the parser takes null for a whole group only there."""
+    whole = {f"--{key}": f'--config={{"{key}": null}}' for key in GROUPS}
+    found: list[str] = []
+    for argument in args:
+        if argument == "null" and found and found[-1] in whole:
+            found[-1] = whole[found[-1]]
+        else:
+            option, _, value = argument.partition("=")
+            found.append(whole[option] if value == "null" and option in whole else argument)
+    return found
 
 
 def settings_of(parser: LightningArgumentParser, config: Any) -> str:
@@ -151,7 +164,15 @@ class RLVRCLI(LightningCLI):
         )  # fmt: skip
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_line(args)  # type: ignore[attr-defined]
+        self.config = parser.parse_line(null_groups_as_configs(args))  # type: ignore[attr-defined]
+        self.reset_null_groups()
+
+    def reset_null_groups(self) -> None:
+        """Give every option group that the user set to null its defaults."""
+        command = self.config.subcommand
+        for key in GROUPS:
+            if self.config[command][key] is None:
+                self.config[command][key] = self._parser(command).get_defaults()[key]
 
     def _set_seed(self) -> None:
         if self.config[self.subcommand].seed_everything is None:
@@ -166,7 +187,7 @@ class RLVRCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        refuse_nulls(config, CALLBACKS | {"warm_start": WarmStart})
+        refuse_nulls(config, GROUPS)
         given = Path(config.trainer.default_root_dir or "runs/default").expanduser()
         root = given.absolute()  # a reward may change the current directory
         config.trainer.default_root_dir = str(given)
@@ -257,7 +278,9 @@ class RLVRCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
-        loggers = self._fit_loggers(config) if self.subcommand == "fit" and not self._dry else False
+        writes = self.subcommand == "fit" and not self._dry
+        root = Path(config.trainer.default_root_dir)
+        loggers = open_loggers(config.trainer.logger, root, config.ckpt_path) if writes else False
         if config.trainer.enable_checkpointing is False:
             config.checkpoint.enabled = False  # Lightning would refuse the callback itself
             if self.subcommand == "fit":
@@ -298,16 +321,6 @@ class RLVRCLI(LightningCLI):
             return dict(json.loads((Path(self.trainer.default_root_dir) / "summary.json").read_text()))
         return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
 
-    @staticmethod
-    def _fit_loggers(config: Any) -> list[Any]:
-        """The loggers of `with_ours`; a resumed run continues its metrics.csv."""
-        root = Path(config.trainer.default_root_dir)
-        metrics = MetricsFile(root / "metrics.csv")
-        step = checkpoint_step(config.ckpt_path) if config.ckpt_path else None
-        if step is not None:
-            metrics.resume(step)
-        return with_ours(config.trainer.logger, root, metrics, step)
-
 
 class ConfigCheck(RLVRCLI):
     """Parses configs like `fit` and builds the objects they name, without loading weights or training."""
@@ -333,7 +346,8 @@ class ConfigCheck(RLVRCLI):
     def check(self, config: dict[str, Any]) -> Any:
         """Raise the errors that `fit` would raise for a config before it builds its trainer; return what it built."""
         self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
-        refuse_nulls(self.config.fit, CALLBACKS | {"warm_start": WarmStart})
+        self.reset_null_groups()
+        refuse_nulls(self.config.fit, GROUPS)
         return self.parser.instantiate_classes(self.config).fit
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_rlvr.distributed.checkpoints import checkpoint_step
 from lit_rlvr.files import write_atomically
 
 
@@ -127,14 +128,21 @@ def in_run_folder(chosen: Any, root: Path) -> None:
                 options.save_dir = str(root)
 
 
-def with_ours(chosen: Any, root: Path, metrics: MetricsFile, resumed: int | None = None) -> list[Logger]:
-    """The loggers of a run: metrics.csv, TensorBoard, and any others configured; False = metrics.csv alone.
+def open_loggers(chosen: Any, root: Path, checkpoint: str | Path | None) -> list[Logger]:
+    """Return the loggers of a run: metrics.csv, TensorBoard, and further configured ones.
 
     Args:
-        resumed: the step of the checkpoint that the run goes on from; TensorBoard then drops later steps.
+        chosen: the configured loggers; False = metrics.csv alone.
+        root: the run folder.
+        checkpoint: the checkpoint that the run resumes from: metrics.csv continues after its step, and TensorBoard
+            drops later steps; None = a new run.
     """
+    metrics, first = MetricsFile(root / "metrics.csv"), None
+    if checkpoint is not None:
+        step = checkpoint_step(str(checkpoint))
+        metrics.resume(step)
+        first = step + 1
     given = chosen if isinstance(chosen, list) else [chosen] if isinstance(chosen, Logger) else []
-    board = chosen is not False and not any(isinstance(logger, TensorBoardLogger) for logger in given)
-    first = None if resumed is None else resumed + 1
-    ours = [TensorBoardLogger(root, name="tensorboard", version="", purge_step=first)] if board else []
-    return [*ours, *given, metrics]
+    if chosen is False or any(isinstance(logger, TensorBoardLogger) for logger in given):
+        return [*given, metrics]
+    return [TensorBoardLogger(root, name="tensorboard", version="", purge_step=first), *given, metrics]

@@ -11,14 +11,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.utilities import _log_hyperparams
 
-from lit_rlvr.distributed.checkpoints import CheckpointFiles, checkpoint_step, last_checkpoint
+from lit_rlvr.distributed.checkpoints import CheckpointFiles, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import CONFIG_HEADER, clear, held, room
 from lit_rlvr.run.live import LiveFile
-from lit_rlvr.run.loggers import MetricsFile, with_ours
+from lit_rlvr.run.loggers import open_loggers
 from lit_rlvr.run.monitor import CollapseStop, MonitoredMetrics
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import RunProgress
@@ -156,13 +156,9 @@ class RunTrainer(Trainer):
             if owns:
                 until_end.enter_context(held(root))
             path = last_checkpoint(root) if ckpt_path == "last" else ckpt_path
-            step = None if path is None else checkpoint_step(str(path))
+            loggers = open_loggers(self.chosen_logger, root, path)
             if owns:
                 until_end.enter_context(room(root, path is not None, self.overwrite))
-            metrics = MetricsFile(root / "metrics.csv")
-            if step is not None:
-                metrics.resume(step)
-            loggers = with_ours(self.chosen_logger, root, metrics, step)
             begins = RunBegins(None, loggers, None, path is not None, self.overwrite)
             callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
             callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RunBegins)]
