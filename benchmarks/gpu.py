@@ -48,7 +48,7 @@ from training import make_rollout, train, with_image
 from turns import Player
 from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
-from lit_rlvr.plan.memory import Way, fullest, training
+from lit_rlvr.plan.memory import Strategy, largest_microbatch, training_memory
 from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import enable_checkpointing
@@ -198,7 +198,8 @@ def memory(options: Any) -> None:
             forget_peak(options)
             steps(options, policy, rollout, budget, 2)
             sizes = (len(rollout.prompts[0].token_ids), longest, options.group_size, options.prompts)
-            terms = training(shape, fullest(budget, *sizes), Way(False, checkpointing(options)), 1, 2)
+            load, strategy = largest_microbatch(budget, *sizes), Strategy(False, checkpointing(options))
+            terms = training_memory(shape, load, strategy, 1, 2)
             measured, formula = peak(options), sum(terms.values()) / 2**20
             rows.append((lengths, budget, measured, formula, formula / measured))
             say(f"{lengths} {budget}: {measured:.0f} MiB, formula {formula:.0f}")

@@ -60,7 +60,7 @@ def main() -> None:
             began = time.perf_counter()
             views = {
                 "/": {}, "/now": {}, "/prompts": {"run": str(run)},
-                "/prompts ": {"run": str(run), "order": "gain", "course": "solved", "words": "what"},
+                "/prompts ": {"run": str(run), "order": "gain", "outcome": "solved", "words": "what"},
                 "/prompt": {"run": str(run), "id": "7"},
                 "/prompt ": {"run": str(run), "id": "7", "step": "64"},
                 "/tokens": {"run": str(run), "id": "7", "step": "64", "sample": "0"},

@@ -48,14 +48,14 @@ def run(command: str, arguments: list[str]) -> None:
     Parser(prog=f"lit-rlvr {command}", description=__doc__).parse_args(arguments)
     lines = findings()
 
-    def for_people() -> None:
+    def print_text() -> None:
         console = Terminal()
         console.print(packages_table())
         for line in lines:
             console.print(line, soft_wrap=True)
 
     installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED, *OPTIONAL)}
-    show_result({"packages": installed, "findings": lines}, for_people)
+    show_result({"packages": installed, "findings": lines}, print_text)
     missing = [name for name in REQUIRED if _installed(name) is None]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}; install lit-rlvr again")

@@ -21,8 +21,8 @@ from lit_rlvr.errors import OURS, UserError, first_line, from_user, nearest, rai
 TRACEBACK = "LIT_RLVR_TRACEBACK"
 """Environment variable that shows the whole traceback above the line."""
 
-_CANNOT_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG)
-_BEFORE_A_RUN = {"main.py", "lightning_cli.py", "trainer.py", "begin.py", "configs.py"}
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG)
+_CALLERS_OF_LIBRARIES = {"main.py", "lightning_cli.py", "trainer.py", "configs.py"}
 """Our files that call Lightning directly; other files call it during a run."""
 
 
@@ -36,7 +36,7 @@ def failure_line(error: Exception) -> str | None:
         return f"{found[0]}: {first_line(found[1])} ({TRACEBACK}=1 shows the whole traceback)"
     if isinstance(error, ArgumentError):
         return ": ".join([*getattr(error, "__notes__", ()), explain_parse_error(error)])
-    if isinstance(error, OSError) and error.errno in _CANNOT_BE_WRITTEN:
+    if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
         return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}"
     return _refused_by_library(error)
 
@@ -47,7 +47,8 @@ def _refused_by_library(error: BaseException) -> str | None:
     origin = _unwrapped(error)
     files = _files(error) + _files(origin)
     ours = {file.name for file in files if any(file.is_relative_to(folder) for folder in OURS)}
-    if type(origin).__name__ != "MisconfigurationException" and (files[-1].name in ours or ours - _BEFORE_A_RUN):
+    ours_involved = files[-1].name in ours or ours - _CALLERS_OF_LIBRARIES
+    if type(origin).__name__ != "MisconfigurationException" and ours_involved:
         return None
     return f"trainer: {' '.join(str(origin).split()) or type(origin).__name__}"
 

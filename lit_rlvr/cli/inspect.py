@@ -23,7 +23,7 @@ from lit_rlvr.environments.base import named
 from lit_rlvr.errors import UserError, check_all, shown
 from lit_rlvr.files import check_new, write_atomically
 from lit_rlvr.objectives import settle_correction
-from lit_rlvr.plan.strategies import GIB, GPUs, Job, Plan, job_of
+from lit_rlvr.plan.strategies import GIB, GPUs, Job, Plan, describe_job
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.progress import Budget
@@ -54,10 +54,10 @@ def dry_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule, warm_s
     rollout, precision, device = rollout_of(trainer), str(trainer.precision), trainer.strategy.root_device.type
     rollout.log_sizes(module, data.prompts_per_step, trainer.world_size, precision, device)
     found = {
-        "run": settings(trainer, module, data, rollout, warm_start),
+        "run": describe_run(trainer, module, data, rollout, warm_start),
         "sizes": sizes(trainer, module, data, rollout),
-        "memory": memory(trainer, module, job_of(module, data, rollout, precision)),
-        "prompts": look(data, "train", PROMPTS, None),
+        "memory": memory(trainer, module, describe_job(module, data, rollout, precision)),
+        "prompts": describe_prompts(data, "train", PROMPTS, None),
     }
     show_result(found, lambda: print_run(found))
 
@@ -88,7 +88,7 @@ def check_before_weights(trainer: Trainer, module: RLVRModule, data: PromptDataM
     )
 
 
-def settings(
+def describe_run(
     trainer: Trainer, module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, warm_start: WarmStart
 ) -> dict[str, Any]:
     """What the run consists of, by name."""
@@ -106,10 +106,10 @@ def settings(
     return {
         "run folder": shown(trainer.default_root_dir),
         "algorithm": type(module).__name__,
-        "advantage": _named(module.advantage),
+        "advantage": _advantage_name(module.advantage),
         "model": f"{module.model} ({module.model_folder})",
-        "data": about(data, "train"),
-        "validation": [about(d, "validation") for d in data.validated if d.prompts["validation"]],
+        "data": describe_set(data, "train"),
+        "validation": [describe_set(d, "validation") for d in data.validated if d.prompts["validation"]],
         "rewards": [f"{reward.weight:g} x {reward.name}" for reward in rollout.rewards],
         "correct": correct.name if correct else "the first reward that reports it, or that is 1",
         "environment": named(rollout.environment),
@@ -165,7 +165,7 @@ def memory(trainer: Trainer, module: RLVRModule, job: Job) -> dict[str, Any]:
     else:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / trainer.world_size
     plans = job.plans(GPUs(trainer.world_size, total / GIB))
-    plan = next(plan for plan in plans if _is(plan, trainer, module))
+    plan = next(plan for plan in plans if _matches(plan, trainer, module))
     terms = {name: value / GIB for name, value in plan.terms.items() if value}
     return {
         "parameters": job.whole.parameters,
@@ -178,15 +178,15 @@ def memory(trainer: Trainer, module: RLVRModule, job: Job) -> dict[str, Any]:
     }
 
 
-def _is(plan: Plan, trainer: Trainer, module: RLVRModule) -> bool:
+def _matches(plan: Plan, trainer: Trainer, module: RLVRModule) -> bool:
     """Whether a plan is what the config says."""
-    way, offload = plan.way, bool(getattr(trainer.strategy, "offload", False))
-    return (way.sharded, way.offload, way.checkpointing, way.lora) == (
+    strategy, offload = plan.strategy, bool(getattr(trainer.strategy, "offload", False))
+    return (strategy.sharded, strategy.offload, strategy.checkpointing, strategy.lora) == (
         module.sharded, offload, module.gradient_checkpointing, module.lora is not None,
     )  # fmt: skip
 
 
-def _named(advantage: object) -> str:
+def _advantage_name(advantage: object) -> str:
     """An estimator by its registered name, or by that of its class or function."""
     registered = next((name for name, cls in REGISTRY.items() if type(advantage) is cls), None)
     return registered or str(getattr(advantage, "__name__", type(advantage).__name__))
@@ -210,11 +210,11 @@ def print_run(found: Mapping[str, Any]) -> None:
     print_prompts(found["prompts"])
 
 
-MADE_BY = "lit-rlvr preview"
+IMAGE_SOFTWARE = "lit-rlvr preview"
 """Mark in our pictures, so that a later preview may replace them."""
 
 
-def look(data: PromptDataModule, split: Split, count: int, folder: Path | None) -> dict[str, Any]:
+def describe_prompts(data: PromptDataModule, split: Split, count: int, folder: Path | None) -> dict[str, Any]:
     """The first prompts of a set with their token counts and answers, and a summary of the set.
 
     Args:
@@ -233,12 +233,12 @@ def look(data: PromptDataModule, split: Split, count: int, folder: Path | None) 
     return {
         "set": f"{data.name} {split}",
         "count": len(prompts),
-        "prompts": [_described(data, prompt, folder) for prompt in prompts[:count]],
-        "summary": about(data, split),
+        "prompts": [_describe_prompt(data, prompt, folder) for prompt in prompts[:count]],
+        "summary": describe_set(data, split),
     }
 
 
-def _described(data: PromptDataModule, prompt: Prompt, folder: Path | None) -> dict[str, Any]:
+def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None) -> dict[str, Any]:
     sample = prompt.sample
     return {
         "id": sample.id,
@@ -247,7 +247,7 @@ def _described(data: PromptDataModule, prompt: Prompt, folder: Path | None) -> d
         "answer": sample.answer,
         "options": list(sample.options),
         "category": sample.category,
-        "images": [image_of(data, prompt, i, folder) for i in range(len(sample.images))],
+        "images": [describe_image(data, prompt, i, folder) for i in range(len(sample.images))],
     }
 
 
@@ -269,28 +269,28 @@ def print_prompts(found: dict[str, Any]) -> None:
     console.print(found["summary"], soft_wrap=True)
 
 
-def image_of(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:
+def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:
     """The size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to."""
     pixels = data.prepare(prompt).pixels
     assert pixels is not None, "the prompt has images"
     image = pixels.images[number]
-    path = None if folder is None else _saved(image, f"{prompt.sample.id}-{number + 1}", folder)
+    path = None if folder is None else _save_image(image, f"{prompt.sample.id}-{number + 1}", folder)
     tokens = data.image_processor.features(pixels.grid[number].tolist())
     return {"tokens": tokens, "width": image.width, "height": image.height, "file": path and str(path)}
 
 
-def _saved(image: Image.Image, name: str, folder: Path) -> Path:
+def _save_image(image: Image.Image, name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (re.sub(r"[^\w.-]+", "_", name) + ".png")
-    if path.exists() and Image.open(path).info.get("Software") != MADE_BY:
+    if path.exists() and Image.open(path).info.get("Software") != IMAGE_SOFTWARE:
         raise UserError(f"--out: {path} exists and is not a picture of `lit-rlvr preview`; choose another folder")
     made_by = PngInfo()
-    made_by.add_text("Software", MADE_BY)
+    made_by.add_text("Software", IMAGE_SOFTWARE)
     image.save(path, pnginfo=made_by)
     return path
 
 
-def about(data: PromptDataModule, split: Split) -> str:
+def describe_set(data: PromptDataModule, split: Split) -> str:
     """A line with the number and lengths of the prompts, and the number of rows left out."""
     lengths = sorted(len(prompt.token_ids) for prompt in data.prompts[split])
     left_out = f"{len(data.bad_rows[split])} rows could not be used, {len(data.too_long[split])} prompts were too long"
@@ -322,7 +322,7 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
         samples = data.load(split)
         if samples:
             path = out / f"{split}.jsonl"
-            rows = [_moved(as_row(sample, from_file), sample, out) for sample in samples]
+            rows = [_with_moved_images(as_row(sample, from_file), sample, out) for sample in samples]
             write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             _log.info("%s: %d rows", path, len(rows))
             written.append(path)
@@ -331,7 +331,7 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
     return written
 
 
-def _moved(row: dict[str, Any], sample: Sample, out: Path) -> dict[str, Any]:
+def _with_moved_images(row: dict[str, Any], sample: Sample, out: Path) -> dict[str, Any]:
     """A row whose relative image paths start from the folder `out` instead of that of its file."""
     sources = getattr(sample.images, "sources", ())
     paths = [Path(source) for source in sources if isinstance(source, str | Path)]

@@ -36,24 +36,24 @@ from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.files import check_writable
 from lit_rlvr.plan.timing import time_run
 from lit_rlvr.policy.precision import fast_bf16
-from lit_rlvr.run.folder import check_room, held, room
-from lit_rlvr.run.loggers import in_run_folder, open_loggers, save_dir_not_required
+from lit_rlvr.run.folder import check_run_folder, claim_run_folder, lock_run_folder
+from lit_rlvr.run.loggers import open_loggers, save_dir_not_required, set_save_dir
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.callback import Chosen, choose_trackers
-from lit_rlvr.run.trainer import BEGINS, DEFAULTS, RunBegins, equip
+from lit_rlvr.run.trainer import RUN_START_INDEX, TRAINER_DEFAULTS, RunStart, add_run_callbacks
 from lit_rlvr.terminal import show_result, wants_json
 from lit_rlvr.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")
 
-INSTEAD = {
+REPLACEMENTS = {
     "gradient_clip_val": "model.max_grad_norm",
     "accumulate_grad_batches": "model.tokens_per_microbatch (memory) or data.prompts_per_step",
 }
 """Trainer options that manual optimization refuses -> ours."""
 
 
-ANYWHERE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
+CPU_TRAINER = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
 """Lets a trainer for GPUs be built on a machine without GPUs."""
 
 
@@ -65,7 +65,7 @@ HELP = (
 """Instructions at the top of the help."""
 
 
-DRY = "--dry-run"
+DRY_RUN = "--dry-run"
 """Option of `fit`; not one of the config, which is saved."""
 
 
@@ -115,14 +115,14 @@ def settings_of(parser: LightningArgumentParser, config: Any) -> str:
 class RLVRCLI(LightningCLI):
     """`lit-rlvr fit | validate | ...`."""
 
-    def __init__(self, args: Sequence[str], until_end: ExitStack, dry: bool = False) -> None:
-        self._arguments, self._until_end, self._dry = list(args), until_end, dry
+    def __init__(self, args: Sequence[str], stack: ExitStack, dry: bool = False) -> None:
+        self._arguments, self._stack, self._is_dry_run = list(args), stack, dry
         super().__init__(
             RLVRModule,
             PromptDataModule,
             trainer_class=RLVRTrainer,
             save_config_callback=None,  # `RunBegins` saves it
-            trainer_defaults=dict(DEFAULTS),
+            trainer_defaults=dict(TRAINER_DEFAULTS),
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -206,7 +206,7 @@ class RLVRCLI(LightningCLI):
         measures = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(str(self.subcommand))
         if measures and config.trainer[measures] == 0:
             raise UserError(f"trainer.{measures}: {config.trainer[measures]} leaves nothing to measure; leave it out")
-        for option, ours in INSTEAD.items():
+        for option, ours in REPLACEMENTS.items():
             if config.trainer.get(option) not in (None, 1):
                 raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
         strategy = str(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
@@ -224,27 +224,27 @@ class RLVRCLI(LightningCLI):
                 f"--ckpt_path {config.ckpt_path} continues the run in {given}, and --overwrite true replaces it; "
                 "give one of them"
             )
-        owns = self.subcommand == "fit" and is_first_process() and not self._dry
-        if owns:
-            self._until_end.enter_context(held(root))
+        is_owner = self.subcommand == "fit" and is_first_process() and not self._is_dry_run
+        if is_owner:
+            self._stack.enter_context(lock_run_folder(root))
         if config.get("ckpt_path") == "last":
             self._find_last(config, given)
         if config.get("ckpt_path"):
             step = checkpoint_step(config.ckpt_path)
             if self.subcommand == "fit":
-                self._say_what_changes(config, step)
-        if owns:
-            self._until_end.enter_context(room(root, bool(config.ckpt_path), config.overwrite))
-        if self._dry:
-            check_room(root, bool(config.ckpt_path), config.overwrite)
+                self._log_changed_settings(config, step)
+        if is_owner:
+            self._stack.enter_context(claim_run_folder(root, bool(config.ckpt_path), config.overwrite))
+        if self._is_dry_run:
+            check_run_folder(root, bool(config.ckpt_path), config.overwrite)
         for line in changed_classes(self._arguments, config):
             _log.warning("%s", line)
         if self.subcommand == "fit":
             self._settings = settings_of(self._parser("fit"), config)  # with the folder as given, so that it can move
         config.trainer.default_root_dir = str(root)
-        in_run_folder(config.trainer.logger, root)
+        set_save_dir(config.trainer.logger, root)
 
-    def _say_what_changes(self, config: Any, step: int) -> None:
+    def _log_changed_settings(self, config: Any, step: int) -> None:
         """Log whether a resumed run has steps left, and which settings differ from the original run."""
         if 0 < config.trainer.max_steps <= step:
             _log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
@@ -278,7 +278,7 @@ class RLVRCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
-        writes = self.subcommand == "fit" and not self._dry
+        writes = self.subcommand == "fit" and not self._is_dry_run
         root = Path(config.trainer.default_root_dir)
         loggers = open_loggers(config.trainer.logger, root, config.ckpt_path) if writes else False
         if config.trainer.enable_checkpointing is False:
@@ -290,20 +290,20 @@ class RLVRCLI(LightningCLI):
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        equip(trainer)
+        add_run_callbacks(trainer)
         if self.subcommand == "fit":
             board = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
             trackers = Trackers(choose_trackers(config.trackers, board), self._settings)
             # After the run folder, whose files it sends, and before the rollout, which begins an iteration's work.
             callbacks.insert(callbacks.index(self._get(self.config_init, "run")) + 1, trackers)
-            begins = RunBegins(self._settings, trainer.loggers, trackers, bool(config.ckpt_path), config.overwrite)
-            callbacks.insert(BEGINS, begins)
+            run_start = RunStart(self._settings, trainer.loggers, trackers, bool(config.ckpt_path), config.overwrite)
+            callbacks.insert(RUN_START_INDEX, run_start)
             trainer.loggers = []
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
-        if self._dry:
+        if self._is_dry_run:
             dry_run(self.trainer, self.model, self.datamodule, config.warm_start)
         else:
             if subcommand == "fit":
@@ -353,7 +353,7 @@ class ConfigCheck(RLVRCLI):
 
 def _top_of_help(command: str) -> dict[str, str]:
     more = {
-        "fit": f" {DRY} shows all of it, the memory and the first prompts, and does not train.",
+        "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train.",
         "plan": f" {TIME} in place of --gpus trains for a minute on this machine and says how long the whole run "
         f"takes, and with {PRICE} PER_HOUR what it costs.",
     }.get(command, "")
@@ -369,7 +369,7 @@ def run(command: str, arguments: list[str]) -> None:
         return time_run(arguments)
     if command == "plan" and any(argument.partition("=")[0] == PRICE for argument in arguments):
         raise UserError(f"{PRICE}: needs {TIME}, which measures how long the run takes")
-    dry = command == "fit" and DRY in arguments
-    given = [argument for argument in arguments if not (dry and argument == DRY)]
-    with ExitStack() as until_end, save_dir_not_required():
-        RLVRCLI([command, *find_configs(given), *(ANYWHERE if command == "plan" else ())], until_end, dry)
+    dry = command == "fit" and DRY_RUN in arguments
+    given = [argument for argument in arguments if not (dry and argument == DRY_RUN)]
+    with ExitStack() as stack, save_dir_not_required():
+        RLVRCLI([command, *find_configs(given), *(CPU_TRAINER if command == "plan" else ())], stack, dry)

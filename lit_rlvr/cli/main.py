@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     _set_up_output()
     from lit_rlvr.cli.errors import TRACEBACK, failure_line
     from lit_rlvr.distributed.collectives import is_first_process
-    from lit_rlvr.run.rank_zero import silence_others
+    from lit_rlvr.run.rank_zero import silence_other_packages
     from lit_rlvr.terminal import results_as_json
 
     try:
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
             module = import_module(COMMANDS[command][0])
             if signal.getsignal(signal.SIGINT) is _leave:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-            silence_others()
+            silence_other_packages()
             return module.run(command, list(arguments[1:])) or 0
     except RunStopped as error:
         if is_first_process():
@@ -144,9 +144,9 @@ def usage() -> str:
 
 
 def _fail(message: str) -> int:
-    from lit_rlvr.run.rank_zero import said_by_first
+    from lit_rlvr.run.rank_zero import printed_by_rank_zero
 
-    return 2 if said_by_first(message) else _print_error(message)
+    return 2 if printed_by_rank_zero(message) else _print_error(message)
 
 
 def _print_error(message: str) -> int:

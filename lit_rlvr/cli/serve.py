@@ -27,7 +27,7 @@ _log = logging.getLogger("lit_rlvr")
 
 PORT = 8000
 """vLLM's own."""
-ELSEWHERE = ("--uds", "--config")
+ADDRESS_OPTIONS = ("--uds", "--config")
 """Options of vLLM that can make it listen elsewhere."""
 
 
@@ -66,14 +66,14 @@ def run(command: str, arguments: list[str]) -> None:
         raise UserError("--quantize fp8: it needs a GPU; leave it out")
     if ours.quantize and ours.dtype == "float32":
         raise UserError("--quantize fp8: its layers give 16-bit results; use --dtype bfloat16")
-    words = {word.partition("=")[0] for word in others}
-    if "--quantization" in words:
+    names = {word.partition("=")[0] for word in others}
+    if "--quantization" in names:
         raise UserError("--quantization: use --quantize fp8")
-    if ours.port is not None or not words & {*ELSEWHERE}:
+    if ours.port is not None or not names & {*ADDRESS_OPTIONS}:
         check_port(ours.host, PORT if ours.port is None else ours.port)
-    listens = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
+    address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
     quantized = [f"--quantization={FP8}"] if ours.quantize else []
-    line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *listens, *others])
+    line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *address, *others])
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not torch.cuda.is_available() and (missing := missing_compiler()) is not None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
-from lit_rlvr.cli.inspect import look, print_prompts, write_split
+from lit_rlvr.cli.inspect import describe_prompts, print_prompts, write_split
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.plan.show import show
-from lit_rlvr.plan.strategies import GPUs, job_of
+from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.terminal import show_result
@@ -49,7 +49,7 @@ class RLVRTrainer(Trainer):
         datamodule.use_model(model)
         folder = Path(mkdtemp(prefix="lit-rlvr-preview-") if out is None else out)
         try:
-            found = look(datamodule, split, prompts, folder)
+            found = describe_prompts(datamodule, split, prompts, folder)
         finally:
             if out is None and not any(folder.iterdir()):
                 folder.rmdir()
@@ -101,4 +101,4 @@ class RLVRTrainer(Trainer):
                 default the longest allowed. Without it, all are as long as allowed.
         """
         rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
-        show(job_of(model, datamodule, rollout, str(self.precision), lengths), GPUs.parse(gpus))
+        show(describe_job(model, datamodule, rollout, str(self.precision), lengths), GPUs.parse(gpus))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.compare.cells import next_step
+from lit_rlvr.compare.cells import next_command
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.processes import start_command
@@ -18,7 +18,7 @@ FOLDER = "jobs"
 """Where submitit keeps its scripts and logs, in the study's folder."""
 
 
-class ClusterStep:
+class ClusterCommand:
     """The next step of a cell, as a job runs it on one machine; a preempted job is queued again and resumes.
 
     Args:
@@ -30,13 +30,13 @@ class ClusterStep:
 
     def __call__(self) -> int:
         """Run the command; returns its exit status."""
-        step = next_step(self.study, self.cell, self.root)
-        if step is None:
+        command = next_command(self.study, self.cell, self.root)
+        if command is None:
             return 0
         # Lightning would take the job's one task for its number of processes.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         with self.log.open("a") as log:
-            return start_command(step.arguments, log, environment).wait()
+            return start_command(command.arguments, log, environment).wait()
 
     def checkpoint(self) -> Any:
         """Called by submitit before the job is preempted: the same step again, from the run's last checkpoint."""
@@ -102,4 +102,4 @@ class Cluster:
 
     def start(self, study: Study, cell: Cell, log: Path) -> ClusterJob:
         root = self.root.absolute()
-        return ClusterJob(self._executor.submit(ClusterStep(study, cell, root, log.absolute())), log)
+        return ClusterJob(self._executor.submit(ClusterCommand(study, cell, root, log.absolute())), log)

@@ -13,7 +13,7 @@ import torch
 
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import REGISTRY, Advantage
-from lit_rlvr.compare.numbers import Finished, pass_at_k, quarters, spread
+from lit_rlvr.compare.numbers import FinishedRun, pass_at_k, quarters, spread
 from lit_rlvr.compare.study import BEFORE, Study
 
 
@@ -70,16 +70,16 @@ CURVES = {
 }
 """File -> metric and title."""
 
-ON_SETS = {"entropy": "Entropy on {} (nats)", "greedy": "Accuracy of greedy decoding on {}"}
+SET_CURVES = {"entropy": "Entropy on {} (nats)", "greedy": "Accuracy of greedy decoding on {}"}
 """Metric of each validation set -> title."""
 
 PARTS = ("generate", "score", "train")
 """Parts of an iteration's time; the rest is a reference model's rollouts and the weight sync."""
 
-Groups = Mapping[str, Sequence[Finished]]
+Groups = Mapping[str, Sequence[FinishedRun]]
 
 
-def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[str, list[Path]]:
+def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dict[str, list[Path]]:
     """Draw every figure that there is data for.
 
     Args:
@@ -95,7 +95,7 @@ def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[s
         colours = _colours(study.names)
         curves = CURVES | {
             f"{metric}_{name}": (f"val/{name}/{metric}", title.format(name))
-            for metric, title in ON_SETS.items()
+            for metric, title in SET_CURVES.items()
             for name in _sets(groups, metric)
         }
         figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves} | {
@@ -121,7 +121,7 @@ def _sets(groups: Groups, metric: str) -> list[str]:
     return sorted(m[1] for name in names if (m := re.fullmatch(rf"val/(.+)/{metric}", name)))
 
 
-def band(runs: Sequence[Finished], x: str | None, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def band(runs: Sequence[FinishedRun], x: str | None, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Mean and sample standard deviation of a metric over runs, along the budget used: (n,) each.
 
     Each run is smoothed, and interpolated linearly between its points, over the range that all runs cover.
@@ -200,8 +200,8 @@ def _draw_ends(groups: Groups, metric: str, title: str) -> Any:
     """Figure of a metric in the first and in the last quarter of the runs; None if no run has it."""
     bars: dict[str, dict[str, list[float]]] = {}
     for name, runs in groups.items():
-        for course in filter(None, (quarters(run.course(metric)) for run in runs)):
-            for column, value in (("first quarter", course[0]), ("last quarter", course[-1])):
+        for history in filter(None, (quarters(run.history(metric)) for run in runs)):
+            for column, value in (("first quarter", history[0]), ("last quarter", history[-1])):
                 if value is not None:
                     bars.setdefault(column, {}).setdefault(name, []).append(value)
     return _draw_bars(title, bars) if bars else None

@@ -26,8 +26,8 @@ from lit_rlvr.evaluation.results import averages
 from lit_rlvr.run.loggers import read_metrics
 
 Row = dict[str, float]
-USED = ("samples", "tokens")
-FOLLOWED = (
+BUDGET_UNITS = ("samples", "tokens")
+QUARTER_METRICS = (
     "rollout/reward", "rollout/accuracy", "rollout/entropy", "rollout/correct_count", "rollout/unsolved_prompts",
     "rollout/length", "train/zero_advantage", "train/zero_advantage_base", "train/no_signal", "train/margin",
     "train/omega", "train/p", "train/eps_ada", "train/loss", "train/grad_norm",
@@ -37,7 +37,7 @@ ACCURACY = "val/accuracy"
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished cell.
 
     Args:
@@ -57,11 +57,11 @@ class Finished:
         return dict(self.summary["seconds_per_step"])
 
     @property
-    def collapsed(self) -> bool:
+    def is_collapsed(self) -> bool:
         """Whether the run ended because its policy had collapsed."""
         return str(self.summary.get("stopped") or "").startswith("collapse")
 
-    def course(self, metric: str) -> list[float]:
+    def history(self, metric: str) -> list[float]:
         """A metric of the training iterations, in order."""
         return [row[metric] for row in self.rows.values() if metric in row]
 
@@ -70,20 +70,22 @@ class Finished:
         return self.rows[max(self.rows)]
 
 
-def read_run(cell: Cell, root: Path) -> Finished:
+def read_run(cell: Cell, root: Path) -> FinishedRun:
     """The metrics and the summary of a cell's run folder."""
     run = root / cell.folder
     rows = dict(sorted(read_metrics(run / "metrics.csv").items()))
-    used = dict.fromkeys(USED, 0.0)
+    used = dict.fromkeys(BUDGET_UNITS, 0.0)
     for row in rows.values():
-        for name in USED:
+        for name in BUDGET_UNITS:
             used[name] += row.get(f"rollout/{name}", 0.0)
             row[f"used/{name}"] = used[name]
-    return Finished(cell, rows, json.loads((run / "summary.json").read_text()), read_suites(run / EVALUATION))
+    return FinishedRun(cell, rows, json.loads((run / "summary.json").read_text()), read_suites(run / EVALUATION))
 
 
 def results(
-    study: Study, runs: Sequence[Finished], starts: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
+    study: Study,
+    runs: Sequence[FinishedRun],
+    starts: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """The content of results.json: by task and cell, over seeds.
 
@@ -108,7 +110,7 @@ def results(
     }
 
 
-def _overall(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
+def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     """Each cell over all tasks: the interquartile mean, and the probability of improvement over the baseline."""
     by_cell = {
         name: [
@@ -125,10 +127,10 @@ def _overall(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
     }
 
 
-def _task(study: Study, runs: list[Finished]) -> dict[str, Any]:
+def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
     by_name = {name: [run for run in runs if run.cell.name == name] for name in study.names}
     cells = {name: _cell(study, found) for name, found in by_name.items()}
-    for name, versus in compared(
+    for name, versus in against_baseline(
         {name: _values(by_name[name], study.metric) for name in cells}, study.baseline
     ).items():
         cells[name]["versus_baseline"] = versus
@@ -140,7 +142,7 @@ def _task(study: Study, runs: list[Finished]) -> dict[str, Any]:
     }
 
 
-def _cell(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
+def _cell(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     values = _values(runs, study.metric)
     return {
         "values": {str(seed): value for seed, value in values.items()},
@@ -149,44 +151,44 @@ def _cell(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
         "pass_at_k": pass_at_k([run.last for run in runs]),
         "used": {
             "steps": spread([float(max(run.rows)) for run in runs]),
-            **{unit: spread([run.last[f"used/{unit}"] for run in runs]) for unit in USED},
+            **{unit: spread([run.last[f"used/{unit}"] for run in runs]) for unit in BUDGET_UNITS},
         },
         "seconds_per_step": _over_seeds([run.seconds for run in runs]),
         "peak_memory_mb": spread([float(run.summary["peak_memory_mb"]) for run in runs]),
-        "collapsed": sum(run.collapsed for run in runs),
-        "loss_variance": spread([variance(losses) for run in runs if len(losses := run.course("train/loss")) > 1]),
+        "collapsed": sum(run.is_collapsed for run in runs),
+        "loss_variance": spread([variance(losses) for run in runs if len(losses := run.history("train/loss")) > 1]),
         "last": _over_seeds([run.last for run in runs]),
         "suites": _tables(study, [run.suites for run in runs if run.suites]),
-        "by_seed": {str(run.cell.seed): _alone(run) for run in runs},
+        "by_seed": {str(run.cell.seed): _one_run(run) for run in runs},
     }
 
 
-def _alone(run: Finished) -> dict[str, Any]:
+def _one_run(run: FinishedRun) -> dict[str, Any]:
     """One run's numbers, for analyses of one's own: its last validation, and the quarters of what it went through."""
-    found = {name: quarters(run.course(name)) for name in FOLLOWED}
-    losses = run.course("train/loss")
+    found = {name: quarters(run.history(name)) for name in QUARTER_METRICS}
+    losses = run.history("train/loss")
     return {
-        "last": {name: digits(value) for name, value in run.last.items() if name.startswith("val/")},
+        "last": {name: rounded(value) for name, value in run.last.items() if name.startswith("val/")},
         "quarters": {name: values for name, values in found.items() if values},
-        "loss_variance": digits(variance(losses)) if len(losses) > 1 else None,
-        "best": digits(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
-        "collapsed": run.collapsed,
+        "loss_variance": rounded(variance(losses)) if len(losses) > 1 else None,
+        "best": rounded(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
+        "collapsed": run.is_collapsed,
         "train_seconds": run.summary.get("train_seconds"),
         "suites": {
-            suite: {name: digits(value) for name, value in _numbers(results).items()}
+            suite: {name: rounded(value) for name, value in _numbers(results).items()}
             for suite, results in run.suites.items()
         },
     }
 
 
-def quarters(course: Sequence[float]) -> list[float | None]:
+def quarters(history: Sequence[float]) -> list[float | None]:
     """The means over each quarter of a course of at least four values."""
-    n = len(course)
-    parts = [course[n * k // 4 : n * (k + 1) // 4] for k in range(4)] if n >= 4 else []
-    return [digits(mean(part)) for part in parts]
+    n = len(history)
+    parts = [history[n * k // 4 : n * (k + 1) // 4] for k in range(4)] if n >= 4 else []
+    return [rounded(mean(part)) for part in parts]
 
 
-def digits(value: float) -> float | None:
+def rounded(value: float) -> float | None:
     """Six significant digits; None for what is not a number."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
@@ -199,8 +201,8 @@ def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> d
     """
     tables: dict[str, Any] = {}
     names = iter(found[0] if found else ())
-    for table, asked in study.suites.items():
-        group = list(islice(names, len(asked)))
+    for table, suites_of_table in study.suites.items():
+        group = list(islice(names, len(suites_of_table)))
         parts = [{name: suites[name] for name in group} for suites in found]
         values = [{name: _numbers(results) for name, results in part.items()} for part in parts]
         tables[table] = {
@@ -228,12 +230,12 @@ def _categories(found: Sequence[Mapping[str, Row]]) -> dict[str, Any]:
     return {name: _over_seeds([categories[name] for categories in found if name in categories]) for name in names}
 
 
-def _values(runs: Sequence[Finished], metric: str) -> dict[int, float]:
+def _values(runs: Sequence[FinishedRun], metric: str) -> dict[int, float]:
     """The metric at the last step, by seed; seeds without it are left out."""
     return {run.cell.seed: run.last[metric] for run in runs if metric in run.last}
 
 
-def compared(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, dict[str, Any]]:
+def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, dict[str, Any]]:
     """Each cell's differences from the baseline, over the seeds that both have, and their p-values.
 
     Args:
@@ -289,7 +291,9 @@ def pass_at_k(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
             match = re.fullmatch(r"val/(.+)/pass@(\d+)", name)
             if match:
                 found.setdefault(match[1], {}).setdefault(int(match[2]), []).append(value)
-    return {name: {str(k): spread(values) for k, values in sorted(at.items())} for name, at in sorted(found.items())}
+    return {
+        name: {str(k): spread(values) for k, values in sorted(by_k.items())} for name, by_k in sorted(found.items())
+    }
 
 
 def _over_seeds(rows: Sequence[Row]) -> dict[str, Any]:

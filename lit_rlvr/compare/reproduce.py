@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lit_rlvr.compare.command import add_how, compare
+from lit_rlvr.compare.command import add_execution_options, compare
 from lit_rlvr.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.compare.study import BEFORE, load_study
 from lit_rlvr.compare.tables import percent, table
@@ -28,7 +28,7 @@ VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
 
 
 @dataclass(frozen=True)
-class Printed:
+class PrintedValue:
     """A printed value, in percent.
 
     Args:
@@ -39,7 +39,7 @@ class Printed:
     deviation: float | None
 
     @classmethod
-    def parse(cls, cell: Any) -> Printed:
+    def parse(cls, cell: Any) -> PrintedValue:
         """A number, or text such as "68.4 ± 0.2"."""
         found = VALUE.fullmatch(str(cell))
         if found is None:
@@ -66,7 +66,7 @@ class PrintedTable:
     suite: str | None
     metric: str | None
     columns: list[str]
-    rows: dict[str, list[Printed]]
+    rows: dict[str, list[PrintedValue]]
 
     @property
     def title(self) -> str:
@@ -121,7 +121,7 @@ def load_printed(name: str) -> Paper:
         tables = [
             PrintedTable(
                 str(t["task"]), t.get("suite"), t.get("metric"), [str(column) for column in t["columns"]],
-                {str(row): [Printed.parse(cell) for cell in cells] for row, cells in t["rows"].items()},
+                {str(row): [PrintedValue.parse(cell) for cell in cells] for row, cells in t["rows"].items()},
             )
             for t in values["tables"]
         ]  # fmt: skip
@@ -138,7 +138,7 @@ def load_printed(name: str) -> Paper:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedValue:
     """A value of a table beside ours.
 
     Args:
@@ -146,19 +146,19 @@ class Compared:
         p: p-value of the difference, after Holm's correction over the table; None if it cannot be tested.
     """
 
-    printed: Printed
+    printed: PrintedValue
     ours: Mapping[str, Any] | None
     p: float | None
 
     def __str__(self) -> str:
-        return _cell(self.ours, self.printed, self.p)
+        return _cell_text(self.ours, self.printed, self.p)
 
     def as_data(self) -> dict[str, Any]:
         """For JSON: the printed value and its deviation in percent, our spread in shares."""
         return {"printed": self.printed.value, "deviation": self.printed.deviation, "ours": self.ours, "p": self.p}
 
 
-Table = dict[tuple[str, str], Compared]
+Table = dict[tuple[str, str], ComparedValue]
 """(row, column) -> values."""
 
 
@@ -173,14 +173,12 @@ def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[Printed
             for row, values in printed.rows.items()
             for column, value in zip(printed.columns, values, strict=True)
         }
-        tested = {
-            place: p for place, (ours, value) in pairs.items() if (p := _test(ours, value, paper.seeds)) is not None
-        }
+        tested = {at: p for at, (ours, value) in pairs.items() if (p := _test(ours, value, paper.seeds)) is not None}
         adjusted = dict(zip(tested, holm([*tested.values()]), strict=True))
-        yield printed, {place: Compared(value, ours, adjusted.get(place)) for place, (ours, value) in pairs.items()}
+        yield printed, {at: ComparedValue(value, ours, adjusted.get(at)) for at, (ours, value) in pairs.items()}
 
 
-def beside(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
+def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
     """The tables of `compared` as Markdown."""
     for printed, cells in compared(paper, results):
         lines = [[row, *(str(cells[row, column]) for column in printed.columns)] for row in printed.rows]
@@ -197,7 +195,7 @@ def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _test(ours: Mapping[str, Any] | None, printed: Printed, seeds: int | None) -> float | None:
+def _test(ours: Mapping[str, Any] | None, printed: PrintedValue, seeds: int | None) -> float | None:
     """p-value of the difference of our mean from the printed one; None without a deviation over our seeds."""
     if ours is None or ours["std"] is None:
         return None
@@ -205,7 +203,7 @@ def _test(ours: Mapping[str, Any] | None, printed: Printed, seeds: int | None) -
     return difference_test(ours["mean"], ours["std"], ours["n"], printed.value / 100, theirs)
 
 
-def _cell(ours: Mapping[str, Any] | None, printed: Printed, p: float | None) -> str:
+def _cell_text(ours: Mapping[str, Any] | None, printed: PrintedValue, p: float | None) -> str:
     if ours is None:
         return f"- ({printed})"
     difference = f"{100 * ours['mean'] - printed.value:+.1f}"
@@ -229,7 +227,7 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     study = load_study(paper.study)
     compare(study, out, jobs, cluster)
     results = json.loads((out / "results.json").read_text())
-    parts = [f"# {name}", " ".join(EXPLANATION.split()), *beside(paper, results)]
+    parts = [f"# {name}", " ".join(EXPLANATION.split()), *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     _log.info("Beside the printed values: %s", out / "reproduced.md")
     show_result(as_data(paper, results), lambda: None)  # for people: reproduced.md
@@ -240,7 +238,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("table", type=str, help="a paper's table (apmpo/table1), or a YAML file with printed values")
     parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
-    add_how(parser)
+    add_execution_options(parser)
     config = parser.parse_args(list(arguments))
     require("scipy", command)
     reproduce(config.table, Path(config.out), config.jobs, config.cluster)

@@ -19,9 +19,9 @@ KEYS = (
 """Keys of a study."""
 
 BUDGETS = ("steps", "samples", "tokens")
-DECIDED = ("seed_everything", "budget", "overwrite", "ckpt_path")
+SET_BY_STUDY = ("seed_everything", "budget", "overwrite", "ckpt_path")
 """Config keys that the study itself sets, in addition to these of `trainer`:"""
-DECIDED_OF_TRAINER = ("max_steps", "max_epochs", "default_root_dir")
+TRAINER_SET_BY_STUDY = ("max_steps", "max_epochs", "default_root_dir")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,13 +110,14 @@ def load_study(name: str) -> Study:
     for seed in seeds:
         for task, of_task in tasks.items():
             for cell, of_cell in cells.items():
-                layers = [*shared, *_bases(of_task, path), *_bases(of_cell, path), _own(of_task), _own(of_cell)]
-                config = _merged([*layers, _ends_after(*budget), {"seed_everything": seed}])
+                bases = [*shared, *_bases(of_task, path), *_bases(of_cell, path)]
+                layers = [*bases, _without_base(of_task), _without_base(of_cell), _budget_layer(*budget)]
+                config = _merged([*layers, {"seed_everything": seed}])
                 grid.append(Cell(task, cell, seed, config))
     metric = str(study.get("metric", "val/accuracy"))
     suites = _suites(study.get("suites") or {}, path)
-    more = suites, study.get("protocol"), list(study.get("diversity") or [])
-    return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric, *more)
+    evaluation = suites, study.get("protocol"), list(study.get("diversity") or [])
+    return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric, *evaluation)
 
 
 def _suites(found: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
@@ -127,16 +128,16 @@ def _suites(found: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
             raise UserError(
                 f"STUDY: {path}: suites.{name}: give a list of suites, or one per table: {{math: [math500]}}"
             )
-    return {str(name): [_beside(suite, path) for suite in suites] for name, suites in tables.items()}
+    return {str(name): [_resolve_suite(suite, path) for suite in suites] for name, suites in tables.items()}
 
 
-def _beside(suite: str | dict[str, Any], path: Path) -> str | dict[str, Any]:
+def _resolve_suite(suite: str | dict[str, Any], path: Path) -> str | dict[str, Any]:
     """A suite whose file lies next to the study, by its whole path."""
     if isinstance(suite, dict):
-        return suite | {"suite": _beside(str(suite.get("suite", "")), path)}
+        return suite | {"suite": _resolve_suite(str(suite.get("suite", "")), path)}
     name, equals, location = suite.rpartition("=")
-    near = path.parent / location
-    return f"{name}{equals}{near.resolve()}" if near.is_file() else suite
+    path_near = path.parent / location
+    return f"{name}{equals}{path_near.resolve()}" if path_near.is_file() else suite
 
 
 def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
@@ -144,7 +145,7 @@ def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(found, dict) or not found:
         raise UserError(f"STUDY: {path}: {key}: give a mapping of names to the options each changes")
     named = {str(name): config or {} for name, config in found.items()}
-    allowed = [key for key in TOP_KEYS if key not in DECIDED]
+    allowed = [key for key in TOP_KEYS if key not in SET_BY_STUDY]
     for name, config in named.items():
         where = f"STUDY: {path}: {key}.{name}"
         if not re.fullmatch(r"\w[\w.+-]*", name):
@@ -152,7 +153,7 @@ def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
         trainer = check_keys(config, allowed, where).get("trainer") or {}
         if not isinstance(trainer, dict):
             raise UserError(f"{where}: trainer: {trainer!r} is not a group of options; give them by their names")
-        for option in DECIDED_OF_TRAINER:
+        for option in TRAINER_SET_BY_STUDY:
             if option in trainer:
                 raise UserError(f"{where}: trainer.{option} is set by the study (budget, --out)")
     return named
@@ -173,11 +174,11 @@ def _bases(layer: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
         yield load_config(find_base(str(name), path))
 
 
-def _own(layer: dict[str, Any]) -> dict[str, Any]:
+def _without_base(layer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in layer.items() if key != "base"}
 
 
-def _ends_after(unit: str, count: int) -> dict[str, Any]:
+def _budget_layer(unit: str, count: int) -> dict[str, Any]:
     """The config layer that ends a run with its budget, overriding the layers below."""
     return {
         "trainer": {"max_steps": count if unit == "steps" else -1, "max_epochs": -1},

@@ -94,8 +94,8 @@ def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> I
         yield _across(f"{group}: {title}", suites, first, rows)
         largest = max((k for suite in suites for k in sampled_ks(keys[suite])), default=1)
         if largest > 1:
-            having = [suite for suite in suites if f"pass@{largest}" in keys[suite]]
-            yield _across(f"{group}: pass@{largest}", having, dict.fromkeys(having, f"pass@{largest}"), rows)
+            measured = [suite for suite in suites if f"pass@{largest}" in keys[suite]]
+            yield _across(f"{group}: pass@{largest}", measured, dict.fromkeys(measured, f"pass@{largest}"), rows)
         for suite in suites:
             ks = sampled_ks(keys[suite])
             if len(ks) > 1:
@@ -109,9 +109,9 @@ def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> I
             {k for found in keys.values() for k in found if k.startswith("diversity/") and k.count("/") == 1}
         )
         for measure in measures:
-            having = [suite for suite in suites if measure in keys[suite]]
+            measured = [suite for suite in suites if measure in keys[suite]]
             yield _across(
-                f"{group}: {measure.removeprefix('diversity/')}", having, dict.fromkeys(having, measure), rows
+                f"{group}: {measure.removeprefix('diversity/')}", measured, dict.fromkeys(measured, measure), rows
             )
 
 

@@ -24,7 +24,7 @@ from lit_rlvr.environments.base import named
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
-from lit_rlvr.evaluation.records import Given, Records, match, read_completions
+from lit_rlvr.evaluation.records import CompletionsById, Records, match, read_completions
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
@@ -42,13 +42,13 @@ from lit_rlvr.terminal import Terminal, counted, show_result
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 
-AT_ONCE = 32
+QUESTIONS_PER_BATCH = 32
 """Questions whose completions are judged together."""
 
 _log = logging.getLogger("lit_rlvr")
 
-OWN = f"""Your own suite: a file with the columns of a known set (such as question and answer), alone or as NAME=FILE;
-for any other file, a YAML file with its DataModule and rewards, such as mine.yaml for --suite mine.yaml:
+OWN_SUITE_HELP = f"""Your own suite: a file with the columns of a known set (such as question and answer), alone or as
+NAME=FILE; for any other file, a YAML file with its DataModule and rewards, such as mine.yaml for --suite mine.yaml:
 
   {example("mine.jsonl", ["question", "answer"])}
 """
@@ -60,7 +60,7 @@ class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
 
 def make_parser(command: str) -> Parser:
     """The options of `evaluate`."""
-    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN,
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN_SUITE_HELP,
                             formatter_class=_Help)  # fmt: skip
     parser.add_argument("--model", type=str | None, help="model folder, hub id, run folder, or a name (smollm2)")
     parser.add_argument("--like", type=str | None,
@@ -108,13 +108,13 @@ def run(command: str, arguments: list[str]) -> None:
     """The command line of `evaluate`."""
     parser = make_parser(command)
     parsed = parser.parse_line(arguments)
-    chosen = any(argument.startswith("--environment") for argument in arguments)
+    has_environment = any(argument.startswith("--environment") for argument in arguments)
     if parsed.like is not None and not is_run(parsed.like):
         raise UserError(f"--like: {parsed.like} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
     like = parsed.like or parsed.model
-    if not chosen and like is not None and (own := find_environment(like)):
-        own = own if isinstance(own, str) else json.dumps(own)
-        parsed = parser.parse_line([*arguments, "--environment", own])
+    if not has_environment and like is not None and (run_environment := find_environment(like)):
+        run_environment = run_environment if isinstance(run_environment, str) else json.dumps(run_environment)
+        parsed = parser.parse_line([*arguments, "--environment", run_environment])
     config = parser.instantiate_classes(parsed)
     if (config.model is None) == (config.completions is None):
         raise UserError("--model: give either a model to sample from or --completions to score")
@@ -131,7 +131,9 @@ def run(command: str, arguments: list[str]) -> None:
         records, prompts = sample_suites(suites, config, out, arguments)
     if Share.of_this_process():
         return
-    results = {suite.name: count(records, suite.name, prompts[suite.name], config.diversity) for suite in suites}
+    results = {
+        suite.name: suite_summary(records, suite.name, prompts[suite.name], config.diversity) for suite in suites
+    }
     table = markdown(results, config.model or config.completions)
     write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_atomically(out / "results.md", table)
@@ -150,24 +152,24 @@ def sample_suites(
     share = Share.of_this_process()
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
     module = EvaluatingModule(model_of(config.model))
-    limits = find_limits(settle(config, module), config.like or config.model)
+    limits = find_limits(resolve_dtype_and_length(config, module), config.like or config.model)
     prompts = {suite.name: load_prompts(suite, module) for suite in suites}
     plans = {suite.name: suite.protocol.parts(limits) for suite in suites}
     for suite in suites:
         for sampling, _ in plans[suite.name].values():
             check_turns(f"--suite: {suite.name}: --max_turns", sampling, suite.environment)
     settings = (
-        settings_of(config, module),
-        {s.name: told(plans[s.name], prompts[s.name], s.environment) for s in suites},
+        run_settings(config, module),
+        {s.name: suite_fingerprint(plans[s.name], prompts[s.name], s.environment) for s in suites},
     )
     records = Records(out, *settings, share.file if share else None)
     asked = {name: share.questions(found) if share else found for name, found in prompts.items()}
-    work = [
+    parts = [
         (suite, part, records.missing(f"{suite.name}/{part}", asked[suite.name]))
         for suite in suites
         for part in plans[suite.name]
     ]
-    missing = sum(len(left) for *_, left in work)
+    missing = sum(len(left) for *_, left in parts)
     total = sum(len(parts) * len(asked[name]) for name, parts in plans.items())
     if missing and config.devices > 1 and not share:
         with counted("questions", missing, done=total - missing) as one_more:
@@ -178,10 +180,10 @@ def sample_suites(
             s.name: (prompts[s.name], longest(plans[s.name]), s.data.max_prompt_tokens if begins(s.environment) else 0)
             for s in suites
         }
-        sampler = start(module, config, asked_for)
+        sampler = start_sampler(module, config, asked_for)
         started, tokens = time.perf_counter(), 0
         with counted("questions", missing, done=total - missing) as one_more:
-            for suite, part, left in work:
+            for suite, part, left in parts:
                 sampling, samples = plans[suite.name][part]
 
                 def judged(prompt: Prompt, *group: Any, name: str = f"{suite.name}/{part}") -> None:
@@ -197,7 +199,7 @@ def sample_suites(
     return records, prompts
 
 
-def settle(config: Namespace, module: EvaluatingModule) -> int:
+def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int:
     """Fill in the data type from the run or the model, and log it; returns the length of completions that no protocol
     sets."""
     like = config.like or config.model
@@ -208,7 +210,9 @@ def settle(config: Namespace, module: EvaluatingModule) -> int:
     return max_tokens
 
 
-def count(records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]) -> dict[str, Any]:
+def suite_summary(
+    records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]
+) -> dict[str, Any]:
     """The results of a completely recorded suite."""
     samples = [prompt.sample for prompt in prompts]
     sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
@@ -225,8 +229,8 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
     """Judge existing completions; returns the records and the questions that they answer."""
     path = Path(config.completions)
     given = read_completions(path, [suite.name for suite in suites])
-    told = {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite}
-    records = Records(out, told)
+    settings = {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite}
+    records = Records(out, settings)
     answered: dict[str, list[Prompt]] = {}
     for suite in suites:
         samples = suite.data.load("test")
@@ -243,14 +247,14 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
     return records, answered
 
 
-def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: Given) -> None:
+def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: CompletionsById) -> None:
     """Score and record the completions of the given questions, several questions at once."""
     with counted(name, len(prompts)) as one_more:
-        for first in range(0, len(prompts), AT_ONCE):
-            some = prompts[first : first + AT_ONCE]
-            groups = [given[prompt.sample.id] for prompt in some]
-            scores = score_rollout(suite.rewards, groups, [prompt.sample for prompt in some])
-            for p, (prompt, group) in enumerate(zip(some, groups, strict=True)):
+        for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
+            batch = prompts[first : first + QUESTIONS_PER_BATCH]
+            groups = [given[prompt.sample.id] for prompt in batch]
+            scores = score_rollout(suite.rewards, groups, [prompt.sample for prompt in batch])
+            for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):
                 records.add(name, prompt, group, scores, p)
                 one_more()
 
@@ -271,13 +275,13 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     return suite.data.prompts["test"]
 
 
-def settings_of(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
+def run_settings(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
     """The settings that all completions depend on."""
     engine = resolve_engine(config.engine).name
     return {"model": module.model, "engine": engine, "dtype": config.dtype, "seed": config.seed}
 
 
-def told(
+def suite_fingerprint(
     parts: Mapping[str, tuple[Sampling, int]], prompts: Sequence[Prompt], environment: Environment | None
 ) -> dict[str, Any]:
     """The settings that the completions of one suite depend on, its questions among them."""
@@ -287,11 +291,11 @@ def told(
         | ({} if environment is None else {name: getattr(s, name) for name in (*TURNS, "stop")})
         for part, (s, samples) in parts.items()
     }
-    played = {} if environment is None else {"environment": named(environment)}
-    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | played
+    of_environment = {} if environment is None else {"environment": named(environment)}
+    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | of_environment
 
 
-def start(
+def start_sampler(
     module: EvaluatingModule, config: Namespace, asked: Mapping[str, tuple[Sequence[Prompt], int, int]]
 ) -> Sampler:
     """The model in an engine with room for the longest sequence, which the model's context may cut.

@@ -41,7 +41,7 @@ def start_command(
     )  # fmt: skip
 
 
-def threads(commands: int) -> dict[str, str]:
+def thread_environment(commands: int) -> dict[str, str]:
     """The environment variable that shares the processor among so many commands; nothing if the user has set it."""
     if commands == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
@@ -77,7 +77,7 @@ def stop_commands(processes: Collection[Stoppable]) -> None:
 
 
 T = TypeVar("T")
-VARIABLE = "LIT_RLVR_SHARE"
+SHARE_VARIABLE = "LIT_RLVR_SHARE"
 """The environment variable that tells a process its share, such as 0/4."""
 BEGINS_GROUP = b'"sample": 0, "samples": '
 """In the first line of each question's completions, and in no other."""
@@ -93,8 +93,8 @@ class Share:
     @classmethod
     def of_this_process(cls) -> Share | None:
         """None if this process was not started by `run_shares`."""
-        told = os.environ.get(VARIABLE)
-        return cls(*map(int, told.split("/"))) if told else None
+        share = os.environ.get(SHARE_VARIABLE)
+        return cls(*map(int, share.split("/"))) if share else None
 
     @property
     def file(self) -> str:
@@ -160,12 +160,12 @@ def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Call
 
 def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Popen[bytes]:
     """Start one process, on its GPU or with its part of the CPU's cores."""
-    environment = os.environ | {VARIABLE: f"{share.number}/{share.count}"}
+    environment = os.environ | {SHARE_VARIABLE: f"{share.number}/{share.count}"}
     if found := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[share.number]
     else:
-        environment |= threads(share.count)
+        environment |= thread_environment(share.count)
     with log.open("w") as file:
         return start_command(["evaluate", *arguments], file, environment)
 

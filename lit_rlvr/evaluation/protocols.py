@@ -21,11 +21,11 @@ from lit_rlvr.types import Sampling
 MAX_TOKENS = 2048
 """Default completion length for models without a run."""
 
-Found = tuple[Any, str]
+ValueAndOrigin = tuple[Any, str]
 """A value and its origin."""
 
 
-def find_dtype(asked: str, model: str, folder: str) -> Found:
+def find_dtype(requested: str, model: str, folder: str) -> ValueAndOrigin:
     """The data type to compute in: the requested one, else the run's, else that of the model's weights.
 
     Args:
@@ -33,8 +33,8 @@ def find_dtype(asked: str, model: str, folder: str) -> Found:
         model: the model as the user named it.
         folder: the folder of its weights.
     """
-    if asked != "auto":
-        return getattr(torch, asked), "--dtype"
+    if requested != "auto":
+        return getattr(torch, requested), "--dtype"
     if is_run(model):
         return compute_dtype(
             str(lookup(run_config(Path(model).expanduser()), "trainer.precision"))
@@ -65,10 +65,10 @@ def find_environment(model: str) -> Any:
     return lookup(run_config(Path(model).expanduser()), "rollout.environment") if is_run(model) else None
 
 
-def find_max_tokens(asked: int | None, model: str) -> Found:
+def find_max_tokens(requested: int | None, model: str) -> ValueAndOrigin:
     """The longest completion: the requested length, else the run's validation length, else `MAX_TOKENS`."""
-    if asked is not None:
-        return asked, "--max_tokens"
+    if requested is not None:
+        return requested, "--max_tokens"
     if is_run(model):
         config = run_config(Path(model).expanduser())
         for name in ("rollout.eval_sampling.max_tokens", "rollout.sampling.max_tokens"):

@@ -14,11 +14,11 @@ from lit_rlvr.files import not_writable, write_atomically
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt, Sample
 
-Given = dict[str, list[Completion]]
+CompletionsById = dict[str, list[Completion]]
 """A question's id -> its completions, in file order."""
 
 
-def read_completions(path: Path, suites: list[str]) -> dict[str, Given]:
+def read_completions(path: Path, suites: list[str]) -> dict[str, CompletionsById]:
     """Completions by part ("math500/sampled", "math500/greedy").
 
     Args:
@@ -30,7 +30,7 @@ def read_completions(path: Path, suites: list[str]) -> dict[str, Given]:
     Raises:
         UserError: a line does not have this form; the message gives its number.
     """
-    found: dict[str, Given] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, CompletionsById] = defaultdict(lambda: defaultdict(list))
     try:
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,7 +64,7 @@ def _read(line: str, where: str, suites: list[str]) -> tuple[str, str, Completio
     )
 
 
-def match(given: Given, samples: list[Sample], part: str) -> list[Sample]:
+def match(given: CompletionsById, samples: list[Sample], part: str) -> list[Sample]:
     """The questions that have completions, each the same number of them.
 
     Raises:
@@ -108,26 +108,26 @@ class Records:
         self, folder: Path, settings: dict[str, Any], suites: Mapping[str, dict[str, Any]] | None = None,
         share: str | None = None,
     ) -> None:  # fmt: skip
-        whole = folder / "completions.jsonl"
-        self.path = folder / share if share else whole
-        told = folder / "settings.json"
+        merged = folder / "completions.jsonl"
+        self.path = folder / share if share else merged
+        settings_path = folder / "settings.json"
         self._groups: dict[tuple[str, str], list[Row]] = {}
         settings = json.loads(json.dumps(settings | ({} if suites is None else {"suites": suites})))
-        before = self._settings(told)
-        files = [path for path in (whole, *sorted(folder.glob(SHARES))) if path.is_file()]
-        begun = before is not None and bool(files)
-        strangers = [name for name in OUTPUT if (folder / name).exists()]
-        if strangers and not begun and set(before or {}) != set(settings):
-            raise UserError(f"--out: {folder} holds a {strangers[0]} not from an evaluation; choose another folder")
-        if before is not None and begun:
+        before = self._settings(settings_path)
+        files = [path for path in (merged, *sorted(folder.glob(SHARES))) if path.is_file()]
+        is_started = before is not None and bool(files)
+        existing = [name for name in OUTPUT if (folder / name).exists()]
+        if existing and not is_started and set(before or {}) != set(settings):
+            raise UserError(f"--out: {folder} holds a {existing[0]} not from an evaluation; choose another folder")
+        if before is not None and is_started:
             self._check(before, settings, folder)
-            self._read([path for path in files if path == whole] if share else files)
+            self._read([path for path in files if path == merged] if share else files)
             if suites is not None:
                 settings["suites"] = before["suites"] | settings["suites"]
         if share:
             return  # the process that started this one has written the settings
         try:
-            write_atomically(told, json.dumps(settings, indent=2) + "\n")
+            write_atomically(settings_path, json.dumps(settings, indent=2) + "\n")
         except OSError as error:
             raise UserError(not_writable(folder, "--out", error)) from error
 
@@ -142,14 +142,14 @@ class Records:
 
     @staticmethod
     def _check(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-        of_suites, wanted = before.get("suites"), now.get("suites")
-        if isinstance(of_suites, dict) and isinstance(wanted, dict):
-            both = of_suites.keys() & wanted.keys()  # the others are new, or not asked for this time
-            before, now = ({**d, "suites": {name: d["suites"][name] for name in both}} for d in (before, now))
+        old_suites, new_suites = before.get("suites"), now.get("suites")
+        if isinstance(old_suites, dict) and isinstance(new_suites, dict):
+            common = old_suites.keys() & new_suites.keys()  # the others are new, or not asked for this time
+            before, now = ({**d, "suites": {name: d["suites"][name] for name in common}} for d in (before, now))
         changed = list(changes(before, now))
         if changed:
-            said = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changed)
-            raise UserError(f"--out: {folder} was begun with other settings ({said}); choose another folder")
+            difference = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changed)
+            raise UserError(f"--out: {folder} was begun with other settings ({difference}); choose another folder")
 
     def _read(self, files: Sequence[Path]) -> None:
         """Read complete groups, and merge several files into the first; a last group torn by a kill is dropped."""

@@ -69,15 +69,15 @@ class Sampler:
             environment: what answers the model between its turns.
         """
         sampling = sampling.with_banned(self.policy.placeholder_ids)
-        share = max(1, SEQUENCES // samples)
-        episodes = None if environment is None else self._played_in(environment, data)
-        for first in range(0, len(prompts), share):
-            some = [data.prepare(p) for p in prompts[first : first + share]]
+        batch_size = max(1, SEQUENCES // samples)
+        episodes = None if environment is None else self._episodes_for(environment, data)
+        for first in range(0, len(prompts), batch_size):
+            batch = [data.prepare(p) for p in prompts[first : first + batch_size]]
             if episodes is not None:
-                some = episodes.open(some, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
-            self._run(some, sampling, samples, rewards, use, judged, episodes)
+                batch = episodes.open(batch, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
+            self._run(batch, sampling, samples, rewards, use, judged, episodes)
 
-    def _played_in(self, environment: Environment, data: PromptDataModule) -> Episodes:
+    def _episodes_for(self, environment: Environment, data: PromptDataModule) -> Episodes:
         """Workers for episodes of an environment, one set for each, which answer as the data's model expects."""
         between = between_turns(data, self.policy, environment)
         if id(environment) not in self._episodes:
@@ -90,7 +90,7 @@ class Sampler:
         judged: Judged, episodes: Episodes | None,
     ) -> None:  # fmt: skip
         seeds = [[derive_seed(run_seed(), use, p.sample.id, g) for g in range(samples)] for p in prompts]
-        waiting: dict[int, Future[None]] = {}
+        futures: dict[int, Future[None]] = {}
 
         def judge(prompt: Prompt, group: list[Completion]) -> None:
             judged(prompt, group, score_rollout(rewards, [group], [prompt.sample]))
@@ -98,11 +98,11 @@ class Sampler:
         with ThreadPoolExecutor(1) as thread:
 
             def done(p: int, group: list[Completion]) -> None:
-                waiting[p] = waiting.get(p) or thread.submit(judge, prompts[p], group)
+                futures[p] = futures.get(p) or thread.submit(judge, prompts[p], group)
 
             for p, group in enumerate(self.engine.generate(prompts, sampling, seeds, done, episodes)):
                 done(p, group)
-        for future in waiting.values():
+        for future in futures.values():
             future.result()
 
     def close(self) -> None:

@@ -96,8 +96,8 @@ def needs() -> str:
                 amount = f"{plan.needs / GIB:.0f}"
                 row = found.setdefault(plan.name.replace("alone", "DDP"), {})
                 row[machine] = f"**{amount}**" if plan.fits else amount
-        for way, row in found.items():
-            lines.append(f"| {model} | {way} | {' | '.join(row.get(machine, '') for machine in MACHINES)} |")
+        for strategy, row in found.items():
+            lines.append(f"| {model} | {strategy} | {' | '.join(row.get(machine, '') for machine in MACHINES)} |")
     return "\n".join(lines)
 
 

@@ -12,7 +12,7 @@ from lit_rlvr.report.runs import Run, metric_names
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24
-MARKED = 13
+MAX_MARKED_POINTS = 13
 """A curve with at most this many points shows each of them."""
 
 
@@ -80,7 +80,7 @@ def _line(number: int, curve: Curve, x: Scale, y: Scale) -> Line:
 
     outline = [*points(curve.high), *reversed(points(curve.low))]
     marks = []
-    if len(curve.steps) <= MARKED:
+    if len(curve.steps) <= MAX_MARKED_POINTS:
         for step, mean, low, high in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True):
             span = "" if low == high else f" ({number_text(low)} to {number_text(high)})"
             marks.append((x.at(step), y.at(mean), f"step {step}: {number_text(mean)}{span}"))
@@ -115,10 +115,10 @@ def number_text(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-MOST_POINTS = 240
+MAX_POINTS = 240
 """Longer curves are drawn as means over equal intervals: more points would not be visible."""
 
-SHOWN = (
+MAIN_CHARTS = (
     ("Training reward", ("rollout/reward",)),
     ("Training accuracy", ("rollout/accuracy",)),
     ("Validation accuracy", ("val/accuracy",)),
@@ -167,7 +167,7 @@ def curve(runs: Sequence[Run], metrics: Sequence[str]) -> Curve | None:
 def thin(long: Curve) -> Curve:
     """A curve of at most `MOST_POINTS`: intervals of steps, each at its last step, with the mean of the means and the
     union of the bands."""
-    width = -(-len(long.steps) // MOST_POINTS)
+    width = -(-len(long.steps) // MAX_POINTS)
     if width == 1:
         return long
     parts = [slice(start, start + width) for start in range(0, len(long.steps), width)]
@@ -183,7 +183,7 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
     """The charts of some groups: the logged ones of `SHOWN`, with accuracy and pass@k of each validation set after the
     validation accuracy."""
     wanted: list[tuple[str, tuple[str, ...]]] = []
-    for title, metrics in SHOWN:
+    for title, metrics in MAIN_CHARTS:
         wanted.append((title, metrics))
         if metrics == ("val/accuracy",):
             wanted += [(_validation_title(name), (name,)) for name in _validation_metrics(groups)]
@@ -192,7 +192,7 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
 
 def more_panels(groups: Sequence[Group]) -> list[Panel]:
     """A chart of every other metric except validation's."""
-    seen = {metric for _, metrics in SHOWN for metric in metrics}
+    seen = {metric for _, metrics in MAIN_CHARTS for metric in metrics}
     names = metric_names(run for group in groups for run in group.runs)
     other = [name for name in names if name not in seen and not name.startswith("val/") and name != "epoch"]
     return _drawn(groups, [(name, (name,)) for name in other])

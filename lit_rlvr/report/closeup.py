@@ -117,14 +117,18 @@ def shorten(text: str) -> str:
 def _tokens(run: Run) -> list[tuple[int, str, dict[str, Any]]]:
     """A group with a gradient from the first saved rollout that has one, and from the last."""
     files = sorted(list_traces(run.path).items())
-    ends = [found for found in (_first_live(run, files), _first_live(run, files[::-1])) if found is not None]
+    ends = [
+        found
+        for found in (_first_with_gradient(run, files), _first_with_gradient(run, files[::-1]))
+        if found is not None
+    ]
     return [
         (step, algorithm, view(group, extremes([c["reward"] for c in group["completions"]]), MOST_TOKENS))
         for step, algorithm, group in {found[0]: found for found in ends}.values()
     ]
 
 
-def _first_live(run: Run, files: list[tuple[int, Path]]) -> tuple[int, str, dict[str, Any]] | None:
+def _first_with_gradient(run: Run, files: list[tuple[int, Path]]) -> tuple[int, str, dict[str, Any]] | None:
     """(step, algorithm, group) of the first file with a group that had a gradient."""
     for step, path in files:
         try:

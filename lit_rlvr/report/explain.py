@@ -31,14 +31,14 @@ def run(command: str, arguments: list[str]) -> None:
     step, algorithm, group = load_group(Path(config.run), config.step, config.prompt)
     target = Path(config.html or Path(config.run) / "explain.html")
 
-    def for_people() -> None:
+    def print_text() -> None:
         show(step, algorithm, group)
         if not has_gradient(group):
             Terminal().print("This group has no gradient: all its advantages or weights are 0.")
         Terminal().print(f"\nPage: {target}", soft_wrap=True)
 
     write_page(target, page(step, algorithm, group), "--html")
-    show_result({"step": step, "algorithm": algorithm, "group": group, "page": str(target)}, for_people)
+    show_result({"step": step, "algorithm": algorithm, "group": group, "page": str(target)}, print_text)
 
 
 def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, str, dict[str, Any]]:
@@ -106,15 +106,15 @@ COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", "clipped", 
 
 def cells(completion: dict[str, Any]) -> list[str]:
     """One completion's row of the table."""
-    own = _own(completion)
-    ratio = [value for value, sampled in zip(completion.get("ratio", []), own, strict=False) if sampled]
+    is_sampled = _sampled_mask(completion)
+    ratio = [value for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False) if sampled]
     weight = completion.get("weight", [])
     clipped = sum(c for _, _, c, _ in tokens(completion))
     return [
         f"{completion['reward']:.3f}",
-        {"correct": "yes", "wrong": "no"}.get(said := verdict(completion), said),
+        {"correct": "yes", "wrong": "no"}.get(judgement := verdict(completion), judgement),
         f"{completion['advantage']:+.3f}",
-        str(sum(own)),
+        str(sum(is_sampled)),
         f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",
         str(clipped),
         f"{sum(weight):+.3g}" if weight else "0",
@@ -125,13 +125,13 @@ def cells(completion: dict[str, Any]) -> list[str]:
 def tokens(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     """(token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
     weights, ratios = completion.get("weight"), completion.get("ratio")
-    own = _own(completion)
+    is_sampled = _sampled_mask(completion)
     if not weights or not ratios:  # a group without a gradient is not run
         return [
             (token, 0.0, False, "not run" if sampled else OBSERVED)
-            for token, sampled in zip(completion["tokens"], own, strict=True)
+            for token, sampled in zip(completion["tokens"], is_sampled, strict=True)
         ]
-    rows = zip(completion["tokens"], own, weights, ratios, completion["logp"], strict=True)
+    rows = zip(completion["tokens"], is_sampled, weights, ratios, completion["logp"], strict=True)
     live = completion["advantage"] != 0
     return [
         (token, weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
@@ -141,7 +141,7 @@ def tokens(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     ]
 
 
-def _own(completion: dict[str, Any]) -> list[bool]:
+def _sampled_mask(completion: dict[str, Any]) -> list[bool]:
     """For each token, whether the model sampled it."""
     return completion.get("sampled") or [True] * len(completion["tokens"])
 

@@ -27,11 +27,11 @@ class Legend:
     number: int
     name: str
     label: str
-    look: int
+    style_index: int
 
     @property
     def style(self) -> str:
-        return f"s{self.look % COLOURS}" + (" dashed" if self.look >= COLOURS else "")
+        return f"s{self.style_index % COLOURS}" + (" dashed" if self.style_index >= COLOURS else "")
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ def contents(groups: Sequence[Group], more: bool = True) -> dict[str, Any]:
     Args:
         more: whether to draw the less important curves too.
     """
-    looks = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
+    style_indices = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
     tasks = list(dict.fromkeys(group.task for group in groups))
     labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
-    legends = [Legend(k, group.name, labels[k], looks[group.name]) for k, group in enumerate(groups)]
+    legends = [Legend(k, group.name, labels[k], style_indices[group.name]) for k, group in enumerate(groups)]
     settings = [group.settings for group in groups]
     return dict(
         version=__version__,

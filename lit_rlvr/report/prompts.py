@@ -38,7 +38,7 @@ class Visit:
         return f"{self.right} of {self.judged}"
 
     @property
-    def live(self) -> bool:
+    def has_gradient(self) -> bool:
         """Whether the group had a gradient."""
         return any(row["advantage"] for row in self.rows)
 
@@ -115,7 +115,7 @@ def samples(run: Run) -> list[Visit]:
     """Groups from the beginning, the middle and the end of a run, preferring nearby ones with a gradient."""
     found = visits(run)
     thirds = [found[len(found) * k // 3 : len(found) * (k + 1) // 3] for k in range(3)]
-    return [next((visit for visit in third if visit.live), third[0]) for third in thirds if third]
+    return [next((visit for visit in third if visit.has_gradient), third[0]) for third in thirds if third]
 
 
 def prompt_text(prompt: Any) -> str:

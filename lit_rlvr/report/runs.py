@@ -113,7 +113,7 @@ class Run:
         return self.settings.get("seed_everything", "?")
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         return bool(self.summary) and self.summary.get("stopped") is None
 
     @property

@@ -117,7 +117,7 @@ def save_dir_not_required() -> Iterator[None]:
             cls.__init__.__defaults__ = others
 
 
-def in_run_folder(chosen: Any, root: Path) -> None:
+def set_save_dir(chosen: Any, root: Path) -> None:
     """Set each logger's `save_dir` to the run folder, unless the config set it."""
     for logger in chosen if isinstance(chosen, list) else [chosen]:
         options = logger.get("init_args") if isinstance(logger, jsonargparse.Namespace) else None

@@ -48,7 +48,7 @@ def validate_now(trainer: Trainer) -> None:
         trainer.training = True
 
 
-SIDE = 256
+THUMBNAIL_PIXELS = 256
 """Maximum length of a thumbnail's longer side, in pixels."""
 
 
@@ -63,7 +63,7 @@ def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
         path = thumbnail_path(run, key)
         if not path.exists():
             picture, png = opened[number], BytesIO()
-            picture.thumbnail((SIDE, SIDE))
+            picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
             picture.save(png, "PNG", optimize=True)
             write_atomically(path, png.getvalue())
     return list(opened.keys)
@@ -139,45 +139,46 @@ class RunFolder(Callback):
         self.save_prompts, self.show_every, self.trace_every = save_prompts, show_every, trace_every
         self.rows: list[dict[str, Any]] = []  # of the last iteration, as in completions.jsonl
         self._trace: Trace | None = None  # of the iteration in progress
-        self._unsaved: dict[int, tuple[Trace, Rollout]] = {}  # by step: the last trace, and the newest with a gradient
+        # By step: the last trace, and the newest with a gradient.
+        self._unsaved_traces: dict[int, tuple[Trace, Rollout]] = {}
         self.accuracy_before: float | None = None
         self._last: tuple[int, float | None] = (-1, None)  # the last validation: step, accuracy
         self.train_seconds = 0.0
         self.resumed_from_step = 0
-        self.began = False
-        self._iteration_began = 0.0
-        self._fit_began = time.perf_counter()
+        self.has_started = False
+        self._iteration_start = 0.0
+        self._fit_start = time.perf_counter()
         self._startup_seconds = 0.0
         self._seconds: dict[str, list[float]] = {}
 
     # ---- during the run -----------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fit_began = time.perf_counter()
+        self._fit_start = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.began = True
+        self.has_started = True
         self.resumed_from_step = trainer.global_step
-        self._startup_seconds = time.perf_counter() - self._fit_began
+        self._startup_seconds = time.perf_counter() - self._fit_start
         next(c for c in trainer.callbacks if isinstance(c, RolloutCallback)).shown = self.save_prompts  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             _drop_after(self._root(trainer) / "completions.jsonl", trainer.global_step)
             drop_traces_after(self._root(trainer), trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._iteration_began = time.perf_counter()
+        self._iteration_start = time.perf_counter()
         module: Any = pl_module
-        wanted = self.trace_every and self.save_prompts and trainer.is_global_zero
-        self._trace = Trace(self.save_prompts) if wanted else None
+        is_traced = self.trace_every and self.save_prompts and trainer.is_global_zero
+        self._trace = Trace(self.save_prompts) if is_traced else None
         module.watch(self._trace)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.train_seconds += time.perf_counter() - self._iteration_began
+        self.train_seconds += time.perf_counter() - self._iteration_start
         for name in ("sync", "generate", "score", "train"):
             self._seconds.setdefault(name, []).append(float(trainer.callback_metrics[f"time/{name}"]))
-        self._seconds.setdefault("step", []).append(time.perf_counter() - self._iteration_began)
+        self._seconds.setdefault("step", []).append(time.perf_counter() - self._iteration_start)
         if trainer.is_global_zero:
             root = self._root(trainer)
             rows = self.rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts, root)
@@ -195,13 +196,14 @@ class RunFolder(Callback):
             trainer.should_stop = True  # Lightning then validates before it ends the run
 
     def _keep_trace(self, trainer: Trainer, module: Any, rollout: Rollout, trace: Trace) -> None:
-        self._unsaved = {} if trace.live else {step: kept for step, kept in self._unsaved.items() if kept[0].live}
-        self._unsaved[trainer.global_step] = (trace, rollout)
+        older = {} if trace.live else self._unsaved_traces
+        self._unsaved_traces = {step: kept for step, kept in older.items() if kept[0].live}
+        self._unsaved_traces[trainer.global_step] = (trace, rollout)
         if (module.iteration - 1) % self.trace_every == 0:
             self._save_trace(trainer, module, trainer.global_step)
 
     def _save_trace(self, trainer: Trainer, module: Any, step: int) -> None:
-        trace, rollout = self._unsaved.pop(step)
+        trace, rollout = self._unsaved_traces.pop(step)
         write_trace(self._root(trainer), step, type(module).__name__, trace.records(rollout, module.tokenizer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -224,20 +226,22 @@ class RunFolder(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete a run that was stopped in its last validation: with nothing left to train, Lightning comes here at
         once."""
-        if not self.began and not is_complete(self._root(trainer)):
+        if not self.has_started and not is_complete(self._root(trainer)):
             self.on_train_start(trainer, pl_module)
             validate_now(trainer)
             self._finish(trainer, pl_module, None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, RunStopped | KeyboardInterrupt) and getattr(pl_module, "policy", None) is not None:
-            alone = isinstance(exception, KeyboardInterrupt)
-            self._finish(trainer, pl_module, str(exception) or type(exception).__name__, alone)
+            is_local = isinstance(exception, KeyboardInterrupt)
+            self._finish(trainer, pl_module, str(exception) or type(exception).__name__, is_local)
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule, stopped: str | None, alone: bool = False) -> None:
+    def _finish(
+        self, trainer: Trainer, pl_module: LightningModule, stopped: str | None, is_local: bool = False
+    ) -> None:
         """Write the summary; `alone`: run no collectives, because the state of the other processes is unknown."""
         module: Any = pl_module
-        unknown = alone and module.device_mesh is not None
+        unknown = is_local and module.device_mesh is not None
         digest = None if unknown else weights_sha256(module.policy.model)
         if not trainer.is_global_zero:
             return
@@ -264,7 +268,7 @@ class RunFolder(Callback):
         }
         root = self._root(trainer)
         write_atomically(root / "summary.json", json.dumps(summary, indent=2) + "\n")
-        for step in list(self._unsaved):
+        for step in list(self._unsaved_traces):
             self._save_trace(trainer, module, step)
         rows = next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
         if rows:

@@ -16,19 +16,19 @@ from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
-from lit_rlvr.run.folder import CONFIG_HEADER, clear, held, room
+from lit_rlvr.run.folder import CONFIG_HEADER, claim_run_folder, clear_run_folder, lock_run_folder
 from lit_rlvr.run.live import LiveFile
 from lit_rlvr.run.loggers import open_loggers
 from lit_rlvr.run.monitor import CollapseStop, MonitoredMetrics
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import RunProgress
-from lit_rlvr.run.rank_zero import show_messages, silence_others
-from lit_rlvr.run.ranks import RankWatch, SetUpEnds
+from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
+from lit_rlvr.run.ranks import EndOfSetUp, RankWatch
 from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.trackers.callback import Trackers
 
 
-class RunBegins(Callback):
+class RunStart(Callback):
     """Makes room in the run folder, opens loggers and trackers, and writes `config.yaml`.
 
     This happens once, right before the first validation or iteration. A run that is refused earlier, or that has
@@ -47,7 +47,7 @@ class RunBegins(Callback):
     ) -> None:
         self.settings, self.loggers, self.trackers = settings, list(loggers), trackers
         self.resumes, self.overwrite = resumes, overwrite
-        self._begun = False
+        self._has_started = False
         self._logs_hyperparameters = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -56,12 +56,12 @@ class RunBegins(Callback):
         self._logs_hyperparameters, trainer.enable_autolog_hparams = trainer.enable_autolog_hparams, False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._begun:
+        if self._has_started:
             return
-        self._begun = True
+        self._has_started = True
         root = Path(trainer.default_root_dir)
         if trainer.is_global_zero and not self.resumes:
-            clear(root, self.overwrite)
+            clear_run_folder(root, self.overwrite)
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):  # it sees only those TensorBoard files that are opened after it
                 _ = logger.experiment
@@ -81,21 +81,21 @@ class RunBegins(Callback):
             self.on_sanity_check_start(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not self._begun:
+        if not self._has_started:
             trainer.loggers = []  # closing an unopened logger would open it
 
 
-DEFAULTS: dict[str, Any] = {
+TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": -1,
     "log_every_n_steps": 1,
     "max_epochs": -1,
     "enable_model_summary": False,
 }
 """Options of Lightning's Trainer whose defaults are others in a run."""
-KINDS: tuple[type[Callback], ...] = (RunFolder, RolloutCallback, RunCheckpoint, CollapseStop)
+RUN_CALLBACKS: tuple[type[Callback], ...] = (RunFolder, RolloutCallback, RunCheckpoint, CollapseStop)
 """The callbacks with options that every run has, in their order: the run folder's clock covers the rollout."""
 
-BEGINS = 2
+RUN_START_INDEX = 2
 """Where `RunBegins` stands among the callbacks: before all that write, and once signals are listened to."""
 
 
@@ -125,13 +125,18 @@ class RunTrainer(Trainer):
         overwrite: bool = False,
         **options: Any,
     ) -> None:
-        silence_others()
+        silence_other_packages()
         show_messages()
         given: list[Callback] = [rollout, *callbacks]
-        parts = [next((callback for callback in given if isinstance(callback, kind)), None) or kind() for kind in KINDS]
-        others = [callback for callback in callbacks if not isinstance(callback, KINDS)]
-        super().__init__(default_root_dir=folder, callbacks=[*parts, *others], logger=False, **DEFAULTS | options)
-        equip(self)
+        parts = [
+            next((callback for callback in given if isinstance(callback, kind)), None) or kind()
+            for kind in RUN_CALLBACKS
+        ]
+        others = [callback for callback in callbacks if not isinstance(callback, RUN_CALLBACKS)]
+        super().__init__(
+            default_root_dir=folder, callbacks=[*parts, *others], logger=False, **TRAINER_DEFAULTS | options
+        )
+        add_run_callbacks(self)
         self.chosen_logger, self.overwrite = logger, overwrite
 
     def fit(
@@ -151,25 +156,25 @@ class RunTrainer(Trainer):
         Raises:
             UserError: the folder holds a run that is neither resumed nor overwritten, or another run is using it.
         """
-        root, owns = Path(self.default_root_dir), is_first_process()
-        with ExitStack() as until_end:
-            if owns:
-                until_end.enter_context(held(root))
+        root, is_owner = Path(self.default_root_dir), is_first_process()
+        with ExitStack() as stack:
+            if is_owner:
+                stack.enter_context(lock_run_folder(root))
             path = last_checkpoint(root) if ckpt_path == "last" else ckpt_path
             loggers = open_loggers(self.chosen_logger, root, path)
-            if owns:
-                until_end.enter_context(room(root, path is not None, self.overwrite))
-            begins = RunBegins(None, loggers, None, path is not None, self.overwrite)
+            if is_owner:
+                stack.enter_context(claim_run_folder(root, path is not None, self.overwrite))
+            run_start = RunStart(None, loggers, None, path is not None, self.overwrite)
             callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
-            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RunBegins)]
-            callbacks.insert(BEGINS, begins)
+            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RunStart)]
+            callbacks.insert(RUN_START_INDEX, run_start)
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
 
 
-def equip(trainer: Trainer) -> None:
+def add_run_callbacks(trainer: Trainer) -> None:
     """Add the parts of a run that have no options: signals, `live.json`, the progress lines, our checkpoints' files."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks[:0] = [RankWatch(), StopOnSignal(), SetUpEnds(), MonitoredMetrics(), LiveFile()]
+    callbacks[:0] = [RankWatch(), StopOnSignal(), EndOfSetUp(), MonitoredMetrics(), LiveFile()]
     trainer.strategy.checkpoint_io = CheckpointFiles()
     bar = trainer.progress_bar_callback
     if bar is not None:

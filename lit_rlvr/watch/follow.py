@@ -16,7 +16,7 @@ from lit_rlvr.report.runs import Run, read_run
 from lit_rlvr.run.live import LIVE, read_live
 from lit_rlvr.watch.completions import Completions
 
-SILENT = 15.0
+SILENT_SECONDS = 15.0
 """Seconds without a new `live.json` after which a run that has not ended counts as dead."""
 CHUNK = 0.05
 """Seconds for which completions are read before views may be made."""
@@ -24,7 +24,7 @@ SMALL = ("config.yaml", "metrics.csv", "summary.json")
 
 
 @dataclass(frozen=True)
-class Now:
+class RunStatus:
     """What a run is doing.
 
     Args:
@@ -56,7 +56,7 @@ class FollowedRun:
         self.run = Run(path)
         self._stamps: tuple[Any, ...] | None = None  # before the first look
 
-    def look(self) -> bool:
+    def refresh(self) -> bool:
         """Read again what changed, but completions; returns whether anything did.
 
         Raises:
@@ -69,22 +69,24 @@ class FollowedRun:
         return True
 
     @property
-    def now(self) -> Now:
+    def status(self) -> RunStatus:
         """What it is doing, at this moment."""
         last = max(self.run.metrics, default=0)
         live = read_live(self.path)
         silent = time.time() - live["at"] if live else 0.0
-        if live and live["stage"] != "ended" and silent < SILENT:
-            return Now("running", said(live), live["step"], live["steps"])
-        steps = _whole(self.run.settings.get("trainer.max_steps"))
-        if self.run.finished:
-            return Now("finished", f"finished after {last} steps", last, last)
+        if live and live["stage"] != "ended" and silent < SILENT_SECONDS:
+            return RunStatus("running", describe_state(live), live["step"], live["steps"])
+        steps = _parse_int(self.run.settings.get("trainer.max_steps"))
+        if self.run.is_finished:
+            return RunStatus("finished", f"finished after {last} steps", last, last)
         if self.run.summary:
-            return Now("stopped", f"stopped early: {self.run.summary.get('stopped')}", last, steps)
+            return RunStatus("stopped", f"stopped early: {self.run.summary.get('stopped')}", last, steps)
         if live and live["stage"] != "ended":
-            line = f"no sign of life for {in_words(silent)}, while {live['stage']}: killed, or its machine is gone"
-            return Now("silent", line, live["step"], live["steps"])
-        return Now("unknown", "unfinished, or killed", last, steps)
+            line = (
+                f"no sign of life for {format_duration(silent)}, while {live['stage']}: killed, or its machine is gone"
+            )
+            return RunStatus("silent", line, live["step"], live["steps"])
+        return RunStatus("unknown", "unfinished, or killed", last, steps)
 
 
 class FollowedFolders:
@@ -103,9 +105,9 @@ class FollowedFolders:
         self.title, self.groups = "", list[Group]()
         self.versions = {"metrics": 0, "completions": 0}  # numbers that change when these do
         self.lock = Lock()
-        self.look()
+        self.refresh()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Read again what changed, but completions."""
         changed = False
         runs: dict[str, FollowedRun] = {}
@@ -113,19 +115,19 @@ class FollowedFolders:
         def read(path: Path) -> Run:
             nonlocal changed
             followed = runs[str(path)] = self.runs.get(str(path)) or FollowedRun(path)
-            changed |= followed.look()
+            changed |= followed.refresh()
             return followed.run
 
-        title, groups = read_groups([found for folder in self._given for found in runs_in(folder)], read)
+        title, groups = read_groups([found for folder in self._given for found in find_runs(folder)], read)
         if changed or title != self.title or list(runs) != list(self.runs):
             with self.lock:
                 self.title, self.groups, self.runs = title, groups, runs
                 self.versions["metrics"] += 1
 
-    def look_again(self) -> None:
+    def try_refresh(self) -> None:
         """`look`, but while a folder is being replaced by a new run, the last state is kept."""
         with suppress(UserError, OSError):
-            self.look()
+            self.refresh()
 
     def read_completions(self) -> None:
         """Read what came to every completions.jsonl, in small pieces, so that views are made meanwhile."""
@@ -146,7 +148,7 @@ class FollowedFolders:
         return 1 - sum(run.completions.read for run in self.runs.values()) / size if size else 0.0
 
 
-def runs_in(folder: Path) -> list[Path]:
+def find_runs(folder: Path) -> list[Path]:
     """The folder itself if it holds a run or a study, else those up to two levels below that do.
 
     Raises:
@@ -173,7 +175,7 @@ def _holds_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and (path / LIVE).is_file()
 
 
-def said(live: dict[str, Any]) -> str:
+def describe_state(live: dict[str, Any]) -> str:
     """A line about a running run: step, stage, speed, what it waits for, the time left, memory and engine."""
     steps = "" if live["steps"] is None else f" of {live['steps']}"
     stage = live["stage"] + (f" {live['done']}/{live['total']}" if live["total"] else "")
@@ -181,14 +183,14 @@ def said(live: dict[str, Any]) -> str:
     if live["tokens_per_second"]:
         words.append(f"{live['tokens_per_second']:,.0f} tokens/s")
     for name, seconds in live["waiting"].items():
-        words.append(f"waiting for {name} {in_words(seconds)}")
+        words.append(f"waiting for {name} {format_duration(seconds)}")
     if live["seconds_left"] is not None:
-        words.append(f"{in_words(live['seconds_left'])} left")
+        words.append(f"{format_duration(live['seconds_left'])} left")
     words += [f"{live['memory_mb'] / 1024:.1f} GiB at most", f"engine {live['engine']}"]
     return ", ".join(words)
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration: 42 s, 12 min, 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -204,5 +206,5 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _whole(text: str | None) -> int | None:
+def _parse_int(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdigit() else None

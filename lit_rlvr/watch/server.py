@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lit_rlvr.watch import pages
 from lit_rlvr.watch.follow import FollowedFolders
 
-EVERY = 1.0
+REFRESH_SECONDS = 1.0
 """Seconds between two looks at the folders."""
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 COOKIE = "lit-rlvr"
@@ -49,7 +49,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
             try:
                 with folders.lock:
                     return HTMLResponse(make(request))
-            except pages.NotThere as error:
+            except pages.NotFound as error:
                 return PlainTextResponse(f"{error}\n", status_code=404)
 
         return answer
@@ -60,7 +60,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
     def prompts(request: Request) -> str:
         given = request.query_params
         return pages.prompts(
-            folders, given.get("run", ""), given.get("course", ""), given.get("order", ""), given.get("words", ""),
+            folders, given.get("run", ""), given.get("outcome", ""), given.get("order", ""), given.get("words", ""),
             _number(given.get("page")) or 1,
         )  # fmt: skip
 
@@ -72,10 +72,10 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
         given = request.query_params
         step, sample = _number(given.get("step")), _number(given.get("sample"))
         if step is None or sample is None:
-            raise pages.NotThere("step and sample are whole numbers")
+            raise pages.NotFound("step and sample are whole numbers")
         return pages.tokens(folders, given.get("run", ""), given.get("id", ""), step, sample)
 
-    overviews = {more: Remembered(partial(pages.overview, folders, more), folders) for more in (False, True)}
+    overviews = {more: CachedPage(partial(pages.overview, folders, more), folders) for more in (False, True)}
     return Starlette(
         routes=[
             Route("/", page(lambda request: overviews["more" in request.query_params].get())),
@@ -91,7 +91,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
     )
 
 
-class Remembered:
+class CachedPage:
     """A page about the metrics, which is made again only when they have changed.
 
     Args:
@@ -153,23 +153,23 @@ def _following(folders: FollowedFolders) -> Callable[[Starlette], Any]:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        over = threading.Event()
-        thread = threading.Thread(target=follow, args=(folders, over), name="lit-rlvr-watch", daemon=True)
+        stop = threading.Event()
+        thread = threading.Thread(target=follow, args=(folders, stop), name="lit-rlvr-watch", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            stop.set()
 
     return lifespan
 
 
-def follow(folders: FollowedFolders, over: threading.Event) -> None:
+def follow(folders: FollowedFolders, stop: threading.Event) -> None:
     """Look at the folders until it is over."""
-    while not over.is_set():
-        folders.look_again()
+    while not stop.is_set():
+        folders.try_refresh()
         folders.read_completions()
-        over.wait(EVERY)
+        stop.wait(REFRESH_SECONDS)
 
 
 def _number(text: str | None) -> int | None:

@@ -26,7 +26,7 @@ COLUMNS = (
 
 
 def show(
-    folders: FollowedFolders, over: threading.Event, seconds: float = 1.0, console: Terminal | None = None
+    folders: FollowedFolders, stop: threading.Event, seconds: float = 1.0, console: Terminal | None = None
 ) -> None:
     """Show the runs until it is over, looking again after so many seconds; once if the console is no terminal."""
     console = console or Terminal()
@@ -34,15 +34,15 @@ def show(
         console.print(table(folders))
         return
     with Live(table(folders), console=console, screen=True, auto_refresh=False) as live:
-        while not over.wait(seconds):
-            folders.look_again()
+        while not stop.wait(seconds):
+            folders.try_refresh()
             live.update(table(folders), refresh=True)
 
 
 def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
     """What each run is doing, and what is worth a look, for programs."""
     return {
-        name: vars(followed.now) | {"findings": [vars(finding) for finding in findings(followed.run)]}
+        name: vars(followed.status) | {"findings": [vars(finding) for finding in findings(followed.run)]}
         for name, followed in folders.runs.items()
     }
 
@@ -53,7 +53,7 @@ def table(folders: FollowedFolders) -> RenderableType:
     notes: list[Text] = []
     for name, followed in folders.runs.items():
         cells = [_cell(curve([followed.run], [metric])) for _, metric in COLUMNS]
-        shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.now.line}"), *cells)
+        shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.status.line}"), *cells)
         for found in findings(followed.run):
             notes.append(Text(f"{name}: {found.title}: {found.evidence}. What helps: {found.remedy}."))
     return Group(shown, *notes)
