@@ -24,7 +24,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.errors import refuse_nulls
 from lit_rlvr.cli.groups import CALLBACKS, GROUPS
-from lit_rlvr.cli.inspect import check_before_weights, dry_run
+from lit_rlvr.cli.inspect import PlannedRun, dry_run
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs
@@ -303,11 +303,12 @@ class RLVRCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
+        run = PlannedRun(self.trainer, self.model, self.datamodule, config.warm_start)
         if self._is_dry_run:
-            dry_run(self.trainer, self.model, self.datamodule, config.warm_start)
+            dry_run(run)
         else:
             if subcommand == "fit":
-                check_before_weights(self.trainer, self.model, self.datamodule, config.warm_start)
+                run.check()
             if subcommand not in ("preview", "split", "plan"):
                 rollout = config.rollout
                 config.warm_start.apply(self.model, self.datamodule, rollout.environment, rollout.sampling)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
-from lit_rlvr.cli.inspect import describe_prompts, print_prompts, write_split
+from lit_rlvr.cli.inspect import describe_prompts, print_prompts, rollout_of, write_split
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.plan.show import show
 from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.terminal import show_result
 
 if TYPE_CHECKING:
@@ -70,9 +69,8 @@ class RLVRTrainer(Trainer):
             highest: largest share of right completions to keep.
             split: which set.
         """
-        rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
         dtype = compute_dtype(str(self.precision))
-        path = filter_prompts(model, datamodule, rollout, dtype, Path(out), samples, lowest, highest, split)
+        path = filter_prompts(model, datamodule, rollout_of(self), dtype, Path(out), samples, lowest, highest, split)
         kept = len(path.read_text().splitlines())
         found = {"file": str(path), "kept": kept, "option": f"--data.init_args.{split}"}
         show_result(found, lambda: print(f"{path}: use it with {found['option']}"))
@@ -100,5 +98,4 @@ class RLVRTrainer(Trainer):
             lengths: expected mean length of completions and the longest, in tokens, such as 900,4096; the longest is by
                 default the longest allowed. Without it, all are as long as allowed.
         """
-        rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
-        show(describe_job(model, datamodule, rollout, str(self.precision), lengths), GPUs.parse(gpus))
+        show(describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths), GPUs.parse(gpus))

@@ -30,12 +30,12 @@ class CellCommand:
 
     Args:
         arguments: of `lit-rlvr`.
-        ends: written when the command succeeds: a file and its content; None if the command itself shows that.
+        marker: a file and its content, written when the command succeeds; None if the command's own files show it.
         run: the run that the command exports to the cache, to be removed from there when it succeeds: a study has many.
     """
 
     arguments: list[str]
-    ends: tuple[Path, str] | None = None
+    marker: tuple[Path, str] | None = None
     run: Path | None = None
 
     def __str__(self) -> str:

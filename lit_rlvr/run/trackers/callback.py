@@ -118,7 +118,7 @@ class Trackers(Callback):
                 feed.samples[trainer.global_step] = Samples.of(rows, _root(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _run_folder(trainer).began:  # it may have completed a run that was stopped in its last validation
+        if _run_folder(trainer).has_started:  # it may have completed a run that was stopped in its last validation
             self.begin(trainer)
         self._end(trainer, failed=False)
 
