@@ -37,4 +37,4 @@ WITHOUT_RESULT = ("serve", "completion")
 """Commands that take no `--json`."""
 
 NOT_PARSED = {"fit": {"--dry-run"}, "plan": {"--time", "--price"}}
-"""Options that are no part of the config, by command."""
+"""Command -> its options that are not part of the config."""

@@ -1,4 +1,4 @@
-"""`lit-rlvr doctor`: what is installed, which engine and device will be used, and what to install for more."""
+"""`lit-rlvr doctor`: shows what is installed, which engine and device a run would use, and what to install for more."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ OPTIONAL = {
     "liger-kernel": "fused kernels on a GPU",
     "trl": "benchmarks",
 }
-"""Package -> what it is for."""
+"""Package -> its purpose."""
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `doctor`."""
+    """Run the command line of `doctor`."""
     Parser(prog=f"lit-rlvr {command}", description=__doc__).parse_args(arguments)
     lines = findings()
 
@@ -62,7 +62,7 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def packages_table() -> Table:
-    """Installed versions, and how to get what is not installed."""
+    """Return a table of the installed versions, with a command to install each missing package."""
     table = Table("package", "version", "for", "install")
     table.add_row("lit-rlvr", __version__, "", "")
     for name in REQUIRED:
@@ -76,7 +76,7 @@ def packages_table() -> Table:
 
 
 def findings() -> list[str]:
-    """The components that a run on this machine would use."""
+    """Return lines about the device, precision, engine and model that a run on this machine would use."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda":
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"

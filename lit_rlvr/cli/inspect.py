@@ -1,4 +1,4 @@
-"""What a config is, before training: `fit --dry-run`, `preview` and `split`."""
+"""Descriptions of a config before training: `fit --dry-run`, `preview` and `split`."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class PlannedRun:
             counts.append(math.ceil(samples / per_rollout))
         return min(counts, default=None)
 
-    def check(self) -> None:
+    def prepare(self) -> None:
         """Read the data, and refuse all at once whatever can be refused before the weights load.
 
         Raises:
@@ -184,7 +184,7 @@ def dry_run(run: PlannedRun) -> None:
     Raises:
         UserError: `fit` would refuse the run, too.
     """
-    run.check()
+    run.prepare()
     run.rollout.log_sizes(run.module, *run.sizes_on_device)
     found = {
         "run": run.settings(),
@@ -196,13 +196,13 @@ def dry_run(run: PlannedRun) -> None:
 
 
 def _advantage_name(advantage: object) -> str:
-    """An estimator by its registered name, or by that of its class or function."""
+    """Return the registered name of an estimator, or else the name of its class or function."""
     registered = next((name for name, cls in REGISTRY.items() if type(advantage) is cls), None)
     return registered or str(getattr(advantage, "__name__", type(advantage).__name__))
 
 
 def print_run(found: Mapping[str, Any]) -> None:
-    """Print it for people."""
+    """Print a dry run as readable text."""
     console = Terminal()
     for name, value in found["run"].items():
         for line in value if isinstance(value, list) else [value]:
@@ -220,11 +220,11 @@ def print_run(found: Mapping[str, Any]) -> None:
 
 
 IMAGE_SOFTWARE = "lit-rlvr preview"
-"""Mark in our pictures, so that a later preview may replace them."""
+"""Mark in the pictures of `preview`, which a later preview may replace."""
 
 
 def describe_prompts(data: PromptDataModule, split: Split, count: int, folder: Path | None) -> dict[str, Any]:
-    """The first prompts of a set with their token counts and answers, and a summary of the set.
+    """Return the first prompts of a set with their token counts and answers, and a summary of the set.
 
     Args:
         count: number of prompts.
@@ -261,7 +261,7 @@ def _describe_prompt(data: PromptDataModule, prompt: Prompt, folder: Path | None
 
 
 def print_prompts(found: dict[str, Any]) -> None:
-    """Print what `look` found."""
+    """Print the result of `describe_prompts`."""
     console = Terminal()
     split = found["set"].rpartition(" ")[2]
     for number, prompt in enumerate(found["prompts"], 1):
@@ -279,7 +279,7 @@ def print_prompts(found: dict[str, Any]) -> None:
 
 
 def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: Path | None) -> dict[str, Any]:
-    """The size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to."""
+    """Return the size of an image of a prompt as the model sees it, and the file in `folder` that it is saved to."""
     pixels = data.prepare(prompt).pixels
     assert pixels is not None, "the prompt has images"
     image = pixels.images[number]
@@ -300,7 +300,7 @@ def _save_image(image: Image.Image, name: str, folder: Path) -> Path:
 
 
 def describe_set(data: PromptDataModule, split: Split) -> str:
-    """A line with the number and lengths of the prompts, and the number of rows left out."""
+    """Return a line with the number and lengths of the prompts, and the number of rows left out."""
     lengths = sorted(len(prompt.token_ids) for prompt in data.prompts[split])
     left_out = f"{len(data.bad_rows[split])} rows could not be used, {len(data.too_long[split])} prompts were too long"
     spread = f"{lengths[0]} to {lengths[-1]} tokens, median {median(lengths):g}"
@@ -312,7 +312,7 @@ SETS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 def write_split(data: PromptDataModule, out: Path) -> list[Path]:
-    """Write the rows of each set that the data have, before any is dropped for its length.
+    """Write the rows of each set to a file, including rows that training drops for their length.
 
     Args:
         out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`.
@@ -341,7 +341,7 @@ def write_split(data: PromptDataModule, out: Path) -> list[Path]:
 
 
 def _with_moved_images(row: dict[str, Any], sample: Sample, out: Path) -> dict[str, Any]:
-    """A row whose relative image paths start from the folder `out` instead of that of its file."""
+    """Return a row whose relative image paths start from the folder `out` instead of that of its file."""
     sources = getattr(sample.images, "sources", ())
     paths = [Path(source) for source in sources if isinstance(source, str | Path)]
 

@@ -50,11 +50,11 @@ REPLACEMENTS = {
     "gradient_clip_val": "model.max_grad_norm",
     "accumulate_grad_batches": "model.tokens_per_microbatch (memory) or data.prompts_per_step",
 }
-"""Trainer options that manual optimization refuses -> ours."""
+"""Trainer options that manual optimization refuses -> our options for the same purpose."""
 
 
 CPU_TRAINER = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
-"""Lets a trainer for GPUs be built on a machine without GPUs."""
+"""Options that build a trainer for GPUs on a machine without GPUs."""
 
 
 HELP = (
@@ -66,14 +66,14 @@ HELP = (
 
 
 DRY_RUN = "--dry-run"
-"""Option of `fit`; not one of the config, which is saved."""
+"""Option of `fit`; the saved config does not have it."""
 
 
 TIME = "--time"
-"""Option of `plan` that measures instead."""
+"""Option of `plan` that measures the run instead of estimating its memory."""
 
 PRICE = "--price"
-"""Option of `plan --time`."""
+"""Option of `plan --time` for the price of an hour."""
 
 
 SUBCOMMANDS = {
@@ -85,15 +85,16 @@ SUBCOMMANDS = {
     "split": {"model", "datamodule"},
     "plan": {"model", "datamodule"},
 }
-"""The trainer's methods that are commands -> those of their arguments that the command line supplies."""
+"""The trainer's methods that are commands -> their arguments that the command line supplies."""
 
 
 class RunParser(Parser, LightningArgumentParser):
-    """Our parser, with what LightningCLI adds to its own."""
+    """Our parser combined with LightningCLI's own."""
 
 
 def null_groups_as_configs(args: Sequence[str]) -> list[str]:
-    """Replace `--GROUP null` by a config that says the same: the parser takes null for a whole group only there."""
+    """Replace each `--GROUP null` by a config with the same content: the parser accepts null for a whole group only
+    there."""
     whole = {f"--{key}": f'--config={{"{key}": null}}' for key in GROUPS}
     found: list[str] = []
     for argument in args:
@@ -106,14 +107,14 @@ def null_groups_as_configs(args: Sequence[str]) -> list[str]:
 
 
 def settings_of(parser: LightningArgumentParser, config: Any) -> str:
-    """The resolved settings of `fit` as YAML for another run, without resume and overwrite."""
+    """Return the resolved settings of `fit` as YAML for another run, without resume and overwrite."""
     settings = config.clone()
     settings.overwrite, settings.ckpt_path = False, None
     return str(parser.dump(settings, skip_none=False, format="yaml"))
 
 
 class RLVRCLI(LightningCLI):
-    """`lit-rlvr fit | validate | ...`."""
+    """LightningCLI for `fit`, `validate` and the other commands that take a config."""
 
     def __init__(self, args: Sequence[str], stack: ExitStack, dry: bool = False) -> None:
         self._arguments, self._stack, self._is_dry_run = list(args), stack, dry
@@ -132,11 +133,12 @@ class RLVRCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Build only the requested command's parser: each takes a tenth of a second."""
+        """Return only the requested command: building each parser takes a tenth of a second."""
         return {self._arguments[0]: SUBCOMMANDS[self._arguments[0]]}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Name each group in the help, and show ours before the Trainer's, which is longer than all of ours."""
+        """Put the name of each group into the help, and our groups before the Trainer's, which is longer than all of
+        ours."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         order = ["model", "data", "rollout", *CALLBACKS, "warm_start", "trainer"]
         places: dict[int, int] = {}
@@ -148,7 +150,7 @@ class RLVRCLI(LightningCLI):
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Take a number as the seed; Lightning also takes true and false, which are no seeds."""
+        """Add the seed as a whole number; Lightning would also accept true and false."""
         parser.add_argument("--seed_everything", type=int, default=0, help="The run's seed, a whole number.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -183,7 +185,7 @@ class RLVRCLI(LightningCLI):
             raise UserError(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
-        """Take settings only from the command line and its configs, never from a checkpoint."""
+        """Do nothing, so that settings come only from the command line and its configs, never from a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -308,7 +310,7 @@ class RLVRCLI(LightningCLI):
             dry_run(run)
         else:
             if subcommand == "fit":
-                run.check()
+                run.prepare()
             if subcommand not in ("preview", "split", "plan"):
                 rollout = config.rollout
                 config.warm_start.apply(self.model, self.datamodule, rollout.environment, rollout.sampling)
@@ -317,7 +319,7 @@ class RLVRCLI(LightningCLI):
                 show_result(self._result(subcommand), lambda: None)  # for people it is printed during the run
 
     def _result(self, subcommand: str) -> dict[str, Any]:
-        """A run's summary, or the metrics of a measurement."""
+        """Return a run's summary, or the metrics of a measurement."""
         if subcommand == "fit":
             return dict(json.loads((Path(self.trainer.default_root_dir) / "summary.json").read_text()))
         return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
@@ -345,7 +347,8 @@ class ConfigCheck(RLVRCLI):
         pass
 
     def check(self, config: dict[str, Any]) -> Any:
-        """Raise the errors that `fit` would raise for a config before it builds its trainer; return what it built."""
+        """Raise the errors that `fit` would raise for a config before it builds its trainer; return the built
+        objects."""
         self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
         self.reset_null_groups()
         refuse_nulls(self.config.fit, GROUPS)
@@ -365,7 +368,7 @@ def _top_of_help(command: str) -> dict[str, str]:
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """`lit-rlvr fit ...` and the other commands that take a config."""
+    """Run `lit-rlvr fit` or another command that takes a config."""
     if command == "plan" and TIME in arguments:
         return time_run(arguments)
     if command == "plan" and any(argument.partition("=")[0] == PRICE for argument in arguments):

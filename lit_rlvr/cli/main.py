@@ -99,8 +99,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _watch_exits() -> None:
-    """Keep `os._exit(0)` in a user's code, which cannot be caught, from looking like success: the process then exits
-    with status 2 and reports the line. Forks of this process are not affected."""
+    """Make `os._exit(0)` in a user's code, which nobody can catch, end the process with status 2 and a message.
+
+    Without this, it would look like success. Forks of this process are not affected.
+    """
     leave, ours = os._exit, os.getpid()
 
     def leave_watched(status: int) -> NoReturn:
@@ -115,19 +117,19 @@ def _watch_exits() -> None:
 
 
 def _leave(*_: Any) -> NoReturn:
-    """End the process on Ctrl-C while packages are imported: some swallow the exception and stay half imported."""
+    """End the process on Ctrl-C during imports: some packages swallow the exception and stay half imported."""
     print("lit-rlvr: interrupted", file=sys.stderr, flush=True)
     os._exit(128 + signal.SIGINT)
 
 
 def _interrupted(error: KeyboardInterrupt) -> int:
-    """Say that the run was stopped at once, by Ctrl-C or by the signal that a `StoppedAtOnce` names."""
+    """Print that Ctrl-C, or the signal of a `StoppedAtOnce`, stopped the run immediately; return the exit status."""
     print(f"lit-rlvr: {error if error.args else 'interrupted'}", file=sys.stderr)
     return 128 + getattr(error, "signal_number", signal.SIGINT)
 
 
 def usage() -> str:
-    """The top-level help."""
+    """Return the top-level help."""
     lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
@@ -156,7 +158,7 @@ def _print_error(message: str) -> int:
 
 
 def _set_up_output() -> None:
-    """Show our messages plainly on stderr."""
+    """Print our messages plainly on stderr."""
     import rich
 
     from lit_rlvr.run.rank_zero import show_messages

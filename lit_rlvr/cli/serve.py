@@ -26,20 +26,20 @@ from lit_rlvr.rollout.engines.vllm import FP8
 _log = logging.getLogger("lit_rlvr")
 
 PORT = 8000
-"""vLLM's own."""
+"""vLLM's default port."""
 ADDRESS_OPTIONS = ("--uds", "--config")
-"""Options of vLLM that can make it listen elsewhere."""
+"""Options of vLLM that can set another address."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints an error as one line, without the usage."""
+    """A parser that reports an error as one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `serve`; this process becomes the server."""
+    """Run the command line of `serve`; this process becomes the server."""
     parser = Parser(
         prog=f"lit-rlvr {command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -105,7 +105,7 @@ def check_port(host: str | None, port: int) -> None:
 
 
 def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[str]:
-    """The command line of the server process; checks the model's files first.
+    """Return the command line of the server process, after loading the model's files once to check them.
 
     Raises:
         UserError: vLLM could not load them.

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with those of our commands that take a whole config."""
+"""Lightning's Trainer with our commands that take a whole config."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RLVRTrainer(Trainer):
-    """Lightning's `fit` and `validate`, and commands that inspect a config before training.
+    """Lightning's `fit` and `validate`, and our commands that inspect a config before training.
 
     Args:
         precision: `bf16-mixed`, `32-true`, or `auto`: the first where the hardware multiplies bfloat16, else the

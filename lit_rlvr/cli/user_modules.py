@@ -1,4 +1,4 @@
-"""Lets configs name a user's own modules, and `datamodules.X` a class of the user's folder or else of ours."""
+"""Imports of a user's own modules from configs; `datamodules.X` is a class of the user's folder, or else ours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import lit_rlvr
 
 NAME = "datamodules"
-"""The folder that many Lightning projects have, and the prefix by which configs name our data sets."""
+"""Name of the folder that many Lightning projects have, and prefix of our data sets in configs."""
 OURS = f"lit_rlvr.{NAME}"
 _ROOT = Path(lit_rlvr.__file__).parents[1]
 
@@ -38,7 +38,7 @@ def add_user_modules() -> None:
 
 
 class _DataModules(MetaPathFinder, Loader):
-    """Imports `datamodules` and its modules from the user's folder; what that lacks is ours."""
+    """Imports `datamodules` and its modules from the user's folder, or else from ours."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -65,7 +65,7 @@ class _DataModules(MetaPathFinder, Loader):
 
 
 def _theirs(fullname: str, path: Sequence[str] | None) -> ModuleSpec | None:
-    """Find the user's module of this name; None if there is none, or if what is found is our own folder."""
+    """Find the user's module of this name; return None if there is none, or if the found one is in our own folder."""
     if fullname == NAME:
         path = [place for place in sys.path if not _is_ours(Path(place or os.getcwd(), NAME))]
     elif path is None or any(_is_ours(Path(place)) for place in path):
@@ -79,7 +79,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _ours(name: str) -> Any:
-    """Return our data set of a name that the user's package lacks."""
+    """Return our data set if the user's package has none of that name."""
     if not name.startswith("__"):
         found = getattr(import_module(OURS), name, None)
         if found is not None:
@@ -88,7 +88,7 @@ def _ours(name: str) -> Any:
 
 
 def report_namesake(cls: type) -> None:
-    """Log which class a config means where a class of the user's and one of ours have the same name."""
+    """Log which class a config means if the user and lit-rlvr both have one of that name."""
     if cls.__module__.partition(".")[0] == NAME and cls.__name__ in import_module(OURS).__all__:
         where = getattr(sys.modules[cls.__module__], "__file__", None)
         _log.warning("data: %s is yours (%s); lit-rlvr's own is %s.%s", cls.__name__, where, OURS, cls.__name__)

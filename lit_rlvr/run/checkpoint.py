@@ -18,13 +18,13 @@ from lit_rlvr.progress import DOING
 from lit_rlvr.run.folder import delete_backup, delete_failed
 
 LARGE_BYTES = 100_000_000
-"""Bytes of checkpoints from which a finished run says that they may be deleted."""
+"""Size in bytes from which a finished run mentions that its checkpoints may be deleted."""
 
 _log = logging.getLogger("lit_rlvr")
 
 
 class RunCheckpoint(Checkpoint):
-    """Saves `checkpoints/step-NNNNNN.ckpt` in the run folder, including one when training ends or is stopped.
+    """Saves `checkpoints/step-NNNNNN.ckpt` in the run folder, and once more when training ends or stops.
 
     Args:
         every: iterations (rollouts) between checkpoints; 0 = only by time, and at the end.
@@ -54,7 +54,7 @@ class RunCheckpoint(Checkpoint):
         self._saved_at = self.clock()
 
     def save_after_iteration(self, is_requested: bool) -> None:
-        """Save at the end of this iteration if it was requested or the options call for it."""
+        """Save at the end of this iteration if `is_requested` or if the options call for it."""
         self._is_requested = is_requested
 
     def on_train_batch_end(
@@ -66,7 +66,7 @@ class RunCheckpoint(Checkpoint):
             self.save(trainer)
 
     def _due_by_time(self, iteration: int) -> bool:
-        """Whether a save is due by this process's clock; rank 0's answer decides."""
+        """Return whether this process's clock calls for a save; rank 0's answer decides."""
         if not self.enabled:
             return iteration == 1
         if not self.minutes:
@@ -107,7 +107,8 @@ class RunCheckpoint(Checkpoint):
         self.best_value = state_dict["best_value"]
 
     def save(self, trainer: Trainer) -> Path:
-        """Write a checkpoint of this step, unless there is one, and drop the oldest. Collective: call on every rank."""
+        """Write a checkpoint of this step, unless it exists, and delete the oldest. Collective: call it on every
+        rank."""
         folder = checkpoint_folder(trainer.default_root_dir)
         path = folder / f"step-{trainer.global_step:06d}.ckpt"
         if not self.enabled:
@@ -147,7 +148,7 @@ class RunCheckpoint(Checkpoint):
 
 
 def publish(scratch: Path, path: Path) -> None:
-    """Move a finished checkpoint to its final name, replacing an earlier one; afterwards it is durably on disk."""
+    """Move a finished checkpoint to its final name and flush it to disk; it replaces an earlier one."""
     for part in scratch.iterdir() if scratch.is_dir() else [scratch]:
         with part.open("rb") as file:
             os.fsync(file.fileno())
@@ -168,7 +169,7 @@ def remove(path: Path) -> None:
 
 
 def link(path: Path, name: Path) -> None:
-    """Give a checkpoint a second name, replacing an earlier one; a copy on file systems without hard links."""
+    """Give a checkpoint a second name, which may exist; copy it on file systems without hard links."""
     scratch = name.with_suffix(".tmp")
     remove(scratch)
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""The run folder: only one run uses it at a time, and an earlier run stays until there is something to replace it."""
+"""The run folder: locks it for one run, and keeps an earlier run until the new one has a checkpoint."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> TextIO | None:
-    """Create and lock a file; None if it was removed meanwhile."""
+    """Create and lock a file; return None if another process has removed it meanwhile."""
     file = path.open("a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,7 +77,7 @@ RUN_FILES = (
 
 
 def back_up_earlier_run(root: Path) -> None:
-    """Make room for a new run; a run already set aside is kept, and files written since then are dropped.
+    """Move an earlier run to the backup. If there is a backup already, keep it and move later files to `.failed`.
 
     Raises:
         UserError: the files cannot be moved.
@@ -108,7 +108,7 @@ def undo_interrupted_move(root: Path) -> None:
 
 
 def restore_earlier_run(root: Path) -> None:
-    """Restore the run that was set aside, if there is one."""
+    """Restore the run in the backup, if there is one."""
     if not (root / BACKUP).exists():
         return
     has_failed_files = move_to_failed(root)
@@ -120,23 +120,23 @@ def restore_earlier_run(root: Path) -> None:
 
 
 def delete_backup(root: str | Path) -> None:
-    """Remove the run that was set aside, if there is one."""
+    """Delete the backup of an earlier run, if there is one."""
     _remove(Path(root, BACKUP))
 
 
 def delete_failed(root: str | Path) -> None:
-    """Remove the files of a run that ended before its first checkpoint, if there are any."""
+    """Delete the files of a run that ended before its first checkpoint, if there are any."""
     _remove(Path(root, FAILED))
 
 
 def list_run_files(root: Path) -> list[Path]:
-    """The files that a run wrote to its folder, and no others."""
+    """List the files that a run wrote to its folder, and no others."""
     found = [path for pattern in RUN_FILES for path in sorted(root.glob(pattern))]
     return [*list_thumbnails(root), *found]
 
 
 def move_to_failed(root: Path) -> bool:
-    """Move away the files of a failed run; returns whether there were any."""
+    """Move the files of a failed run to `.failed`; return whether there were any."""
     files = list_run_files(root)
     if files:
         _remove(root / FAILED)
@@ -145,7 +145,7 @@ def move_to_failed(root: Path) -> bool:
 
 
 def _move(paths: Iterable[Path], source: Path, target: Path) -> None:
-    """Move files and nested folders from one run folder into another, creating it if necessary."""
+    """Move files and nested folders from one run folder into another, and create that if necessary."""
     target.mkdir(exist_ok=True)
     for path in paths:
         new = target / path.relative_to(source)
@@ -155,7 +155,7 @@ def _move(paths: Iterable[Path], source: Path, target: Path) -> None:
 
 
 def _make_folder(new: Path, old: Path) -> None:
-    """Create a folder to move files to; if the old one is on another disk, a link into it."""
+    """Create a folder to move files to; link it to the old folder's disk if that is another one."""
     if _device(old) == _device(new.parent):
         new.mkdir()
     else:
@@ -178,12 +178,12 @@ def _remove(folder: Path) -> None:
 
 
 CONFIG_HEADER = "# The settings of a run of lit-rlvr, with all defaults filled in.\n"
-"""First line of the `config.yaml` in a run folder, by which it is told from a user's own."""
+"""First line of a run folder's `config.yaml`, which distinguishes it from a user's own."""
 
 
 @contextmanager
 def lock_run_folder(root: Path) -> Iterator[None]:
-    """Hold a run folder exclusively, and repair what a killed process left half done.
+    """Lock a run folder, and undo a move that a killed process left half done.
 
     The folder is created if necessary, and removed again if it stays empty.
 
@@ -207,8 +207,8 @@ def lock_run_folder(root: Path) -> Iterator[None]:
 
 @contextmanager
 def claim_run_folder(root: Path, resumes: bool, overwrite: bool) -> Iterator[None]:
-    """Check that a run may begin in a folder that is held; if it ends before its first checkpoint, restore the earlier
-    run that `clear` has set aside.
+    """Check that a run may begin in a locked folder, and restore the earlier run if the new one ends before its first
+    checkpoint.
 
     Raises:
         UserError: the folder has an earlier run, which is neither resumed nor overwritten, or files of the user's own
@@ -229,7 +229,7 @@ def claim_run_folder(root: Path, resumes: bool, overwrite: bool) -> Iterator[Non
 
 
 def clear_run_folder(root: Path, overwrite: bool) -> None:
-    """Make room for a new run: set an earlier run aside, or move what a failed start left to `.failed`.
+    """Empty the folder for a new run: back up an earlier run, or move what a failed start left to `.failed`.
 
     Raises:
         UserError: the files cannot be moved.
@@ -241,7 +241,7 @@ def clear_run_folder(root: Path, overwrite: bool) -> None:
 
 
 def check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
-    """Refuse what `held` and `room` would refuse, except a folder in use; leaves everything as it is.
+    """Refuse what `lock_run_folder` and `claim_run_folder` would refuse, except a folder in use; change nothing.
 
     Raises:
         UserError: as there.
@@ -254,7 +254,7 @@ def check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
 
 
 def _check_no_foreign_files(root: Path) -> None:
-    """Refuse a folder without a run that holds files which a run would replace."""
+    """Refuse a folder without a run if a new run would replace files in it."""
     if _evidence_of_run(root) or (root / BACKUP).exists() or _has_config(root):
         return
     # Subfolders may hold a logger's or tracker's files.
@@ -271,13 +271,13 @@ def _check_no_foreign_files(root: Path) -> None:
 
 
 def _has_config(root: Path) -> bool:
-    """Whether a folder has the `config.yaml` of a run."""
+    """Return whether a folder has the `config.yaml` of a run."""
     config = root / "config.yaml"
     return config.is_file() and config.read_text(errors="replace").startswith(CONFIG_HEADER)
 
 
 def _evidence_of_run(root: Path) -> list[Path]:
-    """Files that show that a folder holds a run; those of a run that failed before its first step do not count."""
+    """Return the files that identify a run folder; none for a run that failed before its first step."""
     found = [root / name for name in ("summary.json", "metrics.csv", "checkpoints") if (root / name).exists()]
     return [] if _has_config(root) and not _has_steps(root, found) else found
 

@@ -1,4 +1,4 @@
-"""`live.json`: what the run is doing right now, for `lit-rlvr watch`."""
+"""`live.json`: the present state of a run, for `lit-rlvr watch`."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ STATE: Fields = {
     "waiting": dict, "step": int, "steps": (int, type(None)), "seconds_left": (int, float, type(None)),
     "memory_mb": (int, float), "engine": str, "at": (int, float),
 }  # fmt: skip
-"""What a reader of the file can rely on."""
+"""Fields that every `live.json` has."""
 WRITE_SECONDS = 1.0
 """Seconds between two writes."""
 
 
 def read_live(run: Path) -> dict[str, Any] | None:
-    """What a run folder's `live.json` says; None without a readable one."""
+    """Read a run folder's `live.json`; return None if it is missing or broken."""
     try:
         state = json.loads((run / LIVE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -40,7 +40,7 @@ def read_live(run: Path) -> dict[str, Any] | None:
 
 
 class LiveFile(Callback):
-    """Writes the first process's stage to the run folder every second, in a thread of its own.
+    """Writes rank 0's stage to the run folder every second, in its own thread.
 
     The file is for looking only: no run reads it. `at` tells a run that goes on from one that was killed.
     """
@@ -82,7 +82,7 @@ class LiveFile(Callback):
         self._finish()
 
     def _finish(self) -> None:
-        """Write the last state, and nothing after it."""
+        """Write the last state, and end the thread."""
         if self._thread is None:
             return
         self._stop.set()

@@ -1,4 +1,4 @@
-"""`metrics.csv`, one row per training iteration, exact across resumes; and Lightning's loggers in the run folder."""
+"""The loggers of a run: `metrics.csv`, which stays exact across resumes, and Lightning's in the run folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lit_rlvr.files import write_atomically
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """The rows of a metrics.csv by step, without empty cells."""
+    """Read a metrics.csv; return step -> metric -> value, without empty cells."""
     with path.open(newline="") as file:
         rows = {int(row.pop("step")): row for row in csv.DictReader(file)}
     return {step: {name: float(value) for name, value in row.items() if value != ""} for step, row in rows.items()}
@@ -63,7 +63,7 @@ class MetricsFile(Logger):
         return self
 
     def resume(self, last_step: int) -> None:
-        """Read what an earlier run wrote up to and including `last_step`."""
+        """Read the rows that an earlier run wrote, up to and including `last_step`."""
         if self.path.is_file():
             self._rows = {step: row for step, row in read_metrics(self.path).items() if step <= last_step}
 
@@ -81,7 +81,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Rewrite the file, atomically."""
+        """Rewrite the file atomically."""
         if not self._pending:
             return
         names = sorted({name for row in self._rows.values() for name in row})
@@ -105,7 +105,7 @@ class MetricsFile(Logger):
 
 @contextmanager
 def save_dir_not_required() -> Iterator[None]:
-    """Give the loggers' required `save_dir` a placeholder default while parsing; `in_run_folder` replaces it."""
+    """Give the loggers' required `save_dir` a placeholder default during parsing; `set_save_dir` replaces it."""
     classes: tuple[Any, ...] = (CSVLogger, TensorBoardLogger)
     before = [cls.__init__.__defaults__ for cls in classes]
     for cls, others in zip(classes, before, strict=True):

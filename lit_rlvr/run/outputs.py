@@ -1,4 +1,4 @@
-"""Writes a run's sample completions, thumbnails, plot of the curves, and summary.json."""
+"""The files of a run: sample completions, thumbnails, the plot of its curves, and summary.json."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lit_rlvr.types import Rollout
 
 
 def is_complete(run: Path) -> bool:
-    """Whether the run in a folder finished, including by a collapse; a stopped run's summary says that it stopped."""
+    """Return whether the run in a folder reached its end or collapsed, and was not stopped before."""
     summary = run / "summary.json"
     if not summary.is_file():
         return False
@@ -74,7 +74,7 @@ def thumbnail_path(run: str | Path, key: str) -> Path:
 
 
 def list_thumbnails(run: str | Path) -> list[Path]:
-    """A run's thumbnails, without other pictures in the folder."""
+    """List a run's thumbnails, without other pictures in the folder."""
     return sorted((Path(run) / "images").glob(f"{'[0-9a-f]' * 16}.png"))
 
 
@@ -120,7 +120,7 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class RunFolder(Callback):
-    """Writes the results of a run to `trainer.default_root_dir`, besides checkpoints and logs.
+    """Writes the results of a run to `trainer.default_root_dir`, in addition to checkpoints and logs.
 
     `completions.jsonl` (sampled groups) and `images/` (thumbnails of their images), `curves.png`, and `summary.json`,
     which is also written when the run stops early.
@@ -224,8 +224,7 @@ class RunFolder(Callback):
         self._finish(trainer, pl_module, None if collapse is None else f"collapse: {collapse}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete a run that was stopped in its last validation: with nothing left to train, Lightning comes here at
-        once."""
+        """Complete a run that was stopped in its last validation: Lightning trains nothing and comes here directly."""
         if not self.has_started and not is_complete(self._root(trainer)):
             self.on_train_start(trainer, pl_module)
             validate_now(trainer)
@@ -239,7 +238,8 @@ class RunFolder(Callback):
     def _finish(
         self, trainer: Trainer, pl_module: LightningModule, stopped: str | None, is_local: bool = False
     ) -> None:
-        """Write the summary; `alone`: run no collectives, because the state of the other processes is unknown."""
+        """Write the summary. With `is_local`, run no collectives, because the state of the other processes is
+        unknown."""
         module: Any = pl_module
         unknown = is_local and module.device_mesh is not None
         digest = None if unknown else weights_sha256(module.policy.model)
@@ -276,7 +276,7 @@ class RunFolder(Callback):
         _log.info("%s", self._accuracies(trainer, accuracy_after))
 
     def _accuracies(self, trainer: Trainer, after: float | None) -> str:
-        """The result of validation, or why there was none."""
+        """Return the result of validation as text, or why there was none."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not any(one.prompts.get("validation") for one in data.validated):
             return "No accuracies: there is no validation set; set data.validation or data.validation_split"
@@ -301,8 +301,10 @@ class RunFolder(Callback):
 
 
 def write_metrics(trainer: Trainer) -> None:
-    """Write this iteration's metrics to metrics.csv now: Lightning logs them only after the checkpoint, and a run
-    killed in between would resume without them."""
+    """Write this iteration's metrics to metrics.csv now.
+
+    Lightning logs them only after the checkpoint, and a run killed in between would resume without them.
+    """
     values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
     step = int(values.pop("step"))
     for logger in trainer.loggers:
@@ -312,7 +314,8 @@ def write_metrics(trainer: Trainer) -> None:
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 over the parameters' names, types, shapes and bytes, in name order; sharded parameters are gathered."""
+    """Return the SHA-256 over the parameters' names, types, shapes and bytes, in name order; gather sharded
+    parameters."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = whole(parameter.detach()).cpu().contiguous()
@@ -322,8 +325,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 
 def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[dict[str, Any]]:
-    """The groups of a rollout's first prompts as flat records; records with images name the thumbnails in the run
-    folder."""
+    """Return the groups of a rollout's first prompts as flat records, and save their images as thumbnails."""
     rows = []
     for p, prompt in enumerate(rollout.prompts[:prompts]):
         shown = {"images": save_thumbnails(prompt.sample.images, run)} if prompt.sample.images else {}
@@ -350,7 +352,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
 
 
 def show_rows(rows: list[dict[str, Any]], step: int) -> None:
-    """A table of sample completions in the terminal."""
+    """Print a table of sample completions in the terminal."""
     table = Table(title=f"Samples of step {step}", title_justify="left")
     for column in ("prompt", "completion", "reward", "advantage"):
         table.add_column(column, justify="right" if column in ("reward", "advantage") else "left")
@@ -387,7 +389,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of the GPU, or else peak resident memory of this process, in MiB."""
+    """Return the peak memory of the GPU, or else the peak resident memory of this process, in MiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""How far a run is: its budget in completions or tokens, and the progress display."""
+"""The progress of a run: its budget in completions or tokens, the estimated end, and the progress display."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Budget(Callback):
 
     @property
     def iterations(self) -> int | None:
-        """Iterations until it is used up, if it goes on as so far; None without a limit, or before it is used."""
+        """The estimated iteration that uses up the budget; None without a limit, or before the first iteration."""
         done = self._iterations
         limits = [-(-done * limit // self.used[name]) for name, limit in self.limits.items() if self.used[name]]
         return max(min(limits), done) if limits else None
@@ -63,7 +63,7 @@ class Budget(Callback):
 
 
 class RunProgress(ProgressBar):
-    """Steps, reward, accuracy, truncated completions, prompts without a signal, tokens/s and the time left."""
+    """Shows steps, reward, accuracy, truncated completions, prompts without a signal, tokens/s and the time left."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class RunProgress(ProgressBar):
 
 
 class ProgressEstimator:
-    """Estimates the optimizer steps of the whole run, and the time to the last from the mean step of this process."""
+    """Estimates the optimizer steps of the whole run, and the seconds left from this process's mean step."""
 
     def __init__(self) -> None:
         self._start: float | None = None
@@ -146,7 +146,7 @@ class ProgressEstimator:
         self._start, self._first_position = time.perf_counter(), _position(trainer)
 
     def steps(self, trainer: Trainer) -> int | None:
-        """Optimizer steps of the whole run, with a budget estimated; None if it is not limited or nothing is known yet.
+        """Return the optimizer steps of the whole run; None without a limit, or while a budget cannot be estimated yet.
 
         The iterations up to now may have had a different number of updates, and an iteration takes all of its own.
         """
@@ -163,7 +163,7 @@ class ProgressEstimator:
         return None if last is None else step + max(last - iteration, 0) * updates
 
     def seconds(self, step: int, total_steps: int | None) -> float | None:
-        """Seconds left; None if nothing is known yet, or the run is not limited."""
+        """Return the seconds left; None before the first step, or without a limit."""
         if (
             self._start is None
             or self._first_position is None

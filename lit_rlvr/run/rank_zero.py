@@ -1,4 +1,4 @@
-"""What a run prints: our messages, those that all processes share only once, and not what other packages say."""
+"""The messages of a run: shows ours, shows those that all processes share once, and silences other packages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lit_rlvr.distributed.collectives import is_first_process, world_size
 from lit_rlvr.terminal import PlainFormatter
 
 WAIT_SECONDS = 3.0
-"""Seconds that another process waits for rank 0 to print the same message."""
+"""Seconds that other ranks wait for rank 0 to print the same message."""
 LINGER_SECONDS = 1.0
-"""Seconds that rank 0 then stays alive for the others to learn of it: it holds the shared store."""
+"""Seconds that rank 0 stays alive afterwards, because it holds the store in which the others find the message."""
 ERROR_KEY = "lit-rlvr/error"
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the loaders yield lists of tokens; there is nothing to parallelise
@@ -30,11 +30,11 @@ EXPECTED_WARNINGS = (
     ".*assuming the intent is to load in a single process.*",  # a sharded checkpoint is read whole
     ".*dataloader is not resumable.*",  # its position is the data module's cursor
 )
-"""Warnings of Lightning and torch about things done here on purpose."""
+"""Warnings of Lightning and torch about things that we do on purpose."""
 
 
 class RankZeroFilter(logging.Filter):
-    """During set-up all processes print the same messages; afterwards, each process's messages are about itself."""
+    """Lets only rank 0 print during set-up, when all processes print the same; afterwards every process prints."""
 
     set_up = True
 
@@ -46,7 +46,7 @@ RANK_ZERO_FILTER = RankZeroFilter()
 
 
 def show_messages() -> None:
-    """Print our messages plainly on stderr, unless the program has handlers of its own for them."""
+    """Print our messages plainly on stderr, unless the program has its own handlers for them."""
     log = logging.getLogger("lit_rlvr")
     if log.hasHandlers():
         return
@@ -59,7 +59,7 @@ def show_messages() -> None:
 
 
 def silence_other_packages() -> None:
-    """Silence messages of other packages about things done here on purpose.
+    """Silence messages of other packages about things that we do on purpose.
 
     Call it once Lightning and transformers are imported, if they are needed: importing them takes seconds.
     """
@@ -79,7 +79,7 @@ def silence_other_packages() -> None:
 
 
 def printed_by_rank_zero(message: str) -> bool:
-    """Whether rank 0 exits with the same message; it tells the others, which wait for it for a while."""
+    """Return whether rank 0 exits with the same message; rank 0 itself publishes it for the others."""
     if is_first_process():
         if world_size() > 1:
             _store().set(ERROR_KEY, message)

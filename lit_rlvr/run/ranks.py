@@ -1,4 +1,4 @@
-"""When one process of a run dies, makes the others report why and exit instead of waiting for it."""
+"""When one process of a run dies, makes the others report why and exit, instead of waiting for it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from lit_rlvr.terminal import printable
 HEARTBEAT_SECONDS = 1.0
 """Seconds between two heartbeats."""
 MAX_MISSED_HEARTBEATS = 40
-"""Missed heartbeats after which a process counts as dead, counted in the watcher's own beats: all processes may have
-been suspended for a while."""
+"""Missed heartbeats after which a process counts as dead. The watcher counts its own beats, because the machine may
+have suspended all processes."""
 TIMEOUT = MAX_MISSED_HEARTBEATS * HEARTBEAT_SECONDS
 EXIT_SECONDS = 1.0
-"""Seconds a process has to exit through its own exception before it is killed."""
+"""Seconds that a process has to exit through its own exception before it is killed."""
 REASON_SECONDS = 5.0
-"""Seconds to find out why a process does not answer."""
+"""Seconds that a process searches for the reason why another one does not answer."""
 REPORT_SECONDS = 20.0
 """Seconds that processes wait for each other's error messages before they exit."""
 NO_MESSAGE = "another process ended without a message; was it killed for running out of memory?"
 
 
 class RankWatch(Callback):
-    """Each process writes heartbeats to the store that all processes of the run share, and watches the next process's.
+    """Sends heartbeats to the store that all processes of the run share, and watches the next process's.
 
     The first cause of failure, an exception or missing heartbeats, is written to the store; every process that reads it
     reports it and exits. A launcher such as torchrun kills all processes when one exits, so the failed one stays until
@@ -73,7 +73,8 @@ class RankWatch(Callback):
             self._is_done.set()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Tell the others; if the exception was caused by another process's death, find out why that one died."""
+        """Report the exception to the other processes; if another process's death caused it, find out why that one
+        died."""
         self._is_leaving.set()
         if self._store is None or isinstance(exception, RunStopped):
             self._is_done.set()
@@ -114,7 +115,7 @@ class RankWatch(Callback):
                 return
 
     def _wait_for_failed(self) -> None:
-        """Until the failed process's heartbeats end; at once if it failed without a word."""
+        """Wait until the failed process's heartbeats end; return at once if it failed without a message."""
         self._has_reported.wait(REPORT_SECONDS)
         self._store.add("lit-rlvr/said", 1)
         failed = self._store.get("lit-rlvr/failed").decode() if self._store.check(["lit-rlvr/failed"]) else None
@@ -134,11 +135,11 @@ class RankWatch(Callback):
                 self._exit(trainer)
 
     def _publish_reason(self, reason: str) -> None:
-        """Write a reason to the store; only the first one is kept."""
+        """Write a reason to the store, which keeps only the first one."""
         self._store.compare_set("lit-rlvr/end", "", reason)
 
     def _read_reason(self, trainer: Trainer) -> None:
-        """Read the reason in the store, or write one if a child of this process has died."""
+        """Read the reason from the store, or write one if a child of this process has died."""
         if not self._store.check(["lit-rlvr/end"]):
             children = enumerate(getattr(trainer.strategy.launcher, "procs", []), 1)
             ended = next(((number, child.returncode) for number, child in children if child.poll()), None)
@@ -175,15 +176,17 @@ class RankWatch(Callback):
 
 
 def _retire_observer() -> None:
-    """Leave the processes that Lightning launched to `RankWatch`: Lightning's own thread kills this process as soon as
-    another one has ended, before either has reported why."""
+    """Let `RankWatch` alone watch the processes that Lightning launched.
+
+    Lightning's own thread kills this process as soon as another one has ended, before either has reported why.
+    """
     for thread in threading.enumerate():
         if isinstance(thread, _ChildProcessObserver):
             thread._child_processes = []
 
 
 class EndOfSetUp(Callback):
-    """Lets every process print its messages once something is generated."""
+    """Lets every process print its messages from the first validation or iteration on."""
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         RANK_ZERO_FILTER.set_up = False

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with what `lit-rlvr fit` adds to it, for runs from Python."""
+"""Lightning's Trainer for runs from Python, with everything that `lit-rlvr fit` adds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lit_rlvr.run.trackers.callback import Trackers
 
 
 class RunStart(Callback):
-    """Makes room in the run folder, opens loggers and trackers, and writes `config.yaml`.
+    """Empties the run folder, opens loggers and trackers, and writes `config.yaml`.
 
     This happens once, right before the first validation or iteration. A run that is refused earlier, or that has
     nothing left to train, leaves the folder as it was.
@@ -76,7 +76,7 @@ class RunStart(Callback):
     on_train_start = on_sanity_check_start
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new run that has no iterations at all."""
+        """Begin a new run even if it has no iterations."""
         if not self.resumes:
             self.on_sanity_check_start(trainer, pl_module)
 
@@ -91,16 +91,16 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,
     "enable_model_summary": False,
 }
-"""Options of Lightning's Trainer whose defaults are others in a run."""
+"""Options of Lightning's Trainer for which a run has other defaults."""
 RUN_CALLBACKS: tuple[type[Callback], ...] = (RunFolder, RolloutCallback, RunCheckpoint, CollapseStop)
-"""The callbacks with options that every run has, in their order: the run folder's clock covers the rollout."""
+"""The configurable callbacks of every run, in their order: the run folder's clock includes the rollout."""
 
 RUN_START_INDEX = 2
-"""Where `RunBegins` stands among the callbacks: before all that write, and once signals are listened to."""
+"""Position of `RunStart` among the callbacks: before all that write files, and after the signal handler."""
 
 
 class RunTrainer(Trainer):
-    """Lightning's Trainer for a run from Python, with all that `lit-rlvr fit` adds.
+    """Lightning's Trainer for a run from Python, with everything that `lit-rlvr fit` adds.
 
     It prints a line per step and writes metrics, completions, checkpoints, curves and the summary to a run folder, as
     the command line does, but for `config.yaml`. Ctrl-C and SIGTERM end `fit` with `RunStopped` after the iteration,
@@ -148,7 +148,7 @@ class RunTrainer(Trainer):
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Train, and hold the run folder meanwhile.
+        """Train with the run folder locked.
 
         Args:
             ckpt_path: resume from this checkpoint, or from the folder's `last`.
@@ -172,7 +172,7 @@ class RunTrainer(Trainer):
 
 
 def add_run_callbacks(trainer: Trainer) -> None:
-    """Add the parts of a run that have no options: signals, `live.json`, the progress lines, our checkpoints' files."""
+    """Add the callbacks that have no options, and the reader of sharded checkpoints."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks[:0] = [RankWatch(), StopOnSignal(), EndOfSetUp(), MonitoredMetrics(), LiveFile()]
     trainer.strategy.checkpoint_io = CheckpointFiles()
