@@ -1,4 +1,4 @@
-"""What a cell still has to do: train, evaluate its model, and once per task the untrained one."""
+"""The remaining commands of a cell: train, evaluate its model, and once per task evaluate the starting model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lit_rlvr.files import write_atomically
 from lit_rlvr.run.outputs import is_complete
 
 CONFIG = "cell.yaml"
-"""A cell's config of `fit`, in its run folder."""
+"""Name of a cell's config of `fit` in its run folder."""
 EVALUATION = "evaluation"
-"""The folder of a run's evaluation, in its run folder."""
+"""Name of the folder of a run's evaluation in its run folder."""
 ARGUMENTS_FILE = "asked.json"
-"""What an evaluation that ended was asked for, in its folder."""
+"""Name of the file with the arguments of a finished evaluation, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CellCommand:
 
 
 def next_command(study: Study, cell: Cell, root: Path) -> CellCommand | None:
-    """The next command of a cell, None if it is done.
+    """Return the next command of a cell, or None if the cell is done.
 
     Args:
         root: the study's folder.
@@ -67,23 +67,23 @@ def next_command(study: Study, cell: Cell, root: Path) -> CellCommand | None:
 
 
 def evaluates_start(study: Study, cell: Cell) -> bool:
-    """Whether this cell also evaluates the model that its task starts from; a warm-started one has no name."""
+    """Return whether this cell also evaluates the model that its task starts from; a warm-started model has no name."""
     first = next(c for c in study.cells if c.task == cell.task and c.name == study.baseline)
     return cell is first and not (cell.config.get("warm_start") or {}).get("steps")
 
 
 def start_model(cell: Cell) -> str:
-    """The model that training starts from."""
+    """Return the model that training starts from."""
     return str(((cell.config.get("model") or {}).get("init_args") or {}).get("model", "smollm2"))
 
 
 def start_folder(task: str) -> Path:
-    """The folder of the evaluation of a task's starting model, inside the study's."""
+    """Return the folder of the evaluation of a task's starting model, relative to the study's."""
     return Path("runs", task, BEFORE)
 
 
 def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> CellCommand | None:
-    """The command that evaluates a model on the study's suites like the cell's run, unless that is done."""
+    """Return the command that evaluates a model on the study's suites as in the cell's run, or None if that is done."""
     engine = (cell.config.get("rollout") or {}).get("engine")
     trainer = cell.config.get("trainer") or {}
     devices = trainer.get("devices") if trainer.get("accelerator") == "gpu" else None
@@ -105,7 +105,7 @@ def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> Cel
 
 
 def read_suites(folder: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Suite -> its results, in the folder of an evaluation; empty without one."""
+    """Read the results of each suite from the folder of an evaluation; empty without one."""
     path = folder / "results.json"
     found = json.loads(path.read_text()) if path.is_file() and (folder / ARGUMENTS_FILE).is_file() else {}
     return dict(found)

@@ -1,4 +1,4 @@
-"""Cells as jobs of a cluster (Slurm), through submitit."""
+"""Runs cells as jobs of a cluster (Slurm), through submitit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lit_rlvr.evaluation.processes import start_command
 from lit_rlvr.packages import require
 
 FOLDER = "jobs"
-"""Where submitit keeps its scripts and logs, in the study's folder."""
+"""Folder for submitit's scripts and logs, in the study's folder."""
 
 
 class ClusterCommand:
-    """The next step of a cell, as a job runs it on one machine; a preempted job is queued again and resumes.
+    """The next command of a cell, as a job runs it on one machine; the cluster queues a preempted job again.
 
     Args:
         log: receives the command's output.
@@ -29,7 +29,7 @@ class ClusterCommand:
         self.study, self.cell, self.root, self.log = study, cell, root, log
 
     def __call__(self) -> int:
-        """Run the command; returns its exit status."""
+        """Run the command; return its exit status."""
         command = next_command(self.study, self.cell, self.root)
         if command is None:
             return 0
@@ -39,21 +39,21 @@ class ClusterCommand:
             return start_command(command.arguments, log, environment).wait()
 
     def checkpoint(self) -> Any:
-        """Called by submitit before the job is preempted: the same step again, from the run's last checkpoint."""
+        """Return the same command again; submitit calls this before the cluster preempts the job."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 class ClusterJob:
-    """A submitted step with the methods of a process that `run_cells` uses."""
+    """A submitted command with the methods of a process that `run_cells` uses."""
 
     def __init__(self, job: Any, log: Path) -> None:
         self.job, self.log = job, log
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """The exit status, None while the job is queued or running."""
+        """Return the exit status, or None while the job is queued or running."""
         if self.returncode is None and self.job.done():
             error = self.job.exception()
             if error is not None:
@@ -75,7 +75,7 @@ class ClusterJob:
 
 
 class Cluster:
-    """Submits steps.
+    """Submits commands as jobs.
 
     Args:
         root: the study's folder, which all machines can access.

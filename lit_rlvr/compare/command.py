@@ -34,13 +34,13 @@ from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.terminal import show_result
 
 MOST_NAMED = 3
-"""How many missing things an error names."""
+"""The most missing things that an error names."""
 
 _log = logging.getLogger("lit_rlvr")
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `compare`."""
+    """Run the command line of `compare`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("study", type=str, help="a study: a YAML file, or a shipped one by name (studies/smoke)")
     parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
@@ -52,7 +52,7 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def add_execution_options(parser: Parser) -> None:
-    """The options of how a study's cells are run."""
+    """Add the options that say where a study's cells run."""
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
     parser.add_argument("--cluster", type=dict[str, Any] | None,
                         help="run each cell as a Slurm job, by submitit's options: {slurm_partition: gpu, "
@@ -103,7 +103,7 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
 
 
 def check_cells(study: Study) -> dict[tuple[str, str], Any]:
-    """Refuse a study with a cell that `fit` would refuse, before the first one trains.
+    """Refuse a study with a cell that `fit` would refuse, before the first cell trains.
 
     Returns:
         (task, cell) -> what its config builds: model, data, ..., and the options of the trainer.
@@ -137,7 +137,7 @@ def check_suites(study: Study) -> list[Suite]:
 
 
 def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
-    """Refuse cells whose devices, models or data are not available here, before they fail one after the other.
+    """Refuse cells whose devices, models or data this machine lacks, before they fail one after the other.
 
     Args:
         built: what each cell's config builds.
@@ -178,7 +178,7 @@ def _check_devices(accelerator: Any, devices: Any) -> None:
 
 
 def _sources(data: PromptDataModule, splits: Sequence[Split]) -> dict[str, Callable[[], object]]:
-    """What reads the first row of each set that comes from a file or the hub, by the set's location."""
+    """Return, by location, functions that read the first row of each set from a file or the hub."""
     return {
         f"{location}, {split}": partial(lambda split: next(iter(data.rows(split)), None), split)
         for split in splits

@@ -1,4 +1,4 @@
-"""A study's folder: its settings, each cell's progress, and a lock so that only one process uses it."""
+"""A study's folder: its settings, each cell's progress, and a lock that admits one process."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class StudyFolder:
 
 @contextmanager
 def locked(root: Path) -> Iterator[int]:
-    """Hold a study's folder exclusively; waits for another comparison, or for a cell left by a killed one.
+    """Lock a study's folder; wait for another comparison, or for a cell that a killed one has left.
 
     Yields:
         The lock's descriptor; a process that inherits it also holds the lock.
@@ -107,12 +107,12 @@ def locked(root: Path) -> Iterator[int]:
 
 
 def has_begun(run: Path) -> bool:
-    """Whether a run folder holds any files of a run."""
+    """Return whether a run folder holds any files of a run."""
     return any((run / name).exists() for name in ("metrics.csv", "checkpoints", "summary.json"))
 
 
 def _check(root: Path, study: Study) -> None:
-    """Refuse a folder with runs that are not in this study; more seeds, tasks and cells may be added."""
+    """Refuse a folder with runs that are not in this study; the user may add seeds, tasks and cells."""
     path = root / "study.json"
     if path.is_file():
         before = _read(path)
@@ -134,7 +134,7 @@ def _check(root: Path, study: Study) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The `study.json` of an earlier comparison."""
+    """Read the `study.json` of an earlier comparison."""
     try:
         found = json.loads(path.read_text())
     except ValueError:
@@ -145,5 +145,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def first_change(before: Any, now: Any) -> str:
-    """The first difference between two configs, as `key was this, is that`; "" if there is none."""
+    """Return the first difference between two configs, as `key was this, is that`; "" without one."""
     return next((f"{name} was {old}, is {new}" for name, old, new in changes(before, now)), "")

@@ -32,7 +32,7 @@ QUARTER_METRICS = (
     "rollout/length", "train/zero_advantage", "train/zero_advantage_base", "train/no_signal", "train/margin",
     "train/omega", "train/p", "train/eps_ada", "train/loss", "train/grad_norm",
 )  # fmt: skip
-"""Metrics of the iterations whose course is in results.json: their means over each quarter of the run."""
+"""Metrics of training whose means over each quarter of the run are in results.json."""
 ACCURACY = "val/accuracy"
 
 
@@ -53,16 +53,16 @@ class FinishedRun:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Duration of one iteration, by part; `step` is the whole."""
+        """The duration of one iteration, by part; `step` is the total."""
         return dict(self.summary["seconds_per_step"])
 
     @property
     def is_collapsed(self) -> bool:
-        """Whether the run ended because its policy had collapsed."""
+        """True if the run ended because its policy had collapsed."""
         return str(self.summary.get("stopped") or "").startswith("collapse")
 
     def history(self, metric: str) -> list[float]:
-        """A metric of the training iterations, in order."""
+        """Return the values of a metric in the training iterations, in order."""
         return [row[metric] for row in self.rows.values() if metric in row]
 
     @property
@@ -71,7 +71,7 @@ class FinishedRun:
 
 
 def read_run(cell: Cell, root: Path) -> FinishedRun:
-    """The metrics and the summary of a cell's run folder."""
+    """Read the metrics and the summary of a cell's run folder."""
     run = root / cell.folder
     rows = dict(sorted(read_metrics(run / "metrics.csv").items()))
     used = dict.fromkeys(BUDGET_UNITS, 0.0)
@@ -87,7 +87,7 @@ def results(
     runs: Sequence[FinishedRun],
     starts: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """The content of results.json: by task and cell, over seeds.
+    """Return the content of results.json: by task and cell, over seeds.
 
     In `{mean, std, n}`, std is the sample standard deviation, null for one value.
 
@@ -111,7 +111,8 @@ def results(
 
 
 def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
-    """Each cell over all tasks: the interquartile mean, and the probability of improvement over the baseline."""
+    """Return the interquartile mean and the probability of improvement over the baseline of each cell, over all
+    tasks."""
     by_cell = {
         name: [
             _values([run for run in runs if (run.cell.task, run.cell.name) == (task, name)], study.metric)
@@ -164,7 +165,7 @@ def _cell(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 
 def _one_run(run: FinishedRun) -> dict[str, Any]:
-    """One run's numbers, for analyses of one's own: its last validation, and the quarters of what it went through."""
+    """Return one run's numbers for users' own analyses: its last validation, and its metrics by quarter."""
     found = {name: quarters(run.history(name)) for name in QUARTER_METRICS}
     losses = run.history("train/loss")
     return {
@@ -182,19 +183,19 @@ def _one_run(run: FinishedRun) -> dict[str, Any]:
 
 
 def quarters(history: Sequence[float]) -> list[float | None]:
-    """The means over each quarter of a course of at least four values."""
+    """Return the means over each quarter of at least four values."""
     n = len(history)
     parts = [history[n * k // 4 : n * (k + 1) // 4] for k in range(4)] if n >= 4 else []
     return [rounded(mean(part)) for part in parts]
 
 
 def rounded(value: float) -> float | None:
-    """Six significant digits; None for what is not a number."""
+    """Round to six significant digits; return None for NaN and infinity."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The study's tables of suites: table -> results of each suite over seeds, by category too, and of their average.
+    """Return the study's tables of suites: table -> results of each suite and of their average, over seeds.
 
     Args:
         found: of each seed, suite -> results, in the study's order.
@@ -231,12 +232,12 @@ def _categories(found: Sequence[Mapping[str, Row]]) -> dict[str, Any]:
 
 
 def _values(runs: Sequence[FinishedRun], metric: str) -> dict[int, float]:
-    """The metric at the last step, by seed; seeds without it are left out."""
+    """Return the metric at the last step by seed, without seeds that lack it."""
     return {run.cell.seed: run.last[metric] for run in runs if metric in run.last}
 
 
 def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, dict[str, Any]]:
-    """Each cell's differences from the baseline, over the seeds that both have, and their p-values.
+    """Return each cell's differences from the baseline over the seeds that both have, and their p-values.
 
     Args:
         values: cell -> {seed: value}.
@@ -264,7 +265,7 @@ def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -
 
 
 def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, float]]) -> dict[str, Any] | None:
-    """A statistic of runs with its stratified bootstrap interval; None without runs.
+    """Return a statistic of runs with its stratified bootstrap interval; None without runs.
 
     Args:
         statistic: of `significance.py`.
@@ -277,14 +278,14 @@ def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, 
 
 
 def spread(values: Sequence[float]) -> dict[str, Any] | None:
-    """Mean, sample standard deviation and number of some values; None without any."""
+    """Return mean, sample standard deviation and number of some values; None without any."""
     if not values:
         return None
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "n": len(values)}
 
 
 def pass_at_k(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Validation set -> {k: spread of pass@k}."""
+    """Return validation set -> {k: spread of pass@k}."""
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         for name, value in row.items():

@@ -1,4 +1,4 @@
-""""""
+"""Runs the cells of a study as processes of this machine or as jobs of a cluster, and prints their progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lit_rlvr.terminal import printable
 
 
 class ProgressPrinter:
-    """One line on stderr when a cell starts, and one when it ends.
+    """Prints one line on stderr when a cell starts, and one when it ends.
 
     Args:
         total: number of cells in the study.
@@ -57,11 +57,11 @@ def _minutes(seconds: float) -> str:
 
 
 LOG = "log.txt"
-"""A cell's output, in its run folder."""
+"""Name of the file with a cell's output, in its run folder."""
 
 BEGIN = "$ lit-rlvr "
 ERROR = re.compile(r"lit-rlvr: error: |\w[\w.]*(Error|Exception|Interrupt)\b")
-"""A line that reports an error: ours, or the last line of a traceback."""
+"""Pattern of a line that reports an error: ours, or the last line of a traceback."""
 
 Process = subprocess.Popen[bytes] | ClusterJob
 Started = Callable[[Cell], None]
@@ -118,13 +118,13 @@ def run_cells(
 
 
 def _start(command: CellCommand, log: Path, jobs: int, lock: int) -> subprocess.Popen[bytes]:
-    """Start a step as a process."""
+    """Start a command as a process."""
     with log.open("a") as file:
         return start_command(command.arguments, file, os.environ | thread_environment(jobs), pass_fds=[lock])
 
 
 def reason(log: Path, status: int) -> str:
-    """Why a run failed, in one line: its last reported error, else the signal that killed it, else its last line."""
+    """Return why a run failed: its last reported error, else the signal that killed it, else its last line."""
     lines = log.read_text(errors="replace").rpartition(BEGIN)[2].splitlines()[1:]
     errors = [line for line in lines if ERROR.match(line)]
     if errors:

@@ -1,4 +1,4 @@
-"""`lit-rlvr reproduce apmpo/table1 --out DIR`: runs a paper's study and sets its results beside the printed ones."""
+"""`lit-rlvr reproduce apmpo/table1 --out DIR`: runs a paper's study and compares its results with the printed ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class PrintedValue:
 
     @classmethod
     def parse(cls, cell: Any) -> PrintedValue:
-        """A number, or text such as "68.4 ± 0.2"."""
+        """Parse a number, or text such as "68.4 ± 0.2"."""
         found = VALUE.fullmatch(str(cell))
         if found is None:
             raise UserError(f"{cell!r} is neither a number nor like '68.4 ± 0.2'")
@@ -73,7 +73,7 @@ class PrintedTable:
         return ", ".join(filter(None, [self.task, self.suite, self.metric]))
 
     def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Our spread for a cell of the table, from the task in results.json; None if there is none."""
+        """Return our spread for a cell of the table from the task in results.json; None if there is none."""
         tables = found.get("before_suites", {}) if row == BEFORE else found["cells"][row]["suites"]
         for values in tables.values():
             if self.suite is None:
@@ -139,7 +139,7 @@ def load_printed(name: str) -> Paper:
 
 @dataclass(frozen=True)
 class ComparedValue:
-    """A value of a table beside ours.
+    """A value of a printed table next to ours.
 
     Args:
         ours: our spread over seeds; None if there is none.
@@ -154,16 +154,16 @@ class ComparedValue:
         return _cell_text(self.ours, self.printed, self.p)
 
     def as_data(self) -> dict[str, Any]:
-        """For JSON: the printed value and its deviation in percent, our spread in shares."""
+        """Return the printed value and its deviation in percent, and our spread in shares, for JSON."""
         return {"printed": self.printed.value, "deviation": self.printed.deviation, "ours": self.ours, "p": self.p}
 
 
 Table = dict[tuple[str, str], ComparedValue]
-"""(row, column) -> values."""
+"""(row, column) -> value."""
 
 
 def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, Table]]:
-    """Each table with our values, the printed ones, and tests of the differences."""
+    """Yield each printed table with our values and tests of the differences."""
     for printed in paper.tables:
         found = results["tasks"].get(printed.task)
         if found is None or any(row != BEFORE and row not in found["cells"] for row in printed.rows):
@@ -179,14 +179,14 @@ def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[Printed
 
 
 def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
-    """The tables of `compared` as Markdown."""
+    """Yield the tables of `compared` as Markdown."""
     for printed, cells in compared(paper, results):
         lines = [[row, *(str(cells[row, column]) for column in printed.columns)] for row in printed.rows]
         yield f"## {printed.title}\n\n" + table(["ours (printed; difference)", *printed.columns], lines)
 
 
 def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of `compared` for JSON: title -> row -> column -> values."""
+    """Return the tables of `compared` for JSON: title -> row -> column -> values."""
     return {
         printed.title: {
             row: {column: cells[row, column].as_data() for column in printed.columns} for row in printed.rows
@@ -196,7 +196,8 @@ def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _test(ours: Mapping[str, Any] | None, printed: PrintedValue, seeds: int | None) -> float | None:
-    """p-value of the difference of our mean from the printed one; None without a deviation over our seeds."""
+    """Return the p-value of the difference of our mean from the printed one; None without a deviation over our
+    seeds."""
     if ours is None or ours["std"] is None:
         return None
     theirs = (printed.deviation / 100, seeds) if printed.deviation is not None and seeds is not None else None
@@ -218,7 +219,7 @@ value is taken as exact and Student's t-test asks whether our seeds scatter arou
 
 
 def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
-    """Run the study of a paper's table, and write `reproduced.md` beside its results.
+    """Run the study of a paper's table, and write `reproduced.md` with our values next to the printed ones.
 
     Raises:
         UserError: as `compare` and `load_printed`.
@@ -234,7 +235,7 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    """The command line of `reproduce`."""
+    """Run the command line of `reproduce`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("table", type=str, help="a paper's table (apmpo/table1), or a YAML file with printed values")
     parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")

@@ -1,4 +1,4 @@
-"""Reads a study: its cells and the config of each."""
+"""Studies: reads the cells of a study and the config of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_rlvr.configs import TOP_KEYS, check_keys, find_base, find_config, load_
 from lit_rlvr.errors import UserError
 
 BEFORE = "before training"
-"""The row of the model that training starts from."""
+"""Name of the row of the model that training starts from."""
 KEYS = (
     "name", "base", "tasks", "cells", "seeds", "baseline", "budget", "metric", "suites", "protocol", "diversity",
 )  # fmt: skip
@@ -20,8 +20,9 @@ KEYS = (
 
 BUDGETS = ("steps", "samples", "tokens")
 SET_BY_STUDY = ("seed_everything", "budget", "overwrite", "ckpt_path")
-"""Config keys that the study itself sets, in addition to these of `trainer`:"""
+"""Config keys that the study itself sets."""
 TRAINER_SET_BY_STUDY = ("max_steps", "max_epochs", "default_root_dir")
+"""Options of `trainer` that the study itself sets."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """The run folder, inside the study's."""
+        """The run folder, relative to the study's."""
         return Path("runs", self.task, self.name, f"seed-{self.seed}")
 
     def __str__(self) -> str:
@@ -121,7 +122,7 @@ def load_study(name: str) -> Study:
 
 
 def _suites(found: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
-    """The suites by table; files in the study's own folder are found from anywhere."""
+    """Return the suites by table; resolve files in the study's folder to absolute paths."""
     tables = found if isinstance(found, dict) else {"suites": found}
     for name, suites in tables.items():
         if not isinstance(suites, list) or not all(isinstance(suite, str | dict) for suite in suites):
@@ -132,7 +133,7 @@ def _suites(found: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
 
 
 def _resolve_suite(suite: str | dict[str, Any], path: Path) -> str | dict[str, Any]:
-    """A suite whose file lies next to the study, by its whole path."""
+    """Return a suite with the absolute path of its file, if that lies next to the study."""
     if isinstance(suite, dict):
         return suite | {"suite": _resolve_suite(str(suite.get("suite", "")), path)}
     name, equals, location = suite.rpartition("=")
@@ -141,7 +142,7 @@ def _resolve_suite(suite: str | dict[str, Any], path: Path) -> str | dict[str, A
 
 
 def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
-    """The tasks or cells: names that can be folders -> configs."""
+    """Check the tasks or cells, whose names become folders; return name -> config."""
     if not isinstance(found, dict) or not found:
         raise UserError(f"STUDY: {path}: {key}: give a mapping of names to the options each changes")
     named = {str(name): config or {} for name, config in found.items()}
@@ -168,7 +169,7 @@ def _budget(found: Any, path: Path) -> tuple[str, int]:
 
 
 def _bases(layer: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
-    """The configs that a layer's `base` names: one, or a list of them."""
+    """Yield the configs that a layer's `base` names: one, or a list of them."""
     names = layer.get("base") or []
     for name in names if isinstance(names, list) else [names]:
         yield load_config(find_base(str(name), path))
@@ -179,7 +180,7 @@ def _without_base(layer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _budget_layer(unit: str, count: int) -> dict[str, Any]:
-    """The config layer that ends a run with its budget, overriding the layers below."""
+    """Return the config layer that ends a run with its budget; it overrides the layers below."""
     return {
         "trainer": {"max_steps": count if unit == "steps" else -1, "max_epochs": -1},
         "budget": {name: count if unit == name else None for name in ("samples", "tokens")},

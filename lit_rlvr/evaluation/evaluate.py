@@ -43,7 +43,7 @@ from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 
 QUESTIONS_PER_BATCH = 32
-"""Questions whose completions are judged together."""
+"""Number of questions whose completions one call judges."""
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -55,11 +55,11 @@ NAME=FILE; for any other file, a YAML file with its DataModule and rewards, such
 
 
 class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Prints the example unchanged, ready to copy."""
+    """A help formatter that prints the example unchanged, ready to copy."""
 
 
 def make_parser(command: str) -> Parser:
-    """The options of `evaluate`."""
+    """Build the parser of `evaluate`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN_SUITE_HELP,
                             formatter_class=_Help)  # fmt: skip
     parser.add_argument("--model", type=str | None, help="model folder, hub id, run folder, or a name (smollm2)")
@@ -105,7 +105,7 @@ def make_parser(command: str) -> Parser:
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `evaluate`."""
+    """Run the command line of `evaluate`."""
     parser = make_parser(command)
     parsed = parser.parse_line(arguments)
     has_environment = any(argument.startswith("--environment") for argument in arguments)
@@ -144,7 +144,7 @@ def run(command: str, arguments: list[str]) -> None:
 def sample_suites(
     suites: list[Suite], config: Namespace, out: Path, arguments: Sequence[str]
 ) -> tuple[Records, dict[str, list[Prompt]]]:
-    """Sample and judge; returns the records and each suite's questions.
+    """Sample and judge; return the records and each suite's questions.
 
     Args:
         arguments: those of the command line, for further processes.
@@ -200,8 +200,8 @@ def sample_suites(
 
 
 def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int:
-    """Fill in the data type from the run or the model, and log it; returns the length of completions that no protocol
-    sets."""
+    """Fill in the data type from the run or the model, and log it; return the completion length that holds where no
+    protocol sets one."""
     like = config.like or config.model
     dtype, why = find_dtype(config.dtype, like, module.model_folder)
     max_tokens, limit = find_max_tokens(config.max_tokens, like)
@@ -213,7 +213,7 @@ def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int
 def suite_summary(
     records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]
 ) -> dict[str, Any]:
-    """The results of a completely recorded suite."""
+    """Return the results of a completely recorded suite."""
     samples = [prompt.sample for prompt in prompts]
     sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
     results = suite_results(samples, sampled, greedy)
@@ -226,7 +226,7 @@ def suite_summary(
 
 
 def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:
-    """Judge existing completions; returns the records and the questions that they answer."""
+    """Judge existing completions; return the records and the questions that they answer."""
     path = Path(config.completions)
     given = read_completions(path, [suite.name for suite in suites])
     settings = {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite}
@@ -260,12 +260,12 @@ def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], give
 
 
 def longest(parts: Mapping[str, tuple[Sampling, int]]) -> int:
-    """The longest completion of a suite, in tokens."""
+    """Return the longest completion of a suite, in tokens."""
     return max(sampling.reach for sampling, _ in parts.values())
 
 
 def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
-    """A suite's questions as the model sees them."""
+    """Load a suite's questions as the model sees them."""
     suite.data.use_model(module)
     if suite.environment is not None:
         suite.data.use_tools(suite.environment.tools)
@@ -276,7 +276,7 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
 
 
 def run_settings(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
-    """The settings that all completions depend on."""
+    """Return the settings that all completions depend on."""
     engine = resolve_engine(config.engine).name
     return {"model": module.model, "engine": engine, "dtype": config.dtype, "seed": config.seed}
 
@@ -284,7 +284,7 @@ def run_settings(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
 def suite_fingerprint(
     parts: Mapping[str, tuple[Sampling, int]], prompts: Sequence[Prompt], environment: Environment | None
 ) -> dict[str, Any]:
-    """The settings that the completions of one suite depend on, its questions among them."""
+    """Return the settings that the completions of one suite depend on, with a hash of its questions."""
     questions = repr([(p.sample.id, p.token_ids) for p in prompts]).encode()
     sampling = {
         part: {"samples": samples, "temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_tokens}
@@ -298,7 +298,7 @@ def suite_fingerprint(
 def start_sampler(
     module: EvaluatingModule, config: Namespace, asked: Mapping[str, tuple[Sequence[Prompt], int, int]]
 ) -> Sampler:
-    """The model in an engine with room for the longest sequence, which the model's context may cut.
+    """Start the model in an engine that can hold the longest sequence, up to the model's context.
 
     Args:
         asked: suite -> its questions, the longest completion, and how long prompts may become.

@@ -1,4 +1,4 @@
-"""Judged completions on disk, so that an interrupted evaluation can continue; and completions generated elsewhere."""
+"""Judged completions on disk, from which an interrupted evaluation continues; and completions from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CompletionsById = dict[str, list[Completion]]
 
 
 def read_completions(path: Path, suites: list[str]) -> dict[str, CompletionsById]:
-    """Completions by part ("math500/sampled", "math500/greedy").
+    """Read completions by part ("math500/sampled", "math500/greedy").
 
     Args:
         path: JSON Lines with `id` (the question's) and `completion`; `suite` if several are judged; `greedy` (true or
@@ -65,7 +65,7 @@ def _read(line: str, where: str, suites: list[str]) -> tuple[str, str, Completio
 
 
 def match(given: CompletionsById, samples: list[Sample], part: str) -> list[Sample]:
-    """The questions that have completions, each the same number of them.
+    """Return the questions that have completions, and check that all have equally many.
 
     Raises:
         UserError: a completion belongs to no question, or questions have different numbers of completions.
@@ -82,13 +82,13 @@ def match(given: CompletionsById, samples: list[Sample], part: str) -> list[Samp
 
 Row = dict[str, Any]
 OUTPUT = ("settings.json", "completions.jsonl", "results.json", "results.md")
-"""The files that an evaluation writes to its folder."""
+"""Files that an evaluation writes to its folder."""
 SHARES = "completions-*-of-*.jsonl"
-"""The files of its processes, if there are several."""
+"""Files of an evaluation's processes, if there are several."""
 
 
 class Records:
-    """`completions.jsonl` in a folder, together with the settings it was generated with.
+    """The `completions.jsonl` of a folder, and the settings of these completions.
 
     A row is one completion: part, id, sample (of samples), completion, extracted, correct, status,
     finish_reason, tokens, reward; with an environment also its turns, of which the completion is the last.
@@ -133,7 +133,7 @@ class Records:
 
     @staticmethod
     def _settings(path: Path) -> dict[str, Any] | None:
-        """The settings of an earlier evaluation; None if there are none."""
+        """Read the settings of an earlier evaluation; return None if there are none."""
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -152,7 +152,7 @@ class Records:
             raise UserError(f"--out: {folder} was begun with other settings ({difference}); choose another folder")
 
     def _read(self, files: Sequence[Path]) -> None:
-        """Read complete groups, and merge several files into the first; a last group torn by a kill is dropped."""
+        """Read complete groups, merge several files into the first, and drop a last group that a kill cut off."""
         rewrite = files[1:] != []
         for path in files:
             found: dict[tuple[str, str], list[Row]] = defaultdict(list)
@@ -170,24 +170,24 @@ class Records:
                 path.unlink()
 
     def missing(self, part: str, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """The prompts of a part that are not recorded yet."""
+        """Return the prompts of a part that have no records yet."""
         return [prompt for prompt in prompts if (part, prompt.sample.id) not in self._groups]
 
     def add(self, part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int = 0) -> None:
-        """Record group `p` of the scores, in one write."""
+        """Record group `p` of the scores in one write."""
         rows = group_rows(part, prompt, completions, scores, p)
         with self.path.open("a") as file:
             file.write("".join(map(_line, rows)))
         self._groups[part, prompt.sample.id] = rows
 
     def groups(self, part: str, prompts: Iterable[Prompt]) -> list[list[Row]]:
-        """The rows of each prompt; empty if the part was not requested."""
+        """Return the rows of each prompt; empty if the user did not request the part."""
         return [self._groups[part, p.sample.id] for p in prompts if (part, p.sample.id) in self._groups]
 
 
 def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[Row]:
-    """A judged group of one prompt as rows; `correct` is null if the check itself failed or no reward
-    calls the answer right or wrong."""
+    """Return a judged group of one prompt as rows; `correct` is null if the check failed or no reward judges the
+    answer."""
     return [
         {
             "part": part,

@@ -1,4 +1,4 @@
-"""Samples and judges completions without a trainer, to evaluate a model or filter data."""
+"""Samples and judges completions without a trainer, to evaluate a model or to filter data."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 Judged = Callable[[Prompt, list[Completion], Scores], None]
 
 SEQUENCES = 2048
-"""Completions handed to the engine at once; only their images are decoded."""
+"""Number of completions that one call of the engine generates; only their images are in memory."""
 
 
 class Sampler:
-    """Samples groups of completions from a model and judges each group as soon as it is complete.
+    """Samples groups of completions from a model, and judges each group as soon as it is complete.
 
     Args:
         folder: model folder or hub id.
@@ -59,7 +59,7 @@ class Sampler:
         self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, rewards: Sequence[Reward], use: str,
         data: PromptDataModule, judged: Judged, environment: Environment | None = None,
     ) -> None:  # fmt: skip
-        """Sample and judge.
+        """Sample completions for the prompts and judge them.
 
         Args:
             samples: completions per prompt. Each has its own seed, derived from (run seed, `use`, prompt id, number),
@@ -78,7 +78,7 @@ class Sampler:
             self._run(batch, sampling, samples, rewards, use, judged, episodes)
 
     def _episodes_for(self, environment: Environment, data: PromptDataModule) -> Episodes:
-        """Workers for episodes of an environment, one set for each, which answer as the data's model expects."""
+        """Return the episode workers of an environment, which format their replies for the data's model."""
         between = between_turns(data, self.policy, environment)
         if id(environment) not in self._episodes:
             self._episodes[id(environment)] = Episodes(environment, between, self._reach)
@@ -106,7 +106,7 @@ class Sampler:
             future.result()
 
     def close(self) -> None:
-        """Give back the engine's memory and the workers of rewards and environments."""
+        """Free the engine's memory, and end the workers of rewards and environments."""
         self.engine.close()
         for episodes in self._episodes.values():
             episodes.close()

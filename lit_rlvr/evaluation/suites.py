@@ -1,4 +1,4 @@
-"""Suites: sets of questions to evaluate a model on, with the rewards that judge the answers."""
+"""Suites: sets of questions for evaluating a model, with the rewards that judge the answers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], list[Any]]] = (
     ([required for required, _ in medical_vqa.LAYOUTS], {"class_path": "MedicalVQA"}, [("Choice", "OpenAnswer")]),
     ([required for required, _ in text_math.LAYOUTS], {"class_path": "TextMath", "init_args": BOXED}, ["MathAnswer"]),
 )
-"""Columns of a file that is not a named suite -> its DataModule and rewards; the first that fits."""
+"""Columns of a file that is not a named suite -> its DataModule and rewards; the first match counts."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Suite:
 
 
 SuiteArgument = str | list[str | dict[str, Any]]
-"""What `--suite` takes: suites separated by commas, or a list of suites, each alone or with settings of its own."""
+"""Type of `--suite`: names separated by commas, or a list of suites, each alone or with its own settings."""
 SUITE_SETTINGS = ("suite", "protocol", "columns", *SAMPLING, *PROMPTS)
-"""The settings of a suite in such a list."""
+"""Settings of a suite in such a list."""
 
 
 def find_suites(
@@ -68,7 +68,7 @@ def find_suites(
     given: Mapping[str, Any],
     environment: Environment | None = None,
 ) -> Iterator[Suite]:
-    """The suites that the user asks for.
+    """Yield the suites that `--suite` names.
 
     Args:
         asked: names of shipped suites (`math500`), optionally with your own file (`math500=test.jsonl`); YAML files
@@ -97,7 +97,7 @@ def find_suites(
 
 
 def list_items(argument: SuiteArgument) -> list[dict[str, Any]]:
-    """Each suite with its own settings.
+    """Return each suite of `--suite` with its own settings.
 
     Raises:
         UserError: an entry is neither a suite nor a mapping with one.
@@ -112,7 +112,7 @@ def list_items(argument: SuiteArgument) -> list[dict[str, Any]]:
 
 
 def prompt_options(name: str, values: Mapping[str, Any], protocol: Protocol) -> dict[str, Any]:
-    """The protocol's prompts, as options of a suite's DataModule.
+    """Return the protocol's prompts as options of a suite's DataModule.
 
     A system prompt says how to answer. So it also replaces the suite's own template, which would be a second
     instruction, unless the protocol has a template too.
@@ -126,7 +126,7 @@ def prompt_options(name: str, values: Mapping[str, Any], protocol: Protocol) -> 
 
 
 def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any]]:
-    """One suite's name and settings.
+    """Return one suite's name and settings.
 
     Args:
         mapped: its columns are given, so that a file of any layout can be read, as mathematical questions.
@@ -146,7 +146,7 @@ def shipped_names() -> list[str]:
 
 
 def shipped_suite(name: str) -> Path:
-    """The file of a shipped suite."""
+    """Return the file of a shipped suite."""
     known = shipped_names()
     if name not in known:
         near = nearest(name, known)
@@ -156,7 +156,7 @@ def shipped_suite(name: str) -> Path:
 
 
 def read_suite(path: Path) -> dict[str, Any]:
-    """A suite's `data` and `rewards`, and perhaps its `environment`."""
+    """Read a suite's `data`, `rewards` and optional `environment`."""
     try:
         values = load_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -167,7 +167,7 @@ def read_suite(path: Path) -> dict[str, Any]:
 
 
 def suite_from_columns(location: str, name: str, has_columns: bool = False) -> dict[str, Any]:
-    """The suite for a file, recognised by the columns of its first usable row.
+    """Return the suite for a file with the columns of its first usable row.
 
     Args:
         name: the suite's name.
@@ -194,14 +194,14 @@ def suite_from_columns(location: str, name: str, has_columns: bool = False) -> d
 
 
 def example(location: str, columns: list[str]) -> str:
-    """A suite file for a set of mathematical questions, in one line."""
+    """Return a suite file for mathematical questions, in one line."""
     init_args = {"test": location, "columns": {"prompt": columns[0], "answer": columns[-1]}, "template": "boxed"}
     values = {"data": {"class_path": "TextMath", "init_args": init_args}, "rewards": ["MathAnswer"]}
     return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=float("inf")).strip()
 
 
 def _reward(reward: Any) -> dict[str, Any]:
-    """A reward by its class, or a pair of one and its fallback."""
+    """Return the config of a reward: one class, or a class with a fallback."""
     if isinstance(reward, str):
         return {"class_path": reward}
     first, fallback = reward

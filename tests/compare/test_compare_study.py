@@ -138,7 +138,7 @@ def test_a_wrong_cell_is_refused_before_any_trains(write: Callable[..., str], tm
     assert not (tmp_path / "out").exists()
 
 
-def test_the_steps_of_a_cell(tmp_path: Path) -> None:
+def test_the_commands_of_a_cell(tmp_path: Path) -> None:
     """Train, then evaluate on as many GPUs, and once per task the model before training."""
     config = {
         "model": {"init_args": {"model": "org/name"}}, "rollout": {"engine": "vllm"},
@@ -162,7 +162,7 @@ def test_the_steps_of_a_cell(tmp_path: Path) -> None:
     folder = str(tmp_path / "runs/t/before training")
     assert before is not None
     assert before.arguments == ["evaluate", "--model", "org/name", *asked, "--like", str(run), "--out", folder]
-    before.succeeded()
+    before.finish()
     assert next_command(study, first, tmp_path) is None
     (tmp_path / other.folder / "evaluation").mkdir()
     command = next_command(study, other, tmp_path)
