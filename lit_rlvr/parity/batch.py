@@ -116,7 +116,7 @@ def _max_tokens(arrays: Mapping[str, np.ndarray], width: int) -> int:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file.
+    """Load the arrays of an .npz file.
 
     Raises:
         UserError: it is not an .npz file, or holds objects instead of numbers.

@@ -23,7 +23,7 @@ Terms = dict[str, float]
 
 @dataclass(frozen=True)
 class Microbatch:
-    """The contents of one micro-batch.
+    """The sizes of one micro-batch.
 
     Args:
         tokens: input tokens.
@@ -66,7 +66,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to train.
+    """A training strategy: how weights are placed, and which of them are trained.
 
     Args:
         sharded: FSDP2; otherwise every GPU holds the whole model.
@@ -84,7 +84,7 @@ class Strategy:
 def largest_microbatch(
     budget: int, prompt: int, completion: int, group: int, prompts: int, shared_prefix: bool = True
 ) -> Microbatch:
-    """The largest micro-batch, with all prompts and completions at their maximum length.
+    """Return the largest micro-batch, with all prompts and completions at their maximum length.
 
     Args:
         budget: `tokens_per_microbatch`.
@@ -104,9 +104,9 @@ def largest_microbatch(
 def expected_microbatch(
     budget: int, prompt: int, lengths: Lengths, group: int, prompts: int, shared_prefix: bool = True
 ) -> Microbatch:  # fmt: skip
-    """The largest micro-batch with completions of the expected lengths: full of average ones, or one of the longest.
+    """Return the largest micro-batch for the expected lengths: full of average completions, or with one of the longest.
 
-    Args: as for `fullest`.
+    Args: as for `largest_microbatch`.
     """
     full = largest_microbatch(budget, prompt, lengths.mean, group, prompts, shared_prefix)
     longest = largest_microbatch(prompt + lengths.longest, prompt, lengths.longest, 1, 1, shared_prefix)
@@ -114,7 +114,7 @@ def expected_microbatch(
 
 
 def cached_tokens(sequences: int, prompt: float, lengths: Lengths) -> float:
-    """The most tokens whose keys and values a decoding engine holds at once.
+    """Return the most tokens whose keys and values a decoding engine holds at once.
 
     All sequences begin together. If the mean is below the longest, each ends at any token with the same probability, so
     that exp(-t / mean) of them are left after t tokens; at the end the longest is left alone.
@@ -126,7 +126,7 @@ def cached_tokens(sequences: int, prompt: float, lengths: Lengths) -> float:
 
 
 def activations(layers: Layers, load: Microbatch, size: int, attention: int | None = None) -> float:
-    """Bytes that one layer keeps for its backward pass.
+    """Return the bytes that one layer keeps for its backward pass.
 
     Args:
         size: bytes of a number in matrix products.
@@ -142,12 +142,12 @@ def activations(layers: Layers, load: Microbatch, size: int, attention: int | No
 
 
 def copy(size: int) -> int:
-    """Bytes of the copy of a weight that autocast makes; 0 if products are in float32."""
+    """Return the bytes of the copy of a weight that autocast makes; 0 if products are in float32."""
     return size if size < FLOAT else 0
 
 
 def logits(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS) -> float:
-    """Bytes around the output embedding: kept logits, the current chunk, the weight's gradient and copy.
+    """Return the bytes around the output embedding: kept logits, the current chunk, the weight's gradient and copy.
 
     Args:
         rows: the fewest positions in a chunk.
@@ -168,7 +168,7 @@ def training_memory(
     reference: bool = False,
     attention: int | None = None,
 ) -> Terms:
-    """Bytes on one GPU at the peak of a training step.
+    """Return the bytes on one GPU at the peak of a training step, by term.
 
     Args:
         size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
@@ -204,7 +204,8 @@ def training_memory(
 
 
 def state_memory(shape: Shape, strategy: Strategy, reference: bool = False) -> Terms:
-    """Bytes of what is kept between steps, summed over the GPUs that share it; with `offload` it is on the CPU."""
+    """Return the bytes of the state between steps, summed over the GPUs that share it; `offload` keeps it on the
+    CPU."""
     return {
         "weights": (shape.parameters - shape.quantized) * FLOAT + shape.quantized * NF4,
         "gradients": shape.trained * FLOAT,
@@ -214,7 +215,7 @@ def state_memory(shape: Shape, strategy: Strategy, reference: bool = False) -> T
 
 
 def generation_memory(shape: Shape, strategy: Strategy, sequences: int, tokens: float, size: int) -> float:
-    """Bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights.
+    """Return the bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights.
 
     Args:
         tokens: whose keys and values it holds at once.
@@ -224,5 +225,5 @@ def generation_memory(shape: Shape, strategy: Strategy, sequences: int, tokens: 
 
 
 def kv_bytes_per_token(shape: Shape, size: int) -> int:
-    """Bytes of a token's keys and values in a cache."""
+    """Return the bytes of a token's keys and values in a cache."""
     return 2 * shape.text.count * shape.text.keys * size

@@ -100,7 +100,7 @@ def _text_layers(text: Any) -> Layers:
 
 
 def _tower_layers(vision: Any) -> Layers:
-    """The layers of Qwen's vision towers; Qwen2-VL names its sizes differently from later models."""
+    """Return the layers of Qwen's vision towers; Qwen2-VL names its sizes differently from later models."""
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
     inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
     return Layers(vision.depth, width, inner, width, width)

@@ -75,19 +75,19 @@ vLLM on other machines (`VLLMServerEngine`):
 
 
 def job(model: str, share: float = 0.4) -> Job:
-    """Training as in the papers' recipes, with bf16-mixed."""
+    """Return the job of the papers' recipes, with bf16-mixed."""
     return Job(*shapes(model), BUDGET, PROMPT, Lengths(COMPLETION, COMPLETION), GROUP, PROMPTS, share=share)
 
 
 @cache
 def shapes(model: str) -> tuple[Shape, Shape]:
-    """The model with all parameters trained, and with adapters."""
+    """Return the model with all parameters trained, and with adapters."""
     return shape_of(CONFIGS[model]), shape_of(CONFIGS[model], lora=Lora())
 
 
 def needs() -> str:
-    """One row per model and way, one column per machine: GiB on each GPU, in bold if it fits."""
-    lines = [f"| model | way | {' | '.join(MACHINES)} |", "|---|---|" + "---|" * len(MACHINES)]
+    """Return one row per model and strategy, one column per machine: GiB on each GPU, in bold if it fits."""
+    lines = [f"| model | strategy | {' | '.join(MACHINES)} |", "|---|---|" + "---|" * len(MACHINES)]
     for model in CONFIGS:
         asked = job(model, share=0.0)
         found: dict[str, dict[str, str]] = {}
@@ -102,7 +102,7 @@ def needs() -> str:
 
 
 def proposals(share: float) -> str:
-    """One row per model, one column per machine: the proposal of `lit-rlvr plan`.
+    """Return one row per model, one column per machine: the proposal of `lit-rlvr plan`.
 
     Args:
         share: share of each GPU's memory for vLLM.
@@ -120,7 +120,7 @@ def proposals(share: float) -> str:
 
 
 def sizing() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return TEXT.format(
         needs=needs(), beside=proposals(0.4), elsewhere=proposals(0.0), free=f"{FREE:.0%}", prompt=PROMPT,
         completion=COMPLETION, budget=BUDGET, group=GROUP, prompts=PROMPTS,

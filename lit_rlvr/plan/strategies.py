@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 GIB = 2**30
 FREE = 0.1  # of a GPU: its context, communication buffers, fragments
 STEP = ("gathered", "activations", "temporary")
-"""Terms of the training step only: generation uses this memory at another time."""
+"""Terms of the training step only; generation uses the same memory at another time."""
 
 
 @dataclass(frozen=True)
 class GPUs:
-    """A number of GPUs and the memory of each, in GiB."""
+    """The number of GPUs and the memory of each, in GiB."""
 
     count: int
     gib: float
@@ -61,7 +61,7 @@ class GPUs:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to train, and the bytes it needs on each GPU.
+    """A strategy, and the bytes it needs on each GPU.
 
     Args:
         budget: its `tokens_per_microbatch`.
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def needs(self) -> float:
-        """Bytes at the peak."""
+        """The bytes at the peak."""
         rollout = ("generation", "vLLM") if self.vllm_sleeps else ("generation",)
         always = sum(value for name, value in self.terms.items() if name not in (*STEP, *rollout))
         return always + max(sum(self.terms[name] for name in names) for names in (STEP, rollout))
@@ -133,12 +133,12 @@ class Job:
     shared_prefix: bool = True
 
     def load(self, gpus: GPUs, budget: int) -> Microbatch:
-        """The largest micro-batch."""
+        """Return the largest micro-batch."""
         prompts = max(1, self.prompts // gpus.count)
         return expected_microbatch(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
 
     def tokens_at_once(self, gpus: GPUs, most: int, shared: bool) -> float:
-        """Tokens whose keys and values one GPU's engine holds at once.
+        """Return the tokens whose keys and values one GPU's engine holds at once.
 
         Args:
             most: sequences that it generates at once. shared: a group's completions share those of their prompt.
@@ -147,8 +147,10 @@ class Job:
         return cached_tokens(sequences, self.prompt / self.group if shared else self.prompt, self.completion)
 
     def vllm_share(self, gpus: GPUs, free: float) -> float:
-        """vLLM's share of a GPU, in steps of 0.05: the configured one, or at least the smallest with which it starts,
-        with room for its weights, for running them, and for the keys and values of one sequence.
+        """Return vLLM's share of a GPU, in steps of 0.05.
+
+        It is the configured share, or at least the smallest with which vLLM starts: that holds its weights, the memory
+        to run them, and the keys and values of one sequence.
 
         Args:
             free: the share that training leaves.
@@ -168,7 +170,7 @@ class Job:
         return max(share(self.prompt + self.completion.longest), min(wanted, available))
 
     def plans(self, gpus: GPUs, budget: int | None = None) -> list[Plan]:
-        """Every way to train, the fastest first, adapters last.
+        """Return a plan for every strategy, the fastest first, those with adapters last.
 
         Args:
             budget: replaces the job's own budget.
@@ -185,7 +187,7 @@ class Job:
         ]
 
     def proposal(self, gpus: GPUs) -> Plan | None:
-        """The fastest way that fits.
+        """Return the plan of the fastest strategy that fits.
 
         What does not change results (smaller micro-batches, then shards on the CPU) is preferred to adapters.
         """
@@ -210,7 +212,7 @@ class Job:
         return Plan(strategy, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, host, self.vllm_sleeps)
 
     def arguments(self, plan: Plan) -> str:
-        """The arguments that the plan adds to the command line."""
+        """Return the arguments that the plan adds to the command line."""
         machines = plan.gpus.count > 8
         one = "offload" if plan.strategy.offload else "fsdp2" if plan.strategy.sharded else "ddp"
         share = plan.terms["vLLM"] / (plan.gpus.gib * GIB)
@@ -229,7 +231,7 @@ class Job:
 def describe_job(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, precision: str, lengths: str | None = None
 ) -> Job:
-    """Collect the sizes; only the model's config is read.
+    """Collect the sizes of a config; read only the config of the model, no weights.
 
     Args:
         lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed.

@@ -38,7 +38,7 @@ class Chart:
 
 
 def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
-    """Lay a panel out.
+    """Lay out a panel.
 
     Args:
         panel: a panel with at least one curve.
@@ -63,7 +63,7 @@ def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear map of [low, high] to [start, end]."""
+    """A linear map from [low, high] to [start, end]."""
 
     low: float
     high: float
@@ -93,7 +93,7 @@ def _line(number: int, curve: Curve, x: Scale, y: Scale) -> Line:
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, about `most` of them, one to five units of ten apart."""
+    """Return about `most` round numbers from at most `low` to at least `high`."""
     span = high - low or abs(high) or 1.0
     unit = 10 ** math.floor(math.log10(span / (most - 1)))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor * (most - 1) >= span * (1 - 1e-9))
@@ -102,21 +102,21 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def tick_text(value: float) -> str:
-    """A tick's label, short: 12k for 12000, 2e-5 for 0.00002."""
+    """Return a tick's short label: 12k for 12000, 2e-5 for 0.00002."""
     if value and abs(value) < 1e-3:
         return f"{value:.2g}".replace("e-0", "e-")
     return f"{value / 1000:.6g}k" if abs(value) >= 10_000 else f"{value:.6g}"
 
 
 def number_text(value: float) -> str:
-    """A number with about three significant digits."""
+    """Return a number with about three significant digits."""
     if value and abs(value) < 1e-3:
         return f"{value:.2g}".replace("e-0", "e-")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 MAX_POINTS = 240
-"""Longer curves are drawn as means over equal intervals: more points would not be visible."""
+"""The most points of a drawn curve; a longer curve shows means over equal intervals."""
 
 MAIN_CHARTS = (
     ("Training reward", ("rollout/reward",)),
@@ -129,7 +129,7 @@ MAIN_CHARTS = (
     ("Share with zero advantage", ("train/zero_advantage",)),
     ("Seconds per iteration", ("time/rollout", "time/train")),
 )
-"""Title, and the metrics whose sum to draw."""
+"""Title -> metrics; a chart draws their sum."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Panel:
 
 
 def curve(runs: Sequence[Run], metrics: Sequence[str]) -> Curve | None:
-    """The sum of some metrics over a group's runs; None if no row has them all."""
+    """Return the sum of some metrics over a group's runs; None if no row has them all."""
     values: dict[int, list[float]] = {}
     for run in runs:
         for step, row in run.metrics.items():
@@ -165,8 +165,10 @@ def curve(runs: Sequence[Run], metrics: Sequence[str]) -> Curve | None:
 
 
 def thin(long: Curve) -> Curve:
-    """A curve of at most `MOST_POINTS`: intervals of steps, each at its last step, with the mean of the means and the
-    union of the bands."""
+    """Reduce a curve to at most `MAX_POINTS`.
+
+    Each interval of steps becomes a point at its last step, with the mean of the means and the union of the bands.
+    """
     width = -(-len(long.steps) // MAX_POINTS)
     if width == 1:
         return long
@@ -180,8 +182,8 @@ def thin(long: Curve) -> Curve:
 
 
 def panels(groups: Sequence[Group]) -> list[Panel]:
-    """The charts of some groups: the logged ones of `SHOWN`, with accuracy and pass@k of each validation set after the
-    validation accuracy."""
+    """Return the main charts of some groups, with accuracy and pass@k of each validation set after the validation
+    accuracy."""
     wanted: list[tuple[str, tuple[str, ...]]] = []
     for title, metrics in MAIN_CHARTS:
         wanted.append((title, metrics))
@@ -191,7 +193,7 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
 
 
 def more_panels(groups: Sequence[Group]) -> list[Panel]:
-    """A chart of every other metric except validation's."""
+    """Return a chart of every other metric except validation's."""
     seen = {metric for _, metrics in MAIN_CHARTS for metric in metrics}
     names = metric_names(run for group in groups for run in group.runs)
     other = [name for name in names if name not in seen and not name.startswith("val/") and name != "epoch"]
@@ -204,7 +206,7 @@ def _drawn(groups: Sequence[Group], wanted: Sequence[tuple[str, tuple[str, ...]]
 
 
 def _validation_metrics(groups: Sequence[Group]) -> list[str]:
-    """`val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` if there are several sets."""
+    """Return `val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` if there are several sets."""
     names = [name for name in metric_names(run for group in groups for run in group.runs) if name.startswith("val/")]
     accuracies = [name for name in names if name.endswith("/accuracy") and name.count("/") == 2]
     passes = [name for name in names if "/pass@" in name and not name.endswith("/pass@1")]

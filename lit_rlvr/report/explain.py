@@ -19,7 +19,7 @@ from lit_rlvr.training.trace import list_traces, read_trace, trace_folder
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `explain`."""
+    """Run the command line of `explain`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--step", type=int, default=None, help="a saved step; default: the last with a gradient")
@@ -42,8 +42,10 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, str, dict[str, Any]]:
-    """A saved group: (step, algorithm, group). By default one with a gradient, from the newest step that has one; if
-    none has a gradient, one of the newest step.
+    """Load a saved group: (step, algorithm, group).
+
+    By default it is one with a gradient, from the newest step that has one; if none has a gradient, one of the newest
+    step.
 
     Raises:
         UserError: the run saved no rollouts or not this step or prompt (the message lists the saved ones), or a file is
@@ -72,12 +74,12 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
 
 
 def has_gradient(group: dict[str, Any]) -> bool:
-    """Whether a saved group has a gradient on any of its tokens."""
+    """Return whether a saved group has a gradient on any of its tokens."""
     return any(completion["advantage"] and any(completion.get("weight", [])) for completion in group["completions"])
 
 
 def show(step: int, algorithm: str, group: dict[str, Any]) -> None:
-    """The group in the terminal: a table, then each completion with its tokens coloured by weight."""
+    """Print the group in the terminal: a table, then each completion with its tokens coloured by weight."""
     console = Terminal()
     console.print(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n", style="bold")
     console.print(group["prompt"])
@@ -105,7 +107,7 @@ COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", "clipped", 
 
 
 def cells(completion: dict[str, Any]) -> list[str]:
-    """One completion's row of the table."""
+    """Return one completion's row of the table."""
     is_sampled = _sampled_mask(completion)
     ratio = [value for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False) if sampled]
     weight = completion.get("weight", [])
@@ -123,7 +125,7 @@ def cells(completion: dict[str, Any]) -> list[str]:
 
 
 def tokens(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
-    """(token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
+    """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
     weights, ratios = completion.get("weight"), completion.get("ratio")
     is_sampled = _sampled_mask(completion)
     if not weights or not ratios:  # a group without a gradient is not run
@@ -142,17 +144,17 @@ def tokens(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
 
 
 def _sampled_mask(completion: dict[str, Any]) -> list[bool]:
-    """For each token, whether the model sampled it."""
+    """Return for each token whether the model sampled it."""
     return completion.get("sampled") or [True] * len(completion["tokens"])
 
 
 def largest_weight(group: dict[str, Any]) -> float:
-    """The largest |weight| of the group, for colours; 1 when all are 0."""
+    """Return the largest |weight| of the group, which scales the colours; 1 when all are 0."""
     return max([abs(w) for c in group["completions"] for w in c.get("weight", [])], default=0.0) or 1.0
 
 
 def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int | None = None) -> dict[str, Any]:
-    """The data of a group that `templates/weights.html` shows.
+    """Return the data of a group that `templates/weights.html` shows.
 
     Args:
         group: the saved group.
@@ -186,5 +188,5 @@ def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: fl
 
 
 def page(step: int, algorithm: str, group: dict[str, Any]) -> str:
-    """The group as one self-contained HTML page."""
+    """Return the group as one self-contained HTML page."""
     return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group))

@@ -21,8 +21,8 @@ COLOURS = 8
 
 @dataclass(frozen=True)
 class Legend:
-    """A group on the page: its number, its name within its task and on the page, and the number of its name, which
-    determines its colour and dashes."""
+    """A group on the page: its number, its name within its task and on the page, and the index of its colour and
+    dashes."""
 
     number: int
     name: str
@@ -48,7 +48,7 @@ class Task:
 
 
 def page(title: str, groups: Sequence[Group]) -> str:
-    """The HTML of a report.
+    """Return the HTML of a report.
 
     Args:
         title: title of the page.
@@ -61,7 +61,7 @@ def page(title: str, groups: Sequence[Group]) -> str:
 
 
 def contents(groups: Sequence[Group], more: bool = True) -> dict[str, Any]:
-    """What `templates/sections.html` shows of groups of runs: results, settings, curves, validation.
+    """Return the values for `templates/sections.html`: results, settings, curves and validation of groups of runs.
 
     Args:
         more: whether to draw the less important curves too.

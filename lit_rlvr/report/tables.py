@@ -1,4 +1,4 @@
-"""Builds the tables: accuracies, time and memory, as means and standard deviations over a group's runs."""
+"""The tables: accuracies, time and memory, as means and standard deviations over a group's runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BASELINE_POSITION = 3
 
 
 def results(groups: Sequence[Group]) -> tuple[list[str], list[Result]]:
-    """(columns, one row per group) of the gains and costs of training."""
+    """Return (columns, one row per group) of the gains and costs of training."""
     baseline = next((group for group in groups if group.baseline), None)
     columns = list(RESULT_COLUMNS)
     if baseline is not None:
@@ -67,7 +67,7 @@ RUN_COLUMNS = (
 
 
 def run_rows(groups: Iterable[Group]) -> list[tuple[str, list[str]]]:
-    """(folder, cells under `RUN_COLUMNS`) of every run."""
+    """Return (folder, cells under `RUN_COLUMNS`) of every run."""
     rows = []
     for run in (run for group in groups for run in group.runs):
         memory = [megabytes / 1024 for megabytes in _numbers([run], "peak_memory_mb")]
@@ -85,8 +85,11 @@ def run_rows(groups: Iterable[Group]) -> list[tuple[str, list[str]]]:
 
 
 def validation_rows(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """(metric, before and after training in every group) for everything that validation logged: for each set its
-    accuracy, pass@k, length, share of truncated completions, and the accuracy of each category."""
+    """Return (metric, its values before and after training in every group) for everything that validation logged.
+
+    This is, for each set, its accuracy, pass@k, length, share of truncated completions, and the accuracy of each
+    category.
+    """
     return [
         (name.removeprefix("val/"), [_before_after(group.runs, name) for group in groups])
         for name in metric_names(run for group in groups for run in group.runs)
@@ -95,7 +98,7 @@ def validation_rows(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
 
 
 def mean_std(values: Sequence[float], form: str = ".3f") -> str:
-    """Mean and sample standard deviation as text; only the mean for a single value, a dash for none."""
+    """Return mean and sample standard deviation as text; only the mean for a single value, a dash for none."""
     if not values:
         return MISSING
     mean = format(fmean(values), form)

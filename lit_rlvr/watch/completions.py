@@ -1,4 +1,4 @@
-"""Follows a run's completions.jsonl: which prompts were visited, when, and how many completions were correct."""
+"""An index of a run's completions.jsonl: which prompts the run visited, when, and how many completions were correct."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lit_rlvr.report.runs import ROW, verdict
 Outcome = Literal["solved", "lost", "never right", "right from the start"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 MAX_CHARACTERS = 300
-"""Characters of a prompt and its answer that are kept for tables."""
+"""The most characters of a prompt and of its answer that the tables show."""
 
 
 @dataclass(slots=True)
 class VisitRecord:
-    """A visit of a prompt: its group's lines in the file.
+    """A visit of a prompt: the place of its group's lines in the file, and their totals.
 
     Args:
         step: optimizer step at the end of the iteration. start, end: bytes of the file.
@@ -44,7 +44,7 @@ class VisitRecord:
 
 @dataclass
 class TrackedPrompt:
-    """A prompt and its visits in order; `text` and `answer` are cut for tables."""
+    """A prompt and its visits in order; `text` and `answer` are cut for the tables."""
 
     id: str
     text: str
@@ -53,7 +53,7 @@ class TrackedPrompt:
 
     @property
     def outcome(self) -> Outcome:
-        """What became of it, from its first to its last visit."""
+        """The change from the prompt's first to its last visit."""
         judged = [record for record in self.visits if record.judged]
         if not any(record.right for record in judged):
             return "never right"
@@ -63,7 +63,7 @@ class TrackedPrompt:
 
 
 class Completions:
-    """The index of a completions.jsonl that may still be written; texts stay in the file.
+    """The index of a completions.jsonl that a run may still write; texts stay in the file.
 
     Args:
         path: the file; it need not exist yet.
@@ -80,7 +80,7 @@ class Completions:
         self._last_record: tuple[str, VisitRecord] | None = None
 
     def follow(self, seconds: float) -> bool:
-        """Read new lines for at most so long. A file that was replaced, as a resumed run does, is read from the start.
+        """Read new lines for at most so long; read a file from the start if a resumed run has replaced it.
 
         Returns:
             Whether everything that is there has been read.
@@ -138,7 +138,7 @@ class Completions:
         record.has_gradient = record.has_gradient or bool(row["advantage"])
 
     def visit(self, name: str, step: int) -> Visit | None:
-        """The group of a prompt at a step, read from the file; None if it is not there (any more)."""
+        """Read the group of a prompt at a step from the file; return None if it is not there."""
         prompt = self.prompts.get(name)
         record = next((record for record in prompt.visits if record.step == step), None) if prompt else None
         if record is None:

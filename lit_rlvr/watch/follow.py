@@ -1,4 +1,4 @@
-"""Follows run folders: reads again what changed, and knows what each run is doing."""
+"""Followed run folders: re-reads changed files, and tells the state of each run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lit_rlvr.watch.completions import Completions
 SILENT_SECONDS = 15.0
 """Seconds without a new `live.json` after which a run that has not ended counts as dead."""
 CHUNK = 0.05
-"""Seconds for which completions are read before views may be made."""
+"""Seconds of reading completions before the server may render pages."""
 SMALL = ("config.yaml", "metrics.csv", "summary.json")
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """What a run is doing.
+    """The state of a run.
 
     Args:
         state: "running", "finished", "stopped", "silent" (killed, or its machine is gone) or "unknown" (an older run).
@@ -39,7 +39,7 @@ class RunStatus:
 
     @property
     def share(self) -> float | None:
-        """How much of the run is done, from 0 to 1."""
+        """The share of the run that is done, from 0 to 1."""
         return min(self.step / self.steps, 1.0) if self.steps else None
 
 
@@ -57,7 +57,7 @@ class FollowedRun:
         self._stamps: tuple[Any, ...] | None = None  # before the first look
 
     def refresh(self) -> bool:
-        """Read again what changed, but completions; returns whether anything did.
+        """Re-read changed files, except completions.jsonl; return whether any changed.
 
         Raises:
             UserError: the folder holds no run.
@@ -70,7 +70,7 @@ class FollowedRun:
 
     @property
     def status(self) -> RunStatus:
-        """What it is doing, at this moment."""
+        """The run's status at this moment."""
         last = max(self.run.metrics, default=0)
         live = read_live(self.path)
         silent = time.time() - live["at"] if live else 0.0
@@ -108,7 +108,7 @@ class FollowedFolders:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read again what changed, but completions."""
+        """Re-read changed files, except completions.jsonl."""
         changed = False
         runs: dict[str, FollowedRun] = {}
 
@@ -125,12 +125,13 @@ class FollowedFolders:
                 self.versions["metrics"] += 1
 
     def try_refresh(self) -> None:
-        """`look`, but while a folder is being replaced by a new run, the last state is kept."""
+        """Refresh; keep the last state while a new run replaces a folder."""
         with suppress(UserError, OSError):
             self.refresh()
 
     def read_completions(self) -> None:
-        """Read what came to every completions.jsonl, in small pieces, so that views are made meanwhile."""
+        """Read the new lines of every completions.jsonl, in small pieces, so that the server can render pages in
+        between."""
         for run in list(self.runs.values()):
             done = False
             while not done:
@@ -143,13 +144,13 @@ class FollowedFolders:
 
     @property
     def unread(self) -> float:
-        """The share of all completions that are still to be read."""
+        """The share of all completions that is not read yet."""
         size = sum(run.completions.size for run in self.runs.values())
         return 1 - sum(run.completions.read for run in self.runs.values()) / size if size else 0.0
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The folder itself if it holds a run or a study, else those up to two levels below that do.
+    """Return the folder itself if it holds a run or a study, else those up to two levels below that do.
 
     Raises:
         UserError: there are none.
@@ -176,7 +177,7 @@ def _holds_run(path: Path) -> bool:
 
 
 def describe_state(live: dict[str, Any]) -> str:
-    """A line about a running run: step, stage, speed, what it waits for, the time left, memory and engine."""
+    """Describe a live run in one line: step, stage, speed, what it waits for, the time left, memory and engine."""
     steps = "" if live["steps"] is None else f" of {live['steps']}"
     stage = live["stage"] + (f" {live['done']}/{live['total']}" if live["total"] else "")
     words = [f"step {live['step']}{steps}", f"{live['part']}: {stage}" if live["part"] else stage]
@@ -191,7 +192,7 @@ def describe_state(live: dict[str, Any]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration: 42 s, 12 min, 3 h 20 min."""
+    """Return a duration as 42 s, 12 min or 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

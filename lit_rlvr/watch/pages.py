@@ -1,4 +1,4 @@
-"""The pages of `lit-rlvr watch`, from what `follow.py` has read."""
+"""The pages of `lit-rlvr watch`, rendered from `follow.py`'s folders."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lit_rlvr.watch.completions import OUTCOMES, Completions, TrackedPrompt, Vis
 from lit_rlvr.watch.follow import FollowedFolders, FollowedRun
 
 PER_PAGE = 50
-"""Prompts on a page of the table."""
+"""The most prompts on a page of the table."""
 MOST_BARS = 40
-"""Visits drawn of a prompt in the table; with more, several share a bar."""
+"""The most bars of a prompt in the table; with more visits, several share a bar."""
 MOST_VISITS = 400
-"""Links to earlier visits on a prompt's page."""
+"""The most links to earlier visits on a prompt's page."""
 
 ORDERS = {
     "last visit": lambda prompt: -prompt.visits[-1].step,
@@ -30,38 +30,38 @@ ORDERS = {
     "visits": lambda prompt: -len(prompt.visits),
     "id": lambda prompt: prompt.id,
 }
-"""Orders of the prompts table -> sort key."""
+"""Order of the table of prompts -> sort key."""
 
 
 class NotFound(Exception):
-    """There is no such run, prompt or step."""
+    """Raised if there is no such run, prompt or step."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One or several visits in the table: height from 0 to 1, and their words."""
+    """One or several visits in the table: a height from 0 to 1, and a description."""
 
     height: float
     words: str
 
 
 def overview(folders: FollowedFolders, more: bool) -> str:
-    """Results, findings, settings and curves of all runs; `more` = of all metrics."""
+    """Render results, findings, settings and curves of all runs; `more` adds curves of all other metrics."""
     shown = contents(folders.groups, more) | {"problems": _problems(folders.groups)}
     frame = _frame(folders) | {"follows": "metrics", "at_version": folders.versions["metrics"]}
     return render("watch_overview.html", **frame, title=folders.title, more=more, **shown)
 
 
 def now(folders: FollowedFolders) -> str:
-    """The part of every page about what the runs are doing."""
+    """Render the part of every page that shows the state of the runs."""
     return render("watch_now.html", runs=_states(folders), unread=folders.unread)
 
 
 def prompts(folders: FollowedFolders, run: str, outcome: str, order: str, words: str, number: int) -> str:
-    """A table of prompts.
+    """Render a table of prompts.
 
     Args:
-        course: one of `COURSES`, "" = all. order: one of `ORDERS`. words: text that prompt, answer or id contains.
+        outcome: one of `OUTCOMES`, "" = all. order: one of `ORDERS`. words: text that prompt, answer or id contains.
         number: the page, from 1.
     """
     followed = _find_run(folders, run)
@@ -86,7 +86,7 @@ def prompts(folders: FollowedFolders, run: str, outcome: str, order: str, words:
 
 
 def prompt(folders: FollowedFolders, run: str, name: str, step: int | None) -> str:
-    """A prompt's group at a step, by default the last, with links to its other visits."""
+    """Render a prompt's group at a step, by default the last, with links to its other visits."""
     followed = _find_run(folders, run)
     tracked, visit = _find_visit(followed.completions, name, step)
     keys = visit.rows[0].get("images", [])
@@ -101,7 +101,7 @@ def prompt(folders: FollowedFolders, run: str, name: str, step: int | None) -> s
 
 
 def tokens(folders: FollowedFolders, run: str, name: str, step: int, sample: int) -> str:
-    """One completion of a group: its tokens by weight if its step was traced, else its rewards."""
+    """Render one completion of a group: its tokens by weight if its step was traced, else its rewards."""
     followed = _find_run(folders, run)
     tracked, visit = _find_visit(followed.completions, name, step)
     row = next((row for row in visit.rows if row["sample"] == sample), None)
@@ -123,12 +123,12 @@ def tokens(folders: FollowedFolders, run: str, name: str, step: int, sample: int
 
 
 def _problems(groups: list[Group]) -> list[str]:
-    """Without how a run ended: `watch_now.html` says what each is doing."""
+    """Return the notes on unreadable files; `watch_now.html` shows how each run ended."""
     return [problem for group in groups for problem in group.unreadable]
 
 
 def _frame(folders: FollowedFolders) -> dict[str, Any]:
-    """What every page shows."""
+    """Return the values for every page."""
     return {
         "follows": "completions",
         "at_version": folders.versions["completions"],
@@ -138,7 +138,7 @@ def _frame(folders: FollowedFolders) -> dict[str, Any]:
 
 
 def _states(folders: FollowedFolders) -> list[tuple[str, Any, int]]:
-    """(folder, what it is doing, prompts that were seen) of every run."""
+    """Return (folder, status, number of visited prompts) of every run."""
     return [(name, run.status, len(run.completions.prompts)) for name, run in folders.runs.items()]
 
 
@@ -159,7 +159,7 @@ def _find_visit(completions: Completions, name: str, step: int | None) -> tuple[
 
 
 def _bars(visits: list[VisitRecord]) -> list[Bar]:
-    """A prompt's visits as bars: each one visit, or with many several."""
+    """Return a prompt's visits as bars: each one visit, or several if there are many."""
     width = -(-len(visits) // MOST_BARS)
     parts = [visits[first : first + width] for first in range(0, len(visits), width)]
     return [_bar(part) for part in parts]

@@ -1,4 +1,4 @@
-"""The server of `lit-rlvr watch`: pages to look at, and nothing to write."""
+"""The read-only server of `lit-rlvr watch`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lit_rlvr.watch import pages
 from lit_rlvr.watch.follow import FollowedFolders
 
 REFRESH_SECONDS = 1.0
-"""Seconds between two looks at the folders."""
+"""Seconds between two refreshes of the folders."""
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 COOKIE = "lit-rlvr"
 HEADERS = {
@@ -32,11 +32,11 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
-"""Of every answer: pages run our script only, ask this server only, and cannot be framed."""
+"""Headers of every answer: pages run our script only, contact this server only, and no other page can frame them."""
 
 
 def application(folders: FollowedFolders, token: str | None = None) -> Starlette:
-    """The pages as an ASGI application, which follows the folders while it runs.
+    """Build the ASGI application, which follows the folders while it runs.
 
     Args:
         folders: what to show.
@@ -92,7 +92,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
 
 
 class CachedPage:
-    """A page about the metrics, which is made again only when they have changed.
+    """A page about the metrics, rendered again only when they have changed.
 
     Args:
         make: makes it. folders: whose metrics.
@@ -110,7 +110,7 @@ class CachedPage:
 
 
 class Guard:
-    """Adds `HEADERS` to every answer, and asks for the token: in the address once, then in a cookie.
+    """Adds `HEADERS` to every answer, and requires the token: in the address once, then in a cookie.
 
     Args:
         app: the application. token: see `application`.
@@ -132,7 +132,7 @@ class Guard:
         await self._refusal(Request(scope))(scope, receive, with_headers)
 
     def _refusal(self, request: Request) -> ASGIApp:
-        """The application, or the answer to one who may not see it."""
+        """Return the application, or the answer for a browser without the token."""
         if self.token is None or _same(request.cookies.get(COOKIE, ""), self.token):
             return self.app
         if not _same(request.query_params.get("token", ""), self.token):
@@ -149,7 +149,7 @@ def _same(given: str, token: str) -> bool:
 
 
 def _following(folders: FollowedFolders) -> Callable[[Starlette], Any]:
-    """Looks at the folders every second, in a thread, as long as the application runs."""
+    """Return a lifespan that refreshes the folders every second in a thread, while the application runs."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -165,7 +165,7 @@ def _following(folders: FollowedFolders) -> Callable[[Starlette], Any]:
 
 
 def follow(folders: FollowedFolders, stop: threading.Event) -> None:
-    """Look at the folders until it is over."""
+    """Refresh the folders until `stop` is set."""
     while not stop.is_set():
         folders.try_refresh()
         folders.read_completions()
