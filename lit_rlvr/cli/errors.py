@@ -117,7 +117,7 @@ def _hints(function: Any) -> dict[str, Any]:
     try:
         found = get_type_hints(function)
         unset = [p.name for p in inspect.signature(function).parameters.values() if p.default is None]
-    except (NameError, TypeError, ValueError):  # names only for type checkers, C functions
+    except (NameError, TypeError, ValueError):  # names that only type checkers see, C functions
         return {}
     return {name: hint for name, hint in found.items() if name not in unset}
 
@@ -170,7 +170,7 @@ def _explain(text: str, parser: Any) -> str:
         where = ".".join(key for place, key in keys if place < found.start()) or (keys[0][1] if keys else "config")
         parts = {name: _short(part) for name, part in found.groupdict().items()}
         if "mismatch" in parts:
-            if "class_path '" in found["mismatch"]:  # of a class inside the class
+            if "class_path '" in found["mismatch"]:  # a class inside the class has the wrong option
                 return _explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', parser)
             parts["why"] = _mismatch(found["mismatch"])
         return message.format(where=where, **parts) + _hint(found.groupdict(), parser)

@@ -122,7 +122,7 @@ class RLVRCLI(LightningCLI):
             RLVRModule,
             PromptDataModule,
             trainer_class=RLVRTrainer,
-            save_config_callback=None,  # `RunBegins` saves it
+            save_config_callback=None,  # `RunStart` saves it
             trainer_defaults=dict(TRAINER_DEFAULTS),
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -1,6 +1,6 @@
 """`lit-rlvr serve --model M`: starts a vLLM server for `VLLMServerEngine`, with the settings that it needs.
 
-Other options are passed to vLLM unchanged: --max-model-len, --tensor-parallel-size, --data-parallel-size, ...
+The command passes other options to vLLM unchanged: --max-model-len, --tensor-parallel-size, --data-parallel-size, ...
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[s
         "--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
     ]  # fmt: skip
     if not torch.cuda.is_available():
-        # Seeded sampling on a CPU fails on a prompt computed in chunks. A group shares whole blocks of its prompt. By
-        # default vLLM would take most of the memory.
+        # Seeded sampling on a CPU fails on a prompt that vLLM computes in chunks. A group shares whole blocks of its
+        # prompt, so they are small. By default vLLM would take most of the memory.
         line += [
             "--enforce-eager",
             "--block-size",
@@ -135,7 +135,7 @@ def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[s
     if nccl:
         line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
     if images:
-        # Images arrive in the size that the model sees; features computed with older weights are not kept.
+        # Images arrive in the size that the model sees; a cache would keep features of older weights.
         line += ["--mm-processor-kwargs", json.dumps({"do_resize": False}), "--mm-processor-cache-gb", "0"]
         line += ["--no-mm-device-do-normalize", "--skip-mm-profiling"]
     return [*line, *others]

@@ -25,8 +25,7 @@ class RLVRTrainer(Trainer):
     """Lightning's `fit` and `validate`, and our commands that inspect a config before training.
 
     Args:
-        precision: `bf16-mixed`, `32-true`, or `auto`: the first where the hardware multiplies bfloat16, else the
-            second.
+        precision: `bf16-mixed`, `32-true`, or `auto`: bf16-mixed if the hardware multiplies bfloat16, else 32-true.
     """
 
     def __init__(self, *, precision: str | int | None = None, **kwargs: Any) -> None:
@@ -39,11 +38,11 @@ class RLVRTrainer(Trainer):
         """Show prompts exactly as the model sees them.
 
         Args:
-            model: the model, of which only the tokenizer and image processor are loaded, not the weights.
+            model: the model; the command loads its tokenizer and image processor, not its weights.
             datamodule: the data.
             prompts: number of prompts to show, from the start of the set.
             split: which set.
-            out: folder for their images, as PNG files in the size that the model sees; by default a new temporary one.
+            out: folder for the prompts' images, as PNG files in the size that the model sees; default: a new temporary one.
         """
         datamodule.use_model(model)
         folder = Path(mkdtemp(prefix="lit-rlvr-preview-") if out is None else out)
@@ -81,7 +80,7 @@ class RLVRTrainer(Trainer):
         Args:
             model: the model; not used.
             datamodule: the data.
-            out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`, as far as the data have these sets.
+            out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`, one for each set of the data.
         """
         files = [str(path) for path in write_split(datamodule, Path(out))]
         show_result({"files": files}, lambda: print(*files, sep="\n"))
@@ -92,10 +91,10 @@ class RLVRTrainer(Trainer):
         """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, and propose one of them.
 
         Args:
-            model: the model, of which only the config is read.
-            datamodule: the data, of which only the sizes are used; no row is read.
+            model: the model; the command reads only its config.
+            datamodule: the data; the command uses only the sizes and reads no row.
             gpus: number of GPUs and memory of each, such as 8x80GB.
-            lengths: expected mean length of completions and the longest, in tokens, such as 900,4096; the longest is by
-                default the longest allowed. Without it, all are as long as allowed.
+            lengths: expected mean and longest length of completions in tokens, such as 900,4096; the longest is by
+                default the longest allowed. Without this option, all completions are as long as allowed.
         """
         show(describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths), GPUs.parse(gpus))

@@ -29,9 +29,9 @@ class CellCommand:
     """One command of a cell.
 
     Args:
-        arguments: of `lit-rlvr`.
+        arguments: the arguments of `lit-rlvr`.
         marker: a file and its content, written when the command succeeds; None if the command's own files show it.
-        run: the run that the command exports to the cache, to be removed from there when it succeeds: a study has many.
+        run: the run whose export in the cache is deleted when the command succeeds, because a study has many.
     """
 
     arguments: list[str]

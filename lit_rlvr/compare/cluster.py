@@ -33,7 +33,7 @@ class ClusterCommand:
         command = next_command(self.study, self.cell, self.root)
         if command is None:
             return 0
-        # Lightning would take the job's one task for its number of processes.
+        # Lightning would start as many processes as the job has tasks, which is one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         with self.log.open("a") as log:
             return start_command(command.arguments, log, environment).wait()

@@ -48,7 +48,9 @@ def run(command: str, arguments: list[str]) -> None:
     config = parser.parse_args(arguments)
     require("scipy", command)
     compare(load_study(config.study), Path(config.out), config.jobs, config.cluster)
-    show_result(json.loads((Path(config.out) / "results.json").read_text()), lambda: None)  # for people: results.md
+    show_result(
+        json.loads((Path(config.out) / "results.json").read_text()), lambda: None
+    )  # readable text is in results.md
 
 
 def add_execution_options(parser: Parser) -> None:
@@ -140,8 +142,8 @@ def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
     """Refuse cells whose devices, models or data this machine lacks, before they fail one after the other.
 
     Args:
-        built: what each cell's config builds.
-        suites: the suites that are evaluated afterwards.
+        built: the objects that each cell's config builds.
+        suites: the suites of the evaluations after training.
 
     Raises:
         UserError: names everything that is missing.

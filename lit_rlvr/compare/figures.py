@@ -20,8 +20,8 @@ from lit_rlvr.compare.study import BEFORE, Study
 def signal(advantage: Advantage, size: int) -> list[float]:
     """Return sum |A| of groups with 0, 1, ..., `size` correct completions, with rewards 0 and 1.
 
-    Each group is a batch of its own, so that the batch's proficiency is the group's; completions are equally long, and
-    reference completions are right and wrong in turn.
+    Each group is a batch of its own, so that the batch's proficiency is the group's. All completions are equally long, and
+    reference completions alternate between right and wrong.
     """
     sums = []
     for correct in range(size + 1):
@@ -124,7 +124,7 @@ def _sets(groups: Groups, metric: str) -> list[str]:
 def band(runs: Sequence[FinishedRun], x: str | None, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Return mean and sample standard deviation of a metric over runs, along the budget used: (n,) each.
 
-    Each run is smoothed, and interpolated linearly between its points, over the range that all runs cover.
+    It smooths each run and interpolates linearly between its points, over the range that all runs cover.
 
     Args:
         x: metric for the x axis; None = the step.

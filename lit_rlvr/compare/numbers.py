@@ -198,7 +198,7 @@ def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> d
     """Return the study's tables of suites: table -> results of each suite and of their average, over seeds.
 
     Args:
-        found: of each seed, suite -> results, in the study's order.
+        found: suite -> results for each seed, in the study's order.
     """
     tables: dict[str, Any] = {}
     names = iter(found[0] if found else ())
@@ -268,8 +268,8 @@ def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, 
     """Return a statistic of runs with its stratified bootstrap interval; None without runs.
 
     Args:
-        statistic: of `significance.py`.
-        scores: its arguments: of each task, seed -> value.
+        statistic: a function of `significance.py`.
+        scores: its arguments: seed -> value for each task.
     """
     runs = [[list(task.values()) for task in found] for found in scores]
     if not all(task for found in runs for task in found):

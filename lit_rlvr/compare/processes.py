@@ -80,7 +80,7 @@ def run_cells(
         root: the study's folder.
         lock: descriptor that the processes keep open.
         started: called with each cell.
-        ended: called with each cell, and, in one line, why it failed.
+        ended: called with each cell, and with its error in one line if it failed.
         cluster: where to run them; None = as processes of this machine.
     """
     pending, running = deque(cells), dict[Cell, tuple[CellCommand, Process]]()

@@ -231,7 +231,7 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     parts = [f"# {name}", " ".join(EXPLANATION.split()), *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     _log.info("Beside the printed values: %s", out / "reproduced.md")
-    show_result(as_data(paper, results), lambda: None)  # for people: reproduced.md
+    show_result(as_data(paper, results), lambda: None)  # readable text is in reproduced.md
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

@@ -121,7 +121,7 @@ def cached_tokens(sequences: int, prompt: float, lengths: Lengths) -> float:
     """
     if lengths.mean == lengths.longest:
         return sequences * (prompt + lengths.longest)
-    t = max(0, lengths.mean - prompt)  # where what is left of them, times its length, is largest
+    t = max(0, lengths.mean - prompt)  # the step at which the running sequences hold the most tokens
     return max(sequences * (prompt + t) * math.exp(-t / lengths.mean), prompt + lengths.longest)
 
 
@@ -176,7 +176,7 @@ def training_memory(
         attention: see `activations`.
     """
     share = gpus if strategy.sharded else 1
-    buckets = shape.trained * FLOAT if gpus > 1 and not strategy.sharded else 0  # of DDP
+    buckets = shape.trained * FLOAT if gpus > 1 and not strategy.sharded else 0  # DDP's gradient buckets
     pictures = Microbatch(load.prompts * shape.patches, load.prompts * shape.patches, 0, 0, 0)
     stacks = [(shape.text, load), *([(shape.tower, pictures)] if shape.tower else [])]
     per_layer = [activations(layers, part, size, attention) for layers, part in stacks]

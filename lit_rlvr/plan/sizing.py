@@ -66,7 +66,7 @@ Bold = it fits.
 vLLM on the same GPUs (`VLLMEngine`, which uses 40 % of each, or as much as it needs to start, and sleeps during
 training):
 
-{beside}
+{colocated}
 
 vLLM on other machines (`VLLMServerEngine`):
 
@@ -122,7 +122,7 @@ def proposals(share: float) -> str:
 def sizing() -> str:
     """Return the whole page."""
     return TEXT.format(
-        needs=needs(), beside=proposals(0.4), elsewhere=proposals(0.0), free=f"{FREE:.0%}", prompt=PROMPT,
+        needs=needs(), colocated=proposals(0.4), elsewhere=proposals(0.0), free=f"{FREE:.0%}", prompt=PROMPT,
         completion=COMPLETION, budget=BUDGET, group=GROUP, prompts=PROMPTS,
     )  # fmt: skip
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 GIB = 2**30
-FREE = 0.1  # of a GPU: its context, communication buffers, fragments
+FREE = 0.1  # share of a GPU for its context, communication buffers and fragments
 STEP = ("gathered", "activations", "temporary")
 """Terms of the training step only; generation uses the same memory at another time."""
 
@@ -104,12 +104,13 @@ class Job:
     Args:
         whole, adapted: the model with all parameters trained, and with adapters.
         budget: `tokens_per_microbatch`.
-        prompt: maximum tokens of a prompt. completion: those of completions.
+        prompt: maximum tokens of a prompt.
+        completion: lengths of completions.
         group: completions per prompt.
         prompts: prompts per step.
         size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
         share: share of each GPU's memory for vLLM; None = the Hugging Face engine; 0 = an engine elsewhere.
-        fitted: vLLM's share is the smallest in which all sequences are generated at once, as far as there is room.
+        fitted: vLLM's share is the smallest in which all sequences are generated at once, if the memory allows.
         quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
         reference: whether there is a reference model.
@@ -141,7 +142,8 @@ class Job:
         """Return the tokens whose keys and values one GPU's engine holds at once.
 
         Args:
-            most: sequences that it generates at once. shared: a group's completions share those of their prompt.
+            most: sequences that the engine generates at once.
+            shared: whether a group's completions share the keys and values of their prompt.
         """
         sequences = min(most, max(1, self.prompts // gpus.count) * self.group)
         return cached_tokens(sequences, self.prompt / self.group if shared else self.prompt, self.completion)
@@ -189,7 +191,7 @@ class Job:
     def proposal(self, gpus: GPUs) -> Plan | None:
         """Return the plan of the fastest strategy that fits.
 
-        What does not change results (smaller micro-batches, then shards on the CPU) is preferred to adapters.
+        Prefer smaller micro-batches, then shards on the CPU, to adapters, because those change results.
         """
         budgets, least = [self.budget], self.prompt + self.completion.longest
         while budgets[-1] // 2 >= least:

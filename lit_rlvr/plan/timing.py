@@ -15,7 +15,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.terminal import Terminal, show_result
 
 MEASURED = "00:00:01:00"
-"""How long to train, as days, hours, minutes and seconds; the run finishes the iteration in progress."""
+"""Duration of the measured training as days:hours:minutes:seconds; the run finishes the iteration in progress."""
 HOUR = 3600
 ERROR = "lit-rlvr: error: "
 """Prefix of the error lines of a failed command."""
@@ -25,7 +25,7 @@ def time_run(arguments: Sequence[str]) -> None:
     """Run the config for about a minute in a temporary folder, and print seconds, hours and cost of all of it.
 
     Args:
-        arguments: those of `fit`, with `--time` and perhaps `--price`.
+        arguments: the arguments of `fit`, with `--time` and perhaps `--price`.
 
     Raises:
         UserError: `fit` refuses the config, or an option of the plan for other GPUs is given.
@@ -66,10 +66,12 @@ def _fit(config: Sequence[str], *more: str) -> dict[str, Any]:
 def estimate(sizes: Mapping[str, Any], summary: Mapping[str, Any], price: float | None) -> dict[str, Any]:
     """Return the hours and the cost of a run, from the medians of the measured iterations.
 
-    Validation is taken to generate as fast as training does, for completions of the same length.
+    Assume that validation generates as fast as training does, and completions of the same length.
 
     Args:
-        sizes: of `fit --dry-run`. summary: of the measured run. price: per hour.
+        sizes: the sizes of `fit --dry-run`.
+        summary: the summary of the measured run.
+        price: the price of an hour.
     """
     seconds = summary["seconds_per_step"]
     training = None if sizes["iterations"] is None else sizes["iterations"] * seconds["step"] / HOUR

@@ -38,10 +38,10 @@ class CloseUp:
     """Details of a group on the page, in addition to its numbers.
 
     Args:
-        seen: prompts that were sampled; visited_again: those that a run sampled more than once.
-        hardest, newly_solved: the first of them; hard, solved: how many there are.
+        seen: number of sampled prompts; visited_again: number of those that a run sampled more than once.
+        hardest, newly_solved: the first prompts of each kind; hard, solved: their numbers.
         seed: seed of the run that samples and tokens come from.
-        saved: its saved rollouts; tokens: (step, algorithm, `explain.view`) of an early and a late one.
+        saved: number of that run's saved rollouts; tokens: (step, algorithm, `explain.view`) of an early and a late one.
     """
 
     seen: int

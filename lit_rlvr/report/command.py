@@ -30,7 +30,7 @@ def run(command: str, arguments: list[str]) -> None:
 def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Write one self-contained HTML page about runs: settings, curves, accuracies, prompts, completions, tokens.
 
-    Runs that differ only by seed are shown together, their curves as a mean with a band.
+    The page groups runs that differ only by seed, and shows their curves as a mean with a band.
 
     Args:
         runs: folders of runs or of studies.

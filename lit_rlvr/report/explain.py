@@ -128,7 +128,7 @@ def tokens(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
     weights, ratios = completion.get("weight"), completion.get("ratio")
     is_sampled = _sampled_mask(completion)
-    if not weights or not ratios:  # a group without a gradient is not run
+    if not weights or not ratios:  # the trainer skips a group without a gradient
         return [
             (token, 0.0, False, "not run" if sampled else OBSERVED)
             for token, sampled in zip(completion["tokens"], is_sampled, strict=True)
@@ -158,7 +158,8 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
 
     Args:
         group: the saved group.
-        shown: numbers of the completions to show, None = all; limit: tokens of each, None = all.
+        shown: indices of the completions to show; None = all.
+        limit: the most tokens of each; None = all.
     """
     scale = largest_weight(group)
     completions = group["completions"]

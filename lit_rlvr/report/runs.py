@@ -95,7 +95,8 @@ class Run:
 
     Args:
         path: the folder.
-        config: config.yaml; settings: the same, flattened.
+        config: the text of config.yaml.
+        settings: its settings, flattened.
         metrics: {step: {metric: finite value}}.
         summary: summary.json; empty while the run is going, or if it was killed.
         rows: sampled completions.
@@ -120,7 +121,7 @@ class Run:
 
     @property
     def ending(self) -> str:
-        """How the run ended, if it did not finish; "" if it did."""
+        """The reason why the run is unfinished; "" if it finished."""
         steps = max(self.metrics, default=0)
         if not self.summary:
             return f"unfinished, or killed: it has no summary; its metrics reach step {steps}"
@@ -154,7 +155,8 @@ def read_run(path: Path, completions: bool = True) -> Run:
     """Read a run folder.
 
     Args:
-        path: the folder. completions: whether to read completions.jsonl, which can be large.
+        path: the folder.
+        completions: whether to read completions.jsonl, which can be large.
 
     Raises:
         UserError: it holds no run.

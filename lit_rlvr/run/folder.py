@@ -34,7 +34,7 @@ def locked(root: Path) -> Iterator[None]:
         UserError: another process holds the lock (the message says which).
     """
     path = root / ".lock"
-    while not (file := _lock(path)):  # the run that held it has just removed it
+    while not (file := _lock(path)):  # another process has just removed it
         pass
     with file:
         try:
@@ -185,7 +185,7 @@ CONFIG_HEADER = "# The settings of a run of lit-rlvr, with all defaults filled i
 def lock_run_folder(root: Path) -> Iterator[None]:
     """Lock a run folder, and undo a move that a killed process left half done.
 
-    The folder is created if necessary, and removed again if it stays empty.
+    Create the folder if necessary, and remove it again if it stays empty.
 
     Raises:
         UserError: the folder cannot be written, or another run is using it.
@@ -287,7 +287,7 @@ def _has_steps(root: Path, found: list[Path]) -> bool:
     try:
         trained = "metrics.csv" in names and any(read_metrics(root / "metrics.csv"))
     except (ValueError, KeyError):
-        trained = True  # it cannot be read, so it may be worth something
+        trained = True  # an unreadable file may be worth something
     return "summary.json" in names or trained or bool(list_checkpoints(root))
 
 

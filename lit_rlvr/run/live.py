@@ -42,7 +42,7 @@ def read_live(run: Path) -> dict[str, Any] | None:
 class LiveFile(Callback):
     """Writes rank 0's stage to the run folder every second, in its own thread.
 
-    The file is for looking only: no run reads it. `at` tells a run that goes on from one that was killed.
+    The file is only for display; no run reads it. `at` is a heartbeat that distinguishes live from killed runs.
     """
 
     def __init__(self) -> None:

@@ -122,8 +122,8 @@ _log = logging.getLogger("lit_rlvr")
 class RunFolder(Callback):
     """Writes the results of a run to `trainer.default_root_dir`, in addition to checkpoints and logs.
 
-    `completions.jsonl` (sampled groups) and `images/` (thumbnails of their images), `curves.png`, and `summary.json`,
-    which is also written when the run stops early.
+    They are `completions.jsonl` (sampled groups), `images/` (thumbnails), `curves.png`, and `summary.json`, which a
+    run also writes when it stops early.
 
     Args:
         save_prompts: prompts per iteration whose groups are saved to completions.jsonl.
@@ -150,8 +150,6 @@ class RunFolder(Callback):
         self._fit_start = time.perf_counter()
         self._startup_seconds = 0.0
         self._seconds: dict[str, list[float]] = {}
-
-    # ---- during the run -----------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fit_start = time.perf_counter()
@@ -215,8 +213,6 @@ class RunFolder(Callback):
             self.accuracy_before = results.get("val/accuracy")
             for logger in trainer.loggers:  # Lightning does not log the check before training
                 logger.log_metrics(results, step=0)
-
-    # ---- at the end ---------------------------------------------------------------------------------------
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""When one process of a run dies, makes the others report why and exit, instead of waiting for it."""
+"""The watch over a run's processes: when one dies, the others report why and exit instead of waiting for it."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ NO_MESSAGE = "another process ended without a message; was it killed for running
 class RankWatch(Callback):
     """Sends heartbeats to the store that all processes of the run share, and watches the next process's.
 
-    The first cause of failure, an exception or missing heartbeats, is written to the store; every process that reads it
-    reports it and exits. A launcher such as torchrun kills all processes when one exits, so the failed one stays until
-    the others have reported the cause, and they stay until it has printed its error and is gone. This runs in threads,
-    because the main thread may be waiting for a process that will never answer, and so may the thread that talks to the
-    store.
+    A process that fails, or that misses heartbeats, is the cause: its neighbour or the process itself writes that to the
+    store, and every process that reads it reports it and exits. A launcher such as torchrun kills all processes when one
+    exits. So the failed process stays until the others have reported the cause, and they stay until it has exited.
+
+    Both parts run in threads: the main thread may wait forever for a dead process, and the first thread for the store.
     """
 
     def __init__(self) -> None:
         self._store: Any = None
-        self._rank = 0  # read once: while an engine starts, its world is the default one
-        self._missed_answers = 0  # beats since the store answered
+        self._rank = 0  # read once: while an engine starts, its process group is the default one
+        self._missed_answers = 0  # own heartbeats since the store last answered
         self._reason = ""
         self._is_done = threading.Event()
-        self._is_leaving = threading.Event()  # by an exception of its own; the heartbeats go on to the end
+        self._is_leaving = threading.Event()  # this process failed; its heartbeats continue until it exits
         self._has_reported = threading.Event()  # this process has reported why it ends
         self._failed_has_ended = threading.Event()  # the process that failed has ended
 
@@ -69,7 +69,7 @@ class RankWatch(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._store is not None:
-            trainer.strategy.barrier()  # nobody watches a process that has finished
+            trainer.strategy.barrier()  # so that no process watches one that has finished
             self._is_done.set()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

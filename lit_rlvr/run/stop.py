@@ -35,8 +35,8 @@ class StoppedAtOnce(KeyboardInterrupt):
 class StopOnSignal(Callback):
     """Lets the iteration finish after the first signal, and stops at once after a second Ctrl-C or SIGTERM.
 
-    A checkpoint is saved at the end of the iteration, and the run stops where the next one would begin: only then are
-    the iteration's logs and validation complete.
+    The run saves a checkpoint at the end of the iteration, and stops where the next one would begin: only then are the
+    iteration's logs and validation complete.
     """
 
     def __init__(self) -> None:

@@ -31,15 +31,15 @@ from lit_rlvr.run.trackers.callback import Trackers
 class RunStart(Callback):
     """Empties the run folder, opens loggers and trackers, and writes `config.yaml`.
 
-    This happens once, right before the first validation or iteration. A run that is refused earlier, or that has
-    nothing left to train, leaves the folder as it was.
+    It does so once, right before the first validation or iteration. A run that fails earlier, or that has nothing left
+    to train, leaves the folder unchanged.
 
     Args:
         settings: the resolved settings as YAML; None = the run has no `config.yaml`.
         loggers: the run's loggers, which Lightning would open at set-up: give the trainer none.
         trackers: the run's trackers, if it has any.
         resumes: whether the run continues the one in the folder.
-        overwrite: whether it replaces that one.
+        overwrite: whether the run replaces the one in the folder.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class RunStart(Callback):
         self._logs_hyperparameters = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        trainer.loggers = self.loggers  # Lightning has just opened those that it had
+        trainer.loggers = self.loggers  # Lightning has opened its own loggers by now
         # Lightning would open them before it restores the checkpoint.
         self._logs_hyperparameters, trainer.enable_autolog_hparams = trainer.enable_autolog_hparams, False
 
@@ -103,7 +103,7 @@ class RunTrainer(Trainer):
     """Lightning's Trainer for a run from Python, with everything that `lit-rlvr fit` adds.
 
     It prints a line per step and writes metrics, completions, checkpoints, curves and the summary to a run folder, as
-    the command line does, but for `config.yaml`. Ctrl-C and SIGTERM end `fit` with `RunStopped` after the iteration,
+    the command line does, except `config.yaml`. Ctrl-C and SIGTERM end `fit` with `RunStopped` after the iteration,
     with everything saved.
 
     Args:

@@ -25,7 +25,7 @@ class VisitRecord:
     Args:
         step: optimizer step at the end of the iteration. start, end: bytes of the file.
         right: correct completions of the `judged` ones; count: all. reward: the sum of all rewards.
-        live: whether any advantage is not 0.
+        has_gradient: whether any advantage is not 0.
     """
 
     step: int

@@ -29,7 +29,9 @@ class RunStatus:
 
     Args:
         state: "running", "finished", "stopped", "silent" (killed, or its machine is gone) or "unknown" (an older run).
-        line: it in words. step: the last step. steps: how many there will be, None = not limited or unknown.
+        line: the status as text.
+        step: the last step.
+        steps: the steps of the whole run; None = not limited or unknown.
     """
 
     state: str
@@ -54,7 +56,7 @@ class FollowedRun:
         self.path = path
         self.completions = Completions(path / "completions.jsonl")
         self.run = Run(path)
-        self._stamps: tuple[Any, ...] | None = None  # before the first look
+        self._stamps: tuple[Any, ...] | None = None  # None before the first refresh
 
     def refresh(self) -> bool:
         """Re-read changed files, except completions.jsonl; return whether any changed.

@@ -61,7 +61,9 @@ def prompts(folders: FollowedFolders, run: str, outcome: str, order: str, words:
     """Render a table of prompts.
 
     Args:
-        outcome: one of `OUTCOMES`, "" = all. order: one of `ORDERS`. words: text that prompt, answer or id contains.
+        outcome: one of `OUTCOMES`; "" = all.
+        order: one of `ORDERS`.
+        words: text that the prompt, answer or id contains.
         number: the page, from 1.
     """
     followed = _find_run(folders, run)

@@ -40,7 +40,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
 
     Args:
         folders: what to show.
-        token: what a browser must give, once, as `?token=`; None = none is asked, and only this machine is answered.
+        token: the token that a browser must give once as `?token=`; None = answer any browser, but only on this machine.
     """
     script = files("lit_rlvr").joinpath("templates", "watch.js").read_text(encoding="utf-8")
 
@@ -95,7 +95,8 @@ class CachedPage:
     """A page about the metrics, rendered again only when they have changed.
 
     Args:
-        make: makes it. folders: whose metrics.
+        make: renders the page.
+        folders: the folders with the metrics.
     """
 
     def __init__(self, make: Callable[[], str], folders: FollowedFolders) -> None:
@@ -113,7 +114,8 @@ class Guard:
     """Adds `HEADERS` to every answer, and requires the token: in the address once, then in a cookie.
 
     Args:
-        app: the application. token: see `application`.
+        app: the application.
+        token: as in `application`.
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:

@@ -78,7 +78,7 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker learns about a run when it starts.
+    """The facts about a run that a tracker gets at its start.
 
     Args:
         name: the run's name.
@@ -102,8 +102,8 @@ class TrackedRun:
 class Tracker(ABC):
     """Sends the metrics and samples of a run to one tracker; only rank 0 has one.
 
-    Any method may raise what the tracker's package raises: `Trackers` turns it into an error at the start, and into a
-    warning later.
+    Any method may raise an exception of the tracker's package: `Trackers` makes it an error at the start, and a warning
+    later.
 
     Args:
         name: the run's name; by default the path of its folder, without a leading `runs/`.

@@ -69,9 +69,9 @@ _log = logging.getLogger("lit_rlvr")
 class Trackers(Callback):
     """Sends each row of metrics.csv to every tracker when the next iteration begins, because it is complete then.
 
-    A tracker gets the rows after the last step it has. That covers all cases alike: a resumed run sends nothing twice,
-    and sends what an earlier process could not; a tracker that fails holds nothing up and gets what it missed later;
-    one that is added to a run that is resumed gets the run from its beginning.
+    A tracker gets the rows after the last step it has. So a resumed run sends nothing twice, and sends what an earlier
+    process could not send. A tracker that fails delays nothing, and gets the missing rows later. A tracker that the user
+    adds to a resumed run gets the run from its beginning.
 
     Args:
         trackers: at most one of each kind; only the first process uses them.
@@ -124,7 +124,7 @@ class Trackers(Callback):
         self._end(trainer, failed=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # The row of an iteration that was stopped within its validation is sent when the run is resumed.
+        # If the run stopped during validation, the resumed run sends this iteration's row.
         self._end(trainer, not isinstance(exception, RunStopped | KeyboardInterrupt), complete=not trainer.validating)
 
     def _send(self, trainer: Trainer) -> None:

@@ -95,7 +95,7 @@ class Wandb(Tracker):
     def start(self, run: TrackedRun) -> tuple[str, int]:
         asked: Any = self.mode or os.environ.get("WANDB_MODE")
         mode = asked or ("online" if has_key() else "offline")
-        # What W&B was given is not what it has: a killed process loses what had not yet been written.
+        # Ask W&B which steps it has: a killed process loses those that it had not written yet.
         written = last_offline_step(sorted(run.folder.glob(f"wandb/offline-run-*-{run.id}/*.wandb")))
         why = "" if asked else ", because there is no API key (`wandb login`)"
         if mode == "online":
