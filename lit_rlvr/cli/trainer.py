@@ -42,7 +42,7 @@ class RLVRTrainer(Trainer):
             datamodule: the data.
             prompts: number of prompts to show, from the start of the set.
             split: which set.
-            out: folder for the prompts' images, as PNG files in the size that the model sees; default: a new temporary one.
+            out: folder for the prompts' images, as PNG files in the size that the model sees; default: a temporary one.
         """
         datamodule.use_model(model)
         folder = Path(mkdtemp(prefix="lit-rlvr-preview-") if out is None else out)

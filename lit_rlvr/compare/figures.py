@@ -20,7 +20,7 @@ from lit_rlvr.compare.study import BEFORE, Study
 def signal(advantage: Advantage, size: int) -> list[float]:
     """Return sum |A| of groups with 0, 1, ..., `size` correct completions, with rewards 0 and 1.
 
-    Each group is a batch of its own, so that the batch's proficiency is the group's. All completions are equally long, and
+    Each group is a batch of its own, so that the batch's proficiency is the group's. All completions are equally long;
     reference completions alternate between right and wrong.
     """
     sums = []

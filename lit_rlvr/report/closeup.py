@@ -41,7 +41,7 @@ class CloseUp:
         seen: number of sampled prompts; visited_again: number of those that a run sampled more than once.
         hardest, newly_solved: the first prompts of each kind; hard, solved: their numbers.
         seed: seed of the run that samples and tokens come from.
-        saved: number of that run's saved rollouts; tokens: (step, algorithm, `explain.view`) of an early and a late one.
+        saved: number of its saved rollouts; tokens: (step, algorithm, `explain.view`) of an early and a late one.
     """
 
     seen: int

@@ -38,9 +38,9 @@ NO_MESSAGE = "another process ended without a message; was it killed for running
 class RankWatch(Callback):
     """Sends heartbeats to the store that all processes of the run share, and watches the next process's.
 
-    A process that fails, or that misses heartbeats, is the cause: its neighbour or the process itself writes that to the
-    store, and every process that reads it reports it and exits. A launcher such as torchrun kills all processes when one
-    exits. So the failed process stays until the others have reported the cause, and they stay until it has exited.
+    A process that fails writes the cause to the store; its neighbour does so if its heartbeats stop. Every process that
+    reads the cause reports it and exits. A launcher such as torchrun kills all processes when one exits. So the failed
+    process stays until the others have reported the cause, and they stay until it has exited.
 
     Both parts run in threads: the main thread may wait forever for a dead process, and the first thread for the store.
     """

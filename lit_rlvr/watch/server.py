@@ -40,7 +40,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
 
     Args:
         folders: what to show.
-        token: the token that a browser must give once as `?token=`; None = answer any browser, but only on this machine.
+        token: the token that a browser must give once as `?token=`; None = answer any browser of this machine.
     """
     script = files("lit_rlvr").joinpath("templates", "watch.js").read_text(encoding="utf-8")
 
