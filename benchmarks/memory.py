@@ -1,4 +1,4 @@
-"""Whether `lit-rlvr plan` tells the truth: the memory of real training steps beside what its formula says.
+"""The accuracy of `lit-rlvr plan`: compares the memory of real training steps with the formula.
 
 Each row is a fresh run on a CPU: GRPO loads a model and takes two optimizer steps on a made-up rollout, in one process
 or in two (DDP, FSDP2 over gloo), with and without gradient checkpointing and LoRA. Measured is the peak of resident
@@ -46,7 +46,7 @@ def parse() -> Any:
 
 
 def predicted(folder: str, precision: str, processes: int, strategy: Strategy) -> float:
-    """MiB by the formula."""
+    """Return the MiB that the formula predicts."""
     from transformers import AutoConfig
 
     shape = shape_of(AutoConfig.from_pretrained(folder), lora=Lora() if strategy.lora else None)
@@ -81,14 +81,14 @@ def main() -> None:
 
 
 def build_small(folder: Path) -> None:
-    """The random Llama, as a folder that loads."""
+    """Build the random Llama as a model folder."""
     model: Any = build_policy(SMALL).model
     model.generation_config.eos_token_id = 0
     model.save_pretrained(folder)
 
 
 def measure(asked: dict[str, Any]) -> None:
-    """One run; the first process prints its memory."""
+    """Measure one run; its first process prints its memory."""
     from transformers import AutoConfig
 
     rollout = make_rollout(**SIZES, vocabulary=AutoConfig.from_pretrained(asked["folder"]).vocab_size)
