@@ -77,7 +77,7 @@ def start(name: str, workload: Workload, environment: dict[str, str] | None = No
 def take_turns(
     players: list[Player], least: int, most: int, block: int, done: Callable[[Player], bool], between: Callable[[], Any]
 ) -> None:
-    """Let the players alternate in blocks of steps: each takes `least`, then more until it is `done` or has taken `most`.
+    """Let the players alternate in blocks of steps: each takes `least`, then more until `done` or `most`.
 
     Args:
         between: called between the blocks, when no player computes.

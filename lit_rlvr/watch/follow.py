@@ -46,7 +46,7 @@ class RunStatus:
 
 
 class FollowedRun:
-    """One run folder.
+    """A run folder that `watch` follows.
 
     Args:
         path: the folder.
