@@ -73,13 +73,13 @@ def is_run(name: str) -> bool:
     return (Path(name).expanduser() / "config.yaml").is_file()
 
 
-def model_of(name: str) -> str:
+def resolve_run_model(name: str) -> str:
     """Return a model name, folder or hub id unchanged; export a run folder's newest model to the cache and return
     that."""
     if not is_run(name):
         return name
     run = Path(name).expanduser()
-    return str(made_once(cached_export(run), lambda to: _into(run, to)))
+    return str(made_once(cached_export(run), lambda to: _export_into(run, to)))
 
 
 def cached_export(run: Path) -> Path:
@@ -89,7 +89,7 @@ def cached_export(run: Path) -> Path:
     return cache_folder() / "exported" / f"{run.resolve().name}-{key:x}"
 
 
-def _into(run: Path, folder: Path) -> None:
+def _export_into(run: Path, folder: Path) -> None:
     folder.rmdir()
     export_run(run, folder)
 
@@ -147,9 +147,9 @@ def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -
     weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
     trained_on, lora = saved["rlvr"]["model_folder"], settings.get("lora")
     folder = trained_on if lora else resolve_model(settings["model"])
-    model = adapted(folder, Lora(**lora)) if lora else untrained(folder, dtype)
-    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad} if lora else model.state_dict()
-    if wrong := misfits(weights, wanted):
+    model = model_with_adapters(folder, Lora(**lora)) if lora else random_model(folder, dtype)
+    expected = {n: p for n, p in model.named_parameters() if p.requires_grad} if lora else model.state_dict()
+    if wrong := mismatched_weights(weights, expected):
         layers = len({found[0] for key in weights if (found := re.search(r"\blayers\.\d+\.", key))})
         name = Path(trained_on).name
         has = f"adapters of {name}" if any("lora_" in key for key in weights) else f"{name}'s"
@@ -164,9 +164,9 @@ def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -
     return model.to(dtype)
 
 
-def misfits(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+def mismatched_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Return the names that only one of two sets of weights has, or whose shapes differ."""
-    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, wanted)]
+    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, expected)]
     return sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}, key=_natural)
 
 
@@ -175,7 +175,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
-def untrained(folder: str, dtype: torch.dtype) -> Any:
+def random_model(folder: str, dtype: torch.dtype) -> Any:
     """Build the model of a folder with random weights."""
     config = load_config(folder)
     model = auto_class(config).from_config(config, dtype=dtype)
@@ -183,7 +183,7 @@ def untrained(folder: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def adapted(folder: str, lora: Lora) -> Any:
+def model_with_adapters(folder: str, lora: Lora) -> Any:
     """Load the model of a folder with new adapters."""
     model: Any = load_policy(folder, shared_prefix=False).model
     add_adapters(model, lora)

@@ -168,7 +168,7 @@ def _explain(text: str, parser: Any) -> str:
         if not found:
             continue
         where = ".".join(key for place, key in keys if place < found.start()) or (keys[0][1] if keys else "config")
-        parts = {name: _short(part) for name, part in found.groupdict().items()}
+        parts = {name: _shorten(part) for name, part in found.groupdict().items()}
         if "mismatch" in parts:
             if "class_path '" in found["mismatch"]:  # a class inside the class has the wrong option
                 return _explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', parser)
@@ -191,14 +191,14 @@ def _hint(found: Mapping[str, str], parser: Any) -> str:
 
 def _mismatch(text: str) -> str:
     """Return the kind of value that the option accepts, and the given one."""
-    wanted = list(dict.fromkeys(_wanted(text)))
+    expected = list(dict.fromkeys(_expected_kinds(text)))
     given = re.search(r"(?:Given value|Got value): ?(.*?)(?= - Expected| Given value type|$)", text)
-    if not wanted or not given:
+    if not expected or not given:
         return re.sub(r'^Parser key "[^"]+": ', "", text.split(" Given value")[0])
-    return f"give {', or '.join(wanted)}, not {_short(given[1]) or repr('')}"
+    return f"give {', or '.join(expected)}, not {_shorten(given[1]) or repr('')}"
 
 
-def _wanted(text: str) -> Iterator[str]:
+def _expected_kinds(text: str) -> Iterator[str]:
     for base in re.findall(r"Not a valid subclass of (\w+)", text):
         yield f"a class of type {base} by its class_path"
     for kind, values, words in re.findall(
@@ -209,7 +209,7 @@ def _wanted(text: str) -> Iterator[str]:
             yield KINDS.get(name, name) if kind else f"one of {values}" if values else f"a {words}"
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -53,10 +53,10 @@ def sign_flip_test(differences: Sequence[float]) -> float | None:
     if len(differences) == 1:  # scipy wants two
         return 1.0
     count = np.inf if len(differences) <= MOST_PAIRS else RESAMPLES
-    found = permutation_test(
+    result = permutation_test(
         (np.asarray(differences, dtype=float),), np.mean, permutation_type="samples", n_resamples=count, rng=0
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def difference_test(mean: float, std: float, n: int, value: float, theirs: tuple[float, int] | None) -> float | None:
@@ -118,14 +118,14 @@ def stratified_interval(statistic: Callable[..., np.ndarray], *scores: Scores) -
         statistic: `interquartile_mean` or `probability_of_improvement`.
         scores: its arguments.
     """
-    if min(len(task) for found in scores for task in found) < 2:
+    if min(len(task) for argument in scores for task in argument) < 2:
         return None
     rng = np.random.default_rng(0)
 
     def drawn(task: Sequence[float]) -> np.ndarray:
         return np.asarray(task, dtype=float)[rng.integers(0, len(task), (RESAMPLES, len(task)))]
 
-    values = statistic(*([drawn(task) for task in found] for found in scores))
+    values = statistic(*([drawn(task) for task in argument] for argument in scores))
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 
@@ -178,8 +178,8 @@ def power(pairs: int, comparisons: int) -> str:
     """Return a sentence about the difference that so many pairs can show; "" for fewer than two."""
     if pairs < 2:
         return ""
-    alone, among = detectable(pairs), detectable(pairs, comparisons=max(1, comparisons))
+    single, corrected = detectable(pairs), detectable(pairs, comparisons=max(1, comparisons))
     return (
-        f"{pairs} pairs show, with a probability of 0.8, a difference of {alone:.2f} standard deviations of the "
-        f"differences in a single test, and of {among:.2f} among {comparisons}."
+        f"{pairs} pairs show, with a probability of 0.8, a difference of {single:.2f} standard deviations of the "
+        f"differences in a single test, and of {corrected:.2f} among {comparisons}."
     )

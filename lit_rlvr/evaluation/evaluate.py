@@ -28,7 +28,7 @@ from lit_rlvr.evaluation.records import CompletionsById, Records, match, read_co
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
-from lit_rlvr.export import is_run, model_of
+from lit_rlvr.export import is_run, resolve_run_model
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
@@ -147,11 +147,11 @@ def sample_suites(
     """Sample and judge; return the records and each suite's questions.
 
     Args:
-        arguments: those of the command line, for further processes.
+        arguments: the arguments of the command line, for further processes.
     """
     share = Share.of_this_process()
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
-    module = EvaluatingModule(model_of(config.model))
+    module = EvaluatingModule(resolve_run_model(config.model))
     limits = find_limits(resolve_dtype_and_length(config, module), config.like or config.model)
     prompts = {suite.name: load_prompts(suite, module) for suite in suites}
     plans = {suite.name: suite.protocol.parts(limits) for suite in suites}
@@ -163,36 +163,38 @@ def sample_suites(
         {s.name: suite_fingerprint(plans[s.name], prompts[s.name], s.environment) for s in suites},
     )
     records = Records(out, *settings, share.file if share else None)
-    asked = {name: share.questions(found) if share else found for name, found in prompts.items()}
+    questions = {name: share.questions(found) if share else found for name, found in prompts.items()}
     parts = [
-        (suite, part, records.missing(f"{suite.name}/{part}", asked[suite.name]))
+        (suite, part, records.missing(f"{suite.name}/{part}", questions[suite.name]))
         for suite in suites
         for part in plans[suite.name]
     ]
-    missing = sum(len(left) for *_, left in parts)
-    total = sum(len(parts) * len(asked[name]) for name, parts in plans.items())
+    missing = sum(len(missing_prompts) for *_, missing_prompts in parts)
+    total = sum(len(parts) * len(questions[name]) for name, parts in plans.items())
     if missing and config.devices > 1 and not share:
-        with counted("questions", missing, done=total - missing) as one_more:
-            run_shares(arguments, config.devices, out, one_more)
+        with counted("questions", missing, done=total - missing) as advance:
+            run_shares(arguments, config.devices, out, advance)
         records = Records(out, *settings)
     elif missing:
-        asked_for = {
+        sampled_sets = {
             s.name: (prompts[s.name], longest(plans[s.name]), s.data.max_prompt_tokens if begins(s.environment) else 0)
             for s in suites
         }
-        sampler = start_sampler(module, config, asked_for)
+        sampler = start_sampler(module, config, sampled_sets)
         started, tokens = time.perf_counter(), 0
-        with counted("questions", missing, done=total - missing) as one_more:
-            for suite, part, left in parts:
+        with counted("questions", missing, done=total - missing) as advance:
+            for suite, part, missing_prompts in parts:
                 sampling, samples = plans[suite.name][part]
 
                 def judged(prompt: Prompt, *group: Any, name: str = f"{suite.name}/{part}") -> None:
                     nonlocal tokens
                     records.add(name, prompt, *group)
                     tokens += sum(completion.length for completion in group[0])
-                    one_more()
+                    advance()
 
-                sampler.run(left, sampling, samples, suite.rewards, part, suite.data, judged, suite.environment)
+                sampler.run(
+                    missing_prompts, sampling, samples, suite.rewards, part, suite.data, judged, suite.environment
+                )
         seconds = time.perf_counter() - started
         sampler.close()
         _log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
@@ -235,8 +237,8 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
     for suite in suites:
         samples = suite.data.load("test")
         parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
-        asked = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
-        prompts = [Prompt(sample, []) for sample in samples if sample.id in asked]
+        questions = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
+        prompts = [Prompt(sample, []) for sample in samples if sample.id in questions]
         if len(prompts) < len(samples):
             _log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
@@ -249,14 +251,14 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
 
 def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: CompletionsById) -> None:
     """Score and record the completions of the given questions, several questions at once."""
-    with counted(name, len(prompts)) as one_more:
+    with counted(name, len(prompts)) as advance:
         for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
             batch = prompts[first : first + QUESTIONS_PER_BATCH]
             groups = [given[prompt.sample.id] for prompt in batch]
             scores = score_rollout(suite.rewards, groups, [prompt.sample for prompt in batch])
             for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):
                 records.add(name, prompt, group, scores, p)
-                one_more()
+                advance()
 
 
 def longest(parts: Mapping[str, tuple[Sampling, int]]) -> int:
@@ -296,22 +298,22 @@ def suite_fingerprint(
 
 
 def start_sampler(
-    module: EvaluatingModule, config: Namespace, asked: Mapping[str, tuple[Sequence[Prompt], int, int]]
+    module: EvaluatingModule, config: Namespace, questions: Mapping[str, tuple[Sequence[Prompt], int, int]]
 ) -> Sampler:
     """Start the model in an engine that can hold the longest sequence, up to the model's context.
 
     Args:
-        asked: suite -> its questions, the longest completion, and how long prompts may become.
+        questions: suite -> its questions, the longest completion, and the longest prompt (0 = as they are).
 
     Raises:
         UserError: a question fills the model's context.
     """
     sets = [
         Asked(name, found, tokens, "--max_tokens", "--max_prompt_tokens", room)
-        for name, (found, tokens, room) in asked.items()
+        for name, (found, tokens, room) in questions.items()
     ]
     reach = within_context(module.model_folder, sets)
-    prompts = [prompt for found, *_ in asked.values() for prompt in found]
+    prompts = [prompt for found, *_ in questions.values() for prompt in found]
     dtype = getattr(torch, config.dtype)
     images = max(len(prompt.sample.images) for prompt in prompts)
     engine = resolve_engine(config.engine)

@@ -89,10 +89,10 @@ def needs() -> str:
     """Return one row per model and strategy, one column per machine: GiB on each GPU, in bold if it fits."""
     lines = [f"| model | strategy | {' | '.join(MACHINES)} |", "|---|---|" + "---|" * len(MACHINES)]
     for model in CONFIGS:
-        asked = job(model, share=0.0)
+        planned = job(model, share=0.0)
         found: dict[str, dict[str, str]] = {}
         for machine in MACHINES:
-            for plan in asked.plans(GPUs.parse(machine)):
+            for plan in planned.plans(GPUs.parse(machine)):
                 amount = f"{plan.needs / GIB:.0f}"
                 row = found.setdefault(plan.name.replace("alone", "DDP"), {})
                 row[machine] = f"**{amount}**" if plan.fits else amount
@@ -109,10 +109,10 @@ def proposals(share: float) -> str:
     """
     lines = [f"| model | {' | '.join(MACHINES)} |", "|---|" + "---|" * len(MACHINES)]
     for model in CONFIGS:
-        asked = job(model, share=share)
+        planned = job(model, share=share)
         cells = []
         for machine in MACHINES:
-            found = asked.proposal(GPUs.parse(machine))
+            found = planned.proposal(GPUs.parse(machine))
             budget = f", micro-batches of {found.budget}" if found and found.budget != BUDGET else ""
             cells.append(f"{found.name}{budget}: {found.needs / GIB:.0f}" if found else "nothing fits")
         lines.append(f"| {model} | {' | '.join(cells)} |")

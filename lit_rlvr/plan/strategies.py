@@ -204,9 +204,9 @@ class Job:
         terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
         generation = 0.0
         if self.share is None:
-            together = min(256, max(1, self.prompts // gpus.count) * self.group)
+            sequences = min(256, max(1, self.prompts // gpus.count) * self.group)
             generation = generation_memory(
-                shape, strategy, together, self.tokens_at_once(gpus, together, False), self.size
+                shape, strategy, sequences, self.tokens_at_once(gpus, sequences, False), self.size
             )
         other_memory = sum(value for name, value in terms.items() if name not in STEP or not self.vllm_sleeps)
         vllm = self.vllm_share(gpus, 1 - FREE - other_memory / (gpus.gib * GIB)) * gpus.gib * GIB

@@ -57,9 +57,9 @@ def _fit(config: Sequence[str], *more: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "lit_rlvr", "fit", *config, *more, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        errors = [line.removeprefix(ERROR) for line in said if line.startswith(ERROR)]
-        raise UserError(*(errors or said[-1:]))
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+        raise UserError(*(errors or lines[-1:]))
     return dict(json.loads(done.stdout))
 
 

@@ -93,16 +93,16 @@ class Wandb(Tracker):
         return f"{self.entity or ''}/{self.project}"
 
     def start(self, run: TrackedRun) -> tuple[str, int]:
-        asked: Any = self.mode or os.environ.get("WANDB_MODE")
-        mode = asked or ("online" if has_key() else "offline")
+        requested: Any = self.mode or os.environ.get("WANDB_MODE")
+        mode = requested or ("online" if has_key() else "offline")
         # Ask W&B which steps it has: a killed process loses those that it had not written yet.
         written = last_offline_step(sorted(run.folder.glob(f"wandb/offline-run-*-{run.id}/*.wandb")))
-        why = "" if asked else ", because there is no API key (`wandb login`)"
+        why = "" if requested else ", because there is no API key (`wandb login`)"
         if mode == "online":
             try:
                 self._run = self._start_online(run)
             except TimeoutError as error:
-                if asked:
+                if requested:
                     raise UserError(
                         f"trackers: wandb: {error}; mend the connection, or set its mode: offline and upload the run "
                         "later"
