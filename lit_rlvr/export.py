@@ -138,7 +138,7 @@ def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -
     """Load the Hugging Face model of a run with a checkpoint's weights, and merge its adapters.
 
     Args:
-        settings: the run's options of its model.
+        settings: the options of the model in the run's config.
 
     Raises:
         UserError: the checkpoint belongs to another model.

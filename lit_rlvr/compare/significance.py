@@ -1,7 +1,7 @@
 """Statistics over seeds: tests whether two algorithms differ, and intervals of their means. Pure functions.
 
-The tests are scipy's. The summary statistics are those of Agarwal et al. 2021, "Deep Reinforcement
-Learning at the Edge of the Statistical Precipice".
+The tests come from scipy, the summary statistics from Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of
+the Statistical Precipice".
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Scores = Sequence[Sequence[float]]
 def paired_t_test(differences: Sequence[float]) -> float | None:
     """Return the two-sided p-value of Student's paired t-test; None if it is undefined.
 
-    It assumes normally distributed differences, which a few of them cannot show.
+    The test assumes normally distributed differences, which a few differences cannot confirm.
 
     Args:
         differences: one per seed. Fewer than two, or equal ones other than 0, have no p-value.
@@ -63,9 +63,10 @@ def difference_test(mean: float, std: float, n: int, value: float, theirs: tuple
     """Return the two-sided p-value of the difference of a mean from a published one; None if neither has a deviation.
 
     Args:
-        mean: of n of our values. std: their sample standard deviation.
+        mean: the mean of our n values.
+        std: their sample standard deviation.
         value: the published mean.
-        theirs: its standard deviation and the number of values, for Welch's t-test; None = it is taken as exact.
+        theirs: its standard deviation and number of values, for Welch's t-test; None = treat it as exact.
     """
     from scipy.stats import t, ttest_ind_from_stats
 
@@ -80,7 +81,7 @@ def interquartile_mean(scores: Scores) -> np.ndarray:
     """Return the mean of the middle half of all runs of all tasks (Agarwal et al. 2021, section 4.3).
 
     Args:
-        scores: of each task, the runs along the last axis.
+        scores: for each task, the runs along the last axis.
 
     Returns:
         The mean over that axis.
@@ -96,7 +97,7 @@ def probability_of_improvement(ours: Scores, theirs: Scores) -> np.ndarray:
     Ties count half (Agarwal et al. 2021, section 4.3).
 
     Args:
-        ours: of each task, the runs along the last axis.
+        ours: for each task, the runs along the last axis.
         theirs: as `ours`.
 
     Returns:
@@ -116,7 +117,7 @@ def stratified_interval(statistic: Callable[..., np.ndarray], *scores: Scores) -
 
     Args:
         statistic: `interquartile_mean` or `probability_of_improvement`.
-        scores: its arguments.
+        scores: the arguments of the statistic.
     """
     if min(len(task) for argument in scores for task in argument) < 2:
         return None
@@ -136,7 +137,7 @@ def detectable(n: int, power: float = 0.8, comparisons: int = 1) -> float:
 
     Args:
         n: number of pairs, at least 2.
-        comparisons: tests among which the level is divided (Bonferroni, an upper bound of Holm's).
+        comparisons: number of tests that share the level (Bonferroni, an upper bound of Holm's).
     """
     from scipy.optimize import brentq
     from scipy.stats import nct, t

@@ -52,13 +52,13 @@ class Study:
     """A comparison.
 
     Args:
-        cells: seed by seed, so that the first seed already covers everything.
-        baseline: name of the cell that the others are compared with.
+        cells: all cells, ordered by seed, so that the first seed covers every task and algorithm.
+        baseline: name of the cell to compare the others with.
         budget: steps, samples or tokens, and how many.
-        metric: column of metrics.csv whose last value is compared.
-        suites: name of a table -> the suites in it, each as `evaluate --suite` takes it in a list.
-        protocol: how the suites are asked: a protocol of `evaluate`, or None.
-        diversity: diversity measures of the suites' completions, as `evaluate --diversity` takes them.
+        metric: column of metrics.csv whose last values the study compares.
+        suites: name of a table -> its suites, in the form of a list for `evaluate --suite`.
+        protocol: a protocol of `evaluate` for the suites, or None.
+        diversity: measures of the suites' completions, in the form of `evaluate --diversity`.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Study:
 def load_study(name: str) -> Study:
     """Read a study: a file, or a shipped one by name (`studies/smoke`).
 
-    A cell's config is built in layers, each merged over the previous ones: the `base` of the study, of the task and of
+    `load_study` builds a cell's config in layers, each merged over the previous ones: the `base` of the study, of the task and of
     the cell, then the task, the cell, the budget and the seed.
 
     Raises:

@@ -24,7 +24,7 @@ class Table:
     """A table of percentages.
 
     Args:
-        title: what it shows.
+        title: the title.
         columns: names of the columns after the first.
         rows: name -> its spreads ({mean, std, n}, or None), one per column.
     """
@@ -74,7 +74,7 @@ class Table:
 def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Table]:
     """Yield the tables of one task.
 
-    For each of the study's tables of suites: pass@1 (greedy accuracy where nothing was sampled) with the average; the
+    For each of the study's tables of suites they are: pass@1 (or greedy accuracy without samples) with the average; the
     same for the largest k; pass@k by k and accuracy by category of each suite; and the diversity measures.
 
     Args:

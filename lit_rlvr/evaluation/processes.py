@@ -27,12 +27,12 @@ def start_command(
 ) -> subprocess.Popen[bytes]:
     """Start `lit-rlvr` with these arguments.
 
-    If this process is killed, the command saves and exits, as on Ctrl-C. It runs our modules, whatever those in the
-    current folder are called.
+    If this process is killed, the command saves and exits, as on Ctrl-C. It imports our modules even if
+    the current folder has modules of the same names.
 
     Args:
-        log: receives its output.
-        pass_fds: descriptors that it keeps open.
+        log: file for the command's output.
+        pass_fds: descriptors that the command keeps open.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "lit_rlvr", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -110,7 +110,7 @@ def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:
     """Refuse a number of processes that cannot work.
 
     Args:
-        samples: whether completions are sampled, and not only judged.
+        samples: whether the command samples completions, instead of only judging them.
 
     Raises:
         UserError: says why.

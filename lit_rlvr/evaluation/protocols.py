@@ -29,7 +29,7 @@ def find_dtype(requested: str, model: str, folder: str) -> ValueAndOrigin:
     """Return the data type to compute in: the requested one, else the run's, else that of the model's weights.
 
     Args:
-        asked: float32, bfloat16 or auto.
+        requested: float32, bfloat16 or auto.
         model: the model as the user named it.
         folder: the folder of its weights.
     """
@@ -94,10 +94,10 @@ class Protocol:
     Args:
         samples: sampled completions per question.
         greedy: answer each question once more, without sampling.
-        temperature: of the sampled completions.
-        top_p: of the sampled completions.
-        max_tokens: longest completion, in tokens; None = what the model's run or the default says.
-        max_turns, max_observation_tokens, max_episode_tokens: limits of an episode; None likewise.
+        temperature: temperature of the sampled completions.
+        top_p: nucleus of the sampled completions.
+        max_tokens: longest completion, in tokens; None = as in the model's run, or the default.
+        max_turns, max_observation_tokens, max_episode_tokens: limits of an episode; None = as in the model's run.
         prompts: options of the DataModule that replace the suite's.
     """
 
@@ -129,7 +129,7 @@ class Protocol:
         """Return part -> (its sampling, the number of completions per question).
 
         Args:
-            limits: those of a completion and an episode that the protocol leaves open.
+            limits: limits of a completion and an episode that the protocol does not set.
         """
         own = {name: value for name in ("max_tokens", *TURNS) if (value := getattr(self, name)) is not None}
         limits = replace(limits, **own)
@@ -144,13 +144,13 @@ class Protocol:
 def make_protocol(suite: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Protocol:
     """Build the protocol of one suite.
 
-    A setting is the suite's own, else that of its own protocol, else the given one, else that of the given protocol,
-    else the default.
+    The first of these that has a setting decides it: the suite, the suite's protocol, the command line, the protocol of
+    the command line, the defaults.
 
     Args:
         suite: the suite's name; a protocol may have other settings for some suites.
-        own: settings of this suite alone, among them perhaps `protocol`.
-        given: settings of all suites, in the same form; None = not given.
+        own: settings of this suite, which may include `protocol`.
+        given: settings of all suites from the command line, in the same form; None = not given.
     """
     found: dict[str, Any] = dict(SAMPLING)
     for settings in (given, own):

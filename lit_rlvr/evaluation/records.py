@@ -22,7 +22,7 @@ def read_completions(path: Path, suites: list[str]) -> dict[str, CompletionsById
     """Read completions by part ("math500/sampled", "math500/greedy").
 
     Args:
-        path: JSON Lines with `id` (the question's) and `completion`; `suite` if several are judged; `greedy` (true or
+        path: JSON Lines with `id` (the question's) and `completion`; `suite` if there are several; `greedy` (true or
             false), `finish_reason` ("length" = truncated) and `tokens` if known. The completions.jsonl of an evaluation
             has this form.
         suites: names of the suites to judge.
@@ -91,14 +91,14 @@ class Records:
     """The `completions.jsonl` of a folder, and the settings of these completions.
 
     A row is one completion: part, id, sample (of samples), completion, extracted, correct, status,
-    finish_reason, tokens, reward; with an environment also its turns, of which the completion is the last.
+    finish_reason, tokens, reward; with an environment also its turns; the completion is the last of them.
 
     Args:
         folder: created if necessary.
-        settings: the settings that all completions depend on; a folder begun with different ones is refused.
+        settings: the settings that all completions depend on; the class refuses a folder with different ones.
         suites: suite -> the settings that its completions depend on. A folder may get further suites.
-        share: name of the file for new completions, if this process is one of several; the others' are then left alone,
-            otherwise they are merged.
+        share: name of the file for new completions if this process is one of several; without it, merge the files of
+            all processes.
 
     Raises:
         UserError: the settings differ (the message says how), or the folder cannot be written.

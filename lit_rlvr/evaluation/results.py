@@ -31,8 +31,8 @@ def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) ->
     Returns:
         `pass@k` for powers of two up to n with `pass@k_ci95`, `avg@n`, `greedy` with `greedy_ci95`, `n`, `questions`,
         `length` (null if unknown), `truncated`, the share of each status, and `categories` with pass@1, greedy and
-        questions of each. A check that itself failed counts as wrong; a completion that no reward calls right or wrong
-        does not count, nor does a question with fewer than k others in pass@k. Rates of nothing are null.
+        questions of each. A failed check counts as wrong. A completion that no reward judges does not count, and
+        a question with fewer than k judged completions does not count in pass@k. Rates without completions are null.
     """
     groups = sampled or greedy
     results: dict[str, Any] = {"n": len(sampled[0]) if sampled else 0, "questions": len(samples)}

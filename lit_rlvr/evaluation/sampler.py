@@ -32,12 +32,12 @@ class Sampler:
 
     Args:
         folder: model folder or hub id.
-        engine: not started yet.
-        tokenizer: the model's.
+        engine: the engine, which the class starts.
+        tokenizer: the model's tokenizer.
         dtype: the engine's data type.
         max_tokens: the longest sequence, prompt and completion together.
         max_images: the most images in one prompt.
-        check: a prompt on which the engine's log-probabilities are compared once with the model's.
+        check: a prompt for comparing the engine's log-probabilities once with the model's.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class Sampler:
 
         Args:
             samples: completions per prompt. Each has its own seed, derived from (run seed, `use`, prompt id, number),
-                so that no completion depends on the others sampled.
+                so that no completion depends on the other ones.
             data: the prompts' DataModule.
             judged: called with each group from a separate thread, one at a time, in any order.
-            environment: what answers the model between its turns.
+            environment: the environment that answers the model between its turns.
         """
         sampling = sampling.with_banned(self.policy.placeholder_ids)
         batch_size = max(1, SEQUENCES // samples)

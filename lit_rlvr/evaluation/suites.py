@@ -45,8 +45,8 @@ class Suite:
     Args:
         data: DataModule with the questions as its test set.
         rewards: the rewards that judge an answer.
-        protocol: how its questions are asked.
-        environment: what answers the model between its turns; None = it answers in one turn.
+        protocol: the sampling and prompts of its questions.
+        environment: the environment that answers the model between its turns; None = the model answers in one turn.
     """
 
     name: str
@@ -71,12 +71,12 @@ def find_suites(
     """Yield the suites that `--suite` names.
 
     Args:
-        asked: names of shipped suites (`math500`), optionally with your own file (`math500=test.jsonl`); YAML files
+        argument: names of shipped suites (`math500`), optionally with your own file (`math500=test.jsonl`); YAML files
             with `data` and `rewards`; files with a known layout, optionally with a name (`mine=test.jsonl`). A mapping
-            holds one as `suite`, and its own `columns`, `protocol` and settings of that.
-        options: options that override those of all their DataModules.
-        given: protocol and settings for all of them, as in `make_protocol`.
-        environment: of suites that name none.
+            holds one of these as `suite`, with its own `columns`, `protocol` and settings.
+        options: options of the DataModules of all suites.
+        given: protocol and settings of all suites, as in `make_protocol`.
+        environment: the environment of suites that name none.
 
     Raises:
         UserError: there is no such suite, or it cannot be built.
@@ -114,7 +114,7 @@ def list_items(argument: SuiteArgument) -> list[dict[str, Any]]:
 def prompt_options(name: str, values: Mapping[str, Any], protocol: Protocol) -> dict[str, Any]:
     """Return the protocol's prompts as options of a suite's DataModule.
 
-    A system prompt says how to answer. So it also replaces the suite's own template, which would be a second
+    A system prompt tells the model how to answer. So it also replaces the suite's template, which would be a second
     instruction, unless the protocol has a template too.
     """
     prompts = dict(protocol.prompts)
@@ -129,7 +129,7 @@ def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any
     """Return one suite's name and settings.
 
     Args:
-        mapped: its columns are given, so that a file of any layout can be read, as mathematical questions.
+        has_columns: whether the user names the columns; then a file of any layout holds mathematical questions.
     """
     name, _, location = item.partition("=")
     path = Path(name)
@@ -171,7 +171,7 @@ def suite_from_columns(location: str, name: str, has_columns: bool = False) -> d
 
     Args:
         name: the suite's name.
-        mapped: a file of no known layout has mathematical questions, whose columns are given.
+        has_columns: whether the user names the columns; then a file of unknown layout holds mathematical questions.
 
     Raises:
         UserError: no known layout has these columns; the message shows the suite file to write instead.
@@ -212,7 +212,7 @@ def build(name: str, values: dict[str, Any], protocol: Protocol, environment: En
     """Build a suite from its settings.
 
     Args:
-        environment: if the settings name none.
+        environment: the environment if the settings name none.
     """
     parser = Parser()
     parser.add_subclass_arguments(PromptDataModule, "data", required=True)

@@ -26,7 +26,7 @@ class FrozenBatch:
         mask: (B, T) bool.
         group: rewards, correct, reference_rewards and lengths, (P, G).
         max_tokens: T_max; T if the batch does not set it.
-        entropy: (B, T); None in a batch of a file, which has no model.
+        entropy: (B, T); None in a batch from a file, because there is no model.
     """
 
     logp: Tensor

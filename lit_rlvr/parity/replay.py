@@ -47,7 +47,7 @@ def replay_one(
     """Compute one algorithm's `loss`, `advantages` and `dlogp`.
 
     Args:
-        parts: micro-batches: lists of rows, of which each of the B rows is in one. None = all rows in one.
+        parts: the rows of each micro-batch; each of the B rows is in exactly one. None = one micro-batch.
     """
     if algorithm.kl_coef > 0 and batch.ref is None:
         raise UserError("kl_coef is above 0, and the batch has no ref_logp; add the array or set kl_coef: 0")

@@ -66,13 +66,13 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Strategy:
-    """A training strategy: how weights are placed, and which of them are trained.
+    """A training strategy: where the weights lie, and which of them are trained.
 
     Args:
         sharded: FSDP2; otherwise every GPU holds the whole model.
-        checkpointing: layers are recomputed in the backward pass.
-        lora: only adapters are trained.
-        offload: shards of weights, gradients and optimizer state are kept on the CPU.
+        checkpointing: recompute layers in the backward pass.
+        lora: train only adapters.
+        offload: keep shards of weights, gradients and optimizer state on the CPU.
     """
 
     sharded: bool
@@ -117,7 +117,7 @@ def cached_tokens(sequences: int, prompt: float, lengths: Lengths) -> float:
     """Return the most tokens whose keys and values a decoding engine holds at once.
 
     All sequences begin together. If the mean is below the longest, each ends at any token with the same probability, so
-    that exp(-t / mean) of them are left after t tokens; at the end the longest is left alone.
+    that exp(-t / mean) of them run after t tokens; at the end only the longest runs.
     """
     if lengths.mean == lengths.longest:
         return sequences * (prompt + lengths.longest)
@@ -130,7 +130,7 @@ def activations(layers: Layers, load: Microbatch, size: int, attention: int | No
 
     Args:
         size: bytes of a number in matrix products.
-        attention: bytes of a number in attention by padded blocks (a CPU's way); None = by spans (a GPU's).
+        attention: bytes of a number in padded attention (on a CPU); None = span attention (on a GPU).
     """
     norms = 4 * layers.width * FLOAT  # the inputs of both norms, raw and normalised
     copies = 5 if size < FLOAT else 2  # of the inputs of q, k, v, gate and up: autocast makes one for each
@@ -173,7 +173,7 @@ def training_memory(
     Args:
         size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
         reference: whether there is a reference model.
-        attention: see `activations`.
+        attention: as in `activations`.
     """
     share = gpus if strategy.sharded else 1
     buckets = shape.trained * FLOAT if gpus > 1 and not strategy.sharded else 0  # DDP's gradient buckets
@@ -218,7 +218,7 @@ def generation_memory(shape: Shape, strategy: Strategy, sequences: int, tokens: 
     """Return the bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights.
 
     Args:
-        tokens: whose keys and values it holds at once.
+        tokens: number of tokens whose keys and values the engine holds at once.
     """
     weights = shape.parameters * (size if strategy.sharded else copy(size))
     return weights + tokens * kv_bytes_per_token(shape, size) + sequences * 3 * shape.vocabulary * FLOAT

@@ -19,7 +19,9 @@ class Layers:
     """A stack of equal transformer layers.
 
     Args:
-        count: number of layers. width: H, width of the hidden state. inner: width of the MLP.
+        count: number of layers.
+        width: H, width of the hidden state.
+        inner: width of the MLP.
         heads, keys: total width of the query heads, and of the key heads.
     """
 
@@ -35,11 +37,14 @@ class Shape:
     """Sizes of a model.
 
     Args:
-        parameters: all parameters, tied ones counted once. trained: those in the optimizer. quantized: those in 4 bits.
-        largest: parameters of the largest layer. outside: parameters outside layers, such as the embeddings.
+        parameters: number of all parameters, with tied ones counted once.
+        trained: number of parameters in the optimizer.
+        largest: parameters of the largest layer.
+        outside: parameters outside layers, such as the embeddings.
         text, tower: the language model's layers, and the vision tower's if it is trained.
         patches: image patches per prompt token.
         vocabulary: V.
+        quantized: number of parameters in 4 bits.
     """
 
     parameters: int

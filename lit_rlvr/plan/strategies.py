@@ -65,7 +65,7 @@ class Plan:
 
     Args:
         budget: its `tokens_per_microbatch`.
-        host: bytes in the memory of the CPUs, summed over all processes, that it keeps there between steps.
+        host: bytes that it keeps in the CPUs' memory between steps, summed over all processes.
     """
 
     strategy: Strategy
@@ -102,7 +102,7 @@ class Job:
     """The sizes of a config.
 
     Args:
-        whole, adapted: the model with all parameters trained, and with adapters.
+        whole, adapted: the sizes of the model with all parameters trained, and with adapters.
         budget: `tokens_per_microbatch`.
         prompt: maximum tokens of a prompt.
         completion: lengths of completions.
