@@ -87,8 +87,8 @@ class Study:
 def load_study(name: str) -> Study:
     """Read a study: a file, or a shipped one by name (`studies/smoke`).
 
-    A cell's config has layers, each merged over the previous ones: the `base` of the study, of the task and of the cell,
-    then the task, the cell, the budget and the seed.
+    A cell's config has layers, each merged over the previous ones: the `base` of the study, the task and the cell, then
+    the task, the cell, the budget and the seed.
 
     Raises:
         UserError: it is not a valid study; the message says where.
