@@ -1,4 +1,4 @@
-"""What AAPO's reference rollouts cost on top of GRPO's step, on a CPU, over a run that visits its prompts repeatedly.
+"""The cost of AAPO's reference rollouts on top of GRPO's step, on a CPU, over a run that visits its prompts repeatedly.
 
 Three runs of the quickstart's task on --prompts prompts, 16 a rollout, one update per rollout: GRPO, AAPO with
 `reference_rollouts: pool`, and AAPO with `fresh`. Seconds of an iteration = rollout + training, from metrics.csv,
@@ -34,7 +34,7 @@ def parse() -> Any:
 
 
 def fit(arguments: list[str], options: Any, folder: Path) -> list[dict[str, float]]:
-    """The clock columns of a run, iteration by iteration."""
+    """Return the clock columns of a run, iteration by iteration."""
     command = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", "quickstart"]
     command += [*arguments, "--model.init_args.updates_per_rollout", "1", "--trainer.max_steps", str(options.rollouts),
                 "--data.init_args.limit", str(options.prompts), "--trainer.limit_val_batches", "0",

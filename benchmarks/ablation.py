@@ -1,4 +1,4 @@
-"""What each technique of a training step brings: each is taken out in turn, on a CPU.
+"""The gain of each technique of a training step: removes one at a time, on a CPU.
 
 One made-up rollout of the sums task on SmolLM2-135M-Instruct: 8 groups of 8 completions of 12 tokens after a
 31-token prompt, 4 of the groups dead (all wrong, so their advantages are zero). Every variant trains in a process of
@@ -32,7 +32,8 @@ def parse() -> Any:
 
 
 def variants(precisions: list[str]) -> dict[str, dict[str, str]]:
-    """Name -> precision and what is left out. Leaving bf16 out is fp32 with everything on."""
+    """Return name -> precision and the techniques to leave out. Without bf16, the variant is fp32 with everything
+    on."""
     chosen = {}
     for precision in precisions:
         chosen[f"{precision}, everything on"] = {"precision": precision}

@@ -1,4 +1,4 @@
-"""The quickstart once per algorithm, on an equal number of rollouts: a table and the curves side by side.
+"""One quickstart run per algorithm, with an equal number of rollouts: a table and the curves.
 
 python benchmarks/algorithms.py --rollouts 12 --out runs/algorithms
 """
@@ -18,7 +18,8 @@ PANELS = (("rollout/reward", "Reward"), ("train/entropy", "Entropy (nats per tok
 
 
 def runs(rollouts: int) -> dict[str, list[str]]:
-    """Name -> arguments: every algorithm, and A-GRAE on its three bases. Losses without a ratio take one update."""
+    """Return name -> arguments: every algorithm, and A-GRAE on its three bases. Losses without a ratio take one
+    update."""
     chosen: dict[str, list[str]] = {}
     for name in algorithms.__all__:
         if name != "RLVRModule":
@@ -33,7 +34,7 @@ def runs(rollouts: int) -> dict[str, list[str]]:
 
 
 def fit(arguments: list[str], folder: Path, rollouts: int) -> None:
-    """One quickstart into `folder`, unless it is there already."""
+    """Run one quickstart into `folder`, unless it is there already."""
     if (folder / "summary.json").is_file():
         return
     command = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", "quickstart"]
@@ -43,7 +44,7 @@ def fit(arguments: list[str], folder: Path, rollouts: int) -> None:
 
 
 def draw(folders: dict[str, Path], path: Path) -> None:
-    """Reward and entropy of every run against rollouts."""
+    """Draw reward and entropy of every run against rollouts."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,5 @@
-"""Attention of groups that share their prompt, one layer, forward and backward: three ways on the same tokens.
+"""Attention of groups that share their prompt, one layer, forward and backward: three implementations on the same
+tokens.
 
 `spans` two flash-attention calls merged by their log-sum-exps; `padded` shared prompts in padded blocks with a mask;
 `dense` one completion per row behind its own copy of the prompt, padded (what other trainers do). On a GPU in bf16.
@@ -27,11 +28,11 @@ from lit_rlvr.policy.spans import Spans, lay_out_spans
 SCALE = 64**-0.5
 HEADS, KEY_HEADS = 12, 2
 PIECE = 1 << 27
-"""Scores of a piece in one head, padding included: five tensors of them in fp32 are 30 GiB in 12 heads."""
+"""Scores of a piece in one head, with padding: five fp32 tensors of them are 30 GiB in 12 heads."""
 SLICE = 1024
-"""Queries that the float64 attention takes at once: 0.8 GiB a tensor of scores with 8,192 keys."""
+"""Number of queries of one float64 attention call: a tensor of scores has 0.8 GiB with 8,192 keys."""
 Completions = list[tuple[int, range]]
-"""The prompt of each completion, and its place."""
+"""The prompt of each completion, and its position."""
 
 
 def parse() -> Any:
@@ -53,7 +54,7 @@ def parse() -> Any:
 
 
 def lay(options: Any) -> tuple[list[range], Completions, int]:
-    """Places of the prompts and completions in a row, and its length."""
+    """Return the positions of the prompts and completions in a row, and its length."""
     count = options.groups * options.group_size
     lengths = draw_lengths(options.lengths, count, options.mean, options.longest)
     end = options.groups * options.prompt
@@ -66,7 +67,7 @@ def lay(options: Any) -> tuple[list[range], Completions, int]:
 
 
 def cut(prompts: list[range], completions: Completions) -> Iterator[Completions]:
-    """Consecutive completions whose padded scores are at most PIECE, or one completion."""
+    """Yield consecutive completions whose padded scores are at most PIECE, or a single completion."""
     piece: Completions = []
     for p, span in completions:
         widest = max(len(prompts[o]) + len(s) for o, s in [*piece, (p, span)])
@@ -78,7 +79,7 @@ def cut(prompts: list[range], completions: Completions) -> Iterator[Completions]
 
 
 def padded(prompts: list[range], piece: Completions) -> tuple[Tensor, Padded]:
-    """Places (N,) of a piece's tokens with their prompts, and their layout."""
+    """Return the positions (N,) of a piece's tokens with their prompts, and their layout."""
     owners = sorted({p for p, _ in piece})
     places = [t for p in owners for span in (prompts[p], *(s for o, s in piece if o == p)) for t in span]
     new = {t: n for n, t in enumerate(places)}
@@ -91,7 +92,7 @@ def padded(prompts: list[range], piece: Completions) -> tuple[Tensor, Padded]:
 
 
 def dense(prompts: list[range], piece: Completions) -> tuple[Tensor, Tensor]:
-    """Places (C, L) of a piece's rows, padded on the right, and their mask (C, 1, L, L)."""
+    """Return the positions (C, L) of a piece's rows, padded on the right, and their mask (C, 1, L, L)."""
     rows = [[*prompts[p], *span] for p, span in piece]
     width = max(map(len, rows))
     length = torch.tensor([len(row) for row in rows])
@@ -105,7 +106,7 @@ def triangle(n: int) -> int:
 
 
 def scores(layout: Any) -> int:
-    """Scores of one head in the blocks that attention gets."""
+    """Return the number of scores of one head in the blocks that attention computes."""
     if isinstance(layout, Spans):
         own = sum(triangle(n) for n in layout.own.queries)
         return own + sum(n * m for n, m in zip(layout.shared.queries, layout.shared.keys, strict=True))
@@ -116,7 +117,7 @@ def scores(layout: Any) -> int:
 
 
 def attend(places: Tensor, layout: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """A piece's attention, by any of the three ways; q (1, H, T, D), k and v (1, K, T, D) are of the whole row."""
+    """Run a piece's attention in any implementation; q (1, H, T, D), k and v (1, K, T, D) hold the whole row."""
     if isinstance(layout, Tensor):  # a mask
         q, k, v = (x[0, :, places].transpose(0, 1) for x in (q, k, v))  # (C, heads, L, D)
         k, v = (x.repeat_interleave(HEADS // KEY_HEADS, 1) for x in (k, v))  # as transformers does with a mask
@@ -127,7 +128,7 @@ def attend(places: Tensor, layout: Any, q: Tensor, k: Tensor, v: Tensor) -> Tens
 
 
 def first(grad: Tensor, places: list[Tensor]) -> list[Tensor]:
-    """Each piece's part of a gradient (1, T, H, D), where a prompt of several pieces counts in the first alone."""
+    """Return each piece's part of a gradient (1, T, H, D); a prompt of several pieces counts only in the first."""
     left, parts = grad.clone(), []
     for at in places:
         parts.append(left[:, at])
@@ -136,7 +137,7 @@ def first(grad: Tensor, places: list[Tensor]) -> list[Tensor]:
 
 
 def exact(prompts: list[range], completions: Completions, inputs: Sequence[Tensor], grad: Tensor) -> list[Tensor]:
-    """Output (1, T, H, D), and gradients of q, k and v, in float64: of SLICE queries at a time, with all their keys."""
+    """Return the output (1, T, H, D) and the gradients of q, k and v in float64, SLICE queries at a time."""
     q, k, v = (x.detach()[0].double() for x in inputs)  # (heads, T, D)
     out, found = torch.zeros_like(q), [torch.zeros_like(x) for x in (q, k, v)]
     for before, span in [(range(0), span) for span in prompts] + [(prompts[p], span) for p, span in completions]:
@@ -176,7 +177,7 @@ def main() -> None:
     memory: dict[str, float] = {}
 
     def run(name: str) -> list[Tensor]:
-        """The output of the last piece, and the gradients of all."""
+        """Return the output of the last piece, and the gradients of all."""
         kept, found = [], []
         if options.device == "cuda":
             torch.cuda.synchronize()

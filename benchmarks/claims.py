@@ -1,4 +1,4 @@
-"""The papers' claims that `findings.py` tests, each a difference of two cells of a study in configs/studies/claims."""
+"""The papers' claims that `findings.py` tests: differences of two cells of the studies in configs/studies/claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reward for random weights, which answer nothing: right or wrong by a coin toss that the tokens decide."""
+"""A reward for random weights, which answer nothing: the tokens decide a coin toss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lit_rlvr.types import Completion, RewardResult, Sample
 
 
 class Coin(Reward):
-    """1 for about half of all completions, always the same ones."""
+    """Rewards about half of all completions with 1, always the same ones."""
 
     def __init__(self) -> None:
         super().__init__(truncated_is_wrong=False)

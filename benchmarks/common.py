@@ -1,4 +1,4 @@
-"""What all benchmarks share: the machine's own rate, tables, peak memory, contestants in processes of their own."""
+"""Shared parts of the benchmarks: the machine's own rate, tables, peak memory, contestants in separate processes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from typing import Any
 import lit_rlvr.packages  # noqa: F401  # before Lightning: it repairs a torchvision that does not fit torch
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
-"""A benchmark's name of a precision -> the trainer's."""
+"""A benchmark's name of a precision -> the trainer's name."""
 
 
 def make_parser(doc: str | None, precision: bool = False) -> argparse.ArgumentParser:
-    """A parser whose help is the script's own description."""
+    """Build a parser whose help is the script's own description."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,32 +33,32 @@ def make_parser(doc: str | None, precision: bool = False) -> argparse.ArgumentPa
 
 
 def add_contestants(parser: argparse.ArgumentParser) -> None:
-    """Options for settings of ours and of TRL's, as dicts."""
+    """Add options for our settings and for TRL's, as dicts."""
     kind = {"type": setting, "nargs": "*", "action": Settings, "default": {}, "metavar": "NAME=VALUE"}
     parser.add_argument("--ours", help="options of our algorithm, such as torch_compile=true (values as JSON)", **kind)
     parser.add_argument("--trl", help="settings of TRL's GRPOConfig (values as JSON)", **kind)
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """`name=value` as a pair."""
+    """Return `name=value` as a pair."""
     name, _, value = text.partition("=")
     return name, json.loads(value)
 
 
 class Settings(argparse.Action):
-    """Keeps pairs as a dict."""
+    """Stores pairs as a dict."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         setattr(namespace, self.dest, dict(values))
 
 
 def say(text: str) -> None:
-    """Progress, on stderr."""
+    """Print progress on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on stdout; floats with four significant digits."""
+    """Print a table on stdout, with floats of four significant digits."""
     text = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *text, strict=True)]
     for row in [columns, ["-" * width for width in widths], *text]:
@@ -66,7 +66,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def print_result(**result: Any) -> None:
-    """The last line of every benchmark: its numbers, and where they were measured, as JSON."""
+    """Print the last line of every benchmark: its numbers and the machine, as JSON."""
     import torch
 
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
@@ -75,7 +75,7 @@ def print_result(**result: Any) -> None:
 
 
 def peak_memory_mb() -> float:
-    """The most resident memory this process has had, in MiB."""
+    """Return the peak resident memory of this process, in MiB."""
     status = Path("/proc/self/status")
     if status.is_file():  # ru_maxrss would count the parent's memory before the exec
         for line in status.read_text().splitlines():
@@ -85,7 +85,7 @@ def peak_memory_mb() -> float:
 
 
 class MatmulRate:
-    """The best rate of large matrix products seen so far, in FLOP/s; measure it between what it is compared with.
+    """The best measured rate of large matrix products, in FLOP/s; measure it between the contestants' steps.
 
     Args:
         precision: fp32 or bf16.
@@ -103,7 +103,7 @@ class MatmulRate:
         self.best = 0.0
 
     def measure(self, repeats: int = 2) -> float:
-        """The best of these products and all before."""
+        """Measure again, and return the best rate so far."""
         for a, b in self._pairs:
             for _ in range(repeats):
                 self._wait()
@@ -115,7 +115,7 @@ class MatmulRate:
 
 
 def alternate(contestants: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
-    """Seconds of each contestant's calls, taking turns; the first `warm_up` rounds are not counted."""
+    """Return the seconds of each contestant's calls, which alternate, without the first `warm_up` rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for k in range(warm_up + rounds):
         for name, call in contestants.items():
@@ -131,7 +131,7 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 
 def run_isolated(script: str, **options: Any) -> dict[str, Any]:
-    """Run a script of this folder in a process of its own; the JSON of its last line.
+    """Run a script of this folder in a separate process; return the JSON of its last line.
 
     Args:
         options: given as one JSON argument.
@@ -142,7 +142,8 @@ def run_isolated(script: str, **options: Any) -> dict[str, Any]:
 
 
 def draw_lengths(kind: str, count: int, mean: int, longest: int | None = None) -> list[int]:
-    """Lengths of completions: `equal`, or `lognormal` of this mean and at most `longest`, by default 8 * `mean`."""
+    """Draw lengths of completions: `equal`, or `lognormal` with this mean and at most `longest`, by default 8 *
+    `mean`."""
     if kind == "equal":
         return [mean] * count
     import torch
@@ -153,7 +154,7 @@ def draw_lengths(kind: str, count: int, mean: int, longest: int | None = None) -
 
 
 def growth_exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The slope of log(values) over log(sizes): values grow like sizes ** exponent."""
+    """Return the slope of log(values) over log(sizes): values grow like sizes ** exponent."""
     x, y = [math.log(v) for v in sizes], [math.log(v) for v in values]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     covariance = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))

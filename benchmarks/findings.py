@@ -1,5 +1,4 @@
-"""The claims of the papers, tested on a tiny model: writes docs/findings.md from the results of the studies in
-configs/studies/claims.
+"""The claims of the papers, tested on a tiny model: writes docs/findings.md from the results of configs/studies/claims.
 
 Take the results of a study into the page with `--take agrae=DIR` (its results.json and the figures that the page
 shows), then run without options to write the page. docs/findings/*.json are these results as they were, and a test
@@ -44,7 +43,7 @@ RESULTS = DOCS / "findings"
 
 @dataclass(frozen=True)
 class Part:
-    """A study's part of the page.
+    """The section of a study on the page.
 
     Args:
         title: its heading.
@@ -70,7 +69,7 @@ STUDIES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What was seen of a claim.
+    """The result of testing a claim.
 
     Args:
         more: mean of the cell that is claimed to have more, over seeds.
@@ -119,7 +118,7 @@ def find(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[Finding]:
 
 
 def pairs_of(claim: Claim, results: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """The claim's two numbers, of each seed that has both."""
+    """Return the claim's two numbers for each seed that has both."""
     task = results["tasks"][claim.task]
     before = task["before_pass_at_k"].get("multi_step_arithmetic", {})
 
@@ -142,7 +141,7 @@ def number(value: float) -> str:
 
 
 def section(name: str, results: Mapping[str, Any]) -> str:
-    """A paper's part of the page."""
+    """Return a paper's section of the page."""
     part = STUDIES[name]
     unit, count = next(iter(results["budget"].items()))
     runs = [
@@ -167,7 +166,7 @@ def section(name: str, results: Mapping[str, Any]) -> str:
 
 
 def claims_table(claims: Sequence[Claim], results: Mapping[str, Any]) -> str:
-    """Each claim with its numbers and its verdict."""
+    """Return a table of the claims with their numbers and verdicts."""
     return "\n".join([
         "| claim | in the paper | measured | here | difference [95 %] | n | p, Holm | verdict |",
         "|---|---|---|---|---|---|---|---|",
@@ -182,7 +181,7 @@ def claims_table(claims: Sequence[Claim], results: Mapping[str, Any]) -> str:
 
 
 def comparisons(results: Mapping[str, Any]) -> list[str]:
-    """For each task: every cell's metric at the end, and its difference from the baseline in the same seed."""
+    """Return for each task every cell's metric at the end, and its difference from the baseline in the same seed."""
     metric, baseline = results["metric"], results["baseline"]
     tables = []
     for task in results["tasks"].values():
@@ -208,13 +207,13 @@ def comparisons(results: Mapping[str, Any]) -> list[str]:
 
 
 def largest(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> tuple[str, str]:
-    """The name and mean of pass@k at the largest k, of the first validation set."""
+    """Return the name and mean of pass@k at the largest k, of the first validation set."""
     k, values = max(next(iter(found.values())).items(), key=lambda item: int(item[0]))
     return f"pass@{k}", number(values["mean"])
 
 
 def collapses(results: Mapping[str, Any]) -> str:
-    """How many runs of each cell ended below half of their best validation accuracy."""
+    """Return how many runs of each cell ended below half of their best validation accuracy."""
     from scipy.stats import binomtest
 
     runs: dict[str, list[bool]] = {}
@@ -234,13 +233,13 @@ def collapses(results: Mapping[str, Any]) -> str:
 
 
 def with_interval(values: Sequence[float]) -> str:
-    """A mean over seeds and its 95 % bootstrap interval."""
+    """Return a mean over seeds and its 95 % bootstrap interval."""
     interval = stratified_interval(lambda tasks: np.mean(tasks[0], -1), [values])
     return f"{number(mean(values))} [{', '.join(map(number, interval or []))}]"
 
 
 def over_tasks(studies: Sequence[Mapping[str, Any]]) -> str:
-    """All tasks of several studies with the same cells together, as Agarwal et al. 2021 compare."""
+    """Compare all tasks of several studies with the same cells together, as Agarwal et al. 2021 do."""
     tasks = [task["cells"] for results in studies for task in results["tasks"].values()]
     baseline = studies[0]["baseline"]
     scores = {name: [list(cells[name]["values"].values()) for cells in tasks] for name in tasks[0]}
@@ -269,7 +268,7 @@ def pictures(name: str, results: Mapping[str, Any], figures: Sequence[str]) -> l
 
 
 def page() -> str:
-    """docs/findings.md."""
+    """Return docs/findings.md."""
     found = {
         name: json.loads((RESULTS / f"{name}.json").read_text())
         for name in STUDIES
@@ -282,7 +281,7 @@ def page() -> str:
 
 
 def validations(run: Path) -> dict[str, float]:
-    """Optimizer step -> validation accuracy, for each validation of a run."""
+    """Return optimizer step -> validation accuracy, for each validation of a run."""
     rows = read_metrics(run / "metrics.csv")
     return {str(step): round(row["val/accuracy"], 6) for step, row in rows.items() if "val/accuracy" in row}
 

@@ -1,4 +1,4 @@
-"""What findings.md says besides its tables; a test compares the numbers with the results."""
+"""The texts of findings.md around its tables; a test compares their numbers with the results."""
 
 INTRODUCTION = """
 # Findings: the papers' claims on a tiny model
@@ -92,4 +92,4 @@ the pairs of runs, with an interval from a third to nearly nine tenths. AAPO, DA
 the first two with half the optimizer steps. W-REINFORCE does not survive a task that the model mostly fails.
 """,
 }
-"""Study -> what a reader should take from its table, written when the results were in."""
+"""Study -> the reading of its table, written when the results were in."""

@@ -1,4 +1,4 @@
-"""Useful floating-point operations of a training step: what its result needs, and no recomputation."""
+"""The useful floating-point operations of a training step: those of its result, without recomputation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from lit_rlvr.types import Rollout
 
 
 def step_flops(config: Any, parameters: int, rollout: Rollout) -> tuple[float, float]:
-    """Forward and backward of a rollout in which every group is live and every prompt is run once, counted twice.
+    """Return two counts of the operations of forward and backward on a rollout in which every group has a gradient.
 
-    First the usual estimate, 6 x parameters x input tokens; then strictly, with the output embedding at the scored
-    positions only. Both plus attention, 12 x layers x heads x head size x the keys that the mask lets each token
+    The first is the usual estimate, 6 x parameters x input tokens; the second counts the output embedding at the scored
+    positions only. Both add attention, 12 x layers x heads x head size x the keys that the mask lets each token
     attend to, its own included.
     """
     embedding = config.vocab_size * config.hidden_size
@@ -30,5 +30,5 @@ def step_flops(config: Any, parameters: int, rollout: Rollout) -> tuple[float, f
 
 
 def triangle(n: int) -> int:
-    """1 + 2 + ... + n: the keys of n tokens under a causal mask."""
+    """Return 1 + 2 + ... + n, the keys of n tokens under a causal mask."""
     return n * (n + 1) // 2

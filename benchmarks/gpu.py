@@ -1,4 +1,4 @@
-"""How fast and how large training is on one GPU, part by part; each takes less than ten minutes.
+"""The speed and memory of training on one GPU, part by part; each part takes less than ten minutes.
 
 `--part attention`  one layer's attention: ours, padded, and one completion per row (`attention.py`)
 `--part step`       the training step alone, on a made-up rollout: seconds, MFU, memory, by tokens per micro-batch
@@ -48,7 +48,7 @@ from training import make_rollout, train, with_image
 from turns import Player
 from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
-from lit_rlvr.plan.memory import Way, fullest, training
+from lit_rlvr.plan.memory import Strategy, largest_microbatch, training_memory
 from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import enable_checkpointing
@@ -71,7 +71,7 @@ TINY_SIZES = {"prompts": 2, "group_size": 4, "prompt_tokens": 96, "max_tokens": 
               "features": 4}  # fmt: skip
 TAKEN = ("model", "lora", "freeze_vision", "shared_prefix", "tokens_per_microbatch")
 NOT_OURS = {"step": TAKEN, "memory": TAKEN, "trl": ("model", "lr"), "overlap": ("model", "lr")}
-"""Options of ours that a part sets itself, or that its ready-made model would ignore. Other parts take none at all."""
+"""Options of ours that a part sets itself, or that its ready-made model would ignore."""
 END = VLM_SPECIALS.index("<|im_end|>")
 FRAME = len("[user\n]\n[assistant\n")  # the chat markup, special tokens as brackets
 
@@ -106,7 +106,7 @@ def parse() -> Any:
 
 
 def make_config(options: Any) -> Any:
-    """Of the model whose shape is asked for."""
+    """Build the config of the model with the requested shape."""
     from transformers import Qwen2_5_VLConfig, Qwen2Config
 
     ends = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": END}
@@ -118,7 +118,7 @@ def make_config(options: Any) -> Any:
 
 
 def make_policy(options: Any) -> Policy:
-    """Random weights in fp32, on the device."""
+    """Build a policy with random weights in fp32 on the device."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
     kind = AutoModelForCausalLM if options.shape == "text" else AutoModelForImageTextToText
@@ -137,7 +137,7 @@ def checkpointing(options: Any) -> bool:
 
 
 def made_up(options: Any, lengths: str | None = None) -> Rollout:
-    """A rollout of random tokens, with images where the model takes them."""
+    """Build a rollout of random tokens, with images if the model takes them."""
     count = options.prompts * options.group_size
     drawn = draw_lengths(lengths or options.lengths, count, options.max_tokens)
     config = make_config(options)
@@ -147,7 +147,7 @@ def made_up(options: Any, lengths: str | None = None) -> Rollout:
 
 
 def steps(options: Any, policy: Policy, rollout: Rollout, budget: int, count: int) -> list[float]:
-    """Seconds of training steps."""
+    """Return the seconds of training steps."""
     given = {"tokens_per_microbatch": budget, **options.ours}
     return train(policy, [rollout] * count, "bf16", device=options.device, **given)
 
@@ -198,7 +198,8 @@ def memory(options: Any) -> None:
             forget_peak(options)
             steps(options, policy, rollout, budget, 2)
             sizes = (len(rollout.prompts[0].token_ids), longest, options.group_size, options.prompts)
-            terms = training(shape, fullest(budget, *sizes), Way(False, checkpointing(options)), 1, 2)
+            load, strategy = largest_microbatch(budget, *sizes), Strategy(False, checkpointing(options))
+            terms = training_memory(shape, load, strategy, 1, 2)
             measured, formula = peak(options), sum(terms.values()) / 2**20
             rows.append((lengths, budget, measured, formula, formula / measured))
             say(f"{lengths} {budget}: {measured:.0f} MiB, formula {formula:.0f}")
@@ -313,7 +314,7 @@ def make_engine(name: str) -> RolloutEngine:
 
 
 def save_model(options: Any, folder: str) -> float:
-    """Save random weights and a tokenizer for processes of their own; returns the FLOPs of a step on them."""
+    """Save random weights and a tokenizer for the other processes; return the FLOPs of a step on them."""
     options.lengths = "equal"  # random weights almost never end a completion
     policy = make_policy(options)
     model: Any = policy.model
@@ -328,7 +329,7 @@ def save_model(options: Any, folder: str) -> float:
 
 @contextmanager
 def serving(options: Any, folder: str) -> Iterator[str]:
-    """The URL of a vLLM server of the model, which may still be starting."""
+    """Yield the URL of a vLLM server of the model, which may still be starting."""
     from lit_rlvr.rollout.engines.transfer import free_port
 
     port, several = free_port(), options.device == "cuda" and torch.cuda.device_count() > 1
@@ -352,7 +353,7 @@ def serving(options: Any, folder: str) -> Iterator[str]:
 
 
 def replace_shape(options: Any) -> Any:
-    """The same sizes, of text alone."""
+    """Return the same sizes for text alone."""
     return argparse.Namespace(**vars(options) | {"shape": "text"})
 
 
@@ -363,14 +364,14 @@ def forget_peak(options: Any) -> None:
 
 
 def peak(options: Any) -> float:
-    """MiB since `forget_peak`, on a CPU since the process began."""
+    """Return the peak in MiB since `forget_peak`; on a CPU since the process began."""
     if options.device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return peak_memory_mb()
 
 
 def finish(options: Any, rate: MatmulRate | None = None, **result: Any) -> None:
-    """The last line."""
+    """Print the last line."""
     gpu = None if options.tiny else torch.cuda.get_device_name()
     rates = {} if rate is None else {"matmul_tflops": round(rate.best / 1e12, 2)}
     print_result(
@@ -410,7 +411,7 @@ def make_workload(options: Any, folder: str) -> Workload:
 
 
 def play(name: str, workload: Workload) -> Player:
-    """One contestant's whole run, alone on the machine."""
+    """Run one contestant alone on the machine."""
     player = start(name, workload)
     try:
         take_turns([player], workload.steps, workload.steps, 1, lambda p: True, lambda: None)
@@ -420,7 +421,7 @@ def play(name: str, workload: Workload) -> Player:
 
 
 def summarise(player: Player, flops: float, rate: MatmulRate) -> dict[str, float]:
-    """A contestant's medians over its steps, without the first."""
+    """Return a contestant's medians over its steps, without the first."""
     counted = player.steps[1:]
     parts = {name: median(taken[name] for taken in counted) for name in ("seconds", "sync", "generate", "train")}
     return {

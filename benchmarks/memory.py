@@ -1,4 +1,4 @@
-"""Whether `lit-rlvr plan` tells the truth: the memory of real training steps beside what its formula says.
+"""The accuracy of `lit-rlvr plan`: compares the memory of real training steps with the formula.
 
 Each row is a fresh run on a CPU: GRPO loads a model and takes two optimizer steps on a made-up rollout, in one process
 or in two (DDP, FSDP2 over gloo), with and without gradient checkpointing and LoRA. Measured is the peak of resident
@@ -20,7 +20,7 @@ from common import make_parser, peak_memory_mb, print_result, print_table, run_i
 from training import SMALL, build_policy, make_rollout, train
 
 from lit_rlvr.distributed.strategy import FSDP2
-from lit_rlvr.plan.memory import Way, fullest, training
+from lit_rlvr.plan.memory import Strategy, largest_microbatch, training_memory
 from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.sources import resolve_model
@@ -45,15 +45,15 @@ def parse() -> Any:
     return parser.parse_args()
 
 
-def expected(folder: str, precision: str, processes: int, way: Way) -> float:
-    """MiB by the formula."""
+def predicted(folder: str, precision: str, processes: int, strategy: Strategy) -> float:
+    """Return the MiB that the formula predicts."""
     from transformers import AutoConfig
 
-    shape = shape_of(AutoConfig.from_pretrained(folder), lora=Lora() if way.lora else None)
+    shape = shape_of(AutoConfig.from_pretrained(folder), lora=Lora() if strategy.lora else None)
     lengths = (SIZES["prompt_tokens"], SIZES["completion_tokens"])
-    load = fullest(BUDGET, *lengths, SIZES["group_size"], SIZES["groups"])
+    load = largest_microbatch(BUDGET, *lengths, SIZES["group_size"], SIZES["groups"])
     size = 4 if precision == "fp32" else 2
-    return sum(training(shape, load, way, processes, size, attention=4).values()) / MIB
+    return sum(training_memory(shape, load, strategy, processes, size, attention=4).values()) / MIB
 
 
 def main() -> None:
@@ -66,11 +66,12 @@ def main() -> None:
         for model, precision, processes, sharded, checkpointing, lora in CASES:
             if model not in options.models:
                 continue
-            way = Way(sharded, checkpointing, lora)
-            asked = {"precision": precision, "processes": processes, **vars(way)}
+            strategy = Strategy(sharded, checkpointing, lora)
+            asked = {"precision": precision, "processes": processes, **vars(strategy)}
             measured, base = (run_isolated("memory.py", folder=f, **asked)["mib"] for f in (folders[model], tiny))
             measured -= base
-            formula = expected(folders[model], precision, processes, way) - expected(tiny, precision, processes, way)
+            formula, small_formula = (predicted(f, precision, processes, strategy) for f in (folders[model], tiny))
+            formula -= small_formula
             name = ("FSDP2" if sharded else "DDP" if processes > 1 else "one process") + ", LoRA" * lora
             name += ", checkpointing" * checkpointing
             rows.append((model, precision, name, measured, formula, formula / measured))
@@ -80,14 +81,14 @@ def main() -> None:
 
 
 def build_small(folder: Path) -> None:
-    """The random Llama, as a folder that loads."""
+    """Build the random Llama as a model folder."""
     model: Any = build_policy(SMALL).model
     model.generation_config.eos_token_id = 0
     model.save_pretrained(folder)
 
 
 def measure(asked: dict[str, Any]) -> None:
-    """One run; the first process prints its memory."""
+    """Measure one run; its first process prints its memory."""
     from transformers import AutoConfig
 
     rollout = make_rollout(**SIZES, vocabulary=AutoConfig.from_pretrained(asked["folder"]).vocab_size)

@@ -1,4 +1,4 @@
-"""The contestant `lit-rlvr fit`: the plain command on a written config, with one callback that takes turns.
+"""The contestant `lit-rlvr fit`: the plain command on a written config, with one callback that alternates with TRL.
 
 Started by the benchmarks: ours.py WORKLOAD (as JSON).
 """
@@ -56,7 +56,8 @@ class TakeTurns(Callback):
 
 
 def settings(workload: Workload, folder: str) -> dict[str, Any]:
-    """The config of `lit-rlvr fit`: the workload and its options, and the product's defaults for everything else."""
+    """Return the config of `lit-rlvr fit`: the workload, its options, and the product's defaults for everything
+    else."""
     return {
         "seed_everything": workload.seed,
         "model": {

@@ -24,7 +24,7 @@ from lit_rlvr.datamodules.text_math import read_svamp
 ROOT = Path(__file__).parent.parent
 SVAMP = ROOT / "datamodules/data/svamp/validation.jsonl"
 Texts = dict[str, str]
-"""A question's id -> the completion."""
+"""Question id -> completion."""
 
 
 def parse() -> Any:
@@ -125,7 +125,7 @@ def ask_harness(options: Any, questions: list[dict[str, str]]) -> Texts:
 
 
 def load_rule(folder: Path) -> Callable[[str], str | None]:
-    """Return `last_number` of the page's last_number.py."""
+    """Return `last_number` from the page's last_number.py."""
     names: dict[str, Any] = {}
     exec((folder / "last_number.py").read_text(), names)
     return names["last_number"]
@@ -137,7 +137,7 @@ PROGRAMS: dict[str, tuple[str, Callable[[Any, list[dict[str, str]]], Texts]]] = 
     "lit-rlvr evaluate": ("lit_rlvr", ask_ours),
     "lm-evaluation-harness": ("lm_eval", ask_harness),
 }
-"""Program -> its module, and how to ask it."""
+"""Program -> its module and the function that asks it."""
 
 
 def main() -> None:

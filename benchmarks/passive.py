@@ -1,4 +1,4 @@
-"""Import it before torch: threads that wait do not spin, as in `lit-rlvr` (the command sets the same)."""
+"""Makes waiting threads not spin, as `lit-rlvr` does; import it before torch."""
 
 import os
 

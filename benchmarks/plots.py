@@ -1,4 +1,4 @@
-"""Curves of a benchmark as one picture."""
+"""The curves of a benchmark as one picture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
-    """Save the panels side by side."""
+    """Draw the panels in one row, and save them."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What running a prompt once for its whole group saves: training time with shared_prefix True and False.
+"""The gain of running a prompt once for its group: training time with shared_prefix True and False.
 
 Times forward and backward of one group through Policy.logprobs, cut into the micro-batches that training would run,
 as the prompt grows and as the group grows, on SmolLM2-135M-Instruct up to --longest-smollm2 prompt tokens and on a
@@ -42,7 +42,7 @@ def parse() -> Any:
 
 
 def train_group(policy: Policy, rollout: Rollout, shared: bool, precision: str) -> None:
-    """Forward and backward of a rollout's groups, one way or the other."""
+    """Run forward and backward on a rollout's groups, with or without a shared prefix."""
     policy.share_prefix(shared)
     policy.zero_grad()
     for rows in cut_rows(rollout, list(range(len(rollout.mask))), BUDGET, shared):
@@ -54,7 +54,7 @@ def train_group(policy: Policy, rollout: Rollout, shared: bool, precision: str) 
 def measure(
     policy: Policy, prompt: int, group_size: int, rate: MatmulRate, options: Any, image: int = 0
 ) -> dict[str, float]:
-    """Median seconds of both ways on one group, and their ratio."""
+    """Return the median seconds with and without a shared prefix on one group, and their ratio."""
     config: Any = policy.model.config
     vocabulary = config.get_text_config().vocab_size
     rollout = make_rollout(1, group_size, prompt, options.completion_tokens, vocabulary)

@@ -20,11 +20,11 @@ from lit_rlvr.types import Completion, Sample
 FILES = ("gsm8k/train.jsonl", "gsm8k/test.jsonl", "math/train.parquet", "math/test.parquet", "math500/test.jsonl",
          "svamp/svamp.jsonl")  # fmt: skip
 CHECKED = 200
-"""Solutions of a set that are judged, from its beginning."""
+"""Number of solutions of a set that the checker judges."""
 
 
 def solution(sample: Sample) -> str:
-    """What a row says that leads to its answer; sets without solutions give the answer itself in a box."""
+    """Return a row's solution; for sets without solutions, the answer in a box."""
     row = sample.row
     nested = (row.get("reward_model") or {}).get("ground_truth")
     if isinstance(nested, dict):
@@ -34,7 +34,7 @@ def solution(sample: Sample) -> str:
 
 
 def right(samples: list[Sample], answers: list[Sample]) -> float:
-    """The share of some rows' solutions that are right by other rows' answers."""
+    """Return the share of some rows' solutions that are right by other rows' answers."""
     pairs = [(Completion(solution(s), (1,), "stop"), other) for s, other in zip(samples, answers, strict=True)]
     return sum(bool(result.correct) for result in MathAnswer().score(pairs)) / len(pairs)
 

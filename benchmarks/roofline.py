@@ -1,4 +1,4 @@
-"""How much of the machine's arithmetic a training step uses, on a CPU.
+"""The share of the machine's arithmetic rate that a training step reaches, on a CPU.
 
 utilisation = useful FLOP/s of whole optimizer steps of GRPO (advantages, forward, backward, clipping, AdamW) on
 made-up rollouts / the machine's best rate of large matrix products in the same precision, measured between the steps.
@@ -19,7 +19,7 @@ WORKLOADS = ((4, 8, 29, 16), (8, 8, 29, 32), (8, 8, 128, 64))
 
 
 def workload(text: str) -> tuple[int, ...]:
-    """`8x8x29x32` as numbers."""
+    """Return `8x8x29x32` as numbers."""
     groups, group_size, prompt, completion = map(int, text.split("x"))
     return groups, group_size, prompt, completion
 

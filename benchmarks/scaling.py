@@ -1,4 +1,4 @@
-"""How time and memory of a training step grow with its sizes, on a CPU.
+"""The growth of time and memory of a training step with its sizes, on a CPU.
 
 Each point is a fresh process that trains a random Llama (6 layers, hidden size 256) by GRPO on a made-up rollout:
 median seconds of a step, and the peak of resident memory above what the process held before training. One size
@@ -37,7 +37,7 @@ def parse() -> Any:
 
 
 def measure(sweep: str, size: int, options: Any) -> tuple[float, float]:
-    """Median seconds and MiB of memory of one point."""
+    """Return the median seconds and MiB of memory of one point."""
     rollout = BASE | ({sweep: size} if sweep in BASE else {})
     model = MODEL | ({sweep: size} if sweep in MODEL else {})
     found = run_isolated("training.py", model=model, rollout=rollout, steps=options.steps, precision=options.precision)

@@ -1,4 +1,4 @@
-"""Whether anything grows in a long run: memory, open files and processes of thousands of steps with a tiny model.
+"""The growth of memory, open files and processes in a long run: thousands of steps with a tiny model.
 
 Starts `lit-rlvr fit --config smoke/resume` (a third of a million weights, a checkpoint every few steps, validation, two
 reward workers) and looks at it from outside, all its processes together. Prints the growth over the second half of the
@@ -29,8 +29,8 @@ def parse() -> Any:
     return parser.parse_args()
 
 
-def look(process: psutil.Process) -> tuple[float, int, int]:
-    """MiB of memory, open files and number of all processes of a run."""
+def measure(process: psutil.Process) -> tuple[float, int, int]:
+    """Return MiB of memory, open files and number of all processes of a run."""
     memory, files, count = 0.0, 0, 0
     for each in [process, *process.children(recursive=True)]:
         try:
@@ -43,7 +43,7 @@ def look(process: psutil.Process) -> tuple[float, int, int]:
 
 
 def step_of(run: Path) -> int:
-    """The last step in metrics.csv; 0 before there is one."""
+    """Return the last step in metrics.csv; 0 before the first."""
     path = run / "metrics.csv"
     lines = path.read_text().splitlines() if path.is_file() else []
     return len(lines) - 1 if len(lines) > 1 else 0
@@ -63,7 +63,7 @@ def main() -> None:
             process = psutil.Process(child.pid)
             while child.poll() is None:
                 try:
-                    found = look(process)
+                    found = measure(process)
                 except psutil.NoSuchProcess:
                     break
                 step = step_of(run)

@@ -1,4 +1,4 @@
-"""The product's own training path on a made-up rollout: a real Trainer and a real algorithm, without an engine.
+"""Our training path on a made-up rollout: a real Trainer and a real algorithm, without an engine.
 
 As a script (started by the benchmarks): training.py OPTIONS (as JSON) trains and prints seconds and memory as JSON.
 """
@@ -38,11 +38,11 @@ Shape = dict[str, int]
 
 SMALL: Shape = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "num_attention_heads": 8,
                 "num_key_value_heads": 4, "vocab_size": 8192}  # fmt: skip
-"""A random Llama of 30 M parameters, for sizes that take too long on SmolLM2."""
+"""The shape of a random Llama of 30 M parameters, for sizes that take too long on SmolLM2."""
 
 
 def build_policy(model: str | Shape, shared_prefix: bool = True) -> Policy:
-    """`smollm2`, a folder or a hub id; or a random Llama of a shape."""
+    """Build a policy: `smollm2`, a folder or a hub id; or a random Llama of a shape."""
     if isinstance(model, str):
         return load_policy(resolve_model(model), shared_prefix)
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -54,7 +54,8 @@ def build_policy(model: str | Shape, shared_prefix: bool = True) -> Policy:
 
 
 def build_vlm() -> Policy:
-    """A random Qwen2.5-VL: the language model of `SMALL` with its own vocabulary, an image encoder of 6 layers."""
+    """Build a random Qwen2.5-VL: the language model of `SMALL` with its own vocabulary, an image encoder of 6
+    layers."""
     text = {name: size for name, size in SMALL.items() if name != "vocab_size"} | {"max_position_embeddings": 1 << 15}
     vision = {"depth": 6, "hidden_size": 256, "intermediate_size": 512, "num_heads": 4, "fullatt_block_indexes": [2, 5]}
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +63,7 @@ def build_vlm() -> Policy:
 
 
 def with_image(rollout: Rollout, config: Any, features: int) -> Rollout:
-    """The rollout with a random image of a square number of features in front of each prompt."""
+    """Return the rollout with a random image of a square number of features in front of each prompt."""
     vision = config.vision_config
     side = round(features**0.5) * vision.spatial_merge_size
     size = vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
@@ -75,7 +76,7 @@ def with_image(rollout: Rollout, config: Any, features: int) -> Rollout:
 def make_rollout(
     groups: int, group_size: int, prompt_tokens: int, completion_tokens: int | list[int], vocabulary: int, dead: int = 0
 ) -> Rollout:
-    """Random tokens; half of each group is right, none of the first `dead` groups.
+    """Build a rollout of random tokens; half of each group is right, except in the first `dead` groups.
 
     Args:
         completion_tokens: of all completions, or of each.
@@ -108,13 +109,13 @@ def make_rollout(
 
 
 class EveryGroup(GRPO):
-    """GRPO that also runs the groups whose advantages are all zero."""
+    """GRPO that also trains on groups whose advantages are all zero."""
 
     def _prepare(self, rollout: Rollout, minibatches: list[list[int]]) -> PreparedRollout:
         return replace(super()._prepare(rollout, minibatches), live=list(range(len(rollout.mask))))
 
 
-class Given(LightningDataModule):
+class FixedRollouts(LightningDataModule):
     """Batches that hold their rollout already."""
 
     def __init__(self, rollouts: Sequence[Rollout]) -> None:
@@ -125,7 +126,7 @@ class Given(LightningDataModule):
         return DataLoader(self._batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]
 
     def commit(self, cursor: dict[str, int]) -> None:
-        """There is no position to keep."""
+        """Do nothing: the batches have no position to save."""
 
 
 def _as_it_is(batch: PromptBatch) -> PromptBatch:
@@ -133,7 +134,7 @@ def _as_it_is(batch: PromptBatch) -> PromptBatch:
 
 
 class Clock(Callback):
-    """Seconds of every iteration: advantages, forward, backward, clipping, AdamW, metrics."""
+    """Records the seconds of every iteration: advantages, forward, backward, clipping, AdamW, metrics."""
 
     def __init__(self, between: Callable[[], Any]) -> None:
         self.seconds: list[float] = []
@@ -158,7 +159,8 @@ def train(
     trainer_options: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[float]:
-    """Train a policy on the rollouts, one optimizer step each, with the product's defaults; seconds of each step.
+    """Train a policy on the rollouts, one optimizer step each, with the product's defaults; return the seconds of each
+    step.
 
     Args:
         trained: None = the algorithm loads its `model`.
@@ -181,12 +183,12 @@ def train(
             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             default_root_dir=folder, callbacks=[clock], **trainer_options or {},
         )  # fmt: skip
-        trainer.fit(module, datamodule=Given(rollouts))
+        trainer.fit(module, datamodule=FixedRollouts(rollouts))
     return clock.seconds
 
 
 def switch_off(technique: str) -> dict[str, Any]:
-    """Change the product in this process so that it does without a technique; options of `train`."""
+    """Disable a technique in this process; return the options of `train` that do the rest."""
     if technique == "shared prefix":
         return {"shared_prefix": False}
     if technique == "skipping dead groups":

@@ -1,4 +1,4 @@
-"""The contestant TRL: its GRPOTrainer on the same prompts, with the same reward, taking turns.
+"""The contestant TRL: its GRPOTrainer on the same prompts, with the same reward, alternating with ours.
 
 Started by the benchmarks: trl_grpo.py WORKLOAD (as JSON).
 """
@@ -28,7 +28,7 @@ from lit_rlvr.types import Completion, Sample
 
 
 def training_set(workload: Workload, tokenizer: Any) -> datasets.Dataset:
-    """The prompts of our own stream, in its order: chat messages and the answer.
+    """Return the prompts of our own stream in its order: chat messages and the answer.
 
     Raises:
         AssertionError: TRL would see other tokens than we do.
@@ -45,7 +45,7 @@ def training_set(workload: Workload, tokenizer: Any) -> datasets.Dataset:
 
 
 class Score:
-    """Our reward as a TRL reward function, which also keeps what a step's report needs."""
+    """Our reward as a TRL reward function, which also stores the values for a step's report."""
 
     __name__ = "score"
 
@@ -77,7 +77,7 @@ class Score:
 
 
 class TimedTrainer(GRPOTrainer):
-    """Notes how long generation took."""
+    """Records the duration of generation."""
 
     generate_seconds = 0.0
 
@@ -108,7 +108,7 @@ class TakeTurns(TrainerCallback):
 
 
 def settings(workload: Workload, folder: str) -> GRPOConfig:
-    """Our algorithm in TRL's names, and its settings that are fast and change no result."""
+    """Return our algorithm in TRL's names, with TRL's settings that are fast and do not change the result."""
     chosen: dict[str, Any] = {
         "output_dir": folder,
         "seed": workload.seed,

@@ -1,4 +1,4 @@
-"""Two training processes that compute in turns: each waits at the end of its step until it is its turn again.
+"""Two training processes that alternate: each waits at the end of its step until its next turn.
 
 A waiting process blocks in a read, so it takes no core from the other one.
 """
@@ -16,7 +16,7 @@ VARIABLE = "BENCHMARK_TURNS"  # tells a contestant its two pipes
 
 
 class Turns:
-    """A contestant's end: `start` before its first step, `begin` and `end` around every step."""
+    """A contestant's end: call `start` before its first step, and `begin` and `end` around every step."""
 
     def __init__(self) -> None:
         orders, reports = map(int, os.environ[VARIABLE].split(","))
@@ -26,19 +26,19 @@ class Turns:
         self._began: float | None = None
 
     def begin(self) -> None:
-        """Wait for the first turn (the later ones are waited for in `end`), and start the clock."""
+        """Wait for the first turn (`end` waits for the later ones), and start the clock."""
         if self._began is None:
             self._exchange({})
         self._began = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Since the step began."""
+        """Seconds since the step began."""
         assert self._began is not None, "begin() comes first"
         return time.perf_counter() - self._began
 
     def end(self, report: dict[str, Any]) -> bool:
-        """Report the step and wait for the next turn; False = there is none."""
+        """Report the step and wait for the next turn; return False if there is none."""
         return self._exchange(report) == "go"
 
     def _exchange(self, report: dict[str, Any]) -> str:
@@ -51,7 +51,7 @@ class Turns:
 
 
 class Player:
-    """The other end: a contestant's process.
+    """The benchmark's end: a contestant's process.
 
     Args:
         name: for messages.
@@ -76,19 +76,19 @@ class Player:
         self._receive()  # it has loaded and stands before its first step
 
     def step(self) -> dict[str, Any]:
-        """Let it take one step; its report."""
+        """Let the contestant take one step; return its report."""
         self._send("go")
         self.steps.append(self._receive())
         return self.steps[-1]
 
     def stop(self) -> None:
-        """Let it end."""
+        """Let the contestant end."""
         if self._process.poll() is None:
             self._send("stop")
             self._process.wait()
 
     def kill(self) -> None:
-        """End it whatever it does; nothing happens after `stop`."""
+        """Kill the contestant's process; do nothing after `stop`."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()

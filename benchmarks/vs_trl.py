@@ -78,7 +78,8 @@ def reached(player: Player, reward: float | None) -> bool:
 
 
 def seconds_to(player: Player, reward: float) -> float:
-    """Seconds of the steps up to the first whose mean reward is at least `reward`; of all steps if none is."""
+    """Return the seconds of the steps up to the first whose mean reward is at least `reward`; of all steps if none
+    is."""
     total = 0.0
     for step in player.steps:
         total += step["seconds"]
@@ -88,7 +89,7 @@ def seconds_to(player: Player, reward: float) -> float:
 
 
 def summarise(player: Player, measured: int) -> dict[str, Any]:
-    """Medians over the measured steps, which are the same for both; the first is dropped."""
+    """Return the medians over the measured steps, which are the same for both; drop the first."""
     steps = player.steps[1 : 1 + measured]
     parts = {name: median(step[name] for step in steps) for name in ("sync", "generate", "score", "train")}
     return {

@@ -1,4 +1,4 @@
-"""Tokens per second of a rollout against bare vLLM, on one engine, taking turns in one process.
+"""Tokens per second of a rollout against bare vLLM, on one engine, alternating in one process.
 
 rollout: what the RolloutCallback does between the weight sync and the reward: `engine.generate` with one seed per
 completion, decoding of the texts, packing into Completions and padded tensors. bare: `llm.generate` on the same LLM
@@ -29,7 +29,7 @@ def parse() -> Any:
 
 
 def ask(engine: Any, prompts: list[Any], sampling: Any, seeds: list[list[int]]) -> tuple[list[Any], list[Any]]:
-    """Inputs and SamplingParams of a bare `llm.generate` that samples what the rollout does."""
+    """Return inputs and SamplingParams of a bare `llm.generate` that samples the same as the rollout."""
     from vllm import SamplingParams
 
     inputs, params = [], []

@@ -1,4 +1,4 @@
-"""`lit-rlvr watch` on a long run: 2,000 steps of 128 saved prompts; seconds to read it, and seconds for each view.
+"""`lit-rlvr watch` on a long run of 2,000 steps with 128 saved prompts: seconds to read it, and seconds for each view.
 
 `python benchmarks/watch.py [--steps 2000 --prompts 128 --group 8 --known 4096]`
 """
@@ -23,7 +23,7 @@ METRICS = 90
 
 
 def write(folder: Path, steps: int, prompts: int, group: int, known: int) -> None:
-    """A run folder of that length; each completion has 400 characters."""
+    """Write a run folder of that length; each completion has 400 characters."""
     draw = random.Random(0)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("seed_everything: 0\nmodel: {class_path: lit_rlvr.algorithms.GRPO}\n")
@@ -60,7 +60,7 @@ def main() -> None:
             began = time.perf_counter()
             views = {
                 "/": {}, "/now": {}, "/prompts": {"run": str(run)},
-                "/prompts ": {"run": str(run), "order": "gain", "course": "solved", "words": "what"},
+                "/prompts ": {"run": str(run), "order": "gain", "outcome": "solved", "words": "what"},
                 "/prompt": {"run": str(run), "id": "7"},
                 "/prompt ": {"run": str(run), "id": "7", "step": "64"},
                 "/tokens": {"run": str(run), "id": "7", "step": "64", "sample": "0"},

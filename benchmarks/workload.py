@@ -1,4 +1,4 @@
-"""What two trainers are compared on, and the race between them."""
+"""The task of two trainers in a benchmark, and the race between them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Workload:
 
 
 def wait_for_gpu() -> None:
-    """Let what was asked of the GPU end, so that it counts in the step that asked."""
+    """Wait until the GPU has finished, so that its work counts in the step that requested it."""
     import torch
 
     if torch.cuda.is_available():
@@ -56,7 +56,7 @@ def wait_for_gpu() -> None:
 
 
 def gpu_memory_mb() -> float:
-    """The most memory torch has held on the GPU in this process, in MiB; 0 without one."""
+    """Return the peak memory that torch has allocated on the GPU in this process, in MiB; 0 without a GPU."""
     import torch
 
     return torch.cuda.max_memory_reserved() / (1 << 20) if torch.cuda.is_available() else 0.0
@@ -77,10 +77,10 @@ def start(name: str, workload: Workload, environment: dict[str, str] | None = No
 def take_turns(
     players: list[Player], least: int, most: int, block: int, done: Callable[[Player], bool], between: Callable[[], Any]
 ) -> None:
-    """Let the players step in alternating blocks: each `least` steps, then on until it is `done` or has made `most`.
+    """Let the players alternate in blocks of steps: each takes `least`, then more until `done` or `most`.
 
     Args:
-        between: called between the blocks, when nobody computes.
+        between: called between the blocks, when no player computes.
     """
     running = list(players)
     while running:

@@ -30,7 +30,7 @@ PREFIX = "policy.model."
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `export`."""
+    """Run the command line of `export`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("run", type=str, help="run folder, or one of its checkpoints")
     parser.add_argument("--to", type=str, required=True, help="folder to write; it must not exist yet")
@@ -69,32 +69,33 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
 
 
 def is_run(name: str) -> bool:
-    """Whether a model is given as a run folder."""
+    """Return whether a model is given as a run folder."""
     return (Path(name).expanduser() / "config.yaml").is_file()
 
 
-def model_of(name: str) -> str:
-    """A model name, folder or hub id unchanged; for a run folder, its newest model exported to the cache."""
+def resolve_run_model(name: str) -> str:
+    """Return a model name, folder or hub id unchanged; export a run folder's newest model to the cache and return
+    that."""
     if not is_run(name):
         return name
     run = Path(name).expanduser()
-    return str(made_once(cached_export(run), lambda to: _into(run, to)))
+    return str(made_once(cached_export(run), lambda to: _export_into(run, to)))
 
 
 def cached_export(run: Path) -> Path:
-    """Where the cache has, or would have, a run's newest model."""
+    """Return the path in the cache for a run's newest model."""
     checkpoint = last_checkpoint(run)
     key = derive_seed(str(checkpoint.resolve()), checkpoint.stat().st_mtime_ns)
     return cache_folder() / "exported" / f"{run.resolve().name}-{key:x}"
 
 
-def _into(run: Path, folder: Path) -> None:
+def _export_into(run: Path, folder: Path) -> None:
     folder.rmdir()
     export_run(run, folder)
 
 
 def save_model(model: Any, source: str, target: Path) -> Path:
-    """Write a model with the tokenizer (and image and video processor) of the folder or hub id it came from.
+    """Write a model with the tokenizer and the image and video processors of the folder or hub id that it came from.
 
     The folder appears only when it is complete.
     """
@@ -119,7 +120,7 @@ def save_model(model: Any, source: str, target: Path) -> Path:
 
 
 def run_config(root: Path) -> dict[str, Any]:
-    """The config of a run.
+    """Read the config of a run.
 
     Raises:
         UserError: there is none, or it names no model.
@@ -134,10 +135,10 @@ def run_config(root: Path) -> dict[str, Any]:
 
 
 def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -> Any:
-    """The Hugging Face model of a run with a checkpoint's weights, adapters merged.
+    """Load the Hugging Face model of a run with a checkpoint's weights, and merge its adapters.
 
     Args:
-        settings: the run's options of its model.
+        settings: the options of the model in the run's config.
 
     Raises:
         UserError: the checkpoint belongs to another model.
@@ -146,9 +147,9 @@ def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -
     weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
     trained_on, lora = saved["rlvr"]["model_folder"], settings.get("lora")
     folder = trained_on if lora else resolve_model(settings["model"])
-    model = adapted(folder, Lora(**lora)) if lora else untrained(folder, dtype)
-    wanted = {n: p for n, p in model.named_parameters() if p.requires_grad} if lora else model.state_dict()
-    if wrong := misfits(weights, wanted):
+    model = model_with_adapters(folder, Lora(**lora)) if lora else random_model(folder, dtype)
+    expected = {n: p for n, p in model.named_parameters() if p.requires_grad} if lora else model.state_dict()
+    if wrong := mismatched_weights(weights, expected):
         layers = len({found[0] for key in weights if (found := re.search(r"\blayers\.\d+\.", key))})
         name = Path(trained_on).name
         has = f"adapters of {name}" if any("lora_" in key for key in weights) else f"{name}'s"
@@ -163,27 +164,27 @@ def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -
     return model.to(dtype)
 
 
-def misfits(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Names that only one of two sets of weights has, or under which they have different shapes."""
-    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, wanted)]
+def mismatched_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return the names that only one of two sets of weights has, or whose shapes differ."""
+    shapes = [{name: tensor.shape for name, tensor in tensors.items()} for tensors in (weights, expected)]
     return sorted({name for name, _ in shapes[0].items() ^ shapes[1].items()}, key=_natural)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts `layers.2` before `layers.10`."""
+    """Return a key that sorts `layers.2` before `layers.10`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
-def untrained(folder: str, dtype: torch.dtype) -> Any:
-    """The model of a folder with random weights."""
+def random_model(folder: str, dtype: torch.dtype) -> Any:
+    """Build the model of a folder with random weights."""
     config = load_config(folder)
     model = auto_class(config).from_config(config, dtype=dtype)
     model.generation_config = generation_config(folder) or model.generation_config
     return model
 
 
-def adapted(folder: str, lora: Lora) -> Any:
-    """The model of a folder with new adapters."""
+def model_with_adapters(folder: str, lora: Lora) -> Any:
+    """Load the model of a folder with new adapters."""
     model: Any = load_policy(folder, shared_prefix=False).model
     add_adapters(model, lora)
     return model

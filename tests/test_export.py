@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 
 from lit_rlvr.cli.main import run
 from lit_rlvr.errors import UserError
-from lit_rlvr.export import export_run, model_of, save_model
+from lit_rlvr.export import export_run, resolve_run_model, save_model
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.run.outputs import weights_sha256
 
@@ -134,7 +134,7 @@ def test_weights_of_another_model_are_one_short_line(
     (other / "config.json").write_text(json.dumps(config | {key: value}))
     text = (run_copy / "config.yaml").read_text()
     (run_copy / "config.yaml").write_text(text.replace(str(tiny_model_folder), str(other)))
-    for command in (lambda: export_run(run_copy, tmp_path / "out"), lambda: model_of(str(run_copy))):
+    for command in (lambda: export_run(run_copy, tmp_path / "out"), lambda: resolve_run_model(str(run_copy))):
         with pytest.raises(UserError, match=re.escape(said.format(other))) as caught:
             command()
         assert str(caught.value).startswith(f"{run_copy / 'checkpoints' / 'step-000002.ckpt'}: its weights are ")

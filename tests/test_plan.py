@@ -14,7 +14,17 @@ from tiny_runs import FIT
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.plan.memory import FLOAT, Lengths, Way, activations, cached, expected, fullest, logits, training
+from lit_rlvr.plan.memory import (
+    FLOAT,
+    Lengths,
+    Strategy,
+    activations,
+    cached_tokens,
+    expected_microbatch,
+    largest_microbatch,
+    logits,
+    training_memory,
+)
 from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.plan.sizing import CONFIGS, job, sizing
 from lit_rlvr.plan.strategies import GIB, GPUs
@@ -67,7 +77,7 @@ def test_activations_are_what_the_backward_pass_keeps(
     held = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: held.append(t) or note(t), lambda t: t):  # type: ignore[func-returns-value]
         policy.logprobs(rollout, list(range(group * groups)))
-    load = fullest(4096, prompt, completion, group, groups)
+    load = largest_microbatch(4096, prompt, completion, group, groups)
     shape = shape_of(config)
     formula = 4 * activations(shape.text, load, FLOAT, attention) + load.scored * shape.vocabulary * FLOAT
     assert 0.75 < formula / sum(kept.values()) < 1.33, formula / sum(kept.values())
@@ -76,32 +86,32 @@ def test_activations_are_what_the_backward_pass_keeps(
 def test_a_chunk_of_logits_is_larger_on_a_gpu() -> None:
     """In bf16, of each logit of a chunk: two bytes, and two tensors in fp32 and one in bf16 beside them."""
     shape = job("Qwen2.5-1.5B").whole
-    load = fullest(16384, 1024, 3072, 8, 128)
+    load = largest_microbatch(16384, 1024, 3072, 8, 128)
     head = shape.vocabulary * shape.text.width * (4 + 2)
     assert logits(shape, load, 2) == 2048 * shape.vocabulary * 12 + head
     assert logits(shape, load, 2, rows=1) == (1 << 25) * 12 + head
-    assert training(shape, load, Way(True, True), 8, 2)["temporary"] == logits(shape, load, 2)
-    few = fullest(110, 10, 100, 1, 1)
+    assert training_memory(shape, load, Strategy(True, True), 8, 2)["temporary"] == logits(shape, load, 2)
+    few = largest_microbatch(110, 10, 100, 1, 1)
     assert logits(shape, few, 2) == 100 * shape.vocabulary * 12 + head
 
 
 def test_sharding_divides_what_is_kept_and_adapters_spare_the_optimizer() -> None:
     shape = job("Qwen2.5-7B").whole
-    load = fullest(16384, 1024, 3072, 8, 16)
-    one, many = (training(shape, load, Way(sharded, True), 8, 2) for sharded in (False, True))
+    load = largest_microbatch(16384, 1024, 3072, 8, 16)
+    one, many = (training_memory(shape, load, Strategy(sharded, True), 8, 2) for sharded in (False, True))
     for name in ("weights", "AdamW"):
         assert many[name] == one[name] / 8
     assert one["weights"] == 4 * shape.parameters and one["AdamW"] == 8 * shape.parameters
     assert one["activations"] == many["activations"] and one["gathered"] == 0 < many["gathered"]
-    assert training(shape, load, Way(True, False), 8, 2)["activations"] > 5 * many["activations"]
-    adapted = training(job("Qwen2.5-7B").adapted, load, Way(False, True, lora=True), 8, 2)
+    assert training_memory(shape, load, Strategy(True, False), 8, 2)["activations"] > 5 * many["activations"]
+    adapted = training_memory(job("Qwen2.5-7B").adapted, load, Strategy(False, True, lora=True), 8, 2)
     assert adapted["AdamW"] < 0.01 * one["AdamW"] and adapted["weights"] < 1.01 * one["weights"]
 
 
 def test_offloading_keeps_only_what_runs_on_the_gpu() -> None:
     shape = job("Qwen2.5-7B").whole
-    load = fullest(16384, 1024, 3072, 8, 128)
-    sharded, offloaded = (training(shape, load, Way(True, True, offload=on), 2, 2) for on in (False, True))
+    load = largest_microbatch(16384, 1024, 3072, 8, 128)
+    sharded, offloaded = (training_memory(shape, load, Strategy(True, True, offload=on), 2, 2) for on in (False, True))
     for name in ("weights", "gradients", "AdamW"):
         assert offloaded[name] == 0 < sharded[name]
     copied_in = (shape.outside + 2 * shape.largest) * 4 / 2
@@ -112,10 +122,10 @@ def test_offloading_keeps_only_what_runs_on_the_gpu() -> None:
     assert not plans["alone, checkpointing"].fits and plans["FSDP2, offload, checkpointing"].fits
     assert plans["FSDP2, offload, checkpointing"].host == 16 * shape.parameters and plans["alone"].host == 0
     assert job("Qwen2.5-7B").arguments(plans["FSDP2, offload, checkpointing"]).startswith("--config strategy/offload ")
-    many = [plan for plan in job("Qwen2.5-7B").plans(GPUs.parse("16x80GB")) if plan.way.offload]
+    many = [plan for plan in job("Qwen2.5-7B").plans(GPUs.parse("16x80GB")) if plan.strategy.offload]
     assert "strategy/multinode --trainer.strategy.init_args.offload true" in job("Qwen2.5-7B").arguments(many[0])
     packed = replace(job("Qwen2.5-7B"), adapted=shape_of(CONFIGS["Qwen2.5-7B"], lora=Lora(quantize="nf4")), lora=True)
-    assert not any(plan.way.sharded for plan in packed.plans(gpu)), "4-bit weights cannot be sharded"
+    assert not any(plan.strategy.sharded for plan in packed.plans(gpu)), "4-bit weights cannot be sharded"
 
 
 def test_what_fits_first_is_proposed() -> None:
@@ -137,21 +147,21 @@ def test_what_fits_first_is_proposed() -> None:
 
 def test_an_engine_holds_what_is_left_of_its_sequences() -> None:
     """Beside many sequences whose lengths are drawn."""
-    assert cached(7, 10, Lengths(50, 50)) == 7 * 60
+    assert cached_tokens(7, 10, Lengths(50, 50)) == 7 * 60
     generator = torch.Generator().manual_seed(0)
     for prompt, mean in ((100, 1000), (500, 200)):
         lengths = torch.empty(20000).exponential_(1 / mean, generator=generator)
         held = max(float((lengths > t).sum()) * (prompt + t) for t in range(0, 5000, 5))
-        assert cached(20000, prompt, Lengths(mean, 5000)) == pytest.approx(held, rel=0.03)
-    assert cached(1, 100, Lengths(10, 5000)) == 5100, "the longest alone"
+        assert cached_tokens(20000, prompt, Lengths(mean, 5000)) == pytest.approx(held, rel=0.03)
+    assert cached_tokens(1, 100, Lengths(10, 5000)) == 5100, "the longest alone"
 
 
 def test_a_micro_batch_of_expected_lengths_has_room_for_the_longest() -> None:
-    whole = fullest(16384, 1024, 3072, 8, 2)
-    assert expected(16384, 1024, Lengths(3072, 3072), 8, 2) == whole
-    short = expected(16384, 1024, Lengths(300, 3072), 8, 2)
+    whole = largest_microbatch(16384, 1024, 3072, 8, 2)
+    assert expected_microbatch(16384, 1024, Lengths(3072, 3072), 8, 2) == whole
+    short = expected_microbatch(16384, 1024, Lengths(300, 3072), 8, 2)
     assert short.tokens == 2 * (1024 + 8 * 299) and short.scored == 2 * 8 * 300 < whole.scored
-    assert expected(16384, 1024, Lengths(300, 3072), 8, 1).tokens == 1024 + 3071, "one of the longest"
+    assert expected_microbatch(16384, 1024, Lengths(300, 3072), 8, 1).tokens == 1024 + 3071, "one of the longest"
 
 
 def test_shares_and_proposals_follow_the_expected_lengths() -> None:
@@ -161,7 +171,7 @@ def test_shares_and_proposals_follow_the_expected_lengths() -> None:
         mean: replace(model, completion=Lengths(mean, 3072), fitted=True, prompts=1024) for mean in (200, 600, 3072)
     }
     share = {mean: asked.proposal(gpus).terms["vLLM"] / (80 * GIB) for mean, asked in fitted.items()}  # type: ignore[union-attr]
-    tokens = cached(1024, 1024 / 8, Lengths(200, 3072))
+    tokens = cached_tokens(1024, 1024 / 8, Lengths(200, 3072))
     needs = 2 * model.whole.parameters + 2 * GIB + tokens * 57344
     assert needs <= share[200] * 80 * GIB <= needs + 0.05 * 80 * GIB
     assert share[200] < share[600] < share[3072] < 0.9

@@ -13,7 +13,7 @@ COMMANDS = {
     "compare": ("lit_rlvr.compare", "compare algorithms over seeds and tasks on an equal budget"),
     "reproduce": (
         "lit_rlvr.compare.reproduce",
-        "run the study of a paper's table and set it beside the printed values",
+        "run the study of a paper's table and compare it with the printed values",
     ),
     "serve": ("lit_rlvr.cli.serve", "start a vLLM server that generates for runs on other machines"),
     "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
@@ -37,4 +37,4 @@ WITHOUT_RESULT = ("serve", "completion")
 """Commands that take no `--json`."""
 
 NOT_PARSED = {"fit": {"--dry-run"}, "plan": {"--time", "--price"}}
-"""Options that are no part of the config, by command."""
+"""Command -> its options that are not part of the config."""

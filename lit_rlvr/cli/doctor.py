@@ -1,4 +1,4 @@
-"""`lit-rlvr doctor`: what is installed, which engine and device will be used, and what to install for more."""
+"""`lit-rlvr doctor`: shows what is installed, which engine and device a run would use, and what to install for more."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ OPTIONAL = {
     "liger-kernel": "fused kernels on a GPU",
     "trl": "benchmarks",
 }
-"""Package -> what it is for."""
+"""Package -> its purpose."""
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `doctor`."""
+    """Run the command line of `doctor`."""
     Parser(prog=f"lit-rlvr {command}", description=__doc__).parse_args(arguments)
     lines = findings()
 
-    def for_people() -> None:
+    def print_text() -> None:
         console = Terminal()
         console.print(packages_table())
         for line in lines:
             console.print(line, soft_wrap=True)
 
     installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED, *OPTIONAL)}
-    show_result({"packages": installed, "findings": lines}, for_people)
+    show_result({"packages": installed, "findings": lines}, print_text)
     missing = [name for name in REQUIRED if _installed(name) is None]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}; install lit-rlvr again")
 
 
 def packages_table() -> Table:
-    """Installed versions, and how to get what is not installed."""
+    """Return a table of the installed versions, with a command to install each missing package."""
     table = Table("package", "version", "for", "install")
     table.add_row("lit-rlvr", __version__, "", "")
     for name in REQUIRED:
@@ -76,7 +76,7 @@ def packages_table() -> Table:
 
 
 def findings() -> list[str]:
-    """The components that a run on this machine would use."""
+    """Return lines about the device, precision, engine and model that a run on this machine would use."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda":
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"

@@ -21,14 +21,14 @@ from lit_rlvr.errors import OWN_FOLDERS, UserError, cause_of, find_user_line, fi
 TRACEBACK = "LIT_RLVR_TRACEBACK"
 """Environment variable that shows the whole traceback above the line."""
 
-_CANNOT_BE_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG)
-_BEFORE_A_RUN = {"main.py", "lightning_cli.py", "trainer.py", "begin.py", "configs.py"}
-"""Our files that call Lightning directly; other files call it during a run."""
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG)
+_CALLERS_OF_LIBRARIES = {"main.py", "lightning_cli.py", "trainer.py", "configs.py"}
+"""Our files that call Lightning and the parser before a run begins."""
 
 
 def failure_line(error: Exception) -> str | None:
-    """One line about a problem with the input, the user's code, a library's option or the disk; None for a bug in
-    lit-rlvr, which keeps its traceback."""
+    """Return one line about a problem with the input, the user's code, a library's option or the disk; return None for
+    a bug in lit-rlvr, which keeps its traceback."""
     cause = user_error_in(error)  # the parser wraps what an option's class raises
     if cause is not None and not isinstance(error, ArgumentError):
         return str(cause)
@@ -36,35 +36,39 @@ def failure_line(error: Exception) -> str | None:
         return f"{found[0]}: {first_line(found[1])} ({TRACEBACK}=1 shows the whole traceback)"
     if isinstance(error, ArgumentError):
         return ": ".join([*getattr(error, "__notes__", ()), explain_parse_error(error)])
-    if isinstance(error, OSError) and error.errno in _CANNOT_BE_WRITTEN:
+    if isinstance(error, OSError) and error.errno in _WRITE_ERRORS:
         return f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}"
     return _refused_by_library(error)
 
 
 def _refused_by_library(error: BaseException) -> str | None:
-    """The message with which Lightning, the parser or a class that they built refuses an option, such as a logger whose
-    package is missing or an interval that is too long; only if none of our code but the caller was involved."""
+    """Return the message with which Lightning, the parser or a class that they built refuses an option.
+
+    Such an option is a logger whose package is missing, or an interval that is too long. Return None if any of our code
+    was involved, except the caller.
+    """
     origin = _unwrapped(error)
     files = _files(error) + _files(origin)
     ours = {file.name for file in files if any(file.is_relative_to(folder) for folder in OWN_FOLDERS)}
-    if type(origin).__name__ != "MisconfigurationException" and (files[-1].name in ours or ours - _BEFORE_A_RUN):
+    ours_involved = files[-1].name in ours or ours - _CALLERS_OF_LIBRARIES
+    if type(origin).__name__ != "MisconfigurationException" and ours_involved:
         return None
     return f"trainer: {' '.join(str(origin).split()) or type(origin).__name__}"
 
 
 def _unwrapped(error: BaseException) -> BaseException:
-    """The exception that the parser wrapped: the parser's own message repeats every given value."""
+    """Return the exception that the parser wrapped, because the parser's own message repeats every given value."""
     earlier = cause_of(error)
     return error if earlier is None or "jsonargparse" not in _files(error)[-1].parts else _unwrapped(earlier)
 
 
 def _files(error: BaseException) -> list[Path]:
-    """The frames that an exception passed through; the last one raised it."""
+    """Return the files of the frames that an exception passed through; the last one raised it."""
     return [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
 
 
 def refuse_nulls(config: Namespace, classes: Mapping[str, type]) -> None:
-    """Check every option that one of our classes or a user's class declares.
+    """Refuse null for options of our classes and of a user's classes that need a value.
 
     Args:
         config: the parsed config.
@@ -109,11 +113,11 @@ def _check_arguments(values: Any, cls: Any, key: str) -> None:
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    """The types of a function's parameters, except those that default to None or cannot be resolved."""
+    """Return the types of a function's parameters, except those that default to None or cannot be resolved."""
     try:
         found = get_type_hints(function)
         unset = [p.name for p in inspect.signature(function).parameters.values() if p.default is None]
-    except (NameError, TypeError, ValueError):  # names only for type checkers, C functions
+    except (NameError, TypeError, ValueError):  # names that only type checkers see, C functions
         return {}
     return {name: hint for name, hint in found.items() if name not in unset}
 
@@ -142,17 +146,18 @@ PARSE_ERRORS = (
     (r"arguments are required: (?:\w+\.)*(?P<given>\w+)", "--{given}: missing; give a value"),
     (r"[Uu]nrecognized arguments: (?P<given>.+)", "what is {given!r} for? An option begins with --"),
 )  # fmt: skip
-"""jsonargparse's message -> our message. `where` is the key that it names, `mismatch` becomes `why`."""
+"""Pattern of jsonargparse's message -> our message; `where` is the key in the message, and `why` explains
+`mismatch`."""
 
 KINDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list",
     "dict": "a mapping", "Iterable": "a list",
 }  # fmt: skip
-"""Python's types in words."""
+"""Python type -> its name in messages."""
 
 
 def explain_parse_error(error: Exception) -> str:
-    """A parse error as one line, with the nearest valid name for an unknown one."""
+    """Return a parse error as one line, with the nearest valid name for an unknown one."""
     return _explain(" ".join(str(error).split()), getattr(error, "parser", None))
 
 
@@ -163,9 +168,9 @@ def _explain(text: str, parser: Any) -> str:
         if not found:
             continue
         where = ".".join(key for place, key in keys if place < found.start()) or (keys[0][1] if keys else "config")
-        parts = {name: _short(part) for name, part in found.groupdict().items()}
+        parts = {name: _shorten(part) for name, part in found.groupdict().items()}
         if "mismatch" in parts:
-            if "class_path '" in found["mismatch"]:  # of a class inside the class
+            if "class_path '" in found["mismatch"]:  # a class inside the class has the wrong option
                 return _explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', parser)
             parts["why"] = _mismatch(found["mismatch"])
         return message.format(where=where, **parts) + _hint(found.groupdict(), parser)
@@ -173,7 +178,7 @@ def _explain(text: str, parser: Any) -> str:
 
 
 def _hint(found: Mapping[str, str], parser: Any) -> str:
-    """The nearest name for an unknown one: a class, an option of a class, or an option of the parser."""
+    """Return the nearest name for an unknown class, option of a class, or option of the parser."""
     if "cls" in found:
         return _nearest(found["cls"], _class_names())
     if "own" in found:
@@ -185,15 +190,15 @@ def _hint(found: Mapping[str, str], parser: Any) -> str:
 
 
 def _mismatch(text: str) -> str:
-    """The kind of value that the option accepts, instead of the given one."""
-    wanted = list(dict.fromkeys(_wanted(text)))
+    """Return the kind of value that the option accepts, and the given one."""
+    expected = list(dict.fromkeys(_expected_kinds(text)))
     given = re.search(r"(?:Given value|Got value): ?(.*?)(?= - Expected| Given value type|$)", text)
-    if not wanted or not given:
+    if not expected or not given:
         return re.sub(r'^Parser key "[^"]+": ', "", text.split(" Given value")[0])
-    return f"give {', or '.join(wanted)}, not {_short(given[1]) or repr('')}"
+    return f"give {', or '.join(expected)}, not {_shorten(given[1]) or repr('')}"
 
 
-def _wanted(text: str) -> Iterator[str]:
+def _expected_kinds(text: str) -> Iterator[str]:
     for base in re.findall(r"Not a valid subclass of (\w+)", text):
         yield f"a class of type {base} by its class_path"
     for kind, values, words in re.findall(
@@ -204,12 +209,12 @@ def _wanted(text: str) -> Iterator[str]:
             yield KINDS.get(name, name) if kind else f"one of {values}" if values else f"a {words}"
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    """A hint with the known name most similar to a key: in the key's own group, or else among whole dotted names."""
+    """Return a hint with the most similar known name: from the key's own group, or else from all dotted names."""
     group, dot, name = key.rpartition(".")
     names = [other for other in known if other != key]
     siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group] if dot else []
@@ -218,7 +223,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 
 def _options_of(parser: Any, command: str = "") -> set[str]:
-    """The options that a parser takes on the command line, with those of the classes that it can build."""
+    """Return the options that a parser takes on the command line, with those of the classes that it can build."""
     found = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
     found |= NOT_PARSED.get(command, set()) | ({"--json"} if command not in WITHOUT_RESULT else set())
     for key, classes in _classes().items():
@@ -231,7 +236,7 @@ def _options_of(parser: Any, command: str = "") -> set[str]:
 
 
 def _classes() -> dict[str, list[type]]:
-    """The classes that are known, by the option that takes them."""
+    """Return the known classes by the option that takes them."""
     from lit_rlvr.advantages import Advantage
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
@@ -258,13 +263,13 @@ def _class_names() -> list[str]:
 
 
 def _arguments(cls: type) -> set[str]:
-    """The arguments of a class, with those of its bases."""
+    """Return the arguments of a class and of its bases."""
     made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
     names = {name for init in made if inspect.isfunction(init) for name in inspect.signature(init).parameters}
     return names - {"self", "args", "kwargs"}
 
 
 def _arguments_of(path: str) -> set[str]:
-    """The arguments of a class that the parser found."""
+    """Return the arguments of the class at an import path."""
     module, _, name = path.rpartition(".")
     return _arguments(getattr(import_module(module), name))

@@ -23,8 +23,8 @@ import lit_rlvr.rewards
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.errors import refuse_nulls
-from lit_rlvr.cli.groups import CALLBACKS
-from lit_rlvr.cli.inspect import check_before_weights, dry_run
+from lit_rlvr.cli.groups import CALLBACKS, GROUPS
+from lit_rlvr.cli.inspect import PlannedRun, dry_run
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
@@ -36,26 +36,26 @@ from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.files import check_writable
 from lit_rlvr.plan.timing import time_run
 from lit_rlvr.policy.precision import fast_bf16
-from lit_rlvr.run.folder import check_room, held, room
-from lit_rlvr.run.loggers import MetricsFile, in_run_folder, save_dir_not_required, with_ours
+from lit_rlvr.run.folder import check_run_folder, claim_run_folder, lock_run_folder
+from lit_rlvr.run.loggers import open_loggers, save_dir_not_required, set_save_dir
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.callback import Chosen, choose_trackers
-from lit_rlvr.run.trainer import BEGINS, DEFAULTS, RunBegins, equip
+from lit_rlvr.run.trainer import RUN_START_INDEX, TRAINER_DEFAULTS, RunStart, add_run_callbacks
 from lit_rlvr.terminal import show_result, wants_json
 from lit_rlvr.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
-INSTEAD = {
+REPLACEMENTS = {
     "gradient_clip_val": "model.max_grad_norm",
     "accumulate_grad_batches": "model.tokens_per_microbatch (memory) or data.prompts_per_step",
 }
-"""Trainer options that manual optimization refuses -> ours."""
+"""Trainer options that manual optimization refuses -> our options for the same purpose."""
 
 
-ANYWHERE = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
-"""Lets a trainer for GPUs be built on a machine without GPUs."""
+CPU_TRAINER = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
+"""Options that build a trainer for GPUs on a machine without GPUs."""
 
 
 HELP = (
@@ -66,15 +66,15 @@ HELP = (
 """Instructions at the top of the help."""
 
 
-DRY = "--dry-run"
-"""Option of `fit`; not one of the config, which is saved."""
+DRY_RUN = "--dry-run"
+"""Option of `fit`; the saved config does not have it."""
 
 
 TIME = "--time"
-"""Option of `plan` that measures instead."""
+"""Option of `plan` that measures the run instead of estimating its memory."""
 
 PRICE = "--price"
-"""Option of `plan --time`."""
+"""Option of `plan --time` for the price of an hour."""
 
 
 SUBCOMMANDS = {
@@ -86,31 +86,45 @@ SUBCOMMANDS = {
     "split": {"model", "datamodule"},
     "plan": {"model", "datamodule"},
 }
-"""The trainer's methods that are commands -> those of their arguments that the command line supplies."""
+"""The trainer's methods that are commands -> their arguments that the command line supplies."""
 
 
 class RunParser(Parser, LightningArgumentParser):
-    """Our parser, with what LightningCLI adds to its own."""
+    """Our parser combined with LightningCLI's own."""
+
+
+def null_groups_as_configs(args: Sequence[str]) -> list[str]:
+    """Replace each `--GROUP null` by a config with the same content: the parser accepts null for a whole group only
+    there."""
+    whole = {f"--{key}": f'--config={{"{key}": null}}' for key in GROUPS}
+    found: list[str] = []
+    for argument in args:
+        if argument == "null" and found and found[-1] in whole:
+            found[-1] = whole[found[-1]]
+        else:
+            option, _, value = argument.partition("=")
+            found.append(whole[option] if value == "null" and option in whole else argument)
+    return found
 
 
 def settings_of(parser: LightningArgumentParser, config: Any) -> str:
-    """The resolved settings of `fit` as YAML for another run, without resume and overwrite."""
+    """Return the resolved settings of `fit` as YAML for another run, without resume and overwrite."""
     settings = config.clone()
     settings.overwrite, settings.ckpt_path = False, None
     return str(parser.dump(settings, skip_none=False, format="yaml"))
 
 
 class RLVRCLI(LightningCLI):
-    """`lit-rlvr fit | validate | ...`."""
+    """LightningCLI for `fit`, `validate` and the other commands that take a config."""
 
-    def __init__(self, args: Sequence[str], until_end: ExitStack, dry: bool = False) -> None:
-        self._arguments, self._until_end, self._dry = list(args), until_end, dry
+    def __init__(self, args: Sequence[str], stack: ExitStack, dry: bool = False) -> None:
+        self._arguments, self._stack, self._is_dry_run = list(args), stack, dry
         super().__init__(
             RLVRModule,
             PromptDataModule,
             trainer_class=RLVRTrainer,
-            save_config_callback=None,  # `RunBegins` saves it
-            trainer_defaults=dict(DEFAULTS),
+            save_config_callback=None,  # `RunStart` saves it
+            trainer_defaults=dict(TRAINER_DEFAULTS),
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -120,11 +134,12 @@ class RLVRCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Build only the requested command's parser: each takes a tenth of a second."""
+        """Return only the requested command: building each parser takes a tenth of a second."""
         return {self._arguments[0]: SUBCOMMANDS[self._arguments[0]]}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Name each group in the help, and show ours before the Trainer's, which is longer than all of ours."""
+        """Put the name of each group into the help, and our groups before the Trainer's, which is longer than all of
+        ours."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         order = ["model", "data", "rollout", *CALLBACKS, "warm_start", "trainer"]
         places: dict[int, int] = {}
@@ -136,7 +151,7 @@ class RLVRCLI(LightningCLI):
         return parser
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Take a number as the seed; Lightning also takes true and false, which are no seeds."""
+        """Add the seed as a whole number; Lightning would also accept true and false."""
         parser.add_argument("--seed_everything", type=int, default=0, help="The run's seed, a whole number.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -152,7 +167,15 @@ class RLVRCLI(LightningCLI):
         )  # fmt: skip
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_line(args)  # type: ignore[attr-defined]
+        self.config = parser.parse_line(null_groups_as_configs(args))  # type: ignore[attr-defined]
+        self.reset_null_groups()
+
+    def reset_null_groups(self) -> None:
+        """Give every option group that the user set to null its defaults."""
+        command = self.config.subcommand
+        for key in GROUPS:
+            if self.config[command][key] is None:
+                self.config[command][key] = self._parser(command).get_defaults()[key]
 
     def _set_seed(self) -> None:
         if self.config[self.subcommand].seed_everything is None:
@@ -163,11 +186,11 @@ class RLVRCLI(LightningCLI):
             raise UserError(f"seed_everything: {error}") from error
 
     def _parse_ckpt_path(self) -> None:
-        """Take settings only from the command line and its configs, never from a checkpoint."""
+        """Do nothing, so that settings come only from the command line and its configs, never from a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        refuse_nulls(config, CALLBACKS | {"warm_start": WarmStart})
+        refuse_nulls(config, GROUPS)
         given = Path(config.trainer.default_root_dir or "runs/default").expanduser()
         root = given.absolute()  # a reward may change the current directory
         config.trainer.default_root_dir = str(given)
@@ -186,7 +209,7 @@ class RLVRCLI(LightningCLI):
         measures = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(str(self.subcommand))
         if measures and config.trainer[measures] == 0:
             raise UserError(f"trainer.{measures}: {config.trainer[measures]} leaves nothing to measure; leave it out")
-        for option, ours in INSTEAD.items():
+        for option, ours in REPLACEMENTS.items():
             if config.trainer.get(option) not in (None, 1):
                 raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
         strategy = str(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
@@ -204,27 +227,27 @@ class RLVRCLI(LightningCLI):
                 f"--ckpt_path {config.ckpt_path} continues the run in {given}, and --overwrite true replaces it; "
                 "give one of them"
             )
-        owns = self.subcommand == "fit" and is_first_process() and not self._dry
-        if owns:
-            self._until_end.enter_context(held(root))
+        is_owner = self.subcommand == "fit" and is_first_process() and not self._is_dry_run
+        if is_owner:
+            self._stack.enter_context(lock_run_folder(root))
         if config.get("ckpt_path") == "last":
             self._find_last(config, given)
         if config.get("ckpt_path"):
             step = checkpoint_step(config.ckpt_path)
             if self.subcommand == "fit":
-                self._say_what_changes(config, step)
-        if owns:
-            self._until_end.enter_context(room(root, bool(config.ckpt_path), config.overwrite))
-        if self._dry:
-            check_room(root, bool(config.ckpt_path), config.overwrite)
+                self._log_changed_settings(config, step)
+        if is_owner:
+            self._stack.enter_context(claim_run_folder(root, bool(config.ckpt_path), config.overwrite))
+        if self._is_dry_run:
+            check_run_folder(root, bool(config.ckpt_path), config.overwrite)
         for line in changed_classes(self._arguments, config):
             _log.warning("%s", line)
         if self.subcommand == "fit":
             self._settings = settings_of(self._parser("fit"), config)  # with the folder as given, so that it can move
         config.trainer.default_root_dir = str(root)
-        in_run_folder(config.trainer.logger, root)
+        set_save_dir(config.trainer.logger, root)
 
-    def _say_what_changes(self, config: Any, step: int) -> None:
+    def _log_changed_settings(self, config: Any, step: int) -> None:
         """Log whether a resumed run has steps left, and which settings differ from the original run."""
         if 0 < config.trainer.max_steps <= step:
             _log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
@@ -258,7 +281,9 @@ class RLVRCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
-        loggers = self._fit_loggers(config) if self.subcommand == "fit" and not self._dry else False
+        writes = self.subcommand == "fit" and not self._is_dry_run
+        root = Path(config.trainer.default_root_dir)
+        loggers = open_loggers(config.trainer.logger, root, config.ckpt_path) if writes else False
         if config.trainer.enable_checkpointing is False:
             config.checkpoint.enabled = False  # Lightning would refuse the callback itself
             if self.subcommand == "fit":
@@ -268,24 +293,25 @@ class RLVRCLI(LightningCLI):
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        equip(trainer)
+        add_run_callbacks(trainer)
         if self.subcommand == "fit":
             board = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
             trackers = Trackers(choose_trackers(config.trackers, board), self._settings)
             # After the run folder, whose files it sends, and before the rollout, which begins an iteration's work.
             callbacks.insert(callbacks.index(self._get(self.config_init, "run")) + 1, trackers)
-            begins = RunBegins(self._settings, trainer.loggers, trackers, bool(config.ckpt_path), config.overwrite)
-            callbacks.insert(BEGINS, begins)
+            run_start = RunStart(self._settings, trainer.loggers, trackers, bool(config.ckpt_path), config.overwrite)
+            callbacks.insert(RUN_START_INDEX, run_start)
             trainer.loggers = []
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]
-        if self._dry:
-            dry_run(self.trainer, self.model, self.datamodule, config.warm_start)
+        run = PlannedRun(self.trainer, self.model, self.datamodule, config.warm_start)
+        if self._is_dry_run:
+            dry_run(run)
         else:
             if subcommand == "fit":
-                check_before_weights(self.trainer, self.model, self.datamodule, config.warm_start)
+                run.prepare()
             if subcommand not in ("preview", "split", "plan"):
                 rollout = config.rollout
                 config.warm_start.apply(self.model, self.datamodule, rollout.environment, rollout.sampling)
@@ -294,20 +320,10 @@ class RLVRCLI(LightningCLI):
                 show_result(self._result(subcommand), lambda: None)  # for people it is printed during the run
 
     def _result(self, subcommand: str) -> dict[str, Any]:
-        """A run's summary, or the metrics of a measurement."""
+        """Return a run's summary, or the metrics of a measurement."""
         if subcommand == "fit":
             return dict(json.loads((Path(self.trainer.default_root_dir) / "summary.json").read_text()))
         return {name: float(value) for name, value in self.trainer.callback_metrics.items()}
-
-    @staticmethod
-    def _fit_loggers(config: Any) -> list[Any]:
-        """The loggers of `with_ours`; a resumed run continues its metrics.csv."""
-        root = Path(config.trainer.default_root_dir)
-        metrics = MetricsFile(root / "metrics.csv")
-        step = checkpoint_step(config.ckpt_path) if config.ckpt_path else None
-        if step is not None:
-            metrics.resume(step)
-        return with_ours(config.trainer.logger, root, metrics, step)
 
 
 class ConfigCheck(RLVRCLI):
@@ -332,15 +348,17 @@ class ConfigCheck(RLVRCLI):
         pass
 
     def check(self, config: dict[str, Any]) -> Any:
-        """Raise the errors that `fit` would raise for a config before it builds its trainer; return what it built."""
+        """Raise the errors that `fit` would raise for a config before it builds its trainer; return the built
+        objects."""
         self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
-        refuse_nulls(self.config.fit, CALLBACKS | {"warm_start": WarmStart})
+        self.reset_null_groups()
+        refuse_nulls(self.config.fit, GROUPS)
         return self.parser.instantiate_classes(self.config).fit
 
 
 def _top_of_help(command: str) -> dict[str, str]:
     more = {
-        "fit": f" {DRY} shows all of it, the memory and the first prompts, and does not train.",
+        "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train.",
         "plan": f" {TIME} in place of --gpus trains for a minute on this machine and says how long the whole run "
         f"takes, and with {PRICE} PER_HOUR what it costs.",
     }.get(command, "")
@@ -351,12 +369,12 @@ def _top_of_help(command: str) -> dict[str, str]:
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """`lit-rlvr fit ...` and the other commands that take a config."""
+    """Run `lit-rlvr fit` or another command that takes a config."""
     if command == "plan" and TIME in arguments:
         return time_run(arguments)
     if command == "plan" and any(argument.partition("=")[0] == PRICE for argument in arguments):
         raise UserError(f"{PRICE}: needs {TIME}, which measures how long the run takes")
-    dry = command == "fit" and DRY in arguments
-    given = [argument for argument in arguments if not (dry and argument == DRY)]
-    with ExitStack() as until_end, save_dir_not_required():
-        RLVRCLI([command, *find_configs(given), *(ANYWHERE if command == "plan" else ())], until_end, dry)
+    dry = command == "fit" and DRY_RUN in arguments
+    given = [argument for argument in arguments if not (dry and argument == DRY_RUN)]
+    with ExitStack() as stack, save_dir_not_required():
+        RLVRCLI([command, *find_configs(given), *(CPU_TRAINER if command == "plan" else ())], stack, dry)

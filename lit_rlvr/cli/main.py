@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
     _set_up_output()
     from lit_rlvr.cli.errors import TRACEBACK, failure_line
     from lit_rlvr.distributed.collectives import is_first_process
-    from lit_rlvr.run.rank_zero import silence_others
+    from lit_rlvr.run.rank_zero import silence_other_packages
     from lit_rlvr.terminal import results_as_json
 
     try:
@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
             module = import_module(COMMANDS[command][0])
             if signal.getsignal(signal.SIGINT) is _leave:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-            silence_others()
+            silence_other_packages()
             return module.run(command, list(arguments[1:])) or 0
     except RunStopped as error:
         if is_first_process():
@@ -99,8 +99,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _watch_exits() -> None:
-    """Keep `os._exit(0)` in a user's code, which cannot be caught, from looking like success: the process then exits
-    with status 2 and reports the line. Forks of this process are not affected."""
+    """Make `os._exit(0)` in a user's code, which nobody can catch, end the process with status 2 and a message.
+
+    Without this, it would look like success. Forks of this process are not affected.
+    """
     leave, ours = os._exit, os.getpid()
 
     def leave_watched(status: int) -> NoReturn:
@@ -115,19 +117,19 @@ def _watch_exits() -> None:
 
 
 def _leave(*_: Any) -> NoReturn:
-    """End the process on Ctrl-C while packages are imported: some swallow the exception and stay half imported."""
+    """End the process on Ctrl-C during imports: some packages swallow the exception and stay half imported."""
     print("lit-rlvr: interrupted", file=sys.stderr, flush=True)
     os._exit(128 + signal.SIGINT)
 
 
 def _interrupted(error: KeyboardInterrupt) -> int:
-    """Say that the run was stopped at once, by Ctrl-C or by the signal that a `StoppedAtOnce` names."""
+    """Print that Ctrl-C, or the signal of a `StoppedAtOnce`, stopped the run immediately; return the exit status."""
     print(f"lit-rlvr: {error if error.args else 'interrupted'}", file=sys.stderr)
     return 128 + getattr(error, "signal_number", signal.SIGINT)
 
 
 def usage() -> str:
-    """The top-level help."""
+    """Return the top-level help."""
     lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
@@ -144,9 +146,9 @@ def usage() -> str:
 
 
 def _fail(message: str) -> int:
-    from lit_rlvr.run.rank_zero import said_by_first
+    from lit_rlvr.run.rank_zero import printed_by_rank_zero
 
-    return 2 if said_by_first(message) else _print_error(message)
+    return 2 if printed_by_rank_zero(message) else _print_error(message)
 
 
 def _print_error(message: str) -> int:
@@ -156,7 +158,7 @@ def _print_error(message: str) -> int:
 
 
 def _set_up_output() -> None:
-    """Show our messages plainly on stderr."""
+    """Print our messages plainly on stderr."""
     import rich
 
     from lit_rlvr.run.rank_zero import show_messages

@@ -1,6 +1,6 @@
 """`lit-rlvr serve --model M`: starts a vLLM server for `VLLMServerEngine`, with the settings that it needs.
 
-Other options are passed to vLLM unchanged: --max-model-len, --tensor-parallel-size, --data-parallel-size, ...
+The command passes other options to vLLM unchanged: --max-model-len, --tensor-parallel-size, --data-parallel-size, ...
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from lit_rlvr.rollout.engines.vllm import FP8
 _log = logging.getLogger("lit_rlvr")
 
 PORT = 8000
-"""vLLM's own."""
-ELSEWHERE = ("--uds", "--config")
-"""Options of vLLM that can make it listen elsewhere."""
+"""vLLM's default port."""
+ADDRESS_OPTIONS = ("--uds", "--config")
+"""Options of vLLM that can set another address."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Prints an error as one line, without the usage."""
+    """A parser that reports an error as one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `serve`; this process becomes the server."""
+    """Run the command line of `serve`; this process becomes the server."""
     parser = Parser(
         prog=f"lit-rlvr {command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -66,14 +66,14 @@ def run(command: str, arguments: list[str]) -> None:
         raise UserError("--quantize fp8: it needs a GPU; leave it out")
     if ours.quantize and ours.dtype == "float32":
         raise UserError("--quantize fp8: its layers give 16-bit results; use --dtype bfloat16")
-    words = {word.partition("=")[0] for word in others}
-    if "--quantization" in words:
+    names = {word.partition("=")[0] for word in others}
+    if "--quantization" in names:
         raise UserError("--quantization: use --quantize fp8")
-    if ours.port is not None or not words & {*ELSEWHERE}:
+    if ours.port is not None or not names & {*ADDRESS_OPTIONS}:
         check_port(ours.host, PORT if ours.port is None else ours.port)
-    listens = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
+    address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
     quantized = [f"--quantization={FP8}"] if ours.quantize else []
-    line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *listens, *others])
+    line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *address, *others])
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not torch.cuda.is_available() and (missing := missing_compiler()) is not None:
@@ -105,7 +105,7 @@ def check_port(host: str | None, port: int) -> None:
 
 
 def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[str]:
-    """The command line of the server process; checks the model's files first.
+    """Return the command line of the server process, after loading the model's files once to check them.
 
     Raises:
         UserError: vLLM could not load them.
@@ -122,8 +122,8 @@ def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[s
         "--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
     ]  # fmt: skip
     if not torch.cuda.is_available():
-        # Seeded sampling on a CPU fails on a prompt computed in chunks. A group shares whole blocks of its prompt. By
-        # default vLLM would take most of the memory.
+        # Seeded sampling on a CPU fails on a prompt that vLLM computes in chunks. A group shares whole blocks of its
+        # prompt, so they are small. By default vLLM would take most of the memory.
         line += [
             "--enforce-eager",
             "--block-size",
@@ -135,7 +135,7 @@ def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[s
     if nccl:
         line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
     if images:
-        # Images arrive in the size that the model sees; features computed with older weights are not kept.
+        # Images arrive in the size that the model sees; a cache would keep features of older weights.
         line += ["--mm-processor-kwargs", json.dumps({"do_resize": False}), "--mm-processor-cache-gb", "0"]
         line += ["--no-mm-device-do-normalize", "--skip-mm-profiling"]
     return [*line, *others]

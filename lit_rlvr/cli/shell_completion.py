@@ -41,11 +41,11 @@ complete -o default -F _lit_rlvr lit-rlvr
 """The bash script; `-o default` completes file names when no word fits."""
 
 ZSH = "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n"
-"""Lets zsh run bash's completions."""
+"""Commands that let zsh run bash's completions."""
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `completion`."""
+    """Run the command line of `completion`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("shell", type=Literal["bash", "zsh"], help="bash or zsh")
     shell = parser.parse_args(arguments).shell
@@ -53,7 +53,7 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def script() -> str:
-    """The script for bash."""
+    """Return the script for bash."""
     parsers = ConfigCheck()._subcommand_parsers
     models = [name for name in algorithms.__all__ if name != "RLVRModule"]
     data = [name for name in datamodules.__all__ if issubclass(getattr(datamodules, name), PromptDataModule)]
@@ -72,12 +72,12 @@ def script() -> str:
 
 
 def _inner(key: str, module: object, names: Iterable[str]) -> set[str]:
-    """The options of all classes that a key accepts."""
+    """Return the options of all classes that a key accepts."""
     return {f"--{key}.init_args.{option[0]}" for name in names for option in options(getattr(module, name))}
 
 
 def _in_help(command: str) -> set[str]:
-    """The options that a command's help shows."""
+    """Return the options that a command's help shows."""
     if command == "completion":
         return {"bash", "zsh"}
     shown = StringIO()

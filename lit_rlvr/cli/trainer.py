@@ -1,4 +1,4 @@
-"""Lightning's Trainer with those of our commands that take a whole config."""
+"""Lightning's Trainer with our commands that take a whole config."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
-from lit_rlvr.cli.inspect import look, print_prompts, write_split
+from lit_rlvr.cli.inspect import describe_prompts, print_prompts, rollout_of, write_split
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.plan.show import show
-from lit_rlvr.plan.strategies import GPUs, job_of
+from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.terminal import show_result
 
 if TYPE_CHECKING:
@@ -23,11 +22,10 @@ if TYPE_CHECKING:
 
 
 class RLVRTrainer(Trainer):
-    """Lightning's `fit` and `validate`, and commands that inspect a config before training.
+    """Lightning's `fit` and `validate`, and our commands that inspect a config before training.
 
     Args:
-        precision: `bf16-mixed`, `32-true`, or `auto`: the first where the hardware multiplies bfloat16, else the
-            second.
+        precision: `bf16-mixed`, `32-true`, or `auto`: bf16-mixed if the hardware multiplies bfloat16, else 32-true.
     """
 
     def __init__(self, *, precision: str | int | None = None, **kwargs: Any) -> None:
@@ -40,16 +38,16 @@ class RLVRTrainer(Trainer):
         """Show prompts exactly as the model sees them.
 
         Args:
-            model: the model, of which only the tokenizer and image processor are loaded, not the weights.
+            model: the model; the command loads its tokenizer and image processor, not its weights.
             datamodule: the data.
             prompts: number of prompts to show, from the start of the set.
             split: which set.
-            out: folder for their images, as PNG files in the size that the model sees; by default a new temporary one.
+            out: folder for the prompts' images, as PNG files in the size that the model sees; default: a temporary one.
         """
         datamodule.use_model(model)
         folder = Path(mkdtemp(prefix="lit-rlvr-preview-") if out is None else out)
         try:
-            found = look(datamodule, split, prompts, folder)
+            found = describe_prompts(datamodule, split, prompts, folder)
         finally:
             if out is None and not any(folder.iterdir()):
                 folder.rmdir()
@@ -70,9 +68,8 @@ class RLVRTrainer(Trainer):
             highest: largest share of right completions to keep.
             split: which set.
         """
-        rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
         dtype = compute_dtype(str(self.precision))
-        path = filter_prompts(model, datamodule, rollout, dtype, Path(out), samples, lowest, highest, split)
+        path = filter_prompts(model, datamodule, rollout_of(self), dtype, Path(out), samples, lowest, highest, split)
         kept = len(path.read_text().splitlines())
         found = {"file": str(path), "kept": kept, "option": f"--data.init_args.{split}"}
         show_result(found, lambda: print(f"{path}: use it with {found['option']}"))
@@ -83,7 +80,7 @@ class RLVRTrainer(Trainer):
         Args:
             model: the model; not used.
             datamodule: the data.
-            out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`, as far as the data have these sets.
+            out: folder for `train.jsonl`, `validation.jsonl` and `test.jsonl`, one for each set of the data.
         """
         files = [str(path) for path in write_split(datamodule, Path(out))]
         show_result({"files": files}, lambda: print(*files, sep="\n"))
@@ -94,11 +91,10 @@ class RLVRTrainer(Trainer):
         """Estimate a run's memory on each GPU with DDP, FSDP2 and LoRA, and propose one of them.
 
         Args:
-            model: the model, of which only the config is read.
-            datamodule: the data, of which only the sizes are used; no row is read.
+            model: the model; the command reads only its config.
+            datamodule: the data; the command uses only the sizes and reads no row.
             gpus: number of GPUs and memory of each, such as 8x80GB.
-            lengths: expected mean length of completions and the longest, in tokens, such as 900,4096; the longest is by
-                default the longest allowed. Without it, all are as long as allowed.
+            lengths: expected mean and longest length of completions in tokens, such as 900,4096; the longest is by
+                default the longest allowed. Without this option, all completions are as long as allowed.
         """
-        rollout = next(c for c in self.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
-        show(job_of(model, datamodule, rollout, str(self.precision), lengths), GPUs.parse(gpus))
+        show(describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths), GPUs.parse(gpus))

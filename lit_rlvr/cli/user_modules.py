@@ -1,4 +1,4 @@
-"""Lets configs name a user's own modules, and `datamodules.X` a class of the user's folder or else of ours."""
+"""Imports of a user's own modules from configs; `datamodules.X` is a class of the user's folder, or else ours."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import lit_rlvr
 
-NAME = "datamodules"
-"""The folder that many Lightning projects have, and the prefix by which configs name our data sets."""
-OURS = f"lit_rlvr.{NAME}"
+PACKAGE = "datamodules"
+"""Name of the folder that many Lightning projects have, and prefix of our data sets in configs."""
+OUR_PACKAGE = f"lit_rlvr.{PACKAGE}"
 _ROOT = Path(lit_rlvr.__file__).parents[1]
 
 _log = logging.getLogger("lit_rlvr")
@@ -31,64 +31,64 @@ def add_user_modules() -> None:
     is on the path for an editable install comes after the user's folder: both may have a folder `datamodules`.
     """
     here = str(Path.cwd())
-    places = [i for i, path in enumerate(sys.path) if Path(path) == _ROOT != Path(here)]
-    sys.path.insert(places[0] if places else len(sys.path), here)
+    indices = [i for i, path in enumerate(sys.path) if Path(path) == _ROOT != Path(here)]
+    sys.path.insert(indices[0] if indices else len(sys.path), here)
     if not any(isinstance(finder, _DataModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, _DataModules())
 
 
 class _DataModules(MetaPathFinder, Loader):
-    """Imports `datamodules` and its modules from the user's folder; what that lacks is ours."""
+    """Imports `datamodules` and its modules from the user's folder, or else from ours."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname.partition(".")[0] != NAME:
+        if fullname.partition(".")[0] != PACKAGE:
             return None
-        theirs = _theirs(fullname, path)
-        if theirs is None and find_spec(f"lit_rlvr.{fullname}") is None:
+        users_spec = _find_users_module(fullname, path)
+        if users_spec is None and find_spec(f"lit_rlvr.{fullname}") is None:
             return None
-        return ModuleSpec(fullname, self, loader_state=theirs, is_package=fullname == NAME)
+        return ModuleSpec(fullname, self, loader_state=users_spec, is_package=fullname == PACKAGE)
 
     def exec_module(self, module: ModuleType) -> None:
         spec = module.__spec__
         assert spec is not None
-        theirs: ModuleSpec | None = spec.loader_state
-        if theirs is None:
+        users_spec: ModuleSpec | None = spec.loader_state
+        if users_spec is None:
             sys.modules[spec.name] = import_module(f"lit_rlvr.{spec.name}")
             return
-        found = sys.modules[spec.name] = module_from_spec(theirs)
-        if theirs.loader is not None:
-            theirs.loader.exec_module(found)
-        if spec.name == NAME and not hasattr(found, "__getattr__"):
-            found.__getattr__ = _ours  # type: ignore[method-assign]
+        found = sys.modules[spec.name] = module_from_spec(users_spec)
+        if users_spec.loader is not None:
+            users_spec.loader.exec_module(found)
+        if spec.name == PACKAGE and not hasattr(found, "__getattr__"):
+            found.__getattr__ = _our_data_set  # type: ignore[method-assign]
 
 
-def _theirs(fullname: str, path: Sequence[str] | None) -> ModuleSpec | None:
-    """Find the user's module of this name; None if there is none, or if what is found is our own folder."""
-    if fullname == NAME:
-        path = [place for place in sys.path if not _is_ours(Path(place or os.getcwd(), NAME))]
+def _find_users_module(fullname: str, path: Sequence[str] | None) -> ModuleSpec | None:
+    """Find the user's module of this name; return None if there is none, or if the found one is in our own folder."""
+    if fullname == PACKAGE:
+        path = [place for place in sys.path if not _is_ours(Path(place or os.getcwd(), PACKAGE))]
     elif path is None or any(_is_ours(Path(place)) for place in path):
         return None
     return PathFinder.find_spec(fullname, list(path))
 
 
 def _is_ours(folder: Path) -> bool:
-    ours = Path(lit_rlvr.__file__).with_name(NAME)
+    ours = Path(lit_rlvr.__file__).with_name(PACKAGE)
     return folder.is_dir() and folder.samefile(ours)
 
 
-def _ours(name: str) -> Any:
-    """Return our data set of a name that the user's package lacks."""
+def _our_data_set(name: str) -> Any:
+    """Return our data set if the user's package has none of that name."""
     if not name.startswith("__"):
-        found = getattr(import_module(OURS), name, None)
+        found = getattr(import_module(OUR_PACKAGE), name, None)
         if found is not None:
             return found
-    raise AttributeError(f"neither {sys.modules[NAME].__path__[0]} nor lit-rlvr has a data set {name!r}")
+    raise AttributeError(f"neither {sys.modules[PACKAGE].__path__[0]} nor lit-rlvr has a data set {name!r}")
 
 
 def report_namesake(cls: type) -> None:
-    """Log which class a config means where a class of the user's and one of ours have the same name."""
-    if cls.__module__.partition(".")[0] == NAME and cls.__name__ in import_module(OURS).__all__:
+    """Log which class a config means if the user and lit-rlvr both have one of that name."""
+    if cls.__module__.partition(".")[0] == PACKAGE and cls.__name__ in import_module(OUR_PACKAGE).__all__:
         where = getattr(sys.modules[cls.__module__], "__file__", None)
-        _log.warning("data: %s is yours (%s); lit-rlvr's own is %s.%s", cls.__name__, where, OURS, cls.__name__)
+        _log.warning("data: %s is yours (%s); lit-rlvr's own is %s.%s", cls.__name__, where, OUR_PACKAGE, cls.__name__)

@@ -1,8 +1,8 @@
-"""Comparison: a grid of algorithms x tasks x seeds on an equal budget, each cell an ordinary `fit`.
+"""Comparison of algorithms over tasks and seeds on an equal budget, with an ordinary `fit` for each cell.
 
-`study.py` reads a study; `cells.py` says what a cell still has to do, and `folder.py`, `processes.py` and `cluster.py`
-do it; `numbers.py` and `significance.py` compute the results; `tables.py`, `tables.py`, `figures.py` and
-`figures.py` show them; `reproduce.py` sets them beside a paper's.
+`study.py` reads a study; `cells.py` lists a cell's remaining commands, and `folder.py`, `processes.py` and `cluster.py`
+run them; `numbers.py` and `significance.py` compute the results; `tables.py` and `figures.py` show them;
+`reproduce.py` compares them with a paper's.
 """
 
 from lit_rlvr.compare.command import compare, run

@@ -1,4 +1,4 @@
-"""What a cell still has to do: train, evaluate its model, and once per task the untrained one."""
+"""The remaining commands of a cell: train, evaluate its model, and once per task evaluate the starting model."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from lit_rlvr.files import write_atomically
 from lit_rlvr.run.outputs import is_complete
 
 CONFIG = "cell.yaml"
-"""A cell's config of `fit`, in its run folder."""
+"""Name of a cell's config of `fit` in its run folder."""
 EVALUATION = "evaluation"
-"""The folder of a run's evaluation, in its run folder."""
-ASKED = "asked.json"
-"""What an evaluation that ended was asked for, in its folder."""
+"""Name of the folder of a run's evaluation in its run folder."""
+ARGUMENTS_FILE = "asked.json"
+"""Name of the file with the arguments of a finished evaluation, in its folder."""
 
 
 @dataclass(frozen=True)
-class Step:
+class CellCommand:
     """One command of a cell.
 
     Args:
-        arguments: of `lit-rlvr`.
-        ends: written when the command succeeds: a file and its content; None if the command itself shows that.
-        run: the run that the command exports to the cache, to be removed from there when it succeeds: a study has many.
+        arguments: the arguments of `lit-rlvr`.
+        marker: a file and its content, written when the command succeeds; None if the command's own files show it.
+        run: the run whose export in the cache is deleted when the command succeeds, because a study has many.
     """
 
     arguments: list[str]
-    ends: tuple[Path, str] | None = None
+    marker: tuple[Path, str] | None = None
     run: Path | None = None
 
     def __str__(self) -> str:
         return shlex.join(self.arguments)
 
-    def succeeded(self) -> None:
-        if self.ends is not None:
-            write_atomically(*self.ends)
+    def finish(self) -> None:
+        if self.marker is not None:
+            write_atomically(*self.marker)
         if self.run is not None:
             shutil.rmtree(cached_export(self.run), ignore_errors=True)
 
 
-def next_step(study: Study, cell: Cell, root: Path) -> Step | None:
-    """The next command of a cell, None if it is done.
+def next_command(study: Study, cell: Cell, root: Path) -> CellCommand | None:
+    """Return the next command of a cell, or None if the cell is done.
 
     Args:
         root: the study's folder.
@@ -57,54 +57,55 @@ def next_step(study: Study, cell: Cell, root: Path) -> Step | None:
     run = root / cell.folder
     if not is_complete(run):
         again = ["--ckpt_path", "last"] if list_checkpoints(run) else ["--overwrite", "true"]
-        return Step(["fit", "--config", str(run / CONFIG), "--trainer.default_root_dir", str(run), *again])
+        return CellCommand(["fit", "--config", str(run / CONFIG), "--trainer.default_root_dir", str(run), *again])
     if not study.suites:
         return None
-    after = _evaluate(study, cell, run, str(run), run / EVALUATION)
-    return after or (
-        _evaluate(study, cell, run, start_of(cell), root / start_folder(cell.task)) if starts(study, cell) else None
-    )
+    command = _evaluate(study, cell, run, str(run), run / EVALUATION)
+    if command is None and evaluates_start(study, cell):
+        command = _evaluate(study, cell, run, start_model(cell), root / start_folder(cell.task))
+    return command
 
 
-def starts(study: Study, cell: Cell) -> bool:
-    """Whether this cell also evaluates the model that its task starts from; a warm-started one has no name."""
+def evaluates_start(study: Study, cell: Cell) -> bool:
+    """Return whether this cell also evaluates the model that its task starts from; a warm-started model has no name."""
     first = next(c for c in study.cells if c.task == cell.task and c.name == study.baseline)
     return cell is first and not (cell.config.get("warm_start") or {}).get("steps")
 
 
-def start_of(cell: Cell) -> str:
-    """The model that training starts from."""
+def start_model(cell: Cell) -> str:
+    """Return the model that training starts from."""
     return str(((cell.config.get("model") or {}).get("init_args") or {}).get("model", "smollm2"))
 
 
 def start_folder(task: str) -> Path:
-    """The folder of the evaluation of a task's starting model, inside the study's."""
+    """Return the folder of the evaluation of a task's starting model, relative to the study's."""
     return Path("runs", task, BEFORE)
 
 
-def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> Step | None:
-    """The command that evaluates a model on the study's suites like the cell's run, unless that is done."""
+def _evaluate(study: Study, cell: Cell, run: Path, model: str, out: Path) -> CellCommand | None:
+    """Return the command that evaluates a model on the study's suites as in the cell's run, or None if that is done."""
     engine = (cell.config.get("rollout") or {}).get("engine")
     trainer = cell.config.get("trainer") or {}
     devices = trainer.get("devices") if trainer.get("accelerator") == "gpu" else None
-    asked = json.dumps([suite for group in study.suites.values() for suite in group])
-    options = ["--suite", asked, "--engine", engine if isinstance(engine, str) else "auto"]
+    suites = json.dumps([suite for group in study.suites.values() for suite in group])
+    options = ["--suite", suites, "--engine", engine if isinstance(engine, str) else "auto"]
     if isinstance(devices, int) and devices > 1:
         options += ["--devices", str(devices)]
     if study.protocol is not None:
         options += ["--protocol", study.protocol]
     if study.diversity:
         options += ["--diversity", json.dumps(study.diversity)]
-    like, told = model != str(run), out / ASKED
-    asks = [*options, "--like", str(cell.folder)] if like else options  # without the study's folder, which may move
-    if told.is_file() and json.loads(told.read_text()) == asks:
+    is_start, path = model != str(run), out / ARGUMENTS_FILE
+    # Recorded without the study's folder, which may move.
+    options_used = [*options, *(["--like", str(cell.folder)] if is_start else [])]
+    if path.is_file() and json.loads(path.read_text()) == options_used:
         return None
-    arguments = ["evaluate", "--model", model, *options, *(["--like", str(run)] if like else []), "--out", str(out)]
-    return Step(arguments, (told, json.dumps(asks) + "\n"), Path(model) if is_run(model) else None)
+    arguments = ["evaluate", "--model", model, *options, *(["--like", str(run)] if is_start else []), "--out", str(out)]
+    return CellCommand(arguments, (path, json.dumps(options_used) + "\n"), Path(model) if is_run(model) else None)
 
 
 def read_suites(folder: Path) -> Mapping[str, Mapping[str, Any]]:
-    """Suite -> its results, in the folder of an evaluation; empty without one."""
+    """Read the results of each suite from the folder of an evaluation; empty without one."""
     path = folder / "results.json"
-    found = json.loads(path.read_text()) if path.is_file() and (folder / ASKED).is_file() else {}
+    found = json.loads(path.read_text()) if path.is_file() and (folder / ARGUMENTS_FILE).is_file() else {}
     return dict(found)

@@ -1,4 +1,4 @@
-"""Cells as jobs of a cluster (Slurm), through submitit."""
+"""Runs cells as jobs of a cluster (Slurm), through submitit."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.compare.cells import next_step
+from lit_rlvr.compare.cells import next_command
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.processes import start_command
 from lit_rlvr.packages import require
 
 FOLDER = "jobs"
-"""Where submitit keeps its scripts and logs, in the study's folder."""
+"""Folder for submitit's scripts and logs, in the study's folder."""
 
 
-class ClusterStep:
-    """The next step of a cell, as a job runs it on one machine; a preempted job is queued again and resumes.
+class ClusterCommand:
+    """The next command of a cell, as a job runs it on one machine; the cluster queues a preempted job again.
 
     Args:
         log: receives the command's output.
@@ -29,31 +29,31 @@ class ClusterStep:
         self.study, self.cell, self.root, self.log = study, cell, root, log
 
     def __call__(self) -> int:
-        """Run the command; returns its exit status."""
-        step = next_step(self.study, self.cell, self.root)
-        if step is None:
+        """Run the command; return its exit status."""
+        command = next_command(self.study, self.cell, self.root)
+        if command is None:
             return 0
-        # Lightning would take the job's one task for its number of processes.
+        # Lightning would start as many processes as the job has tasks, which is one.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         with self.log.open("a") as log:
-            return start_command(step.arguments, log, environment).wait()
+            return start_command(command.arguments, log, environment).wait()
 
     def checkpoint(self) -> Any:
-        """Called by submitit before the job is preempted: the same step again, from the run's last checkpoint."""
+        """Return the same command again; submitit calls this before the cluster preempts the job."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 class ClusterJob:
-    """A submitted step with the methods of a process that `run_cells` uses."""
+    """A submitted command with the methods of a process that `run_cells` uses."""
 
     def __init__(self, job: Any, log: Path) -> None:
         self.job, self.log = job, log
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """The exit status, None while the job is queued or running."""
+        """Return the exit status, or None while the job is queued or running."""
         if self.returncode is None and self.job.done():
             error = self.job.exception()
             if error is not None:
@@ -75,7 +75,7 @@ class ClusterJob:
 
 
 class Cluster:
-    """Submits steps.
+    """Submits commands as jobs.
 
     Args:
         root: the study's folder, which all machines can access.
@@ -102,4 +102,4 @@ class Cluster:
 
     def start(self, study: Study, cell: Cell, log: Path) -> ClusterJob:
         root = self.root.absolute()
-        return ClusterJob(self._executor.submit(ClusterStep(study, cell, root, log.absolute())), log)
+        return ClusterJob(self._executor.submit(ClusterCommand(study, cell, root, log.absolute())), log)

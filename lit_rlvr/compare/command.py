@@ -15,12 +15,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_rlvr.cli.errors import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
-from lit_rlvr.compare.cells import next_step, read_suites, start_folder
+from lit_rlvr.compare.cells import next_command, read_suites, start_folder
 from lit_rlvr.compare.cluster import Cluster
 from lit_rlvr.compare.figures import draw_figures, draw_signal
 from lit_rlvr.compare.folder import StudyFolder, locked
 from lit_rlvr.compare.numbers import read_run, results
-from lit_rlvr.compare.processes import Announcer, run_cells
+from lit_rlvr.compare.processes import ProgressPrinter, run_cells
 from lit_rlvr.compare.study import Cell, Study, load_study
 from lit_rlvr.compare.tables import SIGNAL, report, suite_tables
 from lit_rlvr.configs import Parser
@@ -33,26 +33,28 @@ from lit_rlvr.packages import require
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.terminal import show_result
 
-SHOWN = 3
-"""How many missing things an error names."""
+MOST_NAMED = 3
+"""The most missing things that an error names."""
 
 _log = logging.getLogger("lit_rlvr")
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `compare`."""
+    """Run the command line of `compare`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("study", type=str, help="a study: a YAML file, or a shipped one by name (studies/smoke)")
     parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
-    add_how(parser)
+    add_execution_options(parser)
     config = parser.parse_args(arguments)
     require("scipy", command)
     compare(load_study(config.study), Path(config.out), config.jobs, config.cluster)
-    show_result(json.loads((Path(config.out) / "results.json").read_text()), lambda: None)  # for people: results.md
+    show_result(
+        json.loads((Path(config.out) / "results.json").read_text()), lambda: None
+    )  # readable text is in results.md
 
 
-def add_how(parser: Parser) -> None:
-    """The options of how a study's cells are run."""
+def add_execution_options(parser: Parser) -> None:
+    """Add the options that say where a study's cells run."""
     parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
     parser.add_argument("--cluster", type=dict[str, Any] | None,
                         help="run each cell as a Slurm job, by submitit's options: {slurm_partition: gpu, "
@@ -76,34 +78,34 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
     built = check_cells(study)
     suites = check_suites(study)
     if cluster is None:
-        remaining = [cell for cell in study.cells if next_step(study, cell, root) is not None]
+        remaining = [cell for cell in study.cells if next_command(study, cell, root) is not None]
         check_machine([built[cell.task, cell.name] for cell in remaining], suites)
     with locked(root) as lock:
         folder = StudyFolder(root, study)
-        progress = Announcer(len(study.cells), done=len(folder.having("done")))
+        progress = ProgressPrinter(len(study.cells), done=len(folder.with_status("done")))
 
         def started(cell: Cell) -> None:
-            folder.note(cell, "running")
+            folder.set_status(cell, "running")
             progress.started(cell)
 
         def ended(cell: Cell, error: str | None) -> None:
-            folder.note(cell, "failed" if error else "done", error)
+            folder.set_status(cell, "failed" if error else "done", error)
             progress.ended(cell, error)
 
         try:
-            pending = [state.cell for state in folder.having("pending")]
-            there = None if cluster is None else Cluster(root, cluster)
-            run_cells(study, pending, root, jobs, lock, started, ended, there)
+            pending = [state.cell for state in folder.with_status("pending")]
+            scheduler = None if cluster is None else Cluster(root, cluster)
+            run_cells(study, pending, root, jobs, lock, started, ended, scheduler)
         except KeyboardInterrupt:
-            for state in folder.having("running"):
-                folder.note(state.cell, "interrupted")
+            for state in folder.with_status("running"):
+                folder.set_status(state.cell, "interrupted")
             _log.warning("Stopped; run the same command again to continue")
             raise
-        _conclude(folder)
+        _write_results(folder)
 
 
 def check_cells(study: Study) -> dict[tuple[str, str], Any]:
-    """Refuse a study with a cell that `fit` would refuse, before the first one trains.
+    """Refuse a study with a cell that `fit` would refuse, before the first cell trains.
 
     Returns:
         (task, cell) -> what its config builds: model, data, ..., and the options of the trainer.
@@ -121,7 +123,8 @@ def check_cells(study: Study) -> dict[tuple[str, str], Any]:
             line = failure_line(error)
             if line is None:
                 raise
-            raise UserError(*(f"STUDY: {cell.task}, {cell.name}: {said}" for said in line.splitlines())) from error
+            where = f"STUDY: {cell.task}, {cell.name}"
+            raise UserError(*(f"{where}: {message}" for message in line.splitlines())) from error
     return built
 
 
@@ -136,11 +139,11 @@ def check_suites(study: Study) -> list[Suite]:
 
 
 def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
-    """Refuse cells whose devices, models or data are not available here, before they fail one after the other.
+    """Refuse cells whose devices, models or data this machine lacks, before they fail one after the other.
 
     Args:
-        built: what each cell's config builds.
-        suites: the suites that are evaluated afterwards.
+        built: the objects that each cell's config builds.
+        suites: the suites of the evaluations after training.
 
     Raises:
         UserError: names everything that is missing.
@@ -164,8 +167,8 @@ def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
                 raise
             missing.append(line)
     if missing:
-        more = f"; and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
-        raise UserError(f"STUDY: its cells cannot run on this machine: {'; '.join(missing[:SHOWN])}{more}")
+        more = f"; and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        raise UserError(f"STUDY: its cells cannot run on this machine: {'; '.join(missing[:MOST_NAMED])}{more}")
 
 
 def _check_devices(accelerator: Any, devices: Any) -> None:
@@ -177,7 +180,7 @@ def _check_devices(accelerator: Any, devices: Any) -> None:
 
 
 def _sources(data: PromptDataModule, splits: Sequence[Split]) -> dict[str, Callable[[], object]]:
-    """What reads the first row of each set that comes from a file or the hub, by the set's location."""
+    """Return, by location, functions that read the first row of each set from a file or the hub."""
     return {
         f"{location}, {split}": partial(lambda split: next(iter(data.rows(split)), None), split)
         for split in splits
@@ -185,10 +188,10 @@ def _sources(data: PromptDataModule, splits: Sequence[Split]) -> dict[str, Calla
     }
 
 
-def _conclude(folder: StudyFolder) -> None:
+def _write_results(folder: StudyFolder) -> None:
     """Write the results of finished cells; report failed ones."""
     root, study = folder.root, folder.study
-    runs = [read_run(state.cell, root) for state in folder.having("done")]
+    runs = [read_run(state.cell, root) for state in folder.with_status("done")]
     if runs and not any(study.metric in run.last for run in runs):
         _log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
     starts = {task: read_suites(root / start_folder(task)) for task in study.tasks}
@@ -196,7 +199,7 @@ def _conclude(folder: StudyFolder) -> None:
     write_atomically(root / "results.json", json.dumps(found, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")
     draw_signal(root / SIGNAL)
-    failed = folder.having("failed")
+    failed = folder.with_status("failed")
     write_atomically(root / "results.md", report(study, found, figures, failed))
     if study.suites:
         printed = [t.latex() for task in study.tasks for t in suite_tables(study.suites, found["tasks"][task])]

@@ -1,4 +1,4 @@
-"""Draws the papers' figures for a study: curves with bands over seeds, pass@k, time, and each advantage's signal."""
+"""The papers' figures for a study: curves with bands over seeds, pass@k, time, and each advantage's signal."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import REGISTRY, Advantage
-from lit_rlvr.compare.numbers import Finished, pass_at_k, quarters, spread
+from lit_rlvr.compare.numbers import FinishedRun, pass_at_k, quarters, spread
 from lit_rlvr.compare.study import BEFORE, Study
 
 
 def signal(advantage: Advantage, size: int) -> list[float]:
-    """Sum |A| of a group with 0, 1, ..., `size` correct completions, with rewards 0 and 1.
+    """Return sum |A| of groups with 0, 1, ..., `size` correct completions, with rewards 0 and 1.
 
-    Each group is a batch of its own, so that the batch's proficiency is the group's; completions are equally long, and
-    reference completions are right and wrong in turn.
+    Each group is a batch of its own, so that the batch's proficiency is the group's. All completions are equally long;
+    reference completions alternate between right and wrong.
     """
     sums = []
     for correct in range(size + 1):
@@ -33,7 +33,7 @@ def signal(advantage: Advantage, size: int) -> list[float]:
 
 
 def draw_signal(path: Path, size: int = 16) -> None:
-    """Draw every registered advantage, with its defaults, as a PNG file."""
+    """Draw every registered advantage with its default options as a PNG file."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -70,17 +70,17 @@ CURVES = {
 }
 """File -> metric and title."""
 
-ON_SETS = {"entropy": "Entropy on {} (nats)", "greedy": "Accuracy of greedy decoding on {}"}
+SET_CURVES = {"entropy": "Entropy on {} (nats)", "greedy": "Accuracy of greedy decoding on {}"}
 """Metric of each validation set -> title."""
 
 PARTS = ("generate", "score", "train")
-"""Parts of an iteration's time; the rest is a reference model's rollouts and the weight sync."""
+"""Parts of an iteration's time; a reference model's rollouts and the weight sync make up the rest."""
 
-Groups = Mapping[str, Sequence[Finished]]
+Groups = Mapping[str, Sequence[FinishedRun]]
 
 
-def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[str, list[Path]]:
-    """Draw every figure that there is data for.
+def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dict[str, list[Path]]:
+    """Draw every figure for which there is data.
 
     Args:
         folder: receives a subfolder for each task.
@@ -95,7 +95,7 @@ def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[s
         colours = _colours(study.names)
         curves = CURVES | {
             f"{metric}_{name}": (f"val/{name}/{metric}", title.format(name))
-            for metric, title in ON_SETS.items()
+            for metric, title in SET_CURVES.items()
             for name in _sets(groups, metric)
         }
         figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves} | {
@@ -116,15 +116,15 @@ def draw_figures(study: Study, runs: Sequence[Finished], folder: Path) -> dict[s
 
 
 def _sets(groups: Groups, metric: str) -> list[str]:
-    """The validation sets with a metric."""
+    """Return the validation sets with a metric."""
     names = {name for runs in groups.values() for run in runs for row in run.rows.values() for name in row}
     return sorted(m[1] for name in names if (m := re.fullmatch(rf"val/(.+)/{metric}", name)))
 
 
-def band(runs: Sequence[Finished], x: str | None, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Mean and sample standard deviation of a metric over runs, along the budget used: (n,) each.
+def band(runs: Sequence[FinishedRun], x: str | None, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return mean and sample standard deviation of a metric over runs, along the budget used: (n,) each.
 
-    Each run is smoothed, and interpolated linearly between its points, over the range that all runs cover.
+    It smooths each run and interpolates linearly between its points, over the range that all runs cover.
 
     Args:
         x: metric for the x axis; None = the step.
@@ -141,14 +141,14 @@ def band(runs: Sequence[Finished], x: str | None, metric: str) -> tuple[np.ndarr
 
 
 def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Running means over a twelfth of the points; curves of fewer than 24 points stay unchanged."""
+    """Return running means over a twelfth of the points; curves of fewer than 24 points stay unchanged."""
     half = len(curve) // 24
     windows = [curve[max(0, i - half) : i + half + 1] for i in range(len(curve))]
     return [(x, fmean(value for _, value in window)) for (x, _), window in zip(curve, windows, strict=True)]
 
 
 def _draw_curve(study: Study, groups: Groups, colours: Mapping[str, Any], metric: str, title: str) -> Any:
-    """Figure of one metric along the study's budget; None if no run has it."""
+    """Draw one metric along the study's budget; return None if no run has it."""
     unit = study.budget[0]
     bands = {name: band(runs, None if unit == "steps" else f"used/{unit}", metric) for name, runs in groups.items()}
     if not any(bands.values()):
@@ -164,7 +164,7 @@ def _draw_curve(study: Study, groups: Groups, colours: Mapping[str, Any], metric
 
 
 def _draw_pass_at_k(groups: Groups, colours: Mapping[str, Any]) -> Any:
-    """Figure of pass@k after training and before it; one pair of axes per validation set."""
+    """Draw pass@k after training and before it, with one pair of axes per validation set."""
     after = {name: pass_at_k([run.last for run in runs]) for name, runs in groups.items()}
     before = pass_at_k([run.rows.get(0, {}) for runs in groups.values() for run in runs])
     sets = sorted({name for found in after.values() for name in found})
@@ -184,7 +184,7 @@ def _draw_pass_at_k(groups: Groups, colours: Mapping[str, Any]) -> Any:
 
 
 def _draw_final(study: Study, groups: Groups) -> Any:
-    """Figure of the compared metric, and of pass@1 on the suites, at the end: bars with the deviation over seeds."""
+    """Draw the compared metric, and pass@1 on the suites, at the end: bars with the deviation over seeds."""
     bars: dict[str, dict[str, list[float]]] = {}
     for name, runs in groups.items():
         for run in runs:
@@ -197,18 +197,18 @@ def _draw_final(study: Study, groups: Groups) -> Any:
 
 
 def _draw_ends(groups: Groups, metric: str, title: str) -> Any:
-    """Figure of a metric in the first and in the last quarter of the runs; None if no run has it."""
+    """Draw a metric in the first and in the last quarter of the runs; return None if no run has it."""
     bars: dict[str, dict[str, list[float]]] = {}
     for name, runs in groups.items():
-        for course in filter(None, (quarters(run.course(metric)) for run in runs)):
-            for column, value in (("first quarter", course[0]), ("last quarter", course[-1])):
+        for history in filter(None, (quarters(run.history(metric)) for run in runs)):
+            for column, value in (("first quarter", history[0]), ("last quarter", history[-1])):
                 if value is not None:
                     bars.setdefault(column, {}).setdefault(name, []).append(value)
     return _draw_bars(title, bars) if bars else None
 
 
 def _draw_bars(title: str, bars: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
-    """Figure of means with deviations: a group of bars per cell, and a bar in it per column.
+    """Draw means with deviations: a group of bars per cell, and in it a bar per column.
 
     Args:
         bars: column -> cell -> values over seeds.
@@ -226,7 +226,7 @@ def _draw_bars(title: str, bars: Mapping[str, Mapping[str, Sequence[float]]]) ->
 
 
 def _draw_seconds(groups: Groups) -> Any:
-    """Figure of the seconds of an iteration by part, with the deviation of the whole over seeds."""
+    """Draw the seconds of an iteration by part, with the deviation of the total over seeds."""
     if not groups:
         return None
     figure, axis = _figure("Seconds per rollout and its updates (median)", "")
@@ -270,7 +270,7 @@ def _legend(figure: Any, axis: Any) -> None:
 
 
 def _colours(names: Sequence[str]) -> dict[str, Any]:
-    """Colours of the cells; the first one, the baseline, is black."""
+    """Return the colours of the cells; the baseline, which is first, is black."""
     import matplotlib
 
     palette = matplotlib.colormaps["tab10" if len(names) <= 11 else "tab20"].colors  # type: ignore[attr-defined]

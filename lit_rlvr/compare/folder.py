@@ -1,4 +1,4 @@
-"""A study's folder: its settings, each cell's progress, and a lock so that only one process uses it."""
+"""A study's folder: its settings, each cell's progress, and a lock that admits one process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lit_rlvr.compare.cells import CONFIG, next_step
+from lit_rlvr.compare.cells import CONFIG, next_command
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
@@ -53,17 +53,17 @@ class StudyFolder:
         for state in self.states.values():
             path = root / state.cell.folder / CONFIG
             write_atomically(path, yaml.safe_dump(state.cell.config, sort_keys=False))
-            if next_step(study, state.cell, root) is None:
+            if next_command(study, state.cell, root) is None:
                 state.status = "done"
         self._write()
 
-    def note(self, cell: Cell, status: Status, error: str | None = None) -> None:
+    def set_status(self, cell: Cell, status: Status, error: str | None = None) -> None:
         """Record a cell's progress."""
         state = self.states[cell.folder]
         state.status, state.error = status, error
         self._write()
 
-    def having(self, *statuses: Status) -> list[State]:
+    def with_status(self, *statuses: Status) -> list[State]:
         return [state for state in self.states.values() if state.status in statuses]
 
     def _write(self) -> None:
@@ -78,13 +78,13 @@ class StudyFolder:
             }
             for state in self.states.values()
         ]
-        told = {"name": self.study.name, "baseline": self.study.baseline, "cells": cells}
-        write_atomically(self.root / "study.json", json.dumps(told, indent=2) + "\n")
+        path = {"name": self.study.name, "baseline": self.study.baseline, "cells": cells}
+        write_atomically(self.root / "study.json", json.dumps(path, indent=2) + "\n")
 
 
 @contextmanager
 def locked(root: Path) -> Iterator[int]:
-    """Hold a study's folder exclusively; waits for another comparison, or for a cell left by a killed one.
+    """Lock a study's folder; wait for another comparison, or for a cell that a killed one has left.
 
     Yields:
         The lock's descriptor; a process that inherits it also holds the lock.
@@ -107,22 +107,22 @@ def locked(root: Path) -> Iterator[int]:
 
 
 def has_begun(run: Path) -> bool:
-    """Whether a run folder holds any files of a run."""
+    """Return whether a run folder holds any files of a run."""
     return any((run / name).exists() for name in ("metrics.csv", "checkpoints", "summary.json"))
 
 
 def _check(root: Path, study: Study) -> None:
-    """Refuse a folder with runs that are not in this study; more seeds, tasks and cells may be added."""
-    told = root / "study.json"
-    if told.is_file():
-        before = _read(told)
+    """Refuse a folder with runs that are not in this study; the user may add seeds, tasks and cells."""
+    path = root / "study.json"
+    if path.is_file():
+        before = _read(path)
         if before["name"] != study.name:
             raise UserError(f"--out: {root} holds the study {before['name']!r}, not {study.name!r}; choose another")
-        gone = {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}
-        if gone:
-            raise UserError(f"--out: {root} holds {min(gone)}, which the study no longer has; choose another")
-    elif strangers := [name for name in ("results.json", "results.md", "figures") if (root / name).exists()]:
-        raise UserError(f"--out: {root} holds a {strangers[0]} that does not belong to a study; choose another")
+        removed = {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}
+        if removed:
+            raise UserError(f"--out: {root} holds {min(removed)}, which the study no longer has; choose another")
+    elif existing := [name for name in ("results.json", "results.md", "figures") if (root / name).exists()]:
+        raise UserError(f"--out: {root} holds a {existing[0]} that does not belong to a study; choose another")
     for cell in study.cells:
         run = root / cell.folder
         if has_begun(run) and not (run / CONFIG).is_file():
@@ -133,17 +133,17 @@ def _check(root: Path, study: Study) -> None:
                 raise UserError(f"--out: {run} was begun with other settings ({change}); choose another, or remove it")
 
 
-def _read(told: Path) -> dict[str, Any]:
-    """The `study.json` of an earlier comparison."""
+def _read(path: Path) -> dict[str, Any]:
+    """Read the `study.json` of an earlier comparison."""
     try:
-        found = json.loads(told.read_text())
+        found = json.loads(path.read_text())
     except ValueError:
         found = None
     if not has_fields(found, {"name": str, "cells": list}):
-        raise UserError(f"--out: {told} does not belong to a study; choose another folder")
+        raise UserError(f"--out: {path} does not belong to a study; choose another folder")
     return dict(found)
 
 
 def first_change(before: Any, now: Any) -> str:
-    """The first difference between two configs, as `key was this, is that`; "" if there is none."""
+    """Return the first difference between two configs, as `key was this, is that`; "" without one."""
     return next((f"{name} was {old}, is {new}" for name, old, new in changes(before, now)), "")

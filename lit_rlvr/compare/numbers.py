@@ -26,18 +26,18 @@ from lit_rlvr.evaluation.results import averages
 from lit_rlvr.run.loggers import read_metrics
 
 Row = dict[str, float]
-USED = ("samples", "tokens")
-FOLLOWED = (
+BUDGET_UNITS = ("samples", "tokens")
+QUARTER_METRICS = (
     "rollout/reward", "rollout/accuracy", "rollout/entropy", "rollout/correct_count", "rollout/unsolved_prompts",
     "rollout/length", "train/zero_advantage", "train/zero_advantage_base", "train/no_signal", "train/margin",
     "train/omega", "train/p", "train/eps_ada", "train/loss", "train/grad_norm",
 )  # fmt: skip
-"""Metrics of the iterations whose course is in results.json: their means over each quarter of the run."""
+"""Metrics of training whose means over each quarter of the run are in results.json."""
 ACCURACY = "val/accuracy"
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A finished cell.
 
     Args:
@@ -53,16 +53,16 @@ class Finished:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Duration of one iteration, by part; `step` is the whole."""
+        """The duration of one iteration, by part; `step` is the total."""
         return dict(self.summary["seconds_per_step"])
 
     @property
-    def collapsed(self) -> bool:
-        """Whether the run ended because its policy had collapsed."""
+    def is_collapsed(self) -> bool:
+        """True if the run ended because its policy had collapsed."""
         return str(self.summary.get("stopped") or "").startswith("collapse")
 
-    def course(self, metric: str) -> list[float]:
-        """A metric of the training iterations, in order."""
+    def history(self, metric: str) -> list[float]:
+        """Return the values of a metric in the training iterations, in order."""
         return [row[metric] for row in self.rows.values() if metric in row]
 
     @property
@@ -70,22 +70,24 @@ class Finished:
         return self.rows[max(self.rows)]
 
 
-def read_run(cell: Cell, root: Path) -> Finished:
-    """The metrics and the summary of a cell's run folder."""
+def read_run(cell: Cell, root: Path) -> FinishedRun:
+    """Read the metrics and the summary of a cell's run folder."""
     run = root / cell.folder
     rows = dict(sorted(read_metrics(run / "metrics.csv").items()))
-    used = dict.fromkeys(USED, 0.0)
+    used = dict.fromkeys(BUDGET_UNITS, 0.0)
     for row in rows.values():
-        for name in USED:
+        for name in BUDGET_UNITS:
             used[name] += row.get(f"rollout/{name}", 0.0)
             row[f"used/{name}"] = used[name]
-    return Finished(cell, rows, json.loads((run / "summary.json").read_text()), read_suites(run / EVALUATION))
+    return FinishedRun(cell, rows, json.loads((run / "summary.json").read_text()), read_suites(run / EVALUATION))
 
 
 def results(
-    study: Study, runs: Sequence[Finished], starts: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None
+    study: Study,
+    runs: Sequence[FinishedRun],
+    starts: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
 ) -> dict[str, Any]:
-    """The content of results.json: by task and cell, over seeds.
+    """Return the content of results.json: by task and cell, over seeds.
 
     In `{mean, std, n}`, std is the sample standard deviation, null for one value.
 
@@ -108,8 +110,9 @@ def results(
     }
 
 
-def _overall(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
-    """Each cell over all tasks: the interquartile mean, and the probability of improvement over the baseline."""
+def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """Return the interquartile mean and the probability of improvement over the baseline of each cell, over all
+    tasks."""
     by_cell = {
         name: [
             _values([run for run in runs if (run.cell.task, run.cell.name) == (task, name)], study.metric)
@@ -125,10 +128,10 @@ def _overall(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
     }
 
 
-def _task(study: Study, runs: list[Finished]) -> dict[str, Any]:
+def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
     by_name = {name: [run for run in runs if run.cell.name == name] for name in study.names}
     cells = {name: _cell(study, found) for name, found in by_name.items()}
-    for name, versus in compared(
+    for name, versus in against_baseline(
         {name: _values(by_name[name], study.metric) for name in cells}, study.baseline
     ).items():
         cells[name]["versus_baseline"] = versus
@@ -140,7 +143,7 @@ def _task(study: Study, runs: list[Finished]) -> dict[str, Any]:
     }
 
 
-def _cell(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
+def _cell(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     values = _values(runs, study.metric)
     return {
         "values": {str(seed): value for seed, value in values.items()},
@@ -149,58 +152,58 @@ def _cell(study: Study, runs: Sequence[Finished]) -> dict[str, Any]:
         "pass_at_k": pass_at_k([run.last for run in runs]),
         "used": {
             "steps": spread([float(max(run.rows)) for run in runs]),
-            **{unit: spread([run.last[f"used/{unit}"] for run in runs]) for unit in USED},
+            **{unit: spread([run.last[f"used/{unit}"] for run in runs]) for unit in BUDGET_UNITS},
         },
         "seconds_per_step": _over_seeds([run.seconds for run in runs]),
         "peak_memory_mb": spread([float(run.summary["peak_memory_mb"]) for run in runs]),
-        "collapsed": sum(run.collapsed for run in runs),
-        "loss_variance": spread([variance(losses) for run in runs if len(losses := run.course("train/loss")) > 1]),
+        "collapsed": sum(run.is_collapsed for run in runs),
+        "loss_variance": spread([variance(losses) for run in runs if len(losses := run.history("train/loss")) > 1]),
         "last": _over_seeds([run.last for run in runs]),
         "suites": _tables(study, [run.suites for run in runs if run.suites]),
-        "by_seed": {str(run.cell.seed): _alone(run) for run in runs},
+        "by_seed": {str(run.cell.seed): _one_run(run) for run in runs},
     }
 
 
-def _alone(run: Finished) -> dict[str, Any]:
-    """One run's numbers, for analyses of one's own: its last validation, and the quarters of what it went through."""
-    found = {name: quarters(run.course(name)) for name in FOLLOWED}
-    losses = run.course("train/loss")
+def _one_run(run: FinishedRun) -> dict[str, Any]:
+    """Return one run's numbers for users' own analyses: its last validation, and its metrics by quarter."""
+    found = {name: quarters(run.history(name)) for name in QUARTER_METRICS}
+    losses = run.history("train/loss")
     return {
-        "last": {name: digits(value) for name, value in run.last.items() if name.startswith("val/")},
+        "last": {name: rounded(value) for name, value in run.last.items() if name.startswith("val/")},
         "quarters": {name: values for name, values in found.items() if values},
-        "loss_variance": digits(variance(losses)) if len(losses) > 1 else None,
-        "best": digits(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
-        "collapsed": run.collapsed,
+        "loss_variance": rounded(variance(losses)) if len(losses) > 1 else None,
+        "best": rounded(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
+        "collapsed": run.is_collapsed,
         "train_seconds": run.summary.get("train_seconds"),
         "suites": {
-            suite: {name: digits(value) for name, value in _numbers(results).items()}
+            suite: {name: rounded(value) for name, value in _numbers(results).items()}
             for suite, results in run.suites.items()
         },
     }
 
 
-def quarters(course: Sequence[float]) -> list[float | None]:
-    """The means over each quarter of a course of at least four values."""
-    n = len(course)
-    parts = [course[n * k // 4 : n * (k + 1) // 4] for k in range(4)] if n >= 4 else []
-    return [digits(mean(part)) for part in parts]
+def quarters(history: Sequence[float]) -> list[float | None]:
+    """Return the means over each quarter of at least four values."""
+    n = len(history)
+    parts = [history[n * k // 4 : n * (k + 1) // 4] for k in range(4)] if n >= 4 else []
+    return [rounded(mean(part)) for part in parts]
 
 
-def digits(value: float) -> float | None:
-    """Six significant digits; None for what is not a number."""
+def rounded(value: float) -> float | None:
+    """Round to six significant digits; return None for NaN and infinity."""
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """The study's tables of suites: table -> results of each suite over seeds, by category too, and of their average.
+    """Return the study's tables of suites: table -> results of each suite and of their average, over seeds.
 
     Args:
-        found: of each seed, suite -> results, in the study's order.
+        found: suite -> results for each seed, in the study's order.
     """
     tables: dict[str, Any] = {}
     names = iter(found[0] if found else ())
-    for table, asked in study.suites.items():
-        group = list(islice(names, len(asked)))
+    for table, suites_of_table in study.suites.items():
+        group = list(islice(names, len(suites_of_table)))
         parts = [{name: suites[name] for name in group} for suites in found]
         values = [{name: _numbers(results) for name, results in part.items()} for part in parts]
         tables[table] = {
@@ -228,13 +231,13 @@ def _categories(found: Sequence[Mapping[str, Row]]) -> dict[str, Any]:
     return {name: _over_seeds([categories[name] for categories in found if name in categories]) for name in names}
 
 
-def _values(runs: Sequence[Finished], metric: str) -> dict[int, float]:
-    """The metric at the last step, by seed; seeds without it are left out."""
+def _values(runs: Sequence[FinishedRun], metric: str) -> dict[int, float]:
+    """Return the metric at the last step by seed, without seeds that lack it."""
     return {run.cell.seed: run.last[metric] for run in runs if metric in run.last}
 
 
-def compared(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, dict[str, Any]]:
-    """Each cell's differences from the baseline, over the seeds that both have, and their p-values.
+def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, dict[str, Any]]:
+    """Return each cell's differences from the baseline over the seeds that both have, and their p-values.
 
     Args:
         values: cell -> {seed: value}.
@@ -262,11 +265,11 @@ def compared(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[s
 
 
 def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, float]]) -> dict[str, Any] | None:
-    """A statistic of runs with its stratified bootstrap interval; None without runs.
+    """Return a statistic of runs with its stratified bootstrap interval; None without runs.
 
     Args:
-        statistic: of `significance.py`.
-        scores: its arguments: of each task, seed -> value.
+        statistic: a function of `significance.py`.
+        scores: its arguments: seed -> value for each task.
     """
     runs = [[list(task.values()) for task in found] for found in scores]
     if not all(task for found in runs for task in found):
@@ -275,21 +278,23 @@ def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, 
 
 
 def spread(values: Sequence[float]) -> dict[str, Any] | None:
-    """Mean, sample standard deviation and number of some values; None without any."""
+    """Return mean, sample standard deviation and number of some values; None without any."""
     if not values:
         return None
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "n": len(values)}
 
 
 def pass_at_k(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Validation set -> {k: spread of pass@k}."""
+    """Return validation set -> {k: spread of pass@k}."""
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
         for name, value in row.items():
             match = re.fullmatch(r"val/(.+)/pass@(\d+)", name)
             if match:
                 found.setdefault(match[1], {}).setdefault(int(match[2]), []).append(value)
-    return {name: {str(k): spread(values) for k, values in sorted(at.items())} for name, at in sorted(found.items())}
+    return {
+        name: {str(k): spread(values) for k, values in sorted(by_k.items())} for name, by_k in sorted(found.items())
+    }
 
 
 def _over_seeds(rows: Sequence[Row]) -> dict[str, Any]:

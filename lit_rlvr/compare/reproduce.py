@@ -1,4 +1,4 @@
-"""`lit-rlvr reproduce apmpo/table1 --out DIR`: runs a paper's study and sets its results beside the printed ones."""
+"""`lit-rlvr reproduce apmpo/table1 --out DIR`: runs a paper's study and compares its results with the printed ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from lit_rlvr.compare.command import add_how, compare
+from lit_rlvr.compare.command import add_execution_options, compare
 from lit_rlvr.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.compare.study import BEFORE, load_study
 from lit_rlvr.compare.tables import percent, table
@@ -28,7 +28,7 @@ VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
 
 
 @dataclass(frozen=True)
-class Printed:
+class PrintedValue:
     """A printed value, in percent.
 
     Args:
@@ -39,8 +39,8 @@ class Printed:
     deviation: float | None
 
     @classmethod
-    def parse(cls, cell: Any) -> Printed:
-        """A number, or text such as "68.4 ± 0.2"."""
+    def parse(cls, cell: Any) -> PrintedValue:
+        """Parse a number, or text such as "68.4 ± 0.2"."""
         found = VALUE.fullmatch(str(cell))
         if found is None:
             raise UserError(f"{cell!r} is neither a number nor like '68.4 ± 0.2'")
@@ -66,14 +66,14 @@ class PrintedTable:
     suite: str | None
     metric: str | None
     columns: list[str]
-    rows: dict[str, list[Printed]]
+    rows: dict[str, list[PrintedValue]]
 
     @property
     def title(self) -> str:
         return ", ".join(filter(None, [self.task, self.suite, self.metric]))
 
     def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """Our spread for a cell of the table, from the task in results.json; None if there is none."""
+        """Return our spread for a cell of the table from the task in results.json; None if there is none."""
         tables = found.get("before_suites", {}) if row == BEFORE else found["cells"][row]["suites"]
         for values in tables.values():
             if self.suite is None:
@@ -121,7 +121,7 @@ def load_printed(name: str) -> Paper:
         tables = [
             PrintedTable(
                 str(t["task"]), t.get("suite"), t.get("metric"), [str(column) for column in t["columns"]],
-                {str(row): [Printed.parse(cell) for cell in cells] for row, cells in t["rows"].items()},
+                {str(row): [PrintedValue.parse(cell) for cell in cells] for row, cells in t["rows"].items()},
             )
             for t in values["tables"]
         ]  # fmt: skip
@@ -138,32 +138,32 @@ def load_printed(name: str) -> Paper:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A value of a table beside ours.
+class ComparedValue:
+    """A value of a printed table next to ours.
 
     Args:
         ours: our spread over seeds; None if there is none.
         p: p-value of the difference, after Holm's correction over the table; None if it cannot be tested.
     """
 
-    printed: Printed
+    printed: PrintedValue
     ours: Mapping[str, Any] | None
     p: float | None
 
     def __str__(self) -> str:
-        return _cell(self.ours, self.printed, self.p)
+        return _cell_text(self.ours, self.printed, self.p)
 
     def as_data(self) -> dict[str, Any]:
-        """For JSON: the printed value and its deviation in percent, our spread in shares."""
+        """Return the printed value and its deviation in percent, and our spread in shares, for JSON."""
         return {"printed": self.printed.value, "deviation": self.printed.deviation, "ours": self.ours, "p": self.p}
 
 
-Table = dict[tuple[str, str], Compared]
-"""(row, column) -> values."""
+Table = dict[tuple[str, str], ComparedValue]
+"""(row, column) -> value."""
 
 
 def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, Table]]:
-    """Each table with our values, the printed ones, and tests of the differences."""
+    """Yield each printed table with our values and tests of the differences."""
     for printed in paper.tables:
         found = results["tasks"].get(printed.task)
         if found is None or any(row != BEFORE and row not in found["cells"] for row in printed.rows):
@@ -173,22 +173,20 @@ def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[Printed
             for row, values in printed.rows.items()
             for column, value in zip(printed.columns, values, strict=True)
         }
-        tested = {
-            place: p for place, (ours, value) in pairs.items() if (p := _test(ours, value, paper.seeds)) is not None
-        }
+        tested = {at: p for at, (ours, value) in pairs.items() if (p := _test(ours, value, paper.seeds)) is not None}
         adjusted = dict(zip(tested, holm([*tested.values()]), strict=True))
-        yield printed, {place: Compared(value, ours, adjusted.get(place)) for place, (ours, value) in pairs.items()}
+        yield printed, {at: ComparedValue(value, ours, adjusted.get(at)) for at, (ours, value) in pairs.items()}
 
 
-def beside(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
-    """The tables of `compared` as Markdown."""
+def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tables of `compared` as Markdown."""
     for printed, cells in compared(paper, results):
         lines = [[row, *(str(cells[row, column]) for column in printed.columns)] for row in printed.rows]
         yield f"## {printed.title}\n\n" + table(["ours (printed; difference)", *printed.columns], lines)
 
 
 def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of `compared` for JSON: title -> row -> column -> values."""
+    """Return the tables of `compared` for JSON: title -> row -> column -> values."""
     return {
         printed.title: {
             row: {column: cells[row, column].as_data() for column in printed.columns} for row in printed.rows
@@ -197,15 +195,16 @@ def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _test(ours: Mapping[str, Any] | None, printed: Printed, seeds: int | None) -> float | None:
-    """p-value of the difference of our mean from the printed one; None without a deviation over our seeds."""
+def _test(ours: Mapping[str, Any] | None, printed: PrintedValue, seeds: int | None) -> float | None:
+    """Return the p-value of the difference of our mean from the printed one; None without a deviation over our
+    seeds."""
     if ours is None or ours["std"] is None:
         return None
     theirs = (printed.deviation / 100, seeds) if printed.deviation is not None and seeds is not None else None
     return difference_test(ours["mean"], ours["std"], ours["n"], printed.value / 100, theirs)
 
 
-def _cell(ours: Mapping[str, Any] | None, printed: Printed, p: float | None) -> str:
+def _cell_text(ours: Mapping[str, Any] | None, printed: PrintedValue, p: float | None) -> str:
     if ours is None:
         return f"- ({printed})"
     difference = f"{100 * ours['mean'] - printed.value:+.1f}"
@@ -220,7 +219,7 @@ value is taken as exact and Student's t-test asks whether our seeds scatter arou
 
 
 def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
-    """Run the study of a paper's table, and write `reproduced.md` beside its results.
+    """Run the study of a paper's table, and write `reproduced.md` with our values next to the printed ones.
 
     Raises:
         UserError: as `compare` and `load_printed`.
@@ -229,18 +228,18 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     study = load_study(paper.study)
     compare(study, out, jobs, cluster)
     results = json.loads((out / "results.json").read_text())
-    parts = [f"# {name}", " ".join(EXPLANATION.split()), *beside(paper, results)]
+    parts = [f"# {name}", " ".join(EXPLANATION.split()), *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     _log.info("Beside the printed values: %s", out / "reproduced.md")
-    show_result(as_data(paper, results), lambda: None)  # for people: reproduced.md
+    show_result(as_data(paper, results), lambda: None)  # readable text is in reproduced.md
 
 
 def run(command: str, arguments: Sequence[str]) -> None:
-    """The command line of `reproduce`."""
+    """Run the command line of `reproduce`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("table", type=str, help="a paper's table (apmpo/table1), or a YAML file with printed values")
     parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
-    add_how(parser)
+    add_execution_options(parser)
     config = parser.parse_args(list(arguments))
     require("scipy", command)
     reproduce(config.table, Path(config.out), config.jobs, config.cluster)

@@ -1,7 +1,7 @@
-"""Tests whether two algorithms differ, and how sure their means are, from results over seeds. Pure functions.
+"""Statistics over seeds: tests whether two algorithms differ, and intervals of their means. Pure functions.
 
-The tests are scipy's. The summary statistics are those of Agarwal et al. 2021, "Deep Reinforcement
-Learning at the Edge of the Statistical Precipice".
+The tests come from scipy, the summary statistics from Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of
+the Statistical Precipice".
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import numpy as np
 
 LEVEL = 0.05
 RESAMPLES = 10_000
-"""Bootstrap samples of an interval, and random choices of signs where not all are tried."""
+"""Bootstrap samples of an interval, and random choices of signs if there are too many to try all."""
 MOST_PAIRS = 16
-"""Largest number of differences for which all choices of signs are tried."""
+"""Largest number of differences for which the sign-flip test tries all choices of signs."""
 
 Scores = Sequence[Sequence[float]]
-"""Of each task, one value per run."""
+"""One value per run, for each task."""
 
 
 def paired_t_test(differences: Sequence[float]) -> float | None:
-    """Two-sided p-value of Student's paired t-test; None if it is undefined.
+    """Return the two-sided p-value of Student's paired t-test; None if it is undefined.
 
-    It assumes normally distributed differences, which a few of them cannot show.
+    The test assumes normally distributed differences, which a few differences cannot confirm.
 
     Args:
         differences: one per seed. Fewer than two, or equal ones other than 0, have no p-value.
@@ -39,8 +39,9 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
 
 
 def sign_flip_test(differences: Sequence[float]) -> float | None:
-    """Two-sided p-value of the sign-flip permutation test: the share of choices of signs whose sum is at least as far
-    from 0. None without differences.
+    """Return the two-sided p-value of the sign-flip permutation test; None without differences.
+
+    It is the share of choices of signs whose sum is at least as far from 0.
 
     It assumes only that a difference is as likely as its opposite. It is exact for up to `MOST_PAIRS` differences; then
     the smallest p-value of n is `2 / 2**n`. Source: Fisher 1935, The Design of Experiments, section 21.
@@ -52,19 +53,20 @@ def sign_flip_test(differences: Sequence[float]) -> float | None:
     if len(differences) == 1:  # scipy wants two
         return 1.0
     count = np.inf if len(differences) <= MOST_PAIRS else RESAMPLES
-    found = permutation_test(
+    result = permutation_test(
         (np.asarray(differences, dtype=float),), np.mean, permutation_type="samples", n_resamples=count, rng=0
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def difference_test(mean: float, std: float, n: int, value: float, theirs: tuple[float, int] | None) -> float | None:
-    """Two-sided p-value of the difference of a mean from a published one; None if neither has a deviation.
+    """Return the two-sided p-value of the difference of a mean from a published one; None if neither has a deviation.
 
     Args:
-        mean: of n of our values. std: their sample standard deviation.
+        mean: the mean of our n values.
+        std: their sample standard deviation.
         value: the published mean.
-        theirs: its standard deviation and the number of values, for Welch's t-test; None = it is taken as exact.
+        theirs: its standard deviation and number of values, for Welch's t-test; None = treat it as exact.
     """
     from scipy.stats import t, ttest_ind_from_stats
 
@@ -76,10 +78,10 @@ def difference_test(mean: float, std: float, n: int, value: float, theirs: tuple
 
 
 def interquartile_mean(scores: Scores) -> np.ndarray:
-    """The mean of the middle half of all runs of all tasks (Agarwal et al. 2021, section 4.3).
+    """Return the mean of the middle half of all runs of all tasks (Agarwal et al. 2021, section 4.3).
 
     Args:
-        scores: of each task, the runs along the last axis.
+        scores: for each task, the runs along the last axis.
 
     Returns:
         The mean over that axis.
@@ -90,11 +92,12 @@ def interquartile_mean(scores: Scores) -> np.ndarray:
 
 
 def probability_of_improvement(ours: Scores, theirs: Scores) -> np.ndarray:
-    """The probability that a run of ours beats one of theirs on a random task; ties count half (Agarwal et al. 2021,
-    section 4.3).
+    """Return the probability that one of our runs beats one of theirs on a random task.
+
+    Ties count half (Agarwal et al. 2021, section 4.3).
 
     Args:
-        ours: of each task, the runs along the last axis.
+        ours: for each task, the runs along the last axis.
         theirs: as `ours`.
 
     Returns:
@@ -108,31 +111,33 @@ def probability_of_improvement(ours: Scores, theirs: Scores) -> np.ndarray:
 
 
 def stratified_interval(statistic: Callable[..., np.ndarray], *scores: Scores) -> list[float] | None:
-    """The 95 % percentile interval of a statistic, by resampling the runs of each task and algorithm (Agarwal et al.
-    2021, section 4.2); None with a single run somewhere.
+    """Return the 95 % percentile interval of a statistic; None if some task has a single run.
+
+    The bootstrap resamples the runs of each task and algorithm (Agarwal et al. 2021, section 4.2).
 
     Args:
         statistic: `interquartile_mean` or `probability_of_improvement`.
-        scores: its arguments.
+        scores: the arguments of the statistic.
     """
-    if min(len(task) for found in scores for task in found) < 2:
+    if min(len(task) for argument in scores for task in argument) < 2:
         return None
     rng = np.random.default_rng(0)
 
     def drawn(task: Sequence[float]) -> np.ndarray:
         return np.asarray(task, dtype=float)[rng.integers(0, len(task), (RESAMPLES, len(task)))]
 
-    values = statistic(*([drawn(task) for task in found] for found in scores))
+    values = statistic(*([drawn(task) for task in argument] for argument in scores))
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 
 def detectable(n: int, power: float = 0.8, comparisons: int = 1) -> float:
-    """The smallest true difference that the paired t-test finds with this probability, in standard deviations of the
-    differences.
+    """Return the smallest true difference that the paired t-test finds with this probability.
+
+    The unit is the standard deviation of the differences.
 
     Args:
         n: number of pairs, at least 2.
-        comparisons: tests among which the level is divided (Bonferroni, an upper bound of Holm's).
+        comparisons: number of tests that share the level (Bonferroni, an upper bound of Holm's).
     """
     from scipy.optimize import brentq
     from scipy.stats import nct, t
@@ -146,7 +151,7 @@ def detectable(n: int, power: float = 0.8, comparisons: int = 1) -> float:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p-values adjusted for multiple comparisons: the chance of even one false finding stays below the level.
+    """Return p-values adjusted for multiple comparisons: the chance of even one false finding stays below the level.
 
     Source: Holm 1979.
     """
@@ -158,7 +163,7 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def limits(pairs: int) -> str:
-    """A sentence about what so few pairs cannot show; "" if there are enough."""
+    """Return a sentence about what so few pairs cannot show; "" if there are enough."""
     if pairs < 2:
         return f"{pairs} seed{'s' * (pairs != 1)} cannot be tested."
     smallest = 2 / 2**pairs
@@ -171,11 +176,11 @@ def limits(pairs: int) -> str:
 
 
 def power(pairs: int, comparisons: int) -> str:
-    """A sentence about the difference that so many pairs can show; "" for fewer than two."""
+    """Return a sentence about the difference that so many pairs can show; "" for fewer than two."""
     if pairs < 2:
         return ""
-    alone, among = detectable(pairs), detectable(pairs, comparisons=max(1, comparisons))
+    single, corrected = detectable(pairs), detectable(pairs, comparisons=max(1, comparisons))
     return (
-        f"{pairs} pairs show, with a probability of 0.8, a difference of {alone:.2f} standard deviations of the "
-        f"differences in a single test, and of {among:.2f} among {comparisons}."
+        f"{pairs} pairs show, with a probability of 0.8, a difference of {single:.2f} standard deviations of the "
+        f"differences in a single test, and of {corrected:.2f} among {comparisons}."
     )

@@ -1,4 +1,4 @@
-"""Reads a study: its cells and the config of each."""
+"""Studies: reads the cells of a study and the config of each."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from lit_rlvr.configs import TOP_KEYS, find_base, find_config, load_config, merg
 from lit_rlvr.errors import UserError
 
 BEFORE = "before training"
-"""The row of the model that training starts from."""
+"""Name of the row of the model that training starts from."""
 KEYS = (
     "name", "base", "tasks", "cells", "seeds", "baseline", "budget", "metric", "suites", "protocol", "diversity",
 )  # fmt: skip
 """Keys of a study."""
 
 BUDGETS = ("steps", "samples", "tokens")
-DECIDED = ("seed_everything", "budget", "overwrite", "ckpt_path")
-"""Config keys that the study itself sets, in addition to these of `trainer`:"""
-DECIDED_OF_TRAINER = ("max_steps", "max_epochs", "default_root_dir")
+SET_BY_STUDY = ("seed_everything", "budget", "overwrite", "ckpt_path")
+"""Config keys that the study itself sets."""
+TRAINER_SET_BY_STUDY = ("max_steps", "max_epochs", "default_root_dir")
+"""Options of `trainer` that the study itself sets."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """The run folder, inside the study's."""
+        """The run folder, relative to the study's."""
         return Path("runs", self.task, self.name, f"seed-{self.seed}")
 
     def __str__(self) -> str:
@@ -51,13 +52,13 @@ class Study:
     """A comparison.
 
     Args:
-        cells: seed by seed, so that the first seed already covers everything.
-        baseline: name of the cell that the others are compared with.
+        cells: all cells, ordered by seed, so that the first seed covers every task and algorithm.
+        baseline: name of the cell to compare the others with.
         budget: steps, samples or tokens, and how many.
-        metric: column of metrics.csv whose last value is compared.
-        suites: name of a table -> the suites in it, each as `evaluate --suite` takes it in a list.
-        protocol: how the suites are asked: a protocol of `evaluate`, or None.
-        diversity: diversity measures of the suites' completions, as `evaluate --diversity` takes them.
+        metric: column of metrics.csv whose last values the study compares.
+        suites: name of a table -> its suites, in the form of a list for `evaluate --suite`.
+        protocol: a protocol of `evaluate` for the suites, or None.
+        diversity: measures of the suites' completions, in the form of `evaluate --diversity`.
     """
 
     name: str
@@ -86,8 +87,8 @@ class Study:
 def load_study(name: str) -> Study:
     """Read a study: a file, or a shipped one by name (`studies/smoke`).
 
-    A cell's config is built in layers, each merged over the previous ones: the `base` of the study, of the task and of
-    the cell, then the task, the cell, the budget and the seed.
+    A cell's config has layers, each merged over the previous ones: the `base` of the study, the task and the cell, then
+    the task, the cell, the budget and the seed.
 
     Raises:
         UserError: it is not a valid study; the message says where.
@@ -110,41 +111,42 @@ def load_study(name: str) -> Study:
     for seed in seeds:
         for task, of_task in tasks.items():
             for cell, of_cell in cells.items():
-                layers = [*shared, *_bases(of_task, path), *_bases(of_cell, path), _own(of_task), _own(of_cell)]
-                config = _merged([*layers, _ends_after(*budget), {"seed_everything": seed}])
+                bases = [*shared, *_bases(of_task, path), *_bases(of_cell, path)]
+                layers = [*bases, _without_base(of_task), _without_base(of_cell), _budget_layer(*budget)]
+                config = _merged([*layers, {"seed_everything": seed}])
                 grid.append(Cell(task, cell, seed, config))
     metric = str(study.get("metric", "val/accuracy"))
     suites = _suites(study.get("suites") or {}, path)
-    more = suites, study.get("protocol"), list(study.get("diversity") or [])
-    return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric, *more)
+    evaluation = suites, study.get("protocol"), list(study.get("diversity") or [])
+    return Study(str(study["name"]), tuple(grid), study["baseline"], budget, metric, *evaluation)
 
 
 def _suites(found: Any, path: Path) -> dict[str, list[str | dict[str, Any]]]:
-    """The suites by table; files in the study's own folder are found from anywhere."""
+    """Return the suites by table; resolve files in the study's folder to absolute paths."""
     tables = found if isinstance(found, dict) else {"suites": found}
     for name, suites in tables.items():
         if not isinstance(suites, list) or not all(isinstance(suite, str | dict) for suite in suites):
             raise UserError(
                 f"STUDY: {path}: suites.{name}: give a list of suites, or one per table: {{math: [math500]}}"
             )
-    return {str(name): [_beside(suite, path) for suite in suites] for name, suites in tables.items()}
+    return {str(name): [_resolve_suite(suite, path) for suite in suites] for name, suites in tables.items()}
 
 
-def _beside(suite: str | dict[str, Any], path: Path) -> str | dict[str, Any]:
-    """A suite whose file lies next to the study, by its whole path."""
+def _resolve_suite(suite: str | dict[str, Any], path: Path) -> str | dict[str, Any]:
+    """Return a suite with the absolute path of its file, if that lies next to the study."""
     if isinstance(suite, dict):
-        return suite | {"suite": _beside(str(suite.get("suite", "")), path)}
+        return suite | {"suite": _resolve_suite(str(suite.get("suite", "")), path)}
     name, equals, location = suite.rpartition("=")
-    near = path.parent / location
-    return f"{name}{equals}{near.resolve()}" if near.is_file() else suite
+    path_near = path.parent / location
+    return f"{name}{equals}{path_near.resolve()}" if path_near.is_file() else suite
 
 
 def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
-    """The tasks or cells: names that can be folders -> configs."""
+    """Check the tasks or cells, whose names become folders; return name -> config."""
     if not isinstance(found, dict) or not found:
         raise UserError(f"STUDY: {path}: {key}: give a mapping of names to the options each changes")
     named = {str(name): config or {} for name, config in found.items()}
-    allowed = [key for key in TOP_KEYS if key not in DECIDED]
+    allowed = [key for key in TOP_KEYS if key not in SET_BY_STUDY]
     for name, config in named.items():
         where = f"STUDY: {path}: {key}.{name}"
         if not re.fullmatch(r"\w[\w.+-]*", name):
@@ -152,7 +154,7 @@ def _named(found: Any, key: str, path: Path) -> dict[str, dict[str, Any]]:
         trainer = require_keys(config, allowed, where).get("trainer") or {}
         if not isinstance(trainer, dict):
             raise UserError(f"{where}: trainer: {trainer!r} is not a group of options; give them by their names")
-        for option in DECIDED_OF_TRAINER:
+        for option in TRAINER_SET_BY_STUDY:
             if option in trainer:
                 raise UserError(f"{where}: trainer.{option} is set by the study (budget, --out)")
     return named
@@ -167,18 +169,18 @@ def _budget(found: Any, path: Path) -> tuple[str, int]:
 
 
 def _bases(layer: dict[str, Any], path: Path) -> Iterator[dict[str, Any]]:
-    """The configs that a layer's `base` names: one, or a list of them."""
+    """Yield the configs that a layer's `base` names: one, or a list of them."""
     names = layer.get("base") or []
     for name in names if isinstance(names, list) else [names]:
         yield load_config(find_base(str(name), path))
 
 
-def _own(layer: dict[str, Any]) -> dict[str, Any]:
+def _without_base(layer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in layer.items() if key != "base"}
 
 
-def _ends_after(unit: str, count: int) -> dict[str, Any]:
-    """The config layer that ends a run with its budget, overriding the layers below."""
+def _budget_layer(unit: str, count: int) -> dict[str, Any]:
+    """Return the config layer that ends a run with its budget; it overrides the layers below."""
     return {
         "trainer": {"max_steps": count if unit == "steps" else -1, "max_epochs": -1},
         "budget": {name: count if unit == name else None for name in ("samples", "tokens")},

@@ -14,7 +14,7 @@ from lit_rlvr.evaluation.results import sampled_ks
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with numbers aligned right."""
+    """Return a Markdown table with numbers aligned right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
@@ -24,7 +24,7 @@ class Table:
     """A table of percentages.
 
     Args:
-        title: what it shows.
+        title: the title.
         columns: names of the columns after the first.
         rows: name -> its spreads ({mean, std, n}, or None), one per column.
     """
@@ -34,7 +34,7 @@ class Table:
     rows: dict[str, list[Mapping[str, Any] | None]]
 
     def markdown(self) -> str:
-        """A Markdown table under its title; each column's best cell is bold."""
+        """Return a Markdown table under its title, with each column's best cell in bold."""
         best = self._ranks()
         lines = []
         for name, found in self.rows.items():
@@ -43,7 +43,7 @@ class Table:
         return f"### {self.title}\n\n" + table(["", *self.columns], lines)
 
     def latex(self) -> str:
-        """A LaTeX table (booktabs) with its caption; best cells are bold, second-best ones underlined."""
+        """Return a LaTeX table (booktabs) with its caption; best cells are bold, second-best ones underlined."""
         marks = {0: r"\textbf{%s}", 1: r"\underline{%s}"}
         best = self._ranks()
         lines = [
@@ -61,7 +61,8 @@ class Table:
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
     def _ranks(self) -> dict[tuple[str, int], int]:
-        """(row, column) -> 0 for the best of a column as printed, 1 for the second best; ties share a rank."""
+        """Return (row, column) -> 0 for the best printed value of a column, 1 for the second best; ties share a
+        rank."""
         ranks: dict[tuple[str, int], int] = {}
         for k in range(len(self.columns)):
             printed = {name: round(100 * found["mean"], 1) for name, row in self.rows.items() if (found := row[k])}
@@ -71,9 +72,9 @@ class Table:
 
 
 def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Table]:
-    """The tables of one task.
+    """Yield the tables of one task.
 
-    For each of the study's tables of suites: pass@1 (greedy accuracy where nothing was sampled) with the average; the
+    For each of the study's tables of suites they are: pass@1 (or greedy accuracy without samples) with the average; the
     same for the largest k; pass@k by k and accuracy by category of each suite; and the diversity measures.
 
     Args:
@@ -94,8 +95,8 @@ def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> I
         yield _across(f"{group}: {title}", suites, first, rows)
         largest = max((k for suite in suites for k in sampled_ks(keys[suite])), default=1)
         if largest > 1:
-            having = [suite for suite in suites if f"pass@{largest}" in keys[suite]]
-            yield _across(f"{group}: pass@{largest}", having, dict.fromkeys(having, f"pass@{largest}"), rows)
+            measured = [suite for suite in suites if f"pass@{largest}" in keys[suite]]
+            yield _across(f"{group}: pass@{largest}", measured, dict.fromkeys(measured, f"pass@{largest}"), rows)
         for suite in suites:
             ks = sampled_ks(keys[suite])
             if len(ks) > 1:
@@ -109,14 +110,14 @@ def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> I
             {k for found in keys.values() for k in found if k.startswith("diversity/") and k.count("/") == 1}
         )
         for measure in measures:
-            having = [suite for suite in suites if measure in keys[suite]]
+            measured = [suite for suite in suites if measure in keys[suite]]
             yield _across(
-                f"{group}: {measure.removeprefix('diversity/')}", having, dict.fromkeys(having, measure), rows
+                f"{group}: {measure.removeprefix('diversity/')}", measured, dict.fromkeys(measured, measure), rows
             )
 
 
 def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Mapping[str, Any]) -> Table:
-    """Suites as columns, with their average."""
+    """Return a table with suites as columns, and their average."""
     same = set(keys.values())
     cells = {
         name: [
@@ -141,7 +142,7 @@ def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[Tabl
 
 
 def percent(spread: Mapping[str, Any] | None, deviation: str = " ± %s") -> str:
-    """`68.4 ± 0.2`, in percent; "-" without a value."""
+    """Return a spread as `68.4 ± 0.2`, in percent; "-" without a value."""
     if spread is None or spread["mean"] is None:
         return "-"
     text = f"{100 * spread['mean']:.1f}"
@@ -166,11 +167,11 @@ LAST = (
 
 
 SIGNAL = "figures/advantages.png"
-"""The figure of `figures.py`, in the study's folder."""
+"""Path of the figure of `draw_signal` in the study's folder."""
 
 
 def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[Path]], failed: Sequence[State]) -> str:
-    """The whole page.
+    """Return the page of results.
 
     Args:
         results: the content of results.json.
@@ -197,7 +198,7 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
 
 
 def plus_minus(spread: Spread, digits: int = 3) -> str:
-    """`0.512 ± 0.013`."""
+    """Return a spread as `0.512 ± 0.013`."""
     if spread is None or spread.get("mean") is None:
         return "-"
     text = f"{spread['mean']:.{digits}f}"
@@ -218,7 +219,7 @@ def _main_table(study: Study, found: Mapping[str, Any]) -> str:
 
 
 def interval(found: Mapping[str, Any] | None) -> str:
-    """`0.512 [0.49, 0.53]`, with the 95 % interval."""
+    """Return a value as `0.512 [0.49, 0.53]`, with the 95 % interval."""
     if found is None:
         return "-"
     text = f"{found['value']:.3f}"
@@ -226,7 +227,7 @@ def interval(found: Mapping[str, Any] | None) -> str:
 
 
 def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
-    """The cells over all tasks, if there are several."""
+    """Return the table of the cells over all tasks, if there are several."""
     if not results["overall"]:
         return []
     rows = [[name, interval(cell["iqm"]), interval(cell.get("improvement")) if name != study.baseline else ""]
@@ -241,7 +242,7 @@ def _p(value: float | None) -> str:
 
 
 def _tested(study: Study, found: Mapping[str, Any]) -> str:
-    """A note on the p-values, and on what so few seeds cannot show."""
+    """Return a note on the p-values, and on what so few seeds cannot show."""
     pairs = {cell["versus_baseline"]["pairs"] for cell in found["cells"].values() if "versus_baseline" in cell}
     comparisons = sum(cell.get("versus_baseline", {}).get("p_t") is not None for cell in found["cells"].values())
     return " ".join(

@@ -24,11 +24,11 @@ from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
-from lit_rlvr.evaluation.records import Given, Records, match, read_completions
+from lit_rlvr.evaluation.records import CompletionsById, Records, match, read_completions
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
-from lit_rlvr.export import is_run, model_of
+from lit_rlvr.export import is_run, resolve_run_model
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
@@ -42,25 +42,25 @@ from lit_rlvr.terminal import Terminal, progress_bar, show_result
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 
-AT_ONCE = 32
-"""Questions whose completions are judged together."""
+QUESTIONS_PER_BATCH = 32
+"""Number of questions whose completions one call judges."""
 
 _log = logging.getLogger("lit_rlvr")
 
-OWN = f"""Your own suite: a file with the columns of a known set (such as question and answer), alone or as NAME=FILE;
-for any other file, a YAML file with its DataModule and rewards, such as mine.yaml for --suite mine.yaml:
+OWN_SUITE_HELP = f"""Your own suite: a file with the columns of a known set (such as question and answer), alone or as
+NAME=FILE; for any other file, a YAML file with its DataModule and rewards, such as mine.yaml for --suite mine.yaml:
 
   {example("mine.jsonl", ["question", "answer"])}
 """
 
 
 class _Help(DefaultHelpFormatter, RawDescriptionHelpFormatter):
-    """Prints the example unchanged, ready to copy."""
+    """A help formatter that prints the example unchanged, ready to copy."""
 
 
 def make_parser(command: str) -> Parser:
-    """The options of `evaluate`."""
-    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN,
+    """Build the parser of `evaluate`."""
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__, epilog=OWN_SUITE_HELP,
                             formatter_class=_Help)  # fmt: skip
     parser.add_argument("--model", type=str | None, help="model folder, hub id, run folder, or a name (smollm2)")
     parser.add_argument("--like", type=str | None,
@@ -105,16 +105,16 @@ def make_parser(command: str) -> Parser:
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `evaluate`."""
+    """Run the command line of `evaluate`."""
     parser = make_parser(command)
     parsed = parser.parse_line(arguments)
-    chosen = any(argument.startswith("--environment") for argument in arguments)
+    has_environment = any(argument.startswith("--environment") for argument in arguments)
     if parsed.like is not None and not is_run(parsed.like):
         raise UserError(f"--like: {parsed.like} has no config.yaml; give a folder that `lit-rlvr fit` wrote")
     like = parsed.like or parsed.model
-    if not chosen and like is not None and (own := find_environment(like)):
-        own = own if isinstance(own, str) else json.dumps(own)
-        parsed = parser.parse_line([*arguments, "--environment", own])
+    if not has_environment and like is not None and (run_environment := find_environment(like)):
+        run_environment = run_environment if isinstance(run_environment, str) else json.dumps(run_environment)
+        parsed = parser.parse_line([*arguments, "--environment", run_environment])
     config = parser.instantiate_classes(parsed)
     if (config.model is None) == (config.completions is None):
         raise UserError("--model: give either a model to sample from or --completions to score")
@@ -131,7 +131,9 @@ def run(command: str, arguments: list[str]) -> None:
         records, prompts = sample_suites(suites, config, out, arguments)
     if Share.of_this_process():
         return
-    results = {suite.name: count(records, suite.name, prompts[suite.name], config.diversity) for suite in suites}
+    results = {
+        suite.name: suite_summary(records, suite.name, prompts[suite.name], config.diversity) for suite in suites
+    }
     table = markdown(results, config.model or config.completions)
     write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
     write_atomically(out / "results.md", table)
@@ -142,64 +144,66 @@ def run(command: str, arguments: list[str]) -> None:
 def sample_suites(
     suites: list[Suite], config: Namespace, out: Path, arguments: Sequence[str]
 ) -> tuple[Records, dict[str, list[Prompt]]]:
-    """Sample and judge; returns the records and each suite's questions.
+    """Sample and judge; return the records and each suite's questions.
 
     Args:
-        arguments: those of the command line, for further processes.
+        arguments: the arguments of the command line, for further processes.
     """
     share = Share.of_this_process()
     os.environ["PL_GLOBAL_SEED"] = str(config.seed)
-    module = EvaluatingModule(model_of(config.model))
-    limits = find_limits(settle(config, module), config.like or config.model)
+    module = EvaluatingModule(resolve_run_model(config.model))
+    limits = find_limits(resolve_dtype_and_length(config, module), config.like or config.model)
     prompts = {suite.name: load_prompts(suite, module) for suite in suites}
     plans = {suite.name: suite.protocol.parts(limits) for suite in suites}
     for suite in suites:
         for sampling, _ in plans[suite.name].values():
             check_turns(f"--suite: {suite.name}: --max_turns", sampling, suite.environment)
     settings = (
-        settings_of(config, module),
-        {s.name: told(plans[s.name], prompts[s.name], s.environment) for s in suites},
+        run_settings(config, module),
+        {s.name: suite_fingerprint(plans[s.name], prompts[s.name], s.environment) for s in suites},
     )
     records = Records(out, *settings, share.file if share else None)
-    asked = {name: share.questions(found) if share else found for name, found in prompts.items()}
-    work = [
-        (suite, part, records.missing(f"{suite.name}/{part}", asked[suite.name]))
+    questions = {name: share.questions(found) if share else found for name, found in prompts.items()}
+    parts = [
+        (suite, part, records.missing(f"{suite.name}/{part}", questions[suite.name]))
         for suite in suites
         for part in plans[suite.name]
     ]
-    missing = sum(len(left) for *_, left in work)
-    total = sum(len(parts) * len(asked[name]) for name, parts in plans.items())
+    missing = sum(len(missing_prompts) for *_, missing_prompts in parts)
+    total = sum(len(parts) * len(questions[name]) for name, parts in plans.items())
     if missing and config.devices > 1 and not share:
-        with progress_bar("questions", missing, done=total - missing) as one_more:
-            run_shares(arguments, config.devices, out, one_more)
+        with progress_bar("questions", missing, done=total - missing) as advance:
+            run_shares(arguments, config.devices, out, advance)
         records = Records(out, *settings)
     elif missing:
-        asked_for = {
+        sampled_sets = {
             s.name: (prompts[s.name], longest(plans[s.name]), s.data.max_prompt_tokens if begins(s.environment) else 0)
             for s in suites
         }
-        sampler = start(module, config, asked_for)
+        sampler = start_sampler(module, config, sampled_sets)
         started, tokens = time.perf_counter(), 0
-        with progress_bar("questions", missing, done=total - missing) as one_more:
-            for suite, part, left in work:
+        with progress_bar("questions", missing, done=total - missing) as advance:
+            for suite, part, missing_prompts in parts:
                 sampling, samples = plans[suite.name][part]
 
                 def judged(prompt: Prompt, *group: Any, name: str = f"{suite.name}/{part}") -> None:
                     nonlocal tokens
                     records.add(name, prompt, *group)
                     tokens += sum(completion.length for completion in group[0])
-                    one_more()
+                    advance()
 
-                sampler.run(left, sampling, samples, suite.rewards, part, suite.data, judged, suite.environment)
+                sampler.run(
+                    missing_prompts, sampling, samples, suite.rewards, part, suite.data, judged, suite.environment
+                )
         seconds = time.perf_counter() - started
         sampler.close()
         _log.info("%d tokens in %.0f s: %.0f tokens/s", tokens, seconds, tokens / seconds)
     return records, prompts
 
 
-def settle(config: Namespace, module: EvaluatingModule) -> int:
-    """Fill in the data type from the run or the model, and log it; returns the length of completions that no protocol
-    sets."""
+def resolve_dtype_and_length(config: Namespace, module: EvaluatingModule) -> int:
+    """Fill in the data type from the run or the model, and log it; return the completion length that holds where no
+    protocol sets one."""
     like = config.like or config.model
     dtype, why = find_dtype(config.dtype, like, module.model_folder)
     max_tokens, limit = find_max_tokens(config.max_tokens, like)
@@ -208,8 +212,10 @@ def settle(config: Namespace, module: EvaluatingModule) -> int:
     return max_tokens
 
 
-def count(records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]) -> dict[str, Any]:
-    """The results of a completely recorded suite."""
+def suite_summary(
+    records: Records, name: str, prompts: list[Prompt], measures: Sequence[DiversityMeasure]
+) -> dict[str, Any]:
+    """Return the results of a completely recorded suite."""
     samples = [prompt.sample for prompt in prompts]
     sampled, greedy = (records.groups(f"{name}/{part}", prompts) for part in ("sampled", "greedy"))
     results = suite_results(samples, sampled, greedy)
@@ -222,17 +228,17 @@ def count(records: Records, name: str, prompts: list[Prompt], measures: Sequence
 
 
 def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Records, dict[str, list[Prompt]]]:
-    """Judge existing completions; returns the records and the questions that they answer."""
+    """Judge existing completions; return the records and the questions that they answer."""
     path = Path(config.completions)
     given = read_completions(path, [suite.name for suite in suites])
-    told = {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite}
-    records = Records(out, told)
+    settings = {"completions": hashlib.sha256(path.read_bytes()).hexdigest()[:16], "suite": config.suite}
+    records = Records(out, settings)
     answered: dict[str, list[Prompt]] = {}
     for suite in suites:
         samples = suite.data.load("test")
         parts = [part for part in ("sampled", "greedy") if f"{suite.name}/{part}" in given]
-        asked = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
-        prompts = [Prompt(sample, []) for sample in samples if sample.id in asked]
+        questions = {sample.id for part in parts for sample in match(given[f"{suite.name}/{part}"], samples, part)}
+        prompts = [Prompt(sample, []) for sample in samples if sample.id in questions]
         if len(prompts) < len(samples):
             _log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
@@ -243,25 +249,25 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
     return records, answered
 
 
-def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: Given) -> None:
+def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: CompletionsById) -> None:
     """Score and record the completions of the given questions, several questions at once."""
-    with progress_bar(name, len(prompts)) as one_more:
-        for first in range(0, len(prompts), AT_ONCE):
-            some = prompts[first : first + AT_ONCE]
-            groups = [given[prompt.sample.id] for prompt in some]
-            scores = score_rollout(suite.rewards, groups, [prompt.sample for prompt in some])
-            for p, (prompt, group) in enumerate(zip(some, groups, strict=True)):
+    with progress_bar(name, len(prompts)) as advance:
+        for first in range(0, len(prompts), QUESTIONS_PER_BATCH):
+            batch = prompts[first : first + QUESTIONS_PER_BATCH]
+            groups = [given[prompt.sample.id] for prompt in batch]
+            scores = score_rollout(suite.rewards, groups, [prompt.sample for prompt in batch])
+            for p, (prompt, group) in enumerate(zip(batch, groups, strict=True)):
                 records.add(name, prompt, group, scores, p)
-                one_more()
+                advance()
 
 
 def longest(parts: Mapping[str, tuple[Sampling, int]]) -> int:
-    """The longest completion of a suite, in tokens."""
+    """Return the longest completion of a suite, in tokens."""
     return max(sampling.reach for sampling, _ in parts.values())
 
 
 def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
-    """A suite's questions as the model sees them."""
+    """Load a suite's questions as the model sees them."""
     suite.data.use_model(module)
     if suite.environment is not None:
         suite.data.use_tools(suite.environment.tools)
@@ -271,43 +277,43 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     return suite.data.prompts["test"]
 
 
-def settings_of(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
-    """The settings that all completions depend on."""
+def run_settings(config: Namespace, module: EvaluatingModule) -> dict[str, Any]:
+    """Return the settings that all completions depend on."""
     engine = resolve_engine(config.engine).name
     return {"model": module.model, "engine": engine, "dtype": config.dtype, "seed": config.seed}
 
 
-def told(
+def suite_fingerprint(
     parts: Mapping[str, tuple[Sampling, int]], prompts: Sequence[Prompt], environment: Environment | None
 ) -> dict[str, Any]:
-    """The settings that the completions of one suite depend on, its questions among them."""
+    """Return the settings that the completions of one suite depend on, with a hash of its questions."""
     questions = repr([(p.sample.id, p.token_ids) for p in prompts]).encode()
     sampling = {
         part: {"samples": samples, "temperature": s.temperature, "top_p": s.top_p, "max_tokens": s.max_tokens}
         | ({} if environment is None else {name: getattr(s, name) for name in (*TURNS, "stop")})
         for part, (s, samples) in parts.items()
     }
-    played = {} if environment is None else {"environment": environment_fingerprint(environment)}
-    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | played
+    of_environment = {} if environment is None else {"environment": environment_fingerprint(environment)}
+    return {"questions": hashlib.sha256(questions).hexdigest()[:16]} | sampling | of_environment
 
 
-def start(
-    module: EvaluatingModule, config: Namespace, asked: Mapping[str, tuple[Sequence[Prompt], int, int]]
+def start_sampler(
+    module: EvaluatingModule, config: Namespace, questions: Mapping[str, tuple[Sequence[Prompt], int, int]]
 ) -> Sampler:
-    """The model in an engine with room for the longest sequence, which the model's context may cut.
+    """Start the model in an engine that can hold the longest sequence, up to the model's context.
 
     Args:
-        asked: suite -> its questions, the longest completion, and how long prompts may become.
+        questions: suite -> its questions, the longest completion, and the longest prompt (0 = as they are).
 
     Raises:
         UserError: a question fills the model's context.
     """
     sets = [
         Asked(name, found, tokens, "--max_tokens", "--max_prompt_tokens", room)
-        for name, (found, tokens, room) in asked.items()
+        for name, (found, tokens, room) in questions.items()
     ]
     reach = within_context(module.model_folder, sets)
-    prompts = [prompt for found, *_ in asked.values() for prompt in found]
+    prompts = [prompt for found, *_ in questions.values() for prompt in found]
     dtype = getattr(torch, config.dtype)
     images = max(len(prompt.sample.images) for prompt in prompts)
     engine = resolve_engine(config.engine)

@@ -105,13 +105,13 @@ def check_out(out: Path) -> None:
 
 
 def pass_rate(group: list[Row]) -> float | None:
-    """The share of right completions among those that could be judged; None if none could."""
+    """Return the share of right completions among the judged ones; None if the rewards judged none."""
     judged = [row["correct"] for row in group if row["correct"] is not None]
     return sum(judged) / len(judged) if judged else None
 
 
 def summary(rates: list[float | None], kept: int, lowest: float, highest: float) -> str:
-    """A histogram of the prompts' pass rates, in tenths."""
+    """Return a histogram of the prompts' pass rates in tenths, as text."""
     tenths = Counter(min(int(rate * 10), 9) for rate in rates if rate is not None)
     never, always = (sum(rate == bound for rate in rates) for bound in (0.0, 1.0))
     bars = ", ".join(f"{k / 10:.1f}-{(k + 1) / 10:.1f}: {tenths[k]}" for k in range(10) if tenths[k])

@@ -1,4 +1,4 @@
-"""`lit-rlvr` commands as processes of their own, and `lit-rlvr evaluate --devices N`: one per GPU."""
+"""Runs `lit-rlvr` commands as separate processes, and `lit-rlvr evaluate --devices N` with one process per GPU."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def start_command(
 ) -> subprocess.Popen[bytes]:
     """Start `lit-rlvr` with these arguments.
 
-    If this process is killed, the command saves and exits, as on Ctrl-C. It runs our modules, whatever those in the
-    current folder are called.
+    If this process is killed, the command saves and exits, as on Ctrl-C. It imports our modules even if
+    the current folder has modules of the same names.
 
     Args:
-        log: receives its output.
-        pass_fds: descriptors that it keeps open.
+        log: file for the command's output.
+        pass_fds: descriptors that the command keeps open.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "lit_rlvr", *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -41,8 +41,9 @@ def start_command(
     )  # fmt: skip
 
 
-def threads(commands: int) -> dict[str, str]:
-    """The environment variable that shares the processor among so many commands; nothing if the user has set it."""
+def thread_environment(commands: int) -> dict[str, str]:
+    """Return the environment variable that divides the processor's cores among so many commands, unless the user has
+    set it."""
     if commands == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // commands))}
@@ -54,7 +55,7 @@ def _end_with_parent() -> None:
 
 
 class Stoppable(Protocol):
-    """A process, or a job of a cluster."""
+    """Protocol of a process, or of a job of a cluster."""
 
     def terminate(self) -> None: ...
 
@@ -77,28 +78,28 @@ def stop_commands(processes: Collection[Stoppable]) -> None:
 
 
 T = TypeVar("T")
-VARIABLE = "LIT_RLVR_SHARE"
-"""The environment variable that tells a process its share, such as 0/4."""
+SHARE_VARIABLE = "LIT_RLVR_SHARE"
+"""Environment variable with the share of a process, such as 0/4."""
 BEGINS_GROUP = b'"sample": 0, "samples": '
-"""In the first line of each question's completions, and in no other."""
+"""Text in the first line of each question's completions, and in no other line."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Every `count`-th question, from `number` on."""
+    """Every `count`-th question, beginning with `number`."""
 
     number: int
     count: int
 
     @classmethod
     def of_this_process(cls) -> Share | None:
-        """None if this process was not started by `run_shares`."""
-        told = os.environ.get(VARIABLE)
-        return cls(*map(int, told.split("/"))) if told else None
+        """Return this process's share; None if `run_shares` did not start it."""
+        share = os.environ.get(SHARE_VARIABLE)
+        return cls(*map(int, share.split("/"))) if share else None
 
     @property
     def file(self) -> str:
-        """The name of the file with its completions."""
+        """The name of the share's file of completions."""
         return f"completions-{self.number}-of-{self.count}.jsonl"
 
     def questions(self, all_of_them: Sequence[T]) -> Sequence[T]:
@@ -109,7 +110,7 @@ def check_devices(devices: int, engine: RolloutEngine, samples: bool) -> None:
     """Refuse a number of processes that cannot work.
 
     Args:
-        samples: whether completions are sampled, and not only judged.
+        samples: whether the command samples completions, instead of only judging them.
 
     Raises:
         UserError: says why.
@@ -159,19 +160,19 @@ def run_shares(arguments: Sequence[str], devices: int, out: Path, answered: Call
 
 
 def _start(arguments: Sequence[str], share: Share, log: Path) -> subprocess.Popen[bytes]:
-    """Start one process, on its GPU or with its part of the CPU's cores."""
-    environment = os.environ | {VARIABLE: f"{share.number}/{share.count}"}
+    """Start one process on its GPU, or with its part of the CPU's cores."""
+    environment = os.environ | {SHARE_VARIABLE: f"{share.number}/{share.count}"}
     if found := torch.cuda.device_count():
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(found)))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[share.number]
     else:
-        environment |= threads(share.count)
+        environment |= thread_environment(share.count)
     with log.open("w") as file:
         return start_command(["evaluate", *arguments], file, environment)
 
 
 def _count_new(path: Path, start: int, answered: Callable[[], None]) -> int:
-    """Call `answered` for each question in whole lines of a file after `start` bytes; returns where these end."""
+    """Call `answered` for each question in whole lines of a file after `start` bytes; return where these lines end."""
     if not path.exists():
         return start
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The sampling and prompts of a suite's questions, by a paper's protocol, the run's or your own settings."""
+"""The sampling and prompts of a suite's questions: from a paper's protocol, the run, or the user's settings."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from lit_rlvr.types import Sampling
 MAX_TOKENS = 2048
 """Default completion length for models without a run."""
 
-Found = tuple[Any, str]
+ValueAndOrigin = tuple[Any, str]
 """A value and its origin."""
 
 
-def find_dtype(asked: str, model: str, folder: str) -> Found:
-    """The data type to compute in: the requested one, else the run's, else that of the model's weights.
+def find_dtype(requested: str, model: str, folder: str) -> ValueAndOrigin:
+    """Return the data type to compute in: the requested one, else the run's, else that of the model's weights.
 
     Args:
-        asked: float32, bfloat16 or auto.
+        requested: float32, bfloat16 or auto.
         model: the model as the user named it.
         folder: the folder of its weights.
     """
-    if asked != "auto":
-        return getattr(torch, asked), "--dtype"
+    if requested != "auto":
+        return getattr(torch, requested), "--dtype"
     if is_run(model):
         return compute_dtype(
             str(lookup(run_config(Path(model).expanduser()), "trainer.precision"))
@@ -47,7 +47,7 @@ def find_dtype(asked: str, model: str, folder: str) -> Found:
 
 
 def find_limits(max_tokens: int, model: str) -> Sampling:
-    """The limits of a completion, and with a run those of its episodes and its stop texts."""
+    """Return the limits of a completion; with a run, also those of its episodes, and its stop texts."""
     if not is_run(model):
         return Sampling(max_tokens=max_tokens)
     config = run_config(Path(model).expanduser())
@@ -61,14 +61,14 @@ def find_limits(max_tokens: int, model: str) -> Sampling:
 
 
 def find_environment(model: str) -> Any:
-    """The environment in a run's config; None if it has none."""
+    """Return the environment in a run's config; None if it has none."""
     return lookup(run_config(Path(model).expanduser()), "rollout.environment") if is_run(model) else None
 
 
-def find_max_tokens(asked: int | None, model: str) -> Found:
-    """The longest completion: the requested length, else the run's validation length, else `MAX_TOKENS`."""
-    if asked is not None:
-        return asked, "--max_tokens"
+def find_max_tokens(requested: int | None, model: str) -> ValueAndOrigin:
+    """Return the longest completion: the requested length, else the run's validation length, else `MAX_TOKENS`."""
+    if requested is not None:
+        return requested, "--max_tokens"
     if is_run(model):
         config = run_config(Path(model).expanduser())
         for name in ("rollout.eval_sampling.max_tokens", "rollout.sampling.max_tokens"):
@@ -78,26 +78,26 @@ def find_max_tokens(asked: int | None, model: str) -> Found:
 
 
 TURNS = ("max_turns", "max_observation_tokens", "max_episode_tokens")
-"""Settings of episodes, as in `Sampling`; the model's by default."""
+"""Settings of episodes, as in `Sampling`; by default those of the model's run."""
 SAMPLING: dict[str, Any] = {
     "samples": 8, "greedy": True, "temperature": 0.6, "top_p": 0.95, "max_tokens": None, **dict.fromkeys(TURNS),
 }  # fmt: skip
-"""Settings of sampling, with their defaults; `max_tokens` is then the model's."""
+"""Settings of sampling with their defaults; the model's run or `MAX_TOKENS` replaces `max_tokens: null`."""
 PROMPTS = ("system_prompt", "template", "prefill")
 """Settings of the prompt, which replace a suite's own."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a suite's questions are answered.
+    """The sampling and prompts for a suite's questions.
 
     Args:
         samples: sampled completions per question.
         greedy: answer each question once more, without sampling.
-        temperature: of the sampled completions.
-        top_p: of the sampled completions.
-        max_tokens: longest completion, in tokens; None = what the model's run or the default says.
-        max_turns, max_observation_tokens, max_episode_tokens: limits of an episode; None likewise.
+        temperature: temperature of the sampled completions.
+        top_p: nucleus of the sampled completions.
+        max_tokens: longest completion, in tokens; None = as in the model's run, or the default.
+        max_turns, max_observation_tokens, max_episode_tokens: limits of an episode; None = as in the model's run.
         prompts: options of the DataModule that replace the suite's.
     """
 
@@ -126,10 +126,10 @@ class Protocol:
         Sampling(self.temperature, self.top_p)  # refuses impossible ones
 
     def parts(self, limits: Sampling) -> dict[str, tuple[Sampling, int]]:
-        """Part -> its sampling, and the number of completions per question.
+        """Return part -> (its sampling, the number of completions per question).
 
         Args:
-            limits: those of a completion and an episode that the protocol leaves open.
+            limits: limits of a completion and an episode that the protocol does not set.
         """
         own = {name: value for name in ("max_tokens", *TURNS) if (value := getattr(self, name)) is not None}
         limits = replace(limits, **own)
@@ -142,15 +142,15 @@ class Protocol:
 
 
 def make_protocol(suite: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> Protocol:
-    """The protocol of one suite.
+    """Build the protocol of one suite.
 
-    A setting is the suite's own, else that of its own protocol, else the given one, else that of the given protocol,
-    else the default.
+    The first of these that has a setting decides it: the suite, the suite's protocol, the command line, the protocol of
+    the command line, the defaults.
 
     Args:
         suite: the suite's name; a protocol may have other settings for some suites.
-        own: settings of this suite alone, among them perhaps `protocol`.
-        given: settings of all suites, in the same form; None = not given.
+        own: settings of this suite, which may include `protocol`.
+        given: settings of all suites from the command line, in the same form; None = not given.
     """
     found: dict[str, Any] = dict(SAMPLING)
     for settings in (given, own):
@@ -162,7 +162,7 @@ def make_protocol(suite: str, own: Mapping[str, Any], given: Mapping[str, Any]) 
 
 
 def read_protocol(name: str, suite: str) -> dict[str, Any]:
-    """A protocol's settings for a suite: a shipped protocol by name, or a YAML file.
+    """Read a protocol's settings for a suite: a shipped protocol by name, or a YAML file.
 
     Raises:
         UserError: there is no such protocol, or it has an unknown setting.
@@ -185,7 +185,7 @@ def read_protocol(name: str, suite: str) -> dict[str, Any]:
 
 
 def check_settings(settings: Any, known: tuple[str, ...], where: str) -> None:
-    """Refuse settings of unknown names.
+    """Refuse settings with unknown names.
 
     Raises:
         UserError: names the setting, and the nearest known one.

@@ -1,4 +1,4 @@
-"""Judged completions on disk, so that an interrupted evaluation can continue; and completions generated elsewhere."""
+"""Judged completions on disk, from which an interrupted evaluation continues; and completions from elsewhere."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lit_rlvr.files import not_writable, write_atomically
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt, Sample
 
-Given = dict[str, list[Completion]]
+CompletionsById = dict[str, list[Completion]]
 """A question's id -> its completions, in file order."""
 
 
-def read_completions(path: Path, suites: list[str]) -> dict[str, Given]:
-    """Completions by part ("math500/sampled", "math500/greedy").
+def read_completions(path: Path, suites: list[str]) -> dict[str, CompletionsById]:
+    """Read completions by part ("math500/sampled", "math500/greedy").
 
     Args:
-        path: JSON Lines with `id` (the question's) and `completion`; `suite` if several are judged; `greedy` (true or
+        path: JSON Lines with `id` (the question's) and `completion`; `suite` if there are several; `greedy` (true or
             false), `finish_reason` ("length" = truncated) and `tokens` if known. The completions.jsonl of an evaluation
             has this form.
         suites: names of the suites to judge.
@@ -30,7 +30,7 @@ def read_completions(path: Path, suites: list[str]) -> dict[str, Given]:
     Raises:
         UserError: a line does not have this form; the message gives its number.
     """
-    found: dict[str, Given] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, CompletionsById] = defaultdict(lambda: defaultdict(list))
     try:
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,8 +64,8 @@ def _read(line: str, where: str, suites: list[str]) -> tuple[str, str, Completio
     )
 
 
-def match(given: Given, samples: list[Sample], part: str) -> list[Sample]:
-    """The questions that have completions, each the same number of them.
+def match(given: CompletionsById, samples: list[Sample], part: str) -> list[Sample]:
+    """Return the questions that have completions, and check that all have equally many.
 
     Raises:
         UserError: a completion belongs to no question, or questions have different numbers of completions.
@@ -82,23 +82,23 @@ def match(given: Given, samples: list[Sample], part: str) -> list[Sample]:
 
 Row = dict[str, Any]
 OUTPUT = ("settings.json", "completions.jsonl", "results.json", "results.md")
-"""The files that an evaluation writes to its folder."""
+"""Files that an evaluation writes to its folder."""
 SHARES = "completions-*-of-*.jsonl"
-"""The files of its processes, if there are several."""
+"""Files of an evaluation's processes, if there are several."""
 
 
 class Records:
-    """`completions.jsonl` in a folder, together with the settings it was generated with.
+    """The `completions.jsonl` of a folder, and the settings of these completions.
 
     A row is one completion: part, id, sample (of samples), completion, extracted, correct, status,
-    finish_reason, tokens, reward; with an environment also its turns, of which the completion is the last.
+    finish_reason, tokens, reward; with an environment also its turns; the completion is the last of them.
 
     Args:
         folder: created if necessary.
-        settings: the settings that all completions depend on; a folder begun with different ones is refused.
+        settings: the settings that all completions depend on; the class refuses a folder with different ones.
         suites: suite -> the settings that its completions depend on. A folder may get further suites.
-        share: name of the file for new completions, if this process is one of several; the others' are then left alone,
-            otherwise they are merged.
+        share: name of the file for new completions if this process is one of several; without it, merge the files of
+            all processes.
 
     Raises:
         UserError: the settings differ (the message says how), or the folder cannot be written.
@@ -108,32 +108,32 @@ class Records:
         self, folder: Path, settings: dict[str, Any], suites: Mapping[str, dict[str, Any]] | None = None,
         share: str | None = None,
     ) -> None:  # fmt: skip
-        whole = folder / "completions.jsonl"
-        self.path = folder / share if share else whole
-        told = folder / "settings.json"
+        merged = folder / "completions.jsonl"
+        self.path = folder / share if share else merged
+        settings_path = folder / "settings.json"
         self._groups: dict[tuple[str, str], list[Row]] = {}
         settings = json.loads(json.dumps(settings | ({} if suites is None else {"suites": suites})))
-        before = self._settings(told)
-        files = [path for path in (whole, *sorted(folder.glob(SHARES))) if path.is_file()]
-        begun = before is not None and bool(files)
-        strangers = [name for name in OUTPUT if (folder / name).exists()]
-        if strangers and not begun and set(before or {}) != set(settings):
-            raise UserError(f"--out: {folder} holds a {strangers[0]} not from an evaluation; choose another folder")
-        if before is not None and begun:
+        before = self._settings(settings_path)
+        files = [path for path in (merged, *sorted(folder.glob(SHARES))) if path.is_file()]
+        is_started = before is not None and bool(files)
+        existing = [name for name in OUTPUT if (folder / name).exists()]
+        if existing and not is_started and set(before or {}) != set(settings):
+            raise UserError(f"--out: {folder} holds a {existing[0]} not from an evaluation; choose another folder")
+        if before is not None and is_started:
             self._check(before, settings, folder)
-            self._read([path for path in files if path == whole] if share else files)
+            self._read([path for path in files if path == merged] if share else files)
             if suites is not None:
                 settings["suites"] = before["suites"] | settings["suites"]
         if share:
             return  # the process that started this one has written the settings
         try:
-            write_atomically(told, json.dumps(settings, indent=2) + "\n")
+            write_atomically(settings_path, json.dumps(settings, indent=2) + "\n")
         except OSError as error:
             raise UserError(not_writable(folder, "--out", error)) from error
 
     @staticmethod
     def _settings(path: Path) -> dict[str, Any] | None:
-        """The settings of an earlier evaluation; None if there are none."""
+        """Read the settings of an earlier evaluation; return None if there are none."""
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError):
@@ -142,17 +142,17 @@ class Records:
 
     @staticmethod
     def _check(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-        of_suites, wanted = before.get("suites"), now.get("suites")
-        if isinstance(of_suites, dict) and isinstance(wanted, dict):
-            both = of_suites.keys() & wanted.keys()  # the others are new, or not asked for this time
-            before, now = ({**d, "suites": {name: d["suites"][name] for name in both}} for d in (before, now))
+        old_suites, new_suites = before.get("suites"), now.get("suites")
+        if isinstance(old_suites, dict) and isinstance(new_suites, dict):
+            common = old_suites.keys() & new_suites.keys()  # the others are new, or not asked for this time
+            before, now = ({**d, "suites": {name: d["suites"][name] for name in common}} for d in (before, now))
         changed = list(changes(before, now))
         if changed:
-            said = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changed)
-            raise UserError(f"--out: {folder} was begun with other settings ({said}); choose another folder")
+            difference = "; ".join(f"{name} was {old}, is {new}" for name, old, new in changed)
+            raise UserError(f"--out: {folder} was begun with other settings ({difference}); choose another folder")
 
     def _read(self, files: Sequence[Path]) -> None:
-        """Read complete groups, and merge several files into the first; a last group torn by a kill is dropped."""
+        """Read complete groups, merge several files into the first, and drop a last group that a kill cut off."""
         rewrite = files[1:] != []
         for path in files:
             found: dict[tuple[str, str], list[Row]] = defaultdict(list)
@@ -170,24 +170,24 @@ class Records:
                 path.unlink()
 
     def missing(self, part: str, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """The prompts of a part that are not recorded yet."""
+        """Return the prompts of a part that have no records yet."""
         return [prompt for prompt in prompts if (part, prompt.sample.id) not in self._groups]
 
     def add(self, part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int = 0) -> None:
-        """Record group `p` of the scores, in one write."""
+        """Record group `p` of the scores in one write."""
         rows = group_rows(part, prompt, completions, scores, p)
         with self.path.open("a") as file:
             file.write("".join(map(_line, rows)))
         self._groups[part, prompt.sample.id] = rows
 
     def groups(self, part: str, prompts: Iterable[Prompt]) -> list[list[Row]]:
-        """The rows of each prompt; empty if the part was not requested."""
+        """Return the rows of each prompt; empty if the user did not request the part."""
         return [self._groups[part, p.sample.id] for p in prompts if (part, p.sample.id) in self._groups]
 
 
 def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[Row]:
-    """A judged group of one prompt as rows; `correct` is null if the check itself failed or no reward
-    calls the answer right or wrong."""
+    """Return a judged group of one prompt as rows; `correct` is null if the check failed or no reward judges the
+    answer."""
     return [
         {
             "part": part,

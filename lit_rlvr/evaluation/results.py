@@ -21,7 +21,7 @@ Groups = Sequence[Sequence[Row]]
 
 
 def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) -> dict[str, Any]:
-    """The results of one suite; rates are in [0, 1], lengths in tokens.
+    """Return the results of one suite; rates are in [0, 1], lengths in tokens.
 
     Args:
         samples: the suite's Q questions.
@@ -31,8 +31,8 @@ def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) ->
     Returns:
         `pass@k` for powers of two up to n with `pass@k_ci95`, `avg@n`, `greedy` with `greedy_ci95`, `n`, `questions`,
         `length` (null if unknown), `truncated`, the share of each status, and `categories` with pass@1, greedy and
-        questions of each. A check that itself failed counts as wrong; a completion that no reward calls right or wrong
-        does not count, nor does a question with fewer than k others in pass@k. Rates of nothing are null.
+        questions of each. A failed check counts as wrong. A completion that no reward judges does not count, and
+        a question with fewer than k judged completions does not count in pass@k. Rates without completions are null.
     """
     groups = sampled or greedy
     results: dict[str, Any] = {"n": len(sampled[0]) if sampled else 0, "questions": len(samples)}
@@ -59,25 +59,25 @@ def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) ->
 
 
 def _counts(row: Row) -> bool:
-    """Whether a completion is known to be right or wrong, or its check failed."""
+    """Return whether a completion is right or wrong, or whether its check failed."""
     return row["correct"] is not None or row["status"] == "error"
 
 
 def _mean(values: np.ndarray) -> float | None:
-    """The mean without NaN; None if nothing is left."""
+    """Return the mean without NaN; None if no value is left."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None
 
 
 def interval(values: np.ndarray) -> list[float]:
-    """The 95 % percentile bootstrap interval of a mean over questions (Efron 1979), with fixed draws."""
+    """Return the 95 % percentile bootstrap interval of a mean over questions (Efron 1979), with fixed draws."""
     draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
     return [float(low), float(high)]
 
 
 def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
-    """Mean scores of each category over the questions that have one; empty without categories."""
+    """Return the mean scores of each category over its questions that have one; empty without categories."""
     places: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
         if sample.category:
@@ -89,7 +89,7 @@ def by_category(samples: Sequence[Sample], scores: Mapping[str, np.ndarray]) -> 
 
 
 def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
-    """All suites and their average as one table, and a table per suite of its categories."""
+    """Return one table of all suites and their average, and a table of categories for each suite."""
     names = {name for r in results.values() for name in r}
     columns = [*(f"pass@{k}" for k in sampled_ks(names)), *(["greedy"] if "greedy" in names else [])]
     extra = [
@@ -116,12 +116,13 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
 
 
 def sampled_ks(names: Iterable[str]) -> list[int]:
-    """The k of every pass@k among the names of results, the smallest first."""
+    """Return the k of every pass@k among the names of results, the smallest first."""
     return sorted(int(name.removeprefix("pass@")) for name in names if name.startswith("pass@") and name[5:].isdigit())
 
 
 def averages(suites: Collection[Mapping[str, Any]], names: Iterable[str]) -> dict[str, float]:
-    """The unweighted mean of each result over those suites that have it, as the papers print pass@1 and pass@16."""
+    """Return the unweighted mean of each result over the suites that have it, as the papers print pass@1 and
+    pass@16."""
     found = {name: [suite[name] for suite in suites if suite.get(name) is not None] for name in names}
     return {name: fmean(values) for name, values in found.items() if values}
 
@@ -142,5 +143,5 @@ def _line(cells: Sequence[Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A printable cell on one line, with vertical bars escaped."""
+    """Return a printable cell on one line, with escaped vertical bars."""
     return one_line(str(value)).replace("|", "\\|")

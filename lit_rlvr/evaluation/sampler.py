@@ -1,4 +1,4 @@
-"""Samples and judges completions without a trainer, to evaluate a model or filter data."""
+"""Samples and judges completions without a trainer, to evaluate a model or to filter data."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 Judged = Callable[[Prompt, list[Completion], Scores], None]
 
 SEQUENCES = 2048
-"""Completions handed to the engine at once; only their images are decoded."""
+"""Number of completions that one call of the engine generates; only their images are in memory."""
 
 
 class Sampler:
-    """Samples groups of completions from a model and judges each group as soon as it is complete.
+    """Samples groups of completions from a model, and judges each group as soon as it is complete.
 
     Args:
         folder: model folder or hub id.
-        engine: not started yet.
-        tokenizer: the model's.
+        engine: the engine, which the class starts.
+        tokenizer: the model's tokenizer.
         dtype: the engine's data type.
         max_tokens: the longest sequence, prompt and completion together.
         max_images: the most images in one prompt.
-        check: a prompt on which the engine's log-probabilities are compared once with the model's.
+        check: a prompt for comparing the engine's log-probabilities once with the model's.
     """
 
     def __init__(
@@ -59,26 +59,26 @@ class Sampler:
         self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, rewards: Sequence[Reward], use: str,
         data: PromptDataModule, judged: Judged, environment: Environment | None = None,
     ) -> None:  # fmt: skip
-        """Sample and judge.
+        """Sample completions for the prompts and judge them.
 
         Args:
             samples: completions per prompt. Each has its own seed, derived from (run seed, `use`, prompt id, number),
-                so that no completion depends on the others sampled.
+                so that no completion depends on the other ones.
             data: the prompts' DataModule.
             judged: called with each group from a separate thread, one at a time, in any order.
-            environment: what answers the model between its turns.
+            environment: the environment that answers the model between its turns.
         """
         sampling = sampling.with_banned(self.policy.placeholder_ids)
-        share = max(1, SEQUENCES // samples)
-        episodes = None if environment is None else self._played_in(environment, data)
-        for first in range(0, len(prompts), share):
-            some = [data.prepare(p) for p in prompts[first : first + share]]
+        batch_size = max(1, SEQUENCES // samples)
+        episodes = None if environment is None else self._episodes_for(environment, data)
+        for first in range(0, len(prompts), batch_size):
+            batch = [data.prepare(p) for p in prompts[first : first + batch_size]]
             if episodes is not None:
-                some = episodes.open(some, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
-            self._run(some, sampling, samples, rewards, use, judged, episodes)
+                batch = episodes.open(batch, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
+            self._run(batch, sampling, samples, rewards, use, judged, episodes)
 
-    def _played_in(self, environment: Environment, data: PromptDataModule) -> Episodes:
-        """Workers for episodes of an environment, one set for each, which answer as the data's model expects."""
+    def _episodes_for(self, environment: Environment, data: PromptDataModule) -> Episodes:
+        """Return the episode workers of an environment, which format their replies for the data's model."""
         between = between_turns(data, self.policy, environment)
         if id(environment) not in self._episodes:
             self._episodes[id(environment)] = Episodes(environment, between, self._reach)
@@ -90,7 +90,7 @@ class Sampler:
         judged: Judged, episodes: Episodes | None,
     ) -> None:  # fmt: skip
         seeds = [[derive_seed(run_seed(), use, p.sample.id, g) for g in range(samples)] for p in prompts]
-        waiting: dict[int, Future[None]] = {}
+        futures: dict[int, Future[None]] = {}
 
         def judge(prompt: Prompt, group: list[Completion]) -> None:
             judged(prompt, group, score_rollout(rewards, [group], [prompt.sample]))
@@ -98,15 +98,15 @@ class Sampler:
         with ThreadPoolExecutor(1) as thread:
 
             def done(p: int, group: list[Completion]) -> None:
-                waiting[p] = waiting.get(p) or thread.submit(judge, prompts[p], group)
+                futures[p] = futures.get(p) or thread.submit(judge, prompts[p], group)
 
             for p, group in enumerate(self.engine.generate(prompts, sampling, seeds, done, episodes)):
                 done(p, group)
-        for future in waiting.values():
+        for future in futures.values():
             future.result()
 
     def close(self) -> None:
-        """Give back the engine's memory and the workers of rewards and environments."""
+        """Free the engine's memory, and end the workers of rewards and environments."""
         self.engine.close()
         for episodes in self._episodes.values():
             episodes.close()

@@ -1,4 +1,4 @@
-"""Suites: sets of questions to evaluate a model on, with the rewards that judge the answers."""
+"""Suites: sets of questions for evaluating a model, with the rewards that judge the answers."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], list[Any]]] = (
     ([{"db_id", "question"}], {"class_path": "TextToSQL"}, ["SQLExecution"]),
     ([{"question_content", "public_test_cases"}], {"class_path": "CodeProblems"}, ["CodeTests"]),
     ([{"question", "choices", "answer"}], {"class_path": "MultipleChoice"}, ["Choice"]),
-    ([needs for needs, _ in geometry.LAYOUTS], {"class_path": "Geometry"}, [("Choice", "MathAnswer")]),
-    ([needs for needs, _ in medical_vqa.LAYOUTS], {"class_path": "MedicalVQA"}, [("Choice", "OpenAnswer")]),
-    ([needs for needs, _ in text_math.LAYOUTS], {"class_path": "TextMath", "init_args": BOXED}, ["MathAnswer"]),
+    ([required for required, _ in geometry.LAYOUTS], {"class_path": "Geometry"}, [("Choice", "MathAnswer")]),
+    ([required for required, _ in medical_vqa.LAYOUTS], {"class_path": "MedicalVQA"}, [("Choice", "OpenAnswer")]),
+    ([required for required, _ in text_math.LAYOUTS], {"class_path": "TextMath", "init_args": BOXED}, ["MathAnswer"]),
 )
-"""Columns of a file that is not a named suite -> its DataModule and rewards; the first that fits."""
+"""Columns of a file that is not a named suite -> its DataModule and rewards; the first match counts."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Suite:
     Args:
         data: DataModule with the questions as its test set.
         rewards: the rewards that judge an answer.
-        protocol: how its questions are asked.
-        environment: what answers the model between its turns; None = it answers in one turn.
+        protocol: the sampling and prompts of its questions.
+        environment: the environment that answers the model between its turns; None = the model answers in one turn.
     """
 
     name: str
@@ -57,31 +57,34 @@ class Suite:
     environment: Environment | None = None
 
 
-Asked = str | list[str | dict[str, Any]]
-"""What `--suite` takes: suites separated by commas, or a list of suites, each alone or with settings of its own."""
-OWN = ("suite", "protocol", "columns", *SAMPLING, *PROMPTS)
-"""The settings of a suite in such a list."""
+SuiteArgument = str | list[str | dict[str, Any]]
+"""Type of `--suite`: names separated by commas, or a list of suites, each alone or with its own settings."""
+SUITE_SETTINGS = ("suite", "protocol", "columns", *SAMPLING, *PROMPTS)
+"""Settings of a suite in such a list."""
 
 
 def find_suites(
-    asked: Asked, options: Mapping[str, Any], given: Mapping[str, Any], environment: Environment | None = None
+    argument: SuiteArgument,
+    options: Mapping[str, Any],
+    given: Mapping[str, Any],
+    environment: Environment | None = None,
 ) -> Iterator[Suite]:
-    """The suites that the user asks for.
+    """Yield the suites that `--suite` names.
 
     Args:
-        asked: names of shipped suites (`math500`), optionally with your own file (`math500=test.jsonl`); YAML files
+        argument: names of shipped suites (`math500`), optionally with your own file (`math500=test.jsonl`); YAML files
             with `data` and `rewards`; files with a known layout, optionally with a name (`mine=test.jsonl`). A mapping
-            holds one as `suite`, and its own `columns`, `protocol` and settings of that.
-        options: options that override those of all their DataModules.
-        given: protocol and settings for all of them, as in `make_protocol`.
-        environment: of suites that name none.
+            holds one of these as `suite`, with its own `columns`, `protocol` and settings.
+        options: options of the DataModules of all suites.
+        given: protocol and settings of all suites, as in `make_protocol`.
+        environment: the environment of suites that name none.
 
     Raises:
         UserError: there is no such suite, or it cannot be built.
     """
     seen: set[str] = set()
-    for item in as_items(asked):
-        name, values = settings_of(str(item["suite"]), "columns" in item)
+    for item in list_items(argument):
+        name, values = find_suite(str(item["suite"]), "columns" in item)
         if name in seen:
             raise UserError(f"--suite: two suites are called {name}; rename one of the files")
         seen.add(name)
@@ -90,29 +93,29 @@ def find_suites(
         except UserError as error:
             raise UserError(f"--suite: {name}: {error}") from error
         columns = {"columns": item["columns"]} if "columns" in item else {}
-        own = {"name": name} | dict(options) | columns | asked_with(name, values, protocol)
-        yield build(name, merge(values, {"data": {"init_args": own}}), protocol, environment)
+        overrides = {"name": name} | dict(options) | columns | prompt_options(name, values, protocol)
+        yield build(name, merge(values, {"data": {"init_args": overrides}}), protocol, environment)
 
 
-def as_items(asked: Asked) -> list[dict[str, Any]]:
-    """Each suite with its own settings.
+def list_items(argument: SuiteArgument) -> list[dict[str, Any]]:
+    """Return each suite of `--suite` with its own settings.
 
     Raises:
         UserError: an entry is neither a suite nor a mapping with one.
     """
-    entries = asked.split(",") if isinstance(asked, str) else asked
+    entries = argument.split(",") if isinstance(argument, str) else argument
     items = [{"suite": entry.strip()} if isinstance(entry, str) else entry for entry in entries]
     for item in items:
-        check_settings(item, OWN, "--suite")
+        check_settings(item, SUITE_SETTINGS, "--suite")
         if not isinstance(item.get("suite"), str):
             raise UserError(f"--suite: {item} names no `suite`")
     return [item for item in items if item["suite"]]
 
 
-def asked_with(name: str, values: Mapping[str, Any], protocol: Protocol) -> dict[str, Any]:
-    """The protocol's prompts, as options of a suite's DataModule.
+def prompt_options(name: str, values: Mapping[str, Any], protocol: Protocol) -> dict[str, Any]:
+    """Return the protocol's prompts as options of a suite's DataModule.
 
-    A system prompt says how to answer. So it also replaces the suite's own template, which would be a second
+    A system prompt tells the model how to answer. So it also replaces the suite's template, which would be a second
     instruction, unless the protocol has a template too.
     """
     prompts = dict(protocol.prompts)
@@ -123,19 +126,19 @@ def asked_with(name: str, values: Mapping[str, Any], protocol: Protocol) -> dict
     return prompts
 
 
-def settings_of(item: str, mapped: bool = False) -> tuple[str, dict[str, Any]]:
-    """One suite's name and settings.
+def find_suite(item: str, has_columns: bool = False) -> tuple[str, dict[str, Any]]:
+    """Return one suite's name and settings.
 
     Args:
-        mapped: its columns are given, so that a file of any layout can be read, as mathematical questions.
+        has_columns: whether the user names the columns; then a file of any layout holds mathematical questions.
     """
     name, _, location = item.partition("=")
     path = Path(name)
     if path.suffix in FORMATS:
-        return path.stem, by_columns(name, path.stem, mapped)
+        return path.stem, suite_from_columns(name, path.stem, has_columns)
     if location and path.suffix != ".yaml" and name not in shipped_names():
-        return name, by_columns(location, name, mapped)
-    values = read_suite(path if path.suffix == ".yaml" else shipped(name))
+        return name, suite_from_columns(location, name, has_columns)
+    values = read_suite(path if path.suffix == ".yaml" else shipped_suite(name))
     return path.stem, merge(values, {"data": {"init_args": {"test": location}}}) if location else values
 
 
@@ -143,8 +146,8 @@ def shipped_names() -> list[str]:
     return sorted(file.stem for file in (config_folder() / "suites").glob("*.yaml"))
 
 
-def shipped(name: str) -> Path:
-    """The file of a shipped suite."""
+def shipped_suite(name: str) -> Path:
+    """Return the file of a shipped suite."""
     known = shipped_names()
     if name not in known:
         near = nearest(name, known)
@@ -154,7 +157,7 @@ def shipped(name: str) -> Path:
 
 
 def read_suite(path: Path) -> dict[str, Any]:
-    """A suite's `data` and `rewards`, and perhaps its `environment`."""
+    """Read a suite's `data`, `rewards` and optional `environment`."""
     try:
         values = load_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -164,12 +167,12 @@ def read_suite(path: Path) -> dict[str, Any]:
     return values
 
 
-def by_columns(location: str, name: str, mapped: bool = False) -> dict[str, Any]:
-    """The suite for a file, recognised by the columns of its first usable row.
+def suite_from_columns(location: str, name: str, has_columns: bool = False) -> dict[str, Any]:
+    """Return the suite for a file with the columns of its first usable row.
 
     Args:
         name: the suite's name.
-        mapped: a file of no known layout has mathematical questions, whose columns are given.
+        has_columns: whether the user names the columns; then a file of unknown layout holds mathematical questions.
 
     Raises:
         UserError: no known layout has these columns; the message shows the suite file to write instead.
@@ -178,11 +181,11 @@ def by_columns(location: str, name: str, mapped: bool = False) -> dict[str, Any]
     if row is None:
         raise UserError(f"--suite: {location} has no usable row")
     for layouts, data, rewards in LAYOUTS:
-        if any(needs <= row.keys() for needs in layouts):
+        if any(required <= row.keys() for required in layouts):
             built = [_reward(reward) for reward in rewards]
             _log.info("%s: %s with %s, by its columns", name, data["class_path"], built[0]["class_path"])
             return {"data": merge(data, {"init_args": {"test": location}}), "rewards": built}
-    if mapped:
+    if has_columns:
         return {"data": {"class_path": "TextMath", "init_args": BOXED | {"test": location}}, "rewards": [MATH]}
     raise UserError(
         f"--suite: {location} has no known layout, its columns are {', '.join(map(str, row))}; write {name}.yaml with "
@@ -192,25 +195,25 @@ def by_columns(location: str, name: str, mapped: bool = False) -> dict[str, Any]
 
 
 def example(location: str, columns: list[str]) -> str:
-    """A suite file for a set of mathematical questions, in one line."""
+    """Return a suite file for mathematical questions, in one line."""
     init_args = {"test": location, "columns": {"prompt": columns[0], "answer": columns[-1]}, "template": "boxed"}
     values = {"data": {"class_path": "TextMath", "init_args": init_args}, "rewards": ["MathAnswer"]}
     return yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=float("inf")).strip()
 
 
 def _reward(reward: Any) -> dict[str, Any]:
-    """A reward by its class, or a pair of one and its fallback."""
+    """Return the config of a reward: one class, or a class with a fallback."""
     if isinstance(reward, str):
         return {"class_path": reward}
-    first, otherwise = reward
-    return {"class_path": first, "init_args": {"otherwise": {"class_path": otherwise}}}
+    first, fallback = reward
+    return {"class_path": first, "init_args": {"otherwise": {"class_path": fallback}}}
 
 
 def build(name: str, values: dict[str, Any], protocol: Protocol, environment: Environment | None = None) -> Suite:
     """Build a suite from its settings.
 
     Args:
-        environment: if the settings name none.
+        environment: the environment if the settings name none.
     """
     parser = Parser()
     parser.add_subclass_arguments(PromptDataModule, "data", required=True)

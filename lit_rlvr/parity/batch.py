@@ -26,7 +26,7 @@ class FrozenBatch:
         mask: (B, T) bool.
         group: rewards, correct, reference_rewards and lengths, (P, G).
         max_tokens: T_max; T if the batch does not set it.
-        entropy: (B, T); None in a batch of a file, which has no model.
+        entropy: (B, T); None in a batch from a file, because there is no model.
     """
 
     logp: Tensor
@@ -116,7 +116,7 @@ def _max_tokens(arrays: Mapping[str, np.ndarray], width: int) -> int:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file.
+    """Load the arrays of an .npz file.
 
     Raises:
         UserError: it is not an .npz file, or holds objects instead of numbers.

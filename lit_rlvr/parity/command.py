@@ -1,4 +1,4 @@
-""""""
+"""The command line of `parity`: reads a batch and algorithms, writes the results, prints and plots a summary."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def plot_weights(weights: Mapping[str, np.ndarray], mask: np.ndarray, path: Path
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `parity`."""
+    """Run the command line of `parity`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=run_parity.__doc__)
     parser.add_argument("batch", type=str, help="the frozen batch: an .npz file")
     parser.add_argument("--config", type=str, required=True, help="YAML: {algorithms: {NAME: {class_path, init_args}}}")
@@ -103,7 +103,7 @@ def run_parity(batch_path: Path | str, config: Path | str, out: Path | str, plot
 
 
 def load_algorithms(path: Path) -> dict[str, RLVRModule]:
-    """The modules named by `algorithms: {NAME: {class_path, init_args}}` in a YAML file, built as `fit` would.
+    """Build the modules that a YAML file names under `algorithms: {NAME: {class_path, init_args}}`, as `fit` would.
 
     Raises:
         UserError: the file is not such a mapping, or names a class or an option that does not exist.
@@ -122,7 +122,7 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
 
 
 def build(spec: Any, where: str, kind: type = RLVRModule) -> Any:
-    """An object of a `kind` of class from its `class_path` and `init_args`, built as `fit` would.
+    """Build an object of a `kind` of class from its `class_path` and `init_args`, as `fit` would.
 
     Raises:
         UserError: there is no such class or option; the message begins with `where`.
@@ -149,7 +149,7 @@ def build(spec: Any, where: str, kind: type = RLVRModule) -> Any:
 
 
 def summary(names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, dict[str, float]]:
-    """Each algorithm's loss, the size of its advantages and gradient, and its share of zero gradients."""
+    """Return each algorithm's loss, the size of its advantages and gradient, and its share of zero gradients."""
     rows = {}
     for name in names:
         gradient = results[f"{name}/dlogp"]
@@ -163,7 +163,7 @@ def summary(names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarra
 
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
-    """One line per algorithm of `summary`."""
+    """Print one line per algorithm of `summary`."""
     from rich.table import Table
 
     table = Table(title="Replay of one frozen batch", caption="zero gradient: share of the tokens in the loss")

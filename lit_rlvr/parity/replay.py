@@ -1,4 +1,4 @@
-"""The replay itself: the same advantages, weights and losses as in training, on given numbers."""
+"""The replay: computes the advantages, weights and losses of training on given numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_rlvr.parity.batch import FrozenBatch, read_batch
 
 
 def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]) -> dict[str, np.ndarray]:
-    """Each algorithm's loss, advantages and gradient on a frozen batch.
+    """Compute each algorithm's loss, advantages and gradient on a frozen batch.
 
     Args:
         batch: `logp`, `old_logp` (B, T), `mask` (B, T) bool, `rewards`, `correct` (P, G); and, if an algorithm needs
@@ -44,10 +44,10 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
 def replay_one(
     batch: FrozenBatch, algorithm: RLVRModule, parts: Sequence[Sequence[int]] | None = None
 ) -> dict[str, Tensor]:
-    """One algorithm's `loss`, `advantages` and `dlogp`.
+    """Compute one algorithm's `loss`, `advantages` and `dlogp`.
 
     Args:
-        parts: micro-batches: lists of rows, of which each of the B rows is in one. None = all rows in one.
+        parts: the rows of each micro-batch; each of the B rows is in exactly one. None = one micro-batch.
     """
     if algorithm.kl_coef > 0 and batch.ref is None:
         raise UserError("kl_coef is above 0, and the batch has no ref_logp; add the array or set kl_coef: 0")
@@ -61,7 +61,7 @@ def replay_one(
 def loss_and_gradient(
     batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor, parts: Sequence[Sequence[int]] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The loss () and its gradient (B, T) with respect to `logp`, summed over micro-batches.
+    """Compute the loss () and its gradient (B, T) with respect to `logp`, summed over micro-batches.
 
     Args:
         advantages: (P, G).
@@ -79,13 +79,13 @@ def loss_and_gradient(
 
 
 def rows_of(x: LossInputs, rows: Sequence[int]) -> LossInputs:
-    """Some rows of the inputs, as a micro-batch has them."""
+    """Return some rows of the inputs, as a micro-batch has them."""
     at = torch.tensor(rows, dtype=torch.long)
     return replace(x, **{name: value[at] for name, value in vars(x).items() if value is not None})
 
 
 def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advantages: Tensor) -> LossInputs:
-    """The loss inputs of the whole batch, as one optimizer step.
+    """Build the loss inputs of the whole batch, as one optimizer step.
 
     Args:
         logp: (B, T), with a gradient.

@@ -22,8 +22,8 @@ Terms = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Load:
-    """The contents of one micro-batch.
+class Microbatch:
+    """The sizes of one micro-batch.
 
     Args:
         tokens: input tokens.
@@ -65,14 +65,14 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to train.
+class Strategy:
+    """A training strategy: where the weights lie, and which of them are trained.
 
     Args:
         sharded: FSDP2; otherwise every GPU holds the whole model.
-        checkpointing: layers are recomputed in the backward pass.
-        lora: only adapters are trained.
-        offload: shards of weights, gradients and optimizer state are kept on the CPU.
+        checkpointing: recompute layers in the backward pass.
+        lora: train only adapters.
+        offload: keep shards of weights, gradients and optimizer state on the CPU.
     """
 
     sharded: bool
@@ -81,8 +81,10 @@ class Way:
     offload: bool = False
 
 
-def fullest(budget: int, prompt: int, completion: int, group: int, prompts: int, shared_prefix: bool = True) -> Load:
-    """The largest micro-batch, with all prompts and completions at their maximum length.
+def largest_microbatch(
+    budget: int, prompt: int, completion: int, group: int, prompts: int, shared_prefix: bool = True
+) -> Microbatch:
+    """Return the largest micro-batch, with all prompts and completions at their maximum length.
 
     Args:
         budget: `tokens_per_microbatch`.
@@ -96,39 +98,39 @@ def fullest(budget: int, prompt: int, completion: int, group: int, prompts: int,
     keys = prompt + together * (prompt + inputs) if shared_prefix else row
     scores = together * inputs * (prompt + inputs) if shared_prefix else row * row
     rows = max(1.0, min(prompts * group / together, budget / row))
-    return Load(rows * row, rows * keys, rows * scores, rows * together * completion, rows * prompt)
+    return Microbatch(rows * row, rows * keys, rows * scores, rows * together * completion, rows * prompt)
 
 
-def expected(
+def expected_microbatch(
     budget: int, prompt: int, lengths: Lengths, group: int, prompts: int, shared_prefix: bool = True
-) -> Load:  # fmt: skip
-    """The largest micro-batch with completions of the expected lengths: full of average ones, or one of the longest.
+) -> Microbatch:  # fmt: skip
+    """Return the largest micro-batch for the expected lengths: full of average completions, or with one of the longest.
 
-    Args: as for `fullest`.
+    Args: as for `largest_microbatch`.
     """
-    full = fullest(budget, prompt, lengths.mean, group, prompts, shared_prefix)
-    longest = fullest(prompt + lengths.longest, prompt, lengths.longest, 1, 1, shared_prefix)
-    return Load(*map(max, astuple(full), astuple(longest)))
+    full = largest_microbatch(budget, prompt, lengths.mean, group, prompts, shared_prefix)
+    longest = largest_microbatch(prompt + lengths.longest, prompt, lengths.longest, 1, 1, shared_prefix)
+    return Microbatch(*map(max, astuple(full), astuple(longest)))
 
 
-def cached(sequences: int, prompt: float, lengths: Lengths) -> float:
-    """The most tokens whose keys and values a decoding engine holds at once.
+def cached_tokens(sequences: int, prompt: float, lengths: Lengths) -> float:
+    """Return the most tokens whose keys and values a decoding engine holds at once.
 
     All sequences begin together. If the mean is below the longest, each ends at any token with the same probability, so
-    that exp(-t / mean) of them are left after t tokens; at the end the longest is left alone.
+    that exp(-t / mean) of them run after t tokens; at the end only the longest runs.
     """
     if lengths.mean == lengths.longest:
         return sequences * (prompt + lengths.longest)
-    t = max(0, lengths.mean - prompt)  # where what is left of them, times its length, is largest
+    t = max(0, lengths.mean - prompt)  # the step at which the running sequences hold the most tokens
     return max(sequences * (prompt + t) * math.exp(-t / lengths.mean), prompt + lengths.longest)
 
 
-def activations(layers: Layers, load: Load, size: int, attention: int | None = None) -> float:
-    """Bytes that one layer keeps for its backward pass.
+def activations(layers: Layers, load: Microbatch, size: int, attention: int | None = None) -> float:
+    """Return the bytes that one layer keeps for its backward pass.
 
     Args:
         size: bytes of a number in matrix products.
-        attention: bytes of a number in attention by padded blocks (a CPU's way); None = by spans (a GPU's).
+        attention: bytes of a number in padded attention (on a CPU); None = span attention (on a GPU).
     """
     norms = 4 * layers.width * FLOAT  # the inputs of both norms, raw and normalised
     copies = 5 if size < FLOAT else 2  # of the inputs of q, k, v, gate and up: autocast makes one for each
@@ -140,12 +142,12 @@ def activations(layers: Layers, load: Load, size: int, attention: int | None = N
 
 
 def copy(size: int) -> int:
-    """Bytes of the copy of a weight that autocast makes; 0 if products are in float32."""
+    """Return the bytes of the copy of a weight that autocast makes; 0 if products are in float32."""
     return size if size < FLOAT else 0
 
 
-def logits(shape: Shape, load: Load, size: int, rows: int = GPU_ROWS) -> float:
-    """Bytes around the output embedding: kept logits, the current chunk, the weight's gradient and copy.
+def logits(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS) -> float:
+    """Return the bytes around the output embedding: kept logits, the current chunk, the weight's gradient and copy.
 
     Args:
         rows: the fewest positions in a chunk.
@@ -153,68 +155,75 @@ def logits(shape: Shape, load: Load, size: int, rows: int = GPU_ROWS) -> float:
     count = load.scored * shape.vocabulary
     chunk = min(count, max(CHUNK, rows * shape.vocabulary))
     kept = count * size if count * size <= KEPT_BYTES else chunk * size
-    wide = FLOAT if size == FLOAT else 2 * FLOAT + size  # tensors per logit of the current chunk
-    return kept + chunk * wide + shape.vocabulary * shape.text.width * (FLOAT + copy(size))
+    bytes_per_logit = FLOAT if size == FLOAT else 2 * FLOAT + size  # tensors per logit of the current chunk
+    return kept + chunk * bytes_per_logit + shape.vocabulary * shape.text.width * (FLOAT + copy(size))
 
 
-def training(
-    shape: Shape, load: Load, way: Way, gpus: int, size: int, reference: bool = False, attention: int | None = None
+def training_memory(
+    shape: Shape,
+    load: Microbatch,
+    strategy: Strategy,
+    gpus: int,
+    size: int,
+    reference: bool = False,
+    attention: int | None = None,
 ) -> Terms:
-    """Bytes on one GPU at the peak of a training step.
+    """Return the bytes on one GPU at the peak of a training step, by term.
 
     Args:
         size: bytes of a number in matrix products: 2 under bf16-mixed, 4 under 32-true.
         reference: whether there is a reference model.
-        attention: see `activations`.
+        attention: as in `activations`.
     """
-    share = gpus if way.sharded else 1
-    buckets = shape.trained * FLOAT if gpus > 1 and not way.sharded else 0  # of DDP
-    pictures = Load(load.prompts * shape.patches, load.prompts * shape.patches, 0, 0, 0)
+    share = gpus if strategy.sharded else 1
+    buckets = shape.trained * FLOAT if gpus > 1 and not strategy.sharded else 0  # DDP's gradient buckets
+    pictures = Microbatch(load.prompts * shape.patches, load.prompts * shape.patches, 0, 0, 0)
     stacks = [(shape.text, load), *([(shape.tower, pictures)] if shape.tower else [])]
-    each = [activations(layers, held, size, attention) for layers, held in stacks]
-    copied = 0 if way.sharded else copy(size)  # shards are gathered in the type of the products
-    if way.checkpointing:
-        kept = sum(layers.count * held.tokens * layers.width * FLOAT for layers, held in stacks)
-        recomputed = max(each) + shape.largest * copied
+    per_layer = [activations(layers, part, size, attention) for layers, part in stacks]
+    copied = 0 if strategy.sharded else copy(size)  # shards are gathered in the type of the products
+    if strategy.checkpointing:
+        kept = sum(layers.count * part.tokens * layers.width * FLOAT for layers, part in stacks)
+        recomputed = max(per_layer) + shape.largest * copied
     else:
-        kept = sum(layers.count * one for (layers, _), one in zip(stacks, each, strict=True))
+        kept = sum(layers.count * one for (layers, _), one in zip(stacks, per_layer, strict=True))
         kept += (shape.parameters - shape.outside - shape.quantized) * copied
         recomputed = 0
-    inside = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * FLOAT)  # gradients within a layer
-    on_gpu = 0.0 if way.offload else 1 / share
-    held = {name: value * on_gpu for name, value in between_steps(shape, way, reference).items()}
-    gathered = (2 * shape.outside + GATHERED_LAYERS * shape.largest) * size if way.sharded else 0.0
-    if way.offload:  # shards on their way to the GPU, or gradients on their way back, of a layer and the next
+    gradients = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * FLOAT)  # within a layer
+    on_gpu = 0.0 if strategy.offload else 1 / share
+    state = {name: value * on_gpu for name, value in state_memory(shape, strategy, reference).items()}
+    gathered = (2 * shape.outside + GATHERED_LAYERS * shape.largest) * size if strategy.sharded else 0.0
+    if strategy.offload:  # shards on their way to the GPU, or gradients on their way back, of a layer and the next
         gathered += (shape.outside + 2 * shape.largest) * FLOAT / share
     return {
-        **held,
-        "gradients": held["gradients"] + buckets,
+        **state,
+        "gradients": state["gradients"] + buckets,
         "gathered": gathered,
         "activations": kept,
-        "temporary": max(logits(shape, load, size, GPU_ROWS if attention is None else 1), inside + recomputed),
+        "temporary": max(logits(shape, load, size, GPU_ROWS if attention is None else 1), gradients + recomputed),
     }
 
 
-def between_steps(shape: Shape, way: Way, reference: bool = False) -> Terms:
-    """Bytes of what is kept between steps, summed over the GPUs that share it; with `offload` it is on the CPU."""
+def state_memory(shape: Shape, strategy: Strategy, reference: bool = False) -> Terms:
+    """Return the bytes of the state between steps, summed over the GPUs that share it; `offload` keeps it on the
+    CPU."""
     return {
         "weights": (shape.parameters - shape.quantized) * FLOAT + shape.quantized * NF4,
         "gradients": shape.trained * FLOAT,
         "AdamW": shape.trained * 2 * FLOAT,
-        "reference": shape.parameters * FLOAT if reference and not way.lora else 0.0,
+        "reference": shape.parameters * FLOAT if reference and not strategy.lora else 0.0,
     }
 
 
-def decoding(shape: Shape, way: Way, sequences: int, tokens: float, size: int) -> float:
-    """Bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights.
+def generation_memory(shape: Shape, strategy: Strategy, sequences: int, tokens: float, size: int) -> float:
+    """Return the bytes that the Hugging Face engine needs for generation: keys and values, logits, gathered weights.
 
     Args:
-        tokens: whose keys and values it holds at once.
+        tokens: number of tokens whose keys and values the engine holds at once.
     """
-    weights = shape.parameters * (size if way.sharded else copy(size))
-    return weights + tokens * key_bytes(shape, size) + sequences * 3 * shape.vocabulary * FLOAT
+    weights = shape.parameters * (size if strategy.sharded else copy(size))
+    return weights + tokens * kv_bytes_per_token(shape, size) + sequences * 3 * shape.vocabulary * FLOAT
 
 
-def key_bytes(shape: Shape, size: int) -> int:
-    """Bytes of a token's keys and values in a cache."""
+def kv_bytes_per_token(shape: Shape, size: int) -> int:
+    """Return the bytes of a token's keys and values in a cache."""
     return 2 * shape.text.count * shape.text.keys * size

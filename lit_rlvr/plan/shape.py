@@ -19,7 +19,9 @@ class Layers:
     """A stack of equal transformer layers.
 
     Args:
-        count: number of layers. width: H, width of the hidden state. inner: width of the MLP.
+        count: number of layers.
+        width: H, width of the hidden state.
+        inner: width of the MLP.
         heads, keys: total width of the query heads, and of the key heads.
     """
 
@@ -35,11 +37,14 @@ class Shape:
     """Sizes of a model.
 
     Args:
-        parameters: all parameters, tied ones counted once. trained: those in the optimizer. quantized: those in 4 bits.
-        largest: parameters of the largest layer. outside: parameters outside layers, such as the embeddings.
+        parameters: number of all parameters, with tied ones counted once.
+        trained: number of parameters in the optimizer.
+        largest: parameters of the largest layer.
+        outside: parameters outside layers, such as the embeddings.
         text, tower: the language model's layers, and the vision tower's if it is trained.
         patches: image patches per prompt token.
         vocabulary: V.
+        quantized: number of parameters in 4 bits.
     """
 
     parameters: int
@@ -100,7 +105,7 @@ def _text_layers(text: Any) -> Layers:
 
 
 def _tower_layers(vision: Any) -> Layers:
-    """The layers of Qwen's vision towers; Qwen2-VL names its sizes differently from later models."""
+    """Return the layers of Qwen's vision towers; Qwen2-VL names its sizes differently from later models."""
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
     inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
     return Layers(vision.depth, width, inner, width, width)

@@ -11,16 +11,16 @@ from lit_rlvr.plan.strategies import FREE, GIB, GPUs, Job
 from lit_rlvr.terminal import Terminal, show_result
 
 MOST = 1024
-"""Numbers of GPUs to try if too few were given."""
+"""The most GPUs that the plan tries if the given ones are too few."""
 
 
 def show(job: Job, gpus: GPUs) -> None:
-    """Print the memory that each way to train needs on each GPU, and which one to choose."""
+    """Print the memory that each strategy needs on each GPU, and the proposed one."""
     show_result(described(job, gpus), lambda: print_plan(job, gpus))
 
 
 def described(job: Job, gpus: GPUs) -> dict[str, Any]:
-    """The plan for JSON; memory in GiB."""
+    """Return the plan for JSON; memory is in GiB."""
     found = job.proposal(gpus)
     return {
         "parameters": job.whole.parameters,
@@ -41,7 +41,7 @@ def described(job: Job, gpus: GPUs) -> dict[str, Any]:
 
 
 def print_plan(job: Job, gpus: GPUs) -> None:
-    """Print it for people."""
+    """Print the plan as readable text."""
     load, mean, longest = job.load(gpus, job.budget), job.completion.mean, job.completion.longest
     console = Terminal(soft_wrap=True, width=None if os.isatty(1) else 120)
     console.print(
@@ -55,7 +55,7 @@ def print_plan(job: Job, gpus: GPUs) -> None:
 
 
 def table(job: Job, gpus: GPUs) -> Table:
-    """A row per way, a column per term."""
+    """Return a table with a row per strategy and a column per term."""
     plans = job.plans(gpus)
     terms = [name for name in plans[0].terms if any(plan.terms[name] for plan in plans)]
     made = Table(title=f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB", title_justify="left", box=None)
@@ -69,7 +69,7 @@ def table(job: Job, gpus: GPUs) -> Table:
 
 
 def advice(job: Job, gpus: GPUs) -> list[str]:
-    """The proposal, in words and as arguments."""
+    """Return the proposal in words and as arguments."""
     copies = 2 if job.reference and not job.lora else 1
     lines = [
         f"{FREE:.0%} of each GPU is left free. The first process needs "

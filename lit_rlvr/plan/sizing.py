@@ -66,7 +66,7 @@ Bold = it fits.
 vLLM on the same GPUs (`VLLMEngine`, which uses 40 % of each, or as much as it needs to start, and sleeps during
 training):
 
-{beside}
+{colocated}
 
 vLLM on other machines (`VLLMServerEngine`):
 
@@ -75,44 +75,44 @@ vLLM on other machines (`VLLMServerEngine`):
 
 
 def job(model: str, share: float = 0.4) -> Job:
-    """Training as in the papers' recipes, with bf16-mixed."""
+    """Return the job of the papers' recipes, with bf16-mixed."""
     return Job(*shapes(model), BUDGET, PROMPT, Lengths(COMPLETION, COMPLETION), GROUP, PROMPTS, share=share)
 
 
 @cache
 def shapes(model: str) -> tuple[Shape, Shape]:
-    """The model with all parameters trained, and with adapters."""
+    """Return the model with all parameters trained, and with adapters."""
     return shape_of(CONFIGS[model]), shape_of(CONFIGS[model], lora=Lora())
 
 
 def needs() -> str:
-    """One row per model and way, one column per machine: GiB on each GPU, in bold if it fits."""
-    lines = [f"| model | way | {' | '.join(MACHINES)} |", "|---|---|" + "---|" * len(MACHINES)]
+    """Return one row per model and strategy, one column per machine: GiB on each GPU, in bold if it fits."""
+    lines = [f"| model | strategy | {' | '.join(MACHINES)} |", "|---|---|" + "---|" * len(MACHINES)]
     for model in CONFIGS:
-        asked = job(model, share=0.0)
+        planned = job(model, share=0.0)
         found: dict[str, dict[str, str]] = {}
         for machine in MACHINES:
-            for plan in asked.plans(GPUs.parse(machine)):
+            for plan in planned.plans(GPUs.parse(machine)):
                 amount = f"{plan.needs / GIB:.0f}"
                 row = found.setdefault(plan.name.replace("alone", "DDP"), {})
                 row[machine] = f"**{amount}**" if plan.fits else amount
-        for way, row in found.items():
-            lines.append(f"| {model} | {way} | {' | '.join(row.get(machine, '') for machine in MACHINES)} |")
+        for strategy, row in found.items():
+            lines.append(f"| {model} | {strategy} | {' | '.join(row.get(machine, '') for machine in MACHINES)} |")
     return "\n".join(lines)
 
 
 def proposals(share: float) -> str:
-    """One row per model, one column per machine: the proposal of `lit-rlvr plan`.
+    """Return one row per model, one column per machine: the proposal of `lit-rlvr plan`.
 
     Args:
         share: share of each GPU's memory for vLLM.
     """
     lines = [f"| model | {' | '.join(MACHINES)} |", "|---|" + "---|" * len(MACHINES)]
     for model in CONFIGS:
-        asked = job(model, share=share)
+        planned = job(model, share=share)
         cells = []
         for machine in MACHINES:
-            found = asked.proposal(GPUs.parse(machine))
+            found = planned.proposal(GPUs.parse(machine))
             budget = f", micro-batches of {found.budget}" if found and found.budget != BUDGET else ""
             cells.append(f"{found.name}{budget}: {found.needs / GIB:.0f}" if found else "nothing fits")
         lines.append(f"| {model} | {' | '.join(cells)} |")
@@ -120,9 +120,9 @@ def proposals(share: float) -> str:
 
 
 def sizing() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return TEXT.format(
-        needs=needs(), beside=proposals(0.4), elsewhere=proposals(0.0), free=f"{FREE:.0%}", prompt=PROMPT,
+        needs=needs(), colocated=proposals(0.4), elsewhere=proposals(0.0), free=f"{FREE:.0%}", prompt=PROMPT,
         completion=COMPLETION, budget=BUDGET, group=GROUP, prompts=PROMPTS,
     )  # fmt: skip
 

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from lit_rlvr.errors import UserError
 from lit_rlvr.plan.memory import (
     Lengths,
-    Load,
+    Microbatch,
+    Strategy,
     Terms,
-    Way,
-    between_steps,
-    cached,
-    decoding,
-    expected,
-    key_bytes,
-    training,
+    cached_tokens,
+    expected_microbatch,
+    generation_memory,
+    kv_bytes_per_token,
+    state_memory,
+    training_memory,
 )
 from lit_rlvr.plan.shape import Shape, shape_of
 from lit_rlvr.policy.adapters import Lora
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 
 GIB = 2**30
-FREE = 0.1  # of a GPU: its context, communication buffers, fragments
+FREE = 0.1  # share of a GPU for its context, communication buffers and fragments
 STEP = ("gathered", "activations", "temporary")
-"""Terms of the training step only: generation uses this memory at another time."""
+"""Terms of the training step only; generation uses the same memory at another time."""
 
 
 @dataclass(frozen=True)
 class GPUs:
-    """A number of GPUs and the memory of each, in GiB."""
+    """The number of GPUs and the memory of each, in GiB."""
 
     count: int
     gib: float
@@ -61,14 +61,14 @@ class GPUs:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to train, and the bytes it needs on each GPU.
+    """A strategy, and the bytes it needs on each GPU.
 
     Args:
         budget: its `tokens_per_microbatch`.
-        host: bytes in the memory of the CPUs, summed over all processes, that it keeps there between steps.
+        host: bytes that it keeps in the CPUs' memory between steps, summed over all processes.
     """
 
-    way: Way
+    strategy: Strategy
     gpus: GPUs
     budget: int
     terms: Terms
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def needs(self) -> float:
-        """Bytes at the peak."""
+        """The bytes at the peak."""
         rollout = ("generation", "vLLM") if self.vllm_sleeps else ("generation",)
         always = sum(value for name, value in self.terms.items() if name not in (*STEP, *rollout))
         return always + max(sum(self.terms[name] for name in names) for names in (STEP, rollout))
@@ -88,12 +88,12 @@ class Plan:
 
     @property
     def name(self) -> str:
-        strategy = "FSDP2" if self.way.sharded else "DDP" if self.gpus.count > 1 else "alone"
+        strategy = "FSDP2" if self.strategy.sharded else "DDP" if self.gpus.count > 1 else "alone"
         return (
             strategy
-            + ", offload" * self.way.offload
-            + ", LoRA" * self.way.lora
-            + ", checkpointing" * self.way.checkpointing
+            + ", offload" * self.strategy.offload
+            + ", LoRA" * self.strategy.lora
+            + ", checkpointing" * self.strategy.checkpointing
         )
 
 
@@ -102,14 +102,15 @@ class Job:
     """The sizes of a config.
 
     Args:
-        whole, adapted: the model with all parameters trained, and with adapters.
+        whole, adapted: the sizes of the model with all parameters trained, and with adapters.
         budget: `tokens_per_microbatch`.
-        prompt: maximum tokens of a prompt. completion: those of completions.
+        prompt: maximum tokens of a prompt.
+        completion: lengths of completions.
         group: completions per prompt.
         prompts: prompts per step.
         size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
         share: share of each GPU's memory for vLLM; None = the Hugging Face engine; 0 = an engine elsewhere.
-        fitted: vLLM's share is the smallest in which all sequences are generated at once, as far as there is room.
+        fitted: vLLM's share is the smallest in which all sequences are generated at once, if the memory allows.
         quantized: whether vLLM keeps its layers in 8 bits.
         vllm_sleeps: whether vLLM frees its memory during training.
         reference: whether there is a reference model.
@@ -132,23 +133,26 @@ class Job:
     lora: bool = False
     shared_prefix: bool = True
 
-    def load(self, gpus: GPUs, budget: int) -> Load:
-        """The largest micro-batch."""
+    def load(self, gpus: GPUs, budget: int) -> Microbatch:
+        """Return the largest micro-batch."""
         prompts = max(1, self.prompts // gpus.count)
-        return expected(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
+        return expected_microbatch(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
 
     def tokens_at_once(self, gpus: GPUs, most: int, shared: bool) -> float:
-        """Tokens whose keys and values one GPU's engine holds at once.
+        """Return the tokens whose keys and values one GPU's engine holds at once.
 
         Args:
-            most: sequences that it generates at once. shared: a group's completions share those of their prompt.
+            most: sequences that the engine generates at once.
+            shared: whether a group's completions share the keys and values of their prompt.
         """
         sequences = min(most, max(1, self.prompts // gpus.count) * self.group)
-        return cached(sequences, self.prompt / self.group if shared else self.prompt, self.completion)
+        return cached_tokens(sequences, self.prompt / self.group if shared else self.prompt, self.completion)
 
     def vllm_share(self, gpus: GPUs, free: float) -> float:
-        """vLLM's share of a GPU, in steps of 0.05: the configured one, or at least the smallest with which it starts,
-        with room for its weights, for running them, and for the keys and values of one sequence.
+        """Return vLLM's share of a GPU, in steps of 0.05.
+
+        It is the configured share, or at least the smallest with which vLLM starts: that holds its weights, the memory
+        to run them, and the keys and values of one sequence.
 
         Args:
             free: the share that training leaves.
@@ -160,83 +164,85 @@ class Job:
         weights = inside * (1 if self.quantized else self.size) + self.whole.outside * self.size
 
         def share(tokens: float) -> float:
-            needs = weights + 2 * GIB + tokens * key_bytes(self.whole, self.size)
+            needs = weights + 2 * GIB + tokens * kv_bytes_per_token(self.whole, self.size)
             return math.ceil(20 * needs / (gpus.gib * GIB)) / 20
 
         wanted = share(self.tokens_at_once(gpus, GPU_SEQUENCES, True)) if self.fitted else self.share
-        room = math.floor(20 * free) / 20 if self.fitted else wanted
-        return max(share(self.prompt + self.completion.longest), min(wanted, room))
+        available = math.floor(20 * free) / 20 if self.fitted else wanted
+        return max(share(self.prompt + self.completion.longest), min(wanted, available))
 
     def plans(self, gpus: GPUs, budget: int | None = None) -> list[Plan]:
-        """Every way to train, the fastest first, adapters last.
+        """Return a plan for every strategy, the fastest first, those with adapters last.
 
         Args:
             budget: replaces the job's own budget.
         """
-        several = [(True, False)] if gpus.count > 1 else []
+        multi_gpu = [(True, False)] if gpus.count > 1 else []
         return [
-            self._plan(Way(sharded, checkpointing, lora, offload), gpus, budget or self.budget)
+            self._plan(Strategy(sharded, checkpointing, lora, offload), gpus, budget or self.budget)
             for lora in ((True,) if self.lora else (False, True))
             for sharded, offload in (
                 (False, False),
-                *([] if lora and self.adapted.quantized else [*several, (True, True)]),
+                *([] if lora and self.adapted.quantized else [*multi_gpu, (True, True)]),
             )
             for checkpointing in (False, True)
         ]
 
     def proposal(self, gpus: GPUs) -> Plan | None:
-        """The fastest way that fits.
+        """Return the plan of the fastest strategy that fits.
 
-        What does not change results (smaller micro-batches, then shards on the CPU) is preferred to adapters.
+        Prefer smaller micro-batches, then shards on the CPU, to adapters, because those change results.
         """
         budgets, least = [self.budget], self.prompt + self.completion.longest
         while budgets[-1] // 2 >= least:
             budgets.append(budgets[-1] // 2)
         plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
-        return min(plans, key=lambda plan: (plan.way.lora, plan.way.offload), default=None)
+        return min(plans, key=lambda plan: (plan.strategy.lora, plan.strategy.offload), default=None)
 
-    def _plan(self, way: Way, gpus: GPUs, budget: int) -> Plan:
-        shape = self.adapted if way.lora else self.whole
-        terms = training(shape, self.load(gpus, budget), way, gpus.count, self.size, self.reference)
+    def _plan(self, strategy: Strategy, gpus: GPUs, budget: int) -> Plan:
+        shape = self.adapted if strategy.lora else self.whole
+        terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
         generation = 0.0
         if self.share is None:
-            together = min(256, max(1, self.prompts // gpus.count) * self.group)
-            generation = decoding(shape, way, together, self.tokens_at_once(gpus, together, False), self.size)
-        beside = sum(value for name, value in terms.items() if name not in STEP or not self.vllm_sleeps)
-        vllm = self.vllm_share(gpus, 1 - FREE - beside / (gpus.gib * GIB)) * gpus.gib * GIB
-        host = sum(between_steps(shape, way, self.reference).values()) if way.offload else 0.0
-        return Plan(way, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, host, self.vllm_sleeps)
+            sequences = min(256, max(1, self.prompts // gpus.count) * self.group)
+            generation = generation_memory(
+                shape, strategy, sequences, self.tokens_at_once(gpus, sequences, False), self.size
+            )
+        other_memory = sum(value for name, value in terms.items() if name not in STEP or not self.vllm_sleeps)
+        vllm = self.vllm_share(gpus, 1 - FREE - other_memory / (gpus.gib * GIB)) * gpus.gib * GIB
+        host = sum(state_memory(shape, strategy, self.reference).values()) if strategy.offload else 0.0
+        return Plan(strategy, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, host, self.vllm_sleeps)
 
     def arguments(self, plan: Plan) -> str:
-        """The arguments that the plan adds to the command line."""
+        """Return the arguments that the plan adds to the command line."""
         machines = plan.gpus.count > 8
-        one = "offload" if plan.way.offload else "fsdp2" if plan.way.sharded else "ddp"
+        one = "offload" if plan.strategy.offload else "fsdp2" if plan.strategy.sharded else "ddp"
         share = plan.terms["vLLM"] / (plan.gpus.gib * GIB)
         chosen = {
-            f"--config strategy/{'multinode' if machines else one}": plan.gpus.count > 1 or plan.way.sharded,
-            "--trainer.strategy.init_args.offload true": machines and plan.way.offload,
-            "--model.init_args.gradient_checkpointing true": plan.way.checkpointing,
+            f"--config strategy/{'multinode' if machines else one}": plan.gpus.count > 1 or plan.strategy.sharded,
+            "--trainer.strategy.init_args.offload true": machines and plan.strategy.offload,
+            "--model.init_args.gradient_checkpointing true": plan.strategy.checkpointing,
             f"--model.init_args.tokens_per_microbatch {plan.budget}": plan.budget != self.budget,
-            "--model.init_args.lora.rank 16": plan.way.lora and not self.lora,
+            "--model.init_args.lora.rank 16": plan.strategy.lora and not self.lora,
             f"--rollout.engine.init_args.gpu_memory_utilization {share:.2f}": share
             > (0.0 if self.fitted else self.share or 0.0),
         }
         return " ".join(argument for argument, wanted in chosen.items() if wanted)
 
 
-def job_of(
+def describe_job(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, precision: str, lengths: str | None = None
 ) -> Job:
-    """Collect the sizes; only the model's config is read.
+    """Collect the sizes of a config; read only the config of the model, no weights.
 
     Args:
         lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed.
     """
     config = load_config(module.model_folder)
     engine = rollout.generator
-    own = engine if isinstance(engine, VLLMEngine) else None
+    vllm = engine if isinstance(engine, VLLMEngine) else None
     longest = rollout.sampling.reach
-    share = 0.0 if own is None else own.gpu_memory_utilization or 0.4
+    share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
     return Job(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
@@ -247,9 +253,9 @@ def job_of(
         prompts=data.prompts_per_step,
         size=compute_dtype(precision).itemsize,
         share=None if isinstance(engine, HFEngine) else share,
-        fitted=lengths is not None and own is not None and own.gpu_memory_utilization is None,
-        quantized=own is not None and own.quantized,
-        vllm_sleeps=own is not None and own.sleep and not rollout.overlap,
+        fitted=lengths is not None and vllm is not None and vllm.gpu_memory_utilization is None,
+        quantized=vllm is not None and vllm.quantized,
+        vllm_sleeps=vllm is not None and vllm.sleep_mode and not rollout.overlap,
         reference=module.kl_coef > 0 or module.advantage.needs_reference,
         lora=module.lora is not None,
         shared_prefix=module.shared_prefix,

@@ -1,4 +1,4 @@
-"""`lit-rlvr plan --time`: measures some iterations of a config on this machine, and from them the whole run."""
+"""`lit-rlvr plan --time`: measures some iterations of a config on this machine, and extrapolates to the whole run."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.terminal import Terminal, show_result
 
 MEASURED = "00:00:01:00"
-"""How long to train, as days, hours, minutes and seconds; the iteration in progress is finished."""
+"""Duration of the measured training as days:hours:minutes:seconds; the run finishes the iteration in progress."""
 HOUR = 3600
 ERROR = "lit-rlvr: error: "
-"""What a line of a failed command begins with."""
+"""Prefix of the error lines of a failed command."""
 
 
 def time_run(arguments: Sequence[str]) -> None:
     """Run the config for about a minute in a temporary folder, and print seconds, hours and cost of all of it.
 
     Args:
-        arguments: those of `fit`, with `--time` and perhaps `--price`.
+        arguments: the arguments of `fit`, with `--time` and perhaps `--price`.
 
     Raises:
         UserError: `fit` refuses the config, or an option of the plan for other GPUs is given.
@@ -53,23 +53,25 @@ def time_run(arguments: Sequence[str]) -> None:
 
 
 def _fit(config: Sequence[str], *more: str) -> dict[str, Any]:
-    """The JSON of `lit-rlvr fit` in a process of its own."""
+    """Run `lit-rlvr fit` in another process, and return its JSON."""
     command = [sys.executable, "-m", "lit_rlvr", "fit", *config, *more, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        errors = [line.removeprefix(ERROR) for line in said if line.startswith(ERROR)]
-        raise UserError(*(errors or said[-1:]))
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+        raise UserError(*(errors or lines[-1:]))
     return dict(json.loads(done.stdout))
 
 
 def estimate(sizes: Mapping[str, Any], summary: Mapping[str, Any], price: float | None) -> dict[str, Any]:
-    """Hours and cost of a run, from the medians of the measured iterations.
+    """Return the hours and the cost of a run, from the medians of the measured iterations.
 
-    Validation is taken to generate as fast as training does, for completions of the same length.
+    Assume that validation generates as fast as training does, and completions of the same length.
 
     Args:
-        sizes: of `fit --dry-run`. summary: of the measured run. price: per hour.
+        sizes: the sizes of `fit --dry-run`.
+        summary: the summary of the measured run.
+        price: the price of an hour.
     """
     seconds = summary["seconds_per_step"]
     training = None if sizes["iterations"] is None else sizes["iterations"] * seconds["step"] / HOUR
@@ -89,7 +91,7 @@ def estimate(sizes: Mapping[str, Any], summary: Mapping[str, Any], price: float 
 
 
 def print_estimate(found: Mapping[str, Any]) -> None:
-    """Print it for people."""
+    """Print an estimate as readable text."""
     console = Terminal(soft_wrap=True)
     parts = ", ".join(f"{name} {value:.2f}" for name, value in found["parts"].items())
     console.print(

@@ -13,7 +13,7 @@ from lit_rlvr.terminal import number_text
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24
-MARKED = 13
+MAX_MARKED_POINTS = 13
 """A curve with at most this many points shows each of them."""
 
 
@@ -39,7 +39,7 @@ class Chart:
 
 
 def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
-    """Lay a panel out.
+    """Lay out a panel.
 
     Args:
         panel: a panel with at least one curve.
@@ -64,7 +64,7 @@ def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
 
 @dataclass(frozen=True)
 class Scale:
-    """A linear map of [low, high] to [start, end]."""
+    """A linear map from [low, high] to [start, end]."""
 
     low: float
     high: float
@@ -81,7 +81,7 @@ def _line(number: int, curve: Curve, x: Scale, y: Scale) -> Line:
 
     outline = [*points(curve.high), *reversed(points(curve.low))]
     marks = []
-    if len(curve.steps) <= MARKED:
+    if len(curve.steps) <= MAX_MARKED_POINTS:
         for step, mean, low, high in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True):
             span = "" if low == high else f" ({number_text(low)} to {number_text(high)})"
             marks.append((x.at(step), y.at(mean), f"step {step}: {number_text(mean)}{span}"))
@@ -94,7 +94,7 @@ def _line(number: int, curve: Curve, x: Scale, y: Scale) -> Line:
 
 
 def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, about `most` of them, one to five units of ten apart."""
+    """Return about `most` round numbers from at most `low` to at least `high`."""
     span = high - low or abs(high) or 1.0
     unit = 10 ** math.floor(math.log10(span / (most - 1)))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor * (most - 1) >= span * (1 - 1e-9))
@@ -103,16 +103,16 @@ def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def tick_text(value: float) -> str:
-    """A tick's label, short: 12k for 12000, 2e-5 for 0.00002."""
+    """Return a tick's short label: 12k for 12000, 2e-5 for 0.00002."""
     if value and abs(value) < 1e-3:
         return f"{value:.2g}".replace("e-0", "e-")
     return f"{value / 1000:.6g}k" if abs(value) >= 10_000 else f"{value:.6g}"
 
 
-MOST_POINTS = 240
-"""Longer curves are drawn as means over equal intervals: more points would not be visible."""
+MAX_POINTS = 240
+"""The most points of a drawn curve; a longer curve shows means over equal intervals."""
 
-SHOWN = (
+MAIN_CHARTS = (
     ("Training reward", ("rollout/reward",)),
     ("Training accuracy", ("rollout/accuracy",)),
     ("Validation accuracy", ("val/accuracy",)),
@@ -123,7 +123,7 @@ SHOWN = (
     ("Share with zero advantage", ("train/zero_advantage",)),
     ("Seconds per iteration", ("time/rollout", "time/train")),
 )
-"""Title, and the metrics whose sum to draw."""
+"""Title -> metrics; a chart draws their sum."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Panel:
 
 
 def curve(runs: Sequence[Run], metrics: Sequence[str]) -> Curve | None:
-    """The sum of some metrics over a group's runs; None if no row has them all."""
+    """Return the sum of some metrics over a group's runs; None if no row has them all."""
     values: dict[int, list[float]] = {}
     for run in runs:
         for step, row in run.metrics.items():
@@ -159,9 +159,11 @@ def curve(runs: Sequence[Run], metrics: Sequence[str]) -> Curve | None:
 
 
 def thin(long: Curve) -> Curve:
-    """A curve of at most `MOST_POINTS`: intervals of steps, each at its last step, with the mean of the means and the
-    union of the bands."""
-    width = -(-len(long.steps) // MOST_POINTS)
+    """Reduce a curve to at most `MAX_POINTS`.
+
+    Each interval of steps becomes a point at its last step, with the mean of the means and the union of the bands.
+    """
+    width = -(-len(long.steps) // MAX_POINTS)
     if width == 1:
         return long
     parts = [slice(start, start + width) for start in range(0, len(long.steps), width)]
@@ -174,10 +176,10 @@ def thin(long: Curve) -> Curve:
 
 
 def panels(groups: Sequence[Group]) -> list[Panel]:
-    """The charts of some groups: the logged ones of `SHOWN`, with accuracy and pass@k of each validation set after the
-    validation accuracy."""
+    """Return the main charts of some groups, with accuracy and pass@k of each validation set after the validation
+    accuracy."""
     wanted: list[tuple[str, tuple[str, ...]]] = []
-    for title, metrics in SHOWN:
+    for title, metrics in MAIN_CHARTS:
         wanted.append((title, metrics))
         if metrics == ("val/accuracy",):
             wanted += [(_validation_title(name), (name,)) for name in _validation_metrics(groups)]
@@ -185,8 +187,8 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
 
 
 def more_panels(groups: Sequence[Group]) -> list[Panel]:
-    """A chart of every other metric except validation's."""
-    seen = {metric for _, metrics in SHOWN for metric in metrics}
+    """Return a chart of every other metric except validation's."""
+    seen = {metric for _, metrics in MAIN_CHARTS for metric in metrics}
     names = metric_names(run for group in groups for run in group.runs)
     other = [name for name in names if name not in seen and not name.startswith("val/") and name != "epoch"]
     return _drawn(groups, [(name, (name,)) for name in other])
@@ -198,7 +200,7 @@ def _drawn(groups: Sequence[Group], wanted: Sequence[tuple[str, tuple[str, ...]]
 
 
 def _validation_metrics(groups: Sequence[Group]) -> list[str]:
-    """`val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` if there are several sets."""
+    """Return `val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` if there are several sets."""
     names = [name for name in metric_names(run for group in groups for run in group.runs) if name.startswith("val/")]
     accuracies = [name for name in names if name.endswith("/accuracy") and name.count("/") == 2]
     passes = [name for name in names if "/pass@" in name and not name.endswith("/pass@1")]

@@ -1,4 +1,4 @@
-"""Shows one group of runs in detail: its prompts, completions, images, and the weights of some tokens."""
+"""Details of one group of runs: its prompts, completions, images, and the weights of some tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lit_rlvr.run.outputs import thumbnail_path
 from lit_rlvr.training.trace import list_traces, read_trace
 
 MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS = 1600, 400, 4
-"""Characters of a completion, and completions of a group, that the page shows at most."""
+"""The most characters and tokens of a completion, and completions of a group, that the page shows."""
 TURN: Fields = {"text": str, "observation": (str, type(None))}
 """A turn of an episode in completions.jsonl."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A sampled group as shown: all completions, or those with the highest and lowest rewards; images as URIs."""
+    """A sampled group on the page: all completions, or those with the highest and lowest rewards; images as URIs."""
 
     visit: Visit
     rows: list[dict[str, Any]]
@@ -35,13 +35,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class CloseUp:
-    """What the page shows of a group besides numbers.
+    """Details of a group on the page, in addition to its numbers.
 
     Args:
-        seen: prompts that were sampled; visited_again: those that a run sampled more than once.
-        hardest, newly_solved: the first of them; hard, solved: how many there are.
+        seen: number of sampled prompts; visited_again: number of those that a run sampled more than once.
+        hardest, newly_solved: the first prompts of each kind; hard, solved: their numbers.
         seed: seed of the run that samples and tokens come from.
-        saved: its saved rollouts; tokens: (step, algorithm, `explain.view`) of an early and a late one.
+        saved: number of its saved rollouts; tokens: (step, algorithm, `explain.view`) of an early and a late one.
     """
 
     seen: int
@@ -57,7 +57,7 @@ class CloseUp:
 
 
 def close_up(group: Group) -> CloseUp:
-    """Collect the details of a group; adds notes on unreadable rollouts to it."""
+    """Collect the details of a group, and add notes on unreadable rollouts to it."""
     prompts = histories(group.runs)
     hard, solved = hardest(prompts), newly_solved(prompts)
     run = next((run for run in group.runs if run.rows), group.runs[0]) if group.runs else None
@@ -83,15 +83,17 @@ def _sample(run: Path, visit: Visit) -> Sample:
 
 
 def extremes(rewards: Sequence[float]) -> list[int]:
-    """Which completions of a group to show: half of `MOST_COMPLETIONS` each with the highest and lowest rewards, or all
-    of a small group; from highest to lowest."""
+    """Choose the completions of a group to show, from the highest to the lowest reward.
+
+    They are half of `MOST_COMPLETIONS` each with the highest and lowest rewards, or all of a small group.
+    """
     ranked = sorted(range(len(rewards)), key=lambda g: -rewards[g])
     half = MOST_COMPLETIONS // 2
     return ranked if len(ranked) <= MOST_COMPLETIONS else ranked[:half] + ranked[-half:]
 
 
 def image_uri(run: Path, key: str) -> str:
-    """A run's thumbnail as a data URI; "" if it is missing."""
+    """Return a run's thumbnail as a data URI; "" if it is missing."""
     path = thumbnail_path(run, key)
     if not re.fullmatch(r"[0-9a-f]+", key) or not path.is_file():
         return ""
@@ -99,7 +101,7 @@ def image_uri(run: Path, key: str) -> str:
 
 
 def turns_of(row: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """What the model said and what it then observed, turn by turn; without an environment its completion alone."""
+    """Return (completion, observation) of each turn; without an environment, the completion alone."""
     turns = row.get("turns")
     if not isinstance(turns, list) or not all(has_fields(turn, TURN) for turn in turns):
         return [(row["completion"], None)]
@@ -107,7 +109,7 @@ def turns_of(row: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 def shorten(text: str) -> str:
-    """The beginning and end of a text, with the number of characters in between."""
+    """Return the beginning and end of a long text, with the number of characters in between."""
     if len(text) <= MOST_CHARACTERS:
         return text
     half = MOST_CHARACTERS // 2
@@ -115,17 +117,21 @@ def shorten(text: str) -> str:
 
 
 def _tokens(run: Run) -> list[tuple[int, str, dict[str, Any]]]:
-    """A group with a gradient from the first saved rollout that has one, and from the last."""
+    """Return a group with a gradient from the first saved rollout that has one, and from the last."""
     files = sorted(list_traces(run.path).items())
-    ends = [found for found in (_first_live(run, files), _first_live(run, files[::-1])) if found is not None]
+    ends = [
+        found
+        for found in (_first_with_gradient(run, files), _first_with_gradient(run, files[::-1]))
+        if found is not None
+    ]
     return [
         (step, algorithm, view(group, extremes([c["reward"] for c in group["completions"]]), MOST_TOKENS))
         for step, algorithm, group in {found[0]: found for found in ends}.values()
     ]
 
 
-def _first_live(run: Run, files: list[tuple[int, Path]]) -> tuple[int, str, dict[str, Any]] | None:
-    """(step, algorithm, group) of the first file with a group that had a gradient."""
+def _first_with_gradient(run: Run, files: list[tuple[int, Path]]) -> tuple[int, str, dict[str, Any]] | None:
+    """Return (step, algorithm, group) of the first file with a group that had a gradient."""
     for step, path in files:
         try:
             algorithm, groups = read_trace(path)

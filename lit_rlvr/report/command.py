@@ -1,4 +1,4 @@
-"""The command line of `report`: which folders, and where to write the page."""
+"""The command line of `report`, and the function that writes the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_rlvr.terminal import show_result
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `report`."""
+    """Run the command line of `report`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=write_report.__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of studies")
     parser.add_argument(
@@ -30,7 +30,7 @@ def run(command: str, arguments: list[str]) -> None:
 def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
     """Write one self-contained HTML page about runs: settings, curves, accuracies, prompts, completions, tokens.
 
-    Runs that differ only by seed are shown together, their curves as a mean with a band.
+    The page groups runs that differ only by seed, and shows their curves as a mean with a band.
 
     Args:
         runs: folders of runs or of studies.

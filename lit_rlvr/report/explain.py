@@ -19,7 +19,7 @@ from lit_rlvr.training.trace import list_traces, read_trace, trace_folder
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `explain`."""
+    """Run the command line of `explain`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
     parser.add_argument("run", type=str, help="run folder")
     parser.add_argument("--step", type=int, default=None, help="a saved step; default: the last with a gradient")
@@ -31,19 +31,21 @@ def run(command: str, arguments: list[str]) -> None:
     step, algorithm, group = load_group(Path(config.run), config.step, config.prompt)
     target = Path(config.html or Path(config.run) / "explain.html")
 
-    def for_people() -> None:
+    def print_text() -> None:
         show(step, algorithm, group)
         if not has_gradient(group):
             Terminal().print("This group has no gradient: all its advantages or weights are 0.")
         Terminal().print(f"\nPage: {target}", soft_wrap=True)
 
     write_page(target, page(step, algorithm, group), "--html")
-    show_result({"step": step, "algorithm": algorithm, "group": group, "page": str(target)}, for_people)
+    show_result({"step": step, "algorithm": algorithm, "group": group, "page": str(target)}, print_text)
 
 
 def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, str, dict[str, Any]]:
-    """A saved group: (step, algorithm, group). By default one with a gradient, from the newest step that has one; if
-    none has a gradient, one of the newest step.
+    """Load a saved group: (step, algorithm, group).
+
+    By default it is one with a gradient, from the newest step that has one; if none has a gradient, one of the newest
+    step.
 
     Raises:
         UserError: the run saved no rollouts or not this step or prompt (the message lists the saved ones), or a file is
@@ -72,12 +74,12 @@ def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, st
 
 
 def has_gradient(group: dict[str, Any]) -> bool:
-    """Whether a saved group has a gradient on any of its tokens."""
+    """Return whether a saved group has a gradient on any of its tokens."""
     return any(completion["advantage"] and any(completion.get("weight", [])) for completion in group["completions"])
 
 
 def show(step: int, algorithm: str, group: dict[str, Any]) -> None:
-    """The group in the terminal: a table, then each completion with its tokens coloured by weight."""
+    """Print the group in the terminal: a table, then each completion with its tokens coloured by weight."""
     console = Terminal()
     console.print(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n", style="bold")
     console.print(group["prompt"])
@@ -105,16 +107,16 @@ COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", "clipped", 
 
 
 def cells(completion: dict[str, Any]) -> list[str]:
-    """One completion's row of the table."""
-    own = _own(completion)
-    ratio = [value for value, sampled in zip(completion.get("ratio", []), own, strict=False) if sampled]
+    """Return one completion's row of the table."""
+    is_sampled = _sampled_mask(completion)
+    ratio = [value for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False) if sampled]
     weight = completion.get("weight", [])
     clipped = sum(c for _, _, c, _ in tokens(completion))
     return [
         f"{completion['reward']:.3f}",
-        {"correct": "yes", "wrong": "no"}.get(said := verdict(completion), said),
+        {"correct": "yes", "wrong": "no"}.get(judgement := verdict(completion), judgement),
         f"{completion['advantage']:+.3f}",
-        str(sum(own)),
+        str(sum(is_sampled)),
         f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",
         str(clipped),
         f"{sum(weight):+.3g}" if weight else "0",
@@ -123,15 +125,15 @@ def cells(completion: dict[str, Any]) -> list[str]:
 
 
 def tokens(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
-    """(token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
+    """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
     weights, ratios = completion.get("weight"), completion.get("ratio")
-    own = _own(completion)
-    if not weights or not ratios:  # a group without a gradient is not run
+    is_sampled = _sampled_mask(completion)
+    if not weights or not ratios:  # the trainer skips a group without a gradient
         return [
             (token, 0.0, False, "not run" if sampled else OBSERVED)
-            for token, sampled in zip(completion["tokens"], own, strict=True)
+            for token, sampled in zip(completion["tokens"], is_sampled, strict=True)
         ]
-    rows = zip(completion["tokens"], own, weights, ratios, completion["logp"], strict=True)
+    rows = zip(completion["tokens"], is_sampled, weights, ratios, completion["logp"], strict=True)
     live = completion["advantage"] != 0
     return [
         (token, weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
@@ -141,22 +143,23 @@ def tokens(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     ]
 
 
-def _own(completion: dict[str, Any]) -> list[bool]:
-    """For each token, whether the model sampled it."""
+def _sampled_mask(completion: dict[str, Any]) -> list[bool]:
+    """Return for each token whether the model sampled it."""
     return completion.get("sampled") or [True] * len(completion["tokens"])
 
 
 def largest_weight(group: dict[str, Any]) -> float:
-    """The largest |weight| of the group, for colours; 1 when all are 0."""
+    """Return the largest |weight| of the group, which scales the colours; 1 when all are 0."""
     return max([abs(w) for c in group["completions"] for w in c.get("weight", [])], default=0.0) or 1.0
 
 
 def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int | None = None) -> dict[str, Any]:
-    """The data of a group that `templates/weights.html` shows.
+    """Return the data of a group that `templates/weights.html` shows.
 
     Args:
         group: the saved group.
-        shown: numbers of the completions to show, None = all; limit: tokens of each, None = all.
+        shown: indices of the completions to show; None = all.
+        limit: the most tokens of each; None = all.
     """
     scale = largest_weight(group)
     completions = group["completions"]
@@ -186,5 +189,5 @@ def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: fl
 
 
 def page(step: int, algorithm: str, group: dict[str, Any]) -> str:
-    """The group as one self-contained HTML page."""
+    """Return the group as one self-contained HTML page."""
     return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group))

@@ -54,7 +54,7 @@ class Group:
 
 
 def read_groups(folders: Sequence[Path], read: Callable[[Path], Run] = read_run) -> tuple[str, list[Group]]:
-    """(title, groups) of folders of runs and of studies; `read` reads a run.
+    """Group the runs of folders of runs and of studies; return (title, groups). `read` reads a run.
 
     Raises:
         UserError: a folder holds neither, or a study's `study.json` is broken.
@@ -74,7 +74,7 @@ def read_groups(folders: Sequence[Path], read: Callable[[Path], Run] = read_run)
 
 
 def read_study(folder: Path, read: Callable[[Path], Run] = read_run) -> tuple[str, list[Group]]:
-    """(name, one group per cell and task) of a study; a missing run becomes a note.
+    """Read a study; return (name, one group per cell and task). A missing run becomes a note.
 
     Raises:
         UserError: `study.json` does not have the form that `lit-rlvr compare` writes.
@@ -103,7 +103,7 @@ def read_study(folder: Path, read: Callable[[Path], Run] = read_run) -> tuple[st
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Groups of runs in the given order; runs whose settings differ only by `settings.PER_RUN` form one group."""
+    """Group runs in the given order; runs whose settings differ only by `runs.PER_RUN` form one group."""
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         same = tuple(sorted(without_seed(run.settings).items())) if run.settings else run.path
@@ -116,7 +116,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def _name(runs: list[Run]) -> str:
-    """The common name of a group's folders: `grpo` for `grpo_0` and `grpo_1`, or for `grpo/seed-0`."""
+    """Return the common name of a group's folders: `grpo` for `grpo_0` and `grpo_1`, or for `grpo/seed-0`."""
     folders = [run.path.resolve() for run in runs]
     plain = [folder.parent if re.fullmatch(r"seed[-_]?\d+", folder.name) else folder for folder in folders]
     if len(set(plain)) == 1:
@@ -126,13 +126,13 @@ def _name(runs: list[Run]) -> str:
 
 
 def _title(groups: list[Group]) -> str:
-    """A title: which algorithms on which data."""
+    """Return a title that names the algorithms and the data."""
     settings = [group.settings for group in groups]
     models, sets = ([its.get(name, "?") for its in settings] for name in ("model", "data"))
     return f"{_listed(models, 'algorithms')} on {_listed(sets, 'data sets')}"
 
 
 def _listed(names: list[str], kind: str) -> str:
-    """A few names, or how many there are."""
+    """Return a few names, or the number of many."""
     different = list(dict.fromkeys(names))
     return ", ".join(different) if len(different) < 4 else f"{len(different)} {kind}"

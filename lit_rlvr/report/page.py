@@ -21,17 +21,17 @@ COLOURS = 8
 
 @dataclass(frozen=True)
 class Legend:
-    """A group on the page: its number, its name within its task and on the page, and the number of its name, which
-    determines its colour and dashes."""
+    """A group on the page: its number, its name within its task and on the page, and the index of its colour and
+    dashes."""
 
     number: int
     name: str
     label: str
-    look: int
+    style_index: int
 
     @property
     def style(self) -> str:
-        return f"s{self.look % COLOURS}" + (" dashed" if self.look >= COLOURS else "")
+        return f"s{self.style_index % COLOURS}" + (" dashed" if self.style_index >= COLOURS else "")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Task:
 
 
 def page(title: str, groups: Sequence[Group]) -> str:
-    """The HTML of a report.
+    """Return the HTML of a report.
 
     Args:
         title: title of the page.
@@ -61,15 +61,15 @@ def page(title: str, groups: Sequence[Group]) -> str:
 
 
 def contents(groups: Sequence[Group], more: bool = True) -> dict[str, Any]:
-    """What `templates/sections.html` shows of groups of runs: results, settings, curves, validation.
+    """Return the values for `templates/sections.html`: results, settings, curves and validation of groups of runs.
 
     Args:
         more: whether to draw the less important curves too.
     """
-    looks = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
+    style_indices = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
     tasks = list(dict.fromkeys(group.task for group in groups))
     labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
-    legends = [Legend(k, group.name, labels[k], looks[group.name]) for k, group in enumerate(groups)]
+    legends = [Legend(k, group.name, labels[k], style_indices[group.name]) for k, group in enumerate(groups)]
     settings = [group.settings for group in groups]
     return dict(
         version=__version__,

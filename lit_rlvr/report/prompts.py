@@ -1,4 +1,4 @@
-"""Follows single prompts through a run: the hardest, the newly solved, and sample completions.
+"""The history of single prompts in a run: the hardest, the newly solved, and sample completions.
 
 It covers the prompts that a run saved to completions.jsonl (`run.save_prompts` of each rollout).
 """
@@ -13,12 +13,12 @@ from typing import Any
 from lit_rlvr.report.runs import Run, verdict
 
 MOST_PROMPTS = 10
-"""Rows of the tables of prompts."""
+"""The most rows in the tables of prompts."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One prompt's group of completions in one rollout: its rows of completions.jsonl."""
+    """One prompt's group of completions in one rollout, as rows of completions.jsonl."""
 
     step: int
     id: str
@@ -38,8 +38,8 @@ class Visit:
         return f"{self.right} of {self.judged}"
 
     @property
-    def live(self) -> bool:
-        """Whether the group had a gradient."""
+    def has_gradient(self) -> bool:
+        """True if the group had a gradient."""
         return any(row["advantage"] for row in self.rows)
 
     @property
@@ -60,13 +60,13 @@ class History:
 
     @property
     def wrong_visits(self) -> int:
-        """Number of visits since it was last solved; 0 unless it was unsolved at the end of every run."""
+        """Number of visits since a run last solved it; 0 unless every run ended without solving it."""
         tails = [_tail(visits) for visits in self.visits]
         return sum(tails) if all(tails) else 0
 
     @property
     def solved_by(self) -> list[list[Visit]]:
-        """The visits in the runs in which it was unsolved at first and solved at the end."""
+        """The visits of the runs that did not solve it at first, and solved it at the end."""
         judged = [(visits, [visit for visit in visits if visit.judged]) for visits in self.visits]
         return [visits for visits, known in judged if known and known[0].right == 0 and known[-1].right > 0]
 
@@ -80,14 +80,14 @@ class History:
 
 
 def visits(run: Run) -> list[Visit]:
-    """A run's sampled groups, in order."""
+    """Return a run's sampled groups, in order."""
     rows = sorted(run.rows, key=lambda row: row["step"])  # stable: within a step as they were written
     groups = groupby(rows, key=lambda row: (row["step"], row["id"]))
     return [Visit(step, name, list(group)) for (step, name), group in groups]
 
 
 def histories(runs: Iterable[Run]) -> list[History]:
-    """Every prompt that some run visited."""
+    """Return every prompt that some run visited."""
     seen: dict[str, list[list[Visit]]] = {}
     for run in runs:
         own: dict[str, list[Visit]] = {}
@@ -99,27 +99,29 @@ def histories(runs: Iterable[Run]) -> list[History]:
 
 
 def hardest(prompts: Sequence[History]) -> list[History]:
-    """Prompts with only wrong completions at each run's last visit, ordered by the number of visits since they were
-    last solved, then by the latest visit."""
+    """Return the prompts with only wrong completions at each run's last visit.
+
+    The order is by the number of visits since a run last solved them, then by the latest visit.
+    """
     hard = [prompt for prompt in prompts if prompt.wrong_visits]
     return sorted(hard, key=lambda prompt: (-prompt.wrong_visits, -prompt.last.step, prompt.id))
 
 
 def newly_solved(prompts: Sequence[History]) -> list[History]:
-    """Prompts that runs solved at the end but not at first; those solved by the most runs come first."""
+    """Return the prompts that runs solved at the end but not at first; those that most runs solved come first."""
     solved = [prompt for prompt in prompts if prompt.solved_by]
     return sorted(solved, key=lambda prompt: (-len(prompt.solved_by), prompt.id))
 
 
 def samples(run: Run) -> list[Visit]:
-    """Groups from the beginning, the middle and the end of a run, preferring nearby ones with a gradient."""
+    """Return groups from the beginning, the middle and the end of a run, preferably with a gradient."""
     found = visits(run)
     thirds = [found[len(found) * k // 3 : len(found) * (k + 1) // 3] for k in range(3)]
-    return [next((visit for visit in third if visit.live), third[0]) for third in thirds if third]
+    return [next((visit for visit in third if visit.has_gradient), third[0]) for third in thirds if third]
 
 
 def prompt_text(prompt: Any) -> str:
-    """A recorded prompt as text; it is text or chat messages."""
+    """Return a recorded prompt, which is text or chat messages, as text."""
     if not isinstance(prompt, list):
         return str(prompt)
     return "\n".join(
@@ -128,14 +130,14 @@ def prompt_text(prompt: Any) -> str:
 
 
 def _content(content: Any) -> str:
-    """A message's content as text; it is text, or parts, some of which are images."""
+    """Return a message's content as text; it is text, or parts, some of which are images."""
     if not isinstance(content, list):
         return str(content)
     return "".join(part.get("text", "<image>") if isinstance(part, dict) else str(part) for part in content)
 
 
 def _tail(visits: list[Visit]) -> int:
-    """Number of most recent visits in a row with only wrong completions, of those with judged ones."""
+    """Return the number of most recent judged visits in a row with only wrong completions."""
     judged = [visit for visit in visits if visit.judged]
     solved = [k for k, visit in enumerate(judged) if visit.right]
     return len(judged) - 1 - (solved[-1] if solved else -1)

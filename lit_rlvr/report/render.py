@@ -18,13 +18,16 @@ MARK = '<meta name="generator" content="lit-rlvr">'
 
 
 def render(template: str, **values: Any) -> str:
-    """A page. Much of its content comes from models and data sets, so every value is escaped and control characters are
-    replaced. The page's security policy (`page.html`) also forbids scripts and all requests."""
+    """Render a page.
+
+    Models and data sets supply much of its content, so the template escapes every value and replaces control
+    characters. The page's security policy (`page.html`) also forbids scripts and all requests.
+    """
     return _environment().get_template(template).render(**values)
 
 
 def write_page(path: Path, text: str, option: str) -> None:
-    """Write a page, creating its folder; replaces an older page of ours.
+    """Write a page, and create its folder; replace an older page of ours.
 
     Args:
         option: the option that messages name.
@@ -53,5 +56,5 @@ def _environment() -> Environment:
 
 
 def _visible(value: Any) -> Any:
-    """Text without control characters; the output of a macro is left unchanged."""
+    """Return text without control characters; leave the output of a macro unchanged."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -1,4 +1,5 @@
-"""Reads a run folder as far as possible, so that a broken or unfinished run can be reported; compares settings."""
+"""Run folders: reads them as far as possible, so that a report can show a broken or unfinished run; compares
+settings."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ Settings = dict[str, str]
 """Name -> value as text; `model` is the class, `model.lr` is one of its options."""
 
 PER_RUN = ("seed_everything", "trainer.default_root_dir", "overwrite")
-"""Settings that may differ between runs shown together."""
+"""Settings that may differ between the runs of a group."""
 
 MAIN = (
     "model", "model.model", "model.advantage", "model.lr", "data", "data.train", "data.prompts_per_step",
@@ -33,7 +34,7 @@ MISSING = "\N{EN DASH}"
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """A config's settings.
+    """Yield a config's settings.
 
     `{class_path, init_args}` becomes the class under the name itself and its options under `name.option`; the items of
     a list of mappings are numbered.
@@ -51,19 +52,20 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def without_seed(settings: Settings) -> Settings:
-    """The settings that the runs of a group share."""
+    """Return the settings that the runs of a group share."""
     return {name: value for name, value in settings.items() if name not in PER_RUN}
 
 
 def differences(groups: Sequence[Settings]) -> list[tuple[str, list[str]]]:
-    """The settings that differ between groups, with their value in each; those that every group has come first."""
+    """Return the settings that differ between groups, with their value in each; those that every group has come
+    first."""
     names = dict.fromkeys(name for settings in groups for name in without_seed(settings))
     rows = [(name, [settings.get(name, MISSING) for settings in groups]) for name in names]
     return sorted(((name, values) for name, values in rows if len(set(values)) > 1), key=lambda row: MISSING in row[1])
 
 
 def main_settings(groups: Sequence[Settings]) -> list[tuple[str, str]]:
-    """The main settings that all groups share."""
+    """Return the main settings that all groups share."""
     listed = {name: re.sub(r"\[\d+\]$", "", name) for settings in groups for name in settings}  # without their number
     names = sorted((name for name in listed if listed[name] in MAIN), key=lambda name: MAIN.index(listed[name]))
     shared = [(name, {settings.get(name, MISSING) for settings in groups}) for name in names]
@@ -81,7 +83,7 @@ ROW: Fields = {
 
 
 def verdict(row: dict[str, Any]) -> str:
-    """Whether a recorded completion is "correct" or "wrong"; "check failed" or "not judged" if that is not known."""
+    """Return "correct", "wrong", "check failed" or "not judged" for a recorded completion."""
     if row["status"] == "error":
         return "check failed"
     return "not judged" if row["correct"] is None else "correct" if row["correct"] else "wrong"
@@ -93,7 +95,8 @@ class Run:
 
     Args:
         path: the folder.
-        config: config.yaml; settings: the same, flattened.
+        config: the text of config.yaml.
+        settings: its settings, flattened.
         metrics: {step: {metric: finite value}}.
         summary: summary.json; empty while the run is going, or if it was killed.
         rows: sampled completions.
@@ -113,12 +116,12 @@ class Run:
         return self.settings.get("seed_everything", "?")
 
     @property
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         return bool(self.summary) and self.summary.get("stopped") is None
 
     @property
     def ending(self) -> str:
-        """How the run ended, if it did not finish; "" if it did."""
+        """The reason why the run is unfinished; "" if it finished."""
         steps = max(self.metrics, default=0)
         if not self.summary:
             return f"unfinished, or killed: it has no summary; its metrics reach step {steps}"
@@ -126,7 +129,7 @@ class Run:
         return "" if stopped is None else f"stopped early, at step {steps}: {stopped}"
 
     def number(self, name: str) -> float | None:
-        """A number from the summary; None if it is missing."""
+        """Return a number from the summary; None if it is missing."""
         return _number(self.summary.get(name))
 
     @property
@@ -136,7 +139,8 @@ class Run:
         return _number(seconds.get("step")) if isinstance(seconds, dict) else None
 
     def ends(self, metric: str) -> tuple[float | None, float | None]:
-        """A metric before training (at step 0) and at its last logged step after that; None if it was not logged."""
+        """Return a metric before training (at step 0) and at its last logged step after that; None if it was not
+        logged."""
         later = [row[metric] for step, row in sorted(self.metrics.items()) if step > 0 and metric in row]
         return self.metrics.get(0, {}).get(metric), later[-1] if later else None
 
@@ -151,7 +155,8 @@ def read_run(path: Path, completions: bool = True) -> Run:
     """Read a run folder.
 
     Args:
-        path: the folder. completions: whether to read completions.jsonl, which can be large.
+        path: the folder.
+        completions: whether to read completions.jsonl, which can be large.
 
     Raises:
         UserError: it holds no run.
@@ -175,7 +180,7 @@ def read_run(path: Path, completions: bool = True) -> Run:
 
 
 def metric_names(runs: Iterable[Run]) -> list[str]:
-    """Every logged metric, with numbers in names sorted by value: pass@2 before pass@16."""
+    """Return every logged metric, with numbers in names sorted by value: pass@2 before pass@16."""
     names = {name for run in runs for row in run.metrics.values() for name in row}
     return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)])
 

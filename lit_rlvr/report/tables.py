@@ -1,4 +1,4 @@
-"""Builds the tables: accuracies, time and memory, as means and standard deviations over a group's runs."""
+"""The tables: accuracies, time and memory, as means and standard deviations over a group's runs."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Result:
 RESULT_COLUMNS = (
     "before", "after", "gain", "runs", "steps", "training (s)", "per iteration (s)", "memory (GiB)", "engine",
 )  # fmt: skip
-AGAINST = 3
+BASELINE_POSITION = 3
 """Position of the comparison with the baseline among the columns."""
 
 
 def results(groups: Sequence[Group]) -> tuple[list[str], list[Result]]:
-    """(columns, one row per group) of the gains and costs of training."""
+    """Return (columns, one row per group) of the gains and costs of training."""
     baseline = next((group for group in groups if group.baseline), None)
     columns = list(RESULT_COLUMNS)
     if baseline is not None:
-        columns.insert(AGAINST, f"against {baseline.name}")
+        columns.insert(BASELINE_POSITION, f"against {baseline.name}")
     return columns, [_result(group, baseline) for group in groups]
 
 
@@ -42,7 +42,7 @@ def _result(group: Group, baseline: Group | None) -> Result:
     before, after = _known(run.accuracies[0] for run in group.runs), _known(run.accuracies[1] for run in group.runs)
     gains = [b - a for a, b in (run.accuracies for run in group.runs) if a is not None and b is not None]
     reached = _numbers(group.runs, "steps")
-    done = sum(run.finished for run in group.runs)
+    done = sum(run.is_finished for run in group.runs)
     cells = [
         mean_std(before),
         mean_std(after),
@@ -57,7 +57,7 @@ def _result(group: Group, baseline: Group | None) -> Result:
     if baseline is not None:
         theirs = _known(run.accuracies[1] for run in baseline.runs)
         compared = group is not baseline and after and theirs
-        cells.insert(AGAINST, f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
+        cells.insert(BASELINE_POSITION, f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
     return Result(group.name, cells, fmean(before) if before else None, fmean(after) if after else None)
 
 
@@ -67,13 +67,13 @@ RUN_COLUMNS = (
 
 
 def run_rows(groups: Iterable[Group]) -> list[tuple[str, list[str]]]:
-    """(folder, cells under `RUN_COLUMNS`) of every run."""
+    """Return (folder, cells under `RUN_COLUMNS`) of every run."""
     rows = []
     for run in (run for group in groups for run in group.runs):
         memory = [megabytes / 1024 for megabytes in _numbers([run], "peak_memory_mb")]
         cells = [
             run.seed,
-            "finished" if run.finished else "stopped early" if run.summary else "unfinished",
+            "finished" if run.is_finished else "stopped early" if run.summary else "unfinished",
             *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
             mean_std(_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
             mean_std(_numbers([run], "train_seconds"), ",.0f"),
@@ -85,8 +85,11 @@ def run_rows(groups: Iterable[Group]) -> list[tuple[str, list[str]]]:
 
 
 def validation_rows(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """(metric, before and after training in every group) for everything that validation logged: for each set its
-    accuracy, pass@k, length, share of truncated completions, and the accuracy of each category."""
+    """Return (metric, its values before and after training in every group) for everything that validation logged.
+
+    This is, for each set, its accuracy, pass@k, length, share of truncated completions, and the accuracy of each
+    category.
+    """
     return [
         (name.removeprefix("val/"), [_before_after(group.runs, name) for group in groups])
         for name in metric_names(run for group in groups for run in group.runs)
@@ -95,7 +98,7 @@ def validation_rows(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
 
 
 def mean_std(values: Sequence[float], form: str = ".3f") -> str:
-    """Mean and sample standard deviation as text; only the mean for a single value, a dash for none."""
+    """Return mean and sample standard deviation as text; only the mean for a single value, a dash for none."""
     if not values:
         return MISSING
     mean = format(fmean(values), form)

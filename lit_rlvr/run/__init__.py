@@ -1,1 +1,1 @@
-"""What a run writes: logs, samples, plots, checkpoints, and its summary."""
+"""The files of a run and its life: folder, checkpoints, loggers, progress, signals, and the summary."""

@@ -15,16 +15,16 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.errors import UserError, shown
 from lit_rlvr.progress import DOING
-from lit_rlvr.run.folder import drop, drop_failed
+from lit_rlvr.run.folder import delete_backup, delete_failed
 
-LARGE = 100_000_000
-"""Bytes of checkpoints from which a finished run says that they may be deleted."""
+LARGE_BYTES = 100_000_000
+"""Size in bytes from which a finished run mentions that its checkpoints may be deleted."""
 
 _log = logging.getLogger("lit_rlvr")
 
 
 class RunCheckpoint(Checkpoint):
-    """Saves `checkpoints/step-NNNNNN.ckpt` in the run folder, including one when training ends or is stopped.
+    """Saves `checkpoints/step-NNNNNN.ckpt` in the run folder, and once more when training ends or stops.
 
     Args:
         every: iterations (rollouts) between checkpoints; 0 = only by time, and at the end.
@@ -45,39 +45,39 @@ class RunCheckpoint(Checkpoint):
         self.every, self.minutes, self.keep, self.best = every, minutes, keep, best
         self.enabled = True  # whether to write checkpoints at all
         self.best_value: float | None = None
-        self._asked = False  # save after this iteration regardless of the options
+        self._is_requested = False  # save after this iteration regardless of the options
         self._saved_step = -1
         self._saved_at = 0.0  # when the last save ended, or training began
-        self._took = 0.0  # seconds of the last save
+        self._save_seconds = 0.0  # seconds of the last save
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = self.clock()
 
-    def save_after_iteration(self, asked: bool) -> None:
-        """Save at the end of this iteration if it was requested or the options call for it."""
-        self._asked = asked
+    def save_after_iteration(self, is_requested: bool) -> None:
+        """Save at the end of this iteration if `is_requested` or if the options call for it."""
+        self._is_requested = is_requested
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         iteration = getattr(pl_module, "iteration", 0)
-        due = self._asked or trainer.should_stop or (self.every and iteration % self.every == 0)
+        due = self._is_requested or trainer.should_stop or (self.every and iteration % self.every == 0)
         if due or trainer.strategy.broadcast(self._due_by_time(iteration)):
             self.save(trainer)
 
     def _due_by_time(self, iteration: int) -> bool:
-        """Whether a save is due by this process's clock; rank 0's answer decides."""
+        """Return whether this process's clock calls for a save; rank 0's answer decides."""
         if not self.enabled:
             return iteration == 1
         if not self.minutes:
             return False
-        return iteration == 1 or self.clock() - self._saved_at >= max(60 * self.minutes, 20 * self._took)
+        return iteration == 1 or self.clock() - self._saved_at >= max(60 * self.minutes, 20 * self._save_seconds)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         path = self.save(trainer)
         folder = path.parent
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if self.enabled else 0
-        if trainer.is_global_zero and size >= LARGE:
+        if trainer.is_global_zero and size >= LARGE_BYTES:
             _log.info(
                 "%s: %.1f GB, which only resuming needs; `lit-rlvr export %s --to DIR` writes the model, then the "
                 "folder may be deleted", shown(folder), size / 1e9, shown(folder.parent),
@@ -107,14 +107,15 @@ class RunCheckpoint(Checkpoint):
         self.best_value = state_dict["best_value"]
 
     def save(self, trainer: Trainer) -> Path:
-        """Write a checkpoint of this step, unless there is one, and drop the oldest. Collective: call on every rank."""
+        """Write a checkpoint of this step, unless it exists, and delete the oldest. Collective: call it on every
+        rank."""
         folder = checkpoint_folder(trainer.default_root_dir)
         path = folder / f"step-{trainer.global_step:06d}.ckpt"
         if not self.enabled:
             if trainer.is_global_zero:
-                drop(trainer.default_root_dir)
+                delete_backup(trainer.default_root_dir)
             return path
-        began = self.clock()
+        start = self.clock()
         if trainer.strategy.broadcast(self._saved_step == trainer.global_step and path.exists()):
             return path
         scratch = path.with_suffix(".tmp")
@@ -127,8 +128,8 @@ class RunCheckpoint(Checkpoint):
             trainer.save_checkpoint(scratch)
             if trainer.is_global_zero:
                 publish(scratch, path)
-                drop(trainer.default_root_dir)
-                drop_failed(trainer.default_root_dir)
+                delete_backup(trainer.default_root_dir)
+                delete_failed(trainer.default_root_dir)
                 for old in [
                     *list_checkpoints(trainer.default_root_dir)[: -self.keep],
                     *folder.glob("*.tmp"),
@@ -142,21 +143,21 @@ class RunCheckpoint(Checkpoint):
                 f"checkpoint {shown(path)} cannot be written: {error.strerror or error}; free some space"
             ) from error
         self._saved_step, self._saved_at = trainer.global_step, self.clock()
-        self._took = self._saved_at - began
+        self._save_seconds = self._saved_at - start
         return path
 
 
 def publish(scratch: Path, path: Path) -> None:
-    """Move a finished checkpoint to its final name, replacing an earlier one; afterwards it is durably on disk."""
+    """Move a finished checkpoint to its final name and flush it to disk; it replaces an earlier one."""
     for part in scratch.iterdir() if scratch.is_dir() else [scratch]:
         with part.open("rb") as file:
             os.fsync(file.fileno())
-    aside = path.with_suffix(".old")
+    old_folder = path.with_suffix(".old")
     if path.is_dir():  # unlike a file, a folder cannot be replaced atomically
-        remove(aside)
-        os.replace(path, aside)
+        remove(old_folder)
+        os.replace(path, old_folder)
     os.replace(scratch, path)
-    remove(aside)
+    remove(old_folder)
 
 
 def remove(path: Path) -> None:
@@ -168,7 +169,7 @@ def remove(path: Path) -> None:
 
 
 def link(path: Path, name: Path) -> None:
-    """Give a checkpoint a second name, replacing an earlier one; a copy on file systems without hard links."""
+    """Give a checkpoint a second name, which may exist; copy it on file systems without hard links."""
     scratch = name.with_suffix(".tmp")
     remove(scratch)
     if path.is_dir():

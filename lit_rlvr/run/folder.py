@@ -1,4 +1,4 @@
-"""The run folder: only one run uses it at a time, and an earlier run stays until there is something to replace it."""
+"""The run folder: locks it for one run, and keeps an earlier run until the new one has a checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def locked(root: Path) -> Iterator[None]:
         UserError: another process holds the lock (the message says which).
     """
     path = root / ".lock"
-    while not (file := _lock(path)):  # the run that held it has just removed it
+    while not (file := _lock(path)):  # another process has just removed it
         pass
     with file:
         try:
@@ -44,7 +44,7 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> TextIO | None:
-    """Create and lock a file; None if it was removed meanwhile."""
+    """Create and lock a file; return None if another process has removed it meanwhile."""
     file = path.open("a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -67,85 +67,85 @@ def _lock(path: Path) -> TextIO | None:
     return file
 
 
-ASIDE, MOVING = ".replaced", ".replaced.tmp"
+BACKUP, PARTIAL_BACKUP = ".replaced", ".replaced.tmp"
 FAILED = ".failed"
 """Folder for the files of a run that ended before its first checkpoint."""
-LEFT = (
+RUN_FILES = (
     "checkpoints/*.ckpt", "tensorboard/events.out.tfevents.*", "rollouts/step-*.json", "skipped/step-*.json",
     "summary.json", "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl", "live.json", "trackers/*",
 )  # fmt: skip
 
 
-def set_aside(root: Path) -> None:
-    """Make room for a new run; a run already set aside is kept, and files written since then are dropped.
+def back_up_earlier_run(root: Path) -> None:
+    """Move an earlier run to the backup. If there is a backup already, keep it and move later files to `.failed`.
 
     Raises:
         UserError: the files cannot be moved.
     """
     try:
-        if (root / ASIDE).exists():
-            kept = root / ASIDE
+        if (root / BACKUP).exists():
+            kept = root / BACKUP
             _log.warning("%s: the earlier run is kept in %s until the first checkpoint", shown(root), shown(kept))
             move_to_failed(root)
-        elif left := list_left(root):
-            _move(left, root, root / MOVING)
+        elif files := list_run_files(root):
+            _move(files, root, root / PARTIAL_BACKUP)
             if (root / "config.yaml").is_file():  # copied, not moved: `--ckpt_path last` starts a killed run again
-                shutil.copy(root / "config.yaml", root / MOVING)
-            os.replace(root / MOVING, root / ASIDE)
+                shutil.copy(root / "config.yaml", root / PARTIAL_BACKUP)
+            os.replace(root / PARTIAL_BACKUP, root / BACKUP)
     except OSError as error:
-        recover(root)
+        undo_interrupted_move(root)
         raise UserError(
             f"trainer.default_root_dir: the run in {shown(root)} cannot be set aside: {error.strerror}"
         ) from error
 
 
-def recover(root: Path) -> None:
+def undo_interrupted_move(root: Path) -> None:
     """Undo an interrupted move."""
-    moving = root / MOVING
-    if moving.exists():
-        _move([*moving.glob("*/*"), *(path for path in moving.iterdir() if path.is_file())], moving, root)
-        _remove(moving)
+    partial = root / PARTIAL_BACKUP
+    if partial.exists():
+        _move([*partial.glob("*/*"), *(path for path in partial.iterdir() if path.is_file())], partial, root)
+        _remove(partial)
 
 
-def put_back(root: Path) -> None:
-    """Restore the run that was set aside, if there is one."""
-    if not (root / ASIDE).exists():
+def restore_earlier_run(root: Path) -> None:
+    """Restore the run in the backup, if there is one."""
+    if not (root / BACKUP).exists():
         return
-    went = move_to_failed(root)
-    os.replace(root / ASIDE, root / MOVING)
-    recover(root)
-    where = f"; the new one's files are in {shown(root / FAILED)}" if went else ""
-    said = "%s: restored the earlier run, because the new one ended before its first checkpoint%s"
-    _log.warning(said, shown(root), where)
+    has_failed_files = move_to_failed(root)
+    os.replace(root / BACKUP, root / PARTIAL_BACKUP)
+    undo_interrupted_move(root)
+    where = f"; the new one's files are in {shown(root / FAILED)}" if has_failed_files else ""
+    message = "%s: restored the earlier run, because the new one ended before its first checkpoint%s"
+    _log.warning(message, shown(root), where)
 
 
-def drop(root: str | Path) -> None:
-    """Remove the run that was set aside, if there is one."""
-    _remove(Path(root, ASIDE))
+def delete_backup(root: str | Path) -> None:
+    """Delete the backup of an earlier run, if there is one."""
+    _remove(Path(root, BACKUP))
 
 
-def drop_failed(root: str | Path) -> None:
-    """Remove the files of a run that ended before its first checkpoint, if there are any."""
+def delete_failed(root: str | Path) -> None:
+    """Delete the files of a run that ended before its first checkpoint, if there are any."""
     _remove(Path(root, FAILED))
 
 
-def list_left(root: Path) -> list[Path]:
-    """The files that a run wrote to its folder, and no others."""
-    found = [path for pattern in LEFT for path in sorted(root.glob(pattern))]
+def list_run_files(root: Path) -> list[Path]:
+    """List the files that a run wrote to its folder, and no others."""
+    found = [path for pattern in RUN_FILES for path in sorted(root.glob(pattern))]
     return [*list_thumbnails(root), *found]
 
 
 def move_to_failed(root: Path) -> bool:
-    """Move away the files of a failed run; returns whether there were any."""
-    left = list_left(root)
-    if left:
+    """Move the files of a failed run to `.failed`; return whether there were any."""
+    files = list_run_files(root)
+    if files:
         _remove(root / FAILED)
-        _move(left, root, root / FAILED)
-    return bool(left)
+        _move(files, root, root / FAILED)
+    return bool(files)
 
 
 def _move(paths: Iterable[Path], source: Path, target: Path) -> None:
-    """Move files and nested folders from one run folder into another, creating it if necessary."""
+    """Move files and nested folders from one run folder into another, and create that if necessary."""
     target.mkdir(exist_ok=True)
     for path in paths:
         new = target / path.relative_to(source)
@@ -155,16 +155,16 @@ def _move(paths: Iterable[Path], source: Path, target: Path) -> None:
 
 
 def _make_folder(new: Path, old: Path) -> None:
-    """Create a folder to move files to; if the old one is on another disk, a link into it."""
-    if _disk(old) == _disk(new.parent):
+    """Create a folder to move files to; link it to the old folder's disk if that is another one."""
+    if _device(old) == _device(new.parent):
         new.mkdir()
     else:
-        apart = old.resolve() / new.parent.name.removesuffix(".tmp")
-        apart.mkdir(exist_ok=True)
-        new.symlink_to(apart)
+        on_other_disk = old.resolve() / new.parent.name.removesuffix(".tmp")
+        on_other_disk.mkdir(exist_ok=True)
+        new.symlink_to(on_other_disk)
 
 
-def _disk(folder: Path) -> int:
+def _device(folder: Path) -> int:
     return folder.stat().st_dev
 
 
@@ -178,87 +178,88 @@ def _remove(folder: Path) -> None:
 
 
 CONFIG_HEADER = "# The settings of a run of lit-rlvr, with all defaults filled in.\n"
-"""First line of the `config.yaml` in a run folder, by which it is told from a user's own."""
+"""First line of a run folder's `config.yaml`, which distinguishes it from a user's own."""
 
 
 @contextmanager
-def held(root: Path) -> Iterator[None]:
-    """Hold a run folder exclusively, and repair what a killed process left half done.
+def lock_run_folder(root: Path) -> Iterator[None]:
+    """Lock a run folder, and undo a move that a killed process left half done.
 
-    The folder is created if necessary, and removed again if it stays empty.
+    Create the folder if necessary, and remove it again if it stays empty.
 
     Raises:
         UserError: the folder cannot be written, or another run is using it.
     """
     check_writable(root, "trainer.default_root_dir")
-    made = [path for path in (root, *root.parents) if not path.exists()]
+    created = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)
     try:
         with locked(root):
-            recover(root)
+            undo_interrupted_move(root)
             if list_checkpoints(root):
-                drop(root)
+                delete_backup(root)
             yield
     finally:
-        for path in made:
+        for path in created:
             with suppress(OSError):  # there is a run in it
                 path.rmdir()
 
 
 @contextmanager
-def room(root: Path, resumes: bool, overwrite: bool) -> Iterator[None]:
-    """Check that a run may begin in a folder that is held; if it ends before its first checkpoint, restore the earlier
-    run that `clear` has set aside.
+def claim_run_folder(root: Path, resumes: bool, overwrite: bool) -> Iterator[None]:
+    """Check that a run may begin in a locked folder, and restore the earlier run if the new one ends before its first
+    checkpoint.
 
     Raises:
         UserError: the folder has an earlier run, which is neither resumed nor overwritten, or files of the user's own
             under the names of a run's.
     """
     if not resumes:
-        _check_own(root)
+        _check_no_foreign_files(root)
         if not overwrite:
-            put_back(root)
-            _check_free(root)
+            restore_earlier_run(root)
+            _check_no_earlier_run(root)
     try:
         yield
     except BaseException:
         if not list_checkpoints(root):
-            put_back(root)
+            restore_earlier_run(root)
         raise
-    drop(root)
+    delete_backup(root)
 
 
-def clear(root: Path, overwrite: bool) -> None:
-    """Make room for a new run: set an earlier run aside, or move what a failed start left to `.failed`.
+def clear_run_folder(root: Path, overwrite: bool) -> None:
+    """Empty the folder for a new run: back up an earlier run, or move what a failed start left to `.failed`.
 
     Raises:
         UserError: the files cannot be moved.
     """
-    if (root / ASIDE).exists() or (overwrite and _marks(root)):
-        set_aside(root)
+    if (root / BACKUP).exists() or (overwrite and _evidence_of_run(root)):
+        back_up_earlier_run(root)
     elif _has_config(root):
         move_to_failed(root)
 
 
-def check_room(root: Path, resumes: bool, overwrite: bool) -> None:
-    """Refuse what `held` and `room` would refuse, except a folder in use; leaves everything as it is.
+def check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
+    """Refuse what `lock_run_folder` and `claim_run_folder` would refuse, except a folder in use; change nothing.
 
     Raises:
         UserError: as there.
     """
     check_writable(root, "trainer.default_root_dir")
     if not resumes:
-        _check_own(root)
+        _check_no_foreign_files(root)
         if not overwrite:
-            _check_free(root)
+            _check_no_earlier_run(root)
 
 
-def _check_own(root: Path) -> None:
-    """Refuse a folder without a run that holds files which a run would replace."""
-    if _marks(root) or (root / ASIDE).exists() or _has_config(root):
+def _check_no_foreign_files(root: Path) -> None:
+    """Refuse a folder without a run if a new run would replace files in it."""
+    if _evidence_of_run(root) or (root / BACKUP).exists() or _has_config(root):
         return
-    left = [path for path in list_left(root) if path.parent == root]  # folders may hold a logger's or tracker's files
-    foreign = [path for path in left if path.name != LIVE or read_live(root) is None]
+    # Subfolders may hold a logger's or tracker's files.
+    files = [path for path in list_run_files(root) if path.parent == root]
+    foreign = [path for path in files if path.name != LIVE or read_live(root) is None]
     config = root / "config.yaml"
     if config.is_file() and config.stat().st_size:
         foreign.append(config)
@@ -270,13 +271,13 @@ def _check_own(root: Path) -> None:
 
 
 def _has_config(root: Path) -> bool:
-    """Whether a folder has the `config.yaml` of a run."""
+    """Return whether a folder has the `config.yaml` of a run."""
     config = root / "config.yaml"
     return config.is_file() and config.read_text(errors="replace").startswith(CONFIG_HEADER)
 
 
-def _marks(root: Path) -> list[Path]:
-    """Files that show that a folder holds a run; those of a run that failed before its first step do not count."""
+def _evidence_of_run(root: Path) -> list[Path]:
+    """Return the files that identify a run folder; none for a run that failed before its first step."""
     found = [root / name for name in ("summary.json", "metrics.csv", "checkpoints") if (root / name).exists()]
     return [] if _has_config(root) and not _has_steps(root, found) else found
 
@@ -286,12 +287,12 @@ def _has_steps(root: Path, found: list[Path]) -> bool:
     try:
         trained = "metrics.csv" in names and any(read_metrics(root / "metrics.csv"))
     except (ValueError, KeyError):
-        trained = True  # it cannot be read, so it may be worth something
+        trained = True  # an unreadable file may be worth something
     return "summary.json" in names or trained or bool(list_checkpoints(root))
 
 
-def _check_free(root: Path) -> None:
-    if taken := _marks(root):
+def _check_no_earlier_run(root: Path) -> None:
+    if taken := _evidence_of_run(root):
         raise UserError(
             f"trainer.default_root_dir: {shown(root)} already holds a run ({taken[0].name}); resume it with "
             "--ckpt_path last, replace it with --overwrite true, or choose another folder"

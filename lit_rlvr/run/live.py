@@ -1,4 +1,4 @@
-"""`live.json`: what the run is doing right now, for `lit-rlvr watch`."""
+"""`live.json`: the present state of a run, for `lit-rlvr watch`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_rlvr.files import Fields, has_fields, write_atomically
 from lit_rlvr.progress import DOING
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.outputs import peak_memory_mb
-from lit_rlvr.run.progress import Outlook
+from lit_rlvr.run.progress import ProgressEstimator
 
 LIVE = "live.json"
 STATE: Fields = {
@@ -24,31 +24,31 @@ STATE: Fields = {
     "waiting": dict, "step": int, "steps": (int, type(None)), "seconds_left": (int, float, type(None)),
     "memory_mb": (int, float), "engine": str, "at": (int, float),
 }  # fmt: skip
-"""What a reader of the file can rely on."""
-EVERY = 1.0
+"""Fields that every `live.json` has."""
+WRITE_SECONDS = 1.0
 """Seconds between two writes."""
 
 
 def read_live(run: Path) -> dict[str, Any] | None:
-    """What a run folder's `live.json` says; None without a readable one."""
+    """Read a run folder's `live.json`; return None if it is missing or broken."""
     try:
         state = json.loads((run / LIVE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    good = has_fields(state, STATE) and all(isinstance(v, int | float) for v in state["waiting"].values())
-    return state if good else None
+    is_valid = has_fields(state, STATE) and all(isinstance(v, int | float) for v in state["waiting"].values())
+    return state if is_valid else None
 
 
 class LiveFile(Callback):
-    """Writes the first process's stage to the run folder every second, in a thread of its own.
+    """Writes rank 0's stage to the run folder every second, in its own thread.
 
-    The file is for looking only: no run reads it. `at` tells a run that goes on from one that was killed.
+    The file is only for display; no run reads it. `at` is a heartbeat that distinguishes live from killed runs.
     """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._over = threading.Event()
-        self._outlook = Outlook()
+        self._stop = threading.Event()
+        self._estimator = ProgressEstimator()
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -59,13 +59,13 @@ class LiveFile(Callback):
         if not trainer.is_global_zero or self._thread is not None:
             return
         self._trainer = trainer
-        self._over.clear()
+        self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="lit-rlvr-live", daemon=True)
         self._thread.start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.on_sanity_check_start(trainer, pl_module)
-        self._outlook.begin(trainer)
+        self._estimator.begin(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -76,16 +76,16 @@ class LiveFile(Callback):
         DOING.part = ""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._end()
+        self._finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._end()
+        self._finish()
 
-    def _end(self) -> None:
-        """Write the last state, and nothing after it."""
+    def _finish(self) -> None:
+        """Write the last state, and end the thread."""
         if self._thread is None:
             return
-        self._over.set()
+        self._stop.set()
         self._thread.join()
         self._thread = None
         DOING.part = ""
@@ -93,7 +93,7 @@ class LiveFile(Callback):
         self._write()
 
     def _run(self) -> None:
-        while not self._over.wait(EVERY):
+        while not self._stop.wait(WRITE_SECONDS):
             self._write()
 
     def _write(self) -> None:
@@ -105,7 +105,7 @@ class LiveFile(Callback):
             return
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
-        now, wanted = time.time(), self._outlook.steps(trainer)
+        now, total_steps = time.time(), self._estimator.steps(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return {
             "stage": DOING.stage,
@@ -116,8 +116,8 @@ class LiveFile(Callback):
             "tokens_per_second": DOING.tokens / max(now - DOING.since, 1e-3),
             "waiting": {name: now - since for name, since in list(DOING.waiting.items())},
             "step": trainer.global_step,
-            "steps": wanted,
-            "seconds_left": self._outlook.seconds(trainer.global_step, wanted),
+            "steps": total_steps,
+            "seconds_left": self._estimator.seconds(trainer.global_step, total_steps),
             "memory_mb": round(peak_memory_mb()),
             "engine": next(c.generator.name for c in callbacks if isinstance(c, RolloutCallback)),
             "host": socket.gethostname(),

@@ -1,4 +1,4 @@
-"""`metrics.csv`, one row per training iteration, exact across resumes; and Lightning's loggers in the run folder."""
+"""The loggers of a run: `metrics.csv`, which stays exact across resumes, and Lightning's in the run folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_rlvr.distributed.checkpoints import checkpoint_step
 from lit_rlvr.files import write_atomically
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """The rows of a metrics.csv by step, without empty cells."""
+    """Read a metrics.csv; return step -> metric -> value, without empty cells."""
     with path.open(newline="") as file:
         rows = {int(row.pop("step")): row for row in csv.DictReader(file)}
     return {step: {name: float(value) for name, value in row.items() if value != ""} for step, row in rows.items()}
@@ -62,7 +63,7 @@ class MetricsFile(Logger):
         return self
 
     def resume(self, last_step: int) -> None:
-        """Read what an earlier run wrote up to and including `last_step`."""
+        """Read the rows that an earlier run wrote, up to and including `last_step`."""
         if self.path.is_file():
             self._rows = {step: row for step, row in read_metrics(self.path).items() if step <= last_step}
 
@@ -80,7 +81,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Rewrite the file, atomically."""
+        """Rewrite the file atomically."""
         if not self._pending:
             return
         names = sorted({name for row in self._rows.values() for name in row})
@@ -104,7 +105,7 @@ class MetricsFile(Logger):
 
 @contextmanager
 def save_dir_not_required() -> Iterator[None]:
-    """Give the loggers' required `save_dir` a placeholder default while parsing; `in_run_folder` replaces it."""
+    """Give the loggers' required `save_dir` a placeholder default during parsing; `set_save_dir` replaces it."""
     classes: tuple[Any, ...] = (CSVLogger, TensorBoardLogger)
     before = [cls.__init__.__defaults__ for cls in classes]
     for cls, others in zip(classes, before, strict=True):
@@ -116,7 +117,7 @@ def save_dir_not_required() -> Iterator[None]:
             cls.__init__.__defaults__ = others
 
 
-def in_run_folder(chosen: Any, root: Path) -> None:
+def set_save_dir(chosen: Any, root: Path) -> None:
     """Set each logger's `save_dir` to the run folder, unless the config set it."""
     for logger in chosen if isinstance(chosen, list) else [chosen]:
         options = logger.get("init_args") if isinstance(logger, jsonargparse.Namespace) else None
@@ -127,14 +128,21 @@ def in_run_folder(chosen: Any, root: Path) -> None:
                 options.save_dir = str(root)
 
 
-def with_ours(chosen: Any, root: Path, metrics: MetricsFile, resumed: int | None = None) -> list[Logger]:
-    """The loggers of a run: metrics.csv, TensorBoard, and any others configured; False = metrics.csv alone.
+def open_loggers(chosen: Any, root: Path, checkpoint: str | Path | None) -> list[Logger]:
+    """Return the loggers of a run: metrics.csv, TensorBoard, and further configured ones.
 
     Args:
-        resumed: the step of the checkpoint that the run goes on from; TensorBoard then drops later steps.
+        chosen: the configured loggers; False = metrics.csv alone.
+        root: the run folder.
+        checkpoint: the checkpoint that the run resumes from: metrics.csv continues after its step, and TensorBoard
+            drops later steps; None = a new run.
     """
+    metrics, first = MetricsFile(root / "metrics.csv"), None
+    if checkpoint is not None:
+        step = checkpoint_step(str(checkpoint))
+        metrics.resume(step)
+        first = step + 1
     given = chosen if isinstance(chosen, list) else [chosen] if isinstance(chosen, Logger) else []
-    board = chosen is not False and not any(isinstance(logger, TensorBoardLogger) for logger in given)
-    first = None if resumed is None else resumed + 1
-    ours = [TensorBoardLogger(root, name="tensorboard", version="", purge_step=first)] if board else []
-    return [*ours, *given, metrics]
+    if chosen is False or any(isinstance(logger, TensorBoardLogger) for logger in given):
+        return [*given, metrics]
+    return [TensorBoardLogger(root, name="tensorboard", version="", purge_step=first), *given, metrics]

@@ -1,4 +1,4 @@
-"""Writes a run's sample completions, thumbnails, plot of the curves, and summary.json."""
+"""The files of a run: sample completions, thumbnails, the plot of its curves, and summary.json."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lit_rlvr.types import Rollout
 
 
 def is_complete(run: Path) -> bool:
-    """Whether the run in a folder finished, including by a collapse; a stopped run's summary says that it stopped."""
+    """Return whether the run in a folder reached its end or collapsed, and was not stopped before."""
     summary = run / "summary.json"
     if not summary.is_file():
         return False
@@ -48,7 +48,7 @@ def validate_now(trainer: Trainer) -> None:
         trainer.training = True
 
 
-SIDE = 256
+THUMBNAIL_PIXELS = 256
 """Maximum length of a thumbnail's longer side, in pixels."""
 
 
@@ -63,7 +63,7 @@ def save_thumbnails(images: Sequence[Any], run: str | Path) -> list[str]:
         path = thumbnail_path(run, key)
         if not path.exists():
             picture, png = opened[number], BytesIO()
-            picture.thumbnail((SIDE, SIDE))
+            picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
             picture.save(png, "PNG", optimize=True)
             write_atomically(path, png.getvalue())
     return list(opened.keys)
@@ -74,7 +74,7 @@ def thumbnail_path(run: str | Path, key: str) -> Path:
 
 
 def list_thumbnails(run: str | Path) -> list[Path]:
-    """A run's thumbnails, without other pictures in the folder."""
+    """List a run's thumbnails, without other pictures in the folder."""
     return sorted((Path(run) / "images").glob(f"{'[0-9a-f]' * 16}.png"))
 
 
@@ -120,10 +120,10 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class RunFolder(Callback):
-    """Writes the results of a run to `trainer.default_root_dir`, besides checkpoints and logs.
+    """Writes the results of a run to `trainer.default_root_dir`, in addition to checkpoints and logs.
 
-    `completions.jsonl` (sampled groups) and `images/` (thumbnails of their images), `curves.png`, and `summary.json`,
-    which is also written when the run stops early.
+    They are `completions.jsonl` (sampled groups), `images/` (thumbnails), `curves.png`, and `summary.json`, which a
+    run also writes when it stops early.
 
     Args:
         save_prompts: prompts per iteration whose groups are saved to completions.jsonl.
@@ -139,44 +139,43 @@ class RunFolder(Callback):
         self.save_prompts, self.show_every, self.trace_every = save_prompts, show_every, trace_every
         self.rows: list[dict[str, Any]] = []  # of the last iteration, as in completions.jsonl
         self._trace: Trace | None = None  # of the iteration in progress
-        self._unsaved: dict[int, tuple[Trace, Rollout]] = {}  # by step: the last trace, and the newest with a gradient
+        # By step: the last trace, and the newest with a gradient.
+        self._unsaved_traces: dict[int, tuple[Trace, Rollout]] = {}
         self.accuracy_before: float | None = None
         self._last: tuple[int, float | None] = (-1, None)  # the last validation: step, accuracy
         self.train_seconds = 0.0
         self.resumed_from_step = 0
-        self.began = False
-        self._iteration_began = 0.0
-        self._fit_began = time.perf_counter()
+        self.has_started = False
+        self._iteration_start = 0.0
+        self._fit_start = time.perf_counter()
         self._startup_seconds = 0.0
         self._seconds: dict[str, list[float]] = {}
 
-    # ---- during the run -----------------------------------------------------------------------------------
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fit_began = time.perf_counter()
+        self._fit_start = time.perf_counter()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.began = True
+        self.has_started = True
         self.resumed_from_step = trainer.global_step
-        self._startup_seconds = time.perf_counter() - self._fit_began
+        self._startup_seconds = time.perf_counter() - self._fit_start
         if trainer.is_global_zero:
             _drop_after(self._root(trainer) / "completions.jsonl", trainer.global_step)
             drop_traces_after(self._root(trainer), trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._iteration_began = time.perf_counter()
+        self._iteration_start = time.perf_counter()
         module: Any = pl_module
-        wanted = self.trace_every and self.save_prompts and trainer.is_global_zero
-        self._trace = Trace(self.save_prompts) if wanted else None
+        is_traced = self.trace_every and self.save_prompts and trainer.is_global_zero
+        self._trace = Trace(self.save_prompts) if is_traced else None
         module.watch(self._trace)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.train_seconds += time.perf_counter() - self._iteration_began
+        self.train_seconds += time.perf_counter() - self._iteration_start
         for name in ("sync", "generate", "score", "train"):
             self._seconds.setdefault(name, []).append(float(trainer.callback_metrics[f"time/{name}"]))
-        self._seconds.setdefault("step", []).append(time.perf_counter() - self._iteration_began)
+        self._seconds.setdefault("step", []).append(time.perf_counter() - self._iteration_start)
         if trainer.is_global_zero:
             root = self._root(trainer)
             rows = self.rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts, root)
@@ -194,13 +193,14 @@ class RunFolder(Callback):
             trainer.should_stop = True  # Lightning then validates before it ends the run
 
     def _keep_trace(self, trainer: Trainer, module: Any, rollout: Rollout, trace: Trace) -> None:
-        self._unsaved = {} if trace.live else {step: kept for step, kept in self._unsaved.items() if kept[0].live}
-        self._unsaved[trainer.global_step] = (trace, rollout)
+        older = {} if trace.live else self._unsaved_traces
+        self._unsaved_traces = {step: kept for step, kept in older.items() if kept[0].live}
+        self._unsaved_traces[trainer.global_step] = (trace, rollout)
         if (module.iteration - 1) % self.trace_every == 0:
             self._save_trace(trainer, module, trainer.global_step)
 
     def _save_trace(self, trainer: Trainer, module: Any, step: int) -> None:
-        trace, rollout = self._unsaved.pop(step)
+        trace, rollout = self._unsaved_traces.pop(step)
         write_trace(self._root(trainer), step, type(module).__name__, trace.records(rollout, module.tokenizer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,30 +213,30 @@ class RunFolder(Callback):
             for logger in trainer.loggers:  # Lightning does not log the check before training
                 logger.log_metrics(results, step=0)
 
-    # ---- at the end ---------------------------------------------------------------------------------------
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         collapse = next((c.reason for c in callbacks if isinstance(c, CollapseStop)), None)
         self._finish(trainer, pl_module, None if collapse is None else f"collapse: {collapse}")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Complete a run that was stopped in its last validation: with nothing left to train, Lightning comes here at
-        once."""
-        if not self.began and not is_complete(self._root(trainer)):
+        """Complete a run that was stopped in its last validation: Lightning trains nothing and comes here directly."""
+        if not self.has_started and not is_complete(self._root(trainer)):
             self.on_train_start(trainer, pl_module)
             validate_now(trainer)
             self._finish(trainer, pl_module, None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, RunStopped | KeyboardInterrupt) and getattr(pl_module, "policy", None) is not None:
-            alone = isinstance(exception, KeyboardInterrupt)
-            self._finish(trainer, pl_module, str(exception) or type(exception).__name__, alone)
+            is_local = isinstance(exception, KeyboardInterrupt)
+            self._finish(trainer, pl_module, str(exception) or type(exception).__name__, is_local)
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule, stopped: str | None, alone: bool = False) -> None:
-        """Write the summary; `alone`: run no collectives, because the state of the other processes is unknown."""
+    def _finish(
+        self, trainer: Trainer, pl_module: LightningModule, stopped: str | None, is_local: bool = False
+    ) -> None:
+        """Write the summary. With `is_local`, run no collectives, because the state of the other processes is
+        unknown."""
         module: Any = pl_module
-        unknown = alone and module.device_mesh is not None
+        unknown = is_local and module.device_mesh is not None
         digest = None if unknown else weights_sha256(module.policy.model)
         if not trainer.is_global_zero:
             return
@@ -263,7 +263,7 @@ class RunFolder(Callback):
         }
         root = self._root(trainer)
         write_atomically(root / "summary.json", json.dumps(summary, indent=2) + "\n")
-        for step in list(self._unsaved):
+        for step in list(self._unsaved_traces):
             self._save_trace(trainer, module, step)
         rows = next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
         if rows:
@@ -271,7 +271,7 @@ class RunFolder(Callback):
         _log.info("%s", self._accuracies(trainer, accuracy_after))
 
     def _accuracies(self, trainer: Trainer, after: float | None) -> str:
-        """The result of validation, or why there was none."""
+        """Return the result of validation as text, or why there was none."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not any(one.prompts.get("validation") for one in data.validated):
             return "No accuracies: there is no validation set; set data.validation or data.validation_split"
@@ -296,8 +296,10 @@ class RunFolder(Callback):
 
 
 def write_metrics(trainer: Trainer) -> None:
-    """Write this iteration's metrics to metrics.csv now: Lightning logs them only after the checkpoint, and a run
-    killed in between would resume without them."""
+    """Write this iteration's metrics to metrics.csv now.
+
+    Lightning logs them only after the checkpoint, and a run killed in between would resume without them.
+    """
     values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
     step = int(values.pop("step"))
     for logger in trainer.loggers:
@@ -307,7 +309,8 @@ def write_metrics(trainer: Trainer) -> None:
 
 
 def weights_sha256(model: torch.nn.Module) -> str:
-    """SHA-256 over the parameters' names, types, shapes and bytes, in name order; sharded parameters are gathered."""
+    """Return the SHA-256 over the parameters' names, types, shapes and bytes, in name order; gather sharded
+    parameters."""
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
         values = whole(parameter.detach()).cpu().contiguous()
@@ -317,8 +320,7 @@ def weights_sha256(model: torch.nn.Module) -> str:
 
 
 def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[dict[str, Any]]:
-    """The groups of a rollout's first prompts as flat records; records with images name the thumbnails in the run
-    folder."""
+    """Return the groups of a rollout's first prompts as flat records, and save their images as thumbnails."""
     rows = []
     for p, prompt in enumerate(rollout.prompts[:prompts]):
         shown = {"images": save_thumbnails(prompt.sample.images, run)} if prompt.sample.images else {}
@@ -345,7 +347,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
 
 
 def show_rows(rows: list[dict[str, Any]], step: int) -> None:
-    """A table of sample completions in the terminal."""
+    """Print a table of sample completions in the terminal."""
     table = Table(title=f"Samples of step {step}", title_justify="left")
     for column in ("prompt", "completion", "reward", "advantage"):
         table.add_column(column, justify="right" if column in ("reward", "advantage") else "left")
@@ -382,7 +384,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of the GPU, or else peak resident memory of this process, in MiB."""
+    """Return the peak memory of the GPU, or else the peak resident memory of this process, in MiB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

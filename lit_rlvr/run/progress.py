@@ -1,4 +1,4 @@
-"""How far a run is: its budget in completions or tokens, and the progress display."""
+"""The progress of a run: its budget in completions or tokens, the estimated end, and the progress display."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Budget(Callback):
 
     @property
     def iterations(self) -> int | None:
-        """Iterations until it is used up, if it goes on as so far; None without a limit, or before it is used."""
+        """The estimated iteration that uses up the budget; None without a limit, or before the first iteration."""
         done = self._iterations
-        found = [-(-done * limit // self.used[name]) for name, limit in self.limits.items() if self.used[name]]
-        return max(min(found), done) if found else None
+        limits = [-(-done * limit // self.used[name]) for name, limit in self.limits.items() if self.used[name]]
+        return max(min(limits), done) if limits else None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -63,28 +63,28 @@ class Budget(Callback):
 
 
 class RunProgress(ProgressBar):
-    """Steps, reward, accuracy, truncated completions, prompts without a signal, tokens/s and the time left."""
+    """Shows steps, reward, accuracy, truncated completions, prompts without a signal, tokens/s and the time left."""
 
     def __init__(self) -> None:
         super().__init__()
         self._console = Terminal(file=sys.stderr)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._outlook = Outlook()
+        self._estimator = ProgressEstimator()
         self._enabled = True
 
     def disable(self) -> None:
         self._enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._outlook.begin(trainer)
+        self._estimator.begin(trainer)
         if not (self._enabled and trainer.is_global_zero and self._console.is_terminal):
             return
         self._bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console,
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=self._outlook.steps(trainer), completed=trainer.global_step)
+        self._task = self._bar.add_task("", total=self._estimator.steps(trainer), completed=trainer.global_step)
         self._bar.start()
 
     def on_train_batch_end(
@@ -98,11 +98,11 @@ class RunProgress(ProgressBar):
             f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}  "
             f"{values.get('rollout/tokens_per_second', 0):.0f} tokens/s"
         )
-        total = self._outlook.steps(trainer)
+        total = self._estimator.steps(trainer)
         if self._bar is not None:
             self._bar.update(self._task, total=total, completed=trainer.global_step, description=text)
             return
-        left = self._outlook.seconds(trainer.global_step, total)
+        left = self._estimator.seconds(trainer.global_step, total)
         seconds = ", ".join(
             f"{part} {values[f'time/{part}']:.1f}"
             for part in ("sync", "generate", "score", "train")
@@ -135,38 +135,43 @@ class RunProgress(ProgressBar):
             self._bar = None
 
 
-class Outlook:
-    """Estimates the optimizer steps of the whole run, and the time to the last from the mean step of this process."""
+class ProgressEstimator:
+    """Estimates the optimizer steps of the whole run, and the seconds left from this process's mean step."""
 
     def __init__(self) -> None:
-        self._began: float | None = None
-        self._first: tuple[int, int] | None = None  # the step and iteration that this process began with
+        self._start: float | None = None
+        self._first_position: tuple[int, int] | None = None  # the step and iteration that this process began with
 
     def begin(self, trainer: Trainer) -> None:
-        self._began, self._first = time.perf_counter(), _position(trainer)
+        self._start, self._first_position = time.perf_counter(), _position(trainer)
 
     def steps(self, trainer: Trainer) -> int | None:
-        """Optimizer steps of the whole run, with a budget estimated; None if it is not limited or nothing is known yet.
+        """Return the optimizer steps of the whole run; None without a limit, or while a budget cannot be estimated yet.
 
         The iterations up to now may have had a different number of updates, and an iteration takes all of its own.
         """
-        step, iteration = self._first or _position(trainer)
+        step, iteration = self._first_position or _position(trainer)
         updates = updates_of(trainer.lightning_module)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        found = [callback.iterations for callback in callbacks if isinstance(callback, Budget)]
+        limits = [callback.iterations for callback in callbacks if isinstance(callback, Budget)]
         if trainer.max_steps > 0:
-            found.append(iteration + -(-(trainer.max_steps - step) // updates))
+            limits.append(iteration + -(-(trainer.max_steps - step) // updates))
         batches = trainer.num_training_batches
         if trainer.max_epochs is not None and trainer.max_epochs >= 0 and isfinite(batches):
-            found.append(int(batches * trainer.max_epochs))
-        last = min((iterations for iterations in found if iterations is not None), default=None)
+            limits.append(int(batches * trainer.max_epochs))
+        last = min((iterations for iterations in limits if iterations is not None), default=None)
         return None if last is None else step + max(last - iteration, 0) * updates
 
-    def seconds(self, step: int, wanted: int | None) -> float | None:
-        """Seconds left; None if nothing is known yet, or the run is not limited."""
-        if self._began is None or self._first is None or wanted is None or step <= self._first[0]:
+    def seconds(self, step: int, total_steps: int | None) -> float | None:
+        """Return the seconds left; None before the first step, or without a limit."""
+        if (
+            self._start is None
+            or self._first_position is None
+            or total_steps is None
+            or step <= self._first_position[0]
+        ):
             return None
-        return (time.perf_counter() - self._began) / (step - self._first[0]) * max(wanted - step, 0)
+        return (time.perf_counter() - self._start) / (step - self._first_position[0]) * max(total_steps - step, 0)
 
 
 def _position(trainer: Trainer) -> tuple[int, int]:

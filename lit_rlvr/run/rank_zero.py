@@ -1,4 +1,4 @@
-"""What a run prints: our messages, those that all processes share only once, and not what other packages say."""
+"""The messages of a run: shows ours, shows those that all processes share once, and silences other packages."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch.distributed as dist
 from lit_rlvr.distributed.collectives import is_first_process, world_size
 from lit_rlvr.terminal import PlainFormatter
 
-PATIENCE = 3.0
-"""Seconds that another process waits for rank 0 to print the same message."""
-LINGER = 1.0
-"""Seconds that rank 0 then stays alive for the others to learn of it: it holds the shared store."""
-ERROR = "lit-rlvr/error"
+WAIT_SECONDS = 3.0
+"""Seconds that other ranks wait for rank 0 to print the same message."""
+LINGER_SECONDS = 1.0
+"""Seconds that rank 0 stays alive afterwards, because it holds the store in which the others find the message."""
+ERROR_KEY = "lit-rlvr/error"
 EXPECTED_WARNINGS = (
     ".*does not have many workers.*",  # the loaders yield lists of tokens; there is nothing to parallelise
     ".*overridden `transfer_batch_to_device`.*",
@@ -30,11 +30,11 @@ EXPECTED_WARNINGS = (
     ".*assuming the intent is to load in a single process.*",  # a sharded checkpoint is read whole
     ".*dataloader is not resumable.*",  # its position is the data module's cursor
 )
-"""Warnings of Lightning and torch about things done here on purpose."""
+"""Warnings of Lightning and torch about things that we do on purpose."""
 
 
-class FirstSpeaks(logging.Filter):
-    """During set-up all processes print the same messages; afterwards, each process's messages are about itself."""
+class RankZeroFilter(logging.Filter):
+    """Lets only rank 0 print during set-up, when all processes print the same; afterwards every process prints."""
 
     set_up = True
 
@@ -42,32 +42,32 @@ class FirstSpeaks(logging.Filter):
         return not self.set_up or is_first_process()
 
 
-FIRST_SPEAKS = FirstSpeaks()
+RANK_ZERO_FILTER = RankZeroFilter()
 
 
 def show_messages() -> None:
-    """Print our messages plainly on stderr, unless the program has handlers of its own for them."""
+    """Print our messages plainly on stderr, unless the program has its own handlers for them."""
     log = logging.getLogger("lit_rlvr")
     if log.hasHandlers():
         return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter())
-    FIRST_SPEAKS.set_up = True
-    handler.addFilter(FIRST_SPEAKS)
+    RANK_ZERO_FILTER.set_up = True
+    handler.addFilter(RANK_ZERO_FILTER)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
 
 
-def silence_others() -> None:
-    """Silence messages of other packages about things done here on purpose.
+def silence_other_packages() -> None:
+    """Silence messages of other packages about things that we do on purpose.
 
     Call it once Lightning and transformers are imported, if they are needed: importing them takes seconds.
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of its attempts without a network
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt without a network
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it complains about an optional package
-    # Reports which process died before killing the others.
+    # The launcher reports which process died before it kills the others.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     if "transformers" in sys.modules:
         from transformers.utils import logging as hf_logging
@@ -78,19 +78,19 @@ def silence_others() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def said_by_first(message: str) -> bool:
-    """Whether rank 0 exits with the same message; it tells the others, which wait for it for a while."""
+def printed_by_rank_zero(message: str) -> bool:
+    """Return whether rank 0 exits with the same message; rank 0 itself publishes it for the others."""
     if is_first_process():
         if world_size() > 1:
-            _store().set(ERROR, message)
-            time.sleep(LINGER)
+            _store().set(ERROR_KEY, message)
+            time.sleep(LINGER_SECONDS)
         return False
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + WAIT_SECONDS
     while time.monotonic() < deadline:
         if world_size() > 1:
             try:
-                if _store().check([ERROR]):
-                    return bool(_store().get(ERROR).decode() == message)
+                if _store().check([ERROR_KEY]):
+                    return bool(_store().get(ERROR_KEY).decode() == message)
             except RuntimeError:  # the store died with rank 0
                 return False
         time.sleep(0.1)

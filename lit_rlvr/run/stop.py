@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal end a run after the iteration in progress, with everything saved."""
+"""Ends a run after the iteration in progress on Ctrl-C, SIGTERM or a closed terminal, with everything saved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger("lit_rlvr")
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """A second signal ended the run in the middle of an iteration.
+    """Raised by a second signal, which ends the run in the middle of an iteration.
 
     Args:
         signal_number: the second signal.
@@ -33,10 +33,10 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 
 class StopOnSignal(Callback):
-    """The first signal lets the iteration finish (an iteration is atomic); a second Ctrl-C or SIGTERM stops at once.
+    """Lets the iteration finish after the first signal, and stops at once after a second Ctrl-C or SIGTERM.
 
-    A checkpoint is saved at the end of the iteration, and the run stops where the next one would begin: only then are
-    the iteration's logs and validation complete.
+    The run saves a checkpoint at the end of the iteration, and stops where the next one would begin: only then are the
+    iteration's logs and validation complete.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class StopOnSignal(Callback):
 
 
 def leave_closed_terminal() -> None:
-    """Discard further output to a terminal that is gone, where writing would fail and end the run."""
+    """Discard further output to a closed terminal, where writing would fail and end the run."""
     for stream in (sys.stdout, sys.stderr):
         try:
             termios.tcgetattr(stream.fileno())

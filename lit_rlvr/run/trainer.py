@@ -1,4 +1,4 @@
-"""Lightning's Trainer with what `lit-rlvr fit` adds to it, for runs from Python."""
+"""Lightning's Trainer for runs from Python, with everything that `lit-rlvr fit` adds."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.utilities import _log_hyperparams
 
-from lit_rlvr.distributed.checkpoints import CheckpointFiles, checkpoint_step, last_checkpoint
+from lit_rlvr.distributed.checkpoints import CheckpointFiles, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
-from lit_rlvr.run.folder import CONFIG_HEADER, clear, held, room
+from lit_rlvr.run.folder import CONFIG_HEADER, claim_run_folder, clear_run_folder, lock_run_folder
 from lit_rlvr.run.live import LiveFile
-from lit_rlvr.run.loggers import MetricsFile, with_ours
+from lit_rlvr.run.loggers import open_loggers
 from lit_rlvr.run.monitor import CollapseStop, LostWork, MonitoredMetrics
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import RunProgress
-from lit_rlvr.run.rank_zero import show_messages, silence_others
-from lit_rlvr.run.ranks import RankWatch, SetUpEnds
+from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
+from lit_rlvr.run.ranks import EndOfSetUp, RankWatch
 from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.trackers.callback import Trackers
 
 
-class RunBegins(Callback):
-    """Makes room in the run folder, opens loggers and trackers, and writes `config.yaml`.
+class RunStart(Callback):
+    """Empties the run folder, opens loggers and trackers, and writes `config.yaml`.
 
-    This happens once, right before the first validation or iteration. A run that is refused earlier, or that has
-    nothing left to train, leaves the folder as it was.
+    It does so once, right before the first validation or iteration. A run that fails earlier, or that has nothing left
+    to train, leaves the folder unchanged.
 
     Args:
         settings: the resolved settings as YAML; None = the run has no `config.yaml`.
         loggers: the run's loggers, which Lightning would open at set-up: give the trainer none.
         trackers: the run's trackers, if it has any.
         resumes: whether the run continues the one in the folder.
-        overwrite: whether it replaces that one.
+        overwrite: whether the run replaces the one in the folder.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class RunBegins(Callback):
     ) -> None:
         self.settings, self.loggers, self.trackers = settings, list(loggers), trackers
         self.resumes, self.overwrite = resumes, overwrite
-        self._begun = False
+        self._has_started = False
         self._logs_hyperparameters = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        trainer.loggers = self.loggers  # Lightning has just opened those that it had
+        trainer.loggers = self.loggers  # Lightning has opened its own loggers by now
         # Lightning would open them before it restores the checkpoint.
         self._logs_hyperparameters, trainer.enable_autolog_hparams = trainer.enable_autolog_hparams, False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._begun:
+        if self._has_started:
             return
-        self._begun = True
+        self._has_started = True
         root = Path(trainer.default_root_dir)
         if trainer.is_global_zero and not self.resumes:
-            clear(root, self.overwrite)
+            clear_run_folder(root, self.overwrite)
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):  # it sees only those TensorBoard files that are opened after it
                 _ = logger.experiment
@@ -76,34 +76,34 @@ class RunBegins(Callback):
     on_train_start = on_sanity_check_start
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a new run that has no iterations at all."""
+        """Begin a new run even if it has no iterations."""
         if not self.resumes:
             self.on_sanity_check_start(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not self._begun:
+        if not self._has_started:
             trainer.loggers = []  # closing an unopened logger would open it
 
 
-DEFAULTS: dict[str, Any] = {
+TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": -1,
     "log_every_n_steps": 1,
     "max_epochs": -1,
     "enable_model_summary": False,
 }
-"""Options of Lightning's Trainer whose defaults are others in a run."""
-KINDS: tuple[type[Callback], ...] = (RunFolder, RolloutCallback, RunCheckpoint, CollapseStop)
-"""The callbacks with options that every run has, in their order: the run folder's clock covers the rollout."""
+"""Options of Lightning's Trainer for which a run has other defaults."""
+RUN_CALLBACKS: tuple[type[Callback], ...] = (RunFolder, RolloutCallback, RunCheckpoint, CollapseStop)
+"""The configurable callbacks of every run, in their order: the run folder's clock includes the rollout."""
 
-BEGINS = 2
-"""Where `RunBegins` stands among the callbacks: before all that write, and once signals are listened to."""
+RUN_START_INDEX = 2
+"""Position of `RunStart` among the callbacks: before all that write files, and after the signal handler."""
 
 
 class RunTrainer(Trainer):
-    """Lightning's Trainer for a run from Python, with all that `lit-rlvr fit` adds.
+    """Lightning's Trainer for a run from Python, with everything that `lit-rlvr fit` adds.
 
     It prints a line per step and writes metrics, completions, checkpoints, curves and the summary to a run folder, as
-    the command line does, but for `config.yaml`. Ctrl-C and SIGTERM end `fit` with `RunStopped` after the iteration,
+    the command line does, except `config.yaml`. Ctrl-C and SIGTERM end `fit` with `RunStopped` after the iteration,
     with everything saved.
 
     Args:
@@ -125,13 +125,18 @@ class RunTrainer(Trainer):
         overwrite: bool = False,
         **options: Any,
     ) -> None:
-        silence_others()
+        silence_other_packages()
         show_messages()
         given: list[Callback] = [rollout, *callbacks]
-        parts = [next((callback for callback in given if isinstance(callback, kind)), None) or kind() for kind in KINDS]
-        others = [callback for callback in callbacks if not isinstance(callback, KINDS)]
-        super().__init__(default_root_dir=folder, callbacks=[*parts, *others], logger=False, **DEFAULTS | options)
-        equip(self)
+        parts = [
+            next((callback for callback in given if isinstance(callback, kind)), None) or kind()
+            for kind in RUN_CALLBACKS
+        ]
+        others = [callback for callback in callbacks if not isinstance(callback, RUN_CALLBACKS)]
+        super().__init__(
+            default_root_dir=folder, callbacks=[*parts, *others], logger=False, **TRAINER_DEFAULTS | options
+        )
+        add_run_callbacks(self)
         self.chosen_logger, self.overwrite = logger, overwrite
 
     def fit(
@@ -143,7 +148,7 @@ class RunTrainer(Trainer):
         ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Train, and hold the run folder meanwhile.
+        """Train with the run folder locked.
 
         Args:
             ckpt_path: resume from this checkpoint, or from the folder's `last`.
@@ -151,29 +156,25 @@ class RunTrainer(Trainer):
         Raises:
             UserError: the folder holds a run that is neither resumed nor overwritten, or another run is using it.
         """
-        root, owns = Path(self.default_root_dir), is_first_process()
-        with ExitStack() as until_end:
-            if owns:
-                until_end.enter_context(held(root))
+        root, is_owner = Path(self.default_root_dir), is_first_process()
+        with ExitStack() as stack:
+            if is_owner:
+                stack.enter_context(lock_run_folder(root))
             path = last_checkpoint(root) if ckpt_path == "last" else ckpt_path
-            step = None if path is None else checkpoint_step(str(path))
-            if owns:
-                until_end.enter_context(room(root, path is not None, self.overwrite))
-            metrics = MetricsFile(root / "metrics.csv")
-            if step is not None:
-                metrics.resume(step)
-            loggers = with_ours(self.chosen_logger, root, metrics, step)
-            begins = RunBegins(None, loggers, None, path is not None, self.overwrite)
+            loggers = open_loggers(self.chosen_logger, root, path)
+            if is_owner:
+                stack.enter_context(claim_run_folder(root, path is not None, self.overwrite))
+            run_start = RunStart(None, loggers, None, path is not None, self.overwrite)
             callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
-            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RunBegins)]
-            callbacks.insert(BEGINS, begins)
+            callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RunStart)]
+            callbacks.insert(RUN_START_INDEX, run_start)
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, path, weights_only)
 
 
-def equip(trainer: Trainer) -> None:
-    """Add the parts of a run that have no options: signals, warnings, `live.json`, progress lines, checkpoint files."""
+def add_run_callbacks(trainer: Trainer) -> None:
+    """Add the callbacks that have no options, and the reader of sharded checkpoints."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    callbacks[:0] = [RankWatch(), StopOnSignal(), SetUpEnds(), MonitoredMetrics(), LostWork(), LiveFile()]
+    callbacks[:0] = [RankWatch(), StopOnSignal(), EndOfSetUp(), MonitoredMetrics(), LostWork(), LiveFile()]
     trainer.strategy.checkpoint_io = CheckpointFiles()
     bar = trainer.progress_bar_callback
     if bar is not None:

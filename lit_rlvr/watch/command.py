@@ -1,4 +1,4 @@
-"""The command line of `watch`: which folders, and where to show them."""
+"""The command line of `watch`, and the function that starts its server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _log = logging.getLogger("lit_rlvr")
 
 
 def run(command: str, arguments: list[str]) -> None:
-    """The command line of `watch`."""
+    """Run the command line of `watch`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=watch.__doc__)
     parser.add_argument(
         "runs", type=str, nargs="+", help="folders of runs, of studies, or with runs in them; later ones are found too"
@@ -68,7 +68,7 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at an address.
+    """Open a listening socket at an address.
 
     Raises:
         UserError: it is taken, or not this machine's.

@@ -1,4 +1,4 @@
-"""Follows a run's completions.jsonl: which prompts were visited, when, and how many completions were correct."""
+"""An index of a run's completions.jsonl: which prompts the run visited, when, and how many completions were correct."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from lit_rlvr.files import has_fields
 from lit_rlvr.report.prompts import Visit, prompt_text
 from lit_rlvr.report.runs import ROW, verdict
 
-Course = Literal["solved", "lost", "never right", "right from the start"]
-COURSES: tuple[Course, ...] = get_args(Course)
-KEPT = 300
-"""Characters of a prompt and its answer that are kept for tables."""
+Outcome = Literal["solved", "lost", "never right", "right from the start"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+MAX_CHARACTERS = 300
+"""The most characters of a prompt and of its answer that the tables show."""
 
 
 @dataclass(slots=True)
-class Place:
-    """A visit of a prompt: its group's lines in the file.
+class VisitRecord:
+    """A visit of a prompt: the place of its group's lines in the file, and their totals.
 
     Args:
         step: optimizer step at the end of the iteration. start, end: bytes of the file.
         right: correct completions of the `judged` ones; count: all. reward: the sum of all rewards.
-        live: whether any advantage is not 0.
+        has_gradient: whether any advantage is not 0.
     """
 
     step: int
@@ -35,7 +35,7 @@ class Place:
     judged: int = 0
     count: int = 0
     reward: float = 0.0
-    live: bool = False
+    has_gradient: bool = False
 
     @property
     def share(self) -> float:
@@ -43,19 +43,19 @@ class Place:
 
 
 @dataclass
-class Followed:
-    """A prompt and its visits in order; `text` and `answer` are cut for tables."""
+class TrackedPrompt:
+    """A prompt and its visits in order; `text` and `answer` are cut for the tables."""
 
     id: str
     text: str
     answer: str
-    places: list[Place] = field(default_factory=list)
+    visits: list[VisitRecord] = field(default_factory=list)
 
     @property
-    def course(self) -> Course:
-        """What became of it, from its first to its last visit."""
-        judged = [place for place in self.places if place.judged]
-        if not any(place.right for place in judged):
+    def outcome(self) -> Outcome:
+        """The change from the prompt's first to its last visit."""
+        judged = [record for record in self.visits if record.judged]
+        if not any(record.right for record in judged):
             return "never right"
         if not judged[-1].right:
             return "lost"
@@ -63,7 +63,7 @@ class Followed:
 
 
 class Completions:
-    """The index of a completions.jsonl that may still be written; texts stay in the file.
+    """The index of a completions.jsonl that a run may still write; texts stay in the file.
 
     Args:
         path: the file; it need not exist yet.
@@ -71,16 +71,16 @@ class Completions:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        self.prompts: dict[str, Followed] = {}
+    def _reset(self) -> None:
+        self.prompts: dict[str, TrackedPrompt] = {}
         self.rows = self.unreadable = self.read = self.size = 0
         self._file: tuple[int, int] | None = None
-        self._last: tuple[str, Place] | None = None
+        self._last_record: tuple[str, VisitRecord] | None = None
 
     def follow(self, seconds: float) -> bool:
-        """Read new lines for at most so long. A file that was replaced, as a resumed run does, is read from the start.
+        """Read new lines for at most so long; read a file from the start if a resumed run has replaced it.
 
         Returns:
             Whether everything that is there has been read.
@@ -88,10 +88,10 @@ class Completions:
         try:
             stat = self.path.stat()
         except OSError:
-            self._forget()
+            self._reset()
             return True
         if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self.read:
-            self._forget()
+            self._reset()
             self._file = (stat.st_dev, stat.st_ino)
         self.size = stat.st_size
         if self.size == self.read:
@@ -102,12 +102,12 @@ class Completions:
             for line in file:
                 if not line.endswith(b"\n"):  # it is being written
                     break
-                self._take(line)
+                self._index_line(line)
                 if time.perf_counter() > until:
                     return False
         return True
 
-    def _take(self, line: bytes) -> None:
+    def _index_line(self, line: bytes) -> None:
         start, self.read = self.read, self.read + len(line)
         try:
             row = json.loads(line)
@@ -118,33 +118,35 @@ class Completions:
             return
         self.rows += 1
         name, step = row["id"], row["step"]
-        if self._last is None or self._last[0] != name or self._last[1].step != step:
+        if self._last_record is None or self._last_record[0] != name or self._last_record[1].step != step:
             prompt = self.prompts.get(name)
             if prompt is None:
-                prompt = Followed(name, prompt_text(row["prompt"])[:KEPT], row["answer"][:KEPT])
+                prompt = TrackedPrompt(
+                    name, prompt_text(row["prompt"])[:MAX_CHARACTERS], row["answer"][:MAX_CHARACTERS]
+                )
                 self.prompts[name] = prompt
-            place = Place(step, start, start)
-            prompt.places.append(place)
-            self._last = (name, place)
-        place = self._last[1]
-        place.end = self.read
-        place.count += 1
-        said = verdict(row)
-        place.right += said == "correct"
-        place.judged += said in ("correct", "wrong")
-        place.reward += row["reward"]
-        place.live = place.live or bool(row["advantage"])
+            record = VisitRecord(step, start, start)
+            prompt.visits.append(record)
+            self._last_record = (name, record)
+        record = self._last_record[1]
+        record.end = self.read
+        record.count += 1
+        judgement = verdict(row)
+        record.right += judgement == "correct"
+        record.judged += judgement in ("correct", "wrong")
+        record.reward += row["reward"]
+        record.has_gradient = record.has_gradient or bool(row["advantage"])
 
     def visit(self, name: str, step: int) -> Visit | None:
-        """The group of a prompt at a step, read from the file; None if it is not there (any more)."""
+        """Read the group of a prompt at a step from the file; return None if it is not there."""
         prompt = self.prompts.get(name)
-        place = next((place for place in prompt.places if place.step == step), None) if prompt else None
-        if place is None:
+        record = next((record for record in prompt.visits if record.step == step), None) if prompt else None
+        if record is None:
             return None
         try:
             with self.path.open("rb") as file:
-                file.seek(place.start)
-                lines = file.read(place.end - place.start).splitlines()
+                file.seek(record.start)
+                lines = file.read(record.end - record.start).splitlines()
             rows: list[dict[str, Any]] = [row for row in map(json.loads, lines) if has_fields(row, ROW)]
         except (OSError, ValueError):  # it was replaced meanwhile
             return None

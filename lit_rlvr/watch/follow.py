@@ -1,4 +1,4 @@
-"""Follows run folders: reads again what changed, and knows what each run is doing."""
+"""Followed run folders: re-reads changed files, and tells the state of each run."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from lit_rlvr.report.runs import Run, read_run
 from lit_rlvr.run.live import LIVE, read_live
 from lit_rlvr.watch.completions import Completions
 
-SILENT = 15.0
+SILENT_SECONDS = 15.0
 """Seconds without a new `live.json` after which a run that has not ended counts as dead."""
 CHUNK = 0.05
-"""Seconds for which completions are read before views may be made."""
+"""Seconds of reading completions before the server may render pages."""
 SMALL = ("config.yaml", "metrics.csv", "summary.json")
 
 
 @dataclass(frozen=True)
-class Now:
-    """What a run is doing.
+class RunStatus:
+    """The state of a run.
 
     Args:
         state: "running", "finished", "stopped", "silent" (killed, or its machine is gone) or "unknown" (an older run).
-        line: it in words. step: the last step. steps: how many there will be, None = not limited or unknown.
+        line: the status as text.
+        step: the last step.
+        steps: the steps of the whole run; None = not limited or unknown.
     """
 
     state: str
@@ -39,12 +41,12 @@ class Now:
 
     @property
     def share(self) -> float | None:
-        """How much of the run is done, from 0 to 1."""
+        """The share of the run that is done, from 0 to 1."""
         return min(self.step / self.steps, 1.0) if self.steps else None
 
 
 class FollowedRun:
-    """One run folder.
+    """A run folder that `watch` follows.
 
     Args:
         path: the folder.
@@ -54,10 +56,10 @@ class FollowedRun:
         self.path = path
         self.completions = Completions(path / "completions.jsonl")
         self.run = Run(path)
-        self._stamps: tuple[Any, ...] | None = None  # before the first look
+        self._stamps: tuple[Any, ...] | None = None  # None before the first refresh
 
-    def look(self) -> bool:
-        """Read again what changed, but completions; returns whether anything did.
+    def refresh(self) -> bool:
+        """Re-read changed files, except completions.jsonl; return whether any changed.
 
         Raises:
             UserError: the folder holds no run.
@@ -69,22 +71,24 @@ class FollowedRun:
         return True
 
     @property
-    def now(self) -> Now:
-        """What it is doing, at this moment."""
+    def status(self) -> RunStatus:
+        """The run's status at this moment."""
         last = max(self.run.metrics, default=0)
         live = read_live(self.path)
         silent = time.time() - live["at"] if live else 0.0
-        if live and live["stage"] != "ended" and silent < SILENT:
-            return Now("running", said(live), live["step"], live["steps"])
-        steps = _whole(self.run.settings.get("trainer.max_steps"))
-        if self.run.finished:
-            return Now("finished", f"finished after {last} steps", last, last)
+        if live and live["stage"] != "ended" and silent < SILENT_SECONDS:
+            return RunStatus("running", describe_state(live), live["step"], live["steps"])
+        steps = _parse_int(self.run.settings.get("trainer.max_steps"))
+        if self.run.is_finished:
+            return RunStatus("finished", f"finished after {last} steps", last, last)
         if self.run.summary:
-            return Now("stopped", f"stopped early: {self.run.summary.get('stopped')}", last, steps)
+            return RunStatus("stopped", f"stopped early: {self.run.summary.get('stopped')}", last, steps)
         if live and live["stage"] != "ended":
-            line = f"no sign of life for {in_words(silent)}, while {live['stage']}: killed, or its machine is gone"
-            return Now("silent", line, live["step"], live["steps"])
-        return Now("unknown", "unfinished, or killed", last, steps)
+            line = (
+                f"no sign of life for {format_duration(silent)}, while {live['stage']}: killed, or its machine is gone"
+            )
+            return RunStatus("silent", line, live["step"], live["steps"])
+        return RunStatus("unknown", "unfinished, or killed", last, steps)
 
 
 class FollowedFolders:
@@ -103,32 +107,33 @@ class FollowedFolders:
         self.title, self.groups = "", list[Group]()
         self.versions = {"metrics": 0, "completions": 0}  # numbers that change when these do
         self.lock = Lock()
-        self.look()
+        self.refresh()
 
-    def look(self) -> None:
-        """Read again what changed, but completions."""
+    def refresh(self) -> None:
+        """Re-read changed files, except completions.jsonl."""
         changed = False
         runs: dict[str, FollowedRun] = {}
 
         def read(path: Path) -> Run:
             nonlocal changed
             followed = runs[str(path)] = self.runs.get(str(path)) or FollowedRun(path)
-            changed |= followed.look()
+            changed |= followed.refresh()
             return followed.run
 
-        title, groups = read_groups([found for folder in self._given for found in runs_in(folder)], read)
+        title, groups = read_groups([found for folder in self._given for found in find_runs(folder)], read)
         if changed or title != self.title or list(runs) != list(self.runs):
             with self.lock:
                 self.title, self.groups, self.runs = title, groups, runs
                 self.versions["metrics"] += 1
 
-    def look_again(self) -> None:
-        """`look`, but while a folder is being replaced by a new run, the last state is kept."""
+    def try_refresh(self) -> None:
+        """Refresh; keep the last state while a new run replaces a folder."""
         with suppress(UserError, OSError):
-            self.look()
+            self.refresh()
 
     def read_completions(self) -> None:
-        """Read what came to every completions.jsonl, in small pieces, so that views are made meanwhile."""
+        """Read the new lines of every completions.jsonl, in small pieces, so that the server can render pages in
+        between."""
         for run in list(self.runs.values()):
             done = False
             while not done:
@@ -141,13 +146,13 @@ class FollowedFolders:
 
     @property
     def unread(self) -> float:
-        """The share of all completions that are still to be read."""
+        """The share of all completions that is not read yet."""
         size = sum(run.completions.size for run in self.runs.values())
         return 1 - sum(run.completions.read for run in self.runs.values()) / size if size else 0.0
 
 
-def runs_in(folder: Path) -> list[Path]:
-    """The folder itself if it holds a run or a study, else those up to two levels below that do.
+def find_runs(folder: Path) -> list[Path]:
+    """Return the folder itself if it holds a run or a study, else those up to two levels below that do.
 
     Raises:
         UserError: there are none.
@@ -173,23 +178,23 @@ def _holds_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and (path / LIVE).is_file()
 
 
-def said(live: dict[str, Any]) -> str:
-    """A line about a running run: step, stage, speed, what it waits for, the time left, memory and engine."""
+def describe_state(live: dict[str, Any]) -> str:
+    """Describe a live run in one line: step, stage, speed, what it waits for, the time left, memory and engine."""
     steps = "" if live["steps"] is None else f" of {live['steps']}"
     stage = live["stage"] + (f" {live['done']}/{live['total']}" if live["total"] else "")
     words = [f"step {live['step']}{steps}", f"{live['part']}: {stage}" if live["part"] else stage]
     if live["tokens_per_second"]:
         words.append(f"{live['tokens_per_second']:,.0f} tokens/s")
     for name, seconds in live["waiting"].items():
-        words.append(f"waiting for {name} {in_words(seconds)}")
+        words.append(f"waiting for {name} {format_duration(seconds)}")
     if live["seconds_left"] is not None:
-        words.append(f"{in_words(live['seconds_left'])} left")
+        words.append(f"{format_duration(live['seconds_left'])} left")
     words += [f"{live['memory_mb'] / 1024:.1f} GiB at most", f"engine {live['engine']}"]
     return ", ".join(words)
 
 
-def in_words(seconds: float) -> str:
-    """A duration: 42 s, 12 min, 3 h 20 min."""
+def format_duration(seconds: float) -> str:
+    """Return a duration as 42 s, 12 min or 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -204,5 +209,5 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
-def _whole(text: str | None) -> int | None:
+def _parse_int(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdigit() else None

@@ -1,4 +1,4 @@
-"""The pages of `lit-rlvr watch`, from what `follow.py` has read."""
+"""The pages of `lit-rlvr watch`, rendered from `follow.py`'s folders."""
 
 from __future__ import annotations
 
@@ -13,64 +13,66 @@ from lit_rlvr.report.page import contents
 from lit_rlvr.report.prompts import Visit
 from lit_rlvr.report.render import render
 from lit_rlvr.training.trace import list_traces, read_trace
-from lit_rlvr.watch.completions import COURSES, Completions, Followed, Place
+from lit_rlvr.watch.completions import OUTCOMES, Completions, TrackedPrompt, VisitRecord
 from lit_rlvr.watch.follow import FollowedFolders, FollowedRun
 
 PER_PAGE = 50
-"""Prompts on a page of the table."""
+"""The most prompts on a page of the table."""
 MOST_BARS = 40
-"""Visits drawn of a prompt in the table; with more, several share a bar."""
+"""The most bars of a prompt in the table; with more visits, several share a bar."""
 MOST_VISITS = 400
-"""Links to earlier visits on a prompt's page."""
+"""The most links to earlier visits on a prompt's page."""
 
 ORDERS = {
-    "last visit": lambda prompt: -prompt.places[-1].step,
-    "accuracy now": lambda prompt: prompt.places[-1].share,
-    "gain": lambda prompt: prompt.places[0].share - prompt.places[-1].share,
-    "visits": lambda prompt: -len(prompt.places),
+    "last visit": lambda prompt: -prompt.visits[-1].step,
+    "accuracy now": lambda prompt: prompt.visits[-1].share,
+    "gain": lambda prompt: prompt.visits[0].share - prompt.visits[-1].share,
+    "visits": lambda prompt: -len(prompt.visits),
     "id": lambda prompt: prompt.id,
 }
-"""Orders of the prompts table -> sort key."""
+"""Order of the table of prompts -> sort key."""
 
 
-class NotThere(Exception):
-    """There is no such run, prompt or step."""
+class NotFound(Exception):
+    """Raised if there is no such run, prompt or step."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One or several visits in the table: height from 0 to 1, and their words."""
+    """One or several visits in the table: a height from 0 to 1, and a description."""
 
     height: float
     words: str
 
 
 def overview(folders: FollowedFolders, more: bool) -> str:
-    """Results, findings, settings and curves of all runs; `more` = of all metrics."""
+    """Render results, findings, settings and curves of all runs; `more` adds curves of all other metrics."""
     shown = contents(folders.groups, more) | {"problems": _problems(folders.groups)}
     frame = _frame(folders) | {"follows": "metrics", "at_version": folders.versions["metrics"]}
     return render("watch_overview.html", **frame, title=folders.title, more=more, **shown)
 
 
 def now(folders: FollowedFolders) -> str:
-    """The part of every page about what the runs are doing."""
+    """Render the part of every page that shows the state of the runs."""
     return render("watch_now.html", runs=_states(folders), unread=folders.unread)
 
 
-def prompts(folders: FollowedFolders, run: str, course: str, order: str, words: str, number: int) -> str:
-    """A table of prompts.
+def prompts(folders: FollowedFolders, run: str, outcome: str, order: str, words: str, number: int) -> str:
+    """Render a table of prompts.
 
     Args:
-        course: one of `COURSES`, "" = all. order: one of `ORDERS`. words: text that prompt, answer or id contains.
+        outcome: one of `OUTCOMES`; "" = all.
+        order: one of `ORDERS`.
+        words: text that the prompt, answer or id contains.
         number: the page, from 1.
     """
-    followed = _run(folders, run)
+    followed = _find_run(folders, run)
     key = ORDERS.get(order, ORDERS["last visit"])
-    counts = dict.fromkeys(COURSES, 0)
-    found: list[Followed] = []
+    counts = dict.fromkeys(OUTCOMES, 0)
+    found: list[TrackedPrompt] = []
     for prompt in followed.completions.prompts.values():
-        counts[prompt.course] += 1
-        if course not in ("", prompt.course):
+        counts[prompt.outcome] += 1
+        if outcome not in ("", prompt.outcome):
             continue
         if words.casefold() in f"{prompt.id}\n{prompt.text}\n{prompt.answer}".casefold():
             found.append(prompt)
@@ -79,34 +81,34 @@ def prompts(folders: FollowedFolders, run: str, course: str, order: str, words: 
     number = min(max(number, 1), pages)
     shown = found[(number - 1) * PER_PAGE : number * PER_PAGE]
     return render(
-        "watch_prompts.html", **_frame(folders), title=f"Prompts of {run}", run=run, counts=counts, course=course,
+        "watch_prompts.html", **_frame(folders), title=f"Prompts of {run}", run=run, counts=counts, outcome=outcome,
         order=order if order in ORDERS else "last visit", orders=list(ORDERS), words=words, number=number, pages=pages,
-        found=len(found), rows=[(prompt, _bars(prompt.places)) for prompt in shown], index=followed.completions,
+        found=len(found), rows=[(prompt, _bars(prompt.visits)) for prompt in shown], index=followed.completions,
     )  # fmt: skip
 
 
 def prompt(folders: FollowedFolders, run: str, name: str, step: int | None) -> str:
-    """A prompt's group at a step, by default the last, with links to its other visits."""
-    followed = _run(folders, run)
-    its, visit = _visit(followed.completions, name, step)
+    """Render a prompt's group at a step, by default the last, with links to its other visits."""
+    followed = _find_run(folders, run)
+    tracked, visit = _find_visit(followed.completions, name, step)
     keys = visit.rows[0].get("images", [])
     images = [image_uri(followed.path, key) for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
-    places = its.places[-MOST_VISITS:]
+    visits = tracked.visits[-MOST_VISITS:]
     return render(
-        "watch_prompt.html", **_frame(folders), title=f"Prompt {name}", run=run, its=its, visit=visit,
-        places=places, left_out=len(its.places) - len(places), images=[uri for uri in images if uri],
-        traced=sorted(set(list_traces(followed.path)) & {place.step for place in its.places}),
+        "watch_prompt.html", **_frame(folders), title=f"Prompt {name}", run=run, tracked=tracked, visit=visit,
+        visits=visits, left_out=len(tracked.visits) - len(visits), images=[uri for uri in images if uri],
+        traced=sorted(set(list_traces(followed.path)) & {past.step for past in tracked.visits}),
         turns_of=turns_of, shorten=shorten,
     )  # fmt: skip
 
 
 def tokens(folders: FollowedFolders, run: str, name: str, step: int, sample: int) -> str:
-    """One completion of a group: its tokens by weight if its step was traced, else its rewards."""
-    followed = _run(folders, run)
-    its, visit = _visit(followed.completions, name, step)
+    """Render one completion of a group: its tokens by weight if its step was traced, else its rewards."""
+    followed = _find_run(folders, run)
+    tracked, visit = _find_visit(followed.completions, name, step)
     row = next((row for row in visit.rows if row["sample"] == sample), None)
     if row is None:
-        raise NotThere(f"prompt {name} has no completion {sample} at step {step}")
+        raise NotFound(f"prompt {name} has no completion {sample} at step {step}")
     traces = list_traces(followed.path)
     group, problem = None, ""
     if step in traces:
@@ -116,19 +118,19 @@ def tokens(folders: FollowedFolders, run: str, name: str, step: int, sample: int
             problem = str(error)
     shown = view(group, [sample]) if group is not None and sample < len(group["completions"]) else None
     return render(
-        "watch_tokens.html", **_frame(folders), title=f"Completion {sample} of {name}, step {step}", run=run, its=its,
-        visit=visit, row=row, group=shown, problem=problem, turns_of=turns_of,
-        traced=sorted(set(traces) & {place.step for place in its.places}),
+        "watch_tokens.html", **_frame(folders), title=f"Completion {sample} of {name}, step {step}", run=run,
+        tracked=tracked, visit=visit, row=row, group=shown, problem=problem, turns_of=turns_of,
+        traced=sorted(set(traces) & {past.step for past in tracked.visits}),
     )  # fmt: skip
 
 
 def _problems(groups: list[Group]) -> list[str]:
-    """Without how a run ended: `watch_now.html` says what each is doing."""
+    """Return the notes on unreadable files; `watch_now.html` shows how each run ended."""
     return [problem for group in groups for problem in group.unreadable]
 
 
 def _frame(folders: FollowedFolders) -> dict[str, Any]:
-    """What every page shows."""
+    """Return the values for every page."""
     return {
         "follows": "completions",
         "at_version": folders.versions["completions"],
@@ -138,36 +140,36 @@ def _frame(folders: FollowedFolders) -> dict[str, Any]:
 
 
 def _states(folders: FollowedFolders) -> list[tuple[str, Any, int]]:
-    """(folder, what it is doing, prompts that were seen) of every run."""
-    return [(name, run.now, len(run.completions.prompts)) for name, run in folders.runs.items()]
+    """Return (folder, status, number of visited prompts) of every run."""
+    return [(name, run.status, len(run.completions.prompts)) for name, run in folders.runs.items()]
 
 
-def _run(folders: FollowedFolders, name: str) -> FollowedRun:
+def _find_run(folders: FollowedFolders, name: str) -> FollowedRun:
     if name not in folders.runs:
-        raise NotThere(f"no run {name} is followed")
+        raise NotFound(f"no run {name} is followed")
     return folders.runs[name]
 
 
-def _visit(completions: Completions, name: str, step: int | None) -> tuple[Followed, Visit]:
-    its = completions.prompts.get(name)
-    if its is None:
-        raise NotThere(f"prompt {name} was not sampled")
-    visit = completions.visit(name, its.places[-1].step if step is None else step)
+def _find_visit(completions: Completions, name: str, step: int | None) -> tuple[TrackedPrompt, Visit]:
+    tracked = completions.prompts.get(name)
+    if tracked is None:
+        raise NotFound(f"prompt {name} was not sampled")
+    visit = completions.visit(name, tracked.visits[-1].step if step is None else step)
     if visit is None:
-        raise NotThere(f"prompt {name} was not sampled at step {step}")
-    return its, visit
+        raise NotFound(f"prompt {name} was not sampled at step {step}")
+    return tracked, visit
 
 
-def _bars(places: list[Place]) -> list[Bar]:
-    """A prompt's visits as bars: each one visit, or with many several."""
-    width = -(-len(places) // MOST_BARS)
-    parts = [places[first : first + width] for first in range(0, len(places), width)]
+def _bars(visits: list[VisitRecord]) -> list[Bar]:
+    """Return a prompt's visits as bars: each one visit, or several if there are many."""
+    width = -(-len(visits) // MOST_BARS)
+    parts = [visits[first : first + width] for first in range(0, len(visits), width)]
     return [_bar(part) for part in parts]
 
 
-def _bar(places: list[Place]) -> Bar:
-    right, judged = sum(place.right for place in places), sum(place.judged for place in places)
-    first, last = places[0].step, places[-1].step
+def _bar(visits: list[VisitRecord]) -> Bar:
+    right, judged = sum(past.right for past in visits), sum(past.judged for past in visits)
+    first, last = visits[0].step, visits[-1].step
     return Bar(
         right / max(judged, 1),
         f"{f'step {first}' if first == last else f'steps {first} to {last}'}: {right} of {judged}",

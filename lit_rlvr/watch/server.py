@@ -1,4 +1,4 @@
-"""The server of `lit-rlvr watch`: pages to look at, and nothing to write."""
+"""The read-only server of `lit-rlvr watch`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lit_rlvr.watch import pages
 from lit_rlvr.watch.follow import FollowedFolders
 
-EVERY = 1.0
-"""Seconds between two looks at the folders."""
+REFRESH_SECONDS = 1.0
+"""Seconds between two refreshes of the folders."""
 LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 COOKIE = "lit-rlvr"
 HEADERS = {
@@ -32,15 +32,15 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-store",
 }
-"""Of every answer: pages run our script only, ask this server only, and cannot be framed."""
+"""Headers of every answer: pages run our script only, contact this server only, and no other page can frame them."""
 
 
 def application(folders: FollowedFolders, token: str | None = None) -> Starlette:
-    """The pages as an ASGI application, which follows the folders while it runs.
+    """Build the ASGI application, which follows the folders while it runs.
 
     Args:
         folders: what to show.
-        token: what a browser must give, once, as `?token=`; None = none is asked, and only this machine is answered.
+        token: the token that a browser must give once as `?token=`; None = answer any browser of this machine.
     """
     script = files("lit_rlvr").joinpath("templates", "watch.js").read_text(encoding="utf-8")
 
@@ -49,7 +49,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
             try:
                 with folders.lock:
                     return HTMLResponse(make(request))
-            except pages.NotThere as error:
+            except pages.NotFound as error:
                 return PlainTextResponse(f"{error}\n", status_code=404)
 
         return answer
@@ -60,7 +60,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
     def prompts(request: Request) -> str:
         given = request.query_params
         return pages.prompts(
-            folders, given.get("run", ""), given.get("course", ""), given.get("order", ""), given.get("words", ""),
+            folders, given.get("run", ""), given.get("outcome", ""), given.get("order", ""), given.get("words", ""),
             _number(given.get("page")) or 1,
         )  # fmt: skip
 
@@ -72,10 +72,10 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
         given = request.query_params
         step, sample = _number(given.get("step")), _number(given.get("sample"))
         if step is None or sample is None:
-            raise pages.NotThere("step and sample are whole numbers")
+            raise pages.NotFound("step and sample are whole numbers")
         return pages.tokens(folders, given.get("run", ""), given.get("id", ""), step, sample)
 
-    overviews = {more: Remembered(partial(pages.overview, folders, more), folders) for more in (False, True)}
+    overviews = {more: CachedPage(partial(pages.overview, folders, more), folders) for more in (False, True)}
     return Starlette(
         routes=[
             Route("/", page(lambda request: overviews["more" in request.query_params].get())),
@@ -91,11 +91,12 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
     )
 
 
-class Remembered:
-    """A page about the metrics, which is made again only when they have changed.
+class CachedPage:
+    """A page about the metrics, rendered again only when they have changed.
 
     Args:
-        make: makes it. folders: whose metrics.
+        make: renders the page.
+        folders: the folders with the metrics.
     """
 
     def __init__(self, make: Callable[[], str], folders: FollowedFolders) -> None:
@@ -110,10 +111,11 @@ class Remembered:
 
 
 class Guard:
-    """Adds `HEADERS` to every answer, and asks for the token: in the address once, then in a cookie.
+    """Adds `HEADERS` to every answer, and requires the token: in the address once, then in a cookie.
 
     Args:
-        app: the application. token: see `application`.
+        app: the application.
+        token: as in `application`.
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
@@ -132,7 +134,7 @@ class Guard:
         await self._refusal(Request(scope))(scope, receive, with_headers)
 
     def _refusal(self, request: Request) -> ASGIApp:
-        """The application, or the answer to one who may not see it."""
+        """Return the application, or the answer for a browser without the token."""
         if self.token is None or _same(request.cookies.get(COOKIE, ""), self.token):
             return self.app
         if not _same(request.query_params.get("token", ""), self.token):
@@ -149,27 +151,27 @@ def _same(given: str, token: str) -> bool:
 
 
 def _following(folders: FollowedFolders) -> Callable[[Starlette], Any]:
-    """Looks at the folders every second, in a thread, as long as the application runs."""
+    """Return a lifespan that refreshes the folders every second in a thread, while the application runs."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        over = threading.Event()
-        thread = threading.Thread(target=follow, args=(folders, over), name="lit-rlvr-watch", daemon=True)
+        stop = threading.Event()
+        thread = threading.Thread(target=follow, args=(folders, stop), name="lit-rlvr-watch", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            over.set()
+            stop.set()
 
     return lifespan
 
 
-def follow(folders: FollowedFolders, over: threading.Event) -> None:
-    """Look at the folders until it is over."""
-    while not over.is_set():
-        folders.look_again()
+def follow(folders: FollowedFolders, stop: threading.Event) -> None:
+    """Refresh the folders until `stop` is set."""
+    while not stop.is_set():
+        folders.try_refresh()
         folders.read_completions()
-        over.wait(EVERY)
+        stop.wait(REFRESH_SECONDS)
 
 
 def _number(text: str | None) -> int | None:

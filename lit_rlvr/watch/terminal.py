@@ -1,4 +1,4 @@
-"""`lit-rlvr watch --terminal`: the runs in a table that renews itself."""
+"""`lit-rlvr watch --terminal`: the runs in a table that refreshes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_rlvr.watch.follow import FollowedFolders
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 12
-"""Characters of a curve."""
+"""Width of a curve in characters."""
 COLUMNS = (
     ("reward", "rollout/reward"), ("accuracy", "rollout/accuracy"), ("held out", "val/accuracy"),
     ("entropy", "train/entropy"), ("length", "rollout/length"),
@@ -26,34 +26,35 @@ COLUMNS = (
 
 
 def show(
-    folders: FollowedFolders, over: threading.Event, seconds: float = 1.0, console: Terminal | None = None
+    folders: FollowedFolders, stop: threading.Event, seconds: float = 1.0, console: Terminal | None = None
 ) -> None:
-    """Show the runs until it is over, looking again after so many seconds; once if the console is no terminal."""
+    """Show the runs until `stop` is set, and refresh after so many seconds; show them once if the console is no
+    terminal."""
     console = console or Terminal()
     if not console.is_terminal:
         console.print(table(folders))
         return
     with Live(table(folders), console=console, screen=True, auto_refresh=False) as live:
-        while not over.wait(seconds):
-            folders.look_again()
+        while not stop.wait(seconds):
+            folders.try_refresh()
             live.update(table(folders), refresh=True)
 
 
 def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
-    """What each run is doing, and what is worth a look, for programs."""
+    """Return the status and the findings of each run, for JSON."""
     return {
-        name: vars(followed.now) | {"findings": [vars(finding) for finding in findings(followed.run.metrics)]}
+        name: vars(followed.status) | {"findings": [vars(finding) for finding in findings(followed.run.metrics)]}
         for name, followed in folders.runs.items()
     }
 
 
 def table(folders: FollowedFolders) -> RenderableType:
-    """What each run is doing, its curves, and what is worth a look."""
+    """Return a table with each run's status and curves, and the findings below it."""
     shown = Table("run", *(heading for heading, _ in COLUMNS), title=folders.title, title_justify="left", expand=True)
     notes: list[Text] = []
     for name, followed in folders.runs.items():
         cells = [_cell(curve([followed.run], [metric])) for _, metric in COLUMNS]
-        shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.now.line}"), *cells)
+        shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.status.line}"), *cells)
         for found in findings(followed.run.metrics):
             notes.append(Text(f"{name}: {found.title}: {found.evidence}. What helps: {found.remedy}."))
     return Group(shown, *notes)
@@ -66,7 +67,7 @@ def _cell(values: Curve | None) -> Text:
 
 
 def sparkline(values: list[float], width: int = WIDTH) -> str:
-    """Numbers as bars of eight heights, from the lowest to the highest; with many, the last of every few."""
+    """Draw numbers as bars of eight heights, from the lowest to the highest; of many, show the last of every few."""
     step = -(-len(values) // width)
     kept = values[::-1][::step][::-1]
     low, high = min(kept), max(kept)

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError
 
 from lit_rlvr.cli import main
 from lit_rlvr.cli.errors import explain_parse_error
-from lit_rlvr.cli.lightning_cli import ConfigCheck, run
+from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck, run
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError, nearest
 
@@ -233,6 +233,22 @@ def test_numbers_are_as_written_in_files_and_on_the_command_line(
     read = fit.parser.parse_line(["fit", "--config", str(config)])
     typed = fit.parser.parse_line(["fit", *CLASSES, "--rollout.group_size", text])
     assert read.fit.rollout.group_size == typed.fit.rollout.group_size == number
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_null_switches_off_a_group_that_an_earlier_config_sets(fit: ConfigCheck, tmp_path: Path, as_file: bool) -> None:
+    shipped, null = tmp_path / "shipped.yaml", tmp_path / "null.yaml"
+    shipped.write_text("warm_start: {steps: 600, until: 0.5}\ncollapse: {window: 9}\nbudget: {samples: 9}\n")
+    null.write_text("warm_start: null\ncollapse:\n")
+    off = ["--config", str(null)] if as_file else ["--warm_start", "null", "--collapse=null"]
+    RLVRCLI.parse_arguments(fit, fit.parser, ["fit", *CLASSES, "--config", str(shipped), *off])
+    found = fit.config.fit
+    assert (found.warm_start.steps, found.warm_start.until) == (0, 1.0)
+    assert (found.collapse.window, found.budget.samples) == (0, 9)
+    RLVRCLI.parse_arguments(
+        fit, fit.parser, ["fit", *CLASSES, "--config", str(shipped), *off, "--warm_start.steps", "7"]
+    )
+    assert (fit.config.fit.warm_start.steps, fit.config.fit.warm_start.until) == (7, 1.0)
 
 
 def test_all_that_the_classes_refuse_is_said_at_once(fit: ConfigCheck) -> None:

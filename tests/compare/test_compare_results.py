@@ -14,7 +14,7 @@ from PIL import Image
 from lit_rlvr.advantages import EasyFocused, GRPOAdvantage, HardFocused
 from lit_rlvr.compare.figures import band, draw_figures, draw_signal, signal, smoothed
 from lit_rlvr.compare.folder import State
-from lit_rlvr.compare.numbers import Finished, compared, quarters, read_run, results
+from lit_rlvr.compare.numbers import FinishedRun, against_baseline, quarters, read_run, results
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.compare.tables import Table, plus_minus, report, suite_tables
 
@@ -23,7 +23,7 @@ SECONDS = {"sync": 0.0, "generate": 1.0, "score": 0.5, "train": 2.0, "step": 4.0
 SUMMARY = {"seconds_per_step": SECONDS, "peak_memory_mb": 100, "stopped": None}
 
 
-def made_up(budget: str = "steps") -> tuple[Study, list[Finished]]:
+def made_up(budget: str = "steps") -> tuple[Study, list[FinishedRun]]:
     """Two algorithms over three seeds, each with a validation before and two iterations."""
     cells = [Cell("task", name, seed, {}) for seed in range(3) for name in VALUES]
     runs = []
@@ -39,11 +39,11 @@ def made_up(budget: str = "steps") -> tuple[Study, list[Finished]]:
             "used/samples": 0.0,
             "used/tokens": 0.0,
         }
-        runs.append(Finished(cell, {0: before, 2: iteration, 4: end}, SUMMARY))
+        runs.append(FinishedRun(cell, {0: before, 2: iteration, 4: end}, SUMMARY))
     return Study("made up", tuple(cells), "base", (budget, 32), "val/accuracy"), runs
 
 
-def with_suites() -> tuple[Study, list[Finished]]:
+def with_suites() -> tuple[Study, list[FinishedRun]]:
     """Two suites in one table, one of them sampled more often, and one in another."""
     study, runs = made_up()
     study = replace(study, suites={"math": ["a", "b"], "sql": ["c"]})
@@ -151,7 +151,7 @@ def test_a_category_may_have_a_bar_in_its_name() -> None:
 
 
 def test_only_seeds_of_both_are_paired() -> None:
-    found = compared({"base": {0: 0.1, 1: 0.2, 3: 0.9}, "a": {1: 0.5, 3: 1.0}, "b": {}}, "base")
+    found = against_baseline({"base": {0: 0.1, 1: 0.2, 3: 0.9}, "a": {1: 0.5, 3: 1.0}, "b": {}}, "base")
     assert found["a"]["pairs"] == 2 and found["a"]["difference"]["mean"] == pytest.approx(0.2)
     assert found["a"]["p_sign_flip"] == found["a"]["p_holm"], "the other cannot be tested"
     assert found["b"] == {"difference": None, "pairs": 0, "p_t": None, "p_sign_flip": None, "improvement": None,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_rlvr.compare.cells import CONFIG, next_step, starts
+from lit_rlvr.compare.cells import CONFIG, evaluates_start, next_command
 from lit_rlvr.compare.command import compare
 from lit_rlvr.compare.folder import StudyFolder, first_change
 from lit_rlvr.compare.study import Cell, Study, load_study
@@ -138,7 +138,7 @@ def test_a_wrong_cell_is_refused_before_any_trains(write: Callable[..., str], tm
     assert not (tmp_path / "out").exists()
 
 
-def test_the_steps_of_a_cell(tmp_path: Path) -> None:
+def test_the_commands_of_a_cell(tmp_path: Path) -> None:
     """Train, then evaluate on as many GPUs, and once per task the model before training."""
     config = {
         "model": {"init_args": {"model": "org/name"}}, "rollout": {"engine": "vllm"},
@@ -147,31 +147,31 @@ def test_the_steps_of_a_cell(tmp_path: Path) -> None:
     cells = tuple(Cell("t", name, seed, config) for seed in (0, 1) for name in ("base", "other"))
     study = Study("s", cells, "base", ("steps", 1), "val/accuracy", {"math": ["math500"]}, "agrae")
     first, other = cells[0], cells[1]
-    step = next_step(study, first, tmp_path)
-    assert step is not None and step.arguments[0] == "fit" and step.arguments[-2:] == ["--overwrite", "true"]
+    command = next_command(study, first, tmp_path)
+    assert command is not None and command.arguments[0] == "fit" and command.arguments[-2:] == ["--overwrite", "true"]
     for cell in cells:
         (tmp_path / cell.folder).mkdir(parents=True)
         (tmp_path / cell.folder / "summary.json").write_text('{"stopped": null}')
     asked = ["--suite", '["math500"]', "--engine", "vllm", "--devices", "8", "--protocol", "agrae"]
     run = tmp_path / first.folder
-    step = next_step(study, first, tmp_path)
-    assert step is not None
-    assert step.arguments == ["evaluate", "--model", str(run), *asked, "--out", str(run / "evaluation")]
-    step.succeeded()
-    before = next_step(study, first, tmp_path)
+    command = next_command(study, first, tmp_path)
+    assert command is not None
+    assert command.arguments == ["evaluate", "--model", str(run), *asked, "--out", str(run / "evaluation")]
+    command.finish()
+    before = next_command(study, first, tmp_path)
     folder = str(tmp_path / "runs/t/before training")
     assert before is not None
     assert before.arguments == ["evaluate", "--model", "org/name", *asked, "--like", str(run), "--out", folder]
-    before.succeeded()
-    assert next_step(study, first, tmp_path) is None
+    before.finish()
+    assert next_command(study, first, tmp_path) is None
     (tmp_path / other.folder / "evaluation").mkdir()
-    step = next_step(study, other, tmp_path)
-    assert step is not None and step.arguments[2] == str(tmp_path / other.folder)
-    step.succeeded()
-    assert next_step(study, other, tmp_path) is None, "only one cell evaluates the model before training"
-    assert next_step(replace(study, suites={}), cells[2], tmp_path) is None
+    command = next_command(study, other, tmp_path)
+    assert command is not None and command.arguments[2] == str(tmp_path / other.folder)
+    command.finish()
+    assert next_command(study, other, tmp_path) is None, "only one cell evaluates the model before training"
+    assert next_command(replace(study, suites={}), cells[2], tmp_path) is None
     warm = Cell("t", "base", 0, config | {"warm_start": {"steps": 9}})
-    assert not starts(replace(study, cells=(warm,)), warm), "a warm-started model has no name"
+    assert not evaluates_start(replace(study, cells=(warm,)), warm), "a warm-started model has no name"
 
 
 def test_a_name_that_is_none(tmp_path: Path, lit_rlvr: Callable[..., Any]) -> None:

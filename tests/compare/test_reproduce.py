@@ -14,7 +14,7 @@ import yaml
 from scipy.stats import ttest_ind
 from tiny_rewards import judged_as_is
 
-from lit_rlvr.compare.reproduce import AVERAGE, Paper, Printed, PrintedTable, beside, load_printed
+from lit_rlvr.compare.reproduce import AVERAGE, Paper, PrintedTable, PrintedValue, comparison_tables, load_printed
 from lit_rlvr.compare.significance import difference_test
 from lit_rlvr.compare.study import load_study
 from lit_rlvr.compare.tables import BEFORE
@@ -82,11 +82,16 @@ def results() -> dict[str, Any]:
 
 
 def test_ours_beside_theirs_by_hand() -> None:
-    rows = {BEFORE: [Printed(20.0, None)] * 3, "grpo": [Printed(50.0, 1.0), Printed(20.0, 1.0), Printed(40.5, None)]}
+    rows = {
+        BEFORE: [PrintedValue(20.0, None)] * 3,
+        "grpo": [PrintedValue(50.0, 1.0), PrintedValue(20.0, 1.0), PrintedValue(40.5, None)],
+    }
     first = PrintedTable("t", None, "pass@1", ["a", "b", AVERAGE], rows)
-    second = PrintedTable("t", "a", None, ["pass@1", "pass@64"], {"grpo": [Printed(45.0, None), Printed(99.0, None)]})
-    third = PrintedTable("t", "a", "pass@1", ["CT"], {"grpo": [Printed(30.0, None)]})
-    pages = list(beside(Paper("s", 3, [first, second, third]), results()))
+    second = PrintedTable(
+        "t", "a", None, ["pass@1", "pass@64"], {"grpo": [PrintedValue(45.0, None), PrintedValue(99.0, None)]}
+    )
+    third = PrintedTable("t", "a", "pass@1", ["CT"], {"grpo": [PrintedValue(30.0, None)]})
+    pages = list(comparison_tables(Paper("s", 3, [first, second, third]), results()))
     assert "| before training | 20.0 (20.0; +0.0) | 10.0 (20.0; -10.0) | 15.0 (20.0; -5.0) |" in pages[0]
     assert (
         "50.0 ± 1.0 (50.0 ± 1.0; +0.0, p 1.000)" in pages[0]
@@ -95,7 +100,7 @@ def test_ours_beside_theirs_by_hand() -> None:
     assert "50.0 ± 1.0 (45.0; +5.0, **p 0.013**) | - (99.0) |" in pages[1] and pages[1].startswith("## t, a\n")
     assert "30.0 ± 1.0 (30.0; +0.0, p 1.000)" in pages[2]
     with pytest.raises(UserError, match="s has not the rows or the task of u, pass@1"):
-        list(beside(Paper("s", 3, [PrintedTable("u", None, "pass@1", ["a"], {})]), results()))
+        list(comparison_tables(Paper("s", 3, [PrintedTable("u", None, "pass@1", ["a"], {})]), results()))
 
 
 def test_the_test_of_a_difference_against_scipys_on_the_values() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlvr.report.charts import MOST_POINTS, Curve, curve, more_panels, panels, thin
+from lit_rlvr.report.charts import MAX_POINTS, Curve, curve, more_panels, panels, thin
 from lit_rlvr.report.groups import Group
 from lit_rlvr.report.runs import Metrics, Run
 
@@ -30,13 +30,13 @@ def test_metrics_are_summed_where_all_are_there() -> None:
     assert curve([run({1: {"a": 1.0}, 2: {"a": 1.0, "b": 2.5}})], ("a", "b")) == Curve([2], [3.5], [3.5], [3.5])
 
 
-@pytest.mark.parametrize("length", [1, MOST_POINTS, MOST_POINTS + 1, 5 * MOST_POINTS - 3])
+@pytest.mark.parametrize("length", [1, MAX_POINTS, MAX_POINTS + 1, 5 * MAX_POINTS - 3])
 def test_long_curves_are_thinned(length: int) -> None:
     draw = random.Random(length)
     mean = [draw.random() for _ in range(length)]
     long = Curve(list(range(length)), mean, [m - draw.random() for m in mean], [m + draw.random() for m in mean])
     short = thin(long)
-    assert len(short.steps) <= MOST_POINTS and short.steps[-1] == length - 1
+    assert len(short.steps) <= MAX_POINTS and short.steps[-1] == length - 1
     start = 0
     for k, step in enumerate(short.steps):
         members = range(start, step + 1)

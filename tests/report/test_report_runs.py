@@ -17,7 +17,7 @@ def test_a_whole_run(tmp_path: Path) -> None:
     rows = [row(2, "1+1", 0, True), row(2, "1+1", 1, False, completion="\u2028 line \x85 ends")]
     run = read_run(make_run(tmp_path / "run", rows=rows))
     assert run.metrics == METRICS and run.rows == rows and run.notes == []
-    assert run.finished and run.seed == "0" and run.settings["model"] == "GRPO"
+    assert run.is_finished and run.seed == "0" and run.settings["model"] == "GRPO"
     assert run.accuracies == (0.25, 0.75) and run.number("steps") == 4 and run.seconds_per_iteration == 3.25
     assert run.ends("val/accuracy") == (0.25, 0.75) and run.ends("rollout/reward") == (None, 0.75)
 
@@ -65,7 +65,7 @@ def test_an_unfinished_run_knows_its_first_accuracy(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     (folder / "summary.json").unlink()
     run = read_run(folder)
-    assert run.accuracies == (0.25, None) and not run.finished
+    assert run.accuracies == (0.25, None) and not run.is_finished
 
 
 def test_numbers_that_are_none_are_left_out(tmp_path: Path) -> None:

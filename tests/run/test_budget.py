@@ -17,7 +17,7 @@ from tiny_rewards import judged_as_is
 from tiny_runs import FIT, completions, fit, metrics, summary, to
 
 from lit_rlvr.run.live import LIVE
-from lit_rlvr.run.progress import Budget, Outlook
+from lit_rlvr.run.progress import Budget, ProgressEstimator
 
 CLI = Callable[..., Any]
 ENDLESS = ("--trainer.max_steps", -1)
@@ -103,7 +103,7 @@ def test_epochs_and_budgets_limit_a_run_together() -> None:
         used.used["samples"], used._iterations = 10, 1
         limits = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs, num_training_batches=batches)
         trainer = SimpleNamespace(**vars(limits), global_step=0, lightning_module=module, callbacks=callbacks)
-        return Outlook().steps(trainer)
+        return ProgressEstimator().steps(trainer)
 
     assert wanted(-1, None, None) is None and wanted(-1, -1, None) is None
     assert wanted(50, None, None) == 54 and wanted(50, 1, None) == 42 and wanted(-1, 2, None) == 84

@@ -77,7 +77,7 @@ def test_a_finished_run_keeps_one_state_and_says_how_large_it_is(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights and two moments in float32; leftovers of a killed process are removed once there is a new checkpoint."""
-    monkeypatch.setattr(checkpoint, "LARGE", 0)
+    monkeypatch.setattr(checkpoint, "LARGE_BYTES", 0)
     folder = run_folder / "run" / "checkpoints"
     fit(lit_rlvr, "--trainer.max_steps", 1)
     for name in ("step-000002.tmp", "step-000001.old"):

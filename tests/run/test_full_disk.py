@@ -42,7 +42,7 @@ def test_a_run_on_a_full_disk(
     kilobytes: int, apart: bool,
 ) -> None:  # fmt: skip
     """Full with the first files, the first checkpoint, the second one; or, with checkpoints elsewhere, with records."""
-    monkeypatch.setattr(live, "EVERY", 1000.0)  # else it depends on the time which file is the first not to fit
+    monkeypatch.setattr(live, "WRITE_SECONDS", 1000.0)  # else it depends on the time which file is the first not to fit
     fit(lit_rlvr, *to("whole"))
     small_disk(f"{kilobytes}k")
     if apart:

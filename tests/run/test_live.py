@@ -22,20 +22,20 @@ def test_it_follows_a_run_from_its_start_to_its_end(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a reward that takes its time; written so often that no stage is missed."""
-    monkeypatch.setattr(live, "EVERY", 0.001)
+    monkeypatch.setattr(live, "WRITE_SECONDS", 0.001)
     (run_folder / "slow_judge.py").write_text(
         "import time\n\ndef judge(completion, sample):\n    time.sleep(0.02)\n    return 1.0\n"
     )
     seen: list[dict[str, Any]] = []
     over = threading.Event()
 
-    def look() -> None:
+    def refresh() -> None:
         while not over.wait(0.001):
             path = run_folder / "run" / live.LIVE
             if path.is_file():
                 seen.append(json.loads(path.read_text()))
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=refresh)
     thread.start()
     result = lit_rlvr("fit", "--config", "tiny.yaml", "--rollout.rewards", '["slow_judge.judge"]')
     over.set()
@@ -50,7 +50,7 @@ def test_it_follows_a_run_from_its_start_to_its_end(
     last = json.loads((run_folder / "run" / live.LIVE).read_text())
     assert (last["stage"], last["part"], last["waiting"]) == ("ended", "", {})
     assert last["step"] == last["steps"] > 0 and last["seconds_left"] == 0 and last["engine"] == "hf"
-    assert next(iter(FollowedFolders([run_folder / "run"]).runs.values())).now.state == "finished"
+    assert next(iter(FollowedFolders([run_folder / "run"]).runs.values())).status.state == "finished"
 
 
 def test_a_failed_run_says_that_it_ended(run_folder: Path, lit_rlvr: CLI) -> None:

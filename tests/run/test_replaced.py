@@ -12,7 +12,16 @@ from made_runs import group, make_run
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.run import folder as replaced
-from lit_rlvr.run.folder import clear, drop, held, list_left, put_back, recover, room, set_aside
+from lit_rlvr.run.folder import (
+    back_up_earlier_run,
+    claim_run_folder,
+    clear_run_folder,
+    delete_backup,
+    list_run_files,
+    lock_run_folder,
+    restore_earlier_run,
+    undo_interrupted_move,
+)
 
 
 def old_run(root: Path) -> dict[str, bytes]:
@@ -46,12 +55,14 @@ def begin(root: Path) -> None:
 
 def test_a_run_is_set_aside_whole_and_put_back_whole(tmp_path: Path) -> None:
     before = old_run(tmp_path)
-    set_aside(tmp_path)
-    assert not list_left(tmp_path) and (tmp_path / "notes.txt").is_file() and (tmp_path / "images/my.png").is_file()
+    back_up_earlier_run(tmp_path)
+    assert (
+        not list_run_files(tmp_path) and (tmp_path / "notes.txt").is_file() and (tmp_path / "images/my.png").is_file()
+    )
     kept = content(tmp_path / ".replaced")
     assert kept == {name: text for name, text in before.items() if name not in ("notes.txt", "images/my.png")}
     begin(tmp_path)
-    put_back(tmp_path)
+    restore_earlier_run(tmp_path)
     assert content(tmp_path) == before
     assert (tmp_path / ".failed" / "failed_rewards.jsonl").read_text() == "new", "the message tells of it"
 
@@ -85,9 +96,9 @@ def test_killed_while_it_is_set_aside_a_run_is_not_lost(tmp_path: Path, monkeypa
     while True:
         root = tmp_path / str(moves)
         before = old_run(root)
-        if not cut_off(monkeypatch, moves, set_aside, root):
+        if not cut_off(monkeypatch, moves, back_up_earlier_run, root):
             break
-        recover(root)
+        undo_interrupted_move(root)
         assert content(root) == before, f"after {moves} moves"
         moves += 1
     assert moves == 10, "every file, the sharded checkpoint, and the folder's name"
@@ -98,12 +109,12 @@ def test_killed_while_it_is_put_back_a_run_is_not_lost(tmp_path: Path, monkeypat
     while True:
         root = tmp_path / str(moves)
         before = old_run(root)
-        set_aside(root)
+        back_up_earlier_run(root)
         begin(root)
-        if not cut_off(monkeypatch, moves, put_back, root):
+        if not cut_off(monkeypatch, moves, restore_earlier_run, root):
             break
-        with held(root):  # as the next `fit` does
-            put_back(root)
+        with lock_run_folder(root):  # as the next `fit` does
+            restore_earlier_run(root)
         assert content(root) == before, f"after {moves} moves"
         moves += 1
     assert moves > 10
@@ -117,15 +128,15 @@ def test_on_another_disk_files_stay_there(tmp_path: Path, monkeypatch: pytest.Mo
     (root / "checkpoints").symlink_to(elsewhere / "checkpoints")
     before = old_run(root)
     assert "notes.txt" in before
-    monkeypatch.setattr(replaced, "_disk", lambda folder: folder.resolve().is_relative_to(elsewhere))
-    set_aside(root)
+    monkeypatch.setattr(replaced, "_device", lambda folder: folder.resolve().is_relative_to(elsewhere))
+    back_up_earlier_run(root)
     kept = elsewhere / "checkpoints/.replaced/step-000004.ckpt"
     assert kept.is_file() and (root / ".replaced/checkpoints/step-000004.ckpt").samefile(kept)
-    put_back(root)
+    restore_earlier_run(root)
     assert content(root) == before and not kept.parent.exists()
     assert (elsewhere / "checkpoints/step-000005.ckpt/meta.pt").is_file()
-    set_aside(root)
-    drop(root)
+    back_up_earlier_run(root)
+    delete_backup(root)
     assert not kept.parent.exists() and not (root / ".replaced").exists()
 
 
@@ -139,14 +150,14 @@ def test_what_cannot_be_moved_stays_and_is_one_line(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(UserError, match="cannot be set aside: Operation not permitted"):
-        set_aside(tmp_path)
+        back_up_earlier_run(tmp_path)
     assert content(tmp_path) == before
 
 
 def killed_before_its_first_checkpoint(root: Path) -> dict[str, bytes]:
     """A run that was being replaced when the new one was killed."""
     before = old_run(root)
-    set_aside(root)
+    back_up_earlier_run(root)
     begin(root)
     return before
 
@@ -156,16 +167,16 @@ def test_after_a_kill_the_next_run_decides(tmp_path: Path) -> None:
     before = killed_before_its_first_checkpoint(tmp_path / "a")
     with (
         pytest.raises(UserError, match="already holds a run"),
-        held(tmp_path / "a"),
-        room(tmp_path / "a", False, False),
+        lock_run_folder(tmp_path / "a"),
+        claim_run_folder(tmp_path / "a", False, False),
     ):
         raise AssertionError("it is refused")
     assert content(tmp_path / "a") == before
 
     killed_before_its_first_checkpoint(tmp_path / "b")
-    with held(tmp_path / "b"), room(tmp_path / "b", False, True):
-        clear(tmp_path / "b", True)
-        assert not list_left(tmp_path / "b") and (tmp_path / "b/.replaced/summary.json").is_file()
+    with lock_run_folder(tmp_path / "b"), claim_run_folder(tmp_path / "b", False, True):
+        clear_run_folder(tmp_path / "b", True)
+        assert not list_run_files(tmp_path / "b") and (tmp_path / "b/.replaced/summary.json").is_file()
         begin(tmp_path / "b")
     assert not (tmp_path / "b/.replaced").exists(), "the new one came to its end"
     assert (tmp_path / "b/metrics.csv").read_text() == "new"
@@ -175,6 +186,10 @@ def test_a_new_run_with_a_checkpoint_is_not_replaced_by_the_old(tmp_path: Path) 
     """Killed, or ended by an error, between its first checkpoint and the end of the old one."""
     killed_before_its_first_checkpoint(tmp_path)
     (tmp_path / "checkpoints/step-000001.ckpt").write_text("new")
-    with pytest.raises(UserError, match="already holds a run"), held(tmp_path), room(tmp_path, False, False):
+    with (
+        pytest.raises(UserError, match="already holds a run"),
+        lock_run_folder(tmp_path),
+        claim_run_folder(tmp_path, False, False),
+    ):
         raise AssertionError("it is refused")
     assert not (tmp_path / ".replaced").exists() and (tmp_path / "metrics.csv").read_text() == "new"

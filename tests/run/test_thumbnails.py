@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_runs import completions, pictures_config, write_config
 
 from lit_rlvr.datamodules.reading.images import open_images
-from lit_rlvr.run.outputs import SIDE, list_thumbnails, save_thumbnails
+from lit_rlvr.run.outputs import THUMBNAIL_PIXELS, list_thumbnails, save_thumbnails
 
 CLI = Callable[..., Any]
 
@@ -22,7 +22,9 @@ def test_an_image_is_stored_once_and_small(tmp_path: Path) -> None:
     assert keys == list(images.keys) and keys[0] == keys[2] != keys[1]
     files = {path.stem: path for path in list_thumbnails(tmp_path / "run")}
     assert files.keys() == set(keys)
-    assert Image.open(files[keys[0]]).size == (SIDE, SIDE // 2) and Image.open(files[keys[1]]).size == (30, 20)
+    assert Image.open(files[keys[0]]).size == (THUMBNAIL_PIXELS, THUMBNAIL_PIXELS // 2) and Image.open(
+        files[keys[1]]
+    ).size == (30, 20)
     assert Image.open(files[keys[0]]).getpixel((5, 5)) == (255, 0, 0)
     files[keys[0]].write_bytes(b"kept")
     assert save_thumbnails((wide,), tmp_path / "run") == keys[:1], "plain images have the same keys"

@@ -33,11 +33,16 @@ def test_it_knows_what_the_whole_file_says(tmp_path: Path) -> None:
     index = Completions(folder / "completions.jsonl")
     assert index.follow(60)
     slow = visits(read_run(folder))
-    assert sum(len(prompt.places) for prompt in index.prompts.values()) == len(slow) > 30
+    assert sum(len(prompt.visits) for prompt in index.prompts.values()) == len(slow) > 30
     for visit in slow:
-        place = next(place for place in index.prompts[visit.id].places if place.step == visit.step)
+        place = next(place for place in index.prompts[visit.id].visits if place.step == visit.step)
         rewards = sum(row["reward"] for row in visit.rows)
-        assert (place.right, place.count, place.reward, place.live) == (visit.right, 4, rewards, visit.live)
+        assert (place.right, place.count, place.reward, place.has_gradient) == (
+            visit.right,
+            4,
+            rewards,
+            visit.has_gradient,
+        )
         assert index.visit(visit.id, visit.step) == visit
 
 
@@ -73,7 +78,7 @@ def test_a_resumed_run_replaces_the_file(tmp_path: Path) -> None:
     shorter.write_text(lines(ROWS[:80]))
     os.replace(shorter, path)
     index.follow(60)
-    assert index.rows == 80 and max(p.step for prompt in index.prompts.values() for p in prompt.places) == 20
+    assert index.rows == 80 and max(p.step for prompt in index.prompts.values() for p in prompt.visits) == 20
     path.unlink()
     index.follow(60)
     assert not index.prompts and index.visit("0+1", 2) is None
@@ -88,19 +93,19 @@ def test_unreadable_lines_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rights", "course"),
+    ("rights", "outcome"),
     [
         ([0, 0], "never right"), ([0, 1], "solved"), ([1, 0], "lost"), ([1, 0, 1], "right from the start"),
         ([0, 1, 0], "lost"), ([2], "right from the start"), ([0], "never right"),
         ([FAILED, 2, FAILED], "right from the start"),
     ],
 )  # fmt: skip
-def test_the_course_of_a_prompt(tmp_path: Path, rights: list[int], course: str) -> None:
+def test_the_outcome_of_a_prompt(tmp_path: Path, rights: list[int], outcome: str) -> None:
     path = tmp_path / "completions.jsonl"
     groups = enumerate(rights)
     rows = [row(2 * k + 2, "1+1", g, g < n, status="error" if n == FAILED else "ok") for k, n in groups for g in (0, 1)]
     path.write_text(lines(rows))
     index = Completions(path)
     index.follow(60)
-    assert index.prompts["1+1"].course == course
-    assert [place.judged for place in index.prompts["1+1"].places] == [0 if n == FAILED else 2 for n in rights]
+    assert index.prompts["1+1"].outcome == outcome
+    assert [place.judged for place in index.prompts["1+1"].visits] == [0 if n == FAILED else 2 for n in rights]

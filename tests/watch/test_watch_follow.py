@@ -11,7 +11,7 @@ import pytest
 from made_runs import make_run, make_study
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.watch.follow import SILENT, FollowedFolders, in_words, runs_in
+from lit_rlvr.watch.follow import SILENT_SECONDS, FollowedFolders, find_runs, format_duration
 
 
 def live(**changed: Any) -> str:
@@ -56,7 +56,7 @@ def test_a_run_that_has_not_ended(tmp_path: Path, changed: dict[str, Any], state
     if "ago" in changed:
         changed = {"at": time.time() - changed["ago"]}
     followed = FollowedFolders([unfinished(tmp_path / "run", live(**changed))])
-    now = followed.runs[str(tmp_path / "run")].now
+    now = followed.runs[str(tmp_path / "run")].status
     assert now.state == state and now.line.startswith(line), now.line
 
 
@@ -64,7 +64,7 @@ def test_a_run_that_has_ended(tmp_path: Path) -> None:
     for name, stopped in (("done", None), ("early", "stopped by SIGTERM")):
         (make_run(tmp_path / name, stopped=stopped) / "live.json").write_text(live(stage="ended"))
     followed = FollowedFolders([tmp_path])
-    states = {Path(name).name: (run.now.state, run.now.line) for name, run in followed.runs.items()}
+    states = {Path(name).name: (run.status.state, run.status.line) for name, run in followed.runs.items()}
     assert states == {
         "done": ("finished", "finished after 4 steps"), "early": ("stopped", "stopped early: stopped by SIGTERM"),
     }  # fmt: skip
@@ -72,19 +72,19 @@ def test_a_run_that_has_ended(tmp_path: Path) -> None:
 
 def test_a_resumed_run_is_running_whatever_its_old_summary_says(tmp_path: Path) -> None:
     (make_run(tmp_path / "run") / "live.json").write_text(live())
-    assert next(iter(FollowedFolders([tmp_path]).runs.values())).now.state == "running"
-    assert SILENT > 5, "a write may be late on a busy machine"
+    assert next(iter(FollowedFolders([tmp_path]).runs.values())).status.state == "running"
+    assert SILENT_SECONDS > 5, "a write may be late on a busy machine"
 
 
 def test_only_what_changed_is_read_again(tmp_path: Path) -> None:
     folder = unfinished(tmp_path / "run", live())
     followed = FollowedFolders([folder])
     version = followed.versions["metrics"]
-    followed.look()
+    followed.refresh()
     assert followed.versions["metrics"] == version
     with (folder / "metrics.csv").open("a") as file:
         file.write("6,,,,,,,\n")
-    followed.look()
+    followed.refresh()
     assert followed.versions["metrics"] == version + 1 and max(followed.groups[0].runs[0].metrics) == 6
 
 
@@ -92,21 +92,21 @@ def test_later_runs_are_found(tmp_path: Path) -> None:
     make_run(tmp_path / "first")
     followed = FollowedFolders([tmp_path])
     make_run(tmp_path / "deep" / "second")
-    followed.look()
+    followed.refresh()
     assert [Path(name).name for name in followed.runs] == ["first", "second"]
 
 
 def test_a_study_is_one_thing_and_other_folders_are_searched(tmp_path: Path) -> None:
     make_run(tmp_path / "all" / "study" / "runs")
     make_study(tmp_path / "all" / "study", [{"name": "grpo", "run": "runs"}])
-    assert runs_in(tmp_path / "all") == [tmp_path / "all" / "study"]
+    assert find_runs(tmp_path / "all") == [tmp_path / "all" / "study"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty holds no run"):
-        runs_in(tmp_path / "empty")
+        find_runs(tmp_path / "empty")
     with pytest.raises(UserError, match="there is no such folder"):
-        runs_in(tmp_path / "gone")
+        find_runs(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (99, "99 s"), (120, "2 min"), (9000, "2 h 30 min")])
 def test_durations(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+    assert format_duration(seconds) == words

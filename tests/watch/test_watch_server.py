@@ -67,8 +67,8 @@ def test_the_table_of_prompts_is_filtered_sorted_and_searched(pages: tuple[TestC
 
     both = found(order="id")
     assert len(both) == 2 and both[0] == "What is 1+1?"
-    assert found(course="never right") == both[1:] and found(course="right from the start") == both[:1]
-    assert found(course="lost") == []
+    assert found(outcome="never right") == both[1:] and found(outcome="right from the start") == both[:1]
+    assert found(outcome="lost") == []
     assert found(words="IS 1+") == both[:1] and found(words="nothing like it") == []
     assert found(order="gain")[0] == "What is 1+1?"
     assert "step 2: 1 of 2" in asked.get("/prompts", params={"run": run}).text

@@ -74,7 +74,7 @@ class VLLMEngine(RolloutEngine):
         self.dtype = dtype
         self.kv_cache_gb = kv_cache_gb
         self.gpu_memory_utilization = gpu_memory_utilization
-        self.sleep = sleep
+        self.sleep_mode = sleep
         self.enforce_eager = enforce_eager
         self.quantized = quantize != "none"
         self.options = options or {}
@@ -153,7 +153,7 @@ class VLLMEngine(RolloutEngine):
             settings["mm_device_do_normalize"] = False
         if torch.cuda.is_available():
             settings["gpu_memory_utilization"] = self._share(context.reserved)
-            settings["enable_sleep_mode"] = self.sleep
+            settings["enable_sleep_mode"] = self.sleep_mode
             settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
         else:
             # Seeded sampling on a CPU fails if a prompt is computed in chunks, so every prompt must fit.
@@ -193,7 +193,7 @@ class VLLMEngine(RolloutEngine):
         torch.cuda.empty_cache()  # freed by training
         if self.gpu_memory_utilization is not None:
             return self.gpu_memory_utilization
-        if not self.sleep:
+        if not self.sleep_mode:
             return 0.4
         if self._found is None:
             free, total = torch.cuda.mem_get_info()
@@ -308,7 +308,7 @@ class VLLMEngine(RolloutEngine):
         return self._context
 
     def sleep(self) -> bool:
-        if not (self.sleep and torch.cuda.is_available()):
+        if not (self.sleep_mode and torch.cuda.is_available()):
             return False
         self._llm.sleep(level=2)  # keeps neither the KV cache nor the weights
         self._asleep, self._complete = True, False

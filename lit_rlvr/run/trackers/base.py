@@ -15,7 +15,7 @@ from lit_rlvr.run.outputs import thumbnail_path
 
 COLUMNS = ("step", "id", "sample", "prompt", "answer", "completion", "reward", "correct", "advantage",
            "finish_reason", "tokens", "status")  # fmt: skip
-"""Those of completions.jsonl that every table has; `turns` and `images` are there if any row has them."""
+"""Columns of completions.jsonl that every table has; `turns` and `images` follow if any row has them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Samples:
 
     @staticmethod
     def of(records: Sequence[dict[str, Any]], run: Path) -> Samples:
-        """The table of records as they stand in completions.jsonl of a run folder."""
+        """Build the table from records of completions.jsonl in a run folder."""
         more = tuple(name for name in ("turns", "images") if any(name in record for record in records))
         columns = COLUMNS + more
         rows = [[_cell(record.get(name)) for name in columns] for record in records]
@@ -42,7 +42,7 @@ class Samples:
         return Samples(columns, rows, pictures)
 
     def with_pictures(self, cell: Callable[[list[Path]], Any]) -> tuple[list[str], list[list[Any]]]:
-        """(columns, rows) with a column `picture`, if any row has one.
+        """Return (columns, rows), with a column `picture` if any row has one.
 
         Args:
             cell: makes a cell of the pictures of a row.
@@ -54,7 +54,7 @@ class Samples:
 
     @property
     def shown(self) -> dict[Path, str]:
-        """Each different picture -> the id of the first prompt that has it."""
+        """Each different picture and the id of the first prompt that has it."""
         ids = [str(row[self.columns.index("id")]) for row in self.rows]
         found: dict[Path, str] = {}
         for name, paths in zip(ids, self.pictures, strict=True):
@@ -64,7 +64,7 @@ class Samples:
 
 
 def _cell(value: Any) -> Any:
-    """A value for a table: the messages of a chat as `role: content`, other lists as JSON."""
+    """Return a value for a table: a chat's messages as `role: content`, other lists as JSON."""
     if isinstance(value, list):
         if value and all(isinstance(item, dict) and {"role", "content"} <= set(item) for item in value):
             return "\n".join(f"{item['role']}: {_text(item['content'])}" for item in value)
@@ -78,7 +78,7 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told about the run when it starts.
+    """The facts about a run that a tracker gets at its start.
 
     Args:
         name: the run's name.
@@ -100,10 +100,10 @@ class TrackedRun:
 
 
 class Tracker(ABC):
-    """Sends a run's metrics and samples to one tracker. Only the first process has one.
+    """Sends the metrics and samples of a run to one tracker; only rank 0 has one.
 
-    Any method may raise what the tracker's package raises: `Trackers` turns it into an error at the start, and into a
-    warning later.
+    Any method may raise an exception of the tracker's package: `Trackers` makes it an error at the start, and a warning
+    later.
 
     Args:
         name: the run's name; by default the path of its folder, without a leading `runs/`.
@@ -111,18 +111,19 @@ class Tracker(ABC):
     """
 
     key: ClassVar[str]
-    """Its name in `trackers`, in messages, and the extra that installs it."""
+    """Name of the tracker in `trackers` and in messages, and of the extra that installs it."""
     module: ClassVar[str] = ""
-    """The module that it needs; "" = none besides ours."""
+    """The module that the tracker imports; "" = none besides ours."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """The packages that provide it, if they are named otherwise."""
+    """The packages that provide the module, if their names differ from it."""
 
     def __init__(self, name: str | None = None, samples_every: int = 10) -> None:
         self.name, self.samples_every = name, samples_every
 
     @property
     def place(self) -> str:
-        """Where the run is kept, besides its id; a resumed run that is sent elsewhere is a new run there."""
+        """The address that keeps the run, in addition to its id; a run that resumes with another address is new
+        there."""
         return ""
 
     @abstractmethod
@@ -135,11 +136,11 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, step: int, metrics: Mapping[str, float], samples: Samples | None) -> None:
-        """Send all metrics of one optimizer step, and the samples of its iteration. Steps only ever rise."""
+        """Send all metrics of one optimizer step, and the samples of its iteration; steps only increase."""
 
     @abstractmethod
     def end(self, summary: Mapping[str, Any], curves: Path | None, failed: bool) -> None:
-        """Send the results, and wait until everything has been written.
+        """Send the results, and wait until the tracker has written everything.
 
         Args:
             summary: what summary.json says; empty if the run ended without one.
@@ -149,5 +150,5 @@ class Tracker(ABC):
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a summary, as metrics `summary/<name>`."""
+    """Return the numbers of a summary as metrics `summary/<name>`."""
     return {f"summary/{k}": float(v) for k, v in summary.items() if isinstance(v, int | float)}

@@ -1,4 +1,4 @@
-"""Keeps every tracker a copy of metrics.csv, whatever happens to the run or to the tracker."""
+"""Keeps every tracker a copy of metrics.csv, even if the run or the tracker fails in between."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lit_rlvr.terminal import one_line
 
 Name = Literal["wandb", "mlflow", "trackio", "tensorboard"]
 Chosen = list[Tracker | Name] | Tracker | Name | None
-"""What the option takes: names and class_paths, one or several."""
+"""Type of the option `trackers`: names and class_paths, one or several."""
 
 NAMES: dict[str, type[Tracker]] = {cls.key: cls for cls in (Wandb, MLflow, Trackio, TensorBoard)}
 
@@ -57,20 +57,21 @@ def choose_trackers(chosen: Chosen, board: bool) -> list[Tracker]:
 
 
 FOLDER = "trackers"
-"""Folder in the run folder for the trackers' files and `runs.json`: each tracker's id of the run, and its last step."""
+"""Subfolder of the run folder for the trackers' files and `runs.json`, which holds each tracker's run id and last
+step."""
 PAUSE = 60.0
-"""Seconds until a tracker that failed is tried again; doubled each time, up to `LONGEST_PAUSE`."""
+"""Seconds before a tracker that failed is tried again; they double each time, up to `LONGEST_PAUSE`."""
 LONGEST_PAUSE = 3600.0
 
 _log = logging.getLogger("lit_rlvr")
 
 
 class Trackers(Callback):
-    """Sends each row of metrics.csv to every tracker once it is complete: when the next iteration begins.
+    """Sends each row of metrics.csv to every tracker when the next iteration begins, because it is complete then.
 
-    A tracker gets the rows after the last step it has. That covers all cases alike: a resumed run sends nothing twice,
-    and sends what an earlier process could not; a tracker that fails holds nothing up and gets what it missed later;
-    one that is added to a run that is resumed gets the run from its beginning.
+    A tracker gets the rows after the last step it has. So a resumed run sends nothing twice, and sends what an earlier
+    process could not send. A tracker that fails delays nothing, and gets the missing rows later. A tracker that the
+    user adds to a resumed run gets the run from its beginning.
 
     Args:
         trackers: at most one of each kind; only the first process uses them.
@@ -87,7 +88,7 @@ class Trackers(Callback):
             self._earlier = _text(_root(trainer) / "summary.json")
 
     def begin(self, trainer: Trainer) -> None:
-        """Start every tracker's run, or continue it.
+        """Start or continue every tracker's run.
 
         Raises:
             UserError: a tracker fails.
@@ -118,12 +119,12 @@ class Trackers(Callback):
                 feed.samples[trainer.global_step] = Samples.of(rows, _root(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if _run_folder(trainer).began:  # it may have completed a run that was stopped in its last validation
+        if _run_folder(trainer).has_started:  # it may have completed a run that was stopped in its last validation
             self.begin(trainer)
         self._end(trainer, failed=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # The row of an iteration that was stopped within its validation is sent when the run is resumed.
+        # If the run stopped during validation, the resumed run sends this iteration's row.
         self._end(trainer, not isinstance(exception, RunStopped | KeyboardInterrupt), complete=not trainer.validating)
 
     def _send(self, trainer: Trainer) -> None:
@@ -144,7 +145,7 @@ class Trackers(Callback):
 
 
 class Feed:
-    """One tracker, what it has got so far, and what it still has to get."""
+    """One tracker with the rows that it has and those that it still needs."""
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
@@ -189,7 +190,7 @@ class Feed:
         self._save()
 
     def send(self, rows: Mapping[int, Mapping[str, float]]) -> None:
-        """Send all rows that the tracker does not have yet; a tracker that fails is left alone for a while."""
+        """Send all rows that the tracker does not have yet; skip a tracker that failed recently."""
         if not self.started or time.monotonic() < self._try_at:
             return
         try:
@@ -207,7 +208,7 @@ class Feed:
     def end(
         self, rows: Mapping[int, Mapping[str, float]], summary: Mapping[str, Any], curves: Path | None, failed: bool
     ) -> None:
-        """Send what is left and the results, and end the tracker's run."""
+        """Send the remaining rows and the results, and end the tracker's run."""
         if not self.started:
             return
         self._try_at = 0.0
@@ -219,7 +220,7 @@ class Feed:
             self._fails(error)
 
     def _fails(self, error: Exception) -> None:
-        """Say so once, and be patient."""
+        """Log the first failure, and double the pause before the next attempt."""
         if not self._failures:
             _log.warning(
                 "trackers: %s fails after step %d: %s; the run goes on, and sends what is missing when %s works again, "
@@ -236,15 +237,15 @@ class Feed:
 
 
 def run_name(root: Path) -> str:
-    """A run's name for trackers: the path of its folder, without a leading `runs/`; outside the current directory only
-    the last part."""
+    """Return a run's name for trackers: the path of its folder without a leading `runs/`; outside the current directory
+    only the last part."""
     root, here = root.resolve(), Path.cwd()
     parts = root.relative_to(here).parts if root.is_relative_to(here) else ()
     return "/".join(parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts) or root.name
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The trackers' runs by key; empty if there were none."""
+    """Return the trackers' runs by key; empty without a `runs.json`."""
     try:
         found = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
@@ -253,7 +254,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _rows(trainer: Trainer) -> Mapping[int, Mapping[str, float]]:
-    """What metrics.csv has, by step; only the first process has it."""
+    """Return the rows of metrics.csv by step; only rank 0 has them."""
     return next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
 
 

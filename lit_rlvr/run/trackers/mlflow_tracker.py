@@ -13,7 +13,7 @@ from PIL import Image
 from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker, numbers
 
 TABLE = "samples.json"
-"""The artifact that MLflow shows as a table: the newest samples. Those of each step are in `samples/`."""
+"""Artifact with the newest samples, which MLflow shows as a table; `samples/` holds those of each step."""
 
 
 class MLflow(Tracker):

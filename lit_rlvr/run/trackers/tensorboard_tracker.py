@@ -46,16 +46,16 @@ class TensorBoard(Tracker):
 
 
 def _pixels(path: Path) -> np.ndarray:
-    """A picture as bytes of shape (height, width, 3)."""
+    """Return a picture as bytes of shape (height, width, 3)."""
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB"))
 
 
 def _block(text: str) -> str:
-    """A text that Markdown shows as it is."""
+    """Return a text as a Markdown code block."""
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
 def _cell(value: Any) -> str:
-    """A value within a Markdown table."""
+    """Return a value as a cell of a Markdown table."""
     return "<br>".join(str(value).replace("|", "\\|").splitlines())

@@ -46,7 +46,7 @@ class Trackio(Tracker):
             self.project, name, group=self.group, space_id=self.space_id, server_url=self.server_url,
             config=dict(run.config), resume="allow" if run.id else "never", embed=False,
         )  # fmt: skip
-        return name, self._run._next_step - 1  # it writes in the background: what it has, not what it was given
+        return name, self._run._next_step - 1  # trackio writes in the background: the steps that it has written
 
     def log(self, step: int, metrics: Mapping[str, float], samples: Samples | None) -> None:
         import trackio

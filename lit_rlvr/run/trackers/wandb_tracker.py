@@ -17,11 +17,11 @@ from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker, numbers
 
 MAGIC, BLOCK, HEADER = b":W&B", 32768, 7
 WHOLE, FIRST, LAST = 1, 2, 4
-"""Kinds of pieces: a whole record, and the first and last piece of one; others are in between."""
+"""Kinds of pieces: a whole record, and the first and last piece of one; all others lie in between."""
 
 
 def read_records(path: Path) -> Iterator[Any]:
-    """The complete records of a .wandb file, as W&B's protobuf `Record`; the end of a torn file is left out.
+    """Return the complete records of a .wandb file as W&B's protobuf `Record`; ignore the torn end of a file.
 
     The file is a log of LevelDB: blocks of 32 KiB with pieces of records, each after its checksum (4 bytes), length (2)
     and kind (1). A piece never crosses the end of a block.
@@ -48,14 +48,14 @@ def read_records(path: Path) -> Iterator[Any]:
 
 
 def last_offline_step(paths: Sequence[Path]) -> int | None:
-    """The last step whose metrics are in any of the files; None = there are none."""
+    """Return the last step whose metrics are in any of the files; None if there is none."""
     records = (record for path in paths for record in read_records(path))
     steps = [record.history.step.num for record in records if record.WhichOneof("record_type") == "history"]
     return max(steps, default=None)
 
 
 PATIENCE = 3.0
-"""Seconds after which a wait for W&B's server is reported."""
+"""Seconds after which the tracker reports that it waits for W&B's server."""
 LONGEST_WAIT = 30.0
 """Seconds to wait for W&B's server, unless `options` or WANDB_INIT_TIMEOUT say otherwise."""
 
@@ -93,16 +93,16 @@ class Wandb(Tracker):
         return f"{self.entity or ''}/{self.project}"
 
     def start(self, run: TrackedRun) -> tuple[str, int]:
-        asked: Any = self.mode or os.environ.get("WANDB_MODE")
-        mode = asked or ("online" if has_key() else "offline")
-        # What W&B was given is not what it has: a killed process loses what had not yet been written.
+        requested: Any = self.mode or os.environ.get("WANDB_MODE")
+        mode = requested or ("online" if has_key() else "offline")
+        # Ask W&B which steps it has: a killed process loses those that it had not written yet.
         written = last_offline_step(sorted(run.folder.glob(f"wandb/offline-run-*-{run.id}/*.wandb")))
-        why = "" if asked else ", because there is no API key (`wandb login`)"
+        why = "" if requested else ", because there is no API key (`wandb login`)"
         if mode == "online":
             try:
                 self._run = self._start_online(run)
             except TimeoutError as error:
-                if asked:
+                if requested:
                     raise UserError(
                         f"trackers: wandb: {error}; mend the connection, or set its mode: offline and upload the run "
                         "later"
@@ -116,7 +116,7 @@ class Wandb(Tracker):
         return self._run.id, self._run.step - 1 if mode == "online" else run.last_step if written is None else written
 
     def _start_online(self, run: TrackedRun) -> Any:
-        """Start the run on the server, and say what is waited for if that takes long.
+        """Start the run on the server; report a long wait.
 
         Raises:
             TimeoutError: the server does not answer.
@@ -148,7 +148,7 @@ class Wandb(Tracker):
         )  # fmt: skip
 
     def _settings(self) -> Any:
-        """W&B's settings of this run, with a shorter wait for the server than its own."""
+        """Return W&B's settings of this run, with a shorter wait for the server than W&B's default."""
         import wandb
 
         given = self.options.get("settings") or {}
@@ -178,14 +178,14 @@ class Wandb(Tracker):
 
 
 def base_url() -> str:
-    """The address of W&B's server."""
+    """Return the address of W&B's server."""
     import wandb
 
     return os.environ.get("WANDB_BASE_URL") or str(wandb.Settings().base_url)
 
 
 def has_key() -> bool:
-    """Whether there is an API key, without asking for one at the terminal or over the network."""
+    """Return whether there is an API key, without a prompt in the terminal or a request over the network."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = str(urlsplit(base_url()).hostname)
