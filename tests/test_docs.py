@@ -142,17 +142,9 @@ def test_readme_make_targets_exist() -> None:
         assert f"\n{target}:" in makefile, target
 
 
-EACH = """
-import sys
-from lit_rlvr.cli.main import run
-common, parts = sys.argv[1].split("|"), sys.argv[2:]
-for part in parts:
-    name, *options = part.split("|")
-    assert run([*common, *options, "--trainer.default_root_dir", name]) == 0, name
-"""
-
-
-def test_plug_points_run(tmp_path: Path, tiny_model_folder: Path, vlm_folder: Path) -> None:
+def test_plug_points_run(
+    tmp_path: Path, tiny_model_folder: Path, vlm_folder: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each part of `my_task` in docs/extend.md, and `my_env` in docs/environments.md, used from another folder by its
     class_path alone."""
     parts = {
@@ -175,12 +167,10 @@ def test_plug_points_run(tmp_path: Path, tiny_model_folder: Path, vlm_folder: Pa
         parts[environment] = ["--rollout.environment", f"{{class_path: my_env.{environment}}}", *turns]
     (tmp_path / "my_task.py").write_text("\n".join(blocks("python", ROOT / "docs/extend.md")))
     (tmp_path / "my_env.py").write_text("\n".join(blocks("python", ROOT / "docs/environments.md")))
-    done = subprocess.run(
-        [sys.executable, "-c", EACH, "|".join(common), *("|".join([name, *part]) for name, part in parts.items())],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert all((tmp_path / name / "summary.json").is_file() for name in parts)
+    monkeypatch.chdir(tmp_path)
+    for name, part in parts.items():
+        done = lit_rlvr(*common, *part, "--trainer.default_root_dir", name)
+        assert done.status == 0 and (tmp_path / name / "summary.json").is_file(), f"{name}: {done.err}"
 
 
 def test_yaml_parses() -> None:
@@ -188,6 +178,7 @@ def test_yaml_parses() -> None:
         assert isinstance(yaml.safe_load(block), dict)
 
 
+@pytest.mark.slow
 def test_readme_python_trains(tmp_path: Path, tiny_model_folder: Path) -> None:
     """README's lines of Python with a tiny model and two steps, then once more for a third step from the checkpoint."""
     (code,) = blocks("python", ROOT / "README.md")
@@ -261,7 +252,7 @@ OTHER_KINDS = ("suites", "studies", "protocols", "printed", "claims")
 CONFIGS = [
     path
     for path in sorted(config_folder().rglob("*.yaml"))
-    if not {*path.relative_to(config_folder()).parts[:-1]} & {*OTHER_KINDS}
+    if not {*path.relative_to(config_folder()).parts[:-1]} & {"recipes", *OTHER_KINDS}  # test_recipes.py builds them
     or path.parent.name == "base"
     or path.stem == "steps"
 ]

@@ -33,7 +33,7 @@ print("TOKENS", list(output[0].outputs[0].token_ids))
 """
 
 
-@pytest.fixture(scope="module", params=["file", "shards"])
+@pytest.fixture(scope="module", params=["file", pytest.param("shards", marks=pytest.mark.slow)])
 def trained(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose checkpoint is a file, and one of two processes whose checkpoint is sharded."""
     root = tmp_path_factory.mktemp("export") / "run"
@@ -65,6 +65,7 @@ def test_exported_weights_are_the_trained_ones(trained: Path, tiny_model_folder:
     assert exported.generation_config.eos_token_id == original.generation_config.eos_token_id
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
 def test_vllm_loads_the_exported_folder(trained: Path, tmp_path: Path) -> None:
     folder = export_run(trained, tmp_path / "out")

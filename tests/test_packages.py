@@ -58,6 +58,7 @@ def test_importing_the_package_is_light() -> None:
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_children_can_import_torchvision_before_anything_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the process in which vLLM inspects a model does."""
     monkeypatch.setenv("PYTHONPATH", "")

@@ -83,6 +83,7 @@ def test_hugging_face_engine(vlm_context: EngineContext, prompts: list[Prompt]) 
     assert max(found.values()) <= 2e-5, found
 
 
+@pytest.mark.slow
 def test_vllm(vlm_context: EngineContext, vlm_engine: VLLMEngine, prompts: list[Prompt]) -> None:
     found = largest_differences(vlm_engine, vlm_context, prompts)
     assert max(found.values()) <= 5e-5, found

@@ -71,6 +71,7 @@ def test_generation_agrees_with_the_trainer(vlm_context: EngineContext, policy: 
     assert_agrees(policy, prompts, generate(engine, policy, prompts), 2e-5)
 
 
+@pytest.mark.slow
 def test_vllm_agrees_with_the_trainer_after_every_sync(
     vlm_engine: VLLMEngine, policy: Policy, prompts: list[Prompt]
 ) -> None:
@@ -100,7 +101,7 @@ def test_vllm_loads_an_exported_folder(
         engine.close()
 
 
-@pytest.mark.parametrize("name", ["hf", "vllm"])
+@pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_images_are_observed(
     name: str, vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], request: pytest.FixtureRequest
 ) -> None:

@@ -35,6 +35,7 @@ def test_resume_and_export(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: P
     assert torch.equal(exported["model.norm.weight"], original["model.norm.weight"])
 
 
+@pytest.mark.slow
 def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit_rlvr: CLI) -> None:
     quantized = ("--model.init_args.lora", "{rank: 4, alpha: 8, quantize: nf4}", "--rollout.probe_every", "1")
     fit(lit_rlvr, *quantized, *to("whole"))

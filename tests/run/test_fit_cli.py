@@ -136,8 +136,9 @@ def test_the_seed_decides_the_weights(run_folder: Path, lit_rlvr: CLI) -> None:
 # ---- going on ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("updates", [1, 2])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("updates", "precision"), [(2, "32-true"), pytest.param(2, "bf16-mixed", marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI, updates: int, precision: str) -> None:
     options = ("--model.init_args.updates_per_rollout", updates, "--trainer.precision", precision)
     schedule = ("--model.init_args.lr_schedule", "constant", "--model.init_args.warmup_steps", 5)

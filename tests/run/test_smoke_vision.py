@@ -15,7 +15,7 @@ MOST_FREQUENT = 0.30
 """Share of the most frequent answer among 128 held-out pictures, at most."""
 
 
-@pytest.mark.parametrize("recipe", ["geometry", "medical_vqa"])
+@pytest.mark.parametrize("recipe", ["geometry", pytest.param("medical_vqa", marks=pytest.mark.slow)])
 def test_the_recipes_run(recipe: str, tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     small = ["--warm_start.steps", 2, "--data.init_args.pictures", 160, "--data.init_args.held_out", 8]

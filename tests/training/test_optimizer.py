@@ -24,7 +24,9 @@ SGD = ("--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.opti
 
 
 @pytest.mark.parametrize(
-    "optimizer", [SGD, ("--model.init_args.optimizer", "bitsandbytes.optim.AdamW8bit")], ids=["SGD", "AdamW8bit"]
+    "optimizer",
+    [SGD, pytest.param(("--model.init_args.optimizer", "bitsandbytes.optim.AdamW8bit"), marks=pytest.mark.slow)],
+    ids=["SGD", "AdamW8bit"],
 )
 def test_a_run_with_it_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, optimizer: tuple[str, ...]) -> None:
     schedule = (*optimizer, "--model.init_args.lr_schedule", "linear", "--trainer.max_steps", 6)
