@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_runs import FIT, to
 
 from lit_rlvr import algorithms
 from lit_rlvr.cli.main import COMMANDS, run
@@ -142,9 +143,7 @@ def test_readme_make_targets_exist() -> None:
         assert f"\n{target}:" in makefile, target
 
 
-def test_plug_points_run(
-    tmp_path: Path, tiny_model_folder: Path, vlm_folder: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> None:
     """Each part of `my_task` in docs/extend.md, and `my_env` in docs/environments.md, used from another folder by its
     class_path alone."""
     parts = {
@@ -158,19 +157,14 @@ def test_plug_points_run(
         "engine": ["--rollout.engine", "my_task.Slow"],
         "algorithm": ["--model", "my_task.Plain", "--model.init_args.lr", "1e-3"],
     }  # fmt: skip
-    common = [
-        "fit", "--config", "quickstart", "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf",
-        "--trainer.precision", "32-true", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0",
-    ]  # fmt: skip
     for environment in ("Countdown", "Shop"):
         turns = ["--rollout.sampling.max_turns", "2", "--rollout.sampling.max_tokens", "4"]
         parts[environment] = ["--rollout.environment", f"{{class_path: my_env.{environment}}}", *turns]
-    (tmp_path / "my_task.py").write_text("\n".join(blocks("python", ROOT / "docs/extend.md")))
-    (tmp_path / "my_env.py").write_text("\n".join(blocks("python", ROOT / "docs/environments.md")))
-    monkeypatch.chdir(tmp_path)
+    (run_folder / "my_task.py").write_text("\n".join(blocks("python", ROOT / "docs/extend.md")))
+    (run_folder / "my_env.py").write_text("\n".join(blocks("python", ROOT / "docs/environments.md")))
     for name, part in parts.items():
-        done = lit_rlvr(*common, *part, "--trainer.default_root_dir", name)
-        assert done.status == 0 and (tmp_path / name / "summary.json").is_file(), f"{name}: {done.err}"
+        done = lit_rlvr(*FIT, "--trainer.max_steps", 1, "--trainer.limit_val_batches", 0, *part, *to(name))
+        assert done.status == 0 and (run_folder / name / "summary.json").is_file(), f"{name}: {done.err}"
 
 
 def test_yaml_parses() -> None:

@@ -13,6 +13,9 @@ class TextMath(PromptDataModule): pass
 """
 FIND = """
 import logging, os, sys
+import lit_rlvr.datamodules.geometry  # for the libraries that it imports, once
+for name in [name for name in sys.modules if name.startswith("lit_rlvr")]:
+    del sys.modules[name]
 from lit_rlvr.cli.user_modules import add_user_modules, report_namesake
 from jsonargparse._util import import_object
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
