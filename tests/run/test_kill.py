@@ -46,11 +46,11 @@ def end_at_random(arguments: list[str], run: Path, draw: random.Random) -> str:
 
 
 @pytest.mark.slow
-def test_ended_at_ten_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_ended_at_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
     options = (*EVERY_STEP, "--trainer.max_steps", "600", "--trainer.val_check_interval", "200")
     fit(lit_rlvr, *to("whole"), *options)
     draw, run = random.Random(0), run_folder / "run"
-    for _ in range(10):
+    for _ in range(6):
         resume = RESUME if (run / "config.yaml").is_file() else ("--overwrite", "true")
         end_at_random([str(CONSOLE_SCRIPT), *FIT, *options, *resume], run, draw)
     fit(lit_rlvr, *options, *RESUME)
