@@ -12,6 +12,7 @@ from typing import IO
 import pytest
 
 from lit_rlvr.cli.main import run
+from lit_rlvr.rewards import shared_pool
 
 
 class Forked:
@@ -65,6 +66,9 @@ def _become(arguments: Sequence[str], log: int, environment: Mapping[str, str]) 
             signal.signal(number, signal.SIG_DFL)
         os.environ.clear()
         os.environ.update(environment)
+        of_the_parent = shared_pool()  # kept, so that its workers are not ended
+        shared_pool.cache_clear()
+        assert shared_pool() is not of_the_parent
         status = run([str(argument) for argument in arguments])
     except BaseException:
         traceback.print_exc()
