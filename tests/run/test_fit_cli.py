@@ -524,6 +524,7 @@ def test_options_that_a_class_change_drops_are_named(run_folder: Path, lit_rlvr:
     assert "model: GPG instead of GRPO of tiny.yaml: kept lr, model; dropped nothing" in other.err
 
 
+@pytest.mark.slow
 def test_an_empty_directory_is_enough(tiny_model_folder: Path, tmp_path: Path) -> None:
     """The console script with a user's own reward in the current directory."""
     config = tiny_config(tiny_model_folder)
