@@ -24,6 +24,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from forked import forks  # noqa: F401
 from tiny import byte_tokenizer, save_model, tiny_llama, tiny_qwen2
 from tiny_runs import tiny_config, write_config
 from tiny_vlms import KINDS

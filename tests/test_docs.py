@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tiny_runs import FIT, to
 
 from lit_rlvr import algorithms
 from lit_rlvr.cli.main import COMMANDS, run
@@ -142,17 +143,7 @@ def test_readme_make_targets_exist() -> None:
         assert f"\n{target}:" in makefile, target
 
 
-EACH = """
-import sys
-from lit_rlvr.cli.main import run
-common, parts = sys.argv[1].split("|"), sys.argv[2:]
-for part in parts:
-    name, *options = part.split("|")
-    assert run([*common, *options, "--trainer.default_root_dir", name]) == 0, name
-"""
-
-
-def test_plug_points_run(tmp_path: Path, tiny_model_folder: Path, vlm_folder: Path) -> None:
+def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> None:
     """Each part of `my_task` in docs/extend.md, and `my_env` in docs/environments.md, used from another folder by its
     class_path alone."""
     parts = {
@@ -166,21 +157,14 @@ def test_plug_points_run(tmp_path: Path, tiny_model_folder: Path, vlm_folder: Pa
         "engine": ["--rollout.engine", "my_task.Slow"],
         "algorithm": ["--model", "my_task.Plain", "--model.init_args.lr", "1e-3"],
     }  # fmt: skip
-    common = [
-        "fit", "--config", "quickstart", "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf",
-        "--trainer.precision", "32-true", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0",
-    ]  # fmt: skip
     for environment in ("Countdown", "Shop"):
         turns = ["--rollout.sampling.max_turns", "2", "--rollout.sampling.max_tokens", "4"]
         parts[environment] = ["--rollout.environment", f"{{class_path: my_env.{environment}}}", *turns]
-    (tmp_path / "my_task.py").write_text("\n".join(blocks("python", ROOT / "docs/extend.md")))
-    (tmp_path / "my_env.py").write_text("\n".join(blocks("python", ROOT / "docs/environments.md")))
-    done = subprocess.run(
-        [sys.executable, "-c", EACH, "|".join(common), *("|".join([name, *part]) for name, part in parts.items())],
-        cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert all((tmp_path / name / "summary.json").is_file() for name in parts)
+    (run_folder / "my_task.py").write_text("\n".join(blocks("python", ROOT / "docs/extend.md")))
+    (run_folder / "my_env.py").write_text("\n".join(blocks("python", ROOT / "docs/environments.md")))
+    for name, part in parts.items():
+        done = lit_rlvr(*FIT, "--trainer.max_steps", 1, "--trainer.limit_val_batches", 0, *part, *to(name))
+        assert done.status == 0 and (run_folder / name / "summary.json").is_file(), f"{name}: {done.err}"
 
 
 def test_yaml_parses() -> None:
@@ -188,6 +172,7 @@ def test_yaml_parses() -> None:
         assert isinstance(yaml.safe_load(block), dict)
 
 
+@pytest.mark.slow
 def test_readme_python_trains(tmp_path: Path, tiny_model_folder: Path) -> None:
     """README's lines of Python with a tiny model and two steps, then once more for a third step from the checkpoint."""
     (code,) = blocks("python", ROOT / "README.md")
@@ -261,7 +246,7 @@ OTHER_KINDS = ("suites", "studies", "protocols", "printed", "claims")
 CONFIGS = [
     path
     for path in sorted(config_folder().rglob("*.yaml"))
-    if not {*path.relative_to(config_folder()).parts[:-1]} & {*OTHER_KINDS}
+    if not {*path.relative_to(config_folder()).parts[:-1]} & {"recipes", *OTHER_KINDS}  # test_recipes.py builds them
     or path.parent.name == "base"
     or path.stem == "steps"
 ]

@@ -33,9 +33,12 @@ print("TOKENS", list(output[0].outputs[0].token_ids))
 """
 
 
-@pytest.fixture(scope="module", params=["file", "shards"])
+EITHER = pytest.mark.parametrize("trained", ["file", pytest.param("shards", marks=pytest.mark.slow)], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def trained(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose checkpoint is a file, and one of two processes whose checkpoint is sharded."""
+    """A run whose checkpoint is a file; or one of two processes whose checkpoint is sharded."""
     root = tmp_path_factory.mktemp("export") / "run"
     arguments = [
         "fit", "--config", "quickstart", "--model.init_args.model", str(tiny_model_folder), "--rollout.engine", "hf",
@@ -43,13 +46,14 @@ def trained(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path_fa
         "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(root),
         "--rollout.rewards", json.dumps([judged_as_is("first_token")]),
     ]  # fmt: skip
-    if request.param == "file":
+    if getattr(request, "param", "file") == "file":
         assert run(arguments) == 0
     else:
         in_two_processes(root.parent, [*arguments, "--config", "strategy/fsdp2_cpu"])
     return root
 
 
+@EITHER
 def test_exported_weights_are_the_trained_ones(trained: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     assert run(["export", str(trained), "--to", str(tmp_path / "out")]) == 0
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
@@ -65,6 +69,7 @@ def test_exported_weights_are_the_trained_ones(trained: Path, tiny_model_folder:
     assert exported.generation_config.eos_token_id == original.generation_config.eos_token_id
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
 def test_vllm_loads_the_exported_folder(trained: Path, tmp_path: Path) -> None:
     folder = export_run(trained, tmp_path / "out")
@@ -98,6 +103,7 @@ def test_a_vision_language_model_keeps_its_processors(any_vlm_folder: Path, tmp_
             assert torch.equal(slow(load_policy(str(folder)), prompt, [40, 50]), slow(policy, prompt, [40, 50]))
 
 
+@EITHER
 def test_refusals(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists; choose another"):
         export_run(trained, tmp_path)
@@ -120,6 +126,7 @@ def test_refusals(trained: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".out-*"))
 
 
+@EITHER
 @pytest.mark.parametrize(("key", "value", "said"), [
     ("num_hidden_layers", 40, "tiny-llama's (2 layers), config.yaml says {}; model.layers.2.input_layernorm.weight and"
      " 341 more do not fit"),

@@ -54,6 +54,7 @@ def _required(roots: tuple[str, ...]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "shape"),
     [
@@ -87,6 +88,7 @@ def test_overlap_with_a_server(tmp_path: Path) -> None:
     assert result["ratio_overlap"] > 0 and all(way["seconds"] > 0 for way in result["ways"].values())
 
 
+@pytest.mark.slow
 def test_the_tests_for_a_gpu_are_found_with_five_packages(tmp_path: Path) -> None:
     tests = SCRIPT.parent.parent / "tests"
     files = [str(path) for path in tests.rglob("test_*.py") if "device: torch.device" in path.read_text()]

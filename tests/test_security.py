@@ -129,6 +129,7 @@ WATCH = """if True:
 sockets, files opened to be written."""
 
 
+@pytest.mark.slow
 def test_no_answer_reaches_a_program_a_process_a_socket_or_a_file(tmp_path: Path) -> None:
     database = tmp_path / "d.sqlite"
     with closing(sqlite3.connect(database)) as connection:

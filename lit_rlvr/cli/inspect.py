@@ -20,8 +20,10 @@ from rich.rule import Rule
 
 from lit_rlvr.advantages import REGISTRY
 from lit_rlvr.datamodules.reading.readers import as_row
+from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import UserError, check_all, shown
 from lit_rlvr.files import check_new, write_atomically
+from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.plan.memory import Strategy
 from lit_rlvr.plan.strategies import GIB, GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype

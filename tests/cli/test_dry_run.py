@@ -82,10 +82,7 @@ def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:
     ("options", "said"),
     [
         (["--rollout.group_size", "1"], "rollout.group_size: 1 is too small"),
-        (["--data.init_args.prompts_per_step", "5", "--model.init_args.updates_per_rollout", "2"], "prompts_per_step"),
-        (["--rollout.sampling.max_tokens", "100000"], "more than the model's context"),
         (["--rollout.rewards", "[no_such.reward]"], "no_such"),
-        (["--trainer.precision", "64-true"], "trainer.precision"),
         (["--model", "GRPPO"], "GRPPO"),
         (["--data.init_args.prompts_per_step", "32"], "prompts_per_step"),
     ],

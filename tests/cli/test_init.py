@@ -67,6 +67,7 @@ def test_every_project_trains(tmp_path: Path) -> None:
         assert json.loads((folder / f"runs/tea_{kind}/summary.json").read_text())["steps"] == 2
 
 
+@pytest.mark.slow
 def test_every_project_s_tests_pass_and_notice_a_mistake(tmp_path: Path) -> None:
     made(tmp_path, "right")
     for kind, folder in made(tmp_path, "wrong").items():

@@ -54,7 +54,7 @@ def told(out: Path) -> dict[str, Any]:
     return json.loads((out / "study.json").read_text())
 
 
-def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, importable: None) -> None:
+def test_a_study_from_beginning_to_end(run_folder: Path, lit_rlvr: CLI, forks: None) -> None:
     out = run_folder / "out"
     first = lit_rlvr("compare", study(run_folder), "--out", out, "--jobs", 2)
     assert first.status == 2 and "2 of 6 cells failed (sums, wrong, seed 0: " in first.err
@@ -134,7 +134,7 @@ def test_what_this_machine_lacks_is_said_once_before_the_first_cell(run_folder: 
 
 
 def test_when_a_cell_is_done_its_model_is_evaluated(
-    run_folder: Path, lit_rlvr: CLI, importable: None, monkeypatch: pytest.MonkeyPatch
+    run_folder: Path, lit_rlvr: CLI, forks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first comparison has no suites; adding some evaluates the models that are there, and the one before."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(run_folder / "cache"))

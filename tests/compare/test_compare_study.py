@@ -222,7 +222,7 @@ def test_files_of_something_else_are_left_alone(write: Callable[..., str], tmp_p
     path = tmp_path / "out" / name
     path.parent.mkdir(parents=True)
     path.write_text('{"mine": 1}')
-    with pytest.raises(UserError, match=r"--out: .* does not belong to a study; choose another"):
+    with pytest.raises(UserError, match="--out:"):
         StudyFolder(tmp_path / "out", load_study(write()))
     assert path.read_text() == '{"mine": 1}'
 

@@ -50,6 +50,7 @@ def judged(message: str, _: int) -> str:
     return "nonsense" if "no" in message.split("Solution 1:")[1] else str(message.count("Solution 3"))
 
 
+@pytest.mark.slow
 def test_two_ranks_measure_what_one_does(tmp_path: Path) -> None:
     """Unequal parts, a rank without any prompt to measure, and no prompt at all."""
     sets = [(GROUPS[:1], GROUPS[1:]), (GROUPS, [["alone"]]), ([], [])]

@@ -80,5 +80,5 @@ def test_tokenisation_of_real_completions() -> None:
         bleu = BLEU(effective_order=True, tokenize=tokenize)
         each = [bleu.sentence_score(t, [o for j, o in enumerate(group) if j != i]).score for i, t in enumerate(group)]
         assert measured(group, tokenize=tokenize) == pytest.approx(sum(each) / 400, abs=1e-12), tokenize
-    with pytest.raises(UserError, match=r"SelfBLEU4\.tokenize: 'words' is not one of 13a"):
+    with pytest.raises(UserError, match=r"SelfBLEU4\.tokenize:"):
         SelfBLEU4("words")

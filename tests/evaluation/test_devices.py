@@ -56,7 +56,7 @@ def told(out: str) -> tuple[str, list[str]]:
     return Path(out, "results.json").read_text(), sorted(Path(out, "completions.jsonl").read_text().splitlines())
 
 
-def test_results_do_not_depend_on_the_number_of_processes(command: tuple[Any, ...], lit_rlvr: CLI) -> None:
+def test_results_do_not_depend_on_the_number_of_processes(command: tuple[Any, ...], lit_rlvr: CLI, forks: None) -> None:
     assert lit_rlvr(*command, "--out", "one").status == 0
     done = lit_rlvr(*command, "--out", "two", "--devices", 2)
     assert done.status == 0, done.err
@@ -72,7 +72,7 @@ def test_results_do_not_depend_on_the_number_of_processes(command: tuple[Any, ..
     assert told("cut") == told("one")
 
 
-def test_what_one_process_says_at_its_end_is_the_error(command: tuple[Any, ...], lit_rlvr: CLI) -> None:
+def test_what_one_process_says_at_its_end_is_the_error(command: tuple[Any, ...], lit_rlvr: CLI, forks: None) -> None:
     Path("tiny_broken.py").write_text(
         "import os\nfrom lit_rlvr.errors import UserError\n"
         "def first(completion, sample):\n"

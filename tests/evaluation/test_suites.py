@@ -37,6 +37,7 @@ def test_shipped_suites_are_built(name: str) -> None:
     assert mine.data.locations["test"] == "mine.jsonl" and type(mine.data) is type(suite.data)
 
 
+@pytest.mark.slow
 def test_suites_alone_know_all_rewards() -> None:
     """As in `lit-rlvr evaluate`, which imports nothing of the other commands."""
     suites = "find_suites(','.join(shipped_names()), {}, {})"

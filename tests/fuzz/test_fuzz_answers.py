@@ -58,7 +58,7 @@ def judged(request: pytest.FixtureRequest, database: Path) -> Iterator[tuple[Rew
     reward.close()
 
 
-@examples(40)
+@examples(12)
 @given(data=st.data())
 def test_a_verdict_on_everything(judged: tuple[Reward, Sample, str], database: Path, data: st.DataObject) -> None:
     reward, sample, right = judged

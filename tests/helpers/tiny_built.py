@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from lit_rlvr.cli.lightning_cli import RLVRCLI
 from lit_rlvr.configs import find_configs
@@ -15,6 +18,14 @@ class Built(RLVRCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+def every_fourth(cases: Iterable[Any]) -> list[Any]:
+    """Parameters of a test, of which every fourth case is in `make test` and the others are slow."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if i % 4 == 0 else pytest.mark.slow)
+        for i, case in enumerate(cases)
+    ]
 
 
 def build_here(config: str | Path, model: Path, root: Path, **more: Any) -> Built:

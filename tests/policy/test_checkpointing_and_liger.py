@@ -55,7 +55,7 @@ def test_a_checkpointed_run_generates_with_its_cache_and_ends_the_same(tiny_mode
 
 
 def test_a_model_without_layers_to_checkpoint_is_refused() -> None:
-    with pytest.raises(UserError, match=r"gradient_checkpointing: Linear does not support it"):
+    with pytest.raises(UserError, match="gradient_checkpointing:"):
         enable_checkpointing(nn.Linear(2, 2))
 
 

@@ -208,7 +208,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize(
+    "name", ["config", *(pytest.param(name, marks=pytest.mark.slow) for name in BROKEN if name != "config")]
+)
 def test_every_command_says_it_in_one_line(
     run_folder: Path, lit_rlvr: CLI, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ print(after.ru_minflt - before.ru_minflt, after.ru_maxrss - before.ru_maxrss)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_large_tensors_are_not_mapped_anew_and_memory_does_not_grow() -> None:
     found = {}

@@ -95,7 +95,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report([make_study(root, cells, baseline=cells[0]["name"])])
 
 
-@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize(("width", "height"), [SIZES[0], pytest.param(*SIZES[1], marks=pytest.mark.slow)])
 def test_the_report_fits_and_shows_something(study: Path, tmp_path: Path, width: int, height: int) -> None:
     found, picture = browse(study.read_text(encoding="utf-8"), width, height, tmp_path)
     assert found["viewport"] == width
@@ -106,6 +106,7 @@ def test_the_report_fits_and_shows_something(study: Path, tmp_path: Path, width:
     assert colours is not None and len(colours) > 100 and max(count for count, _ in colours) < 0.95 * width * height
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_the_page_of_explain_fits(tmp_path: Path, width: int, height: int) -> None:
     found, picture = browse(explain_page(4, LONG, group(LONG, LONG)), width, height, tmp_path)

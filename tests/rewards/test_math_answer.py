@@ -165,6 +165,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 def test_bombs_end_by_the_limits_and_score_zero() -> None:
     results = judge([*BOMBS.values(), "18"], ["18"] * (len(BOMBS) + 1), cpu_seconds=0.5)
     statuses = dict(zip(BOMBS, (r.status for r in results), strict=False))

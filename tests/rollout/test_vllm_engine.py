@@ -206,7 +206,7 @@ def test_on_a_cpu_only_long_runs_with_a_compiler_compile(
         assert engine._may_compile(context) == compiles
     assert ("nothing is compiled" in caplog.text) == (compiler != "true")
     if compiler != "true":
-        with pytest.raises(UserError, match="enforce_eager: false compiles, but there is no C"):
+        with pytest.raises(UserError, match="enforce_eager:"):
             VLLMEngine(enforce_eager=False)._may_compile(context)
 
 
@@ -439,7 +439,7 @@ def test_fp8_without_a_correction_gets_a_warning(quantize: Any, caplog: pytest.L
 
 
 def test_vllms_own_quantisation_is_refused() -> None:
-    with pytest.raises(UserError, match=r"VLLMEngine\.options: quantization .* use VLLMEngine\.quantize: fp8"):
+    with pytest.raises(UserError, match=r"VLLMEngine\.options:"):
         VLLMEngine(options={"quantization": "awq"})
 
 

@@ -35,6 +35,7 @@ def test_resume_and_export(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: P
     assert torch.equal(exported["model.norm.weight"], original["model.norm.weight"])
 
 
+@pytest.mark.slow
 def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit_rlvr: CLI) -> None:
     quantized = ("--model.init_args.lora", "{rank: 4, alpha: 8, quantize: nf4}", "--rollout.probe_every", "1")
     fit(lit_rlvr, *quantized, *to("whole"))
@@ -49,7 +50,9 @@ def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit
     assert result.status == 2 and "weights in 4 bits cannot be sharded" in result.err
 
 
-@pytest.mark.parametrize("model", [("GRPO", "--model.init_args.kl_coef", "0.1"), ("AAPO",)])
+@pytest.mark.parametrize(
+    "model", [("GRPO", "--model.init_args.kl_coef", "0.1"), pytest.param(("AAPO",), marks=pytest.mark.slow)]
+)
 def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr: CLI, model: tuple[str, ...]) -> None:
     options = ("--model", *model, *LORA, *to("run"), "--trainer.max_steps", "3")
     fit(lit_rlvr, *options)

@@ -27,7 +27,7 @@ def column(run: Path, name: str) -> list[int]:
     return [int(float(row[name])) for row in metrics(run) if row[name]]
 
 
-@pytest.mark.parametrize(("samples", "iterations"), [(40, 3), (48, 3), (49, 4)])
+@pytest.mark.parametrize(("samples", "iterations"), [(48, 3), (49, 4)])
 def test_samples_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI, samples: int, iterations: int) -> None:
     """16 completions an iteration."""
     done = fit(lit_rlvr, *ENDLESS, "--budget.samples", samples)
@@ -65,8 +65,8 @@ def test_optimizer_steps_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr
 @pytest.mark.parametrize(
     ("limits", "last"),
     [
-        (("--trainer.max_steps", 6), 7),
-        ((*ENDLESS, "--trainer.max_epochs", 2), 13),  # of four iterations each
+        pytest.param(("--trainer.max_steps", 6), 7, marks=pytest.mark.slow),
+        pytest.param((*ENDLESS, "--trainer.max_epochs", 2), 13, marks=pytest.mark.slow),  # of four iterations each
         ((*ENDLESS, "--budget.samples", 80), 7),  # five iterations
     ],
 )

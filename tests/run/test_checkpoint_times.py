@@ -90,6 +90,7 @@ def test_a_finished_run_keeps_one_state_and_says_how_large_it_is(
     assert "then the folder may be deleted" in said
 
 
+@pytest.mark.slow
 def test_killed_before_any_checkpoint_by_steps_a_run_goes_on(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

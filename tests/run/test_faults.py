@@ -33,7 +33,7 @@ DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 SHARDED = ("--config", "strategy/fsdp2_cpu")
 
 
-@pytest.mark.parametrize("kind", ["nan", "memory"])
+@pytest.mark.parametrize("kind", ["nan", pytest.param("memory", marks=pytest.mark.slow)])
 def test_a_run_with_a_fault_goes_on_exactly_after_a_stop(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -141,6 +141,7 @@ def is_running(process: psutil.Process) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_the_others_end_with_the_reason_of_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And it has the time to say it: the launcher ends it when it sees that another process has exited."""
     slow = ("--trainer.callbacks+", "tiny_faults.SlowToLeave")
@@ -150,7 +151,7 @@ def test_the_others_end_with_the_reason_of_one(run_folder: Path, monkeypatch: py
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "where"), [("user", 1), ("bug", 0), ("kill", 0), ("kill", 1), ("stop", 1)])
+@pytest.mark.parametrize(("kind", "where"), [("bug", 0), ("kill", 0), ("kill", 1), ("stop", 1)])
 def test_however_a_process_ends_the_others_say_so_within_a_minute(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, where: int
 ) -> None:

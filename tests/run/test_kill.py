@@ -46,11 +46,11 @@ def end_at_random(arguments: list[str], run: Path, draw: random.Random) -> str:
 
 
 @pytest.mark.slow
-def test_ended_at_ten_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_ended_at_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
     options = (*EVERY_STEP, "--trainer.max_steps", "600", "--trainer.val_check_interval", "200")
     fit(lit_rlvr, *to("whole"), *options)
     draw, run = random.Random(0), run_folder / "run"
-    for _ in range(10):
+    for _ in range(6):
         resume = RESUME if (run / "config.yaml").is_file() else ("--overwrite", "true")
         end_at_random([str(CONSOLE_SCRIPT), *FIT, *options, *resume], run, draw)
     fit(lit_rlvr, *options, *RESUME)
@@ -96,7 +96,11 @@ def test_ended_right_after_a_checkpoint_nothing_is_missing(
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=2)
 
 
-@pytest.mark.parametrize("end", [(), ("--trainer.max_steps", -1, "--budget.samples", 96)], ids=["steps", "samples"])
+@pytest.mark.parametrize(
+    "end",
+    [(), pytest.param(("--trainer.max_steps", -1, "--budget.samples", 96), marks=pytest.mark.slow)],
+    ids=["steps", "samples"],
+)
 def test_ended_in_its_last_validation_a_run_is_completed(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, end: tuple[Any, ...]
 ) -> None:
@@ -152,7 +156,9 @@ def spoil(path: Path, how: str) -> None:
     path.write_bytes(made[how])
 
 
-@pytest.mark.parametrize("how", ["torn", "empty", "flipped", "foreign"])
+@pytest.mark.parametrize(
+    "how", ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in ("torn", "empty", "foreign"))]
+)
 def test_a_spoilt_checkpoint_is_named_and_passed_over_or_refused(run_folder: Path, lit_rlvr: CLI, how: str) -> None:
     fit(lit_rlvr, *EVERY_STEP, "--checkpoint.keep", 3)
     before, newest = summary(run_folder / "run"), run_folder / "run/checkpoints/step-000006.ckpt"

@@ -116,6 +116,7 @@ def test_no_reward_is_refused(lit_rlvr: CLI) -> None:
     assert refusal(lit_rlvr(*FIT, *SHORT, *rewards())).endswith("rollout.rewards is empty: give at least one reward")
 
 
+@pytest.mark.slow
 def test_a_reward_that_ends_the_process_is_no_success(run_folder: Path) -> None:
     done = launch([*FIT, *map(str, SHORT), *rewards("own_rewards.ends")], run_folder)
     assert done.returncode == 2

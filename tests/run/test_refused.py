@@ -37,7 +37,6 @@ def left_in(folder: Path) -> dict[str, bytes | None]:
 
 LOGGER = ("--trainer.logger", "[{class_path: CSVLogger}, {class_path: TensorBoardLogger, init_args: {name: own}}]")
 REFUSED = {
-    "model": ((*RESUME, "--model.init_args.model", "OTHER"), "its run had model"),
     "model, with loggers": ((*RESUME, *LOGGER, "--model.init_args.model", "OTHER"), "its run had model"),
     "algorithm": ((*RESUME, "--model", "DAPO"), "its run had algorithm GRPO"),
     "adapters": ((*RESUME, "--model.init_args.lora", "{rank: 2}"), "its run had model"),

@@ -10,6 +10,7 @@ import pytest
 from tiny_runs import assert_same_run, metrics, summary
 
 
+@pytest.mark.slow
 def test_the_recipe_goes_on_exactly(tmp_path: Path, lit_rlvr: Callable[..., Any],
                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))

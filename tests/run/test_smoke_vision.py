@@ -15,11 +15,10 @@ MOST_FREQUENT = 0.30
 """Share of the most frequent answer among 128 held-out pictures, at most."""
 
 
-@pytest.mark.parametrize("recipe", ["geometry", "medical_vqa"])
-def test_the_recipes_run(recipe: str, tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_runs(tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     small = ["--warm_start.steps", 2, "--data.init_args.pictures", 160, "--data.init_args.held_out", 8]
-    result = lit_rlvr("fit", "--config", f"smoke/{recipe}", *small, "--trainer.max_steps", 2,
+    result = lit_rlvr("fit", "--config", "smoke/geometry", *small, "--trainer.max_steps", 2,
                       "--trainer.default_root_dir", tmp_path / "run")  # fmt: skip
     assert result.status == 0, result.err
     assert summary(tmp_path / "run")["steps"] == 2

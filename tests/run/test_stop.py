@@ -38,7 +38,9 @@ def is_open(terminal: IO[str]) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow)]
+)
 def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ) -> None:
@@ -76,6 +78,7 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_real_terminal_process(run_folder: Path, lit_rlvr: CLI) -> None:
     arguments = [str(CONSOLE_SCRIPT), *FIT, "--trainer.max_steps", "5000", "--trainer.val_check_interval", "2500"]
     process = subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
@@ -95,7 +98,7 @@ def test_ctrl_c_in_a_real_terminal_process(run_folder: Path, lit_rlvr: CLI) -> N
     assert_same_run(run_folder / "run", run_folder / "whole", resumed=steps)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143)])
 def test_a_second_signal_stops_at_once(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ) -> None:
@@ -161,6 +164,7 @@ def test_a_signal_stops_all_processes_after_the_same_iteration(run_folder: Path,
 # ---- others: belong in test_two_processes.py, test_fit_cli.py ----
 
 
+@pytest.mark.slow
 def test_a_prompt_twice_in_a_batch_is_sampled_alike_on_one_and_two_processes(run_folder: Path, lit_rlvr: CLI) -> None:
     """A batch over the end of an epoch: the second copy of a prompt may stand on the other process."""
     options = ("--data.init_args.prompts_per_step", "12", "--model.init_args.lr", "1e-4", "--trainer.max_steps", "2")

@@ -32,9 +32,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI)
     assert float(last["rollout/accuracy"]) > 0, "the environment says what is correct"
 
 
-@pytest.mark.parametrize(
-    "algorithm", ["AAPO", "APMPO", "CISPO", "DAPO", "DrGRPO", "GMPO", "GPG", "GRPOLead", "GSPO", "Reinforce"]
-)
+@pytest.mark.parametrize("algorithm", [
+    "AAPO", "GSPO",
+    *(pytest.param(name, marks=pytest.mark.slow)
+      for name in ("APMPO", "CISPO", "DAPO", "DrGRPO", "GMPO", "GPG", "GRPOLead", "Reinforce")),
+])  # fmt: skip
 def test_every_algorithm_takes_episodes(run_folder: Path, lit_rlvr: CLI, algorithm: str) -> None:
     run(lit_rlvr, *TURNS, *ONE, "--model", algorithm, "--rollout.mask_truncated", "true")
     assert float(metrics(run_folder / "run")[-1]["rollout/turns"]) > 1
@@ -77,6 +79,7 @@ def test_a_run_is_evaluated_in_its_environment_and_another_model_like_it(
     assert refused.status == 2 and "max_turns was 3, is 2" in refused.err
 
 
+@pytest.mark.slow
 def test_a_run_with_a_class_of_tools_is_evaluated(run_folder: Path, lit_rlvr: CLI) -> None:
     """By its dotted path, twice into the same folder, and without its environment."""
     tools = ("--rollout.environment", "tiny_environments.Increment", *TURNS[2:])

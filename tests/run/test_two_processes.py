@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from tiny_rewards import judged_as_is
 from tiny_runs import (
     FIT,
@@ -25,11 +26,12 @@ from tiny_vlms import picture
 
 from lit_rlvr import algorithms
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_checkpoint
+from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.errors import UserError
 
 CLI = Callable[..., Any]
 HSDP = (*STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "2")
 OFFLOAD = (*STRATEGIES["fsdp2"], "--trainer.strategy", "{class_path: tiny_strategies.OffloadedHere}")
-BOTH = pytest.mark.parametrize("strategy", STRATEGIES)
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -58,7 +60,12 @@ def assert_same_training(ours: Path, theirs: Path) -> None:
             assert (row[name] if row[name] == "" else float(row[name])) == near, (row["step"], name)
 
 
-def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI) -> None:
+@pytest.mark.parametrize(
+    "ways",
+    [STRATEGIES, pytest.param({"hsdp": HSDP, "offload": OFFLOAD}, marks=pytest.mark.slow)],
+    ids=["plain", "special"],
+)
+def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI, ways: dict[str, tuple[str, ...]]) -> None:
     """With what could differ: a last validation batch of one prompt, small micro-batches, dead groups, a KL term."""
     shared = (
         "--data.init_args.held_out", "17", "--rollout.eval_samples", "2", "--rollout.eval_sampling.temperature", "1",
@@ -67,7 +74,6 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI) -> No
     )  # fmt: skip
     one = lit_rlvr(*FIT, *shared, *to("one"))
     assert one.status == 0, one.err
-    ways = STRATEGIES | {"hsdp": HSDP, "offload": OFFLOAD}
     commands = ([*FIT, *strategy, *shared, *to(name)] for name, strategy in ways.items())
     said = in_two_processes(run_folder, *commands)
     assert said.count("step 6/6") == said.count("2 rank(s)") == len(ways), "only one process talks"
@@ -79,6 +85,7 @@ def test_two_processes_end_where_one_does(run_folder: Path, lit_rlvr: CLI) -> No
         assert [row["completion"] for row in sampled] == [row["completion"] for row in wanted]
 
 
+@pytest.mark.slow
 def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI) -> None:
     turns = (
         "--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", "3",
@@ -92,6 +99,7 @@ def test_episodes_are_the_same_in_two_processes(run_folder: Path, lit_rlvr: CLI)
         assert_same_training(run_folder / name, run_folder / "one")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--model", "DAPO")], ids=["all groups", "kept groups"])
 def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CLI, options: tuple[str, ...]) -> None:
     shared = (
@@ -113,6 +121,7 @@ def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CL
         assert apart[1] < 0.6 * apart[0]
 
 
+@pytest.mark.slow
 def test_shards_are_gathered_in_the_precision_of_the_products(run_folder: Path) -> None:
     """Nearly the numbers of whole weights in bf16-mixed: norms are in bfloat16 too. Master weights stay in float32."""
     short = (
@@ -131,12 +140,15 @@ def test_shards_are_gathered_in_the_precision_of_the_products(run_folder: Path) 
     assert {weight.dtype for weight in weights(run_folder / "fsdp2").values()} == {torch.float32}
 
 
-def test_copies_that_do_not_fit_the_processes_are_one_line(run_folder: Path) -> None:
-    result = launch([*FIT, *STRATEGIES["fsdp2"], "--trainer.strategy.init_args.replicas", "3"], run_folder)
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "trainer.strategy.replicas: 2 processes cannot be split evenly over 3 copies" in result.stderr
+def test_copies_that_do_not_fit_the_processes_are_refused() -> None:
+    strategy = FSDP2(replicas=3)
+    strategy.parallel_devices = [torch.device("cpu")] * 2
+    strategy.cluster_environment = LightningEnvironment()
+    with pytest.raises(UserError, match=r"trainer\.strategy\.replicas: 2 processes .* 3 copies"):
+        strategy.setup_environment()
 
 
+@pytest.mark.slow
 def test_what_both_processes_find_is_one_line(run_folder: Path) -> None:
     """Before they are joined, and in the setup of the run that both are in."""
     options = ("--data", "TextMath", "--data.init_args.train", "package:svamp/train.jsonl", "--trainer.max_steps", "1")
@@ -167,6 +179,7 @@ ADAPTIVE = ("APMPO", "APMPO per group", "AAPO pool", "A-GRAE", "LoRA")
 """Those with a state of their own between rollouts, and the one of which only a part is trained."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names", [ADAPTIVE, pytest.param([name for name in EVERY if name not in ADAPTIVE], marks=pytest.mark.slow)],
     ids=["adaptive", "others"],
@@ -210,8 +223,7 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
     assert all(float(row["train/grad_norm"]) > 0 for row in metrics(run_folder / "one"))
 
 
-@pytest.mark.slow
-@BOTH
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(run_folder: Path, strategy: str) -> None:
     fit = (*FIT, *STRATEGIES[strategy])
     begun, resumed = ("--trainer.max_steps", "3"), ("--ckpt_path", "last")
@@ -245,10 +257,3 @@ def test_vllm_started_anew_in_one_of_two_processes_changes_nothing(run_folder: P
     )
     assert "an illegal memory access; restart 1 of 3" in said and said.count("step 3/3") == 2
     assert summary(run_folder / "crashed")["weights_sha256"] == summary(run_folder / "whole")["weights_sha256"]
-
-
-@pytest.mark.slow
-def test_indivisible_prompts_are_refused(run_folder: Path) -> None:
-    result = launch([*FIT, *STRATEGIES["ddp"], "--data.init_args.prompts_per_step", "3"], run_folder)
-    assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "prompts_per_step" in result.stderr and "2 processes" in result.stderr

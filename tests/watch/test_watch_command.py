@@ -26,6 +26,7 @@ from lit_rlvr.watch.terminal import show, sparkline, table
 CLI = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_it_prints_where_to_look(tmp_path: Path) -> None:
     """For other machines with a token, without which nothing is shown."""
     run = make_run(tmp_path / "run")

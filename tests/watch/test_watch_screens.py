@@ -102,6 +102,7 @@ def test_one_clicks_from_the_run_to_its_tokens(server: str, page: Page) -> None:
     assert not page.errors
 
 
+@pytest.mark.slow
 def test_it_renews_itself_while_the_run_is_written(server: str, page: Page, runs: Path) -> None:
     """The stage, a new point in the curves, and a new visit of the prompt; what was opened stays open."""
     folder = runs / "going"
@@ -132,6 +133,7 @@ def test_it_renews_itself_while_the_run_is_written(server: str, page: Page, runs
     assert not page.errors
 
 
+@pytest.mark.slow
 def test_it_says_when_the_server_is_gone(runs: Path, page: Page) -> None:
     with serving(runs) as address:
         page.open(address, 1280)
