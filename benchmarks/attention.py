@@ -81,14 +81,14 @@ def cut(prompts: list[range], completions: Completions) -> Iterator[Completions]
 def padded(prompts: list[range], piece: Completions) -> tuple[Tensor, Padded]:
     """Return the positions (N,) of a piece's tokens with their prompts, and their layout."""
     owners = sorted({p for p, _ in piece})
-    places = [t for p in owners for span in (prompts[p], *(s for o, s in piece if o == p)) for t in span]
-    new = {t: n for n, t in enumerate(places)}
+    position_ids = [t for p in owners for span in (prompts[p], *(s for o, s in piece if o == p)) for t in span]
+    new = {t: n for n, t in enumerate(position_ids)}
 
     def moved(span: range) -> range:
         return range(new[span.start], new[span.start] + len(span))
 
     inside = [(owners.index(p), moved(span)) for p, span in piece]
-    return torch.tensor(places), lay_out_padded([moved(prompts[p]) for p in owners], inside)
+    return torch.tensor(position_ids), lay_out_padded([moved(prompts[p]) for p in owners], inside)
 
 
 def dense(prompts: list[range], piece: Completions) -> tuple[Tensor, Tensor]:
@@ -116,21 +116,21 @@ def scores(layout: Any) -> int:
     return layout.numel()  # a mask
 
 
-def attend(places: Tensor, layout: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(position_ids: Tensor, layout: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Run a piece's attention in any implementation; q (1, H, T, D), k and v (1, K, T, D) hold the whole row."""
     if isinstance(layout, Tensor):  # a mask
-        q, k, v = (x[0, :, places].transpose(0, 1) for x in (q, k, v))  # (C, heads, L, D)
+        q, k, v = (x[0, :, position_ids].transpose(0, 1) for x in (q, k, v))  # (C, heads, L, D)
         k, v = (x.repeat_interleave(HEADS // KEY_HEADS, 1) for x in (k, v))  # as transformers does with a mask
         return scaled_dot_product_attention(q, k, v, layout, scale=SCALE)
     if isinstance(layout, Padded):
-        q, k, v = (x[:, :, places] for x in (q, k, v))
+        q, k, v = (x[:, :, position_ids] for x in (q, k, v))
     return shared_prefix_attention(nn.Module(), q, k, v, None, SCALE, segments=layout)[0]
 
 
-def first(grad: Tensor, places: list[Tensor]) -> list[Tensor]:
+def first(grad: Tensor, position_ids: list[Tensor]) -> list[Tensor]:
     """Return each piece's part of a gradient (1, T, H, D); a prompt of several pieces counts only in the first."""
     left, parts = grad.clone(), []
-    for at in places:
+    for at in position_ids:
         parts.append(left[:, at])
         left[:, at] = 0
     return parts
@@ -183,10 +183,10 @@ def main() -> None:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        for n, (places, layout) in enumerate(ways[name]):
+        for n, (position_ids, layout) in enumerate(ways[name]):
             saved: list[int] = []
             with torch.autograd.graph.saved_tensors_hooks(lambda x, s=saved: (s.append(x.nbytes), x)[1], lambda x: x):
-                out = attend(places, layout, *inputs)
+                out = attend(position_ids, layout, *inputs)
             weights = gradients[name][n] if name in gradients else torch.ones_like(out)
             parts = torch.autograd.grad(out, inputs, weights)
             found = [a + b for a, b in zip(found, parts, strict=True)] if found else [*parts]

@@ -247,7 +247,7 @@ def engine(options: Any) -> None:
             rows = list(range(len(few.mask)))
             ours = logprobs_of(policy, few, rows, options.budgets[0], False).cpu()
         generator.close()
-    difference = (ours - few.engine_logprobs)[few.mask].abs()
+    difference = (ours - few.rollout_logprobs)[few.mask].abs()
     spread = {
         "mean": float(difference.mean()),
         "99.9 %": float(difference.quantile(0.999)),

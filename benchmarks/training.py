@@ -98,7 +98,7 @@ def make_rollout(
         completions=completions,
         token_ids=token_ids,
         mask=mask,
-        engine_logprobs=logprobs,
+        rollout_logprobs=logprobs,
         rewards=rewards,
         correct=rewards,
         judged=torch.ones_like(rewards, dtype=torch.bool),

@@ -37,5 +37,5 @@ class Doing:
         self.tokens += tokens
 
 
-DOING = Doing()
+progress = Doing()
 """Of this process."""

@@ -331,7 +331,7 @@ class Rollout:
         completions: P lists of G.
         token_ids: (B, T) long, padded with 0.
         mask: (B, T) bool, True = in the loss (EOS is in; padding, observations and failed checks are not).
-        engine_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded or observed.
+        rollout_logprobs: (B, T) float, log-probabilities at sampling time, 0 where padded or observed.
         rewards: (P, G) float, the weighted sum of all rewards.
         correct: (P, G) float in {0, 1}, or the mean of the group's others where not `judged`; never inferred from the
             reward.
@@ -349,7 +349,7 @@ class Rollout:
     completions: list[list[Completion]]
     token_ids: Tensor
     mask: Tensor
-    engine_logprobs: Tensor
+    rollout_logprobs: Tensor
     rewards: Tensor
     correct: Tensor
     judged: Tensor
@@ -379,6 +379,11 @@ class Rollout:
         return cls(
             prompts, completions, token_ids, mask, logprobs, nothing, nothing.clone(), judged, {}, statuses, sampling
         )
+
+    @property
+    def engine_logprobs(self) -> Tensor:
+        """The former name of `rollout_logprobs`."""
+        return self.rollout_logprobs
 
     @property
     def group_size(self) -> int:
@@ -416,7 +421,7 @@ def pad_completions(completions: list[list[Completion]]) -> tuple[Tensor, Tensor
     """Right-pad P lists of G completions.
 
     Returns:
-        token_ids (B, T) long, mask (B, T) bool (True = sampled by the model), engine_logprobs (B, T) float; T is the
+        token_ids (B, T) long, mask (B, T) bool (True = sampled by the model), rollout_logprobs (B, T) float; T is the
         longest completion, at least 1.
     """
     import torch

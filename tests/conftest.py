@@ -31,7 +31,7 @@ from tiny_vlms import KINDS
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlvr.policy.tiny import save_tiny_vlm
-from lit_rlvr.rollout.engines.process_group import OwnWorld
+from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup
 
 lit_rlvr.packages.repair_children()  # for programs that tests start; does nothing where the builds fit
 torch.set_num_threads(1)
@@ -62,7 +62,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture
 def fake_world() -> Iterator[None]:
     """A default process group of one that sends nothing. It ends without those of an engine that the session keeps."""
-    world = OwnWorld()
+    world = VLLMProcessGroup()
     world._count = 1 << 30  # other names than theirs
     with world.inside():
         dist.init_process_group("fake", rank=0, world_size=1, store=dist.HashStore())

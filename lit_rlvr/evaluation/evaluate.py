@@ -37,7 +37,7 @@ from lit_rlvr.rollout.engines.base import RolloutEngine
 from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.rollout.episodes import begins, check_turns
-from lit_rlvr.rollout.limits import Asked, within_context
+from lit_rlvr.rollout.limits import LengthRequirement, within_context
 from lit_rlvr.terminal import Terminal, progress_bar, show_result
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
@@ -309,7 +309,7 @@ def start_sampler(
         UserError: a question fills the model's context.
     """
     sets = [
-        Asked(name, found, tokens, "--max_tokens", "--max_prompt_tokens", room)
+        LengthRequirement(name, found, tokens, "--max_tokens", "--max_prompt_tokens", room)
         for name, (found, tokens, room) in questions.items()
     ]
     reach = within_context(module.model_folder, sets)

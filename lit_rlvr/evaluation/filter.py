@@ -17,7 +17,7 @@ from lit_rlvr.evaluation.records import Records, Row
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.files import check_new, write_atomically
 from lit_rlvr.rollout.episodes import begins
-from lit_rlvr.rollout.limits import Asked, check_lengths
+from lit_rlvr.rollout.limits import LengthRequirement, check_lengths
 from lit_rlvr.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def filter_prompts(
     missing = records.missing(split, prompts)
     if missing:
         room = data.max_prompt_tokens if begins(rollout.environment) else 0
-        asked = Asked(f"{data.name} {split}", missing, sampling.reach, "rollout.sampling.max_tokens", room=room)
+        asked = LengthRequirement(
+            f"{data.name} {split}", missing, sampling.reach, "rollout.sampling.max_tokens", room=room
+        )
         check_lengths(module.model_folder, [asked])
         images = max(len(prompt.sample.images) for prompt in missing)
         check = data.prepare(asked.longest)

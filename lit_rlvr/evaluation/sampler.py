@@ -53,7 +53,7 @@ class Sampler:
         )
         self._episodes: dict[int, Episodes] = {}  # by the identity of their environment
         sampling = Sampling(max_tokens=max_tokens - len(check.token_ids)).with_banned(self.policy.placeholder_ids)
-        engine.bring(self.policy, "evaluated", [check], sampling)
+        engine.sync_weights(self.policy, "evaluated", [check], sampling)
 
     def run(
         self, prompts: Sequence[Prompt], sampling: Sampling, samples: int, rewards: Sequence[Reward], use: str,

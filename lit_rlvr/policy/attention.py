@@ -76,19 +76,19 @@ def padded_scores(prompts: list[range], completions: list[tuple[int, range]]) ->
 
 def lay_out_padded(prompts: list[range], completions: list[tuple[int, range]]) -> Padded:
     """Build padded blocks from prompts as ranges and completions as (prompt index, range)."""
-    places, lengths = _pad(prompts)
+    position_ids, lengths = _pad(prompts)
     inner, widths = _pad([span for _, span in completions])
     owner = torch.tensor([p for p, _ in completions], dtype=torch.long)
-    seen = torch.arange(places.shape[1]) < lengths[owner, None]  # (C, Lp)
+    seen = torch.arange(position_ids.shape[1]) < lengths[owner, None]  # (C, Lp)
     causal = torch.ones(inner.shape[1], inner.shape[1], dtype=torch.bool).tril()
     mask = torch.cat([seen[:, None].expand(-1, len(causal), -1), causal.expand(len(owner), -1, -1)], 2)
     order = torch.empty(int(lengths.sum() + widths.sum()), dtype=torch.long)
     flat = 0
-    for block, sizes in ((places, lengths), (inner, widths)):
+    for block, sizes in ((position_ids, lengths), (inner, widths)):
         kept = torch.arange(block.shape[1]) < sizes[:, None]
         order[block[kept]] = flat + torch.arange(block.numel()).view(block.shape)[kept]
         flat += block.numel()
-    return Padded(places, inner, owner, mask[:, None], order)
+    return Padded(position_ids, inner, owner, mask[:, None], order)
 
 
 def _pad(spans: list[range]) -> tuple[Tensor, Tensor]:
@@ -139,9 +139,9 @@ def shared_prefix_attention(
     return flat.index_select(1, segments.order).transpose(0, 1)[None], None
 
 
-def _take(x: Tensor, places: Tensor) -> Tensor:
+def _take(x: Tensor, position_ids: Tensor) -> Tensor:
     """Gather (heads, T, D) at positions (N, L) into (heads, N, L, D)."""
-    return x.index_select(1, places.flatten()).unflatten(1, places.shape)
+    return x.index_select(1, position_ids.flatten()).unflatten(1, position_ids.shape)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

@@ -25,14 +25,14 @@ class Group:
 
     Args:
         prompt: token ids. completions: G lists of token ids.
-        places: (D, L) positions of the prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings.
+        position_ids: (D, L) positions of the prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings.
         scored: G lists, whether to predict each token of a completion; None = all.
         tails: positions (D, n) of completions that hold images; None for the others, which are text.
     """
 
     prompt: Sequence[int]
     completions: Sequence[Sequence[int]]
-    places: Tensor
+    position_ids: Tensor
     scored: Sequence[Sequence[bool]] | None = None
     tails: Sequence[Tensor | None] | None = None
 
@@ -40,8 +40,8 @@ class Group:
         """Return (D, count) positions of the first tokens of completion g, and of padding after it."""
         tail = None if self.tails is None else self.tails[g]
         if tail is None:
-            return _text_after(self.places, count)
-        known = torch.cat([self.places, tail[:, :count]], 1)
+            return _text_after(self.position_ids, count)
+        known = torch.cat([self.position_ids, tail[:, :count]], 1)
         return torch.cat([tail[:, :count], _text_after(known, max(count - tail.shape[1], 0))], 1)
 
 
@@ -102,7 +102,7 @@ Layout = tuple[Tensor, Tensor, Tensor | None, Segments | None, list[int], list[i
 
 def _shared_row(groups: Sequence[Group], device: torch.device) -> Layout:
     tokens: list[int] = []
-    places = [group.places for group in groups]
+    pieces = [group.position_ids for group in groups]
     prompts: list[range] = []
     completions: list[tuple[int, range]] = []
     column: list[int] = []
@@ -114,11 +114,11 @@ def _shared_row(groups: Sequence[Group], device: torch.device) -> Layout:
             inputs = completion[:-1]
             span = range(len(tokens), len(tokens) + len(inputs))
             tokens += inputs
-            places.append(group.after(g, len(inputs)))
+            pieces.append(group.after(g, len(inputs)))
             column += [prompts[p][-1], *span] if completion else []
             if inputs:
                 completions.append((p, span))
-    position_ids = _by_rows(torch.cat(places, 1)[:, None])
+    position_ids = _by_rows(torch.cat(pieces, 1)[:, None])
     return torch.tensor([tokens]), position_ids, None, lay_out(prompts, completions, device), [0] * len(column), column
 
 
@@ -128,20 +128,22 @@ def _single_rows(groups: Sequence[Group]) -> Layout:
     width = max(map(len, inputs))
     ids = torch.tensor([tokens + [0] * (width - len(tokens)) for tokens in inputs])
     lengths = torch.tensor([len(tokens) for tokens in inputs])
-    places = [torch.cat([group.places, group.after(g, width - len(group.prompt))], 1) for group, g, _ in rows]
+    position_ids = [
+        torch.cat([group.position_ids, group.after(g, width - len(group.prompt))], 1) for group, g, _ in rows
+    ]
     row = [r for r, (_, _, c) in enumerate(rows) for _ in c]
     column = [len(group.prompt) - 1 + t for group, _, c in rows for t in range(len(c))]
-    return ids, _by_rows(torch.stack(places, 1)), torch.arange(width) < lengths[:, None], None, row, column
+    return ids, _by_rows(torch.stack(position_ids, 1)), torch.arange(width) < lengths[:, None], None, row, column
 
 
-def _text_after(places: Tensor, count: int) -> Tensor:
+def _text_after(position_ids: Tensor, count: int) -> Tensor:
     """Return (D, count) positions of text: they continue from the largest before it, equal in all D dimensions."""
-    return (places.max() + 1 + torch.arange(count)).expand(len(places), -1)
+    return (position_ids.max() + 1 + torch.arange(count)).expand(len(position_ids), -1)
 
 
-def _by_rows(places: Tensor) -> Tensor:
+def _by_rows(position_ids: Tensor) -> Tensor:
     """Return the positions (D, R, L), or (R, L) if D = 1."""
-    return places[0] if len(places) == 1 else places
+    return position_ids[0] if len(position_ids) == 1 else position_ids
 
 
 def cut_microbatches(

@@ -22,7 +22,7 @@ from lit_rlvr.policy.vision import (
     blank_image,
     blank_placeholders,
     placeholder_ids,
-    rope_places,
+    rope_position_ids,
     takes_images,
 )
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
@@ -94,9 +94,9 @@ class Policy(nn.Module):
         """Image and video placeholders and their delimiters: never sampled, and left out of the softmax."""
         return placeholder_ids(self.model.config)
 
-    def places(self, prompt: Prompt) -> Tensor:
+    def position_ids(self, prompt: Prompt) -> Tensor:
         """Return the positions (D, L) of a prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings."""
-        return rope_places(self.model, prompt.token_ids, None if prompt.pixels is None else prompt.pixels.grid)
+        return rope_position_ids(self.model, prompt.token_ids, None if prompt.pixels is None else prompt.pixels.grid)
 
     def images(self, pixels: Sequence[Pixels]) -> dict[str, Tensor]:
         """Return the images as keyword arguments of the model; {} without images."""
@@ -169,9 +169,9 @@ class Policy(nn.Module):
         for p, members in groupby(pairs, key=lambda pair: pair[0]):
             prompt, completions = rollout.prompts[p], [c for _, c in members]
             ids, sampled = [c.token_ids for c in completions], [c.from_model for c in completions]
-            places = self.places(prompt)
+            position_ids = self.position_ids(prompt)
             tails = [self._tail(prompt, c) for c in completions]
-            groups.append(Group(prompt.token_ids, ids, places, sampled, tails))
+            groups.append(Group(prompt.token_ids, ids, position_ids, sampled, tails))
             for g, completion in enumerate(completions):
                 if prompt.pixels is not None and not (g and self.shared_prefix):
                     first.append(prompt.pixels)
@@ -193,8 +193,10 @@ class Policy(nn.Module):
         if completion.pixels is None:
             return None
         whole = [*prompt.token_ids, *completion.token_ids]
-        places = self.places(Prompt(prompt.sample, whole, Pixels.joined([prompt.pixels, completion.pixels])))
-        return places[:, len(prompt.token_ids) :]
+        position_ids = self.position_ids(
+            Prompt(prompt.sample, whole, Pixels.joined([prompt.pixels, completion.pixels]))
+        )
+        return position_ids[:, len(prompt.token_ids) :]
 
     def _blank(self) -> Group:
         """Return a prompt with an image and an empty completion, so that it adds nothing to the loss.
@@ -203,4 +205,4 @@ class Policy(nn.Module):
         tower.
         """
         ids = blank_placeholders(self.model.config)
-        return Group(ids, [[]], rope_places(self.model, ids, blank_image(self.model.config).grid))
+        return Group(ids, [[]], rope_position_ids(self.model, ids, blank_image(self.model.config).grid))

@@ -19,7 +19,7 @@ from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import is_half, training_autocast
 from lit_rlvr.policy.speed import compile_layers, decoder_layers
-from lit_rlvr.policy.vision import blank_image, blank_placeholders, rope_places, takes_images
+from lit_rlvr.policy.vision import blank_image, blank_placeholders, rope_position_ids, takes_images
 from lit_rlvr.types import Pixels, Sampling
 
 _log = logging.getLogger("lit_rlvr")
@@ -118,8 +118,8 @@ class _Sample:
             ids = [i % vocabulary for i in range(first, first + 20)]
             image = [blank_image(model.config)] if first == 47 and takes_images(model.config) else []
             prompt = [*ids[:6], *blank_placeholders(model.config), *ids[6:12]] if image else ids[:12]
-            places = rope_places(model, prompt, image[0].grid if image else None)
-            groups.append(Group(prompt, [ids[12:16], ids[16:20]], places))
+            position_ids = rope_position_ids(model, prompt, image[0].grid if image else None)
+            groups.append(Group(prompt, [ids[12:16], ids[16:20]], position_ids))
             images.append(image)
             pixels += image * (1 if policy.shared_prefix else 2)
         return cls(groups, images, build_rows(groups, policy.shared_prefix, policy.device), pixels)

@@ -50,15 +50,15 @@ def _by_length(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], scaling: flo
     for length in lengths:
         starts[length].append(end)
         end += length
-    places, blocks = [], []
+    position_ids, blocks = [], []
     for length, firsts in starts.items():
         place = to_device(torch.tensor(firsts)[:, None] + torch.arange(length), q.device)  # (n, L)
-        places.append(place.flatten())
-        parts = [x.index_select(1, places[-1]).unflatten(1, place.shape).transpose(0, 1) for x in (q, k, v)]
+        position_ids.append(place.flatten())
+        parts = [x.index_select(1, position_ids[-1]).unflatten(1, place.shape).transpose(0, 1) for x in (q, k, v)]
         with torch.autocast(q.device.type, enabled=False):
             out = scaled_dot_product_attention(parts[0], parts[1], parts[2], scale=scaling)  # (n, heads, L, D)
         blocks.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(blocks).index_select(0, torch.cat(places).argsort())
+    return torch.cat(blocks).index_select(0, torch.cat(position_ids).argsort())
 
 
 AttentionInterface.register(VISION_ATTENTION, vision_attention)
@@ -137,7 +137,7 @@ def blank_placeholders(config: Any) -> list[int]:
     return [config.vision_start_token_id, *[config.image_token_id] * 6, config.vision_end_token_id]
 
 
-def rope_places(model: Any, token_ids: Sequence[int], grid: Tensor | None) -> Tensor:
+def rope_position_ids(model: Any, token_ids: Sequence[int], grid: Tensor | None) -> Tensor:
     """Return the positions (1, L) of a prompt's tokens, or (3, L) for a vision-language model.
 
     Args:

@@ -25,7 +25,7 @@ from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
 from lit_rlvr.errors import MAX_SIZE, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.progress import DOING
+from lit_rlvr.progress import progress
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import Scores, score_rollout, stop_on_failures
@@ -42,8 +42,8 @@ from lit_rlvr.rollout.engines import resolve_engine
 from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.rollout.episodes import Episodes, begins, between_turns, check_turns, turn_metrics
-from lit_rlvr.rollout.generate import Ahead, completion_seeds, sample_and_score
-from lit_rlvr.rollout.limits import Asked, asked_of, check_lengths, check_sizes, log_sizes
+from lit_rlvr.rollout.generate import Prefetch, completion_seeds, sample_and_score
+from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.training.module import RLVRModule
@@ -124,11 +124,11 @@ class RolloutCallback(Callback):
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
         self._reference = ReferenceRewards(group_size)
-        self._beside: list[list[Completion]] = []  # this iteration's completions of the reference
+        self._reference_completions: list[list[Completion]] = []  # this iteration's completions of the reference
         self._seconds: defaultdict[str, float] = defaultdict(float)  # this iteration's, by stage
         self._episodes: Episodes | None = None
         self._between: dict[str, BetweenTurns] = {}  # by the name of the data set
-        self._ahead = Ahead()
+        self._prefetch = Prefetch()
         self.check()
 
     def check(self) -> None:
@@ -180,7 +180,7 @@ class RolloutCallback(Callback):
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
         started = time.perf_counter()
-        self._seconds, self._beside = defaultdict(float), []
+        self._seconds, self._reference_completions = defaultdict(float), []
         rollout = batch.rollout = self.collect(trainer, module, batch)
         if self.overlap:
             self._start_next(trainer, module, batch)
@@ -188,7 +188,7 @@ class RolloutCallback(Callback):
             self.engine.sleep()
         module.log_dict({f"time/{name}": value for name, value in self._seconds.items()})
         module.log("time/rollout", time.perf_counter() - started)
-        module.log_dict(rollout_metrics(rollout, self._seconds["generate"], self._beside))
+        module.log_dict(rollout_metrics(rollout, self._seconds["generate"], self._reference_completions))
         if self._episodes is not None:
             module.log_dict(turn_metrics(rollout))
 
@@ -196,10 +196,10 @@ class RolloutCallback(Callback):
         """Sample and score groups from the current policy for a batch of prompts. Collective: call it on every rank."""
         if self.overlap:
             with self._timed("wait"):
-                self._ahead.wait()
+                self._prefetch.wait()
         self._start(trainer, module)
         with self._timed("sync"):
-            self.engine.bring(module.policy, ("policy", module.updates), batch.prompts, self.sampling)
+            self.engine.sync_weights(module.policy, ("policy", module.updates), batch.prompts, self.sampling)
         repeats = count_repeats(batch.prompts, [])
         rollout = self._round(trainer, module, batch.prompts, repeats)
         if wanted := module.wanted_groups(len(batch) * world_size()):
@@ -215,7 +215,7 @@ class RolloutCallback(Callback):
     def _round(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]) -> Rollout:
         """Sample and score G completions per prompt."""
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration)
-        ready = self._ahead.take(prompts)
+        ready = self._prefetch.take(prompts)
         waited = 0.0 if self._episodes is None else self._episodes.seconds
         prompts = self._opened(trainer, prompts)
         completions, scores, seconds = sample_and_score(
@@ -265,9 +265,9 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], seeds: list[list[int]]
     ) -> Scores | None:
         """Score new completions from the reference, sampled as in training; None without prompts."""
-        self.engine.bring(module.reference.policy, ("reference", module.reference.version))
+        self.engine.sync_weights(module.reference.policy, ("reference", module.reference.version))
         completions = self.engine.generate(prompts, self.sampling, seeds, turns=self._episodes)
-        self._beside += completions
+        self._reference_completions += completions
         if not prompts:
             return None
         scores = score_rollout(self.rewards, completions, [p.sample for p in prompts])
@@ -279,7 +279,7 @@ class RolloutCallback(Callback):
         prompts = trainer.datamodule.train_dataloader().take(batch.cursor).prompts  # type: ignore[attr-defined]
         repeats = count_repeats(prompts, [])
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration + 1)
-        self._ahead.start(self.engine, prompts, self.sampling, seeds)
+        self._prefetch.start(self.engine, prompts, self.sampling, seeds)
 
     def _stop_on_failures(
         self, trainer: Trainer, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores,
@@ -292,7 +292,7 @@ class RolloutCallback(Callback):
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
-        DOING.begin(STAGES[stage])
+        progress.begin(STAGES[stage])
         yield
         self._seconds[stage] += time.perf_counter() - started
 
@@ -302,10 +302,10 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
-        self._ahead.wait()
+        self._prefetch.wait()
         self._start(trainer, module)
         prompts, sampling = batch.prompts, self.eval_sampling
-        self.engine.bring(module.policy, ("policy", module.updates), prompts, sampling)
+        self.engine.sync_weights(module.policy, ("policy", module.updates), prompts, sampling)
         batch.rollout = self._validate(trainer, batch, sampling, self.samples_of(batch.name))
         if self.eval_greedy:
             batch.greedy = self._validate(trainer, batch, replace(sampling, temperature=0.0, top_p=1.0, top_k=0), 1)
@@ -390,7 +390,7 @@ class RolloutCallback(Callback):
         if self.engine.started:
             return
         context = self._context(trainer, module)
-        DOING.begin("starting the engine")
+        progress.begin("starting the engine")
         self.engine.start(context)
         if self.environment is not None:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -433,15 +433,15 @@ class RolloutCallback(Callback):
             return 0
         return max(self.sampling.max_turns, self.eval_sampling.max_turns) - 1
 
-    def _asked(self, data: Any) -> list[Asked]:
-        return asked_of(data, self.sampling, self.eval_sampling, begins(self.environment))
+    def _asked(self, data: Any) -> list[LengthRequirement]:
+        return length_requirements(data, self.sampling, self.eval_sampling, begins(self.environment))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference": self._reference.state_dict(), "ahead": self._ahead.state_dict()}
+        return {"reference": self._reference.state_dict(), "ahead": self._prefetch.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._reference.load_state_dict(state_dict["reference"])
-        self._ahead.load_state_dict(state_dict["ahead"])
+        self._prefetch.load_state_dict(state_dict["ahead"])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()
@@ -452,7 +452,7 @@ class RolloutCallback(Callback):
     def close(self) -> None:
         """Close the engine and the reward workers."""
         if self.engine.started:
-            self._ahead.wait()
+            self._prefetch.wait()
             self.engine.close()
         if self._episodes is not None:
             self._episodes.close()

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from lit_rlvr.errors import first_line
-from lit_rlvr.progress import DOING
+from lit_rlvr.progress import progress
 from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
 from lit_rlvr.rollout.engines.base import RolloutEngine, Turns
@@ -43,14 +43,14 @@ def sample_and_score(
 
         def done(p: int, group: list[Completion]) -> None:
             if scoring.add(p, group, prompts[p].sample):
-                DOING.advance(len(group), sum(completion.length for completion in group))
+                progress.advance(len(group), sum(completion.length for completion in group))
 
-        DOING.begin("generating", total=sum(map(len, seeds)))
+        progress.begin("generating", total=sum(map(len, seeds)))
         completions = ready or engine.generate(prompts, sampling, seeds, done, turns)
         generated = time.perf_counter()
         for p, group in enumerate(completions):  # an engine need not report groups before the end
             done(p, group)
-        DOING.begin("scoring")
+        progress.begin("scoring")
         scores = scoring.scores(len(seeds[0]))
     return completions, scores, {"generate": generated - started, "score": time.perf_counter() - generated}
 
@@ -73,7 +73,7 @@ def completion_seeds(prompts: list[Prompt], repeats: list[int], count: int, *use
 _log = logging.getLogger("lit_rlvr")
 
 
-class Ahead:
+class Prefetch:
     """One generation in a background thread. Checkpoints store its result, because its weights are gone on resuming.
 
     If the engine crashes there is no result, and the next iteration generates with its current weights.

@@ -24,7 +24,7 @@ _log = logging.getLogger("lit_rlvr")
 
 
 @dataclass(frozen=True)
-class Asked:
+class LengthRequirement:
     """A set of prompts and the maximum length of their completions.
 
     Args:
@@ -53,9 +53,9 @@ class Asked:
         return max(len(self.longest.token_ids), self.room) + self.max_tokens
 
 
-def asked_of(
+def length_requirements(
     data: PromptDataModule, sampling: Sampling, eval_sampling: Sampling, prompts_grow: bool = False
-) -> list[Asked]:
+) -> list[LengthRequirement]:
     """Return the loaded sets of a run, with their maximum completion lengths.
 
     Args:
@@ -65,7 +65,7 @@ def asked_of(
     trained = sampling.reach, f"rollout.sampling.{limit}"
     evaluated = eval_sampling.reach, f"rollout.eval_sampling.{limit}"
     return [
-        Asked(
+        LengthRequirement(
             f"{other.name} {split}",
             prompts,
             *(trained if split == "train" else evaluated),
@@ -77,7 +77,7 @@ def asked_of(
     ]
 
 
-def check_lengths(model_folder: str, sets: Sequence[Asked]) -> None:
+def check_lengths(model_folder: str, sets: Sequence[LengthRequirement]) -> None:
     """Refuse a set whose longest prompt and completion exceed the model's context. Reads only the model's config.
 
     Raises:
@@ -99,7 +99,7 @@ def check_lengths(model_folder: str, sets: Sequence[Asked]) -> None:
         )
 
 
-def within_context(model_folder: str, sets: Sequence[Asked]) -> int:
+def within_context(model_folder: str, sets: Sequence[LengthRequirement]) -> int:
     """Return the longest sequence; warn about completions that the context truncates.
 
     Returns:

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.errors import UserError, shown
-from lit_rlvr.progress import DOING
+from lit_rlvr.progress import progress
 from lit_rlvr.run.folder import delete_backup, delete_failed
 
 LARGE_BYTES = 100_000_000
@@ -119,7 +119,7 @@ class RunCheckpoint(Checkpoint):
         if trainer.strategy.broadcast(self._saved_step == trainer.global_step and path.exists()):
             return path
         scratch = path.with_suffix(".tmp")
-        DOING.begin("saving a checkpoint")
+        progress.begin("saving a checkpoint")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if trainer.is_global_zero:

@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.files import Fields, has_fields, write_atomically
-from lit_rlvr.progress import DOING
+from lit_rlvr.progress import progress
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.outputs import peak_memory_mb
 from lit_rlvr.run.progress import ProgressEstimator
@@ -53,7 +53,7 @@ class LiveFile(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            DOING.begin("loading the model")
+            progress.begin("loading the model")
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self._thread is not None:
@@ -70,10 +70,10 @@ class LiveFile(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        DOING.part = f"validation {batch.name}"
+        progress.part = f"validation {batch.name}"
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        DOING.part = ""
+        progress.part = ""
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._finish()
@@ -88,8 +88,8 @@ class LiveFile(Callback):
         self._stop.set()
         self._thread.join()
         self._thread = None
-        DOING.part = ""
-        DOING.begin("ended")
+        progress.part = ""
+        progress.begin("ended")
         self._write()
 
     def _run(self) -> None:
@@ -108,13 +108,13 @@ class LiveFile(Callback):
         now, total_steps = time.time(), self._estimator.steps(trainer)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return {
-            "stage": DOING.stage,
-            "part": DOING.part,
-            "since": DOING.since,
-            "done": DOING.done,
-            "total": DOING.total,
-            "tokens_per_second": DOING.tokens / max(now - DOING.since, 1e-3),
-            "waiting": {name: now - since for name, since in list(DOING.waiting.items())},
+            "stage": progress.stage,
+            "part": progress.part,
+            "since": progress.since,
+            "done": progress.done,
+            "total": progress.total,
+            "tokens_per_second": progress.tokens / max(now - progress.since, 1e-3),
+            "waiting": {name: now - since for name, since in list(progress.waiting.items())},
             "step": trainer.global_step,
             "steps": total_steps,
             "seconds_left": self._estimator.seconds(trainer.global_step, total_steps),

@@ -101,7 +101,7 @@ class EvaluationMetrics(nn.Module):
         self.length.update(rollout.lengths.to(device))
         if rollout.sampling.temperature > 0:
             self.sampled, tokens = True, rollout.lengths.sum()
-            self.entropy.update((-rollout.engine_logprobs.sum() / tokens.clamp(min=1)).to(device), tokens.to(device))
+            self.entropy.update((-rollout.rollout_logprobs.sum() / tokens.clamp(min=1)).to(device), tokens.to(device))
         self.truncated.update(rollout.truncated.to(device))
         for metric in self._pass_at():
             metric.update(correct, counted)

@@ -43,7 +43,7 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, use_liger
 from lit_rlvr.policy.verify import compile_and_verify, verify_or_fall_back
 from lit_rlvr.policy.vision import freeze_vision_tower
-from lit_rlvr.progress import DOING
+from lit_rlvr.progress import progress
 from lit_rlvr.training.identity import check_identity, identity
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
@@ -261,7 +261,7 @@ class RLVRModule(LossModule, EvaluatingModule):
             use_liger(self.policy.model)
             verify_or_fall_back(self.policy, dtype)
         if self.torch_compile:
-            DOING.begin("compiling the model's layers")
+            progress.begin("compiling the model's layers")
             compile_and_verify(self.policy, dtype)
             if self.reference.policy is not None:
                 compile_layers(self.reference.policy.model)
@@ -284,7 +284,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         assert batch.rollout is not None, "the RolloutCallback fills the batch before the algorithm sees it"
         started = time.perf_counter()
         minibatches = self._minibatches(batch.rollout) * self.epochs_per_rollout
-        DOING.begin("training", total=len(minibatches))
+        progress.begin("training", total=len(minibatches))
         prepared = self._prepare(batch.rollout, minibatches)
         if self._trace is not None and batch.rollout.advantages is not None:
             self._trace.choose(batch.rollout.advantages, {p for prompts in minibatches for p in prompts})
@@ -364,7 +364,7 @@ class RLVRModule(LossModule, EvaluatingModule):
             step = plan_step(
                 prepared, prompts, self.device, self.aggregation, self.tokens_per_microbatch, self.policy.shared_prefix,
                 resolve_correction(self.importance_correction, prepared.rollout.exact), self.importance_cap,
-                in_step=self.sharded,
+                in_lockstep=self.sharded,
             )  # fmt: skip
             optimizer.zero_grad()
             sums, self.tokens_per_microbatch = within_memory(
@@ -389,7 +389,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         prepared.on_policy = False
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.updates += 1
-        DOING.advance()
+        progress.advance()
         metrics = {} if skipped else step_metrics(sums) | {"train/grad_norm": float(norm)}
         return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
 
@@ -401,13 +401,13 @@ class RLVRModule(LossModule, EvaluatingModule):
             if step.prepared.on_policy:
                 step.prepared.record_old(step.microbatches[k], logp)
             x, stats = loss_inputs(step, k, logp, entropy)
-            if self._trace is not None and k < step.real:
+            if self._trace is not None and k < step.num_microbatches:
                 self._trace.watch(step.microbatches[k], step.prepared.rollout.group_size, x)
             loss, more = self.loss(x)
-            with self._gradients_apart():
+            with self._local_gradients():
                 self.manual_backward(loss * world_size())  # distributed strategies average over ranks; we sum
             for name, value in (stats | more | {"loss": loss.detach()}).items():
-                sums[name] = sums.get(name, 0) + value.double() * float(k < step.real)
+                sums[name] = sums.get(name, 0) + value.double() * float(k < step.num_microbatches)
         return sums
 
     def _forward(self, step: Step, k: int) -> tuple[Tensor, Tensor]:
@@ -423,11 +423,11 @@ class RLVRModule(LossModule, EvaluatingModule):
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         loss, _ = self.loss(loss_inputs(step, k, *self._forward(step, k))[0])
-        with self._gradients_apart():
+        with self._local_gradients():
             self.manual_backward(loss)
         return loss.detach(), [parameter.grad for parameter in all_parameters(optimizer)]
 
-    def _gradients_apart(self) -> AbstractContextManager[Any]:
+    def _local_gradients(self) -> AbstractContextManager[Any]:
         """Keep each rank's gradients local under DDP: whether a step counts is known only once all ranks have theirs.
 
         Sharded gradients are reduced at once, because otherwise every rank would hold all of them.

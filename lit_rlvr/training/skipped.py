@@ -58,7 +58,12 @@ class SkippedSteps:
         path = folder / f"step-{number:06d}-rank-{rank()}.json"
         # As many on all ranks if the weights are sharded.
         found = [_microbatch(step, k, *run_alone(k)) for k in range(len(step.microbatches))]
-        record = {"step": number, "wrong": wrong, "microbatches": found[: step.real], "groups": _groups(step)}
+        record = {
+            "step": number,
+            "wrong": wrong,
+            "microbatches": found[: step.num_microbatches],
+            "groups": _groups(step),
+        }
         write_atomically(path, json.dumps(record, ensure_ascii=False))
         said = f"step {number}: {' and '.join(wrong) or 'loss of another rank'} not finite"
         if self.in_a_row > self.limit:
@@ -111,5 +116,5 @@ def _groups(step: Step) -> list[dict[str, Any]]:
                 for g, completion in enumerate(rollout.completions[p])
             ],
         }
-        for p in sorted({row // size for rows in step.microbatches[: step.real] for row in rows})
+        for p in sorted({row // size for rows in step.microbatches[: step.num_microbatches] for row in rows})
     ]

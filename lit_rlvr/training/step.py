@@ -55,21 +55,21 @@ class Step:
     """One optimizer step of this rank.
 
     Args:
-        mask: (B, T) bool, the tokens in the loss. engine_logprobs: (B, T).
+        mask: (B, T) bool, the tokens in the loss. rollout_logprobs: (B, T).
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
-        microbatches: lists of rows. The first `real` of them count; the others repeat a micro-batch with weight 0, so
-            that with sharded weights a rank with less work keeps in step with the others.
+        microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
+            weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
         correction, cap: see `importance_correction` and `importance_cap` of `RLVRModule`.
     """
 
     prepared: PreparedRollout
     mask: Tensor
-    engine_logprobs: Tensor
+    rollout_logprobs: Tensor
     token_weight: Tensor
     row_share: float
     microbatches: list[list[int]]
-    real: int
+    num_microbatches: int
     correction: ImportanceCorrection
     cap: float
 
@@ -80,10 +80,10 @@ def loss_inputs(step: Step, k: int, logp: Tensor, entropy: Tensor) -> tuple[Loss
     Args:
         logp, entropy: (rows, T), the forward pass of the micro-batch.
     """
-    rows, weight = step.microbatches[k], float(k < step.real)
+    rows, weight = step.microbatches[k], float(k < step.num_microbatches)
     prepared = step.prepared
     at = index(rows, step.mask.device)
-    mask, engine = step.mask[at], step.engine_logprobs[at]
+    mask, engine = step.mask[at], step.rollout_logprobs[at]
     old = logp.detach() if prepared.old is None else prepared.old[at]
     tokens, sequences = importance_weights(old, engine, mask, step.correction, step.cap)
     plain = step.token_weight[at] * weight
@@ -120,13 +120,13 @@ def plan_step(
     shared_prefix: bool,
     correction: ImportanceCorrection,
     cap: float,
-    in_step: bool,
+    in_lockstep: bool,
 ) -> Step:
     """Count the step's normalisers over all ranks and cut its live rows. Collective: call it on every rank.
 
     Args:
         prompts: this rank's groups in the step.
-        in_step: run equally many micro-batches on every rank, because gathering sharded weights needs all ranks.
+        in_lockstep: run equally many micro-batches on every rank, because gathering sharded weights needs all ranks.
     """
     rollout = prepared.rollout
     size = rollout.group_size
@@ -140,14 +140,16 @@ def plan_step(
     )
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
-    real = len(microbatches)
-    wanted = all_max(real, device)
-    if not in_step:
-        wanted = max(real, min(wanted, 1))  # a rank that runs none would lack the metrics that all ranks sum
-    microbatches += [microbatches[0] if microbatches else [0]] * (wanted - real)
+    num_microbatches = len(microbatches)
+    wanted = all_max(num_microbatches, device)
+    if not in_lockstep:
+        wanted = max(
+            num_microbatches, min(wanted, 1)
+        )  # a rank that runs none would lack the metrics that all ranks sum
+    microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
     return Step(
-        prepared, mask, to_device(rollout.engine_logprobs, device), token_weight, 1.0 / max(sequences, 1.0),
-        microbatches, real, correction, cap,
+        prepared, mask, to_device(rollout.rollout_logprobs, device), token_weight, 1.0 / max(sequences, 1.0),
+        microbatches, num_microbatches, correction, cap,
     )  # fmt: skip
 
 
@@ -159,15 +161,15 @@ def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool
 
 
 @torch.no_grad()
-def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, in_step: bool) -> Tensor:
+def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, in_lockstep: bool) -> Tensor:
     """Return (B, T) log-probabilities of some rows under `policy`, without gradients; 0 in the other rows.
 
     Args:
-        in_step: as for `plan_step`.
+        in_lockstep: as for `plan_step`.
     """
     result = torch.zeros(rollout.mask.shape, device=policy.device)
     pieces = cut_rows(rollout, rows, budget, policy.shared_prefix)
-    idle = all_max(len(pieces), policy.device) - len(pieces) if in_step else 0
+    idle = all_max(len(pieces), policy.device) - len(pieces) if in_lockstep else 0
     for piece in pieces:
         result[index(piece, policy.device)] = policy.logprobs(rollout, piece)[0]
     for _ in range(idle):  # gathering sharded weights needs all ranks

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.progress import DOING
+from lit_rlvr.progress import progress
 from lit_rlvr.workers.process import Function, Isolation, Outcome, WorkerProcess
 
 _log = logging.getLogger("lit_rlvr")
@@ -52,19 +52,19 @@ class Waiting:
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
         self._over.set()
-        DOING.waiting.pop(self._reward, None)
+        progress.waiting.pop(self._reward, None)
 
     @contextmanager
     def judging(self, number: int) -> Iterator[None]:
         """Record that the reward judges completion `number` of the batch, until the body ends."""
         self._begun[number] = time.monotonic()
-        DOING.waiting.setdefault(self._reward, time.time())
+        progress.waiting.setdefault(self._reward, time.time())
         try:
             yield
         finally:
             self._begun.pop(number, None)
             if not self._begun:
-                DOING.waiting.pop(self._reward, None)
+                progress.waiting.pop(self._reward, None)
 
     def _watch(self) -> None:
         said: dict[tuple[int, float], int] = {}

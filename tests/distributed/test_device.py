@@ -117,7 +117,7 @@ def optimizer_step(policy: Policy, rollout: Rollout) -> None:
     """An iteration's two updates on a rollout, as `RLVRModule` takes them, up to the optimizer."""
     algorithm = GRPO(kl_coef=0.1)
     device = policy.device
-    old = logprobs_of(policy, rollout, [2, 3, 4, 5], 30, in_step=False)
+    old = logprobs_of(policy, rollout, [2, 3, 4, 5], 30, in_lockstep=False)
     prepared = PreparedRollout(rollout, torch.ones(6, 1, device=device), list(range(6)), old, ref=old)
     for prompts in ([0], [1, 2]):
         step = plan_step(

@@ -85,13 +85,13 @@ def make_rollout(
     completions: Sequence[Sequence[Sequence[int]]],
     rewards: Sequence[Sequence[float]] | None = None,
     sampling: Sampling | None = None,
-    engine_logprobs: Tensor | None = None,
+    rollout_logprobs: Tensor | None = None,
 ) -> Rollout:
     """A rollout by hand.
 
     Args:
         prompts: P lists of token ids. completions: P lists of G lists of token ids.
-        rewards: (P, G); 0 by default. engine_logprobs: (B, T); 0 by default.
+        rewards: (P, G); 0 by default. rollout_logprobs: (B, T); 0 by default.
     """
     groups = [[Completion("", tuple(ids), "stop", (0.0,) * len(ids)) for ids in group] for group in completions]
     token_ids, mask, zeros = pad_completions(groups)
@@ -102,7 +102,7 @@ def make_rollout(
         completions=groups,
         token_ids=token_ids,
         mask=mask,
-        engine_logprobs=zeros if engine_logprobs is None else engine_logprobs,
+        rollout_logprobs=zeros if rollout_logprobs is None else rollout_logprobs,
         rewards=scores,
         correct=(scores > 0).float(),
         judged=torch.ones(shape, dtype=torch.bool),

@@ -23,13 +23,13 @@ def sees(rows: Rows) -> list[list[int]]:
     layout, total = rows.segments, rows.input_ids.shape[1]
     assert layout is not None
     table = torch.zeros(total, total, dtype=torch.long)
-    for p, places in enumerate(layout.prompts.tolist()):
-        for i, token in enumerate(places):
-            if layout.order[token] == p * len(places) + i:  # not padding
-                table[token, places[: i + 1]] = 1
-    for places, owner, mask in zip(layout.completions, layout.owner, layout.mask[:, 0], strict=True):
-        keys = torch.cat([layout.prompts[owner], places])
-        for query, seen in zip(places.tolist(), mask, strict=True):
+    for p, position_ids in enumerate(layout.prompts.tolist()):
+        for i, token in enumerate(position_ids):
+            if layout.order[token] == p * len(position_ids) + i:  # not padding
+                table[token, position_ids[: i + 1]] = 1
+    for position_ids, owner, mask in zip(layout.completions, layout.owner, layout.mask[:, 0], strict=True):
+        keys = torch.cat([layout.prompts[owner], position_ids])
+        for query, seen in zip(position_ids.tolist(), mask, strict=True):
             if layout.order[query] >= layout.prompts.numel():  # not padding
                 table[query, keys[seen]] = 1
     return table.tolist()
@@ -81,8 +81,8 @@ def test_without_a_shared_prefix_each_completion_has_its_row() -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_positions_of_three_dimensions_go_on_behind_the_largest(shared: bool) -> None:
-    places = torch.tensor([[0, 1, 1, 2], [0, 1, 2, 3], [0, 5, 1, 2]])
-    rows = build_rows([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]], places)], shared, CPU)
+    position_ids = torch.tensor([[0, 1, 1, 2], [0, 1, 2, 3], [0, 5, 1, 2]])
+    rows = build_rows([Group([1, 2, 3, 4], [[5, 6, 7], [8, 9]], position_ids)], shared, CPU)
     assert rows.position_ids.shape == (3, *rows.input_ids.shape)
     first = rows.position_ids[:, 0, :6]
     assert first.tolist() == [[0, 1, 1, 2, 6, 7], [0, 1, 2, 3, 6, 7], [0, 5, 1, 2, 6, 7]]

@@ -51,8 +51,8 @@ def cut_off(folder: Path) -> None:
 def lose_a_shard(folder: Path) -> None:
     names = sorted(load_file(folder / WEIGHTS))
     (folder / WEIGHTS).rename(folder / "model-00001-of-00002.safetensors")
-    places = {name: f"model-0000{1 + (k > 5)}-of-00002.safetensors" for k, name in enumerate(names)}
-    index = {"metadata": {}, "weight_map": places}
+    position_ids = {name: f"model-0000{1 + (k > 5)}-of-00002.safetensors" for k, name in enumerate(names)}
+    index = {"metadata": {}, "weight_map": position_ids}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 

@@ -82,7 +82,7 @@ def test_images_that_were_observed_stay_in_their_own_completions(
         ids = (*rollout.completions[p][g].token_ids, *seen.token_ids, 60)
         rollout.completions[p][g] = Completion("", ids, "stop", pixels=seen.pixels)
     token_ids, mask, zeros = pad_completions(rollout.completions)
-    rollout = replace(rollout, token_ids=token_ids, mask=mask, engine_logprobs=zeros)
+    rollout = replace(rollout, token_ids=token_ids, mask=mask, rollout_logprobs=zeros)
     logp, _ = policy.logprobs(rollout, list(range(9)))
     for i, row in enumerate(logp):
         prompt, completion = prompts[i // 3], rollout.completions[i // 3][i % 3]
@@ -141,7 +141,7 @@ def test_positions_and_images_matter(
     processor = ImageProcessor(str(any_vlm_folder))
     other = [make_prompt(processor, "other", picture(84, 84, 9)), *prompts[1:]]
     assert (policy.logprobs(make_rollout(other), [0])[0] - before[:1]).abs().max() > 0.1
-    monkeypatch.setattr(policy, "places", lambda prompt: torch.arange(len(prompt.token_ids)).expand(3, -1))
+    monkeypatch.setattr(policy, "position_ids", lambda prompt: torch.arange(len(prompt.token_ids)).expand(3, -1))
     assert (policy.logprobs(make_rollout(prompts), [0, 6])[0] - before).abs().amin(0).max() > 0.1
 
 

@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGen
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.images import ImageProcessor, collapse
 from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.vision import rope_places, takes_images
+from lit_rlvr.policy.vision import rope_position_ids, takes_images
 
 
 @pytest.fixture(scope="session")
@@ -91,13 +91,13 @@ def test_positions_of_an_image_are_those_of_its_grid(any_vlm_folder: Path) -> No
     """Three tokens, an image of 2 x 3 features, two tokens: text positions continue after the image's longer side."""
     policy = load_policy(str(any_vlm_folder))
     ids = [10, 11, START, *[PAD] * 6, STOP, 12]
-    places = rope_places(policy.model, ids, torch.tensor([[1, 4, 6]]))
-    assert places.tolist() == [
+    position_ids = rope_position_ids(policy.model, ids, torch.tensor([[1, 4, 6]]))
+    assert position_ids.tolist() == [
         [0, 1, 2, 3, 3, 3, 3, 3, 3, 6, 7],
         [0, 1, 2, 3, 3, 3, 4, 4, 4, 6, 7],
         [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7],
     ]
-    assert rope_places(policy.model, ids[:3], None).tolist() == [[0, 1, 2]] * 3
+    assert rope_position_ids(policy.model, ids[:3], None).tolist() == [[0, 1, 2]] * 3
 
 
 def test_a_text_model_refuses_images(tiny_model_folder: Path) -> None:

@@ -165,7 +165,7 @@ def test_metrics_of_a_rollout_by_hand() -> None:
     rollout.completions[0][0] = replace(rollout.completions[0][0], finish_reason="length")
     rollout.parts = {"answer": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}
     rollout.statuses = [["ok", "parse_fail"], ["timeout", "ok"]]
-    rollout.engine_logprobs = torch.tensor([[-1.0, -2.0, 0], [-0.5, 0, 0], [-1.0, -1.0, -1.0], [-0.5, -1.0, 0]])
+    rollout.rollout_logprobs = torch.tensor([[-1.0, -2.0, 0], [-0.5, 0, 0], [-1.0, -1.0, -1.0], [-0.5, -1.0, 0]])
     beside = [[Completion("", (1, 2, 3, 4), "stop")]]
     found = rollout_metrics(rollout, 4.0, beside)
     assert {k: v for k, v in found.items() if k.startswith(("rollout", "reward"))} == pytest.approx(

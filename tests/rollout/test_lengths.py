@@ -15,7 +15,7 @@ from transformers import Gemma3TextConfig, LlamaConfig, MambaConfig, Qwen2_5_VLC
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.engines.base import Done, EngineContext
-from lit_rlvr.rollout.limits import Asked, check_lengths, context_length
+from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, context_length
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 CLI = Callable[..., Any]
@@ -42,7 +42,7 @@ def test_the_context_that_a_config_says(config: Any, length: int | None) -> None
 def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: Path) -> None:
     """The model's context is 1024 tokens."""
     prompts = [make_prompt(range(n), f"row-{n}") for n in (3, 1000, 7)]
-    fits, over = (Asked("math train", prompts, n, "rollout.sampling.max_tokens") for n in (24, 25))
+    fits, over = (LengthRequirement("math train", prompts, n, "rollout.sampling.max_tokens") for n in (24, 25))
     assert fits.reach == 1024
     check_lengths(str(tiny_model_folder), [fits])
     with pytest.raises(UserError) as error:
@@ -53,7 +53,9 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
         "to 24"
     )
     with pytest.raises(UserError, match=r"lower data.init_args.max_prompt_tokens and rollout.sampling.max_tokens$"):
-        check_lengths(str(tiny_model_folder), [Asked("math train", [make_prompt(range(1024))], 1024, over.option)])
+        check_lengths(
+            str(tiny_model_folder), [LengthRequirement("math train", [make_prompt(range(1024))], 1024, over.option)]
+        )
 
 
 @pytest.mark.parametrize(("command", "said"), [

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lit_rlvr.rollout.engines.process_group import OwnWorld
+from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup
 
 
 def begin() -> None:
@@ -20,7 +20,7 @@ def begin() -> None:
 @pytest.fixture
 def trainers() -> Iterator[None]:
     """A trainer's world, destroyed afterwards."""
-    world = OwnWorld()
+    world = VLLMProcessGroup()
     world._count = 0
     with world.inside():
         begin()
@@ -31,7 +31,7 @@ def trainers() -> Iterator[None]:
 
 def test_an_engine_is_started_and_ended_twice_beside_the_trainers_groups(trainers: None) -> None:
     """Like vLLM, an engine destroys the default group, if there is one, when it ends."""
-    world, own, hook, counted = OwnWorld(), dist.group.WORLD, sys.excepthook, dist.new_group([0])
+    world, own, hook, counted = VLLMProcessGroup(), dist.group.WORLD, sys.excepthook, dist.new_group([0])
     for _ in range(2):
         with world.inside():
             assert not dist.is_initialized()
@@ -50,7 +50,7 @@ def test_an_engine_is_started_and_ended_twice_beside_the_trainers_groups(trainer
 
 
 def test_an_engine_that_fails_to_start_leaves_the_trainers_world(trainers: None) -> None:
-    world, own = OwnWorld(), dist.group.WORLD
+    world, own = VLLMProcessGroup(), dist.group.WORLD
     with pytest.raises(OSError, match="no such device"), world.inside():
         begin()
         raise OSError("no such device")

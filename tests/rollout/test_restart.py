@@ -99,7 +99,7 @@ def test_a_process_without_a_prompt_of_the_batch(tiny_model_folder: Path) -> Non
     inner = Crashing("sync", calls=[1])
     engine = SyncedEngine(inner, max_restarts=1)
     start_engine(engine, policy, tiny_model_folder)
-    engine.bring(policy, "new")
+    engine.sync_weights(policy, "new")
     assert engine.generate([], Sampling(), []) == []
     assert inner.log == ["start", "sync", "close", "start", "sync", "0"]
     engine.generate([make_prompt([5, 6])], Sampling(max_tokens=2), [[1]])

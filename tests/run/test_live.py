@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lit_rlvr.progress import DOING, Doing
+from lit_rlvr.progress import Doing, progress
 from lit_rlvr.run import live
 from lit_rlvr.watch.follow import FollowedFolders
 
@@ -69,4 +69,4 @@ def test_a_stage_begins_with_nothing_done() -> None:
     assert (doing.done, doing.total, doing.tokens) == (8, 8, 160) and time.time() - doing.since < 60
     doing.begin("scoring")
     assert (doing.stage, doing.done, doing.total, doing.tokens) == ("scoring", 0, 0, 0)
-    assert DOING is not doing
+    assert progress is not doing

@@ -67,7 +67,7 @@ def test_entropy_is_per_sampled_token_and_greedy_answers_have_none() -> None:
     """-(-1 - 2 - 3) / 3 and -(-6) / 1: 12 nats over 4 tokens."""
     metrics, greedy = EvaluationMetrics(1, greedy=True), EvaluationMetrics(1)
     first, second = make_rollout([[5]], [[[6, 7, 8]]], [[1.0]]), make_rollout([[5]], [[[6]]], [[0.0]])
-    first.engine_logprobs, second.engine_logprobs = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-6.0]])
+    first.rollout_logprobs, second.rollout_logprobs = torch.tensor([[-1.0, -2.0, -3.0]]), torch.tensor([[-6.0]])
     metrics.update(first, first)
     metrics.update(second, first)
     assert metrics.compute()["entropy"] == pytest.approx(3.0) and metrics.compute()["greedy"] == 1.0

@@ -100,7 +100,7 @@ class VLLMServer:
         self.take(lambda: self.post("/collective_rpc", {"method": "reload_weights", "kwargs": path}), version)
 
     def take(self, bring: Callable[[], object], version: str) -> None:
-        """Call `bring`, which updates the weights, while generation is paused; then empty every cache."""
+        """Call `sync_weights`, which updates the weights, while generation is paused; then empty every cache."""
         self.pause()
         bring()
         self.resume(version)

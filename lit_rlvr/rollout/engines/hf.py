@@ -163,17 +163,17 @@ class HFEngine(RolloutEngine):
         width = max(len(i) for i in ids)
         input_ids = index([[0] * (width - len(i)) + list(i) for i in ids], device)  # (P, L), left-padded
         attend = index([[0] * (width - len(i)) + [1] * len(i) for i in ids], device)
-        known = [policy.places(prompt) for prompt in prompts]  # (D, L) each
-        places = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
+        known = [policy.position_ids(prompt) for prompt in prompts]  # (D, L) each
+        position_ids = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
         images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None])
         cache = DynamicCache(config=model.config)
-        logits = self._forward(model, input_ids, attend, cache, places, **images)  # (P, V)
+        logits = self._forward(model, input_ids, attend, cache, position_ids, **images)  # (P, V)
         owner = [k for k, rows in enumerate(starts) for _ in rows]  # of each completion
         if any(len(rows) != 1 for rows in starts):
             cache.batch_select_indices(index(owner, device))
         position = index([int(known[k].max()) + 1 for k in owner], device)
         logits, attend = (x[index(owner, device)] for x in (logits, attend))
-        return logits, attend, position[None, :, None].expand(len(places), -1, -1), cache
+        return logits, attend, position[None, :, None].expand(len(position_ids), -1, -1), cache
 
     def _turn(self, row: _Row, stopped: bool) -> Completion:
         assert self._context is not None
@@ -181,10 +181,12 @@ class HFEngine(RolloutEngine):
         return Completion(text, tuple(row.tokens), "stop" if stopped else "length", tuple(row.logprobs))
 
     @staticmethod
-    def _forward(model: Any, input_ids: Tensor, attend: Tensor, cache: Any, places: Tensor, **images: Tensor) -> Tensor:
+    def _forward(
+        model: Any, input_ids: Tensor, attend: Tensor, cache: Any, position_ids: Tensor, **images: Tensor
+    ) -> Tensor:
         """Return logits (b, V) after each row's last token, given positions (D, b, L); the cache grows in place."""
         output = model(
-            input_ids=input_ids, attention_mask=attend, position_ids=places[0] if len(places) == 1 else places,
+            input_ids=input_ids, attention_mask=attend, position_ids=position_ids[0] if len(position_ids) == 1 else position_ids,
             past_key_values=cache, use_cache=True, logits_to_keep=1, **images,
         )  # fmt: skip
         return output.logits[:, -1].float()

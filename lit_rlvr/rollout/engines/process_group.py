@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 
-class OwnWorld:
+class VLLMProcessGroup:
     """A default process group that temporarily replaces the trainer's in torch.distributed.
 
     Its groups are numbered separately, because the trainer's processes must keep counting theirs identically.
@@ -51,11 +51,11 @@ class OwnWorld:
 
 
 @cache
-def vllm_world() -> OwnWorld:
+def vllm_world() -> VLLMProcessGroup:
     """Return the process group that every vLLM of this process starts in, and which ends when vLLM shuts down."""
     from vllm.distributed import parallel_state
 
-    world, destroy = OwnWorld(), parallel_state.destroy_distributed_environment
+    world, destroy = VLLMProcessGroup(), parallel_state.destroy_distributed_environment
 
     def destroy_own() -> None:
         with world.ending():

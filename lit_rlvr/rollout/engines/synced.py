@@ -126,7 +126,7 @@ class SyncedEngine:
             self.engine.start(context)
             self._context = context
 
-    def bring(
+    def sync_weights(
         self, policy: Policy, version: Hashable, prompts: Sequence[Prompt] | None = None,
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
     ) -> None:  # fmt: skip
@@ -234,7 +234,7 @@ class SyncedEngine:
             crash = crash_of(self._start_anew)
 
     def _start_anew(self) -> None:
-        assert self._context is not None and self._policy is not None, "start() and bring() come first"
+        assert self._context is not None and self._policy is not None, "start() and sync_weights() come first"
         if not self.engine.keeps_weights:
             self._close_engine()
         self.engine.start(self._context)
@@ -249,7 +249,7 @@ class SyncedEngine:
         """
         if self._proven or self._sharded or not prompts:
             return
-        assert self._policy is not None, "bring() comes first"
+        assert self._policy is not None, "sync_weights() comes first"
         longest = max(prompts, key=lambda p: len(p.token_ids))
         check_engine(self.engine, self._policy, longest, probe_sampling(sampling), seeds[0][0])
         self._proven = True
