@@ -185,8 +185,9 @@ class HFEngine(RolloutEngine):
         model: Any, input_ids: Tensor, attend: Tensor, cache: Any, position_ids: Tensor, **images: Tensor
     ) -> Tensor:
         """Return logits (b, V) after each row's last token, given positions (D, b, L); the cache grows in place."""
+        positions = position_ids[0] if len(position_ids) == 1 else position_ids
         output = model(
-            input_ids=input_ids, attention_mask=attend, position_ids=position_ids[0] if len(position_ids) == 1 else position_ids,
+            input_ids=input_ids, attention_mask=attend, position_ids=positions,
             past_key_values=cache, use_cache=True, logits_to_keep=1, **images,
         )  # fmt: skip
         return output.logits[:, -1].float()
