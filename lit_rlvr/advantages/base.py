@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import update_wrapper
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -64,11 +64,7 @@ class Advantage(ABC):
         """True if the estimator needs `reference_rewards`."""
         return False
 
-    zero_for_equal_rewards: ClassVar[bool] = False
-    """Whether a group whose rewards are all equal gets advantages of 0, whatever else differs. Ranks then share out the
-    other groups only; where it is False, all groups count."""
-
-    registered_name: ClassVar[str] = ""
+    registered_name: str = ""
     """The short name, for messages; "" if the class is not registered."""
 
     min_valid_fraction: float | None = None

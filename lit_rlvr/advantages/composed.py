@@ -116,7 +116,7 @@ def inverse_sqrt(p: Tensor) -> Tensor:
 
 
 @dataclass
-class _Dominant(Composed):
+class Dominant(Composed):
     """Control experiment I of A-GRAE: positive advantages get another size."""
 
     beta: float = 10.0
@@ -136,7 +136,7 @@ class _Dominant(Composed):
 
 @register("positive_dominant")
 @dataclass
-class PositiveDominant(_Dominant):
+class PositiveDominant(Dominant):
     """`beta A` where A > 0. Source: A-GRAE, table 1, control experiment I.
 
     Args:
@@ -149,7 +149,7 @@ class PositiveDominant(_Dominant):
 
 @register("negative_dominant")
 @dataclass
-class NegativeDominant(_Dominant):
+class NegativeDominant(Dominant):
     """`A / beta` where A > 0. Source: A-GRAE, table 1, control experiment I.
 
     Args:
@@ -161,7 +161,7 @@ class NegativeDominant(_Dominant):
 
 
 @dataclass
-class _Focused(Composed):
+class Focused(Composed):
     """Control experiment II of A-GRAE: a group's weight depends on its success rate.
 
     Args:
@@ -185,7 +185,7 @@ class _Focused(Composed):
 
 @register("hard_focused")
 @dataclass
-class HardFocused(_Focused):
+class HardFocused(Focused):
     """`gamma A / sqrt(p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II."""
 
     def rate(self, p: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ class HardFocused(_Focused):
 
 @register("easy_focused")
 @dataclass
-class EasyFocused(_Focused):
+class EasyFocused(Focused):
     """`gamma A / sqrt(1 - p)`, unchanged where p is 0 or 1. Source: A-GRAE, table 1, control experiment II."""
 
     def rate(self, p: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from lit_rlvr.errors import UserError, check_within
 class _Compared(Advantage):
     """An estimator that compares the completions of one prompt."""
 
-    zero_for_equal_rewards: ClassVar[bool] = True
+    zero_for_equal_rewards = True
 
     @property
     def min_group(self) -> int:
@@ -138,7 +138,7 @@ class GRPOLeadAdvantage(_Compared):
         center: success rate at the middle weight.
     """
 
-    zero_for_equal_rewards: ClassVar[bool] = False  # correct completions of different lengths differ
+    zero_for_equal_rewards = False  # correct completions of different lengths differ
     alpha: float = 0.05
     weight_min: float = 0.4
     weight_max: float = 1.5
