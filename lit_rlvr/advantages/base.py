@@ -67,6 +67,10 @@ class Advantage(ABC):
     registered_name: str = ""
     """The short name, for messages; "" if the class is not registered."""
 
+    zero_for_equal_rewards: bool = False
+    """True if a group whose rewards are all equal gets advantages of 0, whatever else differs. Ranks then share out
+    only the other groups."""
+
     min_valid_fraction: float | None = None
     """Share of groups with both right and wrong completions that a batch needs before training; None = no minimum."""
 
