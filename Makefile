@@ -27,10 +27,10 @@ develop: .venv/developed  ## what tests, checks and documents need
 # of their names the long files are in the middle, and neither worker waits for the other at the end.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test: develop  ## the test suite
+test: develop  ## the tests that people wait for: one case of each kind
 	$(PYTEST)
 
-test-slow: develop  ## long runs: several minutes each
+test-slow: develop  ## what takes longer: kills, learning runs, servers, more cases of each kind
 	$(PYTEST) -m slow
 
 check: docs  ## formatting, lint, types, documentation
