@@ -6,7 +6,7 @@ INTRODUCTION = """
 Do these algorithms do what their papers say, at an equal budget and with enough seeds to tell? The models and
 machines of the papers are out of reach here. What two processor cores can do is train a Llama of a third of a million
 parameters, many times, on a task that it half masters: sums and differences of three numbers, worked out one step a
-line ([`MultiStepArithmetic`](../datamodules/multi_step_arithmetic.py)). A supervised warm start brings it to 22 % of
+line ([`MultiStepArithmetic`](../datamodules/toys/arithmetic.py)). A supervised warm start brings it to 22 % of
 sampled answers right, pass@64 to 98 %; GRPO brings pass@1 to about 37 %. Rewards are 0 or 1, validation is on 128
 held-out problems with 64 samples each, at temperature 1.
 
