@@ -32,6 +32,7 @@ def test_nothing_is_loaded_from_the_network(site: Path) -> None:
     assert not [(page.name, found) for page in pages for found in LOADED.findall(page.read_text())]
 
 
+@pytest.mark.slow
 def test_every_page_of_the_repository_is_in_the_menu(site: Path) -> None:
     menu = (site / "index.html").read_text()
     names = [page.relative_to(ROOT / "docs").with_suffix(".html") for page in (ROOT / "docs").rglob("*.md")]

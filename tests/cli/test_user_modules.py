@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 THEIRS = """
 from lit_rlvr.datamodules import PromptDataModule
 class TheirData(PromptDataModule): pass
@@ -41,6 +43,7 @@ for folder in sys.argv[1:]:
 OURS = ["lit_rlvr.datamodules.geometry.Geometry", "lit_rlvr.datamodules.text_math.TextMath"]
 
 
+@pytest.mark.slow
 def test_datamodules_in_a_config_are_theirs_or_else_ours(tmp_path: Path) -> None:
     """With no folder of theirs, with one, with a class of the same name in it; and in a checkout of ours."""
     none, other, same = (tmp_path / name for name in ("none", "other", "same"))

@@ -133,6 +133,7 @@ def test_what_this_machine_lacks_is_said_once_before_the_first_cell(run_folder: 
     assert not (run_folder / "out").exists()
 
 
+@pytest.mark.slow
 def test_when_a_cell_is_done_its_model_is_evaluated(
     run_folder: Path, lit_rlvr: CLI, forks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,6 +231,7 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
         assert rollout.eval_samples == 256 and trainer.check_val_every_n_epoch is None
 
 
+@pytest.mark.slow
 def test_the_tiny_llama_starts_to_learn_sums(tmp_path: Path, lit_rlvr: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipe under the smoke study runs from its supervised start on."""
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))

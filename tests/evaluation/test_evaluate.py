@@ -68,6 +68,7 @@ def test_sampling_and_greedy(here: Path, lit_rlvr: CLI, tiny_model_folder: Path)
     assert results("out") == found
 
 
+@pytest.mark.slow
 def test_each_suite_has_its_own_settings_and_more_suites_may_be_added(
     here: Path, lit_rlvr: CLI, tiny_model_folder: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_an_engine_that_fails_drops_what_waits() -> None:
     assert held.batches == [2]
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_does_not_keep_an_interrupted_run_from_ending() -> None:
     source = """if True:
         import sys, threading

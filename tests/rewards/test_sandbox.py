@@ -140,6 +140,7 @@ def test_what_goes_wrong_is_told(name: str) -> None:
     assert failure(program) == (status, reason)
 
 
+@pytest.mark.slow
 def test_right_answers_then_hanging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "WALL_FACTOR", 6)
     status, reason = failure("import time\nprint(1, flush=True)\ntime.sleep(999)", limits=BRIEF)

@@ -461,6 +461,7 @@ def test_a_model_is_not_split_in_the_training_process(option: str) -> None:
     VLLMEngine(options={option: 1})
 
 
+@pytest.mark.slow
 def test_a_prefix_cache_that_is_kept_is_an_error(engine: VLLMEngine, policy: Policy) -> None:
     """vLLM does not empty it while a request is running, and reports that only by its return value."""
     llm = engine._llm.llm_engine

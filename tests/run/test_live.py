@@ -18,6 +18,7 @@ from lit_rlvr.watch.follow import FollowedFolders
 CLI = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_it_follows_a_run_from_its_start_to_its_end(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_runs import FIT, fit
 
 CLI = Callable[..., Any]
@@ -23,6 +24,7 @@ with locked(pathlib.Path("run")):
 """
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_and_a_killed_one_does_not_stand_in_the_way(run_folder: Path, lit_rlvr: CLI) -> None:
     (run_folder / "run").mkdir()
     other = subprocess.Popen(

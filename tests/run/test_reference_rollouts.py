@@ -72,6 +72,7 @@ def test_draws_from_a_pool_are_without_replacement_and_differ_by_visit() -> None
 
 
 @pytest.mark.parametrize("mode", [pytest.param("fresh", marks=pytest.mark.slow), "pool"])
+@pytest.mark.slow
 def test_a_renewed_reference_and_its_pool_survive_a_resume(run_folder: Path, lit_rlvr: CLI, mode: str) -> None:
     options = (
         *FIT, "--model.init_args.reference_rollouts", mode, "--model.init_args.reference_update_every", "2",

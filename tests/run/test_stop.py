@@ -184,6 +184,7 @@ def test_accuracies_of_a_run_that_ends_with_its_epochs(run_folder: Path, lit_rlv
     assert row["step"] == "4" and row["val/accuracy"] != ""
 
 
+@pytest.mark.slow
 def test_resuming_by_epochs_after_an_end_by_steps(run_folder: Path, lit_rlvr: CLI) -> None:
     epochs = ("--trainer.max_steps", -1, "--trainer.max_epochs", 2)
     fit(lit_rlvr, *to("whole"), *epochs)

@@ -156,6 +156,7 @@ def test_a_tracker_that_does_not_start_is_an_error(run_folder: Path, lit_rlvr: C
     assert "step 1/6" not in result.err
 
 
+@pytest.mark.slow
 def test_a_tracker_added_on_resume_gets_the_whole_run(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, "--trainer.max_steps", 3)
     fit(lit_rlvr, *own(), "--ckpt_path", "last")

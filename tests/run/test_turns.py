@@ -19,6 +19,7 @@ TURNS = (
 ONE = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI) -> None:
     run(lit_rlvr, *TURNS, *to("whole"))
     run(lit_rlvr, *TURNS, *to("parts"), "--trainer.max_steps", 3)
@@ -54,6 +55,7 @@ def test_episodes_are_shown_turn_by_turn(run_folder: Path, lit_rlvr: CLI) -> Non
     assert '<div class="text observed"' in report and seen.split(" of ")[0] + " of" in report
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_in_its_environment_and_another_model_like_it(
     run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path
 ) -> None:

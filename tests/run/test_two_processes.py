@@ -201,6 +201,7 @@ def test_every_algorithm_trains_alike_in_two_processes(run_folder: Path, lit_rlv
             assert_same_training(run_folder / strategy / name, run_folder / "one" / name)
 
 
+@pytest.mark.slow
 def test_prompts_with_and_without_images_train_alike_in_two_processes(
     run_folder: Path, vlm_folder: Path, lit_rlvr: CLI
 ) -> None:

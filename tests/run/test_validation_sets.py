@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from tiny_runs import fit, metrics, tiny_config, to
 
@@ -36,6 +37,7 @@ def test_each_has_its_metrics(run_folder: Path, lit_rlvr: CLI, tiny_model_folder
         assert abs(float(row["val/accuracy"]) - mean) < 1e-6
 
 
+@pytest.mark.slow
 def test_each_has_its_number_of_samples_and_greedy_answers(
     run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path
 ) -> None:
@@ -64,6 +66,7 @@ def test_a_test_set_is_measured_by_a_command(run_folder: Path, lit_rlvr: CLI, ti
     assert none.status == 2 and "multi_step_arithmetic has no test set" in none.err, none.err
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_stays(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     with_others(run_folder, tiny_model_folder, OTHER)
     samples = ("--rollout.eval_samples", "2", "--rollout.eval_sampling.temperature", "1")

@@ -28,6 +28,7 @@ SGD = ("--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.opti
     [SGD, pytest.param(("--model.init_args.optimizer", "bitsandbytes.optim.AdamW8bit"), marks=pytest.mark.slow)],
     ids=["SGD", "AdamW8bit"],
 )
+@pytest.mark.slow
 def test_a_run_with_it_goes_on_exactly(run_folder: Path, lit_rlvr: CLI, optimizer: tuple[str, ...]) -> None:
     schedule = (*optimizer, "--model.init_args.lr_schedule", "linear", "--trainer.max_steps", 6)
     fit(lit_rlvr, *schedule, *to("whole"))
