@@ -10,6 +10,7 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 LOADED = re.compile(r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=\"?(https?:[^\" >]+)")
 """Addresses that a browser fetches by itself; those of `<a>` it does not."""
@@ -25,14 +26,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_nothing_is_loaded_from_the_network(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > 40
     assert not [(page.name, found) for page in pages for found in LOADED.findall(page.read_text())]
 
 
-@pytest.mark.slow
 def test_every_page_of_the_repository_is_in_the_menu(site: Path) -> None:
     menu = (site / "index.html").read_text()
     names = [page.relative_to(ROOT / "docs").with_suffix(".html") for page in (ROOT / "docs").rglob("*.md")]

@@ -94,20 +94,6 @@ def test_vllm_agrees_with_the_trainer_after_every_sync(
     assert_agrees(policy, prompts, generate(vlm_engine, policy, prompts), 5e-5)
 
 
-@pytest.mark.slow
-def test_vllm_loads_an_exported_folder(
-    vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], tmp_path: Path
-) -> None:
-    """With vLLM's own loader, without a sync."""
-    folder = save_model(policy.model, vlm_context.folder, tmp_path / "out")
-    engine = VLLMEngine(options={"load_format": "auto"})
-    try:
-        engine.start(replace(vlm_context, folder=str(folder)))
-        assert_agrees(policy, prompts, engine.generate(prompts, sampling(policy), SEEDS), 5e-5)
-    finally:
-        engine.close()
-
-
 @pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_images_are_observed(
     name: str, vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], request: pytest.FixtureRequest
@@ -236,3 +222,18 @@ def test_a_picture_the_wrong_way_round_would_be_noticed(vlm_context: EngineConte
         turned = processor.pixels([image.rotate(180) for image in prompt.pixels.images])
         other = trainer_logprobs(policy, replace(prompt, pixels=turned), completion, sampling)
         assert (shown - other).abs().max() > 1e-2 or prompt.sample.id == "1 x 1.png", prompt.sample.id
+
+
+# The last test: when its engine ends, so does the process group of every vLLM in this process.
+@pytest.mark.slow
+def test_vllm_loads_an_exported_folder(
+    vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    """With vLLM's own loader, without a sync."""
+    folder = save_model(policy.model, vlm_context.folder, tmp_path / "out")
+    engine = VLLMEngine(options={"load_format": "auto"})
+    try:
+        engine.start(replace(vlm_context, folder=str(folder)))
+        assert_agrees(policy, prompts, engine.generate(prompts, sampling(policy), SEEDS), 5e-5)
+    finally:
+        engine.close()
