@@ -312,7 +312,7 @@ def test_weights_reach_all_parts_of_a_model_that_is_split_over_two_workers(
     monkeypatch.setenv("SERVER_KEY", KEY)
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")  # a core for each, on one NUMA node
     with Served(tiny_model_folder, tmp_path / "log", "--tensor-parallel-size", "2") as split:
-        engine = VLLMServerEngine([split.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 180)
+        engine = VLLMServerEngine([split.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 900)
         start_engine(engine, policy)
         assert engine.server.workers() == 2
         for seed in (1, 2):

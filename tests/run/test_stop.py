@@ -64,12 +64,14 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
     first_token = tiny_rewards.first_token
     monkeypatch.setattr(tiny_rewards, "first_token", interrupted)
     interrupted.__name__ = "first_token"
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests themselves ignore it
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with os.fdopen(slave, "w") as terminal, monkeypatch.context() as closed:
         if number == signal.SIGHUP:
             closed.setattr(sys, "stderr", terminal)
         result = fit(lit_rlvr, *to("parts"), status=status)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+    signal.signal(signal.SIGHUP, ignored)
     assert ("--ckpt_path last" in result.err or number == signal.SIGHUP) and "Traceback" not in result.err
     stopped = summary(run_folder / "parts")
     assert stopped["steps"] == 3 and signal.Signals(number).name in stopped["stopped"]
@@ -82,7 +84,7 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
 def test_ctrl_c_in_a_real_terminal_process(run_folder: Path, lit_rlvr: CLI) -> None:
     arguments = [str(CONSOLE_SCRIPT), *FIT, "--trainer.max_steps", "5000", "--trainer.val_check_interval", "2500"]
     process = subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
-    samples, deadline = run_folder / "run" / "completions.jsonl", time.monotonic() + 120
+    samples, deadline = run_folder / "run" / "completions.jsonl", time.monotonic() + 400
     while not (samples.is_file() and samples.read_text().count('"sample": 0,') > 6):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
@@ -146,7 +148,7 @@ def test_a_signal_stops_all_processes_after_the_same_iteration(run_folder: Path,
         [str(CONSOLE_SCRIPT), *arguments], env=child_environment(), stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    samples, deadline = run_folder / "run" / "completions.jsonl", time.monotonic() + 120
+    samples, deadline = run_folder / "run" / "completions.jsonl", time.monotonic() + 400
     while not (samples.is_file() and samples.read_text().count('"sample": 0,') > 6):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
