@@ -140,7 +140,7 @@ class EvalSampling:
     max_observation_tokens: int | None = None
     max_episode_tokens: int | None = None
 
-    def beside(self, training: Sampling) -> Sampling:
+    def filled_from(self, training: Sampling) -> Sampling:
         """Return the complete settings, with those of training filled in."""
         try:
             return replace(training, **{name: value for name, value in vars(self).items() if value is not None})

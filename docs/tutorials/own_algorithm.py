@@ -1,4 +1,4 @@
-"""An algorithm of your own: a loss in one method, checked against a slow loop, then trained beside GRPO."""
+"""An algorithm of your own: a loss in one method, checked against a slow loop, then trained and compared with GRPO."""
 
 import csv
 import math

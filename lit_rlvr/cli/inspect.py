@@ -27,7 +27,7 @@ from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.plan.memory import Strategy
 from lit_rlvr.plan.strategies import GIB, GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.progress import Budget
 from lit_rlvr.terminal import Terminal, show_result
 from lit_rlvr.training.optimizer import total_steps, updates_of
@@ -44,11 +44,6 @@ if TYPE_CHECKING:
 
 PROMPTS = 2
 """Number of prompts that a dry run shows."""
-
-
-def rollout_of(trainer: Trainer) -> RolloutCallback:
-    """Return the trainer's rollout callback."""
-    return next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
-from lit_rlvr.cli.inspect import describe_prompts, print_prompts, rollout_of, write_split
+from lit_rlvr.cli.inspect import describe_prompts, print_prompts, write_split
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
 from lit_rlvr.plan.show import show
 from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.terminal import show_result
 
 if TYPE_CHECKING:

@@ -176,7 +176,7 @@ def limits(pairs: int) -> str:
 
 
 def power(pairs: int, comparisons: int) -> str:
-    """Return a sentence about the difference that so many pairs can show; "" for fewer than two."""
+    """Return a sentence about the smallest difference that this number of pairs can show; "" for fewer than two."""
     if pairs < 2:
         return ""
     single, corrected = detectable(pairs), detectable(pairs, comparisons=max(1, comparisons))

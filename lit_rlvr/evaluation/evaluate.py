@@ -309,8 +309,8 @@ def start_sampler(
         UserError: a question fills the model's context.
     """
     sets = [
-        LengthRequirement(name, found, tokens, "--max_tokens", "--max_prompt_tokens", room)
-        for name, (found, tokens, room) in questions.items()
+        LengthRequirement(name, found, tokens, "--max_tokens", "--max_prompt_tokens", longest_prompt)
+        for name, (found, tokens, longest_prompt) in questions.items()
     ]
     reach = within_context(module.model_folder, sets)
     prompts = [prompt for found, *_ in questions.values() for prompt in found]

@@ -68,9 +68,13 @@ def filter_prompts(
     records = Records(out.with_suffix(".samples"), settings)
     missing = records.missing(split, prompts)
     if missing:
-        room = data.max_prompt_tokens if begins(rollout.environment) else 0
+        longest_prompt = data.max_prompt_tokens if begins(rollout.environment) else 0
         asked = LengthRequirement(
-            f"{data.name} {split}", missing, sampling.reach, "rollout.sampling.max_tokens", room=room
+            f"{data.name} {split}",
+            missing,
+            sampling.reach,
+            "rollout.sampling.max_tokens",
+            min_prompt_tokens=longest_prompt,
         )
         check_lengths(module.model_folder, [asked])
         images = max(len(prompt.sample.images) for prompt in missing)

@@ -42,8 +42,7 @@ def start_command(
 
 
 def thread_environment(commands: int) -> dict[str, str]:
-    """Return the environment variable that divides the processor's cores among so many commands, unless the user has
-    set it."""
+    """Return the environment variable that divides the cores among several commands; {} if the user has set it."""
     if commands == 1 or "OMP_NUM_THREADS" in os.environ:
         return {}
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // commands))}

@@ -117,7 +117,9 @@ class RolloutCallback(Callback):
         self.generator = resolve_engine(engine)
         self.engine = SyncedEngine(self.generator, max_engine_restarts, probe_every)
         self.sampling = sampling
-        self.eval_sampling = eval_sampling if isinstance(eval_sampling, Sampling) else eval_sampling.beside(sampling)
+        self.eval_sampling = (
+            eval_sampling if isinstance(eval_sampling, Sampling) else eval_sampling.filled_from(sampling)
+        )
         self.eval_samples, self.eval_greedy = eval_samples, eval_greedy
         self.environment = as_environment(environment)
         self.rewards = rewards_with(self.environment, rewards)
@@ -459,6 +461,11 @@ class RolloutCallback(Callback):
         for reward in self.rewards:
             reward.close()
         shared_pool().close()
+
+
+def rollout_of(trainer: Trainer) -> RolloutCallback:
+    """Return the trainer's rollout callback."""
+    return next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))  # type: ignore[attr-defined]
 
 
 def use_deterministic_kernels() -> None:

@@ -33,7 +33,7 @@ class LengthRequirement:
         max_tokens: maximum tokens of a completion.
         option: the option that sets `max_tokens`.
         prompt_option: the option that leaves out longer prompts.
-        room: tokens to allow for a prompt at the least, because an environment may add to it.
+        min_prompt_tokens: the least length to assume for a prompt, because an environment may add to it.
     """
 
     name: str
@@ -41,7 +41,7 @@ class LengthRequirement:
     max_tokens: int
     option: str
     prompt_option: str = "data.init_args.max_prompt_tokens"
-    room: int = 0
+    min_prompt_tokens: int = 0
 
     @property
     def longest(self) -> Prompt:
@@ -50,7 +50,7 @@ class LengthRequirement:
     @property
     def reach(self) -> int:
         """Tokens of the longest prompt plus the longest completion."""
-        return max(len(self.longest.token_ids), self.room) + self.max_tokens
+        return max(len(self.longest.token_ids), self.min_prompt_tokens) + self.max_tokens
 
 
 def length_requirements(
@@ -69,7 +69,7 @@ def length_requirements(
             f"{other.name} {split}",
             prompts,
             *(trained if split == "train" else evaluated),
-            room=other.max_prompt_tokens if prompts_grow else 0,
+            min_prompt_tokens=other.max_prompt_tokens if prompts_grow else 0,
         )
         for other in data.validated
         for split, prompts in other.prompts.items()

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.files import Fields, has_fields, write_atomically
 from lit_rlvr.progress import progress
-from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.outputs import peak_memory_mb
 from lit_rlvr.run.progress import ProgressEstimator
 
@@ -106,7 +106,6 @@ class LiveFile(Callback):
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
         now, total_steps = time.time(), self._estimator.steps(trainer)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         return {
             "stage": progress.stage,
             "part": progress.part,
@@ -119,7 +118,7 @@ class LiveFile(Callback):
             "steps": total_steps,
             "seconds_left": self._estimator.seconds(trainer.global_step, total_steps),
             "memory_mb": round(peak_memory_mb()),
-            "engine": next(c.generator.name for c in callbacks if isinstance(c, RolloutCallback)),
+            "engine": rollout_of(trainer).generator.name,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "at": now,

@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.errors import UserError, nearest
-from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.terminal import number_text
 from lit_rlvr.types import Sampling
 
@@ -121,10 +121,8 @@ class LostWork(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.is_global_zero:
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            rollout = next(callback for callback in callbacks if isinstance(callback, RolloutCallback))
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            for line in self.look(metrics, rollout.sampling):
+            for line in self.look(metrics, rollout_of(trainer).sampling):
                 _log.warning("step %d: %s", trainer.global_step, line)
 
     def look(self, metrics: Mapping[str, float], sampling: Sampling) -> list[str]:

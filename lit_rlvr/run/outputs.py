@@ -22,7 +22,7 @@ from lit_rlvr.datamodules.reading.images import Images, open_images
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import RunStopped, UserError, shown
 from lit_rlvr.files import write_atomically
-from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import MetricsFile
 from lit_rlvr.run.monitor import CollapseStop
 from lit_rlvr.terminal import Terminal, one_line
@@ -240,8 +240,6 @@ class RunFolder(Callback):
         digest = None if unknown else weights_sha256(module.policy.model)
         if not trainer.is_global_zero:
             return
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        rollout = next(c for c in callbacks if isinstance(c, RolloutCallback))
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         accuracy_after = self._last[1] if self._last[0] == trainer.global_step else None
         summary = {
@@ -254,7 +252,7 @@ class RunFolder(Callback):
             "startup_seconds": round(self._startup_seconds, 3),
             "seconds_per_step": {name: round(median(values), 4) for name, values in self._seconds.items()},
             "peak_memory_mb": round(peak_memory_mb()),
-            "engine": rollout.generator.name,
+            "engine": rollout_of(trainer).generator.name,
             "algorithm": type(module).__name__,
             "model": module.model,
             "data": type(data).__name__,

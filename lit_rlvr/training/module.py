@@ -290,7 +290,8 @@ class RLVRModule(LossModule, EvaluatingModule):
             self._trace.choose(batch.rollout.advantages, {p for prompts in minibatches for p in prompts})
         metrics = [self._update(prepared, prompts) for prompts in minibatches]
         self.iteration += 1
-        if self.reference_update_every and self.reference.policy and self.iteration % self.reference_update_every == 0:
+        every = self.reference_update_every if self.reference.policy is not None else None
+        if every and self.iteration % every == 0:
             self.reference.replace(self.policy)
         self.trainer.datamodule.commit(batch.cursor)  # type: ignore[attr-defined]
         self._log_updates(metrics)
