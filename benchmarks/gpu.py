@@ -48,8 +48,7 @@ from training import make_rollout, train, with_image
 from turns import Player
 from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
-from lit_rlvr.plan.memory import Strategy, largest_microbatch, training_memory
-from lit_rlvr.plan.shape import shape_of
+from lit_rlvr.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, VLM_SPECIALS, byte_tokenizer, language_sizes, markers

@@ -20,8 +20,7 @@ from common import make_parser, peak_memory_mb, print_result, print_table, run_i
 from training import SMALL, build_policy, make_rollout, train
 
 from lit_rlvr.distributed.strategy import FSDP2
-from lit_rlvr.plan.memory import Strategy, largest_microbatch, training_memory
-from lit_rlvr.plan.shape import shape_of
+from lit_rlvr.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.sources import resolve_model
 

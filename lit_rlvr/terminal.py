@@ -1,4 +1,4 @@
-"""Output to the terminal, safe for text from models and data sets, and the output of `--json`."""
+"""Output to the terminal, safe for text from models and data sets; the output of `--json`; the process's activity."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 import logging
 import math
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -131,3 +133,38 @@ def progress_bar(what: str, left: int, done: int = 0) -> Iterator[Callable[[], N
     with Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True)) as bar:
         task = bar.add_task(what, total=done + left, completed=done)
         yield lambda: bar.advance(task)
+
+
+@dataclass
+class Activity:
+    """What this process is doing, for whoever follows the run (`run/live.py`). No result depends on it.
+
+    Args:
+        stage: what is going on, such as "generating".
+        part: what it is part of, such as "validation sums"; "" = training.
+        since: when the stage began, in seconds since 1970.
+        done: how much of `total` is done; a total of 0 = not counted.
+        tokens: generated since the stage began.
+        waiting: what holds the stage up, such as a reward, and since when.
+    """
+
+    stage: str = "starting"
+    part: str = ""
+    since: float = field(default_factory=time.time)
+    done: int = 0
+    total: int = 0
+    tokens: int = 0
+    waiting: dict[str, float] = field(default_factory=dict)
+
+    def begin(self, stage: str, total: int = 0) -> None:
+        """Begin the next stage."""
+        self.stage, self.since, self.total, self.done, self.tokens = stage, time.time(), total, 0, 0
+
+    def advance(self, done: int = 1, tokens: int = 0) -> None:
+        """Count more of the stage as done."""
+        self.done += done
+        self.tokens += tokens
+
+
+progress = Activity()
+"""This process's activity."""

@@ -23,9 +23,9 @@ from lit_rlvr.plan.memory import (
     expected_microbatch,
     largest_microbatch,
     logits,
+    shape_of,
     training_memory,
 )
-from lit_rlvr.plan.shape import shape_of
 from lit_rlvr.plan.sizing import CONFIGS, job, sizing
 from lit_rlvr.plan.strategies import GIB, GPUs
 from lit_rlvr.policy.adapters import Lora

@@ -3,8 +3,7 @@
 It runs the code of training on a synthetic batch of numbers, as `lit_rlvr/parity/` does, and loads no model.
 """
 
-from lit_rlvr.check.batch import made_batch
 from lit_rlvr.check.command import run
-from lit_rlvr.check.properties import Finding, check_advantage, check_algorithm
+from lit_rlvr.check.properties import Finding, check_advantage, check_algorithm, made_batch
 
 __all__ = ["Finding", "check_advantage", "check_algorithm", "made_batch", "run"]

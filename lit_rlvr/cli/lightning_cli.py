@@ -23,7 +23,6 @@ import lit_rlvr.rewards
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.errors import refuse_nulls
-from lit_rlvr.cli.groups import CALLBACKS, GROUPS
 from lit_rlvr.cli.inspect import PlannedRun, dry_run
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
@@ -36,8 +35,13 @@ from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.files import check_writable
 from lit_rlvr.plan.timing import time_run
 from lit_rlvr.policy.precision import fast_bf16
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import check_run_folder, claim_run_folder, lock_run_folder
 from lit_rlvr.run.loggers import open_loggers, save_dir_not_required, set_save_dir
+from lit_rlvr.run.monitor import CollapseStop
+from lit_rlvr.run.outputs import RunFolder
+from lit_rlvr.run.progress import Budget
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.callback import Chosen, choose_trackers
 from lit_rlvr.run.trainer import RUN_START_INDEX, TRAINER_DEFAULTS, RunStart, add_run_callbacks
@@ -46,6 +50,18 @@ from lit_rlvr.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
+
+CALLBACKS: dict[str, type[Callback]] = {
+    "run": RunFolder,  # first: its clock covers the rollout
+    "rollout": RolloutCallback,
+    "budget": Budget,
+    "checkpoint": RunCheckpoint,
+    "collapse": CollapseStop,
+}
+"""Option group -> the callback that it configures."""
+
+GROUPS: dict[str, type] = CALLBACKS | {"warm_start": WarmStart}
+"""Option group -> the class that it configures; null stands for the defaults of the whole group."""
 
 REPLACEMENTS = {
     "gradient_clip_val": "model.max_grad_norm",

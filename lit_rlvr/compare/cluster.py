@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.compare.cells import next_command
+from lit_rlvr.compare.folder import next_command
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.processes import start_command

@@ -15,10 +15,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_rlvr.cli.errors import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
-from lit_rlvr.compare.cells import next_command, read_suites, start_folder
 from lit_rlvr.compare.cluster import Cluster
 from lit_rlvr.compare.figures import draw_figures, draw_signal
-from lit_rlvr.compare.folder import StudyFolder, locked
+from lit_rlvr.compare.folder import StudyFolder, locked, next_command, read_suites, start_folder
 from lit_rlvr.compare.numbers import read_run, results
 from lit_rlvr.compare.processes import ProgressPrinter, run_cells
 from lit_rlvr.compare.study import Cell, Study, load_study

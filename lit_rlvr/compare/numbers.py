@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev, variance
 from typing import Any
 
-from lit_rlvr.compare.cells import EVALUATION, read_suites
+from lit_rlvr.compare.folder import EVALUATION, read_suites
 from lit_rlvr.compare.significance import (
     holm,
     interquartile_mean,

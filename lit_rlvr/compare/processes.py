@@ -12,8 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lit_rlvr.compare.cells import CellCommand, next_command
 from lit_rlvr.compare.cluster import Cluster, ClusterJob
+from lit_rlvr.compare.folder import CellCommand, next_command
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.evaluation.processes import start_command, stop_commands, thread_environment
 from lit_rlvr.terminal import printable

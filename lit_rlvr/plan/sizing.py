@@ -10,8 +10,7 @@ from typing import Any
 
 from transformers import Qwen2_5_VLConfig, Qwen2Config
 
-from lit_rlvr.plan.memory import Lengths
-from lit_rlvr.plan.shape import Shape, shape_of
+from lit_rlvr.plan.memory import Lengths, Shape, shape_of
 from lit_rlvr.plan.strategies import FREE, GIB, GPUs, Job
 from lit_rlvr.policy.adapters import Lora
 

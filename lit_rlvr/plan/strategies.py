@@ -11,16 +11,17 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.plan.memory import (
     Lengths,
     Microbatch,
+    Shape,
     Strategy,
     Terms,
     cached_tokens,
     expected_microbatch,
     generation_memory,
     kv_bytes_per_token,
+    shape_of,
     state_memory,
     training_memory,
 )
-from lit_rlvr.plan.shape import Shape, shape_of
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.precision import compute_dtype

@@ -25,7 +25,6 @@ from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.reward import rewards_with
 from lit_rlvr.errors import MAX_SIZE, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
-from lit_rlvr.progress import progress
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import Scores, score_rollout, stop_on_failures
@@ -46,6 +45,7 @@ from lit_rlvr.rollout.generate import Prefetch, completion_seeds, sample_and_sco
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.seeds import run_seed
+from lit_rlvr.terminal import progress
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated, updates_of
 from lit_rlvr.types import Completion, EvalSampling, Prompt, PromptBatch, Rollout, Sampling

@@ -9,12 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from lit_rlvr.errors import first_line
-from lit_rlvr.progress import progress
 from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores
 from lit_rlvr.rollout.engines.base import RolloutEngine, Turns
 from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.seeds import derive_seed, run_seed
+from lit_rlvr.terminal import progress
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 

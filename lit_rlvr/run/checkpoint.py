@@ -14,8 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.errors import UserError, shown
-from lit_rlvr.progress import progress
 from lit_rlvr.run.folder import delete_backup, delete_failed
+from lit_rlvr.terminal import progress
 
 LARGE_BYTES = 100_000_000
 """Size in bytes from which a finished run mentions that its checkpoints may be deleted."""

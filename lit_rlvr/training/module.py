@@ -43,7 +43,8 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, use_liger
 from lit_rlvr.policy.verify import compile_and_verify, verify_or_fall_back
 from lit_rlvr.policy.vision import freeze_vision_tower
-from lit_rlvr.progress import progress
+from lit_rlvr.terminal import progress
+from lit_rlvr.training.failed_steps import SkippedSteps, skipped_folder, within_memory
 from lit_rlvr.training.identity import check_identity, identity
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
@@ -58,9 +59,7 @@ from lit_rlvr.training.optimizer import (
     total_steps,
     updates_of,
 )
-from lit_rlvr.training.out_of_memory import within_memory
 from lit_rlvr.training.reference import Reference
-from lit_rlvr.training.skipped import SkippedSteps, skipped_folder
 from lit_rlvr.training.step import PreparedRollout, Step, logprobs_of, loss_inputs, plan_step, step_metrics
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.validation import EvaluatingModule

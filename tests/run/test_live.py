@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lit_rlvr.progress import Doing, progress
 from lit_rlvr.run import live
+from lit_rlvr.terminal import Activity, progress
 from lit_rlvr.watch.follow import FollowedFolders
 
 CLI = Callable[..., Any]
@@ -63,7 +63,7 @@ def test_a_failed_run_says_that_it_ended(run_folder: Path, lit_rlvr: CLI) -> Non
 
 
 def test_a_stage_begins_with_nothing_done() -> None:
-    doing = Doing()
+    doing = Activity()
     doing.begin("generating", total=8)
     doing.advance(4, tokens=100)
     doing.advance(4, tokens=60)

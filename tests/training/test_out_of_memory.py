@@ -118,7 +118,7 @@ def test_other_errors_are_not_taken_for_it(
 def test_the_machine_s_own_error_is_known() -> None:
     source = """if True:
         import resource, torch
-        from lit_rlvr.training.out_of_memory import is_out_of_memory
+        from lit_rlvr.training.failed_steps import is_out_of_memory
         resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
         try:
             torch.empty(1 << 40, dtype=torch.uint8)

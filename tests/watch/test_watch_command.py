@@ -19,9 +19,8 @@ import pytest
 from made_runs import METRICS, make_run
 
 from lit_rlvr.terminal import Terminal
-from lit_rlvr.watch.command import listen
+from lit_rlvr.watch.command import listen, show, sparkline, table
 from lit_rlvr.watch.follow import FollowedFolders
-from lit_rlvr.watch.terminal import show, sparkline, table
 
 CLI = Callable[..., Any]
 
