@@ -83,6 +83,7 @@ def test_vllm_loads_the_exported_folder(trained: Path, tmp_path: Path) -> None:
     assert f"TOKENS {ids[0, 3:].tolist()}" in done.stdout, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_bfloat16_export(trained: Path, tmp_path: Path) -> None:
     folder = export_run(trained, tmp_path / "out", "bfloat16")
     assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16

@@ -53,6 +53,7 @@ def test_torch_comes_from_its_cpu_index_where_that_can_be_reached(
     assert install.cpu_index() == ["--extra-index-url", tmp_path.as_uri()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fails", "said"),
     [

@@ -37,6 +37,7 @@ def start(vlm_folder: Path, pictures: int = 40, **options: Any) -> GRPO:
     return module
 
 
+@pytest.mark.slow
 def test_it_is_made_once_and_learns(vlm_folder: Path, cache: Path) -> None:
     module = start(vlm_folder)
     (made,) = cache.glob("[!.]*")
@@ -97,6 +98,7 @@ def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
     assert not list(cache.glob("*/")), "nothing half-made"
 
 
+@pytest.mark.slow
 def test_the_solutions_of_episodes_are_played(tiny_model_folder: Path, cache: Path) -> None:
     """The environment answers the solution's turns, and only the turns are learnt."""
     turns = {"max_tokens": 32, "max_turns": 2, "max_observation_tokens": 40}

@@ -78,7 +78,7 @@ def test_the_reward_comes_with_the_end(play: Any) -> None:
     [
         ("raise", "error", "ValueError: this environment is broken"),
         ("nothing", "error", "step must return an Observation"),
-        ("hang", "timeout", "out of wall-clock time"),
+        pytest.param("hang", "timeout", "out of wall-clock time", marks=pytest.mark.slow),
         ("spin", "timeout", "out of CPU time"),
         ("die", "error", "died twice: exit code 7"),
         ("leak", "timeout", "MemoryError"),
@@ -94,6 +94,7 @@ def test_a_fault_is_that_completions_alone(play: Any, fault: str, status: str, d
     assert {text(outcome) for outcome in playing.say(e1="go", e2="go").values()} == {"turn 3"}
 
 
+@pytest.mark.slow
 def test_limits_hold_for_each_call_also_in_a_replay(play: Any) -> None:
     """Five turns of 0.4 s of CPU time, of which each may take 1 s."""
     playing = play()

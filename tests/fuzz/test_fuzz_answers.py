@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from lit_rlvr.rewards import Choice, Format, MathAnswer, OpenAnswer, Reward, SQLExecution
 from lit_rlvr.types import Completion, Sample
 
+pytestmark = pytest.mark.slow
+
 LATEX = (
     "\\frac{", "\\sqrt[", "}", "{", "]", "^", "_", "\\left(", "\\right)", "\\boxed{", "$", "$$", "\\[", "\\text{", "&",
     "\\\\", "\\begin{pmatrix}", "\\end{pmatrix}", "\\cdot", "\\pi", "\\infty", "!", "|", ",", "=", "<", ">", "%", "x",

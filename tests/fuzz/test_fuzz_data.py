@@ -26,6 +26,8 @@ from lit_rlvr.datamodules import (
 )
 from lit_rlvr.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = (
     "question", "answer", "problem", "solution", "prompt", "reward_model", "image", "images", "options", "choices",
     "id", "level", "subject", "db_id", "SQL", "query", "evidence", "question_content", "public_test_cases", "metadata",

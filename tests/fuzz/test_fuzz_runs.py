@@ -15,6 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import FIT, fit, tiny_config
 
+pytestmark = pytest.mark.slow
+
 CLI = Callable[..., Any]
 ODD = st.sampled_from([
     None, True, -1, 0, 1e308, float("nan"), float("inf"), "", "x", "\x00", "${oc.env:HOME}", "!!python/name:os.system",

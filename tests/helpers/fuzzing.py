@@ -1,4 +1,4 @@
-"""How many examples a fuzz test draws: a few in `make test`, FUZZ times as many with FUZZ=20."""
+"""How many examples a fuzz test draws: a few in `make test-slow`, FUZZ times as many with FUZZ=20."""
 
 from __future__ import annotations
 

@@ -149,6 +149,7 @@ for reward in (Forks(), ForksInScore(name="other")):
 """
 
 
+@pytest.mark.slow
 def test_a_forked_child_of_a_reward_is_ended_and_counts_for_nothing() -> None:
     """It would go on as a second trainer: everything it writes comes twice, and it may never end."""
     done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=20, check=True)

@@ -94,6 +94,7 @@ def test_memory_and_recursion_bombs_are_the_answers_fault(pool: WorkerPool) -> N
     )  # in the default 2 GiB
 
 
+@pytest.mark.slow
 def test_a_leak_is_not_the_next_answers_fault(pool: WorkerPool) -> None:
     """What it needs itself is known only in a worker that has not judged others before."""
     leak = "__import__('sys').modules.setdefault('leak', []).append(bytearray(300 << 20)) or 'leaked'"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from test_hf_engine import hf_engine
-from test_invariants import AGGREGATIONS, assert_same, naive_gradients
+from test_invariants import assert_same, naive_gradients
 from tiny import CHATML, END, ENDS, byte_tokenizer, make_prompt, random_ids
 from tiny_engines import flat
 from tiny_environments import BadTools, Broken, Dice, Echo, Faulty, Moody
@@ -87,6 +87,7 @@ def test_finish_reasons_and_limits(episodes: Any) -> None:
     assert any(len(last[1]) == 12 and last[1][-1] not in ENDS for last in map(lambda c: spans(c)[-1], found)), "cut"
 
 
+@pytest.mark.slow
 def test_a_fault_is_that_completions_alone(episodes: Any) -> None:
     """Whatever happens in one completion's environment, the others' tokens stay the same."""
     limits = Isolation(cpu_seconds=1.0, wall_seconds=2.0)
@@ -228,7 +229,10 @@ def test_turns_and_environments_belong_together() -> None:
 # ---- training -------------------------------------------------------------------------------------------------
 
 
-@AGGREGATIONS
+@pytest.mark.parametrize(
+    "aggregation",
+    ["constant", *(pytest.param(name, marks=pytest.mark.slow) for name in ("token_mean", "sequence_mean"))],
+)
 def test_a_step_is_the_loss_over_single_episodes(tiny_model_folder: Path, tmp_path: Path, aggregation: Any) -> None:
     """Observations are in no normaliser, mean or gradient, however the batch is cut."""
     sampling = Sampling(max_tokens=9, max_turns=3, max_observation_tokens=40)

@@ -18,6 +18,7 @@ CLI = Callable[..., Any]
 LORA = ("--model.init_args.lora", "{rank: 4, alpha: 8}")
 
 
+@pytest.mark.slow
 def test_resume_and_export(run_folder: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     fit(lit_rlvr, *LORA, *to("whole"))
     fit(lit_rlvr, *LORA, *to("cut"), "--trainer.max_steps", "3")

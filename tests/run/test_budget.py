@@ -42,6 +42,7 @@ def test_samples_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI, s
     assert (run_folder / "run" / "checkpoints" / f"step-{iterations:06d}.ckpt").is_file()
 
 
+@pytest.mark.slow
 def test_tokens_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI) -> None:
     whole = ("--run.save_prompts", 4)
     fit(lit_rlvr, *to("whole"), *whole)
@@ -55,6 +56,7 @@ def test_tokens_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI) ->
         assert summary(run_folder / "run")["steps"] == iterations
 
 
+@pytest.mark.slow
 def test_optimizer_steps_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr: CLI) -> None:
     two = ("--model.init_args.updates_per_rollout", 2)
     result = fit(lit_rlvr, *two, "--trainer.max_steps", 5, "--budget.samples", 1000)
@@ -111,6 +113,7 @@ def test_epochs_and_budgets_limit_a_run_together() -> None:
     assert wanted(-1, 2, None, batches=inf) is None, "not known before training"
 
 
+@pytest.mark.slow
 def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlvr: CLI) -> None:
     rare = ("--rollout.rewards", json.dumps([judged_as_is("rare")]))
     fit(lit_rlvr, *to("dapo"), "--model", "DAPO", *rare)
@@ -126,6 +129,7 @@ def test_dynamic_sampling_and_reference_rollouts_count(run_folder: Path, lit_rlv
     assert column(run_folder / "pool", "rollout/samples") == [16 + 4 * 6] * 4 + [16] * 2, "an epoch has four iterations"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_counting(run_folder: Path, lit_rlvr: CLI) -> None:
     budget = ("--budget.samples", 80, "--trainer.val_check_interval", 5)
     fit(lit_rlvr, *to("whole"), *budget, *ENDLESS)

@@ -62,7 +62,8 @@ def test_without_it_one_round_is_all(run_folder: Path, lit_rlvr: CLI) -> None:
     assert "rollout/sampling_rounds" not in metrics(run_folder / "run")[0]
 
 
-@pytest.mark.parametrize("updates", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("updates", [1, 2])
 def test_resume_goes_on_after_the_extra_prompts(run_folder: Path, lit_rlvr: CLI, updates: int) -> None:
     options = (*FIT, *RARE, "--model.init_args.updates_per_rollout", updates)
     steps = [("--trainer.max_steps", str(n * updates)) for n in (6, 3)]

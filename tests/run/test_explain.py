@@ -121,6 +121,7 @@ def test_what_was_traced_last_with_a_gradient_is_saved_at_the_end(
     assert "step 4, " in lit_rlvr("explain", "run").out
 
 
+@pytest.mark.slow
 def test_traces_of_later_steps_go_when_a_run_goes_on_from_an_earlier_one(run_folder: Path, lit_rlvr: CLI) -> None:
     every = ("--run.trace_every", 1, "--checkpoint.every", 1, "--checkpoint.keep", 3, "--trainer.max_steps")
     assert lit_rlvr("fit", "--config", "tiny.yaml", *every, 3).status == 0

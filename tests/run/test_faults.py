@@ -33,7 +33,8 @@ DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 SHARDED = ("--config", "strategy/fsdp2_cpu")
 
 
-@pytest.mark.parametrize("kind", ["nan", pytest.param("memory", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["nan", "memory"])
 def test_a_run_with_a_fault_goes_on_exactly_after_a_stop(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -103,6 +103,7 @@ def test_the_checkpoint_holds_the_hashed_weights(run_folder: Path, tiny_model_fo
     assert weights_sha256(model) != summary(run_folder / "run")["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_without_a_validation_set_accuracies_are_null_and_it_is_said(run_folder: Path, lit_rlvr: CLI) -> None:
     unused = fit(lit_rlvr, *to("unused"), "--trainer.limit_val_batches", 0, "--trainer.max_steps", 1)
     assert "No accuracies: trainer.limit_val_batches is 0" in unused.err and "no validation set" not in unused.err
@@ -156,6 +157,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI,
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3 * updates)
 
 
+@pytest.mark.slow
 def test_resuming_from_an_older_checkpoint_rewrites_what_came_after_it(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, "--checkpoint.every", 2, "--checkpoint.keep", 3)
     names = sorted(p.name for p in (run_folder / "run" / "checkpoints").iterdir())

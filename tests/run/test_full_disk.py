@@ -36,10 +36,8 @@ def small_disk(run_folder: Path) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", "-l", str(run)], check=True)
 
 
-@pytest.mark.parametrize(("kilobytes", "apart"), [
-    (CHECKPOINTS + 12, False),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in ((20, False), (700, False), (44, True))),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(("kilobytes", "apart"), [(CHECKPOINTS + 12, False), (20, False), (700, False), (44, True)])
 def test_a_run_on_a_full_disk(
     run_folder: Path, lit_rlvr: CLI, small_disk: Callable[[str], None], monkeypatch: pytest.MonkeyPatch,
     kilobytes: int, apart: bool,

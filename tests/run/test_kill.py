@@ -96,9 +96,10 @@ def test_ended_right_after_a_checkpoint_nothing_is_missing(
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "end",
-    [(), pytest.param(("--trainer.max_steps", -1, "--budget.samples", 96), marks=pytest.mark.slow)],
+    [(), ("--trainer.max_steps", -1, "--budget.samples", 96)],
     ids=["steps", "samples"],
 )
 def test_ended_in_its_last_validation_a_run_is_completed(
@@ -132,6 +133,7 @@ def test_records_after_a_checkpoint_and_a_torn_one_are_dropped(tmp_path: Path) -
     assert path.read_text() == "".join(whole)
 
 
+@pytest.mark.slow
 def test_ended_before_the_first_checkpoint_a_run_goes_on_from_its_beginning(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, *to("whole"))
     fit(lit_rlvr, "--trainer.max_steps", 3)
@@ -172,6 +174,7 @@ def test_a_spoilt_checkpoint_is_named_and_passed_over_or_refused(run_folder: Pat
     assert after["resumed_from_step"] == 5 and after["weights_sha256"] == before["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_without_a_good_checkpoint_the_newest_is_named(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, *EVERY_STEP, "--checkpoint.keep", 2)
     for path in (run_folder / "run/checkpoints").iterdir():

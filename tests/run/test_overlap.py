@@ -43,6 +43,7 @@ def test_what_cannot_overlap_is_refused(run_folder: Path, lit_rlvr: CLI, options
     assert all(word in refused.err for word in ["rollout.overlap", *words]) and "Traceback" not in refused.err
 
 
+@pytest.mark.slow
 def test_a_resumed_run_trains_on_what_was_generated_before_the_stop(run_folder: Path, lit_rlvr: CLI) -> None:
     overlap = ("--rollout.overlap", "true", "--rollout.engine", "tiny_engines.Copying")
     run(lit_rlvr, *overlap, *to("whole"))

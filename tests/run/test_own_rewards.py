@@ -86,6 +86,7 @@ def test_a_reward_that_fails_is_named_by_file_and_line(lit_rlvr: CLI) -> None:
     assert "rollout.rewards: nothing: None for all 16 completions of an iteration" in said
 
 
+@pytest.mark.slow
 def test_a_reward_that_ends_its_process_fails_alone_where_it_is_isolated(run_folder: Path, lit_rlvr: CLI) -> None:
     isolated = "{class_path: FunctionReward, init_args: {path: own_rewards.ends, isolate: true}}"
     said = fit(lit_rlvr, *SHORT, *rewards(isolated), "--rollout.max_failure_rate", 0.99).err

@@ -97,6 +97,7 @@ def test_a_refused_first_run_leaves_no_folder(run_folder: Path, lit_rlvr: CLI) -
     assert left_in(run_folder / "b") == {}
 
 
+@pytest.mark.slow
 def test_what_a_failed_start_left_does_not_stand_in_the_way(run_folder: Path, lit_rlvr: CLI) -> None:
     """Runs that failed in their first validation and in their first iteration, and a `live.json` without a config."""
     (run_folder / "own_trackers.py").write_text(OWN)

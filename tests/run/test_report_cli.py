@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tiny_runs import completions, fit, pictures_config, to, write_config
 
 CLI = Callable[..., Any]
@@ -30,6 +31,7 @@ def test_two_seeds_and_a_rival(run_folder: Path, lit_rlvr: CLI) -> None:
     assert "Some runs are incomplete" not in page
 
 
+@pytest.mark.slow
 def test_pictures_come_along(tmp_path: Path, vlm_folder: Path, lit_rlvr: CLI) -> None:
     write_config(tmp_path / "see.yaml", pictures_config(vlm_folder, tmp_path / "run"))
     assert lit_rlvr("fit", "--config", tmp_path / "see.yaml").status == 0

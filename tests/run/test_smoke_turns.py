@@ -12,6 +12,7 @@ from tiny_runs import metrics, summary
 CLI = Callable[..., Any]
 
 
+@pytest.mark.slow
 def test_the_sql_recipe_runs(
     tmp_path: Path, tiny_model_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

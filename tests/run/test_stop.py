@@ -100,6 +100,7 @@ def test_ctrl_c_in_a_real_terminal_process(run_folder: Path, lit_rlvr: CLI) -> N
     assert_same_run(run_folder / "run", run_folder / "whole", resumed=steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143)])
 def test_a_second_signal_stops_at_once(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, number: int, status: int
@@ -176,6 +177,7 @@ def test_a_prompt_twice_in_a_batch_is_sampled_alike_on_one_and_two_processes(run
         assert row["rollout/length"] == wanted["rollout/length"], row["step"]
 
 
+@pytest.mark.slow
 def test_accuracies_of_a_run_that_ends_with_its_epochs(run_folder: Path, lit_rlvr: CLI) -> None:
     """`accuracy_after` is that of the final weights, `accuracy_before` that of the first, also after a resume."""
     fit(lit_rlvr, "--trainer.max_steps", -1, "--trainer.max_epochs", 1)

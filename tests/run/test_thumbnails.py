@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 from tiny_runs import completions, pictures_config, write_config
 
@@ -31,6 +32,7 @@ def test_an_image_is_stored_once_and_small(tmp_path: Path) -> None:
     assert files[keys[0]].read_bytes() == b"kept"
 
 
+@pytest.mark.slow
 def test_sampled_rows_name_their_images(tmp_path: Path, vlm_folder: Path, lit_rlvr: CLI) -> None:
     run, foreign = tmp_path / "run", tmp_path / "run/images/mine.png"
     write_config(tmp_path / "see.yaml", pictures_config(vlm_folder, run))

@@ -72,6 +72,7 @@ def kept(request: pytest.FixtureRequest, run: Path) -> Kept:
     return READERS[request.param](run)
 
 
+@pytest.mark.slow
 def test_each_step_is_there_once_with_the_metrics_of_the_file(run: Path, kept: Kept) -> None:
     assert len(kept.ids) == 1
     lightnings = {"epoch"} if "text" in kept.config else set()  # Lightning leaves it out of TensorBoard
@@ -83,6 +84,7 @@ def test_each_step_is_there_once_with_the_metrics_of_the_file(run: Path, kept: K
                 assert value == pytest.approx(wanted[name], rel=1e-6), (step, name)
 
 
+@pytest.mark.slow
 def test_the_samples_are_those_of_the_run_folder(run: Path, kept: Kept) -> None:
     assert sorted(kept.tables) == [1, 3, 6], "the first iteration and every third"
     for step, table in kept.tables.items():
@@ -96,6 +98,7 @@ def test_the_samples_are_those_of_the_run_folder(run: Path, kept: Kept) -> None:
     assert kept.pictures == {1: 1, 3: 1, 6: 1}
 
 
+@pytest.mark.slow
 def test_the_settings_and_the_results_are_there(run: Path, kept: Kept) -> None:
     assert kept.curves
     if "text" in kept.config:
@@ -108,6 +111,7 @@ def test_the_settings_and_the_results_are_there(run: Path, kept: Kept) -> None:
     assert kept.name.startswith("pictures")
 
 
+@pytest.mark.slow
 def test_the_names_of_the_runs_are_in_one_file(run: Path) -> None:
     known = json.loads((run / "trackers/runs.json").read_text())
     assert set(known) == {"wandb", "mlflow", "trackio", "tensorboard"}
@@ -185,6 +189,7 @@ def test_of_two_processes_only_the_first_sends(run_folder: Path) -> None:
     assert len(said(run_folder, "summary")) == 1
 
 
+@pytest.mark.slow
 def test_an_offline_run_of_wandb_goes_on_where_its_file_ends(tmp_path: Path, run: Path) -> None:
     """A killed process loses what W&B had not yet written, whatever had been handed to it."""
     (first, second) = sorted((run / "trackers").glob("wandb/offline-run-*/*.wandb"))
@@ -239,6 +244,7 @@ def test_wandb_asks_nobody_for_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert has_key()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [None, "online"])
 def test_a_wandb_that_does_not_answer_is_not_waited_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, environment: None,

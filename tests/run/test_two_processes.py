@@ -224,7 +224,8 @@ def test_prompts_with_and_without_images_train_alike_in_two_processes(
     assert all(float(row["train/grad_norm"]) > 0 for row in metrics(run_folder / "one"))
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_resumed_run_of_two_processes_is_the_uninterrupted_one(run_folder: Path, strategy: str) -> None:
     fit = (*FIT, *STRATEGIES[strategy])
     begun, resumed = ("--trainer.max_steps", "3"), ("--ckpt_path", "last")

@@ -115,6 +115,7 @@ def test_other_errors_are_not_taken_for_it(
         fit(tiny_model_folder, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_machine_s_own_error_is_known() -> None:
     source = """if True:
         import resource, torch
