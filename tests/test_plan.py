@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from tiny import make_rollout, random_ids
+from tiny_built import build_here
 from tiny_runs import FIT
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
+from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.plan.memory import (
     FLOAT,
@@ -26,7 +30,8 @@ from lit_rlvr.plan.memory import (
     shape_of,
     training_memory,
 )
-from lit_rlvr.plan.sizing import CONFIGS, job, sizing
+from lit_rlvr.plan.models import PUBLISHED
+from lit_rlvr.plan.sizing import job, sizing
 from lit_rlvr.plan.strategies import GIB, GPUs
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.load_policy import load_policy
@@ -124,7 +129,9 @@ def test_offloading_keeps_only_what_runs_on_the_gpu() -> None:
     assert job("Qwen2.5-7B").arguments(plans["FSDP2, offload, checkpointing"]).startswith("--config strategy/offload ")
     many = [plan for plan in job("Qwen2.5-7B").plans(GPUs.parse("16x80GB")) if plan.strategy.offload]
     assert "strategy/multinode --trainer.strategy.init_args.offload true" in job("Qwen2.5-7B").arguments(many[0])
-    packed = replace(job("Qwen2.5-7B"), adapted=shape_of(CONFIGS["Qwen2.5-7B"], lora=Lora(quantize="nf4")), lora=True)
+    packed = replace(
+        job("Qwen2.5-7B"), adapted=shape_of(PUBLISHED["Qwen/Qwen2.5-7B"], lora=Lora(quantize="nf4")), lora=True
+    )
     assert not any(plan.strategy.sharded for plan in packed.plans(gpu)), "4-bit weights cannot be sharded"
 
 
@@ -143,6 +150,48 @@ def test_what_fits_first_is_proposed() -> None:
     awake = replace(job("Qwen2.5-7B"), vllm_sleeps=False).plans(GPUs.parse("8x80GB"))
     asleep = job("Qwen2.5-7B").plans(GPUs.parse("8x80GB"))
     assert all(a.needs < b.needs for a, b in zip(asleep, awake, strict=True))
+
+
+def test_auto_is_the_fastest_that_fits_and_leaves_results_alone() -> None:
+    planned = job("Qwen2.5-7B")
+    eight = GPUs(8, 80)
+    chosen = planned.choice(eight, None, None)
+    assert chosen.name == "FSDP2, checkpointing" and chosen.fits and chosen.budget == planned.budget
+    assert "FSDP2, checkpointing: about" in planned.reason(chosen) and "DDP 275" in planned.reason(chosen)
+    assert planned.choice(GPUs(8, 999), None, None).name == "DDP"
+    assert planned.choice(eight, (False, False), None).name == "DDP, checkpointing", "the config says DDP"
+    assert planned.choice(eight, None, False).name == "FSDP2, offload", "the config says no checkpointing"
+    small = planned.choice(GPUs(8, 16), None, None)
+    assert not small.fits and not small.strategy.lora and "WILL NOT FIT" in planned.reason(small)
+    assert replace(planned, lora=True).choice(eight, None, None).strategy.lora
+
+
+@pytest.mark.parametrize(("gib", "chosen"), [(1.0, (DDPStrategy, False)), (1e-4, (FSDP2, True))])
+def test_auto_in_a_config_is_chosen_for_the_gpus(
+    gib: float, chosen: tuple[type, bool], tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GPUs, "of_trainer", lambda *_: GPUs(2, gib))
+    built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.gradient_checkpointing": "auto"})
+    assert (type(built.trainer.strategy), built.model.gradient_checkpointing) == chosen
+
+
+def test_on_a_cpu_auto_is_a_single_device_and_fsdp_is_ours(tiny_model_folder: Path, tmp_path: Path) -> None:
+    built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.gradient_checkpointing": "auto"})
+    assert type(built.trainer.strategy) is SingleDeviceStrategy and built.model.gradient_checkpointing is False
+    built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"trainer.strategy": "fsdp"})
+    assert isinstance(built.trainer.strategy, FSDP2) and not built.trainer.strategy.offload
+
+
+def test_the_gpus_of_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert GPUs.of_trainer("cpu", "auto", 1) is None
+    sizes = [80, 40, 80, 80]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(sizes))
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda gpu: SimpleNamespace(total_memory=sizes[int(gpu)] * GIB)
+    )
+    assert GPUs.of_trainer("auto", [2, 3], 2) == GPUs(4, 80)
+    assert GPUs.of_trainer("gpu", "auto", 1) == GPUs(4, 40), "the smallest counts"
 
 
 def test_an_engine_holds_what_is_left_of_its_sequences() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.configs import config_folder, load_config
 from lit_rlvr.objectives import LossInputs, aggregation_weights
+from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.rewards.choice import Choice
 from lit_rlvr.rewards.format import Format
 from lit_rlvr.rewards.length import CosineScaled
@@ -291,6 +293,7 @@ def test_recipe(
     assert (rollout.eval_sampling.max_tokens, rollout.eval_samples) == (settings.eval_length, settings.runs)
     assert ("updates", trainer.max_steps) == settings.duration or ("epochs", trainer.max_epochs) == settings.duration
     rollout.check_sizes(module, settings.prompts, settings.gpus)
+    check_memory(recipe, cli, settings)
 
     check_rewards(recipe, rollout)
     data.tokenizer = tiny_tokenizer
@@ -303,6 +306,30 @@ def test_recipe(
     else:
         assert settings.said in text and "What is " in text
     check_loss(module, settings)
+
+
+def machine_of(file: Path) -> GPUs:
+    """The GPUs that the comment on `devices` names, in the recipe or the nearest config it is based on."""
+    text = file.read_text()
+    if found := re.search(r"devices: auto  # \S+: (\d+) x \w+ (\d+) GB", text):
+        return GPUs(int(found[1]), float(found[2]))
+    based = re.search(r"^base: (\S+)", text, re.MULTILINE)
+    assert based, f"{file} names no machine"
+    return machine_of((file.parent / based[1]).resolve())
+
+
+def check_memory(recipe: str, cli: Built, settings: Settings) -> None:
+    """With the paper's model and vLLM, what `auto` chooses fits on the paper's machine. Nothing asks the hub."""
+    machine = machine_of(RECIPES / f"{recipe}.yaml")
+    assert machine.count == settings.gpus and cli.config_init.fit.trainer.strategy == "auto"
+    module = cli.model
+    here, module.model = module.model, settings.model
+    rollout = next(c for c in cli.trainer.callbacks if isinstance(c, RolloutCallback))
+    job = replace(describe_job(module, cli.datamodule, rollout, "bf16-mixed"), share=0.4, vllm_sleeps=True)
+    plan = job.choice(machine, None, None)
+    module.model = here
+    assert plan.fits, job.reason(plan)
+    assert job.whole.parameters > 1e9 and job.reference == (module.kl_coef > 0 or recipe.endswith("_aapo"))
 
 
 def check_rewards(recipe: str, rollout: RolloutCallback) -> None:
@@ -364,7 +391,7 @@ def test_model_data_machine_and_folder(recipe: str) -> None:
     assert config["data"]["init_args"]["validation"] == settings.validation
     assert settings.options.items() <= config["data"]["init_args"].items()
     trainer = config["trainer"]
-    assert (trainer["accelerator"], trainer["devices"], trainer["strategy"]) == ("gpu", settings.gpus, "ddp")
+    assert (trainer["devices"], trainer["strategy"]) == ("auto", "auto") and "accelerator" not in trainer
     assert trainer["default_root_dir"] == f"runs/{recipe}"
     assert f"`{recipe.rpartition('/')[2].partition('_')[0]}_`" in DOCS and f"`{recipe.partition('_')[2]}`" in DOCS
 

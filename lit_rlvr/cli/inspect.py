@@ -162,7 +162,7 @@ class PlannedRun:
         else:
             total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / trainer.world_size
         offload = bool(getattr(trainer.strategy, "offload", False))
-        strategy = Strategy(module.sharded, module.gradient_checkpointing, module.lora is not None, offload)
+        strategy = Strategy(module.sharded, module.gradient_checkpointing is True, module.lora is not None, offload)
         plan = next(p for p in job.plans(GPUs(trainer.world_size, total / GIB)) if p.strategy == strategy)
         return {
             "parameters": job.whole.parameters,

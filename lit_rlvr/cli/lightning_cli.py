@@ -30,9 +30,11 @@ from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, imp
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint, list_checkpoints
 from lit_rlvr.distributed.collectives import is_first_process
+from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError, defined_at
 from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.files import check_writable
+from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.plan.timing import time_run
 from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.rollout import RolloutCallback
@@ -62,6 +64,9 @@ CALLBACKS: dict[str, type[Callback]] = {
 
 GROUPS: dict[str, type] = CALLBACKS | {"warm_start": WarmStart}
 """Option group -> the class that it configures; null stands for the defaults of the whole group."""
+
+FSDP1 = ("fsdp", "fsdp_cpu_offload")
+"""Lightning's names of its first FSDP; they select our FSDP2."""
 
 REPLACEMENTS = {
     "gradient_clip_val": "model.max_grad_norm",
@@ -228,8 +233,11 @@ class RLVRCLI(LightningCLI):
         for option, ours in REPLACEMENTS.items():
             if config.trainer.get(option) not in (None, 1):
                 raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
-        strategy = str(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
-        if strategy.startswith("fsdp") or strategy.endswith("FSDPStrategy"):
+        if config.trainer.strategy in FSDP1:
+            _log.info("trainer.strategy: %s is FSDP2 here: lit_rlvr.strategy.FSDP2", config.trainer.strategy)
+            options = Namespace(process_group_backend=None, replicas=1, offload="offload" in config.trainer.strategy)
+            config.trainer.strategy = Namespace(class_path="lit_rlvr.strategy.FSDP2", init_args=options)
+        if str(getattr(config.trainer.strategy, "class_path", config.trainer.strategy)).endswith("FSDPStrategy"):
             raise UserError(
                 "trainer.strategy: FSDP1 fails on backward passes inside a training step, cannot clip the norm and "
                 "does not run on CPUs; use FSDP2 instead: --config configs/strategy/fsdp2.yaml"
@@ -304,6 +312,7 @@ class RLVRCLI(LightningCLI):
             config.checkpoint.enabled = False  # Lightning would refuse the callback itself
             if self.subcommand == "fit":
                 _log.warning("trainer.enable_checkpointing: false saves no checkpoints: the run cannot be resumed")
+        self._choose_strategy(config)
         try:
             trainer = super().instantiate_trainer(logger=loggers, enable_checkpointing=True, **kwargs)
         except (TypeError, ValueError, OverflowError) as error:
@@ -319,6 +328,27 @@ class RLVRCLI(LightningCLI):
             callbacks.insert(RUN_START_INDEX, run_start)
             trainer.loggers = []
         return trainer
+
+    def _choose_strategy(self, config: Any) -> None:
+        """Replace `auto` in trainer.strategy and model.gradient_checkpointing by what should fit on the GPUs."""
+        trainer, module = config.trainer, self.model
+        given, checkpointing = trainer.strategy, module.gradient_checkpointing
+        if "auto" not in (given, checkpointing):
+            return
+        gpus = None
+        if self.subcommand in ("fit", "validate", "test"):
+            gpus = GPUs.of_trainer(trainer.accelerator, trainer.devices, trainer.num_nodes)
+        if gpus is None:
+            module.gradient_checkpointing = checkpointing is True
+            return
+        job = describe_job(module, self.datamodule, config.rollout, trainer.precision)
+        placement = None if given == "auto" else (isinstance(given, FSDP2), bool(getattr(given, "offload", False)))
+        plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
+        module.gradient_checkpointing = plan.strategy.checkpointing
+        if given == "auto":
+            several = "ddp" if gpus.count > 1 else "auto"
+            trainer.strategy = FSDP2(offload=plan.strategy.offload) if plan.strategy.sharded else several
+        _log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]

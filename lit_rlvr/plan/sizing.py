@@ -6,38 +6,19 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
-
-from transformers import Qwen2_5_VLConfig, Qwen2Config
 
 from lit_rlvr.plan.memory import Lengths, Shape, shape_of
+from lit_rlvr.plan.models import PUBLISHED
 from lit_rlvr.plan.strategies import FREE, GIB, GPUs, Job
 from lit_rlvr.policy.adapters import Lora
 
-LARGE: dict[str, Any] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "vocab_size": 152064}
-CONFIGS: dict[str, Any] = {
-    "Qwen2.5-1.5B": Qwen2Config(
-        hidden_size=1536, intermediate_size=8960, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-        vocab_size=151936, tie_word_embeddings=True,
-    ),
-    "Qwen2.5-VL-3B": Qwen2_5_VLConfig(
-        text_config={
-            "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-            "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
-        },
-        vision_config={"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 2048},
-        tie_word_embeddings=True,
-    ),
-    "Qwen2.5-7B": Qwen2Config(
-        hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
-        **LARGE,
-    ),
-    "Qwen2.5-32B": Qwen2Config(
-        hidden_size=5120, intermediate_size=27648, num_hidden_layers=64, num_attention_heads=40, num_key_value_heads=8,
-        **LARGE,
-    ),
-}  # fmt: skip
-"""Models and their published configs."""
+MODELS = {
+    "Qwen2.5-1.5B": "Qwen/Qwen2.5-1.5B",
+    "Qwen2.5-VL-3B": "Qwen/Qwen2.5-VL-3B-Instruct",
+    "Qwen2.5-7B": "Qwen/Qwen2.5-7B",
+    "Qwen2.5-32B": "Qwen/Qwen2.5-32B",
+}
+"""Name in the table -> model."""
 
 PROMPT, COMPLETION, BUDGET, GROUP, PROMPTS = 1024, 3072, 16384, 8, 128
 MACHINES = ("1x80GB", "2x80GB", "4x80GB", "8x80GB", "16x80GB", "32x80GB")
@@ -81,13 +62,14 @@ def job(model: str, share: float = 0.4) -> Job:
 @cache
 def shapes(model: str) -> tuple[Shape, Shape]:
     """Return the model with all parameters trained, and with adapters."""
-    return shape_of(CONFIGS[model]), shape_of(CONFIGS[model], lora=Lora())
+    config = PUBLISHED[MODELS[model]]
+    return shape_of(config), shape_of(config, lora=Lora())
 
 
 def needs() -> str:
     """Return one row per model and strategy, one column per machine: GiB on each GPU, in bold if it fits."""
     lines = [f"| model | strategy | {' | '.join(MACHINES)} |", "|---|---|" + "---|" * len(MACHINES)]
-    for model in CONFIGS:
+    for model in MODELS:
         planned = job(model, share=0.0)
         found: dict[str, dict[str, str]] = {}
         for machine in MACHINES:
@@ -107,7 +89,7 @@ def proposals(share: float) -> str:
         share: share of each GPU's memory for vLLM.
     """
     lines = [f"| model | {' | '.join(MACHINES)} |", "|---|" + "---|" * len(MACHINES)]
-    for model in CONFIGS:
+    for model in MODELS:
         planned = job(model, share=share)
         cells = []
         for machine in MACHINES:

@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
+
 from lit_rlvr.errors import UserError
 from lit_rlvr.plan.memory import (
     Lengths,
@@ -22,6 +25,7 @@ from lit_rlvr.plan.memory import (
     state_memory,
     training_memory,
 )
+from lit_rlvr.plan.models import PUBLISHED
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.precision import compute_dtype
@@ -58,6 +62,19 @@ class GPUs:
         if not found or not int(found[1]) or not float(found[2]):
             raise UserError(f"--gpus: {text!r} is not a number of GPUs and the memory of each, such as 8x80GB")
         return cls(int(found[1]), float(found[2]))
+
+    @classmethod
+    def of_trainer(cls, accelerator: str, devices: list[int] | str | int, num_nodes: int) -> GPUs | None:
+        """Return the GPUs that a Trainer with these options uses; None = it runs on the CPU.
+
+        Of several kinds of GPU in this machine, the one with the least memory counts for all.
+        """
+        if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+            return None
+        count = CUDAAccelerator.auto_device_count() if devices in ("auto", -1, "-1") else devices
+        used = CUDAAccelerator.parse_devices(count) or []
+        gib = min((torch.cuda.get_device_properties(gpu).total_memory / GIB for gpu in used), default=0.0)
+        return cls(len(used) * num_nodes, gib) if used else None
 
 
 @dataclass(frozen=True)
@@ -200,6 +217,37 @@ class Job:
         plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
         return min(plans, key=lambda plan: (plan.strategy.lora, plan.strategy.offload), default=None)
 
+    def choice(self, gpus: GPUs, placement: tuple[bool, bool] | None, checkpointing: bool | None) -> Plan:
+        """Return the plan of the fastest strategy that fits without a change of results, or else the smallest one.
+
+        Args:
+            placement: whether weights are sharded and kept on the CPU; None = choose.
+            checkpointing: None = choose.
+        """
+        plans = [
+            plan
+            for plan in self.plans(gpus)
+            if plan.strategy.lora == self.lora
+            and placement in (None, (plan.strategy.sharded, plan.strategy.offload))
+            and checkpointing in (None, plan.strategy.checkpointing)
+        ]
+        return next((plan for plan in plans if plan.fits), None) or min(plans, key=lambda plan: plan.needs)
+
+    def reason(self, plan: Plan) -> str:
+        """Return one line that says what a plan needs, and what its faster alternatives would."""
+        gpus, found = plan.gpus, []
+        for other in self.plans(gpus):
+            if other == plan:
+                break
+            if other.strategy.lora == self.lora:
+                found.append(f"{other.name} {other.needs / GIB:.0f}")
+        faster = f"; faster, but too large: {'; '.join(found)}" if found else ""
+        advice = "" if plan.fits else "; IT WILL NOT FIT: `lit-rlvr plan` proposes smaller micro-batches or adapters"
+        return (
+            f"strategy: {plan.name}: about {plan.needs / GIB:.0f} of {gpus.gib:.0f} GiB on each of {gpus.count} GPU(s)"
+            f"{faster}{advice}"
+        )
+
     def _plan(self, strategy: Strategy, gpus: GPUs, budget: int) -> Plan:
         shape = self.adapted if strategy.lora else self.whole
         terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
@@ -234,12 +282,12 @@ class Job:
 def describe_job(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, precision: str, lengths: str | None = None
 ) -> Job:
-    """Collect the sizes of a config; read only the config of the model, no weights.
+    """Collect the sizes of a config; read at most the config of the model, no weights.
 
     Args:
         lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed.
     """
-    config = load_config(module.model_folder)
+    config = PUBLISHED.get(module.model) or load_config(module.model_folder)
     engine = rollout.generator
     vllm = engine if isinstance(engine, VLLMEngine) else None
     longest = rollout.sampling.reach

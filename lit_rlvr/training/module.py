@@ -93,7 +93,8 @@ class RLVRModule(LossModule, EvaluatingModule):
             `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact.
         importance_cap: upper bound of the importance weights.
         shared_prefix: compute each prompt once for its whole group; False = one completion per row.
-        gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time.
+        gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto` lets
+            `lit-rlvr fit` decide by the memory of the GPUs.
         liger: use liger-kernel's fused kernels (GPU only).
         torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
             start; a resumed run then ends the same only up to rounding. Generation is not compiled.
@@ -122,7 +123,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         importance_correction: ImportanceCorrection | None = None,
         importance_cap: float = 2.0,
         shared_prefix: bool = True,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Literal["auto"] = False,
         liger: bool = False,
         torch_compile: bool = False,
         freeze_vision: bool = False,
@@ -191,6 +192,8 @@ class RLVRModule(LossModule, EvaluatingModule):
         if self.policy is None:
             if self.lora is not None and self.lora.quantize != "none" and self.sharded:
                 raise UserError("model.lora.quantize: weights in 4 bits cannot be sharded; use --config strategy/ddp")
+            if self.gradient_checkpointing == "auto":
+                raise UserError("model.gradient_checkpointing: the command line decides `auto`; give True or False")
             self.policy = load_policy(
                 self.model_folder,
                 self.shared_prefix,
