@@ -36,5 +36,5 @@ COMMANDS = {
 WITHOUT_RESULT = ("serve", "completion")
 """Commands that take no `--json`."""
 
-NOT_PARSED = {"fit": {"--dry-run"}, "plan": {"--time", "--price"}}
+NOT_PARSED = {"fit": {"--dry-run", "--supervise"}, "plan": {"--time", "--price"}}
 """Command -> its options that are not part of the config."""

@@ -24,6 +24,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.errors import refuse_nulls
 from lit_rlvr.cli.inspect import PlannedRun, dry_run
+from lit_rlvr.cli.supervise import fit_command, supervise
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
@@ -65,6 +66,9 @@ CALLBACKS: dict[str, type[Callback]] = {
 GROUPS: dict[str, type] = CALLBACKS | {"warm_start": WarmStart}
 """Option group -> the class that it configures; null stands for the defaults of the whole group."""
 
+DEFAULT_FOLDER = "runs/default"
+"""The run folder if `trainer.default_root_dir` is not set."""
+
 FSDP1 = ("fsdp", "fsdp_cpu_offload")
 """Lightning's names of its first FSDP; they select our FSDP2."""
 
@@ -90,6 +94,9 @@ HELP = (
 DRY_RUN = "--dry-run"
 """Option of `fit`; the saved config does not have it."""
 
+
+SUPERVISE = "--supervise"
+"""Option of `fit` that starts the run again when it dies."""
 
 TIME = "--time"
 """Option of `plan` that measures the run instead of estimating its memory."""
@@ -212,7 +219,7 @@ class RLVRCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
         refuse_nulls(config, GROUPS)
-        given = Path(config.trainer.default_root_dir or "runs/default").expanduser()
+        given = Path(config.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
         root = given.absolute()  # a reward may change the current directory
         config.trainer.default_root_dir = str(given)
         if config.trainer.precision == "auto":
@@ -404,7 +411,8 @@ class ConfigCheck(RLVRCLI):
 
 def _top_of_help(command: str) -> dict[str, str]:
     more = {
-        "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train.",
+        "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train. {SUPERVISE} N "
+        "starts a run that dies or hangs again, from its last checkpoint, until N starts in a row save no new one.",
         "plan": f" {TIME} in place of --gpus trains for a minute on this machine and says how long the whole run "
         f"takes, and with {PRICE} PER_HOUR what it costs.",
     }.get(command, "")
@@ -414,13 +422,41 @@ def _top_of_help(command: str) -> dict[str, str]:
     }
 
 
-def run(command: str, arguments: list[str]) -> None:
+def value_of(option: str, arguments: Sequence[str]) -> tuple[int, list[str]] | None:
+    """Return the whole number of an option that is not part of the config, and the other arguments.
+
+    Returns:
+        None: the option is not given.
+
+    Raises:
+        UserError: its value is no whole number.
+    """
+    rest = list(arguments)
+    place = next((k for k, argument in enumerate(rest) if argument.partition("=")[0] == option), None)
+    if place is None:
+        return None
+    _, equals, value = rest.pop(place).partition("=")
+    if not equals:
+        value = rest.pop(place) if place < len(rest) else ""
+    if not value.isdigit():
+        raise UserError(f"{option}: {value!r} is not a whole number")
+    return int(value), rest
+
+
+def run(command: str, arguments: list[str]) -> int | None:
     """Run `lit-rlvr fit` or another command that takes a config."""
     if command == "plan" and TIME in arguments:
-        return time_run(arguments)
+        time_run(arguments)
+        return None
     if command == "plan" and any(argument.partition("=")[0] == PRICE for argument in arguments):
         raise UserError(f"{PRICE}: needs {TIME}, which measures how long the run takes")
+    if command == "fit" and (found := value_of(SUPERVISE, arguments)) is not None:
+        limit, rest = found
+        settings = ConfigCheck().parser.parse_line([command, *find_configs(rest)])
+        folder = Path(settings.fit.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
+        return supervise(fit_command(), rest, folder, limit)
     dry = command == "fit" and DRY_RUN in arguments
     given = [argument for argument in arguments if not (dry and argument == DRY_RUN)]
     with ExitStack() as stack, save_dir_not_required():
         RLVRCLI([command, *find_configs(given), *(CPU_TRAINER if command == "plan" else ())], stack, dry)
+    return None

@@ -1,0 +1,119 @@
+"""`lit-rlvr fit --supervise N`: runs the training in a process of its own, and starts it again when it dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from lit_rlvr.distributed.checkpoints import list_checkpoints
+from lit_rlvr.errors import UserError
+from lit_rlvr.run.live import read_live
+
+SILENCE = 300.0
+"""Seconds without a heartbeat in `live.json` after which a run counts as hung."""
+POLL_SECONDS = 0.5
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end the run for good; the run gets them too, and saves before it stops."""
+LAUNCHERS = {
+    "TORCHELASTIC_RUN_ID": "torchrun restarts its processes itself: torchrun --max-restarts N, with --ckpt_path last",
+    "SLURM_STEP_ID": "let Slurm start the job again: sbatch --requeue, with --ckpt_path last",
+}
+"""Environment variable of a launcher -> what restarts a run there."""
+
+_log = logging.getLogger("lit_rlvr")
+
+
+def supervise(command: Sequence[str], arguments: Sequence[str], run: Path, limit: int, silence: float = SILENCE) -> int:
+    """Run `fit` until it ends by itself; after any other end go on from its last checkpoint.
+
+    A CUDA fault, a killed process or a deadlock cannot be repaired inside the process, so all processes of the run are
+    killed, and a new one resumes. A run that refuses its input before its first checkpoint is not started again.
+
+    Args:
+        command: the command up to `fit`. arguments: the arguments of `fit`.
+        run: the run folder.
+        limit: how many starts in a row may save no new checkpoint.
+        silence: seconds without a heartbeat after which a run counts as hung.
+
+    Returns:
+        The exit status of the last start.
+
+    Raises:
+        UserError: `limit` is not positive, or a launcher that restarts processes has started this one.
+    """
+    if limit < 1:
+        raise UserError(f"--supervise: {limit} starts without progress are too few; give at least 1")
+    for variable, instead in LAUNCHERS.items():
+        if variable in os.environ:
+            raise UserError(f"--supervise: {instead}")
+    newest, without_progress, status = _newest(run), 0, 0
+    given = list(arguments)
+    while True:
+        status, reason = _run_once([*command, *given], run, silence)
+        saved, newest = _newest(run) not in (None, newest), _newest(run)
+        if status == 0 or status - 128 in STOPS or (status == 2 and newest is None):
+            return status
+        without_progress = 1 if saved else without_progress + 1
+        if without_progress > limit:
+            _log.error("--supervise: %s; %d starts in a row saved no new checkpoint", reason, limit)
+            return status
+        if (run / "config.yaml").is_file():
+            given = _resuming(arguments)
+        _log.warning("--supervise: %s; starting again from %s", reason, newest.name if newest else "the beginning")
+
+
+def _run_once(command: Sequence[str], run: Path, silence: float) -> tuple[int, str]:
+    """Run the command in a process group of its own; return its exit status, and how it ended."""
+    began, reason = time.time(), ""
+    child = subprocess.Popen(command, start_new_session=True)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in STOPS}
+    try:
+        while child.poll() is None:
+            time.sleep(POLL_SECONDS)
+            live = read_live(run)
+            if live is not None and began < live["at"] < time.time() - silence and live["stage"] != "ended":
+                reason = f"the run has not responded for {silence:.0f} s"
+                break
+    finally:
+        with suppress(ProcessLookupError):  # its ranks, engine and workers, also where it ended by itself
+            os.killpg(child.pid, signal.SIGKILL)
+        status = child.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    ended = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    return (128 - status if status < 0 else status), reason or f"the run {ended}"
+
+
+def _newest(run: Path) -> Path | None:
+    return next(reversed(list_checkpoints(run)), None)
+
+
+def _resuming(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without `--overwrite` and `--ckpt_path`, and with the last checkpoint."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if skip or option in ("--overwrite", "--ckpt_path"):
+            skip = not skip and not value
+        else:
+            kept.append(argument)
+    return [*kept, "--ckpt_path", "last"]
+
+
+def fit_command() -> list[str]:
+    """Return the command line of `fit` in a new process of this Python."""
+    return [sys.executable, "-m", "lit_rlvr", "fit"]
