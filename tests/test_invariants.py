@@ -254,8 +254,9 @@ class OffEngine(HFEngine):
 FACTORS = {
     None: lambda old, engine: (old - engine).exp().clamp(max=2.0),
     "token_truncate": lambda old, engine: (old - engine).exp().clamp(max=2.0),
-    "token_mask": lambda old, engine: (((old - engine).exp() <= 2.0) & ((old - engine).exp() >= 0.5)).float(),
-    "sequence_mask": lambda old, engine: (0.5 <= (old - engine).mean().exp() <= 2.0) * torch.ones_like(old),
+    "token_mis": lambda old, engine: (old - engine).exp() * ((old - engine).exp() <= 2.0),
+    "token_reject": lambda old, engine: (((old - engine).exp() <= 2.0) & ((old - engine).exp() >= 0.5)).float(),
+    "geometric_reject": lambda old, engine: (0.5 <= (old - engine).mean().exp() <= 2.0) * torch.ones_like(old),
     "none": lambda old, engine: torch.ones_like(old),
 }
 

@@ -8,7 +8,7 @@ import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -45,6 +45,7 @@ class Scores:
         statuses: P lists of G, the worst status of each completion; "unjudged" where no reward judges it.
         failed: (P, G) bool, True = some reward has status "error".
         details: P lists of G, name -> that reward's detail.
+        weights: name -> the reward's weight.
     """
 
     rewards: Tensor
@@ -54,6 +55,7 @@ class Scores:
     statuses: list[list[Status]]
     failed: Tensor
     details: list[list[dict[str, RewardResult]]]
+    weights: dict[str, float] = field(default_factory=dict)
 
     @property
     def masked(self) -> Tensor:
@@ -126,6 +128,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
         statuses=[worst[p * width : (p + 1) * width] for p in range(groups)],
         failed=table([float(status == "error") for status in worst]).bool(),
         details=[rows[p * width : (p + 1) * width] for p in range(groups)],
+        weights={reward.name: reward.weight for reward in rewards},
     )
 
 
