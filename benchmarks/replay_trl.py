@@ -230,6 +230,7 @@ def main() -> None:
         seed_everything(options.seed, verbose=False)
         results[case] = train_ours(options, folder, recorder, name, ours)
         assert all(math.isfinite(value) for value in results[case].values())
+        say(f"{case}: {results[case]}")
     columns = ("first_gradient", "gradient", "weights", "of_change", "change")
     print_table(("", *columns), [(case, *(row[c] for c in columns)) for case, row in results.items()])
     print_result(rollouts=options.rollouts, epochs=options.epochs, model=options.model, results=results)
