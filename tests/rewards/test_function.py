@@ -235,14 +235,18 @@ def test_what_is_no_reward_function_is_refused_at_the_start(path: str, options: 
 
 
 def test_a_function_of_trl_judges_a_whole_rollout_at_once(foreign: Any) -> None:
+    begun = threading.Event()
+
     class Counts(Reward):
         def __call__(self, completion: Completion, sample: Sample) -> float:
+            begun.set()
             return float(completion.length)
 
     rewards = as_rewards([Counts(), "foreign.everything", FunctionReward("foreign.judge", weight=2.0)])
     with BackgroundScoring(rewards) as scoring:
         for number, sample in ((1, ROWS[1]), (0, ROWS[0])):
             scoring.add(number, [completion for completion, s in PAIRS if s is sample], sample)
+            assert begun.wait(10)  # the first group is being scored before the second one comes
         scores = scoring.scores(2)
     assert len(foreign.seen) == 1  # one call, in the order of the prompts
     assert list(scores.parts) == ["counts", "everything", "judge"]
