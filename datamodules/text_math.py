@@ -18,8 +18,8 @@ BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?=\{)|\\boxed\s+([^\s${}]+)")
 
 
 class TextMath(PromptDataModule):
-    """Problems with a final answer: GSM8K, MATH, MATH-500, SVAMP, math12k, SimpleRL, open-rs, verl parquet,
-    OlympiadBench.
+    """Problems with a final answer: GSM8K, MATH, MATH-500, SVAMP, math12k, SimpleRL, open-rs, TRL's and
+    verl's columns, OlympiadBench.
 
     Each file's layout is recognised by the columns of the first row that fits a known one; for any other file give
     `columns`. An answer column may then hold a whole solution: the reference is what follows `####`, else the last
@@ -36,7 +36,9 @@ class TextMath(PromptDataModule):
             return replace(sample, answer=reference(sample.answer))
         prompt, answer = self._layouts.read(row, source)
         row_id = next((row[key] for key in ("id", "ID", "unique_id") if row.get(key) is not None), None)
-        category = next((row[key] for key in ("subject", "type", "Type") if row.get(key) is not None), "")
+        category = next(
+            (row[key] for key in ("subject", "type", "Type", "data_source") if row.get(key) is not None), ""
+        )
         return Sample(
             id=f"{self.name}:{index + 1}" if row_id is None else as_text(row_id, "id"),
             prompt=as_prompt(prompt),
@@ -56,12 +58,27 @@ def read_verl(row: Row) -> tuple[Any, str]:
     truth = lookup(row, "reward_model.ground_truth")
     if isinstance(truth, Mapping):
         truth = last_boxed(truth.get("solution") or "") or truth.get("target")
+    return bare_prompt(row), reference(as_text(truth, "reward_model.ground_truth"))
+
+
+def bare_prompt(row: Row) -> Any:
+    """Return the `prompt` of a row, or its `question` if a chat template is already applied to the prompt.
+
+    Raises:
+        BadRow: there is no question either.
+    """
     prompt: Any = as_prompt(row["prompt"])
     if TEMPLATED.search(prompt if isinstance(prompt, str) else "".join(str(m["content"]) for m in prompt)):
         prompt = row.get("question")
         if prompt is None:
             raise BadRow("a chat template is already applied; map the bare question with `columns`", "prompt")
-    return prompt, reference(as_text(truth, "reward_model.ground_truth"))
+    return prompt
+
+
+def read_trl(row: Row) -> tuple[Any, str]:
+    """Read TRL's `prompt`, text or messages, and its `answer` or `solution`."""
+    field = "answer" if row.get("answer") is not None else "solution"
+    return bare_prompt(row), reference(as_text(row.get(field), field))
 
 
 def read_svamp(row: Row) -> tuple[Any, str]:
@@ -106,6 +123,8 @@ LAYOUTS = (
     ({"question", "answer"}, read_answer),
     ({"problem", "solution"}, read_solution),
     ({"question", "solution"}, read_solution),
+    ({"prompt", "answer"}, read_trl),
+    ({"prompt", "solution"}, read_trl),
 )
 """(columns that a layout needs, its reader); the first layout that fits applies."""
 

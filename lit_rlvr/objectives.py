@@ -9,15 +9,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lit_rlvr.errors import check_within
+from lit_rlvr.errors import UserError, check_within, nearest
 
 Aggregation = Literal["sequence_mean", "token_mean", "group_token_mean", "constant"]
-ImportanceCorrection = Literal["none", "token_truncate", "token_mask", "sequence_mask"]
+ImportanceCorrection = Literal[
+    "none",
+    "token_truncate",
+    "token_mis",
+    "token_reject",
+    "sequence_truncate",
+    "sequence_mis",
+    "sequence_reject",
+    "geometric_reject",
+]
+RENAMED_CORRECTIONS = {
+    "token_mask": ("token_reject", "token_mis"),
+    "sequence_mask": ("geometric_reject", "sequence_mis"),
+}
+"""A name that meant one thing here and another in TRL -> the names of both."""
 Stats = dict[str, Tensor]
 
 
@@ -195,35 +209,117 @@ def aggregation_weights(
     return m * group_size / (sequences * per_group.clamp(min=1))
 
 
+def check_correction(name: str | None) -> None:
+    """Refuse an unknown importance correction.
+
+    Raises:
+        UserError: names the nearest correction, or what a former name is called now.
+    """
+    if name is None or name in get_args(ImportanceCorrection):
+        return
+    if name in RENAMED_CORRECTIONS:
+        ours, theirs = RENAMED_CORRECTIONS[name]
+        raise UserError(
+            f"model.importance_correction: {name!r} has two meanings: use {ours} for lit-rlvr's (weights 0 or 1), or "
+            f"{theirs} for TRL's (the ratio where it is within the bounds, else 0)"
+        )
+    near = nearest(name, get_args(ImportanceCorrection))
+    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(get_args(ImportanceCorrection))}"
+    raise UserError(f"model.importance_correction: there is no {name!r}; {hint}")
+
+
 def resolve_correction(requested: ImportanceCorrection | None, exact: bool) -> ImportanceCorrection:
     """Return the requested correction; by default `none` if the engine's log-probabilities equal the trainer's."""
     return requested or ("none" if exact else "token_truncate")
 
 
-def importance_weights(
-    old: Tensor, rollout: Tensor, mask: Tensor, mode: ImportanceCorrection, cap: float
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Correction:
+    """A correction for completions that were not sampled from the policy in the loss.
+
+    `w = exp(old - rollout)` is a token's ratio, and a sequence's is the product over its tokens (`sequence_...`) or
+    their geometric mean (`geometric_...`). Sources: Yao et al. 2025 (truncated importance sampling), Ling Team 2025
+    (IcePop, masked importance sampling), DeepSeek-V3.2, eq. 9 (`off_policy_threshold`), verl's rollout correction.
+
+    Args:
+        mode: `..._truncate` weighs by w clipped to [low, high]; `..._mis` by w within the bounds and 0 outside;
+            `..._reject` by 1 within the bounds and 0 outside.
+        high, low: the bounds; None = no bound, but `..._reject` without a lower bound takes 1 / high.
+        veto: drop a sequence with a token whose w is below this; None = off.
+        off_policy_threshold: drop a sequence with a negative advantage whose mean of `rollout - logp` is above this;
+            None = off.
+    """
+
+    mode: ImportanceCorrection = "none"
+    high: float | None = 2.0
+    low: float | None = None
+    veto: float | None = None
+    off_policy_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        bounds = {"importance_cap": self.high, "importance_veto": self.veto}
+        check_within("(0, inf)", "model", **bounds, off_policy_threshold=self.off_policy_threshold)
+        check_within("[0, inf)", "model", importance_floor=self.low)
+        if self.high is not None and self.low is not None and self.low >= self.high:
+            raise UserError(f"model.importance_floor: {self.low} must lie below importance_cap={self.high}")
+
+    @property
+    def drops(self) -> bool:
+        """Whether tokens can get weight 0."""
+        return self.mode.endswith(("_mis", "_reject")) or self.veto is not None or self.off_policy_threshold is not None
+
+    def weight(self, log_ratio: Tensor, how: str) -> Tensor:
+        """Return the weights (B, T) or (B,) for log-ratios of that shape."""
+        reciprocal = self.low is None and self.high is not None and how == "reject"
+        low = 1 / self.high if reciprocal and self.high is not None else self.low
+        low = math.log(low) if low else -math.inf
+        high = math.inf if self.high is None else math.log(self.high)
+        if how == "truncate":
+            return log_ratio.clamp(low, high).exp()
+        within = (log_ratio >= low) & (log_ratio <= high)
+        return torch.where(within, log_ratio.exp(), 0.0) if how == "mis" else within.to(log_ratio.dtype)
+
+
+def importance_weights(old: Tensor, rollout: Tensor, mask: Tensor, correction: Correction) -> tuple[Tensor, Tensor]:
     """Return weights that correct for an engine whose log-probabilities differ from the trainer's.
 
     Args:
         old: (B, T) the trainer's log-probabilities of the sampled tokens.
         rollout: (B, T) the engine's log-probabilities of the sampled tokens.
-        mode: `token_truncate` min(w, cap) per token; `token_mask` drops tokens with w outside
-            [1/cap, cap]; `sequence_mask` drops rows whose geometric mean of w is outside it.
-        cap: the bound C of truncated importance sampling.
 
     Returns:
-        Token weights (B, T), and row weights (B,) for sequence-level losses: the truncated geometric mean
-        of the row's token ratios (masked like its tokens for `sequence_mask`; 1 for `none`).
+        Token weights (B, T), and row weights (B,) for sequence-level losses: with a correction of tokens, that of the
+        geometric mean of the row's ratios (truncated for `token_reject`); 1 for `none`.
     """
     d = log_ratio(old, rollout, mask)
-    mean = d.sum(1) / mask.sum(1).clamp(min=1)  # (B,)
-    inside = mean.abs() <= math.log(cap)
-    if mode == "none":
-        return torch.ones_like(d), torch.ones_like(mean)
-    if mode == "sequence_mask":
-        return inside[:, None].to(d.dtype).expand_as(d), inside.to(d.dtype)
-    rows = mean.exp().clamp(max=cap)
-    if mode == "token_mask":
-        return (d.abs() <= math.log(cap)).to(d.dtype), rows
-    return d.exp().clamp(max=cap), rows
+    level, _, how = correction.mode.partition("_")
+    mean = masked_mean(d, mask)  # (B,)
+    if level == "none":
+        tokens, rows = torch.ones_like(d), torch.ones_like(mean)
+    elif level == "token":
+        tokens, rows = correction.weight(d, how), correction.weight(mean, "mis" if how == "mis" else "truncate")
+    else:
+        bound = 0.5 * math.log(torch.finfo(d.dtype).max)
+        rows = correction.weight(mean if level == "geometric" else d.sum(1).clamp(-bound, bound), how)
+        tokens = rows[:, None].expand_as(d)
+    if correction.veto is None:
+        return tokens, rows
+    kept = ~((d < math.log(correction.veto)) & mask).any(1)  # (B,)
+    return tokens * kept[:, None], rows * kept
+
+
+def correction_weights(
+    logp: Tensor, old: Tensor, rollout: Tensor, mask: Tensor, advantages: Tensor, correction: Correction
+) -> tuple[Tensor, Tensor]:
+    """Return `importance_weights`, 0 also for the sequences that `off_policy_threshold` drops.
+
+    Args:
+        logp, old, rollout: (B, T) log-probabilities of the policy, of the policy at rollout time, and of the engine.
+        advantages: (B, 1).
+    """
+    tokens, rows = importance_weights(old, rollout, mask, correction)
+    if correction.off_policy_threshold is None:
+        return tokens, rows
+    drift = masked_mean(log_ratio(rollout, logp.detach(), mask), mask)  # (B,)
+    kept = (advantages[:, 0] >= 0) | (drift <= correction.off_policy_threshold)
+    return tokens * kept[:, None], rows * kept

@@ -342,6 +342,7 @@ class Rollout:
         exact: True if the engine's log-probabilities equal the trainer's up to rounding.
         reference_rewards: (P, G) float, rewards of the reference model's completions; None without them.
         advantages: (P, G) float, which the algorithm fills in.
+        weights: name -> the weight of each of `parts`.
         kept: the groups to train on, numbered over all ranks, if dynamic sampling dropped some; None = all.
     """
 
@@ -360,6 +361,7 @@ class Rollout:
     reference_rewards: Tensor | None = None
     advantages: Tensor | None = None
     kept: dict[int, int] | None = None
+    weights: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def unscored(

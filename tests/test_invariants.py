@@ -15,6 +15,7 @@ from tiny import plain_logprobs, tiny_llama
 from tiny_fit import T_MAX, Gradients, fit
 from torch import Tensor
 
+from lit_rlvr.advantages import GDPOAdvantage, GroupBatch
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.rollout.engines.base import Done
 from lit_rlvr.rollout.engines.hf import HFEngine
@@ -254,8 +255,9 @@ class OffEngine(HFEngine):
 FACTORS = {
     None: lambda old, engine: (old - engine).exp().clamp(max=2.0),
     "token_truncate": lambda old, engine: (old - engine).exp().clamp(max=2.0),
-    "token_mask": lambda old, engine: (((old - engine).exp() <= 2.0) & ((old - engine).exp() >= 0.5)).float(),
-    "sequence_mask": lambda old, engine: (0.5 <= (old - engine).mean().exp() <= 2.0) * torch.ones_like(old),
+    "token_mis": lambda old, engine: (old - engine).exp() * ((old - engine).exp() <= 2.0),
+    "token_reject": lambda old, engine: (((old - engine).exp() <= 2.0) & ((old - engine).exp() >= 0.5)).float(),
+    "geometric_reject": lambda old, engine: (0.5 <= (old - engine).mean().exp() <= 2.0) * torch.ones_like(old),
     "none": lambda old, engine: torch.ones_like(old),
 }
 
@@ -271,9 +273,25 @@ def test_importance_weights_correct_for_an_engine_that_is_off(
     assert seen.metrics[0]["train/loss"] == pytest.approx(loss, abs=1e-6)
     assert 0.5 < seen.metrics[0]["train/engine_difference"] < 1.5
     assert seen.metrics[0]["train/effective_sample_size"] < 0.95
+    dropped = seen.metrics[0].get("train/importance_dropped")
+    assert (dropped is not None) == str(mode).endswith(("_mis", "_reject")) and (dropped is None or 0 < dropped < 1)
     if mode != "none":
         with pytest.raises(AssertionError):
             assert_same(seen.gradients[0], naive_gradients(rollout, range(6))[1], 1e-2)
+
+
+def test_each_reward_is_normalised_by_itself_and_a_function_of_trl_gets_the_whole_rollout(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    rewards = ("tiny_rewards.in_steps", "tiny_rewards.first_token")
+    _, seen = fit(tiny_model_folder, tmp_path, steps=2, rewards=rewards, advantage="gdpo")
+    assert [m["reward/batch"] for m in seen.metrics] == [24, 24] and [m["reward/step"] for m in seen.metrics] == [0, 1]
+    for rollout in seen.rollouts:
+        parts = {name: part.double() for name, part in rollout.parts.items()}
+        assert list(parts) == ["in_steps", "first_token"] and parts["in_steps"].isnan().sum() == 1
+        group = GroupBatch(rollout.rewards.double(), rollout.correct.double(), None, None, parts, rollout.weights)
+        assert rollout.advantages is not None
+        torch.testing.assert_close(rollout.advantages.double(), GDPOAdvantage()(group), rtol=1e-4, atol=1e-5)
 
 
 def test_the_exact_engine_needs_no_correction(tiny_model_folder: Path, tmp_path: Path) -> None:

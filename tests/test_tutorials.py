@@ -23,7 +23,7 @@ from lit_rlvr.types import Completion, Sample
 
 ROOT = Path(__file__).parent.parent
 TUTORIALS = ROOT / "docs/tutorials"
-NOTEBOOK = ROOT / "notebooks/quickstart.ipynb"
+NOTEBOOK, FROM_TRL = ROOT / "notebooks/quickstart.ipynb", ROOT / "notebooks/from_trl.ipynb"
 
 
 @pytest.fixture
@@ -118,27 +118,44 @@ def outputs(notebook: Any) -> str:
     return "\n".join(found.get("text", "") for cell in notebook.cells for found in cell.get("outputs", []))
 
 
-def test_the_saved_notebook_has_its_outputs_and_no_noise() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [(NOTEBOOK, r"held-out accuracy 0\.\d+ -> 0\.\d+"), (FROM_TRL, r"(?s)(mean reward 0\.\d+ -> 0\.\d+.*){2}")],
+)
+def test_the_saved_notebooks_have_their_outputs_and_no_noise(path: Path, said: str) -> None:
+    notebook = nbformat.read(path, as_version=4)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
-    assert re.search(r"held-out accuracy 0\.\d+ -> 0\.\d+", outputs(notebook))
+    assert re.search(said, outputs(notebook))
     assert not re.search(r"[Ww]arning|Traceback|(?:^|[\s\"'(])/\w+/", outputs(notebook))
 
 
-def test_the_notebooks_links_lead_somewhere() -> None:
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+@pytest.mark.parametrize("path", [NOTEBOOK, FROM_TRL])
+def test_the_notebooks_links_lead_somewhere(path: Path) -> None:
+    for cell in nbformat.read(path, as_version=4).cells:
         for target in re.findall(r"\]\(([^)]+)\)", cell.source) if cell.cell_type == "markdown" else []:
-            assert (NOTEBOOK.parent / target).is_file(), target
+            assert (path.parent / target).is_file(), target
+
+
+def run_notebook(path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run a notebook anew in a folder; return it."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []
+    return NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
+
+
+@pytest.mark.slow
+def test_grpo_trainer_and_fit_both_learn_in_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = run_notebook(FROM_TRL, tmp_path, monkeypatch)
+    found = [(float(a), float(b)) for a, b in re.findall(r"mean reward ([\d.]+) -> ([\d.]+)", outputs(notebook))]
+    assert len(found) == 2 and all(after > before for before, after in found)
 
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = []
-    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    notebook = run_notebook(NOTEBOOK, tmp_path, monkeypatch)
     summary = json.loads((tmp_path / "runs/first/summary.json").read_text())
     assert summary["accuracy_after"] > summary["accuracy_before"]
     assert "pass@8" in outputs(notebook)

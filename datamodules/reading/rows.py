@@ -149,13 +149,17 @@ def as_images(value: Any) -> tuple[Any, ...]:
     return tuple(image for image in values if image is not None and not (isinstance(image, str) and not image))
 
 
+FALLBACKS = {"answer": ("solution", "reward_model.ground_truth", "ground_truth"), "category": ("data_source",)}
+"""Field -> the columns that TRL's and verl's data have instead of one of its name."""
+
+
 def map_columns(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str, source: str) -> Sample:
     """Make a `Sample` by a column mapping.
 
     Args:
         row: the source row.
         columns: field -> column. An omitted field is read from the column of the same name ("image" also from "images"
-            and "file_name"); only prompt and answer are required.
+            and "file_name", others from their `FALLBACKS`); only prompt and answer are required.
         fallback_id: the id for a row without one.
         source: "file:row".
 
@@ -165,6 +169,8 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id:
 
     def cell(field: str) -> Any:
         value = lookup(row, columns.get(field, field))
+        if value is None and field not in columns:
+            value = next((v for column in FALLBACKS.get(field, ()) if (v := lookup(row, column)) is not None), None)
         required = field in columns or field in ("prompt", "answer")
         if value is None and required and columns.get(field, field).partition(".")[0] not in row:
             raise BadRow(f"no column {columns.get(field, field)!r}; the columns are {', '.join(map(str, row))}", field)

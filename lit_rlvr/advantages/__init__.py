@@ -23,6 +23,7 @@ from lit_rlvr.advantages.composed import (
 )
 from lit_rlvr.advantages.group import (
     DrGRPOAdvantage,
+    GDPOAdvantage,
     GPGAdvantage,
     GRPOAdvantage,
     GRPOLeadAdvantage,
@@ -40,6 +41,7 @@ __all__ = [
     "Composed",
     "DrGRPOAdvantage",
     "EasyFocused",
+    "GDPOAdvantage",
     "GPGAdvantage",
     "GRPOAdvantage",
     "GRPOLeadAdvantage",

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import update_wrapper
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from lit_rlvr.errors import UserError, check_takes, nearest, user_line
 
+Scale = Literal["group", "batch", "none"]
 DEGENERATE = 1e-8  # rewards of a group that spread no more than this count as equal
 
 
@@ -27,12 +28,17 @@ class GroupBatch:
         correct: c in {0, 1}; never inferred from r.
         reference_rewards: s, rewards of the reference model's completions, paired by index; None if there are none.
         lengths: sampled tokens of each completion.
+        parts: each reward by its name, before its weight; NaN where it does not judge the completion. Only for
+            estimators with `needs_parts`; else None.
+        weights: the weight of each of `parts`.
     """
 
     rewards: Tensor
     correct: Tensor
     reference_rewards: Tensor | None = None
     lengths: Tensor | None = None
+    parts: dict[str, Tensor] | None = None
+    weights: dict[str, float] | None = None
 
     @property
     def success(self) -> Tensor:
@@ -62,6 +68,11 @@ class Advantage(ABC):
     @property
     def needs_reference(self) -> bool:
         """True if the estimator needs `reference_rewards`."""
+        return False
+
+    @property
+    def needs_parts(self) -> bool:
+        """True if the estimator uses `parts`, each reward by itself."""
         return False
 
     registered_name: str = ""
@@ -174,7 +185,17 @@ def centered(rewards: Tensor) -> Tensor:
     return torch.where(degenerate(rewards), 0.0, rewards - rewards.mean(1, keepdim=True))
 
 
-def standardised(rewards: Tensor, eps: float, unbiased: bool = False) -> Tensor:
-    """Return `(r - mu) / (sd + eps)` (P, G), exactly 0 in degenerate groups, even with eps = 0."""
-    std = torch.where(degenerate(rewards), 1.0, group_std(rewards, unbiased) + eps)  # (P, 1)
+def standardised(rewards: Tensor, eps: float, unbiased: bool = False, scale: Scale = "group") -> Tensor:
+    """Return `(r - mu) / (sd + eps)` (P, G), exactly 0 in degenerate groups, even with eps = 0.
+
+    Args:
+        scale: sd is that of the `group`, or of the whole `batch`; `none` does not divide.
+    """
+    if scale == "none":
+        return centered(rewards)
+    if scale == "batch":
+        flat = rewards.reshape(1, -1)  # (1, P G)
+        std = torch.where(degenerate(flat), 1.0, group_std(flat, unbiased) + eps)  # (1, 1)
+    else:
+        std = torch.where(degenerate(rewards), 1.0, group_std(rewards, unbiased) + eps)  # (P, 1)
     return centered(rewards) / std

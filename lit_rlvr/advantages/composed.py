@@ -41,6 +41,10 @@ class Composed(Advantage):
         return self._base.needs_reference
 
     @property
+    def needs_parts(self) -> bool:
+        return self._base.needs_parts
+
+    @property
     def zero_for_equal_rewards(self) -> bool:  # type: ignore[override]
         return self._base.zero_for_equal_rewards
 

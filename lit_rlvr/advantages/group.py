@@ -8,7 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages.base import Advantage, GroupBatch, centered, degenerate, register, standardised
+from lit_rlvr.advantages.base import (
+    DEGENERATE,
+    Advantage,
+    GroupBatch,
+    Scale,
+    centered,
+    degenerate,
+    register,
+    standardised,
+)
 from lit_rlvr.errors import UserError, check_within
 
 
@@ -30,16 +39,69 @@ class GRPOAdvantage(_Compared):
     Args:
         eps: added to the standard deviation.
         unbiased_std: divide by the sample standard deviation (TRL, verl) instead of the population's.
+        scale: divide by the standard deviation of the `group`, of the whole `batch` (Liu et al. 2025, Lite PPO), or by
+            nothing (`none`, which is `dr_grpo`): TRL's scale_rewards.
     """
 
     eps: float = 1e-6
     unbiased_std: bool = False
+    scale: Scale = "group"
 
     def __post_init__(self) -> None:
         check_within("[0, inf)", "advantage grpo", eps=self.eps)
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        return standardised(group.rewards, self.eps, self.unbiased_std)
+        return standardised(group.rewards, self.eps, self.unbiased_std, self.scale)
+
+
+@register("gdpo")
+@dataclass
+class GDPOAdvantage(Advantage):
+    """Each reward standardised in its group, their weighted sum standardised over the batch.
+
+    `A = (R - mean R) / (sd R + eps)`, `R = sum_k w_k (r_k - mu_k) / (sd_k + eps)`: a reward with a small spread counts
+    as much as one with a large spread. A reward that does not judge a completion is left out of its sum and its group's
+    statistics. Source: GDPO (arXiv 2601.05242); TRL's multi_objective_aggregation: normalize_then_sum.
+
+    Args:
+        eps: added to the standard deviations.
+        unbiased_std: divide by sample standard deviations (TRL, verl) instead of the population's.
+    """
+
+    eps: float = 1e-4
+    unbiased_std: bool = True
+
+    def __post_init__(self) -> None:
+        check_within("[0, inf)", "advantage gdpo", eps=self.eps)
+
+    @property
+    def min_group(self) -> int:
+        return 2
+
+    @property
+    def needs_parts(self) -> bool:
+        return True
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        centered(group.rewards)  # refuses groups of one
+        parts = group.parts or {"reward": group.rewards}
+        weights = group.weights or dict.fromkeys(parts, 1.0)
+        known = torch.stack([~part.isnan() for part in parts.values()]).any(0)  # (P, G)
+        terms = [weights[name] * self._standardised(part, 1).nan_to_num() for name, part in parts.items()]
+        total = torch.stack(terms).sum(0)  # (P, G)
+        live = torch.stack([term != 0 for term in terms]).any(0).any(1, keepdim=True)  # (P, 1) not all rewards equal
+        return torch.where(known & live, self._standardised(total.where(known, torch.nan), None), 0.0)
+
+    def _standardised(self, values: Tensor, dim: int | None) -> Tensor:
+        """Return `(v - mean) / (sd + eps)` over the values that are not NaN, of each group (`dim` 1) or of all."""
+        known = ~values.isnan()
+        count = known.sum(dim, keepdim=True).to(values.dtype)
+        mean = values.nansum(dim, keepdim=True) / count
+        spread = values - mean
+        sums = spread.square().nansum(dim, keepdim=True)
+        std = (sums / (count - int(self.unbiased_std)).clamp(min=1)).sqrt()
+        most = spread.abs().nan_to_num().amax(dim if dim is not None else (0, 1), keepdim=True)
+        return torch.where(most <= DEGENERATE, torch.where(known, 0.0, torch.nan), spread / (std + self.eps))
 
 
 @register("dr_grpo")

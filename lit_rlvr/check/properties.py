@@ -364,9 +364,8 @@ def map_batch(
         groups: (P, G) -> (P, G), for the arrays of the groups.
     """
     arrays: dict[str, Any] = {name: tokens(getattr(batch, name)) for name in ("logp", "old", "ref", "mask", "entropy")}
-    return replace(
-        batch, **arrays, group=GroupBatch(**{name: groups(value) for name, value in vars(batch.group).items()})
-    )
+    given: dict[str, Any] = {name: groups(value) for name, value in vars(batch.group).items() if value is not None}
+    return replace(batch, **arrays, group=GroupBatch(**given))
 
 
 def reorder(batch: FrozenBatch, rows: Sequence[int]) -> FrozenBatch:

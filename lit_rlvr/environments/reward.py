@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.base import Reward, as_rewards
+from lit_rlvr.rewards.base import Reward
+from lit_rlvr.rewards.function import as_rewards
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, RewardResult, Sample
 

@@ -26,7 +26,9 @@ class FrozenBatch:
         mask: (B, T) bool.
         group: rewards, correct, reference_rewards and lengths, (P, G).
         max_tokens: T_max; T if the batch does not set it.
-        entropy: (B, T); None in a batch from a file, because there is no model.
+        entropy: (B, T) of the policy at each position; None if the batch has none.
+        rollout: (B, T) log-probabilities at sampling time; None if the batch has none: those of `old`.
+        objective_mask: (B, T) bool, the tokens whose objective counts; None = all in the loss.
     """
 
     logp: Tensor
@@ -36,6 +38,8 @@ class FrozenBatch:
     group: GroupBatch
     max_tokens: int
     entropy: Tensor | None = None
+    rollout: Tensor | None = None
+    objective_mask: Tensor | None = None
 
 
 def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
@@ -55,8 +59,9 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
             f"batch: rewards {rewards.shape} stand for {rewards.size} completions and logp has {len(logp)} rows; "
             "B must be P * G, at least 1, and T at least 1"
         )
-    mask = _mask(arrays, logp.shape)
-    tokens = {"logp": logp} | {n: _numbers(arrays, n) for n in ("old_logp", "ref_logp") if n in arrays}
+    mask = _mask(arrays, "mask", logp.shape)
+    optional = ("old_logp", "ref_logp", "rollout_logp", "entropy")
+    tokens = {"logp": logp} | {n: _numbers(arrays, n) for n in optional if n in arrays}
     groups = {"rewards": rewards} | {n: _numbers(arrays, n) for n in ("correct", "reference_rewards") if n in arrays}
     for name, array in tokens.items():
         _check(name, array, logp.shape, "logp", mask)
@@ -79,6 +84,11 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
         mask=torch.from_numpy(mask),
         group=GroupBatch(tensor(rewards), tensor(groups["correct"]), reference, tensor(lengths)),
         max_tokens=_max_tokens(arrays, logp.shape[1]),
+        entropy=filled.get("entropy"),
+        rollout=filled.get("rollout_logp"),
+        objective_mask=torch.from_numpy(_mask(arrays, "objective_mask", logp.shape))
+        if "objective_mask" in arrays
+        else None,
     )
 
 
@@ -89,10 +99,10 @@ def _numbers(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     return array if array.dtype.kind == "f" else array.astype(np.float32)
 
 
-def _mask(arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    mask = np.asarray(arrays["mask"])
+def _mask(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.asarray(arrays[name])
     if mask.shape != shape or not np.isin(mask, (0, 1)).all():
-        raise UserError(f"batch: mask must be bool (True = in the loss) of logp's shape {shape}, got {mask.shape}")
+        raise UserError(f"batch: {name} must be bool (True = in the loss) of logp's shape {shape}, got {mask.shape}")
     return mask.astype(bool)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.errors import UserError, defined_at
-from lit_rlvr.objectives import LossInputs, aggregation_weights
+from lit_rlvr.objectives import LossInputs, aggregation_weights, correction_weights
 from lit_rlvr.parity.batch import FrozenBatch, read_batch
 
 
@@ -21,6 +21,10 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
     Args:
         batch: `logp`, `old_logp` (B, T), `mask` (B, T) bool, `rewards`, `correct` (P, G); and, if an algorithm needs
             them, `ref_logp` (B, T), `reference_rewards` (P, G) and the scalar `max_completion_length` (default T).
+            Further optional arrays (B, T): `rollout_logp`, log-probabilities at sampling time, to which the algorithm's
+            importance correction applies; `entropy` of the policy, for an entropy bonus, which is a constant here;
+            `objective_mask` bool, tokens whose objective counts, where the others of `mask` count in normalisers and in
+            the KL and entropy terms only.
         algorithms: name -> module; no model is loaded.
 
     Returns:
@@ -96,13 +100,23 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     weight = aggregation_weights(
         batch.mask, size, algorithm.aggregation, rows, int(batch.mask.sum()), batch.max_tokens
     ).to(logp.dtype)
+    tokens, sequences = correction_weights(
+        logp,
+        batch.old,
+        batch.old if batch.rollout is None else batch.rollout,
+        batch.mask,
+        advantages.to(logp.dtype).reshape(-1, 1),
+        algorithm.correction(exact=batch.rollout is None),
+    )
+    if batch.objective_mask is not None:
+        tokens = tokens * batch.objective_mask
     return LossInputs(
         logp=logp,
         old=batch.old,
         mask=batch.mask,
         advantages=advantages.to(logp.dtype).reshape(-1, 1),
-        token_weight=weight,
-        row_weight=torch.full((rows,), 1.0 / rows, dtype=logp.dtype),
+        token_weight=weight * tokens,
+        row_weight=sequences / rows,
         prompt=torch.arange(rows) // size,
         plain_weight=weight,
         ref=batch.ref if algorithm.kl_coef > 0 else None,

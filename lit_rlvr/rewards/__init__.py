@@ -9,11 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_rlvr.rewards.base import FunctionReward, Reward, as_rewards
+    from lit_rlvr.rewards.base import Reward
     from lit_rlvr.rewards.choice import Choice
     from lit_rlvr.rewards.code import CodeTests
     from lit_rlvr.rewards.combine import Scores, score_rollout
     from lit_rlvr.rewards.format import Format
+    from lit_rlvr.rewards.function import FunctionReward, as_rewards
     from lit_rlvr.rewards.length import CosineScaled, Overlong
     from lit_rlvr.rewards.math import MathAnswer
     from lit_rlvr.rewards.open_answer import OpenAnswer
@@ -45,7 +46,7 @@ _MODULES = {
     "CodeTests": ".code",
     "CosineScaled": ".length",
     "Format": ".format",
-    "FunctionReward": ".base",
+    "FunctionReward": ".function",
     "MathAnswer": ".math",
     "OpenAnswer": ".open_answer",
     "Outcome": "..workers.process",
@@ -54,7 +55,7 @@ _MODULES = {
     "SQLExecution": ".sql",
     "Scores": ".combine",
     "WorkerPool": "..workers.pool",
-    "as_rewards": ".base",
+    "as_rewards": ".function",
     "score_rollout": ".combine",
     "shared_pool": "..workers.pool",
 }

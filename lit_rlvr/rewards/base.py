@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
-from importlib import import_module
 from typing import Any
 
-from lit_rlvr.errors import UserError, first_line, first_line_of, nearest, user_line
+from lit_rlvr.errors import UserError, first_line, first_line_of, user_line
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
@@ -38,7 +37,14 @@ class Reward(ABC):
 
     Raises:
         UserError: the weight is not a finite number, or this reward does not support `isolate`.
+
+    Attributes:
+        whole_rollout: True = `score` gets all completions of a rollout at once, after the last of them is generated;
+            False = groups of them as they come.
+        metrics: numbers of the current rollout to log as `reward/<name>`: their means.
     """
+
+    whole_rollout = False
 
     def __init__(
         self,
@@ -62,6 +68,10 @@ class Reward(ABC):
         self.dotted_path = f"{cls.__module__}.{cls.__qualname__}"
         self.isolation = (Isolation() if isolate else None) if isinstance(isolate, bool) else isolate
         self.truncated_is_wrong = truncated_is_wrong
+        self.metrics: dict[str, list[float]] = {}
+
+    def begin_rollout(self, step: int, max_steps: int) -> None:  # noqa: B027 (optional)
+        """Take note of a rollout of training that begins after `step` of the run's `max_steps` optimizer steps."""
 
     @abstractmethod
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
@@ -79,6 +89,10 @@ class Reward(ABC):
         """
         if self.isolation is not None:
             return self._score_isolated(pairs, self.isolation)
+        return self.score_here(pairs)
+
+    def score_here(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        """Judge a batch in this process, in order."""
         results = []
         with Waiting(self.dotted_path, [sample.id for _, sample in pairs]) as waiting:
             for number, pair in enumerate(pairs):
@@ -109,7 +123,20 @@ class Reward(ABC):
                 return self._failed(error)
 
     def _result(self, completion: Completion, sample: Sample) -> RewardResult:
-        result = as_result(self(completion, sample))
+        return self._checked(self(completion, sample), completion)
+
+    def judged(self, value: Any, completion: Completion) -> RewardResult:
+        """Return the result for a value that judges a completion, or for the exception in its place."""
+        if isinstance(value, BaseException):
+            return self._failed(value)
+        try:
+            return self._checked(value, completion)
+        except (TypeError, ValueError) as error:  # it is no number
+            return self._failed(error)
+
+    def _checked(self, value: Any, completion: Completion) -> RewardResult:
+        """Return a value as a result, which of a truncated completion is not right if `truncated_is_wrong`."""
+        result = as_result(value)
         if not (self.truncated_is_wrong and completion.truncated) or result.status in ("error", "unjudged"):
             return result
         return RewardResult(min(result.value, 0.0), None if result.correct is None else False, "ok", "cut off")
@@ -143,44 +170,6 @@ class Reward(ABC):
 
     def close(self) -> None:  # noqa: B027 (optional)
         """Release the reward's resources; none by default."""
-
-
-class FunctionReward(Reward):
-    """A plain function `(completion, sample) -> float | bool | RewardResult | None` as a reward.
-
-    Args:
-        path: the function as `module.function`; modules in the current directory work.
-        kwargs: `weight`, `correct_from`, `name`, `isolate` and `truncated_is_wrong` of every reward; the default name
-            is the function's.
-
-    Raises:
-        UserError: the function cannot be imported; the message says which import failed.
-    """
-
-    def __init__(self, path: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        module, _, function = path.rpartition(".")
-        if not module or path.startswith("."):
-            known = nearest(path, import_module("lit_rlvr.rewards").__all__)
-            hint = f"did you mean {known[0]!r}?" if known else "give a class of lit-rlvr, or module.function"
-            raise UserError(f"rollout.rewards: there is no reward {path!r}; {hint}")
-        try:
-            self.function = getattr(import_module(module), function)
-        except (ImportError, SyntaxError) as error:
-            raise UserError(f"rewards.FunctionReward.path {path!r}: importing {module!r} failed: {error}") from error
-        except AttributeError as error:
-            raise UserError(f"rewards.FunctionReward.path {path!r}: {error}") from error
-        if not callable(self.function):
-            raise UserError(f"rewards.FunctionReward.path {path!r} is not callable")
-        self.dotted_path = path
-        if kwargs.get("name") is None:
-            self.name = function
-
-    def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
-        return self.function(completion, sample)
-
-    def judging_function(self) -> object:
-        return self.function
 
 
 def as_result(value: object) -> RewardResult:
@@ -245,20 +234,6 @@ def _unpacked(outcome: Outcome) -> RewardResult:
 def snake_case(name: str) -> str:
     """Turn `MathAnswer` into `math_answer`, `SQLExecution` into `sql_execution`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def as_rewards(rewards: Sequence[Reward | str]) -> list[Reward]:
-    """Resolve the rewards of a config: a dotted path becomes a `FunctionReward`, a `Reward` stays unchanged.
-
-    Raises:
-        UserError: the rewards cannot be used together, or one cannot be isolated as requested.
-    """
-    made = [FunctionReward(reward) if isinstance(reward, str) else reward for reward in rewards]
-    check_rewards(made)
-    for reward in made:
-        if reward.isolation is not None:
-            _ = reward.for_workers
-    return made
 
 
 def check_rewards(rewards: Sequence[Reward]) -> None:

@@ -8,7 +8,7 @@ import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from queue import SimpleQueue
@@ -45,6 +45,7 @@ class Scores:
         statuses: P lists of G, the worst status of each completion; "unjudged" where no reward judges it.
         failed: (P, G) bool, True = some reward has status "error".
         details: P lists of G, name -> that reward's detail.
+        weights: name -> the reward's weight.
     """
 
     rewards: Tensor
@@ -54,6 +55,7 @@ class Scores:
     statuses: list[list[Status]]
     failed: Tensor
     details: list[list[dict[str, RewardResult]]]
+    weights: dict[str, float] = field(default_factory=dict)
 
     @property
     def masked(self) -> Tensor:
@@ -126,6 +128,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
         statuses=[worst[p * width : (p + 1) * width] for p in range(groups)],
         failed=table([float(status == "error") for status in worst]).bool(),
         details=[rows[p * width : (p + 1) * width] for p in range(groups)],
+        weights={reward.name: reward.weight for reward in rewards},
     )
 
 
@@ -175,6 +178,18 @@ def _say_rule(name: str) -> None:
         "reward %r reports no `correct` (accuracy, pass@k): its value 1 counts as correct; "
         "return True or False, or RewardResult(value, correct=...), for another rule", name,
     )  # fmt: skip
+
+
+def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
+    """Return the means of what rewards logged in a rollout, as `reward/<name>`. Collective: call it on every rank."""
+    mine: dict[str, list[float]] = {}
+    for reward in rewards:
+        for name, values in reward.metrics.items():
+            mine.setdefault(f"reward/{name}", []).extend(values)
+    ranks = gather_objects(mine)
+    names = dict.fromkeys(name for found in ranks for name in found)
+    values_of = {name: [value for found in ranks for value in found.get(name, [])] for name in names}
+    return {name: sum(values) / len(values) for name, values in values_of.items()}
 
 
 def stop_on_failures(
@@ -236,7 +251,7 @@ class BackgroundScoring:
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
         self._rewards = rewards
-        self._added: set[int] = set()
+        self._pairs: dict[int, list[Pair]] = {}
         self._waiting: SimpleQueue[tuple[int, list[Pair]] | None] = SimpleQueue()  # None: no more groups
         self._dropped = False
         self._found: dict[int, Judgements] = {}
@@ -253,25 +268,31 @@ class BackgroundScoring:
 
     def add(self, number: int, group: list[Completion], sample: Sample) -> bool:
         """Score group `number`, completions of `sample`, once; return False if it was added before."""
-        if number in self._added:
+        if number in self._pairs:
             return False
-        self._added.add(number)
-        self._waiting.put((number, [(completion, sample) for completion in group]))
+        self._pairs[number] = [(completion, sample) for completion in group]
+        self._waiting.put((number, self._pairs[number]))
         return True
 
     def scores(self, width: int) -> Scores:
         """Return the scores of the added groups, numbered 0 to P - 1, of `width` completions each, when all are there.
 
-        No group can be added later.
+        No group can be added later. Rewards of whole rollouts judge now, in the calling thread.
 
         Raises:
             UserError: see `combine`.
         """
         self._waiting.put(None)
         self._end.result()
-        names = [reward.name for reward in self._rewards]
-        order = sorted(self._found)
-        results = {name: [result for number in order for result in self._found[number][name]] for name in names}
+        order = sorted(self._pairs)
+        late = [reward for reward in self._rewards if reward.whole_rollout]
+        found = judge(late, [pair for number in order for pair in self._pairs[number]])
+        results = {
+            reward.name: found[reward.name]
+            if reward.whole_rollout
+            else [result for number in order for result in self._found[number][reward.name]]
+            for reward in self._rewards
+        }
         return combine(self._rewards, results, len(order), width)
 
     def _run(self) -> None:
@@ -294,7 +315,8 @@ class BackgroundScoring:
         return None not in waiting
 
     def _judge(self, groups: list[tuple[int, list[Pair]]]) -> None:
-        results = judge(self._rewards, [pair for _, pairs in groups for pair in pairs])
+        early = [reward for reward in self._rewards if not reward.whole_rollout]
+        results = judge(early, [pair for _, pairs in groups for pair in pairs])
         start = 0
         for number, pairs in groups:
             self._found[number] = {name: said[start : start + len(pairs)] for name, said in results.items()}

@@ -11,6 +11,9 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.workers.pool import shared_pool
+
+IS_READABLE = "lit_rlvr.rewards.math_check:is_readable"
 
 
 class Overlong(Reward):
@@ -20,22 +23,22 @@ class Overlong(Reward):
 
     Args:
         max_tokens: L_max, the length at which the punishment reaches -1.
-        cache_tokens: L_cache, the length of the slope.
+        cache_tokens: L_cache, the length of the slope; 0 = -1 from `max_tokens` + 1 on, 0 before.
         kwargs: `weight`, `correct_from` and `name` of every reward.
 
     Raises:
-        UserError: `cache_tokens` is not in [1, max_tokens].
+        UserError: `cache_tokens` is not in [0, max_tokens].
     """
 
     def __init__(self, max_tokens: int, cache_tokens: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 1 <= cache_tokens <= max_tokens:
-            raise UserError(f"rewards.Overlong.cache_tokens: {cache_tokens} must lie in [1, max_tokens={max_tokens}]")
+        if not 0 <= cache_tokens <= max_tokens:
+            raise UserError(f"rewards.Overlong.cache_tokens: {cache_tokens} must lie in [0, max_tokens={max_tokens}]")
         self.max_tokens, self.cache_tokens = max_tokens, cache_tokens
 
     def __call__(self, completion: Completion, sample: Sample) -> float:
         over = completion.length - (self.max_tokens - self.cache_tokens)
-        return -min(max(over / self.cache_tokens, 0.0), 1.0)
+        return -min(max(over / max(self.cache_tokens, 1), 0.0), 1.0)
 
 
 class CosineScaled(MathAnswer):
@@ -43,7 +46,8 @@ class CosineScaled(MathAnswer):
 
     A right answer's reward falls along half a cosine from `max_correct` at length 0 to `min_correct` at `max_length`; a
     wrong one's goes from `min_wrong` to `max_wrong`. Source: AAPO, eqs. 9-10; lengths beyond `max_length` count as
-    `max_length`, where the released code is periodic. An answer that cannot be parsed counts as wrong.
+    `max_length`, where the released code is periodic. An answer that cannot be parsed counts as wrong; a reference that
+    cannot be parsed masks its completions, because nothing tells which of them are wrong.
 
     Args:
         max_length: L, in tokens.
@@ -71,7 +75,15 @@ class CosineScaled(MathAnswer):
 
     def score(self, pairs: Sequence[tuple[Completion, Sample]]) -> list[RewardResult]:
         judged = super().score(pairs)
-        return [self._scaled(result, completion) for result, (completion, _) in zip(judged, pairs, strict=True)]
+        answers = list(dict.fromkeys(sample.answer for _, sample in pairs))
+        outcomes = shared_pool().run(IS_READABLE, [(answer,) for answer in answers], cpu_seconds=self.cpu_seconds)
+        unreadable = {a for a, outcome in zip(answers, outcomes, strict=True) if outcome.value is False}
+        return [
+            RewardResult(0.0, None, "unjudged", f"the reference {sample.answer!r} cannot be read")
+            if sample.answer in unreadable
+            else self._scaled(result, completion)
+            for result, (completion, sample) in zip(judged, pairs, strict=True)
+        ]
 
     def _scaled(self, result: RewardResult, completion: Completion) -> RewardResult:
         if result.status == "error":

@@ -62,6 +62,11 @@ def check(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -
     return equal, found, True
 
 
+def is_readable(answer: str) -> bool:
+    """Return True if the reference parses as mathematics."""
+    return bool(_reference(answer)[1])
+
+
 @lru_cache(maxsize=4096)
 def _reference(answer: str) -> tuple[str, list[Any]]:
     boxed = last_boxed(answer)

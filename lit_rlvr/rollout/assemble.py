@@ -52,6 +52,7 @@ def assemble(
         statuses=scores.statuses,
         sampling=sampling,
         exact=exact,
+        weights=scores.weights,
     )
 
 

@@ -27,7 +27,7 @@ from lit_rlvr.errors import MAX_SIZE, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
-from lit_rlvr.rewards.combine import Scores, score_rollout, stop_on_failures
+from lit_rlvr.rewards.combine import Scores, logged_metrics, score_rollout, stop_on_failures
 from lit_rlvr.rollout.assemble import (
     all_mixed_groups,
     assemble,
@@ -183,6 +183,8 @@ class RolloutCallback(Callback):
         module: RLVRModule = pl_module  # type: ignore[assignment]
         started = time.perf_counter()
         self._seconds, self._reference_completions = defaultdict(float), []
+        for reward in self.rewards:
+            reward.begin_rollout(module.updates, trainer.max_steps)
         rollout = batch.rollout = self.collect(trainer, module, batch)
         if self.overlap:
             self._start_next(trainer, module, batch)
@@ -191,6 +193,7 @@ class RolloutCallback(Callback):
         module.log_dict({f"time/{name}": value for name, value in self._seconds.items()})
         module.log("time/rollout", time.perf_counter() - started)
         module.log_dict(rollout_metrics(rollout, self._seconds["generate"], self._reference_completions))
+        module.log_dict(logged_metrics(self.rewards))
         if self._episodes is not None:
             module.log_dict(turn_metrics(rollout))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
 from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, type_text
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, k3, masked_sum
+from lit_rlvr.objectives import Aggregation, LossInputs, Stats, k3, masked_sum, ratio
 from lit_rlvr.returned import require_advantages, require_loss
 
 
@@ -31,14 +31,15 @@ class LossModule(ABC):
     stops_gradient: ClassVar[bool] = False
 
     def __init__(
-        self, advantage: Advantage | str, aggregation: Aggregation, kl_coef: float, entropy_coef: float
-    ) -> None:
+        self, advantage: Advantage | str, aggregation: Aggregation, kl_coef: float, entropy_coef: float,
+        kl_bias_correction: bool = False,
+    ) -> None:  # fmt: skip
         check_within("[0, inf)", "model", kl_coef=kl_coef)
         check_within("(-inf, inf)", "model", entropy_coef=entropy_coef)
         check_takes(self.objective, "x")
         check_takes(self.observe, "group")
         self.aggregation, self.advantage = aggregation, resolve_advantage(advantage)
-        self.kl_coef, self.entropy_coef = kl_coef, entropy_coef
+        self.kl_coef, self.entropy_coef, self.kl_bias_correction = kl_coef, entropy_coef, kl_bias_correction
 
     @abstractmethod
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
@@ -85,6 +86,8 @@ class LossModule(ABC):
         loss, stats = require_loss(self.objective, self.objective(x), x)
         if x.ref is not None:
             kl = k3(x.logp, x.ref, x.mask)
+            if self.kl_bias_correction:
+                kl = kl * ratio(x.logp, x.old, x.mask)
             loss = loss + self.kl_coef * masked_sum(kl, x.plain_weight, x.mask)
             stats = stats | {"kl": kl.detach().sum()}
         if self.entropy_coef:

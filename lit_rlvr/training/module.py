@@ -21,6 +21,7 @@ import logging
 import math
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -35,7 +36,14 @@ from lit_rlvr.distributed.collectives import average_gradients, gather_rows, ran
 from lit_rlvr.distributed.sharding import shard, whole
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import MAX_SIZE, UserError, check_within
-from lit_rlvr.objectives import Aggregation, ImportanceCorrection, Stats, resolve_correction
+from lit_rlvr.objectives import (
+    Aggregation,
+    Correction,
+    ImportanceCorrection,
+    Stats,
+    check_correction,
+    resolve_correction,
+)
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
@@ -88,10 +96,20 @@ class RLVRModule(LossModule, EvaluatingModule):
         tokens_per_microbatch: maximum input tokens per micro-batch, including padding; bounds memory without changing
             results. Halved when memory runs out.
         kl_coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.
+        kl_bias_correction: multiply each token's KL estimate by its ratio to the policy at rollout time, which makes
+            its gradient the unbiased one of the reverse KL (DeepSeek-V3.2; TRL's default).
         entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
         importance_correction: correction for engines whose log-probabilities differ from the trainer's; by default
-            `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact.
-        importance_cap: upper bound of the importance weights.
+            `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact. A ratio w of
+            the trainer's to the engine's probability, of a token or of the product of a sequence's tokens, becomes a
+            weight: `..._truncate` clips w to the bounds; `..._mis` keeps w within the bounds and gives 0 outside (TRL's
+            `..._mask`); `..._reject` gives 1 within and 0 outside; `geometric_reject` compares the geometric mean of a
+            sequence's ratios.
+        importance_cap: upper bound of the ratios; null = none.
+        importance_floor: lower bound of the ratios; null = none, and for `..._reject` 1 / importance_cap.
+        importance_veto: drop a sequence with a token whose ratio is below this; null = off.
+        off_policy_threshold: drop a sequence with a negative advantage whose log-probability per token has fallen by
+            more than this since it was sampled (DeepSeek-V3.2); null = off.
         shared_prefix: compute each prompt once for its whole group; False = one completion per row.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto` lets
             `lit-rlvr fit` decide by the memory of the GPUs.
@@ -119,9 +137,13 @@ class RLVRModule(LossModule, EvaluatingModule):
         epochs_per_rollout: int = 1,
         tokens_per_microbatch: int = 4096,
         kl_coef: float = 0.0,
+        kl_bias_correction: bool = False,
         entropy_coef: float = 0.0,
-        importance_correction: ImportanceCorrection | None = None,
-        importance_cap: float = 2.0,
+        importance_correction: ImportanceCorrection | str | None = None,
+        importance_cap: float | None = 2.0,
+        importance_floor: float | None = None,
+        importance_veto: float | None = None,
+        off_policy_threshold: float | None = None,
         shared_prefix: bool = True,
         gradient_checkpointing: bool | Literal["auto"] = False,
         liger: bool = False,
@@ -133,7 +155,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         check_within("[0, inf)", "model", lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
         check_within("[0, 1)", "model.betas", first=betas[0], second=betas[1])
         check_within("[0, inf)", "model", warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
-        check_within("[1, inf)", "model", tokens_per_microbatch=tokens_per_microbatch, importance_cap=importance_cap)
+        check_within("[1, inf)", "model", tokens_per_microbatch=tokens_per_microbatch)
         check_within(
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
@@ -142,7 +164,7 @@ class RLVRModule(LossModule, EvaluatingModule):
             wrong = "model.liger" if liger else "shared_prefix: false"
             raise UserError(f"model.torch_compile: it cannot be combined with {wrong}; leave one of them off")
         EvaluatingModule.__init__(self, model)
-        LossModule.__init__(self, advantage, aggregation, kl_coef, entropy_coef)
+        LossModule.__init__(self, advantage, aggregation, kl_coef, entropy_coef, kl_bias_correction)
         self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
@@ -153,7 +175,9 @@ class RLVRModule(LossModule, EvaluatingModule):
         self.gradient_checkpointing, self.liger, self.torch_compile = gradient_checkpointing, liger, torch_compile
         self.freeze_vision, self.lora = freeze_vision, lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
-        self.importance_correction, self.importance_cap = importance_correction, importance_cap
+        check_correction(importance_correction)
+        self.importance_correction: ImportanceCorrection | None = importance_correction  # type: ignore[assignment]
+        self.bounds = Correction("none", importance_cap, importance_floor, importance_veto, off_policy_threshold)
         self.iteration = 0  # rollouts trained on so far
         self.reference = Reference()
         self.skipped = SkippedSteps(max_skipped_steps)
@@ -178,6 +202,14 @@ class RLVRModule(LossModule, EvaluatingModule):
     def runs_all_rows(self) -> bool:
         """Whether rows with advantage 0 have a gradient too, by the KL term or the entropy bonus."""
         return self.kl_coef != 0 or self.entropy_coef != 0
+
+    def correction(self, exact: bool) -> Correction:
+        """Return the correction for completions of an engine.
+
+        Args:
+            exact: its log-probabilities equal the trainer's.
+        """
+        return replace(self.bounds, mode=resolve_correction(self.importance_correction, exact))
 
     def runs_groups(self, rollout: Rollout) -> list[bool]:
         """Return for each group whether it can have a gradient, as far as rewards tell before there are advantages."""
@@ -337,6 +369,11 @@ class RLVRModule(LossModule, EvaluatingModule):
             reference_rewards=None if reference is None else self._gathered(reference),
             lengths=self._gathered(rollout.lengths),
         )
+        if self.advantage.needs_parts:
+            failed = torch.tensor([[status == "error" for status in one] for one in rollout.statuses])  # (P, G)
+            parts = {name: part.masked_fill(failed, math.nan) for name, part in rollout.parts.items()}
+            group.parts = {name: self._gathered(part) for name, part in parts.items()}
+            group.weights = rollout.weights
         advantages, metrics = self.estimate(group)  # (P, G) over all ranks
         metrics = metrics | {"no_signal": float((advantages == 0).all(1).double().mean())}  # share of prompts
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
@@ -366,8 +403,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         while sums is None:
             step = plan_step(
                 prepared, prompts, self.device, self.aggregation, self.tokens_per_microbatch, self.policy.shared_prefix,
-                resolve_correction(self.importance_correction, prepared.rollout.exact), self.importance_cap,
-                in_lockstep=self.sharded,
+                self.correction(prepared.rollout.exact), in_lockstep=self.sharded,
             )  # fmt: skip
             optimizer.zero_grad()
             sums, self.tokens_per_microbatch = within_memory(

@@ -13,11 +13,11 @@ from torch import Tensor
 from lit_rlvr.distributed.collectives import all_max, all_sum, index, rank, to_device
 from lit_rlvr.objectives import (
     Aggregation,
-    ImportanceCorrection,
+    Correction,
     LossInputs,
     Stats,
     aggregation_weights,
-    importance_weights,
+    correction_weights,
     log_ratio,
 )
 from lit_rlvr.policy.layout import cut_microbatches
@@ -60,7 +60,7 @@ class Step:
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
-        correction, cap: see `importance_correction` and `importance_cap` of `RLVRModule`.
+        correction: see `importance_correction` of `RLVRModule`.
     """
 
     prepared: PreparedRollout
@@ -70,8 +70,7 @@ class Step:
     row_share: float
     microbatches: list[list[int]]
     num_microbatches: int
-    correction: ImportanceCorrection
-    cap: float
+    correction: Correction
 
 
 def loss_inputs(step: Step, k: int, logp: Tensor, entropy: Tensor) -> tuple[LossInputs, Stats]:
@@ -85,13 +84,14 @@ def loss_inputs(step: Step, k: int, logp: Tensor, entropy: Tensor) -> tuple[Loss
     at = index(rows, step.mask.device)
     mask, engine = step.mask[at], step.rollout_logprobs[at]
     old = logp.detach() if prepared.old is None else prepared.old[at]
-    tokens, sequences = importance_weights(old, engine, mask, step.correction, step.cap)
+    advantages = prepared.advantages[at]
+    tokens, sequences = correction_weights(logp, old, engine, mask, advantages, step.correction)
     plain = step.token_weight[at] * weight
     inputs = LossInputs(
         logp=logp,
         old=old,
         mask=mask,
-        advantages=prepared.advantages[at],
+        advantages=advantages,
         token_weight=plain * tokens,
         row_weight=sequences * step.row_share * weight,
         prompt=at // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
@@ -108,6 +108,8 @@ def loss_inputs(step: Step, k: int, logp: Tensor, entropy: Tensor) -> tuple[Loss
         "engine_ratio": ratio.sum(),
         "engine_ratio_squared": ratio.square().sum(),
     }
+    if step.correction.drops:
+        stats["importance_dropped"] = ((tokens == 0) & mask).sum()
     return inputs, stats
 
 
@@ -118,8 +120,7 @@ def plan_step(
     aggregation: Aggregation,
     tokens_per_microbatch: int,
     shared_prefix: bool,
-    correction: ImportanceCorrection,
-    cap: float,
+    correction: Correction,
     in_lockstep: bool,
 ) -> Step:
     """Count the step's normalisers over all ranks and cut its live rows. Collective: call it on every rank.
@@ -149,7 +150,7 @@ def plan_step(
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
     return Step(
         prepared, mask, to_device(rollout.rollout_logprobs, device), token_weight, 1.0 / max(sequences, 1.0),
-        microbatches, num_microbatches, correction, cap,
+        microbatches, num_microbatches, correction,
     )  # fmt: skip
 
 

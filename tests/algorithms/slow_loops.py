@@ -35,15 +35,45 @@ def is_degenerate(group: Sequence[float]) -> bool:
     return max(group) - min(group) <= 1e-8
 
 
-def slow_grpo(r: Matrix, c: Matrix, eps: float = 1e-6, unbiased_std: bool = False, **_: Any) -> list[list[float]]:
+def slow_grpo(
+    r: Matrix, c: Matrix, eps: float = 1e-6, unbiased_std: bool = False, scale: str = "group", **_: Any
+) -> list[list[float]]:
     result = []
+    batch = deviation([value for group in r for value in group], unbiased_std)
     for group in r:
         if is_degenerate(group):
             result.append([0.0] * len(group))
         else:
-            mu, sd = mean(group), deviation(group, unbiased_std)
-            result.append([(value - mu) / (sd + eps) for value in group])
+            mu, sd = mean(group), batch if scale == "batch" else deviation(group, unbiased_std)
+            result.append([(value - mu) / (1 if scale == "none" else sd + eps) for value in group])
     return result
+
+
+def slow_gdpo(
+    r: Matrix, c: Matrix, parts: dict[str, Matrix] | None = None, weights: dict[str, float] | None = None,
+    eps: float = 1e-4, unbiased_std: bool = True, **_: Any
+) -> list[list[float]]:  # fmt: skip
+    parts = parts or {"reward": r}
+    weights = weights or dict.fromkeys(parts, 1.0)
+    sums: list[list[float | None]] = []
+    dead = []
+    for p, group in enumerate(r):
+        sums.append([None] * len(group))
+        dead.append(True)
+        for name, part in parts.items():
+            known = [value for value in part[p] if not math.isnan(value)]
+            spread = known and max(known) - min(known) > 1e-8
+            sd = deviation(known, unbiased_std) if spread else 0.0
+            dead[p] = dead[p] and not spread
+            for g, value in enumerate(part[p]):
+                if not math.isnan(value):
+                    term = weights[name] * (value - mean(known)) / (sd + eps) if spread else 0.0
+                    sums[p][g] = (sums[p][g] or 0.0) + term
+    everything = [value for row in sums for value in row if value is not None]
+    mu, sd = mean(everything), deviation(everything, unbiased_std)
+    return [
+        [0.0 if value is None or dead[p] else (value - mu) / (sd + eps) for value in row] for p, row in enumerate(sums)
+    ]
 
 
 def slow_dr_grpo(r: Matrix, c: Matrix, **_: Any) -> list[list[float]]:
@@ -157,6 +187,7 @@ SLOW: dict[str, Callable[..., list[list[float]]]] = {
     "negative_dominant": _slow_control(lambda a, p: a / 10 if a > 0 else a),
     "hard_focused": _slow_control(lambda a, p: 0.5 * a / math.sqrt(p) if 0 < p < 1 else a),
     "easy_focused": _slow_control(lambda a, p: 0.5 * a / math.sqrt(1 - p) if 0 < p < 1 else a),
+    "gdpo": slow_gdpo,
     "grpo_lead": slow_grpo_lead,
 }
 

@@ -29,6 +29,26 @@ SIMPLERL = {
     "subject": "Geometry",
 }
 LAYOUTS = [
+    (
+        {"prompt": [{"role": "user", "content": "1+1?"}], "solution": "$2$"},
+        [{"role": "user", "content": "1+1?"}],
+        "$2$",
+        "",
+    ),
+    ({"prompt": "1+1?", "solution": "so \\boxed{2}", "answer": None}, "1+1?", "2", ""),
+    ({"prompt": "1+1?", "answer": 2, "solution": "worked out"}, "1+1?", "2", ""),
+    (
+        {
+            "data_source": "openai/gsm8k",
+            "prompt": [{"role": "user", "content": "1+1?"}],
+            "ability": "math",
+            "reward_model": {"style": "rule", "ground_truth": "2"},
+            "extra_info": {"index": 0, "split": "train"},
+        },
+        [{"role": "user", "content": "1+1?"}],
+        "2",
+        "openai/gsm8k",
+    ),
     ({"question": "How many?", "answer": "so 1+1\n#### 1,234"}, "How many?", "1234", ""),
     ({"question": "How many?", "answer": "42"}, "How many?", "42", ""),
     (

@@ -82,6 +82,18 @@ def test_columns_are_mapped_nested_ones_too():
         map_columns({"prompt": "x", "answer": "y"}, {"category": "kind"}, "", "")
 
 
+def test_columns_of_trl_and_verl_need_no_mapping():
+    chat = [{"role": "user", "content": "1+1?"}]
+    for rest in ({"solution": "2"}, {"answer": None, "solution": "2"}, {"reward_model": {"ground_truth": 2}}):
+        assert map_columns({"prompt": chat, **rest}, {}, "", "").answer == "2"
+    found = map_columns({"prompt": chat, "answer": "3", "solution": "2", "data_source": "sums"}, {}, "", "")
+    assert (found.prompt, found.answer, found.category) == (chat, "3", "sums")
+    with pytest.raises(BadRow, match="no column 'answer'"):
+        map_columns({"prompt": chat, "solution": None}, {}, "", "")
+    with pytest.raises(BadRow, match="answer"):
+        map_columns({"prompt": chat, "gold": None, "solution": "2"}, {"answer": "gold"}, "", "")
+
+
 def test_bad_rows_up_to_the_limit_are_skipped_counted_and_named(caplog: pytest.LogCaptureFixture):
     rows = [sample(i) for i in range(1, 41)]
     rows[4] = sample(5, answer=" ")

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.distributed.collectives import index, to_device
+from lit_rlvr.objectives import Correction
 from lit_rlvr.policy import attention as shared_prefix
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.step import PreparedRollout, logprobs_of, loss_inputs, plan_step
@@ -121,7 +122,7 @@ def optimizer_step(policy: Policy, rollout: Rollout) -> None:
     prepared = PreparedRollout(rollout, torch.ones(6, 1, device=device), list(range(6)), old, ref=old)
     for prompts in ([0], [1, 2]):
         step = plan_step(
-            prepared, prompts, device, "sequence_mean", 30, policy.shared_prefix, "token_truncate", 2.0, False
+            prepared, prompts, device, "sequence_mean", 30, policy.shared_prefix, Correction("token_truncate"), False
         )
         for k in range(len(step.microbatches)):
             logp, entropy = policy.logprobs(rollout, step.microbatches[k], entropy=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from trl.rewards import get_soft_overlong_punishment
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import CosineScaled, Overlong
@@ -20,7 +21,14 @@ def test_overlong_is_daposs_ramp(tokens: int, value: float) -> None:
     assert Overlong(max_tokens=100, cache_tokens=20)(completion("", tokens), SAMPLE) == pytest.approx(value)
 
 
-@pytest.mark.parametrize("cache", [0, 101])
+@pytest.mark.parametrize(("tokens", "value"), [(99, 0.0), (100, 0.0), (101, -1.0)])
+def test_overlong_without_a_slope_punishes_what_is_longer(tokens: int, value: float) -> None:
+    assert Overlong(max_tokens=100, cache_tokens=0)(completion("", tokens), SAMPLE) == value
+    theirs = get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=0)
+    assert theirs(completion_ids=[[0] * tokens]) == [value]
+
+
+@pytest.mark.parametrize("cache", [-1, 101])
 def test_overlong_refuses_a_slope_that_does_not_fit(cache: int) -> None:
     with pytest.raises(UserError, match="cache_tokens"):
         Overlong(max_tokens=100, cache_tokens=cache)
@@ -55,3 +63,10 @@ def test_cosine_scaled_takes_its_alphas() -> None:
 def test_a_cut_off_answer_is_wrong() -> None:
     result = CosineScaled(max_length=100).score([(completion("7", 100, cut=True), SAMPLE)])[0]
     assert (result.value, result.correct) == (pytest.approx(0.0), False)
+
+
+def test_cosine_scaled_masks_a_reference_that_cannot_be_read() -> None:
+    pairs = [(completion(text, 5), Sample("s", "?", answer)) for answer in ("???", "7") for text in ("8", "???")]
+    found = CosineScaled(max_length=100).score(pairs)
+    assert [r.status for r in found] == ["unjudged", "unjudged", "ok", "parse_fail"]
+    assert "'???' cannot be read" in found[0].detail

@@ -1,0 +1,298 @@
+"""Losses, corrections and advantages against TRL's own code, on random numbers in float64."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import textwrap
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from slow_loops import SLOW, random_case
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
+
+from lit_rlvr.advantages import GDPOAdvantage, GroupBatch, GRPOAdvantage, RLOOAdvantage
+from lit_rlvr.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, RLVRModule
+from lit_rlvr.errors import UserError
+from lit_rlvr.objectives import RENAMED_CORRECTIONS, Correction, importance_weights, log_ratio
+from lit_rlvr.parity import replay
+from lit_rlvr.parity.batch import read_batch
+
+SOURCE = inspect.getsource(GRPOTrainer._generate_and_score_completions).splitlines()
+
+
+def their_lines(first: str, after: str) -> Any:
+    """Compile the lines of TRL's method from the one that begins with `first` up to the one that holds `after`."""
+    begin = next(i for i, line in enumerate(SOURCE) if line.strip().startswith(first))
+    end = next(i for i, line in enumerate(SOURCE) if i > begin and after in line)
+    return compile(textwrap.dedent("\n".join(SOURCE[begin:end])), "TRL", "exec")
+
+
+RATIO = their_lines("per_token_logps_diff = (old", "# Compute the per-token log probabilities for the reference model")
+ADVANTAGES = their_lines("unscorable_mask = ", "# Slice to keep only the local part")
+
+
+def sampled_elsewhere(seed: int) -> dict[str, np.ndarray]:
+    """A batch whose engine's log-probabilities differ from the trainer's by little, and here and there by much."""
+    arrays = random_case(seed, shaped=True, on_policy=True).arrays
+    rng = np.random.default_rng(seed)
+    shape = arrays["logp"].shape
+    arrays["logp"] = arrays["logp"] + rng.normal(0, 0.3, shape)
+    off = rng.normal(0, 0.4, shape) + (rng.random(shape) < 0.05) * rng.normal(0, 8, shape)
+    return arrays | {"rollout_logp": arrays["old_logp"] - off}
+
+
+def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in arrays.items()}
+
+
+def their_ratio(arrays: dict[str, np.ndarray], mode: str, high: float | None, low: float | None) -> Tensor:
+    """TRL's weights, (B, T) or (B, 1)."""
+    t = tensors(arrays)
+    settings = SimpleNamespace(
+        vllm_importance_sampling_mode=mode,
+        vllm_importance_sampling_clip_max=high,
+        vllm_importance_sampling_clip_min=low,
+    )
+    names: dict[str, Any] = {
+        "self": settings, "torch": torch, "math": math, "completion_mask": t["mask"].long(), "tool_mask": None,
+        "mask": t["mask"].long(), "old_per_token_logps": t["old_logp"], "sampling_per_token_logps": t["rollout_logp"],
+    }  # fmt: skip
+    exec(RATIO, names)
+    return names["vllm_importance_sampling_ratio"]
+
+
+TRAINER = {
+    "loss_type": "grpo", "importance_sampling_level": "token", "beta": 0.0, "epsilon_low": 0.2, "epsilon_high": 0.2,
+    "off_policy_mask_threshold": None, "use_vllm": False, "vllm_importance_sampling_correction": True,
+    "aux_loss_enabled": False, "top_entropy_quantile": 1.0, "max_completion_length": 9,
+    "current_gradient_accumulation_steps": 1, "_entropy_bonus_enabled": False, "use_adaptive_entropy": False,
+    "get_off_policy_mask": GRPOTrainer.get_off_policy_mask,
+}  # fmt: skip
+ARGS = {"delta": None, "use_bias_correction_kl": True, "steps_per_generation": 1}
+
+
+def their_loss(
+    arrays: dict[str, np.ndarray], advantages: np.ndarray, ratio: Tensor | None = None, **options: Any
+) -> tuple[float, np.ndarray]:
+    """TRL's loss and its gradient with respect to the log-probabilities."""
+    t = tensors(arrays)
+    logp = t["logp"].clone().requires_grad_(True)
+    args = SimpleNamespace(**ARGS | {name: options.pop(name) for name in ARGS if name in options})
+    trainer = SimpleNamespace(
+        **TRAINER | options,
+        args=args,
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x),
+        _metrics={"train": defaultdict(list)},
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logp, t.get("entropy", torch.zeros_like(logp)), None),
+        entropy_coef=options.get("entropy_coef", 0.0),
+    )
+    mask = t["mask"].long()
+    inputs = {
+        "prompt_ids": mask[:, :1], "prompt_mask": mask[:, :1], "completion_ids": mask, "completion_mask": mask,
+        "advantages": torch.from_numpy(advantages).flatten(), "old_per_token_logps": t["old_logp"],
+        "ref_per_token_logps": t["ref_logp"], "num_items_in_batch": mask.sum(), "importance_sampling_ratio": ratio,
+    }  # fmt: skip
+    if "rollout_logp" in t:
+        inputs["sampling_per_token_logps"] = t["rollout_logp"]
+    loss = GRPOTrainer._compute_loss(trainer, None, inputs)
+    loss.backward()
+    return loss.item(), logp.grad.numpy()
+
+
+CLEAN = {"use_bias_correction_kl": False}
+LOSSES: list[tuple[type[RLVRModule], dict[str, Any], dict[str, Any]]] = [
+    (GRPO, {}, {}),
+    (GRPO, {"clip_high": 0.28, "kl_coef": 0.1}, {"epsilon_high": 0.28, "beta": 0.1} | CLEAN),
+    (GRPO, {"kl_coef": 0.1, "kl_bias_correction": True}, {"beta": 0.1}),
+    (GRPO, {"dual_clip": 1.5}, {"delta": 1.5}),  # two-sided
+    (DAPO, {"dual_clip": 4.0}, {"loss_type": "dapo", "epsilon_high": 0.28, "delta": 4.0}),
+    (DrGRPO, {"kl_coef": 0.1}, {"loss_type": "dr_grpo", "beta": 0.1} | CLEAN),
+    (CISPO, {}, {"loss_type": "cispo", "epsilon_high": 5.0}),
+    (GSPO, {"clip_low": 0.2, "clip_high": 0.2}, {"importance_sampling_level": "sequence"}),
+    (GRPO, {"off_policy_threshold": 0.2}, {"off_policy_mask_threshold": 0.2}),
+    (GSPO, {"clip_low": 0.2, "clip_high": 0.2, "off_policy_threshold": 0.2},
+     {"importance_sampling_level": "sequence", "off_policy_mask_threshold": 0.2}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "ours", "theirs"), LOSSES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_shared_loss_has_their_value_and_gradient(
+    cls: type[RLVRModule], ours: dict[str, Any], theirs: dict[str, Any], seed: int
+) -> None:
+    arrays = random_case(seed, shaped=True).arrays
+    check(arrays, cls(**ours), theirs)
+
+
+def check(arrays: dict[str, np.ndarray], module: RLVRModule, theirs: dict[str, Any]) -> None:
+    found = replay(arrays, {"x": module})
+    loss, gradient = their_loss(arrays, found["x/advantages"], **theirs)
+    assert float(found["x/loss"]) == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(found["x/dlogp"], gradient, rtol=1e-9, atol=1e-16)
+    assert (gradient != 0).any()
+
+
+MODES = {"token_truncate": "token_truncate", "sequence_truncate": "sequence_truncate"} | {
+    theirs: new for theirs, (_, new) in RENAMED_CORRECTIONS.items()
+}
+BOUNDS = [(3.0, None), (1.2, 0.8), (None, 0.5), (2.0, 0.0)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("high", "low"), BOUNDS)
+def test_a_correction_of_theirs_gives_their_weights_and_loss(mode: str, high: float | None, low: float | None) -> None:
+    arrays = sampled_elsewhere(3)
+    ratio = their_ratio(arrays, mode, high, low)
+    batch = read_batch(arrays)
+    assert batch.rollout is not None
+    correction = Correction(MODES[mode], high, low)  # type: ignore[arg-type]
+    tokens, rows = importance_weights(batch.old, batch.rollout, batch.mask, correction)
+    expected = ratio.expand_as(tokens)
+    torch.testing.assert_close(
+        torch.where(batch.mask, tokens, 0), torch.where(batch.mask, expected, 0), rtol=1e-12, atol=0
+    )
+    if mode.startswith("sequence"):
+        torch.testing.assert_close(rows, ratio[:, 0], rtol=1e-12, atol=0)
+    options = {"importance_correction": MODES[mode], "importance_cap": high, "importance_floor": low}
+    theirs = {"use_vllm": True, "ratio": ratio, "off_policy_mask_threshold": 0.3}
+    check(arrays, GRPO(off_policy_threshold=0.3, **options), theirs)
+
+
+def slow_weights(d: list[float], c: Correction) -> tuple[list[float], float]:
+    """The weights of one sequence with log-ratios `d`: of its tokens, and of the whole."""
+    level, _, how = c.mode.partition("_")
+    high = math.inf if c.high is None else c.high
+
+    def weight(w: float, how: str) -> float:
+        low = c.low if c.low is not None else 1 / high if how == "reject" else 0.0
+        if how == "truncate":
+            return min(max(w, low), high)
+        return (w if how == "mis" else 1.0) if low <= w <= high else 0.0
+
+    middle = math.exp(sum(d) / len(d)) if d else 1.0
+    whole = math.prod(math.exp(v) for v in d)
+    if level == "none":
+        tokens, row = [1.0] * len(d), 1.0
+    elif level == "token":
+        tokens, row = [weight(math.exp(v), how) for v in d], weight(middle, "mis" if how == "mis" else "truncate")
+    else:
+        row = weight(whole if level == "sequence" else middle, how)
+        tokens = [row] * len(d)
+    veto = c.veto is not None and any(math.exp(v) < c.veto for v in d)
+    return ([0.0] * len(d), 0.0) if veto else (tokens, row)
+
+
+@pytest.mark.parametrize("veto", [None, 0.05])
+@pytest.mark.parametrize(("high", "low"), BOUNDS)
+@pytest.mark.parametrize(
+    "mode",
+    ["none", "token_truncate", "token_mis", "token_reject", "sequence_truncate", "sequence_mis", "sequence_reject",
+     "geometric_reject"],
+)  # fmt: skip
+def test_every_correction_is_that_of_a_slow_loop(mode: Any, high: Any, low: Any, veto: float | None) -> None:
+    batch = read_batch(sampled_elsewhere(4))
+    assert batch.rollout is not None
+    correction = Correction(mode, high, low, veto)
+    tokens, rows = importance_weights(batch.old, batch.rollout, batch.mask, correction)
+    d = log_ratio(batch.old, batch.rollout, batch.mask)
+    assert correction.drops == (mode.endswith(("mis", "reject")) or veto is not None)
+    for i, used in enumerate(batch.mask):
+        expected, row = slow_weights(d[i][used].tolist(), correction)
+        assert tokens[i][used].tolist() == pytest.approx(expected, rel=1e-9)
+        if used.any():
+            assert rows[i].item() == pytest.approx(row, rel=1e-9)
+
+
+@pytest.mark.parametrize(("old", "names"), RENAMED_CORRECTIONS.items())
+def test_an_ambiguous_name_is_refused_in_one_line_with_both_meanings(old: str, names: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=f"{old}.*use {names[0]} .* or {names[1]} for TRL's") as error:
+        GRPO(importance_correction=old)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="there is no 'token_truncated'; did you mean 'token_truncate'"):
+        GRPO(importance_correction="token_truncated")
+    for options, said in (
+        ({"importance_cap": 0.0}, "importance_cap"),
+        ({"importance_floor": 2.0}, "importance_floor: 2.0 must lie below importance_cap=2.0"),
+        ({"importance_veto": -1.0}, "importance_veto"),
+        ({"off_policy_threshold": 0.0}, "off_policy_threshold"),
+    ):
+        with pytest.raises(UserError, match=said):
+            GRPO(**options)  # type: ignore[arg-type]
+
+
+def their_advantages(parts: Tensor, weights: list[float], group_size: int, **options: str) -> Tensor:
+    """TRL's advantages (B,) of rewards (B, K), NaN where a function gives None."""
+    settings = {"scale_rewards": "group", "multi_objective_aggregation": "sum_then_normalize"} | options
+    names: dict[str, Any] = {
+        "self": SimpleNamespace(reward_weights=torch.tensor(weights).double(), reward_funcs=weights, **settings),
+        "torch": torch, "nanstd": grpo_trainer.nanstd, "rewards_per_func": parts, "device": "cpu",
+        "num_generations": group_size,
+    }  # fmt: skip
+    exec(ADVANTAGES, names)
+    return names["advantages"]
+
+
+def two_rewards(seed: int, missing: bool) -> tuple[GroupBatch, Tensor, list[float]]:
+    """Groups with two rewards, some alike in a group, and in TRL's form (B, K) with its weights."""
+    rng = np.random.default_rng(seed)
+    parts = torch.from_numpy(np.stack([rng.integers(0, 2, (6, 5)).astype(float), 10 * rng.random((6, 5))]))  # (K, P, G)
+    parts[0, 0], parts[1, 1] = 1.0, 3.0
+    if missing:
+        parts[1, 2:4, :2], parts[:, 4, 0] = math.nan, math.nan
+    weights = {"right": 1.0, "style": 0.25}  # exact in TRL's float32
+    sums = sum(w * part.nan_to_num() for w, part in zip(weights.values(), parts, strict=True))
+    group = GroupBatch(sums, parts[0].nan_to_num(), None, None, dict(zip(weights, parts, strict=True)), weights)
+    return group, parts.flatten(1).T.clone(), list(weights.values())
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_rewards_normalised_before_their_sum_are_theirs(missing: bool) -> None:
+    group, theirs, weights = two_rewards(0, missing)
+    ours = GDPOAdvantage()(group)
+    expected = their_advantages(theirs, weights, 5, multi_objective_aggregation="normalize_then_sum")
+    torch.testing.assert_close(ours.flatten(), expected, rtol=1e-7, atol=1e-12)  # their nanstd is in float32
+    lists = {name: part.tolist() for name, part in (group.parts or {}).items()}
+    slow = SLOW["gdpo"](group.rewards.tolist(), [], parts=lists, weights=group.weights)
+    np.testing.assert_allclose(ours, slow, rtol=1e-9, atol=1e-12)
+    if missing:
+        assert ours[4, 0] == 0 and (ours[4, 1:] != 0).all()
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_every_scaling_of_rewards_is_theirs(scale: Any) -> None:
+    group, theirs, weights = two_rewards(1, missing=False)
+    ours = GRPOAdvantage(eps=1e-4, unbiased_std=True, scale=scale)(group)
+    expected = their_advantages(theirs, weights, 5, scale_rewards=scale)
+    torch.testing.assert_close(ours.flatten(), expected, rtol=1e-7, atol=1e-12)  # their nanstd is in float32
+    assert scale != "none" or torch.allclose(ours * 5 / 4, RLOOAdvantage()(group))
+
+
+def test_entropies_and_masks_of_single_tokens_are_replayed() -> None:
+    arrays = random_case(5, shaped=True).arrays
+    rng = np.random.default_rng(5)
+    entropy, chosen = rng.uniform(0, 3, arrays["logp"].shape), rng.random(arrays["logp"].shape) < 0.5
+    plain, bonus = (replay(arrays | {"entropy": entropy}, {"x": GRPO(entropy_coef=c)}) for c in (0.0, 0.1))
+    mask = arrays["mask"]
+    share = mask / np.maximum(mask.sum(1, keepdims=True), 1) / len(mask)
+    assert float(bonus["x/loss"]) == pytest.approx(float(plain["x/loss"]) - 0.1 * (entropy * share).sum())
+    some = replay(arrays | {"objective_mask": chosen}, {"x": GRPO(kl_coef=0.1)})
+    every, kl = (
+        replay(arrays, {"x": GRPO(kl_coef=0.1)}),
+        replay(arrays | {"objective_mask": chosen & False}, {"x": GRPO(kl_coef=0.1)}),
+    )
+    np.testing.assert_allclose(some["x/dlogp"], np.where(chosen, every["x/dlogp"], kl["x/dlogp"]), rtol=1e-12)
+    # TRL's top_entropy_quantile is such a mask: its tokens of low entropy count in the normaliser alone
+    level = np.quantile(entropy[mask], 0.8)
+    found = replay(arrays | {"objective_mask": (entropy >= level) & mask}, {"x": GRPO()})
+    trainer = {"top_entropy_quantile": 0.2, "get_high_entropy_mask": lambda e, m, q: (e >= level) & m.bool()}
+    loss, gradient = their_loss(arrays | {"entropy": entropy}, found["x/advantages"], **trainer)
+    assert float(found["x/loss"]) == pytest.approx(loss, rel=1e-12)
+    np.testing.assert_allclose(found["x/dlogp"], gradient, rtol=1e-9, atol=1e-16)
