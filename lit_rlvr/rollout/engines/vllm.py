@@ -20,7 +20,7 @@ from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.images import collapse
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns, ends_with_stop
-from lit_rlvr.rollout.engines.process_group import executor_on, vllm_world
+from lit_rlvr.rollout.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 _log = logging.getLogger("lit_rlvr")
@@ -121,6 +121,9 @@ class VLLMEngine(RolloutEngine):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if context.deterministic and torch.cuda.is_available():
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        if torch.cuda.is_available():
+            separate_cache(device)
         repair_children()
         from vllm import LLM
 
@@ -139,9 +142,7 @@ class VLLMEngine(RolloutEngine):
             "enforce_eager": not torch.cuda.is_available() if self.enforce_eager is None else self.enforce_eager,
             "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,
-            "distributed_executor_backend": executor_on(
-                torch.cuda.current_device() if torch.cuda.is_available() else 0
-            ),
+            "distributed_executor_backend": executor_on(device),
         }
         if self.quantized:
             settings["quantization"] = FP8
