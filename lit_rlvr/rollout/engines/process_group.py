@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -90,7 +91,7 @@ def separate_cache(index: int) -> None:
     ranks would load each other's.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vllm"
-    root, visible = Path(os.environ.get("VLLM_CACHE_ROOT", default)), os.environ.get("CUDA_VISIBLE_DEVICES")
-    name = f"{socket.gethostname()}-{f'visible-{visible}-' if visible else ''}device-{index}"
+    root, visible = Path(os.environ.get("VLLM_CACHE_ROOT", default)), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    name = f"{socket.gethostname()}-{zlib.crc32(visible.encode()):08x}-{index}"
     if root.name != name:  # an engine that starts again has set it
         os.environ["VLLM_CACHE_ROOT"] = str(root / name)
