@@ -101,6 +101,9 @@ class RLVRModule(LossModule, EvaluatingModule):
         freeze_vision: do not train the vision tower of a vision-language model.
         lora: train low-rank adapters in the language model instead of its weights; checkpoints then hold only them.
         max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite.
+        config_overrides: changes of the model's config, for the trainer and the engine alike, such as a longer context:
+            {max_position_embeddings: 16384, rope_parameters: {rope_type: yarn, factor: 4.0,
+            original_max_position_embeddings: 4096}}.
     """
 
     def __init__(
@@ -129,6 +132,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         freeze_vision: bool = False,
         lora: Lora | None = None,
         max_skipped_steps: int = 10,
+        config_overrides: dict[str, Any] | None = None,
     ) -> None:
         check_within("[0, inf)", "model", lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
         check_within("[0, 1)", "model.betas", first=betas[0], second=betas[1])
@@ -141,7 +145,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         if torch_compile and (liger or not shared_prefix):
             wrong = "model.liger" if liger else "shared_prefix: false"
             raise UserError(f"model.torch_compile: it cannot be combined with {wrong}; leave one of them off")
-        EvaluatingModule.__init__(self, model)
+        EvaluatingModule.__init__(self, model, config_overrides)
         LossModule.__init__(self, advantage, aggregation, kl_coef, entropy_coef)
         self.automatic_optimization = False
         self.make_optimizer = optimizer

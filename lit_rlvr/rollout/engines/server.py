@@ -273,13 +273,14 @@ def check_model(url: str, served: str, ours: Any) -> None:
 
 
 def model_sizes(config: Any) -> dict[str, Any]:
-    """Return the kind of a model and of its parts, and the sizes of their weights, by the names in the config."""
+    """Return the kind of a model and its parts, the sizes of their weights, and its rotary embedding, by the config's
+    names."""
     parts = {"": config.get_text_config(), "vision_config.": getattr(config, "vision_config", None)}
     found: dict[str, Any] = {"model_type": config.model_type}
     for prefix, part in parts.items():
         values = {} if part is None else part.to_dict()
         found |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZES) and isinstance(v, int)}
-    return found
+    return found | {"rope_parameters": getattr(config.get_text_config(), "rope_parameters", None)}
 
 
 class _Answers:
