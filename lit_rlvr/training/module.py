@@ -203,6 +203,7 @@ class RLVRModule(LossModule, EvaluatingModule):
                 self.shared_prefix,
                 gradient_checkpointing=self.gradient_checkpointing,
                 empty=self._starts_empty,
+                device=self._loads_to,
             )
             if self.freeze_vision:
                 freeze_vision_tower(self.policy.model)
@@ -215,6 +216,12 @@ class RLVRModule(LossModule, EvaluatingModule):
     def sharded(self) -> bool:
         """Whether the weights are sharded over the processes."""
         return self.device_mesh is not None
+
+    @property
+    def _loads_to(self) -> torch.device:
+        """The device that weights are loaded to: the CPU if the device may not hold all of them in float32."""
+        quantized = self.lora is not None and self.lora.quantize != "none"
+        return torch.device("cpu") if self.sharded or quantized else self.trainer.strategy.root_device
 
     @property
     def _starts_empty(self) -> bool:
@@ -243,7 +250,9 @@ class RLVRModule(LossModule, EvaluatingModule):
         if self.kl_coef == 0 and not self.advantage.needs_reference:
             return
         if self.lora is None:
-            initial = load_policy(self.model_folder, self.shared_prefix, empty=self._starts_empty)
+            initial = load_policy(
+                self.model_folder, self.shared_prefix, empty=self._starts_empty, device=self._loads_to
+            )
             self._distribute(initial.requires_grad_(False))
             self.reference.policy = initial
         elif self.reference_update_every:
