@@ -212,7 +212,8 @@ class RolloutCallback(Callback):
                 rollout.reference_rewards = self._reference.rewards(module, rollout.prompts, repeats, sample)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
-        return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), saved)
+        cut = module.image_processor.cut if module.policy.placeholder_ids else None
+        return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), saved, cut)
 
     def _round(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]) -> Rollout:
         """Sample and score G completions per prompt."""
