@@ -85,6 +85,7 @@ def run(command: str, arguments: list[str]) -> None:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if ours.deterministic:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = ""  # GPUs cannot share memory that the trainer's setting allocates
     repair_children()
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *line])

@@ -139,7 +139,7 @@ class VLLMServerEngine(RolloutEngine):
         self._syncs += 1
 
         def weights(everything: bool) -> Iterable[tuple[str, Tensor]]:
-            return with_tied_head(policy, None if everything else self._changing)
+            return with_tied_head(policy, None if everything else self._changing, self._dtype)
 
         frozen = self._changing is not None
         failure = crash_of(lambda: self.transfer.send(self.servers, weights, self._dtype, self.version, frozen))

@@ -25,8 +25,11 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
-_SPARE = 2 << 30
-"""Bytes of GPU memory left free for the CUDA context and fragmentation."""
+_SPARE = 6 << 30, 0.08
+"""Bytes of GPU memory, or a share of it if that is more, left free for CUDA contexts, communication, activations and
+fragmentation."""
+SMALLER = 0.8
+"""How much of its share an engine keeps that found no memory when it woke."""
 GPU_SEQUENCES = 1024
 """The most sequences generated at once on a GPU."""
 _SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -198,15 +201,29 @@ class VLLMEngine(RolloutEngine):
             return 0.4
         if self._found is None:
             free, total = torch.cuda.mem_get_info()
-            self._found = max(0.1, (free - reserved - _SPARE) / total)
+            self._found = max(0.1, (free - reserved) / total - max(_SPARE[0] / total, _SPARE[1]))
         return self._found
 
     def sync(self, policy: Policy) -> None:
+        try:
+            self._sync(policy)
+        except Exception as error:
+            if self._found is not None and "out of memory" in str(error).lower():
+                self._found *= SMALLER
+                _log.warning(
+                    "engine vllm: out of GPU memory; it starts again with %.2f of it. Set gpu_memory_utilization below "
+                    "that to start so", self._found,
+                )  # fmt: skip
+            raise
+
+    def _sync(self, policy: Policy) -> None:
+        if self._changing is None and self._complete and not self._asleep:
+            self.sleep()  # new weights are loaded next to the old ones, and there is little room next to a KV cache
         if self._asleep:
             torch.cuda.empty_cache()  # freed by training
             self._llm.wake_up(tags=["weights"])
             self._llm.collective_rpc(_make_noise)  # sleep discarded the weights; leftovers could pass for them
-        weights = with_tied_head(policy, self._changing if self._complete else None)
+        weights = with_tied_head(policy, self._changing if self._complete else None, self.compute_dtype)
         self._complete = False  # if it crashes while it loads
         with self._compilation():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -359,20 +376,22 @@ def _make_noise(worker: Any) -> None:
         initialize_single_dummy_weight(parameter.data)
 
 
-def with_tied_head(policy: Policy, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Return a policy's weights (`only` those of some names), including `lm_head.weight` if it is tied to the input
-    embedding.
+def with_tied_head(
+    policy: Policy, only: Container[str] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Return a policy's weights (`only` those of some names) in `dtype`, including `lm_head.weight` if it is tied to
+    the input embedding.
 
     vLLM on a CPU packs the output embedding into its own copy. `named_weights` lists a tied tensor once, under the
     embedding's name, which would leave that copy stale.
     """
     model: Any = policy.model
     seen = False
-    for name, parameter in policy.named_weights(only):
+    for name, parameter in policy.named_weights(only, dtype):
         seen |= name == "lm_head.weight"
         yield name, parameter.detach()
     if not seen and (only is None or "lm_head.weight" in only):
-        yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach())
+        yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach(), dtype)
 
 
 def smallest_block() -> int:
