@@ -72,6 +72,17 @@ def test_outputs_and_gradients_are_those_of_one_completion_per_row(
         torch.testing.assert_close(one.double(), other, atol=tolerance, rtol=tolerance)
 
 
+def test_the_two_parts_of_a_completion_are_rounded_once(device: torch.device) -> None:
+    """In all 0.26 % of the result; weighed and added in bfloat16 it would be 0.35 %."""
+    prompts, completions, tokens = row([(40, [60, 30]), (70, [50])])
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(tokens, heads, 16, generator=generator).bfloat16() for heads in (6, 2, 2))
+    ours = attend(*(x.to(device) for x in (q, k, v)), lay_out_spans(prompts, completions).to(device), 0.25).cpu()
+    theirs = one_by_one(q.double(), k.double(), v.double(), prompts, completions)
+    wrong = (ours.double() - theirs)[110:].norm() / theirs[110:].norm()
+    assert wrong < 0.003
+
+
 @pytest.mark.parametrize("name", GROUPS)
 def test_padded_blocks_give_the_same_through_the_registered_attention(name: str) -> None:
     prompts, completions, tokens = row(GROUPS[name])
