@@ -470,6 +470,11 @@ def rollout_of(trainer: Trainer) -> RolloutCallback:
 
 
 def use_deterministic_kernels() -> None:
-    """Enable deterministic CUDA kernels; call it before the first matrix product."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    """Enable deterministic CUDA kernels; call it before the first matrix product.
+
+    cuBLAS reads its variables once, so they are those of vLLM's batch-invariant mode, which sets them when it starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "1")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # every `empty` would be written for nothing
