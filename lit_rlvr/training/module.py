@@ -41,7 +41,7 @@ from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, use_liger
-from lit_rlvr.policy.verify import compile_and_verify, verify_or_fall_back
+from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.policy.vision import freeze_vision_tower
 from lit_rlvr.terminal import progress
 from lit_rlvr.training.failed_steps import SkippedSteps, skipped_folder, within_memory
@@ -272,6 +272,8 @@ class RLVRModule(LossModule, EvaluatingModule):
         if not self.sharded:  # `_distribute` has placed sharded weights
             self.reference.move(self.device)
         dtype = compute_dtype(str(self.trainer.precision))
+        if self.device.type != "cpu":
+            check_spans(self.policy, dtype)
         if self.liger:  # the weights are on the GPU now
             use_liger(self.policy.model)
             verify_or_fall_back(self.policy, dtype)
