@@ -173,7 +173,7 @@ def _wrong(policy: Policy, dtype: torch.dtype) -> float:
 
 
 def _trained_once(policy: Policy, dtype: torch.dtype, method: attention.Method | None = None) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities (N,) as in training, and the gradient of their sum in the first trained layer, flattened.
+    """Return log-probabilities (N,) as in training, and the flattened gradient of their sum in the first trained layer.
 
     Args:
         method: of attention; None = the best.
