@@ -31,7 +31,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import degenerate
-from lit_rlvr.distributed.collectives import average_gradients, gather_rows, rank, to_device, world_size
+from lit_rlvr.distributed.collectives import (
+    average_gradients,
+    broadcast_first,
+    gather_rows,
+    leave_out_of_buckets,
+    rank,
+    to_device,
+    world_size,
+)
 from lit_rlvr.distributed.sharding import shard, whole
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import MAX_SIZE, UserError, check_within
@@ -211,6 +219,8 @@ class RLVRModule(LossModule, EvaluatingModule):
                 add_adapters(self.policy.model, self.lora, compute_dtype(str(self.trainer.precision)))
             self._distribute(self.policy)
             self._load_reference()
+            if world_size() > 1 and not self.sharded:
+                leave_out_of_buckets(self)
 
     @property
     def sharded(self) -> bool:
@@ -271,6 +281,8 @@ class RLVRModule(LossModule, EvaluatingModule):
     def on_fit_start(self) -> None:
         if not self.sharded:  # `_distribute` has placed sharded weights
             self.reference.move(self.device)
+            if world_size() > 1:
+                broadcast_first(p for p in self.policy.parameters() if p.requires_grad)
         dtype = compute_dtype(str(self.trainer.precision))
         if self.device.type != "cpu":
             check_spans(self.policy, dtype)

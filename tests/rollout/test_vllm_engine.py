@@ -397,6 +397,7 @@ class OnGPU:
     def __init__(self, **settings: Any) -> None:
         self.calls, self.wakes, self.llm_engine = ALL_CALLS, True, SimpleNamespace(reset_encoder_cache=None)
         self.calls.append(f"start {settings['gpu_memory_utilization']:.2f}")
+        torch.set_num_threads(1)
 
     def sleep(self, level: int) -> None:
         self.calls.append("sleep")
@@ -427,7 +428,12 @@ def test_an_engine_makes_room_for_new_weights_and_takes_less_where_there_is_none
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
     engine = VLLMEngine()
     context = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, dtype=torch.bfloat16)
-    engine.start(context)
+    torch.set_num_threads(2)
+    try:
+        engine.start(context)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
     engine.sync(policy)
     engine.sync(policy)  # without having slept, as after a validation
     load, wake = "load {'torch.bfloat16'}", ["wake weights", "load {'torch.bfloat16'}", "wake kv_cache"]

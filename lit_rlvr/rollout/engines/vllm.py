@@ -165,9 +165,12 @@ class VLLMEngine(RolloutEngine):
             settings["block_size"] = smallest_block()
             # Explicit, so that vLLM does not require most of the machine's memory to be free.
             settings["kv_cache_memory_bytes"] = self.kv_cache_gb << 30
-        # vLLM seeds the process's random state.
+        # vLLM seeds the process's random state, and leaves torch one thread, with which offloaded AdamW is slow.
+        threads = torch.get_num_threads()
         with vllm_world().inside(), self._compilation(), torch.random.fork_rng(devices=[]):
             self._llm = LLM(**(settings | self.options))
+        if torch.cuda.is_available():
+            torch.set_num_threads(threads)
 
     def _may_compile(self, context: EngineContext) -> bool:
         """Return whether anything in vLLM may be compiled; log one line where that is for want of a compiler.
