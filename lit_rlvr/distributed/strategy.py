@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
@@ -30,13 +31,19 @@ TIMEOUT = timedelta(hours=6)
 
 
 def prepare_groups(strategy: Strategy) -> None:
-    """Set the backend and the timeout of a strategy's process groups, unless the user has chosen them."""
-    if not isinstance(strategy, DDPStrategy | ModelParallelStrategy):
-        return
-    if strategy.root_device.type == "cuda":
+    """Set the backend of a strategy's process groups, unless the user has chosen it."""
+    if isinstance(strategy, DDPStrategy | ModelParallelStrategy) and strategy.root_device.type == "cuda":
         strategy._process_group_backend = strategy._process_group_backend or BACKEND
-    if strategy._timeout == default_pg_timeout:
-        strategy._timeout = TIMEOUT
+
+
+def extend_timeouts(strategy: Any) -> None:
+    """Let the processes wait longer for each other, once all are there, unless the user has chosen how long."""
+    if getattr(strategy, "_timeout", None) != default_pg_timeout:
+        return
+    meshes = (getattr(strategy, name, None) for name in ("_device_mesh", "sharding_mesh"))
+    groups = [group for mesh in meshes if mesh is not None for group in mesh.get_all_groups()]
+    for group in (dist.group.WORLD, *groups):  # torch gives each kind its own timeout
+        _set_pg_timeout(TIMEOUT, group)
 
 
 class FSDP2(ModelParallelStrategy):
@@ -79,9 +86,6 @@ class FSDP2(ModelParallelStrategy):
             size = (self.replicas, processes // self.replicas)
             names = ("replicas", "shards")
             self.sharding_mesh = init_device_mesh(self.device_mesh.device_type, size, mesh_dim_names=names)
-        for mesh in (self.device_mesh, self.sharding_mesh):
-            for group in mesh.get_all_groups():  # torch gives them its own timeout
-                _set_pg_timeout(self._timeout or TIMEOUT, group)
 
     def model_to_device(self) -> None:
         """Move what is not sharded; `shard` has placed the policy, and offloaded shards have to stay on the CPU."""

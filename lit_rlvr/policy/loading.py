@@ -99,7 +99,7 @@ def load_model(folder: str, dtype: torch.dtype, device: str | torch.device = "cp
         )  # fmt: skip
     check_complete(folder, found)
     model.generation_config = settings or model.generation_config
-    return model.to(device)
+    return model if direct or torch.device(device).type == "cpu" else model.to(device)
 
 
 def empty_model(folder: str, dtype: torch.dtype) -> Any:

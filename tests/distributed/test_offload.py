@@ -23,7 +23,7 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.distributed import sharding
 from lit_rlvr.distributed.sharding import device_of, shard, whole
-from lit_rlvr.distributed.strategy import FSDP2, prepare_groups
+from lit_rlvr.distributed.strategy import FSDP2, extend_timeouts, prepare_groups
 from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup
 from lit_rlvr.training.module import RLVRModule
 
@@ -109,20 +109,17 @@ def test_a_reference_stays_where_its_shards_are(sharded: bool, wanted: str, monk
 
 
 @pytest.mark.parametrize("kind", [FSDP2, DDPStrategy])
-def test_groups_on_gpus_take_cpu_tensors_and_wait(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_on_gpus_take_cpu_tensors(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL takes GPU tensors only: sums over offloaded shards would fail, and rollouts pass through GPU memory."""
     for device, given, wanted in (("cuda", None, "cpu:gloo,cuda:nccl"), ("cuda", "nccl", "nccl"), ("cpu", None, None)):
         monkeypatch.setattr(kind, "root_device", torch.device(device))
         strategy = kind(process_group_backend=given)
         prepare_groups(strategy)
-        assert strategy.process_group_backend == wanted and strategy._timeout >= timedelta(hours=2)
-    strategy._timeout = timedelta(seconds=9)
-    prepare_groups(strategy)
-    assert strategy._timeout == timedelta(seconds=9), "the user's choice"
+        assert strategy.process_group_backend == wanted
 
 
-def test_the_groups_of_copies_and_shards_wait_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch gives them NCCL's 10 minutes, and gloo's 30."""
+def test_all_groups_wait_for_ranks_that_still_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives those of copies and shards NCCL's 10 minutes, and all others 30."""
     world, strategy = VLLMProcessGroup(), FSDP2()
     monkeypatch.setattr(FSDP2, "root_device", torch.device("cpu"))
     monkeypatch.setattr(FSDP2, "num_processes", 1)
@@ -133,11 +130,18 @@ def test_the_groups_of_copies_and_shards_wait_as_long(monkeypatch: pytest.Monkey
     monkeypatch.setattr(ModelParallelStrategy, "setup_environment", mesh)
     with world.inside():
         dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-        prepare_groups(strategy)
         strategy.setup_environment()
-        groups = strategy.device_mesh.get_all_groups()
-        timeouts = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
-        assert len(groups) == 2 and all(timeout >= timedelta(hours=2) for timeout in timeouts)
+        groups = [dist.group.WORLD, *strategy.device_mesh.get_all_groups()]
+
+        def timeouts() -> list[timedelta]:
+            return [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+
+        chosen, strategy._timeout = strategy._timeout, timedelta(seconds=9)
+        extend_timeouts(strategy)
+        assert len(groups) == 3 and max(timeouts()) < timedelta(hours=1), "the user's choice stays"
+        strategy._timeout = chosen
+        extend_timeouts(strategy)
+        assert min(timeouts()) >= timedelta(hours=2)
     with world.ending():
         pass
 

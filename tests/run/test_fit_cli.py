@@ -370,7 +370,10 @@ BAD_ARGUMENTS = {
     "too few prompts": (["--data.init_args.prompts_per_step", "17"], ["prompts_per_step"]),
     "endless rollout": (["--rollout.group_size", "900000"], ["are 3600000 sequences in a rollout; use at most"]),
     "no abbreviation": (["--overwrit", "true"], ["'--overwrit'; did you mean '--overwrite'?"]),
-    "FSDP1": (["--trainer.strategy", "lightning.pytorch.strategies.FSDPStrategy"], ["FSDP1", "--config configs/strategy/fsdp2.yaml"]),
+    "FSDP1": (
+        ["--trainer.strategy", "lightning.pytorch.strategies.FSDPStrategy"],
+        ["FSDP1", "--config configs/strategy/fsdp2.yaml"],
+    ),
     "top_p": (["--rollout.sampling.top_p", "0.9"], ["top_p", "not drawn from the distribution in the loss"]),
     "advantage": (["--model.init_args.advantage", "grpoo"], ["grpoo", "grpo"]),
     "negative lr, in a file": (["--config", "negative.yaml"], ["model.lr: -1.0 must lie in"]),
