@@ -77,7 +77,7 @@ def _overridden(source: str, overrides: Mapping[str, Any]) -> Path:
                 source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
             )
     files = [path.resolve() for path in Path(source).iterdir() if path.name != "config.json"]
-    key = derive_seed(str(Path(source).resolve()), sorted(map(str, files)), changed.to_json_string())
+    key = derive_seed(str(Path(source).resolve()), *sorted(map(str, files)), changed.to_json_string())
 
     def fill(target: Path) -> None:
         for path in Path(source).iterdir():

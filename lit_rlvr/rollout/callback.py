@@ -477,4 +477,5 @@ def use_deterministic_kernels() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "1")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # every `empty` would be written for nothing
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # every `empty` would be written for nothing

@@ -172,10 +172,10 @@ class NCCLTransfer(WeightTransfer):
         self._source.metadata()  # it gathers the weights, on the first call
         if not self._senders:
             self._connect(servers)
-        on_first(lambda: [server.pause() for server in servers])  # before the first collective
+        on_first(servers, VLLMServer.pause)  # before the first collective
         for server, sender in zip(servers, self._senders, strict=True):
             agree(partial(self._send, server, sender))
-        on_first(lambda: [server.resume(version) for server in servers])
+        on_first(servers, partial(VLLMServer.resume, version=version))
 
     def restore(self, server: VLLMServer, version: str) -> None:
         if world_size() > 1:
@@ -209,7 +209,8 @@ class NCCLTransfer(WeightTransfer):
         address = own_address(server.url, self.address) if first else ""
         info = NCCLTrainerInitInfo(address, free_port(), 1 + (server.workers() if first else 0), rank=rank())
         source: Any = self._source  # it has the methods of a WeightSource that are used here
-        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=UpdateClient(server), source=source)
+        client: Any = UpdateClient(server)  # and this one those of a client
+        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
 
     def _send(self, server: VLLMServer, sender: Any) -> None:
         """Send the weights to one server. If that fails, the first rank still gathers all weights with the others.
@@ -324,9 +325,14 @@ def agree(action: Callable[[], object]) -> None:
         raise ServerError(said[0])
 
 
-def on_first(action: Callable[[], object]) -> None:
-    """Call `action` on the first rank, as `agree` does."""
-    agree(action if rank() == 0 else lambda: None)
+def on_first(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
+    """Let the first rank call `action` on each server, as `agree` does."""
+
+    def call() -> None:
+        for server in servers if rank() == 0 else ():
+            action(server)
+
+    agree(call)
 
 
 def route_to(host: str, port: int) -> tuple[str, str]:
