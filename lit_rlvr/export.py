@@ -65,7 +65,7 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
     root = checkpoint.parent.parent
     settings = run_config(root)["model"]["init_args"]
     model = load_model(checkpoint, settings, getattr(torch, dtype))
-    return save_model(model, resolve_model(settings["model"]), target)
+    return save_model(model, resolve_model(settings["model"], settings.get("config_overrides")), target)
 
 
 def is_run(name: str) -> bool:
@@ -146,7 +146,7 @@ def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -
     saved = read_checkpoint(checkpoint)
     weights = {k.removeprefix(PREFIX): v for k, v in saved["state_dict"].items() if k.startswith(PREFIX)}
     trained_on, lora = saved["rlvr"]["model_folder"], settings.get("lora")
-    folder = trained_on if lora else resolve_model(settings["model"])
+    folder = trained_on if lora else resolve_model(settings["model"], settings.get("config_overrides"))
     model = model_with_adapters(folder, Lora(**lora)) if lora else random_model(folder, dtype)
     expected = {n: p for n, p in model.named_parameters() if p.requires_grad} if lora else model.state_dict()
     if wrong := mismatched_weights(weights, expected):

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -46,6 +46,10 @@ def run(command: str, arguments: list[str]) -> None:
     )  # fmt: skip
     parser.add_argument("--model", required=True, help="like `model` of a run: a folder, a hub id or a name")
     parser.add_argument(
+        "--config-overrides", type=json.loads, metavar="JSON",
+        help="changes of the model's config, as model.config_overrides of the run",
+    )  # fmt: skip
+    parser.add_argument(
         "--dtype", default="bfloat16" if torch.cuda.is_available() else "float32", choices=("float32", "bfloat16"),
         help="data type to compute in, like the trainer's; by default bfloat16 on a GPU and float32 on a CPU",
     )  # fmt: skip
@@ -73,7 +77,7 @@ def run(command: str, arguments: list[str]) -> None:
         check_port(ours.host, PORT if ours.port is None else ours.port)
     address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
     quantized = [f"--quantization={FP8}"] if ours.quantize else []
-    line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *address, *others])
+    line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *address, *others], ours.config_overrides)
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not torch.cuda.is_available() and (missing := missing_compiler()) is not None:
@@ -81,6 +85,7 @@ def run(command: str, arguments: list[str]) -> None:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if ours.deterministic:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = ""  # GPUs cannot share memory that the trainer's setting allocates
     repair_children()
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *line])
@@ -104,13 +109,15 @@ def check_port(host: str | None, port: int) -> None:
         raise UserError(f"{where} cannot be listened on: {error.strerror}; choose another") from error
 
 
-def server_line(model: str, dtype: str, nccl: bool, others: list[str]) -> list[str]:
+def server_line(
+    model: str, dtype: str, nccl: bool, others: list[str], overrides: dict[str, Any] | None = None
+) -> list[str]:
     """Return the command line of the server process, after loading the model's files once to check them.
 
     Raises:
         UserError: vLLM could not load them.
     """
-    folder = resolve_model(model)
+    folder = resolve_model(model, overrides)
     images = takes_images(load_config(folder))
     load_tokenizer(folder)
     if images:

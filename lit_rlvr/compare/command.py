@@ -151,7 +151,7 @@ def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
     for cell in built:
         devices = cell.trainer.accelerator, cell.trainer.devices
         needs[f"devices {devices}"] = partial(_check_devices, *devices)
-        needs[f"model {cell.model.model}"] = partial(resolve_model, cell.model.model)
+        needs[f"model {cell.model.model}"] = partial(resolve_model, cell.model.model, cell.model.config_overrides)
         for data in cell.data.validated:
             needs |= _sources(data, ("train", "validation") if data is cell.data else ("validation",))
     for suite in suites if built else ():

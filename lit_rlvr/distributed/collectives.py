@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -103,3 +104,20 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         assert parameter.grad is not None
         dist.all_reduce(parameter.grad)
         parameter.grad /= world_size()
+
+
+def leave_out_of_buckets(module: nn.Module) -> None:
+    """Keep DDP from allocating buckets for a module's gradients, 4 bytes a parameter: `average_gradients` needs none.
+
+    DDP insists on one parameter, which is the smallest.
+    """
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    smallest = min(trained, key=lambda name: trained[name].numel())
+    others = [name for name, _ in module.named_parameters() if name != smallest]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, others)
+
+
+def broadcast_first(parameters: Iterable[Tensor]) -> None:
+    """Give every rank the first one's values, in place."""
+    for parameter in parameters:
+        dist.broadcast(parameter.detach(), src=0)

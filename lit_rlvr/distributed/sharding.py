@@ -102,8 +102,13 @@ def device_of(module: nn.Module) -> torch.device:
     return torch.device(kind, torch.get_device_module(kind).current_device())
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """Return the full tensor, on every rank and on the device that computes. Collective: call it on every rank."""
+def whole(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the full tensor, on every rank and on the device that computes. Collective: call it on every rank.
+
+    Args:
+        dtype: what to round it to before it is gathered; None = leave it as it is.
+    """
+    tensor = tensor if dtype is None else tensor.detach().to(dtype)
     if not isinstance(tensor, DTensor):
         return tensor
     there: Any = tensor.to(tensor.device_mesh.device_type)  # offloaded shards are on the CPU

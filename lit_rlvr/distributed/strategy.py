@@ -1,13 +1,16 @@
-"""FSDP2: Lightning's `ModelParallelStrategy` with the weights sharded over all ranks."""
+"""FSDP2, Lightning's `ModelParallelStrategy` with the weights sharded over all ranks; any strategy's process groups."""
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -16,9 +19,31 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from lit_rlvr.distributed.checkpoints import MOMENTS, REST, WEIGHTS, is_sharded, load_shares, named, read_rest
 from lit_rlvr.errors import UserError
+
+BACKEND = "cpu:gloo,cuda:nccl"
+"""Backends of a run on GPUs: what is in the CPU's memory, such as completions, does not pass through theirs."""
+TIMEOUT = timedelta(hours=6)
+"""How long a process waits for the others, which may still be generating; `RankWatch` notices those that have died."""
+
+
+def prepare_groups(strategy: Strategy) -> None:
+    """Set the backend of a strategy's process groups, unless the user has chosen it."""
+    if isinstance(strategy, DDPStrategy | ModelParallelStrategy) and strategy.root_device.type == "cuda":
+        strategy._process_group_backend = strategy._process_group_backend or BACKEND
+
+
+def extend_timeouts(strategy: Any) -> None:
+    """Let the processes wait longer for each other, once all are there, unless the user has chosen how long."""
+    if getattr(strategy, "_timeout", None) != default_pg_timeout:
+        return
+    meshes = (getattr(strategy, name, None) for name in ("_device_mesh", "sharding_mesh"))
+    groups = [group for mesh in meshes if mesh is not None for group in mesh.get_all_groups()]
+    for group in (dist.group.WORLD, *groups):  # torch gives each kind its own timeout
+        _set_pg_timeout(TIMEOUT, group)
 
 
 class FSDP2(ModelParallelStrategy):
@@ -28,7 +53,7 @@ class FSDP2(ModelParallelStrategy):
     with any strategy, and this strategy can resume checkpoints of the others.
 
     Args:
-        process_group_backend: `nccl` on GPUs and `gloo` on CPUs by default.
+        process_group_backend: by default `gloo` for tensors on CPUs and `nccl` for those on GPUs.
         replicas: copies of the model, each sharded over an equal part of the processes ("HSDP"). With one copy per
             machine, layers are gathered within machines, and only gradients are averaged between them.
         offload: keep the shards of weights, gradients and optimizer state in the CPU's memory, copy each layer's to
@@ -37,9 +62,7 @@ class FSDP2(ModelParallelStrategy):
     """
 
     def __init__(self, process_group_backend: str | None = None, replicas: int = 1, offload: bool = False) -> None:
-        # Sums over shards on the CPU, such as the gradient's norm, need a backend that takes CPU tensors.
-        own = "cpu:gloo,cuda:nccl" if offload else None
-        super().__init__(process_group_backend=process_group_backend or own)
+        super().__init__(process_group_backend=process_group_backend)
         self.replicas, self.offload = replicas, offload
         self.sharding_mesh: DeviceMesh | None = None
 

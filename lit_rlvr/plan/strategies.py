@@ -287,7 +287,8 @@ def describe_job(
     Args:
         lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed.
     """
-    config = PUBLISHED.get(module.model) or load_config(module.model_folder)
+    known = None if module.config_overrides else PUBLISHED.get(module.model)
+    config = known or load_config(module.model_folder)
     engine = rollout.generator
     vllm = engine if isinstance(engine, VLLMEngine) else None
     longest = rollout.sampling.reach

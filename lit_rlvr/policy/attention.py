@@ -7,6 +7,7 @@ prompts and completions are gathered into two padded blocks, which is faster on 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,8 +58,16 @@ Segments = Padded | Spans
 """Positions of prompts and completions in a row, in the form that one of the two attention methods takes."""
 
 
-def lay_out(prompts: list[range], completions: list[tuple[int, range]], device: torch.device) -> Segments:
-    """Choose the method for a device and lay out: prompts as ranges, completions as (prompt index, range)."""
+Method = Callable[[list[range], list[tuple[int, range]]], Segments]
+"""Lays out prompts as ranges and completions as (prompt index, range)."""
+
+
+def lay_out(
+    prompts: list[range], completions: list[tuple[int, range]], device: torch.device, method: Method | None = None
+) -> Segments:
+    """Lay out by a method, or else by the one that is chosen for a device and these lengths."""
+    if method is not None:
+        return method(prompts, completions)
     autocast = torch.is_autocast_enabled(device.type)
     dtype = torch.get_autocast_dtype(device.type) if autocast else torch.float32
     wasteful = device.type != "cpu" or padded_scores(prompts, completions) > _WASTED

@@ -60,7 +60,11 @@ class ImageProcessor:
         for image in images:
             _, high, wide = self.grid(*image.size)
             resized.append(image.convert("RGB").resize((wide * patch, high * patch), Image.Resampling.BICUBIC))
-        made = self._processor(images=resized, do_resize=False, return_tensors="pt")
+        return self.cut(resized)
+
+    def cut(self, resized: Sequence[Any]) -> Pixels:
+        """Cut the patches of images that are resized already."""
+        made = self._processor(images=list(resized), do_resize=False, return_tensors="pt")
         return Pixels(made["pixel_values"], made["image_grid_thw"], tuple(resized))
 
     def features(self, grid: Sequence[int]) -> int:

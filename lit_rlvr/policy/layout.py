@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import to_device
-from lit_rlvr.policy.attention import Segments, lay_out
+from lit_rlvr.policy.attention import Method, Segments, lay_out
 
 
 @dataclass
@@ -69,9 +69,12 @@ class Rows:
     position: Tensor
 
 
-def build_rows(groups: Sequence[Group], shared_prefix: bool, device: torch.device) -> Rows:
-    """Lay groups out. Empty completions have no positions and no targets."""
-    made = _shared_row(groups, device) if shared_prefix else _single_rows(groups)
+def build_rows(
+    groups: Sequence[Group], shared_prefix: bool, device: torch.device, method: Method | None = None
+) -> Rows:
+    """Lay groups out, those that share prompts by a given method or the best. Empty completions have no positions and
+    no targets."""
+    made = _shared_row(groups, device, method) if shared_prefix else _single_rows(groups)
     input_ids, position_ids, attend, segments, row, column = made
     completions = [c for group in groups for c in group.completions]
     target = [token for c in completions for token in c]
@@ -100,7 +103,7 @@ def _scored(groups: Sequence[Group]) -> list[bool]:
 Layout = tuple[Tensor, Tensor, Tensor | None, Segments | None, list[int], list[int]]
 
 
-def _shared_row(groups: Sequence[Group], device: torch.device) -> Layout:
+def _shared_row(groups: Sequence[Group], device: torch.device, method: Method | None) -> Layout:
     tokens: list[int] = []
     pieces = [group.position_ids for group in groups]
     prompts: list[range] = []
@@ -119,7 +122,8 @@ def _shared_row(groups: Sequence[Group], device: torch.device) -> Layout:
             if inputs:
                 completions.append((p, span))
     position_ids = _by_rows(torch.cat(pieces, 1)[:, None])
-    return torch.tensor([tokens]), position_ids, None, lay_out(prompts, completions, device), [0] * len(column), column
+    segments = lay_out(prompts, completions, device, method)
+    return torch.tensor([tokens]), position_ids, None, segments, [0] * len(column), column
 
 
 def _single_rows(groups: Sequence[Group]) -> Layout:

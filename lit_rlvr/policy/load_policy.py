@@ -18,6 +18,7 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
     empty: bool = False,
+    device: str | torch.device = "cpu",
 ) -> Policy:
     """Load a causal language model as a policy, in evaluation mode (no dropout), and check its log-probabilities.
 
@@ -26,13 +27,14 @@ def load_policy(
         shared_prefix: see `Policy`; if it is not exact for the model, one completion per row, with a warning.
         dtype: of the master weights.
         gradient_checkpointing: recompute each layer in the backward pass.
+        device: where to load the weights, and to check the log-probabilities.
         empty: do not load the weights (they stay on the meta device) and skip the check.
 
     Raises:
         UserError: the model cannot be loaded, or its log-probabilities cannot be reproduced.
     """
     keep_freed_memory()
-    model = empty_model(folder, dtype) if empty else load_model(folder, dtype)
+    model = empty_model(folder, dtype) if empty else load_model(folder, dtype, device)
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise UserError(f"model: {folder} has no plain linear output embedding; not supported")
     if gradient_checkpointing:

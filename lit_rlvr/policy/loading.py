@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from textwrap import shorten
@@ -75,12 +76,13 @@ def outline(config: Any, dtype: torch.dtype) -> Any:
         return auto_class(config).from_config(config, dtype=dtype)
 
 
-def load_model(folder: str, dtype: torch.dtype, device: str | None = None) -> Any:
+def load_model(folder: str, dtype: torch.dtype, device: str | torch.device = "cpu") -> Any:
     """Return the model of a folder or hub id with all of its weights and generation settings.
 
     Args:
         dtype: of the weights.
-        device: where to load the weights; `meta` only checks the files.
+        device: where to load the weights, without a copy on the CPU if the package accelerate is installed; `meta` only
+            checks the files.
 
     Raises:
         UserError: a file cannot be read, or weights are missing, unknown or of the wrong shape.
@@ -89,14 +91,15 @@ def load_model(folder: str, dtype: torch.dtype, device: str | None = None) -> An
     made_by, settings = auto_class(config), generation_config(folder)
     if getattr(config, "quantization_config", None) is None:
         check_files(folder, sum(weight.numel() for weight in outline(config, dtype).parameters()))
+    direct = torch.device(device).type != "cpu" and find_spec("accelerate") is not None
     with reading("the weights", folder):
         model, found = made_by.from_pretrained(
-            folder, dtype=dtype, device_map=device, trust_remote_code=False, ignore_mismatched_sizes=True,
-            output_loading_info=True,
+            folder, dtype=dtype, device_map=device if direct else None, trust_remote_code=False,
+            ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     check_complete(folder, found)
     model.generation_config = settings or model.generation_config
-    return model
+    return model if direct or torch.device(device).type == "cpu" else model.to(device)
 
 
 def empty_model(folder: str, dtype: torch.dtype) -> Any:

@@ -71,16 +71,19 @@ class Policy(nn.Module):
         with gathered(self.owner), self._adapters():
             yield
 
-    def named_weights(self, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    def named_weights(
+        self, only: Container[str] | None = None, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[str, Tensor]]:
         """Return the full weights with adapters merged, by the names they have in the plain model.
 
         Collective if the weights are sharded: iterate on every rank.
 
         Args:
             only: names of the weights to yield; None = all.
+            dtype: what to round them to, before they are gathered; None = leave them as they are.
         """
         found = merged_parameters(self.model, self.owner is self)
-        return ((name, whole(weight)) for name, weight in found if only is None or name in only)
+        return ((name, whole(weight, dtype)) for name, weight in found if only is None or name in only)
 
     def _adapters(self) -> AbstractContextManager[None]:
         return nullcontext() if self.owner is self else adapters_off(self.model)

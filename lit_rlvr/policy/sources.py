@@ -7,13 +7,15 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import pip_command, require
 from lit_rlvr.policy.tiny import save_tiny_llm, save_tiny_vlm
+from lit_rlvr.seeds import derive_seed
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TINY = {"tiny-llama": save_tiny_llm, "tiny-qwen2.5-vl": save_tiny_vlm}
@@ -27,16 +29,19 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LIT_RLVR_CACHE", "~/.cache/lit-rlvr")).expanduser()
 
 
-def resolve_model(model: str) -> str:
+def resolve_model(model: str, overrides: Mapping[str, Any] | None = None) -> str:
     """Return the folder (or hub id) that transformers and vLLM load.
 
     Args:
+        overrides: changes of the model's config; with some, the result is a folder in the cache.
         model: a folder with a `config.json`, a hub id, `smollm2` (SmolLM2-135M-Instruct), or `tiny-llama` or
             `tiny-qwen2.5-vl` (less than a million random weights, for the smoke recipes).
 
     Raises:
         UserError: it is neither a model folder nor reachable on the hub.
     """
+    if overrides:
+        return str(_overridden(resolve_model(model), overrides))
     if model == "smollm2":
         return str(_smollm2())
     if model in TINY:
@@ -50,6 +55,53 @@ def resolve_model(model: str) -> str:
         raise UserError(f"model: {folder} is a file; give a Hugging Face model folder, a hub id or smollm2")
     _check_hub(model)
     return model
+
+
+def _overridden(source: str, overrides: Mapping[str, Any]) -> Path:
+    """Return a folder in the cache with a model's files and a changed config, which all that loads models reads.
+
+    Raises:
+        UserError: the config has no such entry, or refuses its value.
+    """
+    from huggingface_hub import snapshot_download
+    from transformers import AutoConfig
+
+    from lit_rlvr.policy.loading import reading
+
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    with reading("config_overrides", source):
+        changed = type(config).from_dict(_merged(config.to_dict(), overrides))
+    if not Path(source).is_dir():
+        with reading("the files", source):
+            source = snapshot_download(
+                source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+            )
+    files = [path.resolve() for path in Path(source).iterdir() if path.name != "config.json"]
+    key = derive_seed(str(Path(source).resolve()), *sorted(map(str, files)), changed.to_json_string())
+
+    def fill(target: Path) -> None:
+        for path in Path(source).iterdir():
+            if path.name != "config.json":
+                (target / path.name).symlink_to(path.resolve())
+        changed.save_pretrained(target)
+
+    return made_once(cache_folder() / "overridden" / f"{Path(source).resolve().name}-{key:x}", fill)
+
+
+def _merged(config: dict[str, Any], overrides: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return a config with changes, into which nested ones are merged.
+
+    Raises:
+        UserError: the config has no entry of that name.
+    """
+    found = dict(config)
+    for name, value in overrides.items():
+        if not where and name not in found:
+            near = ", ".join(get_close_matches(name, found, 3)) or ", ".join(sorted(found))
+            raise UserError(f"model.config_overrides: the model's config has no {name}; it has {near}")
+        nested = isinstance(value, Mapping) and isinstance(found.get(name), dict)
+        found[name] = _merged(found[name], value, name) if nested else value
+    return found
 
 
 def _check_hub(model: str) -> None:

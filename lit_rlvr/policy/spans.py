@@ -143,7 +143,7 @@ class _Attend(torch.autograd.Function):
             other, its = _kernel(q[n:], k[:n], v[:n], spans.shared, False, scale)
             mine = lse[:, n:]
             both = torch.logaddexp(mine, its)  # (H, Q)
-            out[n:].mul_(_weight(mine, both, out.dtype)).add_(other.mul_(_weight(its, both, out.dtype)))
+            out[n:] = out[n:] * _weight(mine, both) + other * _weight(its, both)  # in float32, rounded once
             lse[:, n:] = both
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.spans, ctx.scale = spans, scale
@@ -164,9 +164,9 @@ class _Attend(torch.autograd.Function):
         return dq, dk, dv, None, None
 
 
-def _weight(part: Tensor, both: Tensor, dtype: torch.dtype) -> Tensor:
+def _weight(part: Tensor, both: Tensor) -> Tensor:
     """Return the weight (Q, H, 1) of one part in the merged softmax, from log-sum-exps (H, Q)."""
-    return (part - both).exp().t()[..., None].to(dtype)
+    return (part - both).exp().t()[..., None]
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, causal: bool, scale: float) -> tuple[Tensor, Tensor]:

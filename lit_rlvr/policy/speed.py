@@ -99,10 +99,11 @@ def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks for the next tensors instead of returning them to the system.
 
     By default every large CPU tensor is mapped afresh, and zeroing its pages on first touch takes up to a third of a
-    training step. With another C library this does nothing. torch should also use huge pages
+    training step. With a GPU, the copy of the weights that was on its way there would be kept for nothing, so there and
+    with another C library this does nothing. torch should also use huge pages
     (`THP_MEM_ALLOC_ENABLE`, set in `lit_rlvr/__init__.py`), whose alignment keeps the heap from fragmenting.
     """
-    if platform.libc_ver()[0] == "glibc":
+    if platform.libc_ver()[0] == "glibc" and not torch.cuda.is_available():
         libc = ctypes.CDLL(None)
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 1 << 26)):
             libc.mallopt(option, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isnan
 from textwrap import shorten
 from typing import Any
@@ -18,6 +19,7 @@ from lit_rlvr.policy import attention
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import is_half, training_autocast
+from lit_rlvr.policy.spans import available, lay_out_spans
 from lit_rlvr.policy.speed import compile_layers, decoder_layers
 from lit_rlvr.policy.vision import blank_image, blank_placeholders, rope_position_ids, takes_images
 from lit_rlvr.types import Pixels, Sampling
@@ -80,9 +82,38 @@ def compile_and_verify(policy: Policy, dtype: torch.dtype) -> None:
             f"model.torch_compile: torch cannot compile {name}'s layers ({reason}); leave it off, or install the "
             "compiler: a C++ compiler for a CPU, Triton for a GPU"
         ) from error
-    apart = float((other - gradient).norm() / gradient.norm().clamp(min=1e-12))
-    if not (_excess((found - logp).abs(), dtype) <= 1 and apart <= (0.2 if is_half(dtype) else 1e-3)):
+    if not (_excess((found - logp).abs(), dtype) <= 1 and _apart(other, gradient, dtype) <= 1):
         raise UserError(f"model.torch_compile: {name}'s compiled layers compute something else; leave it off")
+
+
+def check_spans(policy: Policy, dtype: torch.dtype) -> None:
+    """Compare the two methods of attention on the policy's device: log-probabilities and gradients must be the same.
+
+    A GPU's kernels for spans take 16 bits only, so the check of a policy in float32 does not run them. Collective if
+    the weights are sharded: call it on every rank.
+
+    Args:
+        dtype: what the model computes in when it is trained.
+
+    Raises:
+        UserError: they differ by more than rounding.
+    """
+    if not (policy.shared_prefix and available(policy.device, dtype)):
+        return
+    padded, wanted = _trained_once(policy, dtype, attention.lay_out_padded)
+    spans, found = _trained_once(policy, dtype, lay_out_spans)
+    excess, apart = _excess((spans - padded).abs(), dtype), _apart(found, wanted, dtype)
+    if not (excess <= 1 and apart <= 1):
+        raise UserError(
+            f"model: {type(policy.model).__name__}'s attention by spans (policy/spans.py) computes something else on "
+            f"{policy.device} than padded attention; use model.shared_prefix: false, and report the versions of torch "
+            "and of the driver"
+        )
+
+
+def _apart(found: Tensor, wanted: Tensor, dtype: torch.dtype) -> float:
+    """Return the distance of two gradients as a multiple of what rounding may be."""
+    return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12)) / (0.2 if is_half(dtype) else 1e-3)
 
 
 def _excess(differences: Tensor, dtype: torch.dtype) -> float:
@@ -96,7 +127,7 @@ def _excess(differences: Tensor, dtype: torch.dtype) -> float:
 
 @dataclass
 class _Sample:
-    """Two groups of a few tokens each, so that a leak between them shows.
+    """Two groups of a few tokens each, all lengths different, so that a leak between them shows.
 
     Args:
         images: of each group; the second has one if the model takes images. pixels: those of all rows.
@@ -108,21 +139,22 @@ class _Sample:
     pixels: list[Pixels]
 
     @classmethod
-    def of(cls, policy: Policy) -> _Sample:
+    def of(cls, policy: Policy, method: attention.Method | None = None) -> _Sample:
         model: Any = policy.model
         vocabulary = model.config.get_text_config().vocab_size
         groups: list[Group] = []
         images: list[list[Pixels]] = []
         pixels: list[Pixels] = []
-        for first in (11, 47):
-            ids = [i % vocabulary for i in range(first, first + 20)]
+        for first, cuts in ((11, (12, 16, 21)), (47, (15, 16, 22, 25))):
+            ids = [i % vocabulary for i in range(first, first + cuts[-1])]
             image = [blank_image(model.config)] if first == 47 and takes_images(model.config) else []
-            prompt = [*ids[:6], *blank_placeholders(model.config), *ids[6:12]] if image else ids[:12]
+            prompt = [*ids[:6], *blank_placeholders(model.config), *ids[6 : cuts[0]]] if image else ids[: cuts[0]]
             position_ids = rope_position_ids(model, prompt, image[0].grid if image else None)
-            groups.append(Group(prompt, [ids[12:16], ids[16:20]], position_ids))
+            completions = [ids[start:end] for start, end in pairwise(cuts)]
+            groups.append(Group(prompt, completions, position_ids))
             images.append(image)
-            pixels += image * (1 if policy.shared_prefix else 2)
-        return cls(groups, images, build_rows(groups, policy.shared_prefix, policy.device), pixels)
+            pixels += image * (1 if policy.shared_prefix else len(completions))
+        return cls(groups, images, build_rows(groups, policy.shared_prefix, policy.device, method), pixels)
 
 
 def _wrong(policy: Policy, dtype: torch.dtype) -> float:
@@ -140,11 +172,14 @@ def _wrong(policy: Policy, dtype: torch.dtype) -> float:
         return _excess((ours.float() - torch.cat(theirs)).abs(), dtype)
 
 
-def _trained_once(policy: Policy, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities (N,) as in training, and the gradient of their sum in the first trained layer,
-    flattened."""
+def _trained_once(policy: Policy, dtype: torch.dtype, method: attention.Method | None = None) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities (N,) as in training, and the flattened gradient of their sum in the first trained layer.
+
+    Args:
+        method: of attention; None = the best.
+    """
     with training_autocast(policy.device, dtype):
-        sample = _Sample.of(policy)
+        sample = _Sample.of(policy, method)
         logp, _ = policy(sample.rows, Sampling(), False, pixels=sample.pixels)
     logp.sum().backward()
     layers = ([p.grad for p in layer.parameters() if p.grad is not None] for layer in decoder_layers(policy.model))

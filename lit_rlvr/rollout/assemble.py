@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch.nn.functional import pad
 
 from lit_rlvr.distributed.collectives import all_sum, gather_objects, rank, world_size
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.types import STATUSES, Completion, Prompt, Rollout, Sampling, pad_completions
+from lit_rlvr.types import STATUSES, Completion, Pixels, Prompt, Rollout, Sampling, pad_completions
 
 
 def assemble(
@@ -185,13 +186,17 @@ Place = tuple[int, int]
 """A process and the index of a group on it."""
 
 
-def balance(rollout: Rollout, minibatches: int, runs: Sequence[bool], fixed: int) -> Rollout:
+def balance(
+    rollout: Rollout, minibatches: int, runs: Sequence[bool], fixed: int,
+    cut: Callable[[Sequence[Any]], Pixels] | None = None,
+) -> Rollout:  # fmt: skip
     """Redistribute groups across ranks by token count; return this rank's. Collective: call it on every rank.
 
     Args:
         minibatches: `updates_per_rollout`.
         runs: for each of this rank's groups, whether training will run it (`RLVRModule.runs_groups`).
         fixed: how many of the first process's first groups stay there.
+        cut: makes the patches of images again, which are many times larger and therefore not sent.
     """
     if world_size() == 1:
         return rollout
@@ -202,10 +207,34 @@ def balance(rollout: Rollout, minibatches: int, runs: Sequence[bool], fixed: int
         gather_objects([group_tokens(rollout, p) * runs[p] for p in groups]), gather_objects(parts), fixed
     )
     stay = {origin for origin in places[rank()] if origin[0] == rank()}
-    sent = gather_objects({p: (take(rollout, p), numbers[p]) for p in groups if (rank(), p) not in stay})
+    light = take if cut is None else lambda rollout, p: without_patches(take(rollout, p))
+    sent = gather_objects({p: (light(rollout, p), numbers[p]) for p in groups if (rank(), p) not in stay})
     mine = [(take(rollout, p), numbers[p]) if origin == rank() else sent[origin][p] for origin, p in places[rank()]]
+    if cut is not None:
+        mine = [
+            (group if origin == rank() else with_patches(group, cut), number)
+            for (group, number), (origin, _) in zip(mine, places[rank()], strict=True)
+        ]
     moved = {p: number for p, (_, number) in enumerate(mine) if number is not None}
     return replace(reduce(join, (group for group, _ in mine)), kept=None if kept is None else moved)
+
+
+def without_patches(group: Rollout) -> Rollout:
+    """Return a group whose images are only pictures."""
+    return _with_pixels(group, lambda pixels: replace(pixels, values=torch.empty(0)))
+
+
+def with_patches(group: Rollout, cut: Callable[[Sequence[Any]], Pixels]) -> Rollout:
+    """Return a group with the patches of its images."""
+    return _with_pixels(group, lambda pixels: cut(pixels.images))
+
+
+def _with_pixels(group: Rollout, change: Callable[[Pixels], Pixels]) -> Rollout:
+    def changed(part: Any) -> Any:
+        return part if part.pixels is None else replace(part, pixels=change(part.pixels))
+
+    completions = [[changed(completion) for completion in row] for row in group.completions]
+    return replace(group, prompts=[changed(prompt) for prompt in group.prompts], completions=completions)
 
 
 def group_tokens(rollout: Rollout, p: int) -> int:

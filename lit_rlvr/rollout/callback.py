@@ -215,7 +215,8 @@ class RolloutCallback(Callback):
                 rollout.reference_rewards = self._reference.rewards(module, rollout.prompts, repeats, sample)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
-        return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), saved)
+        cut = module.image_processor.cut if module.policy.placeholder_ids else None
+        return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), saved, cut)
 
     def _round(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]) -> Rollout:
         """Sample and score G completions per prompt."""
@@ -472,6 +473,12 @@ def rollout_of(trainer: Trainer) -> RolloutCallback:
 
 
 def use_deterministic_kernels() -> None:
-    """Enable deterministic CUDA kernels; call it before the first matrix product."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    """Enable deterministic CUDA kernels; call it before the first matrix product.
+
+    cuBLAS reads its variables once, so they are those of vLLM's batch-invariant mode, which sets them when it starts.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    os.environ.setdefault("CUBLASLT_WORKSPACE_SIZE", "1")
     torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic: Any = torch.utils.deterministic
+    deterministic.fill_uninitialized_memory = False  # every `empty` would be written for nothing

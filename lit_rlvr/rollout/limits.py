@@ -95,7 +95,7 @@ def check_lengths(model_folder: str, sets: Sequence[LengthRequirement]) -> None:
         lower = " or ".join(f"{option} to {room}" for option, room in rooms.items() if room > 0)
         raise UserError(
             f"{asked.name}: {said}, which with {asked.option}={asked.max_tokens} is more than the model's context of "
-            f"{context} tokens; lower {lower or ' and '.join(rooms)}"
+            f"{context} tokens; lower {lower or ' and '.join(rooms)}, or raise it by model.config_overrides"
         )
 
 

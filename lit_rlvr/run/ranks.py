@@ -16,6 +16,7 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.collectives import lost_peer, rank, world_size
+from lit_rlvr.distributed.strategy import extend_timeouts
 from lit_rlvr.errors import RunStopped, UserError, first_line
 from lit_rlvr.run.rank_zero import RANK_ZERO_FILTER
 from lit_rlvr.terminal import printable
@@ -61,6 +62,7 @@ class RankWatch(Callback):
         shared: Any = dist.distributed_c10d._get_default_store()
         self._store = shared.clone()  # the main thread may block the original
         self._rank = rank()
+        extend_timeouts(trainer.strategy)  # this class notices those that have died
         _retire_observer()
         for event in (self._is_done, self._is_leaving, self._has_reported, self._failed_has_ended):
             event.clear()

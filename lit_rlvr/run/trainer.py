@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.utilities import _log_hyperparams
 
 from lit_rlvr.distributed.checkpoints import CheckpointFiles, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process
+from lit_rlvr.distributed.strategy import prepare_groups
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
@@ -172,10 +173,11 @@ class RunTrainer(Trainer):
 
 
 def add_run_callbacks(trainer: Trainer) -> None:
-    """Add the callbacks that have no options, and the reader of sharded checkpoints."""
+    """Add the callbacks that have no options, the reader of sharded checkpoints, and what process groups need."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks[:0] = [RankWatch(), StopOnSignal(), EndOfSetUp(), MonitoredMetrics(), LostWork(), LiveFile()]
     trainer.strategy.checkpoint_io = CheckpointFiles()
+    prepare_groups(trainer.strategy)
     bar = trainer.progress_bar_callback
     if bar is not None:
         callbacks[callbacks.index(bar)] = RunProgress()

@@ -32,7 +32,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import degenerate
-from lit_rlvr.distributed.collectives import average_gradients, gather_rows, rank, to_device, world_size
+from lit_rlvr.distributed.collectives import (
+    average_gradients,
+    broadcast_first,
+    gather_rows,
+    leave_out_of_buckets,
+    rank,
+    to_device,
+    world_size,
+)
 from lit_rlvr.distributed.sharding import shard, whole
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import MAX_SIZE, UserError, check_within
@@ -49,7 +57,7 @@ from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, use_liger
-from lit_rlvr.policy.verify import compile_and_verify, verify_or_fall_back
+from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.policy.vision import freeze_vision_tower
 from lit_rlvr.terminal import progress
 from lit_rlvr.training.failed_steps import SkippedSteps, skipped_folder, within_memory
@@ -119,6 +127,9 @@ class RLVRModule(LossModule, EvaluatingModule):
         freeze_vision: do not train the vision tower of a vision-language model.
         lora: train low-rank adapters in the language model instead of its weights; checkpoints then hold only them.
         max_skipped_steps: optimizer steps in a row that may be skipped for a loss or gradient that is not finite.
+        config_overrides: changes of the model's config, for the trainer and the engine alike, such as a longer context:
+            {max_position_embeddings: 16384, rope_parameters: {rope_type: yarn, factor: 4.0,
+            original_max_position_embeddings: 4096}}.
     """
 
     def __init__(
@@ -151,6 +162,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         freeze_vision: bool = False,
         lora: Lora | None = None,
         max_skipped_steps: int = 10,
+        config_overrides: dict[str, Any] | None = None,
     ) -> None:
         check_within("[0, inf)", "model", lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
         check_within("[0, 1)", "model.betas", first=betas[0], second=betas[1])
@@ -163,7 +175,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         if torch_compile and (liger or not shared_prefix):
             wrong = "model.liger" if liger else "shared_prefix: false"
             raise UserError(f"model.torch_compile: it cannot be combined with {wrong}; leave one of them off")
-        EvaluatingModule.__init__(self, model)
+        EvaluatingModule.__init__(self, model, config_overrides)
         LossModule.__init__(self, advantage, aggregation, kl_coef, entropy_coef, kl_bias_correction)
         self.automatic_optimization = False
         self.make_optimizer = optimizer
@@ -231,6 +243,7 @@ class RLVRModule(LossModule, EvaluatingModule):
                 self.shared_prefix,
                 gradient_checkpointing=self.gradient_checkpointing,
                 empty=self._starts_empty,
+                device=self._loads_to,
             )
             if self.freeze_vision:
                 freeze_vision_tower(self.policy.model)
@@ -238,11 +251,19 @@ class RLVRModule(LossModule, EvaluatingModule):
                 add_adapters(self.policy.model, self.lora, compute_dtype(str(self.trainer.precision)))
             self._distribute(self.policy)
             self._load_reference()
+            if world_size() > 1 and not self.sharded:
+                leave_out_of_buckets(self)
 
     @property
     def sharded(self) -> bool:
         """Whether the weights are sharded over the processes."""
         return self.device_mesh is not None
+
+    @property
+    def _loads_to(self) -> torch.device:
+        """The device that weights are loaded to: the CPU if the device may not hold all of them in float32."""
+        quantized = self.lora is not None and self.lora.quantize != "none"
+        return torch.device("cpu") if self.sharded or quantized else self.trainer.strategy.root_device
 
     @property
     def _starts_empty(self) -> bool:
@@ -271,7 +292,9 @@ class RLVRModule(LossModule, EvaluatingModule):
         if self.kl_coef == 0 and not self.advantage.needs_reference:
             return
         if self.lora is None:
-            initial = load_policy(self.model_folder, self.shared_prefix, empty=self._starts_empty)
+            initial = load_policy(
+                self.model_folder, self.shared_prefix, empty=self._starts_empty, device=self._loads_to
+            )
             self._distribute(initial.requires_grad_(False))
             self.reference.policy = initial
         elif self.reference_update_every:
@@ -290,7 +313,11 @@ class RLVRModule(LossModule, EvaluatingModule):
     def on_fit_start(self) -> None:
         if not self.sharded:  # `_distribute` has placed sharded weights
             self.reference.move(self.device)
+            if world_size() > 1:
+                broadcast_first(p for p in self.policy.parameters() if p.requires_grad)
         dtype = compute_dtype(str(self.trainer.precision))
+        if self.device.type == "cuda":
+            check_spans(self.policy, dtype)
         if self.liger:  # the weights are on the GPU now
             use_liger(self.policy.model)
             verify_or_fall_back(self.policy, dtype)

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class EvaluatingModule(LightningModule):
     """Holds the model, and turns scored batches into `val/<set>/...` metrics, or `test/<set>/...` ones."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, config_overrides: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config_overrides = model, config_overrides
         self.updates = 0  # optimizer steps taken so far: the version of the weights
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.validation_results: dict[str, float] = {}
@@ -33,7 +33,7 @@ class EvaluatingModule(LightningModule):
     @cached_property
     def model_folder(self) -> str:
         """The folder or hub id that the policy and the engine load."""
-        return resolve_model(self.model)
+        return resolve_model(self.model, self.config_overrides)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

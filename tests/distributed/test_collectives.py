@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parallel import DistributedDataParallel
+from two_ranks import in_two_ranks
 
 from lit_rlvr.distributed import collectives
-from lit_rlvr.distributed.collectives import all_max, all_sum, gather_rows
+from lit_rlvr.distributed.collectives import (
+    all_max,
+    all_sum,
+    average_gradients,
+    broadcast_first,
+    gather_objects,
+    gather_rows,
+    leave_out_of_buckets,
+)
 
 
 @pytest.fixture
@@ -46,3 +57,24 @@ def test_a_number_goes_there_too(seen: list[str]) -> None:
     with pytest.raises(RuntimeError):  # a fake tensor has no value
         all_max(3, torch.device("cpu"))
     assert seen == ["cuda"]
+
+
+def ddp_without_buckets(rank: int) -> None:
+    torch.manual_seed(rank)  # ranks begin with other values
+    module = nn.Sequential(nn.Linear(300, 300), nn.Linear(300, 1))
+    module[0].bias.requires_grad_(False)
+    leave_out_of_buckets(module)
+    broadcast_first(module.parameters())
+    wrapped = DistributedDataParallel(module)
+    wrapped(torch.ones(1, 300)).sum().backward()  # the others have no hook of DDP's
+    assert wrapped._get_ddp_logging_data()["bucket_sizes"] == "4", "the last bias alone"
+    assert len(set(gather_objects(float(sum(p.sum() for p in module.parameters()))))) == 1
+    trained = [p for p in module.parameters() if p.requires_grad]
+    wanted = [torch.stack(gather_objects(p.grad)).mean(0) for p in trained]  # type: ignore[arg-type]
+    average_gradients(trained)
+    for parameter, mean in zip(trained, wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, mean)
+
+
+def test_gradients_have_no_second_copy_in_ddps_buckets(tmp_path: Path) -> None:
+    in_two_ranks(tmp_path, ddp_without_buckets)

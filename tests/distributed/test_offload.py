@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from tiny_runs import FIT
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
@@ -20,7 +23,8 @@ from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.distributed import sharding
 from lit_rlvr.distributed.sharding import device_of, shard, whole
-from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.distributed.strategy import FSDP2, extend_timeouts, prepare_groups
+from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup
 from lit_rlvr.training.module import RLVRModule
 
 CLI = Callable[..., Any]
@@ -104,11 +108,42 @@ def test_a_reference_stays_where_its_shards_are(sharded: bool, wanted: str, monk
     assert module.reference.policy.weight.device.type == wanted
 
 
-def test_sums_over_shards_on_the_cpu_have_a_backend() -> None:
-    """NCCL takes GPU tensors only."""
-    assert FSDP2(offload=True).process_group_backend == "cpu:gloo,cuda:nccl"
-    assert FSDP2(process_group_backend="gloo", offload=True).process_group_backend == "gloo"
-    assert FSDP2().process_group_backend is None
+@pytest.mark.parametrize("kind", [FSDP2, DDPStrategy])
+def test_groups_on_gpus_take_cpu_tensors(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL takes GPU tensors only: sums over offloaded shards would fail, and rollouts pass through GPU memory."""
+    for device, given, wanted in (("cuda", None, "cpu:gloo,cuda:nccl"), ("cuda", "nccl", "nccl"), ("cpu", None, None)):
+        monkeypatch.setattr(kind, "root_device", torch.device(device))
+        strategy = kind(process_group_backend=given)
+        prepare_groups(strategy)
+        assert strategy.process_group_backend == wanted
+
+
+def test_all_groups_wait_for_ranks_that_still_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives those of copies and shards NCCL's 10 minutes, and all others 30."""
+    world, strategy = VLLMProcessGroup(), FSDP2()
+    monkeypatch.setattr(FSDP2, "root_device", torch.device("cpu"))
+    monkeypatch.setattr(FSDP2, "num_processes", 1)
+
+    def mesh(self: Any) -> None:
+        self._device_mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+
+    monkeypatch.setattr(ModelParallelStrategy, "setup_environment", mesh)
+    with world.inside():
+        dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+        strategy.setup_environment()
+        groups = [dist.group.WORLD, *strategy.device_mesh.get_all_groups()]
+
+        def timeouts() -> list[timedelta]:
+            return [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+
+        chosen, strategy._timeout = strategy._timeout, timedelta(seconds=9)
+        extend_timeouts(strategy)
+        assert len(groups) == 3 and max(timeouts()) < timedelta(hours=1), "the user's choice stays"
+        strategy._timeout = chosen
+        extend_timeouts(strategy)
+        assert min(timeouts()) >= timedelta(hours=2)
+    with world.ending():
+        pass
 
 
 def test_on_a_cpu_it_is_refused(run_folder: Path, lit_rlvr: CLI) -> None:

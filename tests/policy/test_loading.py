@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from tiny import save_model, tiny_llama, tiny_qwen2
 from transformers import BertConfig, BertForMaskedLM
 
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.loading import empty_model, load_config, load_model, load_tokenizer, outline
 
@@ -132,7 +135,7 @@ def refused(act: Callable[[], Any], folder: Path, said: str) -> None:
 def test_weights_that_are_not_the_models(folder: Path, name: str) -> None:
     spoil, said = WRONG_WEIGHTS[name]
     spoil(folder)
-    for device in (None, "meta"):
+    for device in ("cpu", "meta"):
         refused(lambda: load_model(str(folder), torch.float32, device), folder, said)  # noqa: B023
 
 
@@ -232,3 +235,25 @@ def test_every_command_says_it_in_one_line(
         last = result.err.splitlines()[-1]
         assert result.status == 2 and last.startswith("lit-rlvr: error: model: "), (command, result.err)
         assert said in last and str(folder) in last and "Traceback" not in result.err, (command, last)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["accelerate", "without it"])
+def test_weights_go_to_the_device(direct: bool, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta device in place of a GPU; a model that was on the CPU first has its weights there."""
+    monkeypatch.setattr("lit_rlvr.policy.loading.find_spec", lambda name: direct or None)
+    moved: list[torch.device] = []
+    plain = torch.nn.Module.to
+    note = lambda self, *to: moved.append(next(self.parameters()).device) or plain(self, *to)  # noqa: E731
+    monkeypatch.setattr(torch.nn.Module, "to", note)
+    model = load_model(str(tiny_model_folder), torch.float32, torch.device("meta"))
+    assert all(weight.is_meta for weight in model.parameters())
+    assert [device.type for device in moved] == ([] if direct else ["cpu"])
+
+
+def test_only_weights_that_fit_are_loaded_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 3)
+    monkeypatch.setattr(GRPO, "trainer", SimpleNamespace(strategy=SimpleNamespace(root_device=gpu)))
+    assert GRPO()._loads_to == GRPO(lora=Lora())._loads_to == gpu
+    assert GRPO(lora=Lora(quantize="nf4"))._loads_to.type == "cpu"
+    monkeypatch.setattr(GRPO, "sharded", True)
+    assert GRPO()._loads_to.type == "cpu"

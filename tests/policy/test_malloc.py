@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from lit_rlvr.policy.speed import keep_freed_memory
 
 PROGRAM = """
 import sys, resource
@@ -34,3 +37,14 @@ def test_large_tensors_are_not_mapped_anew_and_memory_does_not_grow() -> None:
     faults, growth = found["kept"]
     assert faults < 0.2 * found["plain"][0], found
     assert growth < 256 << 10, "KiB over forty tensors of up to 64 MiB each"
+
+
+def test_with_a_gpu_freed_memory_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It held the copy of the weights on its way to the GPU, which each of a machine's ranks would keep."""
+    monkeypatch.setattr("lit_rlvr.policy.speed.ctypes.CDLL", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    keep_freed_memory()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if sys.platform.startswith("linux"):
+        with pytest.raises(TypeError):
+            keep_freed_memory()

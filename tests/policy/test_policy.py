@@ -176,7 +176,7 @@ def test_a_policy_is_checked_in_the_type_that_it_is_trained_in(dtype: torch.dtyp
     model, seen = tiny_llama(), []
     model.get_decoder().layers[0].mlp.register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
     verify_or_fall_back(Policy(model, (END,)), dtype)
-    assert len(seen) == 1 + 4 and {*seen} == {dtype or torch.float32}, "ours at once, and the model's one by one"
+    assert len(seen) == 1 + 5 and {*seen} == {dtype or torch.float32}, "ours at once, and the model's one by one"
 
 
 def test_a_model_that_drops_the_layout_gets_one_completion_per_row(

@@ -4,10 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import lit_rlvr.policy.sources as models
+from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.sources import cache_folder, resolve_model
+from lit_rlvr.rollout.engines.server import check_model
+from lit_rlvr.rollout.limits import context_length
 
 
 def test_a_model_folder_is_itself(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +76,29 @@ def test_without_the_package_smollm2_is_looked_for_on_the_hub(
     ):
         resolve_model("smollm2")
     assert "taken from the hub, HuggingFaceTB/SmolLM2-135M-Instruct" in caplog.text
+
+
+def test_a_changed_config_is_a_folder_that_everything_loads(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
+    source = str(tiny_model_folder)
+    scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+    folder = resolve_model(source, {"max_position_embeddings": 4096, "rope_parameters": scaled})
+    assert folder == resolve_model(source, {"max_position_embeddings": 4096, "rope_parameters": scaled}) != source
+    before, after = load_config(source), load_config(folder)
+    assert (context_length(before), context_length(after)) == (1024, 4096)
+    assert after.rope_parameters == before.rope_parameters | scaled, "what is not named stays"
+    plain, longer = load_policy(source), load_policy(folder)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), longer.parameters(), strict=True))
+    ids = torch.arange(50, 90)[None]
+    assert not torch.allclose(plain.plain_logits(ids, []), longer.plain_logits(ids, []), atol=1e-2)
+    check_model("http://here", folder, longer.model.config)
+    with pytest.raises(UserError, match="rope_parameters"):
+        check_model("http://here", source, longer.model.config)
+    assert GRPO(model=source, config_overrides={"max_position_embeddings": 2048}).model_folder != source
+    assert resolve_model(source, {}) == source
+    with pytest.raises(UserError, match=r"has no max_position_embedding; it has max_position_embeddings"):
+        resolve_model(source, {"max_position_embedding": 1})
+    with pytest.raises(UserError, match=r"config_overrides of .* cannot be read"):
+        resolve_model(source, {"rope_parameters": {"rope_type": "no such"}, "hidden_size": "wide"})

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_rollout, random_ids
+from tiny_vlms import picture
+from two_ranks import in_two_ranks
 
 from lit_rlvr.algorithms import AAPO, GRPO, GRPOLead, Reinforce
-from lit_rlvr.rollout.assemble import balance, even_out, group_tokens, join, take
+from lit_rlvr.policy.images import ImageProcessor
+from lit_rlvr.rollout.assemble import balance, even_out, group_tokens, join, take, without_patches
 from lit_rlvr.types import Rollout
 
 
@@ -77,6 +82,27 @@ def test_groups_that_training_will_run() -> None:
     assert GRPO().runs_groups(rollout) == AAPO(advantage="agrae").runs_groups(rollout) == [False, True, False]
     for algorithm in (GRPO(kl_coef=0.1), GRPO(entropy_coef=0.1), Reinforce(), AAPO(), GRPOLead()):
         assert algorithm.runs_groups(rollout) == [True, True, False], type(algorithm).__name__
+
+
+def exchange(rank: int, folder: Path) -> None:
+    """Groups with images go both ways."""
+    processor = ImageProcessor(str(folder))
+    pixels = processor.pixels([picture(56, 84, seed=1)])
+    rollout = rollout_of([[40, 2], [30, 6]] if rank == 0 else [[1, 2], [1, 1]])
+    rollout.prompts = [replace(prompt, pixels=pixels) for prompt in rollout.prompts]
+    rollout.completions[1][1] = replace(rollout.completions[1][1], pixels=pixels)
+    before = {id(part.pixels.values) for part in rollout.prompts if part.pixels}
+    moved = balance(rollout, 1, [True] * 2, 0, processor.cut)
+    found = [part.pixels for part in (*moved.prompts, *(c for row in moved.completions for c in row)) if part.pixels]
+    assert len(found) == 3 and any(id(pixel.values) not in before for pixel in found)
+    for pixel in found:
+        assert torch.equal(pixel.values, pixels.values) and torch.equal(pixel.grid, pixels.grid)
+    light = without_patches(take(rollout, 0))
+    assert len(pickle.dumps(light)) + pixels.values.nbytes / 2 < len(pickle.dumps(take(rollout, 0)))
+
+
+def test_patches_of_images_are_made_again_instead_of_sent(vlm_folder: Path, tmp_path: Path) -> None:
+    in_two_ranks(tmp_path, exchange, vlm_folder)
 
 
 def test_one_process_keeps_its_rollout() -> None:

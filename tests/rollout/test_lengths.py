@@ -50,9 +50,11 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
     assert str(error.value) == (
         "math train: prompt row-1000 has 1000 tokens, which with rollout.sampling.max_tokens=25 is more than the "
         "model's context of 1024 tokens; lower data.init_args.max_prompt_tokens to 999 or rollout.sampling.max_tokens "
-        "to 24"
+        "to 24, or raise it by model.config_overrides"
     )
-    with pytest.raises(UserError, match=r"lower data.init_args.max_prompt_tokens and rollout.sampling.max_tokens$"):
+    with pytest.raises(
+        UserError, match=r"lower data.init_args.max_prompt_tokens and rollout.sampling.max_tokens, or raise it"
+    ):
         check_lengths(
             str(tiny_model_folder), [LengthRequirement("math train", [make_prompt(range(1024))], 1024, over.option)]
         )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup
+from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup, separate_cache
 
 
 def begin() -> None:
@@ -59,3 +61,15 @@ def test_an_engine_that_fails_to_start_leaves_the_trainers_world(trainers: None)
         assert dist.is_initialized(), "it goes on with what it had made"
     with world.ending():
         pass
+
+
+def test_vllm_on_each_device_of_a_machine_has_its_own_cache(tmp_path: Path, environment: None) -> None:
+    """Where vLLM keeps compiled kernels: all ranks are its rank 0, so nothing else tells their folders apart."""
+    found = set()
+    for device in (0, 1):
+        for visible in ("", "4,5"):
+            os.environ |= {"VLLM_CACHE_ROOT": str(tmp_path), "CUDA_VISIBLE_DEVICES": visible}
+            separate_cache(device)
+            separate_cache(device)  # an engine that starts again
+            found.add(os.environ["VLLM_CACHE_ROOT"])
+    assert len(found) == 4 and {Path(path).parent for path in found} == {tmp_path}

@@ -337,7 +337,9 @@ def test_an_engine_that_lost_its_weights_gets_all(monkeypatch: pytest.MonkeyPatc
     assert sent == [every, some, every, every, some, some, every] and some < every
 
 
-def test_on_a_gpu_deterministic_means_batch_invariant(monkeypatch: pytest.MonkeyPatch, policy: Policy) -> None:
+def test_on_a_gpu_deterministic_means_batch_invariant(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None
+) -> None:
     """vLLM reads the variable when it is imported or started."""
     seen: list[str | None] = []
 
@@ -356,7 +358,7 @@ def test_on_a_gpu_deterministic_means_batch_invariant(monkeypatch: pytest.Monkey
 
 
 def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash(
-    monkeypatch: pytest.MonkeyPatch, policy: Policy
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None
 ) -> None:
     free, shares = [60 << 30], []
 
@@ -374,14 +376,78 @@ def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash
     engine.start(context)
     VLLMEngine(sleep=False).start(context)
     VLLMEngine(gpu_memory_utilization=0.7).start(context)
-    assert shares == [(60 + 4 - 22 - 2) / 80] * 2 + [0.4, 0.7]
+    assert shares == pytest.approx([(60 + 4 - 22) / 80 - 0.08] * 2 + [0.4, 0.7])
+    free[0] = 26 << 30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 40 << 30))
+    VLLMEngine().start(replace(context, reserved=0))
+    assert shares[-1] == pytest.approx((26 + 4 - 6) / 40)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 80 << 30))
     free[0] = 20 << 30
     VLLMEngine().start(context)
     assert shares[-1] == 0.1, "at least"
 
 
+class OnGPU:
+    """What vLLM is told, on a GPU that is not there.
+
+    Attributes:
+        calls: in their order. wakes: whether there is memory when it wakes.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.calls, self.wakes, self.llm_engine = ALL_CALLS, True, SimpleNamespace(reset_encoder_cache=None)
+        self.calls.append(f"start {settings['gpu_memory_utilization']:.2f}")
+        torch.set_num_threads(1)
+
+    def sleep(self, level: int) -> None:
+        self.calls.append("sleep")
+
+    def wake_up(self, tags: list[str]) -> None:
+        if not self.wakes:
+            raise RuntimeError("CUDA Error: out of memory at csrc/cumem_allocator.cpp:119")
+        self.calls.append(f"wake {tags[0]}")
+
+    def collective_rpc(self, method: Any, kwargs: Any = None) -> None:
+        if kwargs is not None:
+            self.calls.append(f"load { ({str(weight.dtype) for _, weight in kwargs['weights_iterator']}) }")
+
+    def reset_prefix_cache(self) -> bool:
+        return True
+
+
+ALL_CALLS: list[str] = []
+
+
+def test_an_engine_makes_room_for_new_weights_and_takes_less_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None
+) -> None:
+    ALL_CALLS.clear()
+    monkeypatch.setattr("vllm.LLM", OnGPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
+    engine = VLLMEngine()
+    context = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, dtype=torch.bfloat16)
+    torch.set_num_threads(2)
+    try:
+        engine.start(context)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    engine.sync(policy)
+    engine.sync(policy)  # without having slept, as after a validation
+    load, wake = "load {'torch.bfloat16'}", ["wake weights", "load {'torch.bfloat16'}", "wake kv_cache"]
+    assert ["start 0.67", load, "sleep", *wake] == ALL_CALLS
+    engine.sleep()
+    engine._llm.wakes = False
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.sync(policy)
+    engine.start(context)
+    assert ALL_CALLS[-1] == "start 0.54"
+
+
 @pytest.fixture
-def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+def hopper(monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
     """A GPU that multiplies in FP8, as far as settings go."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch import Trainer
 from tiny_rewards import judged_as_is
 from tiny_runs import (
     FIT,
@@ -259,3 +260,10 @@ def test_vllm_started_anew_in_one_of_two_processes_changes_nothing(run_folder: P
     )
     assert "an illegal memory access; restart 1 of 3" in said and said.count("step 3/3") == 2
     assert summary(run_folder / "crashed")["weights_sha256"] == summary(run_folder / "whole")["weights_sha256"]
+
+
+def test_lightning_never_validates_a_fit_in_inference_mode() -> None:
+    """Sharded weights that were gathered in that mode might not be trainable; no strategy of ours turns it off."""
+    trainer = Trainer(accelerator="cpu", inference_mode=True, logger=False, enable_checkpointing=False)
+    assert trainer.validate_loop.inference_mode
+    assert not trainer.fit_loop.epoch_loop.val_loop.inference_mode

@@ -6,10 +6,14 @@ which would all have to start it together, and shutting it down would destroy al
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -78,3 +82,16 @@ def executor_on(index: int) -> type[Any]:
             return method, rank, index
 
     return OnDevice
+
+
+def separate_cache(index: int) -> None:
+    """Give vLLM on this machine's device with this index a cache of its own.
+
+    Compiled kernels name the device that they run on, and the executor above makes every rank vLLM's rank 0, so that
+    ranks would load each other's.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "vllm"
+    root, visible = Path(os.environ.get("VLLM_CACHE_ROOT", default)), os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    name = f"{socket.gethostname()}-{zlib.crc32(visible.encode()):08x}-{index}"
+    if root.name != name:  # an engine that starts again has set it
+        os.environ["VLLM_CACHE_ROOT"] = str(root / name)

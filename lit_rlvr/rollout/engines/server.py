@@ -139,7 +139,7 @@ class VLLMServerEngine(RolloutEngine):
         self._syncs += 1
 
         def weights(everything: bool) -> Iterable[tuple[str, Tensor]]:
-            return with_tied_head(policy, None if everything else self._changing)
+            return with_tied_head(policy, None if everything else self._changing, self._dtype)
 
         frozen = self._changing is not None
         failure = crash_of(lambda: self.transfer.send(self.servers, weights, self._dtype, self.version, frozen))
@@ -273,13 +273,14 @@ def check_model(url: str, served: str, ours: Any) -> None:
 
 
 def model_sizes(config: Any) -> dict[str, Any]:
-    """Return the kind of a model and of its parts, and the sizes of their weights, by the names in the config."""
+    """Return the kind of a model and its parts, the sizes of their weights, and its rotary embedding, by the config's
+    names."""
     parts = {"": config.get_text_config(), "vision_config.": getattr(config, "vision_config", None)}
     found: dict[str, Any] = {"model_type": config.model_type}
     for prefix, part in parts.items():
         values = {} if part is None else part.to_dict()
         found |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZES) and isinstance(v, int)}
-    return found
+    return found | {"rope_parameters": getattr(config.get_text_config(), "rope_parameters", None)}
 
 
 class _Answers:

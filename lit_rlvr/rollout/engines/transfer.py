@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import nullcontext, suppress
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +31,10 @@ Weights = Callable[[bool], Iterable[tuple[str, Tensor]]]
 Collective if the weights are sharded."""
 
 FILE_BYTES = 4 << 30
+POLL = 0.1
+"""Seconds between two looks at a transfer."""
+ABORT_SECONDS = 20.0
+"""Seconds that a transfer has to end once the server failed, and once it is aborted."""
 
 
 class WeightTransfer(ABC):
@@ -104,12 +113,18 @@ class FileTransfer(WeightTransfer):
             for _ in weights:
                 pass
             return
+        left = iter(weights)
         try:
             target.mkdir(parents=True)
-            _write(weights, dtype, target)
-        except OSError as error:
+            _write(left, dtype, target)
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(target, ignore_errors=True)
-            raise UserError(f"FileTransfer.folder: {target} cannot be written: {error.strerror or error}") from error
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(f"FileTransfer.folder: {target} cannot be written: {reason}") from error
+        except Exception:
+            for _ in left:  # the other ranks gather all weights
+                pass
+            raise
 
 
 def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Path) -> None:
@@ -139,13 +154,14 @@ class NCCLTransfer(WeightTransfer):
     `--weight-transfer-config '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`).
 
     Args:
-        address: address of the first rank's machine, reachable from the servers; by default its hostname.
+        address: address of the first rank's machine, reachable from the servers; by default the one from which it
+            reaches each server.
     """
 
     def __init__(self, address: str | None = None) -> None:
         if not torch.cuda.is_available():
             raise UserError("NCCLTransfer: there is no GPU here; use FileTransfer")
-        self.address = address or socket.gethostname()
+        self.address = address
         self._source = RepeatedWeights()
         self._senders: list[Any] = []
 
@@ -153,13 +169,13 @@ class NCCLTransfer(WeightTransfer):
         self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
     ) -> None:  # fmt: skip
         self._source.set(weights, dtype)
+        self._source.metadata()  # it gathers the weights, on the first call
         if not self._senders:
             self._connect(servers)
-        agree(servers, VLLMServer.pause)  # before the first collective, where other ranks would hang
-        for sender in self._senders:
-            with _server_errors():
-                sender.send_weights()
-        agree(servers, partial(VLLMServer.resume, version=version))
+        on_first(servers, VLLMServer.pause)  # before the first collective
+        for server, sender in zip(servers, self._senders, strict=True):
+            agree(partial(self._send, server, sender))
+        on_first(servers, partial(VLLMServer.resume, version=version))
 
     def restore(self, server: VLLMServer, version: str) -> None:
         if world_size() > 1:
@@ -170,9 +186,9 @@ class NCCLTransfer(WeightTransfer):
         self.close()
         self._connect([server])
         server.pause()
-        with _server_errors():
-            self._senders[0].send_weights()
+        self._send(server, self._senders[0])
         server.resume(version)
+        self.close()  # the next version goes to all servers again
 
     def close(self) -> None:
         for sender in self._senders:
@@ -182,50 +198,174 @@ class NCCLTransfer(WeightTransfer):
     def _connect(self, servers: Sequence[VLLMServer]) -> None:
         """Connect the first rank to all servers, or no rank to any. Collective."""
         made: list[Any] = []
-        agree(servers, lambda server: made.append(self._sender(server, server.workers())))
-        self._senders = made if rank() == 0 else [self._sender(server) for server in servers]
+        agree(lambda: made.extend(map(self._sender, servers)))
+        self._senders = made
 
-    def _sender(self, server: VLLMServer, workers: int = 0) -> Any:
-        """Return the first rank's connection to a server with this many workers; on the others, a part in gathering."""
-        from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
+    def _sender(self, server: VLLMServer) -> Any:
+        """Return the first rank's connection to a server; on the others, a part in gathering."""
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-        info = NCCLTrainerInitInfo(self.address, free_port(), 1 + workers, rank=rank())
-        client = HTTPVLLMWeightSyncClient(server.url, server.timeout)
+        first = rank() == 0
+        address = own_address(server.url, self.address) if first else ""
+        info = NCCLTrainerInitInfo(address, free_port(), 1 + (server.workers() if first else 0), rank=rank())
         source: Any = self._source  # it has the methods of a WeightSource that are used here
-        with _server_errors():
-            return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
+        client: Any = UpdateClient(server)  # and this one those of a client
+        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
+
+    def _send(self, server: VLLMServer, sender: Any) -> None:
+        """Send the weights to one server. If that fails, the first rank still gathers all weights with the others.
+
+        Raises:
+            ServerError: the server failed, or did not take the weights within its timeout.
+            UserError: the transfer could not be aborted.
+        """
+        self._source.begin()
+        if rank() > 0:
+            sender.send_weights()
+            return
+        try:
+            send_within(server.timeout, sender)
+        except Exception:
+            self._source.finish()
+            raise
 
 
-def agree(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
-    """Let the first rank call `action` on each server, and tell all ranks whether it worked. Collective.
+class UpdateClient:
+    """The requests of vLLM's weight transfer to one server.
+
+    Attributes:
+        failure: why the server did not take the weights; None = it has, or is doing so.
+    """
+
+    def __init__(self, server: VLLMServer) -> None:
+        self.server = server
+        self.failure: Exception | None = None
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        self.server.post("/init_weight_transfer_engine", {"init_info": init_info})
+
+    def start_weight_update(self) -> None:
+        """Start an update, after ending one that a trainer left unfinished."""
+        self.failure = None
+        try:
+            self.server.post("/start_weight_update")
+        except ServerError:
+            with suppress(ServerError):
+                self.finish_weight_update()
+            self.server.post("/start_weight_update")
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        try:
+            self.server.post("/update_weights", {"update_info": update_info})
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self.server.post("/finish_weight_update")
+
+
+def send_within(seconds: float, sender: Any) -> None:
+    """Let vLLM's sender send the weights, and abort it when the server fails or the time is over.
+
+    It runs in a thread, because NCCL waits without end for a server that has died.
 
     Raises:
-        ServerError: it failed; raised on every rank, but on the first what it failed with.
+        ServerError: the server failed, or did not take the weights in time.
+        UserError: the sender did not end when it was aborted.
+    """
+    client: UpdateClient = sender.client
+    errors: list[Exception] = []
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def work() -> None:
+        try:
+            with torch.no_grad(), nullcontext() if device is None else torch.cuda.device(device):
+                sender.send_weights()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="lit-rlvr-weights", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + seconds
+    while thread.is_alive() and client.failure is None and time.monotonic() < deadline:
+        thread.join(POLL)
+    thread.join(0 if client.failure is None else ABORT_SECONDS)  # it may end by itself
+    url, late = client.server.url, thread.is_alive()
+    if late:
+        sender.shutdown()
+        thread.join(ABORT_SECONDS)
+        if thread.is_alive():
+            raise UserError(f"{url}: a weight transfer hangs and cannot be aborted; resume with --ckpt_path last")
+    if client.failure is not None:
+        raise client.failure
+    if late:
+        raise ServerError(f"{url} did not take the weights within {seconds:g} s")
+    if errors:
+        raise errors[0]
+
+
+def agree(action: Callable[[], object]) -> None:
+    """Call `action`, and tell all ranks whether it worked on each. Collective: call it on every rank.
+
+    Raises:
+        ServerError: it failed on another rank; where it failed, the error is raised as it was.
     """
     failed: Exception | None = None
-    if rank() == 0:
-        try:
-            for server in servers:
-                action(server)
-        except Exception as error:  # of any kind: the other ranks would wait for this one
-            failed = error
-    said = gather_objects(None if failed is None else str(failed))[0]
+    try:
+        action()
+    except UserError:  # it ends the run
+        raise
+    except Exception as error:  # of any kind: the other ranks would wait for this one
+        failed = error
+    said = [text for text in gather_objects(None if failed is None else str(failed)) if text is not None]
     if failed is not None:
         raise failed
-    if said is not None:
-        raise ServerError(said)
+    if said:
+        raise ServerError(said[0])
 
 
-@contextmanager
-def _server_errors() -> Iterator[None]:
-    """Turn the request errors of vLLM's client into `ServerError`."""
-    from requests import RequestException
+def on_first(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
+    """Let the first rank call `action` on each server, as `agree` does."""
 
+    def call() -> None:
+        for server in servers if rank() == 0 else ():
+            action(server)
+
+    agree(call)
+
+
+def route_to(host: str, port: int) -> tuple[str, str]:
+    """Return the addresses of this machine and of another one, as this machine's packets to it carry them."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))  # sends nothing
+        return str(probe.getsockname()[0]), str(probe.getpeername()[0])
+
+
+def own_address(url: str, given: str | None = None) -> str:
+    """Return the address at which a server can reach this machine.
+
+    Args:
+        given: the address that the user chose; None = the one from which this machine reaches the server.
+
+    Raises:
+        UserError: an address cannot be resolved, or the server is on another machine and would look for this one on
+            itself.
+    """
+    where = urlsplit(url)
     try:
-        yield
-    except RequestException as error:
-        raise ServerError(first_line(error)) from error
+        mine, theirs = route_to(where.hostname or "", where.port or 80)
+        found = ip_address(socket.gethostbyname(given) if given else mine)
+    except OSError as error:
+        raise UserError(
+            f"NCCLTransfer.address: {given or 'none'}, for {url}: {error.strerror or error}; give the address at which "
+            "the servers reach this machine"
+        ) from error
+    if found.is_loopback and theirs != mine and not ip_address(theirs).is_loopback:
+        raise UserError(
+            f"NCCLTransfer.address: {given} is {found}, where {url} would find itself; leave it out, or use {mine}"
+        )
+    return given or mine
 
 
 class RepeatedWeights:
@@ -235,6 +375,16 @@ class RepeatedWeights:
         self._weights: Weights = lambda everything: ()
         self._dtype = torch.float32
         self._metadata: list[Any] | None = None
+        self._pass: Iterator[tuple[str, Tensor]] | None = None  # the last one; None = none since `begin`
+
+    def begin(self) -> None:
+        """Take note that the weights are sent now, in one pass."""
+        self._pass = None
+
+    def finish(self) -> None:
+        """Gather the weights that were not, because the other ranks gather all."""
+        for _ in iter(self) if self._pass is None else self._pass:
+            pass
 
     def set(self, weights: Weights, dtype: torch.dtype) -> None:
         """Set the weights of the next passes; names and shapes must stay the same."""
@@ -248,8 +398,8 @@ class RepeatedWeights:
         return self._metadata
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, weight in self._weights(True):
-            yield name, weight.detach().to(self._dtype)
+        self._pass = ((name, weight.detach().to(self._dtype)) for name, weight in self._weights(True))
+        return self._pass
 
 
 def free_port() -> int:

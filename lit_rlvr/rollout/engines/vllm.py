@@ -20,13 +20,16 @@ from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.images import collapse
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns, ends_with_stop
-from lit_rlvr.rollout.engines.process_group import executor_on, vllm_world
+from lit_rlvr.rollout.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
-_SPARE = 2 << 30
-"""Bytes of GPU memory left free for the CUDA context and fragmentation."""
+_SPARE = 6 << 30, 0.08
+"""Bytes of GPU memory, or a share of it if that is more, left free for CUDA contexts, communication, activations and
+fragmentation."""
+SMALLER = 0.8
+"""How much of its share an engine keeps that found no memory when it woke."""
 GPU_SEQUENCES = 1024
 """The most sequences generated at once on a GPU."""
 _SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
@@ -121,6 +124,9 @@ class VLLMEngine(RolloutEngine):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if context.deterministic and torch.cuda.is_available():
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        if torch.cuda.is_available():
+            separate_cache(device)
         repair_children()
         from vllm import LLM
 
@@ -139,9 +145,7 @@ class VLLMEngine(RolloutEngine):
             "enforce_eager": not torch.cuda.is_available() if self.enforce_eager is None else self.enforce_eager,
             "logprobs_mode": "processed_logprobs",
             "disable_log_stats": True,
-            "distributed_executor_backend": executor_on(
-                torch.cuda.current_device() if torch.cuda.is_available() else 0
-            ),
+            "distributed_executor_backend": executor_on(device),
         }
         if self.quantized:
             settings["quantization"] = FP8
@@ -161,9 +165,12 @@ class VLLMEngine(RolloutEngine):
             settings["block_size"] = smallest_block()
             # Explicit, so that vLLM does not require most of the machine's memory to be free.
             settings["kv_cache_memory_bytes"] = self.kv_cache_gb << 30
-        # vLLM seeds the process's random state.
+        # vLLM seeds the process's random state, and leaves torch one thread, with which offloaded AdamW is slow.
+        threads = torch.get_num_threads()
         with vllm_world().inside(), self._compilation(), torch.random.fork_rng(devices=[]):
             self._llm = LLM(**(settings | self.options))
+        if torch.cuda.is_available():
+            torch.set_num_threads(threads)
 
     def _may_compile(self, context: EngineContext) -> bool:
         """Return whether anything in vLLM may be compiled; log one line where that is for want of a compiler.
@@ -197,15 +204,29 @@ class VLLMEngine(RolloutEngine):
             return 0.4
         if self._found is None:
             free, total = torch.cuda.mem_get_info()
-            self._found = max(0.1, (free - reserved - _SPARE) / total)
+            self._found = max(0.1, (free - reserved) / total - max(_SPARE[0] / total, _SPARE[1]))
         return self._found
 
     def sync(self, policy: Policy) -> None:
+        try:
+            self._sync(policy)
+        except Exception as error:
+            if self._found is not None and "out of memory" in str(error).lower():
+                self._found *= SMALLER
+                _log.warning(
+                    "engine vllm: out of GPU memory; it starts again with %.2f of it. Set gpu_memory_utilization below "
+                    "that to start so", self._found,
+                )  # fmt: skip
+            raise
+
+    def _sync(self, policy: Policy) -> None:
+        if self._changing is None and self._complete and not self._asleep:
+            self.sleep()  # new weights are loaded next to the old ones, and there is little room next to a KV cache
         if self._asleep:
             torch.cuda.empty_cache()  # freed by training
             self._llm.wake_up(tags=["weights"])
             self._llm.collective_rpc(_make_noise)  # sleep discarded the weights; leftovers could pass for them
-        weights = with_tied_head(policy, self._changing if self._complete else None)
+        weights = with_tied_head(policy, self._changing if self._complete else None, self.compute_dtype)
         self._complete = False  # if it crashes while it loads
         with self._compilation():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -358,20 +379,22 @@ def _make_noise(worker: Any) -> None:
         initialize_single_dummy_weight(parameter.data)
 
 
-def with_tied_head(policy: Policy, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Return a policy's weights (`only` those of some names), including `lm_head.weight` if it is tied to the input
-    embedding.
+def with_tied_head(
+    policy: Policy, only: Container[str] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Return a policy's weights (`only` those of some names) in `dtype`, including `lm_head.weight` if it is tied to
+    the input embedding.
 
     vLLM on a CPU packs the output embedding into its own copy. `named_weights` lists a tied tensor once, under the
     embedding's name, which would leave that copy stale.
     """
     model: Any = policy.model
     seen = False
-    for name, parameter in policy.named_weights(only):
+    for name, parameter in policy.named_weights(only, dtype):
         seen |= name == "lm_head.weight"
         yield name, parameter.detach()
     if not seen and (only is None or "lm_head.weight" in only):
-        yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach())
+        yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach(), dtype)
 
 
 def smallest_block() -> int:
