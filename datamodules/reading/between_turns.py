@@ -156,19 +156,23 @@ class BetweenTurns:
         """
         name = messages[0]["name"] or "tool"
         call = self.call(name, {})
-        before, whole = self._render([_QUESTION, call], prompt=False), self._render([_QUESTION, call, *messages])
-        place, end = max(((before.rfind(text), text) for text in self._ends.values()), default=(-1, ""))
+        question, before = (self._render(talk, prompt=False) for talk in ([_QUESTION], [_QUESTION, call]))
+        whole = self._render([_QUESTION, call, *messages])
+        start = next((k for k, (a, b) in enumerate(zip(question, before, strict=False)) if a != b), len(question))
+        place, end = max(((before.rfind(text, start), text) for text in self._ends.values()), default=(-1, ""))
         if place < 0:
             place, end = len(before), ""
         if whole.startswith(before[:place] + end):
             return end, whole[place + len(end) :]
         after = self._render([_QUESTION, self.call(name, {_ARGUMENT: _TURN}), *messages]).rpartition(_TURN)[2]
-        place, end = min(
-            ((found, text) for text in self._ends.values() if (found := after.find(text)) >= 0), default=(-1, "")
-        )
-        if place < 0:
-            raise UserError(f"{self._of_template} changes turns of the model when a tool's result follows")
-        return end, after[place + len(end) :]
+        places = {text: after.find(text) for text in self._ends.values() if text in after}
+        if not places:
+            raise UserError(
+                f"rollout.environment: {self._of_template} changes turns of the model when a tool's result "
+                "follows; use another template"
+            )
+        end = min(places, key=lambda text: places[text])
+        return end, after[places[end] + len(end) :]
 
     def call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return a turn of the model that calls a tool, as the chat template takes it."""
@@ -235,11 +239,11 @@ class BetweenTurns:
                 "another template"
             )
 
-    def check_calls(self, find: Callable[[str], Any], wanted: Callable[[str, dict[str, Any]], Any]) -> None:
+    def check_calls(self, find: Callable[[str], list[tuple[str, dict[str, Any]]]]) -> None:
         """Refuse a chat template whose form of tool calls cannot be read.
 
         Args:
-            find: reads the calls of a turn. wanted: returns what it has to find for a tool and its arguments.
+            find: returns the tools and arguments of a turn's calls.
 
         Raises:
             UserError: it does not find the call that the template renders.
@@ -247,13 +251,14 @@ class BetweenTurns:
         if not self.offers_tools:
             return
         name, arguments = self._chat.tools[0]["function"]["name"], {_ARGUMENT: "some text"}
-        before = self._render([_QUESTION], prompt=False)
         text = self._render([_QUESTION, self.call(name, arguments)], prompt=False)
-        if find(text.removeprefix(before)) != wanted(name, arguments):
-            shown = " ".join(text.removeprefix(before).split())[:80]
+        starts = (self._render([_QUESTION], prompt=prompt) for prompt in (True, False))
+        text = text.removeprefix(next((start for start in starts if text.startswith(start)), ""))
+        if find(text) != [(name, arguments)]:
             raise UserError(
-                f"rollout.environment: {self._of_template} writes tool calls in a form that cannot be read ({shown}); "
-                "use another template, or `offer: false` with calls as <call>name(arguments)</call>"
+                f"rollout.environment: {self._of_template} writes tool calls in a form that cannot be read "
+                f"({' '.join(text.split())[:80]}); use another template, or `offer: false` with calls as "
+                "<call>name(arguments)</call>"
             )
 
     @cached_property

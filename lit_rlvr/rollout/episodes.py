@@ -12,7 +12,7 @@ import torch
 
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.environments.base import Environment, Opening
-from lit_rlvr.environments.calls import Call, find_calls
+from lit_rlvr.environments.calls import find_calls
 from lit_rlvr.environments.workers import EpisodeWorkers, Reply
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.engines.base import Answer, Continuation, Turns
@@ -273,8 +273,13 @@ def between_turns(data: PromptDataModule, policy: Policy, environment: Environme
         data.chat, data.tokenizer, policy.eos_token_ids, environment.role, lambda: data.image_processor
     )
     between.choose_role()
-    between.check_calls(find_calls, lambda name, named: [Call(name, named=named)])
+    check_calls(between)
     return between
+
+
+def check_calls(between: BetweenTurns) -> None:
+    """Refuse a chat template whose form of tool calls cannot be read."""
+    between.check_calls(lambda text: [(call.name, call.named) for call in find_calls(text)])
 
 
 def begins(environment: Environment | None) -> bool:
