@@ -176,7 +176,7 @@ class Episodes(Turns):
         return Continuation(first, min(self._sampling.max_tokens, row.limit - len(first)))
 
     def stopped(self, p: int, g: int, turn: Completion) -> None:
-        if self._openings and (p, g) not in self._handed:
+        if (p, g) in self._openings and (p, g) not in self._handed:
             raise UserError(
                 f"rollout.engine: it does not support an environment ({self._environment.title}) whose reset says "
                 "different things to completions of a prompt"
