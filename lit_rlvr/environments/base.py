@@ -120,7 +120,8 @@ def environment_fingerprint(environment: Environment | None) -> str | None:
     if environment is None:
         return None
     digest = hashlib.sha256(pickled(environment))
-    for cls in (type(environment), *environment.source_classes):
+    own = [cls for cls in type(environment).__mro__ if cls not in (ABC, object)]
+    for cls in (*own, *environment.source_classes):
         digest.update(inspect.getsource(cls).encode())
     names = [cls.__qualname__ for cls in (type(environment), *environment.source_classes)]
     return f"{' of '.join(names)} {digest.hexdigest()[:12]}"

@@ -86,14 +86,15 @@ class WrappedTools(Tools):
     unchanged. An object without tools ends the episode after the first turn.
 
     Args:
-        factory: a class, or a function that returns the object; the worker calls it without arguments for each episode.
+        factory: a class, or a function that returns the object, or the dotted path of one; the worker calls it without
+            arguments for each episode.
         kwargs: `limits` and `offer` of every environment with tools.
     """
 
     needs_tools = False
 
-    def __init__(self, factory: Callable[[], Any], **kwargs: Any) -> None:
-        self._factory, self._instance = factory, None
+    def __init__(self, factory: Callable[[], Any] | str, **kwargs: Any) -> None:
+        self._factory, self._instance = _import(factory) if isinstance(factory, str) else factory, None
         super().__init__(**kwargs)
         self.source_classes = (type(self.holder),)
         self.needs_turns = bool(tool_methods(self.holder))

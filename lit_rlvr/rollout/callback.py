@@ -79,8 +79,9 @@ class RolloutCallback(Callback):
             of many samples it is free.
         rewards: the rewards that score a completion; the training reward is their weighted sum. Default: that of the
             environment, else MathAnswer.
-        environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`,
-            or the dotted path of a class whose public methods are tools.
+        environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`;
+            the dotted path of a class whose public methods are tools, or of a function that returns such an object; or
+            several such paths by the names in the data's column `environment`.
         probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and after
             every this many syncs; 0 = after the first only.
         mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
@@ -105,7 +106,7 @@ class RolloutCallback(Callback):
         eval_samples: int | dict[str, int] = 1,
         eval_greedy: bool = False,
         rewards: list[Reward | str] | None = None,
-        environment: Environment | str | None = None,
+        environment: Environment | str | dict[str, str] | None = None,
         probe_every: int = 10,
         mask_truncated: bool = False,
         overlap: bool = False,

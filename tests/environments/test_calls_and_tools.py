@@ -270,6 +270,7 @@ def test_a_class_written_for_trl_works_by_its_path() -> None:
     assert tools.step(Turn('<tool_call>{"name": "increment", "arguments": {"step": 4}}</tool_call>')).text == "6"
     assert tools.reward() == 1.0
     assert isinstance(tools.holder, Increment)
+    assert isinstance(WrappedTools("tiny_environments.Increment").holder, Increment)
 
 
 @pytest.mark.parametrize(
