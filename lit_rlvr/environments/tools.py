@@ -7,7 +7,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +15,7 @@ from lit_rlvr.environments.base import Environment, Observation, Opening
 from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.errors import UserError, first_line, nearest, with_user_line
 from lit_rlvr.types import RewardResult, Sample, ToolResult, Turn
+from lit_rlvr.workers.process import Isolation
 
 
 class Tools(Environment):
@@ -137,15 +138,15 @@ class EnvironmentChoice(Environment):
     """Several environments, of which the column `environment` of each row names one.
 
     Args:
-        environments: the environments by their names in the data.
-        kwargs: `limits` of every environment.
+        environments: the environments by their names in the data. Each limit is the largest of theirs.
 
     Raises:
         UserError: there is none, or their observations have different roles.
     """
 
-    def __init__(self, environments: Mapping[str, Environment], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, environments: Mapping[str, Environment]) -> None:
+        limits = [asdict(environment.limits) for environment in environments.values()]
+        super().__init__(Isolation(**{name: max(one[name] for one in limits) for name in (limits or [{}])[0]}))
         self._environments, self._chosen = dict(environments), next(iter(environments.values()), None)
         roles = {environment.role for environment in environments.values()}
         if len(roles) != 1:
