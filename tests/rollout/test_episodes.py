@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from test_hf_engine import hf_engine
 from test_invariants import assert_same, naive_gradients
-from tiny import CHATML, END, ENDS, byte_tokenizer, make_prompt, plain_logprobs, random_ids
+from tiny import CHATML, END, ENDS, byte_tokenizer, make_prompt, random_ids
 from tiny_engines import flat
 from tiny_environments import BadTools, Broken, Dice, Echo, Faulty, Moody
-from tiny_episodes import Recording, assert_exact, between, spans
+from tiny_episodes import Recording, as_bytes, assert_exact, assert_own_beginnings, between, spans
 from tiny_fit import T_MAX, fit
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
@@ -22,7 +21,7 @@ from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.engines.base import Continuation, RolloutEngine, Row
 from lit_rlvr.rollout.episodes import Episodes, check_turns, with_opening
-from lit_rlvr.types import Completion, Prompt, Sample, Sampling
+from lit_rlvr.types import Completion, Sample, Sampling
 from lit_rlvr.workers.process import Isolation
 
 
@@ -220,25 +219,13 @@ def test_an_episode_that_cannot_begin_has_failed(episodes: Any) -> None:
         assert one.finish_reason == other.finish_reason
 
 
-def as_bytes(sample: Sample) -> Prompt:
-    return Prompt(sample, byte_tokenizer()(sample.prompt, add_special_tokens=False).input_ids)
-
-
 def test_completions_of_a_prompt_may_begin_differently(episodes: Any) -> None:
     """Then their prompt ends before that, and what each of them is told is observed."""
     decoder, turns = hf_engine(), episodes(Moody())
     opened = turns.open(PROMPTS, SEEDS, as_bytes, 64)
     groups = decoder.generate(opened, SAMPLING, SEEDS, turns=turns)
     assert decoder._policy is not None
-    for prompt, group in zip(opened, groups, strict=True):
-        assert len({completion.outcome.detail for completion in group if completion.outcome}) == len(group) == 3
-        for completion in group:
-            own = completion.sampled.index(True)
-            told = byte_tokenizer().decode([*prompt.token_ids, *completion.token_ids[:own]])
-            assert completion.outcome is not None and told == f"{prompt.sample.prompt}{completion.outcome.detail}"
-            expected, _ = plain_logprobs(decoder._policy.model, prompt.token_ids, completion.token_ids, SAMPLING)
-            kept = torch.tensor(completion.sampled)
-            torch.testing.assert_close(torch.tensor(completion.logprobs)[kept], expected[kept], atol=1e-4, rtol=0)
+    assert_own_beginnings(opened, groups, decoder._policy.model, SAMPLING)
     with pytest.raises(UserError, match="says different things to completions of a prompt, so a batch cannot be"):
         decoder.generate(opened, SAMPLING, SEEDS, turns=turns)
 
