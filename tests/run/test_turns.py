@@ -115,7 +115,7 @@ def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: C
         (["--rollout.environment", "{shop: no.Such}"], "rollout.environment: no.Such cannot be imported"),
         (
             ["--rollout.rewards", "[trl_environments.reward_func]"],
-            "rollout.rewards: trl_environments.reward_func gets `environments`; set rollout.environment",
+            "rollout.rewards: trl_environments.reward_func gets `environments`, but there is no rollout.environment",
         ),
         ([*TURNS, "--rollout.overlap", "true"], "rollout.overlap: an environment's turns cannot be generated ahead"),
         (
