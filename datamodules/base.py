@@ -41,6 +41,7 @@ from lit_rlvr.datamodules.reading.stream import (
     fingerprint,
 )
 from lit_rlvr.datamodules.reading.uses_model import UsesModel
+from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, check_takes, defined_at
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.types import Prompt, Sample
@@ -157,6 +158,8 @@ class PromptDataModule(UsesModel):
         self._stream: PromptStream | None = None
         self._fingerprint: dict[str, str] | None = None
         self._restored: dict[str, str] | None = None
+        self.environment: Environment | None = None
+        self.optional: frozenset[str] = frozenset()  # fields that rows may lack
 
     # a subclass overrides these
 
@@ -193,7 +196,7 @@ class PromptDataModule(UsesModel):
         Raises:
             BadRow: the row cannot be used.
         """
-        return map_columns(row, self.columns or {}, f"{self.name}:{index + 1}", source)
+        return map_columns(row, self.columns or {}, f"{self.name}:{index + 1}", source, self.optional)
 
     # what the model sees
 
@@ -206,6 +209,22 @@ class PromptDataModule(UsesModel):
         if self.chat.tools == tuple(tools):
             return
         self.chat = replace(self.chat, tools=tuple(tools))
+        self._tokenise_again()
+
+    def use_environment(self, environment: Environment) -> None:
+        """Offer the environment's tools in every prompt, and let rows lack what it supplies; call it before `setup`."""
+        supplied = {
+            "prompt": environment.begins,
+            "answer": environment.judges or bool(environment.reward_functions),
+        }
+        self.optional = frozenset(field for field, is_supplied in supplied.items() if is_supplied)
+        if self.environment is not environment:
+            self.environment = environment
+            self.chat = replace(self.chat, tools=tuple(environment.tools))
+            self._tokenise_again()
+
+    def _tokenise_again(self) -> None:
+        """Tokenise the loaded sets after a change of the tools."""
         if self.prompts:
             for split in STAGES["fit"] + STAGES["test"]:
                 if split in self.prompts:
@@ -215,7 +234,10 @@ class PromptDataModule(UsesModel):
 
     def render(self, sample: Sample) -> str:
         """Return the exact text the model sees, special tokens and prefill included."""
-        return self.chat.text(self.chat.messages(sample), self.tokenizer, sample.source)
+        chat = self.chat
+        if self.environment is not None:
+            chat = replace(chat, tools=tuple(self.environment.tools_of(sample)))
+        return chat.text(chat.messages(sample), self.tokenizer, sample.source)
 
     def encode(self, sample: Sample) -> Prompt:
         """Tokenise `render`'s text, with each image's placeholder repeated once per image feature."""
@@ -245,6 +267,9 @@ class PromptDataModule(UsesModel):
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""
+        for callback in () if self.trainer is None else self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(environment := getattr(callback, "environment", None), Environment):
+                self.use_environment(environment)
         new = "train" not in self.prompts
         for split in STAGES.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
@@ -254,6 +279,8 @@ class PromptDataModule(UsesModel):
         if stage in ("fit", "validate"):
             for other in self.also_validate:
                 other.use_model(self)
+                if self.environment is not None:
+                    other.use_environment(self.environment)
                 other.setup("validate")
         if new and "train" in self.prompts:
             self._compare_sets()
@@ -347,7 +374,8 @@ class PromptDataModule(UsesModel):
         """Read all usable rows of a split; later calls return the same list."""
         if split not in self._samples:
             rows = with_images(require_samples(self.rows(split), self.rows), *self.image_options)
-            good, self.bad_rows[split] = filter_rows(rows, f"{self.name} {split}", self.max_bad_rows)
+            name = f"{self.name} {split}"
+            good, self.bad_rows[split] = filter_rows(rows, name, self.max_bad_rows, self.optional)
             if not good and self.locations[split] is not None:
                 raise UserError(f"{self.locations[split]}: no usable row in it")
             if not good and split == "train":

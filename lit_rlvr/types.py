@@ -157,6 +157,7 @@ class Turn:
         observation: the answer that the model sees, without the chat template around it; None after the last turn.
         calls, errors: numbers of tool calls in the turn, and of those that failed.
         images: number of images in the observation.
+        raw: the model's text with its special tokens, of which some models make tool calls; "" where it is unknown.
     """
 
     text: str
@@ -164,6 +165,26 @@ class Turn:
     calls: int = 0
     errors: int = 0
     images: int = 0
+    raw: str = field(default="", repr=False, compare=False)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what files say of the turn."""
+        return {name: value for name, value in vars(self).items() if name != "raw"}
+
+
+@dataclass(frozen=True)
+class ToolResult:
+    """The result of a tool call, which the model sees as one tool message.
+
+    Args:
+        name: the tool.
+        text: the text of the message.
+        images: PIL images, shown before the text.
+    """
+
+    name: str
+    text: str
+    images: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,6 +201,7 @@ class Completion:
         sampled: for each token, True if the model sampled it; only such tokens are in the loss. () = all.
         turns: the turns of an episode; () without an environment.
         outcome: the environment's judgement of the episode, or its failure; None without a judgement.
+        judged: the results of reward functions that get the environment, by name.
         pixels: the images of the observations, in the order of their placeholders in `token_ids`.
     """
 
@@ -191,6 +213,7 @@ class Completion:
     turns: tuple[Turn, ...] = ()
     outcome: RewardResult | None = None
     pixels: Pixels | None = None
+    judged: Mapping[str, RewardResult] = field(default_factory=dict)
 
     @property
     def length(self) -> int:

@@ -1,19 +1,21 @@
 """The tokens between two turns of the model: an observation inside the chat template's markup.
 
-`BetweenTurns` never renders or tokenises the model's own tokens again. It renders a conversation with a placeholder in
-the model's place, and returns the tokens that follow the placeholder; rollouts append these to the sampled tokens.
+`BetweenTurns` never renders or tokenises the model's own tokens again: it renders a conversation with another turn in
+place of the model's, and returns the tokens that follow it; rollouts append these to the sampled tokens. So it does not
+matter that a chat template renders earlier turns otherwise when later ones follow, as Qwen3's drops their thoughts.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.errors import UserError
-from lit_rlvr.types import Pixels
+from lit_rlvr.types import Pixels, ToolResult
 
 if TYPE_CHECKING:
     from lit_rlvr.policy.images import ImageProcessor
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _TURN = "\ue000"  # placeholder of a turn of the model; a private code point, which observations lose
 _PROBE = "An observation."
 _TRUNCATED = "\n[... cut ...]\n"
+_ARGUMENT = "argument"
 _QUESTION = {"role": "user", "content": "?"}
 
 
@@ -55,63 +58,153 @@ class BetweenTurns:
         processor: Callable[[], ImageProcessor] | None = None,
     ) -> None:  # fmt: skip
         self._chat, self._tokenizer, self._role, self._processor = chat, tokenizer, role, processor
-        self._eos_texts = {token: str(tokenizer.decode([token])) for token in eos_token_ids}
         self._special_tokens = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self._eos_ids = {*eos_token_ids}
+        texts = {token: str(tokenizer.decode([token])) for token in eos_token_ids}
+        self._ends = {token: text for token, text in texts.items() if text in self._special_tokens}
 
-    def tokens(self, text: str, last: int, max_tokens: int, images: Sequence[Any] = ()) -> RenderedObservation:
+    def tokens(
+        self, text: str, last: int, max_tokens: int, images: Sequence[Any] = (), results: Sequence[ToolResult] = ()
+    ) -> RenderedObservation:
         """Return the observation as the model sees it.
 
         It breaks up special tokens in the text, so that an observation cannot end its own message or begin another.
 
         Args:
-            last: the last token of the model's turn; if it is an end token, the result has no second one.
+            last: the last token of the model's turn; if it is an end token, the template's is left out.
             max_tokens: longest result in tokens. A longer text loses its middle. If the images do not fit, the text
                 says so instead.
             images: PIL images, shown before the text.
+            results: the results of tool calls, one message each, in place of text and images.
 
         Raises:
             UserError: there are images, and the model takes none.
         """
-        pixels = self._processor().pixels(images) if images and self._processor is not None else None
-        if pixels is not None:
-            fitted, ids = self._truncate(text, last, max_tokens, pixels)
-            if len(ids) <= max_tokens:
-                return RenderedObservation(fitted, tuple(ids), pixels)
-            text = f"error: the image does not fit into {max_tokens} tokens\n{text}"
-        fitted, ids = self._truncate(text, last, max_tokens, None)
-        return RenderedObservation(fitted, tuple(ids))
+        seen = list(results) or [ToolResult("", text, tuple(images))]
+        if self._role != "tool" and len(seen) > 1:  # the template shows no tool messages
+            pictures = tuple(image for result in seen for image in result.images)
+            seen = [ToolResult("", "\n".join(result.text for result in seen), pictures)]
+        pictures = tuple(image for result in seen for image in result.images)
+        if pictures and self._processor is not None:
+            pixels = self._processor().pixels(pictures)
+            shown = self._truncate(seen, last, max_tokens, pixels)
+            if len(shown.token_ids) <= max_tokens:
+                return shown
+            note = f"error: the image does not fit into {max_tokens} tokens\n"
+            seen = [ToolResult(r.name, note + r.text if r.images else r.text) for r in seen]
+        return self._truncate([replace(result, images=()) for result in seen], last, max_tokens, None)
 
-    def _truncate(self, text: str, last: int, max_tokens: int, pixels: Pixels | None) -> tuple[str, list[int]]:
-        """Cut the text until its tokens fit; return both."""
-        if len(text) > 32 * max_tokens:
-            text = f"{text[: 16 * max_tokens]}{_TRUNCATED}{text[-16 * max_tokens :]}"
-        text = self._break_special_tokens(text)
-        ids = self._encode(text, last, pixels)
-        kept = list(self._tokenizer(text, add_special_tokens=False).input_ids)
-        while len(ids) > max_tokens and kept:
-            keep = max(len(kept) - (len(ids) - max_tokens) - 8, 0)  # 8: about the tokens of the note
-            kept = kept[: keep // 2] + kept[len(kept) - keep // 2 :] if keep > 1 else []
-            head, tail = (self._tokenizer.decode(part) for part in (kept[: keep // 2], kept[keep // 2 :]))
-            text = self._break_special_tokens(f"{head}{_TRUNCATED}{tail}")
-            ids = self._encode(text, last, pixels)
-        return text, ids
+    def _truncate(
+        self, results: Sequence[ToolResult], last: int, max_tokens: int, pixels: Pixels | None
+    ) -> RenderedObservation:
+        """Cut the middle of the longest text until the tokens fit."""
 
-    def _encode(self, text: str, last: int, pixels: Pixels | None) -> list[int]:
-        after = self._render_after_turn(text, 0 if pixels is None else len(pixels.images))
-        end = self._eos_texts.get(last, "")
-        after = after[len(end) :] if end and after.startswith(end) else after
+        def cut(text: str) -> str:
+            if len(text) > 32 * max_tokens:
+                text = f"{text[: 16 * max_tokens]}{_TRUNCATED}{text[-16 * max_tokens :]}"
+            return self._break_special_tokens(text)
+
+        shown = [replace(result, text=cut(result.text)) for result in results]
+        kept = [list(self._tokenizer(result.text, add_special_tokens=False).input_ids) for result in shown]
+        ids = self._encode(shown, last, pixels)
+        while len(ids) > max_tokens and any(kept):
+            k = max(range(len(kept)), key=lambda i: len(kept[i]))
+            keep = max(len(kept[k]) - (len(ids) - max_tokens) - 8, 0)  # 8: about the tokens of the note
+            kept[k] = kept[k][: keep // 2] + kept[k][len(kept[k]) - keep // 2 :] if keep > 1 else []
+            head, tail = (self._tokenizer.decode(part) for part in (kept[k][: keep // 2], kept[k][keep // 2 :]))
+            shown[k] = replace(shown[k], text=self._break_special_tokens(f"{head}{_TRUNCATED}{tail}"))
+            ids = self._encode(shown, last, pixels)
+        return RenderedObservation("\n".join(result.text for result in shown), tuple(ids), pixels)
+
+    def _encode(self, results: Sequence[ToolResult], last: int, pixels: Pixels | None) -> list[int]:
+        end, after = self._render_after_turn(results)
+        if last not in self._ends:
+            after = end + after
+        elif not end:
+            after = after.removeprefix(self._ends[last])
         ids = list(self._tokenizer(after, add_special_tokens=False).input_ids)
         if pixels is None or self._processor is None:
             return ids
         return self._processor().expand(ids, [(t, h, w) for t, h, w in pixels.grid.tolist()])
 
-    def _render_after_turn(self, text: str, images: int = 0) -> str:
-        """Render the text between the model's turn and its next turn."""
+    def _render_after_turn(self, results: Sequence[ToolResult]) -> tuple[str, str]:
+        """Render the text between the model's turn and its next turn.
+
+        Returns:
+            The text that ends the model's turn, "" if the template has none, and the text after it.
+        """
         if not self._tokenizer.chat_template:
-            return f"\n{text}\n{self._chat.prefill}"
-        content: Any = [*([{"type": "image"}] * images), {"type": "text", "text": text}] if images else text
-        messages = [_QUESTION, _assistant(_TURN), {"role": self._role, "content": content}]
-        return self._chat.apply(messages, self._tokenizer).rpartition(_TURN)[2] + self._chat.prefill
+            return "", "\n" + "\n".join(result.text for result in results) + f"\n{self._chat.prefill}"
+        messages = [self._message(result) for result in results]
+        if self._role == "tool":
+            end, after = self._after_call(messages)
+        else:
+            end, after = self._split(self._render([_QUESTION, _assistant(_TURN), *messages]).rpartition(_TURN)[2])
+        return end, after + self._chat.prefill
+
+    def _message(self, result: ToolResult) -> dict[str, Any]:
+        content: Any = result.text
+        if result.images:
+            content = [*([{"type": "image"}] * len(result.images)), {"type": "text", "text": result.text}]
+        return {"role": self._role, "content": content} | ({"name": result.name} if self._role == "tool" else {})
+
+    def _after_call(self, messages: list[dict[str, Any]]) -> tuple[str, str]:
+        """Return the end of a turn that calls a tool, and what the template shows of the results after it.
+
+        It is what the tool messages add to the conversation. If they also change the turn before them, it is what
+        follows the end of that turn.
+        """
+        name = messages[0]["name"] or "tool"
+        call = self.call(name, {})
+        question, before = (self._render(talk, prompt=False) for talk in ([_QUESTION], [_QUESTION, call]))
+        whole = self._render([_QUESTION, call, *messages])
+        start = next((k for k, (a, b) in enumerate(zip(question, before, strict=False)) if a != b), len(question))
+        place, end = max(((before.rfind(text, start), text) for text in self._ends.values()), default=(-1, ""))
+        if place < 0:
+            place, end = len(before), ""
+        if whole.startswith(before[:place] + end):
+            return end, whole[place + len(end) :]
+        after = self._render([_QUESTION, self.call(name, {_ARGUMENT: _TURN}), *messages]).rpartition(_TURN)[2]
+        places = {text: after.find(text) for text in self._ends.values() if text in after}
+        if not places:
+            raise UserError(
+                f"rollout.environment: {self._of_template} changes turns of the model when a tool's result "
+                "follows; use another template"
+            )
+        end = min(places, key=lambda text: places[text])
+        return end, after[places[end] + len(end) :]
+
+    def call(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return a turn of the model that calls a tool, as the chat template takes it."""
+        call = {"name": name, "arguments": arguments}
+        message = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+        try:
+            self._render([_QUESTION, message], prompt=False)
+        except UserError:  # some templates take the arguments as text
+            call["arguments"] = json.dumps(arguments, ensure_ascii=False)
+        return message
+
+    def _split(self, after: str) -> tuple[str, str]:
+        """Split the text after a turn into the text that ends the turn, and the rest."""
+        end = next((text for text in self._ends.values() if after.startswith(text)), "")
+        return end, after[len(end) :]
+
+    def _render(self, messages: list[dict[str, Any]], prompt: bool = True) -> str:
+        return self._chat.apply(messages, self._tokenizer, prompt=prompt, offer=False)
+
+    def raw_text(self, token_ids: Sequence[int]) -> str:
+        """Return the text of a turn with its special tokens, but its end token.
+
+        If the prompt ends inside the model's thoughts, the text begins with `<think>`.
+        """
+        ids = token_ids[:-1] if token_ids and token_ids[-1] in self._eos_ids else token_ids
+        return ("<think>" if self._opens_thoughts else "") + str(self._tokenizer.decode(list(ids)))
+
+    @cached_property
+    def _opens_thoughts(self) -> bool:
+        template = self._tokenizer.chat_template
+        start = (self._render([_QUESTION]) if template else "") + self._chat.prefill
+        return "</think>" not in start.rpartition("<think>")[2] and "<think>" in start
 
     def _break_special_tokens(self, text: str) -> str:
         """Return the text with a zero-width space in each special token."""
@@ -123,43 +216,66 @@ class BetweenTurns:
     @cached_property
     def min_tokens(self) -> int:
         """Number of tokens that the template puts around an observation without text."""
-        return len(self._encode(_TRUNCATED, -1, None))
+        return len(self._encode([ToolResult("tool", _TRUNCATED)], -1, None))
 
     def choose_role(self) -> None:
         """Choose the role of observations: `user` instead of `tool` if the chat template does not render tool messages.
 
         Raises:
-            UserError: the template renders neither, or it changes earlier turns when later ones follow, so that the
-                model would see other tokens in use than in training.
+            UserError: the template renders neither, or it offers tools whose results it does not render.
         """
         if not self._tokenizer.chat_template:
             return
         if self._role == "tool" and not self._renders_observations():
+            if self.offers_tools:
+                raise UserError(
+                    f"rollout.environment: {self._of_template} offers tools but does not show their results; use "
+                    "another template, or `offer: false`"
+                )
             self._role = "user"
         if not self._renders_observations():
             raise UserError(
-                f"rollout.environment: the chat template of {self._tokenizer.name_or_path} does not show messages that "
-                "follow a turn of the model; use another template"
+                f"rollout.environment: {self._of_template} does not show messages that follow a turn of the model; use "
+                "another template"
             )
-        for turn in (_TURN, f"<think>\n{_TURN}\n</think>\n\n{_TURN}"):
-            talk = [_QUESTION, _assistant(turn)]
-            for more in (
-                [{"role": self._role, "content": "."}],
-                [_assistant(turn), {"role": self._role, "content": "."}],
-            ):
-                before = self._chat.apply(talk, self._tokenizer, prompt=False)
-                talk = [*talk, *more]
-                if not self._chat.apply(talk, self._tokenizer, prompt=False).startswith(before.rstrip()):
-                    raise UserError(
-                        f"rollout.environment: the chat template of {self._tokenizer.name_or_path} changes earlier "
-                        f"turns of the model when a {self._role!r} message follows, so episodes cannot be appended to; "
-                        "use tools if it does so for user messages only, or another template"
-                    )
+
+    def check_calls(self, find: Callable[[str], list[tuple[str, dict[str, Any]]]]) -> None:
+        """Refuse a chat template whose form of tool calls cannot be read.
+
+        Args:
+            find: returns the tools and arguments of a turn's calls.
+
+        Raises:
+            UserError: it does not find the call that the template renders.
+        """
+        if not self.offers_tools:
+            return
+        name, arguments = self._chat.tools[0]["function"]["name"], {_ARGUMENT: "some text"}
+        text = self._render([_QUESTION, self.call(name, arguments)], prompt=False)
+        starts = (self._render([_QUESTION], prompt=prompt) for prompt in (True, False))
+        text = text.removeprefix(next((start for start in starts if text.startswith(start)), ""))
+        if find(text) != [(name, arguments)]:
+            raise UserError(
+                f"rollout.environment: {self._of_template} writes tool calls in a form that cannot be read "
+                f"({' '.join(text.split())[:80]}); use another template, or `offer: false` with calls as "
+                "<call>name(arguments)</call>"
+            )
+
+    @cached_property
+    def offers_tools(self) -> bool:
+        """True if the chat template itself describes the tools to the model."""
+        if not self._chat.tools or not self._tokenizer.chat_template:
+            return False
+        return self._render([_QUESTION]) != self._chat.apply([_QUESTION], self._tokenizer)
+
+    @property
+    def _of_template(self) -> str:
+        return f"the chat template of {self._tokenizer.name_or_path}"
 
     def _renders_observations(self) -> bool:
         """Return True if the template renders an observation."""
         try:
-            return _PROBE in self._render_after_turn(_PROBE)
+            return _PROBE in self._render_after_turn([ToolResult("tool", _PROBE)])[1]
         except UserError:  # it refuses such messages
             return False
 

@@ -107,13 +107,18 @@ def as_text(value: Any, field: str) -> str:
     return text
 
 
-def as_prompt(value: Any) -> str | list[dict[str, Any]]:
+def as_prompt(value: Any, is_optional: bool = False) -> str | list[dict[str, Any]]:
     """Read a cell as a prompt: text, or a list of chat messages.
+
+    Args:
+        is_optional: an environment says something first, so the prompt may be missing or empty.
 
     Raises:
         BadRow: it is empty, or a list of anything but {"role", "content"}, or a content is neither text nor parts.
     """
     value = _to_list(value)
+    if is_optional and (value is None or value == ""):
+        return ""
     if not isinstance(value, list | tuple):
         return as_text(value, "prompt")
     messages: list[dict[str, Any]] = []
@@ -123,7 +128,8 @@ def as_prompt(value: Any) -> str | list[dict[str, Any]]:
         messages.append({**message, "content": _to_list(message["content"])})
         if not _is_content(messages[-1]["content"]):
             raise BadRow('a message whose content is neither text nor a list of parts {"type", ...}', "prompt")
-    if not any(message["content"] for message in messages if message["role"] == "user"):
+    users = [message for message in messages if message["role"] == "user"]
+    if not any(message["content"] for message in users) and not (is_optional and users):
         raise BadRow("no user message with content", "prompt")
     return messages
 
@@ -153,7 +159,10 @@ FALLBACKS = {"answer": ("solution", "reward_model.ground_truth", "ground_truth")
 """Field -> the columns that TRL's and verl's data have instead of one of its name."""
 
 
-def map_columns(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str, source: str) -> Sample:
+def map_columns(
+    row: Mapping[str, Any], columns: Mapping[str, str], fallback_id: str, source: str,
+    optional: frozenset[str] = frozenset(),
+) -> Sample:  # fmt: skip
     """Make a `Sample` by a column mapping.
 
     Args:
@@ -162,6 +171,7 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id:
             and "file_name", others from their `FALLBACKS`); only prompt and answer are required.
         fallback_id: the id for a row without one.
         source: "file:row".
+        optional: fields that the row may lack, of prompt and answer.
 
     Raises:
         BadRow: no prompt, no answer, or a mapped column that the row does not have.
@@ -171,7 +181,7 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id:
         value = lookup(row, columns.get(field, field))
         if value is None and field not in columns:
             value = next((v for column in FALLBACKS.get(field, ()) if (v := lookup(row, column)) is not None), None)
-        required = field in columns or field in ("prompt", "answer")
+        required = field in columns or field in {"prompt", "answer"} - optional
         if value is None and required and columns.get(field, field).partition(".")[0] not in row:
             raise BadRow(f"no column {columns.get(field, field)!r}; the columns are {', '.join(map(str, row))}", field)
         return row.get("images", row.get("file_name")) if value is None and field == "image" else value
@@ -179,8 +189,8 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id:
     row_id, category = cell("id"), cell("category")
     return Sample(
         id=fallback_id if row_id is None else as_text(row_id, "id"),
-        prompt=as_prompt(cell("prompt")),
-        answer=as_text(cell("answer"), "answer"),
+        prompt=as_prompt(cell("prompt"), "prompt" in optional),
+        answer=_as_answer(cell("answer"), "answer" in optional),
         images=as_images(cell("image")),
         row=row,
         category="" if category is None else as_text(category, "category"),
@@ -189,14 +199,22 @@ def map_columns(row: Mapping[str, Any], columns: Mapping[str, str], fallback_id:
     )
 
 
-def check_sample(sample: Sample) -> None:
+def _as_answer(value: Any, is_optional: bool) -> str:
+    """Read a cell as the answer; "" where it is missing and may be."""
+    return "" if is_optional and (value is None or value == "") else as_text(value, "answer")
+
+
+def check_sample(sample: Sample, optional: frozenset[str] = frozenset()) -> None:
     """Refuse a sample, also one of a user's own `rows`, that training cannot use.
+
+    Args:
+        optional: fields that may be empty, of prompt and answer.
 
     Raises:
         BadRow: the prompt or the answer is empty, or a text is not valid Unicode (a lone surrogate).
     """
-    as_prompt(sample.prompt)
-    as_text(sample.answer, "answer")
+    as_prompt(sample.prompt, "prompt" in optional)
+    _as_answer(sample.answer, "answer" in optional)
     for field, text in (("prompt", _texts(sample.prompt)), ("answer", sample.answer), ("id", sample.id)):
         try:
             text.encode()
@@ -212,13 +230,16 @@ def _texts(value: Any) -> str:
     return "".join(_texts(part) for part in parts)
 
 
-def filter_rows(rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float) -> tuple[list[Sample], list[BadRow]]:
+def filter_rows(
+    rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float, optional: frozenset[str] = frozenset()
+) -> tuple[list[Sample], list[BadRow]]:
     """Return the usable rows and the bad ones; report the bad ones, and refuse a file with too many of them.
 
     Args:
         rows: samples and bad rows.
         what: the set's name, which stands in for the file of rows without a source.
         max_bad_rows: the largest tolerated share of bad rows in each file.
+        optional: fields that may be empty, of prompt and answer.
     """
     good: list[Sample] = []
     bad: list[BadRow] = []
@@ -231,7 +252,7 @@ def filter_rows(rows: Iterable[Sample | BadRow], what: str, max_bad_rows: float)
             bad.append(row)
             continue
         try:
-            check_sample(row)
+            check_sample(row, optional)
         except BadRow as error:
             error.source = row.source
             bad.append(error)

@@ -308,7 +308,7 @@ class RLVRCLI(LightningCLI):
         rollout = self.config_init[self.subcommand].rollout
         if rollout.environment is not None:
             for data in self.datamodule.validated:
-                data.use_tools(rollout.environment.tools)
+                data.use_environment(rollout.environment)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lit_rlvr.environments.python import Python
     from lit_rlvr.environments.reward import EnvironmentReward
     from lit_rlvr.environments.sql_shell import SQLShell
-    from lit_rlvr.environments.tools import Tools, as_environment
+    from lit_rlvr.environments.tools import Tools, WrappedTools, as_environment
     from lit_rlvr.environments.workers import EpisodeWorkers
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Python",
     "SQLShell",
     "Tools",
+    "WrappedTools",
     "as_environment",
 ]
 
@@ -44,6 +45,7 @@ _MODULES = {
     "Python": ".python",
     "SQLShell": ".sql_shell",
     "Tools": ".tools",
+    "WrappedTools": ".tools",
     "as_environment": ".tools",
 }
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lit_rlvr.types import RewardResult, Sample, Turn
+from lit_rlvr.types import RewardResult, Sample, ToolResult, Turn
 from lit_rlvr.workers.process import Isolation, pickle_for_worker
+
+Opening = str | list[dict[str, Any]] | None
+"""What an environment says first: a text or content blocks for the user's last message, or messages."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Observation:
         done: True ends the episode; the model then does not see the text.
         calls, errors: numbers of tool calls in the turn, and of those that failed.
         images: PIL images that the model sees before the text; it must be a vision-language model.
+        results: the results of tool calls, one message each; they take the place of `text` and `images`.
     """
 
     text: str = ""
@@ -29,6 +33,12 @@ class Observation:
     calls: int = 0
     errors: int = 0
     images: tuple[Any, ...] = ()
+    results: tuple[ToolResult, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.results:
+            object.__setattr__(self, "text", "\n".join(result.text for result in self.results))
+            object.__setattr__(self, "images", tuple(image for result in self.results for image in result.images))
 
 
 class Environment(ABC):
@@ -57,10 +67,33 @@ class Environment(ABC):
     source_classes: Sequence[type] = ()
     """Further classes whose code is part of its behaviour."""
 
-    def reset(self, sample: Sample) -> str | None:
-        """Begin an episode; return a text to append to the user's last message, or None.
+    reward_functions: Mapping[str, Callable[..., Any]] = {}
+    """Functions by name that judge the episode at its end: see `environment_functions`."""
 
-        The text must depend on the sample alone, because all completions of a prompt share the prompt.
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        return type(self).__name__
+
+    @property
+    def holder(self) -> object:
+        """The object that reward functions get as one of their `environments`."""
+        return self
+
+    def tools_of(self, sample: Sample) -> Sequence[dict[str, Any]]:
+        """Return the tools that a sample's prompt offers."""
+        return self.tools
+
+    @property
+    def begins(self) -> bool:
+        """True if it may say something before the first turn."""
+        return type(self).reset is not Environment.reset
+
+    def reset(self, sample: Sample) -> Opening:
+        """Begin an episode; return what the model sees first, or None.
+
+        A text or content blocks extend the user's last message, messages follow the prompt. Python's `random` is seeded
+        with the sample's id, so that the completions of a prompt begin alike.
         """
         return None
 
@@ -87,7 +120,8 @@ def environment_fingerprint(environment: Environment | None) -> str | None:
     if environment is None:
         return None
     digest = hashlib.sha256(pickled(environment))
-    for cls in (type(environment), *environment.source_classes):
+    own = [cls for cls in type(environment).__mro__ if cls not in (ABC, object)]
+    for cls in (*own, *environment.source_classes):
         digest.update(inspect.getsource(cls).encode())
     names = [cls.__qualname__ for cls in (type(environment), *environment.source_classes)]
     return f"{' of '.join(names)} {digest.hexdigest()[:12]}"
@@ -101,6 +135,6 @@ def pickled(environment: Environment) -> bytes:
     """
     return pickle_for_worker(
         environment,
-        f"rollout.environment: {type(environment).__name__}",
+        f"rollout.environment: {environment.title}",
         "define it at the top level of a module, without open files or nested functions",
     )

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import sys
 from copy import deepcopy
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lit_rlvr.environments.tools import is_content, resolved
 from lit_rlvr.errors import first_line
 from lit_rlvr.rewards.base import as_result
+from lit_rlvr.types import RewardResult
 
 if TYPE_CHECKING:
-    from lit_rlvr.environments.base import Environment, Observation
-    from lit_rlvr.types import RewardResult, Sample, Turn
+    from lit_rlvr.environments.base import Environment, Observation, Opening
+    from lit_rlvr.types import Sample, Turn
 
 RESET, REWARD = 0, -1
 """The numbers of these calls of an environment; calls of `step` are counted from 1."""
@@ -29,26 +32,26 @@ class Player:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self._batch = -1
-        self._episodes: dict[int, Environment] = {}
+        self._episodes: dict[int, tuple[Environment, list[dict[str, Any]]]] = {}  # with the messages since the prompt
 
-    def __call__(
-        self, batch: int, number: int, seed: int, call: int, sample: Sample, turn: Turn | None
-    ) -> str | Observation | RewardResult | None:
+    def __call__(self, batch: int, number: int, seed: int, call: int, sample: Sample, turn: Turn | None) -> Any:
         """Make one call of an episode's environment.
 
         Args:
             batch: episodes of earlier batches are forgotten.
             number: names the episode in its batch.
-            seed: the episode's seed; Python's `random` is seeded with it and the number of the call.
+            seed: the episode's seed; Python's `random` is seeded with it and the number of the call, and for `reset`
+                with the sample's id.
             call: `RESET`, the number of a `step`, or `REWARD`, which ends the episode.
             turn: the model's turn, for a step.
 
         Returns:
-            The text of `reset`, the observation of `step`, or the judgement of `reward`.
+            What `reset` returned, the observation of `step`, or the judgement of `reward` with those of the reward
+            functions.
         """
         if batch != self._batch:
             self._batch, self._episodes = batch, {}
-        random.seed(f"{seed} {call}")
+        random.seed(f"{sample.id} reset" if call == RESET else f"{seed} {call}")
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(random.getrandbits(32))
         try:
@@ -56,20 +59,69 @@ class Player:
         except (SystemExit, KeyboardInterrupt) as error:
             raise RuntimeError(first_line(error)) from error
 
-    def _call(
-        self, number: int, call: int, sample: Sample, turn: Turn | None
-    ) -> str | Observation | RewardResult | None:
+    def _call(self, number: int, call: int, sample: Sample, turn: Turn | None) -> Any:
         if call == RESET:
-            self._episodes[number] = deepcopy(self._environment)
-            begun = self._episodes[number].reset(sample)
-            if begun is not None and not isinstance(begun, str):
-                raise TypeError(f"reset must return a text or None, got {type(begun).__name__}")
-            return None if begun is None else _plain(begun)
+            environment = deepcopy(self._environment)
+            self._episodes[number] = environment, []
+            return _opening(environment.reset(sample))
         if call == REWARD:
-            said = self._episodes.pop(number).reward()
-            return None if said is None else _judged(as_result(said))
+            environment, messages = self._episodes.pop(number)
+            said = environment.reward()
+            outcome = None if said is None else _judged(as_result(said))
+            return outcome, judge(environment, messages, sample)
         assert turn is not None, "a step has a turn"
-        return _checked(self._episodes[number].step(turn))
+        environment, messages = self._episodes[number]
+        seen = _checked(environment.step(turn))
+        messages += messages_of(turn, seen, environment.role)
+        return seen
+
+
+def messages_of(turn: Turn, seen: Observation, role: str) -> list[dict[str, Any]]:
+    """Return a turn and its answer as chat messages."""
+    said: list[dict[str, Any]] = [{"role": "assistant", "content": turn.text}]
+    if seen.done:
+        return said
+    if seen.results:
+        return said + [{"role": "tool", "name": result.name, "content": result.text} for result in seen.results]
+    return [*said, {"role": role, "content": seen.text}]
+
+
+def judge(environment: Environment, messages: list[dict[str, Any]], sample: Sample) -> dict[str, RewardResult]:
+    """Return what each reward function says of an episode; one that raises has status "error".
+
+    A function gets lists of one: the environment, the prompt, the completion as messages, and the row's columns.
+    """
+    prompt = sample.prompt if not isinstance(sample.prompt, str) else [{"role": "user", "content": sample.prompt}]
+    found = {}
+    for name, function in environment.reward_functions.items():
+        columns = {
+            **{column: [value] for column, value in sample.row.items()},
+            "prompts": [prompt], "completions": [messages], "environments": [environment.holder],
+        }  # fmt: skip
+        parameters = inspect.signature(function).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            columns = {key: value for key, value in columns.items() if key in {p.name for p in parameters}}
+        try:
+            (value,) = resolved(function(**columns))
+            found[name] = as_result(value)
+        except MemoryError:
+            raise
+        except Exception as error:
+            found[name] = RewardResult(0.0, None, "error", first_line(error))
+    return found
+
+
+def _opening(begun: Any) -> Opening:
+    """Check what `reset` returned, and replace what cannot be encoded in it."""
+    if begun is None:
+        return None
+    if isinstance(begun, str):
+        return _plain(begun)
+    if is_content(begun):
+        return [block | ({"text": _plain(block["text"])} if block["type"] == "text" else {}) for block in begun]
+    if isinstance(begun, list) and begun and all(isinstance(m, dict) and {"role", "content"} <= {*m} for m in begun):
+        return begun
+    raise TypeError(f"reset must return a text, content blocks, chat messages or None, got {type(begun).__name__}")
 
 
 def _plain(text: str) -> str:
@@ -83,11 +135,13 @@ def _checked(value: object) -> Observation:
 
     if not isinstance(value, Observation):
         raise TypeError(f"step must return an Observation, got {type(value).__name__}")
-    for name, kind in (("text", str), ("done", bool), ("calls", int), ("errors", int), ("images", tuple)):
+    kinds = {"text": str, "done": bool, "calls": int, "errors": int, "images": tuple, "results": tuple}
+    for name, kind in kinds.items():
         if not isinstance(getattr(value, name), kind):
             found = type(getattr(value, name)).__name__
             raise TypeError(f"Observation.{name} must be of type {kind.__name__}, got {found}")
-    return replace(value, text=_plain(value.text))
+    results = tuple(replace(result, text=_plain(result.text)) for result in value.results)
+    return replace(value, text=_plain(value.text), results=results)
 
 
 def _judged(result: RewardResult) -> RewardResult:

@@ -1,116 +1,29 @@
-"""Tools: public methods that a model may call, and the parser of its calls."""
+"""Tools: public methods that a model may call."""
 
 from __future__ import annotations
 
-import ast
 import asyncio
+import functools
 import inspect
-import json
-import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib import import_module
 from typing import Any
 
-from lit_rlvr.environments.base import Environment, Observation
+from lit_rlvr.environments.base import Environment, Observation, Opening
+from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.errors import UserError, first_line, nearest, with_user_line
-from lit_rlvr.types import RewardResult, Sample, Turn
-
-_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)|<call>(.*?)(?:</call>|\Z)", re.DOTALL)
-_FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*(?:```)?\Z", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One tool call, or a failed attempt at one.
-
-    Args:
-        name: the tool.
-        positional, named: its arguments.
-        problem: why the text is no call; "" for a call.
-    """
-
-    name: str = ""
-    positional: tuple[Any, ...] = ()
-    named: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""
-
-
-def find_calls(text: str) -> list[Call]:
-    """Return the tool calls of a turn, in order; ignore text between `<think>` and `</think>`.
-
-    Forms: Qwen's and Hermes' `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`; Llama 3's turn that is nothing
-    but `{"name": ..., "parameters": {...}}`, several separated by semicolons; and `<call>name(arguments)</call>` with
-    arguments as in Python, for models without a template for tools.
-    """
-    text = text.rpartition("</think>")[2].partition("<think>")[0]
-    matches = list(_CALL.finditer(text))
-    if matches:
-        return [_plain_call(match[2]) if match[1] is None else _json_call(match[1]) for match in matches]
-    return list(_bare_calls(text.strip()))
-
-
-def _bare_calls(text: str) -> Iterator[Call]:
-    """Yield the calls of a turn that is only JSON objects with a name and arguments; yield none for any other JSON."""
-    decoder = json.JSONDecoder()
-    place, objects = 0, []
-    while place < len(text):
-        try:
-            value, place = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(value, dict) or "name" not in value or not {"parameters", "arguments"} & value.keys():
-            return
-        objects.append(value)
-        while place < len(text) and text[place] in "; \n\t":
-            place += 1
-    yield from map(_as_call, objects)
-
-
-def _json_call(text: str) -> Call:
-    fenced = _FENCE.match(text.strip())
-    try:
-        value = json.loads(fenced[1] if fenced else text)
-    except (ValueError, RecursionError) as error:
-        return Call(problem=f"the call is not valid JSON: {error}")
-    return _as_call(value)
-
-
-def _as_call(value: Any) -> Call:
-    name = value.get("name") if isinstance(value, dict) else None
-    if not isinstance(name, str):
-        return Call(problem='the call must be a JSON object such as {"name": "...", "arguments": {...}}')
-    named = value.get("arguments", value.get("parameters", {}))
-    if isinstance(named, str):  # some models quote the object
-        try:
-            named = json.loads(named)
-        except (ValueError, RecursionError):
-            named = None
-    if not isinstance(named, dict):
-        return Call(name, problem="the arguments must be a JSON object")
-    return Call(name, named=named)
-
-
-def _plain_call(text: str) -> Call:
-    try:
-        node = ast.parse(text.strip(), mode="eval").body
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-            return Call(problem="a call is written as name(arguments)")
-        positional = tuple(ast.literal_eval(argument) for argument in node.args)
-        if any(keyword.arg is None for keyword in node.keywords):
-            return Call(problem="a call names each of its arguments")
-        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in node.keywords}
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
-        return Call(problem=f"the call cannot be read: {type(error).__name__}: {error}")
-    return Call(node.func.id, positional, named)
+from lit_rlvr.types import RewardResult, Sample, ToolResult, Turn
+from lit_rlvr.workers.process import Isolation
 
 
 class Tools(Environment):
     """An environment whose public methods are tools, which the prompt offers to the model.
 
-    The environment runs a turn's calls in order, and their results (text, anything that JSON can hold, or a PIL image)
-    are the observation. A call that is malformed, names no tool, has wrong arguments or raises gets its error as the
-    observation. A turn without a call ends the episode.
+    The environment runs a turn's calls in order, and each result becomes a tool message: content blocks and PIL images
+    as they are, anything else as Python's `str`. A call that is malformed, names no tool, has wrong arguments or raises
+    gets `{'error': ...}`. A turn without a call ends the episode.
 
     Args:
         offer: describe the tools in the prompt; false for a model that knows them.
@@ -122,11 +35,13 @@ class Tools(Environment):
 
     needs_turns = True
     role = "tool"
+    needs_tools = True
+    """True if it makes no sense without a tool."""
 
     def __init__(self, offer: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         methods = tool_methods(self.holder)
-        if not methods:
+        if not methods and self.needs_tools:
             raise UserError(f"rollout.environment: {_name(self.holder)} has no public method to offer as a tool")
         self.tools = tuple(map(schema, methods.values())) if offer else ()
 
@@ -136,32 +51,32 @@ class Tools(Environment):
         return self
 
     def step(self, turn: Turn) -> Observation:
-        calls = find_calls(turn.text)
+        calls = find_calls(turn.raw or turn.text)
         if not calls:
             return Observation(done=True)
-        results = [self._run(call) for call in calls]
-        texts = [_as_text(value) for value, _ in results if not _is_image(value)]
-        images = tuple(value for value, _ in results if _is_image(value))
-        errors = sum(failed for _, failed in results)
-        return Observation("\n".join(texts), calls=len(calls), errors=errors, images=images)
+        results, errors = [], 0
+        for call in calls:
+            try:
+                results.append(as_tool_result(call.name, self._run(call)))
+            except (MemoryError, RecursionError):
+                raise
+            except BaseException as error:  # SystemExit too
+                errors += 1
+                results.append(as_tool_result(call.name or "unknown", {"error": str(error)}))
+        return Observation(calls=len(calls), errors=errors, results=tuple(results))
 
-    def _run(self, call: Call) -> tuple[Any, bool]:
-        """Run a call; return (result, True if it failed)."""
+    def _run(self, call: Call) -> Any:
+        """Return what a call returns."""
         methods = tool_methods(self.holder)
         if call.problem:
-            return f"error: {call.problem}", True
+            raise ValueError(call.problem)
         if call.name not in methods:
-            return f"error: there is no tool {call.name!r}; the tools are {', '.join(methods)}", True
-        try:
-            inspect.signature(methods[call.name]).bind(*call.positional, **call.named)
-        except TypeError as error:
-            return f"error: {call.name}: {error}", True
-        try:
-            return _await(methods[call.name](*call.positional, **call.named)), False
-        except (MemoryError, RecursionError):
-            raise
-        except BaseException as error:  # SystemExit too
-            return f"error: {first_line(error)}", True
+            raise ValueError(f"Tool {call.name} not found.")
+        named = call.named
+        if not call.is_typed:
+            arguments = schema(methods[call.name])["function"]["parameters"]["properties"]
+            named = {name: typed_value(text, arguments.get(name, {})) for name, text in named.items()}
+        return resolved(methods[call.name](*call.positional, **named))
 
 
 class WrappedTools(Tools):
@@ -169,43 +84,124 @@ class WrappedTools(Tools):
 
     The object may have `reset`, which gets the row's columns, `prompt` and `answer` by name and whose text extends the
     user's last message, and `get_reward` without arguments. So a class written for TRL's `environment_factory` works
-    unchanged.
+    unchanged. An object without tools ends the episode after the first turn.
 
     Args:
-        cls: the class of the object; the worker calls it without arguments for each episode.
+        factory: a class, or a function that returns the object, or the dotted path of one; the worker calls it without
+            arguments for each episode.
         kwargs: `limits` and `offer` of every environment with tools.
     """
 
-    def __init__(self, cls: type, **kwargs: Any) -> None:
-        self._cls, self._instance = cls, None
-        self.source_classes = (cls,)
+    needs_tools = False
+
+    def __init__(self, factory: Callable[[], Any] | str, **kwargs: Any) -> None:
+        self._factory, self._instance = _import(factory) if isinstance(factory, str) else factory, None
         super().__init__(**kwargs)
+        self.source_classes = (type(self.holder),)
+        self.needs_turns = bool(tool_methods(self.holder))
+
+    @property
+    def title(self) -> str:
+        return type(self.holder).__name__
 
     @property
     def holder(self) -> object:
-        self._instance = self._cls() if self._instance is None else self._instance
+        self._instance = self._factory() if self._instance is None else self._instance
         return self._instance
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_instance": None}
 
-    def reset(self, sample: Sample) -> str | None:
-        begin = getattr(self.holder, "reset", None)
-        if begin is None:
+    @property
+    def begins(self) -> bool:
+        return callable(getattr(self.holder, "reset", None))
+
+    def reset(self, sample: Sample) -> Opening:
+        if not self.begins:
             return None
+        begin = self.holder.reset  # type: ignore[attr-defined]
         columns = {**sample.row, "prompt": sample.prompt, "answer": sample.answer}
         parameters = inspect.signature(begin).parameters.values()
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             columns = {name: value for name, value in columns.items() if name in {p.name for p in parameters}}
-        return _await(begin(**columns))
+        return resolved(begin(**columns))
 
     def reward(self) -> float | bool | RewardResult | None:
-        judge = getattr(self.holder, "get_reward", None)
-        return _await(judge()) if callable(judge) else None
+        return resolved(self.holder.get_reward()) if self.judges else None  # type: ignore[attr-defined]
 
     @property
     def judges(self) -> bool:
         return callable(getattr(self.holder, "get_reward", None))
+
+
+class EnvironmentChoice(Environment):
+    """Several environments, of which the column `environment` of each row names one.
+
+    Args:
+        environments: the environments by their names in the data. Each limit is the largest of theirs.
+
+    Raises:
+        UserError: there is none, or their observations have different roles.
+    """
+
+    def __init__(self, environments: Mapping[str, Environment]) -> None:
+        limits = [asdict(environment.limits) for environment in environments.values()]
+        super().__init__(Isolation(**{name: max(one[name] for one in limits) for name in (limits or [{}])[0]}))
+        self._environments, self._chosen = dict(environments), next(iter(environments.values()), None)
+        roles = {environment.role for environment in environments.values()}
+        if len(roles) != 1:
+            raise UserError(
+                "rollout.environment: give at least one environment"
+                if not roles
+                else "rollout.environment: environments with and without tools cannot be mixed; give tools to all"
+            )
+        (self.role,) = roles
+        self.needs_turns = any(environment.needs_turns for environment in environments.values())
+        self.source_classes = [cls for other in environments.values() for cls in (type(other), *other.source_classes)]
+        offered = {tool["function"]["name"]: tool for other in environments.values() for tool in other.tools}
+        self.tools = tuple(offered.values())
+
+    @property
+    def title(self) -> str:
+        return " or ".join(environment.title for environment in self._environments.values())
+
+    def _of(self, sample: Sample) -> Environment:
+        name = sample.row.get("environment")
+        if name not in self._environments:
+            known = ", ".join(self._environments)
+            raise UserError(
+                f"{sample.source or sample.id}: column 'environment' is {name!r}, but rollout.environment has {known}"
+            )
+        return self._environments[name]
+
+    def tools_of(self, sample: Sample) -> Sequence[dict[str, Any]]:
+        return self._of(sample).tools_of(sample)
+
+    @property
+    def begins(self) -> bool:
+        return any(environment.begins for environment in self._environments.values())
+
+    def reset(self, sample: Sample) -> Opening:
+        self._chosen = self._of(sample)
+        row = {name: value for name, value in sample.row.items() if name != "environment"}
+        return self._chosen.reset(replace(sample, row=row))
+
+    @property
+    def holder(self) -> object:
+        assert self._chosen is not None, "an environment was given"
+        return self._chosen.holder
+
+    def step(self, turn: Turn) -> Observation:
+        assert self._chosen is not None, "an environment was given"
+        return self._chosen.step(turn)
+
+    def reward(self) -> float | bool | RewardResult | None:
+        assert self._chosen is not None, "an environment was given"
+        return self._chosen.reward()
+
+    @property
+    def judges(self) -> bool:
+        return any(environment.judges for environment in self._environments.values())
 
 
 RESERVED_NAMES = {name for name in dir(Tools) if not name.startswith("_")}
@@ -239,28 +235,38 @@ def schema(method: Callable[..., Any]) -> dict[str, Any]:
         ) from error
 
 
-def as_environment(environment: Environment | str | None) -> Environment | None:
-    """Return the environment of a config; a dotted path names a class of tools, or an `Environment` without options.
+def as_environment(environment: Any) -> Environment | None:
+    """Return the environment of a config.
+
+    Args:
+        environment: an `Environment`; the dotted path of a class of tools, of a function that returns an object with
+            tools, or of an `Environment` without options; such a class or function itself; or several of these by the
+            names in the column `environment` of the data.
 
     Raises:
         UserError: the class cannot be imported, or calling it fails.
     """
-    if not isinstance(environment, str):
+    if environment is None or isinstance(environment, Environment):
         return environment
-    if "class_path" in environment:
+    if isinstance(environment, Mapping) and "class_path" not in environment:
+        return EnvironmentChoice({name: made for name, one in environment.items() if (made := as_environment(one))})
+    if "class_path" in (environment if isinstance(environment, str | Mapping) else ""):
         raise UserError(
             f"rollout.environment: {environment} names no Environment; give a class of another kind by its dotted path "
             "alone, such as my_env.Shop"
         )
-    cls = _import(environment)
-    if not isinstance(cls, type):
-        raise UserError(f"rollout.environment: {environment} is not a class")
+    factory = _import(environment) if isinstance(environment, str) else environment
+    name = environment if isinstance(environment, str) else getattr(environment, "__qualname__", repr(environment))
+    if not callable(factory):
+        raise UserError(f"rollout.environment: {name} is neither a class nor a function that returns an environment")
     try:
-        return cls() if issubclass(cls, Environment) else WrappedTools(cls)
+        if isinstance(factory, type) and issubclass(factory, Environment):
+            return factory()
+        return WrappedTools(factory)
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"rollout.environment: {environment}() fails: {with_user_line(error)}") from error
+        raise UserError(f"rollout.environment: {name}() fails: {with_user_line(error)}") from error
 
 
 def _import(path: str) -> Any:
@@ -275,20 +281,54 @@ def _import(path: str) -> Any:
         raise UserError(f"rollout.environment: {path} cannot be imported: {first_line(error)}{hint}") from error
 
 
-def _await(value: Any) -> Any:
+def resolved(value: Any) -> Any:
+    """Return a value, or what it awaits, in an event loop that lives as long as the process."""
+    if not inspect.isawaitable(value):
+        return value
+
     async def finish() -> Any:
-        return await value
+        try:
+            return await value
+        except (SystemExit, KeyboardInterrupt) as error:  # they would end the loop
+            raise RuntimeError(first_line(error)) from error
 
-    return asyncio.run(finish()) if inspect.isawaitable(value) else value
+    return asyncio.run_coroutine_threadsafe(finish(), _event_loop()).result()
 
 
-def _is_image(value: Any) -> bool:
+@functools.cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Start the event loop of this process; it goes on between calls, so that connections are kept alive."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="lit-rlvr-environments", daemon=True).start()
+    return loop
+
+
+def as_tool_result(name: str, value: Any) -> ToolResult:
+    """Make a tool message of what a tool returned.
+
+    Raises:
+        ValueError: an image block holds no PIL image.
+    """
+    if not is_content(value):
+        value = [{"type": "image", "image": value}] if is_image(value) else [{"type": "text", "text": str(value)}]
+    images = tuple(block.get("image") for block in value if block["type"] == "image")
+    if not all(map(is_image, images)):
+        raise ValueError("an image block must hold a PIL image")
+    return ToolResult(name, "".join(str(block.get("text", "")) for block in value if block["type"] == "text"), images)
+
+
+def is_content(value: Any) -> bool:
+    """Return True for a list of content blocks: texts and images."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(block, dict) and block.get("type") in ("text", "image") for block in value)
+    )
+
+
+def is_image(value: Any) -> bool:
     """Return True for a PIL image, without importing PIL."""
     return any(cls.__module__ == "PIL.Image" and cls.__name__ == "Image" for cls in type(value).__mro__)
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _name(instance: object) -> str:

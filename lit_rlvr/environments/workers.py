@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from lit_rlvr.environments.base import Environment, Observation, pickled
+from lit_rlvr.environments.base import Environment, Observation, Opening, pickled
 from lit_rlvr.environments.episode import RESET, REWARD, Player
 from lit_rlvr.types import RewardResult, Sample, Turn
 from lit_rlvr.workers.pool import Job, Requests, WorkerPool, default_workers, listen
@@ -17,13 +17,15 @@ from lit_rlvr.workers.process import Function, Outcome, WorkerProcess
 class Reply(NamedTuple):
     """The state of an episode.
 
-    begun: the text of `reset`. observation: the answer to the last turn; None before the first.
+    begun: what `reset` returned. observation: the answer to the last turn; None before the first.
     outcome: the reward, at the end of the episode; None before, or if the environment judges nothing.
+    judged: the results of the reward functions that get the environment, by name, at the end.
     """
 
-    begun: str | None
+    begun: Opening
     observation: Observation | None = None
     outcome: RewardResult | None = None
+    judged: Mapping[str, RewardResult] = {}
 
 
 class EpisodeWorkers:
@@ -41,9 +43,7 @@ class EpisodeWorkers:
 
     def __init__(self, environment: Environment, workers: int | None = None, start_seconds: float = 60.0) -> None:
         pickled(environment)  # refuses what cannot be sent, by its name
-        self._function = Function(
-            f"rollout.environment: {type(environment).__name__}", pickle.dumps(Player(environment))
-        )
+        self._function = Function(f"rollout.environment: {environment.title}", pickle.dumps(Player(environment)))
         self._limits = environment.limits
         self._pools = [WorkerPool(1, start_seconds=start_seconds) for _ in range(workers or default_workers())]
         self._batch = 0
@@ -97,7 +97,7 @@ class EpisodeWorkers:
             value = yield self._batch, number, seed, played, sample, turn
             reply = Reply(value) if played == RESET else reply._replace(observation=value)
         if judge or (reply.observation is not None and reply.observation.done):
-            value = yield self._batch, number, seed, REWARD, sample, None
-            return reply._replace(outcome=value)
+            outcome, judged = yield self._batch, number, seed, REWARD, sample, None
+            return reply._replace(outcome=outcome, judged=judged)
         self._known[number] = worker, played, reply
         return reply

@@ -86,7 +86,7 @@ def make_parser(command: str) -> Parser:
     parser.add_argument("--system_prompt", type=str | None,
                         help="replaces that of the suites, and their templates unless --template is given")  # fmt: skip
     parser.add_argument("--template", type=str | None, help="replaces that of the suites")
-    parser.add_argument("--environment", type=Environment | str | None,
+    parser.add_argument("--environment", type=Environment | str | dict[str, str] | None,
                         help="answers the model if the suite names none; default: the run's; null: none")  # fmt: skip
     parser.add_argument("--max_turns", type=int | None, help="most turns of an episode; default: the run's")
     parser.add_argument("--max_observation_tokens", type=int | None, help="longest observation; default: the run's")
@@ -270,7 +270,7 @@ def load_prompts(suite: Suite, module: EvaluatingModule) -> list[Prompt]:
     """Load a suite's questions as the model sees them."""
     suite.data.use_model(module)
     if suite.environment is not None:
-        suite.data.use_tools(suite.environment.tools)
+        suite.data.use_environment(suite.environment)
     suite.data.setup("test")
     if not suite.data.prompts["test"]:
         raise UserError(f"--suite: {suite.name} has no questions; give its `test`")

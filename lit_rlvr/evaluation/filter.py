@@ -54,7 +54,7 @@ def filter_prompts(
     check_out(out)
     data.use_model(module)
     if rollout.environment is not None:
-        data.use_tools(rollout.environment.tools)
+        data.use_environment(rollout.environment)
     data.setup("test" if split == "test" else "fit")
     prompts = data.prompts[split]
     if not prompts:

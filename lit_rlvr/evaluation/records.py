@@ -195,7 +195,7 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
             "sample": g,
             "samples": len(completions),
             "completion": completion.text,
-            **({"turns": [vars(turn) for turn in completion.turns]} if completion.turns else {}),
+            **({"turns": [turn.recorded() for turn in completion.turns]} if completion.turns else {}),
             "extracted": next((r.detail for r in scores.details[p][g].values() if r.correct is not None), ""),
             "correct": bool(scores.correct[p, g]) if bool(scores.judged[p, g]) else None,
             "status": scores.statuses[p][g],

@@ -73,9 +73,10 @@ class Sampler:
         episodes = None if environment is None else self._episodes_for(environment, data)
         for first in range(0, len(prompts), batch_size):
             batch = [data.prepare(p) for p in prompts[first : first + batch_size]]
+            seeds = [[derive_seed(run_seed(), use, p.sample.id, g) for g in range(samples)] for p in batch]
             if episodes is not None:
-                batch = episodes.open(batch, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
-            self._run(batch, sampling, samples, rewards, use, judged, episodes)
+                batch = episodes.open(batch, seeds, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
+            self._run(batch, sampling, seeds, rewards, judged, episodes)
 
     def _episodes_for(self, environment: Environment, data: PromptDataModule) -> Episodes:
         """Return the episode workers of an environment, which format their replies for the data's model."""
@@ -86,10 +87,9 @@ class Sampler:
         return self._episodes[id(environment)]
 
     def _run(
-        self, prompts: list[Prompt], sampling: Sampling, samples: int, rewards: Sequence[Reward], use: str,
+        self, prompts: list[Prompt], sampling: Sampling, seeds: list[list[int]], rewards: Sequence[Reward],
         judged: Judged, episodes: Episodes | None,
     ) -> None:  # fmt: skip
-        seeds = [[derive_seed(run_seed(), use, p.sample.id, g) for g in range(samples)] for p in prompts]
         futures: dict[int, Future[None]] = {}
 
         def judge(prompt: Prompt, group: list[Completion]) -> None:

@@ -218,7 +218,7 @@ def build(name: str, values: dict[str, Any], protocol: Protocol, environment: En
     parser = Parser()
     parser.add_subclass_arguments(PromptDataModule, "data", required=True)
     parser.add_argument("--rewards", type=list[Reward | str], required=True)
-    parser.add_argument("--environment", type=Environment | str | None)
+    parser.add_argument("--environment", type=Environment | str | dict[str, str] | None)
     try:
         built = parser.instantiate_classes(parser.parse_object(values))
     except ArgumentError as error:

@@ -79,8 +79,9 @@ class RolloutCallback(Callback):
             of many samples it is free.
         rewards: the rewards that score a completion; the training reward is their weighted sum. Default: that of the
             environment, else MathAnswer.
-        environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`,
-            or the dotted path of a class whose public methods are tools.
+        environment: what answers the model between its turns (`sampling.max_turns` of them at most): an `Environment`;
+            the dotted path of a class whose public methods are tools, or of a function that returns such an object; or
+            several such paths by the names in the data's column `environment`.
         probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and after
             every this many syncs; 0 = after the first only.
         mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
@@ -105,7 +106,7 @@ class RolloutCallback(Callback):
         eval_samples: int | dict[str, int] = 1,
         eval_greedy: bool = False,
         rewards: list[Reward | str] | None = None,
-        environment: Environment | str | None = None,
+        environment: Environment | str | dict[str, str] | None = None,
         probe_every: int = 10,
         mask_truncated: bool = False,
         overlap: bool = False,
@@ -223,7 +224,7 @@ class RolloutCallback(Callback):
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration)
         ready = self._prefetch.take(prompts)
         waited = 0.0 if self._episodes is None else self._episodes.seconds
-        prompts = self._opened(trainer, prompts)
+        prompts = self._opened(trainer, prompts, seeds)
         completions, scores, seconds = sample_and_score(
             self.engine, self.rewards, prompts, self.sampling, seeds, ready, self._episodes
         )
@@ -235,14 +236,14 @@ class RolloutCallback(Callback):
         exact = self.generator.is_exact(compute_dtype(str(trainer.precision)))
         return assemble(prompts, completions, scores, self.sampling, self.mask_truncated, exact)
 
-    def _opened(self, trainer: Trainer, prompts: list[Prompt], name: str = "") -> list[Prompt]:
+    def _opened(self, trainer: Trainer, prompts: list[Prompt], seeds: list[list[int]], name: str = "") -> list[Prompt]:
         """Add to each prompt of a set what the environment says first."""
         if self._episodes is None:
             return prompts
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         data = next((other for other in data.validated if other.name == name), data)
         self._episodes.between = self._between[data.name]
-        return self._episodes.open(prompts, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
+        return self._episodes.open(prompts, seeds, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
 
     def _sample_on(
         self, trainer: Trainer, module: RLVRModule, batch: PromptBatch, rollout: Rollout, repeats: list[int],
@@ -323,7 +324,7 @@ class RolloutCallback(Callback):
             self.engine.generate([], sampling, [])
             return Rollout.unscored([], [], sampling, samples)
         seeds = completion_seeds(prompts, [0] * len(batch), samples, "validation", batch.name)
-        prompts = self._opened(trainer, prompts, batch.name)
+        prompts = self._opened(trainer, prompts, seeds, batch.name)
         completions, scores, _ = sample_and_score(
             self.engine, self.rewards, prompts, sampling, seeds, turns=self._episodes
         )
@@ -368,7 +369,7 @@ class RolloutCallback(Callback):
         )
         if self.environment is not None:
             for other in data.validated:
-                other.use_tools(self.environment.tools)
+                other.use_environment(self.environment)
         check_all(
             lambda: refuse_all(
                 f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from lit_rlvr.distributed.collectives import all_sum
-from lit_rlvr.environments.base import Environment
+from lit_rlvr.environments.base import Environment, Opening
+from lit_rlvr.environments.calls import find_calls
 from lit_rlvr.environments.workers import EpisodeWorkers, Reply
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.engines.base import Answer, Continuation, Turns
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 class _Row:
     """Completion g of prompt p, and its episode so far.
 
-    limit: the most tokens, observations included. judged: its last call ends the episode. cut: its last turn was not
-    finished, so the environment never sees it.
+    limit: the most tokens, observations included. raw: its turns with special tokens. judged: its last call ends the
+    episode. cut: its last turn was not finished, so the environment never sees it.
     """
 
     p: int
@@ -39,9 +41,16 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
+    raw: list[str] = field(default_factory=list)
     pixels: list[Pixels | None] = field(default_factory=list)
     judged: bool = False
     cut: bool = False
+
+    def observe(self, tokens: Sequence[int]) -> None:
+        """Append tokens that are not sampled."""
+        self.tokens += tokens
+        self.logprobs += [0.0] * len(tokens)
+        self.sampled += [False] * len(tokens)
 
 
 class Episodes(Turns):
@@ -63,45 +72,86 @@ class Episodes(Turns):
         self._sampling = Sampling()
         self._rows: dict[int, _Row] = {}
         self._numbers: dict[tuple[int, int], int] = {}
-        self._begun: dict[str, Outcome] = {}  # sample id -> how `reset` ended when its prompt was made
+        self._openings: dict[tuple[int, int], tuple[Outcome, tuple[int, ...]]] = {}
+        self._opened: tuple[list[str], list[list[int]]] = [], []  # the sample ids and seeds that these are of
+        self._begun: dict[str, Opening] = {}  # sample id -> what its prompt ends with
+        self._handed: set[tuple[int, int]] = set()  # openings that the engine took
         self.seconds = 0.0  # waited for environments, so far
 
-    def open(self, prompts: Sequence[Prompt], again: Callable[[Sample], Prompt], most: int) -> list[Prompt]:
-        """Return the prompts with what the environment says at the beginning appended to the user's last message.
+    def open(
+        self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]], again: Callable[[Sample], Prompt], most: int
+    ) -> list[Prompt]:
+        """Return the prompts with what the environment says first; the next call of `begin` continues these episodes.
 
-        Their samples stay as they are in the data. Where `reset` fails, so will the episodes of that prompt.
+        If it says the same to all completions of a prompt, their prompt has it at its end. Otherwise the prompt ends
+        before it, and each completion begins with the tokens of its own, which are observed, not sampled. The prompts'
+        samples stay as they are in the data. Where `reset` fails, so will that episode.
 
         Args:
+            seeds: those of the completions.
             again: makes a prompt of a changed sample.
             most: longest prompt in tokens.
 
         Raises:
-            UserError: a prompt becomes too long.
+            UserError: a prompt becomes too long, or completions of a prompt would begin with different images.
         """
-        if not begins(self._environment):
+        self._openings, self._begun = {}, {}
+        if not self._environment.begins:
             return list(prompts)
-        self._workers.forget()
-        for p, prompt in enumerate(prompts):
-            self._workers.call(p, 0, prompt.sample)
-        outcomes = dict(self._workers.outcomes(len(prompts)))
+        outcomes = self._reset(prompts, seeds)
         opened = []
         for p, prompt in enumerate(prompts):
-            self._begun[prompt.sample.id] = outcomes[p]
-            text = outcomes[p].value.begun if outcomes[p].status == "ok" else None
-            longer = prompt
-            if text:
-                changed = replace(prompt.sample, prompt=_appended(prompt.sample.prompt, text))
-                longer = replace(again(changed), sample=prompt.sample)
-            if len(longer.token_ids) > most:
-                raise UserError(
-                    f"{prompt.sample.source or prompt.sample.id}: with what the environment says first, the prompt has "
-                    f"{len(longer.token_ids)} tokens; raise data.init_args.max_prompt_tokens={most}"
-                )
+            row = {g: outcomes[p, g] for g in range(len(seeds[p]))}
+            texts = {g: outcome.value.begun for g, outcome in row.items() if outcome.status == "ok"}
+            different = [text for k, text in enumerate([*texts.values()]) if text not in [*texts.values()][:k]]
+            made = [replace(again(with_opening(prompt.sample, text)), sample=prompt.sample) for text in different]
+            longer = made[0] if made else prompt
+            for one in made:
+                if len(one.token_ids) > most:
+                    raise UserError(
+                        f"{prompt.sample.source or prompt.sample.id}: with what the environment says first, the prompt "
+                        f"has {len(one.token_ids)} tokens; raise data.init_args.max_prompt_tokens={most}"
+                    )
+            if len(made) > 1:
+                longer = self._common_start(made)
+                own = {g: made[different.index(text)].token_ids[len(longer.token_ids) :] for g, text in texts.items()}
+                for g, outcome in row.items():
+                    self._openings[p, g] = outcome, tuple(own.get(g, made[0].token_ids[len(longer.token_ids) :]))
+            elif made:
+                self._begun[prompt.sample.id] = different[0]
             opened.append(longer)
+        self._opened = [prompt.sample.id for prompt in prompts], [list(some) for some in seeds]
         return opened
 
-    def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
+    def _common_start(self, prompts: Sequence[Prompt]) -> Prompt:
+        """Return a prompt of the tokens that all these begin with, but at least one less than the shortest."""
+        if any(prompt.pixels is not None for prompt in prompts):
+            raise UserError(
+                f"rollout.environment: reset of {self._environment.title} says different things to completions of "
+                f"{prompts[0].sample.id}, which is supported for texts only; let it depend on the sample alone"
+            )
+        ids = [prompt.token_ids for prompt in prompts]
+        length = next((k for k, tokens in enumerate(zip(*ids, strict=False)) if len({*tokens}) > 1), min(map(len, ids)))
+        return replace(prompts[0], token_ids=ids[0][: min(length, min(map(len, ids)) - 1)])
+
+    def _reset(self, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> dict[tuple[int, int], Outcome]:
+        """Begin the episodes of all completions; return how that went."""
         self._workers.forget()
+        places = [(p, g) for p in range(len(prompts)) for g in range(len(seeds[p]))]
+        for number, (p, g) in enumerate(places):
+            self._workers.call(number, seeds[p][g], prompts[p].sample)
+        outcomes = dict(self._workers.outcomes(len(places)))
+        return {place: outcomes[number] for number, place in enumerate(places)}
+
+    def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
+        if ([prompt.sample.id for prompt in prompts], [list(some) for some in seeds]) != self._opened:
+            self._workers.forget()
+            if self._openings:
+                raise UserError(
+                    f"rollout.environment: reset of {self._environment.title} says different things to completions of "
+                    "a prompt, so a batch cannot be generated again; let it depend on the sample alone"
+                )
+        self._opened = [], []
         self._waiting = 0
         self._prompts, self._sampling = prompts, sampling
         if sampling.max_turns > 1 and sampling.max_observation_tokens < (least := self.between.min_tokens):
@@ -109,14 +159,28 @@ class Episodes(Turns):
                 f"sampling.max_observation_tokens: {sampling.max_observation_tokens} is too few, because the chat "
                 f"template around an observation takes up to {least} tokens"
             )
-        self._rows, self._numbers = {}, {}
+        self._rows, self._numbers, self._handed = {}, {}, set()
         for p, prompt in enumerate(prompts):
-            room = self._context - len(prompt.token_ids) if self._context else sampling.reach
             for g, seed in enumerate(seeds[p]):
                 number = self._numbers[p, g] = len(self._rows)
-                self._rows[number] = _Row(p, g, seed, min(sampling.reach, room))
+                _, first = self._openings.get((p, g), (None, ()))
+                room = self._context - len(prompt.token_ids) if self._context else sampling.reach + len(first)
+                row = self._rows[number] = _Row(p, g, seed, min(sampling.reach + len(first), room))
+                row.observe(first)
+
+    def opening(self, p: int, g: int) -> Continuation | None:
+        if (p, g) not in self._openings:
+            return None
+        self._handed.add((p, g))
+        row, (_, first) = self._rows[self._numbers[p, g]], self._openings[p, g]
+        return Continuation(first, min(self._sampling.max_tokens, row.limit - len(first)))
 
     def stopped(self, p: int, g: int, turn: Completion) -> None:
+        if (p, g) in self._openings and (p, g) not in self._handed:
+            raise UserError(
+                f"rollout.engine: it does not support an environment ({self._environment.title}) whose reset says "
+                "different things to completions of a prompt"
+            )
         number = self._numbers[p, g]
         row = self._rows[number]
         row.tokens += turn.token_ids
@@ -124,6 +188,7 @@ class Episodes(Turns):
         row.sampled += [True] * len(turn.token_ids)
         row.turns.append(Turn(turn.text))
         row.cut = turn.truncated
+        row.raw.append(self.between.raw_text(turn.token_ids))
         self._waiting += 1
         self._call(number, row, judge=row.cut or len(row.turns) == self._sampling.max_turns)
 
@@ -151,32 +216,32 @@ class Episodes(Turns):
 
     def _call(self, number: int, row: _Row, judge: bool) -> None:
         row.judged = judge
-        seen = row.turns[:-1] if row.cut else row.turns
-        texts = tuple(Turn(turn.text) for turn in seen)
+        texts = tuple(Turn(turn.text, raw=raw) for turn, raw in zip(row.turns, row.raw, strict=True))
+        texts = texts[:-1] if row.cut else texts
         self._workers.call(number, row.seed, self._prompts[row.p].sample, texts, judge)
 
     def _answer(self, number: int, row: _Row, outcome: Outcome) -> Continuation | Completion | None:
         """Return how a completion goes on; None if its environment has to be asked once more."""
         sample = self._prompts[row.p].sample
-        begun = self._begun.get(sample.id, outcome)
-        for failed in (begun, outcome):
+        opened, _ = self._openings.get((row.p, row.g), (outcome, ()))
+        for failed in (opened, outcome):
             if failed.status != "ok":
                 said = RewardResult(0.0, None, failed.status, f"environment: {failed.detail}")
                 return self._whole(row, not row.cut, said)
         reply: Reply = outcome.value
-        if reply.begun != begun.value.begun:
-            raise UserError(
-                f"rollout.environment: reset of {type(self._environment).__name__} said different things to "
-                f"completions of {sample.id}; they share their prompt, so it must depend on the sample alone"
-            )
+        begun = opened.value.begun if (row.p, row.g) in self._openings else self._begun.get(sample.id, reply.begun)
+        if reply.begun != begun:
+            said = RewardResult(0.0, None, "error", "environment: reset said something else when it was called again")
+            return self._whole(row, not row.cut, said)
         seen = reply.observation
         if seen is not None and not row.cut:
             row.turns[-1] = replace(row.turns[-1], calls=seen.calls, errors=seen.errors)
         done = seen is not None and seen.done
         if done or row.judged:
-            return self._whole(row, done and not row.cut, reply.outcome)
+            return replace(self._whole(row, done and not row.cut, reply.outcome), judged=reply.judged)
         assert seen is not None, "a turn has an answer"
-        shown = self.between.tokens(seen.text, row.tokens[-1], self._sampling.max_observation_tokens, seen.images)
+        most = self._sampling.max_observation_tokens
+        shown = self.between.tokens(seen.text, row.tokens[-1], most, seen.images, seen.results)
         tokens = shown.token_ids
         room = row.limit - len(row.tokens) - len(tokens)
         if room < 1:  # no space for another turn
@@ -185,9 +250,7 @@ class Episodes(Turns):
         images = 0 if shown.pixels is None else len(shown.pixels.images)
         row.turns[-1] = replace(row.turns[-1], observation=shown.text, images=images)
         row.pixels.append(shown.pixels)
-        row.tokens += tokens
-        row.logprobs += [0.0] * len(tokens)
-        row.sampled += [False] * len(tokens)
+        row.observe(tokens)
         return Continuation(tokens, min(self._sampling.max_tokens, room), shown.pixels)
 
     @staticmethod
@@ -210,12 +273,18 @@ def between_turns(data: PromptDataModule, policy: Policy, environment: Environme
         data.chat, data.tokenizer, policy.eos_token_ids, environment.role, lambda: data.image_processor
     )
     between.choose_role()
+    check_calls(between)
     return between
+
+
+def check_calls(between: BetweenTurns) -> None:
+    """Refuse a chat template whose form of tool calls cannot be read."""
+    between.check_calls(lambda text: [(call.name, call.named) for call in find_calls(text)])
 
 
 def begins(environment: Environment | None) -> bool:
     """Return whether the environment may say something before the first turn."""
-    return environment is not None and type(environment).reset is not Environment.reset
+    return environment is not None and environment.begins
 
 
 def check_turns(option: str, sampling: Sampling, environment: Environment | None) -> None:
@@ -227,7 +296,7 @@ def check_turns(option: str, sampling: Sampling, environment: Environment | None
     if environment is None and sampling.max_turns > 1:
         raise UserError(f"{option}: {sampling.max_turns} turns need an environment that answers them")
     if environment is not None and environment.needs_turns and sampling.max_turns == 1:
-        raise UserError(f"{option}: {type(environment).__name__} answers between turns, so allow at least 2")
+        raise UserError(f"{option}: {environment.title} answers between turns, so allow at least 2")
 
 
 def turn_metrics(rollout: Rollout) -> dict[str, float]:
@@ -244,11 +313,37 @@ def turn_metrics(rollout: Rollout) -> dict[str, float]:
     return {name: value / max(size, 1.0) for name, value in total.items()}
 
 
-def _appended(prompt: str | list[dict[str, object]], text: str) -> str | list[dict[str, object]]:
-    """Return a prompt with text at the end of the user's last message."""
-    if isinstance(prompt, str):
-        return prompt + text
-    last = max(i for i, message in enumerate(prompt) if message["role"] == "user")
-    content = prompt[last]["content"]
-    more = content + text if isinstance(content, str) else [*content, {"type": "text", "text": text}]  # type: ignore[misc]
-    return [*prompt[:last], {**prompt[last], "content": more}, *prompt[last + 1 :]]
+def with_opening(sample: Sample, begun: Opening) -> Sample:
+    """Return the sample with what an environment says first in its prompt.
+
+    A text or content blocks extend the user's last message; messages follow the prompt, or take the place of an empty
+    one.
+    """
+    if begun is None or begun == "":
+        return sample
+    prompt = sample.prompt
+    if isinstance(begun, list) and "role" in begun[0]:
+        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return replace(sample, prompt=[*(m for m in before if m["content"] or m["role"] != "user"), *begun])
+    if isinstance(begun, str) and isinstance(prompt, str):
+        return replace(sample, prompt=prompt + begun)
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    last = max(i for i, message in enumerate(messages) if message["role"] == "user")
+    content = messages[last]["content"]
+    if isinstance(begun, str) and isinstance(content, str):
+        return replace(
+            sample, prompt=[*messages[:last], {**messages[last], "content": content + begun}, *messages[last + 1 :]]
+        )
+    parts = [{"type": "text", "text": content}] * bool(content) if isinstance(content, str) else list(content)
+    blocks = [{"type": "text", "text": begun}] if isinstance(begun, str) else begun
+    images = [block["image"] for block in blocks if block["type"] == "image"]
+    shown = [{"type": "image"} if block["type"] == "image" else block for block in blocks]
+    changed = replace(
+        sample, prompt=[*messages[:last], {**messages[last], "content": [*parts, *shown]}, *messages[last + 1 :]]
+    )
+    if not images:
+        return changed
+    from lit_rlvr.datamodules.reading.images import open_images  # imports the data sets' packages
+
+    sources, bounds = getattr(sample.images, "sources", ()), getattr(sample.images, "bounds", (None, None))
+    return replace(changed, images=open_images([*sources, *images], Path(), *bounds))

@@ -90,7 +90,7 @@ def check_lengths(model_folder: str, sets: Sequence[LengthRequirement]) -> None:
         tokens = asked.reach - asked.max_tokens
         said = f"prompt {asked.longest.sample.id} has {tokens} tokens"
         if tokens > len(asked.longest.token_ids):
-            said = f"prompts may get {tokens} tokens from their environment"
+            said = f"the environment adds to prompts, up to {asked.prompt_option}={tokens} tokens"
         rooms = {asked.prompt_option: context - asked.max_tokens, asked.option: context - tokens}
         lower = " or ".join(f"{option} to {room}" for option, room in rooms.items() if room > 0)
         raise UserError(

@@ -331,7 +331,7 @@ def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[di
                     "prompt": prompt.sample.prompt,
                     "answer": prompt.sample.answer,
                     "completion": completion.text,
-                    **({"turns": [vars(turn) for turn in completion.turns]} if completion.turns else {}),
+                    **({"turns": [turn.recorded() for turn in completion.turns]} if completion.turns else {}),
                     "finish_reason": completion.finish_reason,
                     "tokens": completion.length,
                     "reward": round(float(rollout.rewards[p, g]), 6),

@@ -1,13 +1,19 @@
 """Tool calls as models write them, and the tools that they call."""
 
+import asyncio
 import sqlite3
+import sys
+from enum import Enum
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from tiny_environments import BadTools, Increment
+from PIL import Image
+from tiny_environments import Increment
 
-from lit_rlvr.environments import Calculator, GuessNumber, Python, SQLShell, as_environment
-from lit_rlvr.environments.tools import Call, WrappedTools, find_calls
+from lit_rlvr.environments import Calculator, GuessNumber, Python, SQLShell, Tools, as_environment
+from lit_rlvr.environments.calls import Call, find_calls
+from lit_rlvr.environments.tools import WrappedTools, as_tool_result
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample, Turn
 
@@ -35,6 +41,29 @@ from lit_rlvr.types import Sample, Turn
             '<tool_call>{"name": "f", "arguments": {"x": "<call>g()</call>"}}</tool_call>',
             [Call("f", named={"x": "<call>g()</call>"})],
         ),
+        (
+            "<tool_call>\n<function=f>\n<parameter=x>\n1\n2\n</parameter>\n</function>\n</tool_call>",
+            [Call("f", named={"x": "1\n2"}, is_typed=False)],
+        ),
+        ("<tool_call>\n<function=f>\n</function>\n</tool_call>", [Call("f", is_typed=False)]),
+        (
+            "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>a b</arg_value>\n</tool_call>",
+            [Call("f", named={"x": "a b"}, is_typed=False)],
+        ),
+        (
+            "Now.<|tool_call_start|>[f(x='a', y=2), g()]<|tool_call_end|>",
+            [Call("f", named={"x": "a", "y": 2}), Call("g")],
+        ),
+        (
+            '<|tool_call>call:f{x:<|"|>a: "b"<|"|>,y:[1,true]}<tool_call|>',
+            [Call("f", named={"x": 'a: "b"', "y": [1, True]})],
+        ),
+        (
+            "<|channel|>analysis<|message|>f?<|end|><|start|>assistant to=functions.f<|channel|>commentary json"
+            '<|message|>{"x": 1}',
+            [Call("f", named={"x": 1})],
+        ),
+        ('<|python_tag|>{"name": "f", "parameters": {"x": 1}}', [Call("f", named={"x": 1})]),
     ],
 )
 def test_calls_are_found_in_every_form(text: str, calls: list[Call]) -> None:
@@ -53,6 +82,8 @@ def test_calls_are_found_in_every_form(text: str, calls: list[Call]) -> None:
         ("<call>f(**{'x': 1})</call>", "names each of its arguments"),
         ("<call>" + "(" * 5000 + "</call>", "cannot be read"),
         ("<tool_call>" + "[" * 100_000, "not valid JSON"),
+        ("<|tool_call>f(1)<tool_call|>", "written as call:name"),
+        ("to=functions.f json<|message|>{", "arguments must be a JSON object"),
     ],
 )
 def test_a_malformed_call_says_what_is_wrong_with_it(text: str, problem: str) -> None:
@@ -73,25 +104,107 @@ def test_the_calculator(expression: str, value: str) -> None:
 )
 def test_the_calculator_computes_nothing_else(expression: str) -> None:
     answer = Calculator().step(Turn(f"<call>calculate({expression!r})</call>"))
-    assert answer.text.startswith("error: ") and (answer.calls, answer.errors, answer.done) == (1, 1, False)
+    assert answer.text.startswith("{'error': ") and (answer.calls, answer.errors, answer.done) == (1, 1, False)
 
 
 def test_a_turn_without_a_call_ends_the_episode() -> None:
     assert Calculator().step(Turn("4")).done
 
 
-def test_all_calls_of_a_turn_are_run() -> None:
+def test_each_call_of_a_turn_gets_a_message() -> None:
     seen = Calculator().step(Turn("<call>calculate('1 + 1')</call><call>no(1)</call><call>calculate(a=2)</call>"))
-    first, second, third = seen.text.split("\n")
-    assert first == "2"
-    assert second == "error: there is no tool 'no'; the tools are calculate"
-    assert third.startswith("error: calculate: ") and (seen.calls, seen.errors) == (3, 2)
+    assert [result.name for result in seen.results] == ["calculate", "no", "calculate"]
+    first, second, third = (result.text for result in seen.results)
+    assert (first, second) == ("2", "{'error': 'Tool no not found.'}")
+    assert "unexpected keyword argument 'a'" in third and (seen.calls, seen.errors) == (3, 2)
 
 
-def test_what_tools_return_becomes_text() -> None:
-    tools = BadTools()
-    assert tools.step(Turn("<call>table(2)</call>")).text == '[{"row": 0}, {"row": 1}]'
-    assert tools.step(Turn("<call>broken()</call>")).text == "error: RuntimeError: no connection"
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [({"a": None, "b": True}, "{'a': None, 'b': True}"), (None, "None"), ([{"row": 0}], "[{'row': 0}]"), (0.5, "0.5"),
+     ([{"type": "text", "text": "Here "}, {"type": "text", "text": "it is."}], "Here it is.")],
+)  # fmt: skip
+def test_results_become_text_as_python_writes_them(value: object, text: str) -> None:
+    assert as_tool_result("look", value).text == text
+
+
+def test_content_blocks_may_hold_images() -> None:
+    picture = Image.new("L", (2, 3))
+    seen = as_tool_result("look", [{"type": "image", "image": picture}, {"type": "text", "text": "Here."}])
+    assert (seen.text, seen.images) == ("Here.", (picture,)) and as_tool_result("look", picture).images == (picture,)
+    with pytest.raises(ValueError, match="must hold a PIL image"):
+        as_tool_result("look", [{"type": "image", "image": "a.png"}])
+
+
+class Mailbox:
+    """Its state belongs to one event loop."""
+
+    async def put(self, letter: str) -> int:
+        """Put a letter in.
+
+        Args:
+            letter: The letter.
+        """
+        if not hasattr(self, "_letters"):
+            self._letters: asyncio.Queue[str] = asyncio.Queue()
+            self._sorting = asyncio.create_task(self._letters.get())
+        await self._letters.put(letter)
+        return self._letters.qsize()
+
+    async def take(self) -> str:
+        """Take the letter that was sorted first."""
+        return await self._sorting
+
+    async def leave(self) -> None:
+        """Leave."""
+        sys.exit(3)
+
+
+def test_one_event_loop_lives_on_between_calls() -> None:
+    tools = WrappedTools(Mailbox)
+    assert tools.step(Turn("<call>put('a')</call>")).text == "1"
+    assert tools.step(Turn("<call>leave()</call><call>take()</call>")).text == "{'error': 'SystemExit: 3'}\na"
+
+
+class Colour(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Painter:
+    def paint(self, colour: Colour, shade: Literal["dark", "light"] = "dark") -> str:
+        """Paint.
+
+        Args:
+            colour: The colour.
+            shade: Its shade.
+        """
+        return f"{shade} {colour}"
+
+
+class Adder:
+    def add(self, number: int, more: list[int], label: str) -> str:
+        """Add.
+
+        Args:
+            number: A number.
+            more: Further numbers.
+            label: A text.
+        """
+        return f"{label!r} {number + sum(more)}"
+
+
+def test_bare_texts_get_the_types_of_the_arguments() -> None:
+    parts = {"number": "7", "more": "[1, 2]", "label": "7"}
+    call = "".join(f"<parameter={name}>\n{text}\n</parameter>\n" for name, text in parts.items())
+    seen = WrappedTools(Adder).step(Turn(f"<tool_call>\n<function=add>\n{call}</function>\n</tool_call>"))
+    assert seen.text == "'7' 10"
+
+
+def test_an_argument_may_be_an_enum() -> None:
+    tools = WrappedTools(Painter)
+    assert tools.tools[0]["function"]["parameters"]["properties"]["shade"]["enum"] == ["dark", "light"]
+    assert tools.step(Turn("<call>paint('red', shade='light')</call>")).text == "light red"
 
 
 def test_schemas_come_from_types_and_docstrings() -> None:
@@ -126,7 +239,8 @@ class Open:
 def test_a_tool_may_have_any_name() -> None:
     tools = WrappedTools(Stepping)
     assert [tool["function"]["name"] for tool in tools.tools] == ["reward", "step"] and not tools.judges
-    assert tools.step(Turn("<call>step()</call><call>reward()</call>")).text == "on\ngold"
+    seen = tools.step(Turn("<call>step()</call><call>reward()</call>"))
+    assert [result.text for result in seen.results] == ["on", "gold"]
     with pytest.raises(UserError, match=r"Open\.look takes \*args or \*\*kwargs"):
         WrappedTools(Open)
 
@@ -136,15 +250,15 @@ class Undocumented:
         return where
 
 
-class Empty:
+class NoTools(Tools):
     pass
 
 
 def test_methods_that_cannot_be_offered_are_named() -> None:
     with pytest.raises(UserError, match=r"Undocumented\.look cannot be offered as a tool.*docstring"):
         WrappedTools(Undocumented)
-    with pytest.raises(UserError, match="Empty has no public method"):
-        WrappedTools(Empty)
+    with pytest.raises(UserError, match="NoTools has no public method"):
+        NoTools()
 
 
 def test_a_class_written_for_trl_works_by_its_path() -> None:
@@ -156,12 +270,13 @@ def test_a_class_written_for_trl_works_by_its_path() -> None:
     assert tools.step(Turn('<tool_call>{"name": "increment", "arguments": {"step": 4}}</tool_call>')).text == "6"
     assert tools.reward() == 1.0
     assert isinstance(tools.holder, Increment)
+    assert isinstance(WrappedTools("tiny_environments.Increment").holder, Increment)
 
 
 @pytest.mark.parametrize(
     ("path", "message"),
     [("nothing.Here", "No module named 'nothing'"), ("lit_rlvr.environments.None_", "cannot be imported"),
-     ("os.path.join", "is not a class"), ("Calculater", "did you mean Calculator"),
+     ("os.path.sep", "is neither a class nor a function"), ("Calculater", "did you mean Calculator"),
      ("{class_path: my.Thing}", "by its dotted path alone")],
 )  # fmt: skip
 def test_a_wrong_path_is_one_line(path: str, message: str) -> None:
@@ -182,7 +297,7 @@ def test_the_sql_shell_shows_rows_or_the_error_and_cannot_write(tmp_path: Path) 
 
     assert query("SELECT * FROM cats") == "Ada | 3\nBen | NULL\n... and 1 more rows"
     assert query("SELECT name FROM cats WHERE age > 9") == "no rows"
-    assert query("SELECT nam FROM cats") == "error: ValueError: no such column: nam"
+    assert query("SELECT nam FROM cats") == "{'error': 'no such column: nam'}"
     assert "not authorized" in query("DELETE FROM cats")
     assert "too many instructions" in query(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT MAX(i) FROM n"
@@ -197,8 +312,8 @@ def test_python_runs_in_the_sandbox() -> None:
     assert tools.step(Turn("<call>python('print(6 * 7)')</call>")).text == "42\n"
     assert tools.step(Turn("<call>python('x = 1')</call>")).text == "the program printed nothing"
     assert "ZeroDivisionError" in tools.step(Turn("<call>python('1 / 0')</call>")).text
-    assert "error: " in tools.step(Turn('<call>python(\'open("/tmp/x", "w")\')</call>')).text
-    assert "error: " in tools.step(Turn("<call>python('while True: pass')</call>")).text
+    assert "{'error': " in tools.step(Turn('<call>python(\'open("/tmp/x", "w")\')</call>')).text
+    assert "{'error': " in tools.step(Turn("<call>python('while True: pass')</call>")).text
 
 
 def test_guessing_a_number() -> None:

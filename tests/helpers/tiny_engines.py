@@ -10,7 +10,7 @@ from tiny import plain_logprobs
 from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.policy.load_policy import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.base import Done, EngineContext
+from lit_rlvr.rollout.engines.base import Done, EngineContext, Row, Turns
 from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.types import Completion, Prompt, Sampling
@@ -38,6 +38,46 @@ class Copying(HFEngine):
         if len(prompts) > 1:
             self.sampled_with.append(next(self.copy.parameters()).detach().clone())
         return super().generate(prompts, sampling, seeds, done)
+
+
+class Scripted(HFEngine):
+    """Says the given turns in place of sampled ones, but for probes.
+
+    Args:
+        script: the turns of every completion.
+    """
+
+    def __init__(self, script: Sequence[str]) -> None:
+        super().__init__()
+        self.script = script
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
+        done: Done | None = None, turns: Turns | None = None,
+    ) -> list[list[Completion]]:  # fmt: skip
+        if turns is None:
+            return super().generate(prompts, sampling, seeds, done)
+        assert self._context is not None
+        tokenizer = self._context.tokenizer
+        turns.begin(prompts, sampling, seeds)
+        rows = {(p, g): Row(p, g, prompts[p], seed, 0) for p, group in enumerate(seeds) for g, seed in enumerate(group)}
+
+        def speak(row: Row) -> None:
+            text = self.script[row.turn]
+            ids = (*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
+            turns.stopped(row.p, row.g, Completion(text, ids, "stop", (0.0,) * len(ids)))
+
+        for row in rows.values():
+            turns.opening(row.p, row.g)
+            speak(row)
+        while turns.waiting:
+            for p, g, answer in turns.answers(1):
+                if isinstance(answer, Completion):
+                    rows[p, g].whole = answer
+                else:
+                    rows[p, g].go_on(answer)
+                    speak(rows[p, g])
+        return [[rows[p, g].get() for g in range(len(group))] for p, group in enumerate(seeds)]
 
 
 class Crashing(Copying):

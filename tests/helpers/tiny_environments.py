@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import time
+import uuid
 from typing import Any
 
 from lit_rlvr.environments.base import Environment, Observation
@@ -43,13 +44,17 @@ class Dice(Environment):
 
 
 class Moody(Environment):
-    """Says something else to each completion at the beginning."""
+    """Says something else to each completion at the beginning, and in the detail of its reward what."""
 
     def reset(self, sample: Sample) -> str:
-        return f" {random.random()}"
+        self.said = f" {uuid.uuid4()}"  # not one of the random numbers that the worker seeds
+        return self.said
 
     def step(self, turn: Turn) -> Observation:
-        return Observation(done=True)
+        return Observation(turn.text[:3])
+
+    def reward(self) -> RewardResult:
+        return RewardResult(1.0, detail=self.said)
 
 
 class Faulty(Environment):

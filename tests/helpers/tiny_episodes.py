@@ -11,7 +11,7 @@ from tiny import ENDS, byte_tokenizer, plain_logprobs
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.rollout.episodes import Episodes
-from lit_rlvr.types import Completion, Prompt, Sampling
+from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 
 def between(role: str = "user", ends: tuple[int, ...] = ENDS) -> BetweenTurns:
@@ -64,3 +64,24 @@ def assert_exact(
             assert not torch.tensor(completion.logprobs)[~kept].any()
             assert completion.length == sum(len(turn.token_ids) for turn in said)
             assert completion.text == said[-1].text
+
+
+def as_bytes(sample: Sample) -> Prompt:
+    """A prompt of the sample's text, a token a byte."""
+    return Prompt(sample, byte_tokenizer()(sample.prompt, add_special_tokens=False).input_ids)
+
+
+@torch.no_grad()
+def assert_own_beginnings(
+    prompts: Sequence[Prompt], groups: list[list[Completion]], model: Any, sampling: Sampling
+) -> None:
+    """Each completion begins with what `Moody` told it, which is observed; its tokens follow from that."""
+    for prompt, group in zip(prompts, groups, strict=True):
+        assert len({completion.outcome.detail for completion in group if completion.outcome}) == len(group) > 1
+        for completion in group:
+            own = completion.sampled.index(True)
+            told = byte_tokenizer().decode([*prompt.token_ids, *completion.token_ids[:own]])
+            assert completion.outcome is not None and told == f"{prompt.sample.prompt}{completion.outcome.detail}"
+            expected, _ = plain_logprobs(model, prompt.token_ids, completion.token_ids, sampling)
+            kept = torch.tensor(completion.sampled)
+            torch.testing.assert_close(torch.tensor(completion.logprobs)[kept], expected[kept], atol=1e-4, rtol=0)

@@ -11,8 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_rlvr.algorithms import GRPO
-from lit_rlvr.datamodules import Arithmetic
-from lit_rlvr.environments import Environment
+from lit_rlvr.datamodules import Arithmetic, PromptDataModule
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.engines.base import RolloutEngine
@@ -72,8 +71,9 @@ def fit(
     probe_every: int = 10,
     skip_nothing: bool = False,
     overlap: bool = False,
-    environment: Environment | None = None,
+    environment: Any = None,
     recorder: Recorder | None = None,
+    data: PromptDataModule | None = None,
     **options: Any,
 ) -> tuple[RecordingGRPO, Recorder]:
     recorder = recorder or Recorder()
@@ -94,5 +94,5 @@ def fit(
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
         default_root_dir=root, callbacks=[rollout, recorder],
     )  # fmt: skip
-    trainer.fit(module, datamodule=Arithmetic(prompts_per_step=prompts_per_step, held_out=10))
+    trainer.fit(module, datamodule=data or Arithmetic(prompts_per_step=prompts_per_step, held_out=10))
     return module, recorder

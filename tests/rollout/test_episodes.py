@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from test_hf_engine import hf_engine
 from test_invariants import assert_same, naive_gradients
 from tiny import CHATML, END, ENDS, byte_tokenizer, make_prompt, random_ids
 from tiny_engines import flat
 from tiny_environments import BadTools, Broken, Dice, Echo, Faulty, Moody
-from tiny_episodes import Recording, assert_exact, between, spans
+from tiny_episodes import Recording, as_bytes, assert_exact, assert_own_beginnings, between, spans
 from tiny_fit import T_MAX, fit
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
@@ -19,9 +20,14 @@ from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.engines.base import Continuation, RolloutEngine, Row
-from lit_rlvr.rollout.episodes import Episodes, check_turns
+from lit_rlvr.rollout.episodes import Episodes, check_turns, with_opening
 from lit_rlvr.types import Completion, Sample, Sampling
 from lit_rlvr.workers.process import Isolation
+
+
+def user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
 
 PROMPTS = [make_prompt(random_ids(n, n), f"p{n}") for n in (7, 2, 30, 1)]
 SEEDS = [[100 * p + g for g in range(3)] for p in range(4)]
@@ -136,14 +142,15 @@ def test_an_unfinished_message_is_ended_by_the_template() -> None:
     assert cut == (END, *ended)
 
 
-def test_a_template_that_changes_earlier_turns_is_refused() -> None:
+def test_a_template_that_drops_earlier_thoughts_changes_no_token_between_turns() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = CHATML.replace(
         "{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] if not loop.last else m['content'] }}"
     )
-    with pytest.raises(UserError, match="changes earlier turns of the model when a 'user' message follows"):
-        BetweenTurns(Chat(), tokenizer, ENDS, "user").choose_role()
-    between().choose_role()
+    for role in ("user", "tool"):
+        dropping = BetweenTurns(Chat(), tokenizer, ENDS, role)
+        dropping.choose_role()
+        assert dropping.tokens("x", END, 100) == between(role).tokens("x", END, 100)
 
 
 ROLES = (
@@ -188,7 +195,7 @@ def test_what_the_environment_says_first_is_in_the_prompt(episodes: Any) -> None
         return replace(make_prompt(random_ids(9, 9)), sample=sample)
 
     turns = episodes(Dice())
-    opened = turns.open(PROMPTS, again, 64)
+    opened = turns.open(PROMPTS, SEEDS, again, 64)
     assert [sample.prompt for sample in made] == [f"{p.sample.prompt} (1)" for p in PROMPTS]
     assert [prompt.sample for prompt in opened] == [prompt.sample for prompt in PROMPTS], "rewards see the data's"
     groups = hf_engine().generate(opened, SAMPLING, SEEDS, turns=turns)
@@ -196,14 +203,14 @@ def test_what_the_environment_says_first_is_in_the_prompt(episodes: Any) -> None
     with pytest.raises(
         UserError, match=r"p7: with what the environment says first.*9 tokens; raise.*max_prompt_tokens=8"
     ):
-        turns.open(PROMPTS, again, 8)
+        turns.open(PROMPTS, SEEDS, again, 8)
 
 
 def test_an_episode_that_cannot_begin_has_failed(episodes: Any) -> None:
     """Its tokens and its finish reason are those of its first turn."""
     turns = episodes(Broken())
     found = generate(hf_engine(), turns)
-    assert turns.open(PROMPTS, lambda sample: PROMPTS[0], 64) == PROMPTS
+    assert turns.open(PROMPTS, SEEDS, lambda sample: PROMPTS[0], 64) == PROMPTS
     again = generate(hf_engine(), turns)
     plain = hf_engine().generate(PROMPTS, replace(SAMPLING, max_turns=1), SEEDS)
     assert flat(found) == flat(again) == flat(plain)
@@ -212,11 +219,37 @@ def test_an_episode_that_cannot_begin_has_failed(episodes: Any) -> None:
         assert one.finish_reason == other.finish_reason
 
 
-def test_completions_of_a_prompt_must_begin_alike(episodes: Any) -> None:
-    turns = episodes(Moody())
-    opened = turns.open(PROMPTS, lambda sample: replace(PROMPTS[0], sample=sample), 64)
-    with pytest.raises(UserError, match="said different things to completions of"):
-        hf_engine().generate(opened, SAMPLING, SEEDS, turns=turns)
+def test_completions_of_a_prompt_may_begin_differently(episodes: Any) -> None:
+    """Then their prompt ends before that, and what each of them is told is observed."""
+    decoder, turns = hf_engine(), episodes(Moody())
+    opened = turns.open(PROMPTS, SEEDS, as_bytes, 64)
+    groups = decoder.generate(opened, SAMPLING, SEEDS, turns=turns)
+    assert decoder._policy is not None
+    assert_own_beginnings(opened, groups, decoder._policy.model, SAMPLING)
+    with pytest.raises(UserError, match="says different things to completions of a prompt, so a batch cannot be"):
+        decoder.generate(opened, SAMPLING, SEEDS, turns=turns)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begun", "expected"),
+    [
+        ("Go", " on", "Go on"),
+        (user("Go"), " on", user("Go on")),
+        ("Go", [{"type": "text", "text": " on"}], user([{"type": "text", "text": t} for t in ("Go", " on")])),
+        ("", user("Begin"), user("Begin")),
+        ("Go", user("Begin"), [*user("Go"), *user("Begin")]),
+        ("Go", None, "Go"),
+    ],
+)
+def test_what_reset_returns_extends_the_prompt(prompt: Any, begun: Any, expected: Any) -> None:
+    assert with_opening(Sample("a", prompt, ""), begun).prompt == expected
+
+
+def test_reset_may_show_an_image() -> None:
+    begun = [{"type": "image", "image": Image.new("RGB", (4, 2))}, {"type": "text", "text": "Look."}]
+    opened = with_opening(Sample("a", "", ""), begun)
+    assert opened.prompt == user([{"type": "image"}, {"type": "text", "text": "Look."}])
+    assert opened.images.sizes == ((4, 2),) and opened.images[0].size == (4, 2)  # type: ignore[attr-defined]
 
 
 def test_turns_and_environments_belong_together() -> None:

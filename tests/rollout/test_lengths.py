@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,6 +53,11 @@ def test_the_longest_prompt_counts_and_what_to_lower_is_said(tiny_model_folder: 
         "model's context of 1024 tokens; lower data.init_args.max_prompt_tokens to 999 or rollout.sampling.max_tokens "
         "to 24, or raise it by model.config_overrides"
     )
+    grown = replace(fits, min_prompt_tokens=1001)
+    with pytest.raises(
+        UserError, match=r"adds to prompts, up to data.init_args.max_prompt_tokens=1001 tokens.* to 1000 or"
+    ):
+        check_lengths(str(tiny_model_folder), [grown])
     with pytest.raises(
         UserError, match=r"lower data.init_args.max_prompt_tokens and rollout.sampling.max_tokens, or raise it"
     ):

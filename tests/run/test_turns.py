@@ -112,6 +112,11 @@ def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: C
         (["--rollout.environment", "Calculator"], "rollout.sampling.max_turns: Calculator answers between turns"),
         (["--rollout.environment", "no.Such"], "rollout.environment: no.Such cannot be imported"),
         (["--rollout.environment", "{class_path: Calculater}"], "rollout.environment"),
+        (["--rollout.environment", "{shop: no.Such}"], "rollout.environment: no.Such cannot be imported"),
+        (
+            ["--rollout.rewards", "[trl_environments.reward_func]"],
+            "rollout.rewards: trl_environments.reward_func gets `environments`, but there is no rollout.environment",
+        ),
         ([*TURNS, "--rollout.overlap", "true"], "rollout.overlap: an environment's turns cannot be generated ahead"),
         (
             [*TURNS, "--rollout.sampling.max_episode_tokens", 4],

@@ -51,6 +51,10 @@ class Turns:
         """Start over with completions of these prompts, whose arguments are those of `RolloutEngine.generate`."""
         self._over = []
 
+    def opening(self, p: int, g: int) -> Continuation | None:
+        """Return what completion g of prompt p begins with, if it is not the prompt alone; called after `begin`."""
+        return None
+
     def stopped(self, p: int, g: int, turn: Completion) -> None:
         """Take note that completion g of prompt p stopped; `turn` holds the tokens sampled since it was continued."""
         self._over.append((p, g, turn))
@@ -82,7 +86,7 @@ class Row:
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.whole: Completion | None = None
-        self._prompt, self._seed = prompt, seed
+        self.prompt, self._seed = prompt, seed
         self._before: list[int] = []  # earlier turns, and the observations after them
         self._pixels: list[Pixels | None] = [prompt.pixels]
 
@@ -95,16 +99,21 @@ class Row:
     def start(self) -> Prompt:
         """The prompt of the current turn: everything before it."""
         if not self._before:
-            return self._prompt
-        ids = [*self._prompt.token_ids, *self._before]
-        return Prompt(self._prompt.sample, ids, Pixels.joined(self._pixels))
+            return self.prompt
+        ids = [*self.prompt.token_ids, *self._before]
+        return Prompt(self.prompt.sample, ids, Pixels.joined(self._pixels))
 
     def go_on(self, how: Continuation) -> None:
         """Begin the next turn."""
+        self.turn += 1
+        self.continue_with(how)
+
+    def continue_with(self, how: Continuation) -> None:
+        """Append an observation, after which the current turn begins."""
         self._before += [*self.tokens, *how.token_ids]
         self._pixels.append(how.pixels)
         self.tokens, self.logprobs = [], []
-        self.turn, self.limit = self.turn + 1, how.max_tokens
+        self.limit = how.max_tokens
 
     def get(self) -> Completion:
         """Return the completion, which is over."""

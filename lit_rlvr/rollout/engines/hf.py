@@ -74,12 +74,15 @@ class HFEngine(RolloutEngine):
             [_Row(p, g, prompt, seed, limits[p], sampling) for g, seed in enumerate(seeds[p])]
             for p, prompt in enumerate(prompts)
         ]
+        for row in (row for group in groups for row in group):
+            if (opening := turns.opening(row.p, row.g)) is not None:
+                row.continue_with(opening)
 
         def over(row: _Row) -> None:
             if done is not None and all(other.whole for other in groups[row.p]):
                 done(row.p, [other.get() for other in groups[row.p]])
 
-        starts = sorted((group for group in groups if group), key=lambda group: len(group[0].start.token_ids))
+        starts = sorted((group for group in groups if group), key=lambda group: len(prompts[group[0].p].token_ids))
         device, half = self._context.policy.device.type, self.compute_dtype != torch.float32
         with self._policy.weights(), torch.autocast(device, self.compute_dtype, enabled=half):
             while starts:
@@ -102,7 +105,8 @@ class HFEngine(RolloutEngine):
         """
         policy, context = self._policy, self._context
         assert policy is not None and context is not None, "start() comes first"
-        logits, attend, position, cache = self._prefill(policy, [rows[0].start for rows in starts], starts)
+        together = [rows[0].prompt if rows[0].observed else rows[0].start for rows in starts]
+        logits, attend, position, cache = self._prefill(policy, together, starts)
         device, eos = policy.device, set(policy.eos_token_ids)
         alive = [row for rows in starts for row in rows]  # of each row of the cache
         going = {(row.p, row.g): row for row in alive}
@@ -210,8 +214,8 @@ class _Row(Row):
         self.observed: deque[int] = deque()
         self.uniform = self._numbers()
 
-    def go_on(self, how: Continuation) -> None:
-        super().go_on(how)
+    def continue_with(self, how: Continuation) -> None:
+        super().continue_with(how)
         self.observed = deque(how.token_ids)
         self.uniform = self._numbers()
 

@@ -202,6 +202,8 @@ class VLLMServerEngine(RolloutEngine):
 
     async def _episode(self, client: httpx.AsyncClient, row: Row, sampling: Sampling, answers: _Answers) -> Completion:
         """Return one completion, turn after turn."""
+        if (opening := answers.turns.opening(row.p, row.g)) is not None:
+            row.continue_with(opening)
         while True:
             parameters = sampling_parameters(self._held, sampling, row.seed, row.limit)
             request = self._input(row.start) | {"sampling_params": parameters}
@@ -287,14 +289,14 @@ class _Answers:
     """Waits for the answers to the turns of many completions at once."""
 
     def __init__(self, turns: Turns) -> None:
-        self._turns = turns
+        self.turns = turns
         self._found: dict[tuple[int, int], Continuation | Completion] = {}
 
     async def to(self, p: int, g: int, turn: Completion) -> Continuation | Completion:
         """Return what follows a turn of completion g of prompt p."""
-        self._turns.stopped(p, g, turn)
+        self.turns.stopped(p, g, turn)
         while True:
-            self._found |= {(p, g): answer for p, g, answer in self._turns.answers(0)}
+            self._found |= {(p, g): answer for p, g, answer in self.turns.answers(0)}
             if (p, g) in self._found:
                 return self._found.pop((p, g))
             await asyncio.sleep(POLL)

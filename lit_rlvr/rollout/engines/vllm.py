@@ -265,7 +265,10 @@ class VLLMEngine(RolloutEngine):
                 limit = self._held.limit(sampling.max_tokens, len(prompt.token_ids))
                 groups.append([_Row(p, g, prompt, seed, limit) for g, seed in enumerate(numbers)])
                 for row in groups[p]:
-                    ask(row, rendered)
+                    opening = turns.opening(p, row.g)
+                    if opening is not None:
+                        row.continue_with(opening)
+                    ask(row, rendered if opening is None else engine.renderer.render_cmpl([self._input(row.start)])[0])
             while engine.has_unfinished_requests() or turns.waiting:
                 for output in self._step():
                     row = rows[output.request_id]

@@ -1,0 +1,127 @@
+"""The tokens between turns by the chat templates of many models, which TRL ships, compared with TRL's own."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny import CHATML
+
+from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
+from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.environments.calculator import Calculator
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy import tiny as tiny_vlm
+from lit_rlvr.rollout.episodes import check_calls
+from lit_rlvr.types import ToolResult
+
+SPEC = importlib.util.find_spec("trl")
+assert SPEC is not None and SPEC.origin is not None, "`make develop` installs it"
+TRL = Path(SPEC.origin).parent
+TEMPLATES = sorted(path.stem for path in (TRL / "chat_templates").glob("*.jinja") if "_training" not in path.stem)
+ENDS = {
+    "cohere": ["<|END_OF_TURN_TOKEN|>"], "deepseek": ["<\uff5cend▁of▁sentence\uff5c>"],
+    "gemma4_v2": ["<eos>", "<turn|>"], "gemma4": ["<eos>", "<turn|>", "<|tool_response>"],
+    "diffusion_gemma": ["<eos>", "<turn|>", "<|tool_response>"], "gemma": ["<eos>", "<end_of_turn>"],
+    "glm": ["<|endoftext|>", "<|user|>", "<|observation|>"], "gptoss": ["<|return|>", "<|call|>"],
+    "llama": ["<|eot_id|>", "<|eom_id|>"], "muse": ["<|eot|>"], "phi": ["<|end|>"], "": ["<|im_end|>"],
+}  # fmt: skip
+"""Beginning of a template's name -> end tokens of these models: first the tokenizer's, last what ends a tool call."""
+DESCRIBED = {
+    "cohere": "user", "cohere2": "user", "deepseek_r1_distill": "tool", "gemma": "user", "gemma3": "user",
+    "llama3": "tool", "phi3": "user", "phi3_5": "user", "qwen2_5_vl": "tool",
+}  # fmt: skip
+"""Templates without tool calls, for which the system message describes the tools -> the role of their results."""
+REFUSED = {
+    "idefics3": "does not show messages that follow", "llava_next": "does not show messages that follow",
+    "smolvlm": "does not show messages that follow", "lfm2": "form that cannot be read (<|im_end|>)",
+    "muse_glimmer": "form that cannot be read (to=calculate<|message|><atem:function_calls>",
+}  # fmt: skip
+MISSING = {"gemma4_v2": "\n"}
+"""Text that a template puts behind the end of the turn and that TRL leaves out, if that is not the tokenizer's."""
+RESULTS = [ToolResult("calculate", "391"), ToolResult("calculate", "{'error': 'no number'}")]
+MESSAGES = [{"role": "tool", "name": result.name, "content": result.text} for result in RESULTS]
+
+
+def ends_of(name: str) -> list[str]:
+    return next(ends for start, ends in ENDS.items() if name.startswith(start))
+
+
+def tokenizer_of(name: str) -> Any:
+    """A byte-level tokenizer with the model's template and the special tokens in it."""
+    template, ends = (TRL / "chat_templates" / f"{name}.jinja").read_text(), ends_of(name)
+    special = {*re.findall(r"<[|\uff5c][^<>\s{}'\"]+>|<[a-z_]+\|>|<start_of_turn>|<end_of_turn>", template)} - {*ends}
+    tokenizer = tiny_vlm.byte_tokenizer([*ends, *sorted(special), "<bos>"], CHATML, pad=ends[0])
+    tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token = template, "<bos>", ends[0]
+    return tokenizer
+
+
+def between_of(name: str) -> tuple[BetweenTurns, Any, int]:
+    """How the model sees results, its tokenizer, and the token that ends its calls."""
+    tokenizer = tokenizer_of(name)
+    ends = tuple(tokenizer.convert_tokens_to_ids(ends_of(name)))
+    between = BetweenTurns(Chat(tools=tuple(Calculator().tools)), tokenizer, ends, "tool")
+    between.choose_role()
+    check_calls(between)
+    return between, tokenizer, ends[-1]
+
+
+@pytest.fixture(scope="module")
+def suffix() -> Callable[..., list[int]]:
+    """TRL's method for the tokens between turns, without the imports of its module, which take half a minute."""
+    tree = ast.parse((TRL / "trainer" / "grpo_trainer.py").read_text())
+    node = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "_get_tool_suffix_ids")
+    space: dict[str, Any] = {}
+    exec(compile(ast.Module([node], []), "grpo_trainer.py", "exec"), space)
+    method: Callable[..., list[int]] = space["_get_tool_suffix_ids"]
+    return method
+
+
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if name not in {*DESCRIBED, *REFUSED}])
+def test_the_tokens_between_turns_are_trls(name: str, suffix: Callable[..., list[int]]) -> None:
+    between, tokenizer, end = between_of(name)
+    training = TRL / "chat_templates" / f"{name}_training.jinja"  # TRL takes it where the model's does not suit
+    trainer = SimpleNamespace(
+        processing_class=tokenizer, _tokenizer=tokenizer, _is_vlm=False, chat_template_kwargs={},
+        chat_template=training.read_text() if training.exists() else None,
+    )  # fmt: skip
+    expected = tokenizer.decode(suffix(trainer, MESSAGES))
+    seen = between.tokens("", end, 1000, results=RESULTS)
+    assert tokenizer.decode(seen.token_ids) == MISSING.get(name, "") + expected
+    assert tokenizer(MISSING.get(name, "") + expected, add_special_tokens=False).input_ids == list(seen.token_ids)
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_without_tool_calls_the_tokens_are_those_of_the_whole_conversation(name: str) -> None:
+    between, tokenizer, end = between_of(name)
+    asked, said = {"role": "user", "content": "?"}, {"role": "assistant", "content": "<call>calculate('1')</call>"}
+    joined = "\n".join(result.text for result in RESULTS)
+    answers = MESSAGES if DESCRIBED[name] == "tool" else [{"role": "user", "content": joined}]
+    text = tokenizer.apply_chat_template([asked, said, *answers], tokenize=False, add_generation_prompt=True)
+    seen = tokenizer.decode(between.tokens("", end, 1000, results=RESULTS).token_ids)
+    after = text.rpartition("</call>")[2]
+    assert seen in [after, *(after.removeprefix(text) for text in ends_of(name))] and "391" in seen
+    assert not any(seen.startswith(text) for text in ends_of(name))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_templates_whose_calls_or_results_cannot_be_read_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(REFUSED[name])) as refused:
+        between_of(name)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "begins_with"), [("qwen3", ""), ("qwen3_5_think", "<think>"), ("qwen3_5_nothink", "")]
+)
+def test_calls_are_read_from_the_turn_with_its_special_tokens(name: str, begins_with: str) -> None:
+    """Without its end token, and as thoughts where the prompt opens them."""
+    between, tokenizer, end = between_of(name)
+    ids = [*tokenizer("<tool_call>", add_special_tokens=False).input_ids, end]
+    assert between.raw_text(ids) == f"{begins_with}<tool_call>"
