@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
+from lit_rlvr.compare.cells import EVALUATION
 from lit_rlvr.compare.command import add_execution_options, compare
 from lit_rlvr.compare.significance import LEVEL, difference_test, holm
-from lit_rlvr.compare.study import BEFORE, load_study
+from lit_rlvr.compare.study import BEFORE, Study, load_study
 from lit_rlvr.compare.tables import percent, table
 from lit_rlvr.configs import Parser, config_folder, load_yaml
 from lit_rlvr.errors import UserError, nearest
@@ -94,7 +95,7 @@ class Paper:
 
     Args:
         study: the study that makes them.
-        seeds: the paper's seeds behind a printed deviation; None = not stated.
+        seeds: the paper's seeds behind a printed deviation; None = not stated, or no test should use the deviations.
     """
 
     study: str
@@ -181,8 +182,41 @@ def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[Printed
 def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of `compared` as Markdown."""
     for printed, cells in compared(paper, results):
-        lines = [[row, *(str(cells[row, column]) for column in printed.columns)] for row in printed.rows]
-        yield f"## {printed.title}\n\n" + table(["ours (printed; difference)", *printed.columns], lines)
+        lines = [
+            [
+                row,
+                runs_of([cells[row, column] for column in printed.columns]),
+                *(str(cells[row, c]) for c in printed.columns),
+            ]
+            for row in printed.rows
+        ]
+        yield f"## {printed.title}\n\n" + table(["ours (printed; difference)", "n", *printed.columns], lines)
+
+
+def runs_of(row: Sequence[ComparedValue]) -> str:
+    """Return the number of our runs behind a row of a table; "-" without any."""
+    counts = sorted({value.ours["n"] for value in row if value.ours is not None})
+    return " to ".join(map(str, counts)) or "-"
+
+
+def sampling_lines(study: Study, root: Path) -> Iterator[str]:
+    """Yield for each task how its suites were asked, from the settings of the first run's evaluation."""
+    for task in study.tasks:
+        cell = next(cell for cell in study.cells if cell.task == task)
+        path = root / cell.folder / EVALUATION / "settings.json"
+        by_setting: dict[str, list[str]] = {}
+        for suite, settings in (json.loads(path.read_text())["suites"] if path.is_file() else {}).items():
+            text = " and ".join(_asked(part, settings[part]) for part in ("sampled", "greedy") if part in settings)
+            by_setting.setdefault(text, []).append(suite)
+        yield f"{task}: " + "; ".join(f"{', '.join(suites)}: {text}" for text, suites in by_setting.items())
+
+
+def _asked(part: str, settings: Mapping[str, Any]) -> str:
+    length = f"at most {settings['max_tokens']} tokens"
+    if part == "greedy":
+        return f"a greedy answer ({length})"
+    sampling = f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}"
+    return f"{settings['samples']} sampled per question ({sampling}, {length})"
 
 
 def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,10 +246,11 @@ def _cell_text(ours: Mapping[str, Any] | None, printed: PrintedValue, p: float |
     return f"{percent(ours)} ({printed}; {difference}{tested})"
 
 
-EXPLANATION = """In percent, mean ± sample standard deviation over seeds; in brackets the paper's value, our
+EXPLANATION = """In percent, mean ± sample standard deviation over our n runs; in brackets the paper's value, our
 difference from it, and, where it can be tested, the two-sided p-value after Holm's correction over the table (bold:
 below 0.05). Where the paper prints a deviation over a known number of seeds, that is Welch's t-test; else the printed
-value is taken as exact and Student's t-test asks whether our seeds scatter around it."""
+value is taken as a single run that scatters as ours do, and Student's t-test asks whether it could be one more of
+ours. How ours were asked:"""
 
 
 def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
@@ -228,7 +263,8 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     study = load_study(paper.study)
     compare(study, out, jobs, cluster)
     results = json.loads((out / "results.json").read_text())
-    parts = [f"# {name}", " ".join(EXPLANATION.split()), *comparison_tables(paper, results)]
+    asked = "\n".join(f"- {line}" for line in sampling_lines(study, out))
+    parts = [f"# {name}", " ".join(EXPLANATION.split()), asked, *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     _log.info("Beside the printed values: %s", out / "reproduced.md")
     show_result(as_data(paper, results), lambda: None)  # readable text is in reproduced.md

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -92,12 +93,14 @@ def test_ours_beside_theirs_by_hand() -> None:
     )
     third = PrintedTable("t", "a", "pass@1", ["CT"], {"grpo": [PrintedValue(30.0, None)]})
     pages = list(comparison_tables(Paper("s", 3, [first, second, third]), results()))
-    assert "| before training | 20.0 (20.0; +0.0) | 10.0 (20.0; -10.0) | 15.0 (20.0; -5.0) |" in pages[0]
+    assert "| before training | 1 | 20.0 (20.0; +0.0) | 10.0 (20.0; -10.0) | 15.0 (20.0; -5.0) |" in pages[0]
     assert (
         "50.0 ± 1.0 (50.0 ± 1.0; +0.0, p 1.000)" in pages[0]
         and "30.0 ± 1.0 (20.0 ± 1.0; +10.0, **p 0.001**)" in pages[0]
     )
-    assert "50.0 ± 1.0 (45.0; +5.0, **p 0.013**) | - (99.0) |" in pages[1] and pages[1].startswith("## t, a\n")
+    # 5 points are 5 / (1 sqrt(1/3 + 1)) = 4.33 deviations of a single run from the mean of three
+    assert "| grpo | 3 | 50.0 ± 1.0 (45.0; +5.0, **p 0.049**) | - (99.0) |" in pages[1]
+    assert pages[1].startswith("## t, a\n")
     assert "30.0 ± 1.0 (30.0; +0.0, p 1.000)" in pages[2]
     with pytest.raises(UserError, match="s has not the rows or the task of u, pass@1"):
         list(comparison_tables(Paper("s", 3, [PrintedTable("u", None, "pass@1", ["a"], {})]), results()))
@@ -152,10 +155,9 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
     assert done.status == 0, done.err
     found = json.loads(Path("out/results.json").read_text())["tasks"]["sums"]["cells"]["grpo"]
     ours = 100 * found["suites"]["suites"]["suites"]["own"]["greedy"]["mean"]
-    assert (
-        f"| grpo | {ours:.1f} (30.0; {ours - 30:+.1f}) | {ours:.1f} (30.0 ± 1.0; {ours - 30:+.1f}) |"
-        in Path("out/reproduced.md").read_text()
-    )
+    page = Path("out/reproduced.md").read_text()
+    assert f"| grpo | 1 | {ours:.1f} (30.0; {ours - 30:+.1f}) | {ours:.1f} (30.0 ± 1.0; {ours - 30:+.1f}) |" in page
+    assert re.search(r"^- sums: own: a greedy answer \(at most \d+ tokens\)$", page, re.M)
     cell = json.loads(done.out)["sums, greedy"]["grpo"]["Avg."]
     assert (cell["printed"], cell["deviation"]) == (30.0, 1.0) and 100 * cell["ours"]["mean"] == pytest.approx(ours)
     again = lit_rlvr("compare", "study.yaml", "--out", "out", "--json")
