@@ -14,6 +14,7 @@ import pytest
 from lit_rlvr.compare.study import load_study
 
 ROOT = Path(__file__).parent.parent
+WORDS = {4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,42 @@ def test_verdicts_by_hand(findings: ModuleType) -> None:
     claims = [findings.Claim("", "", measure, cell, "grpo") for cell in ("better", "worse", "same")]
     better, worse, same = findings.find(claims, results)
     assert (better.verdict, worse.verdict, same.verdict) == ("seen", "not seen", "cannot tell")
+    assert better.interval == pytest.approx([0.059 - 0.00626, 0.059 + 0.00626], abs=1e-4), "2.262 s / sqrt(10)"
     assert better.p == pytest.approx(2 / 1024) and better.adjusted == pytest.approx(6 / 1024) and better.n == 10
     assert better.difference == pytest.approx(0.059) and better.interval[0] > 0.05 and worse.interval[1] < 0
     assert same.p == 1.0 and same.smallest == pytest.approx(0.0105, abs=0.001)
     few = findings.find(claims[:1], made_up({"grpo": base[:5], "better": results_of(results, "better")[:5]}))
     assert few[0].verdict == "cannot tell", "five seeds cannot go below 2 / 32"
+
+
+def test_what_is_smaller_than_printed_by_hand(findings: ModuleType) -> None:
+    """Differences of 0.01 and -0.01 in turn: t is -2.4 for 0.008, so p 0.02, and twice that for two printed ones."""
+    base = [0.30 + 0.001 * seed for seed in range(10)]
+    results = made_up({"grpo": base, "same": [x + 0.01 * (-1) ** k for k, x in enumerate(base)]})
+    measure = findings.Measure("", lambda run: run["last"]["val/multi_step_arithmetic/pass@1"])
+
+    def readings(*printed: float | None, **more: Any) -> list[str]:
+        claims = [findings.Claim("", "", measure, "same", "grpo", printed=value, **more) for value in printed]
+        return [finding.now for finding in findings.find(claims, results)]
+
+    assert readings(0.008) == ["smaller than printed, in this regime: p 0.020"]
+    assert readings(0.008, None, 0.1) == [
+        "smaller than printed, in this regime: p 0.020", "cannot tell", "smaller than printed, in this regime: p < 0.001"
+    ]  # fmt: skip
+    assert readings(0.008, 0.008) == ["smaller than printed, in this regime: p 0.040"] * 2
+    assert readings(0.005) == ["cannot tell"] and readings(0.008, now="moot: why") == ["moot: why"]
+
+
+def test_what_was_found_afterwards_changes_no_registered_verdict(findings: ModuleType) -> None:
+    base = [0.30 + 0.001 * seed for seed in range(10)]
+    results = made_up({"grpo": base, "better": [x + 0.05 + 0.01 * (k % 3) for k, x in enumerate(base)]})
+    measure = findings.Measure("", lambda run: run["last"]["val/multi_step_arithmetic/pass@1"])
+    registered = findings.Claim("first", "", measure, "better", "grpo")
+    trivial = findings.Claim("second", "", measure, "better", "grpo", by_construction=True)
+    later = [findings.Claim("third", "", measure, "better", "grpo", afterwards=True)] * 9
+    table, line, _, more = findings.claims_tables([registered, trivial, *later], results)
+    assert "0.002, 0.004 | seen | **seen** |" in table and "second" not in table
+    assert "second (0.364 against 0.305, seen)" in line and "| third |" in more and "10 of 10 | 0.002 |  |" in more
 
 
 def test_the_readings_say_what_the_results_say(findings: ModuleType) -> None:
@@ -69,35 +101,65 @@ def test_the_readings_say_what_the_results_say(findings: ModuleType) -> None:
     def last_accuracy(run: Any) -> float:
         return float(run["quarters"]["rollout/accuracy"][3])
 
-    def at_steps_of_aapo(task: dict[str, Any]) -> float:
+    def over(task: dict[str, Any], base: str) -> float:
         step = max(task["cells"]["aapo"]["by_seed"]["0"]["validations"], key=int)
-        return mean(task, "grpo", lambda run: run["validations"][step])
+        return mean(task, "aapo", lambda run: run["validations"][step]) - mean(
+            task, base, lambda run: run["validations"][step]
+        )
 
-    aapo, steps = [found["aapo"][f"g{g}"] for g in (2, 6, 10)], found["apmpo"]["steps"]["cells"]
+    def no_signal(task: dict[str, Any]) -> float:
+        return 100 * mean(task, "aapo", lambda run: run["quarters"]["train/no_signal"][3])
+
+    def norms(cell: str) -> list[float]:
+        return [mean(agrae, cell, lambda run, k=k: run["quarters"]["train/grad_norm"][k]) for k in range(4)]
+
+    agrae = found["agrae"]["steps"]
+    losses = [
+        loss
+        for task in found["aapo"].values()
+        for run in task["cells"]["aapo"]["by_seed"].values()
+        for loss in run["quarters"]["train/loss"]
+    ]
+    accuracy = findings.find([c for c in findings.APMPO if not c.afterwards], {"tasks": found["apmpo"]})[:7]
+    aapo, apmpo = [found["aapo"][f"g{g}"] for g in (2, 6, 10)], found["apmpo"]["steps"]
+    steps = apmpo["cells"]
     ends = [cell["mean"] for cell in steps.values()]
     text, image = found["losses_text"]["sums"], found["losses_image"]["geometry"]
+
+    def at_8(of: Any) -> float:
+        return float(next(iter(of.get("before_pass_at_k", of.get("pass_at_k")).values()))["8"]["mean"])
+
     close = [text["cells"][name]["mean"] for name in ("grpo", "dr_grpo", "apmpo", "gspo", "grpo_lead")]
     before, own = text["before"]["mean"], image["cells"]["grpo"]["values"].values()
     said = {
         "agrae": [
-            f"{100 * mean(found['agrae']['steps'], 'grpo', last_accuracy):.0f} % of GRPO's",
+            f"{100 * mean(agrae, 'grpo', last_accuracy):.0f} % of GRPO's",
+            "{:.1f} to {:.1f} for GRPO".format(*norms("grpo")[::3]),
+            "{:.0f} to {:.0f} for positive-dominant".format(*norms("positive_dominant")[::3]),
+            "{:.1f} to {:.1f} for negative-dominant".format(*norms("negative_dominant")[::3]),
         ],
         "apmpo": [
             f"within {max(ends) - min(ends):.3f} of each other",
-            f"exponent falls to {steps['apmpo']['last']['train/p']['mean']:.2f}",
-            f"rises\nto {steps['apmpo']['last']['train/eps_ada']['mean']:.2f}",
+            f"exponent falls to {mean(apmpo, 'apmpo', lambda run: run['quarters']['train/p'][3]):.2f}",
+            f"clip rises to {mean(apmpo, 'apmpo', lambda run: run['quarters']['train/eps_ada'][3]):.2f}",
+            f"{WORDS[sum(f.now.startswith('smaller') for f in accuracy)]} of the seven",
             f"{100 * steps['grpo']['last']['train/clip_high']['mean']:.1f} % of GRPO's tokens are clipped above and "
             f"{100 * steps['grpo']['last']['train/clip_low']['mean']:.1f} % below",
         ],
         "aapo": [
-            "GRPO stands at {:.3f}, {:.3f} and {:.3f}".format(*map(at_steps_of_aapo, aapo)),
-            "AAPO ends at {:.3f}, {:.3f} and {:.3f}".format(*(task["cells"]["aapo"]["mean"] for task in aapo)),
+            f"ahead of GPG by {over(aapo[0], 'gpg'):.3f} at G = 2",
+            f"against GRPO at G = 2 it is {over(aapo[0], 'grpo'):.3f}",
+            "{:.0f} %, {:.0f} % and {:.0f} % of the groups".format(*map(no_signal, aapo)),
+            f"in {sum(loss > 0 for loss in losses)} of {len(losses)} quarters",
         ],
         "losses_text": [
             f"end within {max(close) - min(close):.3f} of each other",
             f"{100 * before:.0f} % right before",
         ],
-        "losses_image": [f"between {min(own):.2f} and {max(own):.2f}"],
+        "losses_image": [
+            f"between {min(own):.2f} and {max(own):.2f}",
+            f"{WORDS[sum(value > at_8(image) for value in map(at_8, image['cells'].values()))]} of the eleven",
+        ],
     }  # fmt: skip
     for name, phrases in said.items():
         for phrase in phrases:
