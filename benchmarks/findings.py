@@ -361,6 +361,7 @@ def where_losses_differ(found: Mapping[str, Any]) -> str:
         ("clip_low", "clipped below, %"),
         ("grad_norm", "norm of the gradient"),
         ("previous", "cosine of two minibatches in a row"),
+        ("first_accuracy", "right in the first rollout, %"),
         ("accuracy", "right in the last quarter, %"),
     ):
         values = [setting[key] * (100 if says.endswith("%") else 1) for setting in settings.values()]
@@ -371,8 +372,8 @@ def where_losses_differ(found: Mapping[str, Any]) -> str:
         losses.append(f"| {label(name)} | " + " | ".join(f"{c['cosine']:.3f} ({c['norm']:.2f})" for c in cells) + " |")
     return "\n\n".join([
         "## Where do the losses differ?",
-        f"`python benchmarks/mechanism.py --out DIR`: {len(settings)} settings x {len(found['warm_starts'])} warm starts, "
-        f"{found['rollouts']} rollouts each.",
+        f"`python benchmarks/mechanism.py --out DIR`: {len(settings)} settings x {len(found['warm_starts'])} warm "
+        f"starts, {found['rollouts']} rollouts each.",
         READINGS["mechanism"].strip(),
         "![cosines and norms of the losses' gradients](findings/mechanism.png)",
         "GRPO's own runs:", "\n".join(own), "All losses:", "\n".join(losses),

@@ -183,16 +183,17 @@ def train(folder: Path, lr: float, updates: int, warm_start: int, rollouts: int)
 def measure(folders: Sequence[Path]) -> dict[str, Any]:
     """Return means over all runs of a setting: of each loss's cosine and norm (geometric), and of GRPO's own metrics.
 
-    `accuracy` is that of the last quarter of the rollouts.
+    `first_accuracy` is that of the first rollout, `accuracy` that of the last quarter of them.
     """
     runs = [list(read_metrics(folder / "metrics.csv").values()) for folder in folders]
 
-    def of(metric: str, first: int = 0) -> float:
-        return fmean(row[metric] for run in runs for row in run[first:] if not math.isnan(row.get(metric, math.nan)))
+    def of(metric: str, part: slice = slice(None)) -> float:
+        return fmean(row[metric] for run in runs for row in run[part] if not math.isnan(row.get(metric, math.nan)))
 
     names = [name for cells in LOSSES.values() for name in cells]
     found = {name: of(f"train/{name}") for name in ("clip_low", "clip_high", "grad_norm", "entropy")}
-    found |= {"previous": of("gradient/previous/cosine"), "accuracy": of("rollout/accuracy", len(runs[0]) * 3 // 4)}
+    found |= {"previous": of("gradient/previous/cosine"), "first_accuracy": of("rollout/accuracy", slice(1))}
+    found |= {"accuracy": of("rollout/accuracy", slice(len(runs[0]) * 3 // 4, None))}
     losses = {
         name: {
             "cosine": rounded(of(f"gradient/{name}/cosine")),
@@ -204,7 +205,7 @@ def measure(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def draw(found: Mapping[str, Any], path: Path) -> None:
-    """Draw the cosines (above) and the ratios of the norms (below) against the learning rate, a column per paper."""
+    """Draw 1 - cosine (above) and the ratio of the norms (below) against the learning rate, a column per paper."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -218,20 +219,19 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
                 settings = [found["settings"][f"{lr:g}, {updates}"]["losses"][name] for lr in LEARNING_RATES]
                 for axis, key in zip(axes[:, column], ("cosine", "norm"), strict=True):
                     label = name.replace("_", " ") if updates == UPDATES[0] and key == "cosine" else None
-                    values = [setting[key] for setting in settings]
+                    values = [1 - s["cosine"] if key == "cosine" else s["norm"] or math.nan for s in settings]
                     axis.plot(LEARNING_RATES, values, style, color=f"C{k}", marker="o", markersize=3, label=label)
         axes[0, column].set_title(paper)
         axes[0, column].legend(fontsize=8, loc="lower left")
         axes[1, column].set_xlabel("learning rate")
-    axes[0, 0].set_ylabel("cosine with GRPO's gradient")
+    axes[0, 0].set_ylabel("1 - cosine with GRPO's gradient")
     axes[1, 0].set_ylabel("norm / norm of GRPO's gradient")
     for axis in axes.flat:
         axis.set_xscale("log")
         axis.set_xticks(LEARNING_RATES, [f"{lr:g}" for lr in LEARNING_RATES])
         axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    for axis in axes[1]:
         axis.set_yscale("log")
+        axis.grid(alpha=0.3)
     figure.suptitle("updates per rollout: " + ", ".join(f"{u} ({s})" for u, s in styles.items()))
     figure.savefig(path, dpi=80)
     pyplot.close(figure)

@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from lit_rlvr.compare.cells import EVALUATION
 from lit_rlvr.compare.command import add_execution_options, compare
+from lit_rlvr.compare.folder import EVALUATION
 from lit_rlvr.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.compare.study import BEFORE, Study, load_study
 from lit_rlvr.compare.tables import percent, table
@@ -267,11 +267,11 @@ def _cell_text(ours: Mapping[str, Any] | None, printed: PrintedValue, p: float |
     return f"{percent(ours)} ({printed}; {difference}{tested})"
 
 
-EXPLANATION = """In percent (or GiB and seconds), mean ± sample standard deviation over our n runs; in brackets the paper's value, our
-difference from it, and, where it can be tested, the two-sided p-value after Holm's correction over the table (bold:
-below 0.05). Where the paper prints a deviation over a known number of seeds, that is Welch's t-test; else the printed
-value is taken as a single run that scatters as ours do, and Student's t-test asks whether it could be one more of
-ours. How ours were asked:"""
+EXPLANATION = """In percent (or GiB and seconds), mean ± sample standard deviation over our n runs; in brackets the
+paper's value, our difference from it, and, where it can be tested, the two-sided p-value after Holm's correction over
+the table (bold: below 0.05). Where the paper prints a deviation over a known number of seeds, that is Welch's t-test;
+else the printed value is taken as a single run that scatters as ours do, and Student's t-test asks whether it could be
+one more of ours. How ours were asked:"""
 
 
 def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
