@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,19 @@ def pairs_of(claim: Claim, results: Mapping[str, Any]) -> list[tuple[float, floa
     seeds = list(task["cells"][named]["by_seed"])
     more, less = values(claim.more, claim.measure), values(claim.less, claim.other or claim.measure)
     return [(more[seed], less[seed]) for seed in seeds if seed in more and seed in less]
+
+
+def count_verdicts(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table of how many registered claims of each paper have each verdict, and how they read now."""
+    rows = ["| paper | registered verdicts | now |", "|---|---|---|"]
+    for name, results in found.items():
+        if registered := [claim for claim in STUDIES[name].claims if not claim.afterwards]:
+            findings = find(registered, results)
+            now = ["so by construction" if f.claim.by_construction else f.now.partition(":")[0] for f in findings]
+            columns = [Counter(f.verdict for f in findings), Counter(now)]
+            cells = [", ".join(f"{n} {verdict}" for verdict, n in column.most_common()) for column in columns]
+            rows.append(f"| {STUDIES[name].title} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def number(value: float) -> str:
@@ -344,7 +358,7 @@ def page() -> str:
         for name in STUDIES
         if (RESULTS / f"{name}.json").is_file()
     }
-    parts = [INTRODUCTION.strip(), *(section(name, results) for name, results in found.items())]
+    parts = [INTRODUCTION.strip(), count_verdicts(found), *(section(name, results) for name, results in found.items())]
     if len(losses := [results for name, results in found.items() if not STUDIES[name].claims]) > 1:
         parts += ["## Eleven losses: both tasks together", over_tasks(losses), READINGS["losses"].strip()]
     if (RESULTS / "mechanism.json").is_file():

@@ -50,7 +50,7 @@ more in a run, compare AAPO at equal steps first and at equal samples beside it,
 paper, and call all others exploratory.
 
 `python benchmarks/findings.py` makes this page from [the studies' results](findings), `--take NAME=DIR` takes new
-ones.
+ones. The registered claims in short:
 """
 
 READINGS = {
