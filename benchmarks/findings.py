@@ -179,7 +179,7 @@ def count_verdicts(found: Mapping[str, Mapping[str, Any]]) -> str:
             findings = find(registered, results)
             now = ["so by construction" if f.claim.by_construction else f.now.partition(":")[0] for f in findings]
             columns = [Counter(f.verdict for f in findings), Counter(now)]
-            cells = [", ".join(f"{n} {verdict}" for verdict, n in column.most_common()) for column in columns]
+            cells = ["; ".join(f"{n} {verdict}" for verdict, n in column.most_common()) for column in columns]
             rows.append(f"| {STUDIES[name].title} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
