@@ -328,11 +328,11 @@ def paper_items() -> Iterator[PaperItem]:
 
 
 def cost(name: str) -> str:
-    """Return what a study takes: its runs, and the steps and GPUs of each."""
+    """Return what a study takes: its runs, and the steps and GPUs of each (all of a machine where it does not say)."""
     study = load_study(name)
     unit, count = study.budget
-    devices = {cell.config["trainer"]["devices"] for cell in study.cells}
-    gpus = " or ".join(map(str, sorted(devices)))
+    devices = {str(cell.config["trainer"]["devices"]) for cell in study.cells}
+    gpus = " or ".join("all" if number == "auto" else number for number in sorted(devices))
     return f"{name}: {len(study.cells)} runs of {count} {unit}, each on {gpus} GPUs"
 
 

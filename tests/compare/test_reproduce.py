@@ -144,7 +144,7 @@ def test_the_list_names_every_table_and_figure() -> None:
     assert str(items["agrae, figure 1"]) == "agrae, figure 1: none: a diagram"
     assert str(items["apmpo, table 4"]) == (
         "apmpo, table 4: lit-rlvr reproduce apmpo/table4 (not run; studies/apmpo_diversity: 12 runs of 800 steps, each "
-        "on 4 GPUs)"
+        "on all GPUs)"
     )
     for item in items.values():
         assert item.how.startswith("none: ") or item.cost.startswith(("not run; studies/", "run: docs/findings.md"))
