@@ -324,16 +324,15 @@ def paper_items() -> Iterator[PaperItem]:
             studies = dict.fromkeys([load_printed(table).study for table in printed] or [item["study"]])
             shown = [f"lit-rlvr reproduce {table}" for table in printed]
             shown += [f"{', '.join(item['figures'])} of lit-rlvr compare {item['study']}"] if "figures" in item else []
-            yield PaperItem(f"{paper}, {name}", "; ".join(shown), f"not run; {'; '.join(map(cost, studies))}")
+            costs = "; ".join([*map(cost, studies), f"the paper's machine: {values['machine']}"])
+            yield PaperItem(f"{paper}, {name}", "; ".join(shown), f"not run; {costs}")
 
 
 def cost(name: str) -> str:
-    """Return what a study takes: its runs, and the steps and GPUs of each (all of a machine where it does not say)."""
+    """Return what a study takes: its runs, and the steps of each."""
     study = load_study(name)
     unit, count = study.budget
-    devices = {str(cell.config["trainer"]["devices"]) for cell in study.cells}
-    gpus = " or ".join("all" if number == "auto" else number for number in sorted(devices))
-    return f"{name}: {len(study.cells)} runs of {count} {unit}, each on {gpus} GPUs"
+    return f"{name}: {len(study.cells)} runs of {count} {unit}"
 
 
 def run(command: str, arguments: Sequence[str]) -> None:

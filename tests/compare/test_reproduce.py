@@ -143,8 +143,8 @@ def test_the_list_names_every_table_and_figure() -> None:
             assert f"{paper}, {kind} {last + 1}" not in items
     assert str(items["agrae, figure 1"]) == "agrae, figure 1: none: a diagram"
     assert str(items["apmpo, table 4"]) == (
-        "apmpo, table 4: lit-rlvr reproduce apmpo/table4 (not run; studies/apmpo_diversity: 12 runs of 800 steps, each "
-        "on all GPUs)"
+        "apmpo, table 4: lit-rlvr reproduce apmpo/table4 (not run; studies/apmpo_diversity: 12 runs of 800 steps; "
+        "the paper's machine: 4 A100 40 GB)"
     )
     for item in items.values():
         assert item.how.startswith("none: ") or item.cost.startswith(("not run; studies/", "run: docs/findings.md"))
