@@ -5,10 +5,11 @@ shows), then run without options to write the page. docs/findings/*.json are the
 compares the page with them.
 
 A claim is a difference of two cells over the same seeds, tested by the sign-flip permutation test; Holm's
-correction covers all differences of one paper. A claim is *seen* if its difference has the claimed sign and p < 0.05,
-*not seen* if it has the other sign and p < 0.05, and else *cannot tell*. The claims and their measures were written
-down before the results were in, and no setting of an algorithm was tuned. The comparison of all losses has five seeds
-a cell, too few for that test, so it gives intervals and no verdicts.
+correction covers all registered differences of one paper. A claim is *seen* if its difference has the claimed sign and
+p < 0.05, *not seen* if it has the other sign and p < 0.05, and else *cannot tell*. These claims, their measures and
+rules were written down before the results were in. What was found afterwards is marked so and stands beside it: claims
+without a verdict, a reading that differs from the registered verdict, and *smaller than printed*. The comparison of all
+losses has five seeds a cell, too few for that test, so it gives intervals and no verdicts.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import numpy as np
 from claims import AAPO, AGRAE, APMPO, Claim, Measure
 from findings_text import INTRODUCTION, READINGS
 
@@ -34,6 +35,7 @@ from lit_rlvr.compare.significance import (
     probability_of_improvement,
     sign_flip_test,
     stratified_interval,
+    t_interval,
 )
 from lit_rlvr.run.loggers import read_metrics
 
@@ -74,47 +76,80 @@ class Finding:
     Args:
         more: mean of the cell that is claimed to have more, over seeds.
         less: mean of the other.
-        difference: mean difference, and its 95 % bootstrap interval over seeds.
-        p: of the sign-flip test; adjusted: after Holm's correction over the paper's claims.
-        n: pairs of seeds. smallest: the difference that so many pairs show with a probability of 0.8, uncorrected.
+        differences: one per seed.
+        p: of the sign-flip test; adjusted: after Holm's correction over the paper's registered claims.
+        below: one-sided p-value of the printed difference, that ours is as large; after Holm's correction over the
+            paper's registered claims that have one. None without a printed difference.
     """
 
     claim: Claim
     more: float
     less: float
-    difference: float
-    interval: list[float]
+    differences: list[float]
     p: float
     adjusted: float
-    n: int
-    smallest: float
+    below: float | None
+
+    @property
+    def n(self) -> int:
+        return len(self.differences)
+
+    @property
+    def difference(self) -> float:
+        return mean(self.differences)
+
+    @property
+    def interval(self) -> list[float]:
+        """The 95 % interval of the mean difference, by Student's t over seeds."""
+        return t_interval(self.differences) or []
+
+    @property
+    def smallest(self) -> float:
+        """The difference that so many pairs show with a probability of 0.8, uncorrected."""
+        return detectable(self.n) * stdev(self.differences) if self.n > 1 else float("nan")
 
     @property
     def verdict(self) -> str:
-        if self.claim.moot:
-            return "cannot be tested here"
+        """The registered verdict."""
         if self.adjusted >= LEVEL:
             return "cannot tell"
         return "seen" if self.difference > 0 else "not seen"
 
+    @property
+    def now(self) -> str:
+        """How the verdict reads since the results are in."""
+        if self.claim.now:
+            return self.claim.now
+        if self.verdict == "cannot tell" and self.below is not None and self.below < LEVEL:
+            return f"smaller than printed, in this regime: {p_value(self.below)}"
+        return self.verdict
+
 
 def find(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[Finding]:
-    """Test all claims of a paper on the results of its study."""
+    """Test the claims of a paper on the results of its study, and correct for their number.
+
+    Args:
+        claims: those that the correction covers; or one that was written afterwards, which nothing corrects.
+    """
     pairs = [pairs_of(claim, results) for claim in claims]
-    raw = [sign_flip_test([x - y for x, y in values]) for values in pairs]
+    differences = [[x - y for x, y in values] for values in pairs]
+    raw = [sign_flip_test(values) for values in differences]
     adjusted = holm([1.0 if p is None else p for p in raw])
+    printed = [k for k, claim in enumerate(claims) if claim.printed is not None and len(differences[k]) > 1]
+    below = dict(zip(printed, holm([smaller(differences[k], claims[k].printed) for k in printed]), strict=True))
     found = []
-    for claim, values, p, corrected in zip(claims, pairs, raw, adjusted, strict=True):
-        differences = [x - y for x, y in values]
+    for k, (claim, values, p) in enumerate(zip(claims, pairs, raw, strict=True)):
         assert p is not None, f"{claim.says}: no seed has both"
-        interval = stratified_interval(lambda tasks: np.mean(tasks[0], -1), [differences])
-        spread = stdev(differences) if len(differences) > 1 else float("nan")
-        smallest = detectable(len(differences)) * spread if len(differences) > 1 else float("nan")
         means = mean(x for x, _ in values), mean(y for _, y in values)
-        found.append(
-            Finding(claim, *means, mean(differences), interval or [], p, corrected, len(differences), smallest)
-        )
+        found.append(Finding(claim, *means, differences[k], p, adjusted[k], below.get(k)))
     return found
+
+
+def smaller(differences: Sequence[float], printed: float | None) -> float:
+    """Return the one-sided p-value of Student's test that the true mean difference is at least the printed one."""
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(differences, printed, alternative="less").pvalue)
 
 
 def pairs_of(claim: Claim, results: Mapping[str, Any]) -> list[tuple[float, float]]:
@@ -130,10 +165,23 @@ def pairs_of(claim: Claim, results: Mapping[str, Any]) -> list[tuple[float, floa
         found = {seed: measure.of(run) for seed, run in task["cells"][cell]["by_seed"].items()}
         return {seed: value for seed, value in found.items() if value is not None}
 
-    named = claim.less if claim.more == "before" else claim.more
+    named = next(cell for cell in (claim.more, claim.less) if isinstance(cell, str) and cell != "before")
     seeds = list(task["cells"][named]["by_seed"])
     more, less = values(claim.more, claim.measure), values(claim.less, claim.other or claim.measure)
     return [(more[seed], less[seed]) for seed in seeds if seed in more and seed in less]
+
+
+def count_verdicts(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table of how many registered claims of each paper have each verdict, and how they read now."""
+    rows = ["| paper | registered verdicts | now |", "|---|---|---|"]
+    for name, results in found.items():
+        if registered := [claim for claim in STUDIES[name].claims if not claim.afterwards]:
+            findings = find(registered, results)
+            now = ["so by construction" if f.claim.by_construction else f.now.partition(":")[0] for f in findings]
+            columns = [Counter(f.verdict for f in findings), Counter(now)]
+            cells = ["; ".join(f"{n} {verdict}" for verdict, n in column.most_common()) for column in columns]
+            rows.append(f"| {STUDIES[name].title} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def number(value: float) -> str:
@@ -153,7 +201,7 @@ def section(name: str, results: Mapping[str, Any]) -> str:
         f"## {part.title}",
         f"`lit-rlvr compare studies/claims/{name} --out DIR --jobs 2`: {len(runs)} runs of {count} {unit}, "
         f"{minutes:.0f} minutes of training on one core each{wall}.",
-        *([claims_table(part.claims, results)] if part.claims else comparisons(results)),
+        *(claims_tables(part.claims, results) if part.claims else comparisons(results)),
         over_tasks([results]),
         collapses(results),
     ]
@@ -165,19 +213,56 @@ def section(name: str, results: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def claims_table(claims: Sequence[Claim], results: Mapping[str, Any]) -> str:
-    """Return a table of the claims with their numbers and verdicts."""
-    return "\n".join([
-        "| claim | in the paper | measured | here | difference [95 %] | n | p, Holm | verdict |",
-        "|---|---|---|---|---|---|---|---|",
+def claims_tables(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[str]:
+    """Return a table of the registered claims, a line with those that hold by construction, and a table of the claims
+    that were written afterwards."""
+    registered = find([claim for claim in claims if not claim.afterwards], results)
+    parts = ["\n".join([
+        "| claim | in the paper | measured | here | difference [95 %] | n | p, Holm | registered verdict | now |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(
-        f"| {f.claim.says} | {f.claim.where} | {f.claim.measure.name} | {label(f.claim.more)} {number(f.more)}, "
-        f"{label(f.claim.less)} {number(f.less)} | {number(f.difference)} [{', '.join(map(number, f.interval))}]"
-        f"{f', could show {number(f.smallest)}' if f.verdict == 'cannot tell' else ''} | {f.n} | "
-        f"{f.p:.3f}, {f.adjusted:.3f} | **{f.verdict}**{f': {f.claim.moot}' if f.claim.moot else ''} |"
-        for f in find(claims, results)
+            f"| {row_start(f)}{could_show(f)} | {f.n} | {f.p:.3f}, {f.adjusted:.3f} | {f.verdict} | {bold(f.now)} |"
+            for f in registered
+            if not f.claim.by_construction
         ),
-    ])  # fmt: skip
+    ])]  # fmt: skip
+    if trivial := [f for f in registered if f.claim.by_construction]:
+        listed = "; ".join(f"{f.claim.says} ({number(f.more)} against {number(f.less)}, {f.verdict})" for f in trivial)
+        parts.append(f"Registered, but so by construction more than by learning: {listed}.")
+    if later := [find([claim], results)[0] for claim in claims if claim.afterwards]:
+        parts += ["Found afterwards, so without a verdict; only fresh seeds can give one:", "\n".join([
+            "| claim | in the paper | measured | here | difference [95 %] | seeds with this sign | p | "
+            "p of the printed size or more |",
+            "|---|---|---|---|---|---|---|---|",
+            *(
+                f"| {row_start(f)} | {sum(d > 0 for d in f.differences)} of {f.n} | {f.p:.3f} | "
+                f"{'' if f.below is None else p_value(f.below)} |"
+                for f in later
+            ),
+        ])]  # fmt: skip
+    return parts
+
+
+def row_start(f: Finding) -> str:
+    """Return a finding's claim, source, measure, means and difference, as cells of a table."""
+    return (
+        f"{f.claim.says} | {f.claim.where} | {f.claim.measure.name} | {label(f.claim.more)} {number(f.more)}, "
+        f"{label(f.claim.less)} {number(f.less)} | {number(f.difference)} [{', '.join(map(number, f.interval))}]"
+    )
+
+
+def p_value(p: float) -> str:
+    return "p < 0.001" if p < 1e-3 else f"p {p:.3f}"
+
+
+def could_show(f: Finding) -> str:
+    return f", could show {number(f.smallest)}" if f.verdict == "cannot tell" else ""
+
+
+def bold(reading: str) -> str:
+    """Return a reading with its verdict in bold, without the reason behind the colon."""
+    verdict, colon, reason = reading.partition(":")
+    return f"**{verdict}**{colon}{reason}"
 
 
 def comparisons(results: Mapping[str, Any]) -> list[str]:
@@ -233,9 +318,8 @@ def collapses(results: Mapping[str, Any]) -> str:
 
 
 def with_interval(values: Sequence[float]) -> str:
-    """Return a mean over seeds and its 95 % bootstrap interval."""
-    interval = stratified_interval(lambda tasks: np.mean(tasks[0], -1), [values])
-    return f"{number(mean(values))} [{', '.join(map(number, interval or []))}]"
+    """Return a mean over seeds and its 95 % interval by Student's t."""
+    return f"{number(mean(values))} [{', '.join(map(number, t_interval(values) or []))}]"
 
 
 def over_tasks(studies: Sequence[Mapping[str, Any]]) -> str:
@@ -274,10 +358,40 @@ def page() -> str:
         for name in STUDIES
         if (RESULTS / f"{name}.json").is_file()
     }
-    parts = [INTRODUCTION.strip(), *(section(name, results) for name, results in found.items())]
+    parts = [INTRODUCTION.strip(), count_verdicts(found), *(section(name, results) for name, results in found.items())]
     if len(losses := [results for name, results in found.items() if not STUDIES[name].claims]) > 1:
         parts += ["## Eleven losses: both tasks together", over_tasks(losses), READINGS["losses"].strip()]
+    if (RESULTS / "mechanism.json").is_file():
+        parts.append(where_losses_differ(json.loads((RESULTS / "mechanism.json").read_text())))
     return "\n\n".join(parts) + "\n"
+
+
+def where_losses_differ(found: Mapping[str, Any]) -> str:
+    """Return the section on the losses' gradients, from the results of mechanism.py."""
+    settings = found["settings"]
+    own = ["| learning rate, updates | " + " | ".join(settings) + " |", "|---|" + "---|" * len(settings)]
+    for key, says in (
+        ("clip_high", "clipped above, %"),
+        ("clip_low", "clipped below, %"),
+        ("grad_norm", "norm of the gradient"),
+        ("previous", "cosine of two minibatches in a row"),
+        ("first_accuracy", "right in the first rollout, %"),
+        ("accuracy", "right in the last quarter, %"),
+    ):
+        values = [setting[key] * (100 if says.endswith("%") else 1) for setting in settings.values()]
+        own.append(f"| {says} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
+    losses = ["| cosine (ratio of norms) | " + " | ".join(settings) + " |", own[1]]
+    for name in next(iter(settings.values()))["losses"]:
+        cells = [setting["losses"][name] for setting in settings.values()]
+        losses.append(f"| {label(name)} | " + " | ".join(f"{c['cosine']:.3f} ({c['norm']:.2f})" for c in cells) + " |")
+    return "\n\n".join([
+        "## Where do the losses differ?",
+        f"`python benchmarks/mechanism.py --out DIR`: {len(settings)} settings x {len(found['warm_starts'])} warm "
+        f"starts, {found['rollouts']} rollouts each.",
+        READINGS["mechanism"].strip(),
+        "![cosines and norms of the losses' gradients](findings/mechanism.png)",
+        "GRPO's own runs:", "\n".join(own), "All losses:", "\n".join(losses),
+    ])  # fmt: skip
 
 
 def validations(run: Path) -> dict[str, float]:
@@ -287,8 +401,12 @@ def validations(run: Path) -> dict[str, float]:
 
 
 def take(name: str, folder: Path) -> None:
-    """Copy a study's results and the page's figures."""
+    """Copy a study's results and the page's figures, or those of mechanism.py."""
     RESULTS.mkdir(exist_ok=True)
+    if name == "mechanism":
+        shutil.copy(folder / "results.json", RESULTS / "mechanism.json")
+        shutil.copy(folder / "mechanism.png", RESULTS / "mechanism.png")
+        return
     results = json.loads((folder / "results.json").read_text())
     for task, found in results["tasks"].items():
         for cell, values in found["cells"].items():

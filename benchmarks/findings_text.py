@@ -15,17 +15,42 @@ round; a claim about learning dynamics that follows from the mathematics should 
 
 **How to read it.** Each claim is a difference of two cells over the same seeds (the same prompts in the same order,
 the same first completions). p is that of the two-sided sign-flip permutation test; the second value is after Holm's
-correction over all claims of the paper. *Seen*: the claimed sign, and corrected p < 0.05. *Not seen*: the other sign,
-and corrected p < 0.05. *Cannot be tested here*: a reason that was found when the results were in is beside it. *Cannot
-tell*: anything else; the table then has the difference that as many pairs show with a
-probability of 0.8, before the correction. Intervals are 95 % percentile bootstrap intervals over seeds. Ten pairs
-show, with a probability of 0.8, a difference of one standard deviation of the differences; among fifteen claims one
-of 1.5.
+correction over all registered claims of the paper. *Seen*: the claimed sign, and corrected p < 0.05. *Not seen*: the
+other sign, and corrected p < 0.05. *Cannot tell*: anything else; the table then has the difference that as many pairs
+show with a probability of 0.8, before the correction. Ten pairs show, with a probability of 0.8, a difference of one
+standard deviation of the differences; among fifteen claims one of 1.5. The registered claims, their measures and these
+rules were written before the results were in, and the registered verdicts stay as they came out.
 
-The claims, their measures and these rules were written before the results were in, and nothing was tuned to agree:
-the algorithms have the papers' settings, the learning rate is one at which plain GRPO learns without collapsing.
+**Found afterwards**, from the same results: the column *now*, wherever it differs from the registered verdict, and the
+tables of further claims, which have no verdict, because a claim that is picked after looking needs fresh seeds.
+*Smaller than printed, in this regime* is for a claim that no test could tell, if a one-sided t-test rejects that the
+true difference is as large as the one that the paper prints for the same measure (p after Holm's correction over all
+such claims of the paper); a percentage point there is taken for a percentage point here. *Cannot be tested here* has
+its reason beside it.
+
+**Intervals** of means are Student's 95 % intervals over seeds. Those of the first edition, percentile bootstrap
+intervals, are too narrow with ten seeds: four of them left 0 out where p was above 0.05. The interquartile means and
+probabilities of improvement still have them (Agarwal et al. 2021), so read these as rough.
+
+**What the seeds stand for.** All seeds of a study share one warm start and one set of 128 validation problems. So a
+p-value is about what training adds to this one model on these problems, not about other models or tasks.
+
+**What was not the papers'.** The constants of the losses are theirs, but for this:
+
+| | papers | here |
+|---|---|---|
+| learning rate | A-GRAE and APMPO 1e-6; AAPO not stated | 1e-4, at which plain GRPO learns without collapsing |
+| updates per rollout | A-GRAE 4 (1024 prompts by 256); APMPO and AAPO not stated | 2; 4; 1 |
+| KL term | APMPO 0.001; A-GRAE and AAPO not stated | none |
+| temperature of validation | A-GRAE 0.6 with top-p 0.95; APMPO 0.6; AAPO not stated | 1 |
+| prompts x completions | A-GRAE 1024 x 8; APMPO 512 x 8; AAPO 8 x 6 to 32 x 8 | 32 x 8; 32 x 8; 32 x 2 to 32 x 10 |
+
+**New studies** take at least three warm starts (`data.init_args.seed` draws the problems too), validate ten times or
+more in a run, compare AAPO at equal steps first and at equal samples beside it, correct over three primary claims of a
+paper, and call all others exploratory.
+
 `python benchmarks/findings.py` makes this page from [the studies' results](findings), `--take NAME=DIR` takes new
-ones.
+ones. The registered claims in short:
 """
 
 READINGS = {
@@ -33,39 +58,65 @@ READINGS = {
 What stands out: suppressing positive advantages hurts on this task. Negative-dominant training, and with it A-GRAE's
 group level and A-GRAE as a whole, end below GRPO at every k; the more the positive part is suppressed, the lower. Its
 entropy is higher than GRPO's in the first third of training, as the paper has it, and falls like all others afterwards
-(figure below). The paper sees 3 of 10 negative-dominant runs collapse (D.5); here none does. Rewarding correct answers
-ten times as much costs nothing, not even at a large k. The sample level alone is GRPO within the differences that ten
-seeds show.
+(figure below). Rewarding correct answers ten times as much costs nothing, not even at a large k. The sample level alone
+is GRPO within the differences that ten seeds show.
 
-What limits this: before training pass@64 is 0.98, so a gain at a large k could hardly show, only a loss. The paper's
-runs end with most prompts solved; here 43 % of GRPO's samples are right in the last quarter, and the proficiency that
-scales A-GRAE's positive advantages is 0.3 in the first and 0.4 in the last. A-GRAE's alpha is that of MATH, 1; a
-smaller one suppresses less, and was not tried. The accuracy before training is the mean over all runs, taken as exact.
+What agrees with the paper and was not registered: hard-focused training is better than GRPO at a large k (at k = 16 by
+0.030, in 10 of 10 seeds) and no better at k = 1, as in table 6. "The most correct answers" means also more than GRPO:
+there neither easy-focused early nor hard-focused late is ahead, and late GRPO has the most of the three.
+
+The registered claim about stability was two in one, and its measure, the last minus the best quarter, cannot be
+negative. Taken apart: unsolved prompts do rise under negative-dominant training, from the first to the last quarter in
+10 of 10 seeds. A collapse is another matter: none of 10 runs here, 3 of 10 in the paper (D.5), which ten runs
+cannot tell apart (Fisher's exact test, p = 0.21).
+
+What limits this:
+
+- The learning rate was chosen on plain GRPO, and `max_grad_norm` is 1, which cuts the cells differently: the gradients'
+  norms are 1.6 to 2.0 for GRPO, 10 to 12 for positive-dominant and 0.9 to 1.2 for negative-dominant training. AdamW
+  does not see a constant factor, but a cut gradient counts as much as any other and an uncut one by its norm.
+- Before training pass@64 is 0.98, so a gain at a large k could hardly show, only a loss.
+- The paper's runs end with most prompts solved; here 43 % of GRPO's samples are right in the last quarter, and the
+  proficiency omega that scales A-GRAE's positive advantages is 0.3 in the first and 0.4 in the last. A-GRAE's alpha is
+  that of MATH, 1; a smaller one suppresses less, and was not tried.
+- The accuracy before training is the mean over all runs, taken as exact.
 """,
     "apmpo": """
-What stands out: the six losses end within 0.019 of each other at k = 1, and ten seeds cannot tell them apart. The
-adaptive parts do what they are made for: as more samples are right, the exponent falls to 0.74 and the upper clip rises
-to 0.33. APMPO ends with 0.008 nats more entropy than GRPO, which is seen; its answers are as diverse as GRPO's
-(self-BLEU-4 and cosine similarity differ by 0.003 at most, in the paper by 0.2).
+What stands out: the six losses end within 0.019 of each other at k = 1. Ten seeds cannot tell them apart, but they can
+tell that the differences are not the paper's: five of the seven about accuracy are smaller than printed (six before
+Holm's correction). Adaptive clipping alone could still be as good as printed. The adaptive parts do what they are made
+for: as more samples are right, the exponent falls to 0.73 and the upper clip rises to 0.33 (means of the last quarter).
+APMPO ends with 0.008 nats more entropy than GRPO, which is seen; its answers are as diverse as GRPO's (self-BLEU-4 and
+cosine similarity differ by 0.003 at most, in the paper by 0.2).
 
-What limits this: a clip matters only where ratios leave it, and with four updates per rollout at this learning rate
-0.1 % of GRPO's tokens are clipped above and 0.6 % below. So all six losses nearly have the same gradient. More updates
-or a higher rate would part them; that was not tried, because nothing here is tuned to agree. Answers of 8 tokens of
-arithmetic leave little room for diversity.
+What limits this: a clip matters only where ratios leave it. In the last rollout 0.1 % of GRPO's tokens are clipped
+above and 0.6 % below; the shares over all of training were not kept (new results have them by quarter). So all six
+losses nearly have the same gradient, as [measured below](#where-do-the-losses-differ), where more updates or a higher
+rate do not part APMPO from GRPO before GRPO stops learning. Answers of 8 tokens of arithmetic leave little room for
+diversity.
 """,
     "aapo": """
-What stands out: the margin does what it is for. At G = 2 it takes a third of the zero advantages away, at G = 6 a
-fifth, at G = 10, where few groups are all alike, little. But its reference answers cost as many samples as the training
-ones, so at equal samples AAPO takes half the steps and ends below GRPO and GPG.
+At equal steps, which is how the paper compares, AAPO is ahead of GPG by 0.021 at G = 2, in 10 of 10 seeds. At G = 6
+and 10, and against GRPO at every G, ten seeds show no difference (against GRPO at G = 2 it is 0.011, p 0.086). All but
+the first are smaller than printed. These runs were not made for that comparison, so its verdict waits for fresh seeds.
 
-The paper compares at equal steps. After as many steps as AAPO took in all, GRPO stands at 0.298, 0.315 and 0.305 for
-G = 2, 6 and 10 where AAPO ends at 0.309, 0.317 and 0.306, which no claim above tests: the margin is worth little here,
-and not twice the samples. AAPO keeps a larger pass@64 at G = 2 (0.965 against 0.943).
+At equal samples, which was registered here, AAPO's reference answers cost as many samples as the training ones, so it
+takes half the steps and ends below GRPO and, at G = 6 and 10, GPG. AAPO keeps a larger pass@64 at G = 2 (0.965 against
+0.943).
+
+The margin takes a third of the zero advantages away at G = 2, a fifth at G = 6, little at G = 10, where few groups are
+all alike. That is not learned: an advantage with the margin is 0 only where both parts are. But it is not what 6.4
+claims, that no group is left with zero advantages only. 34 %, 9 % and 4 % of the groups are left so for G = 2, 6 and
+10, because with rewards of 0 and 1 a group that is all right or all wrong has no margin where the reference's answers
+are the same. The paper does not say which rewards figure 2 had; the continuous ones of its 1.5B run are rarely equal.
+Nor is the loss mostly positive (D.4): in 0 of 120 quarters of training its mean is.
 
 What limits this: the variance of the loss cannot be compared with GRPO's here. With one update per rollout GRPO's loss
-is minus the mean advantage, 0 but for rounding, whatever its gradient does; the paper's GRPO takes several updates. The
-reference is the model that training starts from, so its answers get easier to beat as training goes on; the paper's
-runs are longer.
+is minus the mean advantage, 0 but for rounding, whatever its gradient does. The paper does not state its updates; the
+released code takes one, so its GRPO's 3.53e-3 must come from elsewhere, such as a mean over tokens of unequally long
+answers or a KL term. GPG's advantages are not divided by the deviation (eq. 3, F = 1) and AAPO's are, so their losses
+differ in scale as well. The reference is the model that training starts from, so its answers get easier to beat as
+training goes on; the paper's runs are longer.
 """,
     "losses_text": """
 Here nothing is claimed, so nothing is tested: five seeds cannot go below p = 0.06 in the sign-flip test. The intervals
@@ -83,13 +134,49 @@ rate differ in size, so the order says as much about the rate as about the loss.
 """,
     "losses_image": """
 GRPO's own five runs end between 0.24 and 0.55, further apart than most losses are, so at k = 1 nothing stands out from
-them but W-REINFORCE's collapse. At k = 8 GSPO, and with half the steps DAPO, end above the model before training, GRPO
-below it: it has become surer of fewer answers.
+them but W-REINFORCE's collapse. At k = 8 seven of the eleven losses end above the model before training: GSPO (0.817),
+DAPO, APMPO, AAPO, GRPO-LEAD, GMPO and CISPO, of which DAPO and AAPO took half the steps. GRPO, Dr. GRPO and GPG end
+below it: they have become surer of fewer answers.
 """,
     "losses": """
 What stands out over both tasks: no loss is better than GRPO as far as five seeds can show. APMPO and GSPO win 60 % of
 the pairs of runs, with an interval from a third to nearly nine tenths. AAPO, DAPO and GPG lose about nine of ten pairs,
 the first two with half the optimizer steps. W-REINFORCE does not survive a task that the model mostly fails.
+""",
+    "mechanism": """
+Before losses are compared by their results, it helps to know where their gradients differ at all. Every loss is
+measured on GRPO's own runs: the same rollouts, minibatches and weights. A cosine of 1 means that the loss pushes in
+GRPO's direction; AdamW hardly sees a constant ratio of norms.
+
+**Where GRPO learns.** In the first rollout 19 % of the samples are right. In the last quarter of 32 rollouts it is 26 %
+at a rate of 1e-4 with 2 or 4 updates and 24 % at 2e-4 with 2; at 2e-4 with 4 it is 22 %, at 1e-4 with 16 updates 20 %.
+All other settings end at 15 % or less: GRPO collapses there. The following is about the three settings at which it
+learns.
+
+**APMPO's paper.** The power mean is GRPO: PMPO's cosine is at least 0.9998 there, and at least 0.9996 at all twelve
+settings. What differs is the wider upper clip, in FAC as much as in APMPO (0.984 to 0.991), the mean over tokens of
+DAPO (0.972 to 0.983), and the geometric mean of GMPO (0.956 to 0.971). More updates or a higher rate do not part APMPO
+from GRPO: its cosine is 0.973 or more at all twelve settings, and most tokens are clipped where GRPO stops learning.
+
+**A-GRAE's paper.** The group level differs at every rate, because it changes which answers count: negative-dominant
+training has 0.80 to 0.84, positive-dominant 0.87 to 0.88, the group level 0.89 to 0.91 and A-GRAE 0.88 to 0.90. Hard-
+and easy-focused training have 0.965 to 0.984. The sample level is nearly GRPO (0.996 to 0.997) with a norm of 0.72 to
+0.73 times GRPO's, which AdamW takes away again.
+
+**AAPO's paper.** GPG has 0.93 to 0.95, AAPO 0.93 to 0.96. So most of what parts AAPO from GRPO is what it shares with
+GPG, the missing ratio and clip. What the margin adds was not measured apart.
+
+**The scale of the noise.** GRPO's own gradients on two minibatches in a row have a cosine of 0.02 at most. A single
+step is nearly all noise, and a loss whose cosine is 0.98 ends elsewhere only if what it adds points the same way again
+and again.
+
+**For new studies.** The group level of A-GRAE and the two dominant cells differ enough at the rate of the claims. The
+power mean of APMPO does not on this task at any setting; it may need longer answers, whose ratios spread within a
+sequence. AAPO's margin should be compared with AAPO without it.
+
+What limits this: these are the first 32 rollouts after the warm start, on GRPO's trajectory, not on the loss's own, and
+every eighth of them was measured. A mean over a rollout's steps includes the first one, on which all ratios are 1. A
+ratio of norms of 0.00 means that GSPO clipped all sequences of some minibatch.
 """,
 }
 """Study -> the reading of its table, written when the results were in."""

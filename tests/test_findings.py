@@ -10,10 +10,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
 
 from lit_rlvr.compare.study import load_study
+from lit_rlvr.datamodules import Arithmetic
+from lit_rlvr.rewards import FunctionReward
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.types import Sampling
 
 ROOT = Path(__file__).parent.parent
+WORDS = {4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +58,43 @@ def test_verdicts_by_hand(findings: ModuleType) -> None:
     claims = [findings.Claim("", "", measure, cell, "grpo") for cell in ("better", "worse", "same")]
     better, worse, same = findings.find(claims, results)
     assert (better.verdict, worse.verdict, same.verdict) == ("seen", "not seen", "cannot tell")
+    assert better.interval == pytest.approx([0.059 - 0.00626, 0.059 + 0.00626], abs=1e-4), "2.262 s / sqrt(10)"
     assert better.p == pytest.approx(2 / 1024) and better.adjusted == pytest.approx(6 / 1024) and better.n == 10
     assert better.difference == pytest.approx(0.059) and better.interval[0] > 0.05 and worse.interval[1] < 0
     assert same.p == 1.0 and same.smallest == pytest.approx(0.0105, abs=0.001)
     few = findings.find(claims[:1], made_up({"grpo": base[:5], "better": results_of(results, "better")[:5]}))
     assert few[0].verdict == "cannot tell", "five seeds cannot go below 2 / 32"
+
+
+def test_what_is_smaller_than_printed_by_hand(findings: ModuleType) -> None:
+    """Differences of 0.01 and -0.01 in turn: t is -2.4 for 0.008, so p 0.02, and twice that for two printed ones."""
+    base = [0.30 + 0.001 * seed for seed in range(10)]
+    results = made_up({"grpo": base, "same": [x + 0.01 * (-1) ** k for k, x in enumerate(base)]})
+    measure = findings.Measure("", lambda run: run["last"]["val/multi_step_arithmetic/pass@1"])
+
+    def readings(*printed: float | None, **more: Any) -> list[str]:
+        claims = [findings.Claim("", "", measure, "same", "grpo", printed=value, **more) for value in printed]
+        return [finding.now for finding in findings.find(claims, results)]
+
+    assert readings(0.008) == ["smaller than printed, in this regime: p 0.020"]
+    assert readings(0.008, None, 0.1) == [
+        "smaller than printed, in this regime: p 0.020", "cannot tell",
+        "smaller than printed, in this regime: p < 0.001",
+    ]  # fmt: skip
+    assert readings(0.008, 0.008) == ["smaller than printed, in this regime: p 0.040"] * 2
+    assert readings(0.005) == ["cannot tell"] and readings(0.008, now="moot: why") == ["moot: why"]
+
+
+def test_what_was_found_afterwards_changes_no_registered_verdict(findings: ModuleType) -> None:
+    base = [0.30 + 0.001 * seed for seed in range(10)]
+    results = made_up({"grpo": base, "better": [x + 0.05 + 0.01 * (k % 3) for k, x in enumerate(base)]})
+    measure = findings.Measure("", lambda run: run["last"]["val/multi_step_arithmetic/pass@1"])
+    registered = findings.Claim("first", "", measure, "better", "grpo")
+    trivial = findings.Claim("second", "", measure, "better", "grpo", by_construction=True)
+    later = [findings.Claim("third", "", measure, "better", "grpo", afterwards=True)] * 9
+    table, line, _, more = findings.claims_tables([registered, trivial, *later], results)
+    assert "0.002, 0.004 | seen | **seen** |" in table and "second" not in table
+    assert "second (0.363 against 0.304, seen)" in line and "| third |" in more and "10 of 10 | 0.002 |  |" in more
 
 
 def test_the_readings_say_what_the_results_say(findings: ModuleType) -> None:
@@ -69,39 +108,99 @@ def test_the_readings_say_what_the_results_say(findings: ModuleType) -> None:
     def last_accuracy(run: Any) -> float:
         return float(run["quarters"]["rollout/accuracy"][3])
 
-    def at_steps_of_aapo(task: dict[str, Any]) -> float:
+    def over(task: dict[str, Any], base: str) -> float:
         step = max(task["cells"]["aapo"]["by_seed"]["0"]["validations"], key=int)
-        return mean(task, "grpo", lambda run: run["validations"][step])
+        return mean(task, "aapo", lambda run: run["validations"][step]) - mean(
+            task, base, lambda run: run["validations"][step]
+        )
 
-    aapo, steps = [found["aapo"][f"g{g}"] for g in (2, 6, 10)], found["apmpo"]["steps"]["cells"]
+    def no_signal(task: dict[str, Any]) -> float:
+        return 100 * mean(task, "aapo", lambda run: run["quarters"]["train/no_signal"][3])
+
+    def norms(cell: str) -> list[float]:
+        return [mean(agrae, cell, lambda run, k=k: run["quarters"]["train/grad_norm"][k]) for k in range(4)]
+
+    agrae = found["agrae"]["steps"]
+    losses = [
+        loss
+        for task in found["aapo"].values()
+        for run in task["cells"]["aapo"]["by_seed"].values()
+        for loss in run["quarters"]["train/loss"]
+    ]
+    accuracy = findings.find([c for c in findings.APMPO if not c.afterwards], {"tasks": found["apmpo"]})[:7]
+    aapo, apmpo = [found["aapo"][f"g{g}"] for g in (2, 6, 10)], found["apmpo"]["steps"]
+    steps = apmpo["cells"]
     ends = [cell["mean"] for cell in steps.values()]
     text, image = found["losses_text"]["sums"], found["losses_image"]["geometry"]
+
+    def at_8(of: Any) -> float:
+        return float(next(iter(of.get("before_pass_at_k", of.get("pass_at_k")).values()))["8"]["mean"])
+
     close = [text["cells"][name]["mean"] for name in ("grpo", "dr_grpo", "apmpo", "gspo", "grpo_lead")]
     before, own = text["before"]["mean"], image["cells"]["grpo"]["values"].values()
     said = {
         "agrae": [
-            f"{100 * mean(found['agrae']['steps'], 'grpo', last_accuracy):.0f} % of GRPO's",
+            f"{100 * mean(agrae, 'grpo', last_accuracy):.0f} % of GRPO's",
+            "{:.1f} to {:.1f} for GRPO".format(*norms("grpo")[::3]),
+            "{:.0f} to {:.0f} for positive-dominant".format(*norms("positive_dominant")[::3]),
+            "{:.1f} to {:.1f} for negative-dominant".format(*norms("negative_dominant")[::3]),
         ],
         "apmpo": [
             f"within {max(ends) - min(ends):.3f} of each other",
-            f"exponent falls to {steps['apmpo']['last']['train/p']['mean']:.2f}",
-            f"rises\nto {steps['apmpo']['last']['train/eps_ada']['mean']:.2f}",
+            f"exponent falls to {mean(apmpo, 'apmpo', lambda run: run['quarters']['train/p'][3]):.2f}",
+            f"clip rises to {mean(apmpo, 'apmpo', lambda run: run['quarters']['train/eps_ada'][3]):.2f}",
+            f"{WORDS[sum(f.now.startswith('smaller') for f in accuracy)]} of the seven",
             f"{100 * steps['grpo']['last']['train/clip_high']['mean']:.1f} % of GRPO's tokens are clipped above and "
             f"{100 * steps['grpo']['last']['train/clip_low']['mean']:.1f} % below",
         ],
         "aapo": [
-            "GRPO stands at {:.3f}, {:.3f} and {:.3f}".format(*map(at_steps_of_aapo, aapo)),
-            "AAPO ends at {:.3f}, {:.3f} and {:.3f}".format(*(task["cells"]["aapo"]["mean"] for task in aapo)),
+            f"ahead of GPG by {over(aapo[0], 'gpg'):.3f} at G = 2",
+            f"against GRPO at G = 2 it is {over(aapo[0], 'grpo'):.3f}",
+            "{:.0f} %, {:.0f} % and {:.0f} % of the groups".format(*map(no_signal, aapo)),
+            f"in {sum(loss > 0 for loss in losses)} of {len(losses)} quarters",
         ],
         "losses_text": [
             f"end within {max(close) - min(close):.3f} of each other",
             f"{100 * before:.0f} % right before",
         ],
-        "losses_image": [f"between {min(own):.2f} and {max(own):.2f}"],
+        "losses_image": [
+            f"between {min(own):.2f} and {max(own):.2f}",
+            f"{WORDS[sum(value > at_8(image) for value in map(at_8, image['cells'].values()))]} of the eleven",
+        ],
     }  # fmt: skip
+    settings = json.loads((ROOT / "docs/findings/mechanism.json").read_text())["settings"]
+    learns = [of for name, of in settings.items() if name in ("0.0001, 2", "0.0001, 4", "0.0002, 2")]
+
+    def spread(loss: str, key: str = "cosine", digits: int = 2) -> str:
+        values = [setting["losses"][loss][key] for setting in learns]
+        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+    def least(loss: str, among: Any) -> float:
+        return min(float(setting["losses"][loss]["cosine"]) for setting in among)
+
+    right = {name: f"{100 * of['accuracy']:.0f} %" for name, of in settings.items()}
+    assert right["0.0001, 2"] == right["0.0001, 4"]
+    said["mechanism"] = [
+        f"first rollout {100 * learns[0]['first_accuracy']:.0f} % of",
+        f"it is {right['0.0001, 2']} at a rate of 1e-4 with 2 or 4 updates and {right['0.0002, 2']} at 2e-4 with 2; "
+        f"at 2e-4 with 4 it is {right['0.0002, 4']}, at 1e-4 with 16 updates {right['0.0001, 16']}",
+        f"All other settings end at {100 * max(sorted(of['accuracy'] for of in settings.values())[:-5]):.0f} % or less",
+        f"PMPO's cosine is at least {least('pmpo', learns):.4f} there, and at least "
+        f"{least('pmpo', settings.values()):.4f} at all",
+        f"in FAC as much as in APMPO ({spread('apmpo', digits=3)})",
+        f"its cosine is {least('apmpo', settings.values()):.3f} or more",
+        f"DAPO ({spread('dapo', digits=3)}), and the geometric mean of GMPO ({spread('gmpo', digits=3)})",
+        f"negative-dominant training has {spread('negative_dominant')}, positive-dominant "
+        f"{spread('positive_dominant')}, the group level {spread('group_level')} and A-GRAE {spread('agrae')}",
+        f"{least('hard_focused', learns):.3f} to {spread('easy_focused', digits=3)[-5:]}",
+        f"nearly GRPO ({spread('sample_level', digits=3)}) with a norm of {spread('sample_level', 'norm')}",
+        f"GPG has {spread('gpg')}, AAPO {spread('aapo')}",
+        f"a cosine of {max(of['previous'] for of in learns):.2f} at most",
+    ]
+    assert spread("fac", digits=3) == spread("apmpo", digits=3)
     for name, phrases in said.items():
         for phrase in phrases:
-            assert phrase in findings.READINGS[name], phrase
+            assert phrase in " ".join(findings.READINGS[name].split()), phrase
 
 
 def results_of(results: dict[str, Any], cell: str) -> list[float]:
@@ -154,3 +253,29 @@ def test_claims_are_about_cells_of_their_study(findings: ModuleType, name: str) 
         found = json.loads(path.read_text())
         unit, count = study.budget
         assert found["budget"] == {unit: count} and set(found["seeds"]) <= set(study.seeds)
+
+
+def test_losses_are_compared_on_the_same_minibatch(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the rollout's own weights all ratios are 1: then the losses that only clip differently are GRPO's, and
+    advantages of another size change the norm alone."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    mechanism = importlib.import_module("mechanism")
+    module = mechanism.Compared(every=1, model=str(tiny_model_folder))
+    rewards = [FunctionReward("tiny_rewards.first_token", truncated_is_wrong=False)]
+    rollout = RolloutCallback(group_size=4, engine=HFEngine(), sampling=Sampling(max_tokens=9), rewards=rewards)
+    trainer = Trainer(
+        max_steps=1, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
+        default_root_dir=tmp_path, callbacks=[rollout],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=Arithmetic(prompts_per_step=6, held_out=10))
+    measured = module._measured
+    for name in ("gmpo", "fac", "pmpo", "apmpo"):
+        assert measured[f"gradient/{name}/cosine"] == pytest.approx(1), name
+        assert measured[f"gradient/{name}/log_norm"] == pytest.approx(0, abs=1e-4), name
+    assert measured["gradient/positive_dominant/cosine"] < 0.99 and measured["gradient/positive_dominant/log_norm"] > 1
+    assert measured["gradient/negative_dominant/log_norm"] < 0
+    names = {name for cells in mechanism.LOSSES.values() for name in cells}
+    assert {f"gradient/{name}/{key}" for name in names for key in ("cosine", "log_norm")} == measured.keys()

@@ -1,11 +1,14 @@
-"""`lit-rlvr reproduce apmpo/table1 --out DIR`: runs a paper's study and compares its results with the printed ones."""
+"""`lit-rlvr reproduce apmpo/table1 --out DIR`: runs a paper's study and compares its results with the printed ones.
+
+`lit-rlvr reproduce --list` names every table and figure of the papers.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ from typing import Any
 import yaml
 
 from lit_rlvr.compare.command import add_execution_options, compare
+from lit_rlvr.compare.folder import EVALUATION
 from lit_rlvr.compare.significance import LEVEL, difference_test, holm
-from lit_rlvr.compare.study import BEFORE, load_study
+from lit_rlvr.compare.study import BEFORE, Study, load_study
 from lit_rlvr.compare.tables import percent, table
 from lit_rlvr.configs import Parser, config_folder, load_yaml
 from lit_rlvr.errors import UserError, nearest
@@ -50,6 +54,20 @@ class PrintedValue:
         return f"{self.value:.1f}" + (f" ± {self.deviation:.1f}" if self.deviation is not None else "")
 
 
+def _scaled(spread: Mapping[str, Any] | None, factor: float) -> dict[str, Any] | None:
+    """Return a spread in another unit; None without a value."""
+    if spread is None or spread["mean"] is None:
+        return None
+    return {**spread, **{key: spread[key] * factor for key in ("mean", "std") if spread[key] is not None}}
+
+
+RUN_COLUMNS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
+    "GiB": lambda cell: _scaled(cell["peak_memory_mb"], 1 / 1024 / 100),
+    "seconds": lambda cell: _scaled(cell["seconds_per_step"].get("step"), 1 / 100),
+}
+"""Column -> its spread for a cell in results.json, divided by 100, because tables show percentages."""
+
+
 @dataclass(frozen=True)
 class PrintedTable:
     """One table of a paper, or a part of it.
@@ -57,7 +75,7 @@ class PrintedTable:
     Args:
         task: the study's task.
         suite: the suite whose metrics or categories are the columns; None: the columns are suites.
-        metric: the metric of all columns; None: the columns are metrics.
+        metric: the metric of all columns; None: the columns are metrics; `run`: the columns are of `RUN_COLUMNS`.
         columns: suites, metrics or categories; `Avg.` is the average over the suites.
         rows: cell -> values.
     """
@@ -74,6 +92,8 @@ class PrintedTable:
 
     def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return our spread for a cell of the table from the task in results.json; None if there is none."""
+        if self.metric == "run":
+            return RUN_COLUMNS[column](found["cells"][row])
         tables = found.get("before_suites", {}) if row == BEFORE else found["cells"][row]["suites"]
         for values in tables.values():
             if self.suite is None:
@@ -94,7 +114,7 @@ class Paper:
 
     Args:
         study: the study that makes them.
-        seeds: the paper's seeds behind a printed deviation; None = not stated.
+        seeds: the paper's seeds behind a printed deviation; None = not stated, or no test should use the deviations.
     """
 
     study: str
@@ -111,7 +131,7 @@ def load_printed(name: str) -> Paper:
     folder = config_folder() / "printed"
     path = Path(name) if Path(name).suffix == ".yaml" else folder / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+        known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.glob("*/*.yaml"))
         near = nearest(name, known)
         raise UserError(f"there is no table {name!r}; {f'did you mean {near[0]}?' if near else ', '.join(known)}")
     try:
@@ -131,6 +151,8 @@ def load_printed(name: str) -> Paper:
     except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not have the form of the shipped tables: {error!r}") from error
     for t in tables:
+        if t.metric == "run" and (unknown := [column for column in t.columns if column not in RUN_COLUMNS]):
+            raise UserError(f"{path}: {t.title}: there is no column {unknown[0]!r}; use {', '.join(RUN_COLUMNS)}")
         for row, cells in t.rows.items():
             if len(cells) != len(t.columns):
                 raise UserError(f"{path}: {t.title}: {row} has {len(cells)} values for {len(t.columns)} columns")
@@ -181,8 +203,41 @@ def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[Printed
 def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
     """Yield the tables of `compared` as Markdown."""
     for printed, cells in compared(paper, results):
-        lines = [[row, *(str(cells[row, column]) for column in printed.columns)] for row in printed.rows]
-        yield f"## {printed.title}\n\n" + table(["ours (printed; difference)", *printed.columns], lines)
+        lines = [
+            [
+                row,
+                runs_of([cells[row, column] for column in printed.columns]),
+                *(str(cells[row, c]) for c in printed.columns),
+            ]
+            for row in printed.rows
+        ]
+        yield f"## {printed.title}\n\n" + table(["ours (printed; difference)", "n", *printed.columns], lines)
+
+
+def runs_of(row: Sequence[ComparedValue]) -> str:
+    """Return the number of our runs behind a row of a table; "-" without any."""
+    counts = sorted({value.ours["n"] for value in row if value.ours is not None})
+    return " to ".join(map(str, counts)) or "-"
+
+
+def sampling_lines(study: Study, root: Path) -> Iterator[str]:
+    """Yield for each task how its suites were asked, from the settings of the first run's evaluation."""
+    for task in study.tasks:
+        cell = next(cell for cell in study.cells if cell.task == task)
+        path = root / cell.folder / EVALUATION / "settings.json"
+        by_setting: dict[str, list[str]] = {}
+        for suite, settings in (json.loads(path.read_text())["suites"] if path.is_file() else {}).items():
+            text = " and ".join(_asked(part, settings[part]) for part in ("sampled", "greedy") if part in settings)
+            by_setting.setdefault(text, []).append(suite)
+        yield f"{task}: " + "; ".join(f"{', '.join(suites)}: {text}" for text, suites in by_setting.items())
+
+
+def _asked(part: str, settings: Mapping[str, Any]) -> str:
+    length = f"at most {settings['max_tokens']} tokens"
+    if part == "greedy":
+        return f"a greedy answer ({length})"
+    sampling = f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}"
+    return f"{settings['samples']} sampled per question ({sampling}, {length})"
 
 
 def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,10 +267,11 @@ def _cell_text(ours: Mapping[str, Any] | None, printed: PrintedValue, p: float |
     return f"{percent(ours)} ({printed}; {difference}{tested})"
 
 
-EXPLANATION = """In percent, mean ± sample standard deviation over seeds; in brackets the paper's value, our
-difference from it, and, where it can be tested, the two-sided p-value after Holm's correction over the table (bold:
-below 0.05). Where the paper prints a deviation over a known number of seeds, that is Welch's t-test; else the printed
-value is taken as exact and Student's t-test asks whether our seeds scatter around it."""
+EXPLANATION = """In percent (or GiB and seconds), mean ± sample standard deviation over our n runs; in brackets the
+paper's value, our difference from it, and, where it can be tested, the two-sided p-value after Holm's correction over
+the table (bold: below 0.05). Where the paper prints a deviation over a known number of seeds, that is Welch's t-test;
+else the printed value is taken as a single run that scatters as ours do, and Student's t-test asks whether it could be
+one more of ours. How ours were asked:"""
 
 
 def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
@@ -228,18 +284,71 @@ def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | 
     study = load_study(paper.study)
     compare(study, out, jobs, cluster)
     results = json.loads((out / "results.json").read_text())
-    parts = [f"# {name}", " ".join(EXPLANATION.split()), *comparison_tables(paper, results)]
+    asked = "\n".join(f"- {line}" for line in sampling_lines(study, out))
+    parts = [f"# {name}", " ".join(EXPLANATION.split()), asked, *comparison_tables(paper, results)]
     write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
     _log.info("Beside the printed values: %s", out / "reproduced.md")
     show_result(as_data(paper, results), lambda: None)  # readable text is in reproduced.md
 
 
+@dataclass(frozen=True)
+class PaperItem:
+    """A table or figure of a paper, as `reproduce --list` names it.
+
+    Args:
+        name: such as `agrae, table 2`.
+        how: the command that makes it, or why there is none.
+        cost: what that takes; "" if there is no command.
+    """
+
+    name: str
+    how: str
+    cost: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.how}" + (f" ({self.cost})" if self.cost else "")
+
+
+def paper_items() -> Iterator[PaperItem]:
+    """Yield every table and figure of the papers, and what tests each paper's claims on a tiny model."""
+    for paper, values in load_yaml((config_folder() / "printed/papers.yaml").read_text()).items():
+        claims = values["claims"]
+        runs = len(load_study(claims["study"]).cells)
+        measured = f"run: docs/findings.md; {runs} runs of {claims['minutes']} minutes of training on one core"
+        yield PaperItem(f"{paper}, claims on a tiny model", f"lit-rlvr compare {claims['study']}", measured)
+        for name, item in values["items"].items():
+            if "none" in item:
+                yield PaperItem(f"{paper}, {name}", f"none: {item['none']}")
+                continue
+            printed = item.get("printed", [])
+            studies = dict.fromkeys([load_printed(table).study for table in printed] or [item["study"]])
+            shown = [f"lit-rlvr reproduce {table}" for table in printed]
+            shown += [f"{', '.join(item['figures'])} of lit-rlvr compare {item['study']}"] if "figures" in item else []
+            costs = "; ".join([*map(cost, studies), f"the paper's machine: {values['machine']}"])
+            yield PaperItem(f"{paper}, {name}", "; ".join(shown), f"not run; {costs}")
+
+
+def cost(name: str) -> str:
+    """Return what a study takes: its runs, and the steps of each."""
+    study = load_study(name)
+    unit, count = study.budget
+    return f"{name}: {len(study.cells)} runs of {count} {unit}"
+
+
 def run(command: str, arguments: Sequence[str]) -> None:
     """Run the command line of `reproduce`."""
     parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
-    parser.add_argument("table", type=str, help="a paper's table (apmpo/table1), or a YAML file with printed values")
-    parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
+    parser.add_argument("table", type=str | None, nargs="?",
+                        help="a paper's table (apmpo/table1), or a YAML file with printed values")  # fmt: skip
+    parser.add_argument("--out", type=str | None, help="folder of the study; give the same one to continue")
+    parser.add_argument("--list", action="store_true", help="name every table and figure of the papers instead")
     add_execution_options(parser)
     config = parser.parse_args(list(arguments))
+    if config.list:
+        items = list(paper_items())
+        show_result([vars(item) for item in items], lambda: print(*items, sep="\n"))
+        return
+    if config.table is None or config.out is None:
+        raise UserError(f"{command}: give a table and --out, or --list")
     require("scipy", command)
     reproduce(config.table, Path(config.out), config.jobs, config.cluster)

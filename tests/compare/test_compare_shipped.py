@@ -75,9 +75,22 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         }
         for images in ("geo3k", "medical")
     },
+    "agrae_controls": {
+        "grpo": ("GRPO", {"advantage": grpo}),
+        "positive_dominant": ("GRPO", {"advantage": adv.PositiveDominant(base="grpo", beta=10)}),
+        "negative_dominant": ("GRPO", {"advantage": adv.NegativeDominant(base="grpo", beta=10)}),
+        "group_level": ("GRPO", {"advantage": adv.AGRAE(base="grpo", sample_level=False)}),
+        "easy_focused": ("GRPO", {"advantage": adv.EasyFocused(base="grpo", gamma=0.5)}),
+        "hard_focused": ("GRPO", {"advantage": adv.HardFocused(base="grpo", gamma=0.5)}),
+        "sample_level": ("GRPO", {"advantage": adv.AGRAE(base="grpo", group_level=False)}),
+    },
     **{
         f"apmpo_{task}": {name.lower(): (name, {"kl_coef": 0.001}) for name in ("GRPO", "DAPO", "GMPO", "APMPO")}
-        for task in ("main", "geo3k", "sql")
+        for task in ("main", "geo3k", "sql", "diversity")
+    },
+    **{
+        f"aapo_further_{size}": {"aapo": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin)})}
+        for size in ("1.5b", "7b")
     },
     "apmpo_pmpo_fac": {
         "grpo": ("GRPO", {"clip_low": 0.2, "clip_high": 0.2}),
@@ -130,10 +143,12 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 }
 """Study -> cell -> algorithm and attributes, from the papers' tables that its comments name."""
 
-GPUS = {"agrae": 8, "apmpo": 4, "aapo_ablation_1.5b": 2, "aapo_ablation_7b": 8, "aapo_main_1.5b": 2, "aapo_main_7b": 8,
+GPUS = {"agrae": 8, "apmpo": 4, "aapo_further_1.5b": 2, "aapo_further_7b": 8,
+        "aapo_ablation_1.5b": 2, "aapo_ablation_7b": 8, "aapo_main_1.5b": 2, "aapo_main_7b": 8,
         "aapo_group_size_7b": 8, "aapo_group": 2, "aapo_main": 4, "smoke": 1}  # fmt: skip
 ENDS = {"agrae_geo3k": ("steps", 20 * 4 * 2), "agrae_medical": ("steps", 10 * 18),
         "agrae": ("steps", 20 * 7 * 4), "apmpo": ("steps", 400 * 2), "aapo_ablation_1.5b": ("steps", 100),
+        "aapo_further_1.5b": ("steps", 100), "aapo_further_7b": ("steps", 8523 // 32),
         "aapo_ablation_7b": ("steps", 8523 // 32), "aapo_main_1.5b": ("steps", 100),
         "aapo_group_size_7b": ("steps", 8523 // 32), "aapo_group": ("steps", 100),
         "aapo_main_7b": ("steps", 8523 // 32), "aapo_main": ("steps", 8523 // 8)}  # fmt: skip
@@ -161,7 +176,10 @@ SUITES = {
     "agrae": ("math", "aime25", "amc23"),
     "apmpo_geo3k": ("geometry3k",),
     "apmpo_sql": ("spider", "bird"),
+    "apmpo_diversity": ("math500",),
     "apmpo": ("math500", "aime24", "aime25", "amc23", "minerva", "olympiadbench"),
+    "aapo_further_1.5b": ("aime24", "math500", "amc23", "minerva", "olympiadbench", "mmlu", "livecodebench"),
+    "aapo_further_7b": ("aime24", "math500", "amc23", "minerva", "olympiadbench", "mmlu"),
     "aapo": ("aime24", "math500", "amc23", "minerva", "olympiadbench"),
 }
 """Study -> the benchmarks of its tables, in the paper's order."""
@@ -176,10 +194,16 @@ def test_the_benchmarks_of_a_study(name: str) -> None:
     samples = {suite.name: suite.protocol.samples for suite in suites}
     if name.startswith("agrae") and "math" in samples:
         assert set(samples.values()) == {256}
+    elif name == "apmpo_diversity":
+        assert samples == {"math500": 8}
+    elif name.startswith("aapo_further"):
+        assert {suite for suite, k in samples.items() if k == 64} == {*SUITES["aapo"]}
+        assert {k for suite, k in samples.items() if suite not in SUITES["aapo"]} == {1}
     elif name.startswith("apmpo"):
         assert {n: k for n, k in samples.items() if k != 1} == dict.fromkeys(samples.keys() & SMALL, 16)
     elif name.startswith("aapo"):
-        assert set(samples.values()) == {0} and all(suite.protocol.greedy for suite in suites)
+        greedy = name == "aapo_main"  # Llama
+        assert {(suite.protocol.samples, suite.protocol.greedy) for suite in suites} == {(int(not greedy), greedy)}
 
 
 def test_every_study_is_in_the_table() -> None:
@@ -189,7 +213,8 @@ def test_every_study_is_in_the_table() -> None:
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study(name: str) -> None:
     study: Study = STUDIES[name]
-    assert study.name == name and study.seeds == [0, 1, 2] and study.metric == "val/accuracy"
+    seeds = list(range(10 if name == "agrae_controls" else 3))
+    assert study.name == name and study.seeds == seeds and study.metric == "val/accuracy"
     assert {cell.name for cell in study.cells} == VARIED[name].keys()
     if name != "smoke":
         assert study.budget == of(ENDS, name)

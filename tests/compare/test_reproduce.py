@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
@@ -14,7 +15,16 @@ import yaml
 from scipy.stats import ttest_ind
 from tiny_rewards import judged_as_is
 
-from lit_rlvr.compare.reproduce import AVERAGE, Paper, PrintedTable, PrintedValue, comparison_tables, load_printed
+from lit_rlvr.compare.figures import CURVES, SET_CURVES
+from lit_rlvr.compare.reproduce import (
+    AVERAGE,
+    Paper,
+    PrintedTable,
+    PrintedValue,
+    comparison_tables,
+    load_printed,
+    paper_items,
+)
 from lit_rlvr.compare.significance import difference_test
 from lit_rlvr.compare.study import load_study
 from lit_rlvr.compare.tables import BEFORE
@@ -24,7 +34,8 @@ from lit_rlvr.evaluation.suites import find_suites
 
 CLI = Callable[..., Any]
 FOLDER = config_folder() / "printed"
-NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.glob("*/*.yaml"))
 CONTRADICTIONS = {
     ("aapo/table1_7b", "simplerl-qwen", BEFORE),
     ("aapo/table1_llama", "llama-3.2-3b", "gpg"),
@@ -39,15 +50,20 @@ def test_printed_tables_belong_to_their_study(name: str) -> None:
     paper = load_printed(name)
     study = load_study(paper.study)
     asked = [suite for group in study.suites.values() for suite in group]
+    diversity = [f"diversity/{name}" for name in ("cosine_similarity", "self_bleu_4")] if study.diversity else []
     suites = {suite.name: suite.protocol for suite in find_suites(asked, {}, {"protocol": study.protocol})}
     for table in paper.tables:
         assert table.task in study.tasks and set(table.rows) <= {BEFORE, *study.names}, table.title
         columns = [column for column in table.columns if column != AVERAGE]
         if table.suite is None:
-            assert set(columns) <= suites.keys() and len(columns) >= 1
+            assert table.metric == "run" or set(columns) <= suites.keys()
+            assert columns
         else:
             assert table.suite in suites
-        metrics = [table.metric] if table.metric else columns
+        if table.metric == "run":
+            continue
+        assert all(key in diversity for key in columns if key.startswith("diversity/"))
+        metrics = [table.metric] if table.metric else [key for key in columns if not key.startswith("diversity/")]
         for suite in [table.suite] if table.suite else columns:
             for metric in metrics:
                 protocol = suites[suite]
@@ -92,15 +108,59 @@ def test_ours_beside_theirs_by_hand() -> None:
     )
     third = PrintedTable("t", "a", "pass@1", ["CT"], {"grpo": [PrintedValue(30.0, None)]})
     pages = list(comparison_tables(Paper("s", 3, [first, second, third]), results()))
-    assert "| before training | 20.0 (20.0; +0.0) | 10.0 (20.0; -10.0) | 15.0 (20.0; -5.0) |" in pages[0]
+    assert "| before training | 1 | 20.0 (20.0; +0.0) | 10.0 (20.0; -10.0) | 15.0 (20.0; -5.0) |" in pages[0]
     assert (
         "50.0 ± 1.0 (50.0 ± 1.0; +0.0, p 1.000)" in pages[0]
         and "30.0 ± 1.0 (20.0 ± 1.0; +10.0, **p 0.001**)" in pages[0]
     )
-    assert "50.0 ± 1.0 (45.0; +5.0, **p 0.013**) | - (99.0) |" in pages[1] and pages[1].startswith("## t, a\n")
+    # 5 points are 5 / (1 sqrt(1/3 + 1)) = 4.33 deviations of a single run from the mean of three
+    assert "| grpo | 3 | 50.0 ± 1.0 (45.0; +5.0, **p 0.049**) | - (99.0) |" in pages[1]
+    assert pages[1].startswith("## t, a\n")
     assert "30.0 ± 1.0 (30.0; +0.0, p 1.000)" in pages[2]
     with pytest.raises(UserError, match="s has not the rows or the task of u, pass@1"):
         list(comparison_tables(Paper("s", 3, [PrintedTable("u", None, "pass@1", ["a"], {})]), results()))
+
+
+def test_what_a_run_took_beside_what_is_printed() -> None:
+    """GiB and seconds, as AAPO's table 4; not percentages."""
+    cell = {"suites": {}, "peak_memory_mb": spread(52.2 * 1024, 1024.0, 3), "seconds_per_step": {"step": spread(600.0)}}
+    table = PrintedTable(
+        "t", None, "run", ["GiB", "seconds"], {"aapo": [PrintedValue(52.2, None), PrintedValue(826.0, None)]}
+    )
+    (page,) = comparison_tables(Paper("s", None, [table]), {"tasks": {"t": {"cells": {"aapo": cell}}}})
+    assert "| aapo | 1 to 3 | 52.2 ± 1.0 (52.2; +0.0, p 1.000) | 600.0 (826.0; -226.0) |" in page
+
+
+def test_the_list_names_every_table_and_figure() -> None:
+    """Every printed table, every number without a gap, and a study for each that has no reason against it."""
+    items = {item.name: item for item in paper_items()}
+    commands = [word for item in items.values() for word in item.how.replace(";", " ").split()]
+    assert {word for word in commands if "/table" in word} == {*NAMES}
+    counts = {"aapo": (9, 5), "agrae": (6, 10), "apmpo": (10, 5)}
+    for paper, numbers in counts.items():
+        for kind, last in zip(("table", "figure"), numbers, strict=True):
+            assert all(f"{paper}, {kind} {k}" in items for k in range(1, last + 1))
+            assert f"{paper}, {kind} {last + 1}" not in items
+    assert str(items["agrae, figure 1"]) == "agrae, figure 1: none: a diagram"
+    assert str(items["apmpo, table 4"]) == (
+        "apmpo, table 4: lit-rlvr reproduce apmpo/table4 (not run; studies/apmpo_diversity: 12 runs of 800 steps; "
+        "the paper's machine: 4 A100 40 GB)"
+    )
+    for item in items.values():
+        assert item.how.startswith("none: ") or item.cost.startswith(("not run; studies/", "run: docs/findings.md"))
+
+
+def test_the_figures_of_the_list_are_drawn() -> None:
+    values = yaml.safe_load((FOLDER / "papers.yaml").read_text())
+    for name, paper in values.items():
+        results = json.loads((ROOT / f"docs/findings/{name}.json").read_text())["tasks"].values()
+        runs = [r for t in results for cell in t["cells"].values() for r in cell["by_seed"].values()]
+        assert paper["claims"]["minutes"] == round(mean(run["train_seconds"] for run in runs) / 60, 1)
+        for item in paper["items"].values():
+            for figure in item.get("figures", []):
+                assert (
+                    figure in CURVES or figure in ("pass_at_k", "time_per_step") or figure.split("_")[0] in SET_CURVES
+                )
 
 
 def test_the_test_of_a_difference_against_scipys_on_the_values() -> None:
@@ -152,10 +212,9 @@ def test_a_table_of_ones_own_is_reproduced(run_folder: Path, lit_rlvr: CLI, monk
     assert done.status == 0, done.err
     found = json.loads(Path("out/results.json").read_text())["tasks"]["sums"]["cells"]["grpo"]
     ours = 100 * found["suites"]["suites"]["suites"]["own"]["greedy"]["mean"]
-    assert (
-        f"| grpo | {ours:.1f} (30.0; {ours - 30:+.1f}) | {ours:.1f} (30.0 ± 1.0; {ours - 30:+.1f}) |"
-        in Path("out/reproduced.md").read_text()
-    )
+    page = Path("out/reproduced.md").read_text()
+    assert f"| grpo | 1 | {ours:.1f} (30.0; {ours - 30:+.1f}) | {ours:.1f} (30.0 ± 1.0; {ours - 30:+.1f}) |" in page
+    assert re.search(r"^- sums: own: a greedy answer \(at most \d+ tokens\)$", page, re.M)
     cell = json.loads(done.out)["sums, greedy"]["grpo"]["Avg."]
     assert (cell["printed"], cell["deviation"]) == (30.0, 1.0) and 100 * cell["ours"]["mean"] == pytest.approx(ours)
     again = lit_rlvr("compare", "study.yaml", "--out", "out", "--json")

@@ -161,14 +161,17 @@ def test_a_system_prompt_replaces_the_suites_instruction() -> None:
 
 
 def test_the_protocols_are_the_papers() -> None:
-    """A-GRAE C.2; AAPO C.3; APMPO 5.1."""
+    """A-GRAE C.2; AAPO C.3 and its released scripts; APMPO 5.1, without A-GRAE's system prompt for images."""
     agrae, aime = (make_protocol(name, {}, {"protocol": "agrae"}) for name in ("minerva", "aime25"))
     assert (agrae.samples, aime.samples, agrae.temperature, agrae.top_p, agrae.max_tokens) == (4, 16, 0.6, 0.95, 4096)
     assert read_protocol("agrae", "geometry3k")["system_prompt"] == "agrae-vision" and not agrae.greedy
     aapo = make_protocol("aime24", {}, {"protocol": "aapo"})
-    assert (aapo.samples, aapo.greedy, aapo.prompts) == (0, True, {"system_prompt": "aapo-eval"})
+    assert (aapo.samples, aapo.greedy, aapo.prompts) == (1, False, {"system_prompt": "aapo-eval"})
+    assert (aapo.temperature, aapo.top_p) == (0.6, 0.95)
     apmpo, small = (make_protocol(name, {}, {"protocol": "apmpo"}) for name in ("math500", "amc23"))
     assert (apmpo.samples, small.samples, apmpo.temperature, apmpo.prompts) == (1, 16, 0.6, {})
+    (geometry,) = find_suites("geometry3k", {}, {"protocol": "apmpo"})
+    assert geometry.data.chat.system_prompt is None and "within \\boxed{}" in geometry.data.chat.template
 
 
 def test_which_setting_counts() -> None:

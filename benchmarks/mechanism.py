@@ -1,0 +1,264 @@
+"""Where do the losses differ? On the same rollouts, each loss's gradient against GRPO's, by learning rate and updates.
+
+GRPO trains on the task of the claims (configs/studies/claims/steps.yaml) from three warm starts. In every eighth
+rollout every other loss computes its gradient too, before each optimizer step: on the same minibatch, with the same
+weights and the same log-probabilities of rollout time. Measured are the cosine of both gradients and the ratio of their
+norms, as means over the steps of a rollout and then over rollouts and warm starts.
+
+`--out DIR` writes DIR/results.json and DIR/mechanism.png; `benchmarks/findings.py --take mechanism=DIR` shows them on
+docs/findings.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from common import say
+
+from lit_rlvr.advantages import GroupBatch
+from lit_rlvr.advantages.group import GRPOAdvantage
+from lit_rlvr.algorithms import GRPO, RLVRModule
+from lit_rlvr.compare.numbers import rounded
+from lit_rlvr.objectives import Stats
+from lit_rlvr.parity.command import build
+from lit_rlvr.run.loggers import read_metrics
+from lit_rlvr.training.step import PreparedRollout, Step, loss_inputs, plan_step
+from lit_rlvr.types import Rollout
+
+LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
+UPDATES = (2, 4, 16)
+TASK = "studies/claims/steps"
+
+
+def by_advantage(name: str, **options: Any) -> dict[str, Any]:
+    return {"class_path": "GRPO", "init_args": {"advantage": {"class_path": name, "init_args": options}}}
+
+
+LOSSES: dict[str, dict[str, dict[str, Any]]] = {
+    "A-GRAE": {
+        "positive_dominant": by_advantage("PositiveDominant", beta=10),
+        "negative_dominant": by_advantage("NegativeDominant", beta=10),
+        "hard_focused": by_advantage("HardFocused", gamma=0.5),
+        "easy_focused": by_advantage("EasyFocused", gamma=0.5),
+        "sample_level": by_advantage("AGRAE", alpha=1.0, group_level=False),
+        "group_level": by_advantage("AGRAE", alpha=1.0, sample_level=False),
+        "agrae": by_advantage("AGRAE", alpha=1.0),
+    },
+    "APMPO": {
+        "dapo": {"class_path": "DAPO"},
+        "gmpo": {"class_path": "GMPO"},
+        "fac": {"class_path": "APMPO", "init_args": {"power": 1.0, "kl_coef": 0.0}},
+        "pmpo": {"class_path": "APMPO", "init_args": {"eps_max": 0.2, "kl_coef": 0.0}},
+        "apmpo": {"class_path": "APMPO", "init_args": {"kl_coef": 0.0}},
+    },
+    "AAPO": {
+        "gpg": {"class_path": "GPG", "init_args": {
+            "advantage": {"class_path": "GPGAdvantage", "init_args": {"f_norm": "one", "rescale_valid": False}},
+            "aggregation": "group_token_mean"}},
+        "aapo": {"class_path": "AAPO"},
+    },
+    "others": {
+        "dr_grpo": {"class_path": "DrGRPO"},
+        "gspo": {"class_path": "GSPO"},
+        "cispo": {"class_path": "CISPO"},
+        "grpo_lead": {"class_path": "GRPOLead"},
+        "reinforce": {"class_path": "Reinforce"},
+    },
+}  # fmt: skip
+"""Paper -> cell -> loss, as in configs/studies/claims."""
+
+
+@dataclass
+class WithReference(GRPOAdvantage):
+    """GRPO's advantage in a run that also samples the reference model, whose rewards AAPO's margin needs."""
+
+    @property
+    def needs_reference(self) -> bool:
+        return True
+
+
+class Compared(GRPO):
+    """GRPO, which logs for every loss of `LOSSES` `gradient/NAME/cosine` and `gradient/NAME/log_norm`.
+
+    `gradient/previous/cosine` is that of GRPO's own gradients on two minibatches in a row: the scale of the noise.
+
+    Args:
+        every: measure in every so many rollouts.
+    """
+
+    runs_all_rows = True  # AAPO has a gradient where GRPO's advantages are 0
+
+    def __init__(self, every: int = 8, **options: Any) -> None:
+        super().__init__(advantage=WithReference(), **options)
+        self.every = every
+        self._losses: dict[str, RLVRModule] = {
+            name: build(spec, name) for cells in LOSSES.values() for name, spec in cells.items()
+        }
+        self._prepared: dict[str, PreparedRollout] = {}
+        self._prompts: list[int] = []
+        self._previous: torch.Tensor | None = None
+        self._measured: dict[str, float] = {}
+
+    def _prepare(self, rollout: Rollout, minibatches: list[list[int]]) -> PreparedRollout:
+        prepared = super()._prepare(rollout, minibatches)
+        self._previous = None
+        group = GroupBatch(rollout.rewards, rollout.correct, rollout.reference_rewards, rollout.lengths)
+        for name, loss in self._losses.items():
+            self._prepared[name] = replace(prepared, advantages=loss.estimate(group)[0].reshape(-1, 1))
+        return prepared
+
+    def _update(self, prepared: PreparedRollout, prompts: list[int]) -> dict[str, float]:
+        self._prompts = prompts
+        return super()._update(prepared, prompts) | self._measured
+
+    def _accumulate(self, step: Step) -> Stats:
+        self._measured = {}
+        if (self.iteration + 1) % self.every == 0:
+            self._measure(step)
+        return super()._accumulate(step)
+
+    def _measure(self, step: Step) -> None:
+        """Compare all gradients on the minibatch of a step; a minibatch where GRPO's is 0 has nothing to compare."""
+        assert len(step.microbatches) == 1, "raise model.tokens_per_microbatch"
+        logp, entropy = self._forward(step, 0)
+        if step.prepared.on_policy:
+            step.prepared.record_old(step.microbatches[0], logp)
+
+        def gradient(loss: RLVRModule, of: Step) -> torch.Tensor:
+            value = loss.loss(loss_inputs(of, 0, logp, entropy)[0])[0]
+            found = torch.autograd.grad(value, list(self.policy.parameters()), retain_graph=True)
+            return torch.cat([part.flatten() for part in found]).double()
+
+        own = gradient(self, step)
+        if own.norm() == 0:
+            return
+        for name, loss in self._losses.items():
+            theirs = gradient(loss, self._step_of(loss, self._prepared[name]))
+            self._measured |= {
+                f"gradient/{name}/cosine": cosine(own, theirs),
+                f"gradient/{name}/log_norm": float((theirs.norm() / own.norm()).log()),
+            }
+        if self._previous is not None:
+            self._measured["gradient/previous/cosine"] = cosine(own, self._previous)
+        self._previous = own
+
+    def _step_of(self, loss: RLVRModule, prepared: PreparedRollout) -> Step:
+        """Return the same step with a loss's own advantages and mean over tokens."""
+        return plan_step(prepared, self._prompts, self.device, loss.aggregation, self.tokens_per_microbatch,
+                         self.policy.shared_prefix, "none", self.importance_cap, in_lockstep=False)  # fmt: skip
+
+
+def cosine(x: torch.Tensor, y: torch.Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(x, y, dim=0))
+
+
+def train(folder: Path, lr: float, updates: int, warm_start: int, rollouts: int) -> None:
+    """Train GRPO into `folder`, unless it is there already."""
+    from lit_rlvr.cli.main import run
+
+    if (folder / "summary.json").is_file():
+        return
+    sys.path.insert(0, str(Path(__file__).parent))
+    status = run([
+        "fit", "--config", TASK, "--model", "mechanism.Compared", "--model.init_args.model", "tiny-llama",
+        "--model.init_args.lr", str(lr), "--model.init_args.updates_per_rollout", str(updates),
+        "--data.init_args.seed", str(warm_start), "--trainer.max_steps", str(rollouts * updates),
+        "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(folder), "--overwrite", "true",
+    ])  # fmt: skip
+    if status:
+        raise SystemExit(status)
+
+
+def measure(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return means over all runs of a setting: of each loss's cosine and norm (geometric), and of GRPO's own metrics.
+
+    `first_accuracy` is that of the first rollout, `accuracy` that of the last quarter of them.
+    """
+    runs = [list(read_metrics(folder / "metrics.csv").values()) for folder in folders]
+
+    def of(metric: str, part: slice = slice(None)) -> float:
+        return fmean(row[metric] for run in runs for row in run[part] if not math.isnan(row.get(metric, math.nan)))
+
+    names = [name for cells in LOSSES.values() for name in cells]
+    found = {name: of(f"train/{name}") for name in ("clip_low", "clip_high", "grad_norm", "entropy")}
+    found |= {"previous": of("gradient/previous/cosine"), "first_accuracy": of("rollout/accuracy", slice(1))}
+    found |= {"accuracy": of("rollout/accuracy", slice(len(runs[0]) * 3 // 4, None))}
+    losses = {
+        name: {
+            "cosine": rounded(of(f"gradient/{name}/cosine")),
+            "norm": rounded(math.exp(of(f"gradient/{name}/log_norm"))),
+        }
+        for name in names
+    }
+    return {"losses": losses} | {name: rounded(value) for name, value in found.items()}
+
+
+def draw(found: Mapping[str, Any], path: Path) -> None:
+    """Draw 1 - cosine (above) and the ratio of the norms (below) against the learning rate, a column per paper."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, len(LOSSES), figsize=(17, 8), sharex=True, sharey="row", constrained_layout=True)
+    styles = dict(zip(UPDATES, ("-", "--", ":"), strict=True))
+    for column, (paper, cells) in enumerate(LOSSES.items()):
+        for k, name in enumerate(cells):
+            for updates, style in styles.items():
+                settings = [found["settings"][f"{lr:g}, {updates}"]["losses"][name] for lr in LEARNING_RATES]
+                for axis, key in zip(axes[:, column], ("cosine", "norm"), strict=True):
+                    label = name.replace("_", " ") if updates == UPDATES[0] and key == "cosine" else None
+                    values = [1 - s["cosine"] if key == "cosine" else s["norm"] or math.nan for s in settings]
+                    axis.plot(LEARNING_RATES, values, style, color=f"C{k}", marker="o", markersize=3, label=label)
+        axes[0, column].set_title(paper)
+        axes[0, column].legend(fontsize=8, loc="lower left")
+        axes[1, column].set_xlabel("learning rate")
+    axes[0, 0].set_ylabel("1 - cosine with GRPO's gradient")
+    axes[1, 0].set_ylabel("norm / norm of GRPO's gradient")
+    for axis in axes.flat:
+        axis.set_xscale("log")
+        axis.set_xticks(LEARNING_RATES, [f"{lr:g}" for lr in LEARNING_RATES])
+        axis.minorticks_off()
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+    figure.suptitle("updates per rollout: " + ", ".join(f"{u} ({s})" for u, s in styles.items()))
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the results")
+    parser.add_argument("--rollouts", type=int, default=32, help="rollouts of each run")
+    parser.add_argument("--warm-starts", type=int, nargs="*", default=[0, 1, 2], help="seeds of the data")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    started = time.perf_counter()
+    settings = {}
+    for lr in LEARNING_RATES:
+        for updates in UPDATES:
+            folders = [options.out / f"lr-{lr:g}_updates-{updates}_{w}" for w in options.warm_starts]
+            for warm_start, folder in zip(options.warm_starts, folders, strict=True):
+                train(folder, lr, updates, warm_start, options.rollouts)
+                say(f"{time.perf_counter() - started:.0f} s: {folder.name}")
+            settings[f"{lr:g}, {updates}"] = measure(folders)
+    found = {"warm_starts": options.warm_starts, "rollouts": options.rollouts, "settings": settings}
+    (options.out / "results.json").write_text(json.dumps(found) + "\n")
+    draw(found, options.out / "mechanism.png")
+
+
+if __name__ == "__main__":
+    main()
