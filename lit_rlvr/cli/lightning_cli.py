@@ -452,7 +452,8 @@ def run(command: str, arguments: list[str]) -> int | None:
         raise UserError(f"{PRICE}: needs {TIME}, which measures how long the run takes")
     if command == "fit" and (found := value_of(SUPERVISE, arguments)) is not None:
         limit, rest = found
-        settings = ConfigCheck().parser.parse_line([command, *find_configs(rest)])
+        parser: Any = ConfigCheck().parser
+        settings = parser.parse_line([command, *find_configs(rest)])
         folder = Path(settings.fit.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
         return supervise(fit_command(), rest, folder, limit)
     dry = command == "fit" and DRY_RUN in arguments
