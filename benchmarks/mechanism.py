@@ -30,7 +30,7 @@ from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.group import GRPOAdvantage
 from lit_rlvr.algorithms import GRPO, RLVRModule
 from lit_rlvr.compare.numbers import rounded
-from lit_rlvr.objectives import Stats
+from lit_rlvr.objectives import Correction, Stats
 from lit_rlvr.parity.command import build
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.training.step import PreparedRollout, Step, loss_inputs, plan_step
@@ -156,7 +156,7 @@ class Compared(GRPO):
     def _step_of(self, loss: RLVRModule, prepared: PreparedRollout) -> Step:
         """Return the same step with a loss's own advantages and mean over tokens."""
         return plan_step(prepared, self._prompts, self.device, loss.aggregation, self.tokens_per_microbatch,
-                         self.policy.shared_prefix, "none", self.importance_cap, in_lockstep=False)  # fmt: skip
+                         self.policy.shared_prefix, Correction("none"), in_lockstep=False)  # fmt: skip
 
 
 def cosine(x: torch.Tensor, y: torch.Tensor) -> float:

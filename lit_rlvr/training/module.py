@@ -261,9 +261,11 @@ class RLVRModule(LossModule, EvaluatingModule):
 
     @property
     def _loads_to(self) -> torch.device:
-        """The device that weights are loaded to: the CPU if the device may not hold all of them in float32."""
+        """The device that weights are loaded to: the CPU if the device may not hold all of them in float32, or if there
+        is no trainer."""
         quantized = self.lora is not None and self.lora.quantize != "none"
-        return torch.device("cpu") if self.sharded or quantized else self.trainer.strategy.root_device
+        on_cpu = self.sharded or quantized or self._trainer is None
+        return torch.device("cpu") if on_cpu else self.trainer.strategy.root_device
 
     @property
     def _starts_empty(self) -> bool:
