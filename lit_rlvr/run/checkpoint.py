@@ -15,12 +15,23 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.errors import UserError, shown
 from lit_rlvr.run.folder import delete_backup, delete_failed
+from lit_rlvr.run.loggers import MetricsFile
+from lit_rlvr.run.outputs import validate_now
 from lit_rlvr.terminal import progress
 
 LARGE_BYTES = 100_000_000
 """Size in bytes from which a finished run mentions that its checkpoints may be deleted."""
 
 _log = logging.getLogger("lit_rlvr")
+
+
+def lacks_validation(trainer: Trainer) -> bool:
+    """Return whether a resumed run has no results of the validation that follows its checkpoint's iteration."""
+    metrics = next((logger for logger in trainer.loggers if isinstance(logger, MetricsFile)), None)
+    fetcher = trainer.fit_loop._data_fetcher
+    if metrics is None or fetcher is None or not trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher):
+        return False
+    return not any(name.startswith("val/") for name in metrics.rows.get(trainer.global_step, {}))
 
 
 class RunCheckpoint(Checkpoint):
@@ -51,6 +62,9 @@ class RunCheckpoint(Checkpoint):
         self._save_seconds = 0.0  # seconds of the last save
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make up the validation in which the run was ended, since a checkpoint is saved before it."""
+        if trainer.global_step and trainer.strategy.broadcast(lacks_validation(trainer)):
+            validate_now(trainer)
         self._saved_at = self.clock()
 
     def save_after_iteration(self, is_requested: bool) -> None:

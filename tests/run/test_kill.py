@@ -124,6 +124,31 @@ def test_ended_in_its_last_validation_a_run_is_completed(
     assert (run_folder / "parts" / "summary.json").stat().st_mtime_ns == written, "it was complete"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("every", "step"),
+    [((), 3), (("--trainer.val_check_interval", "1.0", "--trainer.check_val_every_n_epoch", "1"), 4)],
+    ids=["steps", "epochs"],
+)
+def test_a_validation_in_which_a_run_ended_is_made_up(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, every: tuple[Any, ...], step: int
+) -> None:
+    """The checkpoint is written before it, so its results would be missing."""
+    fit(lit_rlvr, *to("whole"), *EVERY_STEP, *every)
+    validated = EvaluatingModule.on_validation_epoch_end
+
+    def end_before(self: EvaluatingModule) -> None:
+        if self.updates == step:
+            raise RuntimeError("killed here")
+        validated(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EvaluatingModule, "on_validation_epoch_end", end_before)
+        assert "killed here" in lit_rlvr(*FIT, *to("parts"), *EVERY_STEP, *every).err
+    fit(lit_rlvr, *to("parts"), *EVERY_STEP, *every, "--ckpt_path", "last")
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=step)
+
+
 def test_records_after_a_checkpoint_and_a_torn_one_are_dropped(tmp_path: Path) -> None:
     """Completions may hold what Python takes for the end of a line."""
     path = tmp_path / "completions.jsonl"
