@@ -75,7 +75,7 @@ def test_ranks_come_from_the_trainer(chat_tokenizer):
     def batches(rank: int, world: int) -> tuple[list[str], list[str]]:
         data = Arithmetic(prompts_per_step=8, eval_prompts_per_step=8)
         model = SimpleNamespace(tokenizer=chat_tokenizer)
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=world, lightning_module=model)  # type: ignore
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world, lightning_module=model, callbacks=[])  # type: ignore
         data.setup("fit")
         train, val = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()[0]))
         return [p.sample.id for p in train.prompts], [p.sample.id for p in val.prompts]

@@ -253,7 +253,13 @@ def test_weights_go_to_the_device(direct: bool, tiny_model_folder: Path, monkeyp
 def test_only_weights_that_fit_are_loaded_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda", 3)
     monkeypatch.setattr(GRPO, "trainer", SimpleNamespace(strategy=SimpleNamespace(root_device=gpu)))
-    assert GRPO()._loads_to == GRPO(lora=Lora())._loads_to == gpu
-    assert GRPO(lora=Lora(quantize="nf4"))._loads_to.type == "cpu"
+
+    def loads_to(**options: Any) -> torch.device:
+        module = GRPO(**options)
+        module._trainer = module.trainer
+        return module._loads_to
+
+    assert loads_to() == loads_to(lora=Lora()) == gpu
+    assert loads_to(lora=Lora(quantize="nf4")).type == GRPO()._loads_to.type == "cpu"
     monkeypatch.setattr(GRPO, "sharded", True)
-    assert GRPO()._loads_to.type == "cpu"
+    assert loads_to().type == "cpu"

@@ -63,7 +63,9 @@ def engine(started: VLLMEngine, policy: Policy) -> VLLMEngine:
     return started
 
 
-def without_the_repair(policy: Policy, only: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+def without_the_repair(
+    policy: Policy, only: Container[str] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
     yield from ((name, parameter.detach()) for name, parameter in policy.named_weights(only))
 
 
@@ -113,7 +115,7 @@ def test_the_probe_fails_at_the_first_sync_without_the_repair(
     generator = torch.Generator().manual_seed(3)
     noise = [(n, 1e-3 * torch.randn(p.shape, generator=generator)) for n, p in policy.model.named_parameters()]
     noise.append(("lm_head.weight", dict(noise)["model.embed_tokens.weight"]))
-    engine.sync(SimpleNamespace(named_weights=lambda only=None: noise, model=policy.model))  # type: ignore[arg-type]
+    engine.sync(SimpleNamespace(named_weights=lambda only=None, dtype=None: noise, model=policy.model))  # type: ignore[arg-type]
     monkeypatch.setattr(vllm, "with_tied_head", without_the_repair)
     engine.sync(policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
@@ -261,7 +263,7 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
     load = ["collective_rpc ", "reset_prefix_cache "]
     noise = "collective_rpc _make_noise"  # so that a weight that the sync misses cannot go unnoticed
     woken = ["wake_up ['weights']", noise, "collective_rpc ", "wake_up ['kv_cache']", "reset_prefix_cache "]
-    assert told == [*load, "sleep 2", *woken, *load]
+    assert told == [*load, "sleep 2", *woken, "sleep 2", *woken], "also before a sync that finds it awake"
     stays = VLLMEngine(sleep=False)
     stays._llm = told
     assert not stays.sleep()
@@ -276,7 +278,9 @@ def test_adapters_are_merged_into_what_the_engine_holds(
     add_adapters(policy.model, Lora(rank=2, layers=["q_proj", "up_proj"]))
     sent: list[int] = []
 
-    def counted(policy: Policy, only: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    def counted(
+        policy: Policy, only: Container[str] | None = None, dtype: torch.dtype | None = None
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         found = [*with_tied_head(policy, only)]
         sent.append(len(found))
         yield from found
@@ -429,12 +433,11 @@ def test_an_engine_makes_room_for_new_weights_and_takes_less_where_there_is_none
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
     engine = VLLMEngine()
     context = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, dtype=torch.bfloat16)
-    torch.set_num_threads(2)
-    try:
-        engine.start(context)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
+    threads = [2]  # a real engine on the CPU, earlier in this process, forbids torch to change their number
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    engine.start(context)
+    assert threads == [2, 1, 2], "vLLM leaves one"
     engine.sync(policy)
     engine.sync(policy)  # without having slept, as after a validation
     load, wake = "load {'torch.bfloat16'}", ["wake weights", "load {'torch.bfloat16'}", "wake kv_cache"]
