@@ -89,7 +89,10 @@ def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_vlm(tmp_path_factory.mktemp("models") / "tiny-vlm", seed=3)
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(kind, marks=() if kind == "qwen2.5-vl" else pytest.mark.slow) for kind in KINDS],
+)
 def any_vlm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of each supported kind of vision-language model as a Hugging Face folder."""
     return KINDS[request.param](tmp_path_factory.mktemp("models") / request.param)

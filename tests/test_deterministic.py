@@ -90,6 +90,7 @@ def test_no_operation_adds_by_several_threads(shared: bool) -> None:
     assert_without_collisions(Policy(tiny_llama(), (2,), shared), wide_rollout(2, 3, 5))
 
 
+@pytest.mark.slow
 def test_no_operation_on_images_adds_by_several_threads(any_vlm_folder: Path) -> None:
     prompts = mixed_prompts(any_vlm_folder)
     assert_without_collisions(

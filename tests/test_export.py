@@ -89,6 +89,7 @@ def test_bfloat16_export(trained: Path, tmp_path: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_a_vision_language_model_keeps_its_processors(any_vlm_folder: Path, tmp_path: Path) -> None:
     source = shutil.copytree(any_vlm_folder, tmp_path / "in")
     video = {"video_processor_type": "Qwen3VLVideoProcessor", "size": {"shortest_edge": 4096, "longest_edge": 99999}}

@@ -51,6 +51,7 @@ def test_it_says_what_the_run_would_be(lit_rlvr: CLI) -> None:
     assert "error" not in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "iterations", "said"),
     [
@@ -78,6 +79,7 @@ def test_its_json_holds_the_same(lit_rlvr: CLI) -> None:
     assert 0 < memory["needs"] <= sum(memory["terms"].values()) < memory["of"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -104,6 +104,7 @@ def test_a_completion_may_reach_the_end_of_the_context(here: Path, lit_rlvr: CLI
     assert max(row["tokens"] for row in records("out")) <= 1010
 
 
+@pytest.mark.slow
 def test_completions_made_elsewhere(here: Path, lit_rlvr: CLI) -> None:
     rows = [{"id": f"q{i}", "completion": f"\\boxed{{{i + k}}}"} for i in range(9) for k in range(2)]
     rows += [{"id": f"q{i}", "completion": f"\\boxed{{{i}}}", "greedy": True, "tokens": 4} for i in range(9)]

@@ -70,6 +70,7 @@ def test_logprobs_and_gradients_are_those_of_single_sequences(
     assert_same_gradients(got, gradients(policy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])
 def test_images_that_were_observed_stay_in_their_own_completions(
     any_vlm_folder: Path, prompts: list[Prompt], shared: bool

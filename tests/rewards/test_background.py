@@ -39,6 +39,7 @@ class Held(Reward):
         return super().score(pairs)
 
 
+@pytest.mark.slow
 def test_the_scores_are_those_of_the_whole_in_any_order_of_arrival() -> None:
     held = Held()
     held.let_go.set()

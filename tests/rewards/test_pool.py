@@ -42,6 +42,7 @@ def test_outcomes_keep_the_order_of_the_arguments(pool: WorkerPool) -> None:
     assert pool.run(EVAL, []) == []
 
 
+@pytest.mark.slow
 def test_work_is_spread_over_the_workers(pool: WorkerPool) -> None:
     nap = "__import__('time').sleep(0.5) or __import__('os').getpid()"
     pool.run(EVAL, python(*[nap] * 6))
@@ -70,6 +71,7 @@ def test_cpu_limit_does_not_count_waiting(pool: WorkerPool) -> None:
     assert outcome.status == "ok"
 
 
+@pytest.mark.slow
 def test_cpu_limit_counts_each_check_alone(pool: WorkerPool) -> None:
     used = (
         "(lambda used: lambda end: [None for _ in iter(lambda: used() > end, True)])(__import__('time').process_time)"

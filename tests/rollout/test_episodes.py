@@ -62,6 +62,7 @@ def test_the_sampled_tokens_are_the_engines_and_the_rest_is_the_templates(episod
     assert_exact(PROMPTS, groups, turns, decoder._policy.model, SAMPLING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [3, 64])
 def test_an_episode_does_not_depend_on_the_others(episodes: Any, most: int) -> None:
     together = generate(hf_engine(), episodes())

@@ -212,6 +212,7 @@ def test_vllm_sees_the_pictures_of_the_trainer(
     assert max(found.values()) <= 5e-5, found
 
 
+@pytest.mark.slow
 def test_a_picture_the_wrong_way_round_would_be_noticed(vlm_context: EngineContext, pictures: list[Prompt]) -> None:
     policy, processor = load_policy(vlm_context.folder), ImageProcessor(vlm_context.folder)
     sampling = Sampling()

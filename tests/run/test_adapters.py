@@ -51,9 +51,8 @@ def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit
     assert result.status == 2 and "weights in 4 bits cannot be sharded" in result.err
 
 
-@pytest.mark.parametrize(
-    "model", [("GRPO", "--model.init_args.kl_coef", "0.1"), pytest.param(("AAPO",), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [("GRPO", "--model.init_args.kl_coef", "0.1"), ("AAPO",)])
 def test_the_reference_is_the_model_without_adapters(run_folder: Path, lit_rlvr: CLI, model: tuple[str, ...]) -> None:
     options = ("--model", *model, *LORA, *to("run"), "--trainer.max_steps", "3")
     fit(lit_rlvr, *options)

@@ -64,11 +64,12 @@ def test_optimizer_steps_end_a_run_with_its_iteration(run_folder: Path, lit_rlvr
     assert summary(run_folder / "run")["steps"] == 6 and summary(run_folder / "run")["iterations"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits", "last"),
     [
-        pytest.param(("--trainer.max_steps", 6), 7, marks=pytest.mark.slow),
-        pytest.param((*ENDLESS, "--trainer.max_epochs", 2), 13, marks=pytest.mark.slow),  # of four iterations each
+        (("--trainer.max_steps", 6), 7),
+        ((*ENDLESS, "--trainer.max_epochs", 2), 13),  # of four iterations each
         ((*ENDLESS, "--budget.samples", 80), 7),  # five iterations
     ],
 )

@@ -36,6 +36,7 @@ def test_it_samples_until_the_groups_are_there(run_folder: Path, lit_rlvr: CLI) 
     assert any(size > 4 for size in sizes), "statistics are those of all sampled groups, the dropped ones too"
 
 
+@pytest.mark.slow
 def test_the_round_limit_ends_it_and_training_goes_on(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr(*FIT, *DEAD, "--model.init_args.max_sampling_rounds", "3")
     assert result.status == 0, result.err
@@ -44,6 +45,7 @@ def test_the_round_limit_ends_it_and_training_goes_on(run_folder: Path, lit_rlvr
     assert set(column(run_folder / "run", "train/loss")) == {0.0}
 
 
+@pytest.mark.slow
 def test_gpg_samples_until_its_share_of_groups_is_valid(run_folder: Path, lit_rlvr: CLI) -> None:
     gpg = ("fit", "--config", "tiny.yaml", "--model", "GPG", *RARE)
     share = ("--model.init_args.advantage", "GPGAdvantage", "--model.init_args.advantage.min_valid_fraction", "0.75")

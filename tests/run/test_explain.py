@@ -44,6 +44,7 @@ def test_explain_shows_a_group_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None
         assert signs <= {completion["advantage"] > 0}, "GRPO's weights have the advantage's sign"
 
 
+@pytest.mark.slow
 def test_what_was_not_saved_is_named(run_folder: Path, lit_rlvr: CLI) -> None:
     assert lit_rlvr("fit", "--config", "tiny.yaml", "--run.trace_every", "0").status == 0
     assert "train with run.trace_every above 0" in lit_rlvr("explain", "run").err

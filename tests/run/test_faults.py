@@ -48,6 +48,7 @@ def test_a_run_with_a_fault_goes_on_exactly_after_a_stop(
     assert counts == (["0.0", *["1.0"] * 5] if kind == "nan" else ["0.0"] * 6)
 
 
+@pytest.mark.slow
 def test_what_was_skipped_is_said_saved_and_cleared(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ def test_a_full_summary_also_when_the_model_learns_nothing(run_folder: Path, lit
 # ---- seeds ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_weights(run_folder: Path, lit_rlvr: CLI) -> None:
     for root, seed in (("a", 0), ("b", 0), ("c", 1)):
         fit(lit_rlvr, *to(root), "--seed_everything", seed, "--trainer.max_steps", 3)
@@ -196,6 +197,7 @@ def test_a_second_fit_is_refused_unless_told_to_overwrite(run_folder: Path, lit_
     assert not (run_folder / "run" / ".replaced").exists()
 
 
+@pytest.mark.slow
 def test_the_old_run_is_there_until_the_first_checkpoint(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +218,7 @@ def test_the_old_run_is_there_until_the_first_checkpoint(
     assert [p.name for p in (run_folder / "run/checkpoints").iterdir()] == ["step-000001.ckpt"]
 
 
+@pytest.mark.slow
 def test_without_checkpoints_a_run_replaces_another_and_cannot_go_on(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, "--trainer.max_steps", 1)
     result = fit(lit_rlvr, "--overwrite", "true", "--trainer.enable_checkpointing", "false", "--trainer.max_steps", 2)
@@ -227,6 +230,7 @@ def test_without_checkpoints_a_run_replaces_another_and_cannot_go_on(run_folder:
 # ---- going on with other settings -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr: CLI) -> None:
     """The optimizer's own state has the old learning rate."""
     fit(lit_rlvr, "--trainer.max_steps", 2)
@@ -251,6 +255,7 @@ def test_other_settings_on_resume_are_named_and_used(run_folder: Path, lit_rlvr:
 # ---- loggers ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("logger", "left"),
     [

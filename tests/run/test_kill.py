@@ -77,6 +77,7 @@ def test_killed_while_a_checkpoint_is_written_the_one_before_is_there(
     assert [path.name for path in (run_folder / "run" / "checkpoints").iterdir()] == ["step-000006.ckpt"]
 
 
+@pytest.mark.slow
 def test_ended_right_after_a_checkpoint_nothing_is_missing(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

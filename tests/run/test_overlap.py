@@ -29,6 +29,7 @@ def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_fo
     assert seen.rollouts[0].token_ids.tolist() == plain.rollouts[0].token_ids.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [

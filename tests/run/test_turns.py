@@ -33,11 +33,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(run_folder: Path, lit_rlvr: CLI)
     assert float(last["rollout/accuracy"]) > 0, "the environment says what is correct"
 
 
-@pytest.mark.parametrize("algorithm", [
-    "AAPO", "GSPO",
-    *(pytest.param(name, marks=pytest.mark.slow)
-      for name in ("APMPO", "CISPO", "DAPO", "DrGRPO", "GMPO", "GPG", "GRPOLead", "Reinforce")),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "algorithm", ["AAPO", "APMPO", "CISPO", "DAPO", "DrGRPO", "GMPO", "GPG", "GRPOLead", "GSPO", "Reinforce"]
+)
 def test_every_algorithm_takes_episodes(run_folder: Path, lit_rlvr: CLI, algorithm: str) -> None:
     run(lit_rlvr, *TURNS, *ONE, "--model", algorithm, "--rollout.mask_truncated", "true")
     assert float(metrics(run_folder / "run")[-1]["rollout/turns"]) > 1

@@ -75,6 +75,7 @@ def test_of_a_sharded_weight_the_moments_of_a_shard_are_to_come(fake_world: None
     assert unallocated(optimizer, torch.device("cpu")) == 2 * 3 * 2 * 4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_its_moments_when_the_engine_starts(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,7 @@ def test_other_machines_need_the_token(run: Path) -> None:
         assert "GRPO" in asked.get("/", headers={"host": "machine.example"}).text, "the cookie is enough from now on"
 
 
+@pytest.mark.slow
 def test_a_study_shows_its_groups(tmp_path: Path) -> None:
     cells = [{"name": name, "seed": seed, "run": f"{name}-{seed}"} for name in ("grpo", "dapo") for seed in (0, 1)]
     for cell in cells:
