@@ -16,6 +16,7 @@ from types import FrameType
 from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
+from lit_rlvr.terminal import wants_json
 
 SILENCE = 300.0
 """Seconds without a heartbeat in `live.json` after which a run counts as hung."""
@@ -115,5 +116,5 @@ def _resuming(arguments: Sequence[str]) -> list[str]:
 
 
 def fit_command() -> list[str]:
-    """Return the command line of `fit` in a new process of this Python."""
-    return [sys.executable, "-m", "lit_rlvr", "fit"]
+    """Return the command line of `fit` in a new process of this Python, with `--json` if this process has it."""
+    return [sys.executable, "-m", "lit_rlvr", "fit", *(["--json"] if wants_json() else [])]
