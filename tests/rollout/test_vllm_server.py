@@ -147,7 +147,7 @@ def test_the_probe_fails_at_once_when_a_weight_is_not_sent(
     monkeypatch.setattr(
         vllm_server,
         "with_tied_head",
-        lambda policy, only: ((n, w) for n, w in policy.named_weights() if "layers.1.input_layernorm" not in n),
+        lambda policy, only, dtype: ((n, w) for n, w in policy.named_weights() if "layers.1.input_layernorm" not in n),
     )
     engine.sync(policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
