@@ -80,7 +80,7 @@ class Claim:
         task: task of the study.
         other: measure of the other cell, if it is another.
         printed: the difference that the paper prints for the same measure, as a share.
-        now: how the registered verdict reads since the results are in, and why; the verdict stays beside it.
+        now: how to read the registered verdict in the light of the results, and why; the page shows both.
         by_construction: True = it could hardly come out otherwise, so it is listed, not counted as seen.
         afterwards: True = written when the results were in: no verdict, and not in Holm's correction.
     """

@@ -7,7 +7,7 @@ compares the page with them.
 A claim is a difference of two cells over the same seeds, tested by the sign-flip permutation test; Holm's
 correction covers all registered differences of one paper. A claim is *seen* if its difference has the claimed sign and
 p < 0.05, *not seen* if it has the other sign and p < 0.05, and else *cannot tell*. These claims, their measures and
-rules were written down before the results were in. What was found afterwards is marked so and stands beside it: claims
+rules were written down before the results were in. What was found afterwards is marked so: claims
 without a verdict, a reading that differs from the registered verdict, and *smaller than printed*. The comparison of all
 losses has five seeds a cell, too few for that test, so it gives intervals and no verdicts.
 """
@@ -105,7 +105,7 @@ class Finding:
 
     @property
     def smallest(self) -> float:
-        """The difference that so many pairs show with a probability of 0.8, uncorrected."""
+        """Return the difference that this many pairs show with a probability of 0.8, uncorrected."""
         return detectable(self.n) * stdev(self.differences) if self.n > 1 else float("nan")
 
     @property
@@ -117,7 +117,7 @@ class Finding:
 
     @property
     def now(self) -> str:
-        """How the verdict reads since the results are in."""
+        """Return how to read the registered verdict in the light of the results."""
         if self.claim.now:
             return self.claim.now
         if self.verdict == "cannot tell" and self.below is not None and self.below < LEVEL:

@@ -25,8 +25,8 @@ rules were written before the results were in, and the registered verdicts stay 
 tables of further claims, which have no verdict, because a claim that is picked after looking needs fresh seeds.
 *Smaller than printed, in this regime* is for a claim that no test could tell, if a one-sided t-test rejects that the
 true difference is as large as the one that the paper prints for the same measure (p after Holm's correction over all
-such claims of the paper); a percentage point there is taken for a percentage point here. *Cannot be tested here* has
-its reason beside it.
+such claims of the paper); a percentage point there is taken for a percentage point here. *Cannot be tested here* is
+followed by its reason.
 
 **Intervals** of means are Student's 95 % intervals over seeds. Those of the first edition, percentile bootstrap
 intervals, are too narrow with ten seeds: four of them left 0 out where p was above 0.05. The interquartile means and
@@ -46,7 +46,7 @@ p-value is about what training adds to this one model on these problems, not abo
 | prompts x completions | A-GRAE 1024 x 8; APMPO 512 x 8; AAPO 8 x 6 to 32 x 8 | 32 x 8; 32 x 8; 32 x 2 to 32 x 10 |
 
 **New studies** take at least three warm starts (`data.init_args.seed` draws the problems too), validate ten times or
-more in a run, compare AAPO at equal steps first and at equal samples beside it, correct over three primary claims of a
+more in a run, compare AAPO at equal steps first and at equal samples second, correct over three primary claims of a
 paper, and call all others exploratory.
 
 `python benchmarks/findings.py` makes this page from [the studies' results](findings), `--take NAME=DIR` takes new
@@ -92,7 +92,7 @@ cosine similarity differ by 0.003 at most, in the paper by 0.2).
 What limits this: a clip matters only where ratios leave it. In the last rollout 0.1 % of GRPO's tokens are clipped
 above and 0.6 % below; the shares over all of training were not kept (new results have them by quarter). So all six
 losses nearly have the same gradient, as [measured below](#where-do-the-losses-differ), where more updates or a higher
-rate do not part APMPO from GRPO before GRPO stops learning. Answers of 8 tokens of arithmetic leave little room for
+rate do not separate APMPO from GRPO before GRPO stops learning. Answers of 8 tokens of arithmetic leave little room for
 diversity.
 """,
     "aapo": """
@@ -155,8 +155,9 @@ learns.
 
 **APMPO's paper.** The power mean is GRPO: PMPO's cosine is at least 0.9998 there, and at least 0.9996 at all twelve
 settings. What differs is the wider upper clip, in FAC as much as in APMPO (0.984 to 0.991), the mean over tokens of
-DAPO (0.972 to 0.983), and the geometric mean of GMPO (0.956 to 0.971). More updates or a higher rate do not part APMPO
-from GRPO: its cosine is 0.973 or more at all twelve settings, and most tokens are clipped where GRPO stops learning.
+DAPO (0.972 to 0.983), and the geometric mean of GMPO (0.956 to 0.971). More updates or a higher rate do not separate
+APMPO from GRPO: its cosine is 0.973 or more at all twelve settings, and where GRPO stops learning most tokens are
+clipped.
 
 **A-GRAE's paper.** The group level differs at every rate, because it changes which answers count: negative-dominant
 training has 0.80 to 0.84, positive-dominant 0.87 to 0.88, the group level 0.89 to 0.91 and A-GRAE 0.88 to 0.90. Hard-

@@ -94,7 +94,7 @@ class Compared(GRPO):
     `gradient/previous/cosine` is that of GRPO's own gradients on two minibatches in a row: the scale of the noise.
 
     Args:
-        every: measure in every so many rollouts.
+        every: rollouts between two measurements.
     """
 
     runs_all_rows = True  # AAPO has a gradient where GRPO's advantages are 0

@@ -3,7 +3,7 @@
 Each row is a fresh run on a CPU: GRPO loads a model and takes two optimizer steps on a made-up rollout, in one process
 or in two (DDP, FSDP2 over gloo), with and without gradient checkpointing and LoRA. Measured is the peak of resident
 memory of the first process above that of the same run with tiny-llama, a third of a million weights: what is left is
-the model's, not Python's or the threads'. The formula's difference stands beside it.
+the model's, not Python's or the threads'. The table also has the formula's difference.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether training is TRL's: the rollouts of a run of TRL's GRPOTrainer, replayed through our `fit`.
+"""Replays the rollouts of a run of TRL's GRPOTrainer through our `fit`, and compares gradients and weights.
 
 GRPOTrainer trains a model on sums: it samples, scores and updates, `--epochs` optimizer steps per rollout. We start
 from the same weights, and our engine returns TRL's completions instead of sampling. All else of `fit` is real, also the

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence
 
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import Reward
-from lit_rlvr.rewards.function import FunctionReward, as_rewards
+from lit_rlvr.rewards.function import FunctionReward, as_rewards, parameters_of
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, RewardResult, Sample
 
@@ -56,12 +55,7 @@ class EnvironmentFunction(Reward):
 
 def gets_environments(reward: Reward) -> bool:
     """Return True for a function with an argument `environments`."""
-    if not isinstance(reward, FunctionReward):
-        return False
-    try:
-        return "environments" in inspect.signature(reward.function).parameters
-    except ValueError:  # a built-in function has no signature
-        return False
+    return isinstance(reward, FunctionReward) and "environments" in parameters_of(reward.function)
 
 
 def rewards_with(environment: Environment | None, rewards: Sequence[Reward | str] | None) -> list[Reward]:

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from tiny import ENDS, byte_tokenizer, plain_logprobs
+from tiny_environments import Moody
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.rollout.engines.base import RolloutEngine
 from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
@@ -69,6 +72,17 @@ def assert_exact(
 def as_bytes(sample: Sample) -> Prompt:
     """A prompt of the sample's text, a token a byte."""
     return Prompt(sample, byte_tokenizer()(sample.prompt, add_special_tokens=False).input_ids)
+
+
+def check_own_beginnings(
+    engine: RolloutEngine, policy: Policy, prompts: Sequence[Prompt], sampling: Sampling, seeds: list[list[int]]
+) -> None:
+    """An engine generates completions that begin differently within a group."""
+    turns = Episodes(Moody(), between(ends=policy.eos_token_ids))
+    opened = turns.open(prompts, seeds, as_bytes, 64)
+    groups = engine.generate(opened, sampling, seeds, turns=turns)
+    turns.close()
+    assert_own_beginnings(opened, groups, policy.model, sampling)
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ import pytest
 import torch
 from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, random_ids, start_engine
 from tiny_engines import assert_logprobs_are_the_policys, change, flat
-from tiny_environments import Echo, Moody
-from tiny_episodes import Recording, as_bytes, assert_exact, assert_own_beginnings, between
+from tiny_environments import Echo
+from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
 from tiny_runs import FIT
 from torch._dynamo.utils import counters
 
@@ -30,7 +30,6 @@ from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.rollout.engines.process_group import executor_on
 from lit_rlvr.rollout.engines.synced import check_engine
 from lit_rlvr.rollout.engines.vllm import WORTH_COMPILING, VLLMEngine, smallest_block, with_tied_head
-from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.types import Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -569,11 +568,7 @@ def test_turns_of_different_completions_run_together(engine: VLLMEngine, policy:
 
 def test_completions_of_a_prompt_may_begin_differently(engine: VLLMEngine, policy: Policy) -> None:
     sampling = replace(SAMPLING, max_turns=3, max_observation_tokens=48)
-    turns = Episodes(Moody(), between(ends=policy.eos_token_ids))
-    opened = turns.open(PROMPTS, SEEDS, as_bytes, 64)
-    groups = engine.generate(opened, sampling, SEEDS, turns=turns)
-    turns.close()
-    assert_own_beginnings(opened, groups, policy.model, sampling)
+    check_own_beginnings(engine, policy, PROMPTS, sampling, SEEDS)
 
 
 def test_a_stop_text_ends_a_turn_in_both_engines(engine: VLLMEngine, policy: Policy) -> None:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, start_engine
 from tiny_engines import assert_logprobs_are_the_policys, change, flat
-from tiny_environments import Echo, Moody
-from tiny_episodes import Recording, as_bytes, assert_exact, assert_own_beginnings, between
+from tiny_environments import Echo
+from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
 from tiny_fit import fit
 from tiny_runs import FIT, STRATEGIES, completions, in_two_processes, summary, to
 from tiny_server import KEY, Served
@@ -32,7 +32,6 @@ from lit_rlvr.rollout.engines.client import ServerError, VLLMServer
 from lit_rlvr.rollout.engines.server import VLLMServerEngine, check_model
 from lit_rlvr.rollout.engines.synced import check_engine
 from lit_rlvr.rollout.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
-from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.types import Completion, Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -120,11 +119,7 @@ def test_turns_run_on_a_server(engine: VLLMServerEngine, policy: Policy) -> None
 @pytest.mark.slow
 def test_completions_may_begin_differently_on_a_server(engine: VLLMServerEngine, policy: Policy) -> None:
     sampling = replace(SAMPLING, max_turns=3, max_observation_tokens=48)
-    turns = Episodes(Moody(), between(ends=policy.eos_token_ids))
-    opened = turns.open(PROMPTS, SEEDS, as_bytes, 64)
-    groups = engine.generate(opened, sampling, SEEDS, turns=turns)
-    turns.close()
-    assert_own_beginnings(opened, groups, policy.model, sampling)
+    check_own_beginnings(engine, policy, PROMPTS, sampling, SEEDS)
     with pytest.raises(UserError, match=r"sampling\.stop:"):
         engine.generate(PROMPTS, replace(SAMPLING, stop=("x",)), SEEDS)
 
