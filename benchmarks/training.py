@@ -26,7 +26,7 @@ from workload import wait_for_gpu
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.policy import logprobs as scoring
 from lit_rlvr.policy import policy
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.tiny import VLM_SPECIALS, save_tiny_vlm

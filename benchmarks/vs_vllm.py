@@ -52,7 +52,7 @@ def main() -> None:
 
     from lit_rlvr.datamodules import Arithmetic
     from lit_rlvr.datamodules.reading.stream import START
-    from lit_rlvr.policy.load_policy import load_policy
+    from lit_rlvr.policy.loading import load_policy
     from lit_rlvr.policy.sources import resolve_model
     from lit_rlvr.rollout.engines.base import EngineContext
     from lit_rlvr.rollout.engines.vllm import VLLMEngine

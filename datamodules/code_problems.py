@@ -11,7 +11,7 @@ from typing import Any
 from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.rows import BadRow, as_text, lookup
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.code_check import check_calls, read_tests
+from lit_rlvr.rewards.code import check_calls, read_tests
 from lit_rlvr.types import Sample
 
 LIVECODEBENCH_COLUMNS = (

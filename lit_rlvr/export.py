@@ -19,8 +19,7 @@ from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_c
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import check_writable
 from lit_rlvr.policy.adapters import Lora, add_adapters, merge_adapters
-from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.loading import auto_class, generation_config, load_config, load_tokenizer
+from lit_rlvr.policy.loading import auto_class, generation_config, load_config, load_policy, load_tokenizer
 from lit_rlvr.policy.sources import cache_folder, made_once, resolve_model
 from lit_rlvr.policy.vision import takes_images
 from lit_rlvr.seeds import derive_seed

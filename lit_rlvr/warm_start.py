@@ -18,7 +18,7 @@ import torch
 from lit_rlvr.environments.base import Environment, environment_fingerprint
 from lit_rlvr.errors import UserError, check_all, check_within
 from lit_rlvr.export import save_model
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import cache_folder, made_once
 from lit_rlvr.rollout.engines.base import EngineContext

@@ -17,7 +17,7 @@ from tiny_vlms import mixed_prompts
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Rollout
 

@@ -34,7 +34,7 @@ from lit_rlvr.plan.models import PUBLISHED
 from lit_rlvr.plan.sizing import job, sizing
 from lit_rlvr.plan.strategies import GIB, GPUs
 from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 
 CLI = Callable[..., Any]

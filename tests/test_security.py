@@ -72,7 +72,7 @@ WATCH = """if True:
     import os, resource, sys, tempfile
     sys.path.append({tests!r})
     from hostile import ANSWERS
-    from lit_rlvr.rewards import code_check, math_check, sql_check
+    from lit_rlvr.rewards import code, math_check, sql
     from lit_rlvr.rewards.answers import final_answer, normalise
     from lit_rlvr.rewards.sql_query import Limits
 
@@ -102,9 +102,9 @@ WATCH = """if True:
         boxed = f"\\\\boxed{{{{{{text}}}}}}"
         for form in (text, boxed, f"the answer is {{text}}", f"${{text}}$", f"```sql\\n{{text}}\\n```"):
             try:
-                final_answer(form), normalise(form[:2000]), code_check.extract(form)
+                final_answer(form), normalise(form[:2000]), code.extract(form)
                 math_check.check(form[:3000], "7")
-                sql_check.check(form, "SELECT 1", ({database!r},), "bird", Limits(100_000, 100))
+                sql.check(form, "SELECT 1", ({database!r},), "bird", Limits(100_000, 100))
             except (MemoryError, RecursionError, OverflowError, ValueError, TimeoutError):
                 pass
 

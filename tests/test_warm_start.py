@@ -17,7 +17,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import Arithmetic, CellArea
 from lit_rlvr.environments import Calculator
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 from lit_rlvr.warm_start import WarmStart, exact_match
 

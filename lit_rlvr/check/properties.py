@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 from lit_rlvr.advantages import Advantage, AdvantageFunction, GroupBatch, resolve_advantage
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.parity.batch import FrozenBatch, read_batch
-from lit_rlvr.parity.replay import frozen_inputs, loss_and_gradient, replay_one
+from lit_rlvr.parity.replay import FrozenBatch, frozen_inputs, loss_and_gradient, read_batch, replay_one
 from lit_rlvr.returned import require_advantages
 from lit_rlvr.seeds import derive_seed
 

@@ -15,11 +15,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_rlvr.cli.errors import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
-from lit_rlvr.compare.cluster import Cluster
 from lit_rlvr.compare.figures import draw_figures, draw_signal
 from lit_rlvr.compare.folder import StudyFolder, locked, next_command, read_suites, start_folder
 from lit_rlvr.compare.numbers import read_run, results
-from lit_rlvr.compare.processes import ProgressPrinter, run_cells
+from lit_rlvr.compare.processes import Cluster, ProgressPrinter, run_cells
 from lit_rlvr.compare.study import Cell, Study, load_study
 from lit_rlvr.compare.tables import SIGNAL, report, suite_tables
 from lit_rlvr.configs import Parser

@@ -1,4 +1,4 @@
-"""A run's checkpoints, whole or sharded: found, read and written."""
+"""A run's checkpoints, whole or sharded: found, read and written, and whose they are."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.plugins import TorchCheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.seeds import derive_seed
 
 REST = "meta.pt"
 WEIGHTS, MOMENTS = "state_dict", "optimizer"
@@ -168,3 +169,28 @@ def _broken_part(path: str, changed: int) -> str | None:
 def checkpoint_step(path: str | Path) -> int:
     """Return the optimizer step of a checkpoint; raises as `read_rest`."""
     return int(read_rest(path)["global_step"])
+
+
+def identity(data: object, algorithm: object, advantage: object, policy: nn.Module) -> dict[str, str]:
+    """Return the classes of data, algorithm and advantage, and a hash of the model's architecture."""
+    shapes = sorted((name, tuple(p.shape)) for name, p in policy.named_parameters())
+    return {
+        "data": type(data).__name__,
+        "algorithm": type(algorithm).__name__,
+        "advantage": type(advantage).__name__,
+        "model of": f"{type(policy.model).__name__} {derive_seed(str(shapes)):x}",
+    }
+
+
+def check_identity(ours: dict[str, str], saved: dict[str, Any]) -> None:
+    """Refuse a checkpoint of a different kind of run.
+
+    Args:
+        saved: contains what `identity` returned when the checkpoint was written.
+
+    Raises:
+        UserError: names what differs.
+    """
+    for key, value in ours.items():
+        if saved[key] != value:
+            raise UserError(f"ckpt_path: its run had {key} {saved[key]}, this one has {value}; resume with the same")

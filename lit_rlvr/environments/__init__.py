@@ -9,15 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_rlvr.environments.base import Environment, Observation
-    from lit_rlvr.environments.calculator import Calculator
-    from lit_rlvr.environments.crop import Crop
-    from lit_rlvr.environments.guess_number import GuessNumber
-    from lit_rlvr.environments.python import Python
-    from lit_rlvr.environments.reward import EnvironmentReward
-    from lit_rlvr.environments.sql_shell import SQLShell
+    from lit_rlvr.environments.base import Environment, EnvironmentReward, Observation
+    from lit_rlvr.environments.built_in import Calculator, Crop, GuessNumber, Python, SQLShell
+    from lit_rlvr.environments.episode import EpisodeWorkers
     from lit_rlvr.environments.tools import Tools, WrappedTools, as_environment
-    from lit_rlvr.environments.workers import EpisodeWorkers
 
 __all__ = [
     "Calculator",
@@ -35,15 +30,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Calculator": ".calculator",
-    "Crop": ".crop",
+    "Calculator": ".built_in",
+    "Crop": ".built_in",
     "Environment": ".base",
-    "EnvironmentReward": ".reward",
-    "EpisodeWorkers": ".workers",
-    "GuessNumber": ".guess_number",
+    "EnvironmentReward": ".base",
+    "EpisodeWorkers": ".episode",
+    "GuessNumber": ".built_in",
     "Observation": ".base",
-    "Python": ".python",
-    "SQLShell": ".sql_shell",
+    "Python": ".built_in",
+    "SQLShell": ".built_in",
     "Tools": ".tools",
     "WrappedTools": ".tools",
     "as_environment": ".tools",

@@ -11,7 +11,7 @@ import torch
 
 from lit_rlvr.evaluation.records import Row
 from lit_rlvr.terminal import one_line
-from lit_rlvr.training.metrics import pass_at_k
+from lit_rlvr.training.validation import pass_at_k
 from lit_rlvr.types import STATUSES, Sample
 
 RESAMPLES = 2000

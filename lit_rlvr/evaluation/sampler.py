@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.combine import Scores, score_rollout
 from lit_rlvr.rollout.engines.base import EngineContext

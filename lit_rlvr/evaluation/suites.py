@@ -18,7 +18,7 @@ from lit_rlvr.datamodules import PromptDataModule, geometry, medical_vqa, text_m
 from lit_rlvr.datamodules.reading.readers import FORMATS, read_rows
 from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.environments import Environment, as_environment
-from lit_rlvr.environments.reward import rewards_with
+from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import UserError, nearest
 from lit_rlvr.evaluation.protocols import PROMPTS, SAMPLING, Protocol, check_settings, make_protocol
 from lit_rlvr.rewards import Reward

@@ -14,8 +14,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.configs import Parser, load_yaml
 from lit_rlvr.errors import UserError, user_error_in
 from lit_rlvr.files import check_new
-from lit_rlvr.parity.batch import load_arrays
-from lit_rlvr.parity.replay import replay
+from lit_rlvr.parity.replay import load_arrays, replay
 from lit_rlvr.terminal import Terminal, show_result
 
 

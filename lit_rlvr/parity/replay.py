@@ -1,18 +1,20 @@
-"""The replay: computes the advantages, weights and losses of training on given numbers."""
+"""The replay of a frozen batch: its arrays, and the advantages, weights and losses of training on them."""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.errors import UserError, defined_at
 from lit_rlvr.objectives import LossInputs, aggregation_weights, correction_weights
-from lit_rlvr.parity.batch import FrozenBatch, read_batch
 
 
 def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]) -> dict[str, np.ndarray]:
@@ -122,3 +124,132 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
         ref=batch.ref if algorithm.kl_coef > 0 else None,
         entropy=batch.entropy,
     )
+
+
+REQUIRED = ("logp", "old_logp", "mask", "rewards", "correct")
+
+
+@dataclass
+class FrozenBatch:
+    """The arrays of a batch as tensors of one float type: row p * G + g is completion g of prompt p.
+
+    Args:
+        logp, old, ref: (B, T), 0 where masked; ref is None if the batch has none.
+        mask: (B, T) bool.
+        group: rewards, correct, reference_rewards and lengths, (P, G).
+        max_tokens: T_max; T if the batch does not set it.
+        entropy: (B, T) of the policy at each position; None if the batch has none.
+        rollout: (B, T) log-probabilities at sampling time; None if the batch has none: those of `old`.
+        objective_mask: (B, T) bool, the tokens whose objective counts; None = all in the loss.
+    """
+
+    logp: Tensor
+    old: Tensor
+    ref: Tensor | None
+    mask: Tensor
+    group: GroupBatch
+    max_tokens: int
+    entropy: Tensor | None = None
+    rollout: Tensor | None = None
+    objective_mask: Tensor | None = None
+
+
+def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
+    """Check a batch's arrays and convert them to tensors of the widest float type among them.
+
+    Raises:
+        UserError: an array is missing, has the wrong shape or type, or holds a number that is not finite.
+    """
+    for name in REQUIRED:
+        if name not in arrays:
+            raise UserError(f"batch: array {name!r} is missing (found: {', '.join(sorted(arrays)) or 'none'}); add it")
+    logp, rewards = _numbers(arrays, "logp"), _numbers(arrays, "rewards")
+    if logp.ndim != 2 or rewards.ndim != 2:
+        raise UserError(f"batch: logp must be (B, T) and rewards (P, G), got {logp.shape} and {rewards.shape}")
+    if rewards.size != len(logp) or not logp.size:
+        raise UserError(
+            f"batch: rewards {rewards.shape} stand for {rewards.size} completions and logp has {len(logp)} rows; "
+            "B must be P * G, at least 1, and T at least 1"
+        )
+    mask = _mask(arrays, "mask", logp.shape)
+    optional = ("old_logp", "ref_logp", "rollout_logp", "entropy")
+    tokens = {"logp": logp} | {n: _numbers(arrays, n) for n in optional if n in arrays}
+    groups = {"rewards": rewards} | {n: _numbers(arrays, n) for n in ("correct", "reference_rewards") if n in arrays}
+    for name, array in tokens.items():
+        _check(name, array, logp.shape, "logp", mask)
+    for name, array in groups.items():
+        _check(name, array, rewards.shape, "rewards", np.ones(rewards.shape, dtype=bool))
+    if not np.isin(groups["correct"], (0, 1)).all():
+        raise UserError("batch: correct must hold only 0 and 1; it is not the reward")
+    dtype = np.result_type(np.float32, *(a.dtype for a in (*tokens.values(), *groups.values())))
+
+    def tensor(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(dtype))
+
+    filled = {name: tensor(np.where(mask, array, 0)) for name, array in tokens.items()}
+    lengths = mask.sum(1).reshape(rewards.shape)  # (P, G)
+    reference = tensor(groups["reference_rewards"]) if "reference_rewards" in groups else None
+    return FrozenBatch(
+        logp=filled["logp"],
+        old=filled["old_logp"],
+        ref=filled.get("ref_logp"),
+        mask=torch.from_numpy(mask),
+        group=GroupBatch(tensor(rewards), tensor(groups["correct"]), reference, tensor(lengths)),
+        max_tokens=_max_tokens(arrays, logp.shape[1]),
+        entropy=filled.get("entropy"),
+        rollout=filled.get("rollout_logp"),
+        objective_mask=torch.from_numpy(_mask(arrays, "objective_mask", logp.shape))
+        if "objective_mask" in arrays
+        else None,
+    )
+
+
+def _numbers(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    array = np.asarray(arrays[name])
+    if array.dtype.kind not in "fiub":
+        raise UserError(f"batch: {name} holds {array.dtype}, not real numbers")
+    return array if array.dtype.kind == "f" else array.astype(np.float32)
+
+
+def _mask(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    mask = np.asarray(arrays[name])
+    if mask.shape != shape or not np.isin(mask, (0, 1)).all():
+        raise UserError(f"batch: {name} must be bool (True = in the loss) of logp's shape {shape}, got {mask.shape}")
+    return mask.astype(bool)
+
+
+def _check(name: str, array: np.ndarray, shape: tuple[int, ...], like: str, used: np.ndarray) -> None:
+    """Check the shape, and that all used numbers are finite (masked log-probabilities are not used)."""
+    if array.shape != shape:
+        raise UserError(f"batch: {name} has shape {array.shape}, not that of {like}, {shape}")
+    bad = np.argwhere(used & ~np.isfinite(array))
+    if len(bad):
+        at = ", ".join(str(int(i)) for i in bad[0])
+        raise UserError(f"batch: {name}[{at}] is {array[tuple(bad[0])]} ({len(bad)} such); mask it or repair the batch")
+
+
+def _max_tokens(arrays: Mapping[str, np.ndarray], width: int) -> int:
+    if "max_completion_length" not in arrays:
+        return width
+    value = np.asarray(arrays["max_completion_length"])
+    if value.size != 1 or not np.isfinite(value).all() or int(value.item()) != value.item() or value.item() < 1:
+        raise UserError(f"batch: max_completion_length must be one positive whole number, got {value}")
+    return int(value.item())
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Load the arrays of an .npz file.
+
+    Raises:
+        UserError: it is not an .npz file, or holds objects instead of numbers.
+    """
+    try:
+        path.open("rb").close()
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"batch: {path} is no .npz file; write one with numpy's savez")
+        with np.load(path, allow_pickle=False) as data:
+            return {name: data[name] for name in data.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(
+            f"batch: {path} is not a readable .npz of plain arrays: {str(error).splitlines()[0]}"
+        ) from error

@@ -11,12 +11,17 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.speed import enable_checkpointing, keep_freed_memory
+from lit_rlvr.policy.verify import verify_or_fall_back
 from lit_rlvr.policy.vision import takes_images
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 MOST_LAYERS = 1000
@@ -217,3 +222,36 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
     if not ids or not all(isinstance(token, int) for token in ids):
         raise UserError(f"model: eos_token_id is {found!r}; give a token's number or a list of such numbers")
     return ids
+
+
+def load_policy(
+    folder: str,
+    shared_prefix: bool = True,
+    dtype: torch.dtype = torch.float32,
+    gradient_checkpointing: bool = False,
+    empty: bool = False,
+    device: str | torch.device = "cpu",
+) -> Policy:
+    """Load a causal language model as a policy, in evaluation mode (no dropout), and check its log-probabilities.
+
+    Args:
+        folder: a model folder or hub id, from `resolve_model`.
+        shared_prefix: see `Policy`; if it is not exact for the model, one completion per row, with a warning.
+        dtype: of the master weights.
+        gradient_checkpointing: recompute each layer in the backward pass.
+        device: where to load the weights, and to check the log-probabilities.
+        empty: do not load the weights (they stay on the meta device) and skip the check.
+
+    Raises:
+        UserError: the model cannot be loaded, or its log-probabilities cannot be reproduced.
+    """
+    keep_freed_memory()
+    model = empty_model(folder, dtype) if empty else load_model(folder, dtype, device)
+    if not isinstance(model.get_output_embeddings(), nn.Linear):
+        raise UserError(f"model: {folder} has no plain linear output embedding; not supported")
+    if gradient_checkpointing:
+        enable_checkpointing(model)
+    policy = Policy(model.eval(), eos_token_ids(model), shared_prefix)
+    if not empty:
+        verify_or_fall_back(policy)
+    return policy

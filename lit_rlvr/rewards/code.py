@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import pickletools
+import re
+import zlib
 from collections.abc import Sequence
-from typing import Any
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.types import Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
-from lit_rlvr.workers.sandbox import Limits, is_supported
+from lit_rlvr.workers.sandbox import Limits, ProgramFailed, is_supported, run
 
-CHECK = "lit_rlvr.rewards.code_check:check"
+if TYPE_CHECKING:
+    from lit_rlvr.types import Status
+
+
+CHECK = "lit_rlvr.rewards.code:check"
 CHECK_SECONDS = 3600.0
 """Wall-clock and CPU seconds of one check; no check takes so long, because each test has its own limits."""
 CHECK_MEMORY_MB = 4096
@@ -22,7 +33,7 @@ class CodeTests(CheckedReward):
     """A reward of 1 for a completion whose Python program passes all tests, else 0; it reports `correct`.
 
     `CodeProblems` provides the tests: `sample.row["tests"]` and, if a function is called, `sample.row["function"]`.
-    `lit_rlvr.rewards.code_check` defines which text is the program and when a test passes;
+    `check` below defines which text is the program and when a test passes;
     `lit_rlvr.workers.sandbox` defines what a program cannot do. Status "parse_fail" means no code block, and "timeout"
     means that the program hit a limit: both are wrong, and so is an exception or a crash (status "ok"). `detail` names
     the first failed test. Unreadable tests, or a sandbox that does not start, give status "error".
@@ -69,3 +80,159 @@ def _tests(sample: Sample) -> tuple[tuple[str, ...], str]:
             "with a `tests` entry"
         )
     return tuple(cells), str(sample.row.get("function") or "")
+
+
+MAX_BYTES = 512 << 20
+"""Size limit of one problem's unpacked tests."""
+
+TEXT_OPERATIONS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
+STRUCTURE = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
+"""Further operations of a pickle that holds only a text."""
+
+
+class Case(NamedTuple):
+    """One test: a program's standard input and output, or a call's arguments (one line of JSON each) and its value."""
+
+    input: str
+    output: str
+
+
+def read_tests(cell: str) -> list[Case]:
+    """Read the tests in a cell: JSON `[{"input": ..., "output": ...}, ...]`, or base64 of zlib of its pickle.
+
+    Raises:
+        ValueError: it is neither; the message says why.
+    """
+    text = cell if cell.lstrip().startswith("[") else unpack(cell)
+    try:
+        tests = [Case(test["input"], test["output"]) for test in json.loads(text)]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"no list of tests with input and output ({type(error).__name__}: {error})") from error
+    if not all(isinstance(text, str) for test in tests for text in test):
+        raise ValueError("the input and output of a test must be text")
+    return tests
+
+
+def check_calls(tests: Sequence[Case]) -> None:
+    """Refuse tests whose input lines and output are not JSON.
+
+    Raises:
+        ValueError: a line is not JSON; the message says which.
+    """
+    for number, test in enumerate(tests, 1):
+        try:
+            for text in (*filter(str.strip, test.input.split("\n")), test.output):
+                json.loads(text, parse_int=str)  # integers may be of any length
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"test {number} of a function is not JSON ({error})") from error
+
+
+def unpack(cell: str) -> str:
+    """Return the text in a pickle that is compressed with zlib and encoded in base64.
+
+    Raises:
+        ValueError: it is not in this form, it is larger than `MAX_BYTES`, or the pickle holds more than a text.
+    """
+    try:
+        stream = zlib.decompressobj()
+        data = stream.decompress(base64.b64decode(cell, validate=True), MAX_BYTES)
+    except (ValueError, zlib.error) as error:
+        raise ValueError(f"neither JSON nor base64 of zlib ({error})") from error
+    if not stream.eof:
+        raise ValueError(f"cut off, or more than {MAX_BYTES >> 20} MiB when unpacked")
+    texts = []
+    for operation, argument, _ in pickletools.genops(data):
+        if operation.name in TEXT_OPERATIONS:
+            texts.append(argument)
+        elif operation.name not in STRUCTURE:
+            raise ValueError(f"its pickle is refused, it holds more than a text ({operation.name})")
+    if len(texts) != 1:
+        raise ValueError(f"its pickle holds {len(texts)} texts, not one")
+    return str(texts[0])
+
+
+DETAIL_CHARACTERS = 80
+"""Most characters of an output in a detail."""
+
+_BLOCK = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
+_PYTHON = re.compile(r"(?:(?:python|py)[\d.]*)?", re.IGNORECASE)
+
+
+def check(text: str, cells: tuple[str, ...], function: str, limits: Limits) -> tuple[bool, Status, str]:
+    """Run the program in `text` on every test, up to the first failure.
+
+    A script's output is right if it equals the expected output line by line (`same_output`); a function's value is
+    right if it equals the expected one as JSON, so that a tuple equals a list (LiveCodeBench, Jain et al. 2024).
+
+    Args:
+        text: a completion.
+        cells: tests in the form that `read_tests` reads, one after another.
+        function: the function to call, or the method of a class `Solution`; "" = the program is a script.
+        limits: the limits of each test.
+
+    Returns:
+        (correct, status, which test failed and why). An exception or a crash of the program has status "ok".
+
+    Raises:
+        ValueError: the tests cannot be read.
+        RuntimeError: the program could not be confined.
+    """
+    program = extract(text)
+    if not program:
+        return False, "parse_fail", "no code block"
+    tests = _cases(cells)
+    for number, test in enumerate(tests, 1):
+        place = f"test {number} of {len(tests)}"
+        try:
+            output = run(program, test.input, limits, function)
+        except ProgramFailed as failure:
+            return False, failure.status, f"{place}: {failure.reason}"
+        if not (same_value if function else same_output)(test.output, output):
+            return False, "ok", f"{place}: {_short(output)} is not {_short(test.output)}"
+    return True, "ok", f"{len(tests)} tests passed"
+
+
+def extract(text: str) -> str:
+    """Return the program of a completion, or "".
+
+    It is the last fenced block after the last `</think>` whose language is Python or missing.
+    """
+    blocks = _BLOCK.findall(text.rpartition("</think>")[2])
+    return next((code for tag, code in reversed(blocks) if _PYTHON.fullmatch(tag.strip()) and code.strip()), "")
+
+
+def same_output(expected: str, found: str) -> bool:
+    """Return True if two outputs have the same lines, ignoring space around each line and around the whole.
+
+    Lines that differ as text still match if their words are equal numbers: "1.0 2" and "1 2.00".
+    """
+    wanted, lines = expected.strip().split("\n"), found.strip().split("\n")
+    return len(wanted) == len(lines) and all(map(_same_line, wanted, lines))
+
+
+def same_value(expected: str, found: str) -> bool:
+    """Return True if two JSON texts have equal values; integers may be of any length."""
+    wanted = json.loads(expected, parse_int=Decimal)
+    try:
+        return bool(wanted == json.loads(found, parse_int=Decimal))
+    except ValueError:  # the program ended without a value
+        return False
+
+
+def _same_line(expected: str, found: str) -> bool:
+    if expected.strip() == found.strip():
+        return True
+    try:
+        return [Decimal(word) for word in expected.split()] == [Decimal(word) for word in found.split()]
+    except InvalidOperation:  # not a number
+        return False
+
+
+@lru_cache(maxsize=1)  # the completions of a group have the same tests
+def _cases(cells: tuple[str, ...]) -> list[Case]:
+    return [test for cell in cells for test in read_tests(cell)]
+
+
+def _short(text: str) -> str:
+    text = text.strip()
+    return repr(text if len(text) <= DETAIL_CHARACTERS else f"{text[:DETAIL_CHARACTERS]}...")

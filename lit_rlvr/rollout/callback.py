@@ -22,7 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.environments import Environment, as_environment
-from lit_rlvr.environments.reward import rewards_with
+from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import Reward, shared_pool
@@ -41,9 +41,8 @@ from lit_rlvr.rollout.engines import resolve_engine
 from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.rollout.episodes import Episodes, begins, between_turns, check_turns, turn_metrics
-from lit_rlvr.rollout.generate import Prefetch, completion_seeds, sample_and_score
+from lit_rlvr.rollout.generate import Prefetch, ReferenceRewards, completion_seeds, sample_and_score
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
-from lit_rlvr.rollout.reference_rewards import ReferenceRewards
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.terminal import progress
 from lit_rlvr.training.module import RLVRModule

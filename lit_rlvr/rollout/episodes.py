@@ -13,7 +13,7 @@ import torch
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.environments.base import Environment, Opening
 from lit_rlvr.environments.calls import find_calls
-from lit_rlvr.environments.workers import EpisodeWorkers, Reply
+from lit_rlvr.environments.episode import EpisodeWorkers, Reply
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.engines.base import Answer, Continuation, Turns
 from lit_rlvr.types import Completion, Pixels, Prompt, RewardResult, Rollout, Sample, Sampling, Turn

@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import degenerate
+from lit_rlvr.distributed.checkpoints import check_identity, identity
 from lit_rlvr.distributed.collectives import (
     average_gradients,
     broadcast_first,
@@ -53,7 +54,7 @@ from lit_rlvr.objectives import (
     resolve_correction,
 )
 from lit_rlvr.policy.adapters import Lora, add_adapters
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, use_liger
@@ -61,7 +62,6 @@ from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fa
 from lit_rlvr.policy.vision import freeze_vision_tower
 from lit_rlvr.terminal import progress
 from lit_rlvr.training.failed_steps import SkippedSteps, skipped_folder, within_memory
-from lit_rlvr.training.identity import check_identity, identity
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
     BETAS,

@@ -1,19 +1,25 @@
-"""The model of a run and its evaluation, shared by all algorithms."""
+"""Evaluation: its metrics, and the module that computes them, shared by all algorithms."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
 
+from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.loading import load_tokenizer
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
-from lit_rlvr.training.metrics import EvaluationMetrics
-from lit_rlvr.types import PromptBatch
+from lit_rlvr.terminal import one_line
+from lit_rlvr.types import PromptBatch, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,3 +88,129 @@ class EvaluatingModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.log_dict(self._results("test"))
+
+
+class PassAtK(Metric):
+    """Unbiased pass@k: the probability that at least one of k completions drawn without replacement is correct.
+
+    `1 - C(n - c, k) / C(n, k)`, for c correct completions of n, computed as a product so that it never overflows.
+    Source: Chen et al. 2021 (Codex), eq. 1.
+
+    Args:
+        k: completions drawn, at least 1.
+    """
+
+    total: Tensor
+    questions: Tensor
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.k = k
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("questions", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, correct: Tensor, counted: Tensor | None = None) -> None:
+        """Add questions; those with fewer than k completions that count are left out.
+
+        Args:
+            correct: (P, n) in {0, 1}: n >= k completions of each of P questions.
+            counted: (P, n) bool: the completions that count, None = all.
+
+        Raises:
+            ValueError: n < k.
+        """
+        if correct.shape[1] < self.k:
+            raise ValueError(f"pass@{self.k} needs at least {self.k} completions per question, got {correct.shape[1]}")
+        values = pass_at_k(correct, self.k, counted)
+        self.total += values.nansum()
+        self.questions += (~values.isnan()).sum()
+
+    def compute(self) -> Tensor:
+        return self.total / self.questions
+
+
+def pass_at_k(correct: Tensor, k: int, counted: Tensor | None = None) -> Tensor:
+    """Return unbiased pass@k of each question (P,), float64, from completions (P, n) in {0, 1}.
+
+    Args:
+        counted: (P, n) bool: the completions that count, None = all. Fewer than k make a question's value NaN.
+    """
+    counted = torch.ones_like(correct, dtype=torch.bool) if counted is None else counted
+    n = counted.double().sum(1, keepdim=True)  # (P, 1)
+    c = (correct.double() * counted).sum(1, keepdim=True)  # (P, 1)
+    j = torch.arange(k, dtype=torch.float64, device=correct.device)
+    miss = ((n - c - j) / (n - j).clamp(min=1)).clamp(min=0)  # (P, k): the j-th draw is wrong too
+    return torch.where(n[:, 0] < k, torch.nan, 1 - miss.prod(1))
+
+
+class EvaluationMetrics(nn.Module):
+    """Metrics of one evaluated set: accuracy (also per category), pass@k for powers of two up to n, response length in
+    tokens, the truncated share, and, if completions are sampled, their entropy in nats per token (estimated as in
+    training, from the sampled tokens).
+
+    Args:
+        samples: completions per question, n.
+        greedy: there is a greedy completion of each question too, whose accuracy is `greedy`.
+    """
+
+    def __init__(self, samples: int, greedy: bool = False) -> None:
+        super().__init__()
+        self.greedy = MeanMetric() if greedy else None
+        self.entropy = MeanMetric()
+        self.sampled = False
+        self.accuracy, self.length, self.truncated = MeanMetric(), MeanMetric(), MeanMetric()
+        self.right: Counter[str] = Counter()  # category -> correct completions of this rank
+        self.judged: Counter[str] = Counter()  # category -> completions of this rank
+        ks = [1 << i for i in range(samples.bit_length()) if 1 << i <= samples] if samples > 1 else []
+        self.pass_at = nn.ModuleDict({str(k): PassAtK(k) for k in ks})
+
+    def update(self, rollout: Rollout, greedy: Rollout | None = None) -> None:
+        """Add a scored batch, with its greedy completions if there are any; a failed check counts as incorrect, but not
+        what no reward calls right or wrong."""
+        device = self.accuracy.device
+        right = rollout.correct * rollout.judged  # (P, G)
+        correct, counted = right.to(device), rollout.counted.to(device)
+        self.accuracy.update(correct, counted)
+        self.length.update(rollout.lengths.to(device))
+        if rollout.sampling.temperature > 0:
+            self.sampled, tokens = True, rollout.lengths.sum()
+            self.entropy.update((-rollout.rollout_logprobs.sum() / tokens.clamp(min=1)).to(device), tokens.to(device))
+        self.truncated.update(rollout.truncated.to(device))
+        for metric in self._pass_at():
+            metric.update(correct, counted)
+        if self.greedy is not None and greedy is not None:
+            self.greedy.update((greedy.correct * greedy.judged).to(device), greedy.counted.to(device))
+        for p, prompt in enumerate(rollout.prompts):
+            if prompt.sample.category and (number := int(rollout.counted[p].sum())):
+                category = one_line(prompt.sample.category)  # it becomes part of a metric's name
+                self.right[category] += int(right[p].sum())
+                self.judged[category] += number
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics over all ranks; those of nothing are left out. Collective: call it on every rank.
+
+        Raises:
+            UserError: no completion is known to be right or wrong.
+        """
+        values = {"accuracy": self.accuracy, "length": self.length, "truncated": self.truncated}
+        values |= {} if self.greedy is None else {"greedy": self.greedy}
+        right, judged, sampled = Counter[str](), Counter[str](), False
+        for right_there, judged_there, sampled_there in gather_objects((self.right, self.judged, self.sampled)):
+            right.update(right_there)
+            judged.update(judged_there)
+            sampled |= sampled_there
+        values |= {"entropy": self.entropy} if sampled else {}
+        found = {name: float(m.compute()) for name, m in values.items()}
+        if math.isnan(found["accuracy"]):
+            raise UserError(
+                "rollout.rewards: no reward says of any completion of a validation or test set whether it is right; "
+                "return a bool or a RewardResult with `correct` (None leaves a completion out)"
+            )
+        found |= {f"pass@{m.k}": float(m.compute()) for m in self._pass_at()}
+        found |= {f"accuracy/{name}": right[name] / judged[name] for name in sorted(judged)}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def _pass_at(self) -> list[PassAtK]:
+        return [metric for metric in self.pass_at.values() if isinstance(metric, PassAtK)]

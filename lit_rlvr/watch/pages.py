@@ -13,8 +13,7 @@ from lit_rlvr.report.page import contents
 from lit_rlvr.report.prompts import Visit
 from lit_rlvr.report.render import render
 from lit_rlvr.training.trace import list_traces, read_trace
-from lit_rlvr.watch.completions import OUTCOMES, Completions, TrackedPrompt, VisitRecord
-from lit_rlvr.watch.follow import FollowedFolders, FollowedRun
+from lit_rlvr.watch.follow import OUTCOMES, Completions, FollowedFolders, FollowedRun, TrackedPrompt, VisitRecord
 
 PER_PAGE = 50
 """The most prompts on a page of the table."""

@@ -22,7 +22,7 @@ from lit_rlvr.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, RLVRModule
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import RENAMED_CORRECTIONS, Correction, importance_weights, log_ratio
 from lit_rlvr.parity import replay
-from lit_rlvr.parity.batch import read_batch
+from lit_rlvr.parity.replay import read_batch
 
 SOURCE = inspect.getsource(GRPOTrainer._generate_and_score_completions).splitlines()
 

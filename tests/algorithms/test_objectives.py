@@ -41,8 +41,7 @@ from lit_rlvr.algorithms import (
     RLVRModule,
 )
 from lit_rlvr.objectives import LossInputs, log_power_mean
-from lit_rlvr.parity.batch import read_batch
-from lit_rlvr.parity.replay import frozen_inputs, replay
+from lit_rlvr.parity.replay import frozen_inputs, read_batch, replay
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant")
 CASES = {

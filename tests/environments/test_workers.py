@@ -9,7 +9,7 @@ import pytest
 from tiny_environments import Dice, Faulty
 
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.environments.workers import EpisodeWorkers
+from lit_rlvr.environments.episode import EpisodeWorkers
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample, Turn
 from lit_rlvr.workers.process import Isolation, Outcome

@@ -8,7 +8,7 @@ import torch
 from tiny import plain_logprobs
 
 from lit_rlvr.distributed.collectives import rank
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import Done, EngineContext, Row, Turns
 from lit_rlvr.rollout.engines.hf import HFEngine

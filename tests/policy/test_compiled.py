@@ -20,7 +20,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import speed as compiled
 from lit_rlvr.policy.adapters import Lora, add_adapters
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import compile_layers, enable_checkpointing
 from lit_rlvr.policy.verify import compile_and_verify

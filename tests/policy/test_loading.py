@@ -18,8 +18,7 @@ from transformers import BertConfig, BertForMaskedLM
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.loading import empty_model, load_config, load_model, load_tokenizer, outline
+from lit_rlvr.policy.loading import empty_model, load_config, load_model, load_policy, load_tokenizer, outline
 
 CLI = Callable[..., Any]
 Spoil = Callable[[Path], Any]

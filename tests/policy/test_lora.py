@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights, merge_adapters
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.vision import freeze_vision_tower
 

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import logprobs as scoring
-from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.loading import eos_token_ids
+from lit_rlvr.policy.loading import eos_token_ids, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.verify import verify_or_fall_back

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.images import ImageProcessor
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling, pad_completions
 

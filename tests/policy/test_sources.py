@@ -9,8 +9,7 @@ import torch
 import lit_rlvr.policy.sources as models
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.load_policy import load_policy
-from lit_rlvr.policy.loading import load_config
+from lit_rlvr.policy.loading import load_config, load_policy
 from lit_rlvr.policy.sources import cache_folder, resolve_model
 from lit_rlvr.rollout.engines.server import check_model
 from lit_rlvr.rollout.limits import context_length

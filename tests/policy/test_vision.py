@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGen
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.images import ImageProcessor, collapse
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.vision import rope_position_ids, takes_images
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import CodeTests, code
-from lit_rlvr.rewards import code_check as code_tests
-from lit_rlvr.rewards.code_check import check, check_calls, extract, read_tests, same_output, same_value
+from lit_rlvr.rewards import code as code_tests
+from lit_rlvr.rewards.code import check, check_calls, extract, read_tests, same_output, same_value
 from lit_rlvr.types import Completion, RewardResult, Sample
 from lit_rlvr.workers.sandbox import Limits
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_rlvr.environments.reward import EnvironmentReward
+from lit_rlvr.environments.base import EnvironmentReward
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Reward, score_rollout
 from lit_rlvr.rollout.assemble import assemble, rollout_metrics

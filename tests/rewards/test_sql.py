@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import SQLExecution, sql_check
-from lit_rlvr.rewards.sql_check import check, extract, is_ordered, same_result
+from lit_rlvr.rewards import SQLExecution, sql
+from lit_rlvr.rewards.sql import check, extract, is_ordered, same_result
 from lit_rlvr.rewards.sql_query import Limits, QueryFailed, connect, run_query
 from lit_rlvr.types import Completion, RewardResult, Sample
 
@@ -367,16 +367,16 @@ def test_the_reference_is_run_once_and_its_results_fit_the_memory(pets: str, mon
         ran.append(sql)
         return run_query(path, sql, limits)
 
-    monkeypatch.setattr(sql_check, "run_query", run)
-    monkeypatch.setattr(sql_check, "_references", {})
+    monkeypatch.setattr(sql, "run_query", run)
+    monkeypatch.setattr(sql, "_references", {})
     for gold in ("SELECT 4", "SELECT oops", "SELECT 4"):
         for _ in range(3):
             check("```SELECT 4```", gold, (pets,), "bird", LIMITS)
     assert (ran.count("SELECT 4"), ran.count("SELECT oops")) == (1 + 6, 1)  # the predictions are run every time
-    monkeypatch.setattr(sql_check, "CACHE_BYTES", 1000)
+    monkeypatch.setattr(sql, "CACHE_BYTES", 1000)
     for number in range(100):
         check("```SELECT 4```", f"SELECT {number}", (pets,), "bird", LIMITS)
-    assert len(sql_check._references) < 20
+    assert len(sql._references) < 20
 
 
 def test_a_thousand_queries_are_all_judged(pets: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.rollout.engines.base import EngineContext
 from lit_rlvr.rollout.engines.vllm import VLLMEngine
 

@@ -15,7 +15,7 @@ from tiny import CHATML
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.environments.calculator import Calculator
+from lit_rlvr.environments.built_in import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import tiny as tiny_vlm
 from lit_rlvr.rollout.episodes import check_calls

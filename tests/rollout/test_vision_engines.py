@@ -22,7 +22,7 @@ from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.export import save_model
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.images import ImageProcessor
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.rollout.engines.hf import HFEngine

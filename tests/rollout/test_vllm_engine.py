@@ -21,7 +21,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.engines import vllm

@@ -23,7 +23,7 @@ from tiny_vlms import differences, mixed_prompts
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
-from lit_rlvr.policy.load_policy import load_policy
+from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines import server as vllm_server
 from lit_rlvr.rollout.engines import transfer

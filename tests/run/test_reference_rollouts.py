@@ -13,7 +13,7 @@ from tiny_runs import assert_same_run, metrics
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.reference_rewards import ReferenceRewards
+from lit_rlvr.rollout.generate import ReferenceRewards
 
 CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml", "--model", "AAPO", "--model.init_args.lr", "0.01")

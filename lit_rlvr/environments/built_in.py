@@ -1,0 +1,212 @@
+"""The built-in environments.
+
+Calculator, Python, Crop (a magnifying glass for images) and SQLShell are tools; GuessNumber is a toy with state.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+from lit_rlvr.environments.base import Environment, Observation
+from lit_rlvr.environments.tools import Tools
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.sql_query import Limits as QueryLimits
+from lit_rlvr.rewards.sql_query import QueryFailed, run_query
+from lit_rlvr.types import Sample, Turn
+from lit_rlvr.workers.process import Isolation
+from lit_rlvr.workers.sandbox import Limits, ProgramFailed, is_supported, run
+
+MAX_DIGITS = 1000
+_BINARY: dict[type[ast.operator], Callable[..., int | float]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow,
+}  # fmt: skip
+_UNARY: dict[type[ast.unaryop], Callable[..., int | float]] = {ast.UAdd: operator.pos, ast.USub: operator.neg}
+
+
+class Calculator(Tools):
+    """A tool that evaluates arithmetic: `calculate("17 * 23")` gives 391."""
+
+    def calculate(self, expression: str) -> str:
+        """Evaluate an arithmetic expression.
+
+        Args:
+            expression: Numbers, parentheses and + - * / // % **, such as (3 + 4) * 5
+        """
+        expression = str(expression).strip()  # a model may give a number
+        if len(expression) > MAX_DIGITS:
+            raise ValueError(f"at most {MAX_DIGITS} characters")
+        value = _value(ast.parse(expression, mode="eval").body)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("the result is not a finite number")
+        return str(value)
+
+
+def _value(node: ast.expr) -> int | float:
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
+        return _UNARY[type(node.op)](_value(node.operand))
+    if isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+        left, right = _value(node.left), _value(node.right)
+        if isinstance(node.op, ast.Pow):
+            if left < 0 and not float(right).is_integer():
+                raise ValueError("the result is not a real number")
+            if abs(left) > 1 and right * math.log10(abs(left)) > MAX_DIGITS:
+                raise ValueError(f"the result has more than {MAX_DIGITS} digits")
+        return _BINARY[type(node.op)](left, right)
+    raise ValueError("only numbers, parentheses and + - * / // % **")
+
+
+class Python(Tools):
+    """A tool that runs programs in the sandbox of `CodeTests`: they can compute and print, and nothing else.
+
+    Args:
+        cpu_seconds: CPU time of one program, in whole seconds.
+        memory_mb: address space of one program, in MiB.
+        kwargs: `limits` and `offer` of every environment with tools.
+
+    Raises:
+        UserError: this machine has no sandbox.
+    """
+
+    def __init__(self, cpu_seconds: int = 2, memory_mb: int = 1024, **kwargs: Any) -> None:
+        if not is_supported():
+            raise UserError("rollout.environment: Python needs Linux on x86_64 or aarch64 for its sandbox")
+        if cpu_seconds < 1 or memory_mb < 1:
+            raise UserError(f"Python: cpu_seconds={cpu_seconds} and memory_mb={memory_mb} must be at least 1")
+        wall = 10.0 * cpu_seconds + 20.0  # the sandbox ends a sleeping program earlier
+        super().__init__(**{"limits": Isolation(wall_seconds=wall), **kwargs})
+        self._program = Limits(cpu_seconds, memory_mb)
+
+    def python(self, code: str) -> str:
+        """Run a Python program and see what it prints.
+
+        Args:
+            code: The program; it must print its result.
+        """
+        try:
+            return run(code, "", self._program) or "the program printed nothing"
+        except ProgramFailed as failure:
+            raise ValueError(failure.reason) from failure
+
+
+class Crop(Tools):
+    """A tool that shows a region of the sample's first image, enlarged so that its longer side has `size` pixels.
+
+    Args:
+        size: longer side of the enlarged region, in pixels.
+        kwargs: `limits` and `offer` of every environment with tools.
+    """
+
+    def __init__(self, size: int = 336, **kwargs: Any) -> None:
+        if size < 28:
+            raise UserError(f"Crop.size: {size} pixels are too few; use at least 28")
+        super().__init__(**kwargs)
+        self._size, self._image = size, None
+
+    def reset(self, sample: Sample) -> None:
+        if not sample.images:
+            raise UserError(f"{sample.source or sample.id}: Crop needs an image")
+        self._image = sample.images[0]
+
+    def crop(self, left: float, top: float, right: float, bottom: float) -> Any:
+        """See a region of the image enlarged. All numbers are shares of the image's width or height, from 0 to 1.
+
+        Args:
+            left: Left edge of the region.
+            top: Top edge of the region.
+            right: Right edge of the region.
+            bottom: Bottom edge of the region.
+        """
+        assert self._image is not None, "reset() comes first"
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError("give 0 <= left < right <= 1 and 0 <= top < bottom <= 1")
+        wide, high = self._image.size
+        box = (int(left * wide), int(top * high), max(round(right * wide), 1), max(round(bottom * high), 1))
+        region = self._image.convert("RGB").crop(box)
+        scale = self._size / max(region.size)
+        return region.resize([max(1, round(side * scale)) for side in region.size])
+
+
+class SQLShell(Tools):
+    """A tool that runs read-only queries on the first SQLite file of `sample.row["databases"]`.
+
+    It shows the rows or the error.
+
+    The last turn, which calls no tool, holds the answer, which `SQLExecution` judges.
+
+    Args:
+        shown_rows: most rows of a result to show.
+        max_instructions: limit on one query, in instructions of SQLite's virtual machine.
+        kwargs: `limits` and `offer` of every environment with tools.
+    """
+
+    def __init__(self, shown_rows: int = 10, max_instructions: int = 20_000_000, **kwargs: Any) -> None:
+        for option, value in (("shown_rows", shown_rows), ("max_instructions", max_instructions)):
+            if value < 1:
+                raise UserError(f"SQLShell.{option} must be at least 1, got {value}")
+        super().__init__(**kwargs)
+        self.shown_rows, self._limits, self._path = shown_rows, QueryLimits(max_instructions, 100_000), ""
+
+    def reset(self, sample: Sample) -> None:
+        databases = sample.row.get("databases")
+        if not databases:
+            raise UserError(f"{sample.source or sample.id}: no `databases` in its row; use the data of TextToSQL")
+        self._path = str(databases[0])
+
+    def query(self, sql: str) -> str:
+        """Run a SQL query on the database and see its rows.
+
+        Args:
+            sql: One SELECT statement of SQLite.
+        """
+        try:
+            rows = run_query(self._path, sql, self._limits).rows
+        except QueryFailed as failure:
+            raise ValueError(failure.reason) from failure
+        shown = [" | ".join(map(_cell, row)) for row in rows[: self.shown_rows]]
+        left = len(rows) - len(shown)
+        return "\n".join([*shown, *([f"... and {left} more rows"] if left else [])]) or "no rows"
+
+
+def _cell(value: Any) -> str:
+    return "NULL" if value is None else repr(value) if isinstance(value, bytes) else str(value)
+
+
+class GuessNumber(Environment):
+    """A hidden number, the sample's answer, which the model guesses; `higher` or `lower` answers each guess.
+
+    The reward is 1 if the model finds the number within `rollout.sampling.max_turns` turns, else 0.
+
+    Args:
+        kwargs: `limits` of every environment.
+    """
+
+    needs_turns = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hidden, self.found = 0, False
+
+    def reset(self, sample: Sample) -> None:
+        try:
+            self.hidden = int(sample.answer)
+        except ValueError as error:
+            raise UserError(f"{sample.source or sample.id}: GuessNumber needs whole numbers as answers") from error
+
+    def step(self, turn: Turn) -> Observation:
+        numbers = re.findall(r"-?\d+", turn.text)
+        if not numbers:
+            return Observation("Guess a whole number.", errors=1)
+        guess = numbers[-1][:20]
+        self.found = int(guess) == self.hidden
+        return Observation("higher" if int(guess) < self.hidden else "lower", done=self.found)
+
+    def reward(self) -> bool:
+        return self.found
