@@ -12,8 +12,14 @@ from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import Done, EngineContext, Row, Turns
 from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.rollout.engines.synced import probe_seeds
 from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.types import Completion, Prompt, Sampling
+
+
+def is_probe(seeds: Sequence[Sequence[int]]) -> bool:
+    """Whether an engine is asked for a probe and not for a rollout: only a probe has these seeds."""
+    return [list(group) for group in seeds] == probe_seeds(len(seeds))
 
 
 class Copying(HFEngine):
@@ -35,7 +41,7 @@ class Copying(HFEngine):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
     ) -> list[list[Completion]]:
-        if len(prompts) > 1:
+        if not is_probe(seeds):
             self.sampled_with.append(next(self.copy.parameters()).detach().clone())
         return super().generate(prompts, sampling, seeds, done)
 
@@ -132,7 +138,7 @@ class CrashingVLLM(VLLMEngine):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
     ) -> list[list[Completion]]:
-        self.rollouts += len(prompts) > 1  # the probe has one
+        self.rollouts += not is_probe(seeds)
         found = super().generate(prompts, sampling, seeds, done)
         if self.rollouts == 2 and rank() == 1:
             self.rollouts += 1

@@ -107,7 +107,8 @@ def differences(
     """{prompt id: the largest difference, in nats, between an engine's log-probabilities and the trainer's}."""
     return {
         prompt.sample.id: max(
-            float((torch.tensor(c.logprobs) - trainer_logprobs(policy, prompt, c, sampling)).abs().max()) for c in group
+            float((torch.tensor(completion.logprobs) - ours).abs().max())
+            for completion, ours in zip(group, trainer_logprobs(policy, [prompt], [list(group)], sampling), strict=True)
         )
         for prompt, group in zip(prompts, groups, strict=True)
     }

@@ -5,20 +5,24 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import byte_tokenizer, make_prompt, make_rollout, tiny_llama
 from tiny_engines import Copying
 from tiny_fit import Recorder, fit
+from two_ranks import in_two_ranks
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy import policy as policy_module
+from lit_rlvr.policy.layout import Group
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback, callback
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
 from lit_rlvr.rollout.engines.base import Done, EngineContext
 from lit_rlvr.rollout.engines.hf import HFEngine
-from lit_rlvr.rollout.engines.synced import check_engine, trainer_logprobs
+from lit_rlvr.rollout.engines.synced import check_engine, probe_prompts, probe_seeds, trainer_logprobs
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 
@@ -91,7 +95,7 @@ def test_weights_are_synced_once_an_iteration_and_probed_first_and_every_so_ofte
 ) -> None:
     engine = CountingEngine()
     fit(tiny_model_folder, tmp_path, steps=5, engine=engine, probe_every=2)
-    probed, plain = ["sync", "1", "24"], ["sync", "24"]
+    probed, plain = ["sync", "6", "24"], ["sync", "24"]
     assert engine.calls == [*probed, *probed, *plain, *probed, *plain, "close"]
     engine = CountingEngine()
     fit(tiny_model_folder, tmp_path, steps=3, engine=engine, probe_every=0)
@@ -115,23 +119,77 @@ def test_stale_weights_stop_the_run_at_the_next_probe(tiny_model_folder: Path, t
         fit(tiny_model_folder, tmp_path, steps=4, engine=StaleEngine(), probe_every=2)
 
 
+PROBED = [make_prompt(ids, f"p{len(ids)}") for ids in ([5, 6, 7], [9, 8, 7, 6, 5, 4, 3, 2], [11])]
+
+
 @pytest.mark.parametrize(
     ("tokens", "shift", "refused"), [(16, 0.08, False), (16, 0.15, True), (1, 0.3, False), (1, 0.6, True)]
 )
-def test_in_16_bits_a_probe_looks_at_the_mean(
+def test_in_16_bits_a_probe_looks_at_the_mean_of_each_completion(
     tokens: int, shift: float, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounding moves single tokens further than a wrong weight matrix moves the mean."""
     engine, policy = HFEngine(), Policy(tiny_llama(), ())
     engine.start(replace(EngineContext.in_place(policy, byte_tokenizer(), 4), dtype=torch.bfloat16))
-    prompt, sampling = make_prompt([5, 6, 7]), Sampling(max_tokens=tokens)
-    assert check_engine(engine, policy, prompt, sampling, 1) < 0.05
-    completion = engine.generate([prompt], sampling, [[1]])[0][0]
-    ours = trainer_logprobs(policy, prompt, completion, sampling, torch.bfloat16)
-    off = replace(completion, logprobs=tuple((ours + shift).tolist()))
-    monkeypatch.setattr(engine, "generate", lambda *_: [[off]])
+    sampling = Sampling(max_tokens=tokens)
+    assert check_engine(engine, policy, PROBED, sampling) < 0.05
+    groups = engine.generate(PROBED, sampling, probe_seeds(3))
+    ours = trainer_logprobs(policy, PROBED, groups, sampling, torch.bfloat16)
+    groups[1][1] = replace(groups[1][1], logprobs=tuple((ours[3] + shift).tolist()))
+    monkeypatch.setattr(engine, "generate", lambda *_: groups)
     with pytest.raises(UserError, match="by a mean of") if refused else nullcontext():
-        check_engine(engine, policy, prompt, sampling, 1)
+        check_engine(engine, policy, PROBED, sampling)
+
+
+def swap(groups: list[Any]) -> list[Any]:
+    return [groups[1], groups[0], *groups[2:]]
+
+
+def shift(groups: list[list[Completion]]) -> list[list[Completion]]:
+    off = [replace(c, logprobs=tuple(v - 0.01 for v in c.logprobs)) for c in groups[1]]
+    return [groups[0], off, *groups[2:]]
+
+
+def misread(groups: Sequence[Group]) -> list[Group]:
+    return [groups[0], replace(groups[1], prompt=[0, *groups[1].prompt[1:]]), *groups[2:]]
+
+
+@pytest.mark.parametrize(
+    ("engine_fault", "trainer_fault"), [(swap, None), (shift, None), (None, misread), (None, None)]
+)
+def test_a_fault_of_one_group_fails_the_probe(
+    engine_fault: Any, trainer_fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, policy = HFEngine(), Policy(tiny_llama(), ())
+    engine.start(EngineContext.in_place(policy, byte_tokenizer(), 4))
+    generate, build_rows = engine.generate, policy_module.build_rows
+    if engine_fault is not None:
+        monkeypatch.setattr(engine, "generate", lambda *given: engine_fault(generate(*given)))
+    if trainer_fault is not None:
+        monkeypatch.setattr(policy_module, "build_rows", lambda groups, *rest: build_rows(trainer_fault(groups), *rest))
+    with pytest.raises(UserError, match="by up to") if engine_fault or trainer_fault else nullcontext():
+        assert check_engine(engine, policy, PROBED, Sampling(max_tokens=4)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("lengths", "chosen"),
+    [([4, 9, 2, 7, 7], [7, 9, 2]), ([3, 8], [8, 3]), ([5], [5]), ([6, 6, 6], [6, 6, 6]), ([2, 2, 2, 9], [2, 9, 2])],
+)
+def test_a_probe_has_prompts_of_several_lengths(lengths: list[int], chosen: list[int]) -> None:
+    prompts = [make_prompt([5] * length, str(k)) for k, length in enumerate(lengths)]
+    found = probe_prompts(prompts)
+    assert [len(prompt.token_ids) for prompt in found] == chosen
+    assert len({prompt.sample.id for prompt in found}) == len(found)
+
+
+def test_ranks_probe_with_the_same_prompts(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        prompts = [make_prompt([5] * length, str(rank)) for length in ([3, 9], [4])[rank]]
+        found = probe_prompts(prompts)
+        assert [(p.sample.id, len(p.token_ids)) for p in found] == [("1", 4), ("0", 9), ("0", 3)]
+        assert probe_prompts(prompts[:1], together=False) == prompts[:1]
+
+    in_two_ranks(tmp_path, work)
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

@@ -21,7 +21,7 @@ from lit_rlvr.rollout.engines.base import EngineContext
 from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.types import Completion, Sampling
 
-STEP = ["sync", "6"]  # six prompts; the first step's sync is probed with one
+STEP = ["sync", "6"]  # six prompts; the first step's sync is probed with three
 
 
 def assert_same_training(seen: Recorder, wanted: Recorder) -> None:
@@ -36,7 +36,7 @@ def whole(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return fit(tiny_model_folder, tmp_path_factory.mktemp("whole"), steps=3, engine=Copying())[1]
 
 
-AGAIN = ["close", "start", "sync", "1"]  # with the probe
+AGAIN = ["close", "start", "sync", "3"]  # with the probe
 CASES = {
     "before any group": (Crashing(calls=[3]), ["sync", "6", *AGAIN, "6"]),
     "after two groups": (Crashing(calls=[3], groups=2), ["sync", "6", *AGAIN, "6"]),
@@ -51,7 +51,7 @@ def test_a_crash_changes_nothing(tiny_model_folder: Path, tmp_path: Path, whole:
     """The crash is in the second of three iterations."""
     engine, second = CASES[case]
     _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine)
-    assert engine.log == ["start", "sync", "1", "6", *second, *STEP, "close"]
+    assert engine.log == ["start", "sync", "3", "6", *second, *STEP, "close"]
     assert_same_training(seen, whole)
 
 
@@ -71,7 +71,7 @@ def test_an_engine_that_neither_closes_nor_starts_at_once(
 
     engine = Stubborn(calls=[3])
     _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine)
-    assert engine.log[6:12] == ["close", "start", "close", "start", "sync", "1"]
+    assert engine.log[6:12] == ["close", "start", "close", "start", "sync", "3"]
     assert_same_training(seen, whole)
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("engine")]
     assert [line.partition(":")[0] for line in said] == [

@@ -219,9 +219,9 @@ def test_a_picture_the_wrong_way_round_would_be_noticed(vlm_context: EngineConte
     for prompt in pictures:
         assert prompt.pixels is not None
         completion = Completion("", (40, 50, 60, 70), "stop")
-        shown = trainer_logprobs(policy, prompt, completion, sampling)
+        (shown,) = trainer_logprobs(policy, [prompt], [[completion]], sampling)
         turned = processor.pixels([image.rotate(180) for image in prompt.pixels.images])
-        other = trainer_logprobs(policy, replace(prompt, pixels=turned), completion, sampling)
+        (other,) = trainer_logprobs(policy, [replace(prompt, pixels=turned)], [[completion]], sampling)
         assert (shown - other).abs().max() > 1e-2 or prompt.sample.id == "1 x 1.png", prompt.sample.id
 
 

@@ -79,13 +79,12 @@ def test_logprobs_are_the_trainers_also_after_a_weight_change(engine: VLLMEngine
 
 
 def test_the_probe_passes_after_a_sync_and_fails_without_one(engine: VLLMEngine, policy: Policy) -> None:
-    for seed in range(3):
-        assert check_engine(engine, policy, PROMPTS[0], PROBE, seed) <= 1e-4
+    assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
     change(policy, 0.01)
     with pytest.raises(UserError, match=r"engine vllm: its log-probabilities differ.*stale or wrong weights"):
-        check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+        check_engine(engine, policy, PROMPTS, PROBE)
     engine.sync(policy)
-    assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
+    assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
 
 
 @pytest.mark.parametrize("relative", [0.01, 1e-3])
@@ -99,10 +98,10 @@ def test_the_probe_fails_when_the_tied_head_is_not_repaired(
     change(policy, relative)
     engine.sync(policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
-        check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+        check_engine(engine, policy, PROMPTS, PROBE)
     monkeypatch.undo()
     engine.sync(policy)
-    assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
+    assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
 
 
 def test_the_probe_fails_at_the_first_sync_without_the_repair(
@@ -118,7 +117,7 @@ def test_the_probe_fails_at_the_first_sync_without_the_repair(
     monkeypatch.setattr(vllm, "with_tied_head", without_the_repair)
     engine.sync(policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
-        check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+        check_engine(engine, policy, PROMPTS, PROBE)
 
 
 def test_long_prompts_follow_new_weights_only_because_the_prefix_cache_is_reset(
@@ -172,7 +171,7 @@ def test_banned_tokens_are_never_sampled_and_out_of_the_softmax(engine: VLLMEngi
     narrow = Sampling(max_tokens=12, banned_token_ids=tuple(i for i in range(VOCAB) if i not in allowed))
     found = [c for group in engine.generate(PROMPTS, narrow, SEEDS) for c in group]
     assert {token for c in found for token in c.token_ids} <= set(allowed)
-    assert check_engine(engine, policy, PROMPTS[0], narrow, 0) <= 1e-4
+    assert check_engine(engine, policy, PROMPTS, narrow) <= 1e-4
 
 
 def test_greedy_decoding_takes_the_likeliest_token(engine: VLLMEngine, policy: Policy) -> None:
@@ -231,11 +230,11 @@ def test_a_fresh_engine(folder: str, request: pytest.FixtureRequest, monkeypatch
         engine.sync(policy)
         if folder == "tiny_model_folder" and not torch.cuda.is_available():
             with pytest.raises(UserError, match="stale or wrong weights"):
-                check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+                check_engine(engine, policy, PROMPTS, PROBE)
         elif folder == "untied_model_folder":
-            assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
+            assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
     engine.sync(policy)
-    assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
+    assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
     engine.close()
     engine.close()
 

@@ -126,10 +126,10 @@ def test_completions_may_begin_differently_on_a_server(engine: VLLMServerEngine,
 
 @pytest.mark.slow
 def test_the_probe_fails_without_a_sync(engine: VLLMServerEngine, policy: Policy) -> None:
-    assert check_engine(engine, policy, PROMPTS[0], PROBE, 0) <= 1e-4
+    assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
     change(policy, 0.01)
     with pytest.raises(UserError, match="stale or wrong weights"):
-        check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+        check_engine(engine, policy, PROMPTS, PROBE)
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_the_probe_fails_at_once_when_a_weight_is_not_sent(
     )
     engine.sync(policy)
     with pytest.raises(UserError, match="stale or wrong weights"):
-        check_engine(engine, policy, PROMPTS[0], PROBE, 0)
+        check_engine(engine, policy, PROMPTS, PROBE)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from lit_rlvr.distributed.collectives import gather_objects, lost_peer
+from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
 from lit_rlvr.errors import UserError, check_within, first_line
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
@@ -20,7 +20,9 @@ from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
 PROBED = 16
-"""Tokens of a probe."""
+"""Tokens of a probe's completion."""
+GROUP_SIZE = 2
+"""Completions of a probe's prompt."""
 
 
 def probe_sampling(sampling: Sampling) -> Sampling:
@@ -35,52 +37,91 @@ def probe_sampling(sampling: Sampling) -> Sampling:
     )
 
 
+def probe_seeds(prompts: int) -> list[list[int]]:
+    """Return the seeds of a probe's completions, which no rollout has."""
+    return [[derive_seed(run_seed(), "probe", p, g) for g in range(GROUP_SIZE)] for p in range(prompts)]
+
+
+def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prompt]:
+    """Return up to three prompts for a probe, of different lengths where there are any: a middle one, the longest, the
+    shortest. They are not sorted, so that an engine that mixes up the order of its groups is noticed.
+
+    Args:
+        prompts: this rank's.
+        together: choose from the prompts of all ranks, and return the same ones on each. Collective.
+    """
+    lengths = [len(prompt.token_ids) for prompt in prompts]
+    everyone = gather_objects(lengths) if together else [lengths]
+    mine = rank() if together else 0
+    places = [(length, r, k) for r, found in enumerate(everyone) for k, length in enumerate(found)]
+    places.sort()
+    chosen = dict.fromkeys((places[len(places) // 2], places[-1], places[0]))  # without repeats
+    own = {place: prompts[place[2]] for place in chosen if place[1] == mine}
+    found = {place: prompt for part in (gather_objects(own) if together else [own]) for place, prompt in part.items()}
+    return [found[place] for place in chosen]
+
+
 def check_engine(
     engine: RolloutEngine,
     policy: Policy,
-    prompt: Prompt,
+    prompts: list[Prompt],
     sampling: Sampling,
-    seed: int,
     owner: SyncedEngine | None = None,
 ) -> float:
-    """Sample a completion with the engine and compare its log-probabilities with the trainer's.
+    """Sample completions with the engine and compare their log-probabilities with the trainer's.
+
+    The trainer scores all groups at once, as in training, so that a group that is padded, packed or placed wrongly
+    differs. Each completion is judged by itself: a mean over all of them would hide it.
 
     Args:
-        sampling: without top-p and top-k; at most `max_tokens` tokens are compared.
-        owner: restarts the engine if it crashes on the completion; None = the crash is raised.
+        sampling: without top-p and top-k; at most `max_tokens` tokens of each completion are compared.
+        owner: restarts the engine if it crashes on the completions; None = the crash is raised.
 
     Returns:
-        How much a token's log-probability differs, in nats: the largest difference of all tokens where the engine
-        computes in float32, the mean in 16 bits, where rounding moves single tokens much further than the mean.
+        How much a token's log-probability differs, in nats, in the completion that differs most: the largest difference
+        of all tokens where the engine computes in float32, the mean in 16 bits, where rounding moves single tokens much
+        further than the mean.
 
     Raises:
         UserError: the difference is more than rounding: the engine holds stale or wrong weights.
     """
-    completion = (owner or engine).generate([prompt], sampling, [[seed]])[0][0]
-    ours = trainer_logprobs(policy, prompt, completion, sampling, engine.compute_dtype)
-    differences = (ours - torch.tensor(completion.logprobs)).abs()
-    if engine.compute_dtype == torch.float32:
-        found, allowed, kind = float(differences.max()), engine.probe_tolerance, "up to"
-    else:
-        found, kind = float(differences.mean()), "a mean of"
-        allowed = engine.probe_tolerance * math.sqrt(PROBED / len(differences))  # a mean of fewer varies more
-    if not found <= allowed:
-        raise UserError(
-            f"engine {engine.name}: its log-probabilities differ from the trainer's by {kind} {found:.3g} nats "
-            f"(tolerance {allowed:.3g}) after a weight sync, so it samples from stale or wrong weights; "
-            "use `rollout.engine: hf`, or report the model's name"
-        )
-    return found
+    groups = (owner or engine).generate(prompts, sampling, probe_seeds(len(prompts)))
+    ours = trainer_logprobs(policy, prompts, groups, sampling, engine.compute_dtype)
+    exact, worst = engine.compute_dtype == torch.float32, 0.0
+    completions = [completion for group in groups for completion in group]
+    for completion, logprobs in zip(completions, ours, strict=True):
+        differences = (logprobs - torch.tensor(completion.logprobs)).abs()
+        found = float(differences.max() if exact else differences.mean())
+        # A mean of fewer tokens varies more.
+        allowed = engine.probe_tolerance * (1 if exact else math.sqrt(PROBED / len(differences)))
+        if not found <= allowed:
+            raise UserError(
+                f"engine {engine.name}: its log-probabilities differ from the trainer's by "
+                f"{'up to' if exact else 'a mean of'} {found:.3g} nats (tolerance {allowed:.3g}) after a weight sync, "
+                "so it samples from stale or wrong weights; use `rollout.engine: hf`, or report the model's name"
+            )
+        worst = max(worst, found)
+    return worst
 
 
 @torch.no_grad()
 def trainer_logprobs(
-    policy: Policy, prompt: Prompt, completion: Completion, sampling: Sampling, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """Return the (n,) log-probabilities of one completion's tokens under the trainer's weights, computed in `dtype`."""
-    rollout = Rollout.unscored([prompt], [[completion]], sampling)
+    policy: Policy,
+    prompts: list[Prompt],
+    groups: list[list[Completion]],
+    sampling: Sampling,
+    dtype: torch.dtype = torch.float32,
+) -> list[torch.Tensor]:
+    """Return the (n,) log-probabilities of each completion's tokens under the trainer's weights, computed in `dtype`.
+
+    Args:
+        groups: completions of each prompt, equally many.
+    """
+    rollout = Rollout.unscored(prompts, groups, sampling, len(groups[0]))
     with training_autocast(policy.device, dtype):
-        return policy.logprobs(rollout, [0])[0][0].float().cpu()
+        logp, _ = policy.logprobs(rollout, list(range(len(rollout.token_ids))))  # (B, T)
+    lengths = [len(completion.token_ids) for group in groups for completion in group]
+    return [row[:length].float().cpu() for row, length in zip(logp, lengths, strict=True)]
 
 
 _log = logging.getLogger("lit_rlvr")
@@ -134,8 +175,7 @@ class SyncedEngine:
 
         Args:
             version: identifies the policy and its weights.
-            prompts: this rank's; if a probe is due, it uses the longest prompt of all ranks. None = do not probe these
-                weights.
+            prompts: this rank's; if a probe is due, it uses some of all ranks'. None = do not probe these weights.
             sampling: for these prompts, so that the probe fits into the engine.
 
         Raises:
@@ -150,10 +190,7 @@ class SyncedEngine:
             return
         self._syncs += 1
         if self._syncs == 1 or (self._probe_every and self._syncs % self._probe_every == 0):
-            found = gather_objects(max(prompts, key=lambda p: len(p.token_ids), default=None))
-            longest = max((p for p in found if p is not None), key=lambda p: len(p.token_ids))
-            seed = derive_seed(run_seed(), "probe")
-            check_engine(self.engine, policy, longest, probe_sampling(sampling), seed, owner=self)
+            check_engine(self.engine, policy, probe_prompts(prompts), probe_sampling(sampling), owner=self)
 
     def generate(
         self,
@@ -177,7 +214,7 @@ class SyncedEngine:
                     done(p, group)
 
         def attempt() -> None:
-            self._probe_after_restart(prompts, sampling, seeds)
+            self._probe_after_restart(prompts, sampling)
             before = dict(found)
             more: dict[str, Any] = {} if turns is None else {"turns": turns}  # an engine may know single turns only
             found.update(dict(enumerate(self.engine.generate(prompts, sampling, seeds, keep, **more))) | before)
@@ -240,9 +277,7 @@ class SyncedEngine:
         self.engine.start(self._context)
         self.engine.restore(self._policy)
 
-    def _probe_after_restart(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
-    ) -> None:
+    def _probe_after_restart(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Probe the engine once after a restart, on this rank alone.
 
         Skipped with sharded weights, whose log-probabilities need all ranks, and put off without prompts.
@@ -250,8 +285,7 @@ class SyncedEngine:
         if self._proven or self._sharded or not prompts:
             return
         assert self._policy is not None, "sync_weights() comes first"
-        longest = max(prompts, key=lambda p: len(p.token_ids))
-        check_engine(self.engine, self._policy, longest, probe_sampling(sampling), seeds[0][0])
+        check_engine(self.engine, self._policy, probe_prompts(prompts, together=False), probe_sampling(sampling))
         self._proven = True
 
     @property
