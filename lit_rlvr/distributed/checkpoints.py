@@ -19,7 +19,8 @@ from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.seeds import derive_seed
 
 REST = "meta.pt"
-WEIGHTS, MOMENTS = "state_dict", "optimizer"
+WEIGHTS, MOMENTS, REFERENCE = "state_dict", "optimizer", "reference"
+"""Parts of a checkpoint's shards; `REFERENCE` only if the reference was replaced by a later policy."""
 
 
 def is_sharded(path: Path) -> bool:
@@ -99,7 +100,15 @@ class CheckpointFiles(TorchCheckpointIO):
         if is_sharded(Path(path)):
             moments = read_whole(Path(path), MOMENTS)
             checkpoint["optimizer_states"] = [numbered(checkpoint["optimizer_states"][0], moments)]
+            if lacks_reference(checkpoint):
+                checkpoint["rlvr"]["reference"]["weights"] = read_whole(Path(path), REFERENCE)
         return checkpoint
+
+
+def lacks_reference(checkpoint: dict[str, Any]) -> bool:
+    """Return whether the weights of a checkpoint's reference are in its shards. Older checkpoints have them whole."""
+    reference = checkpoint["rlvr"]["reference"]
+    return reference["version"] > 0 and reference["weights"] is None
 
 
 def checkpoint_folder(run: str | Path) -> Path:

@@ -6,7 +6,7 @@ torch's `fully_shard` ("FSDP2").
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -121,6 +121,17 @@ def whole_weights(module: nn.Module) -> dict[str, Any]:
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def load_whole_weights(module: nn.Module, weights: dict[str, Any]) -> None:
-    """Load full weights, given on every rank."""
-    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=True))
+def weights_to_save(module: nn.Module) -> dict[str, Any]:
+    """Return this rank's shards of a module's weights; without shards, `whole_weights`. Collective: call it on every
+    rank."""
+    return get_model_state_dict(module) if _has_shards(module.parameters()) else whole_weights(module)
+
+
+def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
+    """Load this rank's shards, or full weights that are given on every rank."""
+    full = not _has_shards(weights.values())
+    set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=full))
+
+
+def _has_shards(tensors: Iterable[Any]) -> bool:
+    return any(isinstance(tensor, DTensor) for tensor in tensors)

@@ -21,7 +21,17 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from lit_rlvr.distributed.checkpoints import MOMENTS, REST, WEIGHTS, is_sharded, load_shares, named, read_rest
+from lit_rlvr.distributed.checkpoints import (
+    MOMENTS,
+    REFERENCE,
+    REST,
+    WEIGHTS,
+    is_sharded,
+    lacks_reference,
+    load_shares,
+    named,
+    read_rest,
+)
 from lit_rlvr.errors import UserError
 
 BACKEND = "cpu:gloo,cuda:nccl"
@@ -98,6 +108,9 @@ class FSDP2(ModelParallelStrategy):
         path = Path(self.broadcast(filepath))
         moments = [state.pop("state") for state in checkpoint["optimizer_states"]]
         tensors = {WEIGHTS: checkpoint.pop("state_dict"), MOMENTS: moments[0]}
+        reference = checkpoint["rlvr"]["reference"]
+        if reference["weights"] is not None:
+            tensors[REFERENCE], reference["weights"] = reference["weights"], None
         path.mkdir(parents=True, exist_ok=True)
         try:
             dcp.save(tensors, checkpoint_id=path)
@@ -127,6 +140,10 @@ class FSDP2(ModelParallelStrategy):
             load_shares({MOMENTS: moments}, path)
             state = checkpoint["optimizer_states"][0] | {"state": moments}
             set_optimizer_state_dict(module, optimizer, state)
+        if lacks_reference(checkpoint):
+            reference = get_model_state_dict(module.reference.policy)
+            load_shares({REFERENCE: reference}, path)
+            checkpoint["rlvr"]["reference"]["weights"] = reference
 
     def _load_whole(self, path: Path, checkpoint: dict[str, Any], module: Any) -> None:
         """Load this rank's shards from the full tensors in a file."""

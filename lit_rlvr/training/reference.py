@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lit_rlvr.distributed.sharding import load_whole_weights, whole_weights
+from lit_rlvr.distributed.sharding import load_weights, weights_to_save
 from lit_rlvr.policy.policy import Policy
 
 
@@ -35,11 +35,12 @@ class Reference:
         self.version += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint stores: the weights only if they were replaced. Collective with sharded weights."""
-        return {"version": self.version, "weights": whole_weights(self.policy) if self.version else None}
+        """Return what a checkpoint stores: the weights (of sharded ones this rank's shards) only if they were replaced.
+        Collective: call it on every rank."""
+        return {"version": self.version, "weights": weights_to_save(self.policy) if self.version else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.version = state["version"]
         if state["weights"] is not None:
-            load_whole_weights(self.policy, state["weights"])
+            load_weights(self.policy, state["weights"])

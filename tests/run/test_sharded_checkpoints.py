@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from tiny_runs import (
     CONSOLE_SCRIPT,
     FIT,
@@ -26,7 +28,17 @@ from tiny_runs import (
     to,
 )
 
-from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, list_checkpoints, read_checkpoint
+from lit_rlvr.distributed.checkpoints import (
+    MOMENTS,
+    REFERENCE,
+    REST,
+    WEIGHTS,
+    is_sharded,
+    last_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    read_whole,
+)
 from lit_rlvr.run.checkpoint import link, publish, remove
 
 CLI = Callable[..., Any]
@@ -84,8 +96,8 @@ def test_a_run_goes_on_with_fewer_processes(run_folder: Path, lit_rlvr: CLI) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [LORA, OFFLOAD, AAPO],
-    ids=["lora", "offload", "renewed-reference"],
+    [LORA, OFFLOAD],
+    ids=["lora", "offload"],
 )
 def test_a_run_goes_on_exactly(run_folder: Path, options: tuple[str, ...]) -> None:
     run = [*FIT, *FSDP2, *options]
@@ -99,6 +111,48 @@ def test_a_run_goes_on_exactly(run_folder: Path, options: tuple[str, ...]) -> No
     assert is_sharded(run_folder / "parts" / "checkpoints" / "best.ckpt")
     if options == LORA:
         assert all(".lora_" in name for name in weights(run_folder / "parts"))
+
+
+def write_as_before(checkpoint: Path) -> None:
+    """Rewrite a checkpoint as former versions did: the reference whole in meta.pt."""
+    parts = {part: read_whole(checkpoint, part) for part in (WEIGHTS, MOMENTS, REFERENCE)}
+    rest = torch.load(checkpoint / REST, weights_only=True)
+    rest["rlvr"]["reference"]["weights"] = parts.pop(REFERENCE)
+    remove(checkpoint)
+    dcp.save(parts, checkpoint_id=checkpoint, no_dist=True)
+    torch.save(rest, checkpoint / REST)
+
+
+@pytest.mark.slow
+def test_a_renewed_reference_is_saved_in_shards(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gentle = ("--model.init_args.lr", "1e-4")
+    run = [*FIT, *FSDP2, *AAPO, *gentle]
+    every = ("--checkpoint.every", "1", "--checkpoint.keep", "3")
+    in_two_processes(run_folder, [*run, *to("whole")], [*run, *to("parts"), *every, "--trainer.max_steps", "3"])
+    for copy in ("before", "alone"):
+        shutil.copytree(run_folder / "parts", run_folder / copy)
+    _, second, third = list_checkpoints(run_folder / "parts")
+    reference, policy = read_whole(third, REFERENCE), read_whole(second, WEIGHTS)
+    assert {f"policy.{name}" for name in reference} == set(policy)
+    assert all(torch.equal(reference[name], policy[f"policy.{name}"]) for name in reference)
+    size = sum(tensor.nbytes for tensor in reference.values())
+    assert (third / REST).stat().st_size < size / 5
+    write_as_before(last_checkpoint(run_folder / "before"))
+    assert (last_checkpoint(run_folder / "before") / REST).stat().st_size > size
+    assert lit_rlvr("export", "parts", "--to", "exported").status == 0
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(run_folder / "cache"))
+    (run_folder / "sums.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}\n')
+    asked = ("--suite", "sums.jsonl", "--engine", "hf", "--samples", 0, "--max_tokens", 4, "--out", "out")
+    evaluated = lit_rlvr("evaluate", "--model", "parts", *asked)
+    assert evaluated.status == 0, evaluated.err
+
+    in_two_processes(run_folder, [*run, *to("parts"), *LAST], [*run, *to("before"), *LAST])
+    fit(lit_rlvr, *AAPO, *gentle, *to("alone"), *LAST)
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+    assert_same_run(run_folder / "before", run_folder / "whole", resumed=3)
+    assert_same_end(run_folder / "alone", run_folder / "whole")
 
 
 @pytest.mark.slow
