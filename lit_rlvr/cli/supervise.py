@@ -17,6 +17,7 @@ from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
 from lit_rlvr.terminal import wants_json
+from lit_rlvr.training.failed_steps import BUDGET
 
 SILENCE = 300.0
 """Seconds without a heartbeat in `live.json` after which a run counts as hung."""
@@ -36,12 +37,13 @@ def supervise(command: Sequence[str], arguments: Sequence[str], run: Path, limit
     """Run `fit` until it ends by itself; after any other end go on from its last checkpoint.
 
     A CUDA fault, a killed process or a deadlock cannot be repaired inside the process, so all processes of the run are
-    killed, and a new one resumes. A run that refuses its input before its first checkpoint is not started again.
+    killed, and a new one resumes. A run that refuses its input before its first checkpoint is not started again. One
+    that ran out of memory is, because it has left its next start a smaller token budget.
 
     Args:
         command: the command up to `fit`. arguments: the arguments of `fit`.
         run: the run folder.
-        limit: how many starts in a row may save no new checkpoint.
+        limit: how many starts in a row may save no new checkpoint, and leave no smaller budget.
         silence: seconds without a heartbeat after which a run counts as hung.
 
     Returns:
@@ -55,14 +57,15 @@ def supervise(command: Sequence[str], arguments: Sequence[str], run: Path, limit
     for variable, instead in LAUNCHERS.items():
         if variable in os.environ:
             raise UserError(f"--supervise: {instead}")
-    newest, without_progress, status = _newest(run), 0, 0
+    newest, budget, without_progress, status = _newest(run), _budget(run), 0, 0
     given = list(arguments)
     while True:
         status, reason = _run_once([*command, *given], run, silence)
         saved, newest = _newest(run) not in (None, newest), _newest(run)
-        if status == 0 or status - 128 in STOPS or (status == 2 and newest is None):
+        lowered, budget = _budget(run) != budget, _budget(run)
+        if status == 0 or status - 128 in STOPS or (status == 2 and newest is None and not lowered):
             return status
-        without_progress = 1 if saved else without_progress + 1
+        without_progress = 1 if saved or lowered else without_progress + 1
         if without_progress > limit:
             _log.error("--supervise: %s; %d starts in a row saved no new checkpoint", reason, limit)
             return status
@@ -100,6 +103,12 @@ def _run_once(command: Sequence[str], run: Path, silence: float) -> tuple[int, s
 
 def _newest(run: Path) -> Path | None:
     return next(reversed(list_checkpoints(run)), None)
+
+
+def _budget(run: Path) -> str | None:
+    """Return what a run that ran out of memory has written for its next start."""
+    file = run / BUDGET
+    return file.read_text() if file.is_file() else None
 
 
 def _resuming(arguments: Sequence[str]) -> list[str]:

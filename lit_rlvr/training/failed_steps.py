@@ -1,4 +1,8 @@
-"""Optimizer steps that fail: retried in smaller micro-batches when out of memory, skipped when not finite."""
+"""Optimizer steps that fail: retried in smaller micro-batches when out of memory, skipped when not finite.
+
+With sharded weights a step cannot be retried: the other ranks wait in the next layer for the one that ran out. That
+rank writes the smaller token budget to the run folder and ends the run, whose next start uses it.
+"""
 
 from __future__ import annotations
 
@@ -132,14 +136,14 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def within_memory(
-    run: Callable[[], T], rollout: Rollout, budget: int, sharded: bool, device: torch.device
+    run: Callable[[], T], rollout: Rollout, budget: int, device: torch.device, lower: Callable[[int], None] | None
 ) -> tuple[T | None, int]:
     """Call `run`, and halve the token budget if any rank runs out of memory. Collective: call it on every rank.
 
     Args:
         run: must not wait for other ranks, unless the weights are sharded.
         budget: maximum tokens per micro-batch (`model.tokens_per_microbatch`).
-        sharded: whether the weights are sharded, so that a step cannot be retried.
+        lower: with sharded weights, keeps half the budget for the next start; None = the step can be retried.
 
     Returns:
         The result of `run` and the budget, or None and half the budget if any rank ran out of memory.
@@ -149,7 +153,14 @@ def within_memory(
     """
     found, trouble = _try(run)
     if trouble is not None:
-        _check_smaller(rollout, budget, sharded, trouble)
+        _check_smaller(rollout, budget, trouble)
+        if lower is not None:
+            lower(budget // 2)
+            raise UserError(
+                f"{trouble}; with sharded weights the step cannot be retried here, but the next start uses at most "
+                f"{budget // 2} tokens at once instead of {budget} (model.tokens_per_microbatch): resume with "
+                "--ckpt_path last, or start runs with --supervise N, which does so"
+            )
     if not all_max(trouble is not None, device):
         return found, budget
     if rank() == 0:
@@ -170,12 +181,41 @@ def _try(run: Callable[[], T]) -> tuple[T | None, str | None]:
         return None, first_line(error)
 
 
-def _check_smaller(rollout: Rollout, budget: int, sharded: bool, trouble: str) -> None:
-    if sharded:
-        raise UserError(f"{trouble}; with sharded weights a step cannot be retried; lower model.tokens_per_microbatch")
+def _check_smaller(rollout: Rollout, budget: int, trouble: str) -> None:
     # Above this, completions of one token, which take no place after their prompt, may share a micro-batch.
     if budget < min(len(prompt.token_ids) for prompt in rollout.prompts):
         raise UserError(
             f"{trouble}, with one completion at a time; use model.gradient_checkpointing, a smaller model, or a lower "
             "rollout.sampling.max_tokens"
         )
+
+
+BUDGET = "memory.json"
+"""File of the run folder with the token budget that a run is to begin with, because it ran out of memory."""
+
+
+def lower_budget(run: str | Path, given: int, left: int) -> None:
+    """Write the token budget that the run begins with when it is resumed.
+
+    Args:
+        given: the budget in the settings (`model.tokens_per_microbatch`). left: what remains of it.
+    """
+    write_atomically(Path(run, BUDGET), json.dumps({"given": given, "left": left}))
+
+
+def lowered_budget(run: str | Path, given: int) -> int | None:
+    """Return the token budget that an earlier start of the run left; None if there is none for the given budget.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = Path(run, BUDGET)
+    if not path.exists():
+        return None
+    try:
+        saved = json.loads(path.read_text())
+        return int(saved["left"]) if saved["given"] == given else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{shown(path)} is not what a run of lit-rlvr wrote ({first_line(error)}); delete it"
+        ) from error

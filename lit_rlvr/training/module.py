@@ -61,7 +61,13 @@ from lit_rlvr.policy.speed import compile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.policy.vision import freeze_vision_tower
 from lit_rlvr.terminal import progress
-from lit_rlvr.training.failed_steps import SkippedSteps, skipped_folder, within_memory
+from lit_rlvr.training.failed_steps import (
+    SkippedSteps,
+    lower_budget,
+    lowered_budget,
+    skipped_folder,
+    within_memory,
+)
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
     BETAS,
@@ -332,6 +338,14 @@ class RLVRModule(LossModule, EvaluatingModule):
     def on_train_start(self) -> None:
         adamw = {} if self.make_optimizer else {"betas": self.betas, "weight_decay": self.weight_decay}
         apply_options(self.optimizers(), self.lr_schedulers(), self.lr, adamw)
+        left = self.trainer.strategy.broadcast(lowered_budget(self.trainer.default_root_dir, self.tokens_given))
+        if left is not None and left < self.tokens_per_microbatch:
+            self.tokens_per_microbatch = left
+            if rank() == 0:
+                _log.warning(
+                    "an earlier start ran out of memory: at most %d tokens at once from now on; to try more, change "
+                    "model.tokens_per_microbatch", left,
+                )  # fmt: skip
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Return the batch itself: Lightning would train on a copy that the rollout callback never saw."""
@@ -436,8 +450,8 @@ class RLVRModule(LossModule, EvaluatingModule):
             )  # fmt: skip
             optimizer.zero_grad()
             sums, self.tokens_per_microbatch = within_memory(
-                partial(self._accumulate, step), prepared.rollout, self.tokens_per_microbatch,
-                self.sharded, self.device,
+                partial(self._accumulate, step), prepared.rollout, self.tokens_per_microbatch, self.device,
+                partial(lower_budget, self.trainer.default_root_dir, self.tokens_given) if self.sharded else None,
             )  # fmt: skip
         for parameter in parameters:  # groups that are not run have gradient zero, which AdamW still sees
             if parameter.grad is None:

@@ -18,6 +18,7 @@ from lit_rlvr.cli.lightning_cli import value_of
 from lit_rlvr.cli.supervise import supervise
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
+from lit_rlvr.training.failed_steps import BUDGET
 
 SCRIPT = """
 import json, os, signal, sys, time
@@ -32,6 +33,7 @@ with starts.open("a") as file:
 exec(PLAN[number])
 """.replace("PLAN", "json.loads(Path('plan.json').read_text())")
 SAVE = "(run / f'checkpoints/step-{number + 1:06d}.ckpt').touch();"
+SHRINK = f"(run / {BUDGET!r}).write_text(str(number));"
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
@@ -53,6 +55,8 @@ def supervised(folder: Path, plan: list[str], limit: int, *arguments: str) -> tu
         ([KILLED, "sys.exit(0)"], 1, 0, 2),
         ([KILLED] * 3, 2, 137, 3),
         ([SAVE + KILLED] * 4 + [KILLED], 1, 137, 5),  # progress counts from the last checkpoint
+        ([SHRINK + "sys.exit(2)"] * 2 + ["sys.exit(0)"], 1, 0, 3),  # memory ran out, before anything was saved
+        ([SHRINK + "sys.exit(2)", "sys.exit(2)"], 9, 2, 2),
         (["sys.exit(130)"], 9, 130, 1),  # Ctrl-C is the user's wish
     ],
 )

@@ -1,6 +1,7 @@
 """An algorithm with faults: numbers that are not finite, memory that runs out, processes that end.
 
 `FAULT` in the environment says which, as "KIND STEP RANK": in that optimizer step (counted from 1) of that process.
+Memory runs out as long as micro-batches have their full size.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from lit_rlvr.objectives import LossInputs, Stats
 class Faulty(GRPO):
     """GRPO with the fault of the environment."""
 
-    broken = False
-
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         loss, stats = super().objective(x)
         kind, step, where = os.environ["FAULT"].split()
@@ -31,8 +30,7 @@ class Faulty(GRPO):
             return loss, stats
         if kind == "nan":
             return loss * torch.nan, stats
-        if kind == "memory" and not self.broken:
-            self.broken = True
+        if kind == "memory" and self.tokens_per_microbatch == self.tokens_given:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if kind == "user":
             raise UserError("the licence of this process has expired")

@@ -27,10 +27,13 @@ from tiny_runs import (
     to,
 )
 
+from lit_rlvr.distributed.checkpoints import last_checkpoint, read_rest
+
 CLI = Callable[..., Any]
 FAULTY = ("--model", "tiny_faults.Faulty", "--model.init_args.tokens_per_microbatch", "160")
 DDP = ("--trainer.strategy", "ddp", "--trainer.devices", "2")
 SHARDED = ("--config", "strategy/fsdp2_cpu")
+LOWERED = "an earlier start ran out of memory: at most 80 tokens at once"
 
 
 @pytest.mark.slow
@@ -91,13 +94,33 @@ def test_two_processes_agree_on_a_fault_of_one(
 
 
 @pytest.mark.slow
-def test_out_of_memory_with_shards_is_one_line(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process cannot try again alone, and the others wait for it in the middle of a layer."""
+def test_out_of_memory_with_shards_makes_the_next_start_smaller(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process cannot try again alone, because the others wait for it in the middle of a layer."""
     monkeypatch.setenv("FAULT", "memory 2 1")
     two = launch([*FIT, *FAULTY, *SHARDED], run_folder)
     assert two.returncode == 2 and "Traceback" not in two.stderr
-    assert "Tried to allocate 2.00 GiB; with sharded weights a step cannot be retried" in two.stderr
-    assert "process 1 ended: OutOfMemoryError" in two.stderr
+    assert "Tried to allocate 2.00 GiB; with sharded weights the step cannot be retried here" in two.stderr
+    assert "at most 80 tokens at once instead of 160" in two.stderr
+    assert "process 1 ended: OutOfMemoryError" in two.stderr and "so process 0 exits" in two.stderr
+    monkeypatch.setenv("FAULT", "memory 2 0")
+    resumed = fit(lit_rlvr, *FAULTY, "--ckpt_path", "last", "--trainer.max_steps", 3)
+    assert resumed.err.count(LOWERED) == 1 and "retrying this step" not in resumed.err
+    assert summary(run_folder / "run")["resumed_from_step"] == 1
+    again = fit(lit_rlvr, *FAULTY, "--ckpt_path", "last")
+    assert LOWERED not in again.err, "the checkpoint has it"
+    assert read_rest(last_checkpoint(run_folder / "run"))["rlvr"]["tokens"] == [160, 80]
+
+
+@pytest.mark.slow
+def test_a_supervised_run_goes_on_with_smaller_micro_batches(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs out of memory in the first step, before there is a checkpoint, with both processes and shards."""
+    monkeypatch.setenv("FAULT", "memory 1 0")
+    run = launch([*FIT, *FAULTY, *SHARDED, "--trainer.max_steps", "2", "--supervise", "1"], run_folder)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("starting again from the beginning") == run.stderr.count(LOWERED) == 1
+    assert read_rest(last_checkpoint(run_folder / "run"))["rlvr"]["tokens"] == [160, 80]
 
 
 # ---- a process that ends ----------------------------------------------------------------------------------

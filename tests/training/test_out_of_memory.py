@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from tiny import make_rollout
 from tiny_fit import Recorder, RecordingGRPO, fit
 from torch import Tensor
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
+from lit_rlvr.training.failed_steps import BUDGET, lower_budget, lowered_budget, within_memory
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
 CPU = RuntimeError(
@@ -113,6 +116,31 @@ def test_other_errors_are_not_taken_for_it(
     run_out(monkeypatch, RuntimeError("shapes do not match"), step=1, most=0)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         fit(tiny_model_folder, tmp_path)
+
+
+def test_with_shards_the_next_start_has_a_smaller_budget(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise CUDA
+
+    rollout, device = make_rollout([[5, 6]], [[[7, 8]]]), torch.device("cpu")
+    with pytest.raises(UserError, match=r"2\.00 GiB.*at most 320 tokens at once instead of 640.*--ckpt_path last"):
+        within_memory(fail, rollout, 640, device, partial(lower_budget, tmp_path, 640))
+    module, _ = fit(tiny_model_folder, tmp_path, **OPTIONS)
+    assert module.tokens_per_microbatch == 320 and module.tokens_given == 640
+    assert caplog.text.count("at most 320 tokens at once from now on") == 1
+    assert fit(tiny_model_folder, tmp_path, tokens_per_microbatch=600)[0].tokens_per_microbatch == 600
+    with pytest.raises(UserError, match="one completion at a time"):
+        within_memory(fail, rollout, 1, device, partial(lower_budget, tmp_path, 640))
+    assert lowered_budget(tmp_path, 640) == 320
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"given": 4}', '{"given": 4, "left": "x"}'])
+def test_a_budget_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / BUDGET).write_text(text)
+    with pytest.raises(UserError, match=r"memory\.json is not what a run of lit-rlvr wrote .*delete it"):
+        lowered_budget(tmp_path, 4)
 
 
 @pytest.mark.slow
