@@ -455,7 +455,7 @@ def run(command: str, arguments: list[str]) -> int | None:
         parser: Any = ConfigCheck().parser
         settings = parser.parse_line([command, *find_configs(rest)])
         folder = Path(settings.fit.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
-        return supervise(fit_command(), rest, folder, limit)
+        return supervise(fit_command(), rest, folder, limit, resumes=bool(settings.fit.ckpt_path))
     dry = command == "fit" and DRY_RUN in arguments
     given = [argument for argument in arguments if not (dry and argument == DRY_RUN)]
     with ExitStack() as stack, save_dir_not_required():

@@ -33,7 +33,10 @@ LAUNCHERS = {
 _log = logging.getLogger("lit_rlvr")
 
 
-def supervise(command: Sequence[str], arguments: Sequence[str], run: Path, limit: int, silence: float = SILENCE) -> int:
+def supervise(
+    command: Sequence[str], arguments: Sequence[str], run: Path, limit: int, silence: float = SILENCE,
+    resumes: bool = False,
+) -> int:  # fmt: skip
     """Run `fit` until it ends by itself; after any other end go on from its last checkpoint.
 
     A CUDA fault, a killed process or a deadlock cannot be repaired inside the process, so all processes of the run are
@@ -45,6 +48,8 @@ def supervise(command: Sequence[str], arguments: Sequence[str], run: Path, limit
         run: the run folder.
         limit: how many starts in a row may save no new checkpoint, and leave no smaller budget.
         silence: seconds without a heartbeat after which a run counts as hung.
+        resumes: whether the first start goes on from a checkpoint in the folder. If not, the checkpoints there are of a
+            run that this one replaces, and that the folder holds again if the new one fails before its own first.
 
     Returns:
         The exit status of the last start.
@@ -58,20 +63,22 @@ def supervise(command: Sequence[str], arguments: Sequence[str], run: Path, limit
         if variable in os.environ:
             raise UserError(f"--supervise: {instead}")
     newest, budget, without_progress, status = _newest(run), _budget(run), 0, 0
-    given = list(arguments)
+    replaced, given = None if resumes else newest, list(arguments)
     while True:
         status, reason = _run_once([*command, *given], run, silence)
         saved, newest = _newest(run) not in (None, newest), _newest(run)
         lowered, budget = _budget(run) != budget, _budget(run)
-        if status == 0 or status - 128 in STOPS or (status == 2 and newest is None and not lowered):
+        has_own = newest not in (None, replaced)
+        if status == 0 or status - 128 in STOPS or (status == 2 and not has_own and not lowered):
             return status
         without_progress = 1 if saved or lowered else without_progress + 1
         if without_progress > limit:
             _log.error("--supervise: %s; %d starts in a row saved no new checkpoint", reason, limit)
             return status
-        if (run / "config.yaml").is_file():
-            given = _resuming(arguments)
-        _log.warning("--supervise: %s; starting again from %s", reason, newest.name if newest else "the beginning")
+        starts_over = not has_own and (newest is not None or not (run / "config.yaml").is_file())
+        given = list(arguments) if starts_over else _resuming(arguments)
+        place = newest[0].name if newest is not None and has_own else "the beginning"
+        _log.warning("--supervise: %s; starting again from %s", reason, place)
 
 
 def _run_once(command: Sequence[str], run: Path, silence: float) -> tuple[int, str]:
@@ -101,8 +108,10 @@ def _run_once(command: Sequence[str], run: Path, silence: float) -> tuple[int, s
     return (128 - status if status < 0 else status), reason or f"the run {ended}"
 
 
-def _newest(run: Path) -> Path | None:
-    return next(reversed(list_checkpoints(run)), None)
+def _newest(run: Path) -> tuple[Path, int] | None:
+    """Return the newest checkpoint and when it was written: another run's may have the same name."""
+    path = next(reversed(list_checkpoints(run)), None)
+    return None if path is None else (path, path.stat().st_mtime_ns)
 
 
 def _budget(run: Path) -> str | None:

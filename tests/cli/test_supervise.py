@@ -33,16 +33,19 @@ with starts.open("a") as file:
 exec(PLAN[number])
 """.replace("PLAN", "json.loads(Path('plan.json').read_text())")
 SAVE = "(run / f'checkpoints/step-{number + 1:06d}.ckpt').touch();"
+SAVE_SAME = "(run / 'checkpoints/step-000009.ckpt').touch();"
 SHRINK = f"(run / {BUDGET!r}).write_text(str(number));"
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
-def supervised(folder: Path, plan: list[str], limit: int, *arguments: str) -> tuple[int, list[list[str]]]:
+def supervised(
+    folder: Path, plan: list[str], limit: int, *arguments: str, resumes: bool = False
+) -> tuple[int, list[list[str]]]:
     """Supervise a process that does at its n-th start what the n-th line says; its status, and what each start got."""
     (folder / "plan.json").write_text(json.dumps(plan))
     (folder / "program.py").write_text(SCRIPT)
     command = [sys.executable, "program.py"]
-    status = supervise(command, arguments, folder / "run", limit)
+    status = supervise(command, arguments, folder / "run", limit, resumes=resumes)
     return status, [json.loads(line) for line in (folder / "run/starts.jsonl").read_text().splitlines()]
 
 
@@ -68,6 +71,29 @@ def test_which_ends_are_followed_by_a_start(
     assert (found, len(seen)) == (status, starts)
     assert seen[0] == ["--config", "c", "--overwrite", "true", "--x=1"]
     assert all(arguments == ["--config", "c", "--x=1", "--ckpt_path", "last"] for arguments in seen[1:])
+
+
+OVERWRITE, RESUME = ["--overwrite", "true"], ["--ckpt_path", "last"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "given", "starts"),
+    [
+        (["sys.exit(2)"], OVERWRITE, [OVERWRITE]),  # refused, and the earlier run is put back
+        ([SHRINK + "sys.exit(2)", "sys.exit(0)"], OVERWRITE, [OVERWRITE, OVERWRITE]),
+        ([SAVE_SAME + KILLED, "sys.exit(0)"], OVERWRITE, [OVERWRITE, RESUME]),
+        (["sys.exit(2)", "sys.exit(0)"], RESUME, [RESUME, RESUME]),
+    ],
+)
+def test_a_run_that_is_replaced_is_not_gone_on_with(
+    plan: list[str], given: list[str], starts: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    earlier = tmp_path / "run/checkpoints/step-000009.ckpt"
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
+    os.utime(earlier, (1, 1))
+    assert supervised(tmp_path, plan, 1, *given, resumes=given == RESUME)[1] == starts
 
 
 def test_what_a_dead_run_leaves_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
