@@ -21,6 +21,7 @@ from lit_rlvr.policy.vision import (
     VISION_ATTENTION,
     blank_image,
     blank_placeholders,
+    derive_sizes_on_cpu,
     placeholder_ids,
     rope_position_ids,
     takes_images,
@@ -44,6 +45,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.eos_token_ids = eos_token_ids
+        if owner is None:
+            derive_sizes_on_cpu(model)
         self._owner = (owner or self,)  # in a tuple, so that it is not registered as a submodule
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
         self.share_prefix(shared_prefix)
@@ -107,7 +110,7 @@ class Policy(nn.Module):
             return {}
         return {
             "pixel_values": to_device(torch.cat([p.values for p in pixels]), self.device),
-            "image_grid_thw": to_device(torch.cat([p.grid for p in pixels]), self.device),
+            "image_grid_thw": torch.cat([p.grid for p in pixels]),  # see `derive_sizes_on_cpu`
         }
 
     def forward(

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, vision_utils
+from transformers.utils.generic import get_max_seqlen
 
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
@@ -96,6 +97,39 @@ def vision_tower(model: Any) -> Any:
     """Return the part of a model that turns patches into features for the language model; None if it has none."""
     inner = model.base_model
     return next((getattr(inner, name) for name in ("visual", "vision_tower") if hasattr(inner, name)), None)
+
+
+def derive_sizes_on_cpu(model: Any) -> None:
+    """Let a model's vision tower receive what it derives from the sizes of images, in place.
+
+    The sizes stay on the CPU. On a GPU the tower would copy them back, and wait for the GPU, about ten times.
+    """
+    tower = vision_tower(model)
+    if tower is not None:
+        tower.register_forward_pre_hook(_derive_sizes, with_kwargs=True)
+
+
+def _derive_sizes(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Add positions, ends of images and windows, and places in the table of positions to a tower's arguments."""
+    grid, (pixels, *_) = kwargs["grid_thw"], args
+    if grid.device.type != "cpu":
+        return None
+    merge = tower.spatial_merge_size
+    derived: dict[str, Any] = {"position_ids": vision_utils.get_vision_position_ids(grid, merge)}
+    derived["cu_seqlens"], derived["max_seqlen"] = vision_utils.get_vision_attention_seqlens(grid, tower.config)
+    if hasattr(tower, "window_size"):  # Qwen2.5-VL
+        derived["window_index"], ends = vision_utils.get_vision_window_index(
+            grid, merge, tower.window_size, tower.patch_size
+        )
+        derived["cu_window_seqlens"], derived["max_window_seqlen"] = ends, get_max_seqlen(ends, tower.config)
+    if hasattr(tower, "num_grid_per_side"):  # Qwen3-VL
+        derived["interp_indices"], derived["interp_weights"] = (
+            vision_utils.get_vision_interpolation_indices_and_weights(
+                grid, tower.num_grid_per_side, tower.interpolation_mode, tower.interpolation_align_corners, merge
+            )
+        )
+    moved = {name: to_device(x, pixels.device) if isinstance(x, Tensor) else x for name, x in derived.items()}
+    return args, kwargs | moved
 
 
 def language_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
