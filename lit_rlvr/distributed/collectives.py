@@ -18,7 +18,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     A copy to a GPU is only put into its queue, so that the GPU finishes earlier work meanwhile. That needs page-locked
     memory, which torch keeps until the copy is done; from other memory, this process would wait for it.
     """
-    if device.type == "cuda" and tensor.device.type == "cpu":
+    if device.type not in ("cpu", "meta") and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 

@@ -324,7 +324,7 @@ class RLVRModule(LossModule, EvaluatingModule):
             if world_size() > 1:
                 broadcast_first(p for p in self.policy.parameters() if p.requires_grad)
         dtype = compute_dtype(str(self.trainer.precision))
-        if self.device.type == "cuda":
+        if self.device.type != "cpu":
             check_spans(self.policy, dtype)
         if self.liger:  # the weights are on the GPU now
             use_liger(self.policy.model)
