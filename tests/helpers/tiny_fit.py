@@ -16,6 +16,7 @@ from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.engines.base import RolloutEngine
 from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step import PreparedRollout
 from lit_rlvr.types import Rollout, Sampling
 
@@ -45,8 +46,8 @@ class Recorder(Callback):
         self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
-class RecordingGRPO(GRPO):
-    """GRPO that tells the recorder which prompts each step is on."""
+class Recording(RLVRModule):
+    """Tells the recorder which prompts each step is on."""
 
     recorder: Recorder
     skip_nothing = False
@@ -56,6 +57,10 @@ class RecordingGRPO(GRPO):
         if self.skip_nothing:
             prepared = replace(prepared, live=list(range(len(prepared.advantages))))
         return super()._update(prepared, prompts)
+
+
+class RecordingGRPO(Recording, GRPO):
+    pass
 
 
 def fit(
@@ -74,10 +79,13 @@ def fit(
     environment: Any = None,
     recorder: Recorder | None = None,
     data: PromptDataModule | None = None,
+    algorithm: type[Recording] = RecordingGRPO,
+    trainer_options: dict[str, Any] | None = None,
+    checkpoint: Path | None = None,
     **options: Any,
-) -> tuple[RecordingGRPO, Recorder]:
+) -> tuple[Any, Recorder]:
     recorder = recorder or Recorder()
-    module = RecordingGRPO(model=str(folder), **{"lr": 1e-2, "max_grad_norm": 0.0} | options)
+    module: Any = algorithm(model=str(folder), **{"lr": 1e-2, "max_grad_norm": 0.0} | options)
     module.recorder, module.skip_nothing = recorder, skip_nothing
     rollout = RolloutCallback(
         group_size=group_size,
@@ -89,10 +97,13 @@ def fit(
         probe_every=probe_every,
         overlap=overlap,
     )
-    trainer = Trainer(
+    usual: dict[str, Any] = dict(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0,
         default_root_dir=root, callbacks=[rollout, recorder],
     )  # fmt: skip
-    trainer.fit(module, datamodule=data or Arithmetic(prompts_per_step=prompts_per_step, held_out=10))
+    trainer = Trainer(**usual | (trainer_options or {}))
+    trainer.fit(
+        module, datamodule=data or Arithmetic(prompts_per_step=prompts_per_step, held_out=10), ckpt_path=checkpoint
+    )
     return module, recorder
