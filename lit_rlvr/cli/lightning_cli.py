@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +25,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.errors import refuse_nulls
 from lit_rlvr.cli.inspect import PlannedRun, dry_run
-from lit_rlvr.cli.supervise import fit_command, supervise
+from lit_rlvr.cli.supervise import LAUNCHERS, fit_command, supervise
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
@@ -292,10 +293,14 @@ class RLVRCLI(LightningCLI):
                 _log.warning("resumed with a different %s: %s -> %s", key, old, new)
 
     def _find_last(self, config: Any, root: Path) -> None:
-        """Resolve `--ckpt_path last` to a file; a run that ended before its first checkpoint starts over."""
-        if self.subcommand == "fit" and (root / "config.yaml").is_file() and not list_checkpoints(root):
+        """Resolve `--ckpt_path last` to a file; a run that ended before its first checkpoint starts over.
+
+        Under a launcher that restarts runs by the same command, the first start has this option too.
+        """
+        ended_early, restarts = (root / "config.yaml").is_file(), any(name in os.environ for name in LAUNCHERS)
+        if self.subcommand == "fit" and (ended_early or restarts) and not list_checkpoints(root):
             _log.warning("ckpt_path: %s has no checkpoint yet, the run starts from the beginning", root)
-            config.ckpt_path, config.overwrite = None, True
+            config.ckpt_path, config.overwrite = None, ended_early
         else:
             config.ckpt_path = str(last_checkpoint(root))
 

@@ -215,6 +215,17 @@ def test_a_run_that_ended_before_its_first_step_leaves_room(run_folder: Path, li
     assert lit_rlvr(*FIT, "--overwrite", "true", "--trainer.max_steps", "1").status == 0
 
 
+def test_a_launcher_starts_a_run_with_the_command_that_resumes_it(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resume = (*FIT, "--ckpt_path", "last", "--trainer.max_steps", "1")
+    assert lit_rlvr(*resume).status == 2  # it may be a misspelt folder
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    started = lit_rlvr(*resume)
+    assert started.status == 0 and "the run starts from the beginning" in started.err, started.err
+    assert "nothing to train" in lit_rlvr(*resume).err
+
+
 def test_a_record_that_no_run_wrote_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:
     assert lit_rlvr(*FIT, "--trainer.max_steps", "2").status == 0
     with (run_folder / "run" / "completions.jsonl").open("a") as file:
