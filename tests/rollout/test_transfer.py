@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from two_ranks import in_two_ranks
 
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError
+from lit_rlvr.rollout.engines import transfer
 from lit_rlvr.rollout.engines.client import ServerError, VLLMServer
+from lit_rlvr.rollout.engines.server import VLLMServerEngine
 from lit_rlvr.rollout.engines.transfer import (
     FileTransfer,
     NCCLTransfer,
+    OwnFolder,
     RepeatedWeights,
     UpdateClient,
     own_address,
@@ -96,12 +104,12 @@ def weights(everything: bool) -> Iterator[tuple[str, torch.Tensor]]:
 
 def send_with_failures(rank: int) -> None:
     for fails in (*CALLS, ""):
-        transfer = NCCLTransfer.__new__(NCCLTransfer)  # without a GPU
-        transfer._source, server = RepeatedWeights(), Server(fails)
-        transfer._senders = [make_sender(server, transfer._source, rank)]
+        sending = NCCLTransfer.__new__(NCCLTransfer)  # without a GPU
+        sending._source, server = RepeatedWeights(), Server(fails)
+        sending._senders = [make_sender(server, sending._source, rank)]
         failure = None
         try:
-            transfer.send([server], weights, torch.float32, "v1")
+            sending.send([server], weights, torch.float32, "v1")
         except (ServerError, RuntimeError) as error:
             failure = str(error)
         assert (failure is None) == (fails == ""), (fails, failure)
@@ -110,9 +118,9 @@ def send_with_failures(rank: int) -> None:
         assert together.tolist() == [2.0] * 5, fails
         assert gather_objects(rank) == [0, 1]
         assert rank or server.version_held == ("v1" if fails in ("", "/resume") else ""), fails
-        server.fails, transfer._senders = "", [make_sender(server, transfer._source, rank)]
+        server.fails, sending._senders = "", [make_sender(server, sending._source, rank)]
         if fails != "hang":  # that server is lost, and the next one is new
-            transfer.send([server], weights, torch.float32, "v2")
+            sending.send([server], weights, torch.float32, "v2")
             assert rank or server.version_held == "v2"
 
 
@@ -126,15 +134,99 @@ def write_without_memory(rank: int, folder: Path) -> None:
         for k, (name, tensor) in enumerate(weights(everything)):
             yield name, tensor.expand(1 << 50, 2) if k == 1 and rank == 0 else tensor  # its copy does not fit
 
-    transfer = FileTransfer(folder)
-    with pytest.raises(RuntimeError) if rank == 0 else pytest.MonkeyPatch.context():
-        transfer.send([], too_many, torch.float32, "v1")
+    sending = FileTransfer(folder)
+    with pytest.raises(RuntimeError if rank == 0 else ServerError):
+        sending.send([], too_many, torch.float32, "v1")
     assert gather_objects(rank) == [0, 1]
 
 
 @pytest.mark.slow
 def test_a_write_that_fails_leaves_no_rank_behind(tmp_path: Path) -> None:
     in_two_ranks(tmp_path, write_without_memory, tmp_path)
+
+
+class Reader(VLLMServer):
+    """Reads what it is to load, unless that is in memory and it has another one."""
+
+    def __init__(self, reads_memory: bool = True) -> None:
+        super().__init__("http://127.0.0.1:8000", None, 1.0)
+        self.reads_memory, self.held = reads_memory, ""
+
+    def load(self, folder: Path, version: str) -> None:
+        if not self.reads_memory and folder.is_relative_to(transfer.MEMORY):
+            raise ServerError(f"{self.url}: there is no {folder}")
+        assert set(load_file(next(folder.iterdir()))) == {"w"}
+        self.held = version
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Folders in place of the memory's and the temporary one."""
+    memory, disk = tmp_path / "memory", tmp_path / "disk"
+    memory.mkdir()
+    disk.mkdir()
+    monkeypatch.setattr(transfer, "MEMORY", memory)
+    monkeypatch.setattr(tempfile, "tempdir", str(disk))
+    return memory, disk
+
+
+@pytest.mark.parametrize(
+    ("free", "readers", "in_memory"),
+    [(3 * 4096, [True], True), (3 * 4096, [True, False], False), (3 * 4096 - 1, [True], False), (0, [False], False)],
+)
+def test_without_a_folder_weights_go_through_memory_if_they_can(
+    free: int, readers: list[bool], in_memory: bool, places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """If there is room for three versions, and every server reads the first one."""
+    monkeypatch.setattr(transfer, "free_memory", lambda: free)
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a wait for the disk"))
+    servers, sending = [Reader(reads) for reads in readers], FileTransfer()
+    for version in ("v1", "v2"):
+        sending.send(servers, lambda _: [("w", torch.zeros(1024))], torch.float32, version)
+        assert [server.held for server in servers] == [version] * len(servers)
+        found = [[path.name for path in place.glob("lit-rlvr-weights-*/*")] for place in places]
+        assert found == ([[version], []] if in_memory else [[], [version]])
+    assert caplog.text.count("weights go through") == (0 if in_memory else 1)
+    sending.restore(servers[0], "v2")
+    sending.close()
+    assert not [*places[0].iterdir(), *places[1].iterdir()]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    killed, alive = OwnFolder(tmp_path), OwnFolder(tmp_path)
+    assert killed.path != alive.path
+    (killed.path / "v1").mkdir()
+    os.close(killed._lock)  # as the kernel does
+    (tmp_path / "lit-rlvr-weights-link").symlink_to(tmp_path / "lit-rlvr")
+    (tmp_path / "lit-rlvr").mkdir()
+    new = OwnFolder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("lit-rlvr", "lit-rlvr-weights-link"), alive.path.name, new.path.name
+    }  # fmt: skip
+    for own in (alive, new):
+        own.remove()
+
+
+@pytest.mark.parametrize(
+    ("url", "is_here"),
+    [("http://localhost:8000", True), ("http://127.0.0.1", True), ("http://192.0.2.1:1", True),
+     ("http://192.0.2.7:1", False), ("http://no.such.invalid:1", False)],
+)  # fmt: skip
+def test_a_server_elsewhere_needs_a_folder(
+    url: str, is_here: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "192" in url:  # this machine may have no network
+        monkeypatch.setattr(transfer, "route_to", lambda host, _: ("192.0.2.1", host.replace("localhost", "127.0.0.1")))
+    FileTransfer(tmp_path).check_urls([url])
+    with nullcontext() if is_here else pytest.raises(UserError, match=f"FileTransfer.folder: {url} is not on this"):
+        VLLMServerEngine(["http://localhost", url], FileTransfer())
+
+
+def test_memory_is_limited_by_its_file_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert 0 < transfer.free_memory() <= shutil.disk_usage("/dev/shm").free
+    monkeypatch.setattr(transfer, "MEMORY", tmp_path / "none")
+    assert transfer.free_memory() == 0
 
 
 def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

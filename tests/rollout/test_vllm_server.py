@@ -278,11 +278,11 @@ def test_a_server_that_goes_and_comes_back_changes_nothing(
     assert KEY not in served.log.read_text()
 
 
-def from_yaml(served: Served, folder: Path) -> list[str]:
-    """The options that a user adds to the command line."""
+def from_yaml(served: Served, folder: Path | None = None) -> list[str]:
+    """The options that a user adds to the command line; without a folder the weights go through memory."""
     engine = {"urls": f"[{served.url}]", "api_key_env": "SERVER_KEY", "timeout": 120, "transfer": "FileTransfer"}
     options = [x for name, value in engine.items() for x in (f"--rollout.engine.init_args.{name}", str(value))]
-    folder_of = ["--rollout.engine.init_args.transfer.init_args.folder", str(folder)]
+    folder_of = ["--rollout.engine.init_args.transfer.init_args.folder", str(folder)] if folder else []
     return ["--rollout.engine", "VLLMServerEngine", *options, *folder_of, "--rollout.probe_every", "1"]
 
 
@@ -291,11 +291,11 @@ def test_from_the_command_line(
     served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", KEY)
-    result = lit_rlvr(*FIT, *from_yaml(served, run_folder / "weights"), "--trainer.max_steps", 2)
+    result = lit_rlvr(*FIT, *from_yaml(served), "--trainer.max_steps", 2)
     assert result.status == 0, result.err
     assert summary(run_folder / "run")["engine"] == "vllmserver" and KEY not in result.err
     assert KEY not in (run_folder / "run/config.yaml").read_text()
-    assert not list((run_folder / "weights").iterdir())
+    assert "weights go through" not in result.err and not list(transfer.MEMORY.glob("lit-rlvr-weights-*"))
 
 
 @pytest.mark.slow
@@ -304,7 +304,7 @@ def test_two_processes_share_a_server(
     served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", KEY)
-    options = from_yaml(served, run_folder / "weights")
+    options = from_yaml(served, run_folder / "weights" if strategy == "ddp" else None)
     assert lit_rlvr(*FIT, *options, *to("one")).status == 0
     in_two_processes(run_folder, [*FIT, *STRATEGIES[strategy], *options, *to("two")])
     sampled, wanted = ([row["completion"] for row in completions(run_folder / name)] for name in ("two", "one"))

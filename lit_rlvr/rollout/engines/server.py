@@ -66,6 +66,7 @@ class VLLMServerEngine(RolloutEngine):
                 raise UserError(f"VLLMServerEngine.urls: {url!r} must begin with http:// or https://")
         if timeout <= 0:
             raise UserError(f"VLLMServerEngine.timeout: {timeout} must be more than 0 seconds")
+        transfer.check_urls(urls)
         self.servers = [VLLMServer(url, api_key_env, timeout) for url in urls]
         self.transfer = transfer
         self._context: EngineContext | None = None

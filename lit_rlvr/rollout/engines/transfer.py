@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -30,7 +33,14 @@ Weights = Callable[[bool], Iterable[tuple[str, Tensor]]]
 """Starts a new pass over the (name, tensor) pairs: of all weights, or of those that training changes (False).
 Collective if the weights are sharded."""
 
+_log = logging.getLogger("lit_rlvr")
+
 FILE_BYTES = 4 << 30
+MEMORY = Path("/dev/shm")
+"""Linux's file system in memory."""
+VERSIONS = 3
+"""Versions of the weights that must fit: the first one, the last one, and one that is being written."""
+OWN_PREFIX = "lit-rlvr-weights-"
 POLL = 0.1
 """Seconds between two looks at a transfer."""
 ABORT_SECONDS = 20.0
@@ -39,6 +49,13 @@ ABORT_SECONDS = 20.0
 
 class WeightTransfer(ABC):
     """Sends weights to servers. Each version has a label, which a server can be asked for."""
+
+    def check_urls(self, urls: Sequence[str]) -> None:  # noqa: B027  # most transfers reach any server
+        """Refuse servers that cannot be reached; called before any model loads.
+
+        Raises:
+            UserError: the transfer does not reach one of them.
+        """
 
     @abstractmethod
     def send(
@@ -60,7 +77,7 @@ class WeightTransfer(ABC):
 
 
 class FileTransfer(WeightTransfer):
-    """The first rank writes safetensors files, which the servers read. Works anywhere, at the speed of the disk.
+    """The first rank writes safetensors files, which the servers read. Works anywhere, at the speed of the folder.
 
     The first version holds all weights. If training leaves some unchanged, as with adapters, later versions hold only
     the others, and the first is kept for servers that are restarted.
@@ -68,20 +85,38 @@ class FileTransfer(WeightTransfer):
     Args:
         folder: a folder that the trainer and all servers can access under this path; it holds the last version of the
             weights in the servers' compute type, the first one too if later ones are not complete, and one more while
-            it is written.
+            it is written. If all servers run on this machine it can be left out: the files are then in memory
+            (/dev/shm), or in the temporary folder where memory has no room for them or a server cannot read it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = None if folder is None else folder.absolute()
+        self._own: OwnFolder | None = None  # on the first rank, if the user gave none
+        self._size: int | None = None  # of all weights in bytes, if the user gave no folder
         self._written: list[Path] = []  # the first version, if later ones do not hold all weights, and the last
+
+    def check_urls(self, urls: Sequence[str]) -> None:
+        elsewhere = [] if self.folder else [url for url in urls if not is_this_machine(url)]
+        if elsewhere:
+            raise UserError(
+                f"FileTransfer.folder: {elsewhere[0]} is not on this machine; give a folder that it and the trainer "
+                "can access under the same path"
+            )
 
     def send(
         self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
     ) -> None:  # fmt: skip
-        target, old = self.folder / version, self._written
+        if self.folder is None and self._size is None:  # it gathers the weights
+            self._size = sum(weight.numel() for _, weight in weights(True)) * dtype.itemsize
+        old = self._written
         complete = not (frozen and old)
-        self._write(weights(complete), dtype, target)
-        self._written = [target] if complete else [old[0], target]
+        agree(lambda: self._write(weights(complete), dtype, version, complete))
+        self._written = gather_objects(self._written)[0]
+        agree(lambda: self._load(servers, old, version))
+        self._written = gather_objects(self._written)[0]
+
+    def _load(self, servers: Sequence[VLLMServer], old: list[Path], version: str) -> None:
+        """Let the servers load what was written, on the first rank, and remove what is no longer needed."""
         if rank() > 0:
             return
         for path in old:
@@ -89,13 +124,29 @@ class FileTransfer(WeightTransfer):
                 shutil.rmtree(path, ignore_errors=True)
 
         def bring(server: VLLMServer) -> None:
-            if complete or server.version() == old[-1].name:
-                server.load(target, version)
+            if len(self._written) == 1 or server.version() == old[-1].name:
+                server.load(self._written[-1], version)
             else:  # it was restarted
                 self.restore(server, version)
 
-        with ThreadPoolExecutor(len(servers)) as pool:
-            list(pool.map(bring, servers))
+        try:
+            on_all(servers, bring)
+        except ServerError as error:
+            if old or self._own is None or self._own.path.parent != MEMORY:
+                raise
+            self._leave_memory(self._own, error)
+            on_all(servers, bring)
+
+    def _leave_memory(self, own: OwnFolder, error: ServerError) -> None:
+        """Move the first version to the temporary folder: a server in another container has its own /dev/shm."""
+        self._own = OwnFolder(Path(tempfile.gettempdir()))
+        _log.warning(
+            "weights go through %s, because a server could not load them from memory (%s); if it cannot read that "
+            "either, give FileTransfer.folder",
+            *(self._own.path, error),
+        )
+        self._written = [Path(shutil.move(path, self._own.path)) for path in self._written]
+        own.remove()
 
     def restore(self, server: VLLMServer, version: str) -> None:
         for path in self._written:
@@ -105,18 +156,23 @@ class FileTransfer(WeightTransfer):
         if rank() == 0:
             for path in self._written:
                 shutil.rmtree(path, ignore_errors=True)
-        self._written = []
+        if self._own is not None:
+            self._own.remove()
+        self._own, self._size, self._written = None, None, []
 
-    def _write(self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Path) -> None:
+    def _write(self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, version: str, complete: bool) -> None:
         """Write the files on the first rank; the others take part in gathering the weights."""
         if rank() > 0:
             for _ in weights:
                 pass
             return
-        left = iter(weights)
+        left, target = iter(weights), (self.folder or MEMORY) / version
         try:
+            if self._size is not None:
+                self._own = self._own or OwnFolder.with_room(self._size)
+                target = self._own.path / version
             target.mkdir(parents=True)
-            _write(left, dtype, target)
+            _write(left, dtype, target, durable=self._own is None)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(target, ignore_errors=True)
             reason = getattr(error, "strerror", None) or first_line(error)
@@ -125,10 +181,15 @@ class FileTransfer(WeightTransfer):
             for _ in left:  # the other ranks gather all weights
                 pass
             raise
+        self._written = [target] if complete else [self._written[0], target]
 
 
-def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Path) -> None:
-    """Write files of at most 4 GiB each, or a single larger tensor."""
+def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Path, durable: bool) -> None:
+    """Write files of at most 4 GiB each, or a single larger tensor.
+
+    Args:
+        durable: wait until the disk has each file; programs on this machine can read it before.
+    """
     held: dict[str, Tensor] = {}
     size = count = 0
 
@@ -136,8 +197,9 @@ def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Pa
         nonlocal held, size, count
         path = target / f"model-{count:05}.safetensors"
         save_file(held, path)
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         held, size, count = {}, 0, count + 1
 
     for name, weight in weights:
@@ -147,6 +209,70 @@ def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Pa
         held[name] = copy
         size += copy.nbytes
     flush()
+
+
+class OwnFolder:
+    """A folder of this process alone, locked while the process lives.
+
+    Making one removes the folders of processes that have been killed: nobody holds their locks.
+
+    Args:
+        place: the folder to make it in.
+    """
+
+    def __init__(self, place: Path) -> None:
+        for old in place.glob(f"{OWN_PREFIX}*"):
+            with suppress(OSError):  # it is in use, another user's, or gone
+                lock = _lock(old)
+                shutil.rmtree(old, ignore_errors=True)
+                os.close(lock)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=OWN_PREFIX, dir=place))
+            with suppress(BlockingIOError, FileNotFoundError):  # another process is removing it, because it has no lock
+                self._lock = _lock(self.path)
+                return
+
+    @classmethod
+    def with_room(cls, size: int) -> OwnFolder:
+        """Make one in memory if weights of `size` bytes fit there, else in the temporary folder."""
+        if free_memory() >= VERSIONS * size:
+            with suppress(OSError):  # it cannot be written
+                return cls(MEMORY)
+        own = cls(Path(tempfile.gettempdir()))
+        _log.warning("weights go through %s: %s has no room for %.1f GB", own.path, MEMORY, VERSIONS * size / 1e9)
+        return own
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _lock(folder: Path) -> int:
+    """Lock a folder and return its descriptor, which holds the lock until it is closed.
+
+    Raises:
+        OSError: another process holds it, the folder is gone, or it cannot be read.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(folder)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def free_memory() -> int:
+    """Return how many bytes of files fit into `MEMORY`: the limits are its own, the machine's and the container's."""
+    found = []
+    with suppress(OSError, ValueError):  # there is none, or no limit ("max")
+        found.append(shutil.disk_usage(MEMORY).free)
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(found, default=0)
 
 
 class NCCLTransfer(WeightTransfer):
@@ -325,6 +451,12 @@ def agree(action: Callable[[], object]) -> None:
         raise ServerError(said[0])
 
 
+def on_all(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], object]) -> None:
+    """Call `action` on all servers at the same time, and raise the first error once all calls have ended."""
+    with ThreadPoolExecutor(max(1, len(servers))) as pool:
+        list(pool.map(action, servers))
+
+
 def on_first(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
     """Let the first rank call `action` on each server, as `agree` does."""
 
@@ -340,6 +472,19 @@ def route_to(host: str, port: int) -> tuple[str, str]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((host, port))  # sends nothing
         return str(probe.getsockname()[0]), str(probe.getpeername()[0])
+
+
+def is_this_machine(url: str) -> bool:
+    """Return whether a server's URL names this machine: a loopback address, or one of its own.
+
+    A port that is forwarded to another machine looks like that too.
+    """
+    where = urlsplit(url)
+    try:
+        mine, theirs = route_to(where.hostname or "", where.port or 80)
+    except OSError:
+        return False
+    return theirs == mine or ip_address(theirs).is_loopback
 
 
 def own_address(url: str, given: str | None = None) -> str:
