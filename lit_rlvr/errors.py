@@ -114,6 +114,11 @@ def find_user_line(error: BaseException) -> tuple[str, BaseException] | None:
     return None
 
 
+def was_caused_by(error: BaseException, kind: type[BaseException]) -> bool:
+    """Return whether an exception, or one of its causes and contexts, is of this kind."""
+    return any(isinstance(cause, kind) for cause in _chain(error, cause_of))
+
+
 def _chain(error: BaseException, earlier: Callable[[BaseException], BaseException | None]) -> Iterator[BaseException]:
     """Yield an exception and its causes, each once: threads that raise one exception can close a circle."""
     seen: set[int] = set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import select
 import signal
 import sys
 import traceback
@@ -16,7 +17,7 @@ from typing import Any, NoReturn
 from lit_rlvr import __version__
 from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.cli.user_modules import add_user_modules
-from lit_rlvr.errors import RunStopped, nearest, user_line
+from lit_rlvr.errors import RunStopped, nearest, user_line, was_caused_by
 from lit_rlvr.terminal import one_line
 
 
@@ -30,15 +31,20 @@ def main() -> None:
         signal.signal(signal.SIGINT, _leave)  # until `run` has imported the command
     try:
         status = run(sys.argv[1:])
+        sys.stdout.flush()
     except KeyboardInterrupt as error:  # while packages are imported
         status = _interrupted(error)
+    except Exception as error:
+        if not _reader_has_gone(error):
+            raise
+        status = _discard_output()
     sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit status.
 
-    0 done, 1 a check failed, 2 bad input, 128 + n stopped by signal n.
+    0 done, 1 a check failed, 2 bad input, 128 + n stopped by signal n (SIGPIPE: the reader of its output has gone).
     """
     as_json = "--json" in arguments
     arguments = [argument for argument in arguments if argument != "--json"]
@@ -90,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
         last = frames[-1]
         return _fail(f"{user_line(error) or f'{last.filename}:{last.lineno}'}: sys.exit({error.code!r}) ended the run")
     except Exception as error:
-        line = failure_line(error)
+        line = None if _reader_has_gone(error) else failure_line(error)
         if line is None:
             raise
         if os.environ.get(TRACEBACK):
@@ -126,6 +132,26 @@ def _interrupted(error: KeyboardInterrupt) -> int:
     """Print that Ctrl-C, or the signal of a `StoppedAtOnce`, stopped the run immediately; return the exit status."""
     print(f"lit-rlvr: {error if error.args else 'interrupted'}", file=sys.stderr)
     return 128 + getattr(error, "signal_number", signal.SIGINT)
+
+
+def _reader_has_gone(error: Exception) -> bool:
+    """Return whether an error came from a closed pipe, and stdout or stderr is one: its reader (`head`) has exited."""
+    return was_caused_by(error, BrokenPipeError) and bool(_closed_outputs())
+
+
+def _closed_outputs() -> list[int]:
+    outputs = select.poll()
+    for output in (1, 2):
+        outputs.register(output, 0)
+    return [output for output, events in outputs.poll(0) if events & (select.POLLERR | select.POLLHUP)]
+
+
+def _discard_output() -> int:
+    """Send the rest of the output nowhere, also what Python flushes when it exits; return the exit status."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for output in _closed_outputs():
+        os.dup2(nowhere, output)
+    return 128 + signal.SIGPIPE
 
 
 def usage() -> str:

@@ -24,6 +24,8 @@ SILENCE = 300.0
 POLL_SECONDS = 0.5
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end the run for good; the run gets them too, and saves before it stops."""
+ENDS = (*STOPS, signal.SIGPIPE)
+"""Signals in exit statuses after which a run is not started again; SIGPIPE: the reader of its output has gone."""
 LAUNCHERS = {
     "TORCHELASTIC_RUN_ID": "torchrun restarts its processes itself: torchrun --max-restarts N, with --ckpt_path last",
     "SLURM_STEP_ID": "let Slurm start the job again: sbatch --requeue, with --ckpt_path last",
@@ -69,7 +71,7 @@ def supervise(
         saved, newest = _newest(run) not in (None, newest), _newest(run)
         lowered, budget = _budget(run) != budget, _budget(run)
         has_own = newest not in (None, replaced)
-        if status == 0 or status - 128 in STOPS or (status == 2 and not has_own and not lowered):
+        if status == 0 or status - 128 in ENDS or (status == 2 and not has_own and not lowered):
             return status
         without_progress = 1 if saved or lowered else without_progress + 1
         if without_progress > limit:

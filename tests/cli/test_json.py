@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny_runs import CONSOLE_SCRIPT, FIT, child_environment
 
 from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.terminal import results_as_json, show_result
@@ -108,3 +112,27 @@ def test_parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: CLI) 
     found = json.loads(done.out)["ours"]
     assert set(found) == {"loss", "mean_advantage", "gradient", "zero_gradient"}
     assert found["mean_advantage"] == pytest.approx(1, abs=1e-5) and found["zero_gradient"] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--version",), pytest.param((*FIT, "--json", "--supervise", "2"), marks=pytest.mark.slow)],
+    ids=["version", "supervised"],
+)
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(run_folder: Path, arguments: tuple[str, ...]) -> None:
+    """As `lit-rlvr ... | head`, whose `head` has exited; the run is complete, and not started again."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [str(CONSOLE_SCRIPT), *arguments]
+    try:
+        done = subprocess.run(
+            command, env=child_environment(), stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(writer)
+    assert done.returncode == 128 + signal.SIGPIPE, done.stderr
+    if "fit" not in arguments:
+        assert not done.stderr
+        return
+    assert "Traceback" not in done.stderr and done.stderr.count("Results: run") == 1
+    assert (run_folder / "run/checkpoints/step-000006.ckpt").is_file()

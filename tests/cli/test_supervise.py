@@ -61,6 +61,7 @@ def supervised(
         ([SHRINK + "sys.exit(2)"] * 2 + ["sys.exit(0)"], 1, 0, 3),  # memory ran out, before anything was saved
         ([SHRINK + "sys.exit(2)", "sys.exit(2)"], 9, 2, 2),
         (["sys.exit(130)"], 9, 130, 1),  # Ctrl-C is the user's wish
+        ([SAVE + "sys.exit(141)"], 9, 141, 1),  # `fit | head`
     ],
 )
 def test_which_ends_are_followed_by_a_start(
