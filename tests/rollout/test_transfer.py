@@ -41,11 +41,13 @@ class Server(VLLMServer):
 
     Attributes:
         fails: the call. receives: it takes what is broadcast. is_active: it is in an update.
+        group: the servers that take a broadcast together, or not at all.
     """
 
     def __init__(self, fails: str = "") -> None:
         super().__init__("http://here", None, 1.0)
         self.fails, self.is_active, self.receives, self.version_held = fails, False, threading.Event(), ""
+        self.group = [self]
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         path = path.partition("?")[0]
@@ -57,11 +59,15 @@ class Server(VLLMServer):
             if self.is_active:
                 raise ServerError("a weight update is already active")
             self.is_active = True
+            self.receives.clear()
         elif path == "/update_weights":
             if self.fails == "hang":
                 time.sleep(3)
                 raise ServerError("it has died")
             self.receives.set()
+            for other in self.group:
+                if not other.receives.wait(60):
+                    raise ServerError("timed out")
         elif path == "/finish_weight_update":
             self.is_active = False
         elif path == "/update_weight_version":
@@ -70,8 +76,8 @@ class Server(VLLMServer):
         return {}
 
 
-def make_sender(server: Server, source: RepeatedWeights, rank: int) -> Any:
-    """vLLM's own sender, whose broadcast waits, as NCCL does, until the server receives or the sender is aborted."""
+def make_sender(servers: list[Server], source: RepeatedWeights, rank: int) -> Any:
+    """vLLM's own sender, whose broadcast waits, as NCCL does, until all servers receive or the sender is aborted."""
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerWeightTransferEngine
 
     class Sender(NCCLTrainerWeightTransferEngine):
@@ -81,16 +87,17 @@ def make_sender(server: Server, source: RepeatedWeights, rank: int) -> Any:
             if rank > 0:
                 return super()._broadcast(source, meta)
             for k, _ in enumerate(self._checked_iter(source, meta)):
-                if k == 1 and server.fails == "broadcast":
+                if k == 1 and any(server.fails == "broadcast" for server in servers):
                     raise RuntimeError("NCCL error: unhandled system error")
-                while not (server.receives.is_set() or self.aborted):
+                while not (all(server.receives.is_set() for server in servers) or self.aborted):
                     time.sleep(0.01)
             return None
 
         def shutdown(self) -> None:
             self.aborted = True
 
-    engine: Any = Sender(client=UpdateClient(server), source=source, is_sender=rank == 0)  # type: ignore[arg-type]
+    client: Any = UpdateClient(servers, [1] * len(servers))
+    engine: Any = Sender(client=client, source=source, is_sender=rank == 0)  # type: ignore[arg-type]
     return engine
 
 
@@ -102,31 +109,51 @@ def weights(everything: bool) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"w{k}", tensor
 
 
-def send_with_failures(rank: int) -> None:
+def send_with_failures(rank: int, count: int) -> None:
+    transfer.ABORT_SECONDS = 5.0
     for fails in (*CALLS, ""):
         sending = NCCLTransfer.__new__(NCCLTransfer)  # without a GPU
-        sending._source, server = RepeatedWeights(), Server(fails)
-        sending._senders = [make_sender(server, sending._source, rank)]
+        servers = [Server() for _ in range(count - 1)] + [Server(fails)]
+        for server in servers:
+            server.group = servers
+        sending._source = RepeatedWeights()
+        sending._sender = make_sender(servers, sending._source, rank)
         failure = None
+        began = time.monotonic()
         try:
-            sending.send([server], weights, torch.float32, "v1")
+            sending.send(servers, weights, torch.float32, "v1")
         except (ServerError, RuntimeError) as error:
             failure = str(error)
         assert (failure is None) == (fails == ""), (fails, failure)
+        assert time.monotonic() - began < 15, fails
         together = torch.ones(5)
         dist.all_reduce(together)  # another collective does not meet one that was left over
         assert together.tolist() == [2.0] * 5, fails
         assert gather_objects(rank) == [0, 1]
-        assert rank or server.version_held == ("v1" if fails in ("", "/resume") else ""), fails
-        server.fails, sending._senders = "", [make_sender(server, sending._source, rank)]
+        assert rank or servers[-1].version_held == ("v1" if fails in ("", "/resume") else ""), fails
+        servers[-1].fails, sending._sender = "", make_sender(servers, sending._source, rank)
         if fails != "hang":  # that server is lost, and the next one is new
-            sending.send([server], weights, torch.float32, "v2")
-            assert rank or server.version_held == "v2"
+            sending.send(servers, weights, torch.float32, "v2")
+            assert rank or [server.version_held for server in servers] == ["v2"] * count
 
 
 @pytest.mark.slow
-def test_a_sender_that_fails_at_any_call_leaves_no_rank_behind(tmp_path: Path) -> None:
-    in_two_ranks(tmp_path, send_with_failures)
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_server_that_fails_at_any_call_leaves_no_rank_behind(tmp_path: Path, count: int) -> None:
+    """Also not if others wait for it in the same broadcast."""
+    in_two_ranks(tmp_path, send_with_failures, count, seconds=180)
+
+
+def test_servers_follow_each_other_in_one_group() -> None:
+    class Asked(Server):
+        def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+            assert path == "/init_weight_transfer_engine" and body is not None
+            self.info = body["init_info"]
+            return {}
+
+    servers = [Asked(), Asked(), Asked()]
+    UpdateClient(servers, [2, 1, 4]).init_weight_transfer_engine({"rank_offset": 1, "world_size": 8})
+    assert [server.info for server in servers] == [{"rank_offset": k, "world_size": 8} for k in (1, 3, 4)]
 
 
 def write_without_memory(rank: int, folder: Path) -> None:
@@ -233,7 +260,7 @@ def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.Monk
     monkeypatch.setattr("lit_rlvr.rollout.engines.transfer.ABORT_SECONDS", 0.05)
 
     class Stuck:
-        client = UpdateClient(Server())
+        client = UpdateClient([Server()], [1])
 
         def send_weights(self) -> None:
             time.sleep(2)
@@ -241,8 +268,9 @@ def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.Monk
         def shutdown(self) -> None:
             pass
 
+    Stuck.client.servers[0].timeout = 0.05
     with pytest.raises(UserError, match="hangs and cannot be aborted; resume with --ckpt_path last"):
-        send_within(0.05, Stuck())
+        send_within(Stuck())
 
 
 @pytest.mark.parametrize(

@@ -433,13 +433,13 @@ def test_all_ranks_learn_that_the_first_could_not_connect_over_nccl(monkeypatch:
     from vllm.distributed.weight_transfer import nccl_engine
 
     told: list[str | None] = []
-    made: list[tuple[int, int]] = []
+    made: list[tuple[int, int, str]] = []
 
     class Server:
-        url, timeout = "http://127.0.0.1:1", 1.0
+        timeout = 1.0
 
-        def __init__(self, answers: bool) -> None:
-            self.answers = answers
+        def __init__(self, answers: bool, host: str = "127.0.0.1") -> None:
+            self.answers, self.url = answers, f"http://{host}:1"
 
         def workers(self) -> int:
             if not self.answers:
@@ -450,23 +450,26 @@ def test_all_ranks_learn_that_the_first_could_not_connect_over_nccl(monkeypatch:
             pytest.fail("it goes on")
 
     def connect(info: Any, client: Any, source: Any) -> object:
-        made.append((info.rank, info.world_size))
-        if len(made) == 2:
+        made.append((info.rank, info.world_size, info.master_address))
+        if info.rank == 0:
             raise RuntimeError("NCCL error: unhandled system error")
         return object()
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(nccl_engine.NCCLTrainerWeightTransferEngine, "trainer_init", connect)
     monkeypatch.setattr(transfer, "gather_objects", lambda said: (told.append(said), [said])[1])
-    sending = NCCLTransfer()
-    for servers, error in (([Server(False)], ServerError), ([Server(True), Server(True)], RuntimeError)):
+    routes = {"127.0.0.1": "127.0.0.1", "192.0.2.7": "192.0.2.1"}
+    monkeypatch.setattr(transfer, "route_to", lambda host, _: (routes[host], host))
+    sending, two = NCCLTransfer(), [Server(True), Server(True, "192.0.2.7")]
+    for servers, error in (([two[0], Server(False)], ServerError), (two, RuntimeError)):
         with pytest.raises(error):
             sending.send(servers, lambda everything: (), torch.float32, "1")  # type: ignore[arg-type]
-    assert told == ["status 500", "NCCL error: unhandled system error"] and made == [(0, 3), (0, 3)]
+    assert told == ["status 500", "NCCL error: unhandled system error"]
+    assert made == [(0, 5, "192.0.2.1")], "one group, at the address that both servers reach"
     monkeypatch.setattr(transfer, "rank", lambda: 1)
     monkeypatch.setattr(transfer, "gather_objects", lambda said: [told[-1], said])
     with pytest.raises(ServerError, match="unhandled system error"):
         sending.send([Server(False)], lambda everything: (), torch.float32, "1")  # type: ignore[list-item]
     monkeypatch.setattr(transfer, "gather_objects", lambda said: [None, said])
     sending._connect([Server(False)])  # type: ignore[list-item]
-    assert made[2:] == [(1, 1), (1, 1)] and len(sending._senders) == 1, "it asks no server anything"
+    assert made[1:] == [(1, 1, "")] * 2 and sending._sender is not None, "it asks no server anything"

@@ -16,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import partial
 from ipaddress import ip_address
+from itertools import accumulate
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -129,13 +131,17 @@ class FileTransfer(WeightTransfer):
             else:  # it was restarted
                 self.restore(server, version)
 
+        def bring_all() -> None:
+            with ThreadPoolExecutor(len(servers)) as pool:
+                list(pool.map(bring, servers))
+
         try:
-            on_all(servers, bring)
+            bring_all()
         except ServerError as error:
             if old or self._own is None or self._own.path.parent != MEMORY:
                 raise
             self._leave_memory(self._own, error)
-            on_all(servers, bring)
+            bring_all()
 
     def _leave_memory(self, own: OwnFolder, error: ServerError) -> None:
         """Move the first version to the temporary folder: a server in another container has its own /dev/shm."""
@@ -277,11 +283,11 @@ def free_memory() -> int:
 
 class NCCLTransfer(WeightTransfer):
     """Transfer of all weights from GPU to GPU over NCCL, with vLLM's own weight transfer; servers need
-    `--weight-transfer-config '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`).
+    `--weight-transfer-config '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`). One broadcast reaches all servers.
 
     Args:
         address: address of the first rank's machine, reachable from the servers; by default the one from which it
-            reaches each server.
+            reaches them.
     """
 
     def __init__(self, address: str | None = None) -> None:
@@ -289,18 +295,17 @@ class NCCLTransfer(WeightTransfer):
             raise UserError("NCCLTransfer: there is no GPU here; use FileTransfer")
         self.address = address
         self._source = RepeatedWeights()
-        self._senders: list[Any] = []
+        self._sender: Any = None
 
     def send(
         self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
     ) -> None:  # fmt: skip
         self._source.set(weights, dtype)
         self._source.metadata()  # it gathers the weights, on the first call
-        if not self._senders:
+        if self._sender is None:
             self._connect(servers)
         on_first(servers, VLLMServer.pause)  # before the first collective
-        for server, sender in zip(servers, self._senders, strict=True):
-            agree(partial(self._send, server, sender))
+        agree(self._send)
         on_first(servers, partial(VLLMServer.resume, version=version))
 
     def restore(self, server: VLLMServer, version: str) -> None:
@@ -312,92 +317,129 @@ class NCCLTransfer(WeightTransfer):
         self.close()
         self._connect([server])
         server.pause()
-        self._send(server, self._senders[0])
+        self._send()
         server.resume(version)
         self.close()  # the next version goes to all servers again
 
     def close(self) -> None:
-        for sender in self._senders:
-            sender.shutdown()
-        self._senders = []
+        if self._sender is not None:
+            self._sender.shutdown()
+        self._sender = None
 
     def _connect(self, servers: Sequence[VLLMServer]) -> None:
         """Connect the first rank to all servers, or no rank to any. Collective."""
         made: list[Any] = []
-        agree(lambda: made.extend(map(self._sender, servers)))
-        self._senders = made
+        agree(lambda: made.append(self._make_sender(servers)))
+        self._sender = made[0]
 
-    def _sender(self, server: VLLMServer) -> Any:
-        """Return the first rank's connection to a server; on the others, a part in gathering."""
+    def _make_sender(self, servers: Sequence[VLLMServer]) -> Any:
+        """Return the first rank's connection to all servers; on the others, a part in gathering."""
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
 
-        first = rank() == 0
-        address = own_address(server.url, self.address) if first else ""
-        info = NCCLTrainerInitInfo(address, free_port(), 1 + (server.workers() if first else 0), rank=rank())
+        theirs = servers if rank() == 0 else ()
+        addresses = [own_address(server.url, self.address) for server in theirs]
+        # A server on this machine reaches an address that another machine can reach, too.
+        address = self.address or min(addresses, key=lambda found: ip_address(found).is_loopback, default="")
+        workers = [server.workers() for server in theirs]
+        info = NCCLTrainerInitInfo(address, free_port(), 1 + sum(workers), rank=rank())
         source: Any = self._source  # it has the methods of a WeightSource that are used here
-        client: Any = UpdateClient(server)  # and this one those of a client
+        client: Any = UpdateClient(servers, workers)  # and this one those of a client
         return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
 
-    def _send(self, server: VLLMServer, sender: Any) -> None:
-        """Send the weights to one server. If that fails, the first rank still gathers all weights with the others.
+    def _send(self) -> None:
+        """Send the weights to the servers. If that fails, the first rank still gathers all weights with the others.
 
         Raises:
-            ServerError: the server failed, or did not take the weights within its timeout.
+            ServerError: a server failed, or did not take the weights within its timeout.
             UserError: the transfer could not be aborted.
         """
         self._source.begin()
         if rank() > 0:
-            sender.send_weights()
+            self._sender.send_weights()
             return
         try:
-            send_within(server.timeout, sender)
+            send_within(self._sender)
         except Exception:
             self._source.finish()
             raise
 
 
 class UpdateClient:
-    """The requests of vLLM's weight transfer to one server.
+    """The requests of vLLM's weight transfer to all servers at once, which form one group with the first rank.
+
+    Args:
+        workers: of each server; they follow the first rank in the group, in this order.
 
     Attributes:
-        failure: why the server did not take the weights; None = it has, or is doing so.
+        failure: why a server did not take the weights; None = all have, or are doing so.
     """
 
-    def __init__(self, server: VLLMServer) -> None:
-        self.server = server
+    def __init__(self, servers: Sequence[VLLMServer], workers: Sequence[int]) -> None:
+        self.servers = servers
         self.failure: Exception | None = None
+        self._offsets = dict(zip(servers, accumulate([1, *workers]), strict=False))
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        self.server.post("/init_weight_transfer_engine", {"init_info": init_info})
+        def connect(server: VLLMServer) -> None:
+            info = init_info | {"rank_offset": self._offsets[server]}
+            server.post("/init_weight_transfer_engine", {"init_info": info})
+
+        self._on_each(connect)
 
     def start_weight_update(self) -> None:
         """Start an update, after ending one that a trainer left unfinished."""
         self.failure = None
-        try:
-            self.server.post("/start_weight_update")
-        except ServerError:
-            with suppress(ServerError):
-                self.finish_weight_update()
-            self.server.post("/start_weight_update")
+        self._on_each(_start_update)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         try:
-            self.server.post("/update_weights", {"update_info": update_info})
+            self._on_each(lambda server: server.post("/update_weights", {"update_info": update_info}))
         except Exception as error:
             self.failure = error
             raise
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self.server.post("/finish_weight_update")
+        self._on_each(_finish_update)
+
+    def _on_each(self, request: Callable[[VLLMServer], object]) -> None:
+        """Make a request to all servers at once. If one fails, do not wait for the others: they may wait for it."""
+        answers: SimpleQueue[Exception | None] = SimpleQueue()
+
+        def ask(server: VLLMServer) -> None:
+            try:
+                request(server)
+            except Exception as error:
+                answers.put(error)
+            else:
+                answers.put(None)
+
+        for server in self.servers:
+            threading.Thread(target=ask, args=[server], name="lit-rlvr-update", daemon=True).start()
+        for _ in self.servers:
+            if (error := answers.get()) is not None:
+                raise error
 
 
-def send_within(seconds: float, sender: Any) -> None:
-    """Let vLLM's sender send the weights, and abort it when the server fails or the time is over.
+def _start_update(server: VLLMServer) -> None:
+    try:
+        server.post("/start_weight_update")
+    except ServerError:
+        with suppress(ServerError):
+            _finish_update(server)
+        server.post("/start_weight_update")
+
+
+def _finish_update(server: VLLMServer) -> None:
+    server.post("/finish_weight_update")
+
+
+def send_within(sender: Any) -> None:
+    """Let vLLM's sender send the weights, and abort it when a server fails or its timeout is over.
 
     It runs in a thread, because NCCL waits without end for a server that has died.
 
     Raises:
-        ServerError: the server failed, or did not take the weights in time.
+        ServerError: a server failed, or did not take the weights in time.
         UserError: the sender did not end when it was aborted.
     """
     client: UpdateClient = sender.client
@@ -413,20 +455,21 @@ def send_within(seconds: float, sender: Any) -> None:
 
     thread = threading.Thread(target=work, name="lit-rlvr-weights", daemon=True)
     thread.start()
+    seconds = min(server.timeout for server in client.servers)
     deadline = time.monotonic() + seconds
     while thread.is_alive() and client.failure is None and time.monotonic() < deadline:
         thread.join(POLL)
     thread.join(0 if client.failure is None else ABORT_SECONDS)  # it may end by itself
-    url, late = client.server.url, thread.is_alive()
+    urls, late = ", ".join(server.url for server in client.servers), thread.is_alive()
     if late:
         sender.shutdown()
         thread.join(ABORT_SECONDS)
         if thread.is_alive():
-            raise UserError(f"{url}: a weight transfer hangs and cannot be aborted; resume with --ckpt_path last")
+            raise UserError(f"{urls}: a weight transfer hangs and cannot be aborted; resume with --ckpt_path last")
     if client.failure is not None:
         raise client.failure
     if late:
-        raise ServerError(f"{url} did not take the weights within {seconds:g} s")
+        raise ServerError(f"{urls} did not take the weights within {seconds:g} s")
     if errors:
         raise errors[0]
 
@@ -449,12 +492,6 @@ def agree(action: Callable[[], object]) -> None:
         raise failed
     if said:
         raise ServerError(said[0])
-
-
-def on_all(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], object]) -> None:
-    """Call `action` on all servers at the same time, and raise the first error once all calls have ended."""
-    with ThreadPoolExecutor(max(1, len(servers))) as pool:
-        list(pool.map(action, servers))
 
 
 def on_first(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
