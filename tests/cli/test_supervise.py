@@ -11,8 +11,9 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from tiny_runs import CONSOLE_SCRIPT, FIT, assert_same_run, child_environment, fit, to
+from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, assert_same_run, child_environment, fit, summary, to
 
 from lit_rlvr.cli.lightning_cli import value_of
 from lit_rlvr.cli.supervise import supervise
@@ -170,3 +171,48 @@ def test_a_signal_to_the_supervisor_stops_the_run_and_no_other_begins(run_folder
     _, err = process.communicate(timeout=300)
     assert process.returncode == 143, err
     assert "starting again" not in err and "SIGTERM: finishing this iteration" in err
+
+
+ISOLATED = "[{class_path: FunctionReward, init_args: {path: tiny_rewards.early_ends, isolate: true}}]"
+
+
+def find_victim(supervisor: psutil.Process, kind: str) -> psutil.Process:
+    """A process of a supervised run: its first rank, its second one, or a reward worker."""
+    (first,) = supervisor.children()
+    if kind == "rank 0":
+        return first
+    children = first.children(recursive=True)
+    workers = [child for child in children if "lit_rlvr.workers.worker" in child.cmdline()]
+    ranks = [child for child in children if child.environ().get("LOCAL_RANK") == "1" and child not in workers]
+    return (workers if kind == "worker" else ranks)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "options", "starts"),
+    [
+        ("worker", ("--rollout.rewards", ISOLATED), 1),  # the pool starts another one
+        ("rank 1", STRATEGIES["ddp"], 2),
+        ("rank 0", STRATEGIES["fsdp2"], 2),
+    ],
+    ids=["worker", "rank 1 of DDP", "rank 0 of FSDP2"],
+)
+def test_a_run_of_which_a_process_is_killed_takes_all_its_steps(
+    run_folder: Path, kind: str, options: tuple[str, ...], starts: int
+) -> None:
+    command = [*FIT, *options, "--checkpoint.every", "5", "--trainer.max_steps", "60", "--supervise", "3"]
+    command += ["--trainer.val_check_interval", "60"]
+    with (run_folder / "said").open("w") as said:
+        supervisor = psutil.Popen([str(CONSOLE_SCRIPT), *command], env=child_environment(), stderr=said)
+    try:
+        wait_for_step(run_folder / "run", 5)
+        find_victim(supervisor, kind).kill()
+        status = supervisor.wait(timeout=400)
+    finally:
+        for process in [*supervisor.children(recursive=True), supervisor] if supervisor.is_running() else []:
+            process.kill()
+    err = (run_folder / "said").read_text()
+    assert status == 0, err
+    assert err.count("starting again from step-") == starts - 1 and "Traceback" not in err, err
+    assert summary(run_folder / "run")["steps"] == 60
+    assert (summary(run_folder / "run")["resumed_from_step"] > 0) == (starts > 1)

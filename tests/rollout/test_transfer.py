@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError
-from lit_rlvr.rollout.engines import transfer
+from lit_rlvr.rollout.engines import client, transfer
 from lit_rlvr.rollout.engines.client import ServerError, VLLMServer
 from lit_rlvr.rollout.engines.server import VLLMServerEngine
 from lit_rlvr.rollout.engines.transfer import (
@@ -96,8 +97,8 @@ def make_sender(servers: list[Server], source: RepeatedWeights, rank: int) -> An
         def shutdown(self) -> None:
             self.aborted = True
 
-    client: Any = UpdateClient(servers, [1] * len(servers))
-    engine: Any = Sender(client=client, source=source, is_sender=rank == 0)  # type: ignore[arg-type]
+    updates: Any = UpdateClient(servers, [1] * len(servers))
+    engine: Any = Sender(client=updates, source=source, is_sender=rank == 0)  # type: ignore[arg-type]
     return engine
 
 
@@ -254,6 +255,33 @@ def test_memory_is_limited_by_its_file_system(monkeypatch: pytest.MonkeyPatch, t
     assert 0 < transfer.free_memory() <= shutil.disk_usage("/dev/shm").free
     monkeypatch.setattr(transfer, "MEMORY", tmp_path / "none")
     assert transfer.free_memory() == 0
+
+
+@pytest.mark.parametrize(("health", "said"), [(503, "its engine has died"), (200, "ReadTimeout")])
+def test_a_request_ends_when_the_engine_has_died(health: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's server does not answer then, and waits for its last request before it ends."""
+    is_over = threading.Event()
+
+    class Dead(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(health)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            is_over.wait(20)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(client, "HEALTH_SECONDS", 0.05)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Dead) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(ServerError, match=f"/pause.*: {said}"):
+            VLLMServer(f"http://127.0.0.1:{server.server_port}", None, 10.0 if health == 503 else 0.5).pause()
+        assert time.monotonic() - began < 8
+        is_over.set()
+        server.shutdown()
 
 
 def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, start_engine
@@ -17,7 +20,7 @@ from tiny_engines import assert_logprobs_are_the_policys, change, flat
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
 from tiny_fit import fit
-from tiny_runs import FIT, STRATEGIES, completions, in_two_processes, summary, to
+from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, child_environment, completions, in_two_processes, summary, to
 from tiny_server import KEY, Served
 from tiny_vlms import differences, mixed_prompts
 
@@ -296,6 +299,34 @@ def test_from_the_command_line(
     assert summary(run_folder / "run")["engine"] == "vllmserver" and KEY not in result.err
     assert KEY not in (run_folder / "run/config.yaml").read_text()
     assert "weights go through" not in result.err and not list(transfer.MEMORY.glob("lit-rlvr-weights-*"))
+
+
+@pytest.mark.slow
+def test_a_supervised_run_outlives_the_servers_engine(
+    served: Served, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own process dies, the server ends with it, and whoever runs the server starts it again."""
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    command = [*FIT, *from_yaml(served), "--trainer.max_steps", "6", "--checkpoint.every", "1", "--supervise", "2"]
+    steps = run_folder / "run" / "completions.jsonl"
+    with (run_folder / "said").open("w") as said:
+        run = subprocess.Popen([CONSOLE_SCRIPT, *command], env=child_environment(), stderr=said)
+    try:
+        deadline = time.monotonic() + 200
+        while not (steps.is_file() and steps.read_text().count("\n")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert served.process is not None
+        children = psutil.Process(served.process.pid).children(recursive=True)
+        next(child for child in children if "EngineCore" in " ".join(child.cmdline())).kill()
+        served.process.wait(timeout=120)
+        served.start()
+        status = run.wait(timeout=400)
+    finally:
+        run.terminate()
+        run.wait(60)
+    err = (run_folder / "said").read_text()
+    assert status == 0 and "engine vllmserver crashed" in err and "Traceback" not in err, err
+    assert summary(run_folder / "run")["steps"] == 6
 
 
 @pytest.mark.slow

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 
 START = "start it with `lit-rlvr serve --model ...`"
+HEALTH_SECONDS = 5.0
+"""Seconds between two looks whether a server that has not answered yet is still able to."""
 _log = logging.getLogger("lit_rlvr")
 
 
@@ -148,10 +152,47 @@ class VLLMServer:
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         import httpx
 
+        answer = self._answer(method, path, body)
         try:
-            return httpx.request(method, self.url + path, json=body, headers=self.headers, timeout=self.timeout)
+            try:
+                asyncio.get_running_loop()  # a notebook's
+            except RuntimeError:
+                return asyncio.run(answer)
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(asyncio.run, answer).result()
         except httpx.HTTPError as error:
             raise ServerError(f"{self.url}{path}: {first_line(error)}") from error
+
+    async def _answer(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """Return the answer to a request, unless the server's engine dies.
+
+        vLLM does not answer then, and its server does not end before the request does.
+        """
+        import httpx
+
+        async with httpx.AsyncClient(headers=self.headers, timeout=self.timeout) as client:
+            request = asyncio.create_task(client.request(method, self.url + path, json=body))
+            try:
+                while not (await asyncio.wait([request], timeout=HEALTH_SECONDS))[0]:
+                    await self._check_health(client, path)
+            finally:
+                request.cancel()
+            return await request
+
+    async def _check_health(self, client: httpx.AsyncClient, path: str) -> None:
+        """Check that the server's engine lives; one that is too busy to answer counts as alive.
+
+        Raises:
+            ServerError: it does not.
+        """
+        import httpx
+
+        try:
+            health = await client.get(f"{self.url}/health", timeout=HEALTH_SECONDS)
+        except httpx.TimeoutException:
+            return
+        if health.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+            raise ServerError(f"{self.url}{path}: its engine has died")
 
     def _checked(self, answer: httpx.Response) -> dict[str, Any]:
         path = answer.request.url.path
