@@ -67,11 +67,11 @@ def supervise(
     newest, budget, without_progress, status = _newest(run), _budget(run), 0, 0
     replaced, given = None if resumes else newest, list(arguments)
     while True:
-        status, reason = _run_once([*command, *given], run, silence)
+        status, reason, is_stopped = _run_once([*command, *given], run, silence)
         saved, newest = _newest(run) not in (None, newest), _newest(run)
         lowered, budget = _budget(run) != budget, _budget(run)
         has_own = newest not in (None, replaced)
-        if status == 0 or status - 128 in ENDS or (status == 2 and not has_own and not lowered):
+        if is_stopped or status == 0 or status - 128 in ENDS or (status == 2 and not has_own and not lowered):
             return status
         without_progress = 1 if saved or lowered else without_progress + 1
         if without_progress > limit:
@@ -83,12 +83,18 @@ def supervise(
         _log.warning("--supervise: %s; starting again from %s", reason, place)
 
 
-def _run_once(command: Sequence[str], run: Path, silence: float) -> tuple[int, str]:
-    """Run the command in a process group of its own; return its exit status, and how it ended."""
-    began, reason = time.time(), ""
+def _run_once(command: Sequence[str], run: Path, silence: float) -> tuple[int, str, bool]:
+    """Run the command in a process group of its own.
+
+    Returns:
+        Its exit status, how it ended, and whether a signal of `STOPS` came meanwhile.
+    """
+    began, reason, is_stopped = time.time(), "", False
     child = subprocess.Popen(command, start_new_session=True)
 
     def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal is_stopped
+        is_stopped = True
         with suppress(ProcessLookupError):
             os.killpg(child.pid, number)
 
@@ -107,7 +113,7 @@ def _run_once(command: Sequence[str], run: Path, silence: float) -> tuple[int, s
         for number, handler in before.items():
             signal.signal(number, handler)
     ended = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-    return (128 - status if status < 0 else status), reason or f"the run {ended}"
+    return (128 - status if status < 0 else status), reason or f"the run {ended}", is_stopped
 
 
 def _newest(run: Path) -> tuple[Path, int] | None:

@@ -107,6 +107,16 @@ def test_what_a_dead_run_leaves_is_ended(tmp_path: Path, monkeypatch: pytest.Mon
     assert not stat.exists() or stat.read_text().split()[2] == "Z"
 
 
+def test_a_stopped_run_is_not_started_again_however_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error may end it before it has finished its iteration."""
+    monkeypatch.chdir(tmp_path)
+    errs = (
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(2)); os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+    )
+    status, seen = supervised(tmp_path, [SAVE + errs, "sys.exit(0)"], 1)
+    assert (status, len(seen)) == (2, 1)
+
+
 def test_options_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert value_of("--supervise", ["--a", "--supervise", "3", "--b"]) == (3, ["--a", "--b"])
     assert value_of("--supervise", ["--supervise=4"]) == (4, []) and value_of("--supervise", ["--a"]) is None
