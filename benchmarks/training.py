@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from workload import wait_for_gpu
 
 from lit_rlvr.algorithms import GRPO
-from lit_rlvr.policy import logprobs as scoring
 from lit_rlvr.policy import loading
+from lit_rlvr.policy import logprobs as scoring
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
