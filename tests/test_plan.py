@@ -120,7 +120,7 @@ SMALL_VLM = Qwen2_5_VLConfig(
             (PUBLISHED["Qwen/Qwen2.5-1.5B"], (1024, 3072, 8), Strategy(False, False), 8),
             (PUBLISHED["Qwen/Qwen2.5-VL-3B-Instruct"], (2048, 2048, 5, 16384, 1936), Strategy(False, True), 1),
             (PUBLISHED["Qwen/Qwen2.5-7B"], (1024, 3072, 8), Strategy(False, True), 1),
-            (PUBLISHED["Qwen/Qwen2.5-7B"], (1024, 3072, 8), Strategy(True, False), 8),
+            (PUBLISHED["Qwen/Qwen2.5-1.5B"], (1024, 3072, 8), Strategy(True, False), 8),
         )),
     ],
 )  # fmt: skip
