@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader
 from workload import wait_for_gpu
 
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.policy import loading
 from lit_rlvr.policy import logprobs as scoring
-from lit_rlvr.policy import policy
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
@@ -47,7 +47,7 @@ def build_policy(model: str | Shape, shared_prefix: bool = True) -> Policy:
         return load_policy(resolve_model(model), shared_prefix)
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    policy.keep_freed_memory()
+    loading.keep_freed_memory()
     torch.manual_seed(0)
     config = LlamaConfig(**model, max_position_embeddings=1 << 15, tie_word_embeddings=True)
     return Policy(LlamaForCausalLM(config).eval(), (0,), shared_prefix)
@@ -198,7 +198,7 @@ def switch_off(technique: str) -> dict[str, Any]:
     elif technique == "vocabulary in chunks":
         scoring.CHUNK = 1 << 62
     elif technique == "kept freed memory":
-        policy.keep_freed_memory = lambda: None
+        loading.keep_freed_memory = lambda: None
     elif technique:
         raise SystemExit(f"there is no technique {technique!r}")
     return {}

@@ -1,8 +1,8 @@
 """Estimates the memory of a training step on one GPU, term by term, from the model's sizes.
 
 The terms are the tensors that `policy.py`, `attention.py` and `logprobs.py` keep for the backward pass; master
-weights, gradients and AdamW's two moments are in float32. `docs/sizing.md` says how far the estimate is from
-measurements.
+weights, gradients and AdamW's two moments are in float32. `benchmarks/peak_memory.py` compares the estimate with the
+step itself on tensors without memory, and `docs/sizing.md` shows the result.
 """
 
 from __future__ import annotations
@@ -229,19 +229,22 @@ def cached_tokens(sequences: int, prompt: float, lengths: Lengths) -> float:
     return max(sequences * (prompt + t) * math.exp(-t / lengths.mean), prompt + lengths.longest)
 
 
-def activations(layers: Layers, load: Microbatch, size: int, attention: int | None = None) -> float:
+def activations(
+    layers: Layers, load: Microbatch, size: int, attention: int | None = None, residual: int = FLOAT
+) -> float:
     """Return the bytes that one layer keeps for its backward pass.
 
     Args:
         size: bytes of a number in matrix products.
         attention: bytes of a number in padded attention (on a CPU); None = span attention (on a GPU).
+        residual: bytes of a number in the residual stream.
     """
-    norms = 4 * layers.width * FLOAT  # the inputs of both norms, raw and normalised
-    copies = 5 if size < FLOAT else 2  # of the inputs of q, k, v, gate and up: autocast makes one for each
-    products = (copies * layers.width + layers.heads + 4 * layers.inner) * size
+    norms = 2 * layers.width * (FLOAT + residual)  # the inputs of both norms in float32, and normalised
+    copies = 5 if size < residual else 2  # of the inputs of q, k, v, gate and up: autocast makes one for each
+    products = (copies * layers.width + 4 * layers.inner) * size
     if attention is None:  # queries, keys, values and the output
         return load.tokens * (norms + products + 2 * (layers.heads + layers.keys) * size)
-    queries = 2 * layers.heads * attention  # and attention's output
+    queries = 2 * layers.heads * attention + layers.heads * size  # and attention's output, also as a product's input
     return load.tokens * (norms + products + queries) + (2 * load.keys * layers.heads + load.scores) * attention
 
 
@@ -251,7 +254,7 @@ def copy(size: int) -> int:
 
 
 def logits(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS) -> float:
-    """Return the bytes around the output embedding: kept logits, the current chunk, the weight's gradient and copy.
+    """Return the bytes of logits in their backward pass: those that are kept, and the current chunk.
 
     Args:
         rows: the fewest positions in a chunk.
@@ -260,7 +263,7 @@ def logits(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS) -> f
     chunk = min(count, max(CHUNK, rows * shape.vocabulary))
     kept = count * size if count * size <= KEPT_BYTES else chunk * size
     bytes_per_logit = FLOAT if size == FLOAT else 2 * FLOAT + size  # tensors per logit of the current chunk
-    return kept + chunk * bytes_per_logit + shape.vocabulary * shape.text.width * (FLOAT + copy(size))
+    return kept + chunk * bytes_per_logit
 
 
 def training_memory(
@@ -280,31 +283,34 @@ def training_memory(
         attention: as in `activations`.
     """
     share = gpus if strategy.sharded else 1
-    buckets = shape.trained * FLOAT if gpus > 1 and not strategy.sharded else 0  # DDP's gradient buckets
+    residual = size if strategy.sharded else FLOAT  # FSDP2 computes in the type of its gathered weights
     pictures = Microbatch(load.prompts * shape.patches, load.prompts * shape.patches, 0, 0, 0)
     stacks = [(shape.text, load), *([(shape.tower, pictures)] if shape.tower else [])]
-    per_layer = [activations(layers, part, size, attention) for layers, part in stacks]
+    per_layer = [activations(layers, part, size, attention, residual) for layers, part in stacks]
     copied = 0 if strategy.sharded else copy(size)  # shards are gathered in the type of the products
+    kept = load.tokens * shape.text.width * (FLOAT + residual)  # the input of the last norm, and normalised
     if strategy.checkpointing:
-        kept = sum(layers.count * part.tokens * layers.width * FLOAT for layers, part in stacks)
+        kept += sum(layers.count * part.tokens * layers.width * residual for layers, part in stacks)
         recomputed = max(per_layer) + shape.largest * copied
     else:
-        kept = sum(layers.count * one for (layers, _), one in zip(stacks, per_layer, strict=True))
+        kept += sum(layers.count * one for (layers, _), one in zip(stacks, per_layer, strict=True))
         kept += (shape.parameters - shape.outside - shape.quantized) * copied
         recomputed = 0
-    gradients = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * FLOAT)  # within a layer
+    gradients = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * residual)  # within a layer
+    embedding = shape.vocabulary * shape.text.width
+    head = 0 if strategy.sharded else embedding * (copied + (0 if strategy.lora else FLOAT))  # its copy, its gradient
+    temporary = [logits(shape, load, size, GPU_ROWS if attention is None else 1) + head, gradients + recomputed]
     on_gpu = 0.0 if strategy.offload else 1 / share
     state = {name: value * on_gpu for name, value in state_memory(shape, strategy, reference).items()}
-    gathered = (2 * shape.outside + GATHERED_LAYERS * shape.largest) * size if strategy.sharded else 0.0
+    gathered = 0.0
+    if strategy.sharded:
+        gathered = (shape.outside + GATHERED_LAYERS * shape.largest) * size
+        if not strategy.lora:  # the output embedding's gradient waits until the end, when little else is left
+            gathered += embedding * size
+            temporary.append(shape.outside * (size + FLOAT) - gathered - kept)
     if strategy.offload:  # shards on their way to the GPU, or gradients on their way back, of a layer and the next
         gathered += (shape.outside + 2 * shape.largest) * FLOAT / share
-    return {
-        **state,
-        "gradients": state["gradients"] + buckets,
-        "gathered": gathered,
-        "activations": kept,
-        "temporary": max(logits(shape, load, size, GPU_ROWS if attention is None else 1), gradients + recomputed),
-    }
+    return {**state, "gathered": gathered, "activations": kept, "temporary": max(temporary)}
 
 
 def state_memory(shape: Shape, strategy: Strategy, reference: bool = False) -> Terms:

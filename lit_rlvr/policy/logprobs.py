@@ -96,6 +96,7 @@ class _Score(torch.autograd.Function):
                 torch.mm(dz, head, out=grad_hidden[at])
             if grad_weight is not None:
                 _accumulate(grad_weight, dz, features[at])
+            del raw, z, dz  # before the next chunk is computed
         grad_hidden = None if grad_hidden is None else grad_hidden.to(inputs)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
@@ -123,10 +124,10 @@ def _normalise(z: Tensor, target: Tensor, sampling: Sampling, entropy: bool) -> 
 
 
 def _finite(z: Tensor, sampling: Sampling) -> Tensor:
-    """Set banned tokens to 0 instead of -inf: their probability is 0, and 0 times anything finite is 0."""
+    """Set banned tokens to 0 instead of -inf, in place: their probability is 0, and 0 times anything finite is 0."""
     if not sampling.banned_token_ids:
         return z
-    return z.index_fill(-1, index(sampling.banned_token_ids, z.device), 0.0)
+    return z.index_fill_(-1, index(sampling.banned_token_ids, z.device), 0.0)
 
 
 def _logit_gradient(

@@ -116,9 +116,10 @@ def available(device: torch.device, dtype: torch.dtype) -> bool:
 
 def kernel_dtype(value: Tensor) -> torch.dtype:
     """Compute type of the kernels: autocast's on a GPU; never bfloat16 on a CPU, where it is slower."""
-    if value.device.type == "cpu":
+    if not value.is_cuda:
         return torch.float32 if value.dtype == torch.bfloat16 else value.dtype
-    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else value.dtype
+    kind = value.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans, scale: float) -> Tensor:
