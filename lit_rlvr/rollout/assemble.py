@@ -277,7 +277,7 @@ def even_out(tokens: list[list[int]], parts: list[list[int | None]], fixed: int)
     places = [[(r, p) for p in range(len(there))] for r, there in enumerate(tokens)]
 
     def groups(r: int, *wanted: int | None) -> dict[int, int]:
-        """Process r's groups in these minibatches -> their tokens."""
+        """Return the tokens of process r's groups in these minibatches, by place."""
         return {p: tokens[o][q] for p, (o, q) in enumerate(places[r]) if parts[o][q] in wanted}
 
     for part in sorted({k for there in parts for k in there if k is not None}):
