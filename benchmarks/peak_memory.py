@@ -40,6 +40,7 @@ from lit_rlvr.policy.loading import outline
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
 from lit_rlvr.policy.speed import enable_checkpointing
+from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup
 from lit_rlvr.training.optimizer import BETAS, WEIGHT_DECAY, build_optimizer
 from lit_rlvr.training.step import cut_rows
 from lit_rlvr.types import Rollout
@@ -107,12 +108,16 @@ def as_on_a_gpu() -> Iterator[None]:
 
 @contextmanager
 def processes(count: int) -> Iterator[None]:
-    """Pretend that this is the first of so many processes; what they send each other goes nowhere."""
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+    """Pretend that this is the first of so many processes; what they send each other goes nowhere. Another default
+    process group of this process stays."""
+    world = VLLMProcessGroup(first=1 << 25)
     try:
-        yield
+        with world.inside():
+            dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=count)
+            yield
     finally:
-        dist.destroy_process_group()
+        with world.ending():
+            pass
 
 
 def fake_policy(config: Any, strategy: Strategy, mode: FakeTensorMode) -> Policy:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch loads
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster on one thread
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+TRACKIO = tempfile.TemporaryDirectory(prefix="trackio-")
+os.environ["TRACKIO_DIR"] = TRACKIO.name  # read when trackio loads, which TRL does too
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
@@ -62,8 +65,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture
 def fake_world() -> Iterator[None]:
     """A default process group of one that sends nothing. It ends without those of an engine that the session keeps."""
-    world = VLLMProcessGroup()
-    world._count = 1 << 30  # other names than theirs
+    world = VLLMProcessGroup(first=1 << 30)
     with world.inside():
         dist.init_process_group("fake", rank=0, world_size=1, store=dist.HashStore())
         yield

@@ -35,7 +35,7 @@ STOPPED, RESUMED, LAST = 4, 2, 6
 def run(tmp_path_factory: pytest.TempPathFactory, vlm_folder: Path) -> Iterator[Path]:
     """A run on pictures with all trackers: four steps, then steps 3 to 6 from the checkpoint of step 2."""
     here, environment, path = tmp_path_factory.mktemp("tracked"), dict(os.environ), list(sys.path)
-    os.environ |= {"TRACKIO_DIR": str(here / "trackio"), "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     folder = here / "runs" / "pictures"
     config = pictures_config(vlm_folder, folder) | {
         "checkpoint": {"every": 2, "keep": 9},

@@ -24,11 +24,14 @@ class VLLMProcessGroup:
     """A default process group that temporarily replaces the trainer's in torch.distributed.
 
     Its groups are numbered separately, because the trainer's processes must keep counting theirs identically.
+
+    Args:
+        first: number of its first group; a group's number becomes its name, which must be unique.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: int = 1 << 20) -> None:
         self._group: Any = None
-        self._count = 1 << 20  # a group's number becomes its name, which must be unique
+        self._count = first
 
     @contextmanager
     def inside(self) -> Iterator[None]:
