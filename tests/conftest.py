@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -16,8 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # read when torch loads
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models are faster on one thread
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-TRACKIO = tempfile.TemporaryDirectory(prefix="trackio-")
-os.environ["TRACKIO_DIR"] = TRACKIO.name  # read when trackio loads, which TRL does too
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # read when trackio loads, which TRL does too
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
@@ -38,6 +39,7 @@ from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup
 
 lit_rlvr.packages.repair_children()  # for programs that tests start; does nothing where the builds fit
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 
 
