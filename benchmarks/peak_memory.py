@@ -108,8 +108,8 @@ def as_on_a_gpu() -> Iterator[None]:
 
 @contextmanager
 def processes(count: int) -> Iterator[None]:
-    """Pretend that this is the first of so many processes; what they send each other goes nowhere. Another default
-    process group of this process stays."""
+    """Pretend that this is the first of `count` processes. What they send each other goes nowhere. A default process
+    group that exists already is kept."""
     world = VLLMProcessGroup(first=1 << 25)
     try:
         with world.inside():

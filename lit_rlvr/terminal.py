@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 import unicodedata
@@ -168,3 +169,10 @@ class Activity:
 
 progress = Activity()
 """This process's activity."""
+
+
+def discard_output(descriptor: int) -> None:
+    """Send what is still written to a file descriptor nowhere: its reader has gone, and writing would fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)

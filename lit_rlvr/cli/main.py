@@ -18,7 +18,7 @@ from lit_rlvr import __version__
 from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.cli.user_modules import add_user_modules
 from lit_rlvr.errors import RunStopped, nearest, user_line, was_caused_by
-from lit_rlvr.terminal import one_line
+from lit_rlvr.terminal import discard_output, one_line
 
 
 def main() -> None:
@@ -37,7 +37,9 @@ def main() -> None:
     except Exception as error:
         if not _reader_has_gone(error):
             raise
-        status = _discard_output()
+        for output in _closed_outputs():  # Python flushes them when it exits
+            discard_output(output)
+        status = 128 + signal.SIGPIPE
     sys.exit(status)
 
 
@@ -144,14 +146,6 @@ def _closed_outputs() -> list[int]:
     for output in (1, 2):
         outputs.register(output, 0)
     return [output for output, events in outputs.poll(0) if events & (select.POLLERR | select.POLLHUP)]
-
-
-def _discard_output() -> int:
-    """Send the rest of the output nowhere, also what Python flushes when it exits; return the exit status."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for output in _closed_outputs():
-        os.dup2(nowhere, output)
-    return 128 + signal.SIGPIPE
 
 
 def usage() -> str:

@@ -50,8 +50,8 @@ def supervise(
         run: the run folder.
         limit: how many starts in a row may save no new checkpoint, and leave no smaller budget.
         silence: seconds without a heartbeat after which a run counts as hung.
-        resumes: whether the first start goes on from a checkpoint in the folder. If not, the checkpoints there are of a
-            run that this one replaces, and that the folder holds again if the new one fails before its own first.
+        resumes: whether the first start resumes a checkpoint in the folder. If not, checkpoints that are there belong
+            to the run that this one replaces; they are put back if the new run fails before its first checkpoint.
 
     Returns:
         The exit status of the last start.

@@ -124,14 +124,15 @@ def whole_weights(module: nn.Module) -> dict[str, Any]:
 def weights_to_save(module: nn.Module) -> dict[str, Any]:
     """Return this rank's shards of a module's weights; without shards, `whole_weights`. Collective: call it on every
     rank."""
-    return get_model_state_dict(module) if _has_shards(module.parameters()) else whole_weights(module)
+    return get_model_state_dict(module) if has_shards(module.parameters()) else whole_weights(module)
 
 
 def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     """Load this rank's shards, or full weights that are given on every rank."""
-    full = not _has_shards(weights.values())
+    full = not has_shards(weights.values())
     set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=full))
 
 
-def _has_shards(tensors: Iterable[Any]) -> bool:
+def has_shards(tensors: Iterable[Any]) -> bool:
+    """Return whether this rank holds only shards of some of these tensors."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)

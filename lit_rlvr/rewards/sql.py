@@ -180,7 +180,7 @@ def _match(wanted: list[Row], found: list[Row], left: list[Row], right: list[Row
 
 
 def _reference_result(path: str, reference: str, limits: Limits) -> Result | QueryFailed:
-    """Run the reference; return its result or failure, and cache it while there is room."""
+    """Return the result or the failure of the reference query. It runs once, as long as the cache has room."""
     key = (path, reference, limits)
     if key not in _references:
         if sum(result.size for result in _references.values() if isinstance(result, Result)) > CACHE_BYTES:

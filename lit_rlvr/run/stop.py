@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import signal
 import sys
 import termios
@@ -16,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.distributed.collectives import all_max, is_first_process
 from lit_rlvr.errors import RunStopped
 from lit_rlvr.run.checkpoint import RunCheckpoint
+from lit_rlvr.terminal import discard_output
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -87,9 +87,7 @@ def leave_closed_terminal() -> None:
             termios.tcgetattr(stream.fileno())
         except termios.error as error:
             if error.args[0] == errno.EIO:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
+                discard_output(stream.fileno())
         except OSError:  # not a file
             continue
 

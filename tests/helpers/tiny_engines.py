@@ -18,7 +18,7 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 
 
 def is_probe(seeds: Sequence[Sequence[int]]) -> bool:
-    """Whether an engine is asked for a probe and not for a rollout: only a probe has these seeds."""
+    """Return whether these seeds are those of a probe, which no rollout has."""
     return [list(group) for group in seeds] == probe_seeds(len(seeds))
 
 

@@ -206,7 +206,7 @@ def test_without_a_folder_weights_go_through_memory_if_they_can(
     free: int, readers: list[bool], in_memory: bool, places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """If there is room for three versions, and every server reads the first one."""
+    """They can if memory has room for three versions and every server reads the first one from there."""
     monkeypatch.setattr(transfer, "free_memory", lambda: free)
     monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("a wait for the disk"))
     servers, sending = [Reader(reads) for reads in readers], FileTransfer()

@@ -98,7 +98,7 @@ def train(folder: Path, root: Path, data: Callable[[], PromptDataModule] | None 
 
 
 def counted(found: Sequence[Event], wait: bool) -> Counter[str]:
-    """How often each place copies to the device without waiting, or how often it waits."""
+    """Return how often each place waits for the device, or how often it copies to the device without waiting."""
     if wait:
         return Counter(f"{event.where}: {event.operator}" for event in found if event.waits)
     return Counter(event.where for event in found if not event.waits)
@@ -111,7 +111,7 @@ def distance(found: Gradients, wanted: Gradients) -> float:
 
 
 def change(module: Any, recorder: Recorder) -> Gradients:
-    """What training changed in the weights."""
+    """Return how far training has moved each weight."""
     last = dict(module.policy.model.named_parameters())  # on the CPU: Lightning moves them when training is over
     return {name: last[name].detach() - first.cpu() for name, first in recorder.weights[0].items()}
 

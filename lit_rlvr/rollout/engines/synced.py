@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
+from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.errors import UserError, check_within, first_line
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import training_autocast
@@ -50,14 +50,12 @@ def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prom
         prompts: this rank's.
         together: choose from the prompts of all ranks, and return the same ones on each. Collective.
     """
-    lengths = [len(prompt.token_ids) for prompt in prompts]
-    everyone = gather_objects(lengths) if together else [lengths]
-    mine = rank() if together else 0
-    places = [(length, r, k) for r, found in enumerate(everyone) for k, length in enumerate(found)]
-    places.sort()
+    gather, mine = (gather_objects, rank()) if together else (lambda own: [own], 0)
+    everyone = gather([len(prompt.token_ids) for prompt in prompts])
+    places = sorted((length, r, k) for r, found in enumerate(everyone) for k, length in enumerate(found))
     chosen = dict.fromkeys((places[len(places) // 2], places[-1], places[0]))  # without repeats
     own = {place: prompts[place[2]] for place in chosen if place[1] == mine}
-    found = {place: prompt for part in (gather_objects(own) if together else [own]) for place, prompt in part.items()}
+    found = {place: prompt for part in gather(own) for place, prompt in part.items()}
     return [found[place] for place in chosen]
 
 
@@ -290,7 +288,7 @@ class SyncedEngine:
 
     @property
     def _sharded(self) -> bool:
-        return self._policy is not None and any(isinstance(weight, DTensor) for weight in self._policy.parameters())
+        return self._policy is not None and has_shards(self._policy.parameters())
 
 
 def crash_of(action: Callable[[], None]) -> str | None:

@@ -85,10 +85,10 @@ class FileTransfer(WeightTransfer):
     the others, and the first is kept for servers that are restarted.
 
     Args:
-        folder: a folder that the trainer and all servers can access under this path; it holds the last version of the
+        folder: a folder that the trainer and all servers can access under this path. It holds the last version of the
             weights in the servers' compute type, the first one too if later ones are not complete, and one more while
-            it is written. If all servers run on this machine it can be left out: the files are then in memory
-            (/dev/shm), or in the temporary folder where memory has no room for them or a server cannot read it.
+            it is written. Without it, all servers must run on this machine, and the files are in memory (/dev/shm). If
+            memory has no room for them, or a server cannot read them there, they are in the temporary folder.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -245,7 +245,9 @@ class OwnFolder:
             with suppress(OSError):  # it cannot be written
                 return cls(MEMORY)
         own = cls(Path(tempfile.gettempdir()))
-        _log.warning("weights go through %s: %s has no room for %.1f GB", own.path, MEMORY, VERSIONS * size / 1e9)
+        _log.warning(
+            "weights go through %s, because %s has no room for %.1f GB", own.path, MEMORY, VERSIONS * size / 1e9
+        )
         return own
 
     def remove(self) -> None:
