@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ from lit_rlvr.rollout.engines.transfer import (
     OwnFolder,
     RepeatedWeights,
     UpdateClient,
+    call_within,
     own_address,
-    send_within,
 )
 
 CALLS = ("/pause", "/start_weight_update", "broadcast", "/update_weights", "hang", "/finish_weight_update", "/resume")
@@ -286,19 +287,10 @@ def test_a_request_ends_when_the_engine_has_died(health: int, said: str, monkeyp
 
 def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_rlvr.rollout.engines.transfer.ABORT_SECONDS", 0.05)
-
-    class Stuck:
-        client = UpdateClient([Server()], [1])
-
-        def send_weights(self) -> None:
-            time.sleep(2)
-
-        def shutdown(self) -> None:
-            pass
-
-    Stuck.client.servers[0].timeout = 0.05
+    client = UpdateClient([Server()], [1])
+    client.servers[0].timeout = 0.05
     with pytest.raises(UserError, match="hangs and cannot be aborted; resume with --ckpt_path last"):
-        send_within(Stuck())
+        call_within(client, partial(time.sleep, 2), abort=list)
 
 
 @pytest.mark.parametrize(

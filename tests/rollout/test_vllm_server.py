@@ -508,6 +508,11 @@ def test_all_ranks_learn_that_the_first_could_not_connect_over_nccl(monkeypatch:
             sending.send(servers, lambda everything: (), torch.float32, "1")  # type: ignore[arg-type]
     assert told == ["status 500", "NCCL error: unhandled system error"]
     assert made == [(0, 5, "192.0.2.1")], "one group, at the address that both servers reach"
+    with monkeypatch.context() as hanging:
+        hanging.setattr(nccl_engine.NCCLTrainerWeightTransferEngine, "trainer_init", lambda *_, **__: time.sleep(5))
+        hanging.setattr(two[0], "timeout", 0.1)
+        with pytest.raises(UserError, match="hangs and cannot be aborted"):
+            sending.send(two, lambda everything: (), torch.float32, "1")  # type: ignore[arg-type]
     monkeypatch.setattr(transfer, "rank", lambda: 1)
     monkeypatch.setattr(transfer, "gather_objects", lambda said: [told[-1], said])
     with pytest.raises(ServerError, match="unhandled system error"):

@@ -346,7 +346,8 @@ class NCCLTransfer(WeightTransfer):
         info = NCCLTrainerInitInfo(address, free_port(), 1 + sum(workers), rank=rank())
         source: Any = self._source  # it has the methods of a WeightSource that are used here
         client: Any = UpdateClient(servers, workers)  # and this one those of a client
-        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=client, source=source)
+        connect = partial(NCCLTrainerWeightTransferEngine.trainer_init, info, client=client, source=source)
+        return call_within(client, connect) if rank() == 0 else connect()
 
     def _send(self) -> None:
         """Send the weights to the servers. If that fails, the first rank still gathers all weights with the others.
@@ -360,7 +361,7 @@ class NCCLTransfer(WeightTransfer):
             self._sender.send_weights()
             return
         try:
-            send_within(self._sender)
+            call_within(self._sender.client, self._sender.send_weights, self._sender.shutdown)
         except Exception:
             self._source.finish()
             raise
@@ -373,7 +374,7 @@ class UpdateClient:
         workers: of each server; they follow the first rank in the group, in this order.
 
     Attributes:
-        failure: why a server did not take the weights; None = all have, or are doing so.
+        failure: why a server did not connect or take the weights; None = all have, or are doing so.
     """
 
     def __init__(self, servers: Sequence[VLLMServer], workers: Sequence[int]) -> None:
@@ -394,17 +395,14 @@ class UpdateClient:
         self._on_each(_start_update)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        try:
-            self._on_each(lambda server: server.post("/update_weights", {"update_info": update_info}))
-        except Exception as error:
-            self.failure = error
-            raise
+        self._on_each(lambda server: server.post("/update_weights", {"update_info": update_info}))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._on_each(_finish_update)
 
     def _on_each(self, request: Callable[[VLLMServer], object]) -> None:
-        """Make a request to all servers at once. If one fails, do not wait for the others: they may wait for it."""
+        """Make a request to all servers at once. If one fails, keep its error as `failure`, and do not wait for the
+        others: they may wait for it."""
         answers: SimpleQueue[Exception | None] = SimpleQueue()
 
         def ask(server: VLLMServer) -> None:
@@ -419,6 +417,7 @@ class UpdateClient:
             threading.Thread(target=ask, args=[server], name="lit-rlvr-update", daemon=True).start()
         for _ in self.servers:
             if (error := answers.get()) is not None:
+                self.failure = error
                 raise error
 
 
@@ -435,23 +434,26 @@ def _finish_update(server: VLLMServer) -> None:
     server.post("/finish_weight_update")
 
 
-def send_within(sender: Any) -> None:
-    """Let vLLM's sender send the weights, and abort it when a server fails or its timeout is over.
+def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable[[], object] | None = None) -> Any:
+    """Return what an action with the servers returns, or end it when a server fails or its timeout is over.
 
     It runs in a thread, because NCCL waits without end for a server that has died.
 
+    Args:
+        abort: ends the action; None = nothing can.
+
     Raises:
-        ServerError: a server failed, or did not take the weights in time.
-        UserError: the sender did not end when it was aborted.
+        ServerError: a server failed, or did not take part in time.
+        UserError: the action did not end, even when it was aborted.
     """
-    client: UpdateClient = sender.client
+    results: list[Any] = []
     errors: list[Exception] = []
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def work() -> None:
         try:
             with torch.no_grad(), nullcontext() if device is None else torch.cuda.device(device):
-                sender.send_weights()
+                results.append(action())
         except Exception as error:
             errors.append(error)
 
@@ -464,8 +466,9 @@ def send_within(sender: Any) -> None:
     thread.join(0 if client.failure is None else ABORT_SECONDS)  # it may end by itself
     urls, late = ", ".join(server.url for server in client.servers), thread.is_alive()
     if late:
-        sender.shutdown()
-        thread.join(ABORT_SECONDS)
+        if abort is not None:
+            abort()
+            thread.join(ABORT_SECONDS)
         if thread.is_alive():
             raise UserError(f"{urls}: a weight transfer hangs and cannot be aborted; resume with --ckpt_path last")
     if client.failure is not None:
@@ -474,6 +477,7 @@ def send_within(sender: Any) -> None:
         raise ServerError(f"{urls} did not take the weights within {seconds:g} s")
     if errors:
         raise errors[0]
+    return results[0]
 
 
 def agree(action: Callable[[], object]) -> None:
