@@ -25,7 +25,8 @@ develop: .venv/developed  ## what tests, checks and documents need
 
 # Two workers, each with whole files, so that what a file shares (a vLLM engine, a server) is started once. In the order
 # of their names the long files are in the middle, and neither worker waits for the other at the end.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# A worker that hangs ends the run (faulthandler_timeout in pyproject.toml); another one would hang in the same test.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 test: develop  ## the tests that people wait for: one case of each kind
 	$(PYTEST)

@@ -1,4 +1,4 @@
-"""Copies to a GPU: from page-locked memory, without waiting; `training/test_made_up_device.py` counts them."""
+"""Copies to a GPU: from page-locked memory, without waiting; `training/made_up_device_cases.py` counts them."""
 
 from __future__ import annotations
 

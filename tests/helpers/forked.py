@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import IO
@@ -14,6 +16,9 @@ import pytest
 from lit_rlvr.cli.main import run
 from lit_rlvr.rewards import shared_pool
 
+HANGS = 300
+"""Seconds after which a command is ended, and its log says where it was."""
+
 
 class Forked:
     """A command in a fork: what callers use of a `subprocess.Popen`."""
@@ -22,6 +27,7 @@ class Forked:
         self, arguments: Sequence[str], log: IO[str], environment: Mapping[str, str], pass_fds: Sequence[int] = ()
     ) -> None:
         self.returncode: int | None = None
+        self._began = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -29,18 +35,17 @@ class Forked:
             _become(arguments, log.fileno(), environment)
 
     def poll(self) -> int | None:
-        return self._ended(os.WNOHANG)
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            if not pid and time.monotonic() > self._began + HANGS:
+                os.kill(self.pid, signal.SIGABRT)
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        status = self._ended(0)
-        assert status is not None
+        while (status := self.poll()) is None:
+            time.sleep(0.01)
         return status
-
-    def _ended(self, options: int) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, options)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -60,6 +65,7 @@ def _become(arguments: Sequence[str], log: int, environment: Mapping[str, str]) 
         os.setsid()
         for number in (1, 2):
             os.dup2(log, number)
+        faulthandler.enable(2)
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGHUP):

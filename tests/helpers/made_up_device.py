@@ -7,8 +7,7 @@ to the device, each copy from it, and each operator for which CUDA has to wait f
 What it does not know: kernels, streams, other operators that make CUDA wait than those in `WAITS`, code that asks for
 `device.type == "cuda"`, and torch's fused and foreach optimizers, which take no subclass.
 
-The tensors say `is_cuda`, so the code takes its branches for GPUs. torch cannot forget a device, so everything that
-uses this one runs in a fork (`on_made_up_device`).
+The tensors say `is_cuda`, so the code takes its branches for GPUs.
 """
 
 from __future__ import annotations
@@ -16,14 +15,12 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -32,7 +29,6 @@ from torch import Tensor
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 import lit_rlvr
-from lit_rlvr.rewards import shared_pool
 
 aten = torch.ops.aten
 PACKAGE = str(Path(lit_rlvr.__file__).parent)
@@ -379,8 +375,7 @@ def _cast(func: Any, wide: bool, *args: Any, **kwargs: Any) -> Any:
 LIBRARIES: list[torch.library.Library] = []
 
 
-@functools.cache
-def register() -> torch.device:
+def register() -> None:
     """Make the device up, for the rest of the process."""
     _setup_privateuseone_for_python_backend(NAME, Module())
     library = torch.library.Library("_", "IMPL")
@@ -395,30 +390,5 @@ def register() -> torch.device:
             func = getattr(getattr(aten, packet), overload or "default")
             ours.impl(name, functools.partial(_cast, func, wide), "AutocastPrivateUse1")
     LIBRARIES.extend((library, ours))
-    torch.autograd.set_multithreading_enabled(False)  # a backward pass may have run already without its thread
+    torch.autograd.set_multithreading_enabled(False)  # so that `_where` finds the caller of a backward pass
     Tensor.pin_memory = pinned  # type: ignore[method-assign, assignment]
-    return torch.device(NAME, 0)
-
-
-def on_made_up_device(check: Callable[[], None]) -> None:
-    """Run a check in a fork of this process, where the device is made up, and fail as it fails."""
-    reader, writer = os.pipe()
-    if (child := os.fork()) == 0:
-        status = 1
-        try:
-            of_the_parent = shared_pool()  # kept, so that its workers are not ended
-            shared_pool.cache_clear()
-            assert shared_pool() is not of_the_parent
-            register()
-            check()
-            status = 0
-        except BaseException:
-            os.write(writer, traceback.format_exc().encode()[-60000:])
-        finally:
-            os._exit(status)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
-    _, status = os.waitpid(child, 0)
-    if status:
-        pytest.fail(said or f"the fork ended with status {status}", pytrace=False)

@@ -1,0 +1,291 @@
+"""Whole iterations on a made-up device: no tensor is on the wrong one, and no micro-batch waits for it.
+
+torch cannot forget a device, so these tests run in a process of their own (test_made_up_device.py).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_up_device import EVENTS, NAME, Event, OnDevice, register, trainer_options
+from tiny_fit import Gradients, Recorder, Recording, fit
+from tiny_vlms import KINDS
+from torch import Tensor
+
+from lit_rlvr.algorithms import AAPO, GRPO
+from lit_rlvr.datamodules import LesionCount, PromptDataModule
+from lit_rlvr.objectives import Stats
+from lit_rlvr.policy import attention, verify, vision
+from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.policy.precision import is_half
+from lit_rlvr.rollout.engines.base import Done, Turns
+from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.training.step import PreparedRollout, Step
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+register()
+
+
+class Watched(Recording):
+    """Keeps what happens on the device in each micro-batch and in the rest of each optimizer step."""
+
+    saved: Path | None = None  # a checkpoint of the end of training
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.microbatches: list[list[Event]] = []
+        self.rests: list[list[Event]] = []
+
+    def _forward(self, step: Step, k: int) -> tuple[Tensor, Tensor]:
+        self._starts.append(len(EVENTS))
+        return super()._forward(step, k)
+
+    def _accumulate(self, step: Step) -> Stats:
+        self._starts: list[int] = []
+        sums = super()._accumulate(step)
+        self._starts.append(len(EVENTS))
+        self.microbatches += [EVENTS[start:end] for start, end in pairwise(self._starts)]
+        return sums
+
+    def _update(self, prepared: PreparedRollout, prompts: list[int]) -> dict[str, float]:
+        start = len(EVENTS)
+        metrics = super()._update(prepared, prompts)
+        self.rests.append(EVENTS[start : self._starts[0]] + EVENTS[self._starts[-1] :])
+        return metrics
+
+    def on_train_end(self) -> None:
+        if self.saved is not None:
+            self.trainer.save_checkpoint(self.saved)
+
+
+class WatchedGRPO(Watched, GRPO):
+    pass
+
+
+class WatchedAAPO(Watched, AAPO):
+    pass
+
+
+class Replaying(HFEngine):
+    """Samples, and returns given completions of the same prompts: rounding to 16 bits changes a few that it samples."""
+
+    def __init__(self, prompts: Sequence[Prompt], completions: Sequence[list[Completion]]) -> None:
+        super().__init__()
+        self.given = {prompt.sample.id: group for prompt, group in zip(prompts, completions, strict=True)}
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
+        done: Done | None = None, turns: Turns | None = None,
+    ) -> list[list[Completion]]:  # fmt: skip
+        sampled = super().generate(prompts, sampling, seeds, None, turns)
+        if done is None:  # a probe
+            return sampled
+        groups = [self.given[prompt.sample.id] for prompt in prompts]
+        for p, group in enumerate(groups):
+            done(p, group)
+        return groups
+
+
+def train(folder: Path, root: Path, data: Callable[[], PromptDataModule] | None = None, **more: Any) -> Any:
+    """An iteration, and what was recorded of it."""
+    torch.manual_seed(0)  # LoRA's first weights
+    usual = {
+        "algorithm": WatchedGRPO, "prompts_per_step": 4, "group_size": 3, "tokens_per_microbatch": 50, "lr": 1e-3,
+        "updates_per_rollout": 2, "sampling": Sampling(max_tokens=4), "data": None if data is None else data(),
+    }  # fmt: skip
+    return fit(folder, root, **usual | more)
+
+
+def counted(found: Sequence[Event], wait: bool) -> Counter[str]:
+    """Return how often each place waits for the device, or how often it copies to the device without waiting."""
+    if wait:
+        return Counter(f"{event.where}: {event.operator}" for event in found if event.waits)
+    return Counter(event.where for event in found if not event.waits)
+
+
+def distance(found: Gradients, wanted: Gradients) -> float:
+    """The norm of the difference, as a share of the norm of what is wanted."""
+    ours, theirs = (torch.cat([x.detach().flatten().cpu() for x in part.values()]) for part in (found, wanted))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def change(module: Any, recorder: Recorder) -> Gradients:
+    """Return how far training has moved each weight."""
+    last = dict(module.policy.model.named_parameters())  # on the CPU: Lightning moves them when training is over
+    return {name: last[name].detach() - first.cpu() for name, first in recorder.weights[0].items()}
+
+
+LAID_OUT = {"policy/layout.py build_rows": 3, "training/step.py loss_inputs": 1}
+PADDED = LAID_OUT | {"policy/attention.py to": 5}
+SPANS = LAID_OUT | {"policy/spans.py to": 4}
+RECORDED = "training/step.py record_old"  # in an iteration's first update, if there are several
+BY_LENGTH = {"policy/vision.py _by_length": 4}
+RENEWED: dict[str, Any] = {"algorithm": WatchedAAPO, "reference_update_every": 1, "updates_per_rollout": 1}
+TO_16_BITS: dict[str, Any] = {
+    "precision": "bf16-mixed",
+    "lr": 1e-5,
+}  # so small that rounding hardly moves the second update
+
+# transformers looks at a mask of padding, whether it hides anything, and counts the placeholders of images
+LOOKS = {"policy/policy.py forward: aten._local_scalar_dense.default": 1}
+# without a kernel for pieces of any length, which takes 16 bits, each of two layers reads their lengths
+READS_LENGTHS = {"policy/vision.py vision_attention: aten._to_copy.default": 2}
+# Qwen3-VL adds features to two layers at the positions of a mask, which transformers counts each time
+ADDS_FEATURES = {
+    "policy/policy.py forward: aten.index.Tensor": 2, "policy/policy.py forward: aten.index_put_.default": 2,
+    "training/module.py _accumulate: aten.index.Tensor": 2, "training/module.py _accumulate: aten.index_put.default": 4,
+}  # fmt: skip
+# whether loss and gradient are finite, the sums for the metrics, and the gradient's norm
+REST = {
+    "training/failed_steps.py _is_finite: aten._local_scalar_dense.default": 2,
+    "training/step.py step_metrics: aten._to_copy.default": 1,
+    "training/module.py _update: aten._local_scalar_dense.default": 1,
+}  # fmt: skip
+
+COOL = Sampling(temperature=0.7, top_p=1.0, max_tokens=4)
+
+
+def pictures(sizes: int) -> dict[str, int]:
+    """Copies for images, of whose sizes the vision tower derives so many tensors."""
+    return {
+        "policy/policy.py images": 1, "policy/vision.py _derive_sizes": sizes,
+        "policy/logprobs.py shape_logits": 2, "policy/logprobs.py _finite": 1,  # placeholders are never sampled
+    }  # fmt: skip
+
+
+def slow(name: str, copies: dict[str, int], waits: dict[str, int], **options: Any) -> Any:
+    return pytest.param(copies, waits, options, id=name, marks=pytest.mark.slow)
+
+
+CASES = [
+    pytest.param(PADDED, {}, {}, id="padded"),
+    pytest.param(SPANS, {}, TO_16_BITS, id="spans"),
+    pytest.param(PADDED, {}, RENEWED, id="AAPO"),
+    slow("KL and entropy", PADDED, {}, kl_coef=0.1, entropy_coef=0.1, sampling=COOL),
+    slow("LoRA", PADDED, {}, lora=Lora(rank=2)),
+    slow("LoRA, spans", SPANS, {}, lora=Lora(rank=2), **TO_16_BITS),
+    slow("checkpointing", PADDED, {}, gradient_checkpointing=True),
+    slow("single rows", LAID_OUT | {"policy/layout.py build_rows": 4}, LOOKS, shared_prefix=False),
+    slow("Qwen2-VL", SPANS | pictures(2), LOOKS, vlm="qwen2-vl", **TO_16_BITS),
+    slow("Qwen2.5-VL", SPANS | pictures(4), LOOKS, vlm="qwen2.5-vl", **TO_16_BITS),
+    slow("Qwen2.5-VL, padded", PADDED | pictures(4) | BY_LENGTH, LOOKS | READS_LENGTHS, vlm="qwen2.5-vl"),
+    slow("Qwen3-VL", SPANS | pictures(4), LOOKS | ADDS_FEATURES, vlm="qwen3-vl", **TO_16_BITS),
+]
+
+
+@pytest.mark.parametrize(("copies", "waits", "options"), CASES)
+def test_an_iteration_is_that_of_the_cpu(
+    copies: dict[str, int], waits: dict[str, int], options: dict[str, Any], tiny_model_folder: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Gradients, weights and completions are those of the CPU up to rounding; `waits` are all that a micro-batch waits
+    for."""
+    options, folder = dict(options), tiny_model_folder
+    if vlm := options.pop("vlm", None):
+        folder, options["updates_per_rollout"] = KINDS[vlm](tmp_path / vlm), 1
+        options["data"] = lambda: LesionCount(pictures=8, held_out=0, prompts_per_step=2)
+    precision = options.pop("precision", "32-true")
+    half = precision == "bf16-mixed"
+    validated = {"limit_val_batches": int(not half), "val_check_interval": 1, "check_val_every_n_epoch": None}
+    here = validated | {"precision": precision}
+    wanted_module, wanted = train(folder, tmp_path / "cpu", trainer_options=here, **options)
+
+    for part in (attention, verify, vision):
+        monkeypatch.setattr(part, "available", lambda device, dtype: is_half(dtype))  # as on a GPU
+    engine = Replaying(wanted.rollouts[0].prompts, wanted.rollouts[0].completions) if half else None
+    there = validated | trainer_options(precision)
+    module, found = train(folder, tmp_path / NAME, trainer_options=there, engine=engine, **options)
+
+    assert all(type(weight) is OnDevice for weight in found.weights[0].values())
+    if (reference := module.reference.policy) is not None:
+        assert all(type(weight) is OnDevice for weight in reference.parameters())
+    assert len(module.microbatches) > len(module.rests) > 0
+    for part in module.microbatches:
+        copied = counted(part, False)
+        assert copied.pop(RECORDED, 1) == 1
+        assert copied == copies
+        assert counted(part, True) == waits
+    for part in module.rests:
+        assert counted(part, True) == REST
+
+    assert torch.equal(found.rollouts[0].token_ids, wanted.rollouts[0].token_ids)
+    if not half:
+        assert module.validation_results == wanted_module.validation_results
+    apart = [distance(*pair) for pair in zip(found.gradients, wanted.gradients, strict=True)]
+    assert apart[0] < (0.05 if half else 1e-5)
+    # AdamW gives a gradient of nothing but rounding as large a step as any other.
+    assert max(apart) < (0.05 if half else 1e-3)
+    assert distance(change(module, found), change(wanted_module, wanted)) < (0.3 if half else 1e-2)
+
+
+@pytest.mark.slow
+def test_a_run_on_the_device_resumes_exactly(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AAPO's checkpoint holds the weights of a renewed reference too."""
+
+    def run(name: str, steps: int, checkpoint: Path | None = None) -> Any:
+        monkeypatch.setattr(WatchedAAPO, "saved", tmp_path / name)
+        train(
+            tiny_model_folder, tmp_path / "run", steps=steps, checkpoint=checkpoint,
+            trainer_options=trainer_options(), **RENEWED,
+        )  # fmt: skip
+        return torch.load(tmp_path / name, weights_only=False)
+
+    run("first.ckpt", 1)
+    resumed, whole = run("resumed.ckpt", 2, tmp_path / "first.ckpt"), run("whole.ckpt", 2)
+    assert resumed["rlvr"]["reference"]["weights"]
+    for part in ("state_dict", "optimizer_states", "rlvr"):
+        torch.testing.assert_close(_flat(resumed[part]), _flat(whole[part]), rtol=0, atol=0)
+
+
+def _flat(state: Any) -> list[Any]:
+    return [x for x in torch.utils._pytree.tree_leaves(state) if isinstance(x, Tensor | float | int)]
+
+
+REFUSED: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "sum": lambda there, here: there + here,
+    "product": lambda there, here: there @ here.t(),
+    "indices": lambda there, here: there.index_select(0, torch.tensor([0])),
+    "joined": lambda there, here: torch.cat([there, here]),
+    "in place": lambda there, here: here.add_(there),
+    "values": lambda there, here: there.index_put_((torch.tensor([0]).to(NAME),), here[:1]),
+}
+TAKEN: dict[str, tuple[Callable[[Tensor, Tensor], Any], list[tuple[str, bool]]]] = {
+    "number": (lambda there, here: there * here.sum(), []),
+    "number in where": (lambda there, here: torch.where(there > 0, there, torch.tensor(0.0)), []),
+    "fill by a mask": (lambda there, here: there.clone().__setitem__(there > 0, 1.0), []),
+    "pinned": (lambda there, here: here.pin_memory().to(NAME, non_blocking=True), [("to", False)]),
+    "not pinned": (lambda there, here: here.to(NAME, non_blocking=True), [("to", True)]),
+    "pinned, blocking": (lambda there, here: here.pin_memory().to(NAME), [("to", True)]),
+    "made of numbers": (lambda there, here: torch.tensor([1.0], device=NAME), [("to", True)]),
+    "CPU indices": (lambda there, here: there[torch.tensor([0])], [("to", True)]),
+    "list": (lambda there, here: there[[0]], [("to", True)]),
+    "item": (lambda there, here: there.sum().item(), [("wait", True)]),
+    "if": (lambda there, here: bool((there > 0).any()), [("wait", True)]),
+    "nonzero": (lambda there, here: there.nonzero(), [("wait", True)]),
+    "mask": (lambda there, here: there[there > 0], [("wait", True)]),
+    "equal": (lambda there, here: torch.equal(there, there), [("wait", True)]),
+    "cpu": (lambda there, here: there.cpu(), [("from", True)]),
+    "tolist": (lambda there, here: there.tolist(), [("from", True)]),
+    "copy": (lambda there, here: here.clone().copy_(there), [("from", True)]),
+}
+
+
+def test_the_device_refuses_and_counts_as_cuda_does() -> None:
+    here = torch.randn(2, 3)
+    there = here.to(NAME)
+    for name, operate in REFUSED.items():
+        with pytest.raises(RuntimeError, match="on the same device"):
+            print(name, operate(there, here.clone()))
+    for name, (operate, wanted) in TAKEN.items():
+        start = len(EVENTS)
+        operate(there, here)
+        assert [(event.kind, event.waits) for event in EVENTS[start:]] == wanted, name
+    torch.testing.assert_close((there.t() @ there).cpu(), here.t() @ here)
