@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
-import threading
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib import import_module
@@ -14,6 +13,7 @@ from typing import Any
 from lit_rlvr.environments.base import Environment, Observation, Opening
 from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.errors import UserError, first_line, nearest, with_user_line
+from lit_rlvr.rewards.function import event_loop
 from lit_rlvr.types import RewardResult, Sample, ToolResult, Turn
 from lit_rlvr.workers.process import Isolation
 
@@ -292,15 +292,7 @@ def resolved(value: Any) -> Any:
         except (SystemExit, KeyboardInterrupt) as error:  # they would end the loop
             raise RuntimeError(first_line(error)) from error
 
-    return asyncio.run_coroutine_threadsafe(finish(), _event_loop()).result()
-
-
-@functools.cache
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """Start the event loop of this process; it goes on between calls, so that connections are kept alive."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="lit-rlvr-environments", daemon=True).start()
-    return loop
+    return asyncio.run_coroutine_threadsafe(finish(), event_loop(os.getpid())).result()
 
 
 def as_tool_result(name: str, value: Any) -> ToolResult:

@@ -372,7 +372,7 @@ def _adder(extra: dict[str, list[Any]]) -> Callable[[str, list[Any]], None]:
 
 @lru_cache(maxsize=1)
 def event_loop(process: int) -> asyncio.AbstractEventLoop:
-    """Return the loop of this process's asynchronous rewards: one for the run, so that their clients stay connected."""
+    """Return the loop of this process's asynchronous functions: one, so that their clients stay connected."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="lit-rlvr-async", daemon=True).start()
     return loop
