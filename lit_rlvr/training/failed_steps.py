@@ -1,7 +1,7 @@
 """Optimizer steps that fail: retried in smaller micro-batches when out of memory, skipped when not finite.
 
-With sharded weights a step cannot be retried: the other ranks wait in the next layer for the one that ran out. That
-rank writes the smaller token budget to the run folder and ends the run, whose next start uses it.
+With sharded weights nothing can be retried: the other ranks wait in the next layer for the one that ran out. That rank
+writes the smaller token budget to the run folder and ends the run, whose next start uses it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -136,39 +137,41 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def within_memory(
-    run: Callable[[], T], rollout: Rollout, budget: int, device: torch.device, lower: Callable[[int], None] | None
-) -> tuple[T | None, int]:
-    """Call `run`, and halve the token budget if any rank runs out of memory. Collective: call it on every rank.
+    run: Callable[[int], T], rollout: Rollout, budget: int, device: torch.device, lower: Callable[[int], None] | None
+) -> tuple[T, int]:
+    """Call `run` with a token budget, which is halved as long as a rank runs out of memory. Collective: call it on
+    every rank.
 
     Args:
-        run: must not wait for other ranks, unless the weights are sharded.
+        run: does not wait for other ranks once it computes, unless the weights are sharded.
         budget: maximum tokens per micro-batch (`model.tokens_per_microbatch`).
-        lower: with sharded weights, keeps half the budget for the next start; None = the step can be retried.
+        lower: with sharded weights, keeps half the budget for the next start; None = `run` can be repeated.
 
     Returns:
-        The result of `run` and the budget, or None and half the budget if any rank ran out of memory.
+        The result of `run`, and the budget it had.
 
     Raises:
         UserError: memory ran out, and micro-batches cannot get smaller or the weights are sharded.
     """
-    found, trouble = _try(run)
-    if trouble is not None:
-        _check_smaller(rollout, budget, trouble)
-        if lower is not None:
-            lower(budget // 2)
-            raise UserError(
-                f"{trouble}; with sharded weights the step cannot be retried here, but the next start uses at most "
-                f"{budget // 2} tokens at once instead of {budget} (model.tokens_per_microbatch): resume with "
-                "--ckpt_path last, or start runs with --supervise N, which does so"
-            )
-    if not all_max(trouble is not None, device):
-        return found, budget
-    if rank() == 0:
-        _log.warning(
-            "out of memory in a micro-batch (%s): retrying this step, with at most %d tokens at once from now on",
-            trouble or "on another rank", budget // 2,
-        )  # fmt: skip
-    return None, budget // 2
+    while True:
+        result, trouble = _try(partial(run, budget))
+        if trouble is not None:
+            _check_smaller(rollout, budget, trouble)
+            if lower is not None:
+                lower(budget // 2)
+                raise UserError(
+                    f"{trouble}; with sharded weights the step cannot be retried here, but the next start uses at most "
+                    f"{budget // 2} tokens at once instead of {budget} (model.tokens_per_microbatch): resume with "
+                    "--ckpt_path last, or start runs with --supervise N, which does so"
+                )
+        if not all_max(trouble is not None, device):
+            return cast(T, result), budget
+        budget //= 2
+        if rank() == 0:
+            _log.warning(
+                "out of memory in a micro-batch (%s): trying again, with at most %d tokens at once from now on",
+                trouble or "on another rank", budget,
+            )  # fmt: skip
 
 
 def _try(run: Callable[[], T]) -> tuple[T | None, str | None]:

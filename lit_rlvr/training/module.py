@@ -20,10 +20,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -88,6 +89,7 @@ from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import PromptBatch, Rollout
 
 _log = logging.getLogger("lit_rlvr")
+T = TypeVar("T")
 
 
 class RLVRModule(LossModule, EvaluatingModule):
@@ -393,15 +395,23 @@ class RLVRModule(LossModule, EvaluatingModule):
         if not self.runs_all_rows:
             useful &= rollout.advantages.flatten() != 0  # type: ignore[union-attr]
         live = [int(i) for i in useful.nonzero().flatten()]
-        budget, first = self.tokens_per_microbatch, set(minibatches[0])
+        first = set(minibatches[0])
         later = [i for i in live if i // rollout.group_size not in first]
-        return PreparedRollout(
-            rollout,
-            advantages,
-            live,
-            old=logprobs_of(self.policy, rollout, later, budget, self.sharded) if len(minibatches) > 1 else None,
-            ref=logprobs_of(self.reference.policy, rollout, live, budget, self.sharded) if self.kl_coef else None,
-        )
+
+        def fixed(budget: int) -> tuple[Tensor | None, Tensor | None]:
+            return (
+                logprobs_of(self.policy, rollout, later, budget, self.sharded) if len(minibatches) > 1 else None,
+                logprobs_of(self.reference.policy, rollout, live, budget, self.sharded) if self.kl_coef else None,
+            )
+
+        old, ref = self._within_memory(fixed, rollout)
+        return PreparedRollout(rollout, advantages, live, old=old, ref=ref)
+
+    def _within_memory(self, run: Callable[[int], T], rollout: Rollout) -> T:
+        """Return what `run` returns with a token budget that fits, which then stays. Collective."""
+        lower = partial(lower_budget, self.trainer.default_root_dir, self.tokens_given) if self.sharded else None
+        result, self.tokens_per_microbatch = within_memory(run, rollout, self.tokens_per_microbatch, self.device, lower)
+        return result
 
     def local_advantages(self, rollout: Rollout) -> Tensor:
         """Return (B, 1) advantages of this rank's rows, from all ranks' groups. Collective: call it on every rank."""
@@ -442,17 +452,16 @@ class RLVRModule(LossModule, EvaluatingModule):
         """Take one optimizer step on the groups of some prompts; return its metrics."""
         optimizer: Any = self.optimizers()
         parameters = all_parameters(optimizer)
-        sums: Stats | None = None
-        while sums is None:
+
+        def accumulate(budget: int) -> tuple[Step, Stats]:
             step = plan_step(
-                prepared, prompts, self.device, self.aggregation, self.tokens_per_microbatch, self.policy.shared_prefix,
+                prepared, prompts, self.device, self.aggregation, budget, self.policy.shared_prefix,
                 self.correction(prepared.rollout.exact), in_lockstep=self.sharded,
             )  # fmt: skip
             optimizer.zero_grad()
-            sums, self.tokens_per_microbatch = within_memory(
-                partial(self._accumulate, step), prepared.rollout, self.tokens_per_microbatch, self.device,
-                partial(lower_budget, self.trainer.default_root_dir, self.tokens_given) if self.sharded else None,
-            )  # fmt: skip
+            return step, self._accumulate(step)
+
+        step, sums = self._within_memory(accumulate, prepared.rollout)
         for parameter in parameters:  # groups that are not run have gradient zero, which AdamW still sees
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

@@ -1,7 +1,7 @@
 """An algorithm with faults: numbers that are not finite, memory that runs out, processes that end.
 
 `FAULT` in the environment says which, as "KIND STEP RANK": in that optimizer step (counted from 1) of that process.
-Memory runs out as long as micro-batches have their full size.
+Memory runs out once, as long as micro-batches have the size of the settings.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from lit_rlvr.objectives import LossInputs, Stats
 class Faulty(GRPO):
     """GRPO with the fault of the environment."""
 
+    ran_out = False
+
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         loss, stats = super().objective(x)
         kind, step, where = os.environ["FAULT"].split()
@@ -30,7 +32,8 @@ class Faulty(GRPO):
             return loss, stats
         if kind == "nan":
             return loss * torch.nan, stats
-        if kind == "memory" and self.tokens_per_microbatch == self.tokens_given:
+        if kind == "memory" and self.tokens_per_microbatch == self.tokens_given and not self.ran_out:
+            self.ran_out = True
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if kind == "user":
             raise UserError("the licence of this process has expired")

@@ -106,7 +106,7 @@ def test_out_of_memory_with_shards_makes_the_next_start_smaller(
     assert "process 1 ended: OutOfMemoryError" in two.stderr and "so process 0 exits" in two.stderr
     monkeypatch.setenv("FAULT", "memory 2 0")
     resumed = fit(lit_rlvr, *FAULTY, "--ckpt_path", "last", "--trainer.max_steps", 3)
-    assert resumed.err.count(LOWERED) == 1 and "retrying this step" not in resumed.err
+    assert resumed.err.count(LOWERED) == 1 and "trying again" not in resumed.err
     assert summary(run_folder / "run")["resumed_from_step"] == 1
     again = fit(lit_rlvr, *FAULTY, "--ckpt_path", "last")
     assert LOWERED not in again.err, "the checkpoint has it"

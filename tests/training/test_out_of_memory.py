@@ -17,7 +17,9 @@ from torch import Tensor
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
+from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.failed_steps import BUDGET, lower_budget, lowered_budget, within_memory
+from lit_rlvr.types import Rollout
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
 CPU = RuntimeError(
@@ -94,6 +96,24 @@ def test_the_step_is_tried_again_and_comes_out_the_same(
     assert len(said) == 1 and "at most 320 tokens" in said[0]
 
 
+def test_log_probabilities_without_gradients_are_tried_again_too(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"kl_coef": 0.1, "updates_per_rollout": 2, "lr": 1e-3, "skip_nothing": True}
+    _, wanted = fit(tiny_model_folder, tmp_path, tokens_per_microbatch=320, **options)
+    logprobs = Policy.logprobs
+
+    def limited(self: Policy, rollout: Rollout, rows: list[int], **options: bool) -> Any:
+        if len(rows) > 16 and not torch.is_grad_enabled():
+            raise CUDA
+        return logprobs(self, rollout, rows, **options)
+
+    monkeypatch.setattr(Policy, "logprobs", limited)
+    module, seen = fit(tiny_model_folder, tmp_path, tokens_per_microbatch=640, **options)
+    assert module.tokens_per_microbatch == 320
+    assert_close(seen, wanted, 0.0)
+
+
 def test_halved_until_it_fits_and_no_further(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +141,7 @@ def test_other_errors_are_not_taken_for_it(
 def test_with_shards_the_next_start_has_a_smaller_budget(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> None:
+    def fail(budget: int) -> None:
         raise CUDA
 
     rollout, device = make_rollout([[5, 6]], [[[7, 8]]]), torch.device("cpu")
