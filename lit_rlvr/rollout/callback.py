@@ -57,7 +57,7 @@ _log = logging.getLogger("lit_rlvr")
 
 STAGES = {
     "wait": "waiting for the rollout begun before",
-    "sync": "bringing the engine the weights",
+    "sync": "sending the weights to the engine",
     "reference": "sampling from the reference",
 }
 """Timed stage of an iteration -> what it is called while it goes on."""

@@ -6,11 +6,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import httpx
 
 
+T = TypeVar("T")
 START = "start it with `lit-rlvr serve --model ...`"
 HEALTH_SECONDS = 5.0
 """Seconds between two looks whether a server that has not answered yet is still able to."""
@@ -103,10 +104,10 @@ class VLLMServer:
         path = {"weights_path": str(folder)}
         self.take(lambda: self.post("/collective_rpc", {"method": "reload_weights", "kwargs": path}), version)
 
-    def take(self, bring: Callable[[], object], version: str) -> None:
-        """Call `sync_weights`, which updates the weights, while generation is paused; then empty every cache."""
+    def take(self, update: Callable[[], object], version: str) -> None:
+        """Call `update`, which changes the weights, while generation is paused; then empty every cache."""
         self.pause()
-        bring()
+        update()
         self.resume(version)
 
     def pause(self) -> None:
@@ -152,14 +153,8 @@ class VLLMServer:
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         import httpx
 
-        answer = self._answer(method, path, body)
         try:
-            try:
-                asyncio.get_running_loop()  # a notebook's
-            except RuntimeError:
-                return asyncio.run(answer)
-            with ThreadPoolExecutor(1) as thread:
-                return thread.submit(asyncio.run, answer).result()
+            return run_coroutine(self._answer(method, path, body))
         except httpx.HTTPError as error:
             raise ServerError(f"{self.url}{path}: {first_line(error)}") from error
 
@@ -202,6 +197,16 @@ class VLLMServer:
             said = " ".join(answer.text.split())[:300]
             raise ServerError(f"{self.url}{path}: status {answer.status_code}: {said}")
         return dict(answer.json()) if answer.content else {}
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine returns; it runs in another thread if this one has an event loop, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 def dtype_of(settings: dict[str, Any]) -> torch.dtype:

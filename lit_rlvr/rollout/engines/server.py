@@ -8,7 +8,6 @@ import io
 import logging
 import uuid
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +19,7 @@ from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns
-from lit_rlvr.rollout.engines.client import START, ServerError, VLLMServer, dtype_of
+from lit_rlvr.rollout.engines.client import START, ServerError, VLLMServer, dtype_of, run_coroutine
 from lit_rlvr.rollout.engines.synced import crash_of
 from lit_rlvr.rollout.engines.transfer import WeightTransfer
 from lit_rlvr.rollout.engines.vllm import FP8, collapsed, read_completion, sampling_parameters, with_tied_head
@@ -163,9 +162,7 @@ class VLLMServerEngine(RolloutEngine):
     ) -> list[list[Completion]]:
         if sampling.stop:
             raise UserError("rollout.sampling.stop: a vLLM server ends turns at EOS tokens only; leave it empty")
-        with ThreadPoolExecutor(1) as thread:  # a thread without a running event loop
-            made = self._generate(prompts, sampling, seeds, done, turns or Turns())
-            return thread.submit(asyncio.run, made).result()
+        return run_coroutine(self._generate(prompts, sampling, seeds, done, turns or Turns()))
 
     async def _generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,

@@ -125,23 +125,23 @@ class FileTransfer(WeightTransfer):
             if path not in self._written:
                 shutil.rmtree(path, ignore_errors=True)
 
-        def bring(server: VLLMServer) -> None:
+        def load(server: VLLMServer) -> None:
             if len(self._written) == 1 or server.version() == old[-1].name:
                 server.load(self._written[-1], version)
             else:  # it was restarted
                 self.restore(server, version)
 
-        def bring_all() -> None:
+        def load_all() -> None:
             with ThreadPoolExecutor(len(servers)) as pool:
-                list(pool.map(bring, servers))
+                list(pool.map(load, servers))
 
         try:
-            bring_all()
+            load_all()
         except ServerError as error:
             if old or self._own is None or self._own.path.parent != MEMORY:
                 raise
             self._leave_memory(self._own, error)
-            bring_all()
+            load_all()
 
     def _leave_memory(self, own: OwnFolder, error: ServerError) -> None:
         """Move the first version to the temporary folder: a server in another container has its own /dev/shm."""
