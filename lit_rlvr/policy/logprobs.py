@@ -141,8 +141,8 @@ def _logit_gradient(
         dz = logp.exp_().mul_(-of_logp[:, None])
     else:
         p = logp.exp()
-        surprise = torch.where(p > 0, logp, 0.0)  # banned tokens would be 0 times -inf
-        dz = -p * (of_logp[:, None] + of_entropy[:, None] * (surprise + entropy[:, None]))
+        logp.masked_fill_(p == 0, 0.0)  # banned tokens would be 0 times -inf
+        dz = logp.add_(entropy[:, None]).mul_(of_entropy[:, None]).add_(of_logp[:, None]).mul_(p).neg_()
     return dz.scatter_add_(1, target[:, None], of_logp[:, None])
 
 
