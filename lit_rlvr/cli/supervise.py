@@ -50,8 +50,9 @@ def supervise(
         run: the run folder.
         limit: how many starts in a row may save no new checkpoint, and leave no smaller budget.
         silence: seconds without a heartbeat after which a run counts as hung.
-        resumes: whether the first start resumes a checkpoint in the folder. If not, checkpoints that are there belong
-            to the run that this one replaces; they are put back if the new run fails before its first checkpoint.
+        resumes: whether the first start resumes a checkpoint, as do the next ones until there is a newer one. If not,
+            checkpoints that are there belong to the run that this one replaces; they are put back if the new run fails
+            before its first checkpoint.
 
     Returns:
         The exit status of the last start.
@@ -65,21 +66,21 @@ def supervise(
         if variable in os.environ:
             raise UserError(f"--supervise: {instead}")
     newest, budget, without_progress, status = _newest(run), _budget(run), 0, 0
-    replaced, given = None if resumes else newest, list(arguments)
+    first, given = newest, list(arguments)
     while True:
         status, reason, is_stopped = _run_once([*command, *given], run, silence)
         saved, newest = _newest(run) not in (None, newest), _newest(run)
         lowered, budget = _budget(run) != budget, _budget(run)
-        has_own = newest not in (None, replaced)
+        has_own = newest not in (None, None if resumes else first)
         if is_stopped or status == 0 or status - 128 in ENDS or (status == 2 and not has_own and not lowered):
             return status
         without_progress = 1 if saved or lowered else without_progress + 1
         if without_progress > limit:
             _log.error("--supervise: %s; %d starts in a row saved no new checkpoint", reason, limit)
             return status
-        starts_over = not has_own and (newest is not None or not (run / "config.yaml").is_file())
-        given = list(arguments) if starts_over else _resuming(arguments)
-        place = newest[0].name if newest is not None and has_own else "the beginning"
+        as_before = newest == first if resumes else not has_own and (newest or not (run / "config.yaml").is_file())
+        given = list(arguments) if as_before else [*arguments, "--overwrite", "false", "--ckpt_path", "last"]
+        place = "where it began" if as_before else newest[0].name if newest and has_own else "the beginning"
         _log.warning("--supervise: %s; starting again from %s", reason, place)
 
 
@@ -126,19 +127,6 @@ def _budget(run: Path) -> str | None:
     """Return what a run that ran out of memory has written for its next start."""
     file = run / BUDGET
     return file.read_text() if file.is_file() else None
-
-
-def _resuming(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments without `--overwrite` and `--ckpt_path`, and with the last checkpoint."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        option, _, value = argument.partition("=")
-        if skip or option in ("--overwrite", "--ckpt_path"):
-            skip = not skip and not value
-        else:
-            kept.append(argument)
-    return [*kept, "--ckpt_path", "last"]
 
 
 def fit_command() -> list[str]:

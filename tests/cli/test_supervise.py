@@ -72,10 +72,14 @@ def test_which_ends_are_followed_by_a_start(
     found, seen = supervised(tmp_path, plan, limit, "--config", "c", "--overwrite", "true", "--x=1")
     assert (found, len(seen)) == (status, starts)
     assert seen[0] == ["--config", "c", "--overwrite", "true", "--x=1"]
-    assert all(arguments == ["--config", "c", "--x=1", "--ckpt_path", "last"] for arguments in seen[1:])
+    assert all(arguments == seen[0] + RESUME for arguments in seen[1:])
 
 
-OVERWRITE, RESUME = ["--overwrite", "true"], ["--ckpt_path", "last"]
+OVERWRITE, RESUME, GIVEN = (
+    ["--overwrite", "true"],
+    ["--overwrite", "false", "--ckpt_path", "last"],
+    ["--ckpt_path", "other/checkpoints/step-000004.ckpt"],
+)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +87,12 @@ OVERWRITE, RESUME = ["--overwrite", "true"], ["--ckpt_path", "last"]
     [
         (["sys.exit(2)"], OVERWRITE, [OVERWRITE]),  # refused, and the earlier run is put back
         ([SHRINK + "sys.exit(2)", "sys.exit(0)"], OVERWRITE, [OVERWRITE, OVERWRITE]),
-        ([SAVE_SAME + KILLED, "sys.exit(0)"], OVERWRITE, [OVERWRITE, RESUME]),
-        (["sys.exit(2)", "sys.exit(0)"], RESUME, [RESUME, RESUME]),
+        ([SAVE_SAME + KILLED, "sys.exit(0)"], OVERWRITE, [OVERWRITE, OVERWRITE + RESUME]),
+        (["sys.exit(2)", "sys.exit(0)"], GIVEN, [GIVEN, GIVEN]),
+        ([KILLED, SAVE_SAME + KILLED, "sys.exit(0)"], GIVEN, [GIVEN, GIVEN, GIVEN + RESUME]),
     ],
 )
-def test_a_run_that_is_replaced_is_not_gone_on_with(
+def test_a_restart_goes_on_from_what_the_run_has_saved_and_from_nothing_older(
     plan: list[str], given: list[str], starts: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -95,7 +100,7 @@ def test_a_run_that_is_replaced_is_not_gone_on_with(
     earlier.parent.mkdir(parents=True)
     earlier.touch()
     os.utime(earlier, (1, 1))
-    assert supervised(tmp_path, plan, 1, *given, resumes=given == RESUME)[1] == starts
+    assert supervised(tmp_path, plan, 2, *given, resumes=given == GIVEN)[1] == starts
 
 
 def test_what_a_dead_run_leaves_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
