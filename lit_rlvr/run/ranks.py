@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.distributed.collectives import lost_peer, rank, world_size
+from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank, world_size
 from lit_rlvr.distributed.strategy import extend_timeouts
 from lit_rlvr.errors import RunStopped, UserError, first_line
 from lit_rlvr.run.rank_zero import RANK_ZERO_FILTER
@@ -68,6 +69,7 @@ class RankWatch(Callback):
             event.clear()
         for work in (self._exchange_heartbeats, self._watch_store):
             threading.Thread(target=work, args=(trainer,), name="lit-rlvr-ranks", daemon=True).start()
+        check_same_checkpoint(trainer.ckpt_path)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._store is not None:
@@ -175,6 +177,21 @@ class RankWatch(Callback):
                 child.wait(REASON_SECONDS)
             child.kill()
         os._exit(2)
+
+
+def check_same_checkpoint(path: str | Path | None) -> None:
+    """Check that all processes resume from the same checkpoint, or none does. Collective.
+
+    Raises:
+        UserError: they do not; the folder of a run is on a machine's own disk, for example.
+    """
+    names = gather_objects("no checkpoint" if path is None else Path(path).name)
+    for number, name in enumerate(names):
+        if name != names[0]:
+            raise UserError(
+                f"--ckpt_path: process 0 begins from {names[0]}, process {number} from {name}; all machines need the "
+                "same trainer.default_root_dir"
+            )
 
 
 def _retire_observer() -> None:

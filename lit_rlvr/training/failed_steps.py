@@ -198,7 +198,7 @@ BUDGET = "memory.json"
 
 
 def lower_budget(run: str | Path, given: int, left: int) -> None:
-    """Write the token budget that the run begins with when it is resumed.
+    """Write the token budget with which the next run in this folder begins, if its settings give the same budget.
 
     Args:
         given: the budget in the settings (`model.tokens_per_microbatch`). left: what remains of it.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -32,6 +34,7 @@ from lit_rlvr.rollout.engines.transfer import (
     RepeatedWeights,
     UpdateClient,
     call_within,
+    gathered,
     own_address,
 )
 
@@ -167,11 +170,42 @@ def write_without_memory(rank: int, folder: Path) -> None:
     with pytest.raises(RuntimeError if rank == 0 else ServerError):
         sending.send([], too_many, torch.float32, "v1")
     assert gather_objects(rank) == [0, 1]
+    assert not (folder / "v1").exists()
 
 
 @pytest.mark.slow
 def test_a_write_that_fails_leaves_no_rank_behind(tmp_path: Path) -> None:
     in_two_ranks(tmp_path, write_without_memory, tmp_path)
+
+
+def load_nowhere(rank: int, memory: Path, disk: Path) -> None:
+    class Dead(Reader):
+        def load(self, folder: Path, version: str) -> None:
+            raise ServerError("it has died")
+
+    transfer.MEMORY, tempfile.tempdir = memory, str(disk)
+    sending = FileTransfer()
+    with pytest.raises(ServerError, match="it has died"):
+        sending.send([Dead()], weights, torch.float32, "v1")
+    (version,) = sending._written
+    assert version.is_relative_to(disk) and version.is_dir() and gather_objects(rank) == [0, 1]
+
+
+@pytest.mark.slow
+def test_all_ranks_know_where_weights_are_that_no_server_loaded(tmp_path: Path, places: tuple[Path, Path]) -> None:
+    in_two_ranks(tmp_path, load_nowhere, *places)
+
+
+def test_weights_that_cannot_be_gathered_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> Iterator[tuple[str, torch.Tensor]]:
+        yield "w", torch.zeros(1)
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(gathered(fails()))
+    monkeypatch.setattr(transfer, "world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"a weight cannot be gathered: .*out of memory; resume"):
+        list(gathered(fails()))
 
 
 class Reader(VLLMServer):
@@ -220,6 +254,40 @@ def test_without_a_folder_weights_go_through_memory_if_they_can(
     sending.restore(servers[0], "v2")
     sending.close()
     assert not [*places[0].iterdir(), *places[1].iterdir()]
+
+
+def test_weights_that_cannot_leave_memory_stay_there(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(transfer, "free_memory", lambda: 1 << 20)
+    monkeypatch.setattr(shutil, "move", fail)
+    sending = FileTransfer()
+    with pytest.raises(ServerError, match="there is no"):
+        sending.send([Reader(False)], lambda _: [("w", torch.zeros(1024))], torch.float32, "v1")
+    assert len(list(places[0].glob("*/v1"))) == 1 and not list(places[1].iterdir())
+    sending.close()
+    assert not list(places[0].iterdir())
+
+
+def test_a_place_that_cannot_be_written_is_named(places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "free_memory", lambda: 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(places[1] / "none"))
+    with pytest.raises(UserError, match=rf"FileTransfer\.folder: {places[1]}/none/.* cannot be written: No such file"):
+        FileTransfer().send([Reader()], lambda _: [("w", torch.zeros(1))], torch.float32, "v1")
+
+
+def test_room_in_memory_is_measured_without_what_killed_runs_left(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = OwnFolder(places[0])
+    os.close(left._lock)  # as the kernel does
+    monkeypatch.setattr(transfer, "free_memory", lambda: 0 if left.path.exists() else 1 << 20)
+    own = OwnFolder.with_room(1)
+    assert own.path.parent == places[0]
+    own.remove()
 
 
 def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
@@ -289,8 +357,16 @@ def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.Monk
     monkeypatch.setattr("lit_rlvr.rollout.engines.transfer.ABORT_SECONDS", 0.05)
     client = UpdateClient([Server()], [1])
     client.servers[0].timeout = 0.05
-    with pytest.raises(UserError, match="hangs and cannot be aborted; resume with --ckpt_path last"):
+    with pytest.raises(UserError, match="hangs; NCCL cannot be aborted, so the run ends: resume with --ckpt_path last"):
         call_within(client, partial(time.sleep, 2), abort=list)
+    client.failure = ServerError("status 500: weight transfer is not configured")
+    with pytest.raises(UserError, match="status 500: weight transfer is not configured; NCCL cannot be aborted"):
+        call_within(client, partial(time.sleep, 2))
+
+
+def test_hosts_may_have_addresses_of_either_kind() -> None:
+    kinds = [transfer._look_up(host, 80)[0] for host in ("127.0.0.1", "::1", "localhost")]
+    assert kinds == [socket.AF_INET, socket.AF_INET6, socket.AF_INET]
 
 
 @pytest.mark.parametrize(

@@ -511,7 +511,7 @@ def test_all_ranks_learn_that_the_first_could_not_connect_over_nccl(monkeypatch:
     with monkeypatch.context() as hanging:
         hanging.setattr(nccl_engine.NCCLTrainerWeightTransferEngine, "trainer_init", lambda *_, **__: time.sleep(5))
         hanging.setattr(two[0], "timeout", 0.1)
-        with pytest.raises(UserError, match="hangs and cannot be aborted"):
+        with pytest.raises(UserError, match="hangs; NCCL cannot be aborted"):
             sending.send(two, lambda everything: (), torch.float32, "1")  # type: ignore[arg-type]
     monkeypatch.setattr(transfer, "rank", lambda: 1)
     monkeypatch.setattr(transfer, "gather_objects", lambda said: [told[-1], said])

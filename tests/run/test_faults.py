@@ -28,6 +28,8 @@ from tiny_runs import (
 )
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint, read_rest
+from lit_rlvr.errors import UserError
+from lit_rlvr.run import ranks
 
 CLI = Callable[..., Any]
 FAULTY = ("--model", "tiny_faults.Faulty", "--model.init_args.tokens_per_microbatch", "160")
@@ -184,3 +186,12 @@ def test_however_a_process_ends_the_others_say_so_within_a_minute(
     assert re.search(SAID[kind].format(where), err), err
     print(f"{kind} in process {where}: {seconds:.0f} s")
     assert "Traceback" not in err
+
+
+def test_processes_that_begin_from_different_checkpoints_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run folder of each machine is on its own disk, for example, and only the first one's has checkpoints."""
+    ranks.check_same_checkpoint(None)
+    monkeypatch.setattr(ranks, "gather_objects", lambda name: ["step-000004.ckpt", name])
+    ranks.check_same_checkpoint("run/checkpoints/step-000004.ckpt")
+    with pytest.raises(UserError, match=r"process 0 begins from step-000004\.ckpt, process 1 from no checkpoint"):
+        ranks.check_same_checkpoint(None)

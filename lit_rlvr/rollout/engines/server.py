@@ -21,7 +21,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns
 from lit_rlvr.rollout.engines.client import START, ServerError, VLLMServer, dtype_of, run_coroutine
 from lit_rlvr.rollout.engines.synced import crash_of
-from lit_rlvr.rollout.engines.transfer import WeightTransfer
+from lit_rlvr.rollout.engines.transfer import WeightTransfer, gathered
 from lit_rlvr.rollout.engines.vllm import FP8, collapsed, read_completion, sampling_parameters, with_tied_head
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -139,7 +139,7 @@ class VLLMServerEngine(RolloutEngine):
         self._syncs += 1
 
         def weights(everything: bool) -> Iterable[tuple[str, Tensor]]:
-            return with_tied_head(policy, None if everything else self._changing, self._dtype)
+            return gathered(with_tied_head(policy, None if everything else self._changing, self._dtype))
 
         frozen = self._changing is not None
         failure = crash_of(lambda: self.transfer.send(self.servers, weights, self._dtype, self.version, frozen))

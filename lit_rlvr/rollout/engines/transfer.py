@@ -114,7 +114,13 @@ class FileTransfer(WeightTransfer):
         complete = not (frozen and old)
         agree(lambda: self._write(weights(complete), dtype, version, complete))
         self._written = gather_objects(self._written)[0]
-        agree(lambda: self._load(servers, old, version))
+        try:
+            agree(lambda: self._load(servers, old, version))
+        except UserError:  # on this rank alone
+            raise
+        except Exception:
+            self._written = gather_objects(self._written)[0]
+            raise
         self._written = gather_objects(self._written)[0]
 
     def _load(self, servers: Sequence[VLLMServer], old: list[Path], version: str) -> None:
@@ -144,14 +150,23 @@ class FileTransfer(WeightTransfer):
             load_all()
 
     def _leave_memory(self, own: OwnFolder, error: ServerError) -> None:
-        """Move the first version to the temporary folder: a server in another container has its own /dev/shm."""
+        """Move the first version to the temporary folder: a server in another container has its own /dev/shm.
+
+        Raises:
+            ServerError: `error`, because the version cannot be moved.
+        """
         self._own = OwnFolder(Path(tempfile.gettempdir()))
+        try:
+            self._written = [Path(shutil.move(path, self._own.path)) for path in self._written]
+        except OSError as failure:
+            self._own.remove()
+            self._own = own
+            raise error from failure
         _log.warning(
             "weights go through %s, because a server could not load them from memory (%s); if it cannot read that "
             "either, give FileTransfer.folder",
             *(self._own.path, error),
         )
-        self._written = [Path(shutil.move(path, self._own.path)) for path in self._written]
         own.remove()
 
     def restore(self, server: VLLMServer, version: str) -> None:
@@ -181,9 +196,10 @@ class FileTransfer(WeightTransfer):
             _write(left, dtype, target, durable=self._own is None)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(target, ignore_errors=True)
-            reason = getattr(error, "strerror", None) or first_line(error)
-            raise UserError(f"FileTransfer.folder: {target} cannot be written: {reason}") from error
+            where, reason = getattr(error, "filename", None) or target, getattr(error, "strerror", None)
+            raise UserError(f"FileTransfer.folder: {where} cannot be written: {reason or first_line(error)}") from error
         except Exception:
+            shutil.rmtree(target, ignore_errors=True)
             for _ in left:  # the other ranks gather all weights
                 pass
             raise
@@ -227,11 +243,7 @@ class OwnFolder:
     """
 
     def __init__(self, place: Path) -> None:
-        for old in place.glob(f"{OWN_PREFIX}*"):
-            with suppress(OSError):  # it is in use, another user's, or gone
-                lock = _lock(old)
-                shutil.rmtree(old, ignore_errors=True)
-                os.close(lock)
+        remove_abandoned(place)
         while True:
             self.path = Path(tempfile.mkdtemp(prefix=OWN_PREFIX, dir=place))
             with suppress(BlockingIOError, FileNotFoundError):  # another process is removing it, because it has no lock
@@ -241,6 +253,7 @@ class OwnFolder:
     @classmethod
     def with_room(cls, size: int) -> OwnFolder:
         """Make one in memory if weights of `size` bytes fit there, else in the temporary folder."""
+        remove_abandoned(MEMORY)
         if free_memory() >= VERSIONS * size:
             with suppress(OSError):  # it cannot be written
                 return cls(MEMORY)
@@ -253,6 +266,15 @@ class OwnFolder:
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
         os.close(self._lock)
+
+
+def remove_abandoned(place: Path) -> None:
+    """Remove the folders that killed processes have left in a place."""
+    for old in place.glob(f"{OWN_PREFIX}*"):
+        with suppress(OSError):  # it is in use, another user's, or gone
+            lock = _lock(old)
+            shutil.rmtree(old, ignore_errors=True)
+            os.close(lock)
 
 
 def _lock(folder: Path) -> int:
@@ -470,7 +492,10 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
             abort()
             thread.join(ABORT_SECONDS)
         if thread.is_alive():
-            raise UserError(f"{urls}: a weight transfer hangs and cannot be aborted; resume with --ckpt_path last")
+            why = f"{urls}: a weight transfer hangs" if client.failure is None else str(client.failure)
+            raise UserError(
+                f"{why}; NCCL cannot be aborted, so the run ends: resume with --ckpt_path last"
+            ) from client.failure
     if client.failure is not None:
         raise client.failure
     if late:
@@ -512,9 +537,17 @@ def on_first(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]
 
 def route_to(host: str, port: int) -> tuple[str, str]:
     """Return the addresses of this machine and of another one, as this machine's packets to it carry them."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, port))  # sends nothing
+    family, address = _look_up(host, port)
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)  # sends nothing
         return str(probe.getsockname()[0]), str(probe.getpeername()[0])
+
+
+def _look_up(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Return the family and address of a host: IPv4 if it has both."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    return family, address
 
 
 def is_this_machine(url: str) -> bool:
@@ -543,7 +576,7 @@ def own_address(url: str, given: str | None = None) -> str:
     where = urlsplit(url)
     try:
         mine, theirs = route_to(where.hostname or "", where.port or 80)
-        found = ip_address(socket.gethostbyname(given) if given else mine)
+        found = ip_address(_look_up(given, 0)[1][0] if given else mine)
     except OSError as error:
         raise UserError(
             f"NCCLTransfer.address: {given or 'none'}, for {url}: {error.strerror or error}; give the address at which "
@@ -554,6 +587,20 @@ def own_address(url: str, given: str | None = None) -> str:
             f"NCCLTransfer.address: {given} is {found}, where {url} would find itself; leave it out, or use {mine}"
         )
     return given or mine
+
+
+def gathered(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights, and end the run if one cannot be gathered: the other ranks wait for it, and for all after it.
+
+    Raises:
+        UserError: an error came out of `weights`, and there are other ranks.
+    """
+    try:
+        yield from weights
+    except Exception as error:
+        if world_size() == 1 or isinstance(error, UserError):
+            raise
+        raise UserError(f"a weight cannot be gathered: {first_line(error)}; resume with --ckpt_path last") from error
 
 
 class RepeatedWeights:
