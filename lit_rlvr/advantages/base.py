@@ -79,8 +79,8 @@ class Advantage(ABC):
     """The short name, for messages; "" if the class is not registered."""
 
     zero_for_equal_rewards: bool = False
-    """True if a group whose rewards are all equal gets advantages of 0, whatever else differs. Ranks then share out
-    only the other groups."""
+    """True if a group whose rewards are all equal gets advantages of 0, whatever else differs. Ranks then share
+    the work by the tokens of the other groups."""
 
     min_valid_fraction: float | None = None
     """Share of groups with both right and wrong completions that a batch needs before training; None = no minimum."""

@@ -11,7 +11,7 @@ from lit_rlvr.plan.strategies import FREE, GIB, GPUs, Job
 from lit_rlvr.terminal import Terminal, show_result
 
 MOST = 1024
-"""The most GPUs that the plan tries if the given ones are too few."""
+"""The number of GPUs from which the plan stops doubling them if the given ones are too few."""
 
 
 def show(job: Job, gpus: GPUs) -> None:

@@ -44,7 +44,7 @@ Bold = it fits.
 
 ## Recommended strategies
 
-vLLM on the same GPUs (`VLLMEngine`, which uses 40 % of each, or as much as it needs to start, and sleeps during
+vLLM on the same GPUs (`VLLMEngine`; the plan gives it 40 % of each, or as much as it needs to start; it sleeps during
 training):
 
 {colocated}

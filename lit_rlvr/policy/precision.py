@@ -38,7 +38,7 @@ def fast_bf16(device: str) -> bool:
 
 @lru_cache
 def bf16_slowdown() -> float:
-    """This CPU's time for a matrix product in bfloat16 divided by its time in float32; below 1, bfloat16 is faster.
+    """Return this CPU's time for a matrix product in bfloat16 divided by that in float32; below 1, bfloat16 is faster.
 
     CPUs without bfloat16 instructions emulate it, which takes about a hundred times as long.
     """

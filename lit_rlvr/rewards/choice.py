@@ -24,7 +24,8 @@ class Choice(Reward):
     "option B"), by its whole text, or, for a yes-or-no question, by yes or no ("Yes, on the left"). An answer that
     names several options, or a letter with another option's text, names none: status "parse_fail".
 
-    A sample is multiple-choice if it has `options`, or if its answer is a letter from A to J, yes or no.
+    A sample is multiple-choice if its answer is the letter or the text of one of its `options` or, without options, a
+    letter from A to J, yes or no.
 
     Args:
         boxed_only: only the last `\\boxed{}` counts as an answer.

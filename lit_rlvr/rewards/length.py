@@ -46,8 +46,8 @@ class CosineScaled(MathAnswer):
 
     A right answer's reward falls along half a cosine from `max_correct` at length 0 to `min_correct` at `max_length`; a
     wrong one's goes from `min_wrong` to `max_wrong`. Source: AAPO, eqs. 9-10; lengths beyond `max_length` count as
-    `max_length`, where the released code is periodic. An answer that cannot be parsed counts as wrong; a reference that
-    cannot be parsed masks its completions, because nothing tells which of them are wrong.
+    `max_length`, where the released code is periodic. An answer that cannot be parsed counts as wrong. Completions
+    whose reference cannot be parsed are not judged, because nothing tells which of them are wrong.
 
     Args:
         max_length: L, in tokens.

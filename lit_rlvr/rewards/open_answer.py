@@ -12,7 +12,7 @@ from lit_rlvr.types import Completion, RewardResult, Sample
 
 
 class OpenAnswer(Reward):
-    """A reward that is the F1 score of the answer's words, or 1 only for an exact match; it reports `correct`.
+    """The F1 score of the answer's words with the reference's; it reports `correct`.
 
     The comparison ignores case, punctuation and articles; `correct` means the same words in the same order. The final
     answer is that of `Choice`. Source: Rajpurkar et al. 2016 (SQuAD), the usual score of medical open questions.

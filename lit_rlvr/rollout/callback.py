@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("lit_rlvr")
 
 STAGES = {
-    "wait": "waiting for the rollout begun before",
+    "wait": "waiting for the prefetched rollout",
     "sync": "sending the weights to the engine",
     "reference": "sampling from the reference",
 }
@@ -82,7 +82,7 @@ class RolloutCallback(Callback):
             the dotted path of a class whose public methods are tools, or of a function that returns such an object; or
             several such paths by the names in the data's column `environment`.
         probe_every: compare the engine's log-probabilities with the trainer's after the first weight sync and after
-            every this many syncs; 0 = after the first only.
+            every `probe_every`-th one; 0 = after the first only.
         mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
             their rewards still count in their group's statistics.
         overlap: generate the next rollout while the current one is trained on, with weights one iteration old, for
@@ -93,7 +93,7 @@ class RolloutCallback(Callback):
         max_engine_restarts: how many times in a row a crashed engine is restarted, with the same weights and batch,
             before the run ends.
         deterministic: on a GPU, use vLLM's batch-invariant kernels and torch's deterministic ones: slower, and repeated
-            runs agree as far as these reach; torch warns of each operation without one. A CPU needs no such thing.
+            runs agree as far as these reach; torch warns of each operation without one. No effect on a CPU.
     """
 
     def __init__(
@@ -380,7 +380,7 @@ class RolloutCallback(Callback):
     def check_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
     ) -> None:
-        """See `limits.py`."""
+        """Refuse sizes that contradict each other."""
         check_sizes(
             module, self.generator, self.sampling, self.group_size, self.overlap, prompts, ranks, precision, device
         )
@@ -388,7 +388,7 @@ class RolloutCallback(Callback):
     def log_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
     ) -> None:
-        """See `limits.py`."""
+        """Log the derived sizes, and warn of slow ones."""
         log_sizes(module, self.generator, self.group_size, prompts, ranks, precision, device)
 
     def _start(self, trainer: Trainer, module: RLVRModule) -> None:

@@ -44,7 +44,8 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 
 
 class CollapseStop(Callback):
-    """Early stopping of a collapsed run, by means over the last `window` iterations, its lowest and its first means.
+    """Early stopping of a collapsed run: means over the last `window` iterations are compared with the lowest such mean
+    (unsolved prompts) and with the first one (entropy).
 
     Both signs are those of the negative-dominant control in the A-GRAE paper, where unsolved prompts rise and the
     entropy explodes.
@@ -111,7 +112,8 @@ class CollapseStop(Callback):
 
 
 class LostWork(Callback):
-    """A warning when most of what a run generates gives no signal: once, and again when it gets much worse."""
+    """A warning when most completions are truncated or most prompts give no signal: once, and again when the share has
+    grown by another 0.2."""
 
     def __init__(self) -> None:
         self._recent: dict[str, list[float]] = {}

@@ -122,8 +122,8 @@ _log = logging.getLogger("lit_rlvr")
 class RunFolder(Callback):
     """Writes the results of a run to `trainer.default_root_dir`, in addition to checkpoints and logs.
 
-    They are `completions.jsonl` (sampled groups), `images/` (thumbnails), `curves.png`, and `summary.json`, which a
-    run also writes when it stops early.
+    They are `completions.jsonl` (sampled groups), `images/` (thumbnails), `rollouts/` (numbers of each token, for
+    `explain`), `curves.png`, and `summary.json`, which a run also writes when it stops early.
 
     Args:
         save_prompts: prompts per iteration whose groups are saved to completions.jsonl.

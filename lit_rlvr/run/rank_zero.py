@@ -1,4 +1,4 @@
-"""The messages of a run: shows ours, shows those that all processes share once, and silences other packages."""
+"""The messages of a run: ours are shown, those that all processes share just once; other packages' are not."""
 
 from __future__ import annotations
 

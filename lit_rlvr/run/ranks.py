@@ -44,7 +44,8 @@ class RankWatch(Callback):
     reads the cause reports it and exits. A launcher such as torchrun kills all processes when one exits. So the failed
     process stays until the others have reported the cause, and they stay until it has exited.
 
-    Both parts run in threads: the main thread may wait forever for a dead process, and the first thread for the store.
+    Both parts run in threads of their own: the main thread may wait forever for a dead process, and the thread of the
+    heartbeats for the store.
     """
 
     def __init__(self) -> None:

@@ -32,8 +32,8 @@ from lit_rlvr.run.trackers.callback import Trackers
 class RunStart(Callback):
     """Empties the run folder, opens loggers and trackers, and writes `config.yaml`.
 
-    It does so once, right before the first validation or iteration. A run that fails earlier, or that has nothing left
-    to train, leaves the folder unchanged.
+    It does so once, right before the first validation or iteration. A run that fails earlier leaves the folder
+    unchanged, and so does a resumed run with nothing left to train.
 
     Args:
         settings: the resolved settings as YAML; None = the run has no `config.yaml`.
@@ -53,7 +53,7 @@ class RunStart(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         trainer.loggers = self.loggers  # Lightning has opened its own loggers by now
-        # Lightning would open them before it restores the checkpoint.
+        # Lightning would log hyperparameters, which opens the loggers, before it restores the checkpoint.
         self._logs_hyperparameters, trainer.enable_autolog_hparams = trainer.enable_autolog_hparams, False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -185,7 +185,7 @@ def _try(run: Callable[[], T]) -> tuple[T | None, str | None]:
 
 
 def _check_smaller(rollout: Rollout, budget: int, trouble: str) -> None:
-    # Above this, completions of one token, which take no place after their prompt, may share a micro-batch.
+    # A larger budget may still be too large: completions of one token add nothing to their prompt's, so several fit.
     if budget < min(len(prompt.token_ids) for prompt in rollout.prompts):
         raise UserError(
             f"{trouble}, with one completion at a time; use model.gradient_checkpointing, a smaller model, or a lower "

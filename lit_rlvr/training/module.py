@@ -93,7 +93,7 @@ T = TypeVar("T")
 
 
 class RLVRModule(LossModule, EvaluatingModule):
-    """The base of every algorithm, which gives it a loss: `objective`.
+    """The base class of every algorithm; a subclass defines its loss in `objective`.
 
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
@@ -232,7 +232,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         return replace(self.bounds, mode=resolve_correction(self.importance_correction, exact))
 
     def runs_groups(self, rollout: Rollout) -> list[bool]:
-        """Return for each group whether it can have a gradient, as far as rewards tell before there are advantages."""
+        """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
         can = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
         if self.advantage.zero_for_equal_rewards and not self.runs_all_rows:
             can &= ~degenerate(rollout.rewards).flatten()

@@ -66,7 +66,7 @@ def all_parameters(optimizer: Any) -> list[Tensor]:
 
 
 def unallocated(optimizer: Any, device: torch.device) -> int:
-    """Return the bytes on a device that an optimizer's state will take but does not yet, as after a resume it does.
+    """Return the bytes on a device that an optimizer has yet to allocate for its state: none after a resume.
 
     Each weight without a state counts twice, for AdamW's two moments; of a sharded weight only this rank's shard.
     """

@@ -29,9 +29,9 @@ def main(descriptor: int, parent: int) -> None:
     """Serve requests until the parent closes its end.
 
     A request is (number, "load", key, name, pickle), with name and pickle of a `Function`, or (number, "run", key,
-    arguments, cpu_seconds, memory_mb); a reply is a pickled (number, value, status, detail), with
-    status "refused" for a `UserError`. A child process that a
-    function forks never answers: it has no connection, and ends when it leaves the function.
+    arguments, cpu_seconds, memory_mb). A reply is a pickled (number, value, status, detail), with status "refused" for
+    a `UserError`. A child process that a function forks sends no reply: the fork closes its connection, and it exits
+    when the function returns.
     """
     _prepare(descriptor, parent)
     connection = Connection(descriptor)

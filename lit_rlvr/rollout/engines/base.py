@@ -38,7 +38,7 @@ Answer = tuple[int, int, Continuation | Completion]
 
 
 class Turns:
-    """Takes the turns of completions from an engine and says what follows: here nothing, so each is one turn.
+    """Decides how a completion continues after each turn; this base class ends it after the first.
 
     An engine calls `begin`, then `stopped` for each turn and `answers` until every completion is over. A `Row` keeps
     what it needs in between.
@@ -48,7 +48,7 @@ class Turns:
         self._over: list[Answer] = []
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
-        """Start over with completions of these prompts, whose arguments are those of `RolloutEngine.generate`."""
+        """Forget the previous batch and begin a new one; the arguments are those of `RolloutEngine.generate`."""
         self._over = []
 
     def opening(self, p: int, g: int) -> Continuation | None:

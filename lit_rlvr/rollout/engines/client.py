@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 START = "start it with `lit-rlvr serve --model ...`"
 HEALTH_SECONDS = 5.0
-"""Seconds between two looks whether a server that has not answered yet is still able to."""
+"""Seconds between two health checks of a server that has not answered a request yet."""
 _log = logging.getLogger("lit_rlvr")
 
 

@@ -101,7 +101,7 @@ class HFEngine(RolloutEngine):
         """Decode groups of completions together, each group from one start; `over` is called with each that is over.
 
         Returns:
-            Those that observed images, which have to start again with them.
+            The rows that observed images: each is decoded again from a prompt that includes them.
         """
         policy, context = self._policy, self._context
         assert policy is not None and context is not None, "start() comes first"

@@ -35,7 +35,7 @@ class VLLMProcessGroup:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Within this context the default group is this world's, if any; a new default group becomes this world's."""
+        """Make this world's group the default one inside this context, and keep a default group that is made there."""
         world: Any = distributed_c10d._world
         group, count, hook = world.default_pg, world.group_count, sys.excepthook
         distributed_c10d._update_default_pg(self._group)
@@ -49,7 +49,8 @@ class VLLMProcessGroup:
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """End this world afterwards. Within this context there is no default group: ending it would end every group."""
+        """Destroy this world's group after this context. Inside it there is no default group, because destroying the
+        default one destroys the trainer's groups too."""
         group, self._group = self._group, None
         with self.inside():
             yield

@@ -14,7 +14,7 @@ SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    """Replaces `ArgumentParser.error`."""
+    """Print one line, with the nearest option, and exit; in place of `ArgumentParser.error`."""
     first = message.removeprefix("unrecognized arguments: ").partition(" ")[0].partition("=")[0]
     known = sorted(parser._option_string_actions)
     near = get_close_matches(first.replace("_", "-"), known, 1) if message.startswith("unrecognized") else []

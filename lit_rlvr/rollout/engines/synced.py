@@ -138,7 +138,7 @@ class SyncedEngine:
         engine: the engine that generates; it is started here.
         max_restarts: how many times in a row, without a complete batch in between.
         probe_every: compare the engine's log-probabilities with the policy's after the first sync that can be probed
-            and after every this many; 0 = after the first only.
+            and after every `probe_every`-th one; 0 = after the first only.
         resume: tells the user how to continue once the engine has crashed too often.
     """
 

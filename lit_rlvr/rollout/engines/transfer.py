@@ -613,11 +613,11 @@ class RepeatedWeights:
         self._pass: Iterator[tuple[str, Tensor]] | None = None  # the last one; None = none since `begin`
 
     def begin(self) -> None:
-        """Take note that the weights are sent now, in one pass."""
+        """Mark the start of a transfer: no pass over the weights has begun."""
         self._pass = None
 
     def finish(self) -> None:
-        """Gather the weights that were not, because the other ranks gather all."""
+        """Finish the pass over the weights, or make one if none has begun: the other ranks gather every weight."""
         for _ in iter(self) if self._pass is None else self._pass:
             pass
 

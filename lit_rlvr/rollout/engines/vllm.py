@@ -192,7 +192,8 @@ class VLLMEngine(RolloutEngine):
         return nullcontext() if self._compiles else torch.compiler.set_stance("force_eager")
 
     def _share(self, reserved: int) -> float:
-        """Share of the GPU's memory for vLLM; when it starts again the same, because `reserved` is allocated then.
+        """Return vLLM's share of the GPU's memory. It is measured once: when vLLM starts again, training has allocated
+        what is reserved.
 
         Args:
             reserved: bytes to leave for training.

@@ -122,8 +122,7 @@ class Tracker(ABC):
 
     @property
     def place(self) -> str:
-        """The address that keeps the run, in addition to its id; a run that resumes with another address is new
-        there."""
+        """The server or project that stores the run. A run that resumes with another one starts there as a new run."""
         return ""
 
     @abstractmethod

@@ -70,8 +70,8 @@ class Trackers(Callback):
     """Sends each row of metrics.csv to every tracker when the next iteration begins, because it is complete then.
 
     A tracker gets the rows after the last step it has. So a resumed run sends nothing twice, and sends what an earlier
-    process could not send. A tracker that fails delays nothing, and gets the missing rows later. A tracker that the
-    user adds to a resumed run gets the run from its beginning.
+    process could not send. A tracker that fails does not end the run: it is tried again after a pause that doubles each
+    time, and then gets the missing rows. A tracker that the user adds to a resumed run gets the run from its beginning.
 
     Args:
         trackers: at most one of each kind; only the first process uses them.

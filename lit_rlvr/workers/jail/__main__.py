@@ -108,7 +108,7 @@ def call(program: str, function: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A numpy number or array as numbers."""
+    """Return a numpy number or array as plain numbers."""
     if not hasattr(value, "tolist"):
         raise TypeError(f"the value holds a {type(value).__name__}, which is not JSON")
     return value.tolist()

@@ -76,7 +76,7 @@ def confine() -> None:
 
 
 def program(machine: int, calls: dict[str, int]) -> Code:
-    """The filter: a call with another architecture's numbering kills the process, an unlisted call fails."""
+    """Return the filter: a call with another architecture's numbers kills the process, an unlisted call fails."""
     code = [(LOAD, 0, 0, MACHINE), (IF_EQUAL, 1, 0, machine), (RETURN, 0, 0, KILL), (LOAD, 0, 0, NUMBER)]
     for name, number in calls.items():
         verdict = RULES.get(name, [(RETURN, 0, 0, ALLOW)])
