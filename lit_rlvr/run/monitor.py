@@ -44,10 +44,9 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 
 
 class CollapseStop(Callback):
-    """Early stopping of a collapsed run: means over the last `window` iterations are compared with the lowest such mean
-    (unsolved prompts) and with the first one (entropy).
+    """Early stopping of a collapsed run, by means over the last `window` iterations.
 
-    Both signs are those of the negative-dominant control in the A-GRAE paper, where unsolved prompts rise and the
+    The share of unsolved prompts is compared with its lowest mean, the entropy with its first. Both signs are those of the negative-dominant control in the A-GRAE paper, where unsolved prompts rise and the
     entropy explodes.
 
     Args:
