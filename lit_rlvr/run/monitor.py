@@ -46,8 +46,8 @@ VALIDATED = re.compile(r"val/(.+)/truncated")
 class CollapseStop(Callback):
     """Early stopping of a collapsed run, by means over the last `window` iterations.
 
-    The share of unsolved prompts is compared with its lowest mean, the entropy with its first. Both signs are those of the negative-dominant control in the A-GRAE paper, where unsolved prompts rise and the
-    entropy explodes.
+    The share of unsolved prompts is compared with its lowest mean, the entropy with its first. Both signs are those of
+    the negative-dominant control in the A-GRAE paper, where unsolved prompts rise and the entropy explodes.
 
     Args:
         window: number of iterations to average over; 0 = never stop.
