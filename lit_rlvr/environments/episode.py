@@ -69,7 +69,7 @@ class Player:
         if call == REWARD:
             environment, messages = self._episodes.pop(number)
             said = environment.reward()
-            outcome = None if said is None else _judged(as_result(said))
+            outcome = None if said is None else _with_correct(as_result(said))
             return outcome, judge(environment, messages, sample)
         assert turn is not None, "a step has a turn"
         environment, messages = self._episodes[number]
@@ -144,7 +144,7 @@ def _checked(value: object) -> Observation:
     return replace(value, text=_plain(value.text), results=results)
 
 
-def _judged(result: RewardResult) -> RewardResult:
+def _with_correct(result: RewardResult) -> RewardResult:
     """Set `correct`: value 1 is right unless the environment says otherwise."""
     if result.correct is not None or result.status == "error":
         return result
@@ -225,8 +225,8 @@ class EpisodeWorkers:
         self, number: int, seed: int, sample: Sample, turns: Sequence[Turn], judge: bool, worker: WorkerProcess
     ) -> Requests:
         """Yield the arguments of the `Player` for what the episode's worker has not played yet."""
-        home, played, reply = self._known.pop(number, (None, RESET - 1, Reply(None)))
-        if home is not worker:  # that one was lost
+        previous_worker, played, reply = self._known.pop(number, (None, RESET - 1, Reply(None)))
+        if previous_worker is not worker:  # that one was lost
             played, reply = RESET - 1, Reply(None)
         while played < len(turns):
             turn = turns[played] if played >= RESET else None

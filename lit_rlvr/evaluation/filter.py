@@ -69,17 +69,19 @@ def filter_prompts(
     missing = records.missing(split, prompts)
     if missing:
         longest_prompt = data.max_prompt_tokens if begins(rollout.environment) else 0
-        asked = LengthRequirement(
+        requirement = LengthRequirement(
             f"{data.name} {split}",
             missing,
             sampling.reach,
             "rollout.sampling.max_tokens",
             min_prompt_tokens=longest_prompt,
         )
-        check_lengths(module.model_folder, [asked])
+        check_lengths(module.model_folder, [requirement])
         images = max(len(prompt.sample.images) for prompt in missing)
-        check = data.prepare(asked.longest)
-        sampler = Sampler(module.model_folder, rollout.engine, module.tokenizer, dtype, asked.reach, images, check)
+        check = data.prepare(requirement.longest)
+        sampler = Sampler(
+            module.model_folder, rollout.engine, module.tokenizer, dtype, requirement.reach, images, check
+        )
         with progress_bar(f"{split} prompts", len(missing), done=len(prompts) - len(missing)) as one_more:
 
             def judged(*group: Any) -> None:

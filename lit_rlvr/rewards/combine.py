@@ -108,8 +108,8 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
         UserError: no reward, two of the same name, or two marked `correct_from`.
     """
     check_rewards(rewards)
-    judging = _judge(rewards, results)
-    results = results | {judging: _judged(judging, results[judging])}
+    judging = _correct_source(rewards, results)
+    results = results | {judging: _with_correct(judging, results[judging])}
 
     rows = [dict(zip(results, said, strict=True)) for said in zip(*results.values(), strict=True)]  # B
     worst = [max((result.status for result in row.values()), key=SEVERITY.index) for row in rows]
@@ -143,7 +143,7 @@ def _correct(row: dict[str, RewardResult], judging: str, status: Status) -> bool
     return next((result.correct for result in (row[judging], *row.values()) if result.correct is not None), None)
 
 
-def _judge(rewards: Sequence[Reward], results: Judgements) -> str:
+def _correct_source(rewards: Sequence[Reward], results: Judgements) -> str:
     """Return the name of the reward that `correct` comes from."""
     for reward in rewards:
         if reward.correct_from:
@@ -155,7 +155,7 @@ def _judge(rewards: Sequence[Reward], results: Judgements) -> str:
     return failed[0] if failed else rewards[0].name  # it may report `correct` elsewhere
 
 
-def _judged(name: str, column: list[RewardResult]) -> list[RewardResult]:
+def _with_correct(name: str, column: list[RewardResult]) -> list[RewardResult]:
     """Set `correct` in the results of the reward that it comes from, wherever its check has not failed."""
     if any(result.correct is not None for result in column):
         return [_reported(result) for result in column]

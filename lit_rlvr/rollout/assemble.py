@@ -37,14 +37,14 @@ def assemble(
     """
     token_ids, mask, logprobs = pad_completions(completions)
     masked = scores.masked  # (P, G)
-    lost = masked
+    masked_out = masked
     if mask_truncated:
-        lost = masked | torch.tensor([[c.truncated for c in group] for group in completions])
+        masked_out = masked | torch.tensor([[c.truncated for c in group] for group in completions])
     return Rollout(
         prompts=prompts,
         completions=completions,
         token_ids=token_ids,
-        mask=mask & ~lost.flatten()[:, None],
+        mask=mask & ~masked_out.flatten()[:, None],
         rollout_logprobs=logprobs,
         rewards=impute(scores.rewards, masked),
         correct=impute(scores.correct, ~scores.judged),
@@ -83,7 +83,9 @@ def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
     return counts[rank()]
 
 
-def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Completion]] = ()) -> dict[str, float]:
+def rollout_metrics(
+    rollout: Rollout, seconds: float, reference_completions: Sequence[list[Completion]] = ()
+) -> dict[str, float]:
     """Compute the metrics of a rollout, over all ranks. Collective: call it on every rank.
 
     `rollout/entropy` is the mean of -log p over the sampled tokens, an unbiased estimate of the entropy of the sampling
@@ -93,10 +95,11 @@ def rollout_metrics(rollout: Rollout, seconds: float, beside: Sequence[list[Comp
 
     Args:
         seconds: how long generation took.
-        beside: further completions generated for it, which count in `rollout/samples` and `rollout/tokens` too.
+        reference_completions: further completions generated for it, which count in `rollout/samples` and
+            `rollout/tokens` too.
     """
     size = float(rollout.rewards.numel())
-    generated = [completion for group in [*rollout.completions, *beside] for completion in group]
+    generated = [completion for group in [*rollout.completions, *reference_completions] for completion in group]
     counted = rollout.counted  # (P, G)
     rewarded = torch.tensor([[s != "unjudged" for s in group] for group in rollout.statuses]).reshape(counted.shape)
     unsolved = (rollout.correct.sum(1) == 0) & counted.any(1)  # (P,)

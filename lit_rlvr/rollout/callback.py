@@ -374,7 +374,7 @@ class RolloutCallback(Callback):
                 f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
                 for name in unknown
             ),
-            lambda: check_lengths(module.model_folder, self._asked(data)),
+            lambda: check_lengths(module.model_folder, self._length_requirements(data)),
         )
 
     def check_sizes(
@@ -408,12 +408,12 @@ class RolloutCallback(Callback):
 
     def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        sets = self._asked(data)
+        sets = self._length_requirements(data)
         return EngineContext(
             folder=module.model_folder,
             policy=module.policy,
             tokenizer=module.tokenizer,
-            max_tokens=max(asked.reach for asked in sets),
+            max_tokens=max(requirement.reach for requirement in sets),
             max_sequences=max(
                 data.prompts_per_step * self.group_size // trainer.world_size,
                 *(
@@ -423,8 +423,8 @@ class RolloutCallback(Callback):
             ),
             seed=run_seed(),
             dtype=compute_dtype(str(trainer.precision)),
-            max_images=max(len(prompt.sample.images) for asked in sets for prompt in asked.prompts)
-            + self._most_images(),
+            max_images=max(len(prompt.sample.images) for requirement in sets for prompt in requirement.prompts)
+            + self._max_observed_images(),
             deterministic=self.deterministic,
             reserved=sum(unallocated(optimizer, module.policy.device) for optimizer in trainer.optimizers),
             tokens=max(0, trainer.max_steps // updates_of(module))
@@ -433,13 +433,13 @@ class RolloutCallback(Callback):
             * self.sampling.max_tokens,
         )
 
-    def _most_images(self) -> int:
+    def _max_observed_images(self) -> int:
         """Return the number of images that an environment may show in an episode, one at a time."""
         if self.environment is None:
             return 0
         return max(self.sampling.max_turns, self.eval_sampling.max_turns) - 1
 
-    def _asked(self, data: Any) -> list[LengthRequirement]:
+    def _length_requirements(self, data: Any) -> list[LengthRequirement]:
         return length_requirements(data, self.sampling, self.eval_sampling, begins(self.environment))
 
     def state_dict(self) -> dict[str, Any]:

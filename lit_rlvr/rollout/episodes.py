@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Row:
+class _EpisodeState:
     """Completion g of prompt p, and its episode so far.
 
     limit: the most tokens, observations included. raw: its turns with special tokens. judged: its last call ends the
@@ -70,12 +70,12 @@ class Episodes(Turns):
         self._waiting = 0
         self._prompts: Sequence[Prompt] = ()
         self._sampling = Sampling()
-        self._rows: dict[int, _Row] = {}
+        self._rows: dict[int, _EpisodeState] = {}
         self._numbers: dict[tuple[int, int], int] = {}
         self._openings: dict[tuple[int, int], tuple[Outcome, tuple[int, ...]]] = {}
-        self._opened: tuple[list[str], list[list[int]]] = [], []  # the sample ids and seeds that these are of
-        self._begun: dict[str, Opening] = {}  # sample id -> what its prompt ends with
-        self._handed: set[tuple[int, int]] = set()  # openings that the engine took
+        self._opened_batch: tuple[list[str], list[list[int]]] = [], []  # the sample ids and seeds that these are of
+        self._prompt_openings: dict[str, Opening] = {}  # sample id -> what its prompt ends with
+        self._openings_taken: set[tuple[int, int]] = set()  # openings that the engine took
         self.seconds = 0.0  # waited for environments, so far
 
     def open(
@@ -95,7 +95,7 @@ class Episodes(Turns):
         Raises:
             UserError: a prompt becomes too long, or completions of a prompt would begin with different images.
         """
-        self._openings, self._begun = {}, {}
+        self._openings, self._prompt_openings = {}, {}
         if not self._environment.begins:
             return list(prompts)
         outcomes = self._reset(prompts, seeds)
@@ -118,9 +118,9 @@ class Episodes(Turns):
                 for g, outcome in row.items():
                     self._openings[p, g] = outcome, tuple(own.get(g, made[0].token_ids[len(longer.token_ids) :]))
             elif made:
-                self._begun[prompt.sample.id] = different[0]
+                self._prompt_openings[prompt.sample.id] = different[0]
             opened.append(longer)
-        self._opened = [prompt.sample.id for prompt in prompts], [list(some) for some in seeds]
+        self._opened_batch = [prompt.sample.id for prompt in prompts], [list(some) for some in seeds]
         return opened
 
     def _common_start(self, prompts: Sequence[Prompt]) -> Prompt:
@@ -144,14 +144,14 @@ class Episodes(Turns):
         return {place: outcomes[number] for number, place in enumerate(places)}
 
     def begin(self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]) -> None:
-        if ([prompt.sample.id for prompt in prompts], [list(some) for some in seeds]) != self._opened:
+        if ([prompt.sample.id for prompt in prompts], [list(some) for some in seeds]) != self._opened_batch:
             self._workers.forget()
             if self._openings:
                 raise UserError(
                     f"rollout.environment: reset of {self._environment.title} says different things to completions of "
                     "a prompt, so a batch cannot be generated again; let it depend on the sample alone"
                 )
-        self._opened = [], []
+        self._opened_batch = [], []
         self._waiting = 0
         self._prompts, self._sampling = prompts, sampling
         if sampling.max_turns > 1 and sampling.max_observation_tokens < (least := self.between.min_tokens):
@@ -159,24 +159,24 @@ class Episodes(Turns):
                 f"sampling.max_observation_tokens: {sampling.max_observation_tokens} is too few, because the chat "
                 f"template around an observation takes up to {least} tokens"
             )
-        self._rows, self._numbers, self._handed = {}, {}, set()
+        self._rows, self._numbers, self._openings_taken = {}, {}, set()
         for p, prompt in enumerate(prompts):
             for g, seed in enumerate(seeds[p]):
                 number = self._numbers[p, g] = len(self._rows)
                 _, first = self._openings.get((p, g), (None, ()))
                 room = self._context - len(prompt.token_ids) if self._context else sampling.reach + len(first)
-                row = self._rows[number] = _Row(p, g, seed, min(sampling.reach + len(first), room))
+                row = self._rows[number] = _EpisodeState(p, g, seed, min(sampling.reach + len(first), room))
                 row.observe(first)
 
     def opening(self, p: int, g: int) -> Continuation | None:
         if (p, g) not in self._openings:
             return None
-        self._handed.add((p, g))
+        self._openings_taken.add((p, g))
         row, (_, first) = self._rows[self._numbers[p, g]], self._openings[p, g]
         return Continuation(first, min(self._sampling.max_tokens, row.limit - len(first)))
 
     def stopped(self, p: int, g: int, turn: Completion) -> None:
-        if (p, g) in self._openings and (p, g) not in self._handed:
+        if (p, g) in self._openings and (p, g) not in self._openings_taken:
             raise UserError(
                 f"rollout.engine: it does not support an environment ({self._environment.title}) whose reset says "
                 "different things to completions of a prompt"
@@ -214,13 +214,13 @@ class Episodes(Turns):
         """End the workers; they start again when an episode begins."""
         self._workers.close()
 
-    def _call(self, number: int, row: _Row, judge: bool) -> None:
+    def _call(self, number: int, row: _EpisodeState, judge: bool) -> None:
         row.judged = judge
         texts = tuple(Turn(turn.text, raw=raw) for turn, raw in zip(row.turns, row.raw, strict=True))
         texts = texts[:-1] if row.cut else texts
         self._workers.call(number, row.seed, self._prompts[row.p].sample, texts, judge)
 
-    def _answer(self, number: int, row: _Row, outcome: Outcome) -> Continuation | Completion | None:
+    def _answer(self, number: int, row: _EpisodeState, outcome: Outcome) -> Continuation | Completion | None:
         """Return how a completion goes on; None if its environment has to be asked once more."""
         sample = self._prompts[row.p].sample
         opened, _ = self._openings.get((row.p, row.g), (outcome, ()))
@@ -229,7 +229,9 @@ class Episodes(Turns):
                 said = RewardResult(0.0, None, failed.status, f"environment: {failed.detail}")
                 return self._whole(row, not row.cut, said)
         reply: Reply = outcome.value
-        begun = opened.value.begun if (row.p, row.g) in self._openings else self._begun.get(sample.id, reply.begun)
+        begun = self._prompt_openings.get(sample.id, reply.begun)
+        if (row.p, row.g) in self._openings:
+            begun = opened.value.begun
         if reply.begun != begun:
             said = RewardResult(0.0, None, "error", "environment: reset said something else when it was called again")
             return self._whole(row, not row.cut, said)
@@ -254,7 +256,7 @@ class Episodes(Turns):
         return Continuation(tokens, min(self._sampling.max_tokens, room), shown.pixels)
 
     @staticmethod
-    def _whole(row: _Row, ended: bool, outcome: RewardResult | None) -> Completion:
+    def _whole(row: _EpisodeState, ended: bool, outcome: RewardResult | None) -> Completion:
         return Completion(
             row.turns[-1].text, tuple(row.tokens), "stop" if ended else "length", tuple(row.logprobs),
             tuple(row.sampled), tuple(row.turns), outcome, Pixels.joined(row.pixels),

@@ -84,18 +84,21 @@ def check_lengths(model_folder: str, sets: Sequence[LengthRequirement]) -> None:
         UserError: names the prompt, and which option to lower to what.
     """
     context = context_length(load_config(model_folder))
-    for asked in sets:
-        if context is None or asked.reach <= context:
+    for requirement in sets:
+        if context is None or requirement.reach <= context:
             continue
-        tokens = asked.reach - asked.max_tokens
-        said = f"prompt {asked.longest.sample.id} has {tokens} tokens"
-        if tokens > len(asked.longest.token_ids):
-            said = f"the environment adds to prompts, up to {asked.prompt_option}={tokens} tokens"
-        rooms = {asked.prompt_option: context - asked.max_tokens, asked.option: context - tokens}
-        lower = " or ".join(f"{option} to {room}" for option, room in rooms.items() if room > 0)
+        tokens = requirement.reach - requirement.max_tokens
+        said = f"prompt {requirement.longest.sample.id} has {tokens} tokens"
+        if tokens > len(requirement.longest.token_ids):
+            said = f"the environment adds to prompts, up to {requirement.prompt_option}={tokens} tokens"
+        allowed_by_option = {
+            requirement.prompt_option: context - requirement.max_tokens, requirement.option: context - tokens
+        }  # fmt: skip
+        lower = " or ".join(f"{option} to {allowed}" for option, allowed in allowed_by_option.items() if allowed > 0)
         raise UserError(
-            f"{asked.name}: {said}, which with {asked.option}={asked.max_tokens} is more than the model's context of "
-            f"{context} tokens; lower {lower or ' and '.join(rooms)}, or raise it by model.config_overrides"
+            f"{requirement.name}: {said}, which with {requirement.option}={requirement.max_tokens} is more than the "
+            f"model's context of {context} tokens; lower {lower or ' and '.join(allowed_by_option)}, or raise it by "
+            "model.config_overrides"
         )
 
 
@@ -110,22 +113,22 @@ def within_context(model_folder: str, sets: Sequence[LengthRequirement]) -> int:
     """
     context = context_length(load_config(model_folder))
     if context is None:
-        return max(asked.reach for asked in sets)
-    for asked in sets:
-        tokens = len(asked.longest.token_ids)
+        return max(requirement.reach for requirement in sets)
+    for requirement in sets:
+        tokens = len(requirement.longest.token_ids)
         if tokens >= context:
             raise UserError(
-                f"{asked.name}: prompt {asked.longest.sample.id} has {tokens} tokens, which leaves no room in the "
-                f"model's context of {context} tokens; lower {asked.prompt_option} to {context - 1}"
+                f"{requirement.name}: prompt {requirement.longest.sample.id} has {tokens} tokens, which leaves no room "
+                f"in the model's context of {context} tokens; lower {requirement.prompt_option} to {context - 1}"
             )
-        cut = sum(len(prompt.token_ids) + asked.max_tokens > context for prompt in asked.prompts)
+        cut = sum(len(prompt.token_ids) + requirement.max_tokens > context for prompt in requirement.prompts)
         if cut:
             _log.warning(
                 "%s: %d of %d prompts and %d new tokens do not fit into the model's context of %d tokens; their "
                 "completions end there, after %d tokens at the least",
-                asked.name, cut, len(asked.prompts), asked.max_tokens, context, context - tokens,
+                requirement.name, cut, len(requirement.prompts), requirement.max_tokens, context, context - tokens,
             )  # fmt: skip
-    return min(context, max(asked.reach for asked in sets))
+    return min(context, max(requirement.reach for requirement in sets))
 
 
 def context_length(config: Any) -> int | None:

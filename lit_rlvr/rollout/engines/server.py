@@ -171,12 +171,12 @@ class VLLMServerEngine(RolloutEngine):
         import httpx
 
         turns.begin(prompts, sampling, seeds)
-        answers = _Answers(turns)
+        pending = _PendingTurns(turns)
         server = self.server
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with httpx.AsyncClient(headers=server.headers, timeout=server.timeout, limits=limits) as client:
             tasks = [
-                asyncio.create_task(self._group(client, p, prompt, sampling, seeds[p], done, answers))
+                asyncio.create_task(self._group(client, p, prompt, sampling, seeds[p], done, pending))
                 for p, prompt in enumerate(prompts)
             ]
             try:
@@ -189,25 +189,27 @@ class VLLMServerEngine(RolloutEngine):
 
     async def _group(
         self, client: httpx.AsyncClient, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int],
-        done: Done | None, answers: _Answers,
+        done: Done | None, pending: _PendingTurns,
     ) -> list[Completion]:  # fmt: skip
-        limit = self._started.limit(sampling.max_tokens, len(prompt.token_ids))
+        limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))
         rows = [Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds)]
-        group = list(await asyncio.gather(*(self._episode(client, row, sampling, answers) for row in rows)))
+        group = list(await asyncio.gather(*(self._episode(client, row, sampling, pending) for row in rows)))
         if done is not None and group:
             done(p, group)
         return group
 
-    async def _episode(self, client: httpx.AsyncClient, row: Row, sampling: Sampling, answers: _Answers) -> Completion:
+    async def _episode(
+        self, client: httpx.AsyncClient, row: Row, sampling: Sampling, pending: _PendingTurns
+    ) -> Completion:
         """Return one completion, turn after turn."""
-        if (opening := answers.turns.opening(row.p, row.g)) is not None:
+        if (opening := pending.turns.opening(row.p, row.g)) is not None:
             row.continue_with(opening)
         while True:
-            parameters = sampling_parameters(self._held, sampling, row.seed, row.limit)
+            parameters = sampling_parameters(self._synced_policy, sampling, row.seed, row.limit)
             request = self._input(row.start) | {"sampling_params": parameters}
             turn = self._completion(await self.server.complete(client, request))
             row.tokens = list(turn.token_ids)
-            answer = await answers.to(row.p, row.g, turn)
+            answer = await pending.answer(row.p, row.g, turn)
             if isinstance(answer, Completion):
                 return answer
             row.go_on(answer)
@@ -217,10 +219,10 @@ class VLLMServerEngine(RolloutEngine):
         if prompt.pixels is None:
             return {"token_ids": list(prompt.token_ids)}
         parts = [{"type": "image_url", "url": _png(image)} for image in prompt.pixels.images]
-        return {"token_ids": collapsed(self._held, prompt), "content_parts": parts}
+        return {"token_ids": collapsed(self._synced_policy, prompt), "content_parts": parts}
 
     @property
-    def _started(self) -> EngineContext:
+    def _started_context(self) -> EngineContext:
         assert self._context is not None, "start() comes first"
         return self._context
 
@@ -234,10 +236,10 @@ class VLLMServerEngine(RolloutEngine):
         if choice["finish_reason"] not in ("stop", "length"):
             raise ServerError(f"{self.server.url} aborted a completion: {choice['finish_reason']}")
         logprobs = tuple(float(content["logprob"]) for content in choice["logprobs"]["content"])
-        return read_completion(self._started, choice["token_ids"], logprobs, choice["finish_reason"])
+        return read_completion(self._started_context, choice["token_ids"], logprobs, choice["finish_reason"])
 
     @property
-    def _held(self) -> Policy:
+    def _synced_policy(self) -> Policy:
         """The policy whose weights the servers have."""
         assert self._policy is not None, "sync() comes first"
         return self._policy
@@ -283,14 +285,14 @@ def model_sizes(config: Any) -> dict[str, Any]:
     return found | {"rope_parameters": getattr(config.get_text_config(), "rope_parameters", None)}
 
 
-class _Answers:
+class _PendingTurns:
     """Waits for the answers to the turns of many completions at once."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
         self._found: dict[tuple[int, int], Continuation | Completion] = {}
 
-    async def to(self, p: int, g: int, turn: Completion) -> Continuation | Completion:
+    async def answer(self, p: int, g: int, turn: Completion) -> Continuation | Completion:
         """Return what follows a turn of completion g of prompt p."""
         self.turns.stopped(p, g, turn)
         while True:

@@ -124,7 +124,7 @@ def trainer_logprobs(
 
 _log = logging.getLogger("lit_rlvr")
 
-_WOULD_COME_AGAIN = {"BackendCompilerFailed", "ImportError"}
+_PERMANENT_ERRORS = {"BackendCompilerFailed", "ImportError"}
 """Exceptions, torch's by name, that a restart of the engine would only raise again."""
 
 
@@ -153,7 +153,7 @@ class SyncedEngine:
         self._version: Hashable | None = None  # of these weights; None = it may hold others
         self._syncs = 0  # those that can be probed
         self._restarts = 0  # since the last complete batch
-        self._proven = True  # False = restarted and not probed yet
+        self._is_probed = True  # False = restarted and not probed yet
 
     @property
     def started(self) -> bool:
@@ -262,7 +262,7 @@ class SyncedEngine:
                     f"engine {self.engine.name} crashed: {crash}; after {self._max_restarts} restart(s) in a row "
                     f"(rollout.max_engine_restarts) the run ends; {self._resume}"
                 )
-            self._restarts, self._proven = self._restarts + 1, False
+            self._restarts, self._is_probed = self._restarts + 1, False
             _log.warning(
                 "engine %s crashed: %s; restart %d of %d", self.engine.name, crash, self._restarts, self._max_restarts
             )
@@ -280,11 +280,11 @@ class SyncedEngine:
 
         Skipped with sharded weights, whose log-probabilities need all ranks, and put off without prompts.
         """
-        if self._proven or self._sharded or not prompts:
+        if self._is_probed or self._sharded or not prompts:
             return
         assert self._policy is not None, "sync_weights() comes first"
         check_engine(self.engine, self._policy, probe_prompts(prompts, together=False), probe_sampling(sampling))
-        self._proven = True
+        self._is_probed = True
 
     @property
     def _sharded(self) -> bool:
@@ -305,7 +305,7 @@ def crash_of(action: Callable[[], None]) -> str | None:
     except Exception as error:
         if lost_peer(error):
             raise
-        if any(kind.__name__ in _WOULD_COME_AGAIN for kind in type(error).__mro__):
+        if any(kind.__name__ in _PERMANENT_ERRORS for kind in type(error).__mro__):
             raise UserError(f"engine: {first_line(error)}; it would fail again, so it is not restarted") from error
         return first_line(error)
     return None

@@ -25,9 +25,10 @@ from lit_rlvr.types import Completion, Prompt, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
-_SPARE = 6 << 30, 0.08
-"""Bytes of GPU memory, or a share of it if that is more, left free for CUDA contexts, communication, activations and
-fragmentation."""
+_RESERVE_BYTES = 6 << 30
+"""Bytes of GPU memory left free for CUDA contexts, communication, activations and fragmentation."""
+_RESERVE_SHARE = 0.08
+"""The share of the GPU's memory left free for them if that is more."""
 SMALLER = 0.8
 """How much of its share an engine keeps that found no memory when it woke."""
 GPU_SEQUENCES = 1024
@@ -90,7 +91,7 @@ class VLLMEngine(RolloutEngine):
             )
         self._llm: Any = None
         self._context: EngineContext | None = None
-        self._found: float | None = None  # share of the GPU's memory, found at the first start
+        self._memory_share: float | None = None  # chosen at the first start
         self._asleep = False
         self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
         self._complete = False  # it holds every weight, not noise
@@ -203,20 +204,20 @@ class VLLMEngine(RolloutEngine):
             return self.gpu_memory_utilization
         if not self.sleep_mode:
             return 0.4
-        if self._found is None:
+        if self._memory_share is None:
             free, total = torch.cuda.mem_get_info()
-            self._found = max(0.1, (free - reserved) / total - max(_SPARE[0] / total, _SPARE[1]))
-        return self._found
+            self._memory_share = max(0.1, (free - reserved) / total - max(_RESERVE_BYTES / total, _RESERVE_SHARE))
+        return self._memory_share
 
     def sync(self, policy: Policy) -> None:
         try:
             self._sync(policy)
         except Exception as error:
-            if self._found is not None and "out of memory" in str(error).lower():
-                self._found *= SMALLER
+            if self._memory_share is not None and "out of memory" in str(error).lower():
+                self._memory_share *= SMALLER
                 _log.warning(
                     "engine vllm: out of GPU memory; it starts again with %.2f of it. Set gpu_memory_utilization below "
-                    "that to start so", self._found,
+                    "that to start so", self._memory_share,
                 )  # fmt: skip
             raise
 
@@ -253,27 +254,30 @@ class VLLMEngine(RolloutEngine):
         turns.begin(prompts, sampling, seeds)
         rows: dict[str, _Row] = {}  # by the request of its current turn
         groups: list[list[_Row]] = []
-        asked: list[str] = []
+        request_ids: list[str] = []
 
-        def ask(row: _Row, rendered: Any) -> None:
+        def render(prompt: Prompt) -> Any:
+            return engine.renderer.render_cmpl([self._input(prompt)])[0]
+
+        def add_request(row: _Row, rendered: Any) -> None:
             name = f"{row.p}-{row.g}-{row.turn}"
             rows[name] = row
-            asked.append(engine.add_request(name, rendered, self._parameters(sampling, row.seed, row.limit)))
+            request_ids.append(engine.add_request(name, rendered, self._parameters(sampling, row.seed, row.limit)))
 
         try:
             for p, (prompt, numbers) in enumerate(zip(prompts, seeds, strict=True)):
-                (rendered,) = engine.renderer.render_cmpl([self._input(prompt)])
-                limit = self._held.limit(sampling.max_tokens, len(prompt.token_ids))
+                rendered = render(prompt)
+                limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))
                 groups.append([_Row(p, g, prompt, seed, limit) for g, seed in enumerate(numbers)])
                 for row in groups[p]:
                     opening = turns.opening(p, row.g)
                     if opening is not None:
                         row.continue_with(opening)
-                    ask(row, rendered if opening is None else engine.renderer.render_cmpl([self._input(row.start)])[0])
+                    add_request(row, rendered if opening is None else render(row.start))
             while engine.has_unfinished_requests() or turns.waiting:
                 for output in self._step():
                     row = rows[output.request_id]
-                    if row.add(output.outputs[0], self._held.tokenizer, sampling.stop):
+                    if row.add(output.outputs[0], self._started_context.tokenizer, sampling.stop):
                         engine.abort_request([output.request_id])
                     if row.finish_reason is not None:
                         turns.stopped(row.p, row.g, self._turn(row))
@@ -285,9 +289,9 @@ class VLLMEngine(RolloutEngine):
                             done(p, [row.get() for row in groups[p]])
                     else:
                         row.go_on(answer)
-                        ask(row, engine.renderer.render_cmpl([self._input(row.start)])[0])
+                        add_request(row, render(row.start))
         except BaseException:
-            engine.abort_request(asked, internal=True)
+            engine.abort_request(request_ids, internal=True)
             raise
         return [[row.get() for row in group] for group in groups]
 
@@ -311,7 +315,7 @@ class VLLMEngine(RolloutEngine):
         """Return a prompt as vLLM takes it: each image as a picture and one placeholder, which vLLM expands itself."""
         if prompt.pixels is None:
             return {"prompt_token_ids": prompt.token_ids}
-        ids = collapsed(self._held.policy, prompt)
+        ids = collapsed(self._started_context.policy, prompt)
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(prompt.pixels.images)}}
 
     def _parameters(self, sampling: Sampling, seed: int, limit: int) -> Any:
@@ -319,16 +323,16 @@ class VLLMEngine(RolloutEngine):
         from vllm.sampling_params import RequestOutputKind
 
         kind = RequestOutputKind.DELTA if sampling.stop else RequestOutputKind.FINAL_ONLY
-        values = sampling_parameters(self._held.policy, sampling, seed, limit)
+        values = sampling_parameters(self._started_context.policy, sampling, seed, limit)
         return SamplingParams(**values, output_kind=kind, flat_logprobs=True)
 
     def _turn(self, row: _Row) -> Completion:
         reason = row.finish_reason
         assert reason is not None
-        return read_completion(self._held, row.tokens, tuple(row.logprobs), reason)
+        return read_completion(self._started_context, row.tokens, tuple(row.logprobs), reason)
 
     @property
-    def _held(self) -> EngineContext:
+    def _started_context(self) -> EngineContext:
         assert self._context is not None, "start() comes first"
         return self._context
 
