@@ -116,8 +116,8 @@ def shipped_configs() -> list[str]:
     return sorted(str(path.relative_to(config_folder()).with_suffix("")) for path in config_folder().rglob("*.yaml"))
 
 
-def nearest_configs(name: str, count: int = 3) -> list[str]:
-    """Return shipped configs whose name contains all words of a name, or else whose path or last part is similar."""
+def nearest_configs(name: str) -> list[str]:
+    """Return up to 3 shipped configs whose name contains all words of a name, or whose path or last part is similar."""
     words = [word for word in re.split(r"[/_\W]+", name) if word]
 
     def similarity(config: str) -> float:
@@ -125,7 +125,7 @@ def nearest_configs(name: str, count: int = 3) -> list[str]:
         return spelling + bool(words and all(word in config for word in words))
 
     similar = [config for config in shipped_configs() if similarity(config) > 0.7]
-    return sorted(similar, key=similarity, reverse=True)[:count]
+    return sorted(similar, key=similarity, reverse=True)[:3]
 
 
 def read_config(path: Path, known: Sequence[str] = TOP_KEYS, option: str = "--config") -> dict[str, Any]:
@@ -342,7 +342,7 @@ def require_keys(value: Any, known: Sequence[str], where: str) -> dict[str, Any]
     for key in value:
         if key not in known:
             near = nearest(str(key), known)
-            hint = f"did you mean {near[0]!r}?" if near else f"keys: {', '.join(known)}"
+            hint = f"did you mean {near!r}?" if near else f"keys: {', '.join(known)}"
             raise UserError(f"{where}: unknown key {key!r}; {hint}")
     return value
 

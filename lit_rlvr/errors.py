@@ -62,14 +62,15 @@ def refuse_all(problems: Iterable[str]) -> None:
         raise UserError(*messages)
 
 
-def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Return the known names most similar to a name, or else those that begin with it; ignore case and dashes."""
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name most similar to a name, or else one that begins with it; ignore case and dashes."""
     plain: dict[str, str] = {}
     for other in sorted(known, key=lambda other: (other[:1].isupper() != name[:1].isupper(), other)):
         plain.setdefault(_plain(other), other)
     start = _plain(name)
     longer = [other for other in plain if start and other.startswith(start)]
-    return [plain[found] for found in difflib.get_close_matches(start, plain, count) or longer[:count]]
+    found = difflib.get_close_matches(start, plain, 1) or longer
+    return plain[found[0]] if found else None
 
 
 class RunStopped(Exception):

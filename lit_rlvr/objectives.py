@@ -224,7 +224,7 @@ def check_correction(name: str | None) -> None:
             f"{theirs} for TRL's (the ratio where it is within the bounds, else 0)"
         )
     near = nearest(name, get_args(ImportanceCorrection))
-    hint = f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(get_args(ImportanceCorrection))}"
+    hint = f"did you mean {near!r}?" if near else f"use one of {', '.join(get_args(ImportanceCorrection))}"
     raise UserError(f"model.importance_correction: there is no {name!r}; {hint}")
 
 

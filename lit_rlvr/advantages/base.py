@@ -145,7 +145,7 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
     known = ", ".join(sorted(REGISTRY))
     if not module_name:
         near = nearest(advantage, REGISTRY)
-        hint = f"did you mean {near[0]!r}?" if near else f"use one of {known}, or a dotted path"
+        hint = f"did you mean {near!r}?" if near else f"use one of {known}, or a dotted path"
         raise UserError(f"advantage: {advantage!r} is not registered; {hint}")
     try:
         found: Any = getattr(importlib.import_module(module_name), attribute)

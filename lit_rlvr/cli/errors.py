@@ -218,8 +218,9 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     group, dot, name = key.rpartition(".")
     names = [other for other in known if other != key]
     siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group] if dot else []
-    near = [f"{group}.{found}" for found in nearest(name, siblings)] if siblings else nearest(key, names)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, siblings) if siblings else nearest(key, names)
+    prefix = f"{group}." if siblings else ""
+    return f"; did you mean {prefix + near!r}?" if near else ""
 
 
 def _options_of(parser: Any, command: str = "") -> set[str]:

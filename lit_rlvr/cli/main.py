@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
     command = arguments[0]
     if command not in COMMANDS:
         near = nearest(command, COMMANDS)
-        hint = f"did you mean {near[0]!r}?" if near else f"commands: {', '.join(COMMANDS)}"
+        hint = f"did you mean {near!r}?" if near else f"commands: {', '.join(COMMANDS)}"
         return _print_error(f"there is no command {command!r}; {hint}")
     if as_json and command in WITHOUT_RESULT:
         return _print_error(f"--json: {command} has no result to print; leave it out")

@@ -32,7 +32,7 @@ def signal(advantage: Advantage, size: int) -> list[float]:
     return sums
 
 
-def draw_signal(path: Path, size: int = 16) -> None:
+def draw_signal(path: Path) -> None:
     """Draw every registered advantage with its default options as a PNG file."""
     import matplotlib
 
@@ -41,6 +41,7 @@ def draw_signal(path: Path, size: int = 16) -> None:
 
     figure, axis = pyplot.subplots(figsize=(7.4, 4.4), constrained_layout=True)
     colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
+    size = 16
     shares = [correct / size for correct in range(size + 1)]
     for k, (name, cls) in enumerate(sorted(REGISTRY.items())):
         axis.plot(shares, signal(cls(), size), label=name, color=colours[k % 20], marker="o", markersize=2)
@@ -101,7 +102,7 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
         figures = {name: _draw_curve(study, groups, colours, *curves[name]) for name in curves} | {
             "pass_at_k": _draw_pass_at_k(groups, colours),
             "final": _draw_final(study, groups),
-            "zero_advantage_ends": _draw_ends(groups, "train/zero_advantage", "Share of zero advantages"),
+            "zero_advantage_ends": _draw_ends(groups),
             "time_per_step": _draw_seconds(groups),
         }
         drawn[task] = []
@@ -196,15 +197,15 @@ def _draw_final(study: Study, groups: Groups) -> Any:
     return _draw_bars("At the end", bars) if bars else None
 
 
-def _draw_ends(groups: Groups, metric: str, title: str) -> Any:
-    """Draw a metric in the first and in the last quarter of the runs; return None if no run has it."""
+def _draw_ends(groups: Groups) -> Any:
+    """Draw the share of zero advantages in the first and last quarter of the runs; return None if no run has it."""
     bars: dict[str, dict[str, list[float]]] = {}
     for name, runs in groups.items():
-        for history in filter(None, (quarters(run.history(metric)) for run in runs)):
+        for history in filter(None, (quarters(run.history("train/zero_advantage")) for run in runs)):
             for column, value in (("first quarter", history[0]), ("last quarter", history[-1])):
                 if value is not None:
                     bars.setdefault(column, {}).setdefault(name, []).append(value)
-    return _draw_bars(title, bars) if bars else None
+    return _draw_bars("Share of zero advantages", bars) if bars else None
 
 
 def _draw_bars(title: str, bars: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:

@@ -133,7 +133,7 @@ def load_printed(name: str) -> Paper:
     if not path.is_file():
         known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.glob("*/*.yaml"))
         near = nearest(name, known)
-        raise UserError(f"there is no table {name!r}; {f'did you mean {near[0]}?' if near else ', '.join(known)}")
+        raise UserError(f"there is no table {name!r}; {f'did you mean {near}?' if near else ', '.join(known)}")
     try:
         values = load_yaml(path.read_text())
         if not isinstance(values, dict):

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 LEVEL = 0.05
+POWER = 0.8
+"""The probability with which `detectable` differences are found."""
 RESAMPLES = 10_000
 """Bootstrap samples of an interval, and random choices of signs if there are too many to try all."""
 MOST_PAIRS = 16
@@ -145,8 +147,8 @@ def stratified_interval(statistic: Callable[..., np.ndarray], *scores: Scores) -
     return [float(value) for value in np.percentile(values, [2.5, 97.5])]
 
 
-def detectable(n: int, power: float = 0.8, comparisons: int = 1) -> float:
-    """Return the smallest true difference that the paired t-test finds with this probability.
+def detectable(n: int, comparisons: int = 1) -> float:
+    """Return the smallest true difference that the paired t-test finds with probability `POWER`.
 
     The unit is the standard deviation of the differences.
 
@@ -160,7 +162,7 @@ def detectable(n: int, power: float = 0.8, comparisons: int = 1) -> float:
     critical = t.ppf(1 - LEVEL / comparisons / 2, n - 1)
 
     def missing(effect: float) -> float:
-        return float(nct.sf(critical, n - 1, effect * math.sqrt(n))) - power
+        return float(nct.sf(critical, n - 1, effect * math.sqrt(n))) - POWER
 
     return float(brentq(missing, 1e-3, (critical + 10) / math.sqrt(n)))
 
@@ -196,6 +198,6 @@ def power(pairs: int, comparisons: int) -> str:
         return ""
     single, corrected = detectable(pairs), detectable(pairs, comparisons=max(1, comparisons))
     return (
-        f"{pairs} pairs show, with a probability of 0.8, a difference of {single:.2f} standard deviations of the "
+        f"{pairs} pairs show, with a probability of {POWER}, a difference of {single:.2f} standard deviations of the "
         f"differences in a single test, and of {corrected:.2f} among {comparisons}."
     )

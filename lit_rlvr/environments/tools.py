@@ -276,8 +276,8 @@ def _import(path: str) -> Any:
     except (ImportError, AttributeError) as error:
         from lit_rlvr.environments import __all__ as shipped
 
-        near = nearest(name, shipped) if not module else []
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = nearest(name, shipped) if not module else None
+        hint = f"; did you mean {near}?" if near else ""
         raise UserError(f"rollout.environment: {path} cannot be imported: {first_line(error)}{hint}") from error
 
 

@@ -171,7 +171,7 @@ def read_protocol(name: str, suite: str) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(file.stem for file in (config_folder() / "protocols").glob("*.yaml"))
         near = nearest(name, known)
-        raise UserError(f"protocol: there is no protocol {name!r}; {f'did you mean {near[0]}?' if near else known}")
+        raise UserError(f"protocol: there is no protocol {name!r}; {f'did you mean {near}?' if near else known}")
     try:
         values = load_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
@@ -195,5 +195,5 @@ def check_settings(settings: Any, known: tuple[str, ...], where: str) -> None:
     for key in settings:
         if key not in known:
             near = nearest(str(key), known)
-            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+            hint = f"did you mean {near!r}?" if near else f"it takes {', '.join(known)}"
             raise UserError(f"{where} has no setting {key!r}; {hint}")

@@ -151,7 +151,7 @@ def shipped_suite(name: str) -> Path:
     known = shipped_names()
     if name not in known:
         near = nearest(name, known)
-        hint = f"did you mean {near[0]}?" if near else f"suites: {', '.join(known)}; or a {', '.join(FORMATS)} file"
+        hint = f"did you mean {near}?" if near else f"suites: {', '.join(known)}; or a {', '.join(FORMATS)} file"
         raise UserError(f"--suite: there is no suite {name!r}; {hint}")
     return config_folder() / "suites" / f"{name}.yaml"
 

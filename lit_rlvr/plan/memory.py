@@ -313,7 +313,7 @@ def training_memory(
     return {**state, "gathered": gathered, "activations": kept, "temporary": max(temporary)}
 
 
-def state_memory(shape: Shape, strategy: Strategy, reference: bool = False) -> Terms:
+def state_memory(shape: Shape, strategy: Strategy, reference: bool) -> Terms:
     """Return the bytes of the state between steps, summed over the GPUs that share it; `offload` keeps it on the
     CPU."""
     return {

@@ -227,17 +227,16 @@ def eos_token_ids(model: Any) -> tuple[int, ...]:
 def load_policy(
     folder: str,
     shared_prefix: bool = True,
-    dtype: torch.dtype = torch.float32,
     gradient_checkpointing: bool = False,
     empty: bool = False,
     device: str | torch.device = "cpu",
 ) -> Policy:
-    """Load a causal language model as a policy, in evaluation mode (no dropout), and check its log-probabilities.
+    """Load a causal language model as a policy, in float32 and evaluation mode (no dropout), and check its
+    log-probabilities.
 
     Args:
         folder: a model folder or hub id, from `resolve_model`.
         shared_prefix: see `Policy`; if it is not exact for the model, one completion per row, with a warning.
-        dtype: of the master weights.
         gradient_checkpointing: recompute each layer in the backward pass.
         device: where to load the weights, and to check the log-probabilities.
         empty: do not load the weights (they stay on the meta device) and skip the check.
@@ -246,7 +245,7 @@ def load_policy(
         UserError: the model cannot be loaded, or its log-probabilities cannot be reproduced.
     """
     keep_freed_memory()
-    model = empty_model(folder, dtype) if empty else load_model(folder, dtype, device)
+    model = empty_model(folder, torch.float32) if empty else load_model(folder, torch.float32, device)
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise UserError(f"model: {folder} has no plain linear output embedding; not supported")
     if gradient_checkpointing:

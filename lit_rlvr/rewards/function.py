@@ -155,8 +155,8 @@ def load_function(path: str) -> Any:
     """
     module, _, function = path.rpartition(".")
     if not module or path.startswith("."):
-        known = nearest(path, import_module("lit_rlvr.rewards").__all__)
-        hint = f"did you mean {known[0]!r}?" if known else "give a class of lit-rlvr, or module.function"
+        near = nearest(path, import_module("lit_rlvr.rewards").__all__)
+        hint = f"did you mean {near!r}?" if near else "give a class of lit-rlvr, or module.function"
         raise UserError(f"rollout.rewards: there is no reward {path!r}; {hint}")
     where = f"rewards.FunctionReward.path {path!r}"
     try:

@@ -340,21 +340,11 @@ class RolloutCallback(Callback):
         device = trainer.strategy.root_device.type
         if self.deterministic and device == "cuda":
             use_deterministic_kernels()
-        self.check_run(module, data, trainer.world_size, str(trainer.precision), device)
-        self.log_sizes(module, data.prompts_per_step, trainer.world_size, str(trainer.precision), device)
+        sizes = data.prompts_per_step, trainer.world_size, str(trainer.precision), device
+        check_all(lambda: self.check_sizes(module, *sizes), lambda: self.check_data(module, data))
+        self.log_sizes(module, *sizes)
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
-
-    def check_run(self, module: RLVRModule, data: PromptDataModule, ranks: int, precision: str, device: str) -> None:
-        """Check the settings against the algorithm, the loaded data and the model's context; loads no weights.
-
-        Raises:
-            UserError: names the settings.
-        """
-        check_all(
-            lambda: self.check_sizes(module, data.prompts_per_step, ranks, precision, device),
-            lambda: self.check_data(module, data),
-        )
 
     def check_data(self, module: RLVRModule, data: PromptDataModule) -> None:
         """Check the settings against the loaded data and the model's context.

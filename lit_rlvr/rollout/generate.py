@@ -94,9 +94,9 @@ class Prefetch:
     def start(
         self, engine: SyncedEngine, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
     ) -> None:
-        """Start generating; until `wait`, nothing else may use the engine."""
+        """Start generating, without restarts after a crash; until `wait`, nothing else may use the engine."""
         self._ids = [prompt.sample.id for prompt in prompts]
-        self._result = self._thread.submit(engine.generate_once, prompts, sampling, seeds)
+        self._result = self._thread.submit(engine.engine.generate, prompts, sampling, seeds)
 
     def wait(self) -> None:
         """Block until the engine is free."""

@@ -184,7 +184,7 @@ class MonitoredMetrics(Callback):
             measured_later = str(name).startswith("val/") and not validated and bool(trainer.val_dataloaders)
             if unknown and not measured_later:
                 near = nearest(str(name), found)
-                hint = f"did you mean {near[0]!r}? " if near else ""
+                hint = f"did you mean {near!r}? " if near else ""
                 raise UserError(
                     f"trainer.callbacks: {type(callback).__name__} monitors {name!r}, which this run does not log; "
                     f"{hint}it logs {', '.join(sorted(found))}"

@@ -356,9 +356,9 @@ def show_rows(rows: list[dict[str, Any]], step: int) -> None:
     Terminal(stderr=True, width=None if os.isatty(2) else 120).print(table)
 
 
-def _short(text: str, limit: int = 160) -> str:
+def _short(text: str) -> str:
     flat = one_line(text)
-    return flat if len(flat) <= limit else flat[: limit - 3] + "..."
+    return flat if len(flat) <= 160 else flat[:157] + "..."
 
 
 def _drop_after(path: Path, step: int) -> None:

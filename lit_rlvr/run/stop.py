@@ -44,17 +44,13 @@ class StopOnSignal(Callback):
         self._stopping = 0
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-
-    def _listen(self) -> None:
         """Take the signals over from Lightning, which restores the original handlers when the run ends."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` ignores it
             signal.signal(signal.SIGHUP, self._handle)
+
+    on_train_start = on_sanity_check_start
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:

@@ -32,7 +32,7 @@ class LossModule(ABC):
 
     def __init__(
         self, advantage: Advantage | str, aggregation: Aggregation, kl_coef: float, entropy_coef: float,
-        kl_bias_correction: bool = False,
+        kl_bias_correction: bool,
     ) -> None:  # fmt: skip
         check_within("[0, inf)", "model", kl_coef=kl_coef)
         check_within("(-inf, inf)", "model", entropy_coef=entropy_coef)

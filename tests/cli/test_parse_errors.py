@@ -291,12 +291,12 @@ def test_the_nearest_command_is_named(capsys: pytest.CaptureFixture[str], comman
 @pytest.mark.parametrize(
     ("name", "known", "found"),
     [
-        ("dryrun", ["--run", "--dry-run"], ["--dry-run"]), ("GRPO", ["grpo", "dr_grpo"], ["grpo"]),
-        ("temp", ["top_p", "temperature"], ["temperature"]), ("", ["a"], []), ("zzz", ["a", "b"], []),
-        ("modle.lr", ["lora", "model.lr"], ["model.lr"]),
+        ("dryrun", ["--run", "--dry-run"], "--dry-run"), ("GRPO", ["grpo", "dr_grpo"], "grpo"),
+        ("temp", ["top_p", "temperature"], "temperature"), ("", ["a"], None), ("zzz", ["a", "b"], None),
+        ("modle.lr", ["lora", "model.lr"], "model.lr"),
     ],
 )  # fmt: skip
-def test_names_are_compared_whole_and_without_case_and_dashes(name: str, known: list[str], found: list[str]) -> None:
+def test_names_are_compared_whole_and_without_case_and_dashes(name: str, known: list[str], found: str | None) -> None:
     assert nearest(name, known) == found
 
 

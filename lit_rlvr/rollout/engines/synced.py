@@ -223,12 +223,6 @@ class SyncedEngine:
             self._restarts = 0
         return [found[p] for p in range(len(prompts))]
 
-    def generate_once(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]]
-    ) -> list[list[Completion]]:
-        """Generate as `RolloutEngine.generate` does, without restarts: a crash is raised."""
-        return self.engine.generate(prompts, sampling, seeds)
-
     def sleep(self) -> None:
         """Free memory, if the engine can, until the next weights are synced."""
         if self.engine.sleep():
