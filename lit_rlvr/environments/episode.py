@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import random
 import sys
@@ -16,6 +15,7 @@ from lit_rlvr.environments.base import Environment, Observation, Opening, pickle
 from lit_rlvr.environments.tools import is_content, resolved
 from lit_rlvr.errors import first_line
 from lit_rlvr.rewards.base import as_result
+from lit_rlvr.rewards.function import accepted_arguments, as_messages
 from lit_rlvr.types import RewardResult, Sample, Turn
 from lit_rlvr.workers.pool import Job, Requests, WorkerPool, default_workers, listen
 from lit_rlvr.workers.process import Function, Outcome, WorkerProcess
@@ -93,18 +93,14 @@ def judge(environment: Environment, messages: list[dict[str, Any]], sample: Samp
 
     A function gets lists of one: the environment, the prompt, the completion as messages, and the row's columns.
     """
-    prompt = sample.prompt if not isinstance(sample.prompt, str) else [{"role": "user", "content": sample.prompt}]
     found = {}
     for name, function in environment.reward_functions.items():
         columns = {
             **{column: [value] for column, value in sample.row.items()},
-            "prompts": [prompt], "completions": [messages], "environments": [environment.holder],
+            "prompts": [as_messages(sample.prompt)], "completions": [messages], "environments": [environment.holder],
         }  # fmt: skip
-        parameters = inspect.signature(function).parameters.values()
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            columns = {key: value for key, value in columns.items() if key in {p.name for p in parameters}}
         try:
-            (value,) = resolved(function(**columns))
+            (value,) = resolved(function(**accepted_arguments(function, columns)))
             found[name] = as_result(value)
         except MemoryError:
             raise

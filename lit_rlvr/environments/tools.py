@@ -13,7 +13,7 @@ from typing import Any
 from lit_rlvr.environments.base import Environment, Observation, Opening
 from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.errors import UserError, first_line, nearest, with_user_line
-from lit_rlvr.rewards.function import event_loop
+from lit_rlvr.rewards.function import accepted_arguments, event_loop
 from lit_rlvr.types import RewardResult, Sample, ToolResult, Turn
 from lit_rlvr.workers.process import Isolation
 
@@ -121,10 +121,7 @@ class WrappedTools(Tools):
             return None
         begin = self.holder.reset  # type: ignore[attr-defined]
         columns = {**sample.row, "prompt": sample.prompt, "answer": sample.answer}
-        parameters = inspect.signature(begin).parameters.values()
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            columns = {name: value for name, value in columns.items() if name in {p.name for p in parameters}}
-        return resolved(begin(**columns))
+        return resolved(begin(**accepted_arguments(begin, columns)))
 
     def reward(self) -> float | bool | RewardResult | None:
         return resolved(self.holder.get_reward()) if self.judges else None  # type: ignore[attr-defined]

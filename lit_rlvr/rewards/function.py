@@ -80,7 +80,6 @@ class FunctionReward(Reward):
         self.whole_rollout = self.takes_batch and self.isolation is None
         self.is_async = is_async(self.function)
         self.wants_messages = has_messages(parameters)
-        self.accepted = None if takes_any_keyword(parameters) else set(parameters)
         self.state = TrainerState()
         self.dotted_path = path
         if kwargs.get("name") is None:
@@ -131,8 +130,7 @@ class FunctionReward(Reward):
 
     def _call(self, arguments: Mapping[str, Any]) -> Callable[[], Any]:
         """Prepare a call with the arguments that the function takes."""
-        taken = {n: value for n, value in arguments.items() if self.accepted is None or n in self.accepted}
-        return partial(self.function, **taken)
+        return partial(self.function, **accepted_arguments(self.function, arguments))
 
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         """Return the results of calls, which run concurrently if the function is asynchronous."""
@@ -237,9 +235,11 @@ def is_for_trl(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return bool({*TRL, "environments"} & parameters.keys()) or kinds == {inspect.Parameter.VAR_KEYWORD}
 
 
-def takes_any_keyword(parameters: Mapping[str, inspect.Parameter]) -> bool:
-    """Return True if there is a `**kwargs`."""
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+def accepted_arguments(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arguments that a function has parameters for; all, if it has a `**kwargs`."""
+    parameters = parameters_of(function)
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in arguments.items() if takes_all or name in parameters}
 
 
 def has_messages(parameters: Mapping[str, inspect.Parameter]) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lit_rlvr.rewards.base import CheckedReward
+from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.types import Pair, RewardResult
-from lit_rlvr.workers.pool import Outcome, shared_pool
+from lit_rlvr.workers.pool import shared_pool
 
 CHECK = "lit_rlvr.rewards.math_check:check"
 
@@ -39,13 +39,4 @@ class MathAnswer(CheckedReward):
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         arguments = [(c.text, sample.answer, self.boxed_only, self.decimals) for c, sample in pairs]
-        return [_result(outcome) for outcome in shared_pool().run(CHECK, arguments, cpu_seconds=self.cpu_seconds)]
-
-
-def _result(outcome: Outcome) -> RewardResult:
-    if outcome.status == "error":
-        return RewardResult(0.0, None, "error", outcome.detail)
-    if outcome.status == "timeout":
-        return RewardResult(0.0, False, "timeout", outcome.detail)
-    correct, found, parsed = outcome.value
-    return RewardResult(float(correct), correct, "ok" if parsed else "parse_fail", found)
+        return [verdict(outcome) for outcome in shared_pool().run(CHECK, arguments, cpu_seconds=self.cpu_seconds)]

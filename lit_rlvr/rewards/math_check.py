@@ -25,7 +25,7 @@ _UNEVALUATED = re.compile(
 )
 
 
-def check(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -> tuple[bool, str, bool]:
+def check(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -> tuple[bool, str, str]:
     """Compare the final answer in `text` with the reference `answer`.
 
     The final answer is the content of the last `\\boxed{}` after the last `</think>`. Without a box, the check looks
@@ -36,7 +36,7 @@ def check(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -
     equal if they agree to `decimals` places.
 
     Returns:
-        (correct, the extracted answer, True if there is an answer).
+        (correct, "ok" or, if there is no answer, "parse_fail", the extracted answer).
     """
     text = text.rpartition("</think>")[2].replace("\N{MINUS SIGN}", "-")
     gold_text, gold = _reference(answer)
@@ -44,7 +44,7 @@ def check(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -
     if found is not None:
         readings = _readings(found)
     elif boxed_only:
-        return False, "", False
+        return False, "parse_fail", ""
     else:
         tail = text.rpartition("####")[2][-TAIL_CHARACTERS:]
         phrase = last_phrase(tail)
@@ -55,11 +55,11 @@ def check(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -
         else:
             found, readings = _last_expression(tail)
     if _same_text(found, gold_text):
-        return True, found, True
+        return True, "ok", found
     if not readings or _UNEVALUATED.fullmatch(found):
-        return False, found, False
+        return False, "parse_fail", found
     equal = verify(gold, readings, float_rounding=decimals, allow_set_relation_comp=True, timeout_seconds=None)
-    return equal, found, True
+    return equal, "ok", found
 
 
 def is_readable(answer: str) -> bool:

@@ -15,6 +15,7 @@ from lit_rlvr.environments.base import Environment, Opening
 from lit_rlvr.environments.calls import find_calls
 from lit_rlvr.environments.episode import EpisodeWorkers, Reply
 from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.function import as_messages
 from lit_rlvr.rollout.engines.base import Answer, Continuation, Turns
 from lit_rlvr.types import Completion, Pixels, Prompt, RewardResult, Rollout, Sample, Sampling, Turn
 from lit_rlvr.workers.process import Outcome
@@ -325,11 +326,11 @@ def with_opening(sample: Sample, begun: Opening) -> Sample:
         return sample
     prompt = sample.prompt
     if isinstance(begun, list) and "role" in begun[0]:
-        before = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        before = as_messages(prompt)
         return replace(sample, prompt=[*(m for m in before if m["content"] or m["role"] != "user"), *begun])
     if isinstance(begun, str) and isinstance(prompt, str):
         return replace(sample, prompt=prompt + begun)
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages = list(as_messages(prompt))
     last = max(i for i, message in enumerate(messages) if message["role"] == "user")
     content = messages[last]["content"]
     if isinstance(begun, str) and isinstance(content, str):

@@ -221,4 +221,4 @@ def test_solutions_verify_against_their_own_reference_only(name: str) -> None:
 
 
 def test_check_is_pure() -> None:
-    assert check(r"\boxed{7}", "7") == check(r"\boxed{7}", "7") == (True, "7", True)
+    assert check(r"\boxed{7}", "7") == check(r"\boxed{7}", "7") == (True, "ok", "7")

@@ -134,6 +134,16 @@ def ends_with_stop(tokenizer: Any, token_ids: Sequence[int], stop: Sequence[str]
     return any(text in tail for text in stop)
 
 
+def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence[float], stopped: bool) -> Completion:
+    """Return a turn with its text decoded.
+
+    Args:
+        stopped: False = it reached its maximum length.
+    """
+    text = str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+    return Completion(text, tuple(token_ids), "stop" if stopped else "length", tuple(logprobs))
+
+
 Done = Callable[[int, list[Completion]], None]
 
 

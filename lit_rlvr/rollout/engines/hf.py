@@ -15,7 +15,16 @@ from lit_rlvr.distributed.collectives import index, to_device
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.logprobs import shape_logits
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns, ends_with_stop
+from lit_rlvr.rollout.engines.base import (
+    Continuation,
+    Done,
+    EngineContext,
+    RolloutEngine,
+    Row,
+    Turns,
+    ends_with_stop,
+    read_completion,
+)
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 
@@ -125,7 +134,8 @@ class HFEngine(RolloutEngine):
                 row.logprobs.append(value)
                 stop = fed[-1] in eos or ends_with_stop(context.tokenizer, row.tokens, sampling.stop)
                 if stop or len(row.tokens) == row.limit:
-                    turns.stopped(row.p, row.g, self._turn(row, stop))
+                    turn = read_completion(context.tokenizer, row.tokens, row.logprobs, stop)
+                    turns.stopped(row.p, row.g, turn)
             for p, g, answer in turns.answers(turns.waiting):
                 row = going[p, g]
                 if isinstance(answer, Completion):
@@ -178,11 +188,6 @@ class HFEngine(RolloutEngine):
         position = index([int(known[k].max()) + 1 for k in owner], device)
         logits, attend = (x[index(owner, device)] for x in (logits, attend))
         return logits, attend, position[None, :, None].expand(len(position_ids), -1, -1), cache
-
-    def _turn(self, row: _Row, stopped: bool) -> Completion:
-        assert self._context is not None
-        text = str(self._context.tokenizer.decode(row.tokens, skip_special_tokens=True))
-        return Completion(text, tuple(row.tokens), "stop" if stopped else "length", tuple(row.logprobs))
 
     @staticmethod
     def _forward(

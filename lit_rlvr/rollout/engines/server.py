@@ -18,11 +18,11 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns
+from lit_rlvr.rollout.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns, read_completion
 from lit_rlvr.rollout.engines.client import START, ServerError, VLLMServer, dtype_of, run_coroutine
 from lit_rlvr.rollout.engines.synced import crash_of
 from lit_rlvr.rollout.engines.transfer import WeightTransfer, gathered
-from lit_rlvr.rollout.engines.vllm import FP8, collapsed, read_completion, sampling_parameters, with_tied_head
+from lit_rlvr.rollout.engines.vllm import FP8, collapsed, sampling_parameters, with_tied_head
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -235,8 +235,9 @@ class VLLMServerEngine(RolloutEngine):
             )
         if choice["finish_reason"] not in ("stop", "length"):
             raise ServerError(f"{self.server.url} aborted a completion: {choice['finish_reason']}")
-        logprobs = tuple(float(content["logprob"]) for content in choice["logprobs"]["content"])
-        return read_completion(self._started_context, choice["token_ids"], logprobs, choice["finish_reason"])
+        logprobs = [float(content["logprob"]) for content in choice["logprobs"]["content"]]
+        stopped = choice["finish_reason"] == "stop"
+        return read_completion(self._started_context.tokenizer, choice["token_ids"], logprobs, stopped)
 
     @property
     def _synced_policy(self) -> Policy:

@@ -19,7 +19,16 @@ from lit_rlvr.packages import missing_compiler, repair_children
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.images import collapse
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns, ends_with_stop
+from lit_rlvr.rollout.engines.base import (
+    Continuation,
+    Done,
+    EngineContext,
+    RolloutEngine,
+    Row,
+    Turns,
+    ends_with_stop,
+    read_completion,
+)
 from lit_rlvr.rollout.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -249,7 +258,7 @@ class VLLMEngine(RolloutEngine):
         done: Done | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
-        engine = self._llm.llm_engine
+        engine, tokenizer = self._llm.llm_engine, self._started_context.tokenizer
         turns = turns or Turns()
         turns.begin(prompts, sampling, seeds)
         rows: dict[str, _Row] = {}  # by the request of its current turn
@@ -277,10 +286,11 @@ class VLLMEngine(RolloutEngine):
             while engine.has_unfinished_requests() or turns.waiting:
                 for output in self._step():
                     row = rows[output.request_id]
-                    if row.add(output.outputs[0], self._started_context.tokenizer, sampling.stop):
+                    if row.add(output.outputs[0], tokenizer, sampling.stop):
                         engine.abort_request([output.request_id])
                     if row.finish_reason is not None:
-                        turns.stopped(row.p, row.g, self._turn(row))
+                        turn = read_completion(tokenizer, row.tokens, row.logprobs, row.finish_reason == "stop")
+                        turns.stopped(row.p, row.g, turn)
                 for p, g, answer in turns.answers(self._least(turns, engine.has_unfinished_requests())):
                     row = groups[p][g]
                     if isinstance(answer, Completion):
@@ -325,11 +335,6 @@ class VLLMEngine(RolloutEngine):
         kind = RequestOutputKind.DELTA if sampling.stop else RequestOutputKind.FINAL_ONLY
         values = sampling_parameters(self._started_context.policy, sampling, seed, limit)
         return SamplingParams(**values, output_kind=kind, flat_logprobs=True)
-
-    def _turn(self, row: _Row) -> Completion:
-        reason = row.finish_reason
-        assert reason is not None
-        return read_completion(self._started_context, row.tokens, tuple(row.logprobs), reason)
 
     @property
     def _started_context(self) -> EngineContext:
@@ -440,11 +445,3 @@ def collapsed(policy: Policy, prompt: Prompt) -> list[int]:
     """Return a prompt's tokens with one placeholder per image, which vLLM expands itself."""
     model: Any = policy.model
     return collapse(prompt.token_ids, model.config.image_token_id)
-
-
-def read_completion(
-    context: EngineContext, token_ids: Sequence[int], logprobs: tuple[float, ...], finish_reason: str
-) -> Completion:
-    """Return a `Completion` from vLLM's output, with its text decoded."""
-    text = str(context.tokenizer.decode(list(token_ids), skip_special_tokens=True))
-    return Completion(text, tuple(token_ids), "stop" if finish_reason == "stop" else "length", logprobs)
