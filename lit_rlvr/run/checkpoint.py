@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.errors import UserError, shown
 from lit_rlvr.run.folder import delete_backup, delete_failed
-from lit_rlvr.run.loggers import MetricsFile
+from lit_rlvr.run.loggers import metrics_file
 from lit_rlvr.run.outputs import validate_now
 from lit_rlvr.terminal import progress
 
@@ -27,7 +27,7 @@ _log = logging.getLogger("lit_rlvr")
 
 def lacks_validation(trainer: Trainer) -> bool:
     """Return whether a resumed run has no results of the validation that follows its checkpoint's iteration."""
-    metrics = next((logger for logger in trainer.loggers if isinstance(logger, MetricsFile)), None)
+    metrics = metrics_file(trainer)
     fetcher = trainer.fit_loop._data_fetcher
     if metrics is None or fetcher is None or not trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher):
         return False

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
@@ -101,6 +102,16 @@ class MetricsFile(Logger):
     def rows(self) -> dict[int, dict[str, float]]:
         """The metrics logged so far, by step."""
         return self._rows
+
+
+def run_root(trainer: Trainer) -> Path:
+    """Return the run folder."""
+    return Path(trainer.default_root_dir)
+
+
+def metrics_file(trainer: Trainer) -> MetricsFile | None:
+    """Return the trainer's metrics.csv; None if it has none."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, MetricsFile)), None)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import RunStopped, UserError, shown
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.run.loggers import MetricsFile
+from lit_rlvr.run.loggers import metrics_file, run_root
 from lit_rlvr.run.monitor import CollapseStop
 from lit_rlvr.terminal import Terminal, one_line
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
@@ -159,8 +159,8 @@ class RunFolder(Callback):
         self.resumed_from_step = trainer.global_step
         self._startup_seconds = time.perf_counter() - self._fit_start
         if trainer.is_global_zero:
-            _drop_after(self._root(trainer) / "completions.jsonl", trainer.global_step)
-            drop_traces_after(self._root(trainer), trainer.global_step)
+            _drop_after(run_root(trainer) / "completions.jsonl", trainer.global_step)
+            drop_traces_after(run_root(trainer), trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._iteration_start = time.perf_counter()
@@ -177,7 +177,7 @@ class RunFolder(Callback):
             self._seconds.setdefault(name, []).append(float(trainer.callback_metrics[f"time/{name}"]))
         self._seconds.setdefault("step", []).append(time.perf_counter() - self._iteration_start)
         if trainer.is_global_zero:
-            root = self._root(trainer)
+            root = run_root(trainer)
             rows = self.rows = sample_rows(batch.rollout, trainer.global_step, self.save_prompts, root)
             with (root / "completions.jsonl").open("a") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -201,7 +201,7 @@ class RunFolder(Callback):
 
     def _save_trace(self, trainer: Trainer, module: Any, step: int) -> None:
         trace, rollout = self._unsaved_traces.pop(step)
-        write_trace(self._root(trainer), step, type(module).__name__, trace.records(rollout, module.tokenizer))
+        write_trace(run_root(trainer), step, type(module).__name__, trace.records(rollout, module.tokenizer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
@@ -220,7 +220,7 @@ class RunFolder(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete a run that was stopped in its last validation: Lightning trains nothing and comes here directly."""
-        if not self.has_started and not is_complete(self._root(trainer)):
+        if not self.has_started and not is_complete(run_root(trainer)):
             self.on_train_start(trainer, pl_module)
             validate_now(trainer)
             self._finish(trainer, pl_module, None)
@@ -259,13 +259,13 @@ class RunFolder(Callback):
             "stopped": stopped,
             "weights_sha256": digest,
         }
-        root = self._root(trainer)
+        root = run_root(trainer)
         write_atomically(root / "summary.json", json.dumps(summary, indent=2) + "\n")
         for step in list(self._unsaved_traces):
             self._save_trace(trainer, module, step)
-        rows = next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
-        if rows:
-            plot_run(rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
+        metrics = metrics_file(trainer)
+        if metrics is not None and metrics.rows:
+            plot_run(metrics.rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
         _log.info("%s", self._accuracies(trainer, accuracy_after))
 
     def _accuracies(self, trainer: Trainer, after: float | None) -> str:
@@ -278,12 +278,8 @@ class RunFolder(Callback):
         first, last = ("not measured" if value is None else f"{value:.3f}" for value in (self.accuracy_before, after))
         return (
             f"Validation accuracy {first} before, {last} after {trainer.global_step} steps "
-            f"({self.train_seconds:.0f} s of training). Results: {shown(self._root(trainer))}"
+            f"({self.train_seconds:.0f} s of training). Results: {shown(run_root(trainer))}"
         )
-
-    @staticmethod
-    def _root(trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir)
 
     def state_dict(self) -> dict[str, Any]:
         return {"accuracy_before": self.accuracy_before, "train_seconds": self.train_seconds, "seconds": self._seconds}
@@ -300,10 +296,10 @@ def write_metrics(trainer: Trainer) -> None:
     """
     values = {name: float(value) for name, value in trainer._logger_connector.metrics["log"].items()}
     step = int(values.pop("step"))
-    for logger in trainer.loggers:
-        if isinstance(logger, MetricsFile):
-            logger.log_metrics(values | {"epoch": float(trainer.current_epoch)}, step)
-            logger.save()
+    metrics = metrics_file(trainer)
+    if metrics is not None:
+        metrics.log_metrics(values | {"epoch": float(trainer.current_epoch)}, step)
+        metrics.save()
 
 
 def weights_sha256(model: torch.nn.Module) -> str:

@@ -74,11 +74,12 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
+        """Print nothing; Lightning calls it on every rank but the first."""
         self._enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._estimator.begin(trainer)
-        if not (self._enabled and trainer.is_global_zero and self._console.is_terminal):
+        if not (self._enabled and self._console.is_terminal):
             return
         self._bar = Progress(
             TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"),
@@ -90,7 +91,7 @@ class RunProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not (self._enabled and trainer.is_global_zero):
+        if not self._enabled:
             return
         values = {k: float(v) for k, v in trainer.callback_metrics.items()}
         text = (
@@ -116,7 +117,7 @@ class RunProgress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         results = getattr(pl_module, "validation_results", {})
-        if not (trainer.is_global_zero and results):
+        if not (self._enabled and results):
             return
         steps = getattr(pl_module, "updates", 0)  # in `validate` the trainer counts none
         when = "before training" if trainer.sanity_checking else f"step {steps}"

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.errors import RunStopped, UserError, first_line, shown
 from lit_rlvr.files import write_atomically
 from lit_rlvr.packages import require
-from lit_rlvr.run.loggers import MetricsFile
+from lit_rlvr.run.loggers import metrics_file, run_root
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
 from lit_rlvr.run.trackers.mlflow_tracker import MLflow
@@ -85,7 +85,7 @@ class Trackers(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
-            self._earlier = _text(_root(trainer) / "summary.json")
+            self._earlier = _text(run_root(trainer) / "summary.json")
 
     def begin(self, trainer: Trainer) -> None:
         """Start or continue every tracker's run.
@@ -116,7 +116,7 @@ class Trackers(Callback):
         for feed in self.feeds:
             every = feed.tracker.samples_every
             if every and (module.iteration == 1 or module.iteration % every == 0):
-                feed.samples[trainer.global_step] = Samples.of(rows, _root(trainer))
+                feed.samples[trainer.global_step] = Samples.of(rows, run_root(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _run_folder(trainer).has_started:  # it may have completed a run that was stopped in its last validation
@@ -138,7 +138,7 @@ class Trackers(Callback):
         rows = _rows(trainer)
         if rows and not complete:
             rows = {step: row for step, row in rows.items() if step < max(rows)}
-        written, curves = _text(_root(trainer) / "summary.json"), _root(trainer) / "curves.png"
+        written, curves = _text(run_root(trainer) / "summary.json"), run_root(trainer) / "curves.png"
         summary = json.loads(written) if written and written != self._earlier else {}
         for feed in self.feeds:
             feed.end(rows, summary, curves if summary and curves.is_file() else None, failed)
@@ -163,7 +163,7 @@ class Feed:
         Raises:
             UserError: the tracker fails.
         """
-        root, key = _root(trainer), self.tracker.key
+        root, key = run_root(trainer), self.tracker.key
         self._file = root / FOLDER / "runs.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
         known = _read(self._file).get(key, {})
@@ -255,7 +255,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _rows(trainer: Trainer) -> Mapping[int, Mapping[str, float]]:
     """Return the rows of metrics.csv by step; only rank 0 has them."""
-    return next((logger.rows for logger in trainer.loggers if isinstance(logger, MetricsFile)), {})
+    metrics = metrics_file(trainer)
+    return {} if metrics is None else metrics.rows
 
 
 def _text(path: Path) -> str:
@@ -264,7 +265,3 @@ def _text(path: Path) -> str:
 
 def _run_folder(trainer: Trainer) -> RunFolder:
     return next(c for c in trainer.callbacks if isinstance(c, RunFolder))  # type: ignore[attr-defined]
-
-
-def _root(trainer: Trainer) -> Path:
-    return Path(trainer.default_root_dir)
