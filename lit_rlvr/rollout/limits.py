@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.errors import MAX_SIZE, UserError, check_all, refuse_all
-from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.loading import load_config
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
 from lit_rlvr.rollout.engines.base import RolloutEngine
@@ -227,7 +226,7 @@ def log_sizes(
         _log.warning("%s has no ratio: only the first of %d updates per rollout is on-policy", name, updates)
     if updates == 1 and module.needs_updates:
         _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
-    correction = resolve_correction(module.importance_correction, engine.is_exact(compute_dtype(precision)))
+    correction = module.correction(engine.is_exact(compute_dtype(precision))).mode
     if engine.quantized and correction == "none":
         _log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
@@ -248,7 +247,7 @@ def _check_overlap(module: RLVRModule, engine: RolloutEngine, prompts: int, prec
     Raises:
         UserError: names the setting.
     """
-    correction = resolve_correction(module.importance_correction, engine.is_exact(compute_dtype(precision)))
+    correction = module.correction(engine.is_exact(compute_dtype(precision))).mode
     reason = None
     if engine.shares_weights:
         reason = f"engine {engine.name} decodes with the weights being trained; use vllm"

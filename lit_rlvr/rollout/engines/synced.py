@@ -160,10 +160,9 @@ class SyncedEngine:
         return self._context is not None
 
     def start(self, context: EngineContext) -> None:
-        """Start the engine, on the first call only."""
-        if self._context is None:
-            self.engine.start(context)
-            self._context = context
+        """Start the engine; call it once."""
+        self.engine.start(context)
+        self._context = context
 
     def sync_weights(
         self, policy: Policy, version: Hashable, prompts: Sequence[Prompt] | None = None,
