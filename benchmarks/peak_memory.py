@@ -133,7 +133,7 @@ def fake_policy(config: Any, strategy: Strategy, mode: FakeTensorMode) -> Policy
     if strategy.sharded:
         mesh = init_device_mesh(CPU.type, (world_size(),))
         with mode:
-            shard(policy, mesh, DTYPE)
+            shard(policy, mesh, ["plain_logits"], DTYPE)
     return policy
 
 

@@ -6,7 +6,7 @@ torch's `fully_shard` ("FSDP2").
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,10 @@ from torch.distributed.tensor import DTensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
-def shard(root: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32, offload: bool = False) -> None:
+def shard(
+    root: nn.Module, mesh: DeviceMesh, also_called: Sequence[str] = (), dtype: torch.dtype = torch.float32,
+    offload: bool = False,
+) -> None:  # fmt: skip
     """Shard a module's parameters over the ranks of a mesh, in place, with the values of the first rank.
 
     Each layer (of the language model and of a vision tower) is gathered only for its own forward and backward pass;
@@ -37,6 +40,7 @@ def shard(root: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32,
     Args:
         root: complete on the first rank; on the others its tensors may be on the meta device.
         mesh: of one dimension, over which parameters are sharded, or of two: copies of the model, and their shards.
+        also_called: methods of `root` that run the model too, besides `forward`.
         dtype: in which parameters are gathered and the model computes; shards stay in float32, and gradients are summed
             in float32.
         offload: keep shards and their gradients on the CPU. A layer's are copied to the device while it runs.
@@ -47,7 +51,8 @@ def shard(root: nn.Module, mesh: DeviceMesh, dtype: torch.dtype = torch.float32,
     for module in (*reversed(layers), root):
         _fill(module, torch.device(mesh.device_type))
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy, offload_policy=offloaded)
-    register_fsdp_forward_method(root, "plain_logits")  # a method of `Policy` that runs the model, like `forward`
+    for name in also_called:
+        register_fsdp_forward_method(root, name)
 
 
 def _fill(module: nn.Module, device: torch.device) -> None:

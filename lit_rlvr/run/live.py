@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -118,6 +119,7 @@ class LiveFile(Callback):
             "seconds_left": self._estimator.seconds(trainer.global_step, total_steps),
             "memory_mb": round(peak_memory_mb()),
             "engine": rollout_of(trainer).generator.name,
+            "host": socket.gethostname(),
             "pid": os.getpid(),
             "at": now,
         }

@@ -290,7 +290,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         assert strategy.sharding_mesh is not None
         policy.share_prefix(strategy.broadcast(policy.shared_prefix))
         dtype = compute_dtype(str(self.trainer.precision))
-        shard(policy, strategy.sharding_mesh, dtype, strategy.offload)
+        shard(policy, strategy.sharding_mesh, ["plain_logits"], dtype, strategy.offload)
         verify_or_fall_back(policy, dtype)
 
     def _load_reference(self) -> None:

@@ -20,7 +20,7 @@ def live(**changed: Any) -> str:
     return json.dumps(
         {
             "stage": "generating", "part": "", "since": now - 10, "done": 61, "total": 128, "tokens_per_second": 212.4,
-            "waiting": {}, "step": 3, "steps": 10, "seconds_left": 700.0, "memory_mb": 2048, "pid": 1,
+            "waiting": {}, "step": 3, "steps": 10, "seconds_left": 700.0, "memory_mb": 2048, "host": "here", "pid": 1,
             "engine": "hf", "at": now,
         }
         | changed
