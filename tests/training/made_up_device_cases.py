@@ -166,7 +166,7 @@ def slow(name: str, copies: dict[str, int], waits: dict[str, int], **options: An
 CASES = [
     pytest.param(PADDED, {}, {}, id="padded"),
     pytest.param(SPANS, {}, TO_16_BITS, id="spans"),
-    pytest.param(PADDED, {}, RENEWED, id="AAPO"),
+    slow("AAPO", PADDED, {}, **RENEWED),
     slow("KL and entropy", PADDED, {}, kl_coef=0.1, entropy_coef=0.1, sampling=COOL),
     slow("LoRA", PADDED, {}, lora=Lora(rank=2)),
     slow("LoRA, spans", SPANS, {}, lora=Lora(rank=2), **TO_16_BITS),
