@@ -105,6 +105,8 @@ class PassAtK(Metric):
 
     def __init__(self, k: int) -> None:
         super().__init__()
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
         self.k = k
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("questions", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
@@ -115,7 +117,12 @@ class PassAtK(Metric):
         Args:
             correct: (P, n) in {0, 1}: n >= k completions of each of P questions.
             counted: (P, n) bool: the completions that count, None = all.
+
+        Raises:
+            ValueError: n < k.
         """
+        if correct.shape[1] < self.k:
+            raise ValueError(f"pass@{self.k} needs at least {self.k} completions per question, got {correct.shape[1]}")
         values = pass_at_k(correct, self.k, counted)
         self.total += values.nansum()
         self.questions += (~values.isnan()).sum()

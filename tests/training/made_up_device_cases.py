@@ -152,7 +152,7 @@ COOL = Sampling(temperature=0.7, top_p=1.0, max_tokens=4)
 
 
 def pictures(sizes: int) -> dict[str, int]:
-    """Copies for images, of whose sizes the vision tower derives so many tensors."""
+    """Return the copies for images; the vision tower derives `sizes` tensors from how large they are."""
     return {
         "policy/policy.py images": 1, "policy/vision.py _derive_sizes": sizes,
         "policy/logprobs.py shape_logits": 2, "policy/logprobs.py _finite": 1,  # placeholders are never sampled

@@ -39,6 +39,10 @@ def test_pass_at_k_is_the_mean_over_questions_of_all_batches() -> None:
     metric.update(torch.tensor([[1.0, 0.0, 0.0]]))  # 2/3
     metric.update(torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 0.0]]))  # 0, 1
     assert float(metric.compute()) == pytest.approx((2 / 3 + 0 + 1) / 3)
+    with pytest.raises(ValueError, match="at least 2"):
+        metric.update(torch.ones(1, 1))
+    with pytest.raises(ValueError, match="at least 1"):
+        PassAtK(0)
 
 
 def test_an_evaluated_set() -> None:
