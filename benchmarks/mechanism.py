@@ -30,10 +30,11 @@ from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.group import GRPOAdvantage
 from lit_rlvr.algorithms import GRPO, RLVRModule
 from lit_rlvr.compare.numbers import rounded
-from lit_rlvr.objectives import Correction, Stats
+from lit_rlvr.objectives import Correction
 from lit_rlvr.parity.command import build
 from lit_rlvr.run.loggers import read_metrics
-from lit_rlvr.training.step import PreparedRollout, Step, loss_inputs, plan_step
+from lit_rlvr.training.step import PreparedRollout, StepPlan, loss_inputs, plan_step
+from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Rollout
 
 LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
@@ -102,49 +103,63 @@ class Compared(GRPO):
     def __init__(self, every: int = 8, **options: Any) -> None:
         super().__init__(advantage=WithReference(), **options)
         self.every = every
-        self._losses: dict[str, RLVRModule] = {
+        self.losses: dict[str, RLVRModule] = {
             name: build(spec, name) for cells in LOSSES.values() for name, spec in cells.items()
         }
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        self.updater = ComparingUpdater(self, **vars(self.updater))
+
+    @property
+    def measures(self) -> bool:
+        """Whether the current rollout is measured."""
+        return (self.iteration + 1) % self.every == 0
+
+
+class ComparingUpdater(Updater):
+    """Compares the gradients of all losses before each step of a measured rollout."""
+
+    def __init__(self, compared: Compared, **parts: Any) -> None:
+        vars(self).update(parts)
+        self._compared = compared
         self._prepared: dict[str, PreparedRollout] = {}
-        self._prompts: list[int] = []
         self._previous: torch.Tensor | None = None
         self._measured: dict[str, float] = {}
 
-    def _prepare(self, rollout: Rollout, minibatches: list[list[int]]) -> PreparedRollout:
-        prepared = super()._prepare(rollout, minibatches)
+    def prepare(self, rollout: Rollout, *args: Any) -> PreparedRollout:
+        prepared = super().prepare(rollout, *args)
         self._previous = None
         group = GroupBatch(rollout.rewards, rollout.correct, rollout.reference_rewards, rollout.lengths)
-        for name, loss in self._losses.items():
-            self._prepared[name] = replace(prepared, advantages=loss.estimate(group)[0].reshape(-1, 1))
+        for name, loss in self._compared.losses.items():
+            advantages = loss.estimate(group)[0].reshape(-1, 1)
+            self._prepared[name] = replace(prepared, advantages=advantages, correction=Correction("none"))
         return prepared
 
-    def _update(self, prepared: PreparedRollout, prompts: list[int]) -> dict[str, float]:
-        self._prompts = prompts
-        return super()._update(prepared, prompts) | self._measured
-
-    def _accumulate(self, step: Step) -> Stats:
+    def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
         self._measured = {}
-        if (self.iteration + 1) % self.every == 0:
-            self._measure(step)
-        return super()._accumulate(step)
+        if self._compared.measures:
+            self._measure(prepared, prompts)
+        return super().step(prepared, prompts, number) | self._measured
 
-    def _measure(self, step: Step) -> None:
+    def _measure(self, prepared: PreparedRollout, prompts: list[int]) -> None:
         """Compare all gradients on the minibatch of a step; a minibatch where GRPO's is 0 has nothing to compare."""
-        assert len(step.microbatches) == 1, "raise model.tokens_per_microbatch"
-        logp, entropy = self._forward(step, 0)
-        if step.prepared.on_policy:
-            step.prepared.record_old(step.microbatches[0], logp)
+        plan = self._plan(self._compared, prepared, prompts)
+        assert len(plan.microbatches) == 1, "raise model.tokens_per_microbatch"
+        logp, entropy = self.forward(plan, 0)
+        if prepared.on_policy:
+            prepared.record_old(plan.microbatches[0], logp)
 
-        def gradient(loss: RLVRModule, of: Step) -> torch.Tensor:
+        def gradient(loss: RLVRModule, of: StepPlan) -> torch.Tensor:
             value = loss.loss(loss_inputs(of, 0, logp, entropy)[0])[0]
             found = torch.autograd.grad(value, list(self.policy.parameters()), retain_graph=True)
             return torch.cat([part.flatten() for part in found]).double()
 
-        own = gradient(self, step)
+        own = gradient(self._compared, plan)
         if own.norm() == 0:
             return
-        for name, loss in self._losses.items():
-            theirs = gradient(loss, self._step_of(loss, self._prepared[name]))
+        for name, loss in self._compared.losses.items():
+            theirs = gradient(loss, self._plan(loss, self._prepared[name], prompts))
             self._measured |= {
                 f"gradient/{name}/cosine": cosine(own, theirs),
                 f"gradient/{name}/log_norm": float((theirs.norm() / own.norm()).log()),
@@ -153,10 +168,10 @@ class Compared(GRPO):
             self._measured["gradient/previous/cosine"] = cosine(own, self._previous)
         self._previous = own
 
-    def _step_of(self, loss: RLVRModule, prepared: PreparedRollout) -> Step:
-        """Return the same step with a loss's own advantages and mean over tokens."""
-        return plan_step(prepared, self._prompts, self.device, loss.aggregation, self.tokens_per_microbatch,
-                         self.policy.shared_prefix, Correction("none"), in_lockstep=False)  # fmt: skip
+    def _plan(self, loss: RLVRModule, prepared: PreparedRollout, prompts: list[int]) -> StepPlan:
+        """Return the step with a loss's own advantages and mean over tokens."""
+        return plan_step(prepared, prompts, self.policy.device, loss.aggregation, self.budget.tokens,
+                         self.policy.shared_prefix, in_lockstep=False)  # fmt: skip
 
 
 def cosine(x: torch.Tensor, y: torch.Tensor) -> float:

@@ -18,8 +18,8 @@ from typing import Any
 
 from common import make_parser, print_result, print_table, say
 
-import lit_rlvr.packages  # first: it repairs a torchvision that does not fit torch
 from lit_rlvr.datamodules.text_math import read_svamp
+from lit_rlvr.packages import is_installed
 
 ROOT = Path(__file__).parent.parent
 SVAMP = ROOT / "datamodules/data/svamp/validation.jsonl"
@@ -146,10 +146,9 @@ def main() -> None:
         raise SystemExit(f"--out: {options.out} exists; choose another folder")
     options.model, options.out = options.model.resolve(), options.out.resolve()
     questions = write_files(options)
-    lit_rlvr.packages.repair_children()
     texts: dict[str, Texts] = {}
     for name, (module, ask) in PROGRAMS.items():
-        if not lit_rlvr.packages.is_installed(module):
+        if not is_installed(module):
             say(f"{name} is not installed and left out")
             continue
         texts[name] = {key: text.strip() for key, text in ask(options, questions).items()}

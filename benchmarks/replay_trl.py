@@ -29,11 +29,13 @@ from trl_grpo import training_set
 from workload import Workload
 
 from lit_rlvr import algorithms, datamodules
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.engines.base import EngineContext
 from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.rollout.engines.synced import probe_seeds
 from lit_rlvr.run.trainer import RunTrainer
 from lit_rlvr.types import Completion, Prompt, Sampling
 
@@ -112,10 +114,11 @@ class Replaying(HFEngine):
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], *args: Any, **kwargs: Any
     ) -> list[list[Completion]]:
-        if len(prompts) == 1:
+        if seeds == probe_seeds(len(prompts)):
             return super().generate(prompts, sampling, seeds, *args, **kwargs)
         answers, completions = next(self._rollouts)
-        assert answers[:: len(seeds[0])] == [prompt.sample.answer for prompt in prompts], "the prompts differ"
+        if answers[:: len(seeds[0])] != [prompt.sample.answer for prompt in prompts]:
+            raise UserError("replay: the prompts differ from TRL's")
         rows = iter(completions)
         return [[self._completion(next(rows)) for _ in group] for group in seeds]
 

@@ -31,7 +31,6 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.policy.tiny import VLM_SPECIALS, save_tiny_vlm
 from lit_rlvr.run.rank_zero import EXPECTED_WARNINGS
-from lit_rlvr.training.step import PreparedRollout
 from lit_rlvr.types import Completion, Pixels, Prompt, PromptBatch, Rollout, Sample, Sampling, pad_completions
 
 Shape = dict[str, int]
@@ -111,8 +110,7 @@ def make_rollout(
 class EveryGroup(GRPO):
     """GRPO that also trains on groups whose advantages are all zero."""
 
-    def _prepare(self, rollout: Rollout, minibatches: list[list[int]]) -> PreparedRollout:
-        return replace(super()._prepare(rollout, minibatches), live=list(range(len(rollout.mask))))
+    runs_all_rows = True
 
 
 class FixedRollouts(LightningDataModule):

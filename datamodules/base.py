@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningDataModule
 
-from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, registered
+from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, break_up, registered, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
     check_columns,
@@ -24,7 +24,15 @@ from lit_rlvr.datamodules.reading.checks import (
 )
 from lit_rlvr.datamodules.reading.images import with_images
 from lit_rlvr.datamodules.reading.readers import read_rows
-from lit_rlvr.datamodules.reading.rows import BadRow, check_ids, filter_rows, map_columns, rank_zero_warn
+from lit_rlvr.datamodules.reading.rows import (
+    BadRow,
+    abbreviate,
+    check_ids,
+    filter_rows,
+    joined_text,
+    map_columns,
+    rank_zero_warn,
+)
 from lit_rlvr.datamodules.reading.split import (
     check_held_out,
     draw,
@@ -49,6 +57,7 @@ from lit_rlvr.seeds import run_seed
 from lit_rlvr.types import Prompt, Sample
 
 Split = Literal["train", "validation", "test"]
+SpecialTokens = Literal["break", "refuse", "keep"]
 
 STAGES: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
@@ -122,6 +131,9 @@ class PromptDataModule(UsesModel):
         chat_template_kwargs: further arguments of the model's chat template, such as {enable_thinking: false}.
         plain_template: the prompt format of a base model without a chat template; `{system}` becomes the system prompt
             and a blank line, or nothing.
+        special_tokens: what happens to special tokens of the model, such as `<|im_end|>`, in a row or in what an
+            environment says first: `break` puts a zero-width space into each, so that it is plain text; `refuse` stops
+            with an error; `keep` leaves the control tokens.
         max_prompt_tokens: longer prompts are dropped, counted and reported, never truncated.
         prompts_per_step: prompts in one training step, summed over all processes.
         eval_prompts_per_step: prompts generated at once in validation and test, summed over all processes.
@@ -155,6 +167,7 @@ class PromptDataModule(UsesModel):
         prefill: str = "",
         chat_template_kwargs: dict[str, Any] | None = None,
         plain_template: str = "{system}{prompt}\n",
+        special_tokens: SpecialTokens = "break",
         max_prompt_tokens: int = 512,
         prompts_per_step: int = 8,
         eval_prompts_per_step: int = 64,
@@ -174,6 +187,8 @@ class PromptDataModule(UsesModel):
         check_positive(prompts_per_step=prompts_per_step, eval_prompts_per_step=eval_prompts_per_step)
         check_share("max_bad_rows", max_bad_rows)
         check_columns(columns or {}, self.fields)
+        if special_tokens not in get_args(SpecialTokens):
+            raise UserError(f"special_tokens={special_tokens!r}: choose break, refuse or keep")
         self.locations: dict[str, str | None] = {"train": train, "validation": validation, "test": test}
         self.validation_split, self.columns = validation_split, columns
         self.image_options = (image_folder, min_pixels, max_pixels)
@@ -184,6 +199,7 @@ class PromptDataModule(UsesModel):
             plain_template=plain_template,
             template_kwargs=chat_template_kwargs or {},
         )
+        self.special_tokens, self._reports_special_tokens = special_tokens, True
         self.max_prompt_tokens, self.max_bad_rows, self.seed = max_prompt_tokens, max_bad_rows, seed
         self.prompts_per_step, self.eval_prompts_per_step = prompts_per_step, eval_prompts_per_step
         self.limit, self.eval_limit, self.shuffle_images = limit, eval_limit, shuffle_images
@@ -279,7 +295,33 @@ class PromptDataModule(UsesModel):
         chat = self.chat
         if self.environment is not None:
             chat = replace(chat, tools=tuple(self.environment.tools_of(sample)))
-        return chat.text(chat.messages(sample), self.tokenizer, sample.source)
+        return chat.text(chat.messages(self._without_special_tokens(sample)), self.tokenizer, sample.source)
+
+    def _without_special_tokens(self, sample: Sample) -> Sample:
+        """Return the sample with the special tokens in its prompt as text, unless the option is `keep`."""
+        if not self._has_special_tokens(sample):
+            return sample
+        if self._reports_special_tokens or self.special_tokens == "refuse":  # else rows of the set have been reported
+            self._report_special_tokens(self.name, "a prompt", [sample])
+        if self.special_tokens == "keep":
+            return sample
+        return replace(sample, prompt=break_up(sample.prompt, special_tokens(self.tokenizer)))
+
+    def _has_special_tokens(self, sample: Sample) -> bool:
+        return special_tokens(self.tokenizer).search(joined_text(sample.prompt)) is not None
+
+    def _report_special_tokens(self, name: str, where: str, samples: Sequence[Sample]) -> None:
+        """Name the samples that have special tokens in their prompts.
+
+        Raises:
+            UserError: the option is `refuse`.
+        """
+        found = f"{name}: special tokens of the model in {where} ({abbreviate([s.source or s.id for s in samples])})"
+        if self.special_tokens == "refuse":
+            raise UserError(f"{found}. Remove them, or choose `special_tokens: break`")
+        does = "stay control tokens" if self.special_tokens == "keep" else "are broken up with a zero-width space"
+        rank_zero_warn(f"{found} {does} (special_tokens: {self.special_tokens})")
+        self._reports_special_tokens = False
 
     def encode(self, sample: Sample) -> Prompt:
         """Tokenise `render`'s text, with each image's placeholder repeated once per image feature."""
@@ -330,7 +372,10 @@ class PromptDataModule(UsesModel):
 
     def _tokenised(self, split: Split) -> list[Prompt]:
         """Tokenise a split; drop the prompts that are too long."""
-        prompts = [self.encode(sample) for sample in self.load(split)]
+        samples = self.load(split)
+        if found := [sample for sample in samples if self._has_special_tokens(sample)]:
+            self._report_special_tokens(f"{self.name} {split}", f"{len(found)} of {len(samples)} rows", found)
+        prompts = [self.encode(sample) for sample in samples]
         fitting, self.too_long[split] = drop_long(prompts, self.max_prompt_tokens, f"{self.name} {split}")
         return fitting
 

@@ -198,6 +198,10 @@ for _loader in (_UniqueKeyLoader, get_yaml_default_loader()):  # ours, and the o
     _use_yaml12_numbers(_loader)
 
 
+NEGATIVE = re.compile(r"-(\d+\.?\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?|\.?inf|\.?nan)$", re.IGNORECASE)
+"""A negative number, which is the value of the option before it."""
+
+
 class Parser(ArgumentParser):
     """A parser of options and configs that takes no abbreviations, and that requires what a class requires.
 
@@ -207,6 +211,7 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"exit_on_error": False, "allow_abbrev": False} | options)
+        self._negative_number_matcher = NEGATIVE  # argparse's does not know exponents
 
     def add_class_arguments(self, *args: Any, **options: Any) -> list[str]:
         """Add the arguments of a class; require those without a type and a default, too."""

@@ -21,6 +21,35 @@ PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
 MAX_SIZE = 1_000_000
 """Largest value of options that set the size of a list or an array."""
 
+MAX_LINE = 2000
+"""Longest line of an error, in characters."""
+
+_MODEL, _SAMPLING = "model.init_args", "rollout.sampling"
+OURS = {
+    "learning_rate": f"{_MODEL}.lr", "weight_decay": f"{_MODEL}.weight_decay",
+    "max_grad_norm": f"{_MODEL}.max_grad_norm",
+    "beta": f"{_MODEL}.kl_coef", "kl_loss_coef": f"{_MODEL}.kl_coef",
+    "epsilon": f"{_MODEL}.clip_low", "clip_ratio_low": f"{_MODEL}.clip_low", "epsilon_high": f"{_MODEL}.clip_high",
+    "clip_ratio_high": f"{_MODEL}.clip_high", "delta": f"{_MODEL}.dual_clip", "clip_ratio_c": f"{_MODEL}.dual_clip",
+    "num_iterations": f"{_MODEL}.epochs_per_rollout", "ppo_epochs": f"{_MODEL}.epochs_per_rollout",
+    "steps_per_generation": f"{_MODEL}.updates_per_rollout", "ppo_mini_batch_size": f"{_MODEL}.updates_per_rollout",
+    "per_device_train_batch_size": f"{_MODEL}.tokens_per_microbatch",
+    "gradient_accumulation_steps": f"{_MODEL}.tokens_per_microbatch",
+    "ppo_micro_batch_size_per_gpu": f"{_MODEL}.tokens_per_microbatch", "entropy_coeff": f"{_MODEL}.entropy_coef",
+    "use_bias_correction_kl": f"{_MODEL}.kl_bias_correction", "peft_config": f"{_MODEL}.lora",
+    "lora_rank": f"{_MODEL}.lora", "use_liger_kernel": f"{_MODEL}.liger",
+    "vllm_importance_sampling_mode": f"{_MODEL}.importance_correction",
+    "vllm_importance_sampling_clip_max": f"{_MODEL}.importance_cap",
+    "rollout_token_veto_threshold": f"{_MODEL}.importance_veto",
+    "off_policy_mask_threshold": f"{_MODEL}.off_policy_threshold",
+    "num_generations": "rollout.group_size", "num_generations_eval": "rollout.eval_samples",
+    "mask_truncated_completions": "rollout.mask_truncated", "use_vllm": "rollout.engine",
+    "temperature": f"{_SAMPLING}.temperature", "max_completion_length": f"{_SAMPLING}.max_tokens",
+    "max_response_length": f"{_SAMPLING}.max_tokens", "max_tool_calling_iterations": f"{_SAMPLING}.max_turns",
+    "max_assistant_turns": f"{_SAMPLING}.max_turns", "bf16": "trainer.precision",
+}  # fmt: skip
+"""Option of TRL or verl -> ours, as docs/coming_from_trl.md explains them."""
+
 
 class UserError(Exception):
     """Bad input. The message says what is wrong, where (file, row, field, config key) and what to do.
@@ -63,7 +92,11 @@ def refuse_all(problems: Iterable[str]) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name most similar to a name, or else one that begins with it; ignore case and dashes."""
+    """Return our name for an option of TRL or verl, or else the known name most similar to a name, or else one that
+    begins with it; ignore case and dashes."""
+    known = list(known)
+    if ours := option_instead(name, known):
+        return ours
     plain: dict[str, str] = {}
     for other in sorted(known, key=lambda other: (other[:1].isupper() != name[:1].isupper(), other)):
         plain.setdefault(_plain(other), other)
@@ -71,6 +104,14 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     longer = [other for other in plain if start and other.startswith(start)]
     found = difflib.get_close_matches(start, plain, 1) or longer
     return plain[found[0]] if found else None
+
+
+def option_instead(name: str, known: Iterable[str]) -> str | None:
+    """Return our option for one of TRL or verl, as it is called among the known ones, or if they have its group."""
+    ours = OURS.get(name.rpartition(".")[2].lstrip("-"), "")
+    parts, named = ours.split("."), {other.lstrip("-"): other for other in known}
+    ends = (named.get(".".join(parts[i:])) for i in range(len(parts)))
+    return next(filter(None, ends), ours if parts[0] in named else None)
 
 
 class RunStopped(Exception):
@@ -110,7 +151,7 @@ def find_user_line(error: BaseException) -> tuple[str, BaseException] | None:
         if isinstance(raised, SyntaxError) and raised.filename:
             lines.append((raised.filename, raised.lineno or 0))
         for file, line in reversed(lines):
-            if _is_user_code(file):
+            if is_user_code(file):
                 return f"{shown(file)}:{line}", raised
     return None
 
@@ -157,7 +198,7 @@ def with_user_line(error: BaseException) -> str:
 def first_line_of(function: object) -> str:
     """Return the first line of a user's function, as `my_task.py:3`; "" if it is not the user's, or not Python."""
     code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
-    if code is None or not _is_user_code(code.co_filename):
+    if code is None or not is_user_code(code.co_filename):
         return ""
     return f"{shown(code.co_filename)}:{code.co_firstlineno}"
 
@@ -203,8 +244,14 @@ def type_text(value: Any) -> str:
     return "None" if value is None else f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
 
 
+def bounded(line: str) -> str:
+    """Return a line of at most `MAX_LINE` characters, which keeps its beginning and its end."""
+    left_out = len(line) - MAX_LINE
+    return line if left_out <= 0 else f"{line[:1500]} [{left_out + 100} characters left out] {line[-400:]}"
+
+
 def _escaped(message: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in bounded(message))
 
 
 def _plain(name: str) -> str:
@@ -220,7 +267,7 @@ def shown(path: str | Path) -> str:
     return os.path.relpath(path) if below else str(path)
 
 
-def _is_user_code(file: str) -> bool:
+def is_user_code(file: str) -> bool:
     """Return True for a code file that is neither ours nor installed; code without a file has a name in <>."""
     path = Path(file)
     return not (

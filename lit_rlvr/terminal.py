@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 UNPRINTABLE = ("Cc", "Cs")
@@ -66,6 +68,15 @@ class Terminal(Console):
     def render_str(self, text: str, **options: Any) -> Text:
         """Make a string printable, then render it."""
         return super().render_str(printable(text), **options)
+
+    def print_table(self, table: Table) -> None:
+        """Print a table of short cells whole: where it is wider than the terminal, lines wrap, but no cell is cut."""
+        for column in table.columns:
+            column.no_wrap = True
+        needed = Measurement.get(self, self.options.update(max_width=10_000), table).maximum
+        if needed > self.width:
+            table.width = needed
+        self.print(table, crop=False)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Make all output printable, including tables and bars; keep only rich's own control codes."""

@@ -6,6 +6,7 @@ T completion positions, V vocabulary. Masks are bool, True = in the loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -203,6 +204,8 @@ class Completion:
         outcome: the environment's judgement of the episode, or its failure; None without a judgement.
         judged: the results of reward functions that get the environment, by name.
         pixels: the images of the observations, in the order of their placeholders in `token_ids`.
+        versions: for each sampled token, the label of the weights that sampled it, from engines that can mix them; ()
+            = those of the last sync.
     """
 
     text: str
@@ -214,6 +217,7 @@ class Completion:
     outcome: RewardResult | None = None
     pixels: Pixels | None = None
     judged: Mapping[str, RewardResult] = field(default_factory=dict)
+    versions: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
@@ -344,6 +348,26 @@ class PromptBatch:
         return len(self.prompts)
 
 
+@dataclass(frozen=True)
+class GroupSelection:
+    """The number of groups with right and wrong completions that an iteration needs, and whether it trains on others.
+
+    Args:
+        least: their number as a share of the prompts; above 0, further prompts are sampled until there are that many
+            (dynamic sampling: DAPO, eq. 11).
+        max_rounds: most batches of prompts that an iteration samples; then it trains on the groups it has.
+        drops_others: train on no other groups.
+    """
+
+    least: float = 0.0
+    max_rounds: int = 10
+    drops_others: bool = False
+
+    def wanted(self, prompts: int) -> int:
+        """Return the number of such groups that an iteration on `prompts` prompts needs."""
+        return math.ceil(self.least * prompts)
+
+
 @dataclass
 class Rollout:
     """P prompts with G scored completions each, on this rank.
@@ -363,10 +387,14 @@ class Rollout:
         statuses: P lists of G, the worst status of each completion.
         sampling: the engine's sampling settings.
         exact: True if the engine's log-probabilities equal the trainer's up to rounding.
-        reference_rewards: (P, G) float, rewards of the reference model's completions; None without them.
+        reference_rewards: (P, G) float, rewards of the reference model's completions, NaN where it has none; None
+            without them.
         advantages: (P, G) float, which the algorithm fills in.
         weights: name -> the weight of each of `parts`.
         kept: the groups to train on, numbered over all ranks, if dynamic sampling dropped some; None = all.
+        repeats: how often each prompt occurred earlier in the iteration.
+        versions: (B, T) long, the version of the weights (optimizer steps taken) that sampled each token; None without
+            training.
     """
 
     prompts: list[Prompt]
@@ -385,6 +413,8 @@ class Rollout:
     advantages: Tensor | None = None
     kept: dict[int, int] | None = None
     weights: dict[str, float] = field(default_factory=dict)
+    repeats: list[int] = field(default_factory=list)
+    versions: Tensor | None = None
 
     @classmethod
     def unscored(
@@ -406,11 +436,6 @@ class Rollout:
         )
 
     @property
-    def engine_logprobs(self) -> Tensor:
-        """The former name of `rollout_logprobs`."""
-        return self.rollout_logprobs
-
-    @property
     def group_size(self) -> int:
         return int(self.rewards.shape[1])
 
@@ -424,6 +449,14 @@ class Rollout:
 
         failed = [[status == "error" for status in group] for group in self.statuses]
         return self.judged | torch.tensor(failed, dtype=torch.bool).reshape(self.judged.shape)
+
+    @property
+    def rewarded(self) -> Tensor:
+        """(P, G) bool: True for completions with a reward, False if a check failed or no reward judges it."""
+        import torch
+
+        values = [[status not in ("error", "unjudged") for status in group] for group in self.statuses]
+        return torch.tensor(values, dtype=torch.bool).reshape(self.rewards.shape)
 
     @property
     def lengths(self) -> Tensor:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
 
 _log = logging.getLogger("lit_rlvr")
+LARGE = 10_000_000
+"""Parameters from which a model is taken for a pretrained one; the tiny models have a twentieth of them."""
 
 
 class WarmStart:
@@ -46,7 +48,7 @@ class WarmStart:
         solution: column of the data with the target completion; with an environment, a list with the text of each of
             the model's turns, which the environment answers.
         batch_size: prompts in a step.
-        lr: learning rate of AdamW.
+        lr: learning rate of AdamW. The default suits the tiny models; a pretrained model needs 1e-5 to 5e-5.
         checked: training prompts to hold out for the check of `until`.
         check_every: steps between two checks.
     """
@@ -90,6 +92,12 @@ class WarmStart:
         target = cache_folder() / "warm-start" / self._key(policy, data, environment, sampling)
         if not target.exists():
             _log.info("Warm start: at most %d supervised steps, cached in %s", self.steps, target)
+            size = sum(parameter.numel() for parameter in policy.model.parameters())
+            if size >= LARGE and self.lr > 1e-4:
+                _log.warning(
+                    "warm_start.lr: %g suits the tiny models, and this model has %.0f million parameters; a pretrained "
+                    "model needs about 2e-5", self.lr, size / 1e6,
+                )  # fmt: skip
         budget = module.tokens_per_microbatch
         try:
             made_once(target, lambda folder: self._make(policy, source, data, folder, budget, episodes, sampling))
@@ -149,11 +157,17 @@ class WarmStart:
         for step, batch in enumerate(self._batches(train), start=1):
             ready = [(data.prepare(prompt), completion) for prompt, completion in batch]
             loss = self._train_step(policy, ready, optimizer, budget)
+            if step == 1:
+                seconds = time.perf_counter() - started
+                _log.info("Warm start: step 1 took %.1f s, so %d take about %.0f s, and checks come on top",
+                          seconds, self.steps, seconds * self.steps)  # fmt: skip
             if step % self.check_every == 0 or step == self.steps:
                 checked = [(data.prepare(p), c) for p, c in held_out]
                 share = exact_match(policy, checked, data.tokenizer, episodes, sampling)
                 seconds = time.perf_counter() - started
-                _log.info("Warm start: step %d, loss %.3f, %.3f exact, %.0f s", step, loss, share, seconds)
+                left = seconds / step * (self.steps - step)
+                _log.info("Warm start: step %d of at most %d, loss %.3f, %.3f exact, %.0f s, at most about %.0f s left",
+                          step, self.steps, loss, share, seconds, left)  # fmt: skip
                 if share >= self.until or step == self.steps:
                     break
         folder.rmdir()  # save_model creates it again, atomically

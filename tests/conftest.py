@@ -22,7 +22,6 @@ os.environ["TRACKIO_DIR"] = tempfile.mkdtemp(prefix="trackio-")  # read when tra
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-import lit_rlvr.packages  # noqa: I001  # first: it repairs a torchvision that does not fit torch
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,6 @@ from transformers import PreTrainedTokenizerFast
 from lit_rlvr.policy.tiny import save_tiny_vlm
 from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup
 
-lit_rlvr.packages.repair_children()  # for programs that tests start; does nothing where the builds fit
 torch.set_num_threads(1)
 atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored

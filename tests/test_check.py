@@ -52,12 +52,28 @@ def test_options_pass(options: dict[str, Any]) -> None:
 class Plain(RLVRModule):
     """REINFORCE on the tokens, as it should be."""
 
+    has_ratio = False
+
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -masked_sum(x.logp * x.advantages, x.token_weight, x.mask), {}
 
 
+class Undeclared(Plain):
+    """Has no ratio without saying so."""
+
+    has_ratio = True
+
+
+class Overdeclared(GRPO):
+    """Has a ratio and denies it."""
+
+    has_ratio = False
+
+
 class OwnNormaliser(RLVRModule):
     """Divides by the tokens of the micro-batch."""
+
+    has_ratio = False
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -masked_sum(x.logp * x.advantages, x.mask / x.mask.sum().clamp(min=1), x.mask), {}
@@ -65,6 +81,8 @@ class OwnNormaliser(RLVRModule):
 
 class OwnMean(RLVRModule):
     """Divides by a row's tokens, of which there may be none."""
+
+    has_ratio = False
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         mean = torch.where(x.mask, x.logp, 0.0).sum(1) / x.mask.sum(1)
@@ -74,6 +92,8 @@ class OwnMean(RLVRModule):
 class OwnDeviation(RLVRModule):
     """Is not a number for a single row."""
 
+    has_ratio = False
+
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -masked_sum(x.logp * x.advantages, x.token_weight, x.mask) + 0 * x.row_weight.std(), {}
 
@@ -81,12 +101,16 @@ class OwnDeviation(RLVRModule):
 class WholeRows(RLVRModule):
     """Sums the masked tokens too."""
 
+    has_ratio = False
+
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -(x.logp.sum(1) * x.advantages[:, 0] * x.row_weight).sum(), {}
 
 
 class Width(RLVRModule):
     """Divides by the padded length."""
+
+    has_ratio = False
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         sums = torch.where(x.mask, x.logp, 0.0).sum(1) / x.logp.shape[1]
@@ -124,6 +148,8 @@ class Doubled(torch.autograd.Function):
 class FirstGroup(RLVRModule):
     """Weights the prompts by their places."""
 
+    has_ratio = False
+
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         weight = x.token_weight / (1 + x.prompt[:, None])
         return -masked_sum(x.logp * x.advantages, weight, x.mask), {}
@@ -140,6 +166,8 @@ class BareRatio(RLVRModule):
 class Regularised(RLVRModule):
     """Has a term that does not vanish with the advantage, and training skips such rows."""
 
+    has_ratio = False
+
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         loss = masked_sum(x.logp.square() - x.logp * x.advantages, x.token_weight, x.mask)
         return loss, {}
@@ -147,6 +175,8 @@ class Regularised(RLVRModule):
 
 class Rounded(RLVRModule):
     """Computes the difference of large numbers."""
+
+    has_ratio = False
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         mean = masked_mean(x.logp + 3e4, x.mask) - 3e4
@@ -156,6 +186,8 @@ class Rounded(RLVRModule):
 class Flipped(RLVRModule):
     """Goes the wrong way."""
 
+    has_ratio = False
+
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return masked_sum(x.logp * x.advantages, x.token_weight, x.mask), {}
 
@@ -163,12 +195,16 @@ class Flipped(RLVRModule):
 class OnlyWrong(RLVRModule):
     """Learns nothing from what is right."""
 
+    has_ratio = False
+
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -masked_sum(x.logp * x.advantages.clamp(max=0), x.token_weight, x.mask), {}
 
 
 class OnlyRight(RLVRModule):
     """Leaves out what is wrong, as rejection sampling does."""
+
+    has_ratio = False
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return -masked_sum(x.logp * x.advantages.clamp(min=0), x.token_weight, x.mask), {}
@@ -179,6 +215,8 @@ class OnlyRight(RLVRModule):
     [
         (Plain, []),
         (OnlyRight, []),
+        (Undeclared, ["ratio"]),
+        (Overdeclared, ["ratio"]),
         (Flipped, ["direction"]),
         (OnlyWrong, ["direction"]),
         (OwnNormaliser, ["micro-batches"]),
@@ -208,6 +246,10 @@ def test_a_declared_stop_gradient_is_held() -> None:
 
 def to_the_first(group: GroupBatch) -> Tensor:
     return group.rewards - group.rewards[:1]
+
+
+def over_the_prompts(group: GroupBatch) -> Tensor:
+    return group.rewards - group.rewards.mean(0, keepdim=True)
 
 
 def by_place(group: GroupBatch) -> Tensor:
@@ -256,7 +298,8 @@ def test_what_is_no_advantage_is_refused(advantage: Callable[[GroupBatch], Any])
     [
         (always_one, ["rewards"]),
         (upside_down, ["rewards"]),
-        (to_the_first, ["order of groups"]),
+        (to_the_first, ["order of groups", "order of completions"]),
+        (over_the_prompts, ["order of completions"]),
         (by_place, ["order of completions"]),
         (unguarded, ["equal rewards"]),
         (in_place, ["input"]),
@@ -310,6 +353,7 @@ MODULE = """
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.objectives import masked_sum
 class Plain(RLVRModule):
+    has_ratio = False
     def __init__(self, broken: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.broken = broken
@@ -338,9 +382,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_command_exits_with_1_if_a_property_fails(own: Path, lit_rlvr: CLI) -> None:
     good = lit_rlvr("check", "own_losses.Plain")
-    assert good.status == 0 and good.out.count("ok  ") == 13 and "own_losses.Plain: all hold" in good.out
+    assert good.status == 0 and good.out.count("ok  ") == 14 and "own_losses.Plain: all hold" in good.out
     bad = lit_rlvr("check", "own_losses.Plain", "--init_args.broken", "true")
-    assert bad.status == 1 and "FAILED  micro-batches" in bad.out and "1 of 13 properties FAILED" in bad.out
+    assert bad.status == 1 and "FAILED  micro-batches" in bad.out and "1 of 14 properties FAILED" in bad.out
     assert lit_rlvr("check", "--config", "own.yaml").status == 1
     assert lit_rlvr("check", "--config", "own.yaml", "--init_args.broken", "false").status == 0
     assert lit_rlvr("check", "own_losses.centred").status == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import json
 import re
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 import yaml
 from tiny_runs import FIT, to
+from transformers import TrainingArguments
+from trl import GRPOConfig
 
-from lit_rlvr import algorithms
+from lit_rlvr import advantages, algorithms
 from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.cli.options_page import reference
 from lit_rlvr.configs import config_folder
@@ -101,6 +104,38 @@ def test_every_option_has_a_meaning() -> None:
 def test_the_page_of_commands_shows_every_command() -> None:
     page = (ROOT / "docs/commands.md").read_text()
     assert [command for command in COMMANDS if f"\nlit-rlvr {command}" not in page] == []
+
+
+def test_the_page_for_trl_has_every_field_of_its_config() -> None:
+    """Each field that TRL defines is in a table's column on TRL, next to an option of ours or "no" with a reason."""
+    own = {field.name for field in dataclasses.fields(GRPOConfig)} - {
+        f.name for f in dataclasses.fields(TrainingArguments)
+    }
+    own |= {name for cls in GRPOConfig.__mro__ if cls.__module__.startswith("trl") for name in cls.__annotations__}
+    known = {field.name for field in dataclasses.fields(GRPOConfig)}
+    ours = set(re.findall(r"\w+", reference())) | {
+        *algorithms.__all__, *advantages.REGISTRY, "eval_samples", "precision", "chat_template_kwargs",
+    }  # fmt: skip
+    found: set[str] = set()
+    for table in re.findall(r"(?:^\|.*\n)+", (ROOT / "docs/coming_from_trl.md").read_text(), re.M):
+        header, _, *rows = [
+            [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()
+        ]
+        theirs = next((k for k, cell in enumerate(header) if cell.startswith("TRL")), None)
+        if theirs is None:
+            continue
+        found |= {
+            name for cell in (header[theirs], *(row[theirs] for row in rows)) for name in re.findall(r"`(\w+)", cell)
+        }
+        for row in rows:
+            written = re.findall(r"`(\w+): ", row[theirs])
+            assert set(written) <= known, f"{row[theirs]}: TRL has no such option"
+            here = row[header.index("here")]
+            assert here != "no" or len(row[-1]) > len("yes"), f"{row[theirs]}: say why not"
+            if own & set(re.findall(r"`(\w+)", row[theirs])):
+                named = set(re.findall(r"`(?:\w+\.)*([a-z_]{4,})`", here)) - own
+                assert named <= ours, f"{here}: no options of ours: {named - ours}"
+    assert own <= found, f"not on the page: {sorted(own - found)}"
 
 
 def headings(page: Path) -> set[str]:

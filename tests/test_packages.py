@@ -1,9 +1,7 @@
-"""Repairs apply to CUDA builds beside a CPU-only torch alone; what is missing is said with the command to get it."""
+"""What is missing is said with the command to get it."""
 
-import os
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -12,60 +10,11 @@ import lit_rlvr.packages as packages
 from lit_rlvr.errors import UserError
 
 
-def with_versions(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
-    def version(name: str) -> str:
-        if name not in versions:
-            raise PackageNotFoundError(name)
-        return versions[name]
-
-    monkeypatch.setattr(packages, "version", version)
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, packages._TorchvisionFinder)])
-    modules = {k: v for k, v in sys.modules.items() if k not in ("torchaudio", "torchcodec", "torchvision")}
-    monkeypatch.setattr(sys, "modules", modules)
-
-
-def finders() -> int:
-    return sum(isinstance(f, packages._TorchvisionFinder) for f in sys.meta_path)
-
-
-def test_cuda_builds_beside_a_cpu_torch_are_treated_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_versions(monkeypatch, {"torch": "2.13.0+cpu", "torchaudio": "2.13.0", "torchvision": "0.28.0"})
-    assert packages.repair() == packages.repair() == ["torchvision", "torchaudio"]
-    assert finders() == 1 and sys.modules["torchaudio"] is None
-    assert "torchcodec" not in sys.modules, "what is not installed is not touched"
-
-
-@pytest.mark.parametrize(
-    "versions",
-    [
-        {},
-        {"torch": "2.13.0", "torchaudio": "2.13.0", "torchvision": "0.28.0"},
-        {"torch": "2.13.0+cpu", "torchaudio": "2.13.0+cpu", "torchvision": "0.28.0+cpu"},
-        {"torch": "2.13.0+cpu"},
-    ],
-    ids=["no torch", "a GPU torch", "matching builds", "torch alone"],
-)
-def test_what_fits_is_left_alone(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
-    with_versions(monkeypatch, versions)
-    assert packages.repair() == []
-    assert finders() == 0 and "torchaudio" not in sys.modules
-
-
 def test_importing_the_package_is_light() -> None:
     """Reward workers import it: no torch, no transformers."""
     code = "import sys, lit_rlvr.workers.worker; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
-
-
-@pytest.mark.slow
-def test_children_can_import_torchvision_before_anything_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the process in which vLLM inspects a model does."""
-    monkeypatch.setenv("PYTHONPATH", "")
-    packages.repair_children()
-    packages.repair_children()
-    assert os.environ["PYTHONPATH"].count("start_up") == bool(packages._misfits())
-    subprocess.run([sys.executable, "-c", "import torchvision.transforms"], check=True)
 
 
 def test_nothing_of_ours_runs_in_other_programs_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from lit_rlvr.plan.memory import (
 from lit_rlvr.plan.models import PUBLISHED
 from lit_rlvr.plan.sizing import job, sizing
 from lit_rlvr.plan.strategies import GIB, GPUs
-from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 
@@ -42,14 +42,19 @@ CLI = Callable[..., Any]
 
 
 @pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder", "vlm_folder"])
-def test_shapes_are_those_of_the_loaded_model(folder: str, request: pytest.FixtureRequest) -> None:
+def test_shapes_are_those_of_the_loaded_model(
+    folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = request.getfixturevalue(folder)
     policy = load_policy(str(path))
     shape = shape_of(AutoConfig.from_pretrained(path))
     assert shape.parameters == shape.trained == sum(p.numel() for p in policy.parameters())
     assert shape.text.count == 2 and shape.vocabulary == policy.model.get_output_embeddings().weight.shape[0]
+    add_adapters(policy.model, Lora(rank=4))
+    monkeypatch.setattr("lit_rlvr.packages.is_installed", lambda _: False)
     few = shape_of(AutoConfig.from_pretrained(path), lora=Lora(rank=4))
-    assert few.trained == few.parameters - shape.parameters > 0
+    assert few.trained == few.parameters - shape.parameters > 0, "counted without peft"
+    assert few.trained == sum(p.numel() for p in policy.parameters() if p.requires_grad)
     packed = shape_of(AutoConfig.from_pretrained(path), lora=Lora(rank=4, quantize="nf4"))
     assert packed.trained == few.trained and 0 < packed.quantized < shape.parameters
 

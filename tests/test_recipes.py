@@ -7,6 +7,7 @@ import re
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,8 @@ def expected() -> dict[str, Expected]:
             "negative_dominant": ("GRPO", adv.NegativeDominant(base="grpo", beta=10.0), ppo | sequence, kl),
             "hard_focused": ("GRPO", adv.HardFocused(base="grpo", gamma=0.5), ppo | sequence, kl),
             "easy_focused": ("GRPO", adv.EasyFocused(base="grpo", gamma=0.5), ppo | sequence, kl),
-            "dapo": ("DAPO", grpo, wide | tokens | {"dynamic_sampling": False}, 0.0),
-            "dapo_agrae": ("DAPO", adv.AGRAE(base="grpo"), wide | tokens | {"dynamic_sampling": False}, 0.0),
+            "dapo": ("DAPO", grpo, wide | tokens | {"selection.drops_others": False}, 0.0),
+            "dapo_agrae": ("DAPO", adv.AGRAE(base="grpo"), wide | tokens | {"selection.drops_others": False}, 0.0),
             "dr_grpo": ("DrGRPO", dr, ppo | constant, 0.0),
             "dr_grpo_agrae": ("DrGRPO", adv.AGRAE(base="dr_grpo", alpha=1.0), ppo | constant, 0.0),
         }
@@ -180,8 +181,13 @@ def expected() -> dict[str, Expected]:
         rows = {
             "grpo": ("GRPO", grpo, ppo | sequence, 0.0),
             "grpo_agrae": ("GRPO", adv.AGRAE(base="grpo", alpha=0.5), ppo | sequence, 0.0),
-            "dapo": ("DAPO", grpo, wide | tokens | {"dynamic_sampling": False}, 0.0),
-            "dapo_agrae": ("DAPO", adv.AGRAE(base="grpo", alpha=0.5), wide | tokens | {"dynamic_sampling": False}, 0.0),
+            "dapo": ("DAPO", grpo, wide | tokens | {"selection.drops_others": False}, 0.0),
+            "dapo_agrae": (
+                "DAPO",
+                adv.AGRAE(base="grpo", alpha=0.5),
+                wide | tokens | {"selection.drops_others": False},
+                0.0,
+            ),
             "dr_grpo": ("DrGRPO", dr, ppo | constant, 0.0),
             "dr_grpo_agrae": ("DrGRPO", adv.AGRAE(base="dr_grpo", alpha=0.5), ppo | constant, 0.0),
         }
@@ -194,7 +200,7 @@ def expected() -> dict[str, Expected]:
         rows = {
             "apmpo": ("APMPO", grpo, knobs, 0.001),
             "grpo": ("GRPO", grpo, ppo | sequence, 0.001),
-            "dapo": ("DAPO", grpo, wide | tokens | {"dynamic_sampling": False}, 0.001),
+            "dapo": ("DAPO", grpo, wide | tokens | {"selection.drops_others": False}, 0.001),
             "gmpo": ("GMPO", grpo, {"clip_low": 0.4, "clip_high": 0.4}, 0.001),
         }
         table |= {f"apmpo/{model}_{name}": Expected(*row) for name, row in rows.items()}
@@ -210,7 +216,7 @@ def expected() -> dict[str, Expected]:
     }.items():
         table[f"apmpo/qwen2.5-math-1.5b_apmpo_{name}"] = Expected("APMPO", grpo, knobs | change, 0.001)
     per_group = {"aggregation": "group_token_mean"}
-    fresh = {"reference_rollouts": "fresh", "reference_update_every": None}
+    fresh = {"reference.rollouts": "fresh", "reference.update_every": None}
     for model in ("deepseek-r1-1.5b", "qwen2.5-math-7b", "llama-3.2-1b", "llama-3.2-3b"):
         margin = adv.AAPOAdvantage(base="grpo", delta_low=-0.2, delta_high=0.28, clip=True, margin="paired")
         gpg = adv.GPGAdvantage(f_norm="one", rescale_valid=False)
@@ -279,7 +285,7 @@ def test_recipe(
     rollout = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))
 
     assert type(module).__name__ == wanted.algorithm and module.advantage == wanted.advantage
-    assert {name: getattr(module, name) for name in wanted.knobs} == wanted.knobs
+    assert {name: attrgetter(name)(module) for name in wanted.knobs} == wanted.knobs
     assert module.kl_coef == wanted.kl and module.entropy_coef == 0
     assert (module.lr, module.weight_decay, module.updates_per_rollout, module.epochs_per_rollout) == (
         settings.lr, settings.decay, settings.updates, 1,

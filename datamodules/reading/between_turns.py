@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.datamodules.reading.chat import Chat, break_up, find_tokens
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Pixels, ToolResult
 
@@ -58,10 +58,11 @@ class BetweenTurns:
         processor: Callable[[], ImageProcessor] | None = None,
     ) -> None:  # fmt: skip
         self._chat, self._tokenizer, self._role, self._processor = chat, tokenizer, role, processor
-        self._special_tokens = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        added = tokenizer.get_added_vocab()
+        self._added_tokens = find_tokens(added)
         self._eos_ids = {*eos_token_ids}
         texts = {token: str(tokenizer.decode([token])) for token in eos_token_ids}
-        self._ends = {token: text for token, text in texts.items() if text in self._special_tokens}
+        self._ends = {token: text for token, text in texts.items() if text in added}
 
     def tokens(
         self, text: str, last: int, max_tokens: int, images: Sequence[Any] = (), results: Sequence[ToolResult] = ()
@@ -102,7 +103,7 @@ class BetweenTurns:
         def cut(text: str) -> str:
             if len(text) > 32 * max_tokens:
                 text = f"{text[: 16 * max_tokens]}{_TRUNCATED}{text[-16 * max_tokens :]}"
-            return self._break_special_tokens(text)
+            return self._as_text(text)
 
         shown = [replace(result, text=cut(result.text)) for result in results]
         kept = [list(self._tokenizer(result.text, add_special_tokens=False).input_ids) for result in shown]
@@ -112,7 +113,7 @@ class BetweenTurns:
             keep = max(len(kept[k]) - (len(ids) - max_tokens) - 8, 0)  # 8: about the tokens of the note
             kept[k] = kept[k][: keep // 2] + kept[k][len(kept[k]) - keep // 2 :] if keep > 1 else []
             head, tail = (self._tokenizer.decode(part) for part in (kept[k][: keep // 2], kept[k][keep // 2 :]))
-            shown[k] = replace(shown[k], text=self._break_special_tokens(f"{head}{_TRUNCATED}{tail}"))
+            shown[k] = replace(shown[k], text=self._as_text(f"{head}{_TRUNCATED}{tail}"))
             ids = self._encode(shown, last, pixels)
         return RenderedObservation("\n".join(result.text for result in shown), tuple(ids), pixels)
 
@@ -206,12 +207,9 @@ class BetweenTurns:
         start = (self._render([_QUESTION]) if template else "") + self._chat.prefill
         return "</think>" not in start.rpartition("<think>")[2] and "<think>" in start
 
-    def _break_special_tokens(self, text: str) -> str:
-        """Return the text with a zero-width space in each special token."""
-        for token in self._special_tokens:
-            if len(token) > 1 and not token.isspace():
-                text = text.replace(token, f"{token[0]}\u200b{token[1:]}")
-        return text.replace(_TURN, "")
+    def _as_text(self, text: str) -> str:
+        """Return the text without special tokens: each has a zero-width space in it."""
+        return str(break_up(text.replace(_TURN, ""), self._added_tokens))
 
     @cached_property
     def min_tokens(self) -> int:

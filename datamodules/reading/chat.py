@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from jinja2.exceptions import TemplateSyntaxError
 
-from lit_rlvr.datamodules.reading.images import as_parts
+from lit_rlvr.datamodules.reading.images import PLACEHOLDER, as_parts
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -72,6 +73,32 @@ def registered(value: str, registry: Mapping[str, str], option: str) -> str:
     if nearest and " " not in value:
         raise UserError(f"{option}: no prompt is named {value!r}, did you mean {nearest[0]!r}?")
     return value
+
+
+@lru_cache(maxsize=8)
+def special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Return a pattern of the control tokens, such as `<|im_end|>`; `<think>` and an image's `<image>` are none."""
+    added = tokenizer.added_tokens_decoder.values()
+    return find_tokens(str(token) for token in added if token.special and str(token) != PLACEHOLDER)
+
+
+def find_tokens(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that matches the first character of each token; it ignores white space and single characters."""
+    longer = (re.escape(token[0]) + f"(?={re.escape(token[1:])})" for token in tokens if token.strip() and token[1:])
+    return re.compile("|".join(longer) or "(?!)")
+
+
+def break_up(value: Any, tokens: re.Pattern[str]) -> Any:
+    """Put a zero-width space into each token in a text, or in all texts of messages.
+
+    Args:
+        tokens: the result of `find_tokens`.
+    """
+    if isinstance(value, str):
+        return tokens.sub("\\g<0>\u200b", value)
+    if isinstance(value, Mapping):
+        return {break_up(name, tokens): break_up(item, tokens) for name, item in value.items()}
+    return [break_up(item, tokens) for item in value] if isinstance(value, list | tuple) else value
 
 
 TOOL_INSTRUCTIONS = "To call a tool, write <call>name(arguments)</call> and wait for its result. The tools are:"

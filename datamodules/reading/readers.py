@@ -7,7 +7,8 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from io import BytesIO
 from pathlib import Path
@@ -162,11 +163,8 @@ def _split_of(file: Path, folder: Path) -> str:
 
 def _read_dataset(data: Any, file: str) -> Iterator[Row]:
     """Yield the rows of a `datasets.Dataset` in their Arrow form: images stay {"bytes", "path"}, undecoded."""
-    number = 0
-    for table in data.with_format("arrow").iter(batch_size=256):
-        for value in table.to_pylist():
-            number += 1
-            yield Row(number, value, file)
+    for number, value in _batches(data.with_format("arrow").iter(batch_size=256)):
+        yield Row(number, value, file)
 
 
 def _read_file(path: Path) -> Iterator[Row]:
@@ -179,7 +177,7 @@ def _read_file(path: Path) -> Iterator[Row]:
             yield Row(number, value, str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}: {error.object[error.start : error.end]!r})") from error
-    except (OSError, pa.ArrowException, csv.Error) as error:
+    except (OSError, ValueError, pa.ArrowException, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as {path.suffix} ({' '.join(str(error).split())})") from error
 
 
@@ -190,7 +188,7 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Value]]:
             if not line.strip():
                 continue
             try:
-                yield number, _object(json.loads(line))
+                yield number, _object(json.loads(line, object_pairs_hook=_unique_keys))
             except (ValueError, RecursionError) as error:
                 yield number, BadRow(f"broken JSON ({error})")
 
@@ -199,12 +197,14 @@ def _json(path: Path) -> Iterator[tuple[int, Value]]:
     """Read a list of objects, {"data": [...]}, or JSON Lines in a .json file."""
     text = path.read_text(encoding="utf-8-sig")
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
+        rows = json.loads(text, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data":
             yield from _jsonl(path)
             return
         raise UserError(f"{path}: broken JSON ({error})") from error
+    if isinstance(rows, BadRow):
+        raise UserError(f"{path}: {rows.reason}")
     rows = rows.get("data") if isinstance(rows, dict) else rows
     if not isinstance(rows, list):
         raise UserError(f'{path}: expected a list of rows or {{"data": [...]}}; JSON Lines go into a .jsonl file')
@@ -215,7 +215,9 @@ def _csv(path: Path) -> Iterator[tuple[int, Value]]:
     """Read comma-separated values with a header."""
     csv.field_size_limit(sys.maxsize)  # base64 images are longer than the default of 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 1):
+        reader = csv.DictReader(file)
+        _check_names(name for name in reader.fieldnames or () if name)
+        for number, row in enumerate(reader, 1):
             extra = row.pop(None, None)
             yield number, BadRow(f"{len(extra)} more fields than the header") if extra else row
 
@@ -237,14 +239,42 @@ def _arrow(path: Path) -> Iterator[tuple[int, Value]]:
 def _batches(batches: Any) -> Iterator[tuple[int, Value]]:
     number = 0
     for batch in batches:
+        _check_names(batch.schema.names)
         for value in batch.to_pylist():
             number += 1
             yield number, value
 
 
+def _check_names(names: Iterable[str]) -> None:
+    """Refuse a file in which two columns have the same name, as a row keeps only one of them.
+
+    Raises:
+        ValueError: `_read_file` turns it into an error with the file's name.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"two columns are named {twice[0]!r}; rename one of them")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> Value:
+    """Make a JSON object; make a bad row if a key stands twice in it, where JSON would silently drop the first one."""
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    return BadRow(f"the key {twice!r} stands twice in a JSON object")
+
+
 def _object(value: Any) -> Value:
-    """Return a JSON object as a row, and a bad row for any other value."""
-    return value if isinstance(value, dict) else BadRow(f"expected a JSON object, got {type(value).__name__}")
+    """Return a JSON object as a row; return a bad row for any other value, or the bad row that stands in it."""
+    if not isinstance(value, dict | BadRow):
+        return BadRow(f"expected a JSON object, got {type(value).__name__}")
+    inside = [value]
+    for item in inside:  # grows
+        if isinstance(item, BadRow):
+            return item
+        inside += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return value
 
 
 def _missing(path: Path) -> str:

@@ -215,19 +215,19 @@ def check_sample(sample: Sample, optional: frozenset[str] = frozenset()) -> None
     """
     as_prompt(sample.prompt, "prompt" in optional)
     _as_answer(sample.answer, "answer" in optional)
-    for field, text in (("prompt", _texts(sample.prompt)), ("answer", sample.answer), ("id", sample.id)):
+    for field, text in (("prompt", joined_text(sample.prompt)), ("answer", sample.answer), ("id", sample.id)):
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise BadRow(f"not valid Unicode ({error.reason})", field) from error
 
 
-def _texts(value: Any) -> str:
-    """Join all text in a prompt: a string, messages, or the parts of a message."""
+def joined_text(value: Any) -> str:
+    """Join all text in a prompt: a string, messages with their keys, or the parts of a message."""
     if isinstance(value, str):
         return value
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return "".join(_texts(part) for part in parts)
+    parts = value.items() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return "".join(map(joined_text, parts))
 
 
 def filter_rows(

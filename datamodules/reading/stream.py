@@ -172,14 +172,17 @@ PART_NAMES = {
 
 def fingerprint(stream: PromptStream) -> dict[str, str]:
     """Return all that determines the order and content of the training prompts: a short hash or number per part."""
-    prompts = stream.prompts
+    return prompt_hashes(stream.prompts) | {"seeds": f"{stream.seed}, {stream.run_seed}"}
+
+
+def prompt_hashes(prompts: Sequence[Prompt]) -> dict[str, str]:
+    """Return the number of prompts, and a short hash of each of their parts."""
     return {
         "count": str(len(prompts)),
         "ids": _digest(prompt.sample.id for prompt in prompts),
         "tokens": _digest(" ".join(map(str, prompt.token_ids)) for prompt in prompts),
         "images": _digest(" ".join(getattr(prompt.sample.images, "keys", ())) for prompt in prompts),
         "answers": _digest(prompt.sample.answer for prompt in prompts),
-        "seeds": f"{stream.seed}, {stream.run_seed}",
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages.base import GroupBatch, register
+from lit_rlvr.advantages.base import GroupBatch, impute, register
 from lit_rlvr.advantages.composed import Composed, inverse_sqrt, rescaled
 from lit_rlvr.errors import UserError, check_within
 
@@ -32,7 +32,8 @@ class AGRAE(Composed):
         alpha: proficiency from which positive advantages count in full (1 for MATH, 0.5 for Geo3K and medical).
         sample_level: apply A1.
         group_level: apply A2.
-        omega_from: omega is the batch's mean of `correct`, or of the `reward` (eq. 11 read literally).
+        omega_from: omega is the batch's mean of `correct`, or of the `reward` (eq. 11 read literally), over the
+            completions that have one; a batch without any leaves it as it was.
         p_from: p is the group's mean of `correct`, or of the `reward`.
         omega_scope: `batch`, or `ema`: an exponential moving average over rollouts, starting with the first one.
         ema_decay: weight of the past in the moving average.
@@ -58,7 +59,8 @@ class AGRAE(Composed):
 
     def __call__(self, group: GroupBatch) -> Tensor:
         advantages = self.base_advantages(group)
-        p = self._rates(group, self.p_from, "p_from")
+        values, known = self._values(group, self.p_from)
+        p = self._rates(impute(values, ~known), "p_from")
         omega = self._update(group)
         if self.sample_level:
             factor = omega / 2 * inverse_sqrt(p) + (1 - omega) / 2 * inverse_sqrt(1 - p)
@@ -76,22 +78,31 @@ class AGRAE(Composed):
 
     def _update(self, group: GroupBatch) -> float:
         """Record a rollout and return the omega to use."""
-        omega = float(self._rates(group, self.omega_from, "omega_from").double().mean())
+        values, known = self._values(group, self.omega_from)
+        whole = impute(values.reshape(1, -1), ~known.reshape(1, -1)).view_as(values)
+        omega = float(self._rates(whole, "omega_from").double().mean())
+        if self._omega is not None and not known.any():
+            omega = self._omega
         if self.omega_scope == "ema" and self._omega is not None:
             omega = self.ema_decay * self._omega + (1 - self.ema_decay) * omega
         self._omega = omega
         return max(omega, self.omega_floor)
 
     @staticmethod
-    def _rates(group: GroupBatch, source: Literal["correct", "reward"], option: str) -> Tensor:
-        """Return each group's mean (P, 1), in [0, 1].
+    def _values(group: GroupBatch, source: Literal["correct", "reward"]) -> tuple[Tensor, Tensor]:
+        """Return `correct` or the rewards (P, G), and where they are known (P, G)."""
+        if source == "correct":
+            return group.correct.to(group.rewards.dtype), group.judged
+        return group.rewards, group.rewarded
+
+    @staticmethod
+    def _rates(values: Tensor, option: str) -> Tensor:
+        """Return each group's mean (P, 1) of values (P, G), in [0, 1].
 
         Raises:
             UserError: rewards do not average to a rate.
         """
-        if source == "correct":
-            return group.success
-        rates = group.rewards.mean(1, keepdim=True)
+        rates = values.mean(1, keepdim=True)
         if bool(((rates < -_ROUNDING) | (rates > 1 + _ROUNDING)).any()):
             raise UserError(
                 f"advantage agrae: with {option}: reward the mean reward of a group must lie in [0, 1], "

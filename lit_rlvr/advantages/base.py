@@ -24,13 +24,17 @@ class GroupBatch:
     """The input of an estimator: (P, G) floats of the whole rollout, gathered over all ranks.
 
     Args:
-        rewards: r, the weighted sum of all rewards.
-        correct: c in {0, 1}; never inferred from r.
-        reference_rewards: s, rewards of the reference model's completions, paired by index; None if there are none.
+        rewards: r, the weighted sum of all rewards; the mean of the group's others where not `rewarded`.
+        correct: c in {0, 1}; the mean of the group's others where not `judged`; never inferred from r.
+        reference_rewards: s, rewards of the reference model's completions, paired by index; NaN where it has none;
+            None if there are no such completions.
         lengths: sampled tokens of each completion.
         parts: each reward by its name, before its weight; NaN where it does not judge the completion. Only for
             estimators with `needs_parts`; else None.
         weights: the weight of each of `parts`.
+        rewarded: bool, False = a completion without a reward, which is out of the loss and of all statistics; by
+            default all have one.
+        judged: bool, False = no reward says whether the completion is right; by default one says it of all.
     """
 
     rewards: Tensor
@@ -39,11 +43,18 @@ class GroupBatch:
     lengths: Tensor | None = None
     parts: dict[str, Tensor] | None = None
     weights: dict[str, float] | None = None
+    rewarded: Tensor = None  # type: ignore[assignment]
+    judged: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        everything = torch.ones_like(self.rewards, dtype=torch.bool)
+        self.rewarded = everything if self.rewarded is None else self.rewarded
+        self.judged = everything if self.judged is None else self.judged
 
     @property
     def success(self) -> Tensor:
-        """Success rate p (P, 1): each group's share of correct completions."""
-        return self.correct.to(self.rewards.dtype).mean(1, keepdim=True)
+        """Success rate p (P, 1): each group's share of correct completions among the judged ones."""
+        return impute(self.correct.to(self.rewards.dtype), ~self.judged).mean(1, keepdim=True)
 
 
 AdvantageFunction = Callable[[GroupBatch], Tensor]
@@ -161,18 +172,37 @@ def resolve_advantage(advantage: AdvantageFunction | str) -> Advantage:
     return resolve_advantage(found() if isinstance(found, type) else found)
 
 
-def group_std(rewards: Tensor, unbiased: bool = False) -> Tensor:
-    """Return each group's population standard deviation (P, 1), or, with `unbiased`, the sample one of TRL and verl."""
-    return rewards.std(dim=1, correction=1 if unbiased else 0, keepdim=True)
+def impute(values: Tensor, missing: Tensor) -> Tensor:
+    """Return `values` (P, G) with missing ones replaced by the mean of the rest of their group (0 if all are
+    missing), so that the group's mean is that of the rest."""
+    if not missing.any():
+        return values  # itself: a copy with other strides may be summed in another order
+    count = (~missing).sum(1, keepdim=True).to(values.dtype)
+    mean = torch.where(missing, 0.0, values).sum(1, keepdim=True) / count.clamp(min=1)
+    return torch.where(missing, mean, values)
 
 
-def degenerate(rewards: Tensor) -> Tensor:
-    """Return (P, 1) bool, True for groups whose rewards are all the same."""
-    return rewards.amax(1, keepdim=True) - rewards.amin(1, keepdim=True) <= DEGENERATE
+def group_std(rewards: Tensor, known: Tensor, unbiased: bool = False) -> Tensor:
+    """Return each group's population standard deviation (P, 1), or, with `unbiased`, the sample one of TRL and verl.
+
+    Args:
+        known: (P, G) bool, the rewards that count.
+    """
+    correction = int(unbiased)
+    std = impute(rewards, ~known).std(dim=1, correction=correction, keepdim=True)  # (P, 1)
+    counted = (known.sum(1, keepdim=True) - correction).clamp(min=1).to(std.dtype)
+    return std * (torch.full_like(counted, rewards.shape[1] - correction) / counted).sqrt()  # exactly 1 if all count
 
 
-def centered(rewards: Tensor) -> Tensor:
-    """Return `r - mu` (P, G), exactly 0 in degenerate groups (never a rounding residue).
+def degenerate(rewards: Tensor, known: Tensor) -> Tensor:
+    """Return (P, 1) bool, True for groups whose known rewards are all the same."""
+    most = torch.where(known, rewards, -torch.inf).amax(1, keepdim=True)
+    least = torch.where(known, rewards, torch.inf).amin(1, keepdim=True)
+    return most - least <= DEGENERATE
+
+
+def centered(rewards: Tensor, known: Tensor) -> Tensor:
+    """Return `r - mu` (P, G), exactly 0 in degenerate groups (never a rounding residue) and where not known.
 
     Raises:
         UserError: a group has only one completion, so there is nothing to compare it with.
@@ -182,20 +212,20 @@ def centered(rewards: Tensor) -> Tensor:
             "this advantage compares the completions of a prompt with each other, and there is only one: "
             "use a group size of 2 or more, or advantage: reinforce"
         )
-    return torch.where(degenerate(rewards), 0.0, rewards - rewards.mean(1, keepdim=True))
+    mean = impute(rewards, ~known).mean(1, keepdim=True)
+    return torch.where(degenerate(rewards, known) | ~known, 0.0, rewards - mean)
 
 
-def standardised(rewards: Tensor, eps: float, unbiased: bool = False, scale: Scale = "group") -> Tensor:
-    """Return `(r - mu) / (sd + eps)` (P, G), exactly 0 in degenerate groups, even with eps = 0.
+def standardised(rewards: Tensor, known: Tensor, eps: float, unbiased: bool = False, scale: Scale = "group") -> Tensor:
+    """Return `(r - mu) / (sd + eps)` (P, G), exactly 0 in degenerate groups, even with eps = 0, and where not known.
 
     Args:
+        known: (P, G) bool, the rewards that count.
         scale: sd is that of the `group`, or of the whole `batch`; `none` does not divide.
     """
     if scale == "none":
-        return centered(rewards)
-    if scale == "batch":
-        flat = rewards.reshape(1, -1)  # (1, P G)
-        std = torch.where(degenerate(flat), 1.0, group_std(flat, unbiased) + eps)  # (1, 1)
-    else:
-        std = torch.where(degenerate(rewards), 1.0, group_std(rewards, unbiased) + eps)  # (P, 1)
-    return centered(rewards) / std
+        return centered(rewards, known)
+    shape = (1, -1) if scale == "batch" else rewards.shape  # (1, P G)
+    of, counted = rewards.reshape(shape), known.reshape(shape)
+    std = torch.where(degenerate(of, counted), 1.0, group_std(of, counted, unbiased) + eps)  # (1, 1) or (P, 1)
+    return centered(rewards, known) / std

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lit_rlvr.advantages.base import Advantage, GroupBatch, register, resolve_advantage
+from lit_rlvr.advantages.base import Advantage, GroupBatch, impute, register, resolve_advantage
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.returned import require_advantages
 
@@ -64,7 +64,8 @@ class Composed(Advantage):
 class AAPOAdvantage(Composed):
     """Base plus the margin over the reference model: `A + clip(r - s, delta_low, delta_high)`.
 
-    Source: AAPO, eq. 5. A group whose rewards are all the same keeps its margin.
+    Source: AAPO, eq. 5. A group whose rewards are all the same keeps its margin. The margin is 0 where a reward is
+    missing.
 
     Args:
         base: the estimator to add the margin to (the released 7B run: `dr_grpo`).
@@ -90,11 +91,18 @@ class AAPOAdvantage(Composed):
         if group.reference_rewards is None:
             raise UserError("advantage aapo: needs the rewards of reference completions, and this batch has none")
         s = group.reference_rewards.to(group.rewards.dtype)
-        margin = group.rewards - (s if self.margin == "paired" else s.mean(1, keepdim=True))
+        known = ~s.isnan()
+        if self.margin == "group_mean":
+            s, known = impute(s, ~known).mean(1, keepdim=True), known.any(1, keepdim=True)
+        known = known & group.rewarded  # (P, G)
+        margin = group.rewards - s
         margin = margin.clamp(self.delta_low, self.delta_high) if self.clip else margin
         base = self.base_advantages(group)
-        self._metrics = {"margin": float(margin.mean()), "zero_advantage_base": float((base == 0).double().mean())}
-        return base + margin
+        self._metrics = {
+            "margin": float(margin[known].mean()),
+            "zero_advantage_base": float((base == 0)[group.rewarded].double().mean()),
+        }
+        return base + torch.where(known, margin, 0.0)
 
     @property
     def needs_reference(self) -> bool:

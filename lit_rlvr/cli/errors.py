@@ -16,7 +16,17 @@ from typing import Any, get_args, get_type_hints
 from jsonargparse import ArgumentError, Namespace
 
 from lit_rlvr.cli.commands import NOT_PARSED, WITHOUT_RESULT
-from lit_rlvr.errors import OWN_FOLDERS, UserError, cause_of, find_user_line, first_line, nearest, user_error_in
+from lit_rlvr.configs import TOP_KEYS
+from lit_rlvr.errors import (
+    OWN_FOLDERS,
+    UserError,
+    cause_of,
+    find_user_line,
+    first_line,
+    nearest,
+    option_instead,
+    user_error_in,
+)
 
 TRACEBACK = "LIT_RLVR_TRACEBACK"
 """Environment variable that shows the whole traceback above the line."""
@@ -113,13 +123,15 @@ def _check_arguments(values: Any, cls: Any, key: str) -> None:
 
 
 def _hints(function: Any) -> dict[str, Any]:
-    """Return the types of a function's parameters, except those that default to None or cannot be resolved."""
+    """Return the types of a function's parameters; Any for those that default to None or cannot be resolved."""
+    if not inspect.isfunction(function):
+        return {}
     try:
         found = get_type_hints(function)
-        unset = [p.name for p in inspect.signature(function).parameters.values() if p.default is None]
-    except (NameError, TypeError, ValueError):  # names that only type checkers see, C functions
-        return {}
-    return {name: hint for name, hint in found.items() if name not in unset}
+    except (NameError, TypeError):  # names that only type checkers see
+        found = {}
+    parameters = inspect.signature(function).parameters
+    return {name: Any if p.default is None else found.get(name, Any) for name, p in parameters.items()}
 
 
 PARSE_ERRORS = (
@@ -129,6 +141,7 @@ PARSE_ERRORS = (
     (r"class_path '[^']+': '(?P<kind>\w+)' object has no attribute 'keys'",
      "{where}.init_args: give a mapping of options, not {kind}"),
     (r"class_path '(?P<name>[^']+)': Parser key \"(?P<inner>[^\"]+)\": (?P<mismatch>.*)", "{where}.{inner}: {why}"),
+    (r"class_path '[^']+': (?P<why>module '(?P<module>[^']+)' has no attribute '(?P<member>\w+)')", "{where}: {why}"),
     (r"class_path '(?P<name>[^']+)': (?P<why>.*?)(?= - |$)", "{where}: class_path {name!r} cannot be used: {why}"),
     (r"(argument of type '\w+' is not iterable|unhashable type).*Given value: (?P<given>.*)",
      "{where}: a class_path is the name of a class, not {given}"),
@@ -144,6 +157,7 @@ PARSE_ERRORS = (
     (r"arguments are required: (?P<given>(\w+\.(data|model)(, )?)+)",
      "{given}: missing; give a config that sets them, such as --config quickstart"),
     (r"arguments are required: (?:\w+\.)*(?P<given>\w+)", "--{given}: missing; give a value"),
+    (r"[Uu]nrecognized arguments: (?P<given>\S+\.ya?ml)\b", "what is {given!r} for? Give a config as --config {given}"),
     (r"[Uu]nrecognized arguments: (?P<given>.+)", "what is {given!r} for? An option begins with --"),
 )  # fmt: skip
 """Pattern of jsonargparse's message -> our message; `where` is the key in the message, and `why` explains
@@ -181,8 +195,11 @@ def _hint(found: Mapping[str, str], parser: Any) -> str:
     """Return the nearest name for an unknown class, option of a class, or option of the parser."""
     if "cls" in found:
         return _nearest(found["cls"], _class_names())
+    if "member" in found:
+        return _nearest(found["member"], vars(import_module(found["module"])))
     if "own" in found:
-        return _nearest(found["own"], _arguments_of(found["name"]))
+        ours = option_instead(found["own"], TOP_KEYS)  # if neither the class has it nor a similar one
+        return _nearest(found["own"], _arguments_of(found["name"])) or (f"; did you mean {ours!r}?" if ours else "")
     options = _options_of(parser) if parser is not None else set()
     if "key" in found:
         return _nearest(found["key"], {option.removeprefix("--") for option in options})
@@ -217,6 +234,8 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     """Return a hint with the most similar known name: from the key's own group, or else from all dotted names."""
     group, dot, name = key.rpartition(".")
     names = [other for other in known if other != key]
+    if ours := option_instead(key, names):
+        return f"; did you mean {ours!r}?"
     siblings = [other.rpartition(".")[2] for other in names if other.rpartition(".")[0] == group] if dot else []
     near = nearest(name, siblings) if siblings else nearest(key, names)
     prefix = f"{group}." if siblings else ""

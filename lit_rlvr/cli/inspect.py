@@ -28,6 +28,7 @@ from lit_rlvr.plan.memory import Strategy
 from lit_rlvr.plan.strategies import GIB, GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
+from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.progress import Budget
 from lit_rlvr.terminal import Terminal, show_result
 from lit_rlvr.training.optimizer import total_steps, updates_of
@@ -62,7 +63,10 @@ class PlannedRun:
     @property
     def limits(self) -> dict[str, int]:
         """The limits of the run's budget, perhaps none."""
-        return next(c for c in self.trainer.callbacks if isinstance(c, Budget)).limits  # type: ignore[attr-defined]
+        return dict(self._callback(Budget).limits)
+
+    def _callback(self, kind: type) -> Any:
+        return next(c for c in self.trainer.callbacks if isinstance(c, kind))  # type: ignore[attr-defined]
 
     @property
     def sizes_on_device(self) -> tuple[int, int, str, str]:
@@ -79,7 +83,7 @@ class PlannedRun:
             counts.append(math.ceil(steps / updates))
         samples = self.limits.get("samples")
         if samples is not None:
-            fresh = self.module.advantage.needs_reference and self.module.reference_rollouts == "fresh"
+            fresh = self.module.advantage.needs_reference and self.module.reference.rollouts == "fresh"
             per_rollout = self.data.prompts_per_step * self.rollout.group_size * (2 if fresh else 1)
             counts.append(math.ceil(samples / per_rollout))
         return min(counts, default=None)
@@ -97,6 +101,7 @@ class PlannedRun:
             data.setup("fit")
             check_all(
                 lambda: rollout.check_data(self.module, data),
+                lambda: self._callback(RunCheckpoint).check_best(self.module, data, rollout),
                 lambda: self.warm_start.check(data, rollout.environment is not None),
             )
 

@@ -41,7 +41,7 @@ from lit_rlvr.plan.timing import time_run
 from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
-from lit_rlvr.run.folder import check_run_folder, claim_run_folder, lock_run_folder
+from lit_rlvr.run.folder import LOCK, check_run_folder, claim_run_folder, ended_early, lock_run_folder
 from lit_rlvr.run.loggers import open_loggers, save_dir_not_required, set_save_dir
 from lit_rlvr.run.monitor import CollapseStop
 from lit_rlvr.run.outputs import RunFolder
@@ -260,10 +260,11 @@ class RLVRCLI(LightningCLI):
                 "give one of them"
             )
         is_owner = self.subcommand == "fit" and is_first_process() and not self._is_dry_run
+        was_locked = (root / LOCK).exists()
         if is_owner:
             self._stack.enter_context(lock_run_folder(root))
         if config.get("ckpt_path") == "last":
-            self._find_last(config, given)
+            self._find_last(config, given, was_locked)
         if config.get("ckpt_path"):
             step = checkpoint_step(config.ckpt_path)
             if self.subcommand == "fit":
@@ -292,15 +293,15 @@ class RLVRCLI(LightningCLI):
             for key, old, new in changes(yaml.safe_load(then), yaml.safe_load(now)):
                 _log.warning("resumed with a different %s: %s -> %s", key, old, new)
 
-    def _find_last(self, config: Any, root: Path) -> None:
+    def _find_last(self, config: Any, root: Path, was_locked: bool) -> None:
         """Resolve `--ckpt_path last` to a file; a run that ended before its first checkpoint starts over.
 
         Under a launcher that restarts runs by the same command, the first start has this option too.
         """
-        ended_early, restarts = (root / "config.yaml").is_file(), any(name in os.environ for name in LAUNCHERS)
-        if self.subcommand == "fit" and (ended_early or restarts) and not list_checkpoints(root):
+        starts_over, restarts = ended_early(root, was_locked), any(name in os.environ for name in LAUNCHERS)
+        if self.subcommand == "fit" and (starts_over or (restarts and not list_checkpoints(root))):
             _log.warning("ckpt_path: %s has no checkpoint yet, the run starts from the beginning", root)
-            config.ckpt_path, config.overwrite = None, ended_early
+            config.ckpt_path, config.overwrite = None, starts_over
         else:
             config.ckpt_path = str(last_checkpoint(root))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import select
@@ -12,13 +13,14 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lit_rlvr import __version__
 from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.cli.user_modules import add_user_modules
-from lit_rlvr.errors import RunStopped, nearest, user_line, was_caused_by
-from lit_rlvr.terminal import discard_output, one_line
+from lit_rlvr.errors import OWN_FOLDERS, RunStopped, bounded, nearest, user_line, was_caused_by
+from lit_rlvr.terminal import discard_output, one_line, progress
 
 
 def main() -> None:
@@ -26,6 +28,9 @@ def main() -> None:
     # Threads that spin while waiting would take cores from vLLM and the reward workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     _watch_exits()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)  # until `run` has imported the command
@@ -35,11 +40,15 @@ def main() -> None:
     except KeyboardInterrupt as error:  # while packages are imported
         status = _interrupted(error)
     except Exception as error:
-        if not _reader_has_gone(error):
+        full = _full_outputs(error)
+        if not full and not _reader_has_gone(error):
             raise
-        for output in _closed_outputs():  # Python flushes them when it exits
+        for output in full or _closed_outputs():  # Python flushes them when it exits
             discard_output(output)
-        status = 128 + signal.SIGPIPE
+        if full:
+            name, other = ("standard output", sys.stderr) if 1 in full else ("standard error", sys.stdout)
+            print(f"lit-rlvr: error: {name} cannot be written: {os.strerror(errno.ENOSPC)}", file=other, flush=True)
+        status = 2 if full else 128 + signal.SIGPIPE
     sys.exit(status)
 
 
@@ -98,7 +107,7 @@ def run(arguments: Sequence[str]) -> int:
         last = frames[-1]
         return _fail(f"{user_line(error) or f'{last.filename}:{last.lineno}'}: sys.exit({error.code!r}) ended the run")
     except Exception as error:
-        line = None if _reader_has_gone(error) else failure_line(error)
+        line = None if _reader_has_gone(error) or _full_outputs(error) else failure_line(error)
         if line is None:
             raise
         if os.environ.get(TRACEBACK):
@@ -107,17 +116,19 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _watch_exits() -> None:
-    """Make `os._exit(0)` in a user's code, which nobody can catch, end the process with status 2 and a message.
+    """Make `os._exit` in code other than ours, which nobody can catch, end the process with status 2 and a message.
 
-    Without this, it would look like success. Forks of this process are not affected.
+    Without this, status 0 would look like success. Forks of this process are not affected.
     """
     leave, ours = os._exit, os.getpid()
 
     def leave_watched(status: int) -> NoReturn:
-        if status == 0 and os.getpid() == ours:
-            caller = sys._getframe(1)
-            where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-            print(f"lit-rlvr: error: {where}: os._exit(0) ended the run", file=sys.stderr, flush=True)
+        caller = sys._getframe(1)
+        file = caller.f_code.co_filename
+        if os.getpid() == ours and not any(Path(file).is_relative_to(folder) for folder in OWN_FOLDERS):
+            where = f"{file}:{caller.f_lineno}"
+            rewards = "".join(f"reward {name}: " for name in list(progress.waiting))
+            print(f"lit-rlvr: error: {rewards}{where}: os._exit({status}) ended the run", file=sys.stderr, flush=True)
             leave(2)
         leave(status)
 
@@ -148,6 +159,18 @@ def _closed_outputs() -> list[int]:
     return [output for output, events in outputs.poll(0) if events & (select.POLLERR | select.POLLHUP)]
 
 
+def _full_outputs(error: Exception) -> list[int]:
+    """Return which of stdout and stderr are on a full disk; write a line break to both if the error is of that kind."""
+    full = []
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+        for output in (1, 2):
+            try:
+                os.write(output, b"\n")
+            except OSError:
+                full.append(output)
+    return full
+
+
 def usage() -> str:
     """Return the top-level help."""
     lines = [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
@@ -173,7 +196,7 @@ def _fail(message: str) -> int:
 
 def _print_error(message: str) -> int:
     for line in message.splitlines():
-        print(f"lit-rlvr: error: {one_line(line)}", file=sys.stderr)
+        print(f"lit-rlvr: error: {bounded(one_line(line))}", file=sys.stderr)
     return 2
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.packages import missing_compiler, repair_children, require, vllm_package
+from lit_rlvr.packages import missing_compiler, require, vllm_package
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.policy.loading import load_config, load_model, load_tokenizer
 from lit_rlvr.policy.sources import resolve_model
@@ -25,6 +25,8 @@ from lit_rlvr.rollout.engines.vllm import FP8
 
 _log = logging.getLogger("lit_rlvr")
 
+HOST = "127.0.0.1"
+"""Address that only this machine reaches: anyone who reaches a server can replace its weights."""
 PORT = 8000
 """vLLM's default port."""
 ADDRESS_OPTIONS = ("--uds", "--config")
@@ -60,7 +62,7 @@ def run(command: str, arguments: list[str]) -> None:
         "--quantize", choices=("fp8",), help="generate with layers in 8 bits (GPU), as VLLMEngine.quantize"
     )
     parser.add_argument("--nccl", action="store_true", help="receive weights over NCCL (NCCLTransfer) instead of files")
-    parser.add_argument("--host", help="address to listen on; by default all of this machine's")
+    parser.add_argument("--host", help=f"address to listen on; {HOST} by default, 0.0.0.0 for all of them")
     parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
     ours, others = parser.parse_known_args(arguments)
     require("vllm", "serve", vllm_package())
@@ -73,6 +75,8 @@ def run(command: str, arguments: list[str]) -> None:
     names = {word.partition("=")[0] for word in others}
     if "--quantization" in names:
         raise UserError("--quantization: use --quantize fp8")
+    if ours.host is None and not names & {*ADDRESS_OPTIONS}:
+        ours.host = HOST
     if ours.port is not None or not names & {*ADDRESS_OPTIONS}:
         check_port(ours.host, PORT if ours.port is None else ours.port)
     address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
@@ -86,7 +90,6 @@ def run(command: str, arguments: list[str]) -> None:
     if ours.deterministic:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = ""  # GPUs cannot share memory that the trainer's setting allocates
-    repair_children()
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *line])
 

@@ -17,7 +17,7 @@ from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
 from lit_rlvr.terminal import wants_json
-from lit_rlvr.training.failed_steps import BUDGET
+from lit_rlvr.training.failures import BUDGET
 
 SILENCE = 300.0
 """Seconds without a heartbeat in `live.json` after which a run counts as hung."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
+import sys
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +17,8 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
-from lit_rlvr.errors import UserError, first_line
+from lit_rlvr.distributed.collectives import is_first_process
+from lit_rlvr.errors import UserError, first_line, is_user_code
 from lit_rlvr.seeds import derive_seed
 
 REST = "meta.pt"
@@ -201,5 +204,23 @@ def check_identity(ours: dict[str, str], saved: dict[str, Any]) -> None:
         UserError: names what differs.
     """
     for key, value in ours.items():
-        if saved[key] != value:
+        if saved.get(key, value) != value:  # older checkpoints have no optimizer
             raise UserError(f"ckpt_path: its run had {key} {saved[key]}, this one has {value}; resume with the same")
+
+
+def user_code() -> dict[str, str]:
+    """Return the name of each imported module of the user's own, and a short hash of its file."""
+    files = {name: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items())}
+    return {
+        name: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+        for name, file in files.items()
+        if name != "__main__" and file.endswith(".py") and is_user_code(file) and Path(file).is_file()
+    }
+
+
+def warn_of_changes(then: dict[str, Any], now: dict[str, Any], what: str) -> None:
+    """Log which of the things that both have differ."""
+    changed = sorted(name for name, value in then.items() if now.get(name, value) != value)
+    if changed and is_first_process():
+        names = ", ".join(changed)
+        _log.warning("resumed with changed %s: %s; earlier and later numbers may not compare", what, names)

@@ -180,7 +180,7 @@ class EnvironmentFunction(Reward):
         super().__init__(
             weight=reward.weight, correct_from=reward.correct_from, name=reward.name, truncated_is_wrong=False
         )
-        self.function, self.dotted_path = reward.function, reward.dotted_path
+        self.function = reward.function
 
     def __call__(self, completion: Completion, sample: Sample) -> RewardResult | None:
         return completion.judged.get(self.name)

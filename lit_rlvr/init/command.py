@@ -72,7 +72,7 @@ def run(command: str, arguments: list[str]) -> None:
     parser.add_argument("--kind", type=str, default="task", help=f"what the project is about: {', '.join(KINDS)}")
     config = parser.parse_args(arguments)
     files = [str(path) for path in init(Path(config.folder), config.kind)]
-    then = f"cd {config.folder}; pytest; lit-rlvr fit --config config.yaml"
+    then = f"cd {config.folder}; pip install pytest; pytest; lit-rlvr fit --config config.yaml"
     show_result({"files": files, "next": then}, lambda: print(*files, then, sep="\n"))
 
 

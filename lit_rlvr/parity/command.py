@@ -166,7 +166,7 @@ def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
     from rich.table import Table
 
     table = Table(title="Replay of one frozen batch", caption="zero gradient: share of the tokens in the loss")
-    table.add_column("algorithm", overflow="fold")
+    table.add_column("algorithm")
     for column in ("loss", "mean |A|", "sum |dlogp|", "zero gradient"):
         table.add_column(column, justify="right")
     for name, row in rows.items():
@@ -177,4 +177,4 @@ def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
             f"{row['gradient']:.4g}",
             f"{row['zero_gradient']:.1%}",
         )
-    Terminal().print(table)
+    Terminal().print_table(table)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages import GroupBatch
+from lit_rlvr.advantages.base import impute
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.errors import UserError, defined_at
 from lit_rlvr.objectives import LossInputs, aggregation_weights, correction_weights
@@ -23,10 +24,11 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
     Args:
         batch: `logp`, `old_logp` (B, T), `mask` (B, T) bool, `rewards`, `correct` (P, G); and, if an algorithm needs
             them, `ref_logp` (B, T), `reference_rewards` (P, G) and the scalar `max_completion_length` (default T).
-            Further optional arrays (B, T): `rollout_logp`, log-probabilities at sampling time, to which the algorithm's
-            importance correction applies; `entropy` of the policy, for an entropy bonus, which is a constant here;
-            `objective_mask` bool, tokens whose objective counts, where the others of `mask` count in normalisers and in
-            the KL and entropy terms only.
+            NaN in `rewards`, `correct` or `reference_rewards` is a missing judgement; a completion without a reward is
+            out of the loss and of all statistics. Further optional arrays (B, T): `rollout_logp`, log-probabilities at
+            sampling time, to which the algorithm's importance correction applies; `entropy` of the policy, for an
+            entropy bonus, which is a constant here; `objective_mask` bool, tokens whose objective counts, where the
+            others of `mask` count in normalisers and in the KL and entropy terms only.
         algorithms: name -> module; no model is loaded.
 
     Returns:
@@ -178,23 +180,33 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
     for name, array in tokens.items():
         _check(name, array, logp.shape, "logp", mask)
     for name, array in groups.items():
-        _check(name, array, rewards.shape, "rewards", np.ones(rewards.shape, dtype=bool))
-    if not np.isin(groups["correct"], (0, 1)).all():
-        raise UserError("batch: correct must hold only 0 and 1; it is not the reward")
+        _check(name, array, rewards.shape, "rewards", ~np.isnan(array))
+    rewarded = ~np.isnan(rewards)
+    judged = rewarded & ~np.isnan(groups["correct"])
+    if not np.isin(groups["correct"][judged], (0, 1)).all():
+        raise UserError("batch: correct must hold only 0 and 1, or NaN if nothing says which; it is not the reward")
     dtype = np.result_type(np.float32, *(a.dtype for a in (*tokens.values(), *groups.values())))
 
     def tensor(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.astype(dtype))
 
-    filled = {name: tensor(np.where(mask, array, 0)) for name, array in tokens.items()}
     lengths = mask.sum(1).reshape(rewards.shape)  # (P, G)
+    mask = mask & rewarded.reshape(-1, 1)
+    filled = {name: tensor(np.where(mask, array, 0)) for name, array in tokens.items()}
     reference = tensor(groups["reference_rewards"]) if "reference_rewards" in groups else None
     return FrozenBatch(
         logp=filled["logp"],
         old=filled["old_logp"],
         ref=filled.get("ref_logp"),
         mask=torch.from_numpy(mask),
-        group=GroupBatch(tensor(rewards), tensor(groups["correct"]), reference, tensor(lengths)),
+        group=GroupBatch(
+            impute(tensor(rewards), torch.from_numpy(~rewarded)),
+            impute(tensor(groups["correct"]), torch.from_numpy(~judged)),
+            reference,
+            tensor(lengths),
+            rewarded=torch.from_numpy(rewarded),
+            judged=torch.from_numpy(judged),
+        ),
         max_tokens=_max_tokens(arrays, logp.shape[1]),
         entropy=filled.get("entropy"),
         rollout=filled.get("rollout_logp"),

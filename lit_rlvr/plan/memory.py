@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.adapters import Lora, add_adapters, language_layers
+from lit_rlvr.policy.adapters import Lora, adapted_layers, language_layers
 from lit_rlvr.policy.loading import outline
 from lit_rlvr.policy.logprobs import CHUNK, GPU_ROWS, KEPT_BYTES
 from lit_rlvr.policy.vision import freeze_vision_tower, takes_images, vision_tower
@@ -86,7 +86,11 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
     if lora is not None:
         if lora.quantize != "none":
             quantized = sum(model.get_submodule(name).weight.numel() for name in language_layers(model))
-        add_adapters(model, replace(lora, quantize="none"))
+        model.requires_grad_(False)
+        for name in adapted_layers(model, lora):  # as peft would add them, which need not be installed to count
+            layer = model.get_submodule(name)
+            layer.lora_A = nn.Linear(layer.in_features, lora.rank, bias=False, device="meta")
+            layer.lora_B = nn.Linear(lora.rank, layer.out_features, bias=False, device="meta")
     layers = [_size(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     tower = vision_tower(model)
     seen = tower is not None and any(p.requires_grad for p in tower.parameters())

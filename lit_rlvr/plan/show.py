@@ -49,7 +49,7 @@ def print_plan(job: Job, gpus: GPUs) -> None:
         f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {longest} tokens"
         + (f", completions of {mean} on average" if mean < longest else "")
     )
-    console.print(table(job, gpus))
+    console.print_table(table(job, gpus))
     for line in advice(job, gpus):
         console.print(line)
 

@@ -93,15 +93,25 @@ def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.floa
     require("peft", "model.lora")
     from peft import LoraConfig, inject_adapter_in_model
 
+    chosen = adapted_layers(model, lora)
+    if lora.quantize == "nf4":
+        quantize_layers(model, language_layers(model), compute_dtype)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=chosen, bias="none")
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+
+
+def adapted_layers(model: Any, lora: Lora) -> list[str]:
+    """Return the names of the layers that get an adapter.
+
+    Raises:
+        UserError: no linear layer has one of the names.
+    """
     linear = language_layers(model)
     chosen = [name for name in linear if lora.layers is None or name.rpartition(".")[2] in lora.layers]
     if not chosen:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
         raise UserError(f"model.lora.layers: {lora.layers} names no layer of the language model; it has {known}")
-    if lora.quantize == "nf4":
-        quantize_layers(model, linear, compute_dtype)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=chosen, bias="none")
-    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    return chosen
 
 
 def language_layers(model: Any) -> list[str]:

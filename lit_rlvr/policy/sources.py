@@ -25,8 +25,9 @@ _log = logging.getLogger("lit_rlvr")
 
 
 def cache_folder() -> Path:
-    """Return where converted models are kept: $LIT_RLVR_CACHE, else ~/.cache/lit-rlvr."""
-    return Path(os.environ.get("LIT_RLVR_CACHE", "~/.cache/lit-rlvr")).expanduser()
+    """Return where converted models are kept: $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr or ~/.cache/lit-rlvr."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit-rlvr"
+    return Path(os.environ.get("LIT_RLVR_CACHE", default)).expanduser()
 
 
 def resolve_model(model: str, overrides: Mapping[str, Any] | None = None) -> str:
@@ -53,6 +54,8 @@ def resolve_model(model: str, overrides: Mapping[str, Any] | None = None) -> str
         return str(folder)
     if folder.exists():
         raise UserError(f"model: {folder} is a file; give a Hugging Face model folder, a hub id or smollm2")
+    if model.startswith((".", "/", "~")) or model.endswith("/"):
+        raise UserError(f"model: there is no folder {model!r}; give a Hugging Face model folder, a hub id or smollm2")
     _check_hub(model)
     return model
 
@@ -151,18 +154,27 @@ def made_once(target: Path, make: Callable[[Path], Any]) -> Path:
 
     Args:
         make: writes the contents into the folder it is given.
+
+    Raises:
+        UserError: nothing can be written there.
     """
     from filelock import FileLock
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        if not target.exists():
-            scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-            try:
+    if target.exists():  # perhaps in a cache that cannot be written
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    except OSError as error:
+        where = f"cache {target.parent} cannot be written: {error.strerror}"
+        raise UserError(f"{where}; set LIT_RLVR_CACHE to a folder that can be written") from error
+    try:
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            if not target.exists():
                 make(scratch)
                 os.replace(scratch, target)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 

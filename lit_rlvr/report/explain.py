@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -83,10 +84,11 @@ def show(step: int, algorithm: str, group: dict[str, Any]) -> None:
     console = Terminal()
     console.print(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n", style="bold")
     console.print(group["prompt"])
-    table = Table("g", *COLUMNS, title="\nFrom reward to weight", title_justify="left")
+    headings = (column.replace(" ", "\n") for column in COLUMNS)
+    table = Table("g", *headings, title="\nFrom reward to weight", title_justify="left", box=SIMPLE_HEAD)
     for g, completion in enumerate(group["completions"]):
         table.add_row(str(g), *cells(completion))
-    console.print(table)
+    console.print_table(table)
     scale = largest_weight(group)
     for g, completion in enumerate(group["completions"]):
         text = Text(f"[{g}] ", style="dim")

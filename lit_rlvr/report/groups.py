@@ -126,9 +126,11 @@ def _name(runs: list[Run]) -> str:
 
 
 def _title(groups: list[Group]) -> str:
-    """Return a title that names the algorithms and the data."""
+    """Return a title that names the algorithms and the data, or the groups if no run names these."""
     settings = [group.settings for group in groups]
-    models, sets = ([its.get(name, "?") for its in settings] for name in ("model", "data"))
+    models, sets = ([its[name] for its in settings if name in its] for name in ("model", "data"))
+    if not models or not sets:
+        return _listed([group.name for group in groups], "groups of runs")
     return f"{_listed(models, 'algorithms')} on {_listed(sets, 'data sets')}"
 
 

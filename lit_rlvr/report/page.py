@@ -38,7 +38,7 @@ def run(command: str, arguments: list[str]) -> None:
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
-    """Write one self-contained HTML page about runs: settings, curves, accuracies, prompts, completions, tokens.
+    """Write one self-contained HTML page about runs: accuracies, curves, prompts, completions, tokens, settings.
 
     The page groups runs that differ only by seed, and shows their curves as a mean with a band.
 
@@ -97,7 +97,7 @@ def page(title: str, groups: Sequence[Group]) -> str:
 
 
 def contents(groups: Sequence[Group], more: bool = True) -> dict[str, Any]:
-    """Return the values for `templates/sections.html`: results, settings, curves and validation of groups of runs.
+    """Return the values for `templates/sections.html`: results, curves, validation and settings of groups of runs.
 
     Args:
         more: whether to draw the less important curves too.
@@ -106,13 +106,15 @@ def contents(groups: Sequence[Group], more: bool = True) -> dict[str, Any]:
     tasks = list(dict.fromkeys(group.task for group in groups))
     labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
     legends = [Legend(k, group.name, labels[k], style_indices[group.name]) for k, group in enumerate(groups)]
-    settings = [group.settings for group in groups]
+    configured = [k for k, group in enumerate(groups) if group.settings]
+    settings = [groups[k].settings for k in configured]
     return dict(
         version=__version__,
         groups=groups,
         legends=legends,
         several=any(len(group.runs) > 1 for group in groups),
         problems=[problem for group in groups for problem in group.problems],
+        configured=[labels[k] for k in configured],
         main=main_settings(settings),
         differences=differences(settings),
         tasks=[_task(name, groups, legends, more) for name in tasks],

@@ -172,13 +172,17 @@ class Reward(ABC):
         """Release the reward's resources; none by default."""
 
 
+LARGEST = 1e15
+"""The largest size of a reward: statistics of groups square it in float32."""
+
+
 def as_result(value: object) -> RewardResult:
     """Make a reward's return value a RewardResult; True and False, including numpy's and torch's, report `correct`,
     and None has status "unjudged".
 
     Raises:
         TypeError: it is neither a number nor a RewardResult.
-        ValueError: the number is not finite.
+        ValueError: the number is not finite, or its square overflows float32.
     """
     if value is None:
         return RewardResult(0.0, None, "unjudged")
@@ -189,11 +193,13 @@ def as_result(value: object) -> RewardResult:
         result = RewardResult(_number(value), bool(value) if is_bool else None)
     if not math.isfinite(result.value):
         raise ValueError(f"the reward is not finite: {result.value}")
+    if abs(result.value) > LARGEST:
+        raise ValueError(f"the reward {result.value:g} is not between -{LARGEST:g} and {LARGEST:g}")
     return result
 
 
 def _number(value: object) -> float:
-    if not hasattr(value, "__float__"):
+    if not hasattr(value, "__float__") or "complex" in str(getattr(value, "dtype", "")):
         raise TypeError(f"a reward must return a number, a bool, a RewardResult or None, got {type(value).__name__}")
     return float(value)
 

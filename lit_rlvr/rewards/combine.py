@@ -6,8 +6,9 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -32,6 +33,9 @@ SEVERITY: tuple[Status, ...] = ("unjudged", "ok", "parse_fail", "timeout", "erro
 VALUES: dict[str, float] = {"error": 0.0, "unjudged": math.nan}
 """The values of results without a judgement."""
 
+TORCH_SETTINGS = (torch.get_default_dtype, torch.is_grad_enabled, torch.get_default_device)
+"""Settings that training reads and a reward could change."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -44,6 +48,7 @@ class Scores:
         parts: name -> (P, G) float32, each reward before its weight; NaN where it does not judge the completion.
         statuses: P lists of G, the worst status of each completion; "unjudged" where no reward judges it.
         failed: (P, G) bool, True = some reward has status "error".
+        stopped: (P, G) bool, True = a limit stopped some reward before it could judge.
         details: P lists of G, name -> that reward's detail.
         weights: name -> the reward's weight.
     """
@@ -54,6 +59,7 @@ class Scores:
     parts: dict[str, Tensor]
     statuses: list[list[Status]]
     failed: Tensor
+    stopped: Tensor
     details: list[list[dict[str, RewardResult]]]
     weights: dict[str, float] = field(default_factory=dict)
 
@@ -80,14 +86,38 @@ def judge(rewards: Sequence[Reward], pairs: Sequence[Pair]) -> Judgements:
     """Return the results of each reward for some completions, by the reward's name.
 
     A completion whose environment failed is not judged: all rewards get that failure.
+
+    Raises:
+        UserError: a reward changed what training reads.
     """
     good = [k for k, (completion, _) in enumerate(pairs) if not _failure(completion)]
     found: Judgements = {}
     for reward in rewards:
-        with forks_ended(reward.dotted_path):  # also of rewards with a `score` of their own
-            said = dict(zip(good, reward.score([pairs[k] for k in good]), strict=True))
+        judged = [pairs[k] for k in good]
+        with forks_ended(reward.dotted_path), _unchanged(reward, judged):  # also rewards with a `score` of their own
+            said = dict(zip(good, reward.score(judged), strict=True))
         found[reward.name] = [said.get(k) or _failure(completion) for k, (completion, _) in enumerate(pairs)]  # type: ignore[misc]
     return found
+
+
+@contextmanager
+def _unchanged(reward: Reward, pairs: Sequence[Pair]) -> Iterator[None]:
+    """Raise an error if the body, in which a reward judges some completions, changes them or torch's settings."""
+    items = {id(item): item for pair in pairs for item in pair}.values()
+    fields, settings = [dict(vars(item)) for item in items], [get() for get in TORCH_SETTINGS]
+    yield
+    changed = [
+        f"{type(item).__name__}.{name}"
+        for item, before in zip(items, fields, strict=True)
+        for name, value in before.items()
+        if vars(item).get(name) is not value
+    ]
+    changed += [f"torch.{get.__name__}()" for get, was in zip(TORCH_SETTINGS, settings, strict=True) if get() != was]
+    if changed:
+        raise UserError(
+            f"reward {reward.dotted_path} changed {changed[0]}, which training uses; let it work on a copy, or restore "
+            "the setting before it returns"
+        )
 
 
 def _failure(completion: Completion) -> RewardResult | None:
@@ -108,6 +138,9 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
         UserError: no reward, two of the same name, or two marked `correct_from`.
     """
     check_rewards(rewards)
+    stopped = [
+        any(r.status == "timeout" and r.correct is None for r in row) for row in zip(*results.values(), strict=True)
+    ]
     judging = _correct_source(rewards, results)
     results = results | {judging: _with_correct(judging, results[judging])}
 
@@ -127,6 +160,7 @@ def combine(rewards: Sequence[Reward], results: Judgements, groups: int, width: 
         parts=parts,
         statuses=[worst[p * width : (p + 1) * width] for p in range(groups)],
         failed=table([float(status == "error") for status in worst]).bool(),
+        stopped=table([float(late) for late in stopped]).bool(),
         details=[rows[p * width : (p + 1) * width] for p in range(groups)],
         weights={reward.name: reward.weight for reward in rewards},
     )
@@ -200,7 +234,8 @@ def stop_on_failures(
     run: Path,
     together: bool,
 ) -> None:
-    """End the run if more than a share `limit` of checks failed, or if no reward judged any completion of an iteration.
+    """End the run if more than a share `limit` of checks failed or were stopped by a limit before they judged, if more
+    than half of an iteration's checks were stopped, or if no reward judged any completion of an iteration.
 
     Before that, save the completions whose checks failed to `failed_rewards.jsonl` in `run`.
 
@@ -211,31 +246,37 @@ def stop_on_failures(
     Raises:
         UserError: too many checks failed, which names the reward, the first sample and the file; or none judged.
     """
-    counts = (int(scores.failed.sum()), int(scores.masked.sum()), scores.failed.numel())
+    lost = scores.failed | scores.stopped  # (P, G)
+    late = torch.tensor([[status == "timeout" for status in group] for group in scores.statuses]).reshape(lost.shape)
+    counts = (int(lost.sum()), int((lost | late).sum()), int(scores.masked.sum()), scores.failed.numel())
     ranks = gather_objects(counts) if together else [counts]
-    failed, masked, total = (sum(numbers) for numbers in zip(*ranks, strict=True))
+    failed, with_late, masked, total = (sum(numbers) for numbers in zip(*ranks, strict=True))
     if together and not failed and masked == total:
         names = ", ".join(scores.parts)
         raise UserError(
             f"rollout.rewards: {names}: None for all {total} completions of an iteration, so there is nothing to train "
             "on; return a number, a bool or a RewardResult (None leaves a completion out)"
         )
-    if failed <= limit * total:
+    bound = f"rollout.max_failure_rate={limit}"
+    if together and with_late > max(limit, 0.5) * total >= failed:
+        lost, failed, bound = lost | late, with_late, "a half"
+    elif failed <= limit * total:
         return
-    if not counts[0]:
+    if not lost.any():
         raise UserError(f"a reward failed on {failed} of {total} completions, all of them on another rank")
     path = run / "failed_rewards.jsonl"
     rows: list[dict[str, Any]] = []
-    for p, g in scores.failed.nonzero().tolist():
-        reasons = {name: r.detail for name, r in scores.details[p][g].items() if r.status == "error"}
+    for p, g in lost.nonzero().tolist():
+        reasons = {n: r.detail for n, r in scores.details[p][g].items() if r.status in ("error", "timeout")}
         sample = prompts[p].sample
         rows.append({"id": sample.id, "source": sample.source, "completion": completions[p][g].text, "failed": reasons})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     name, reason = next(iter(rows[0]["failed"].items()))
+    remedy = "" if scores.failed.any() else "; raise the limits that stopped it (cpu_seconds, wall_seconds, memory_mb)"
     raise UserError(
-        f"reward {name!r} failed on {failed} of {total} completions, above rollout.max_failure_rate="
-        f"{limit}; first, on sample {rows[0]['id']}: {reason}; all of them are in {shown(path)}"
+        f"reward {name!r} failed on {failed} of {total} completions, above {bound}; "
+        f"first, on sample {rows[0]['id']}: {reason}{remedy}; all of them are in {shown(path)}"
     )
 
 

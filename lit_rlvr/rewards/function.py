@@ -167,7 +167,10 @@ def load_function(path: str) -> Any:
             install = f"; {pip_command('trl')}"
         raise UserError(f"{where}: importing {module!r} failed: {error}{install}") from error
     except AttributeError as error:
-        raise UserError(f"{where}: {error}") from error
+        near = nearest(function, vars(import_module(module)))
+        raise UserError(f"{where}: {error}{f'; did you mean {near!r}?' if near else ''}") from error
+    if inspect.isabstract(found):
+        raise UserError(f"{where}: it lacks {', '.join(sorted(found.__abstractmethods__))}; define it in the class")
     if not callable(found):
         raise UserError(f"{where} is not callable")
     return found

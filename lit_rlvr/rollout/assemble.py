@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lit_rlvr.advantages.base import impute
 from lit_rlvr.distributed.collectives import all_sum, gather_objects, rank, world_size
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import STATUSES, Completion, Pixels, Prompt, Rollout, Sampling, pad_completions
@@ -24,6 +25,7 @@ def assemble(
     sampling: Sampling,
     mask_truncated: bool = False,
     exact: bool = False,
+    version: int | None = None,
 ) -> Rollout:
     """Combine completions and scores into a `Rollout`.
 
@@ -34,6 +36,7 @@ def assemble(
     Args:
         completions: P lists of G. scores: (P, G).
         exact: whether the engine's log-probabilities equal the trainer's.
+        version: of the weights that sampled the completions; None = there is no training.
     """
     token_ids, mask, logprobs = pad_completions(completions)
     masked = scores.masked  # (P, G)
@@ -54,15 +57,8 @@ def assemble(
         sampling=sampling,
         exact=exact,
         weights=scores.weights,
+        versions=None if version is None else torch.full(token_ids.shape, version),
     )
-
-
-def impute(values: Tensor, missing: Tensor) -> Tensor:
-    """Return `values` (P, G) with missing ones replaced by the mean of the rest of their group (0 if all are
-    missing)."""
-    known = (~missing).to(values.dtype)
-    mean = (values * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
-    return torch.where(missing, mean, values)
 
 
 def count_repeats(prompts: list[Prompt], before: list[Prompt]) -> list[int]:
@@ -101,7 +97,7 @@ def rollout_metrics(
     size = float(rollout.rewards.numel())
     generated = [completion for group in [*rollout.completions, *reference_completions] for completion in group]
     counted = rollout.counted  # (P, G)
-    rewarded = torch.tensor([[s != "unjudged" for s in group] for group in rollout.statuses]).reshape(counted.shape)
+    rewarded = rollout.rewarded  # (P, G)
     unsolved = (rollout.correct.sum(1) == 0) & counted.any(1)  # (P,)
     statuses = Counter(status for group in rollout.statuses for status in group)
     sums = {
@@ -179,6 +175,8 @@ def join(first: Rollout, second: Rollout) -> Rollout:
         judged=torch.cat([first.judged, second.judged]),
         parts={name: torch.cat([part, second.parts[name]]) for name, part in first.parts.items()},
         statuses=first.statuses + second.statuses,
+        repeats=first.repeats + second.repeats,
+        versions=None if first.versions is None else stack("versions"),
         reference_rewards=None
         if first.reference_rewards is None or second.reference_rewards is None
         else torch.cat([first.reference_rewards, second.reference_rewards]),
@@ -260,6 +258,8 @@ def take(rollout: Rollout, p: int) -> Rollout:
         judged=rollout.judged[p, None].clone(),
         parts={name: part[p, None].clone() for name, part in rollout.parts.items()},
         statuses=[rollout.statuses[p]],
+        repeats=rollout.repeats[p : p + 1],
+        versions=None if rollout.versions is None else rollout.versions[rows].clone(),
         reference_rewards=None if reference is None else reference[p, None].clone(),
         kept=None,
     )

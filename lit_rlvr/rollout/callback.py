@@ -1,4 +1,4 @@
-"""The first half of the loop, from prompts to scored groups, is `RolloutCallback.collect`.
+"""The first half of the loop, from prompts to scored groups: `RolloutCallback.collect` asks a `RolloutSource`.
 
 The second half, from scored groups to optimizer steps, is `RLVRModule.training_step` in `training/module.py`, whose
 docstring maps both halves.
@@ -6,12 +6,9 @@ docstring maps both halves.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,47 +17,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.distributed.collectives import world_size
+from lit_rlvr.datamodules.reading.stream import prompt_hashes
+from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
-from lit_rlvr.rewards.combine import Scores, logged_metrics, score_rollout, stop_on_failures
-from lit_rlvr.rollout.assemble import (
-    all_mixed_groups,
-    assemble,
-    balance,
-    count_repeats,
-    join,
-    number_groups,
-    rollout_metrics,
-)
+from lit_rlvr.rewards.combine import logged_metrics
+from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.engines import resolve_engine
 from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.rollout.engines.synced import SyncedEngine
-from lit_rlvr.rollout.episodes import Episodes, begins, between_turns, check_turns, turn_metrics
-from lit_rlvr.rollout.generate import Prefetch, ReferenceRewards, completion_seeds, sample_and_score
+from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
+from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
+from lit_rlvr.rollout.source import AheadSource, RolloutSource, SyncSource
 from lit_rlvr.seeds import run_seed
-from lit_rlvr.terminal import progress
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated, updates_of
-from lit_rlvr.types import Completion, EvalSampling, Prompt, PromptBatch, Rollout, Sampling
+from lit_rlvr.types import EvalSampling, PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
-    from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
-
-_log = logging.getLogger("lit_rlvr")
-
-STAGES = {
-    "wait": "waiting for the prefetched rollout",
-    "sync": "sending the weights to the engine",
-    "reference": "sampling from the reference",
-}
-"""Timed stage of an iteration -> what it is called while it goes on."""
 
 
 class RolloutCallback(Callback):
@@ -89,7 +69,7 @@ class RolloutCallback(Callback):
             which the importance correction compensates. Needs an engine with its own weights (vLLM), and on a GPU one
             that generates elsewhere (VLLMServerEngine).
         max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
-            out of the loss); above it the run saves the examples and stops.
+            out of the loss), or be stopped by the limits of its worker; above it the run saves the examples and stops.
         max_engine_restarts: how many times in a row a crashed engine is restarted, with the same weights and batch,
             before the run ends.
         deterministic: on a GPU, use vLLM's batch-invariant kernels and torch's deterministic ones: slower, and repeated
@@ -125,12 +105,9 @@ class RolloutCallback(Callback):
         self.rewards = rewards_with(self.environment, rewards)
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
-        self._reference = ReferenceRewards(group_size)
-        self._reference_completions: list[list[Completion]] = []  # this iteration's completions of the reference
-        self._seconds: defaultdict[str, float] = defaultdict(float)  # this iteration's, by stage
-        self._episodes: Episodes | None = None
-        self._between: dict[str, BetweenTurns] = {}  # by the name of the data set
-        self._prefetch = Prefetch()
+        self.source: RolloutSource | None = None  # built in setup, as the sampler
+        self.sampler: GroupSampler | None = None
+        self._judges: dict[str, dict[str, Any]] = {}
         self.check()
 
     def check(self) -> None:
@@ -181,126 +158,22 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
-        started = time.perf_counter()
-        self._seconds, self._reference_completions = defaultdict(float), []
         for reward in self.rewards:
             reward.begin_rollout(module.updates, trainer.max_steps)
-        rollout = batch.rollout = self.collect(trainer, module, batch)
-        if self.overlap:
-            self._start_next(trainer, module, batch)
-        else:
-            self.engine.sleep()
-        module.log_dict({f"time/{name}": value for name, value in self._seconds.items()})
-        module.log("time/rollout", time.perf_counter() - started)
-        module.log_dict(rollout_metrics(rollout, self._seconds["generate"], self._reference_completions))
-        module.log_dict(logged_metrics(self.rewards))
-        if self._episodes is not None:
-            module.log_dict(turn_metrics(rollout))
+        batch.rollout = self.collect(trainer, module, batch)
 
     def collect(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
-        """Sample and score groups from the current policy for a batch of prompts. Collective: call it on every rank."""
-        if self.overlap:
-            with self._timed("wait"):
-                self._prefetch.wait()
-        self._start(trainer, module)
-        with self._timed("sync"):
-            self.engine.sync_weights(module.policy, ("policy", module.updates), batch.prompts, self.sampling)
-        repeats = count_repeats(batch.prompts, [])
-        rollout = self._round(trainer, module, batch.prompts, repeats)
-        if wanted := module.wanted_groups(len(batch) * world_size()):
-            rollout, repeats = self._sample_on(trainer, module, batch, rollout, repeats, wanted)
-        if module.advantage.needs_reference:
-            with self._timed("reference"):
-                sample = partial(self._sample_reference, trainer, module)
-                rollout.reference_rewards = self._reference.rewards(module, rollout.prompts, repeats, sample)
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
-        cut = module.image_processor.cut if module.policy.placeholder_ids else None
-        return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), saved, cut)
-
-    def _round(self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], repeats: list[int]) -> Rollout:
-        """Sample and score G completions per prompt."""
-        seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration)
-        ready = self._prefetch.take(prompts)
-        waited = 0.0 if self._episodes is None else self._episodes.seconds
-        prompts = self._opened(trainer, prompts, seeds)
-        completions, scores, seconds = sample_and_score(
-            self.engine, self.rewards, prompts, self.sampling, seeds, ready, self._episodes
-        )
-        if self._episodes is not None:
-            seconds["environment"] = self._episodes.seconds - waited
-        for stage, value in seconds.items():
-            self._seconds[stage] += value
-        self._stop_on_failures(trainer, prompts, completions, scores, together=True)
-        exact = self.generator.is_exact(compute_dtype(str(trainer.precision)))
-        return assemble(prompts, completions, scores, self.sampling, self.mask_truncated, exact)
-
-    def _opened(self, trainer: Trainer, prompts: list[Prompt], seeds: list[list[int]], name: str = "") -> list[Prompt]:
-        """Add to each prompt of a set what the environment says first."""
-        if self._episodes is None:
-            return prompts
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        data = next((other for other in data.validated if other.name == name), data)
-        self._episodes.between = self._between[data.name]
-        return self._episodes.open(prompts, seeds, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
-
-    def _sample_on(
-        self, trainer: Trainer, module: RLVRModule, batch: PromptBatch, rollout: Rollout, repeats: list[int],
-        wanted: int,
-    ) -> tuple[Rollout, list[int]]:  # fmt: skip
-        """Dynamic sampling (DAPO, eq. 11): sample further prompts until `wanted` groups have a gradient, or the
-        algorithm's `max_sampling_rounds` is reached.
-
-        Returns:
-            The rollout of all rounds, and how often each of its prompts occurred earlier in the iteration.
-        """
-        rounds, live = 1, all_mixed_groups(rollout)
-        while rounds < module.max_sampling_rounds and sum(map(len, live)) < wanted:
-            next_batch = trainer.datamodule.train_dataloader().take(batch.cursor)  # type: ignore[attr-defined]
-            batch.cursor = next_batch.cursor
-            again = count_repeats(next_batch.prompts, rollout.prompts)
-            rollout = join(rollout, self._round(trainer, module, next_batch.prompts, again))
-            repeats, live, rounds = repeats + again, all_mixed_groups(rollout), rounds + 1
-        if module.drops_groups:
-            rollout.kept = number_groups(live, len(batch), len(batch) * world_size())
-        counts = {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, live)))}
-        module.log_dict(counts)
-        return rollout, repeats
-
-    def _sample_reference(
-        self, trainer: Trainer, module: RLVRModule, prompts: list[Prompt], seeds: list[list[int]]
-    ) -> Scores | None:
-        """Score new completions from the reference, sampled as in training; None without prompts."""
-        self.engine.sync_weights(module.reference.policy, ("reference", module.reference.version))
-        completions = self.engine.generate(prompts, self.sampling, seeds, turns=self._episodes)
-        self._reference_completions += completions
-        if not prompts:
-            return None
-        scores = score_rollout(self.rewards, completions, [p.sample for p in prompts])
-        self._stop_on_failures(trainer, prompts, completions, scores, together=False)
-        return scores
-
-    def _start_next(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> None:
-        """Start generating for the next batch, with the seeds it will have."""
-        prompts = trainer.datamodule.train_dataloader().take(batch.cursor).prompts  # type: ignore[attr-defined]
-        repeats = count_repeats(prompts, [])
-        seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", module.iteration + 1)
-        self._prefetch.start(self.engine, prompts, self.sampling, seeds)
-
-    def _stop_on_failures(
-        self, trainer: Trainer, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores,
-        together: bool,
-    ) -> None:  # fmt: skip
-        """End the run if too many checks failed, counted over all ranks if `together`."""
-        root = Path(trainer.default_root_dir)
-        stop_on_failures(prompts, completions, scores, self.max_failure_rate, root, together)
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+        """Return scored groups for a batch of prompts, and log what they are. Collective: call it on every rank."""
         started = time.perf_counter()
-        progress.begin(STAGES[stage])
-        yield
-        self._seconds[stage] += time.perf_counter() - started
+        sampler, source = self._started(trainer, module)
+        rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample on, reference, balance
+        module.log_dict(source.metrics)
+        module.log("time/rollout", time.perf_counter() - started)
+        module.log_dict(rollout_metrics(rollout, sampler.seconds["generate"], source.extra_completions))
+        module.log_dict(logged_metrics(self.rewards))
+        if sampler.episodes is not None:
+            module.log_dict(turn_metrics(rollout))
+        return rollout
 
     # ---- validation ---------------------------------------------------------------------------------------
 
@@ -308,27 +181,26 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: PromptBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         module: RLVRModule = pl_module  # type: ignore[assignment]
-        self._prefetch.wait()
-        self._start(trainer, module)
+        sampler, source = self._started(trainer, module)
+        source.wait()
         prompts, sampling = batch.prompts, self.eval_sampling
-        self.engine.sync_weights(module.policy, ("policy", module.updates), prompts, sampling)
-        batch.rollout = self._validate(trainer, batch, sampling, self.samples_of(batch.name))
+        sampler.engine.sync_weights(module.policy, ("policy", module.updates), prompts, sampling)
+        batch.rollout = self._validate(sampler, trainer, batch, sampling, self.samples_of(batch.name))
         if self.eval_greedy:
-            batch.greedy = self._validate(trainer, batch, replace(sampling, temperature=0.0, top_p=1.0, top_k=0), 1)
+            greedy = replace(sampling, temperature=0.0, top_p=1.0, top_k=0)
+            batch.greedy = self._validate(sampler, trainer, batch, greedy, 1)
 
-    def _validate(self, trainer: Trainer, batch: PromptBatch, sampling: Sampling, samples: int) -> Rollout:
+    def _validate(
+        self, sampler: GroupSampler, trainer: Trainer, batch: PromptBatch, sampling: Sampling, samples: int
+    ) -> Rollout:
         """Sample and score the completions of a validation batch."""
-        prompts = batch.prompts
-        if not prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
-            self.engine.generate([], sampling, [])
+        if not batch.prompts:  # another rank has the last prompts, and gathering sharded weights needs all ranks
+            sampler.engine.generate([], sampling, [])
             return Rollout.unscored([], [], sampling, samples)
-        seeds = completion_seeds(prompts, [0] * len(batch), samples, "validation", batch.name)
-        prompts = self._opened(trainer, prompts, seeds, batch.name)
-        completions, scores, _ = sample_and_score(
-            self.engine, self.rewards, prompts, sampling, seeds, turns=self._episodes
-        )
-        self._stop_on_failures(trainer, prompts, completions, scores, together=False)
-        return assemble(prompts, completions, scores, sampling)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = next((other for other in data.validated if other.name == batch.name), data)
+        seeds = completion_seeds(batch.prompts, [0] * len(batch), samples, "validation", batch.name)
+        return sampler.sample(batch.prompts, seeds, sampling, data)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -345,6 +217,18 @@ class RolloutCallback(Callback):
         self.log_sizes(module, *sizes)
         if stage == "fit" and trainer.is_global_zero:
             say_where(self.rewards)
+        self._judges = {  # what tells right from wrong
+            "code": user_code(),
+            "validation": {o.name: prompt_hashes(o.prompts["validation"]) for o in data.validated if stage == "fit"},
+        }
+        self.sampler = GroupSampler(
+            self.engine, self.rewards, self.environment, self.max_failure_rate, self.mask_truncated,
+            self.generator.is_exact(compute_dtype(str(trainer.precision))), Path(trainer.default_root_dir),
+        )  # fmt: skip
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
+        kind = AheadSource if self.overlap else SyncSource
+        self.source = kind(self.sampler, module, data, self.group_size, self.sampling, saved)
 
     def check_data(self, module: RLVRModule, data: PromptDataModule) -> None:
         """Check the settings against the loaded data and the model's context.
@@ -381,20 +265,17 @@ class RolloutCallback(Callback):
         """Log the derived sizes, and warn of slow ones."""
         log_sizes(module, self.generator, self.group_size, prompts, ranks, precision, device)
 
-    def _start(self, trainer: Trainer, module: RLVRModule) -> None:
-        """Start the engine, on the first call only."""
-        if self.engine.started:
-            return
-        context = self._context(trainer, module)
-        progress.begin("starting the engine")
-        self.engine.start(context)
-        if self.environment is not None:
+    def _started(self, trainer: Trainer, module: RLVRModule) -> tuple[GroupSampler, RolloutSource]:
+        """Return the sampler, whose engine the first call starts, and the source."""
+        sampler, source = self.sampler, self.source
+        assert sampler is not None and source is not None, "setup() comes first"
+        if not self.engine.started:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
-            self._between = {d.name: between_turns(d, module.policy, self.environment) for d in data.validated}
-            self._episodes = Episodes(self.environment, self._between[data.name], context.max_tokens)
-        self.sampling, self.eval_sampling = (
-            sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
-        )
+            sampler.start(self._context(trainer, module), module.policy, data)
+            source.sampling, self.eval_sampling = (
+                sampling.with_banned(module.policy.placeholder_ids) for sampling in (self.sampling, self.eval_sampling)
+            )
+        return sampler, source
 
     def _context(self, trainer: Trainer, module: RLVRModule) -> EngineContext:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -433,11 +314,13 @@ class RolloutCallback(Callback):
         return length_requirements(data, self.sampling, self.eval_sampling, begins(self.environment))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference": self._reference.state_dict(), "ahead": self._prefetch.state_dict()}
+        return {} if self.source is None else self.source.state_dict() | {"judges": self._judges}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._reference.load_state_dict(state_dict["reference"])
-        self._prefetch.load_state_dict(state_dict["ahead"])
+        assert self.source is not None, "setup() comes first"
+        self.source.load_state_dict(state_dict)
+        for kind, what in (("code", "code of your own"), ("validation", "validation data")):
+            warn_of_changes(state_dict.get("judges", {}).get(kind, {}), self._judges[kind], what)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()
@@ -447,11 +330,10 @@ class RolloutCallback(Callback):
 
     def close(self) -> None:
         """Close the engine and the reward workers."""
-        if self.engine.started:
-            self._prefetch.wait()
-            self.engine.close()
-        if self._episodes is not None:
-            self._episodes.close()
+        if self.source is not None:
+            self.source.wait()
+        if self.sampler is not None:
+            self.sampler.close()
         for reward in self.rewards:
             reward.close()
         shared_pool().close()

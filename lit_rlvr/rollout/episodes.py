@@ -41,6 +41,7 @@ class _EpisodeState:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     raw: list[str] = field(default_factory=list)
     pixels: list[Pixels | None] = field(default_factory=list)
@@ -187,6 +188,7 @@ class Episodes(Turns):
         row.tokens += turn.token_ids
         row.logprobs += turn.logprobs or [0.0] * len(turn.token_ids)
         row.sampled += [True] * len(turn.token_ids)
+        row.versions += turn.versions
         row.turns.append(Turn(turn.text))
         row.cut = turn.truncated
         row.raw.append(self.between.raw_text(turn.token_ids))
@@ -261,6 +263,7 @@ class Episodes(Turns):
         return Completion(
             row.turns[-1].text, tuple(row.tokens), "stop" if ended else "length", tuple(row.logprobs),
             tuple(row.sampled), tuple(row.turns), outcome, Pixels.joined(row.pixels),
+            versions=tuple(row.versions),
         )  # fmt: skip
 
 

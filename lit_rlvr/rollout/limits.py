@@ -200,8 +200,8 @@ def _wrong_sizes(
             f"{module.updates_per_rollout} minibatch(es) (model.updates_per_rollout) of whole groups; "
             f"use a multiple of {ranks * module.updates_per_rollout}"
         )
-    if (module.reference_pool_size or group_size) < group_size:
-        yield f"model.reference_pool_size: {module.reference_pool_size} is below rollout.group_size={group_size}"
+    if (module.reference.pool_size or group_size) < group_size:
+        yield f"model.reference_pool_size: {module.reference.pool_size} is below rollout.group_size={group_size}"
     if precision not in PRECISIONS:
         yield (
             f"trainer.precision: {precision} is not supported: the weights are kept in float32; "
@@ -253,9 +253,9 @@ def _check_overlap(module: RLVRModule, engine: RolloutEngine, prompts: int, prec
         reason = f"engine {engine.name} decodes with the weights being trained; use vllm"
     elif engine.in_process and device == "cuda":
         reason = f"engine {engine.name} needs the GPU that is training; use VLLMServerEngine on other GPUs"
-    elif module.wanted_groups(prompts):
+    elif module.selection.wanted(prompts):
         reason = "dynamic sampling needs scored groups before it can choose further prompts; turn it off"
-    elif module.advantage.needs_reference and module.reference_rollouts == "fresh":
+    elif module.advantage.needs_reference and module.reference.rollouts == "fresh":
         reason = "fresh reference rollouts need the engine at the same time; use model.reference_rollouts: pool"
     elif correction == "none":
         reason = "the rollouts are one iteration old; set model.importance_correction"

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.errors import UserError, shown
+from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed
 from lit_rlvr.run.loggers import metrics_file
 from lit_rlvr.run.outputs import validate_now
 from lit_rlvr.terminal import progress
+from lit_rlvr.training.validation import EvaluatingModule, EvaluationMetrics
 
 LARGE_BYTES = 100_000_000
 """Size in bytes from which a finished run mentions that its checkpoints may be deleted."""
@@ -61,6 +64,33 @@ class RunCheckpoint(Checkpoint):
         self._saved_at = 0.0  # when the last save ended, or training began
         self._save_seconds = 0.0  # seconds of the last save
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.check_best(pl_module, trainer.datamodule, rollout_of(trainer))  # type: ignore[attr-defined]
+
+    def check_best(self, module: LightningModule, data: Any, rollout: RolloutCallback) -> None:
+        """Refuse a `best` that validation will not measure; a module that computes its own metrics has any names.
+
+        Raises:
+            UserError: no metric has this name.
+        """
+        if self.best is None or type(module).on_validation_epoch_end is not EvaluatingModule.on_validation_epoch_end:
+            return
+        names = {
+            f"val/{one.name}/{metric}"
+            for one in data.validated
+            if (prompts := one.prompts["validation"])
+            for metric in EvaluationMetrics(rollout.samples_of(one.name), rollout.eval_greedy).names(
+                prompts, rollout.eval_sampling.temperature > 0
+            )
+        }
+        self._require_best(names and {"val/accuracy", *names})
+
+    def _require_best(self, names: Collection[str]) -> None:
+        if self.best not in names:
+            known = f"there are {', '.join(sorted(names))}" if names else "there is no validation set"
+            raise UserError(f"checkpoint.best: no metric is called {self.best!r}; {known}")
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make up the validation in which the run was ended, since a checkpoint is saved before it."""
         if trainer.global_step and trainer.strategy.broadcast(lacks_validation(trainer)):
@@ -102,10 +132,7 @@ class RunCheckpoint(Checkpoint):
         if self.best is None or not self.enabled:
             return
         results: dict[str, float] = pl_module.validation_results  # type: ignore[assignment]
-        if self.best not in results:
-            raise UserError(
-                f"checkpoint.best: no metric is called {self.best!r}; there are {', '.join(sorted(results))}"
-            )
+        self._require_best(results)
         if trainer.sanity_checking:
             return
         if self.best_value is None or results[self.best] > self.best_value:
@@ -146,8 +173,8 @@ class RunCheckpoint(Checkpoint):
                 delete_failed(trainer.default_root_dir)
                 for old in [
                     *list_checkpoints(trainer.default_root_dir)[: -self.keep],
-                    *folder.glob("*.tmp"),
-                    *folder.glob("*.old"),
+                    *folder.glob("step-[0-9]*.tmp"),
+                    *folder.glob("step-[0-9]*.old"),
                 ]:
                     remove(old)
         except OSError as error:

@@ -18,9 +18,13 @@ from lit_rlvr.errors import UserError, shown
 from lit_rlvr.files import check_writable
 from lit_rlvr.run.live import LIVE, read_live
 from lit_rlvr.run.loggers import read_metrics
-from lit_rlvr.run.outputs import list_thumbnails
+from lit_rlvr.run.outputs import is_complete, list_thumbnails
 
 _log = logging.getLogger("lit_rlvr")
+
+
+LOCK = ".lock"
+"""File that a run holds; only a killed one leaves it."""
 
 
 @contextmanager
@@ -33,7 +37,7 @@ def locked(root: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds the lock (the message says which).
     """
-    path = root / ".lock"
+    path = root / LOCK
     while not (file := _lock(path)):  # another process has just removed it
         pass
     with file:
@@ -71,8 +75,10 @@ BACKUP, PARTIAL_BACKUP = ".replaced", ".replaced.tmp"
 FAILED = ".failed"
 """Folder for the files of a run that ended before its first checkpoint."""
 RUN_FILES = (
-    "checkpoints/*.ckpt", "tensorboard/events.out.tfevents.*", "rollouts/step-*.json", "skipped/step-*.json",
-    "summary.json", "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl", "live.json", "trackers/*",
+    "checkpoints/step-[0-9]*.ckpt", "checkpoints/best.ckpt", "tensorboard/events.out.tfevents.*",
+    "rollouts/step-*.json", "skipped/step-*.json", "summary.json", "metrics.csv", "completions.jsonl", "curves.png",
+    "failed_rewards.jsonl", "live.json",
+    *(f"trackers/{name}" for name in ("runs.json", "mlflow.db", "mlflow-files", "wandb")),
 )  # fmt: skip
 
 
@@ -228,6 +234,16 @@ def claim_run_folder(root: Path, resumes: bool, overwrite: bool) -> Iterator[Non
     delete_backup(root)
 
 
+def ended_early(root: Path, was_locked: bool) -> bool:
+    """Return whether the folder holds a run that ended before its first checkpoint and has no results.
+
+    Args:
+        was_locked: there was a lock file before this process locked the folder: only a killed run leaves one.
+    """
+    has_begun = was_locked or (root / "config.yaml").is_file() or read_live(root) is not None
+    return has_begun and not list_checkpoints(root) and not is_complete(root)
+
+
 def clear_run_folder(root: Path, overwrite: bool) -> None:
     """Empty the folder for a new run: back up an earlier run, or move what a failed start left to `.failed`.
 
@@ -254,7 +270,10 @@ def check_run_folder(root: Path, resumes: bool, overwrite: bool) -> None:
 
 
 def _check_no_foreign_files(root: Path) -> None:
-    """Refuse a folder without a run if a new run would replace files in it."""
+    """Refuse a folder in which a new run would replace files of the user's own."""
+    results = [root / name for name in RESULTS if (root / name).exists() and not _wrote(root / name)]
+    if results:
+        raise _foreign(results[0])
     if _evidence_of_run(root) or (root / BACKUP).exists() or _has_config(root):
         return
     # Subfolders may hold a logger's or tracker's files.
@@ -264,10 +283,24 @@ def _check_no_foreign_files(root: Path) -> None:
     if config.is_file() and config.stat().st_size:
         foreign.append(config)
     if foreign:
-        raise UserError(
-            f"trainer.default_root_dir: {shown(foreign[0])} is not from a run of lit-rlvr and would be replaced; "
-            "choose another folder, or move it away"
-        )
+        raise _foreign(foreign[0])
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(
+        f"trainer.default_root_dir: {shown(path)} is not from a run of lit-rlvr and would be replaced; choose another "
+        "folder, or move it away"
+    )
+
+
+RESULTS = {"summary.json": ('"weights_sha256"',), "metrics.csv": ("rollout/reward", "val/accuracy")}
+"""Files whose names others use, too -> texts of which one is in each that a run wrote."""
+
+
+def _wrote(path: Path) -> bool:
+    """Return whether a run wrote a file with results; a run that has just begun may have left an empty one."""
+    text = path.read_text(errors="replace")
+    return not text or any(mark in text for mark in RESULTS[path.name])
 
 
 def _has_config(root: Path) -> bool:
@@ -278,7 +311,8 @@ def _has_config(root: Path) -> bool:
 
 def _evidence_of_run(root: Path) -> list[Path]:
     """Return the files that identify a run folder; none for a run that failed before its first step."""
-    found = [root / name for name in ("summary.json", "metrics.csv", "checkpoints") if (root / name).exists()]
+    found = [root / name for name in RESULTS if (root / name).exists()]
+    found += [root / "checkpoints"] if list_checkpoints(root) else []
     return [] if _has_config(root) and not _has_steps(root, found) else found
 
 
@@ -286,7 +320,7 @@ def _has_steps(root: Path, found: list[Path]) -> bool:
     names = {path.name for path in found}
     try:
         trained = "metrics.csv" in names and any(read_metrics(root / "metrics.csv"))
-    except (ValueError, KeyError):
+    except UserError:
         trained = True  # an unreadable file may be worth something
     return "summary.json" in names or trained or bool(list_checkpoints(root))
 

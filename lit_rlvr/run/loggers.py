@@ -20,14 +20,27 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_rlvr.distributed.checkpoints import checkpoint_step
+from lit_rlvr.errors import UserError, shown
 from lit_rlvr.files import write_atomically
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Read a metrics.csv; return step -> metric -> value, without empty cells."""
-    with path.open(newline="") as file:
-        rows = {int(row.pop("step")): row for row in csv.DictReader(file)}
-    return {step: {name: float(value) for name, value in row.items() if value != ""} for step, row in rows.items()}
+    """Read a metrics.csv; return step -> metric -> value, without empty cells.
+
+    Raises:
+        UserError: a line is no row of a run.
+    """
+    rows = {}
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
+                step = int(row.pop("step"))
+                rows[step] = {name: float(value) for name, value in row.items() if value != ""}
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            where = f"{shown(path)}, line {reader.line_num}"
+            raise UserError(f"{where}: not a row of a run; mend the file, or move it away") from error
+    return rows
 
 
 class MetricsFile(Logger):

@@ -34,7 +34,7 @@ EXPLODED, COLLAPSED = 4.0, 0.1
 LONGER = 2.0
 """The multiple of the first mean length above which a run is reported."""
 FORGOTTEN = 0.03
-"""The fall of the held-out accuracy above which a run is reported."""
+"""The fall of an accuracy, and the rise of training's next to it, above which a run is reported."""
 APART = 0.02
 """The difference of the engine's log-probabilities, in nats, above which its doubling is reported."""
 FAILED = 0.01
@@ -228,6 +228,11 @@ class Course:
         """Whether the first and the last mean share no value."""
         return len(self.values) >= 2 * RECENT
 
+    @property
+    def rises(self) -> bool:
+        """Whether the last mean exceeds the first by more than half of the range."""
+        return self.is_long and self.last - self.first > 0.5 * (max(self.values) - min(self.values))
+
     def change(self) -> str:
         """Say the two means in words."""
         return f"{number_text(self.first)} in the first {RECENT} iterations, {number_text(self.last)} in the last"
@@ -297,8 +302,7 @@ def _learns(metrics: Metrics) -> bool:
     if accuracy.is_long and 1 - accuracy.last < 0.8 * (1 - accuracy.first):
         return accuracy.last > MOST or (bool(signal.values) and signal.last < MOST)
     steady = not accuracy.is_long or accuracy.last >= accuracy.first
-    rises = reward.is_long and reward.last - reward.first > 0.5 * (max(reward.values) - min(reward.values))
-    return steady and rises and bool(signal.values) and signal.last < MOST
+    return steady and reward.rises and bool(signal.values) and signal.last < MOST
 
 
 def _entropy(metrics: Metrics) -> Iterator[Finding]:
@@ -320,21 +324,33 @@ def _entropy(metrics: Metrics) -> Iterator[Finding]:
         )
 
 
+def _gamed(metrics: Metrics) -> Iterator[Finding]:
+    """Compare two measures of the same completions."""
+    reward, accuracy = course(metrics, "rollout/reward"), course(metrics, "rollout/accuracy")
+    if reward.rises and accuracy.is_long and accuracy.first - accuracy.last > FORGOTTEN:
+        yield Finding(
+            "The reward rises while the accuracy falls",
+            f"reward: {reward.change()}; accuracy of the same completions: {accuracy.change()}",
+            "read the best-rewarded samples: the reward may be gamed",
+        )
+
+
 def _held_out(metrics: Metrics) -> Iterator[Finding]:
-    reward, held_out = course(metrics, "rollout/reward"), course(metrics, "val/accuracy")
-    if not reward.is_long or len(held_out.values) < 2:
+    """Compare the accuracy in training and in validation; the reward is another quantity."""
+    training, held_out = course(metrics, "rollout/accuracy"), course(metrics, "val/accuracy")
+    if not training.is_long or len(held_out.values) < 2:
         return
     best = max(range(len(held_out.values)), key=lambda k: held_out.values[k])
     lost = held_out.values[best] - held_out.values[-1]
-    before = [value for step, value in zip(reward.steps, reward.values, strict=True) if step <= held_out.steps[best]]
-    if lost > FORGOTTEN and before and reward.last > fmean(before[-RECENT:]):
+    before = [v for step, v in zip(training.steps, training.values, strict=True) if step <= held_out.steps[best]]
+    if lost > FORGOTTEN and before and training.last - fmean(before[-RECENT:]) > FORGOTTEN:
         yield Finding(
-            "The reward rises while the held-out accuracy falls",
+            "The training accuracy rises while the held-out accuracy falls",
             f"held-out accuracy {held_out.values[best]:.3f} at step {held_out.steps[best]}, {held_out.values[-1]:.3f} "
-            f"at step {held_out.steps[-1]}; training reward {number_text(fmean(before[-RECENT:]))} then, "
-            f"{number_text(reward.last)} now",
-            "read the best-rewarded samples: the reward may be gamed or the prompts learnt by heart; keep the best "
-            "checkpoint (checkpoint.best: val/accuracy)",
+            f"at step {held_out.steps[-1]}; training accuracy {fmean(before[-RECENT:]):.3f} then, "
+            f"{training.last:.3f} now",
+            "the prompts may be learnt by heart: take more of them, or keep the best checkpoint (checkpoint.best: "
+            "val/accuracy)",
         )
 
 
@@ -370,5 +386,5 @@ def _skipped(metrics: Metrics) -> Iterator[Finding]:
 
 
 LOOKS: tuple[Callable[[Metrics], Iterator[Finding]], ...] = (
-    _dead_groups, _truncation, _length, _entropy, _held_out, _engine, _failed_checks, _skipped
+    _dead_groups, _truncation, _length, _entropy, _gamed, _held_out, _engine, _failed_checks, _skipped
 )  # fmt: skip

@@ -150,6 +150,8 @@ class RunFolder(Callback):
         self._fit_start = time.perf_counter()
         self._startup_seconds = 0.0
         self._seconds: dict[str, list[float]] = {}
+        self._validation_start = 0.0
+        self._validation_seconds: list[float] = []  # without the start of the engine
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._fit_start = time.perf_counter()
@@ -203,7 +205,12 @@ class RunFolder(Callback):
         trace, rollout = self._unsaved_traces.pop(step)
         write_trace(run_root(trainer), step, type(module).__name__, trace.records(rollout, module.tokenizer))
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_start = time.perf_counter() - rollout_of(trainer).engine.start_seconds
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        end = time.perf_counter() - rollout_of(trainer).engine.start_seconds
+        self._validation_seconds.append(end - self._validation_start)
         module: Any = pl_module
         results = module.validation_results
         if not trainer.sanity_checking:
@@ -250,6 +257,8 @@ class RunFolder(Callback):
             "resumed_from_step": self.resumed_from_step,
             "train_seconds": round(self.train_seconds, 3),
             "startup_seconds": round(self._startup_seconds, 3),
+            "engine_start_seconds": round(rollout_of(trainer).engine.start_seconds, 3),
+            "validation_seconds": round(sum(self._validation_seconds), 3),
             "seconds_per_step": {name: round(median(values), 4) for name, values in self._seconds.items()},
             "peak_memory_mb": round(peak_memory_mb()),
             "engine": rollout_of(trainer).generator.name,
@@ -267,6 +276,7 @@ class RunFolder(Callback):
         if metrics is not None and metrics.rows:
             plot_run(metrics.rows, root / "curves.png", f"{summary['algorithm']} on {summary['data']}, {module.model}")
         _log.info("%s", self._accuracies(trainer, accuracy_after))
+        _log.info("%s", self._times(summary))
 
     def _accuracies(self, trainer: Trainer, after: float | None) -> str:
         """Return the result of validation as text, or why there was none."""
@@ -279,6 +289,16 @@ class RunFolder(Callback):
         return (
             f"Validation accuracy {first} before, {last} after {trainer.global_step} steps "
             f"({self.train_seconds:.0f} s of training). Results: {shown(run_root(trainer))}"
+        )
+
+    def _times(self, summary: Mapping[str, Any]) -> str:
+        """Return where the time went, as text."""
+        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in summary["seconds_per_step"].items())
+        return (
+            f"Seconds: {self._startup_seconds:.1f} of start-up and first validation, {self.train_seconds:.1f} of "
+            f"training (medians of an iteration: {parts or 'none'}). The engine's start took "
+            f"{summary['engine_start_seconds']:.1f} of them, all {len(self._validation_seconds)} validations "
+            f"{summary['validation_seconds']:.1f}"
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -99,6 +99,8 @@ class RunProgress(ProgressBar):
             f"truncated {values.get('rollout/truncated', 0):.0%}  no signal {values.get('train/no_signal', 0):.0%}  "
             f"{values.get('rollout/tokens_per_second', 0):.0f} tokens/s"
         )
+        if "rollout/turns" in values:
+            text += f"  turns {values['rollout/turns']:.1f}  tool calls {values['rollout/tool_calls']:.1f}"
         total = self._estimator.steps(trainer)
         if self._bar is not None:
             self._bar.update(self._task, total=total, completed=trainer.global_step, description=text)

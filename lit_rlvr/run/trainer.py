@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from lightning.pytorch.loggers.utilities import _log_hyperparams
 from lit_rlvr.distributed.checkpoints import CheckpointFiles, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.distributed.strategy import prepare_groups
+from lit_rlvr.errors import UserError
 from lit_rlvr.files import write_atomically
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
-from lit_rlvr.run.folder import CONFIG_HEADER, claim_run_folder, clear_run_folder, lock_run_folder
+from lit_rlvr.run.folder import CONFIG_HEADER, LOCK, claim_run_folder, clear_run_folder, ended_early, lock_run_folder
 from lit_rlvr.run.live import LiveFile
 from lit_rlvr.run.loggers import open_loggers
 from lit_rlvr.run.monitor import CollapseStop, LostWork, MonitoredMetrics
@@ -27,6 +29,8 @@ from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.ranks import EndOfSetUp, RankWatch
 from lit_rlvr.run.stop import StopOnSignal
 from lit_rlvr.run.trackers.callback import Trackers
+
+_log = logging.getLogger("lit_rlvr")
 
 
 class RunStart(Callback):
@@ -100,6 +104,26 @@ RUN_START_INDEX = 2
 """Position of `RunStart` among the callbacks: before all that write files, and after the signal handler."""
 
 
+NAMES_OF_PYTHON = {
+    "trainer.default_root_dir": "folder",
+    "--ckpt_path last": 'ckpt_path="last"',
+    "--overwrite true": "overwrite=True",
+}
+"""Option of the command line -> argument of `RunTrainer`."""
+
+
+@contextmanager
+def _names_of_python() -> Iterator[None]:
+    """Let errors name the arguments of `RunTrainer` rather than options of the command line."""
+    try:
+        yield
+    except UserError as error:
+        messages = list(error.messages)
+        for option, argument in NAMES_OF_PYTHON.items():
+            messages = [message.replace(option, argument) for message in messages]
+        raise UserError(*messages) from error
+
+
 class RunTrainer(Trainer):
     """Lightning's Trainer for a run from Python, with everything that `lit-rlvr fit` adds.
 
@@ -152,20 +176,28 @@ class RunTrainer(Trainer):
         """Train with the run folder locked.
 
         Args:
-            ckpt_path: resume from this checkpoint, or from the folder's `last`.
+            ckpt_path: resume from this checkpoint, or from the folder's `last`; with `last`, a run that ended before
+                its first checkpoint starts over.
 
         Raises:
             UserError: the folder holds a run that is neither resumed nor overwritten, or another run is using it.
         """
         root, is_owner = Path(self.default_root_dir), is_first_process()
-        with ExitStack() as stack:
+        was_locked = (root / LOCK).exists()
+        with _names_of_python(), ExitStack() as stack:
             if is_owner:
                 stack.enter_context(lock_run_folder(root))
-            path = last_checkpoint(root) if ckpt_path == "last" else ckpt_path
+            starts_over = ckpt_path == "last" and ended_early(root, was_locked)
+            if starts_over:
+                _log.warning("ckpt_path: %s has no checkpoint yet, the run starts from the beginning", root)
+                path = None
+            else:
+                path = last_checkpoint(root) if ckpt_path == "last" else ckpt_path
+            overwrite = self.overwrite or starts_over
             loggers = open_loggers(self.chosen_logger, root, path)
             if is_owner:
-                stack.enter_context(claim_run_folder(root, path is not None, self.overwrite))
-            run_start = RunStart(None, loggers, None, path is not None, self.overwrite)
+                stack.enter_context(claim_run_folder(root, path is not None, overwrite))
+            run_start = RunStart(None, loggers, None, path is not None, overwrite)
             callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
             callbacks[:] = [callback for callback in callbacks if not isinstance(callback, RunStart)]
             callbacks.insert(RUN_START_INDEX, run_start)
@@ -174,6 +206,8 @@ class RunTrainer(Trainer):
 
 def add_run_callbacks(trainer: Trainer) -> None:
     """Add the callbacks that have no options, the reader of sharded checkpoints, and what process groups need."""
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        raise UserError("trainer.overfit_batches: it has no effect on prompts; train on a small `train` file instead")
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks[:0] = [RankWatch(), StopOnSignal(), EndOfSetUp(), MonitoredMetrics(), LostWork(), LiveFile()]
     trainer.strategy.checkpoint_io = CheckpointFiles()

@@ -69,11 +69,12 @@ class LossModule(ABC):
                 f"model: {defined_at(self.observe)} must return a dict of metrics, not {type_text(observed)}"
             )
         advantages = require_advantages(self.advantage, self.advantage(group), group.rewards)
+        rewarded = advantages[group.rewarded]
         return advantages, observed | self.advantage.metrics | {
-            "advantage": float(advantages.mean()),
-            "zero_advantage": float((advantages == 0).double().mean()),
-            "advantage_positive_mass": float(advantages.clamp(min=0).mean()),
-            "advantage_negative_mass": float(-advantages.clamp(max=0).mean()),
+            "advantage": float(rewarded.mean()),
+            "zero_advantage": float((rewarded == 0).double().mean()),
+            "advantage_positive_mass": float(rewarded.clamp(min=0).mean()),
+            "advantage_negative_mass": float(-rewarded.clamp(max=0).mean()),
         }
 
     def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:

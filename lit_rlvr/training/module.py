@@ -2,17 +2,18 @@
 
 The parts of one iteration, in order, and where to find them:
 
-    RolloutCallback.collect           rollout/callback.py
-      sync_weights                    rollout/engines/synced.py  the engine receives the policy's weights
-      sample_and_score                rollout/generate.py        P x G completions and their rewards
-      assemble                        rollout/assemble.py        both as tensors of a `Rollout`
+    RolloutCallback.collect           rollout/callback.py      asks the source for a rollout, and logs
+      RolloutSource.next              rollout/source.py        sync, sample, sample on, reference, balance
+        SyncedEngine.sync_weights     rollout/engines/synced.py  the engine receives the policy's weights
+        GroupSampler.sample           rollout/generate.py      P x G completions, their rewards, and `assemble`
+        assemble, balance             rollout/assemble.py      tensors of a `Rollout`, evened out over ranks
     RLVRModule.training_step          here
-      estimate                        training/loss.py           rewards -> advantages
-      plan_step                       training/step.py           normalisers and micro-batches of a step
-      Policy.logprobs                 policy/policy.py           forward: log-probabilities of a micro-batch
-      loss_inputs                     training/step.py           what the objective gets
-      loss                            training/loss.py           calls the algorithm's `objective`
-      optimizer                       training/optimizer.py      AdamW and its schedule
+      estimate                        training/loss.py         rewards -> advantages
+      Updater.step                    training/update.py       forward, loss, backward; reduce and clip; step or skip
+        plan_step, loss_inputs        training/step.py         normalisers, micro-batches, what the objective gets
+        Policy.logprobs               policy/policy.py         forward: log-probabilities of a micro-batch
+        loss                          training/loss.py         calls the algorithm's `objective` (algorithms/)
+        optimizer                     training/optimizer.py    AdamW and its schedule
 """
 
 from __future__ import annotations
@@ -20,11 +21,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
@@ -35,7 +34,6 @@ from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import degenerate
 from lit_rlvr.distributed.checkpoints import check_identity, identity
 from lit_rlvr.distributed.collectives import (
-    average_gradients,
     broadcast_first,
     gather_rows,
     leave_out_of_buckets,
@@ -43,14 +41,13 @@ from lit_rlvr.distributed.collectives import (
     to_device,
     world_size,
 )
-from lit_rlvr.distributed.sharding import shard, whole
+from lit_rlvr.distributed.sharding import shard
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import MAX_SIZE, UserError, check_within
 from lit_rlvr.objectives import (
     Aggregation,
     Correction,
     ImportanceCorrection,
-    Stats,
     check_correction,
     resolve_correction,
 )
@@ -62,19 +59,12 @@ from lit_rlvr.policy.speed import compile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.policy.vision import freeze_vision_tower
 from lit_rlvr.terminal import progress
-from lit_rlvr.training.failed_steps import (
-    SkippedSteps,
-    lower_budget,
-    lowered_budget,
-    skipped_folder,
-    within_memory,
-)
+from lit_rlvr.training.failures import SkippedSteps, TokenBudget
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
     BETAS,
     WEIGHT_DECAY,
     Schedule,
-    all_parameters,
     apply_options,
     build_optimizer,
     build_schedule,
@@ -83,13 +73,12 @@ from lit_rlvr.training.optimizer import (
     updates_of,
 )
 from lit_rlvr.training.reference import Reference
-from lit_rlvr.training.step import PreparedRollout, Step, logprobs_of, loss_inputs, plan_step, step_metrics
 from lit_rlvr.training.trace import Trace
+from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
-from lit_rlvr.types import PromptBatch, Rollout
+from lit_rlvr.types import GroupSelection, PromptBatch, Rollout
 
 _log = logging.getLogger("lit_rlvr")
-T = TypeVar("T")
 
 
 class RLVRModule(LossModule, EvaluatingModule):
@@ -190,8 +179,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.lr_schedule, self.warmup_steps, self.max_grad_norm = lr_schedule, warmup_steps, max_grad_norm
         self.updates_per_rollout, self.epochs_per_rollout = updates_per_rollout, epochs_per_rollout
-        self.tokens_per_microbatch, self.shared_prefix = tokens_per_microbatch, shared_prefix
-        self.tokens_given = tokens_per_microbatch  # before any halving
+        self.shared_prefix, self.budget = shared_prefix, TokenBudget(tokens_per_microbatch)
         self.gradient_checkpointing, self.liger, self.torch_compile = gradient_checkpointing, liger, torch_compile
         self.freeze_vision, self.lora = freeze_vision, lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
@@ -199,24 +187,18 @@ class RLVRModule(LossModule, EvaluatingModule):
         self.importance_correction: ImportanceCorrection | None = importance_correction  # type: ignore[assignment]
         self.bounds = Correction("none", importance_cap, importance_floor, importance_veto, off_policy_threshold)
         self.iteration = 0  # rollouts trained on so far
+        self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
         self.reference = Reference()
         self.skipped = SkippedSteps(max_skipped_steps)
+        self.updater: Updater | None = None  # built in on_train_start
+        self._saved_options: dict[str, Any] = {}  # the optimizer's when the checkpoint was written
         self._logged: set[str] = set()  # update metrics logged so far
         self._trace: Trace | None = None
 
-    max_sampling_rounds = 10  # most batches of prompts that one iteration samples
-    drops_groups = False  # whether only such groups are trained on (see `wanted_groups`)
-    # Options of AAPO; another algorithm with AAPO's advantage uses these values.
-    reference_rollouts: Literal["fresh", "pool"] = "fresh"
-    reference_pool_size: int | None = None
-    reference_update_every: int | None = None
-
-    def wanted_groups(self, prompts: int) -> int:
-        """Return how many groups with both correct and wrong completions an iteration on `prompts` prompts needs.
-
-        If it is above 0, further prompts are sampled until there are that many or `max_sampling_rounds` is reached.
-        """
-        return math.ceil((self.advantage.min_valid_fraction or 0) * prompts)
+    @property
+    def tokens_per_microbatch(self) -> int:
+        """The most input tokens in a micro-batch: as given, or what running out of memory has left."""
+        return self.budget.tokens
 
     @property
     def runs_all_rows(self) -> bool:
@@ -235,7 +217,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
         can = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
         if self.advantage.zero_for_equal_rewards and not self.runs_all_rows:
-            can &= ~degenerate(rollout.rewards).flatten()
+            can &= ~degenerate(rollout.rewards, rollout.rewarded).flatten()
         return [bool(one) for one in can]
 
     # ---- set-up -------------------------------------------------------------------------------------------
@@ -307,14 +289,17 @@ class RLVRModule(LossModule, EvaluatingModule):
             )
             self._distribute(initial.requires_grad_(False))
             self.reference.policy = initial
-        elif self.reference_update_every:
+        elif self.reference.update_every:
             raise UserError("model.reference_update_every: with model.lora the reference is the model without adapters")
         else:
             self.reference.policy = self.policy.without_adapters()
 
-    def configure_optimizers(self) -> Any:
+    def _build_optimizer(self) -> Any:
         parameters = [p for p in self.policy.parameters() if p.requires_grad]
-        optimizer = build_optimizer(parameters, self.lr, self.betas, self.weight_decay, self.make_optimizer)
+        return build_optimizer(parameters, self.lr, self.betas, self.weight_decay, self.make_optimizer)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._build_optimizer()
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         steps = total_steps(self.trainer, batches, updates_of(self))
         schedule = build_schedule(optimizer, self.lr_schedule, self.warmup_steps, steps)
@@ -338,16 +323,16 @@ class RLVRModule(LossModule, EvaluatingModule):
                 compile_layers(self.reference.policy.model)
 
     def on_train_start(self) -> None:
-        adamw = {} if self.make_optimizer else {"betas": self.betas, "weight_decay": self.weight_decay}
-        apply_options(self.optimizers(), self.lr_schedulers(), self.lr, adamw)
-        left = self.trainer.strategy.broadcast(lowered_budget(self.trainer.default_root_dir, self.tokens_given))
-        if left is not None and left < self.tokens_per_microbatch:
-            self.tokens_per_microbatch = left
-            if rank() == 0:
-                _log.warning(
-                    "an earlier start ran out of memory: at most %d tokens at once from now on; to try more, change "
-                    "model.tokens_per_microbatch", left,
-                )  # fmt: skip
+        apply_options(self.optimizers(), self.lr_schedulers(), self.lr, self._saved_options)
+        run, model = Path(self.trainer.default_root_dir), self.trainer.strategy.model
+        left = self.trainer.strategy.broadcast(self.budget.saved(run))
+        if left is not None and left < self.budget.tokens:
+            self.budget.lower(left, "an earlier start ran out of memory")
+        self.updater = Updater(
+            self.policy, self.reference.policy if self.kl_coef else None, self, self.optimizers(), self.lr_schedulers(),
+            self.manual_backward, model if isinstance(model, DistributedDataParallel) else None, self.sharded,
+            self.max_grad_norm, self.budget, self.skipped, run,
+        )  # fmt: skip
 
     def transfer_batch_to_device(self, batch: PromptBatch, device: torch.device, dataloader_idx: int) -> PromptBatch:
         """Return the batch itself: Lightning would train on a copy that the rollout callback never saw."""
@@ -360,22 +345,28 @@ class RLVRModule(LossModule, EvaluatingModule):
     # ---- one iteration ------------------------------------------------------------------------------------
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        assert batch.rollout is not None, "the RolloutCallback fills the batch before the algorithm sees it"
-        started = time.perf_counter()
-        minibatches = self._minibatches(batch.rollout) * self.epochs_per_rollout
+        assert batch.rollout is not None and self.updater is not None, "the RolloutCallback fills the batch first"
+        started, rollout = time.perf_counter(), batch.rollout
+        advantages = self.estimate_advantages(rollout)  # (B, 1), from the groups of all ranks
+        minibatches = self.split_groups(rollout) * self.epochs_per_rollout
         progress.begin("training", total=len(minibatches))
-        prepared = self._prepare(batch.rollout, minibatches)
-        if self._trace is not None and batch.rollout.advantages is not None:
-            self._trace.choose(batch.rollout.advantages, {p for prompts in minibatches for p in prompts})
-        metrics = [self._update(prepared, prompts) for prompts in minibatches]
-        self.iteration += 1
-        every = self.reference_update_every if self.reference.policy is not None else None
-        if every and self.iteration % every == 0:
-            self.reference.replace(self.policy)
-        self.trainer.datamodule.commit(batch.cursor)  # type: ignore[attr-defined]
-        self._log_updates(metrics)
+        prepared = self.updater.prepare(
+            rollout, advantages, self.live_rows(rollout), minibatches, self.correction(rollout.exact), self._trace
+        )
+        metrics = []
+        for prompts in minibatches:
+            metrics.append(self.updater.step(prepared, prompts, self.updates + 1))
+            self.updates += 1
+        self.finish_iteration(batch.cursor, metrics)
         self.log("time/train", time.perf_counter() - started)
         self.log("step", float(self.updates))  # Lightning uses it as the logs' x axis
+
+    def finish_iteration(self, cursor: dict[str, int], metrics: list[dict[str, float]]) -> None:
+        """Count the iteration, renew the reference if it is due, commit the data's position, and log."""
+        self.iteration += 1
+        self.reference.renew(self.policy, self.iteration)
+        self.trainer.datamodule.commit(cursor)  # type: ignore[attr-defined]
+        self._log_updates(metrics)
 
     def _log_updates(self, metrics: list[dict[str, float]]) -> None:
         """Log means over a rollout's updates; NaN if no update has a metric (no row was run), because Lightning would
@@ -385,42 +376,17 @@ class RLVRModule(LossModule, EvaluatingModule):
             values = [update[name] for update in metrics if name in update]
             self.log(name, sum(values) / len(values) if values else math.nan)
 
-    def _prepare(self, rollout: Rollout, minibatches: list[list[int]]) -> PreparedRollout:
-        """Compute advantages, and the log-probabilities that stay fixed during the updates on this rollout.
-
-        The first minibatch runs on the rollout's weights, so its old log-probabilities are its current ones.
-        """
-        advantages = self.local_advantages(rollout)
-        useful = rollout.mask.any(1)  # (B,) rows with a token in the loss
-        if not self.runs_all_rows:
-            useful &= rollout.advantages.flatten() != 0  # type: ignore[union-attr]
-        live = [int(i) for i in useful.nonzero().flatten()]
-        first = set(minibatches[0])
-        later = [i for i in live if i // rollout.group_size not in first]
-
-        def fixed(budget: int) -> tuple[Tensor | None, Tensor | None]:
-            return (
-                logprobs_of(self.policy, rollout, later, budget, self.sharded) if len(minibatches) > 1 else None,
-                logprobs_of(self.reference.policy, rollout, live, budget, self.sharded) if self.kl_coef else None,
-            )
-
-        old, ref = self._within_memory(fixed, rollout)
-        return PreparedRollout(rollout, advantages, live, old=old, ref=ref)
-
-    def _within_memory(self, run: Callable[[int], T], rollout: Rollout) -> T:
-        """Return what `run` returns with a token budget that fits, which then stays. Collective."""
-        lower = partial(lower_budget, self.trainer.default_root_dir, self.tokens_given) if self.sharded else None
-        result, self.tokens_per_microbatch = within_memory(run, rollout, self.tokens_per_microbatch, self.device, lower)
-        return result
-
-    def local_advantages(self, rollout: Rollout) -> Tensor:
-        """Return (B, 1) advantages of this rank's rows, from all ranks' groups. Collective: call it on every rank."""
+    def estimate_advantages(self, rollout: Rollout) -> Tensor:
+        """Return (B, 1) advantages of this rank's rows, from all ranks' groups, and keep them in the rollout.
+        Collective: call it on every rank."""
         reference = rollout.reference_rewards
         group = GroupBatch(
             rewards=self._gathered(rollout.rewards),
             correct=self._gathered(rollout.correct),
             reference_rewards=None if reference is None else self._gathered(reference),
             lengths=self._gathered(rollout.lengths),
+            rewarded=self._gathered(rollout.rewarded),
+            judged=self._gathered(rollout.judged),
         )
         if self.advantage.needs_parts:
             failed = torch.tensor([[status == "error" for status in one] for one in rollout.statuses])  # (P, G)
@@ -439,7 +405,14 @@ class RLVRModule(LossModule, EvaluatingModule):
         """Gather (P, G) numbers of all ranks onto the device."""
         return gather_rows(to_device(local, self.device))
 
-    def _minibatches(self, rollout: Rollout) -> list[list[int]]:
+    def live_rows(self, rollout: Rollout) -> list[int]:
+        """Return the rows of a rollout with advantages that can have a gradient."""
+        live = rollout.mask.any(1)  # (B,) rows with a token in the loss
+        if not self.runs_all_rows:
+            live &= rollout.advantages.flatten() != 0  # type: ignore[union-attr]
+        return [int(i) for i in live.nonzero().flatten()]
+
+    def split_groups(self, rollout: Rollout) -> list[list[int]]:
         """Split the groups to train on into `updates_per_rollout` parts, by position in the (shuffled) prompt stream.
 
         A part is the same set of groups on any number of ranks, and each rank has an equal share of it.
@@ -447,84 +420,6 @@ class RLVRModule(LossModule, EvaluatingModule):
         parts = self.updates_per_rollout
         numbers = {p: p for p in range(len(rollout.prompts))} if rollout.kept is None else rollout.kept
         return [[p for p, number in numbers.items() if number % parts == k] for k in range(parts)]
-
-    def _update(self, prepared: PreparedRollout, prompts: list[int]) -> dict[str, float]:
-        """Take one optimizer step on the groups of some prompts; return its metrics."""
-        optimizer: Any = self.optimizers()
-        parameters = all_parameters(optimizer)
-
-        def accumulate(budget: int) -> tuple[Step, Stats]:
-            step = plan_step(
-                prepared, prompts, self.device, self.aggregation, budget, self.policy.shared_prefix,
-                self.correction(prepared.rollout.exact), in_lockstep=self.sharded,
-            )  # fmt: skip
-            optimizer.zero_grad()
-            return step, self._accumulate(step)
-
-        step, sums = self._within_memory(accumulate, prepared.rollout)
-        for parameter in parameters:  # groups that are not run have gradient zero, which AdamW still sees
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if isinstance(self.trainer.strategy.model, DistributedDataParallel):
-            average_gradients(parameters)
-        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        folder = skipped_folder(self.trainer.default_root_dir)
-        run_alone = partial(self._run_alone, step)
-        skipped = self.skipped.skips(step, self.updates + 1, sums.get("loss"), norm, run_alone, folder)
-        if skipped:
-            optimizer.zero_grad()  # AdamW ignores parameters without a gradient
-        learning_rate = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        optimizer.zero_grad()  # frees their memory for the next rollout
-        prepared.on_policy = False
-        self.lr_schedulers().step()  # type: ignore[union-attr]
-        self.updates += 1
-        progress.advance()
-        metrics = {} if skipped else step_metrics(sums) | {"train/grad_norm": float(norm)}
-        return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
-
-    def _accumulate(self, step: Step) -> Stats:
-        """Accumulate this rank's gradients over a step's micro-batches; return sums over the tokens that were run."""
-        sums: Stats = {}
-        for k in range(len(step.microbatches)):
-            logp, entropy = self._forward(step, k)
-            if step.prepared.on_policy:
-                step.prepared.record_old(step.microbatches[k], logp)
-            x, stats = loss_inputs(step, k, logp, entropy)
-            if self._trace is not None and k < step.num_microbatches:
-                self._trace.watch(step.microbatches[k], step.prepared.rollout.group_size, x)
-            loss, more = self.loss(x)
-            with self._local_gradients():
-                self.manual_backward(loss * world_size())  # distributed strategies average over ranks; we sum
-            for name, value in (stats | more | {"loss": loss.detach()}).items():
-                sums[name] = sums.get(name, 0) + value.double() * float(k < step.num_microbatches)
-        return sums
-
-    def _forward(self, step: Step, k: int) -> tuple[Tensor, Tensor]:
-        """Run the policy on micro-batch k; return log-probabilities and entropies (rows, T)."""
-        logp, entropy = self.policy.logprobs(
-            step.prepared.rollout, step.microbatches[k], entropy=True, entropy_gradient=self.entropy_coef != 0
-        )
-        assert entropy is not None, "it was asked for"
-        return logp, entropy
-
-    def _run_alone(self, step: Step, k: int) -> tuple[Tensor, list[Tensor | None]]:
-        """Return the loss and gradients of micro-batch k by itself."""
-        optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        loss, _ = self.loss(loss_inputs(step, k, *self._forward(step, k))[0])
-        with self._local_gradients():
-            self.manual_backward(loss)
-        return loss.detach(), [parameter.grad for parameter in all_parameters(optimizer)]
-
-    def _local_gradients(self) -> AbstractContextManager[Any]:
-        """Keep each rank's gradients local under DDP: whether a step counts is known only once all ranks have theirs.
-
-        Sharded gradients are reduced at once, because otherwise every rank would hold all of them.
-        """
-        model = self.trainer.strategy.model
-        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
     # ---- checkpoints --------------------------------------------------------------------------------------
 
@@ -534,7 +429,11 @@ class RLVRModule(LossModule, EvaluatingModule):
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def _identity(self) -> dict[str, str]:
-        return identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
+        found = identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
+        if self.trainer.state.fn == "fit":
+            optimizer = type(self._build_optimizer())  # that of the trainer is made after a checkpoint is loaded
+            found["optimizer"] = f"{optimizer.__module__}.{optimizer.__qualname__}"
+        return found
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of a different kind of run, before shapes could clash.
@@ -548,8 +447,9 @@ class RLVRModule(LossModule, EvaluatingModule):
         checkpoint["rlvr"] = self._identity() | {
             "iteration": self.iteration,
             "updates": self.updates,
+            "optimizer_options": self.trainer.optimizers[0].defaults,
             "skipped": self.skipped.state_dict(),
-            "tokens": [self.tokens_given, self.tokens_per_microbatch],
+            "tokens": self.budget.state_dict(),
             "advantage_state": self.advantage.state_dict(),
             "reference": self.reference.state_dict(),
             "model_folder": self.model_folder,
@@ -562,8 +462,8 @@ class RLVRModule(LossModule, EvaluatingModule):
         self.check_checkpoint(checkpoint)
         saved = checkpoint["rlvr"]
         self.iteration, self.updates = saved["iteration"], saved["updates"]
+        self._saved_options = saved.get("optimizer_options", {})
         self.skipped.load_state_dict(saved["skipped"])
-        given, left = saved["tokens"]
-        self.tokens_per_microbatch = left if given == self.tokens_given else self.tokens_per_microbatch
+        self.budget.load_state_dict(saved["tokens"])
         self.advantage.load_state_dict(saved["advantage_state"])
         self.reference.load_state_dict(saved["reference"])

@@ -113,13 +113,13 @@ def total_steps(trainer: Any, batches: float, updates_per_batch: int) -> int | N
     return min(limits, default=None)
 
 
-def apply_options(optimizer: Any, scheduler: Any, lr: float, adamw: dict[str, Any]) -> None:
-    """Override the options restored from a checkpoint with the current ones; equal ones change nothing.
+def apply_options(optimizer: Any, scheduler: Any, lr: float, saved: dict[str, Any]) -> None:
+    """Override the options restored from a checkpoint with those that have changed since; equal ones change nothing.
 
     Args:
-        adamw: AdamW's options; {} with another optimizer.
+        saved: the optimizer's `defaults` when the checkpoint was written; an adaptive one changes its groups' own.
     """
+    changed = {name: value for name, value in optimizer.defaults.items() if saved.get(name, value) != value}
     scheduler.base_lrs = [lr for _ in scheduler.base_lrs]
     for group, scale in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-        rate = lr * scale(scheduler.last_epoch)
-        group |= {"initial_lr": lr, "lr": rate, **adamw}
+        group |= {**changed, "initial_lr": lr, "lr": lr * scale(scheduler.last_epoch)}

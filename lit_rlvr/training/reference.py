@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,12 +15,20 @@ class Reference:
 
     It is not a module, so that Lightning neither saves nor shards it with the trained policy.
 
+    Args:
+        rollouts, pool_size, update_every: AAPO's options, `reference_...`; another algorithm with AAPO's advantage has
+            these defaults.
+
     Attributes:
         policy: the reference policy; None if neither a KL term nor the advantage needs one.
         version: how many times it was replaced.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, rollouts: Literal["fresh", "pool"] = "fresh", pool_size: int | None = None,
+        update_every: int | None = None,
+    ) -> None:  # fmt: skip
+        self.rollouts, self.pool_size, self.update_every = rollouts, pool_size, update_every
         self.policy: Policy = None  # type: ignore[assignment]  # built in configure_model
         self.version = 0
 
@@ -29,10 +37,11 @@ class Reference:
         if self.policy is not None:
             self.policy.to(device)
 
-    def replace(self, policy: Policy) -> None:
-        """Copy the weights of the current policy."""
-        self.policy.load_state_dict(policy.state_dict())
-        self.version += 1
+    def renew(self, policy: Policy, iteration: int) -> None:
+        """Copy the weights of the current policy after every `update_every`-th iteration."""
+        if self.policy is not None and self.update_every and iteration % self.update_every == 0:
+            self.policy.load_state_dict(policy.state_dict())
+            self.version += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint stores: the weights (of sharded ones this rank's shards) only if they were replaced.

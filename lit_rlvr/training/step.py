@@ -22,6 +22,7 @@ from lit_rlvr.objectives import (
 )
 from lit_rlvr.policy.layout import cut_microbatches
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.training.trace import Trace
 from lit_rlvr.types import Rollout
 
 
@@ -34,12 +35,16 @@ class PreparedRollout:
         old: (B, T) log-probabilities at rollout time; None with a single optimizer step, where they are the current
             ones. The first step runs on the rollout's weights, so its rows are filled in by its own forward pass.
         on_policy: whether the weights are still the rollout's.
+        correction: see `importance_correction` of `RLVRModule`.
+        trace: records what the updates do with its tokens; None = nothing does.
         ref: (B, T) log-probabilities under the reference policy; None without a KL term.
     """
 
     rollout: Rollout
     advantages: Tensor
     live: list[int]
+    correction: Correction
+    trace: Trace | None = None
     old: Tensor | None = None
     on_policy: bool = True
     ref: Tensor | None = None
@@ -51,7 +56,7 @@ class PreparedRollout:
 
 
 @dataclass
-class Step:
+class StepPlan:
     """One optimizer step of this rank.
 
     Args:
@@ -60,7 +65,6 @@ class Step:
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
-        correction: see `importance_correction` of `RLVRModule`.
     """
 
     prepared: PreparedRollout
@@ -70,30 +74,29 @@ class Step:
     row_share: float
     microbatches: list[list[int]]
     num_microbatches: int
-    correction: Correction
 
 
-def loss_inputs(step: Step, k: int, logp: Tensor, entropy: Tensor) -> tuple[LossInputs, Stats]:
+def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[LossInputs, Stats]:
     """Return the objective's inputs for micro-batch k, and sums over its tokens.
 
     Args:
         logp, entropy: (rows, T), the forward pass of the micro-batch.
     """
-    rows, weight = step.microbatches[k], float(k < step.num_microbatches)
-    prepared = step.prepared
-    at = index(rows, step.mask.device)
-    mask, engine = step.mask[at], step.rollout_logprobs[at]
+    rows, weight = plan.microbatches[k], float(k < plan.num_microbatches)
+    prepared = plan.prepared
+    at = index(rows, plan.mask.device)
+    mask, engine = plan.mask[at], plan.rollout_logprobs[at]
     old = logp.detach() if prepared.old is None else prepared.old[at]
     advantages = prepared.advantages[at]
-    tokens, sequences = correction_weights(logp, old, engine, mask, advantages, step.correction)
-    plain = step.token_weight[at] * weight
+    tokens, sequences = correction_weights(logp, old, engine, mask, advantages, prepared.correction)
+    plain = plan.token_weight[at] * weight
     inputs = LossInputs(
         logp=logp,
         old=old,
         mask=mask,
         advantages=advantages,
         token_weight=plain * tokens,
-        row_weight=sequences * step.row_share * weight,
+        row_weight=sequences * plan.row_share * weight,
         prompt=at // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
         plain_weight=plain,
         ref=None if prepared.ref is None else prepared.ref[at],
@@ -108,7 +111,7 @@ def loss_inputs(step: Step, k: int, logp: Tensor, entropy: Tensor) -> tuple[Loss
         "engine_ratio": ratio.sum(),
         "engine_ratio_squared": ratio.square().sum(),
     }
-    if step.correction.drops:
+    if prepared.correction.drops:
         stats["importance_dropped"] = ((tokens == 0) & mask).sum()
     return inputs, stats
 
@@ -120,9 +123,8 @@ def plan_step(
     aggregation: Aggregation,
     tokens_per_microbatch: int,
     shared_prefix: bool,
-    correction: Correction,
     in_lockstep: bool,
-) -> Step:
+) -> StepPlan:
     """Count the step's normalisers over all ranks and cut its live rows. Collective: call it on every rank.
 
     Args:
@@ -148,9 +150,9 @@ def plan_step(
             num_microbatches, min(wanted, 1)
         )  # a rank that runs none would lack the metrics that all ranks sum
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
-    return Step(
+    return StepPlan(
         prepared, mask, to_device(rollout.rollout_logprobs, device), token_weight, 1.0 / max(sequences, 1.0),
-        microbatches, num_microbatches, correction,
+        microbatches, num_microbatches,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from lit_rlvr.policy.loading import load_tokenizer
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.terminal import one_line
-from lit_rlvr.types import PromptBatch, Rollout
+from lit_rlvr.types import Prompt, PromptBatch, Rollout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -187,6 +188,12 @@ class EvaluationMetrics(nn.Module):
                 category = one_line(prompt.sample.category)  # it becomes part of a metric's name
                 self.right[category] += int(right[p].sum())
                 self.judged[category] += number
+
+    def names(self, prompts: Iterable[Prompt], sampled: bool) -> set[str]:
+        """Return the name of every metric that `compute` can return for a set, whose completions may be sampled."""
+        found = {"accuracy", "length", "truncated", *(f"pass@{metric.k}" for metric in self._pass_at())}
+        found |= ({"greedy"} if self.greedy is not None else set()) | ({"entropy"} if sampled else set())
+        return found | {f"accuracy/{one_line(p.sample.category)}" for p in prompts if p.sample.category}
 
     def compute(self) -> dict[str, float]:
         """Return the metrics over all ranks; those of nothing are left out. Collective: call it on every rank.

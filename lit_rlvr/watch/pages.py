@@ -45,7 +45,7 @@ class Bar:
 
 
 def overview(folders: FollowedFolders, more: bool) -> str:
-    """Render results, findings, settings and curves of all runs; `more` adds curves of all other metrics."""
+    """Render findings, results, curves and settings of all runs; `more` adds curves of all other metrics."""
     shown = contents(folders.groups, more) | {"problems": _problems(folders.groups)}
     frame = _frame(folders) | {"follows": "metrics", "at_version": folders.versions["metrics"]}
     return render("watch_overview.html", **frame, title=folders.title, more=more, **shown)

@@ -33,7 +33,7 @@ PATIENCE = 30.0
 
 
 class Waiting:
-    """A log line, every `PATIENCE` seconds, about a reward that is still judging the same completion.
+    """A log line, every `PATIENCE` seconds, about a reward that is still judging a batch.
 
     Args:
         reward: its name in messages.
@@ -42,7 +42,8 @@ class Waiting:
 
     def __init__(self, reward: str, rows: Sequence[str]) -> None:
         self._reward, self._rows = reward, rows
-        self._begun: dict[int, float] = {}  # the completions being judged -> since when
+        self._begun: dict[int, None] = {}  # the completions being judged, in order
+        self._done: set[int] = set()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="lit-rlvr-waiting", daemon=True)
 
@@ -57,23 +58,23 @@ class Waiting:
     @contextmanager
     def judging(self, number: int) -> Iterator[None]:
         """Record that the reward judges completion `number` of the batch, until the body ends."""
-        self._begun[number] = time.monotonic()
+        self._begun[number] = None
         progress.waiting.setdefault(self._reward, time.time())
         try:
             yield
         finally:
             self._begun.pop(number, None)
+            self._done.add(number)
             if not self._begun:
                 progress.waiting.pop(self._reward, None)
 
     def _watch(self) -> None:
-        said: dict[tuple[int, float], int] = {}
-        while not self._over.wait(PATIENCE / 10):
-            for number, since in list(self._begun.items()):
-                times = int((time.monotonic() - since) / PATIENCE)
-                if times > said.get((number, since), 0):
-                    said[number, since] = times
-                    _log.warning("waiting for %s, %g s (row %s)", self._reward, times * PATIENCE, self._rows[number])
+        times = 0
+        while not self._over.wait(PATIENCE):
+            times += 1
+            row = "".join(f", now row {self._rows[number]}" for number in list(self._begun)[:1])
+            counts = (len(self._done), len(self._rows))
+            _log.warning("waiting for %s, %g s: %d of %d judged%s", self._reward, times * PATIENCE, *counts, row)
 
 
 RESTARTS = 3

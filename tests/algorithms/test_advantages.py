@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ from lit_rlvr.advantages import (
     RLOOAdvantage,
     resolve_advantage,
 )
+from lit_rlvr.advantages.base import impute
 from lit_rlvr.algorithms import AAPO, GRPO
+from lit_rlvr.algorithms.apmpo_schedule import reward_statistics
 from lit_rlvr.errors import UserError
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -119,6 +122,56 @@ def test_every_registered_advantage_is_tested_and_is_a_class_of_the_package() ->
     names = "GRPOAdvantage DrGRPOAdvantage GPGAdvantage RLOOAdvantage ReinforceAdvantage AAPOAdvantage AGRAE"
     names += " GDPOAdvantage PositiveDominant NegativeDominant HardFocused EasyFocused GRPOLeadAdvantage"
     assert {getattr(A, name) for name in names.split()} == set(REGISTRY.values())
+
+
+# ---- completions without a reward ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n, all_ in OPTIONS.items() for o in all_])
+def test_completions_without_a_reward_are_left_out(name: str, options: dict[str, Any]) -> None:
+    """The others get what they would get in smaller groups; NaN in place of the reward has no effect."""
+    group = group_batch(1, shaped=True)
+    known = torch.rand(group.rewards.shape, generator=torch.Generator().manual_seed(0)) < 0.7
+    known[:, :2], known[3, 2:] = True, False
+    fields = {"r": group.rewards, "c": group.correct, "s": group.reference_rewards, "lengths": group.lengths}
+    ragged = {k: [row[kept].tolist() for row, kept in zip(v, known, strict=True)] for k, v in fields.items()}
+    missing = replace(
+        group,
+        rewards=impute(group.rewards, ~known),
+        correct=impute(group.correct, ~known),
+        reference_rewards=group.reference_rewards.where(known, torch.nan),
+        rewarded=known,
+        judged=known,
+    )
+    found = REGISTRY[name](**options)(missing)
+    expected = np.array([value for row in SLOW[name](**ragged, **options) for value in row])
+    np.testing.assert_allclose(found[known], expected, rtol=1e-9, atol=1e-12)
+    assert (found[~known] == 0).all()
+
+
+def test_a_missing_reward_by_hand() -> None:
+    nan = math.nan
+    r = torch.tensor([[1.0, 0.0, nan, nan], [0.52, 0.48, 0.52, 0.48], [nan] * 4]).double()
+    group = GroupBatch(impute(r, r.isnan()), impute(r, r.isnan()).round(), rewarded=~r.isnan(), judged=~r.isnan())
+    assert GRPOAdvantage(eps=0)(group)[0].tolist() == pytest.approx([1.0, -1.0, 0, 0])
+    assert RLOOAdvantage()(group)[0].tolist() == pytest.approx([1.0, -1.0, 0, 0])
+    sd = math.sqrt((2 * 0.5**2 + 4 * 0.02**2) / 6)
+    batch = GRPOAdvantage(eps=0, scale="batch")(group)
+    assert batch[1].tolist() == pytest.approx([0.02 / sd, -0.02 / sd] * 2) and (batch[2] == 0).all()
+    assert GPGAdvantage()(group)[0].tolist() == pytest.approx([0.75, -0.75, 0, 0])  # alpha = 3 / 2
+    assert ReinforceAdvantage()(group)[2].tolist() == [0.0] * 4
+    agrae = AGRAE(omega_from="reward")
+    agrae(group)
+    assert agrae.metrics == pytest.approx({"omega": 3 / 6})
+    agrae(replace(group, rewarded=group.rewarded & False))
+    assert agrae.metrics == pytest.approx({"omega": 3 / 6})  # nothing new
+    mean, std = reward_statistics(group, "reward", "batch")
+    assert (float(mean[0]), float(std[0])) == pytest.approx((0.5, sd))
+    group.reference_rewards = torch.tensor([[0.5, nan, 1, 1], [nan] * 4, [0.0] * 4]).double()
+    margins = AAPOAdvantage(base="dr_grpo", clip=False)
+    assert margins(group)[0].tolist() == pytest.approx([0.5 + 0.5, -0.5, 0, 0]) and (margins(group)[2] == 0).all()
+    assert margins.metrics["margin"] == 0.5
+    assert GRPO().estimate(group)[1]["zero_advantage"] == 0.0
 
 
 # ---- by hand ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from trl.trainer import grpo_trainer
 from lit_rlvr.advantages import GDPOAdvantage, GroupBatch, GRPOAdvantage, RLOOAdvantage
 from lit_rlvr.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, RLVRModule
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import RENAMED_CORRECTIONS, Correction, importance_weights, log_ratio
+from lit_rlvr.objectives import RENAMED_CORRECTIONS, Correction, importance_weights, log_ratio, masked_mean
 from lit_rlvr.parity import replay
 from lit_rlvr.parity.replay import read_batch
 
@@ -164,6 +164,16 @@ def test_a_correction_of_theirs_gives_their_weights_and_loss(mode: str, high: fl
     options = {"importance_correction": MODES[mode], "importance_cap": high, "importance_floor": low}
     theirs = {"use_vllm": True, "ratio": ratio, "off_policy_mask_threshold": 0.3}
     check(arrays, GRPO(off_policy_threshold=0.3, **options), theirs)
+    theirs |= {"importance_sampling_level": "sequence"}
+    module = GSPO(clip_low=0.2, clip_high=0.2, off_policy_threshold=0.3, **options)
+    if mode.startswith("sequence"):
+        return check(arrays, module, theirs)
+    # a stated difference: the bounded geometric mean of a row's ratios here, there the mean of the bounded ratios
+    found = replay(arrays, {"x": module})
+    _, gradient = their_loss(arrays, found["x/advantages"], **theirs)
+    mean = masked_mean(ratio, batch.mask)[:, None].numpy()
+    np.testing.assert_allclose(found["x/dlogp"] * mean, gradient * rows[:, None].numpy(), rtol=1e-9, atol=1e-16)
+    assert not np.allclose(found["x/dlogp"], gradient, rtol=1e-5)
 
 
 def slow_weights(d: list[float], c: Correction) -> tuple[list[float], float]:

@@ -203,8 +203,11 @@ def test_the_advantage_s_state_is_in_the_checkpoint(tmp_path: Path) -> None:
     c = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     modules = [GRPO(advantage=AGRAE(omega_scope="ema")) for _ in range(2)]
     for module in modules:
-        module.trainer = SimpleNamespace(datamodule=None)  # type: ignore[assignment]
         module.policy = Policy(tiny_llama(), (0,))
+        trained = SimpleNamespace(
+            datamodule=None, state=SimpleNamespace(fn="fit"), optimizers=[module._build_optimizer()]
+        )
+        module.trainer = trained  # type: ignore[assignment]
     modules[0].estimate(GroupBatch(c, c))
     checkpoint: dict[str, Any] = {}
     modules[0].on_save_checkpoint(checkpoint)

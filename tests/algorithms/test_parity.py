@@ -152,8 +152,8 @@ def poisoned(name: str, value: float = np.nan) -> dict[str, np.ndarray]:
         (poisoned("old_logp", -np.inf), r"old_logp\[0, 0\] is -inf"),
         (poisoned("ref_logp"), r"ref_logp\[0, 0\]"),
         (poisoned("rewards", np.inf), r"rewards\[0, 0\] is inf"),
-        (poisoned("correct"), r"correct\[0, 0\]"),
-        (poisoned("reference_rewards"), r"reference_rewards\[0, 0\]"),
+        (poisoned("correct", np.inf), r"correct\[0, 0\]"),
+        (poisoned("reference_rewards", np.inf), r"reference_rewards\[0, 0\]"),
     ],
 )
 def test_a_bad_batch_is_one_line_that_says_what_and_where(arrays: dict[str, np.ndarray], said: str) -> None:

@@ -111,7 +111,7 @@ def test_it_checks_the_warm_start(lit_rlvr: CLI) -> None:
 
 def test_a_folder_that_holds_a_run_is_refused(lit_rlvr: CLI, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.mktemp("runs")
-    (root / "summary.json").write_text("{}")
+    (root / "summary.json").write_text('{"weights_sha256": null}')
     done = lit_rlvr(*DRY, "--trainer.default_root_dir", root)
     assert done.status == 2 and "already holds a run (summary.json)" in error_of(done)
     assert lit_rlvr(*DRY, "--trainer.default_root_dir", root, "--overwrite", "true").status == 0

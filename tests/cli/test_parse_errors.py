@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -11,10 +12,10 @@ import pytest
 from jsonargparse import ArgumentError
 
 from lit_rlvr.cli import main
-from lit_rlvr.cli.errors import explain_parse_error
+from lit_rlvr.cli.errors import _options_of, explain_parse_error
 from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck, run
-from lit_rlvr.configs import Parser
-from lit_rlvr.errors import UserError, nearest
+from lit_rlvr.configs import TOP_KEYS, Parser
+from lit_rlvr.errors import OURS, UserError, nearest
 
 OWN = """
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ from lit_rlvr.rollout import HFEngine
 class Half(Reward):
     def __call__(self, completion, sample):
         return 0.5
+
+
+def half(completion, sample):
+    return 0.5
 
 
 class Judge(Half):
@@ -133,6 +138,19 @@ SAID: dict[str, tuple[dict[str, Any], str]] = {
         "unknown key 'rollout.sampling.temprature'; did you mean 'rollout.sampling.temperature'?",
     ),
     "key like another group's": ({"run": {"slop": 1}}, "unknown key 'run.slop'"),
+    "TRL's key of a group": (
+        {"trainer": {"learning_rate": 1}},
+        "unknown key 'trainer.learning_rate'; did you mean 'model.init_args.lr'?",
+    ),
+    "a name that TRL has, too": (
+        {
+            "model": {
+                "class_path": "GRPO",
+                "init_args": {"advantage": {"class_path": "GRPOAdvantage", "init_args": {"epsilon": 1}}},
+            }
+        },
+        "model.advantage: lit_rlvr.advantages.GRPOAdvantage has no option 'epsilon'; did you mean 'eps'?",
+    ),
     "class in another case": ({"model": "grpo"}, "model: there is no class 'grpo'; did you mean 'GRPO'?"),
     "option of an environment": (
         {"rollout": {"environment": {"class_path": "Calculator", "init_args": {"offr": 1}}}},
@@ -169,6 +187,12 @@ def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
         (["fit", "--modle.init_args.lr", "1"], "unknown option '--modle.init_args.lr'; did you mean "
          "'--model.init_args.lr'?"),
         (["fit", "--confg", "x"], "unknown option '--confg'; did you mean '--config'?"),
+        (["fit", "--beta", "0"], "unknown option '--beta'; did you mean '--model.init_args.kl_coef'?"),
+        (["fit", "--num_generations=8"], "unknown option '--num_generations'; did you mean '--rollout.group_size'?"),
+        (["fit", *CLASSES, "--model.init_args.beta", "0"], "model: lit_rlvr.algorithms.GRPO has no option 'beta'; "
+         "did you mean 'kl_coef'?"),
+        (["fit", *CLASSES, "--model.init_args.num_generations", "8"], "model: lit_rlvr.algorithms.GRPO has no option "
+         "'num_generations'; did you mean 'rollout.group_size'?"),
         (["fit", "--dryrun"], "unknown option '--dryrun'; did you mean '--dry-run'?"),
         (["fit", "--overwrit", "true"], "unknown option '--overwrit'; did you mean '--overwrite'?"),
         (["fit", "--rollout.sampling.temp", "1"], "unknown option '--rollout.sampling.temp'; did you mean "
@@ -182,6 +206,9 @@ def test_what_is_wrong_is_said_in_one_line(fit: ConfigCheck, case: str) -> None:
          "rollout.rewards: own_parts.Half has no option 'wight'; did you mean 'weight'?"),
         (["fit", *CLASSES, "--rollout.environment", "{class_path: Calculator, init_args: {offr: 1}}"],
          "rollout.environment: lit_rlvr.environments.Calculator has no option 'offr'; did you mean 'offer'?"),
+        (["fit", *CLASSES, "base.yaml"], "what is 'base.yaml' for? Give a config as --config base.yaml"),
+        (["fit", *CLASSES, "--rollout.rewards", "[{class_path: own_parts.Hallf}]"],
+         "rollout.rewards: module 'own_parts' has no attribute 'Hallf'; did you mean 'Half'?"),
         (["fit"], "fit.data, fit.model: missing; give a config that sets them, such as --config quickstart"),
     ],
 )  # fmt: skip
@@ -235,6 +262,14 @@ def test_numbers_are_as_written_in_files_and_on_the_command_line(
     assert read.fit.rollout.group_size == typed.fit.rollout.group_size == number
 
 
+@pytest.mark.parametrize("text", ["-1", "-1e-5", "-1.", "-.5", "-.inf"])
+def test_a_negative_number_is_a_value(fit: ConfigCheck, text: str) -> None:
+    parsed = fit.parser.parse_line(["fit", *CLASSES, "--model.lr", text, "--rollout.sampling.temperature", text])
+    assert (
+        parsed.fit.model.init_args.lr == parsed.fit.rollout.sampling.temperature == float(text.replace(".inf", "inf"))
+    )
+
+
 @pytest.mark.parametrize("as_file", [True, False])
 def test_null_switches_off_a_group_that_an_earlier_config_sets(fit: ConfigCheck, tmp_path: Path, as_file: bool) -> None:
     shipped, null = tmp_path / "shipped.yaml", tmp_path / "null.yaml"
@@ -249,6 +284,15 @@ def test_null_switches_off_a_group_that_an_earlier_config_sets(fit: ConfigCheck,
         fit, fit.parser, ["fit", *CLASSES, "--config", str(shipped), *off, "--warm_start.steps", "7"]
     )
     assert (fit.config.fit.warm_start.steps, fit.config.fit.warm_start.until) == (7, 1.0)
+
+
+def test_a_class_may_take_null_where_its_base_does_not(fit: ConfigCheck) -> None:
+    reward = {"class_path": "FunctionReward", "init_args": {"path": "own_parts.half", "isolate": {"cpu_seconds": 5}}}
+    built = fit.check(RIGHT | {"data": {"class_path": "TriangleProblem"}, "rollout": {"rewards": [reward]}})
+    assert "degrees" in built.data.question and built.rollout.rewards[0].isolation.cpu_seconds == 5
+    wrong = {"class_path": "FunctionReward", "init_args": {"path": "own_parts.half", "weight": None}}
+    with pytest.raises(UserError, match=r"rollout\.rewards\.0\.init_args\.weight: null is not allowed"):
+        fit.check(RIGHT | {"rollout": {"rewards": [wrong]}})
 
 
 def test_all_that_the_classes_refuse_is_said_at_once(fit: ConfigCheck) -> None:
@@ -286,6 +330,15 @@ def test_a_price_needs_a_measurement() -> None:
 def test_the_nearest_command_is_named(capsys: pytest.CaptureFixture[str], command: str, said: str) -> None:
     assert main.run([command]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_options_of_trl_and_verl_have_names_here(fit: ConfigCheck) -> None:
+    page = (Path(__file__).parents[2] / "docs/coming_from_trl.md").read_text()
+    assert [name for name in OURS if not re.search(rf"[`.]{name}[`:]", page)] == []
+    options = _options_of(fit.parser)
+    assert [ours for ours in OURS.values() if f"--{ours}" not in options] == []
+    assert nearest("max_completion_length", TOP_KEYS) == "rollout.sampling.max_tokens"
+    assert nearest("beta", ["beat", "alpha"]) == "beat"
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def taken() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    (("--port", "TAKEN"), "--port: TAKEN cannot be listened on: Address already in use; choose another"),
+    (("--port", "TAKEN"), "--host 127.0.0.1 --port TAKEN cannot be listened on: Address already in use"),
     (("--port=TAKEN", "--host=127.0.0.1"), "--host 127.0.0.1 --port TAKEN cannot be listened on"),
     (("--port", 65536), "--port: 65536 is not between 0 and 65535"),
     (("--port=-1",), "--port: -1 is not between 0 and 65535"),
@@ -79,7 +79,7 @@ def test_vllm_gets_the_other_options(lit_rlvr: CLI, tiny_model_folder: Path, sta
     assert result.status == 0, result.err
     (line,) = started
     assert line[1:5] == ["-m", "lit_rlvr.rollout.engines.server_process", "--model", str(tiny_model_folder)]
-    assert line[-5:] == ["--port=0", "--max-model-len", "64", "--api-key", "k"]
+    assert line[-6:] == ["--host=127.0.0.1", "--port=0", "--max-model-len", "64", "--api-key", "k"]
 
 
 @pytest.mark.parametrize(("options", "said"), [

@@ -19,7 +19,7 @@ from lit_rlvr.cli.lightning_cli import value_of
 from lit_rlvr.cli.supervise import supervise
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
-from lit_rlvr.training.failed_steps import BUDGET
+from lit_rlvr.training.failures import BUDGET
 
 SCRIPT = """
 import json, os, signal, sys, time

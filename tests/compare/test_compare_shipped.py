@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from copy import deepcopy
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,9 @@ VARIED: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
     **{
         f"aapo_ablation_{size}": {
-            "aapo": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "reference_update_every": None}),
-            "no_clip": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin, clip=False), "reference_update_every": None}),
-            "reference_update": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "reference_update_every": every}),
+            "aapo": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "reference.update_every": None}),
+            "no_clip": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin, clip=False), "reference.update_every": None}),
+            "reference_update": ("AAPO", {"advantage": adv.AAPOAdvantage(**margin), "reference.update_every": every}),
         }
         for size, every in (("1.5b", 20), ("7b", 100))
     },
@@ -243,7 +244,7 @@ def test_every_cell_builds(study: str, cell: Cell, tmp_path: Path, tiny_model_fo
     rollout = next(c for c in trainer.callbacks if isinstance(c, RolloutCallback))
     algorithm, attributes = VARIED[study][cell.name]
     assert type(module).__name__ == algorithm
-    assert {name: getattr(module, name) for name in attributes} == attributes
+    assert {name: attrgetter(name)(module) for name in attributes} == attributes
     assert isinstance(module.advantage, Advantage)
     rollout.check_sizes(module, cli.datamodule.prompts_per_step, of(GPUS, study))
     if study == "smoke":

@@ -268,6 +268,26 @@ def test_long_prompts_are_dropped_counted_and_named_never_cut(ready, caplog):
         ready(max_prompt_tokens=5)
 
 
+@pytest.mark.parametrize("does", ["break", "keep", "refuse"])
+def test_rows_with_special_tokens_are_counted_and_named(ready, jsonl, caplog, does):
+    mixed = [*rows(18), {"prompt": "a<eos>", "answer": "1"}, {"prompt": "b<eos>", "answer": "1"}]
+    where = re.escape(jsonl(mixed))
+    found = rf"prompt_data_module train: special tokens of the model in 2 of 20 rows \({where}:19; {where}:20\)"
+    if does == "refuse":
+        with pytest.raises(UserError, match=f"^{found}. Remove them, or choose `special_tokens: break`$"):
+            ready(data=mixed, special_tokens=does)
+        return
+    last = ready(data=mixed, special_tokens=does).prompts["train"][-1].token_ids
+    assert (1 in last) == (does == "keep")
+    said = {"break": "are broken up with a zero-width space", "keep": "stay control tokens"}[does]
+    assert re.fullmatch(rf"{found} {said} \(special_tokens: {does}\)", caplog.messages[0])
+    assert not any("special" in message for message in caplog.messages[1:])
+
+
+def test_prompts_without_special_tokens_keep_their_fingerprint(ready):
+    assert ready().state_dict()["fingerprint"]["tokens"] == "d91be8e4f1f77af7"
+
+
 def test_sizes_are_checked_in_setup_before_weights_load(ready):
     with pytest.raises(UserError, match="20 training prompts, fewer than prompts_per_step=21"):
         ready(prompts_per_step=21)
@@ -393,6 +413,7 @@ def parser() -> ArgumentParser:
 
 
 BASE_OPTIONS = {
+    "special_tokens",
     *("train", "validation", "test", "validation_split", "columns", "system_prompt", "template", "prefill"),
     *("chat_template_kwargs", "plain_template", "max_prompt_tokens", "prompts_per_step", "eval_prompts_per_step"),
     *("seed", "max_bad_rows", "limit", "eval_limit", "name", "image_folder", "min_pixels", "max_pixels"),
@@ -440,5 +461,5 @@ def test_every_option_has_help(capsys):
         parser().parse_args(["--data.help", "TextMath"])
     text = " ".join(capsys.readouterr().out.split())
     for option in BASE_OPTIONS:
-        described = re.split(rf"--data\.{option} (?:{option.upper()}|\{{true,false\}})(?:, \S+ \S+)? ", text)[1]
+        described = re.split(rf"--data\.{option} (?:{option.upper()}|\{{[a-z,]+\}})(?:, \S+ \S+)? ", text)[1]
         assert not described.startswith("(type"), option

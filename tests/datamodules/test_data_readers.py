@@ -84,6 +84,44 @@ def test_csv_with_quotes_newlines_long_cells_and_a_row_too_long(tmp_path: Path):
     assert str(rows[2].value) == "row: 1 more fields than the header" and rows[2].number == 3
 
 
+TWICE = ['{"a": 1, "a": 1}', '{"b": [{"c": {"a": 1, "a": 2}}]}']
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.json"])
+def test_objects_with_a_key_twice_are_bad_rows_at_any_depth(tmp_path: Path, name: str):
+    rows = ['{"a": 1, "b": {"a": 2}}', *TWICE, '{"a": {}}']
+    (tmp_path / name).write_text("\n".join(rows) if name == "x.jsonl" else f"[{', '.join(rows)}]")
+    found = list(read_rows(str(tmp_path / name)))
+    assert found[0].value == {"a": 1, "b": {"a": 2}} and found[3].value == {"a": {}}
+    assert [str(row.value) for row in found[1:3]] == ["row: the key 'a' stands twice in a JSON object"] * 2
+    assert [row.source for row in found[1:3]] == [f"{tmp_path / name}:2", f"{tmp_path / name}:3"]
+
+
+def test_empty_column_names_may_repeat(tmp_path: Path):
+    (tmp_path / "x.csv").write_text("q,,\n1,,\n")
+    assert [row.value for row in read_rows(str(tmp_path / "x.csv"))] == [{"q": "1", "": ""}]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".arrow"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, suffix: str, nested: bool):
+    path = tmp_path / f"x{suffix}"
+    table = pa.Table.from_arrays([pa.array(["1"]), pa.array(["2"])], names=["q", "q"])
+    if nested:
+        table = pa.Table.from_arrays([table.to_struct_array().combine_chunks()], names=["row"])
+    if suffix == ".csv":
+        path.write_text("a,q,q\n1,2,3\n")
+    elif suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match=rf"^{path}: cannot be read as {suffix} \(.*") as error:
+        list(read_rows(str(path)))
+    message = str(error.value)
+    assert "duplicate field names" in message if nested and suffix != ".csv" else "two columns are named 'q'" in message
+
+
 def test_a_folder_gives_the_files_of_the_split(tmp_path: Path):
     write(tmp_path / "data" / "train-00001-of-00002.parquet", [{"q": "c"}])
     write(tmp_path / "data" / "train-00000-of-00002.parquet", [{"q": "a"}, {"q": "b"}])
@@ -141,6 +179,8 @@ def test_a_missing_file_names_its_nearest_neighbour(tmp_path: Path):
         ("latin.csv", "q,a\ncaf\xe9,1\n".encode("latin-1"), "not UTF-8"),
         ("broken.json", b'{"data": [1,', "broken JSON"),
         ("dict.json", b'{"rows": []}', "expected a list of rows"),
+        ("twice.json", b'{"data": [], "data": []}', "the key 'data' stands twice"),
+        ("deep.json", b"[" * 100_000, "broken JSON"),
         ("cut.parquet", b"PAR1 and no more", "cannot be read as .parquet"),
         ("cut.arrow", b"no arrow", "cannot be read as .arrow"),
         ("notes.txt", b"hello", "unknown file type"),

@@ -37,7 +37,7 @@ def answer(records: Records, *prompts: int) -> None:
     right = torch.ones(1, 1)
     for p in prompts:
         result = {"math": RewardResult(1.0, True, "ok", "4")}
-        judged = Scores(right, right, right.bool(), {"math": right}, [["ok"]], ~right.bool(), [[result]])
+        judged = Scores(right, right, right.bool(), {"math": right}, [["ok"]], ~right.bool(), ~right.bool(), [[result]])
         records.add("x", PROMPTS[p], [Completion('4 "sample": 0, "samples": 4', (7,), "stop")], judged)
 
 

@@ -23,7 +23,16 @@ def scores() -> Scores:
     """The first is right, the check of the second failed."""
     details = [{"math": RewardResult(1.0, True, "ok", "4")}, {"math": RewardResult(0.0, None, "error", "died")}]
     rewards, failed = torch.tensor([[1.0, 0.0]]), torch.tensor([[False, True]])
-    return Scores(rewards, torch.tensor([[1.0, 0.0]]), ~failed, {"math": rewards}, [["ok", "error"]], failed, [details])
+    return Scores(
+        rewards,
+        torch.tensor([[1.0, 0.0]]),
+        ~failed,
+        {"math": rewards},
+        [["ok", "error"]],
+        failed,
+        ~failed & failed,
+        [details],
+    )
 
 
 def test_groups_are_found_again(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from lit_rlvr.rollout import callback
+from lit_rlvr.rollout import source
 from lit_rlvr.rollout.assemble import balance, group_tokens
 from lit_rlvr.types import Rollout
 
@@ -17,10 +17,10 @@ class Moved(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         self.path = Path(trainer.default_root_dir) / f"moved-{trainer.global_rank}"
-        callback.balance = self.watched  # type: ignore[assignment]
+        source.balance = self.watched  # type: ignore[assignment]
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        callback.balance = balance
+        source.balance = balance
 
     def watched(self, before: Rollout, *options: Any) -> Rollout:
         after = balance(before, *options)

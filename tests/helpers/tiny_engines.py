@@ -81,7 +81,7 @@ class Scripted(HFEngine):
                 if isinstance(answer, Completion):
                     rows[p, g].whole = answer
                 else:
-                    rows[p, g].go_on(answer)
+                    rows[p, g].next_turn(answer)
                     speak(rows[p, g])
         return [[rows[p, g].get() for g in range(len(group))] for p, group in enumerate(seeds)]
 

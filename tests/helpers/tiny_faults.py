@@ -32,7 +32,7 @@ class Faulty(GRPO):
             return loss, stats
         if kind == "nan":
             return loss * torch.nan, stats
-        if kind == "memory" and self.tokens_per_microbatch == self.tokens_given and not self.ran_out:
+        if kind == "memory" and self.budget.tokens == self.budget.given and not self.ran_out:
             self.ran_out = True
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if kind == "user":

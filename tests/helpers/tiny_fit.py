@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,19 @@ class Recording(RLVRModule):
     recorder: Recorder
     skip_nothing = False
 
-    def _update(self, prepared: PreparedRollout, prompts: list[int]) -> dict[str, float]:
-        self.recorder.minibatches.append(list(prompts))
-        if self.skip_nothing:
-            prepared = replace(prepared, live=list(range(len(prepared.advantages))))
-        return super()._update(prepared, prompts)
+    @property
+    def runs_all_rows(self) -> bool:
+        return self.skip_nothing or super().runs_all_rows
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        step = self.updater.step
+
+        def recorded(prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
+            self.recorder.minibatches.append(list(prompts))
+            return step(prepared, prompts, number)
+
+        self.updater.step = recorded  # type: ignore[method-assign]
 
 
 class RecordingGRPO(Recording, GRPO):

@@ -37,8 +37,18 @@ def test_what_is_no_model_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_cache_folder_can_be_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIT_RLVR_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "lit-rlvr"
     monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "cache"))
     assert cache_folder() == tmp_path / "cache"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LIT_RLVR_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="cache cannot be written: Not a directory; set LIT_RLVR_CACHE to a folder"):
+        resolve_model("tiny-llama")
 
 
 def test_smollm2_is_converted_once_and_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,10 @@ def test_runs_without_settings_stay_apart(tmp_path: Path) -> None:
     folders = [make_run(tmp_path / name) for name in ("a", "b")]
     for folder in folders:
         (folder / "config.yaml").unlink()
-    assert [group.name for group in read_groups(folders)[1]] == ["a", "b"]
+    title, groups = read_groups(folders)
+    assert [group.name for group in groups] == ["a", "b"] and title == "a, b"
+    title, _ = read_groups([*folders, make_run(tmp_path / "c")])
+    assert title == "GRPO on Arithmetic"
 
 
 def test_a_study_is_grouped_by_cell_and_task(tmp_path: Path) -> None:

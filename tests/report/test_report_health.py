@@ -57,8 +57,13 @@ def test_nothing_is_found_in_a_sound_run() -> None:
         ),
         ({"train__entropy": [0.6] * 10 + [3.0] * 10}, "The entropy explodes", "3 in the last", "collapse.window"),
         (
-            {"val__accuracy": [0.3, 0.5] + [0.4] * 18, "rollout__reward": [0.02 * k for k in range(20)]},
-            "The reward rises while the held-out accuracy falls", "0.500 at step 4, 0.400 at step 40", "gamed",
+            {"val__accuracy": [0.3, 0.5] + [0.4] * 18, "rollout__accuracy": [0.02 * k for k in range(20)]},
+            "The training accuracy rises while the held-out accuracy falls", "0.500 at step 4, 0.400 at step 40",
+            "learnt by heart",
+        ),
+        (
+            {"rollout__reward": [0.05 * k for k in range(20)], "rollout__accuracy": [0.5] * 10 + [0.4] * 10},
+            "The reward rises while the accuracy falls", "same completions: 0.5 in the first", "gamed",
         ),
         (
             {"train__engine_difference": [0.01] * 10 + [0.05] * 10},
@@ -91,6 +96,13 @@ def test_an_entropy_may_not_fall_where_nothing_is_learnt() -> None:
     for accuracy in ([0.84] * 20, [0.8] * 10 + [0.6] * 10):
         (found,) = findings(run(**collapsed, rollout__accuracy=accuracy).metrics)
         assert found.title == "The entropy collapsed" and f"{accuracy[-1]:.0%} of the completions" in found.evidence
+
+
+def test_a_reward_is_not_compared_with_the_held_out_accuracy() -> None:
+    partial_credit = run(
+        rollout__reward=[0.8] * 10 + [0.875] * 10, rollout__accuracy=[0.2] * 20, val__accuracy=[0.25] + [0.198] * 19
+    )
+    assert findings(partial_credit.metrics) == []
 
 
 def test_too_short_a_run_is_not_judged_by_its_course() -> None:

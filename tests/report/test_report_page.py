@@ -78,6 +78,8 @@ def test_a_run_has_a_page(tmp_path: Path) -> None:
         assert words in page.text, words
     assert page.seen.count("figure") == 5 and 'class="up"' in text and 'class="down"' in text
     assert "Some runs are incomplete" not in text and "What differs" not in text
+    sections = re.findall(r'<section id="(\w+)"', text)
+    assert sections == ["health", "results", "curves", "validation", "prompts", "settings"]
     assert text == write_report([run], tmp_path / "again.html").read_text(), "the same runs give the same page"
 
 
@@ -143,6 +145,16 @@ def test_broken_runs_are_told_of(tmp_path: Path) -> None:
         "1 of 2 finished",
     ):
         assert note in page.text, note
+
+
+def test_a_run_without_settings_differs_in_none(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, config(lr=lr)) for name, lr in (("a", 1.0), ("b", 2.0), ("bare", 3.0))]
+    (runs[2] / "config.yaml").unlink()
+    text, page = read(write_report(runs, tmp_path / "page.html"))
+    differs = text[text.index("What differs") : text.index("What all have in common")]
+    assert differs.count("<tr>") == 2 and "bare" not in differs and "lr" in differs, "a heading and a learning rate"
+    _, page = read(write_report([runs[0], runs[2]], tmp_path / "page.html"))
+    assert "What differs" not in page.text and "In short" in page.text
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,11 @@ class Returns(Reward):
         return self.value
 
 
+class Listed(Returns):
+    def __call__(self, completion: Completion, sample: Sample) -> Any:
+        return self.value[int(completion.text)]
+
+
 @pytest.mark.parametrize("value", [True, np.bool_(True), torch.tensor(True)])
 def test_true_and_false_say_whether_it_is_correct(value: Any) -> None:
     assert Returns(value).score([PAIR]) == [RewardResult(1.0, True)]
@@ -65,6 +72,9 @@ def test_results_pass_unchanged() -> None:
         ([1.0], "TypeError: a reward must return a number, a bool, a RewardResult or None, got list"),
         (RewardResult("1.0"), "TypeError: a reward must return a number, a bool, a RewardResult or None, got str"),
         (torch.tensor(math.nan), "ValueError: the reward is not finite: nan"),
+        (1e39, "ValueError: the reward 1e+39 is not between -1e+15 and 1e+15"),
+        (1j, "TypeError: a reward must return a number, a bool, a RewardResult or None, got complex"),
+        (np.complex64(1), "TypeError: a reward must return a number, a bool, a RewardResult or None, got complex64"),
         (SystemExit(0), "SystemExit: 0"),
         (GeneratorExit(), "GeneratorExit"),
     ],
@@ -101,6 +111,23 @@ def _stop_on_failures(reward: Reward, folder: Path) -> None:
     completions = [[PAIR[0]]]
     scores = score_rollout([reward], completions, [PAIR[1]])
     stop_on_failures([Prompt(PAIR[1], [1])], completions, scores, 0.05, folder, together=True)
+
+
+def test_checks_that_hit_their_limits_end_the_run(tmp_path: Path) -> None:
+    stopped = RewardResult(0.0, None, "timeout", "out of CPU time")
+    with pytest.raises(UserError, match=r"^reward 'returns' failed on 1 of 1 .*: out of CPU time; raise the limits"):
+        _stop_on_failures(Returns(stopped), tmp_path)
+    late = RewardResult(0.0, False, "timeout", "out of CPU time")  # as MathAnswer says it
+    completions = [[Completion(text, (1,), "stop") for text in "0123"]]
+    for results, ends in (((late, late, True, True), False), ((late, late, late, True), True)):
+        scores = score_rollout([Listed(results, name="returns")], completions, [PAIR[1]])
+        for limit, together in ((0.05, True), (0.75, True), (0.05, False)):
+            with (
+                pytest.raises(UserError, match=r"reward 'returns' failed on 3 of 4 .*above a half; first")
+                if (ends and together and limit < 0.5)
+                else nullcontext()
+            ):
+                stop_on_failures([Prompt(PAIR[1], [1])], completions, scores, limit, tmp_path, together)
 
 
 def test_none_is_no_judgement(tmp_path: Path) -> None:
@@ -187,7 +214,20 @@ def test_a_reward_that_hangs_is_said_while_it_does(monkeypatch: pytest.MonkeyPat
         assert Stuck(said).score([PAIR]) == [RewardResult(1.0)]
     finally:
         log.removeHandler(handler)
-    assert re.fullmatch(rf"waiting for {__name__}.Stuck, 0\.\d+ s \(row a\)", lines[0])
+    assert re.fullmatch(rf"waiting for {__name__}.Stuck, 0\.\d+ s: 0 of 1 judged, now row a", lines[0])
+
+
+def test_rewards_that_are_slow_one_by_one_are_said_with_a_count(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Returns):
+        def __call__(self, completion: Completion, sample: Sample) -> Any:
+            time.sleep(0.03)
+            return super().__call__(completion, sample)
+
+    monkeypatch.setattr(waiting, "PATIENCE", 0.1)
+    Slow(True).score([PAIR] * 10)
+    assert re.search(r"Slow, 0\.1 s: [1-9] of 10 judged, now row a", caplog.text)
 
 
 def test_names_and_weights() -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -109,6 +109,34 @@ def test_a_judge_that_was_stopped_says_wrong() -> None:
     table: dict[str, float | RewardResult] = {"a": RewardResult(1.0, True), "b": RewardResult(0.0, None, "timeout")}
     scores = score_rollout([Table(table, name="t")], [group("ab")], SAMPLES[:1])
     assert scores.correct.tolist() == [[1.0, 0.0]] and scores.statuses == [["ok", "timeout"]]
+
+
+@pytest.mark.parametrize(
+    ("does", "changed"),
+    [
+        (lambda completion, _: object.__setattr__(completion, "text", None), r"Completion\.text"),
+        (lambda completion, _: vars(completion).update(token_ids=(2, 3)), r"Completion\.token_ids"),
+        (lambda _, sample: object.__setattr__(sample, "answer", "b"), r"Sample\.answer"),
+        (lambda *_: torch.set_default_dtype(torch.float64), r"torch\.get_default_dtype\(\)"),
+        (lambda *_: torch.set_grad_enabled(False), r"torch\.is_grad_enabled\(\)"),
+        (lambda *_: torch.set_default_device("meta"), r"torch\.get_default_device\(\)"),
+    ],
+)
+def test_a_reward_that_changes_what_training_reads_is_named(
+    does: Callable[[Completion, Sample], None], changed: str
+) -> None:
+    class Changes(Table):
+        def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
+            does(completion, sample)
+            return True
+
+    try:
+        with pytest.raises(UserError, match=rf"Changes changed {changed}, which training uses; "):
+            score_rollout([Changes({})], [group("a")], [Sample("p", "?", "a")])
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
 
 
 def test_all_checks_failing_is_reported_as_failures() -> None:

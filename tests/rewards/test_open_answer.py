@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import OpenAnswer
 from lit_rlvr.rewards.open_answer import words
 from lit_rlvr.types import Completion, RewardResult, Sample
@@ -59,7 +60,23 @@ def test_nothing_said() -> None:
     for text in ("", "\\boxed{}", "...", "\\boxed{the}"):
         result = judge(text)
         assert (result.value, result.correct, result.status) == (0.0, False, "parse_fail"), text
-    assert not judge("\\boxed{}", Sample("a", "?", "the")).correct  # a reference without words is never met
+
+
+@pytest.mark.parametrize(
+    ("gold", "other"),
+    [("-5", "5"), ("1/2", "1 2"), ("C++", "C"), ("C#", "C"), ("O-", "O+"), ("<5", ">5"), ("5%", "5"), (".5", "5")],
+)
+def test_signs_count(gold: str, other: str) -> None:
+    for exact in (False, True):
+        assert judge(f"\\boxed{{{gold}}}", Sample("a", "?", gold), exact=exact).correct
+        for answer, wanted in ((gold, other), (other, gold)):
+            assert not judge(f"\\boxed{{{answer}}}", Sample("a", "?", wanted), exact=exact).correct
+
+
+@pytest.mark.parametrize("gold", ["", "...", "the"])
+def test_a_reference_without_words_is_refused(gold: str) -> None:
+    with pytest.raises(UserError, match=r"rewards.OpenAnswer: the answer .* of my.jsonl:3 has no words"):
+        judge("\\boxed{heart}", Sample("a", "?", gold, source="my.jsonl:3"))
 
 
 def test_truncated() -> None:

@@ -18,7 +18,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.policy import policy as policy_module
 from lit_rlvr.policy.layout import Group
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout import RolloutCallback, callback
+from lit_rlvr.rollout import RolloutCallback, callback, source
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
 from lit_rlvr.rollout.engines.base import Done, EngineContext
 from lit_rlvr.rollout.engines.hf import HFEngine
@@ -260,7 +260,7 @@ def test_every_iteration_draws_with_seeds_of_its_own(
         uses.append(use)
         return completion_seeds(prompts, repeats, count, *use)
 
-    monkeypatch.setattr(callback, "completion_seeds", noted)
+    monkeypatch.setattr(source, "completion_seeds", noted)
     fit(tiny_model_folder, tmp_path, steps=10, updates_per_rollout=2)
     assert uses == [("rollout", iteration) for iteration in range(5)]
 
@@ -280,7 +280,7 @@ def test_an_engine_that_rests_during_training_gets_its_weights_before_the_next_r
             assert not self.asleep
             return super().generate(*args, **options)  # type: ignore[arg-type]
 
-        def rest(self) -> bool:
+        def sleep(self) -> bool:
             with torch.no_grad():
                 for weight in self.copy.parameters():
                     weight.fill_(float("nan"))

@@ -123,6 +123,7 @@ def test_special_tokens_in_an_observation_are_text() -> None:
     text, ids = seen.text, seen.token_ids
     assert list(ids).count(END) == 1, "the template's own"
     assert "<\u200b|im_end|>" in text and byte_tokenizer().decode(ids).count("<|im_start|>") == 2
+    assert between("tool").tokens("<|im_\ue000end|>", END, 400).token_ids.count(END) == 1, "the mark of a turn is lost"
 
 
 def test_a_long_observation_is_cut_in_the_middle_and_says_so() -> None:
@@ -294,7 +295,7 @@ def test_every_turn_has_a_seed_of_its_own() -> None:
     seeds = [row.seed]
     for _ in range(3):
         row.tokens = [70]
-        row.go_on(Continuation((80, 81), 9))
+        row.next_turn(Continuation((80, 81), 9))
         seeds.append(row.seed)
     assert seeds[0] == 17 and len({*seeds}) == 4
     assert row.start.token_ids == [*PROMPTS[0].token_ids, *[70, 80, 81] * 3]

@@ -34,7 +34,7 @@ from lit_rlvr.rollout.engines import transfer
 from lit_rlvr.rollout.engines.base import EngineContext
 from lit_rlvr.rollout.engines.client import ServerError, VLLMServer
 from lit_rlvr.rollout.engines.server import VLLMServerEngine, check_model
-from lit_rlvr.rollout.engines.synced import check_engine
+from lit_rlvr.rollout.engines.synced import SyncedEngine, check_engine
 from lit_rlvr.rollout.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
 from lit_rlvr.types import Completion, Sampling
 
@@ -160,11 +160,12 @@ def test_other_weights_are_no_samples(
     """Somebody else uses the server."""
     other = make_engine()
     start_engine(other, policy)
-    with pytest.raises(ServerError, match=r"answered with other weights \(zeros\) than those of the last sync"):
-        engine.generate(PROMPTS, SAMPLING, SEEDS)
+    synced = SyncedEngine(engine)
+    with pytest.raises(RuntimeError, match=r"answered with other weights \(zeros\) than those of the last sync"):
+        synced.check_versions(engine.generate(PROMPTS, SAMPLING, SEEDS)[0])
     other.sync(policy)
-    with pytest.raises(ServerError, match="other weights"):
-        engine.generate(PROMPTS, SAMPLING, SEEDS)
+    with pytest.raises(RuntimeError, match=rf"answered with other weights \({other.version}\) than"):
+        synced.check_versions(engine.generate(PROMPTS, SAMPLING, SEEDS)[0])
     engine.restore(policy)
     assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
 

@@ -38,7 +38,7 @@ from lit_rlvr.types import Sampling
 CLI = Callable[..., Any]
 SUMMARY_KEYS = {
     "accuracy_before", "accuracy_after", "steps", "resumed_from_step", "train_seconds", "engine", "algorithm",
-    "weights_sha256",
+    "weights_sha256", "startup_seconds", "engine_start_seconds", "validation_seconds",
 }  # fmt: skip
 
 
@@ -85,6 +85,8 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
     assert result_summary["stopped"] is None and 0 < result_summary["train_seconds"] < 60
     assert len(result_summary["weights_sha256"]) == 64
     assert "step 6/6" in result.err and "Validation accuracy" in result.err
+    assert re.search(r"Seconds: [\d.]+ of start-up .*train \d.*, all 3 validations [\d.]+", result.err)
+    assert summary(run)["validation_seconds"] > 0 and summary(run)["engine_start_seconds"] < 1, "hf loads nothing"
 
 
 def test_the_checkpoint_holds_the_hashed_weights(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_rlvr.errors import UserError
 from lit_rlvr.run.loggers import MetricsFile
 
 
@@ -61,3 +62,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         log.save()
     assert [row["x"] for row in read(tmp_path / "metrics.csv")] == ["1.0"]
+
+
+@pytest.mark.parametrize("line", ["garbage", "2,x", "2,0.5,0.5", "2,\0", "\xff"])
+def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.csv").write_text(f"step,loss\n1,0.5\n{line}\n3,0.5\n", encoding="latin-1")
+    with pytest.raises(UserError, match=r"metrics\.csv, line 3: not a row of a run; mend the file"):
+        MetricsFile(tmp_path / "metrics.csv").resume(3)

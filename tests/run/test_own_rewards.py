@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -124,6 +125,19 @@ def test_a_reward_that_ends_the_process_is_no_success(run_folder: Path) -> None:
     assert done.stderr.splitlines()[-1].endswith("own_rewards.py:17: os._exit(0) ended the run")
 
 
+@pytest.mark.parametrize("status", [0, 3])
+def test_an_exit_in_a_reward_names_it(status: int) -> None:
+    source = f"""import os
+from lit_rlvr.cli.main import _watch_exits
+from lit_rlvr.terminal import progress
+progress.waiting["own_rewards.ends"] = 0.0
+_watch_exits()
+os._exit({status})"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    line = f"lit-rlvr: error: reward own_rewards.ends: <string>:6: os._exit({status}) ended the run"
+    assert (done.returncode, done.stderr.splitlines()) == (2, [line])
+
+
 def test_a_failed_check_is_not_shown_as_correct(run_folder: Path, lit_rlvr: CLI) -> None:
     """In its group's statistics it counts as the mean of the others; a reader must not take that for a judgement."""
     (run_folder / "half.py").write_text(
@@ -143,3 +157,28 @@ def test_a_reward_that_changes_the_directory_does_not_split_the_run(run_folder: 
     assert not [path for path in (run_folder / "elsewhere").rglob("*") if path.is_file()]
     saved = yaml.safe_load((run_folder / "run" / "config.yaml").read_text())
     assert saved["trainer"]["default_root_dir"] == "run", "it can move, with its config"
+
+
+def test_changed_code_and_validation_answers_are_named_on_resuming(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, held_out = run_folder / "train.jsonl", run_folder / "held_out.jsonl"
+    train.write_text("".join(f'{{"prompt": "{k} + 1", "answer": "{k + 1}"}}\n' for k in range(2, 10)))
+    held_out.write_text('{"prompt": "1 + 1", "answer": "2"}\n')
+    config = yaml.safe_load((run_folder / "tiny.yaml").read_text())
+    files = {"train": str(train), "validation": str(held_out), "prompts_per_step": 4}
+    config["data"] = {"class_path": "TextMath", "init_args": files}
+    (run_folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+    code = run_folder / "rewards_to_change.py"  # a name that no other run of this process imports
+    code.write_text(SOURCE)
+    options = rewards(EVEN.replace("own_rewards", code.stem))
+    assert fit(lit_rlvr, *options, "--trainer.max_steps", 1).status == 0
+    unchanged = fit(lit_rlvr, *options, "--trainer.max_steps", 2, "--ckpt_path", "last")
+    assert unchanged.status == 0 and "resumed with changed" not in unchanged.err, unchanged.err
+    held_out.write_text('{"prompt": "1 + 1", "answer": "3"}\n')
+    code.write_text(SOURCE + "\n")
+    monkeypatch.delitem(sys.modules, code.stem)
+    changed = fit(lit_rlvr, *options, "--trainer.max_steps", 3, "--ckpt_path", "last")
+    assert changed.status == 0, changed.err
+    assert "resumed with changed code of your own: rewards_to_change" in changed.err
+    assert "resumed with changed validation data: " in changed.err

@@ -12,8 +12,8 @@ import torch
 from tiny_runs import assert_same_run, metrics
 
 from lit_rlvr.distributed.checkpoints import last_checkpoint
-from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.generate import ReferenceRewards
+from lit_rlvr.rollout.reference_rewards import ReferenceRewards
+from lit_rlvr.rollout.source import SyncSource
 
 CLI = Callable[..., Any]
 FIT = ("fit", "--config", "tiny.yaml", "--model", "AAPO", "--model.init_args.lr", "0.01")
@@ -22,13 +22,13 @@ FIT = ("fit", "--config", "tiny.yaml", "--model", "AAPO", "--model.init_args.lr"
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, int]]:
     """(a weight, completions asked for) of every generation from another policy than the trained one."""
     seen: list[tuple[torch.Tensor, int]] = []
-    sample = RolloutCallback._sample_reference
+    sample = SyncSource.sample_reference
 
-    def watched(self: RolloutCallback, trainer: Any, module: Any, prompts: Any, seeds: Any) -> Any:
-        seen.append((next(module.reference.policy.parameters()).detach().clone(), sum(len(s) for s in seeds)))
-        return sample(self, trainer, module, prompts, seeds)
+    def watched(self: SyncSource, prompts: Any, seeds: Any) -> Any:
+        seen.append((next(self.module.reference.policy.parameters()).detach().clone(), sum(len(s) for s in seeds)))
+        return sample(self, prompts, seeds)
 
-    monkeypatch.setattr(RolloutCallback, "_sample_reference", watched)
+    monkeypatch.setattr(SyncSource, "sample_reference", watched)
     return seen
 
 

@@ -39,10 +39,15 @@ LOGGER = ("--trainer.logger", "[{class_path: CSVLogger}, {class_path: TensorBoar
 REFUSED = {
     "model, with loggers": ((*RESUME, *LOGGER, "--model.init_args.model", "OTHER"), "its run had model"),
     "algorithm": ((*RESUME, "--model", "DAPO"), "its run had algorithm GRPO"),
+    "optimizer": (
+        (*RESUME, "--model.init_args.optimizer", "torch.optim.Adagrad"),
+        "its run had optimizer torch.optim.adamw.AdamW",
+    ),
     "adapters": ((*RESUME, "--model.init_args.lora", "{rank: 2}"), "its run had model"),
     "seed": ((*RESUME, "--seed_everything", "1"), "the seeds of the order"),
     "data": ((*RESUME, "--data.init_args.high", "7"), "the number of training prompts"),
     "overwrite, sizes": ((*REPLACE, "--data.init_args.prompts_per_step", "17"), "prompts_per_step"),
+    "overwrite, best": ((*REPLACE, "--checkpoint.best", "val/acuracy"), "checkpoint.best: no metric is called"),
     "overwrite, tracker": ((*REPLACE, "--trackers", "own_trackers.Broken"), "does not start"),
     "overwrite, callback": ((*REPLACE, "--trainer.callbacks", "own_trackers.BrokenCallback"), "no licence"),
     "both": ((*RESUME, *REPLACE), "--overwrite true"),

@@ -11,9 +11,11 @@ import pytest
 from made_runs import group, make_run
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run import folder as replaced
 from lit_rlvr.run.folder import (
     back_up_earlier_run,
+    check_run_folder,
     claim_run_folder,
     clear_run_folder,
     delete_backup,
@@ -22,6 +24,7 @@ from lit_rlvr.run.folder import (
     restore_earlier_run,
     undo_interrupted_move,
 )
+from lit_rlvr.run.trainer import RunTrainer
 
 
 def old_run(root: Path) -> dict[str, bytes]:
@@ -37,6 +40,9 @@ def old_run(root: Path) -> dict[str, bytes]:
     return content(root)
 
 
+NEW_METRICS = "step,rollout/reward\n"
+
+
 def content(root: Path) -> dict[str, bytes]:
     """All files but those of the lock and of a run that failed."""
     return {
@@ -50,7 +56,7 @@ def begin(root: Path) -> None:
     """What a new run writes before its first checkpoint."""
     for name in ("config.yaml", "metrics.csv", "failed_rewards.jsonl", "rollouts/step-000002.json"):
         (root / name).parent.mkdir(exist_ok=True)
-        (root / name).write_text("new")
+        (root / name).write_text(NEW_METRICS if name == "metrics.csv" else "new")
 
 
 def test_a_run_is_set_aside_whole_and_put_back_whole(tmp_path: Path) -> None:
@@ -179,7 +185,7 @@ def test_after_a_kill_the_next_run_decides(tmp_path: Path) -> None:
         assert not list_run_files(tmp_path / "b") and (tmp_path / "b/.replaced/summary.json").is_file()
         begin(tmp_path / "b")
     assert not (tmp_path / "b/.replaced").exists(), "the new one came to its end"
-    assert (tmp_path / "b/metrics.csv").read_text() == "new"
+    assert (tmp_path / "b/metrics.csv").read_text() == NEW_METRICS
 
 
 def test_a_new_run_with_a_checkpoint_is_not_replaced_by_the_old(tmp_path: Path) -> None:
@@ -192,4 +198,36 @@ def test_a_new_run_with_a_checkpoint_is_not_replaced_by_the_old(tmp_path: Path) 
         claim_run_folder(tmp_path, False, False),
     ):
         raise AssertionError("it is refused")
-    assert not (tmp_path / ".replaced").exists() and (tmp_path / "metrics.csv").read_text() == "new"
+    assert not (tmp_path / ".replaced").exists() and (tmp_path / "metrics.csv").read_text() == NEW_METRICS
+
+
+def test_errors_of_runs_from_python_name_its_arguments(tmp_path: Path) -> None:
+    make_run(tmp_path, traces={2: [group()]})
+    trainer = RunTrainer(tmp_path, RolloutCallback(), accelerator="cpu")
+    with pytest.raises(UserError, match=r'^folder: .* resume it with ckpt_path="last", replace it with overwrite=True'):
+        trainer.fit(None)
+    with pytest.raises(UserError, match="overfit_batches: it has no effect"):
+        RunTrainer(tmp_path, RolloutCallback(), accelerator="cpu", overfit_batches=1)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "summary.json"])
+def test_results_of_the_users_own_are_never_replaced(tmp_path: Path, name: str) -> None:
+    """Neither in a folder of their own, which holds no run, nor among the files of a run."""
+    for root in (tmp_path / "alone", tmp_path / "run"):
+        if root.name == "run":
+            old_run(root)
+        root.mkdir(exist_ok=True)
+        (root / name).write_text('{"loss": 1}' if name == "summary.json" else "epoch,loss\n1,2\n")
+        with pytest.raises(UserError, match=f"{name} is not from a run of lit-rlvr and would be replaced"):
+            check_run_folder(root, resumes=False, overwrite=True)
+
+
+def test_files_of_the_users_own_stay_beside_a_replaced_run(tmp_path: Path) -> None:
+    old_run(tmp_path)
+    own = [tmp_path / name for name in ("checkpoints/my.ckpt", "trackers/mine.db")]
+    for path in own:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    back_up_earlier_run(tmp_path)
+    delete_backup(tmp_path)
+    assert all(path.read_text() == "mine" for path in own)

@@ -178,7 +178,8 @@ def test_a_tracker_added_on_resume_gets_the_whole_run(run_folder: Path, lit_rlvr
 def test_a_run_that_is_replaced_is_a_new_run(run_folder: Path, lit_rlvr: CLI) -> None:
     fit(lit_rlvr, *own(), "--trainer.max_steps", 1)
     fit(lit_rlvr, *own(), "--trainer.max_steps", 2, "--overwrite", "true")
-    assert said(run_folder, "started") == [None] and said(run_folder, "step") == [0, 1, 2]
+    assert said(run_folder, "started") == [None, None], "a new one, after the first run's notes, which are the user's"
+    assert said(run_folder, "step") == [0, 1, 0, 1, 2]
 
 
 @pytest.mark.slow

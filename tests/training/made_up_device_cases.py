@@ -26,38 +26,57 @@ from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.precision import is_half
 from lit_rlvr.rollout.engines.base import Done, Turns
 from lit_rlvr.rollout.engines.hf import HFEngine
-from lit_rlvr.training.step import PreparedRollout, Step
+from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.training.step import PreparedRollout, StepPlan
+from lit_rlvr.training.update import Updater
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 register()
 
 
-class Watched(Recording):
+class WatchedUpdater(Updater):
     """Keeps what happens on the device in each micro-batch and in the rest of each optimizer step."""
+
+    def __init__(self, **parts: Any) -> None:
+        vars(self).update(parts)
+        self.microbatches: list[list[Event]] = []
+        self.rests: list[list[Event]] = []
+        self.starts: list[int] = []
+
+    def forward(self, plan: StepPlan, k: int) -> tuple[Tensor, Tensor]:
+        self.starts.append(len(EVENTS))
+        return super().forward(plan, k)
+
+    def accumulate(self, prepared: PreparedRollout, prompts: list[int]) -> tuple[StepPlan, Stats]:
+        self.starts = []
+        found = super().accumulate(prepared, prompts)
+        self.starts.append(len(EVENTS))
+        self.microbatches += [EVENTS[start:end] for start, end in pairwise(self.starts)]
+        return found
+
+    def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
+        start = len(EVENTS)
+        metrics = super().step(prepared, prompts, number)
+        self.rests.append(EVENTS[start : self.starts[0]] + EVENTS[self.starts[-1] :])
+        return metrics
+
+
+class Watched(Recording):
+    """Trains with a `WatchedUpdater`."""
 
     saved: Path | None = None  # a checkpoint of the end of training
 
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        self.microbatches: list[list[Event]] = []
-        self.rests: list[list[Event]] = []
+    def on_train_start(self) -> None:
+        RLVRModule.on_train_start(self)
+        self.updater = WatchedUpdater(**vars(self.updater))
 
-    def _forward(self, step: Step, k: int) -> tuple[Tensor, Tensor]:
-        self._starts.append(len(EVENTS))
-        return super()._forward(step, k)
+    @property
+    def microbatches(self) -> list[list[Event]]:
+        return self.updater.microbatches
 
-    def _accumulate(self, step: Step) -> Stats:
-        self._starts: list[int] = []
-        sums = super()._accumulate(step)
-        self._starts.append(len(EVENTS))
-        self.microbatches += [EVENTS[start:end] for start, end in pairwise(self._starts)]
-        return sums
-
-    def _update(self, prepared: PreparedRollout, prompts: list[int]) -> dict[str, float]:
-        start = len(EVENTS)
-        metrics = super()._update(prepared, prompts)
-        self.rests.append(EVENTS[start : self._starts[0]] + EVENTS[self._starts[-1] :])
-        return metrics
+    @property
+    def rests(self) -> list[list[Event]]:
+        return self.updater.rests
 
     def on_train_end(self) -> None:
         if self.saved is not None:
@@ -139,13 +158,14 @@ READS_LENGTHS = {"policy/vision.py vision_attention: aten._to_copy.default": 2}
 # Qwen3-VL adds features to two layers at the positions of a mask, which transformers counts each time
 ADDS_FEATURES = {
     "policy/policy.py forward: aten.index.Tensor": 2, "policy/policy.py forward: aten.index_put_.default": 2,
-    "training/module.py _accumulate: aten.index.Tensor": 2, "training/module.py _accumulate: aten.index_put.default": 4,
+    "training/update.py local_backward: aten.index.Tensor": 2,
+    "training/update.py local_backward: aten.index_put.default": 4,
 }  # fmt: skip
 # whether loss and gradient are finite, the sums for the metrics, and the gradient's norm
 REST = {
-    "training/failed_steps.py _is_finite: aten._local_scalar_dense.default": 2,
+    "training/failures.py _is_finite: aten._local_scalar_dense.default": 2,
     "training/step.py step_metrics: aten._to_copy.default": 1,
-    "training/module.py _update: aten._local_scalar_dense.default": 1,
+    "training/update.py step: aten._local_scalar_dense.default": 1,
 }  # fmt: skip
 
 COOL = Sampling(temperature=0.7, top_p=1.0, max_tokens=4)

@@ -110,6 +110,7 @@ def test_what_no_reward_calls_right_or_wrong_does_not_count() -> None:
     nothing.update(rollout)
     with pytest.raises(UserError, match=r"^rollout.rewards: no reward says of any completion .* whether it is right"):
         nothing.compute()
+    assert found.keys() == metrics.names(rollout.prompts, sampled=True)
     assert [found[name] for name in ("accuracy", "greedy", "accuracy/x")] == pytest.approx([3 / 7] * 3)
     assert found["pass@1"] == pytest.approx((2 / 4 + 1 / 3) / 2)
     assert found["pass@2"] == pytest.approx((brute_force([1, 1, 0, 0], 2) + brute_force([1, 0, 0], 2)) / 2)

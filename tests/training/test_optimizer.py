@@ -91,3 +91,22 @@ def test_a_resumed_run_has_its_moments_when_the_engine_starts(
     fit(lit_rlvr, "--trainer.max_steps", 2, *to("run"), "--ckpt_path", "last")
     (first, weights), (resumed, _) = seen
     assert first == 2 * weights and resumed == 0
+
+
+def test_a_resumed_run_takes_the_options_that_changed(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option that the optimizer itself has changed, as Prodigy does, stays as it was restored."""
+    seen: list[dict[str, Any]] = []
+    step = torch.optim.SGD.step
+
+    def note(self: torch.optim.SGD, closure: Any = None) -> Any:
+        seen.append(dict(self.param_groups[0]))
+        self.param_groups[0]["dampening"] = 0.25
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", note)
+    short = (*to("run"), "--trainer.limit_val_batches", 0, "--trainer.num_sanity_val_steps", 0)
+    fit(lit_rlvr, *SGD, *short, "--trainer.max_steps", 1)
+    fit(lit_rlvr, *SGD[:-1], "0.5", *short, "--trainer.max_steps", 2, "--ckpt_path", "last")
+    assert [(one["momentum"], one["dampening"], one["lr"]) for one in seen] == [(0.9, 0, 1e-3), (0.5, 0.25, 1e-3)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from torch import Tensor
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.training.failed_steps import BUDGET, lower_budget, lowered_budget, within_memory
+from lit_rlvr.training.failures import BUDGET, TokenBudget, smaller_microbatches_when_out_of_memory
 from lit_rlvr.types import Rollout
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of ...")
@@ -74,7 +74,7 @@ def half(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> R
 
     class Halved(Recorder):
         def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            pl_module.tokens_per_microbatch = 640 if pl_module.updates == 0 else 320
+            pl_module.budget.tokens = 640 if pl_module.updates == 0 else 320
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tiny_fit.Recorder", Halved)
@@ -141,33 +141,41 @@ def test_other_errors_are_not_taken_for_it(
 def test_with_shards_the_next_start_has_a_smaller_budget(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(budget: int) -> None:
-        raise CUDA
+    class Sharded:
+        sharded, run, policy = True, tmp_path, SimpleNamespace(device=torch.device("cpu"))
 
-    rollout, device = make_rollout([[5, 6]], [[[7, 8]]]), torch.device("cpu")
+        def __init__(self, tokens: int) -> None:
+            self.budget = TokenBudget(640)
+            self.budget.tokens = tokens
+
+        @smaller_microbatches_when_out_of_memory
+        def fail(self, prepared: Any) -> None:
+            raise CUDA
+
+    prepared = SimpleNamespace(rollout=make_rollout([[5, 6]], [[[7, 8]]]))
     with pytest.raises(UserError, match=r"2\.00 GiB.*at most 320 tokens at once instead of 640.*--ckpt_path last"):
-        within_memory(fail, rollout, 640, device, partial(lower_budget, tmp_path, 640))
+        Sharded(640).fail(prepared)
     module, _ = fit(tiny_model_folder, tmp_path, **OPTIONS)
-    assert module.tokens_per_microbatch == 320 and module.tokens_given == 640
+    assert module.tokens_per_microbatch == 320 and module.budget.given == 640
     assert caplog.text.count("at most 320 tokens at once from now on") == 1
     assert fit(tiny_model_folder, tmp_path, tokens_per_microbatch=600)[0].tokens_per_microbatch == 600
     with pytest.raises(UserError, match="one completion at a time"):
-        within_memory(fail, rollout, 1, device, partial(lower_budget, tmp_path, 640))
-    assert lowered_budget(tmp_path, 640) == 320
+        Sharded(1).fail(prepared)
+    assert TokenBudget(640).saved(tmp_path) == 320
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"given": 4}', '{"given": 4, "left": "x"}'])
 def test_a_budget_that_cannot_be_read(tmp_path: Path, text: str) -> None:
     (tmp_path / BUDGET).write_text(text)
     with pytest.raises(UserError, match=r"memory\.json is not what a run of lit-rlvr wrote .*delete it"):
-        lowered_budget(tmp_path, 4)
+        TokenBudget(4).saved(tmp_path)
 
 
 @pytest.mark.slow
 def test_the_machine_s_own_error_is_known() -> None:
     source = """if True:
         import resource, torch
-        from lit_rlvr.training.failed_steps import is_out_of_memory
+        from lit_rlvr.training.failures import is_out_of_memory
         resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
         try:
             torch.empty(1 << 40, dtype=torch.uint8)

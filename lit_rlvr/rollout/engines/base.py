@@ -103,7 +103,7 @@ class Row:
         ids = [*self.prompt.token_ids, *self._before]
         return Prompt(self.prompt.sample, ids, Pixels.joined(self._pixels))
 
-    def go_on(self, how: Continuation) -> None:
+    def next_turn(self, how: Continuation) -> None:
         """Begin the next turn."""
         self.turn += 1
         self.continue_with(how)
@@ -207,6 +207,11 @@ class RolloutEngine(ABC):
     in_process: bool = True
     quantized: bool = False
 
+    @property
+    def version(self) -> str:
+        """The label of the last sync's weights, if completions name those that sampled them."""
+        return ""
+
     def is_exact(self, dtype: torch.dtype) -> bool:
         """Return whether its log-probabilities equal those of a trainer that computes in `dtype`, up to rounding."""
         return self.exact and dtype == torch.float32
@@ -259,10 +264,6 @@ class RolloutEngine(ABC):
 
     def sleep(self) -> bool:
         """Free memory until the next sync; return whether it did so, which discards the weights."""
-        return self.rest()
-
-    def rest(self) -> bool:
-        """Do as `sleep`, under the name that it had before; an engine may still define it."""
         return False
 
     @abstractmethod

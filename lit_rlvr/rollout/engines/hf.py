@@ -142,7 +142,7 @@ class HFEngine(RolloutEngine):
                     row.whole = answer
                     over(row)
                     continue
-                row.go_on(answer)
+                row.next_turn(answer)
                 if answer.pixels is not None:
                     again.append([row])
             left = {id(rows[0]) for rows in again}

@@ -8,6 +8,7 @@ import io
 import logging
 import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,10 +41,9 @@ POLL = 0.005
 class VLLMServerEngine(RolloutEngine):
     """Generates on vLLM servers started by `lit-rlvr serve`.
 
-    Every completion carries the labels of the weights it was sampled from. If they are not the last sync's (the server
-    was restarted, or is used by somebody else), that is an error. The weights are zeroed before the first sync, so that
-    on a GPU a weight that the sync misses cannot go unnoticed; on a CPU, vLLM has packed copies, and later probes catch
-    it.
+    Every completion carries the labels of the weights that sampled its tokens. The weights are zeroed before the first
+    sync, so that on a GPU a weight that the sync misses cannot go unnoticed; on a CPU, vLLM has packed copies, and
+    later probes catch it.
 
     Args:
         urls: URLs of the servers, such as http://host:8000; the processes of a run are spread over them.
@@ -212,7 +212,7 @@ class VLLMServerEngine(RolloutEngine):
             answer = await pending.answer(row.p, row.g, turn)
             if isinstance(answer, Completion):
                 return answer
-            row.go_on(answer)
+            row.next_turn(answer)
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
         """Return a prompt, with each image as one placeholder and a PNG, which is lossless."""
@@ -227,17 +227,15 @@ class VLLMServerEngine(RolloutEngine):
         return self._context
 
     def _completion(self, choice: dict[str, Any]) -> Completion:
-        versions = {span["version"] for span in choice["weight_versions"] or []}
-        if versions != {self.version}:
-            held = ", ".join(sorted(versions)) or "none"
-            raise ServerError(
-                f"{self.server.url} answered with other weights ({held}) than those of the last sync ({self.version})"
-            )
         if choice["finish_reason"] not in ("stop", "length"):
             raise ServerError(f"{self.server.url} aborted a completion: {choice['finish_reason']}")
         logprobs = [float(content["logprob"]) for content in choice["logprobs"]["content"]]
         stopped = choice["finish_reason"] == "stop"
-        return read_completion(self._started_context.tokenizer, choice["token_ids"], logprobs, stopped)
+        turn = read_completion(self._started_context.tokenizer, choice["token_ids"], logprobs, stopped)
+        labels = ["none"] * len(turn.token_ids)
+        for span in choice["weight_versions"] or []:
+            labels[span["start"] : span["end"]] = [span["version"]] * (span["end"] - span["start"])
+        return replace(turn, versions=tuple(labels))
 
     @property
     def _synced_policy(self) -> Policy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -154,6 +155,7 @@ class SyncedEngine:
         self._syncs = 0  # those that can be probed
         self._restarts = 0  # since the last complete batch
         self._is_probed = True  # False = restarted and not probed yet
+        self.start_seconds = 0.0
 
     @property
     def started(self) -> bool:
@@ -161,7 +163,9 @@ class SyncedEngine:
 
     def start(self, context: EngineContext) -> None:
         """Start the engine; call it once."""
+        began = time.perf_counter()
         self.engine.start(context)
+        self.start_seconds = time.perf_counter() - began
         self._context = context
 
     def sync_weights(
@@ -205,6 +209,7 @@ class SyncedEngine:
         found: dict[int, list[Completion]] = {}
 
         def keep(p: int, group: list[Completion]) -> None:
+            self.check_versions(group)
             if p not in found:
                 found[p] = group
                 if done is not None:
@@ -214,13 +219,26 @@ class SyncedEngine:
             self._probe_after_restart(prompts, sampling)
             before = dict(found)
             more: dict[str, Any] = {} if turns is None else {"turns": turns}  # an engine may know single turns only
-            found.update(dict(enumerate(self.engine.generate(prompts, sampling, seeds, keep, **more))) | before)
+            groups = self.engine.generate(prompts, sampling, seeds, keep, **more)
+            for group in groups:  # an engine need not report them before
+                self.check_versions(group)
+            found.update(dict(enumerate(groups)) | before)
 
         while (crash := crash_of(attempt)) is not None:
             self._restart_after(crash)
         if prompts:
             self._restarts = 0
         return [found[p] for p in range(len(prompts))]
+
+    def check_versions(self, group: list[Completion]) -> None:
+        """Refuse tokens that other weights than the last sync's sampled: the engine was restarted, or somebody else
+        uses it. Raising restores the weights, as after a crash."""
+        held = {version for completion in group for version in completion.versions}
+        if held - {self.engine.version}:
+            raise RuntimeError(
+                f"it answered with other weights ({', '.join(sorted(held))}) than those of the last sync "
+                f"({self.engine.version})"
+            )
 
     def sleep(self) -> None:
         """Free memory, if the engine can, until the next weights are synced."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError
-from lit_rlvr.packages import missing_compiler, repair_children
+from lit_rlvr.packages import missing_compiler
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.images import collapse
 from lit_rlvr.policy.policy import Policy
@@ -137,7 +137,6 @@ class VLLMEngine(RolloutEngine):
         device = torch.cuda.current_device() if torch.cuda.is_available() else 0
         if torch.cuda.is_available():
             separate_cache(device)
-        repair_children()
         from vllm import LLM
 
         self._context, self._complete = context, False
@@ -298,7 +297,7 @@ class VLLMEngine(RolloutEngine):
                         if done is not None and all(row.whole for row in groups[p]):
                             done(p, [row.get() for row in groups[p]])
                     else:
-                        row.go_on(answer)
+                        row.next_turn(answer)
                         add_request(row, render(row.start))
         except BaseException:
             engine.abort_request(request_ids, internal=True)
@@ -379,8 +378,8 @@ class _Row(Row):
             self.finish_reason = "stop"
         return self.finish_reason != output.finish_reason and output.finish_reason is None
 
-    def go_on(self, how: Continuation) -> None:
-        super().go_on(how)
+    def next_turn(self, how: Continuation) -> None:
+        super().next_turn(how)
         self.finish_reason = None
 
 

@@ -1,0 +1,86 @@
+"""Rewards of completions that the reference policy samples (AAPO, section 4)."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.distributed.collectives import all_max, gather_objects
+from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.rollout.generate import completion_seeds
+from lit_rlvr.seeds import derive_seed, run_seed
+from lit_rlvr.training.reference import Reference
+from lit_rlvr.types import Prompt, Rollout
+
+SampleReference = Callable[[list[Prompt], list[list[int]]], Scores | None]
+"""Scores of new completions from the reference, one per seed; None without prompts. Collective."""
+
+
+class ReferenceRewards:
+    """Samples the reference with training's sampling settings and group size (AAPO, section 4), in one of two ways.
+
+    `fresh`: G new completions per prompt and visit. `pool`: the first visit to a prompt samples K completions and keeps
+    their rewards, and every visit draws G of them without replacement, which has the same distribution as long as the
+    reference does not change.
+
+    Args:
+        group_size: G.
+    """
+
+    def __init__(self, group_size: int) -> None:
+        self._size = group_size
+        self._pool: dict[str, list[float]] = {}  # prompt id -> K rewards; the same on all ranks
+        self._version = -1  # the reference's version that the pool was sampled from
+
+    def rewards(
+        self, reference: Reference, rollout: Rollout, iteration: int, device: torch.device, sample: SampleReference
+    ) -> Tensor:
+        """Return rewards (P, G) of the reference's completions for a rollout's prompts. Collective: call it on every
+        rank.
+
+        Args:
+            iteration: rollouts trained on so far.
+        """
+        prompts, repeats = rollout.prompts, rollout.repeats
+        if reference.rollouts == "fresh":
+            seeds = completion_seeds(prompts, repeats, self._size, "reference", iteration)
+            found = _values(sample(prompts, seeds))
+        else:
+            self._fill(reference, prompts, device, sample)
+            found = [self._draw(iteration, p, repeat) for p, repeat in zip(prompts, repeats, strict=True)]
+        return torch.tensor(found)
+
+    def _fill(self, reference: Reference, prompts: list[Prompt], device: torch.device, sample: SampleReference) -> None:
+        """Sample a pool for every prompt without one, and share it with all ranks."""
+        if self._version != reference.version:
+            self._pool, self._version = {}, reference.version
+        missing = {p.sample.id: p for p in prompts if p.sample.id not in self._pool}
+        if not all_max(len(missing), device):
+            return
+        count = reference.pool_size or 2 * self._size
+        wanted = list(missing.values())
+        seeds = completion_seeds(wanted, [0] * len(wanted), count, "reference-pool", self._version)
+        found = _values(sample(wanted, seeds))
+        for part in gather_objects(dict(zip(missing, found, strict=True))):
+            self._pool |= part
+
+    def _draw(self, iteration: int, prompt: Prompt, repeat: int) -> list[float]:
+        """Return G rewards from a prompt's pool, drawn without replacement."""
+        seed = derive_seed(run_seed(), "reference-draw", iteration, prompt.sample.id, repeat)
+        return random.Random(seed).sample(self._pool[prompt.sample.id], self._size)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pool": self._pool, "version": self._version}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._pool, self._version = state["pool"], state["version"]
+
+
+def _values(scores: Scores | None) -> list[list[float]]:
+    """Return rewards as lists; NaN where there is none."""
+    return [] if scores is None else scores.rewards.masked_fill(scores.masked, math.nan).tolist()

@@ -1,0 +1,239 @@
+"""Where rollouts come from, and how old the weights that sample them may be: `RolloutSource.next`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lit_rlvr.distributed.collectives import world_size
+from lit_rlvr.errors import first_line
+from lit_rlvr.rewards.combine import Scores
+from lit_rlvr.rollout.assemble import all_mixed_groups, balance, count_repeats, join, number_groups
+from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
+from lit_rlvr.rollout.reference_rewards import ReferenceRewards
+from lit_rlvr.terminal import progress
+from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from lit_rlvr.datamodules import PromptDataModule
+
+_log = logging.getLogger("lit_rlvr")
+
+STAGES = {
+    "wait": "waiting for the prefetched rollout",
+    "sync": "sending the weights to the engine",
+    "reference": "sampling from the reference",
+}
+"""Timed stage of an iteration -> its name in the progress line."""
+
+
+class RolloutSource(ABC):
+    """Turns batches of prompts into rollouts.
+
+    Attributes:
+        sampling: how completions are sampled.
+        metrics: of the last rollout: seconds by stage as `time/...`, and counts as `rollout/...`.
+        extra_completions: of the last rollout, those that were sampled for it and are not in it (the reference's).
+    """
+
+    sampling: Sampling
+    metrics: dict[str, float]
+    extra_completions: list[list[Completion]]
+
+    @abstractmethod
+    def next(self, batch: PromptBatch) -> Rollout:
+        """Return the rollout of one iteration, with the weight version of each token. Collective: call it on every
+        rank.
+
+        Args:
+            batch: says how many groups, and where the data's cursor is. A source may take prompts beyond it, and then
+                sets `batch.cursor` to the position after them.
+        """
+
+    def wait(self) -> None:  # noqa: B027  # optional
+        """Wait until the engine is free for validation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to continue exactly."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027  # optional
+        """Restore what `state_dict` returned."""
+
+
+class SyncSource(RolloutSource):
+    """Samples each rollout with the weights that are trained on it.
+
+    Args:
+        sampler: generates and scores.
+        module: the algorithm: its weights, and which groups it needs.
+        data: where further prompts come from.
+        group_size: completions per prompt, G.
+        sampling: how completions are sampled.
+        first_groups: how many of the first process's first groups stay there when groups are balanced.
+    """
+
+    def __init__(
+        self, sampler: GroupSampler, module: RLVRModule, data: PromptDataModule, group_size: int, sampling: Sampling,
+        first_groups: int,
+    ) -> None:  # fmt: skip
+        self.sampler, self.module, self.data = sampler, module, data
+        self.group_size, self.sampling, self.first_groups = group_size, sampling, first_groups
+        self.reference = ReferenceRewards(group_size)
+        self.metrics, self.extra_completions = {}, []
+
+    def next(self, batch: PromptBatch) -> Rollout:
+        self.metrics, self.extra_completions, self.sampler.seconds = {}, [], defaultdict(float)
+        self.sync_weights(batch.prompts)
+        rollout = self.sample(batch.prompts, [])  # generate, score, assemble
+        rollout = self.sample_on(rollout, batch)
+        self.add_reference_rewards(rollout)
+        rollout = self.balance(rollout)
+        self.release_engine(batch)
+        self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
+        return rollout
+
+    def sync_weights(self, prompts: list[Prompt]) -> None:
+        """Give the engine the policy's weights."""
+        with self.timed("sync"):
+            version = "policy", self.module.updates
+            self.sampler.engine.sync_weights(self.module.policy, version, prompts, self.sampling)
+
+    def sample(self, prompts: list[Prompt], before: list[Prompt]) -> Rollout:
+        """Sample and score G completions per prompt.
+
+        Args:
+            before: this rank's prompts of earlier rounds.
+        """
+        repeats = count_repeats(prompts, before)
+        seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration)
+        ready, version = self.take_ready(prompts)
+        rollout = self.sampler.sample(prompts, seeds, self.sampling, self.data, version, ready)
+        rollout.repeats = repeats
+        return rollout
+
+    def take_ready(self, prompts: list[Prompt]) -> tuple[list[list[Completion]] | None, int]:
+        """Return completions of these prompts that are there already, and the version of the weights that sample."""
+        return None, self.module.updates
+
+    def sample_on(self, rollout: Rollout, batch: PromptBatch) -> Rollout:
+        """Dynamic sampling (DAPO, eq. 11): sample further prompts until the algorithm has the groups that it needs."""
+        selection, prompts = self.module.selection, len(batch) * world_size()
+        if not (wanted := selection.wanted(prompts)):
+            return rollout
+        rounds, mixed = 1, all_mixed_groups(rollout)
+        while rounds < selection.max_rounds and sum(map(len, mixed)) < wanted:
+            more = self.data.train_dataloader().take(batch.cursor)
+            batch.cursor = more.cursor
+            rollout = join(rollout, self.sample(more.prompts, rollout.prompts))
+            rounds, mixed = rounds + 1, all_mixed_groups(rollout)
+        if selection.drops_others:
+            rollout.kept = number_groups(mixed, len(batch), prompts)
+        self.metrics |= {"rollout/sampling_rounds": float(rounds), "rollout/live_groups": float(sum(map(len, mixed)))}
+        return rollout
+
+    def add_reference_rewards(self, rollout: Rollout) -> None:
+        """Score completions of the reference policy for the same prompts, if the advantage needs them."""
+        module = self.module
+        if not module.advantage.needs_reference:
+            return
+        with self.timed("reference"):
+            rollout.reference_rewards = self.reference.rewards(
+                module.reference, rollout, module.iteration, module.device, self.sample_reference
+            )
+
+    def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
+        """Score new completions of the reference, sampled as in training; None without prompts."""
+        reference = self.module.reference
+        self.sampler.engine.sync_weights(reference.policy, ("reference", reference.version))
+        completions, scores = self.sampler.sample_scores(prompts, seeds, self.sampling)
+        self.extra_completions += completions
+        return scores
+
+    def balance(self, rollout: Rollout) -> Rollout:
+        """Even out the groups' tokens over the ranks."""
+        module = self.module
+        cut = module.image_processor.cut if module.policy.placeholder_ids else None
+        return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), self.first_groups, cut)
+
+    def release_engine(self, batch: PromptBatch) -> None:
+        """Free the engine's memory for training."""
+        self.sampler.engine.sleep()
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        progress.begin(STAGES[stage])
+        yield
+        self.sampler.seconds[stage] += time.perf_counter() - started
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reference": self.reference.state_dict(), "ahead": {"ids": [], "groups": []}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reference.load_state_dict(state["reference"])
+
+
+class AheadSource(SyncSource):
+    """Generates the next rollout in the background while the current one is trained on: one iteration old.
+
+    Checkpoints store what is generated, because its weights are gone on resuming. If the engine crashes there is no
+    result, and the next iteration generates with its current weights.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lit-rlvr-ahead")
+        self._ids: list[str] = []
+        self._result: Future[list[list[Completion]]] | list[list[Completion]] | None = None
+
+    def next(self, batch: PromptBatch) -> Rollout:
+        started = time.perf_counter()
+        progress.begin(STAGES["wait"])
+        self.wait()
+        waited = time.perf_counter() - started
+        rollout = super().next(batch)
+        self.metrics = {"time/wait": waited} | self.metrics
+        return rollout
+
+    def wait(self) -> None:
+        if not isinstance(self._result, Future):
+            return
+        try:
+            self._result = self._result.result()
+        except Exception as error:
+            self._result = None
+            _log.warning("the engine crashed on the rollout ahead: %s; generating it again", first_line(error))
+
+    def take_ready(self, prompts: list[Prompt]) -> tuple[list[list[Completion]] | None, int]:
+        found, self._result = self._result, None
+        if not found or isinstance(found, Future) or self._ids != [prompt.sample.id for prompt in prompts]:
+            return None, self.module.updates
+        return found, self.module.updates - self.module.updates_per_rollout * self.module.epochs_per_rollout
+
+    def release_engine(self, batch: PromptBatch) -> None:
+        """Start generating for the next batch, with the seeds it will have; until `wait`, nothing else may use the
+        engine. It is not restarted after a crash."""
+        prompts = self.data.train_dataloader().take(batch.cursor).prompts
+        repeats = count_repeats(prompts, [])
+        seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration + 1)
+        self._ids = [prompt.sample.id for prompt in prompts]
+        self._result = self._thread.submit(self.sampler.engine.engine.generate, prompts, self.sampling, seeds)
+
+    def state_dict(self) -> dict[str, Any]:
+        self.wait()
+        assert not isinstance(self._result, Future)
+        groups = [[vars(completion) for completion in group] for group in self._result or []]
+        return super().state_dict() | {"ahead": {"ids": self._ids, "groups": groups}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._ids = state["ahead"]["ids"]
+        self._result = [[Completion(**values) for values in group] for group in state["ahead"]["groups"]] or None

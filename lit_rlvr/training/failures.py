@@ -1,0 +1,248 @@
+"""Optimizer steps that fail: retried in smaller micro-batches when out of memory, skipped when not finite.
+
+With sharded weights nothing can be retried: the other ranks wait in the next layer for the one that ran out. That rank
+writes the smaller token budget to the run folder and ends the run, whose next start uses it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.distributed.collectives import all_max, rank
+from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.errors import UserError, first_line, shown
+from lit_rlvr.files import write_atomically
+from lit_rlvr.training.step import PreparedRollout, StepPlan
+from lit_rlvr.types import Rollout
+
+_log = logging.getLogger("lit_rlvr")
+
+RunAlone = Callable[[StepPlan, int], tuple[Tensor, Sequence[Tensor | None]]]
+
+
+class SkippedSteps:
+    """Counts skipped steps, equally on all ranks, and ends the run after too many in a row.
+
+    A skipped step leaves the weights and the optimizer's state unchanged but counts as an optimizer step, and the
+    learning-rate schedule advances. So the length of the run stays the same, also after resuming.
+
+    Args:
+        limit: how many steps in a row may be skipped.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.total, self.in_a_row = 0, 0
+
+    def add(self, number: int, wrong: list[str], saved: Path) -> None:
+        """Count a skipped step, and say where its groups were saved.
+
+        Args:
+            number: of the step in the run, from 1. wrong: as `find_not_finite` returns it.
+
+        Raises:
+            UserError: more than `limit` steps in a row would be skipped.
+        """
+        self.total, self.in_a_row = self.total + 1, self.in_a_row + 1
+        said = f"step {number}: {' and '.join(wrong) or 'loss of another rank'} not finite"
+        if self.in_a_row > self.limit:
+            raise UserError(
+                f"{said}, after {self.limit} skipped in a row (model.max_skipped_steps); its batch is in "
+                f"{shown(saved)}; lower model.lr or model.max_grad_norm, and resume with --ckpt_path last"
+            )
+        _log.warning("%s: the step is skipped, its batch is in %s", said, shown(saved))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"total": self.total, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.total, self.in_a_row = state["total"], state["in_a_row"]
+
+
+def find_not_finite(loss: Tensor | None, norm: Tensor) -> list[str] | None:
+    """Return which of this rank's loss and gradient is not finite; None if they are finite on every rank. Collective:
+    call it on every rank.
+
+    Args:
+        loss: None = this rank ran no row. norm: of the gradient over all ranks, before clipping.
+    """
+    wrong = [name for name, value in (("loss", loss), ("gradient", norm)) if not _is_finite(value)]
+    return wrong if all_max(len(wrong), norm.device) else None
+
+
+def save_step(run: Path, number: int, wrong: list[str], plan: StepPlan, run_alone: RunAlone) -> Path:
+    """Write the groups of a skipped step, and which of its micro-batches is not finite by itself; return the file.
+    Collective: call it on every rank.
+
+    Args:
+        run_alone: runs micro-batch k of a plan by itself and returns its loss and gradients.
+    """
+    path = run / "skipped" / f"step-{number:06d}-rank-{rank()}.json"
+    # As many on all ranks if the weights are sharded.
+    found = [_microbatch(plan, k, *run_alone(plan, k)) for k in range(len(plan.microbatches))]
+    record = {
+        "step": number,
+        "wrong": wrong,
+        "microbatches": found[: plan.num_microbatches],
+        "groups": _groups(plan),
+    }
+    write_atomically(path, json.dumps(record, ensure_ascii=False))
+    return path
+
+
+def _is_finite(value: Tensor | None) -> bool:
+    return value is None or bool(whole(torch.isfinite(value).all()))
+
+
+def _microbatch(plan: StepPlan, k: int, loss: Tensor, gradients: Sequence[Tensor | None]) -> dict[str, Any]:
+    """Return what a micro-batch run by itself gave: its rows, its loss, and whether loss and gradient are finite."""
+    finite = [_is_finite(value) for value in (loss, *gradients)]
+    return {"rows": plan.microbatches[k], "loss": float(loss), "finite": all(finite)}
+
+
+def _groups(plan: StepPlan) -> list[dict[str, Any]]:
+    """Return the groups of the step, with everything needed to run them again."""
+    rollout, size = plan.prepared.rollout, plan.prepared.rollout.group_size
+    return [
+        {
+            "group": p,
+            "id": rollout.prompts[p].sample.id,
+            "source": rollout.prompts[p].sample.source,
+            "prompt": rollout.prompts[p].sample.prompt,
+            "prompt_token_ids": rollout.prompts[p].token_ids,
+            "completions": [
+                {
+                    "text": completion.text,
+                    "token_ids": completion.token_ids,
+                    "engine_logprobs": completion.logprobs,
+                    "reward": float(rollout.rewards[p, g]),
+                    "advantage": float(plan.prepared.advantages[p * size + g]),
+                }
+                for g, completion in enumerate(rollout.completions[p])
+            ],
+        }
+        for p in sorted({row // size for rows in plan.microbatches[: plan.num_microbatches] for row in rows})
+    ]
+
+
+MESSAGES = ("DefaultCPUAllocator", "not enough memory", "OutOfMemoryError")
+"""Substrings of out-of-memory errors that have no exception class."""
+BUDGET = "memory.json"
+"""File of the run folder with the token budget that a run is to begin with, because it ran out of memory."""
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether torch ran out of memory; on a CPU and in its compiler only the message tells."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(m in str(error) for m in MESSAGES)
+
+
+class TokenBudget:
+    """The most input tokens in a micro-batch: what the settings give, until memory runs out.
+
+    Attributes:
+        given: the setting (`model.tokens_per_microbatch`).
+        tokens: what is left of it.
+    """
+
+    def __init__(self, given: int) -> None:
+        self.given = self.tokens = given
+
+    def lower(self, left: int, reason: str) -> None:
+        """Take a smaller budget from now on, and say so."""
+        self.tokens = left
+        if rank() == 0:
+            _log.warning(
+                "%s: at most %d tokens at once from now on; to try more, change model.tokens_per_microbatch",
+                reason, left,
+            )  # fmt: skip
+
+    def save(self, run: Path, left: int) -> None:
+        """Write the budget with which the next start in this run folder begins, if its settings give the same one."""
+        write_atomically(run / BUDGET, json.dumps({"given": self.given, "left": left}))
+
+    def saved(self, run: Path) -> int | None:
+        """Return the budget that an earlier start of the run saved; None if there is none for the given setting.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = run / BUDGET
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text())
+            return int(found["left"]) if found["given"] == self.given else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{shown(path)} is not what a run of lit-rlvr wrote ({first_line(error)}); delete it"
+            ) from error
+
+    def state_dict(self) -> list[int]:
+        return [self.given, self.tokens]
+
+    def load_state_dict(self, state: list[int]) -> None:
+        given, left = state
+        self.tokens = left if given == self.given else self.tokens
+
+
+def smaller_microbatches_when_out_of_memory(
+    method: Callable[Concatenate[Any, PreparedRollout, P], T],
+) -> Callable[Concatenate[Any, PreparedRollout, P], T]:
+    """Repeat a method of `Updater` with half the token budget as long as a rank runs out of memory in it. Collective:
+    call it on every rank.
+
+    The method must not wait for other ranks once it computes. With sharded weights it does, so nothing is repeated: the
+    budget for the next start is saved, and the run ends.
+
+    Raises:
+        UserError: memory ran out, and micro-batches cannot get smaller or the weights are sharded.
+    """
+
+    @wraps(method)
+    def repeated(self: Any, prepared: PreparedRollout, *args: P.args, **kwargs: P.kwargs) -> T:
+        while True:
+            result, trouble = _try(partial(method, self, prepared, *args, **kwargs))
+            left = self.budget.tokens // 2
+            if trouble is not None:
+                _check_smaller(prepared.rollout, self.budget.tokens, trouble)
+                if self.sharded:
+                    self.budget.save(self.run, left)
+                    raise UserError(
+                        f"{trouble}; with sharded weights the step cannot be retried here, but the next start uses at "
+                        f"most {left} tokens at once instead of {self.budget.tokens} (model.tokens_per_microbatch): "
+                        "resume with --ckpt_path last, or start runs with --supervise N, which does so"
+                    )
+            if not all_max(trouble is not None, self.policy.device):
+                return cast(T, result)
+            self.budget.lower(left, f"out of memory in a micro-batch ({trouble or 'on another rank'}), trying again")
+
+    return repeated
+
+
+def _try(run: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Return the result, or how memory ran out; a failed attempt's memory is free by then."""
+    try:
+        return run(), None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, first_line(error)
+
+
+def _check_smaller(rollout: Rollout, budget: int, trouble: str) -> None:
+    # A larger budget may still be too large: completions of one token add nothing to their prompt's, so several fit.
+    if budget < min(len(prompt.token_ids) for prompt in rollout.prompts):
+        raise UserError(
+            f"{trouble}, with one completion at a time; use model.gradient_checkpointing, a smaller model, or a lower "
+            "rollout.sampling.max_tokens"
+        )

@@ -1,0 +1,162 @@
+"""One optimizer step is `Updater.step`: forward, loss, backward; reduce and clip; step or skip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from lit_rlvr.distributed.collectives import average_gradients, world_size
+from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.objectives import Correction, Stats
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.terminal import progress
+from lit_rlvr.training.failures import (
+    SkippedSteps,
+    TokenBudget,
+    find_not_finite,
+    save_step,
+    smaller_microbatches_when_out_of_memory,
+)
+from lit_rlvr.training.loss import LossModule
+from lit_rlvr.training.optimizer import all_parameters
+from lit_rlvr.training.step import PreparedRollout, StepPlan, logprobs_of, loss_inputs, plan_step, step_metrics
+from lit_rlvr.training.trace import Trace
+from lit_rlvr.types import Rollout
+
+
+class Updater:
+    """Takes the optimizer steps on a rollout.
+
+    Args:
+        policy: the trained policy. reference: for the KL term; None without one.
+        algorithm: its loss, its coefficients, and how it averages over tokens.
+        optimizer: Lightning's wrapper. schedule: of the learning rate, stepped with the optimizer.
+        backward: computes the gradients of a loss, as `LightningModule.manual_backward`.
+        replicas: the module that averages gradients over processes (DDP); None with one process or sharded weights.
+        sharded: whether the weights are sharded over the processes.
+        max_grad_norm: gradients are scaled down to this norm; 0 = off.
+        budget: the most input tokens in a micro-batch. skipped: counts skipped steps.
+        run: the run's folder, for what a failed step leaves.
+    """
+
+    def __init__(
+        self, policy: Policy, reference: Policy | None, algorithm: LossModule, optimizer: Any, schedule: Any,
+        backward: Callable[[Tensor], None], replicas: DistributedDataParallel | None, sharded: bool,
+        max_grad_norm: float, budget: TokenBudget, skipped: SkippedSteps, run: Path,
+    ) -> None:  # fmt: skip
+        self.policy, self.reference, self.algorithm = policy, reference, algorithm
+        self.optimizer, self.schedule, self.backward = optimizer, schedule, backward
+        self.replicas, self.sharded, self.max_grad_norm = replicas, sharded, max_grad_norm
+        self.budget, self.skipped, self.run = budget, skipped, run
+
+    def prepare(
+        self, rollout: Rollout, advantages: Tensor, live: list[int], minibatches: list[list[int]],
+        correction: Correction, trace: Trace | None,
+    ) -> PreparedRollout:  # fmt: skip
+        """Return a rollout with the log-probabilities that stay fixed during its updates. Collective: call it on every
+        rank.
+
+        The first minibatch runs on the rollout's weights, so its old log-probabilities are its current ones.
+
+        Args:
+            advantages: (B, 1). live: rows that can have a gradient.
+            minibatches: the groups of each optimizer step.
+        """
+        prepared = PreparedRollout(rollout, advantages, live, correction, trace)
+        if trace is not None and rollout.advantages is not None:
+            trace.choose(rollout.advantages, {p for prompts in minibatches for p in prompts})
+        if len(minibatches) > 1:
+            first = set(minibatches[0])
+            prepared.old = self.logprobs(
+                prepared, self.policy, [i for i in live if i // rollout.group_size not in first]
+            )
+        if self.reference is not None:
+            prepared.ref = self.logprobs(prepared, self.reference, live)
+        return prepared
+
+    @smaller_microbatches_when_out_of_memory
+    def logprobs(self, prepared: PreparedRollout, policy: Policy, rows: list[int]) -> Tensor:
+        """Return (B, T) log-probabilities of some rows, without gradients."""
+        return logprobs_of(policy, prepared.rollout, rows, self.budget.tokens, self.sharded)
+
+    def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
+        """Take optimizer step `number` on the groups of some prompts; return its metrics. Collective: call it on every
+        rank."""
+        plan, sums = self.accumulate(prepared, prompts)
+        norm = self.reduce_and_clip()
+        wrong = find_not_finite(sums.get("loss"), norm)
+        if wrong is None:
+            self.skipped.in_a_row = 0
+        else:  # weights and AdamW's moments stay, because AdamW ignores parameters without a gradient
+            self.skipped.add(number, wrong, save_step(self.run, number, wrong, plan, self.run_alone))
+            self.optimizer.zero_grad()
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.optimizer.zero_grad()  # frees their memory for the next rollout
+        self.schedule.step()
+        prepared.on_policy = False
+        progress.advance()
+        metrics = {} if wrong is not None else step_metrics(sums) | {"train/grad_norm": float(norm)}
+        return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}
+
+    @smaller_microbatches_when_out_of_memory
+    def accumulate(self, prepared: PreparedRollout, prompts: list[int]) -> tuple[StepPlan, Stats]:
+        """Accumulate this rank's gradients over the step's micro-batches; return sums over the tokens that were run."""
+        plan = plan_step(
+            prepared, prompts, self.policy.device, self.algorithm.aggregation, self.budget.tokens,
+            self.policy.shared_prefix, self.sharded,
+        )  # fmt: skip
+        self.optimizer.zero_grad()
+        sums: Stats = {}
+        for k, rows in enumerate(plan.microbatches):
+            logp, entropy = self.forward(plan, k)
+            if prepared.on_policy:
+                prepared.record_old(rows, logp)
+            inputs, stats = loss_inputs(plan, k, logp, entropy)
+            if prepared.trace is not None and k < plan.num_microbatches:
+                prepared.trace.watch(rows, prepared.rollout.group_size, inputs)
+            loss, more = self.algorithm.loss(inputs)
+            self.local_backward(loss * world_size())  # distributed strategies average over ranks; we sum
+            for name, value in (stats | more | {"loss": loss.detach()}).items():
+                sums[name] = sums.get(name, 0) + value.double() * float(k < plan.num_microbatches)
+        return plan, sums
+
+    def forward(self, plan: StepPlan, k: int) -> tuple[Tensor, Tensor]:
+        """Run the policy on micro-batch k; return log-probabilities and entropies (rows, T)."""
+        needs_gradient = self.algorithm.entropy_coef != 0
+        rollout, rows = plan.prepared.rollout, plan.microbatches[k]
+        logp, entropy = self.policy.logprobs(rollout, rows, entropy=True, entropy_gradient=needs_gradient)
+        assert entropy is not None, "it was asked for"
+        return logp, entropy
+
+    def local_backward(self, loss: Tensor) -> None:
+        """Compute gradients, which stay local under DDP: `reduce_and_clip` averages them once per step.
+
+        Sharded gradients are reduced at once, because otherwise every rank would hold all of them.
+        """
+        with nullcontext() if self.replicas is None else self.replicas.no_sync():
+            self.backward(loss)
+
+    def reduce_and_clip(self) -> Tensor:
+        """Average the gradients over ranks and scale them down to `max_grad_norm`; return their norm before that."""
+        parameters = all_parameters(self.optimizer)
+        for parameter in parameters:  # groups that are not run have gradient zero, which AdamW still sees
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.replicas is not None:
+            average_gradients(parameters)
+        limit = self.max_grad_norm if self.max_grad_norm > 0 else float("inf")
+        return whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
+
+    def run_alone(self, plan: StepPlan, k: int) -> tuple[Tensor, list[Tensor | None]]:
+        """Return the loss and gradients of micro-batch k by itself."""
+        self.optimizer.zero_grad()
+        loss, _ = self.algorithm.loss(loss_inputs(plan, k, *self.forward(plan, k))[0])
+        self.local_backward(loss)
+        return loss.detach(), [parameter.grad for parameter in all_parameters(self.optimizer)]
