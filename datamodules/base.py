@@ -49,6 +49,7 @@ from lit_rlvr.datamodules.reading.stream import (
     TrainLoader,
     check_fingerprint,
     fingerprint,
+    prompt_hashes,
 )
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, check_takes, defined_at
@@ -424,6 +425,10 @@ class PromptDataModule(UsesModel):
     def validated(self) -> list[PromptDataModule]:
         """This DataModule and those of `also_validate`."""
         return [self, *self.also_validate]
+
+    def validation_hashes(self) -> dict[str, dict[str, str]]:
+        """Return name -> hashes of the prompts of each validation set; a resumed run compares them."""
+        return {data.name: prompt_hashes(data.prompts["validation"]) for data in self.validated}
 
     def test_dataloader(self) -> list[EvalLoader]:
         return self.eval_loader("test", self._ranks())

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.datamodules.reading.stream import prompt_hashes
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
@@ -219,7 +218,7 @@ class RolloutCallback(Callback):
             say_where(self.rewards)
         self._judges = {  # what tells right from wrong
             "code": user_code(),
-            "validation": {o.name: prompt_hashes(o.prompts["validation"]) for o in data.validated if stage == "fit"},
+            "validation": data.validation_hashes() if stage == "fit" else {},
         }
         self.sampler = GroupSampler(
             self.engine, self.rewards, self.environment, self.max_failure_rate, self.mask_truncated,
