@@ -172,10 +172,37 @@ KINDS = {
 
 def explain_parse_error(error: Exception) -> str:
     """Return a parse error as one line, with the nearest valid name for an unknown one."""
-    return _explain(" ".join(str(error).split()), getattr(error, "parser", None))
+    return explain(" ".join(str(error).split()), KnownNames(getattr(error, "parser", None)))
 
 
-def _explain(text: str, parser: Any) -> str:
+class KnownNames:
+    """The names that a parser knows, for hints.
+
+    Args:
+        parser: the parser; None for one without options.
+    """
+
+    def __init__(self, parser: Any) -> None:
+        self.parser = parser
+
+    def options(self) -> set[str]:
+        """Return the options that the parser takes, with those of the classes that it can build."""
+        return _options_of(self.parser) if self.parser is not None else set()
+
+    def classes(self) -> set[str]:
+        """Return the names of classes that an option accepts."""
+        from lit_rlvr.run.trackers.callback import NAMES
+
+        return {*NAMES} | {cls.__name__ for classes in _classes().values() for cls in classes}
+
+    def arguments(self, path: str) -> set[str]:
+        """Return the arguments of the class at an import path."""
+        module, _, name = path.rpartition(".")
+        return _arguments(getattr(import_module(module), name))
+
+
+def explain(text: str, names: KnownNames) -> str:
+    """Return our line for the text of a parse error."""
     keys = [(found.start(), found[1]) for found in re.finditer(r'Parser key "([^"]+)"', text)]
     for pattern, message in PARSE_ERRORS:
         found = re.search(pattern, text)
@@ -185,25 +212,24 @@ def _explain(text: str, parser: Any) -> str:
         parts = {name: _shorten(part) for name, part in found.groupdict().items()}
         if "mismatch" in parts:
             if "class_path '" in found["mismatch"]:  # a class inside the class has the wrong option
-                return _explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', parser)
+                return explain(f'Parser key "{where}.{found["inner"]}": {found["mismatch"]}', names)
             parts["why"] = _mismatch(found["mismatch"])
-        return message.format(where=where, **parts) + _hint(found.groupdict(), parser)
+        return message.format(where=where, **parts) + _hint(found.groupdict(), names)
     return f"{keys[0][1]}: {_mismatch(text)}" if keys else text
 
 
-def _hint(found: Mapping[str, str], parser: Any) -> str:
+def _hint(found: Mapping[str, str], names: KnownNames) -> str:
     """Return the nearest name for an unknown class, option of a class, or option of the parser."""
     if "cls" in found:
-        return _nearest(found["cls"], _class_names())
+        return _nearest(found["cls"], sorted(names.classes()))
     if "member" in found:
         return _nearest(found["member"], vars(import_module(found["module"])))
     if "own" in found:
         ours = option_instead(found["own"], TOP_KEYS)  # if neither the class has it nor a similar one
-        return _nearest(found["own"], _arguments_of(found["name"])) or (f"; did you mean {ours!r}?" if ours else "")
-    options = _options_of(parser) if parser is not None else set()
+        return _nearest(found["own"], names.arguments(found["name"])) or (f"; did you mean {ours!r}?" if ours else "")
     if "key" in found:
-        return _nearest(found["key"], {option.removeprefix("--") for option in options})
-    return _nearest(found["option"], options) if "option" in found else ""
+        return _nearest(found["key"], {option.removeprefix("--") for option in names.options()})
+    return _nearest(found["option"], names.options()) if "option" in found else ""
 
 
 def _mismatch(text: str) -> str:
@@ -276,20 +302,8 @@ def _classes() -> dict[str, list[type]]:
     return bases
 
 
-def _class_names() -> list[str]:
-    from lit_rlvr.run.trackers.callback import NAMES
-
-    return sorted({*NAMES} | {cls.__name__ for classes in _classes().values() for cls in classes})
-
-
 def _arguments(cls: type) -> set[str]:
     """Return the arguments of a class and of its bases."""
     made = [vars(owner).get("__init__") for owner in inspect.getmro(cls)]
     names = {name for init in made if inspect.isfunction(init) for name in inspect.signature(init).parameters}
     return names - {"self", "args", "kwargs"}
-
-
-def _arguments_of(path: str) -> set[str]:
-    """Return the arguments of the class at an import path."""
-    module, _, name = path.rpartition(".")
-    return _arguments(getattr(import_module(module), name))

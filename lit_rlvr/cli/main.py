@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 from lit_rlvr import __version__
 from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.cli.user_modules import add_user_modules
-from lit_rlvr.errors import OWN_FOLDERS, RunStopped, bounded, nearest, user_line, was_caused_by
+from lit_rlvr.errors import OWN_FOLDERS, RunStopped, UserError, bounded, nearest, user_line, was_caused_by
 from lit_rlvr.terminal import discard_output, one_line, progress
 
 
@@ -75,6 +75,13 @@ def run(arguments: Sequence[str]) -> int:
     if as_json and command in WITHOUT_RESULT:
         return _print_error(f"--json: {command} has no result to print; leave it out")
     add_user_modules()
+    if COMMANDS[command][0] == COMMANDS["fit"][0]:
+        from lit_rlvr.cli.early_check import check_early
+
+        try:
+            check_early(command, arguments[1:])
+        except UserError as error:
+            return _print_error(str(error))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
     from lit_rlvr.cli.errors import TRACEBACK, failure_line

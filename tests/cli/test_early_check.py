@@ -1,0 +1,115 @@
+"""Misspelt names are found before torch is imported, with the parser's words, and nothing else is refused."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from lit_rlvr.cli import early_check, main
+from lit_rlvr.cli.early_check import SourceNames, check_early
+from lit_rlvr.cli.errors import KnownNames, _classes
+from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
+from lit_rlvr.configs import shipped_configs
+from lit_rlvr.errors import UserError
+from lit_rlvr.run.trackers.callback import NAMES
+
+WRONG = [
+    "fit --confg quickstart",
+    "fit --config quickstar",
+    "fit --config quickstart --rollout.grup_size 4 --lr 1",
+    "fit --config quickstart --rollout.sampling.temprature=1",
+    "fit --config quickstart --trainer.max_step.x 3",
+    "fit --config quickstart --num_generations 3",
+    "fit --config quickstart --model GRPOO",
+    "fit --config quickstart --lr 1 --data arithmetic",
+    "fit --config quickstart --model APMPO --model.init_args.gammma 1",
+    "fit --config quickstart --data.prompts_per_stepp 4 --model GRPOO",
+    "fit",
+    "fit --model lit_rlvr.algorithms.GRPO",
+    "validate --config quickstart --modle.init_args.lr 3",
+    "preview --config quickstart --prompt 3",
+    "filter --config quickstart",
+    "plan --config quickstart",
+]
+LEFT_TO_THE_PARSER = [
+    "fit --help --confg x",
+    "fit --config quickstart --model my_task.MyGRPO --model.init_args.own 1",
+    "fit --config quickstart --model.class_path my_task.MyGRPO --foo 1",
+    "fit --config quickstart --model DAPO --model.init_args.lr 1e-5 --rollout.group_size=4 --dry-run",
+    "fit --config quickstart --trainer.logger.save_dir x --rollout.eval_samples.toys 4 --rollout.rewards+ Format",
+    "fit --config quickstart --rollout.group_size",
+    "fit --config quickstart --model '{class_path: GRPO, init_args: {lr: 1}}' --model.lr 3 --rollout null",
+    "fit --supervise 3 --config quickstart",
+    "plan --config quickstart --time",
+    "plan --config quickstart --gpus 8x80GB",
+]
+
+
+class Built(ConfigCheck):
+    """The parser of any command."""
+
+    def __init__(self, command: str) -> None:
+        RLVRCLI.__init__(self, [command], ExitStack())
+
+    def _set_seed(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "preview", "filter", "split", "plan"])
+def test_the_sources_have_the_options_of_the_parser(command: str) -> None:
+    parser = Built(command).parser
+    known, names = KnownNames(parser).options(), SourceNames(command)
+    assert {o for o in names.options() ^ known if ".init_args." not in o} == set()
+    sub = parser._subcommands_action._name_parser_map[command]
+    assert {o.removesuffix("+") for o in sub._option_string_actions} == names.own_options() - {"--json"}
+
+
+def test_the_sources_have_the_classes_of_the_parser_and_their_options() -> None:
+    names, known = SourceNames("fit"), KnownNames(None)
+    ours = {cls for classes in _classes().values() for cls in classes if cls.__module__.startswith("lit_rlvr.")}
+    shipped = {cls for cls in ours if not cls.__module__.startswith("lit_rlvr.init")}
+    assert names.classes() == {cls.__name__ for cls in shipped} | {*NAMES}
+    for cls in shipped:
+        path = f"{cls.__module__}.{cls.__name__}"
+        assert names.arguments(path) == known.arguments(path), path
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_misspelt_name_has_the_parser_s_line(
+    line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, *arguments = line.split()
+    with pytest.raises(UserError) as early:
+        check_early(command, arguments)
+    monkeypatch.setattr(early_check, "check_early", lambda command, arguments: None)
+    assert main.run([command, *arguments]) == 2
+    assert capsys.readouterr().err == f"lit-rlvr: error: {early.value}\n"
+
+
+@pytest.mark.parametrize("line", LEFT_TO_THE_PARSER)
+def test_what_may_be_right_is_left_to_the_parser(line: str) -> None:
+    command, *arguments = shlex.split(line)
+    check_early(command, arguments)
+
+
+def test_shipped_configs_are_not_refused() -> None:
+    for name in shipped_configs():
+        if name.startswith(("quickstart", "smoke/", "recipes/apmpo/", "svamp")):
+            check_early("fit", ["--config", name, "--config", "strategy/fsdp2"])
+
+
+def test_no_heavy_package_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from lit_rlvr.cli.main import run; status = run(sys.argv[1:]); "
+        "sys.exit(100 if {'torch', 'lightning', 'transformers'} & {*sys.modules} else status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fit", "--confg", "x"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stderr == "lit-rlvr: error: unknown option '--confg'; did you mean '--config'?\n"
