@@ -25,9 +25,9 @@ class Isolation:
     """Limits on one call in a worker process.
 
     Args:
-        cpu_seconds: CPU time.
+        cpu_seconds: CPU time, not counting imports.
         wall_seconds: wall-clock time, for a function that sleeps or waits.
-        memory_mb: address space in MiB, not counting the import of the function.
+        memory_mb: address space in MiB, not counting imports.
 
     Raises:
         UserError: a limit is not positive.

@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
+from importlib import _bootstrap, import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ def main(descriptor: int, parent: int) -> None:
     own = os.getpid()
     os.register_at_fork(after_in_child=connection.close)
     functions: dict[str, Callable[..., Any]] = {}
+    imports = UnlimitedImports()
     loaded_mb = 0  # memory taken by imports of functions and arguments
     while True:
         before_mb = _address_space_mb()
@@ -53,7 +54,7 @@ def main(descriptor: int, parent: int) -> None:
         else:
             arguments, cpu_seconds, memory_mb = rest
             loaded_mb += _address_space_mb() - before_mb
-            with limited(cpu_seconds, loaded_mb + memory_mb):
+            with limited(cpu_seconds, loaded_mb + imports.memory_mb + memory_mb):
                 reply = _reply(number, functions[key], arguments)
         if os.getpid() != own:
             os._exit(0)
@@ -108,6 +109,38 @@ def limited(cpu_seconds: float, memory_mb: int) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+class UnlimitedImports:
+    """Keeps imports in the body of a call out of its CPU and memory limits: only a worker's first call pays for them.
+
+    An import that never ends is stopped by the wall clock. importlib calls `_find_and_load` for modules that are not
+    imported yet, also from C.
+
+    Attributes:
+        memory_mb: address space that such imports have taken.
+    """
+
+    def __init__(self) -> None:
+        self.memory_mb = 0
+        self._find_and_load: Any = vars(_bootstrap)["_find_and_load"]
+        vars(_bootstrap)["_find_and_load"] = self._load
+
+    def _load(self, name: str, import_: Any) -> Any:
+        left, _ = signal.getitimer(signal.ITIMER_PROF)
+        if name in sys.modules or not left:  # not left: outside of calls, inside of another import, and in a fork
+            return self._find_and_load(name, import_)
+        (soft, hard), before_mb = resource.getrlimit(resource.RLIMIT_AS), _address_space_mb()
+        left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        try:
+            return self._find_and_load(name, import_)
+        finally:
+            grown_mb = max(0, _address_space_mb() - before_mb)
+            self.memory_mb += grown_mb
+            size = soft + grown_mb * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
+            signal.setitimer(signal.ITIMER_PROF, left)
 
 
 if __name__ == "__main__":

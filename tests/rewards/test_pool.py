@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,47 @@ def test_cpu_limit_kills_a_busy_loop_at_once_and_nothing_else(pool: WorkerPool) 
 def test_cpu_limit_does_not_count_waiting(pool: WorkerPool) -> None:
     (outcome,) = pool.run("time:sleep", [(0.6,)], cpu_seconds=0.1)
     assert outcome.status == "ok"
+
+
+HEAVY = """
+import time
+
+end = time.process_time() + {seconds}
+while time.process_time() < end:
+    pass
+held = bytearray({megabytes} * 2**20)
+"""
+JUDGE = """
+def judge(then):
+    import heavy_package
+
+    exec(then)
+    return len(heavy_package.held)
+"""
+
+
+def write_modules(folder: Path, seconds: str, megabytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "heavy_package.py").write_text(HEAVY.format(seconds=seconds, megabytes=megabytes))
+    (folder / "my_judge.py").write_text(JUDGE)
+    monkeypatch.syspath_prepend(folder)
+
+
+def test_imports_in_the_body_of_a_call_are_not_charged_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_modules(tmp_path, "0.4", 100, monkeypatch)
+    with closing(WorkerPool(workers=1, cpu_seconds=0.2, wall_seconds=20, memory_mb=60)) as pool:
+        calls = [("",), ("",), ("while True: pass",), ("bytearray(90 * 2**20)",), ("bytearray(10 * 2**20)",)]
+        outcomes = pool.run("my_judge:judge", calls)
+    assert [outcome.status for outcome in outcomes] == ["ok", "ok", "timeout", "timeout", "ok"]
+    assert outcomes[2].detail == "out of CPU time" and outcomes[3].detail.startswith("MemoryError")
+
+
+def test_an_import_that_never_ends_is_stopped_by_the_wall_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_modules(tmp_path, "1e9", 0, monkeypatch)
+    with closing(WorkerPool(workers=1, cpu_seconds=0.1, wall_seconds=0.5)) as pool:
+        (outcome,) = pool.run("my_judge:judge", [("",)])
+    assert outcome.status == "timeout" and outcome.detail == "out of wall-clock time"
 
 
 @pytest.mark.slow
