@@ -36,7 +36,7 @@ from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.rollout.engines.base import EngineContext
 from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.rollout.engines.synced import probe_seeds
-from lit_rlvr.run.trainer import RunTrainer
+from lit_rlvr.run.trainer import Trainer
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 DATA = {"high": 99, "held_out": 0, "question": "{a}+{b}=", "system_prompt": None}
@@ -192,9 +192,9 @@ def train_ours(options: Any, folder: str, recorder: Recorder, name: str, setting
     data = datamodules.Arithmetic(**DATA, prompts_per_step=options.prompts)
     with tempfile.TemporaryDirectory() as out:
         compare = Compare(recorder.gradients)
-        trainer = RunTrainer(
-            str(Path(out, "run")), rollout, max_steps=len(recorder.gradients), precision="32-true", accelerator="cpu",
-            devices=1, limit_val_batches=0, enable_progress_bar=False, callbacks=[compare],
+        trainer = Trainer(
+            default_root_dir=Path(out, "run"), callbacks=[rollout, compare], max_steps=len(recorder.gradients),
+            precision="32-true", accelerator="cpu", devices=1, limit_val_batches=0, enable_progress_bar=False,
         )  # fmt: skip
         trainer.fit(module, datamodule=data)
     assert recorder.initial is not None and recorder.final is not None

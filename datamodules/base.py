@@ -55,6 +55,7 @@ from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, check_takes, defined_at
 from lit_rlvr.policy.images import ImageProcessor
 from lit_rlvr.seeds import run_seed
+from lit_rlvr.settings import init_arguments
 from lit_rlvr.types import Prompt, Sample
 
 Split = Literal["train", "validation", "test"]
@@ -181,6 +182,7 @@ class PromptDataModule(UsesModel):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        self.init_args = init_arguments()
         check_takes(self.rows, "split")
         check_takes(self.sample, "row", "index", "source")
         check_positive(max_prompt_tokens=max_prompt_tokens, limit=limit, eval_limit=eval_limit)

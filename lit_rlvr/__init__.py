@@ -6,7 +6,26 @@ This module imports nothing heavy: reward workers import it, and they must start
 __version__ = "0.2.0"
 
 import os as _os
+import sys as _sys
+from importlib import import_module as _import_module
+from typing import Any as _Any
 
 _os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # see policy/speed.py; read at torch's first allocation
 if "PYTORCH_ALLOC_CONF" not in _os.environ:  # else freed GPU memory is in pieces that a sleeping engine cannot use
     _os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+_NAMES = {
+    "Arithmetic": "lit_rlvr.datamodules",
+    "GRPO": "lit_rlvr.algorithms",
+    "RolloutCallback": "lit_rlvr.rollout",
+    "Sampling": "lit_rlvr.types",
+    "Trainer": "lit_rlvr.run.trainer",
+}
+"""Names of a run from Python -> their modules, which are imported when the name is used."""
+
+
+def __getattr__(name: str) -> _Any:
+    # jsonargparse looks for the shortest path of a class; in configs it stays lit_rlvr.algorithms.GRPO.
+    if name not in _NAMES or _sys._getframe(1).f_globals["__name__"].startswith("jsonargparse"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(_import_module(_NAMES[name]), name)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 MOST_TOP_LEVEL = 15
 """The most modules at the root of `lit_rlvr`."""
 LAYERS = [
-    {"errors", "seeds"},
+    {"errors", "seeds", "settings"},
     {"configs", "distributed", "files", "objectives", "packages", "terminal", "types"},
     {"workers"},
     {"policy", "returned", "rewards", "strategy"},

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -25,60 +23,29 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.errors import refuse_nulls
 from lit_rlvr.cli.inspect import PlannedRun, dry_run
-from lit_rlvr.cli.supervise import LAUNCHERS, fit_command, supervise
+from lit_rlvr.cli.run_config import check_config, choose_strategy, resolve_config
+from lit_rlvr.cli.supervise import fit_command, supervise
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
 from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
 from lit_rlvr.datamodules import PromptDataModule
-from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint, list_checkpoints
+from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process
-from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError, defined_at
-from lit_rlvr.evaluation.filter import check_out
-from lit_rlvr.files import check_writable
-from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.plan.timing import time_run
-from lit_rlvr.policy.precision import fast_bf16
-from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.run.checkpoint import RunCheckpoint
-from lit_rlvr.run.folder import LOCK, check_run_folder, claim_run_folder, ended_early, lock_run_folder
-from lit_rlvr.run.loggers import open_loggers, save_dir_not_required, set_save_dir
-from lit_rlvr.run.monitor import CollapseStop
-from lit_rlvr.run.outputs import RunFolder
-from lit_rlvr.run.progress import Budget
+from lit_rlvr.run.folder import check_run_folder
+from lit_rlvr.run.loggers import save_dir_not_required, set_save_dir
+from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, in_order
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.callback import Chosen, choose_trackers
-from lit_rlvr.run.trainer import RUN_START_INDEX, TRAINER_DEFAULTS, RunStart, add_run_callbacks
 from lit_rlvr.terminal import show_result, wants_json
 from lit_rlvr.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
-CALLBACKS: dict[str, type[Callback]] = {
-    "run": RunFolder,  # first: its clock covers the rollout
-    "rollout": RolloutCallback,
-    "budget": Budget,
-    "checkpoint": RunCheckpoint,
-    "collapse": CollapseStop,
-}
-"""Option group -> the callback that it configures."""
-
-GROUPS: dict[str, type] = CALLBACKS | {"warm_start": WarmStart}
+GROUPS: dict[str, type] = CONFIGURABLE | {"warm_start": WarmStart}
 """Option group -> the class that it configures; null stands for the defaults of the whole group."""
-
-DEFAULT_FOLDER = "runs/default"
-"""The run folder if `trainer.default_root_dir` is not set."""
-
-FSDP1 = ("fsdp", "fsdp_cpu_offload")
-"""Lightning's names of its first FSDP; they select our FSDP2."""
-
-REPLACEMENTS = {
-    "gradient_clip_val": "model.max_grad_norm",
-    "accumulate_grad_batches": "model.tokens_per_microbatch (memory) or data.prompts_per_step",
-}
-"""Trainer options that manual optimization refuses -> our options for the same purpose."""
-
 
 CPU_TRAINER = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
 """Options that build a trainer for GPUs on a machine without GPUs."""
@@ -107,7 +74,7 @@ PRICE = "--price"
 
 
 SUBCOMMANDS = {
-    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "overwrite"},
     "validate": {"model", "dataloaders", "datamodule"},
     "test": {"model", "dataloaders", "datamodule"},
     "preview": {"model", "datamodule"},
@@ -136,11 +103,27 @@ def null_groups_as_configs(args: Sequence[str]) -> list[str]:
     return found
 
 
-def settings_of(parser: LightningArgumentParser, config: Any) -> str:
+def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:
     """Return the resolved settings of `fit` as YAML for another run, without resume and overwrite."""
     settings = config.clone()
     settings.overwrite, settings.ckpt_path = False, None
     return str(parser.dump(settings, skip_none=False, format="yaml"))
+
+
+def log_changed_settings(run: Run, max_steps: int) -> None:
+    """Log whether a resumed run has steps left, and which settings differ from the original run's."""
+    checkpoint = Path(str(run.checkpoint))
+    step = checkpoint_step(str(checkpoint))
+    if 0 < max_steps <= step:
+        _log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
+    before = checkpoint.parent.parent / "config.yaml"
+    if before.is_file():
+        then, now = (
+            yaml.safe_load(text.replace(": datamodules.", ": lit_rlvr.datamodules."))
+            for text in (before.read_text(), run.settings)
+        )
+        for key, old, new in changes(then, now):
+            _log.warning("resumed with a different %s: %s -> %s", key, old, new)
 
 
 class RLVRCLI(LightningCLI):
@@ -153,7 +136,6 @@ class RLVRCLI(LightningCLI):
             PromptDataModule,
             trainer_class=RLVRTrainer,
             save_config_callback=None,  # `RunStart` saves it
-            trainer_defaults=dict(TRAINER_DEFAULTS),
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -170,7 +152,7 @@ class RLVRCLI(LightningCLI):
         """Put the name of each group into the help, and our groups before the Trainer's, which is longer than all of
         ours."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        order = ["model", "data", "rollout", *CALLBACKS, "warm_start", "trainer"]
+        order = ["model", "data", "rollout", *CONFIGURABLE, "warm_start", "trainer"]
         places: dict[int, int] = {}
         for key, group in (parser.groups or {}).items():
             if key.partition(".")[0] in order:
@@ -184,7 +166,7 @@ class RLVRCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=0, help="The run's seed, a whole number.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        for key, cls in CALLBACKS.items():
+        for key, cls in CONFIGURABLE.items():
             parser.add_lightning_class_args(cls, key)
         parser.add_class_arguments(WarmStart, "warm_start")
         parser.add_argument(
@@ -218,92 +200,36 @@ class RLVRCLI(LightningCLI):
         """Do nothing, so that settings come only from the command line and its configs, never from a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        config = self.config[self.subcommand]
+        """Check and complete the settings, and open the run, before anything is built."""
+        command, config = str(self.subcommand), self.config[self.subcommand]
         refuse_nulls(config, GROUPS)
-        given = Path(config.trainer.default_root_dir or DEFAULT_FOLDER).expanduser()
-        root = given.absolute()  # a reward may change the current directory
-        config.trainer.default_root_dir = str(given)
-        if config.trainer.precision == "auto":
-            cuda = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
-            fast = self.subcommand == "plan" or fast_bf16("cuda" if cuda else "cpu")  # a plan is for GPUs
-            config.trainer.precision = "bf16-mixed" if fast else "32-true"
-        if config.trainer.val_check_interval == 0:
-            raise UserError(
-                "trainer.val_check_interval: 0 is not an interval; to skip validation, set trainer.limit_val_batches: 0"
-            )
-        if (every := config.trainer.log_every_n_steps) is not None and every < 1:
-            raise UserError(f"trainer.log_every_n_steps: {every} must be at least 1")
-        if (checks := config.trainer.num_sanity_val_steps) is not None and checks < -1:
-            raise UserError(f"trainer.num_sanity_val_steps: {checks} must be -1 (all batches), 0 (none) or more")
-        measures = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(str(self.subcommand))
-        if measures and config.trainer[measures] == 0:
-            raise UserError(f"trainer.{measures}: {config.trainer[measures]} leaves nothing to measure; leave it out")
-        for option, ours in REPLACEMENTS.items():
-            if config.trainer.get(option) not in (None, 1):
-                raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
-        if config.trainer.strategy in FSDP1:
-            _log.info("trainer.strategy: %s is FSDP2 here: lit_rlvr.strategy.FSDP2", config.trainer.strategy)
-            options = Namespace(process_group_backend=None, replicas=1, offload="offload" in config.trainer.strategy)
-            config.trainer.strategy = Namespace(class_path="lit_rlvr.strategy.FSDP2", init_args=options)
-        if str(getattr(config.trainer.strategy, "class_path", config.trainer.strategy)).endswith("FSDPStrategy"):
-            raise UserError(
-                "trainer.strategy: FSDP1 fails on backward passes inside a training step, cannot clip the norm and "
-                "does not run on CPUs; use FSDP2 instead: --config configs/strategy/fsdp2.yaml"
-            )
-        if self.subcommand == "filter":
-            check_out(Path(config.out))
-        if self.subcommand == "preview" and config.out is not None:
-            check_writable(Path(config.out), "--out")
-        if self.subcommand == "fit" and config.ckpt_path and config.overwrite:
-            raise UserError(
-                f"--ckpt_path {config.ckpt_path} continues the run in {given}, and --overwrite true replaces it; "
-                "give one of them"
-            )
-        is_owner = self.subcommand == "fit" and is_first_process() and not self._is_dry_run
-        was_locked = (root / LOCK).exists()
-        if is_owner:
-            self._stack.enter_context(lock_run_folder(root))
-        if config.get("ckpt_path") == "last":
-            self._find_last(config, given, was_locked)
-        if config.get("ckpt_path"):
-            step = checkpoint_step(config.ckpt_path)
-            if self.subcommand == "fit":
-                self._log_changed_settings(config, step)
-        if is_owner:
-            self._stack.enter_context(claim_run_folder(root, bool(config.ckpt_path), config.overwrite))
-        if self._is_dry_run:
-            check_run_folder(root, bool(config.ckpt_path), config.overwrite)
+        check_config(command, config)
+        resolve_config(command, config)
         for line in changed_classes(self._arguments, config):
             _log.warning("%s", line)
-        if self.subcommand == "fit":
-            self._settings = settings_of(self._parser("fit"), config)  # with the folder as given, so that it can move
-        config.trainer.default_root_dir = str(root)
-        set_save_dir(config.trainer.logger, root)
+        folder = Path(config.trainer.default_root_dir)
+        if command == "fit":
+            self._open_run(config, folder)
+        elif config.get("ckpt_path") == "last":
+            config.ckpt_path = str(last_checkpoint(folder))
+        if config.get("ckpt_path"):
+            checkpoint_step(config.ckpt_path)
+        config.trainer.default_root_dir = str(folder.absolute())  # a reward may change the current directory
+        set_save_dir(config.trainer.logger, folder.absolute())
 
-    def _log_changed_settings(self, config: Any, step: int) -> None:
-        """Log whether a resumed run has steps left, and which settings differ from the original run."""
-        if 0 < config.trainer.max_steps <= step:
-            _log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
-        before = Path(config.ckpt_path).parent.parent / "config.yaml"
-        if before.is_file():
-            now = settings_of(self._parser("fit"), config)
-            then, now = (
-                text.replace(": datamodules.", ": lit_rlvr.datamodules.") for text in (before.read_text(), now)
-            )
-            for key, old, new in changes(yaml.safe_load(then), yaml.safe_load(now)):
-                _log.warning("resumed with a different %s: %s -> %s", key, old, new)
-
-    def _find_last(self, config: Any, root: Path, was_locked: bool) -> None:
-        """Resolve `--ckpt_path last` to a file; a run that ended before its first checkpoint starts over.
-
-        Under a launcher that restarts runs by the same command, the first start has this option too.
-        """
-        starts_over, restarts = ended_early(root, was_locked), any(name in os.environ for name in LAUNCHERS)
-        if self.subcommand == "fit" and (starts_over or (restarts and not list_checkpoints(root))):
-            _log.warning("ckpt_path: %s has no checkpoint yet, the run starts from the beginning", root)
-            config.ckpt_path, config.overwrite = None, starts_over
+    def _open_run(self, config: Namespace, folder: Path) -> None:
+        """Open the run of `fit`, or for a dry run find it; the settings keep the folder as given, so that it can
+        move."""
+        if self._is_dry_run:
+            self._run = Run.find(folder, config.ckpt_path, config.overwrite)
+            check_run_folder(folder.absolute(), self._run.checkpoint is not None, self._run.overwrite)
         else:
-            config.ckpt_path = str(last_checkpoint(root))
+            self._run = self._stack.enter_context(Run.open(folder, config.ckpt_path, config.overwrite))
+        config.ckpt_path = None if self._run.checkpoint is None else str(self._run.checkpoint)
+        config.overwrite = self._run.overwrite
+        self._run.settings = settings_yaml(self._parser("fit"), config)
+        if config.ckpt_path:
+            log_changed_settings(self._run, config.trainer.max_steps)
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
@@ -318,50 +244,17 @@ class RLVRCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
-        writes = self.subcommand == "fit" and not self._is_dry_run
-        root = Path(config.trainer.default_root_dir)
-        loggers = open_loggers(config.trainer.logger, root, config.ckpt_path) if writes else False
-        if config.trainer.enable_checkpointing is False:
-            config.checkpoint.enabled = False  # Lightning would refuse the callback itself
-            if self.subcommand == "fit":
-                _log.warning("trainer.enable_checkpointing: false saves no checkpoints: the run cannot be resumed")
-        self._choose_strategy(config)
+        choose_strategy(str(self.subcommand), config, self.model, self.datamodule)
         try:
-            trainer = super().instantiate_trainer(logger=loggers, enable_checkpointing=True, **kwargs)
+            trainer: RLVRTrainer = super().instantiate_trainer(**kwargs)  # type: ignore[assignment]
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        add_run_callbacks(trainer)
-        if self.subcommand == "fit":
-            board = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
-            trackers = Trackers(choose_trackers(config.trackers, board), self._settings)
-            # After the run folder, whose files it sends, and before the rollout, which begins an iteration's work.
-            callbacks.insert(callbacks.index(self._get(self.config_init, "run")) + 1, trackers)
-            run_start = RunStart(self._settings, trainer.loggers, trackers, bool(config.ckpt_path), config.overwrite)
-            callbacks.insert(RUN_START_INDEX, run_start)
-            trainer.loggers = []
+        if self.subcommand == "fit" and not self._is_dry_run:
+            trainer.begin(self._run)
+            board = any(isinstance(logger, TensorBoardLogger) for logger in self._run.loggers)
+            trackers = Trackers(choose_trackers(config.trackers, board), self._run.settings)
+            trainer.callbacks = in_order([*trainer.callbacks, trackers])
         return trainer
-
-    def _choose_strategy(self, config: Any) -> None:
-        """Replace `auto` in trainer.strategy and model.gradient_checkpointing by what should fit on the GPUs."""
-        trainer, module = config.trainer, self.model
-        given, checkpointing = trainer.strategy, module.gradient_checkpointing
-        if "auto" not in (given, checkpointing):
-            return
-        gpus = None
-        if self.subcommand in ("fit", "validate", "test"):
-            gpus = GPUs.of_trainer(trainer.accelerator, trainer.devices, trainer.num_nodes)
-        if gpus is None:
-            module.gradient_checkpointing = checkpointing is True
-            return
-        job = describe_job(module, self.datamodule, config.rollout, trainer.precision)
-        placement = None if given == "auto" else (isinstance(given, FSDP2), bool(getattr(given, "offload", False)))
-        plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
-        module.gradient_checkpointing = plan.strategy.checkpointing
-        if given == "auto":
-            several = "ddp" if gpus.count > 1 else "auto"
-            trainer.strategy = FSDP2(offload=plan.strategy.offload) if plan.strategy.sharded else several
-        _log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))
 
     def _run_subcommand(self, subcommand: str) -> None:
         config = self.config_init[subcommand]

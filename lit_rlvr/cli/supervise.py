@@ -16,6 +16,7 @@ from types import FrameType
 from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
+from lit_rlvr.run.run import LAUNCHERS
 from lit_rlvr.terminal import wants_json
 from lit_rlvr.training.failures import BUDGET
 
@@ -26,11 +27,6 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that end the run for good; the run gets them too, and saves before it stops."""
 ENDS = (*STOPS, signal.SIGPIPE)
 """Signals in exit statuses after which a run is not started again; SIGPIPE: the reader of its output has gone."""
-LAUNCHERS = {
-    "TORCHELASTIC_RUN_ID": "torchrun restarts its processes itself: torchrun --max-restarts N, with --ckpt_path last",
-    "SLURM_STEP_ID": "let Slurm start the job again: sbatch --requeue, with --ckpt_path last",
-}
-"""Environment variable of a launcher -> what restarts a run there."""
 
 _log = logging.getLogger("lit_rlvr")
 

@@ -1,12 +1,10 @@
-"""Lightning's Trainer with our commands that take a whole config."""
+"""The Trainer of runs with our commands that take a whole config, as LightningCLI wants them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import TYPE_CHECKING, Any
-
-from lightning.pytorch import Trainer
+from typing import TYPE_CHECKING
 
 from lit_rlvr.cli.inspect import describe_prompts, print_prompts, write_split
 from lit_rlvr.datamodules import PromptDataModule
@@ -16,6 +14,7 @@ from lit_rlvr.plan.show import show
 from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import rollout_of
+from lit_rlvr.run.trainer import Trainer
 from lit_rlvr.terminal import show_result
 
 if TYPE_CHECKING:
@@ -23,14 +22,7 @@ if TYPE_CHECKING:
 
 
 class RLVRTrainer(Trainer):
-    """Lightning's `fit` and `validate`, and our commands that inspect a config before training.
-
-    Args:
-        precision: `bf16-mixed`, `32-true`, or `auto`: bf16-mixed if the hardware multiplies bfloat16, else 32-true.
-    """
-
-    def __init__(self, *, precision: str | int | None = None, **kwargs: Any) -> None:
-        super().__init__(precision=precision, **kwargs)  # type: ignore[arg-type]  # the command line resolves `auto`
+    """`fit` and `validate` of the Trainer, and our commands that inspect a config before training."""
 
     def preview(
         self, model: RLVRModule, datamodule: PromptDataModule, prompts: int = 3, split: Split = "train",

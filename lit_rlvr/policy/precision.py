@@ -36,6 +36,16 @@ def fast_bf16(device: str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def auto_precision(accelerator: object) -> str:
+    """Return the precision of a run on this machine: bf16-mixed if the hardware multiplies bfloat16, else 32-true.
+
+    Args:
+        accelerator: the trainer's option.
+    """
+    cuda = torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda")
+    return "bf16-mixed" if fast_bf16("cuda" if cuda else "cpu") else "32-true"
+
+
 @lru_cache
 def bf16_slowdown() -> float:
     """Return this CPU's time for a matrix product in bfloat16 divided by that in float32; below 1, bfloat16 is faster.

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from lit_rlvr.errors import UserError, first_line, first_line_of, user_line
+from lit_rlvr.settings import init_arguments
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
@@ -54,6 +55,7 @@ class Reward(ABC):
         isolate: bool | Isolation = False,
         truncated_is_wrong: bool = True,
     ) -> None:
+        self.init_args = init_arguments()
         cls = type(self)
         if not math.isfinite(weight):
             raise UserError(f"rewards.{cls.__name__}.weight must be a finite number, got {weight}")

@@ -34,6 +34,7 @@ from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
 from lit_rlvr.rollout.source import AheadSource, RolloutSource, SyncSource
 from lit_rlvr.seeds import run_seed
+from lit_rlvr.settings import init_arguments
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated, updates_of
 from lit_rlvr.types import EvalSampling, PromptBatch, Rollout, Sampling
@@ -92,6 +93,7 @@ class RolloutCallback(Callback):
         max_engine_restarts: int = 3,
         deterministic: bool = False,
     ) -> None:
+        self.init_args = init_arguments()
         self.group_size = group_size
         self.generator = resolve_engine(engine)
         self.engine = SyncedEngine(self.generator, max_engine_restarts, probe_every)

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.settings import init_arguments
 from lit_rlvr.terminal import Terminal
 from lit_rlvr.training.optimizer import updates_of
 
@@ -28,6 +29,7 @@ class Budget(Callback):
     """
 
     def __init__(self, samples: int | None = None, tokens: int | None = None) -> None:
+        self.init_args = init_arguments()
         self.limits = {name: limit for name, limit in (("samples", samples), ("tokens", tokens)) if limit is not None}
         for name, limit in self.limits.items():
             if limit < 1:

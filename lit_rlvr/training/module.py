@@ -58,6 +58,7 @@ from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
 from lit_rlvr.policy.vision import freeze_vision_tower
+from lit_rlvr.settings import init_arguments
 from lit_rlvr.terminal import progress
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget
 from lit_rlvr.training.loss import LossModule
@@ -161,6 +162,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         max_skipped_steps: int = 10,
         config_overrides: dict[str, Any] | None = None,
     ) -> None:
+        self.init_args = init_arguments()
         check_within("[0, inf)", "model", lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
         check_within("[0, 1)", "model.betas", first=betas[0], second=betas[1])
         check_within("[0, inf)", "model", warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)

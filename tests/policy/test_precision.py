@@ -15,7 +15,7 @@ from tiny_runs import fit
 def test_auto(
     run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fast: bool, wanted: str
 ) -> None:
-    monkeypatch.setattr("lit_rlvr.cli.lightning_cli.fast_bf16", lambda device: fast and device == "cpu")
+    monkeypatch.setattr("lit_rlvr.policy.precision.fast_bf16", lambda device: fast and device == "cpu")
     fit(lit_rlvr, "--trainer.precision", "auto", "--trainer.max_steps", 1)
     saved = yaml.safe_load((run_folder / "run" / "config.yaml").read_text())
     assert saved["trainer"]["precision"] == wanted

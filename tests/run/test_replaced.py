@@ -24,7 +24,7 @@ from lit_rlvr.run.folder import (
     restore_earlier_run,
     undo_interrupted_move,
 )
-from lit_rlvr.run.trainer import RunTrainer
+from lit_rlvr.run.trainer import Trainer
 
 
 def old_run(root: Path) -> dict[str, bytes]:
@@ -203,11 +203,13 @@ def test_a_new_run_with_a_checkpoint_is_not_replaced_by_the_old(tmp_path: Path) 
 
 def test_errors_of_runs_from_python_name_its_arguments(tmp_path: Path) -> None:
     make_run(tmp_path, traces={2: [group()]})
-    trainer = RunTrainer(tmp_path, RolloutCallback(), accelerator="cpu")
-    with pytest.raises(UserError, match=r'^folder: .* resume it with ckpt_path="last", replace it with overwrite=True'):
+    trainer = Trainer(default_root_dir=tmp_path, callbacks=[RolloutCallback()], accelerator="cpu")
+    with pytest.raises(
+        UserError, match=r'^default_root_dir: .* resume it with ckpt_path="last", replace it with overwrite=True'
+    ):
         trainer.fit(None)
     with pytest.raises(UserError, match="overfit_batches: it has no effect"):
-        RunTrainer(tmp_path, RolloutCallback(), accelerator="cpu", overfit_batches=1)
+        Trainer(default_root_dir=tmp_path, callbacks=[RolloutCallback()], accelerator="cpu", overfit_batches=1)
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "summary.json"])

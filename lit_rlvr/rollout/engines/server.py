@@ -24,6 +24,7 @@ from lit_rlvr.rollout.engines.client import START, ServerError, VLLMServer, dtyp
 from lit_rlvr.rollout.engines.synced import crash_of
 from lit_rlvr.rollout.engines.transfer import WeightTransfer, gathered
 from lit_rlvr.rollout.engines.vllm import FP8, collapsed, sampling_parameters, with_tied_head
+from lit_rlvr.settings import init_arguments
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class VLLMServerEngine(RolloutEngine):
     def __init__(
         self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 1800.0
     ) -> None:
+        self.init_args = init_arguments()
         if not urls:
             raise UserError("VLLMServerEngine.urls: name at least one server, such as http://host:8000")
         for url in urls:

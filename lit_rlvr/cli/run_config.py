@@ -1,0 +1,103 @@
+"""The settings of a run between the parser and the run: checked, then completed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.filter import check_out
+from lit_rlvr.files import check_writable
+from lit_rlvr.plan.strategies import GPUs, describe_job
+from lit_rlvr.policy.precision import auto_precision
+from lit_rlvr.run.run import DEFAULT_FOLDER
+
+_log = logging.getLogger("lit_rlvr")
+
+FSDP1 = ("fsdp", "fsdp_cpu_offload")
+"""Lightning's names of its first FSDP; they select our FSDP2."""
+
+REPLACEMENTS = {
+    "gradient_clip_val": "model.max_grad_norm",
+    "accumulate_grad_batches": "model.tokens_per_microbatch (memory) or data.prompts_per_step",
+}
+"""Trainer options that manual optimization refuses -> our options for the same purpose."""
+
+
+def check_config(command: str, config: Namespace) -> None:
+    """Refuse settings that cannot work; change nothing.
+
+    Raises:
+        UserError: names the option.
+    """
+    trainer = config.trainer
+    if trainer.val_check_interval == 0:
+        raise UserError(
+            "trainer.val_check_interval: 0 is not an interval; to skip validation, set trainer.limit_val_batches: 0"
+        )
+    if (every := trainer.log_every_n_steps) is not None and every < 1:
+        raise UserError(f"trainer.log_every_n_steps: {every} must be at least 1")
+    if (checks := trainer.num_sanity_val_steps) is not None and checks < -1:
+        raise UserError(f"trainer.num_sanity_val_steps: {checks} must be -1 (all batches), 0 (none) or more")
+    measures = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
+    if measures and trainer[measures] == 0:
+        raise UserError(f"trainer.{measures}: {trainer[measures]} leaves nothing to measure; leave it out")
+    for option, ours in REPLACEMENTS.items():
+        if trainer.get(option) not in (None, 1):
+            raise UserError(f"trainer.{option}: the algorithm does this itself; use {ours}")
+    if str(getattr(trainer.strategy, "class_path", trainer.strategy)).endswith("FSDPStrategy"):
+        raise UserError(
+            "trainer.strategy: FSDP1 fails on backward passes inside a training step, cannot clip the norm and "
+            "does not run on CPUs; use FSDP2 instead: --config configs/strategy/fsdp2.yaml"
+        )
+    if command == "filter":
+        check_out(Path(config.out))
+    if command == "preview" and config.out is not None:
+        check_writable(Path(config.out), "--out")
+    if command == "fit" and config.ckpt_path and config.overwrite:
+        raise UserError(
+            f"--ckpt_path {config.ckpt_path} continues the run in {trainer.default_root_dir or DEFAULT_FOLDER}, and "
+            "--overwrite true replaces it; give one of them"
+        )
+
+
+def resolve_config(command: str, config: Namespace) -> None:
+    """Fill in what the trainer's options leave open: the run folder, `auto` precision, and FSDP2 for `fsdp`."""
+    trainer = config.trainer
+    trainer.default_root_dir = str(Path(trainer.default_root_dir or DEFAULT_FOLDER).expanduser())
+    if trainer.precision == "auto":
+        trainer.precision = "bf16-mixed" if command == "plan" else auto_precision(trainer.accelerator)  # GPUs have it
+    if trainer.strategy in FSDP1:
+        _log.info("trainer.strategy: %s is FSDP2 here: lit_rlvr.strategy.FSDP2", trainer.strategy)
+        options = Namespace(process_group_backend=None, replicas=1, offload="offload" in trainer.strategy)
+        trainer.strategy = Namespace(class_path="lit_rlvr.strategy.FSDP2", init_args=options)
+
+
+def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> None:
+    """Replace `auto` in trainer.strategy and model.gradient_checkpointing by what should fit on the GPUs.
+
+    Args:
+        config: with the classes that it names built.
+    """
+    trainer = config.trainer
+    given, checkpointing = trainer.strategy, module.gradient_checkpointing
+    if "auto" not in (given, checkpointing):
+        return
+    gpus = None
+    if command in ("fit", "validate", "test"):
+        gpus = GPUs.of_trainer(trainer.accelerator, trainer.devices, trainer.num_nodes)
+    if gpus is None:
+        module.gradient_checkpointing = checkpointing is True
+        return
+    job = describe_job(module, data, config.rollout, trainer.precision)
+    placement = None if given == "auto" else (isinstance(given, FSDP2), bool(getattr(given, "offload", False)))
+    plan = job.choice(gpus, placement, None if checkpointing == "auto" else checkpointing)
+    module.gradient_checkpointing = plan.strategy.checkpointing
+    if given == "auto":
+        several = "ddp" if gpus.count > 1 else "auto"
+        trainer.strategy = FSDP2(offload=plan.strategy.offload) if plan.strategy.sharded else several
+    _log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))

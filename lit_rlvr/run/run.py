@@ -1,0 +1,202 @@
+"""`Run`: one training run, the same from the command line and from Python."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, Timer
+from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.utilities import _log_hyperparams
+
+from lit_rlvr.distributed.checkpoints import last_checkpoint, list_checkpoints
+from lit_rlvr.distributed.collectives import is_first_process
+from lit_rlvr.files import write_atomically
+from lit_rlvr.rollout import RolloutCallback
+from lit_rlvr.run.checkpoint import RunCheckpoint
+from lit_rlvr.run.folder import CONFIG_HEADER, LOCK, claim_run_folder, clear_run_folder, ended_early, lock_run_folder
+from lit_rlvr.run.live import LiveFile
+from lit_rlvr.run.loggers import open_loggers
+from lit_rlvr.run.monitor import CollapseStop, LostWork, MonitoredMetrics
+from lit_rlvr.run.outputs import RunFolder
+from lit_rlvr.run.progress import Budget, RunProgress
+from lit_rlvr.run.ranks import EndOfSetUp, RankWatch
+from lit_rlvr.run.stop import StopOnSignal
+from lit_rlvr.run.trackers.callback import Trackers
+
+_log = logging.getLogger("lit_rlvr")
+
+DEFAULT_FOLDER = "runs/default"
+"""The run folder if `trainer.default_root_dir` is not set."""
+
+LAUNCHERS = {
+    "TORCHELASTIC_RUN_ID": "torchrun restarts its processes itself: torchrun --max-restarts N, with --ckpt_path last",
+    "SLURM_STEP_ID": "let Slurm start the job again: sbatch --requeue, with --ckpt_path last",
+}
+"""Environment variable of a launcher -> what restarts a run there."""
+
+
+@dataclass
+class Run:
+    """One training run: its folder, what it resumes from, its settings and its loggers.
+
+    Args:
+        folder: the run folder.
+        checkpoint: the checkpoint that the run resumes from; None = it begins.
+        overwrite: whether the run replaces the one in the folder.
+    """
+
+    folder: Path
+    checkpoint: str | Path | None = None
+    overwrite: bool = False
+    settings: str = ""
+    """The resolved settings as YAML: the text of `config.yaml`."""
+    loggers: list[Logger] = field(default_factory=list)
+    """Opened when the run begins, so that a run which fails earlier leaves the folder unchanged."""
+
+    @classmethod
+    def find(cls, folder: Path, ckpt_path: str | Path | None, overwrite: bool, was_locked: bool = False) -> Run:
+        """Return the run that `ckpt_path` and `overwrite` ask for; change nothing.
+
+        `last` is the newest checkpoint; a run that ended before its first checkpoint starts over. Under a launcher that
+        restarts runs by the same command, the first start has `last`, too.
+
+        Args:
+            was_locked: there was a lock file in the folder before this process locked it.
+
+        Raises:
+            UserError: there is no checkpoint, and no run that ended early.
+        """
+        if ckpt_path != "last":
+            return cls(folder, ckpt_path, overwrite)
+        starts_over, restarts = ended_early(folder, was_locked), any(name in os.environ for name in LAUNCHERS)
+        if starts_over or (restarts and not list_checkpoints(folder)):
+            _log.warning("ckpt_path: %s has no checkpoint yet, the run starts from the beginning", folder)
+            return cls(folder, None, overwrite or starts_over)
+        return cls(folder, str(last_checkpoint(folder)), overwrite)
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, ckpt_path: str | Path | None, overwrite: bool) -> Iterator[Run]:
+        """Lock the folder for a run, and restore the earlier run if this one ends before its first checkpoint.
+
+        Raises:
+            UserError: the folder holds a run that is neither resumed nor overwritten, another run is using it, it
+                cannot be written, or there is no checkpoint to resume from.
+        """
+        was_locked, is_owner = (folder / LOCK).exists(), is_first_process()
+        with ExitStack() as stack:
+            if is_owner:
+                stack.enter_context(lock_run_folder(folder.absolute()))  # a reward may change the current directory
+            run = cls.find(folder, ckpt_path, overwrite, was_locked)
+            run.folder = folder.absolute()
+            if is_owner:
+                stack.enter_context(claim_run_folder(run.folder, run.checkpoint is not None, run.overwrite))
+            yield run
+
+    def open_loggers(self, chosen: Any) -> None:
+        """Build the run's loggers; `chosen` are the user's, False = metrics.csv alone."""
+        self.loggers = open_loggers(chosen, self.folder, self.checkpoint)
+
+
+class RunStart(Callback):
+    """Empties the run folder, opens loggers and trackers, and writes `config.yaml`.
+
+    It does so once, right before the first validation or iteration. A run that fails earlier leaves the folder
+    unchanged, and so does a resumed run with nothing left to train.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._has_started = False
+        self._logs_hyperparameters = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer.loggers = self.run.loggers  # Lightning has opened its own loggers by now
+        # Lightning would log hyperparameters, which opens the loggers, before it restores the checkpoint.
+        self._logs_hyperparameters, trainer.enable_autolog_hparams = trainer.enable_autolog_hparams, False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._has_started:
+            return
+        self._has_started = True
+        run = self.run
+        if trainer.is_global_zero and run.checkpoint is None:
+            clear_run_folder(run.folder, run.overwrite)
+        for logger in run.loggers:
+            if isinstance(logger, WandbLogger):  # it sees only those TensorBoard files that are opened after it
+                _ = logger.experiment
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for trackers in (callback for callback in callbacks if isinstance(callback, Trackers)):
+            trackers.begin(trainer)
+        if self._logs_hyperparameters:
+            _log_hyperparams(trainer)
+        if trainer.is_global_zero:
+            write_atomically(run.folder / "config.yaml", CONFIG_HEADER + run.settings)
+        trainer.strategy.barrier()  # no process writes to the folder before it is clear
+
+    on_train_start = on_sanity_check_start
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a new run even if it has no iterations."""
+        if self.run.checkpoint is None:
+            self.on_sanity_check_start(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self._has_started:
+            trainer.loggers = []  # closing an unopened logger would open it
+
+
+CONFIGURABLE: dict[str, type[Callback]] = {
+    "run": RunFolder,
+    "rollout": RolloutCallback,
+    "budget": Budget,
+    "checkpoint": RunCheckpoint,
+    "collapse": CollapseStop,
+}
+"""Key of a config -> the callback of every run that it configures."""
+FIXED: tuple[type[Callback], ...] = (RankWatch, StopOnSignal, EndOfSetUp, MonitoredMetrics, LostWork, LiveFile)
+"""The callbacks of every run that have no options."""
+ORDER: tuple[type[Callback], ...] = (
+    RankWatch,
+    StopOnSignal,
+    RunStart,  # before all that write files
+    EndOfSetUp,
+    MonitoredMetrics,
+    LostWork,
+    LiveFile,
+    Callback,  # the user's own
+    RunFolder,  # its clock covers the rollout
+    Trackers,  # after the run folder, whose files they send, and before the work of the next iteration
+    RolloutCallback,
+    Budget,
+    CollapseStop,
+    Timer,
+    ProgressBar,
+    Checkpoint,
+)
+"""The order of a run's callbacks; `Callback` stands for all that are not named."""
+
+
+def in_order(callbacks: Sequence[Callback]) -> list[Callback]:
+    """Return the callbacks in the order of a run's."""
+
+    def place(callback: Callback) -> int:
+        kinds = [place for place, kind in enumerate(ORDER) if kind is not Callback and isinstance(callback, kind)]
+        return kinds[0] if kinds else ORDER.index(Callback)
+
+    return sorted(callbacks, key=place)
+
+
+def with_defaults(given: Sequence[Callback], shows_progress: bool) -> list[Callback]:
+    """Return the given callbacks, and those of every run that are not among them."""
+    made = [kind() for kind in (*CONFIGURABLE.values(), *FIXED) if not any(isinstance(one, kind) for one in given)]
+    if shows_progress and not any(isinstance(callback, ProgressBar) for callback in given):
+        made.append(RunProgress())
+    return [*given, *made]

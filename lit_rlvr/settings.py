@@ -1,0 +1,70 @@
+"""The settings of objects that were built in Python, as a config would name them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+
+def init_arguments() -> dict[str, Any]:
+    """Return the arguments of the object that is being built, those of its base classes included.
+
+    Call it in `__init__`; each `__init__` through which the caller was reached contributes its arguments, so arguments
+    that a subclass fixes are among them.
+    """
+    frame: FrameType | None = inspect.currentframe()
+    frame = None if frame is None else frame.f_back
+    built = None if frame is None else frame.f_locals["self"]
+    found: dict[str, Any] = {}
+    while frame is not None and frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is built:
+        names, _, _, values = inspect.getargvalues(frame)
+        found |= {name: values[name] for name in names if name != "self"}
+        frame = frame.f_back
+    return found
+
+
+def settings_of(value: Any) -> Any:
+    """Return an object as a config writes it: plain values, dotted paths, `class_path` with `init_args`.
+
+    The arguments of an object are its `init_args` (see `init_arguments`), its fields if it is a dataclass, else the
+    attributes that are named like the parameters of its constructor.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): settings_of(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [settings_of(one) for one in value]
+    if isinstance(value, partial):
+        return {"class_path": _dotted(value.func), "init_args": settings_of(value.keywords)}
+    if isinstance(value, type):
+        return {"class_path": _dotted(value)}
+    if callable(value) and hasattr(value, "__qualname__"):
+        return _dotted(value)
+    arguments = settings_of(arguments_of(value))
+    plain = is_dataclass(value) and type(value).__base__ is object  # the parser takes its fields without a class_path
+    return arguments if plain else {"class_path": _dotted(type(value)), "init_args": arguments}
+
+
+def arguments_of(built: Any) -> dict[str, Any]:
+    """Return the arguments that an object was built with, as far as it keeps them."""
+    if hasattr(built, "init_args"):
+        from jsonargparse._parameter_resolvers import get_signature_parameters  # slow, and workers import this module
+
+        accepted = {parameter.name for parameter in get_signature_parameters(type(built))}  # as the parser sees it
+        return {name: value for name, value in built.init_args.items() if name in accepted}
+    if is_dataclass(built):
+        return {field.name: getattr(built, field.name) for field in fields(built) if field.init}
+    names = inspect.signature(type(built)).parameters
+    return {name: getattr(built, name) for name in names if hasattr(built, name)}
+
+
+def _dotted(named: Any) -> str:
+    return f"{named.__module__}.{named.__qualname__}"
