@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch
 import yaml
 from lightning.pytorch import Callback
+from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.loggers import Logger
 
 from lit_rlvr.distributed.checkpoints import CheckpointFiles
@@ -37,6 +38,7 @@ class Trainer(lightning.pytorch.Trainer):
         default_root_dir: the run folder; default: runs/default.
         callbacks: the `RolloutCallback`, and further callbacks; a `RunFolder`, `RunCheckpoint`, `CollapseStop` or
             `Budget` with options replaces the default one.
+        accelerator: the kind of device.
         precision: `bf16-mixed`, `32-true`, or `auto`: bf16-mixed if the hardware multiplies bfloat16, else 32-true.
         logger: further loggers of Lightning; False = `metrics.csv` alone, without TensorBoard.
         enable_checkpointing: save checkpoints; without them the run cannot be resumed.
@@ -52,6 +54,7 @@ class Trainer(lightning.pytorch.Trainer):
         *,
         default_root_dir: str | Path | None = None,
         callbacks: list[Callback] | Callback | None = None,
+        accelerator: str | Accelerator = "auto",
         precision: str | int | None = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
         enable_checkpointing: bool | None = None,
@@ -65,11 +68,12 @@ class Trainer(lightning.pytorch.Trainer):
         silence_other_packages()
         show_messages()
         if precision == "auto":
-            precision = auto_precision(options.get("accelerator", "auto"))
+            precision = auto_precision(accelerator)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         super().__init__(
             default_root_dir=default_root_dir or DEFAULT_FOLDER,
             callbacks=with_defaults(given, shows_progress=enable_progress_bar is not False),
+            accelerator=accelerator,
             precision=precision,  # type: ignore[arg-type]
             logger=False,  # a run opens its own
             enable_checkpointing=True,
@@ -85,7 +89,7 @@ class Trainer(lightning.pytorch.Trainer):
                 "trainer.overfit_batches: it has no effect on prompts; train on a small `train` file instead"
             )
         self.run: Run | None = None
-        self._chosen_logger, self._options = logger, {"precision": precision, "max_epochs": max_epochs} | options
+        self._chosen_logger, self._options = logger, {"accelerator": accelerator, "precision": precision} | options
         self.callbacks: list[Callback] = in_order(self.callbacks)
         for checkpoint in (one for one in self.callbacks if isinstance(one, RunCheckpoint)):
             checkpoint.enabled &= enable_checkpointing is not False
