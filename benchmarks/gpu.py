@@ -49,9 +49,10 @@ from turns import Player
 from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
 from lit_rlvr.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
+from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import enable_checkpointing
-from lit_rlvr.policy.tiny import CHAT_TEMPLATE, VLM_SPECIALS, byte_tokenizer, language_sizes, markers
+from lit_rlvr.policy.tiny import CHAT_TEMPLATE, byte_tokenizer
 from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.training.step import logprobs_of

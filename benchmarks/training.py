@@ -26,10 +26,10 @@ from workload import wait_for_gpu
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.policy import loading
 from lit_rlvr.policy import logprobs as scoring
+from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, save_tiny_vlm
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
-from lit_rlvr.policy.tiny import VLM_SPECIALS, save_tiny_vlm
 from lit_rlvr.run.rank_zero import EXPECTED_WARNINGS
 from lit_rlvr.types import Completion, Pixels, Prompt, PromptBatch, Rollout, Sample, Sampling, pad_completions
 
@@ -66,8 +66,10 @@ def with_image(rollout: Rollout, config: Any, features: int) -> Rollout:
     vision = config.vision_config
     side = round(features**0.5) * vision.spatial_merge_size
     size = vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
-    pixels = Pixels(torch.randn(side * side, size), torch.tensor([[1, side, side]]), ())
-    image = [config.vision_start_token_id, *[config.image_token_id] * features, config.vision_end_token_id]
+    inputs = {"pixel_values": torch.randn(side * side, size), "image_grid_thw": torch.tensor([[1, side, side]])}
+    placeholders = (config.image_token_id,) * features
+    pixels = Pixels((inputs,), (placeholders,), ())
+    image = [config.vision_start_token_id, *placeholders, config.vision_end_token_id]
     prompts = [replace(p, token_ids=[*image, *p.token_ids], pixels=pixels) for p in rollout.prompts]
     return replace(rollout, prompts=prompts)
 

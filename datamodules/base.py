@@ -53,7 +53,7 @@ from lit_rlvr.datamodules.reading.stream import (
 )
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, check_takes, defined_at
-from lit_rlvr.policy.images import ImageProcessor
+from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.seeds import run_seed
 from lit_rlvr.settings import init_arguments
 from lit_rlvr.types import Prompt, Sample
@@ -327,13 +327,13 @@ class PromptDataModule(UsesModel):
         self._reports_special_tokens = False
 
     def encode(self, sample: Sample) -> Prompt:
-        """Tokenise `render`'s text, with each image's placeholder repeated once per image feature."""
+        """Tokenise `render`'s text, with as many placeholders of each image as it has features."""
         token_ids = list(self.tokenizer(self.render(sample), add_special_tokens=False).input_ids)
         if sample.images:
             images: Any = sample.images
             try:
-                grids = [self.image_processor.grid(*size) for size in images.sizes]
-                token_ids = self.image_processor.expand(token_ids, grids)
+                placeholders = [self.image_processor.placeholders(*size) for size in images.sizes]
+                token_ids = self.image_processor.expand(token_ids, placeholders)
             except UserError as error:
                 raise UserError(f"{sample.source}: {error}") from error
         return Prompt(sample, token_ids)
@@ -342,15 +342,19 @@ class PromptDataModule(UsesModel):
         """Return the prompt ready for a batch, with its images decoded and cut into patches.
 
         Raises:
-            UserError: an image file has disappeared or broken since it was checked.
+            UserError: an image file has disappeared, broken or changed its size since it was checked.
         """
         if not prompt.sample.images:
             return prompt
         try:
-            return replace(prompt, pixels=self.image_processor.pixels(prompt.sample.images))
+            pixels = self.image_processor.pixels(prompt.sample.images)
+            self.image_processor.family.check_features(prompt.token_ids, pixels)
         except OSError as error:
             where = prompt.sample.source
             raise UserError(f"{where}: image: {error}; it was there when the data were loaded, restore it") from error
+        except UserError as error:
+            raise UserError(f"{prompt.sample.source}: {error}") from error
+        return replace(prompt, pixels=pixels)
 
     def setup(self, stage: str) -> None:
         """Read, check and tokenise the sets of a stage, so that bad data fails before the weights load."""

@@ -19,9 +19,9 @@ from lit_rlvr.distributed.checkpoints import is_sharded, last_checkpoint, read_c
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import check_writable
 from lit_rlvr.policy.adapters import Lora, add_adapters, merge_adapters
+from lit_rlvr.policy.families import family_of
 from lit_rlvr.policy.loading import auto_class, generation_config, load_config, load_policy, load_tokenizer
 from lit_rlvr.policy.sources import cache_folder, made_once, resolve_model
-from lit_rlvr.policy.vision import takes_images
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.terminal import show_result
 
@@ -98,8 +98,6 @@ def save_model(model: Any, source: str, target: Path) -> Path:
 
     The folder appears only when it is complete.
     """
-    from transformers import AutoImageProcessor, AutoVideoProcessor
-
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
@@ -108,9 +106,8 @@ def save_model(model: Any, source: str, target: Path) -> Path:
     try:
         model.save_pretrained(scratch)
         load_tokenizer(source).save_pretrained(scratch)
-        if takes_images(model.config):
-            for processor in (AutoImageProcessor, AutoVideoProcessor):
-                processor.from_pretrained(source, trust_remote_code=False).save_pretrained(scratch)
+        if (family := family_of(model.config)) is not None:
+            family.save_processors(source, scratch)
         scratch.chmod(0o755)
         os.replace(scratch, target)
     finally:

@@ -291,25 +291,24 @@ class Pixels:
     """The n images of a prompt, or of a completion's observations.
 
     Args:
-        values: (N, D) float, the concatenated patches of all images.
-        grid: (n, 3) long, each image's number of patches in time, height and width.
-        images: the n resized RGB images, for engines that cut patches themselves.
+        inputs: for each image, the model's inputs by name; only the model's `VisionFamily` reads them.
+        placeholders: for each image, the tokens that stand for it.
+        images: the n resized RGB images, for engines that make the model's inputs themselves.
     """
 
-    values: Tensor
-    grid: Tensor
+    inputs: tuple[Mapping[str, Tensor], ...]
+    placeholders: tuple[tuple[int, ...], ...]
     images: tuple[Any, ...]
 
     @classmethod
     def joined(cls, parts: Sequence[Pixels | None]) -> Pixels | None:
         """Concatenate the images of several parts; return None without images."""
-        import torch
-
         some = [part for part in parts if part is not None]
         if len(some) < 2:
             return some[0] if some else None
-        images = tuple(image for part in some for image in part.images)
-        return cls(torch.cat([part.values for part in some]), torch.cat([part.grid for part in some]), images)
+        inputs = tuple(image for part in some for image in part.inputs)
+        placeholders = tuple(tokens for part in some for tokens in part.placeholders)
+        return cls(inputs, placeholders, tuple(image for part in some for image in part.images))
 
 
 @dataclass

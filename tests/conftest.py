@@ -33,7 +33,7 @@ from tiny_runs import tiny_config, write_config
 from tiny_vlms import KINDS
 from transformers import PreTrainedTokenizerFast
 
-from lit_rlvr.policy.tiny import save_tiny_vlm
+from lit_rlvr.policy.families.qwen_vl import save_tiny_vlm
 from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup
 
 torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.types import Pixels, ToolResult
 
 if TYPE_CHECKING:
-    from lit_rlvr.policy.images import ImageProcessor
+    from lit_rlvr.policy.families.base import ImageProcessor
 
 _TURN = "\ue000"  # placeholder of a turn of the model; a private code point, which observations lose
 _PROBE = "An observation."
@@ -126,7 +126,7 @@ class BetweenTurns:
         ids = list(self._tokenizer(after, add_special_tokens=False).input_ids)
         if pixels is None or self._processor is None:
             return ids
-        return self._processor().expand(ids, [(t, h, w) for t, h, w in pixels.grid.tolist()])
+        return self._processor().expand(ids, pixels.placeholders)
 
     def _render_after_turn(self, results: Sequence[ToolResult]) -> tuple[str, str]:
         """Render the text between the model's turn and its next turn.

@@ -286,7 +286,7 @@ def describe_image(data: PromptDataModule, prompt: Prompt, number: int, folder: 
     assert pixels is not None, "the prompt has images"
     image = pixels.images[number]
     path = None if folder is None else _save_image(image, f"{prompt.sample.id}-{number + 1}", folder)
-    tokens = data.image_processor.features(pixels.grid[number].tolist())
+    tokens = len(pixels.placeholders[number])
     return {"tokens": tokens, "width": image.width, "height": image.height, "file": path and str(path)}
 
 

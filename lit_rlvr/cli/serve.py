@@ -17,10 +17,9 @@ import torch
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import missing_compiler, require, vllm_package
-from lit_rlvr.policy.images import ImageProcessor
-from lit_rlvr.policy.loading import load_config, load_model, load_tokenizer
+from lit_rlvr.policy.families import family_of
+from lit_rlvr.policy.loading import load_config, load_image_processor, load_model, load_tokenizer
 from lit_rlvr.policy.sources import resolve_model
-from lit_rlvr.policy.vision import takes_images
 from lit_rlvr.rollout.engines.vllm import FP8
 
 _log = logging.getLogger("lit_rlvr")
@@ -121,10 +120,10 @@ def server_line(
         UserError: vLLM could not load them.
     """
     folder = resolve_model(model, overrides)
-    images = takes_images(load_config(folder))
+    family = family_of(load_config(folder))
     load_tokenizer(folder)
-    if images:
-        ImageProcessor(folder)
+    if family is not None:
+        load_image_processor(folder)
     load_model(folder, getattr(torch, dtype), device="meta")
     line = [
         "-m", "lit_rlvr.rollout.engines.server_process", "--model", folder, "--served-model-name", model,
@@ -144,8 +143,10 @@ def server_line(
         ]
     if nccl:
         line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
-    if images:
-        # Images arrive in the size that the model sees; a cache would keep features of older weights.
-        line += ["--mm-processor-kwargs", json.dumps({"do_resize": False}), "--mm-processor-cache-gb", "0"]
-        line += ["--no-mm-device-do-normalize", "--skip-mm-profiling"]
+    for name, value in {} if family is None else family.vllm_options().items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            line.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            line += [f"--{flag}", json.dumps(value)]
     return [*line, *others]

@@ -18,32 +18,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, adapted_layers, language_layers
+from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
+from lit_rlvr.policy.families.base import Layers
 from lit_rlvr.policy.loading import outline
 from lit_rlvr.policy.logprobs import CHUNK, GPU_ROWS, KEPT_BYTES
-from lit_rlvr.policy.vision import freeze_vision_tower, takes_images, vision_tower
 
 FLOAT = 4
 NF4 = 0.516  # bytes of a number in 4 bits, with its share of the quantised scales
 GATHERED_LAYERS = 5  # the current layer and the next: gathered, in transfer, and their gradients
 Terms = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Layers:
-    """A stack of equal transformer layers.
-
-    Args:
-        count: number of layers.
-        width: H, width of the hidden state.
-        inner: width of the MLP.
-        heads, keys: total width of the query heads, and of the key heads.
-    """
-
-    count: int
-    width: int
-    inner: int
-    heads: int
-    keys: int
 
 
 @dataclass(frozen=True)
@@ -92,16 +75,16 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
             layer.lora_A = nn.Linear(layer.in_features, lora.rank, bias=False, device="meta")
             layer.lora_B = nn.Linear(lora.rank, layer.out_features, bias=False, device="meta")
     layers = [_size(module) for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    tower = vision_tower(model)
-    seen = tower is not None and any(p.requires_grad for p in tower.parameters())
+    family = family_of(config)
+    seen = any(p.requires_grad for part in vision_modules(model) for p in part.parameters())
     return Shape(
         parameters=_size(model),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         largest=max(layers, default=0),
         outside=_size(model) - sum(layers),
         text=_text_layers(config.get_text_config()),
-        tower=_tower_layers(config.vision_config) if seen else None,
-        patches=config.vision_config.spatial_merge_size**2 if takes_images(config) else 0,
+        tower=family.tower_layers if family is not None and seen else None,
+        patches=0 if family is None else family.patches_per_feature,
         vocabulary=config.get_text_config().vocab_size,
         quantized=quantized,
     )
@@ -120,13 +103,6 @@ def _text_layers(text: Any) -> Layers:
         text.num_attention_heads * head,
         text.num_key_value_heads * head,
     )
-
-
-def _tower_layers(vision: Any) -> Layers:
-    """Return the layers of Qwen's vision towers; Qwen2-VL names its sizes differently from later models."""
-    width = getattr(vision, "embed_dim", None) or vision.hidden_size
-    inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
-    return Layers(vision.depth, width, inner, width, width)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import require
-from lit_rlvr.policy.vision import language_modules
+from lit_rlvr.policy.families import language_modules
 
 
 def quantize_layers(model: nn.Module, names: Sequence[str], compute_dtype: torch.dtype) -> None:

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.families import family_of
+from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import enable_checkpointing, keep_freed_memory
 from lit_rlvr.policy.verify import verify_or_fall_back
-from lit_rlvr.policy.vision import takes_images
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,7 +70,7 @@ def auto_class(config: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    found = AutoModelForImageTextToText if takes_images(config) else AutoModelForCausalLM
+    found = AutoModelForCausalLM if family_of(config) is None else AutoModelForImageTextToText
     if type(config) not in found._model_mapping:
         raise UserError(f"model: {config.model_type} is not a causal language model; use one")
     return found
@@ -206,6 +207,22 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
         )
     with reading("the tokenizer", folder):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_image_processor(folder: str) -> ImageProcessor:
+    """Return what prepares images for the model of a folder or hub id.
+
+    Raises:
+        UserError: the model takes no images, or its image processor does not fit it.
+    """
+    from transformers import AutoImageProcessor
+
+    family = family_of(load_config(folder))
+    if family is None:
+        raise UserError(f"model: {folder} takes no images, and the data has some; use a vision-language model")
+    with reading("the image processor", folder):
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    return family.image_processor(family, folder, processor, load_tokenizer(folder))
 
 
 def eos_token_ids(model: Any) -> tuple[int, ...]:

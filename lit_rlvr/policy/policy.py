@@ -10,22 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_rlvr.distributed.collectives import to_device, world_size
+from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.distributed.sharding import device_of, gathered, whole
 from lit_rlvr.policy import attention
 from lit_rlvr.policy.adapters import adapters_off, merged_parameters
+from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.policy.speed import checkpointing
-from lit_rlvr.policy.vision import (
-    VISION_ATTENTION,
-    blank_image,
-    blank_placeholders,
-    derive_sizes_on_cpu,
-    placeholder_ids,
-    rope_position_ids,
-    takes_images,
-)
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
 
 
@@ -45,8 +37,9 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.eos_token_ids = eos_token_ids
-        if owner is None:
-            derive_sizes_on_cpu(model)
+        self.family = family_of(model.config)
+        if owner is None and self.family is not None:
+            self.family.prepare(model)
         self._owner = (owner or self,)  # in a tuple, so that it is not registered as a submodule
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
         self.share_prefix(shared_prefix)
@@ -56,8 +49,8 @@ class Policy(nn.Module):
         model: Any = self.model
         self.shared_prefix = shared
         name = attention.NAME if shared else self._attention
-        vision = takes_images(model.config)
-        model.set_attn_implementation({"text_config": name, "vision_config": VISION_ATTENTION} if vision else name)
+        tower = None if self.family is None else self.family.tower_attention
+        model.set_attn_implementation(name if tower is None else {"text_config": name, "vision_config": tower})
 
     def without_adapters(self) -> Policy:
         """Return the same model as it was before adapters were added; nothing is copied."""
@@ -98,20 +91,17 @@ class Policy(nn.Module):
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
         """Image and video placeholders and their delimiters: never sampled, and left out of the softmax."""
-        return placeholder_ids(self.model.config)
+        return () if self.family is None else self.family.placeholder_ids
 
     def position_ids(self, prompt: Prompt) -> Tensor:
         """Return the positions (D, L) of a prompt's tokens, with D = 1, or 3 for multimodal rotary embeddings."""
-        return rope_position_ids(self.model, prompt.token_ids, None if prompt.pixels is None else prompt.pixels.grid)
+        if self.family is None:
+            return torch.arange(len(prompt.token_ids))[None]
+        return self.family.position_ids(self.model, prompt.token_ids, prompt.pixels)
 
     def images(self, pixels: Sequence[Pixels]) -> dict[str, Tensor]:
         """Return the images as keyword arguments of the model; {} without images."""
-        if not pixels:
-            return {}
-        return {
-            "pixel_values": to_device(torch.cat([p.values for p in pixels]), self.device),
-            "image_grid_thw": torch.cat([p.grid for p in pixels]),  # see `derive_sizes_on_cpu`
-        }
+        return self.family.model_inputs(pixels, self.device) if self.family is not None and pixels else {}
 
     def forward(
         self,
@@ -150,8 +140,8 @@ class Policy(nn.Module):
         Sharded weights are gathered layer by layer, as in `forward` (see `sharding.shard`).
         """
         model: Any = self.model
-        kinds = {"mm_token_type_ids": (token_ids == model.config.image_token_id).int()} if pixels else {}
-        return model(token_ids, use_cache=False, **self.images(pixels), **kinds).logits
+        unpositioned = self.family.unpositioned_inputs(token_ids) if self.family is not None and pixels else {}
+        return model(token_ids, use_cache=False, **self.images(pixels), **unpositioned).logits
 
     def logprobs(
         self, rollout: Rollout, rows: list[int], entropy: bool = False, entropy_gradient: bool = False
@@ -184,9 +174,10 @@ class Policy(nn.Module):
                 if completion.pixels is not None:
                     (last if self.shared_prefix else first).append(completion.pixels)
         pixels = first + last
-        if world_size() > 1 and not pixels and takes_images(self.model.config):
-            groups.append(self._blank())
-            pixels.append(blank_image(self.model.config))
+        if world_size() > 1 and not pixels and self.family is not None:
+            blank, image = self._blank(self.family)
+            groups.append(blank)
+            pixels.append(image)
         built = build_rows(groups, self.shared_prefix, self.device)
         with self._adapters():
             logp, spread = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels)
@@ -204,11 +195,12 @@ class Policy(nn.Module):
         )
         return position_ids[:, len(prompt.token_ids) :]
 
-    def _blank(self) -> Group:
-        """Return a prompt with an image and an empty completion, so that it adds nothing to the loss.
+    def _blank(self, family: VisionFamily) -> tuple[Group, Pixels]:
+        """Return a prompt with an image and an empty completion, so that it adds nothing to the loss, and the image.
 
         Ranks synchronise in every part of the model, and a rank whose prompts have no image would skip the vision
         tower.
         """
-        ids = blank_placeholders(self.model.config)
-        return Group(ids, [[]], rope_position_ids(self.model, ids, blank_image(self.model.config).grid))
+        image = family.blank()
+        (ids,) = image.placeholders
+        return Group(ids, [[]], family.position_ids(self.model, ids, image)), image

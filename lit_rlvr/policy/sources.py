@@ -14,11 +14,15 @@ from typing import Any
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import pip_command, require
-from lit_rlvr.policy.tiny import save_tiny_llm, save_tiny_vlm
+from lit_rlvr.policy.families import FAMILIES
+from lit_rlvr.policy.tiny import save_tiny_llm
 from lit_rlvr.seeds import derive_seed
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-TINY = {"tiny-llama": save_tiny_llm, "tiny-qwen2.5-vl": save_tiny_vlm}
+TINY: dict[str, Callable[[Path], Path]] = {
+    "tiny-llama": save_tiny_llm,
+    **{name: save for family in FAMILIES for name, save in family.tiny.items()},
+}
 """Models with random weights: name -> function that writes their folder."""
 
 _log = logging.getLogger("lit_rlvr")

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import require
-from lit_rlvr.policy.vision import language_modules
+from lit_rlvr.policy.families import language_modules
 
 
 def compile_layers(model: nn.Module) -> None:

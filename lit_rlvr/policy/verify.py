@@ -21,8 +21,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import is_half, training_autocast
 from lit_rlvr.policy.spans import available, lay_out_spans
 from lit_rlvr.policy.speed import compile_layers, decoder_layers
-from lit_rlvr.policy.vision import blank_image, blank_placeholders, rope_position_ids, takes_images
-from lit_rlvr.types import Pixels, Sampling
+from lit_rlvr.types import Pixels, Prompt, Sample, Sampling
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -147,9 +146,10 @@ class _Sample:
         pixels: list[Pixels] = []
         for first, cuts in ((11, (12, 16, 21)), (47, (15, 16, 22, 25))):
             ids = [i % vocabulary for i in range(first, first + cuts[-1])]
-            image = [blank_image(model.config)] if first == 47 and takes_images(model.config) else []
-            prompt = [*ids[:6], *blank_placeholders(model.config), *ids[6 : cuts[0]]] if image else ids[: cuts[0]]
-            position_ids = rope_position_ids(model, prompt, image[0].grid if image else None)
+            image = [policy.family.blank()] if first == 47 and policy.family is not None else []
+            shown = [token for pixels in image for tokens in pixels.placeholders for token in tokens]
+            prompt = [*ids[:6], *shown, *ids[6 : cuts[0]]]
+            position_ids = policy.position_ids(Prompt(Sample("check", "", ""), prompt, image[0] if image else None))
             completions = [ids[start:end] for start, end in pairwise(cuts)]
             groups.append(Group(prompt, completions, position_ids))
             images.append(image)

@@ -222,7 +222,7 @@ def balance(
 
 def without_patches(group: Rollout) -> Rollout:
     """Return a group whose images are only pictures."""
-    return _with_pixels(group, lambda pixels: replace(pixels, values=torch.empty(0)))
+    return _with_pixels(group, lambda pixels: replace(pixels, inputs=()))
 
 
 def with_patches(group: Rollout, cut: Callable[[Sequence[Any]], Pixels]) -> Rollout:

@@ -160,7 +160,7 @@ class SyncSource(RolloutSource):
     def balance(self, rollout: Rollout) -> Rollout:
         """Even out the groups' tokens over the ranks."""
         module = self.module
-        cut = module.image_processor.cut if module.policy.placeholder_ids else None
+        cut = module.image_processor.cut if module.policy.family is not None else None
         return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), self.first_groups, cut)
 
     def release_engine(self, batch: PromptBatch) -> None:

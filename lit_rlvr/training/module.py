@@ -52,12 +52,12 @@ from lit_rlvr.objectives import (
     resolve_correction,
 )
 from lit_rlvr.policy.adapters import Lora, add_adapters
+from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
-from lit_rlvr.policy.vision import freeze_vision_tower
 from lit_rlvr.settings import init_arguments
 from lit_rlvr.terminal import progress
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget

@@ -15,8 +15,8 @@ from torchmetrics import MeanMetric, Metric
 
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.images import ImageProcessor
-from lit_rlvr.policy.loading import load_tokenizer
+from lit_rlvr.policy.families.base import ImageProcessor
+from lit_rlvr.policy.loading import load_image_processor, load_tokenizer
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.terminal import one_line
@@ -48,7 +48,7 @@ class EvaluatingModule(LightningModule):
 
     @cached_property
     def image_processor(self) -> ImageProcessor:
-        return ImageProcessor(self.model_folder)
+        return load_image_processor(self.model_folder)
 
     def setup(self, stage: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -20,8 +20,8 @@ from lit_rlvr.datamodules.reading.images import as_parts, check_placeholders, de
 from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.datamodules.reading.stream import fingerprint
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.images import ImageProcessor
-from lit_rlvr.policy.tiny import VLM_SPECIALS
+from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS
+from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.types import Sample
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -180,7 +180,10 @@ COLUMNS = {"prompt": "q", "answer": "a", "image": "picture"}
 
 def test_ones_own_images_by_column_mapping_alone(own_data: Path, vlm_folder: Path) -> None:
     data = PromptDataModule(train=str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=2, max_pixels=30)
-    data.tokenizer, data.image_processor = AutoTokenizer.from_pretrained(vlm_folder), ImageProcessor(str(vlm_folder))
+    data.tokenizer, data.image_processor = (
+        AutoTokenizer.from_pretrained(vlm_folder),
+        load_image_processor(str(vlm_folder)),
+    )
     data.setup("fit")
     prompt, images = data.prompts["train"][3], data.prompts["train"][3].sample.images
     text = data.tokenizer.decode(prompt.token_ids).replace("<|image_pad|>", "I")
@@ -189,7 +192,7 @@ def test_ones_own_images_by_column_mapping_alone(own_data: Path, vlm_folder: Pat
     assert images[0].mode == "RGB" and isinstance(images.sources[0], str)  # lazy: still a path
     assert prompt.pixels is None
     (batch, *_) = data.train_dataloader()
-    features = [int(p.pixels.grid.prod()) // 4 for p in batch.prompts]
+    features = [int(p.pixels.inputs[0]["image_grid_thw"].prod()) // 4 for p in batch.prompts]
     assert [p.token_ids.count(VLM_SPECIALS.index("<|image_pad|>")) for p in batch.prompts] == features
 
 
@@ -216,10 +219,28 @@ def test_bad_images_are_skipped_and_counted_up_to_the_limit(own_data: Path, capl
 
 def test_an_image_that_disappears_during_the_run_is_named(own_data: Path, vlm_folder: Path) -> None:
     data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=20)
-    data.tokenizer, data.image_processor = AutoTokenizer.from_pretrained(vlm_folder), ImageProcessor(str(vlm_folder))
+    data.tokenizer, data.image_processor = (
+        AutoTokenizer.from_pretrained(vlm_folder),
+        load_image_processor(str(vlm_folder)),
+    )
     data.setup("fit")
     (own_data / "pics" / "3.png").unlink()
     with pytest.raises(UserError, match=r"train.jsonl:4: image: .*No such file.*3\.png.*; it was there when"):
+        next(iter(data.train_dataloader()))
+
+
+def test_an_image_that_changes_its_size_during_the_run_is_named(own_data: Path, vlm_folder: Path) -> None:
+    """The tokens of its prompt are those of the old size."""
+    data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=20)
+    data.tokenizer, data.image_processor = (
+        AutoTokenizer.from_pretrained(vlm_folder),
+        load_image_processor(str(vlm_folder)),
+    )
+    data.setup("fit")
+    red(200, 100).save(own_data / "pics" / "3.png")
+    with pytest.raises(
+        UserError, match=r"train.jsonl:4: \d+ image placeholders for 28 image features; the image has ch"
+    ):
         next(iter(data.train_dataloader()))
 
 
@@ -260,7 +281,7 @@ def test_other_images_are_another_training_set(own_data: Path, vlm_folder: Path)
     def digest() -> dict[str, str]:
         data = PromptDataModule(str(own_data / "train.jsonl"), columns=COLUMNS)
         data.tokenizer = AutoTokenizer.from_pretrained(vlm_folder)
-        data.image_processor = ImageProcessor(str(vlm_folder))
+        data.image_processor = load_image_processor(str(vlm_folder))
         data.setup("fit")
         return fingerprint(data.stream)
 

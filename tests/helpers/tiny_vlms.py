@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen3VLConfig
 
-from lit_rlvr.policy.images import ImageProcessor
+from lit_rlvr.policy.families.base import ImageProcessor
+from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers, save_tiny_vlm, save_vlm
+from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.tiny import VLM_SPECIALS, language_sizes, markers, save_tiny_vlm, save_vlm
 from lit_rlvr.rollout.engines.synced import trainer_logprobs
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
@@ -65,13 +66,13 @@ def make_prompt(processor: ImageProcessor, name: str, *images: Image.Image) -> P
     for _ in images:
         ids += [START, PAD, STOP, 30, 31]
     pixels = processor.pixels(images) if images else None
-    grids = [tuple(g) for g in pixels.grid.tolist()] if pixels is not None else []
-    return Prompt(Sample(name, "?", "1"), processor.expand(ids, grids) if grids else [*ids, 12, 13], pixels)
+    ids = [*ids, 12, 13] if pixels is None else processor.expand(ids, pixels.placeholders)
+    return Prompt(Sample(name, "?", "1"), ids, pixels)
 
 
 def mixed_prompts(folder: Path) -> list[Prompt]:
     """One image, none, two of other shapes."""
-    processor = ImageProcessor(str(folder))
+    processor = load_image_processor(str(folder))
     return [
         make_prompt(processor, "one", picture(84, 84, 0)),
         make_prompt(processor, "none"),
@@ -86,11 +87,9 @@ def slow(policy: Policy, prompt: Prompt, completion: Sequence[int], banned: Sequ
     ids = torch.tensor([[*prompt.token_ids, *completion]], device=policy.device)
     images = {}
     if prompt.pixels is not None:
-        images = {
-            "pixel_values": prompt.pixels.values.to(policy.device),
-            "image_grid_thw": prompt.pixels.grid.to(policy.device),
-            "mm_token_type_ids": (ids == PAD).int(),
-        }
+        inputs = prompt.pixels.inputs
+        images = {name: torch.cat([image[name] for image in inputs]).to(policy.device) for name in inputs[0]}
+        images["mm_token_type_ids"] = (ids == PAD).int()
     model.model.rope_deltas = None
     tower = model.config.vision_config
     ours = tower._attn_implementation

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights, merge_adapters
+from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.policy.vision import freeze_vision_tower
 
 ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3), random_ids(2, 4)]] * 2)
 

@@ -11,8 +11,7 @@ from tiny_vlms import make_prompt, mixed_prompts, picture, slow
 from torch import Tensor
 
 from lit_rlvr.policy.adapters import Lora, add_adapters
-from lit_rlvr.policy.images import ImageProcessor
-from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.policy.loading import load_image_processor, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling, pad_completions
 
@@ -76,7 +75,7 @@ def test_images_that_were_observed_stay_in_their_own_completions(
     any_vlm_folder: Path, prompts: list[Prompt], shared: bool
 ) -> None:
     """With images in prompts and completions of several groups, each is where its placeholders are."""
-    policy, processor = load_policy(str(any_vlm_folder), shared), ImageProcessor(str(any_vlm_folder))
+    policy, processor = load_policy(str(any_vlm_folder), shared), load_image_processor(str(any_vlm_folder))
     rollout = make_rollout(prompts)
     for p, g, size in ((0, 1, (56, 84)), (0, 2, (84, 56)), (2, 0, (112, 56))):
         seen = make_prompt(processor, "seen", picture(*size, seed=10 * p + g))
@@ -130,7 +129,7 @@ def test_the_image_encoder_runs_once_per_group(
 
     monkeypatch.setattr(visual, "forward", counted)
     policy.logprobs(make_rollout(prompts), list(range(9)))
-    assert seen == [sum(len(p.pixels.values) for p in prompts if p.pixels is not None)]
+    assert seen == [sum(len(i["pixel_values"]) for p in prompts if p.pixels is not None for i in p.pixels.inputs)]
 
 
 def test_positions_and_images_matter(
@@ -139,7 +138,7 @@ def test_positions_and_images_matter(
     """Otherwise comparing log-probabilities would prove nothing."""
     policy = load_policy(str(any_vlm_folder))
     before = policy.logprobs(make_rollout(prompts), [0, 6])[0]
-    processor = ImageProcessor(str(any_vlm_folder))
+    processor = load_image_processor(str(any_vlm_folder))
     other = [make_prompt(processor, "other", picture(84, 84, 9)), *prompts[1:]]
     assert (policy.logprobs(make_rollout(other), [0])[0] - before[:1]).abs().max() > 0.1
     monkeypatch.setattr(policy, "position_ids", lambda prompt: torch.arange(len(prompt.token_ids)).expand(3, -1))

@@ -13,19 +13,20 @@ from tiny_vlms import PAD, START, STOP, picture
 from transformers import AutoImageProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.images import ImageProcessor, collapse
-from lit_rlvr.policy.loading import load_policy
-from lit_rlvr.policy.vision import rope_position_ids, takes_images
+from lit_rlvr.policy.families import family_of
+from lit_rlvr.policy.families.qwen_vl import QwenImageProcessor
+from lit_rlvr.policy.loading import load_image_processor, load_policy
+from lit_rlvr.types import Pixels
 
 
 @pytest.fixture(scope="session")
-def processor(any_vlm_folder: Path) -> ImageProcessor:
-    return ImageProcessor(str(any_vlm_folder))
+def processor(any_vlm_folder: Path) -> QwenImageProcessor:
+    return load_image_processor(str(any_vlm_folder))
 
 
 @pytest.mark.parametrize("size", [(1000, 1), (200, 3), (28, 28), (33, 65), (100, 47), (1500, 1500)])
 def test_sizes_become_multiples_within_the_bounds(
-    any_vlm_folder: Path, processor: ImageProcessor, size: tuple[int, int]
+    any_vlm_folder: Path, processor: QwenImageProcessor, size: tuple[int, int]
 ) -> None:
     if max(size) > 200 * min(size):
         with pytest.raises(UserError, match="1000 x 1"):
@@ -33,14 +34,16 @@ def test_sizes_become_multiples_within_the_bounds(
         return
     own: Any = AutoImageProcessor.from_pretrained(any_vlm_folder)
     patch = json.loads((any_vlm_folder / "config.json").read_text())["vision_config"]["patch_size"]
-    time, high, wide = processor.grid(*size)
-    assert time == 1 and high % 2 == wide % 2 == 0
+    high, wide = processor.grid(*size)
+    assert high % 2 == wide % 2 == 0
     assert 3136 <= high * wide * patch**2 <= 1003520, "the bounds of the model's own processor"
     image = picture(*size, seed=1)
     if min(size) >= 2 * patch:
-        assert own(images=[image])["image_grid_thw"].tolist() == [[time, high, wide]], "as it would resize on its own"
+        assert own(images=[image])["image_grid_thw"].tolist() == [[1, high, wide]], "as it would resize on its own"
     pixels = processor.pixels([image])
-    assert pixels.grid.tolist() == [[1, high, wide]] and len(pixels.values) == high * wide
+    (inputs,), (placeholders,) = pixels.inputs, pixels.placeholders
+    assert inputs["image_grid_thw"].tolist() == [[1, high, wide]] and len(inputs["pixel_values"]) == high * wide
+    assert placeholders == processor.placeholders(*size) == (PAD,) * (high * wide // 4)
     assert pixels.images[0].size == (wide * patch, high * patch)
 
 
@@ -56,53 +59,64 @@ def edited(folder: Path, to: Path, **settings: Any) -> Path:
 def test_published_settings_of_image_processors(any_vlm_folder: Path, tmp_path: Path) -> None:
     """As on the hub for Qwen2-VL and Qwen2.5-VL, and for Qwen3-VL."""
     kind = {"image_processor_type": "Qwen2VLImageProcessorFast"}
-    pixels = ImageProcessor(str(edited(any_vlm_folder, tmp_path / "a", min_pixels=50000, max_pixels=90000)))
+    pixels = load_image_processor(str(edited(any_vlm_folder, tmp_path / "a", min_pixels=50000, max_pixels=90000)))
     bounds = {"shortest_edge": 50000, "longest_edge": 90000}
-    edges = ImageProcessor(str(edited(any_vlm_folder, tmp_path / "b", size=bounds, **kind)))
+    edges = load_image_processor(str(edited(any_vlm_folder, tmp_path / "b", size=bounds, **kind)))
     for made in (pixels, edges):
         for size in ((10, 10), (2000, 1500)):
             wide, high = made.pixels([picture(*size, seed=0)]).images[0].size
             assert 50000 <= wide * high <= 90000
-    flat = ImageProcessor(str(edited(any_vlm_folder, tmp_path / "c", min_pixels=1, max_pixels=20000)))
+    flat = load_image_processor(str(edited(any_vlm_folder, tmp_path / "c", min_pixels=1, max_pixels=20000)))
     assert 2 in flat.grid(6000, 30), "a side is never nothing"
 
 
 def test_patches_of_another_size_are_refused(any_vlm_folder: Path, tmp_path: Path) -> None:
     folder = edited(any_vlm_folder, tmp_path / "other", patch_size=7)
     with pytest.raises(UserError, match=r"image processor of .*other has patch_size 7, its vision_config patch_size 1"):
-        ImageProcessor(str(folder))
+        load_image_processor(str(folder))
 
 
-def test_without_qwen_vl_utils_there_is_one_line(processor: ImageProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_qwen_vl_utils_there_is_one_line(
+    processor: QwenImageProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("lit_rlvr.packages.is_installed", lambda module: module != "qwen_vl_utils")
     with pytest.raises(UserError, match=r"^images: qwen_vl_utils is not installed; pip install .* torchvision"):
         processor.grid(28, 28)
 
 
-def test_placeholders_are_as_many_as_features(processor: ImageProcessor) -> None:
-    ids = processor.expand([1, START, PAD, STOP, START, PAD, STOP, 2], [(1, 4, 4), (1, 2, 6)])
-    assert ids == [1, START, *[PAD] * 4, STOP, START, *[PAD] * 3, STOP, 2]
-    assert collapse(ids, PAD) == [1, START, PAD, STOP, START, PAD, STOP, 2]
+def test_placeholders_are_as_many_as_features(processor: QwenImageProcessor) -> None:
+    pixels = processor.pixels([picture(56, 112, seed=0), picture(84, 84, seed=1)])
+    one = [1, START, PAD, STOP, START, PAD, STOP, 2]
+    ids = processor.expand(one, pixels.placeholders)
+    counts = [len(placeholders) for placeholders in pixels.placeholders]
+    assert ids == [1, START, *[PAD] * counts[0], STOP, START, *[PAD] * counts[1], STOP, 2]
+    assert processor.family.collapse(ids, pixels) == one
+    processor.family.check_features(ids, pixels)
+    with pytest.raises(UserError, match=rf"{sum(counts) - 1} image placeholders for {sum(counts)} image features"):
+        processor.family.check_features(ids[:2] + ids[3:], pixels)
     with pytest.raises(UserError, match="1 image placeholders for 2 images"):
-        processor.expand([PAD], [(1, 2, 2)] * 2)
+        processor.expand([PAD], pixels.placeholders)
 
 
 def test_positions_of_an_image_are_those_of_its_grid(any_vlm_folder: Path) -> None:
     """Three tokens, an image of 2 x 3 features, two tokens: text positions continue after the image's longer side."""
     policy = load_policy(str(any_vlm_folder))
     ids = [10, 11, START, *[PAD] * 6, STOP, 12]
-    position_ids = rope_position_ids(policy.model, ids, torch.tensor([[1, 4, 6]]))
+    family = family_of(policy.model.config)
+    assert family is not None
+    image = Pixels(({"image_grid_thw": torch.tensor([[1, 4, 6]])},), ((PAD,) * 6,), ())
+    position_ids = family.position_ids(policy.model, ids, image)
     assert position_ids.tolist() == [
         [0, 1, 2, 3, 3, 3, 3, 3, 3, 6, 7],
         [0, 1, 2, 3, 3, 3, 4, 4, 4, 6, 7],
         [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7],
     ]
-    assert rope_position_ids(policy.model, ids[:3], None).tolist() == [[0, 1, 2]] * 3
+    assert family.position_ids(policy.model, ids[:3], None).tolist() == [[0, 1, 2]] * 3
 
 
 def test_a_text_model_refuses_images(tiny_model_folder: Path) -> None:
     with pytest.raises(UserError, match="takes no images"):
-        ImageProcessor(str(tiny_model_folder))
+        load_image_processor(str(tiny_model_folder))
 
 
 def test_other_vision_language_models_are_refused(tmp_path: Path) -> None:
@@ -110,7 +124,7 @@ def test_other_vision_language_models_are_refused(tmp_path: Path) -> None:
     text = {"model_type": "llama", "vocab_size": 300, **tower}
     config = LlavaConfig(text_config=text, vision_config={"model_type": "clip_vision_model", "image_size": 28, **tower})
     LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
-    line = r"model: llava does not take images as Qwen2-VL, .* do \(its config has no vision_start_token_id\)"
-    for refuse in (load_policy, ImageProcessor, lambda folder: takes_images(config)):
+    line = r"model: llava does not take images as any supported model does; use one of Qwen2-VL, .*Qwen3-VL"
+    for refuse in (load_policy, load_image_processor, lambda folder: family_of(config)):
         with pytest.raises(UserError, match=line):
             refuse(str(tmp_path))

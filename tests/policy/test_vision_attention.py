@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from lit_rlvr.policy import vision as ours
+from lit_rlvr.policy import vision_attention as ours
 
 LENGTHS = [4, 16, 4, 9, 16, 1]
 

@@ -16,7 +16,7 @@ from tiny_vlms import picture
 from two_ranks import in_two_ranks
 
 from lit_rlvr.algorithms import AAPO, GRPO, GRPOLead, Reinforce
-from lit_rlvr.policy.images import ImageProcessor
+from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.rollout.assemble import balance, even_out, group_tokens, join, take, without_patches
 from lit_rlvr.types import Rollout
 
@@ -86,19 +86,21 @@ def test_groups_that_training_will_run() -> None:
 
 def exchange(rank: int, folder: Path) -> None:
     """Groups with images go both ways."""
-    processor = ImageProcessor(str(folder))
+    processor = load_image_processor(str(folder))
     pixels = processor.pixels([picture(56, 84, seed=1)])
     rollout = rollout_of([[40, 2], [30, 6]] if rank == 0 else [[1, 2], [1, 1]])
     rollout.prompts = [replace(prompt, pixels=pixels) for prompt in rollout.prompts]
     rollout.completions[1][1] = replace(rollout.completions[1][1], pixels=pixels)
-    before = {id(part.pixels.values) for part in rollout.prompts if part.pixels}
+    before = {id(part.pixels.inputs[0]["pixel_values"]) for part in rollout.prompts if part.pixels}
     moved = balance(rollout, 1, [True] * 2, 0, processor.cut)
     found = [part.pixels for part in (*moved.prompts, *(c for row in moved.completions for c in row)) if part.pixels]
-    assert len(found) == 3 and any(id(pixel.values) not in before for pixel in found)
+    assert len(found) == 3 and any(id(pixel.inputs[0]["pixel_values"]) not in before for pixel in found)
+    (wanted,) = pixels.inputs
     for pixel in found:
-        assert torch.equal(pixel.values, pixels.values) and torch.equal(pixel.grid, pixels.grid)
+        (inputs,) = pixel.inputs
+        assert all(torch.equal(inputs[name], wanted[name]) for name in wanted) and inputs.keys() == wanted.keys()
     light = without_patches(take(rollout, 0))
-    assert len(pickle.dumps(light)) + pixels.values.nbytes / 2 < len(pickle.dumps(take(rollout, 0)))
+    assert len(pickle.dumps(light)) + wanted["pixel_values"].nbytes / 2 < len(pickle.dumps(take(rollout, 0)))
 
 
 def test_patches_of_images_are_made_again_instead_of_sent(vlm_folder: Path, tmp_path: Path) -> None:

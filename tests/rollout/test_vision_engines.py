@@ -21,8 +21,7 @@ from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.export import save_model
 from lit_rlvr.policy.adapters import Lora, add_adapters
-from lit_rlvr.policy.images import ImageProcessor
-from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.policy.loading import load_image_processor, load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.rollout.engines.hf import HFEngine
@@ -104,7 +103,7 @@ def test_images_are_observed(
     if name == "hf":
         engine.start(vlm_context)
     engine.sync(policy)
-    processor = ImageProcessor(vlm_context.folder)
+    processor = load_image_processor(vlm_context.folder)
     between = BetweenTurns(Chat(), vlm_context.tokenizer, policy.eos_token_ids, "user", lambda: processor)
     turns = Episodes(Shows(), between)
     ends = tuple(string.ascii_letters)  # random models seldom end by themselves
@@ -112,7 +111,7 @@ def test_images_are_observed(
     groups = engine.generate(prompts, limits, SEEDS, turns=turns)
     turns.close()
     rollout = Rollout.unscored(prompts, groups, limits, group_size=3)
-    shown = {0 if c.pixels is None else len(c.pixels.grid) for group in groups for c in group}
+    shown = {0 if c.pixels is None else len(c.pixels.images) for group in groups for c in group}
     assert len(shown) > 1 and max(shown) == 2
     for shared in (True, False):
         policy.shared_prefix = shared
@@ -121,8 +120,8 @@ def test_images_are_observed(
         for row, completion in enumerate(c for group in groups for c in group):
             prompt = prompts[row // 3]
             assert list(completion.token_ids).count(PAD) == sum(
-                processor.features(grid)
-                for grid in ([] if completion.pixels is None else completion.pixels.grid.tolist())
+                processor.family.features(image)
+                for image in (() if completion.pixels is None else completion.pixels.inputs)
             )
             whole = Prompt(prompt.sample, prompt.token_ids, Pixels.joined([prompt.pixels, completion.pixels]))
             with torch.no_grad():
@@ -133,7 +132,7 @@ def test_images_are_observed(
 
 
 def test_an_image_that_does_not_fit_is_left_out(vlm_context: EngineContext) -> None:
-    processor = ImageProcessor(vlm_context.folder)
+    processor = load_image_processor(vlm_context.folder)
     between = BetweenTurns(Chat(), vlm_context.tokenizer, (0,), "user", lambda: processor)
     seen = between.tokens("look", 5, 120, (picture(420, 420, 0),))
     assert seen.pixels is None and seen.text == "error: the image does not fit into 120 tokens\nlook"
@@ -182,7 +181,7 @@ def pictures(any_vlm_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = Geometry(train=str(folder / "train.jsonl"), columns=COLUMNS, prompts_per_step=len(rows))
     data.tokenizer = AutoTokenizer.from_pretrained(any_vlm_folder)
-    data.image_processor = ImageProcessor(str(any_vlm_folder))
+    data.image_processor = load_image_processor(str(any_vlm_folder))
     data.setup("fit")
     (batch,) = data.train_dataloader()
     assert sorted(prompt.sample.id for prompt in batch.prompts) == names, "none is refused"
@@ -214,7 +213,7 @@ def test_vllm_sees_the_pictures_of_the_trainer(
 
 @pytest.mark.slow
 def test_a_picture_the_wrong_way_round_would_be_noticed(vlm_context: EngineContext, pictures: list[Prompt]) -> None:
-    policy, processor = load_policy(vlm_context.folder), ImageProcessor(vlm_context.folder)
+    policy, processor = load_policy(vlm_context.folder), load_image_processor(vlm_context.folder)
     sampling = Sampling()
     for prompt in pictures:
         assert prompt.pixels is not None

@@ -144,7 +144,7 @@ LAID_OUT = {"policy/layout.py build_rows": 3, "training/step.py loss_inputs": 1}
 PADDED = LAID_OUT | {"policy/attention.py to": 5}
 SPANS = LAID_OUT | {"policy/spans.py to": 4}
 RECORDED = "training/step.py record_old"  # in an iteration's first update, if there are several
-BY_LENGTH = {"policy/vision.py _by_length": 4}
+BY_LENGTH = {"policy/vision_attention.py _by_length": 4}
 RENEWED: dict[str, Any] = {"algorithm": WatchedAAPO, "reference_update_every": 1, "updates_per_rollout": 1}
 TO_16_BITS: dict[str, Any] = {
     "precision": "bf16-mixed",
@@ -154,7 +154,7 @@ TO_16_BITS: dict[str, Any] = {
 # transformers looks at a mask of padding, whether it hides anything, and counts the placeholders of images
 LOOKS = {"policy/policy.py forward: aten._local_scalar_dense.default": 1}
 # without a kernel for pieces of any length, which takes 16 bits, each of two layers reads their lengths
-READS_LENGTHS = {"policy/vision.py vision_attention: aten._to_copy.default": 2}
+READS_LENGTHS = {"policy/vision_attention.py vision_attention: aten._to_copy.default": 2}
 # Qwen3-VL adds features to two layers at the positions of a mask, which transformers counts each time
 ADDS_FEATURES = {
     "policy/policy.py forward: aten.index.Tensor": 2, "policy/policy.py forward: aten.index_put_.default": 2,
@@ -174,7 +174,7 @@ COOL = Sampling(temperature=0.7, top_p=1.0, max_tokens=4)
 def pictures(sizes: int) -> dict[str, int]:
     """Return the copies for images; the vision tower derives `sizes` tensors from how large they are."""
     return {
-        "policy/policy.py images": 1, "policy/vision.py _derive_sizes": sizes,
+        "policy/families/qwen_vl.py model_inputs": 1, "policy/families/qwen_vl.py _derive_sizes": sizes,
         "policy/logprobs.py shape_logits": 2, "policy/logprobs.py _finite": 1,  # placeholders are never sampled
     }  # fmt: skip
 

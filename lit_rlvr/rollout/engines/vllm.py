@@ -17,7 +17,6 @@ from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import missing_compiler
 from lit_rlvr.policy.adapters import changing_weights
-from lit_rlvr.policy.images import collapse
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import (
     Continuation,
@@ -158,12 +157,9 @@ class VLLMEngine(RolloutEngine):
         }
         if self.quantized:
             settings["quantization"] = FP8
-        if context.policy.placeholder_ids:  # a vision-language model
+        if (family := context.policy.family) is not None:
             settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": 0}
-            settings |= {"mm_processor_cache_gb": 0, "skip_mm_profiling": True, "skip_tokenizer_init": False}
-            settings["mm_processor_kwargs"] = {"do_resize": False}  # our images are already resized
-            # On the device, mean and deviation would come from the noise that the engine starts with.
-            settings["mm_device_do_normalize"] = False
+            settings |= {"skip_tokenizer_init": False, **family.vllm_options()}
         if torch.cuda.is_available():
             settings["gpu_memory_utilization"] = self._share(context.reserved)
             settings["enable_sleep_mode"] = self.sleep_mode
@@ -246,7 +242,7 @@ class VLLMEngine(RolloutEngine):
             self._asleep = False
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM keeps its prefix cache, made with older weights: a request is still running")
-        if self._context is not None and self._context.policy.placeholder_ids:
+        if self._context is not None and self._context.policy.family is not None:
             self._llm.llm_engine.reset_encoder_cache()
 
     def generate(
@@ -442,5 +438,6 @@ def sampling_parameters(policy: Policy, sampling: Sampling, seed: int, limit: in
 
 def collapsed(policy: Policy, prompt: Prompt) -> list[int]:
     """Return a prompt's tokens with one placeholder per image, which vLLM expands itself."""
-    model: Any = policy.model
-    return collapse(prompt.token_ids, model.config.image_token_id)
+    if policy.family is None or prompt.pixels is None:
+        return list(prompt.token_ids)
+    return policy.family.collapse(prompt.token_ids, prompt.pixels)

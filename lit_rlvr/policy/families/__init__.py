@@ -1,0 +1,54 @@
+"""The supported families of vision-language models. Nothing else branches on a family or on a model's type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.families.base import VisionFamily
+from lit_rlvr.policy.families.qwen_vl import QwenVL
+
+FAMILIES: tuple[type[VisionFamily], ...] = (QwenVL,)
+
+
+def family_of(config: Any) -> VisionFamily | None:
+    """Return the family of a vision-language model, given its config; None for a language model.
+
+    Raises:
+        UserError: the model takes images, and no family knows how.
+    """
+    if not hasattr(config, "vision_config"):
+        return None
+    for family in FAMILIES:
+        if family.is_family(config):
+            return family(config)
+    known = ", ".join(family.names for family in FAMILIES)
+    raise UserError(f"model: {config.model_type} does not take images as any supported model does; use one of {known}")
+
+
+def vision_modules(model: Any) -> list[nn.Module]:
+    """Return the parts of a model that turn pixels into features; none for a language model."""
+    family = family_of(model.config)
+    return [] if family is None else family.vision_modules(model)
+
+
+def language_modules(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Return a model's modules with their names, except those of `vision_modules`."""
+    left_out = {id(module) for part in vision_modules(model) for module in part.modules()}
+    return ((name, module) for name, module in model.named_modules() if id(module) not in left_out)
+
+
+def freeze_vision_tower(model: Any) -> None:
+    """Freeze the parts of `vision_modules`, in place.
+
+    Raises:
+        UserError: the model has none.
+    """
+    parts = vision_modules(model)
+    if not parts:
+        raise UserError(f"model.freeze_vision: {type(model).__name__} has no vision tower; leave the option out")
+    for part in parts:
+        part.requires_grad_(False)

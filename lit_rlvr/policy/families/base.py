@@ -1,0 +1,205 @@
+"""The interface of a family of vision-language models: what differs between the ways in which models take images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.types import Pixels
+
+
+@dataclass(frozen=True)
+class Layers:
+    """A stack of equal transformer layers.
+
+    Args:
+        count: number of layers.
+        width: H, width of the hidden state.
+        inner: width of the MLP.
+        heads, keys: total width of the query heads, and of the key heads.
+    """
+
+    count: int
+    width: int
+    inner: int
+    heads: int
+    keys: int
+
+
+class ImageProcessor(ABC):
+    """Prepares images for a model: resizes each once, for both trainer and engine, and makes the model's inputs.
+
+    Args:
+        family: the family of the model.
+        folder: the model's folder or hub id, for messages.
+        processor: the model's own image processor.
+        tokenizer: the model's tokenizer.
+
+    Raises:
+        UserError: the image processor does not fit the model.
+    """
+
+    def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
+        self.family, self.processor, self.tokenizer = family, processor, tokenizer
+
+    @abstractmethod
+    def placeholders(self, width: int, height: int) -> tuple[int, ...]:
+        """Return the tokens that stand for an image of this size, in pixels, in place of its one placeholder.
+
+        Raises:
+            UserError: the model does not take images of this size.
+        """
+
+    @abstractmethod
+    def cut(self, resized: Sequence[Any]) -> Pixels:
+        """Return the model's inputs for RGB images that `resize` returned."""
+
+    def resize(self, image: Any) -> Any:
+        """Return an RGB image in the size in which trainer and engine get it; by default unchanged."""
+        return image
+
+    def pixels(self, images: Sequence[Any]) -> Pixels:
+        """Resize PIL images and return the model's inputs for them."""
+        return self.cut([self.resize(image.convert("RGB")) for image in images])
+
+    def expand(self, token_ids: Sequence[int], placeholders: Sequence[Sequence[int]]) -> list[int]:
+        """Replace each image's one placeholder with all of its placeholders.
+
+        Args:
+            placeholders: those of each image, in order.
+
+        Raises:
+            UserError: the numbers of placeholders and images differ.
+        """
+        one = self.family.image_token_id
+        found = sum(token == one for token in token_ids)
+        if found != len(placeholders):
+            raise UserError(f"{found} image placeholders for {len(placeholders)} images")
+        images = iter(placeholders)
+        return [t for token in token_ids for t in (next(images) if token == one else (token,))]
+
+
+class VisionFamily(ABC):
+    """How the models of a family take images. A subclass in `FAMILIES` is all that a new family needs.
+
+    Args:
+        config: the config of one model of the family.
+
+    Attributes:
+        names: what the family's models are called, for messages.
+        image_processor: the class that prepares their images.
+        tower_attention: the attention implementation of the vision tower.
+        tiny: small random models for tests and smoke recipes: name -> function that writes the folder.
+    """
+
+    names: ClassVar[str]
+    image_processor: ClassVar[type[ImageProcessor]]
+    tower_attention: ClassVar[str] = "sdpa"
+    tiny: ClassVar[Mapping[str, Callable[[Path], Path]]] = {}
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @classmethod
+    @abstractmethod
+    def is_family(cls, config: Any) -> bool:
+        """Return whether a model with this config belongs to the family."""
+
+    # tokens
+
+    @property
+    def image_token_id(self) -> int:
+        """The placeholder of an image feature, and of a whole image before `ImageProcessor.expand`."""
+        return int(self.config.image_token_id)
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        """Tokens that stand for or enclose images: never sampled, and left out of the softmax."""
+        return (self.image_token_id,)
+
+    def collapse(self, token_ids: Sequence[int], pixels: Pixels) -> list[int]:
+        """Undo `ImageProcessor.expand`: one placeholder per image, for engines that expand them themselves."""
+        ids, found, at = list(token_ids), [], 0
+        for placeholders in map(list, pixels.placeholders):
+            while ids[at] != placeholders[0] or ids[at : at + len(placeholders)] != placeholders:
+                found.append(ids[at])
+                at += 1
+            found.append(self.image_token_id)
+            at += len(placeholders)
+        return found + ids[at:]
+
+    def check_features(self, token_ids: Sequence[int], pixels: Pixels) -> None:
+        """Refuse a prompt whose placeholders are not as many as the features of its images.
+
+        Raises:
+            UserError: names both numbers.
+        """
+        found = sum(token == self.image_token_id for token in token_ids)
+        wanted = sum(map(self.features, pixels.inputs))
+        if found != wanted:
+            raise UserError(f"{found} image placeholders for {wanted} image features; the image has changed")
+
+    # the model
+
+    @abstractmethod
+    def vision_modules(self, model: Any) -> list[nn.Module]:
+        """Return the parts of a model that turn pixels into features for the language model."""
+
+    @abstractmethod
+    def features(self, inputs: Mapping[str, Tensor]) -> int:
+        """Return how many features the model computes for an image, given its inputs."""
+
+    @abstractmethod
+    def model_inputs(self, pixels: Sequence[Pixels], device: torch.device) -> dict[str, Tensor]:
+        """Return all images of a micro-batch as keyword arguments of the model, in the order of their placeholders."""
+
+    @abstractmethod
+    def blank(self) -> Pixels:
+        """Return a small made-up image."""
+
+    def prepare(self, model: Any) -> None:  # noqa: B027  # most families change nothing
+        """Change a loaded model, in place, without changing its results; by default nothing."""
+
+    def position_ids(self, model: Any, token_ids: Sequence[int], pixels: Pixels | None) -> Tensor:
+        """Return the positions (D, L) of a prompt's tokens; by default they are counted, with D = 1."""
+        return torch.arange(len(token_ids))[None]
+
+    def unpositioned_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
+        """Return what the model needs in addition to `model_inputs` to find the positions of tokens (1, L) itself."""
+        return {}
+
+    # engines and plans
+
+    def vllm_options(self) -> dict[str, Any]:
+        """Return the arguments of `vllm.LLM` with which vLLM sees the trainer's pixels.
+
+        Raises:
+            UserError: vLLM needs a package that is not installed.
+        """
+        # A cache would keep features of older weights. On the device, mean and deviation of the pixels would come from
+        # the noise that the engine starts with.
+        return {"mm_processor_cache_gb": 0, "skip_mm_profiling": True, "mm_device_do_normalize": False}
+
+    def save_processors(self, source: str, target: Path) -> None:
+        """Write the image and video processors of a folder or hub id to a folder."""
+        from transformers import AutoImageProcessor, AutoVideoProcessor
+
+        for processor in (AutoImageProcessor, AutoVideoProcessor):
+            processor.from_pretrained(source, trust_remote_code=False).save_pretrained(target)
+
+    @property
+    @abstractmethod
+    def tower_layers(self) -> Layers:
+        """The sizes of the vision tower's layers."""
+
+    @property
+    @abstractmethod
+    def patches_per_feature(self) -> int:
+        """How many patches of an image become one feature."""

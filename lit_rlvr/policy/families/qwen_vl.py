@@ -1,0 +1,246 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: an image is a sequence of patches of any length, with positions in three
+dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import vision_utils
+from transformers.utils.generic import get_max_seqlen
+
+from lit_rlvr.distributed.collectives import to_device
+from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
+from lit_rlvr.policy.families.base import ImageProcessor, Layers, VisionFamily
+from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random
+from lit_rlvr.policy.vision_attention import VISION_ATTENTION
+from lit_rlvr.types import Pixels
+
+_MARKERS = ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+_PATCHES = {
+    "patch_size": "patch_size",
+    "spatial_merge_size": "merge_size",
+    "temporal_patch_size": "temporal_patch_size",
+}
+"""Patch sizes: name in the vision tower's config -> name in the image processor."""
+
+
+class QwenImageProcessor(ImageProcessor):
+    """Resizes images to whole numbers of merged patches and cuts them, as in the model's own training."""
+
+    def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
+        super().__init__(family, folder, processor, tokenizer)
+        for name, other in _PATCHES.items():  # others would fail deep in the model or count as another image's
+            wanted, found = getattr(family.config.vision_config, name), getattr(processor, other, None)
+            if wanted != found:
+                raise UserError(
+                    f"model: the image processor of {folder} has {other} {found}, its vision_config {name} {wanted}; "
+                    "take preprocessor_config.json and config.json from the same model"
+                )
+        self._merge = int(processor.merge_size)
+        self._unit = int(processor.patch_size) * self._merge
+        self._min, self._max = processor.size["shortest_edge"], processor.size["longest_edge"]
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Return how many patches (height, width) an image of this size, in pixels, has after resizing.
+
+        Raises:
+            UserError: one side is more than 200 times as long as the other.
+        """
+        require("qwen_vl_utils", "images", "qwen-vl-utils", "torchvision")
+        from qwen_vl_utils.vision_process import smart_resize
+
+        try:
+            high, wide = smart_resize(height, width, self._unit, self._min, self._max)
+        except ValueError as error:
+            raise UserError(f"an image of {width} x {height} pixels: {error}") from error
+        patch = self._unit // self._merge  # a long image's short side can round to less than one unit
+        return max(high, self._unit) // patch, max(wide, self._unit) // patch
+
+    def placeholders(self, width: int, height: int) -> tuple[int, ...]:
+        high, wide = self.grid(width, height)
+        return (self.family.image_token_id,) * (high * wide // self._merge**2)
+
+    def resize(self, image: Any) -> Any:
+        from PIL import Image
+
+        patch, (high, wide) = self._unit // self._merge, self.grid(*image.size)
+        return image.resize((wide * patch, high * patch), Image.Resampling.BICUBIC)
+
+    def cut(self, resized: Sequence[Any]) -> Pixels:
+        made = self.processor(images=list(resized), do_resize=False, return_tensors="pt")
+        grids = made["image_grid_thw"]  # (n, 3)
+        patches = made["pixel_values"].split(grids.prod(-1).tolist())
+        inputs = tuple({"pixel_values": x, "image_grid_thw": g[None]} for x, g in zip(patches, grids, strict=True))
+        placeholders = tuple((self.family.image_token_id,) * self.family.features(image) for image in inputs)
+        return Pixels(inputs, placeholders, tuple(resized))
+
+
+VLM_SPECIALS = (*LLM_SPECIALS, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def save_tiny_vlm(
+    folder: Path, seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
+) -> Path:
+    """Write a Hugging Face folder with random weights, a byte-level tokenizer and an image processor, and return it.
+
+    Args:
+        folder: created if missing. seed: seeds the weights.
+        text, vision: overrides for the language model's and the vision tower's config, by their names in it.
+    """
+    from transformers import Qwen2_5_VLConfig
+
+    language = language_sizes(**(text or {}))
+    encoder = {
+        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2,
+        "out_hidden_size": language["hidden_size"], "patch_size": 14, "window_size": 56,
+        "fullatt_block_indexes": [1], "spatial_merge_size": 2, **(vision or {}),
+    }  # fmt: skip
+    return save_vlm(Qwen2_5_VLConfig(text_config=language, vision_config=encoder, **markers()), folder, seed)
+
+
+def language_sizes(**other: Any) -> dict[str, Any]:
+    """Return the config of the tiny language model.
+
+    Args:
+        other: config entries that override or extend the defaults.
+    """
+    sizes: dict[str, Any] = {
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": len(VLM_SPECIALS) + 256, "max_position_embeddings": 2048,
+        "bos_token_id": None, "eos_token_id": VLM_SPECIALS.index("<|im_end|>"), "pad_token_id": 0, **other,
+    }  # fmt: skip
+    sections = _sections(sizes["hidden_size"] // sizes["num_attention_heads"])
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+    return {"rope_parameters": rope, **sizes}
+
+
+def markers(tied: bool = True) -> dict[str, Any]:
+    """Return the config entries of a vision-language model outside its two parts: image and video tokens, and whether
+    the input and output embeddings are tied."""
+    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    ids = {f"{name}_token_id": VLM_SPECIALS.index(f"<|{token}|>") for name, token in names.items()}
+    return {"tie_word_embeddings": tied, **ids}
+
+
+def save_vlm(config: Any, folder: Path, seed: int = 0) -> Path:
+    """Write a model of any config of the family: random weights, tokenizer and image processor. Returns `folder`."""
+    from transformers import AutoModelForImageTextToText, Qwen2VLImageProcessor
+
+    save_random(AutoModelForImageTextToText, config, folder, seed)
+    byte_tokenizer(VLM_SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
+    vision = config.vision_config
+    Qwen2VLImageProcessor(patch_size=vision.patch_size, merge_size=vision.spatial_merge_size).save_pretrained(folder)
+    return folder
+
+
+def _sections(head: int) -> list[int]:
+    """Return how many rotary frequencies time (a quarter), height and width (half the rest each) have."""
+    first = head // 8
+    second = (head // 2 - first) // 2
+    return [first, second, head // 2 - first - second]
+
+
+class QwenVL(VisionFamily):
+    """Qwen2-VL and its successors, by their config: image tokens between markers, and merged patches."""
+
+    names = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL"
+    image_processor = QwenImageProcessor
+    tower_attention = VISION_ATTENTION
+    tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {"tiny-qwen2.5-vl": save_tiny_vlm}
+
+    @classmethod
+    def is_family(cls, config: Any) -> bool:
+        has_markers = all(hasattr(config, name) for name in _MARKERS)
+        return has_markers and all(hasattr(config.vision_config, name) for name in _PATCHES)
+
+    @property
+    def placeholder_ids(self) -> tuple[int, ...]:
+        ids = [getattr(self.config, name, None) for name in (*_MARKERS, "video_token_id")]
+        return tuple(int(i) for i in ids if i is not None)
+
+    def vision_modules(self, model: Any) -> list[nn.Module]:
+        return [model.base_model.visual]
+
+    def features(self, inputs: Mapping[str, Tensor]) -> int:
+        return int(inputs["image_grid_thw"].prod()) // self.patches_per_feature
+
+    def model_inputs(self, pixels: Sequence[Pixels], device: torch.device) -> dict[str, Tensor]:
+        images = [image for part in pixels for image in part.inputs]
+        return {
+            "pixel_values": to_device(torch.cat([image["pixel_values"] for image in images]), device),
+            "image_grid_thw": _grids(images),  # on the CPU, see `prepare`
+        }
+
+    def blank(self) -> Pixels:
+        """Return a made-up image of 2 x 3 features."""
+        vision = self.config.vision_config
+        merge, size = vision.spatial_merge_size, vision.temporal_patch_size * vision.in_channels * vision.patch_size**2
+        values = torch.linspace(-1, 1, 6 * merge**2 * size).sin().view(-1, size)
+        inputs = {"pixel_values": values, "image_grid_thw": torch.tensor([[1, 2 * merge, 3 * merge]])}
+        tokens = (self.config.vision_start_token_id, *[self.image_token_id] * 6, self.config.vision_end_token_id)
+        return Pixels((inputs,), (tokens,), ())
+
+    def prepare(self, model: Any) -> None:
+        """Let the vision tower receive what it derives from the sizes of images.
+
+        The sizes stay on the CPU. On a GPU the tower would copy them back, and wait for the GPU, about ten times.
+        """
+        model.base_model.visual.register_forward_pre_hook(_derive_sizes, with_kwargs=True)
+
+    def position_ids(self, model: Any, token_ids: Sequence[int], pixels: Pixels | None) -> Tensor:
+        """Return the positions (3, L): those of an image's features are its grid's, in time, height and width."""
+        if pixels is None:
+            return super().position_ids(model, token_ids, None).expand(3, -1)
+        ids = torch.tensor([list(token_ids)])
+        kinds = self.unpositioned_inputs(ids)["mm_token_type_ids"]
+        return model.model.get_rope_index(ids, kinds, image_grid_thw=_grids(pixels.inputs))[0][:, 0]
+
+    def unpositioned_inputs(self, token_ids: Tensor) -> dict[str, Tensor]:
+        return {"mm_token_type_ids": (token_ids == self.image_token_id).int()}
+
+    def vllm_options(self) -> dict[str, Any]:
+        return super().vllm_options() | {"mm_processor_kwargs": {"do_resize": False}}  # our images are already resized
+
+    @property
+    def tower_layers(self) -> Layers:
+        vision = self.config.vision_config  # Qwen2-VL names its sizes differently from later models
+        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        inner = getattr(vision, "intermediate_size", None) or int(width * vision.mlp_ratio)
+        return Layers(vision.depth, width, inner, width, width)
+
+    @property
+    def patches_per_feature(self) -> int:
+        return int(self.config.vision_config.spatial_merge_size) ** 2
+
+
+def _grids(images: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """Return the images' patches (n, 3) in time, height and width."""
+    return torch.cat([image["image_grid_thw"] for image in images])
+
+
+def _derive_sizes(tower: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Add positions, ends of images and windows, and places in the table of positions to a tower's arguments."""
+    grid, (pixels, *_) = kwargs["grid_thw"], args
+    if grid.device.type != "cpu":
+        return None
+    merge = tower.spatial_merge_size
+    derived: dict[str, Any] = {"position_ids": vision_utils.get_vision_position_ids(grid, merge)}
+    derived["cu_seqlens"], derived["max_seqlen"] = vision_utils.get_vision_attention_seqlens(grid, tower.config)
+    if hasattr(tower, "window_size"):  # Qwen2.5-VL
+        derived["window_index"], ends = vision_utils.get_vision_window_index(
+            grid, merge, tower.window_size, tower.patch_size
+        )
+        derived["cu_window_seqlens"], derived["max_window_seqlen"] = ends, get_max_seqlen(ends, tower.config)
+    if hasattr(tower, "num_grid_per_side"):  # Qwen3-VL
+        derived["interp_indices"], derived["interp_weights"] = (
+            vision_utils.get_vision_interpolation_indices_and_weights(
+                grid, tower.num_grid_per_side, tower.interpolation_mode, tower.interpolation_align_corners, merge
+            )
+        )
+    moved = {name: to_device(x, pixels.device) if isinstance(x, Tensor) else x for name, x in derived.items()}
+    return args, kwargs | moved
