@@ -35,6 +35,9 @@ PATIENCE = 30.0
 class Waiting:
     """A log line, every `PATIENCE` seconds, about a reward that is still judging a batch.
 
+    The seconds count from the start of the batch; while nothing else is going on, from the start of the scoring, which
+    may consist of many short batches.
+
     Args:
         reward: its name in messages.
         rows: the row that each completion of the batch answers.
@@ -69,12 +72,15 @@ class Waiting:
                 progress.waiting.pop(self._reward, None)
 
     def _watch(self) -> None:
-        times = 0
-        while not self._over.wait(PATIENCE):
-            times += 1
+        begun = time.time()
+        since = min(begun, progress.since) if progress.stage == "scoring" else begun
+        times = int((begun - since) / PATIENCE) + 1
+        while not self._over.wait(max(0.0, since + times * PATIENCE - time.time())):
             row = "".join(f", now row {self._rows[number]}" for number in list(self._begun)[:1])
             counts = (len(self._done), len(self._rows))
-            _log.warning("waiting for %s, %g s: %d of %d judged%s", self._reward, times * PATIENCE, *counts, row)
+            seconds = f"{times * PATIENCE:g} s{' of scoring' if since < begun else ''}"
+            _log.warning("waiting for %s, %s: %d of %d judged%s", self._reward, seconds, *counts, row)
+            times += 1
 
 
 RESTARTS = 3

@@ -24,6 +24,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, score_rollout
 from lit_rlvr.rewards.base import say_where, snake_case
 from lit_rlvr.rewards.combine import stop_on_failures
+from lit_rlvr.terminal import Activity
 from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
 from lit_rlvr.workers import pool as waiting
 
@@ -228,6 +229,27 @@ def test_rewards_that_are_slow_one_by_one_are_said_with_a_count(
     monkeypatch.setattr(waiting, "PATIENCE", 0.1)
     Slow(True).score([PAIR] * 10)
     assert re.search(r"Slow, 0\.1 s: [1-9] of 10 judged, now row a", caplog.text)
+
+
+def test_many_short_batches_of_one_scoring_are_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slow(Returns):
+        def __call__(self, completion: Completion, sample: Sample) -> Any:
+            time.sleep(0.1)
+            return super().__call__(completion, sample)
+
+    monkeypatch.setattr(waiting, "PATIENCE", 0.5)
+    progress = Activity()
+    monkeypatch.setattr(waiting, "progress", progress)
+    progress.begin("generating")
+    for _ in range(6):
+        Slow(True).score([PAIR])
+    assert not caplog.messages  # what takes long is the generation
+    progress.begin("scoring")
+    for _ in range(6):
+        Slow(True).score([PAIR])
+    assert re.search(r"Slow, 0\.5 s of scoring: 0 of 1 judged, now row a", caplog.text)
 
 
 def test_names_and_weights() -> None:
