@@ -1,19 +1,22 @@
 """The second half of the loop, from scored groups to optimizer steps, is `RLVRModule.training_step`.
 
-The parts of one iteration, in order, and where to find them:
+From the command to an optimizer step, in order, and where to find each part; nothing else is needed to follow the loop:
 
-    RolloutCallback.collect           rollout/callback.py      asks the source for a rollout, and logs
-      RolloutSource.next              rollout/source.py        sync, sample, sample on, reference, balance
-        SyncedEngine.sync_weights     rollout/engines/synced.py  the engine receives the policy's weights
-        GroupSampler.sample           rollout/generate.py      P x G completions, their rewards, and `assemble`
-        assemble, balance             rollout/assemble.py      tensors of a `Rollout`, evened out over ranks
-    RLVRModule.training_step          here
-      estimate                        training/loss.py         rewards -> advantages
-      Updater.step                    training/update.py       forward, loss, backward; reduce and clip; step or skip
-        plan_step, loss_inputs        training/step.py         normalisers, micro-batches, what the objective gets
-        Policy.logprobs               policy/policy.py         forward: log-probabilities of a micro-batch
-        loss                          training/loss.py         calls the algorithm's `objective` (algorithms/)
-        optimizer                     training/optimizer.py    AdamW and its schedule
+    RLVRCLI                           cli/lightning_cli.py        settings -> model, data, rollout, trainer
+      Run.open                        run/run.py                  the run folder, what is resumed, the callbacks' order
+      Trainer.fit                     run/trainer.py              Lightning's loop over batches, which calls:
+    RolloutCallback.collect           rollout/callback.py         asks the source for a rollout, and logs
+      RolloutSource.next              rollout/source.py           sync, sample, sample on, reference, balance
+        SyncedEngine.sync_weights     rollout/engines/synced.py   the engine receives the policy's weights
+        GroupSampler.sample           rollout/generate.py         P x G completions, their rewards, and `assemble`
+        assemble, balance             rollout/assemble.py         tensors of a `Rollout`, evened out over ranks
+    RLVRModule.training_step          training/module.py          here
+      estimate                        training/loss.py            rewards -> advantages
+      Updater.step                    training/update.py          forward, loss, backward; reduce and clip; step or skip
+        plan_step, loss_inputs        training/step.py            normalisers, micro-batches, what the objective gets
+        Policy.logprobs               policy/policy.py            forward: log-probabilities of a micro-batch
+        loss                          training/loss.py            calls the algorithm's `objective` (algorithms/)
+        optimizer                     training/optimizer.py       AdamW and its schedule
 """
 
 from __future__ import annotations

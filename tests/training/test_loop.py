@@ -1,0 +1,85 @@
+"""The loop is read in the files that the docstring of `training/module.py` names; all others are details of these."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback, LightningModule
+
+import lit_rlvr.training.module
+from lit_rlvr import GRPO, Arithmetic, RolloutCallback, Sampling, Trainer
+
+ROOT = Path(lit_rlvr.__file__).parent
+MOST_FILES = 15
+ASIDE = {
+    "advantages/base.py": "what an advantage is given",
+    "advantages/group.py": "GRPO's advantage",
+    "datamodules/base.py": "the data's cursor",
+    "distributed/collectives.py": "sums over ranks",
+    "distributed/sharding.py": "whole tensors of sharded weights",
+    "errors.py": "checks of values",
+    "objectives.py": "GRPO's loss, and the correction for the engine",
+    "policy/attention.py": "attention over shared prompts",
+    "policy/layout.py": "prompts and completions as rows",
+    "policy/logprobs.py": "log-softmax in chunks",
+    "policy/precision.py": "names of precisions",
+    "policy/speed.py": "memory of large tensors",
+    "returned.py": "checks of what the user's code returns",
+    "rewards/base.py": "one reward",
+    "rewards/combine.py": "all rewards",
+    "rollout/engines/base.py": "what an engine is given",
+    "rollout/engines/hf.py": "one engine",
+    "rollout/episodes.py": "turns, of which there is one here",
+    "rollout/limits.py": "how long a completion may be",
+    "seeds.py": "seeds",
+    "terminal.py": "progress",
+    "training/failures.py": "out of memory, and steps that are skipped",
+    "training/reference.py": "reference model, of which there is none here",
+    "training/trace.py": "what `explain` shows",
+    "types.py": "the data types",
+}
+"""File that a step also runs -> what it does there, of which a reader of the loop needs the name alone."""
+
+
+class Entered(Callback):
+    """Notes which of our files a step runs: all of `collect` and of `training_step`."""
+
+    def __init__(self) -> None:
+        self.files: set[str] = set()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        sys.setprofile(self._note)
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        sys.setprofile(None)
+
+    def _note(self, frame: FrameType, event: str, argument: Any) -> None:
+        file = Path(frame.f_code.co_filename).resolve()
+        for root in (ROOT, ROOT.parent):
+            if file.is_relative_to(root) and file.is_file():
+                self.files.add(str(file.relative_to(root)))
+                return
+
+
+@pytest.mark.slow
+def test_files_of_a_step(tmp_path: Path, tiny_model_folder: Path) -> None:
+    entered = Entered()
+    rollout = RolloutCallback(group_size=4, engine="hf", sampling=Sampling(max_tokens=6))
+    trainer = Trainer(
+        default_root_dir=tmp_path, callbacks=[rollout, entered], max_steps=1, accelerator="cpu", devices=1,
+        precision="32-true", logger=False, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(GRPO(model=str(tiny_model_folder)), datamodule=Arithmetic(prompts_per_step=2, held_out=4))
+    named = {*re.findall(r"^ +[A-Z]?\w.*? +(\w+/[\w/]+\.py)  ", lit_rlvr.training.module.__doc__ or "", re.MULTILINE)}
+    assert len(named) <= MOST_FILES and all((ROOT / file).is_file() for file in named)
+    outside = ("run/", "cli/", "tests/", ".venv/")  # other callbacks of the run, before and after; this test; packages
+    files = {file for file in entered.files if not file.startswith(outside)}
+    assert {file for file in named if not file.startswith(outside)} <= files, "named, but a step does not run it"
+    assert files - named == {*ASIDE}
