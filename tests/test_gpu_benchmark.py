@@ -85,7 +85,10 @@ def test_overlap_with_a_server(tmp_path: Path) -> None:
     done = subprocess.run(command, env=child_environment(), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["ratio_overlap"] > 0 and all(way["seconds"] > 0 for way in result["ways"].values())
+    in_turn, overlapped = result["ways"]["in turn"], result["ways"]["overlapped"]
+    assert in_turn["seconds"] > in_turn["generate"], "the step waits for the completions, and then trains"
+    assert overlapped["seconds"] < overlapped["generate"] + overlapped["train"], "it trains while they are generated"
+    assert result["ratio_overlap"] == pytest.approx(in_turn["seconds"] / overlapped["seconds"], abs=1e-3)
 
 
 @pytest.mark.slow
