@@ -21,7 +21,7 @@ from torch import Tensor
 from lit_rlvr.algorithms import AAPO, GRPO
 from lit_rlvr.datamodules import LesionCount, PromptDataModule
 from lit_rlvr.objectives import Stats
-from lit_rlvr.policy import attention, verify, vision
+from lit_rlvr.policy import attention, verify, vision_attention
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.precision import is_half
 from lit_rlvr.rollout.engines.base import Done, Turns
@@ -216,7 +216,7 @@ def test_an_iteration_is_that_of_the_cpu(
     here = validated | {"precision": precision}
     wanted_module, wanted = train(folder, tmp_path / "cpu", trainer_options=here, **options)
 
-    for part in (attention, verify, vision):
+    for part in (attention, verify, vision_attention):
         monkeypatch.setattr(part, "available", lambda device, dtype: is_half(dtype))  # as on a GPU
     engine = Replaying(wanted.rollouts[0].prompts, wanted.rollouts[0].completions) if half else None
     there = validated | trainer_options(precision)
