@@ -1,6 +1,6 @@
 """The cost of AAPO's reference rollouts on top of GRPO's step, on a CPU, over a run that visits its prompts repeatedly.
 
-Three runs of the quickstart's task on --prompts prompts, 16 a rollout, one update per rollout: GRPO, AAPO with
+Three runs of a config's task on --prompts prompts, 16 a rollout, one update per rollout: GRPO, AAPO with
 `reference_rollouts: pool`, and AAPO with `fresh`. Seconds of an iteration = rollout + training, from metrics.csv,
 without the first. ratio = mean seconds over GRPO's; the pool is filled at the first visits, so its mean falls with the
 number of visits while its median is that of a later visit.
@@ -18,7 +18,8 @@ from typing import Any
 
 from common import make_parser, print_result, print_table, say
 
-PER_ROLLOUT = 16  # the quickstart's prompts per step
+PER_ROLLOUT = 16
+"""Prompts of a rollout."""
 RUNS = {
     "GRPO": ["--model", "GRPO"],
     "AAPO, pool": ["--model", "AAPO", "--model.init_args.reference_rollouts", "pool"],
@@ -28,6 +29,7 @@ RUNS = {
 
 def parse() -> Any:
     parser = make_parser(__doc__)
+    parser.add_argument("--config", default="quickstart", help="of `lit-rlvr fit`")
     parser.add_argument("--prompts", type=int, default=32, help="of the training set")
     parser.add_argument("--rollouts", type=int, default=24, help="iterations of each run")
     return parser.parse_args()
@@ -35,10 +37,10 @@ def parse() -> Any:
 
 def fit(arguments: list[str], options: Any, folder: Path) -> list[dict[str, float]]:
     """Return the clock columns of a run, iteration by iteration."""
-    command = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", "quickstart"]
+    command = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", options.config]
     command += [*arguments, "--model.init_args.updates_per_rollout", "1", "--trainer.max_steps", str(options.rollouts),
-                "--data.init_args.limit", str(options.prompts), "--trainer.limit_val_batches", "0",
-                "--trainer.default_root_dir", str(folder)]  # fmt: skip
+                "--data.init_args.limit", str(options.prompts), "--data.init_args.prompts_per_step", str(PER_ROLLOUT),
+                "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(folder)]  # fmt: skip
     subprocess.run(command, check=True, stdout=sys.stderr)
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["time/train"]]

@@ -7,6 +7,7 @@ its own, and the variants take turns; factor = its median seconds of an optimize
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -20,6 +21,7 @@ TECHNIQUES = (
 def parse() -> Any:
     parser = make_parser(__doc__)
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["bf16", "fp32"], help="one table each")
+    parser.add_argument("--techniques", nargs="+", choices=TECHNIQUES, default=TECHNIQUES, help="what to remove")
     parser.add_argument("--model", default="smollm2", help="smollm2, a model folder, or a hub id")
     parser.add_argument("--groups", type=int, default=8, help="prompts")
     parser.add_argument("--dead", type=int, default=4, help="groups without an advantage")
@@ -31,13 +33,12 @@ def parse() -> Any:
     return parser.parse_args()
 
 
-def variants(precisions: list[str]) -> dict[str, dict[str, str]]:
-    """Return name -> precision and the techniques to leave out. Without bf16, the variant is fp32 with everything
-    on."""
+def variants(precisions: Sequence[str], techniques: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return name -> precision and the technique to leave out, if any."""
     chosen = {}
     for precision in precisions:
         chosen[f"{precision}, everything on"] = {"precision": precision}
-        for technique in TECHNIQUES:
+        for technique in techniques:
             chosen[f"{precision}, without {technique}"] = {"precision": precision, "without": technique}
     return chosen
 
@@ -46,7 +47,7 @@ def main() -> None:
     options = parse()
     rollout = {name: getattr(options, name)
                for name in ("groups", "dead", "group_size", "prompt_tokens", "completion_tokens")}  # fmt: skip
-    chosen = variants(options.precisions)
+    chosen = variants(options.precisions, options.techniques)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     memory = dict.fromkeys(chosen, 0.0)
     for _ in range(options.rounds):

@@ -1,20 +1,30 @@
-"""One quickstart run per algorithm, with an equal number of rollouts: a table and the curves.
-
-python benchmarks/algorithms.py --rollouts 12 --out runs/algorithms
-"""
+"""One quickstart run per algorithm, with an equal number of rollouts: a table and the curves."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from common import make_parser, print_result, print_table
 
 from lit_rlvr import algorithms
 
 PANELS = (("rollout/reward", "Reward"), ("train/entropy", "Entropy (nats per token)"))
+KEYS = ("accuracy_before", "accuracy_after", "steps", "train_seconds")
+
+
+def parse() -> Any:
+    parser = make_parser(__doc__)
+    names = list(runs(0))
+    parser.add_argument("--algorithms", nargs="+", choices=names, default=names, metavar="NAME", help="which runs")
+    parser.add_argument("--config", default="quickstart", help="of `lit-rlvr fit`")
+    parser.add_argument("--rollouts", type=int, default=24, help="of each run")
+    parser.add_argument("--out", type=Path, default=Path("runs/algorithms"), help="folder of the runs and the picture")
+    return parser.parse_args()
 
 
 def runs(rollouts: int) -> dict[str, list[str]]:
@@ -33,14 +43,14 @@ def runs(rollouts: int) -> dict[str, list[str]]:
     return chosen
 
 
-def fit(arguments: list[str], folder: Path, rollouts: int) -> None:
-    """Run one quickstart into `folder`, unless it is there already."""
+def fit(config: str, arguments: list[str], folder: Path, rollouts: int) -> None:
+    """Run a config into `folder`, unless it is there already."""
     if (folder / "summary.json").is_file():
         return
-    command = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", "quickstart"]
+    command = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "fit", "--config", config]
     command += [*arguments, "--trainer.default_root_dir", str(folder), "--overwrite", "true",
                 "--trainer.val_check_interval", str(rollouts)]  # fmt: skip
-    subprocess.run(command, check=True)
+    subprocess.run(command, stdout=sys.stderr, check=True)
 
 
 def draw(folders: dict[str, Path], path: Path) -> None:
@@ -59,30 +69,24 @@ def draw(folders: dict[str, Path], path: Path) -> None:
             points = [(i, float(value)) for i, value in enumerate(values, 1) if value]
             axis.plot(*zip(*points, strict=True), label=name, color=colour, linewidth=1.6)
         axis.set_title(label)
-        axis.set_xlabel("rollouts of 16 prompts x 8 completions")
+        axis.set_xlabel("rollouts")
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=9)
     figure.savefig(path, dpi=100)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rollouts", type=int, default=24)
-    parser.add_argument("--out", type=Path, default=Path("runs/algorithms"))
-    options = parser.parse_args()
+    options = parse()
     folders: dict[str, Path] = {}
     table: dict[str, dict[str, float]] = {}
-    for name, arguments in runs(options.rollouts).items():
+    for name in options.algorithms:
         folders[name] = options.out / name.replace(" + ", "_")
-        fit(arguments, folders[name], options.rollouts)
+        fit(options.config, runs(options.rollouts)[name], folders[name], options.rollouts)
         summary = json.loads((folders[name] / "summary.json").read_text())
-        keys = ("accuracy_before", "accuracy_after", "steps", "train_seconds")
-        table[name] = {key: summary[key] for key in keys}
-        print(f"{name:18}" + "".join(f"  {key} {value}" for key, value in table[name].items()), flush=True)
+        table[name] = {key: summary[key] for key in KEYS}
     draw(folders, options.out / "algorithms.png")
-    print(json.dumps(table))
+    print_table(("", *KEYS), [(name, *row.values()) for name, row in table.items()])
+    print_result(rollouts=options.rollouts, runs=table)
 
 
 if __name__ == "__main__":

@@ -18,15 +18,26 @@ from typing import Any
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
 """A benchmark's name of a precision -> the trainer's name."""
+MATMUL_SIZES = (2048, 3072, 4096)
 
 
-def make_parser(doc: str | None, precision: bool = False) -> argparse.ArgumentParser:
-    """Build a parser whose help is the script's own description."""
+def make_parser(doc: str | None, precision: bool = False, rate: bool = False) -> argparse.ArgumentParser:
+    """Build a parser whose help is the script's own description.
+
+    Args:
+        precision: add the option `--precision`.
+        rate: add the option `--matmul-sizes`, for `MatmulRate`.
+    """
     parser = argparse.ArgumentParser(
         allow_abbrev=False, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if precision:
         parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="what both compute in")
+    if rate:
+        parser.add_argument(
+            "--matmul-sizes", type=int, nargs="+", default=MATMUL_SIZES,
+            help="of the square matrices that measure the machine's own rate",
+        )  # fmt: skip
     return parser
 
 
@@ -91,7 +102,7 @@ class MatmulRate:
         sizes: of the square matrices.
     """
 
-    def __init__(self, precision: str, device: str = "cpu", sizes: Sequence[int] = (2048, 3072, 4096)) -> None:
+    def __init__(self, precision: str, device: str = "cpu", sizes: Sequence[int] = MATMUL_SIZES) -> None:
         import torch
 
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16

@@ -1,7 +1,7 @@
 """Where do the losses differ? On the same rollouts, each loss's gradient against GRPO's, by learning rate and updates.
 
 GRPO trains on the task of the claims (configs/studies/claims/steps.yaml) from three warm starts. In every eighth
-rollout every other loss computes its gradient too, before each optimizer step: on the same minibatch, with the same
+rollout, every other loss computes its gradient too, before each optimizer step: on the same minibatch, with the same
 weights and the same log-probabilities of rollout time. Measured are the cosine of both gradients and the ratio of their
 norms, as means over the steps of a rollout and then over rollouts and warm starts.
 
@@ -11,20 +11,20 @@ docs/findings.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import passive  # noqa: F401
 import torch
-from common import say
+from common import make_parser, print_result, print_table, say
 
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.group import GRPOAdvantage
@@ -39,7 +39,6 @@ from lit_rlvr.types import Rollout
 
 LEARNING_RATES = (1e-4, 2e-4, 4e-4, 8e-4)
 UPDATES = (2, 4, 16)
-TASK = "studies/claims/steps"
 
 
 def by_advantage(name: str, **options: Any) -> dict[str, Any]:
@@ -178,15 +177,15 @@ def cosine(x: torch.Tensor, y: torch.Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(x, y, dim=0))
 
 
-def train(folder: Path, lr: float, updates: int, warm_start: int, rollouts: int) -> None:
-    """Train GRPO into `folder`, unless it is there already."""
+def train(folder: Path, config: str, lr: float, updates: int, warm_start: int, rollouts: int) -> None:
+    """Train GRPO on a config's task into `folder`, unless it is there already."""
     from lit_rlvr.cli.main import run
 
     if (folder / "summary.json").is_file():
         return
     sys.path.insert(0, str(Path(__file__).parent))
     status = run([
-        "fit", "--config", TASK, "--model", "mechanism.Compared", "--model.init_args.model", "tiny-llama",
+        "fit", "--config", config, "--model", "mechanism.Compared", "--model.init_args.model", "tiny-llama",
         "--model.init_args.lr", str(lr), "--model.init_args.updates_per_rollout", str(updates),
         "--data.init_args.seed", str(warm_start), "--trainer.max_steps", str(rollouts * updates),
         "--trainer.limit_val_batches", "0", "--trainer.default_root_dir", str(folder), "--overwrite", "true",
@@ -219,7 +218,7 @@ def measure(folders: Sequence[Path]) -> dict[str, Any]:
     return {"losses": losses} | {name: rounded(value) for name, value in found.items()}
 
 
-def draw(found: Mapping[str, Any], path: Path) -> None:
+def draw(found: Mapping[str, Any], rates: Sequence[float], updates: Sequence[int], path: Path) -> None:
     """Draw 1 - cosine (above) and the ratio of the norms (below) against the learning rate, a column per paper."""
     import matplotlib
 
@@ -227,15 +226,15 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(2, len(LOSSES), figsize=(17, 8), sharex=True, sharey="row", constrained_layout=True)
-    styles = dict(zip(UPDATES, ("-", "--", ":"), strict=True))
+    styles = dict(zip(updates, cycle(("-", "--", ":", "-.")), strict=False))
     for column, (paper, cells) in enumerate(LOSSES.items()):
         for k, name in enumerate(cells):
-            for updates, style in styles.items():
-                settings = [found["settings"][f"{lr:g}, {updates}"]["losses"][name] for lr in LEARNING_RATES]
+            for count, style in styles.items():
+                settings = [found["settings"][f"{lr:g}, {count}"]["losses"][name] for lr in rates]
                 for axis, key in zip(axes[:, column], ("cosine", "norm"), strict=True):
-                    label = name.replace("_", " ") if updates == UPDATES[0] and key == "cosine" else None
+                    label = name.replace("_", " ") if count == updates[0] and key == "cosine" else None
                     values = [1 - s["cosine"] if key == "cosine" else s["norm"] or math.nan for s in settings]
-                    axis.plot(LEARNING_RATES, values, style, color=f"C{k}", marker="o", markersize=3, label=label)
+                    axis.plot(rates, values, style, color=f"C{k}", marker="o", markersize=3, label=label)
         axes[0, column].set_title(paper)
         axes[0, column].legend(fontsize=8, loc="lower left")
         axes[1, column].set_xlabel("learning rate")
@@ -243,7 +242,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     axes[1, 0].set_ylabel("norm / norm of GRPO's gradient")
     for axis in axes.flat:
         axis.set_xscale("log")
-        axis.set_xticks(LEARNING_RATES, [f"{lr:g}" for lr in LEARNING_RATES])
+        axis.set_xticks(rates, [f"{lr:g}" for lr in rates])
         axis.minorticks_off()
         axis.set_yscale("log")
         axis.grid(alpha=0.3)
@@ -252,27 +251,35 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse() -> Any:
+    parser = make_parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and the results")
+    parser.add_argument("--config", default="studies/claims/steps", help="of `lit-rlvr fit`")
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=LEARNING_RATES)
+    parser.add_argument("--updates", type=int, nargs="+", default=UPDATES, help="optimizer steps per rollout, from 2")
     parser.add_argument("--rollouts", type=int, default=32, help="rollouts of each run")
-    parser.add_argument("--warm-starts", type=int, nargs="*", default=[0, 1, 2], help="seeds of the data")
-    options = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    parser.add_argument("--warm-starts", type=int, nargs="+", default=[0, 1, 2], help="seeds of the data")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
     started = time.perf_counter()
     settings = {}
-    for lr in LEARNING_RATES:
-        for updates in UPDATES:
-            folders = [options.out / f"lr-{lr:g}_updates-{updates}_{w}" for w in options.warm_starts]
-            for warm_start, folder in zip(options.warm_starts, folders, strict=True):
-                train(folder, lr, updates, warm_start, options.rollouts)
-                say(f"{time.perf_counter() - started:.0f} s: {folder.name}")
-            settings[f"{lr:g}, {updates}"] = measure(folders)
+    for lr, updates in product(options.learning_rates, options.updates):
+        folders = [options.out / f"lr-{lr:g}_updates-{updates}_{w}" for w in options.warm_starts]
+        for warm_start, folder in zip(options.warm_starts, folders, strict=True):
+            train(folder, options.config, lr, updates, warm_start, options.rollouts)
+            say(f"{time.perf_counter() - started:.0f} s: {folder.name}")
+        settings[f"{lr:g}, {updates}"] = measure(folders)
     found = {"warm_starts": options.warm_starts, "rollouts": options.rollouts, "settings": settings}
     (options.out / "results.json").write_text(json.dumps(found) + "\n")
-    draw(found, options.out / "mechanism.png")
+    draw(found, options.learning_rates, options.updates, options.out / "mechanism.png")
+    print_table(
+        ("learning rate, updates", "loss", "cosine", "norm"),
+        [(key, name, *loss.values()) for key, value in settings.items() for name, loss in value["losses"].items()],
+    )
+    print_result(**found)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ import json
 import os
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import passive  # noqa: F401
-from common import make_parser, peak_memory_mb, print_result, print_table, run_isolated, say
+from common import PRECISIONS, make_parser, peak_memory_mb, print_result, print_table, run_isolated, say
 from training import SMALL, build_policy, make_rollout, train
 
 from lit_rlvr.distributed.strategy import FSDP2
@@ -25,32 +26,42 @@ from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.sources import resolve_model
 
 MIB = 2**20
-SIZES = {"groups": 4, "group_size": 8, "prompt_tokens": 128, "completion_tokens": 64}
+SIZES = {"group_size": 8, "prompt_tokens": 128, "completion_tokens": 64}
 BUDGET = 4096
-CASES = [
-    (model, precision, processes, sharded, checkpointing, lora)
-    for model in ("30M", "smollm2")
-    for precision, processes, sharded, checkpointing, lora in (
-        ("fp32", 1, False, False, False), ("fp32", 1, False, True, False), ("fp32", 1, False, False, True),
-        ("bf16", 1, False, False, False), ("bf16", 1, False, True, False), ("fp32", 2, False, False, False),
-        ("fp32", 2, True, False, False), ("fp32", 2, True, True, False), ("fp32", 2, True, False, True),
-    )
-]  # fmt: skip
+STRATEGIES = {
+    "one process": (1, Strategy(False, False)),
+    "one process, checkpointing": (1, Strategy(False, True)),
+    "one process, LoRA": (1, Strategy(False, False, lora=True)),
+    "DDP": (2, Strategy(False, False)),
+    "FSDP2": (2, Strategy(True, False)),
+    "FSDP2, checkpointing": (2, Strategy(True, True)),
+    "FSDP2, LoRA": (2, Strategy(True, False, lora=True)),
+}
+"""Name -> number of processes, and what the formula knows."""
+IN_BF16 = ("one process", "one process, checkpointing")
 
 
 def parse() -> Any:
     parser = make_parser(__doc__)
-    parser.add_argument("--models", nargs="+", default=["30M", "smollm2"], help="which; 30M is a random Llama")
+    parser.add_argument(
+        "--models", nargs="+", default=["30M", "smollm2"], help="30M (a random Llama), or as in a config"
+    )
+    parser.add_argument(
+        "--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES), metavar="NAME",
+        help=f"{'; '.join(STRATEGIES)}; bf16 is measured in one process only",
+    )  # fmt: skip
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    parser.add_argument("--groups", type=int, default=4, help="prompts of a step")
     return parser.parse_args()
 
 
-def predicted(folder: str, precision: str, processes: int, strategy: Strategy) -> float:
+def predicted(folder: str, groups: int, precision: str, processes: int, strategy: Strategy) -> float:
     """Return the MiB that the formula predicts."""
     from transformers import AutoConfig
 
     shape = shape_of(AutoConfig.from_pretrained(folder), lora=Lora() if strategy.lora else None)
     lengths = (SIZES["prompt_tokens"], SIZES["completion_tokens"])
-    load = largest_microbatch(BUDGET, *lengths, SIZES["group_size"], SIZES["groups"])
+    load = largest_microbatch(BUDGET, *lengths, SIZES["group_size"], groups)
     size = 4 if precision == "fp32" else 2
     return sum(training_memory(shape, load, strategy, processes, size, attention=4).values()) / MIB
 
@@ -61,22 +72,22 @@ def main() -> None:
         small = Path(scratch) / "30M"
         build_small(small)
         tiny = resolve_model("tiny-llama")
-        folders = {"30M": str(small), "smollm2": resolve_model("smollm2")}
-        for model, precision, processes, sharded, checkpointing, lora in CASES:
-            if model not in options.models:
+        folders = {name: str(small) if name == "30M" else resolve_model(name) for name in options.models}
+        for model, precision, name in product(options.models, options.precisions, options.strategies):
+            if precision == "bf16" and name not in IN_BF16:
                 continue
-            strategy = Strategy(sharded, checkpointing, lora)
-            asked = {"precision": precision, "processes": processes, **vars(strategy)}
-            measured, base = (run_isolated("memory.py", folder=f, **asked)["mib"] for f in (folders[model], tiny))
+            processes, strategy = STRATEGIES[name]
+            asked = {"groups": options.groups, "precision": precision, "processes": processes}
+            measured, base = (
+                run_isolated("memory.py", folder=f, **asked, **vars(strategy))["mib"] for f in (folders[model], tiny)
+            )
             measured -= base
-            formula, small_formula = (predicted(f, precision, processes, strategy) for f in (folders[model], tiny))
+            formula, small_formula = (predicted(f, strategy=strategy, **asked) for f in (folders[model], tiny))
             formula -= small_formula
-            name = ("FSDP2" if sharded else "DDP" if processes > 1 else "one process") + ", LoRA" * lora
-            name += ", checkpointing" * checkpointing
             rows.append((model, precision, name, measured, formula, formula / measured))
             say(f"{model} {precision} {name}: {measured:.0f} MiB, formula {formula:.0f}")
     print_table(("model", "precision", "way", "measured MiB", "formula MiB", "formula / measured"), rows)
-    print_result(sizes=SIZES, tokens_per_microbatch=BUDGET, rows=rows)
+    print_result(sizes=SIZES | {"groups": options.groups}, tokens_per_microbatch=BUDGET, rows=rows)
 
 
 def build_small(folder: Path) -> None:
@@ -90,7 +101,7 @@ def measure(asked: dict[str, Any]) -> None:
     """Measure one run; its first process prints its memory."""
     from transformers import AutoConfig
 
-    rollout = make_rollout(**SIZES, vocabulary=AutoConfig.from_pretrained(asked["folder"]).vocab_size)
+    rollout = make_rollout(asked["groups"], **SIZES, vocabulary=AutoConfig.from_pretrained(asked["folder"]).vocab_size)
     processes = asked["processes"]
     trainer: dict[str, Any] = {"devices": processes, "use_distributed_sampler": False}
     if processes > 1:

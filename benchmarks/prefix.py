@@ -27,7 +27,7 @@ BUDGET = 4096  # tokens_per_microbatch, the product's default
 
 
 def parse() -> Any:
-    parser = make_parser(__doc__, precision=True)
+    parser = make_parser(__doc__, precision=True, rate=True)
     parser.add_argument("--shortest", type=int, default=64, help="prompt tokens; doubled up to the longest")
     parser.add_argument("--longest", type=int, default=2048, help="prompt tokens on the random Llama")
     parser.add_argument("--longest-smollm2", type=int, default=512, help="prompt tokens on SmolLM2; 0 = leave it out")
@@ -71,7 +71,7 @@ def measure(
 
 def main() -> None:
     options = parse()
-    rate = MatmulRate(options.precision)
+    rate = MatmulRate(options.precision, sizes=options.matmul_sizes)
     rows, by_prompt, by_group = [], {}, {}
     for name, model, longest in (
         ("SmolLM2", "smollm2", options.longest_smollm2),

@@ -1,4 +1,4 @@
-"""Whole real sets through our own readers and checker: `python benchmarks/real_sets.py FOLDER`.
+"""Whole real sets through our own readers and checker.
 
 FOLDER holds gsm8k/{train,test}.jsonl, math/{train,test}.parquet, math500/test.jsonl and svamp/svamp.jsonl as
 published. For each: rows, rows that are refused, whether ids are unique, the share of solutions that the checker finds
@@ -7,10 +7,10 @@ right by their own reference answer, and the share by another row's.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Any
 
-from common import print_result
+from common import make_parser, print_result, print_table
 
 from lit_rlvr.datamodules import TextMath
 from lit_rlvr.datamodules.text_math import last_boxed
@@ -39,19 +39,25 @@ def right(samples: list[Sample], answers: list[Sample]) -> float:
     return sum(bool(result.correct) for result in MathAnswer().score(pairs)) / len(pairs)
 
 
+def check(path: Path) -> dict[str, Any]:
+    """Return what our reader and our checker make of a set."""
+    data = TextMath(train=str(path))
+    samples = data.load("train")
+    first = samples[:CHECKED]
+    return {
+        "rows": len(samples), "refused": len(data.bad_rows["train"]), "first_answer": first[0].answer,
+        "unique_ids": len({s.id for s in samples}) == len(samples), "right_by_its_own": right(first, first),
+        "right_by_the_next": right(first, first[1:] + first[:1]),
+    }  # fmt: skip
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    for name in FILES:
-        data = TextMath(train=str(folder / name))
-        samples = data.load("train")
-        first = samples[:CHECKED]
-        print_result(
-            file=name, rows=len(samples), refused=len(data.bad_rows["train"]), first_answer=first[0].answer,
-            unique_ids=len({s.id for s in samples}) == len(samples), right_by_its_own=right(first, first),
-            right_by_the_next=right(first, first[1:] + first[:1]),
-        )  # fmt: skip
+    sets = [{"file": name, **check(folder / name)} for name in FILES]
+    print_table(list(sets[0]), [list(each.values()) for each in sets])
+    print_result(sets=sets)
 
 
 if __name__ == "__main__":

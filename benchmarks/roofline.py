@@ -25,7 +25,7 @@ def workload(text: str) -> tuple[int, ...]:
 
 
 def parse() -> Any:
-    parser = make_parser(__doc__, precision=True)
+    parser = make_parser(__doc__, precision=True, rate=True)
     parser.add_argument("--model", default="smollm2", help="smollm2, a model folder, or a hub id")
     parser.add_argument("--rounds", type=int, default=3, help="steps on each workload; medians are reported")
     parser.add_argument(
@@ -41,7 +41,7 @@ def main() -> None:
     config = policy.model.config
     parameters = sum(p.numel() for p in policy.model.parameters())
     rollouts = [make_rollout(*sizes, vocabulary=config.vocab_size) for sizes in options.workloads]
-    rate = MatmulRate(options.precision)
+    rate = MatmulRate(options.precision, sizes=options.matmul_sizes)
     say(f"1 + {options.rounds} rounds of {len(rollouts)} steps")
     # the first round warms up: AdamW's state, and memory at its largest
     seconds = train(policy, rollouts * (1 + options.rounds), options.precision, rate.measure)[len(rollouts) :]

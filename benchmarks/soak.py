@@ -46,7 +46,7 @@ def step_of(run: Path) -> int:
     """Return the last step in metrics.csv; 0 before the first."""
     path = run / "metrics.csv"
     lines = path.read_text().splitlines() if path.is_file() else []
-    return len(lines) - 1 if len(lines) > 1 else 0
+    return int(lines[-1].partition(",")[0]) if len(lines) > 1 else 0
 
 
 def main() -> None:
@@ -94,7 +94,10 @@ def main() -> None:
         options.out,
     )  # fmt: skip
     print(f"picture: {options.out}")
-    print_result(steps=options.steps, engine=options.engine, seconds=round(seconds, 1), growth_per_1000_steps=slopes)
+    print_result(
+        steps=options.steps, engine=options.engine, seconds=round(seconds, 1), growth_per_1000_steps=slopes,
+        at_the_end=dict(zip(("step", *slopes), seen[-1], strict=True)),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ SUMS = {"low": 1, "high": 9, "held_out": 0, "system_prompt": "You are a calculat
 
 
 def parse() -> Any:
-    parser = make_parser(__doc__, precision=True)
+    parser = make_parser(__doc__, precision=True, rate=True)
     parser.add_argument("--steps", type=int, default=8, help="steps of each that are measured, besides the first")
     parser.add_argument("--block", type=int, default=1, help="steps of one before it is the other's turn")
     parser.add_argument("--to-reward", type=float, help="go on until a step's mean reward is at least this")
@@ -106,7 +106,7 @@ def summarise(player: Player, measured: int) -> dict[str, Any]:
 def main() -> None:
     options = parse()
     workload = make_workload(options)
-    rate = MatmulRate(options.precision)
+    rate = MatmulRate(options.precision, sizes=options.matmul_sizes)
     players: list[Player] = []
     try:
         for name, passive in (("lit-rlvr", False), ("TRL", options.trl_passive)):

@@ -19,7 +19,7 @@ SUMS = {"low": 1, "high": 9, "held_out": 0}
 
 
 def parse() -> Any:
-    parser = make_parser(__doc__, precision=True)
+    parser = make_parser(__doc__, precision=True, rate=True)
     parser.add_argument("--model", default="smollm2", help="smollm2, a model folder, or a hub id")
     parser.add_argument("--prompts", type=int, default=8, help="different prompts")
     parser.add_argument("--group-size", type=int, default=8, help="completions per prompt")
@@ -72,7 +72,7 @@ def main() -> None:
     engine.start(EngineContext(folder, policy, tokenizer, longest, sequences, 0, dtype))
     engine.sync(policy)
     llm = engine._llm
-    rate = MatmulRate(options.precision)
+    rate = MatmulRate(options.precision, sizes=options.matmul_sizes)
 
     rates: dict[str, list[float]] = {"rollout": [], "bare vLLM": []}
     for k in range(-1, options.rounds):  # the first round warms up

@@ -1,19 +1,20 @@
-"""`lit-rlvr watch` on a long run of 2,000 steps with 128 saved prompts: seconds to read it, and seconds for each view.
+"""The seconds that `lit-rlvr watch` takes to read a long run, and then to show each view of it.
 
-`python benchmarks/watch.py [--steps 2000 --prompts 128 --group 8 --known 4096]`
+The run folder is written for this: by default 2,000 steps of 128 prompts x 8 completions of 400 characters. Nothing is
+kept between two requests of a view; the table has the fastest and the slowest of five.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import random
-import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+from common import make_parser, peak_memory_mb, print_result, print_table
 from starlette.testclient import TestClient
 
 from lit_rlvr.watch.follow import FollowedFolders
@@ -46,44 +47,61 @@ def write(folder: Path, steps: int, prompts: int, group: int, known: int) -> Non
                     }) + "\n")  # fmt: skip
 
 
+def parse() -> Any:
+    parser = make_parser(__doc__)
+    parser.add_argument("--steps", type=int, default=2000, help="of the run")
+    parser.add_argument("--prompts", type=int, default=128, help="saved prompts per step")
+    parser.add_argument("--group", type=int, default=8, help="completions per prompt")
+    parser.add_argument("--known", type=int, default=4096, help="different prompts")
+    return parser.parse_args()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(allow_abbrev=False, description=__doc__.splitlines()[0])
-    for name, value in (("steps", 2000), ("prompts", 128), ("group", 8), ("known", 4096)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    options = parser.parse_args()
+    options = parse()
     with tempfile.TemporaryDirectory() as root:
         run = Path(root, "run")
         write(run, **vars(options))
-        size = (run / "completions.jsonl").stat().st_size
+        size = (run / "completions.jsonl").stat().st_size / 2**20
         folders = FollowedFolders([run])
         with TestClient(application(folders), base_url="http://127.0.0.1") as client:
+
+            def ask(path: str, query: dict[str, str]) -> tuple[float, Any]:
+                """Return the seconds of an answer, and the answer."""
+                asked = time.perf_counter()
+                answer = client.get(path, params=query)
+                return time.perf_counter() - asked, answer
+
             began = time.perf_counter()
-            views = {
-                "/": {}, "/now": {}, "/prompts": {"run": str(run)},
-                "/prompts ": {"run": str(run), "order": "gain", "outcome": "solved", "words": "what"},
-                "/prompt": {"run": str(run), "id": "7"},
-                "/prompt ": {"run": str(run), "id": "7", "step": "64"},
-                "/tokens": {"run": str(run), "id": "7", "step": "64", "sample": "0"},
+            of_the_run, of_a_prompt = {"run": str(run)}, {"run": str(run), "id": "7"}
+            views: dict[str, tuple[str, dict[str, str]]] = {
+                "runs": ("/", {}),
+                "now": ("/now", {}),
+                "prompts": ("/prompts", of_the_run),
+                "prompts, filtered": (
+                    "/prompts", of_the_run | {"order": "gain", "outcome": "solved", "words": "what"},
+                ),
+                "prompt": ("/prompt", of_a_prompt),
+                "prompt, one step": ("/prompt", of_a_prompt | {"step": "64"}),
+                "tokens": ("/tokens", of_a_prompt | {"step": "64", "sample": "0"}),
             }  # fmt: skip
-            during = {}
+            during: dict[str, float] = {}
             while folders.unread or not folders.runs[str(run)].completions.size:
-                for path in ("/", "/prompts", "/prompt"):
-                    asked = time.perf_counter()
-                    client.get(path, params=views[path])
-                    during[path] = max(during.get(path, 0.0), time.perf_counter() - asked)
+                for name in ("runs", "prompts", "prompt"):
+                    during[name] = max(during.get(name, 0.0), ask(*views[name])[0])
                 time.sleep(0.5)
-            print(f"{size / 2**20:,.0f} MiB of completions read in {time.perf_counter() - began:.1f} s")
-            print("slowest view meanwhile:", ", ".join(f"{path} {took:.2f} s" for path, took in during.items()))
-            for path, query in views.items():
+            read = time.perf_counter() - began
+            rows = []
+            for name, view in views.items():
                 times = []
                 for _ in range(5):
                     folders.versions["metrics"] += 1  # nothing is remembered
-                    asked = time.perf_counter()
-                    answer = client.get(path.strip(), params=query)
-                    times.append(time.perf_counter() - asked)
-                assert answer.status_code == 200, answer.text
-                print(f"{path.strip():9} {min(times):.3f} to {max(times):.3f} s, {len(answer.content) / 1024:,.0f} KiB")
-        print(f"memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+                    seconds, answer = ask(*view)
+                    assert answer.status_code == 200, answer.text
+                    times.append(seconds)
+                rows.append((name, min(times), max(times), len(answer.content) / 1024, during.get(name, "")))
+    print(f"{size:,.0f} MiB of completions read in {read:.1f} s")
+    print_table(("view", "fastest s", "slowest s", "KiB", "slowest s while reading"), rows)
+    print_result(seconds_to_read=read, completions_mb=size, peak_memory_mb=peak_memory_mb(), views=rows)
 
 
 if __name__ == "__main__":

@@ -1,47 +1,142 @@
-"""Tiny runs of benchmarks that no other test runs."""
+"""Every benchmark runs at a tiny size, and its last line has numbers that make sense."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 from tiny_runs import child_environment
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-RUNS = {
-    "attention": ("--device cpu --groups 2 --group-size 2 --prompt 8 --mean 8 --rounds 1", "error"),
-    "real_sets": ("sets", "right_by_its_own"),
-}
-"""Benchmark -> its smallest arguments, and a key of its last line."""
+ELSEWHERE = {
+    "findings": "test_findings.py", "gpu": "test_gpu_benchmark.py", "outside": "test_docs.py",
+    "peak_memory": "test_plan.py",
+}  # fmt: skip
+"""Benchmark -> the file of its tests."""
+TINY = ("--model", "tiny-llama", "--matmul-sizes", "256")
+FEW = ("--prompts", "2", "--group-size", "2", "--max-tokens", "8")
+
+Benchmark = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def benchmark(run_folder: Path) -> Benchmark:
+    """Runs a benchmark in a folder that holds `tiny.yaml`; returns the numbers of its last line."""
+
+    def call(name: str, *arguments: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [sys.executable, BENCHMARKS / f"{name}.py", *arguments],
+            env=child_environment(), cwd=run_folder, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        assert found["benchmark"] == name and found["machine"]["cores"] > 0
+        return found
+
+    return call
+
+
+def test_every_benchmark_has_a_tiny_run() -> None:
+    """The rows of the README's table, each run below or in another file."""
+    listed = set(re.findall(r"^\| `(\w+)\.py", (BENCHMARKS / "README.md").read_text(), re.M))
+    starts = {path.stem for path in BENCHMARKS.glob("*.py") if "make_parser(__doc__" in path.read_text()}
+    here = set(re.findall(r'benchmark\(\n? *"(\w+)"', Path(__file__).read_text()))
+    assert listed == starts | {"findings"} == here | ELSEWHERE.keys()
+    for name, file in ELSEWHERE.items():
+        assert name in Path(__file__).with_name(file).read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_a_tiny_run(name: str, tmp_path: Path) -> None:
-    arguments, key = RUNS[name]
-    if name == "real_sets":
-        write_sets(tmp_path / "sets")
-    done = subprocess.run(
-        [sys.executable, BENCHMARKS / f"{name}.py", *arguments.split()],
-        env=child_environment(), cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+def test_aapo(benchmark: Benchmark) -> None:
+    """The pool is full after the first of three visits; fresh references are sampled at each."""
+    found = benchmark("aapo", "--config", "tiny.yaml", "--prompts", "16", "--rollouts", "3")
+    assert found["visits"] == 3
+    reference = {name: run["reference"] for name, run in found["runs"].items()}
+    assert reference["GRPO"] == 0 and reference["AAPO, fresh"] > 2 * reference["AAPO, pool"]
+    assert all(run["ratio"] > 0 for run in found["runs"].values())
+
+
+@pytest.mark.slow
+def test_ablation(benchmark: Benchmark) -> None:
+    """15 of 16 groups are dead, so skipping them saves most of a step."""
+    found = benchmark(
+        "ablation", "--model", "tiny-llama", "--precisions", "fp32", "--techniques", "skipping dead groups",
+        "--groups", "16", "--dead", "15", "--completion-tokens", "32", "--steps", "2", "--rounds", "1",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result[key], result
-    if name == "attention":
-        assert result["error"] < 1e-5
-    elif name == "real_sets":
-        assert done.stdout.count('"right_by_its_own": 1.0, "right_by_the_next": 0.0') == 6
+    assert found["variants"]["fp32, without skipping dead groups"]["factor"] > 2
+
+
+@pytest.mark.slow
+def test_algorithms(benchmark: Benchmark, run_folder: Path) -> None:
+    found = benchmark(
+        "algorithms", "--config", "tiny.yaml", "--algorithms", "GRPO + A-GRAE", "--rollouts", "2", "--out", "out"
+    )
+    run = found["runs"]["GRPO + A-GRAE"]
+    assert run["steps"] == 4 and run["train_seconds"] > 0
+    assert (run_folder / "out/algorithms.png").is_file()
+
+
+@pytest.mark.slow
+def test_attention(benchmark: Benchmark) -> None:
+    found = benchmark(
+        "attention", "--device", "cpu", "--groups", "2", "--group-size", "2", "--prompt", "8", "--mean", "8",
+        "--rounds", "1",
+    )  # fmt: skip
+    assert 0 < found["error"] < 1e-5
+
+
+@pytest.mark.slow
+def test_mechanism(benchmark: Benchmark, run_folder: Path) -> None:
+    """GMPO differs from GRPO in how it clips, PositiveDominant in the weights of the groups."""
+    found = benchmark(
+        "mechanism", "--config", "tiny.yaml", "--learning-rates", "1e-4", "--updates", "2", "--rollouts", "8",
+        "--warm-starts", "0", "--out", "out",
+    )  # fmt: skip
+    losses = found["settings"]["0.0001, 2"]["losses"]
+    assert losses["gmpo"]["cosine"] > 0.99 > losses["positive_dominant"]["cosine"]
+    assert all(abs(loss["cosine"]) <= 1 and loss["norm"] > 0 for loss in losses.values())
+    assert (run_folder / "out/mechanism.png").is_file()
+
+
+@pytest.mark.slow
+def test_memory(benchmark: Benchmark) -> None:
+    found = benchmark(
+        "memory", "--models", "30M", "--strategies", "FSDP2", "--precisions", "fp32", "--groups", "1"
+    )  # fmt: skip
+    ((*_, measured, formula, ratio),) = found["rows"]
+    assert measured > 100 and formula > 100 and 0.5 < ratio < 1.5
+
+
+@pytest.mark.slow
+def test_prefix(benchmark: Benchmark) -> None:
+    """Eight completions of 4 tokens behind 64 tokens: the prompt is nearly all of the work."""
+    found = benchmark(
+        "prefix", "--longest-smollm2", "0", "--longest", "64", "--prompt-tokens", "64", "--group-sizes", "2",
+        "--completion-tokens", "4", "--image-tokens", "16", "--rounds", "1", "--matmul-sizes", "256",
+    )  # fmt: skip
+    ratios = {(model, group): ratio for model, _, group, *_, ratio in found["points"]}
+    assert ratios["random Llama, 30 M", 8] > 1.5 and ratios["random Qwen2.5-VL, 30 M", 8] > 1.5
+    assert len(ratios) == 3
+
+
+@pytest.mark.slow
+def test_real_sets(benchmark: Benchmark, tmp_path: Path) -> None:
+    write_sets(tmp_path / "sets")
+    found = benchmark("real_sets", "sets")
+    assert len(found["sets"]) == 6
+    for each in found["sets"]:
+        assert (each["rows"], each["right_by_its_own"], each["right_by_the_next"]) == (3, 1, 0)
 
 
 def write_sets(folder: Path) -> None:
     """Write three rows for each of the published files."""
-    import pandas
-
     for name in ("gsm8k/train.jsonl", "gsm8k/test.jsonl", "math/train.parquet", "math/test.parquet",
                  "math500/test.jsonl", "svamp/svamp.jsonl"):  # fmt: skip
         path = folder / name
@@ -55,3 +150,62 @@ def write_sets(folder: Path) -> None:
             pandas.DataFrame(rows).to_parquet(path)
         else:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.slow
+def test_replay_trl(benchmark: Benchmark) -> None:
+    found = benchmark("replay_trl", "--rollouts", "1", "--prompts", "2", "--group-size", "4")
+    assert len(found["results"]) == 4
+    for case, differences in found["results"].items():
+        assert differences["gradient"] < 1e-4 and differences["of_change"] < 1e-3, (case, differences)
+        assert differences["change"] > 1e-5, (case, differences)
+
+
+@pytest.mark.slow
+def test_roofline(benchmark: Benchmark) -> None:
+    found = benchmark("roofline", *TINY, "--workloads", "2x2x8x4", "--rounds", "1")
+    assert 0 < found["workloads"][0]["strict"] < found["utilisation"] < 1
+
+
+@pytest.mark.slow
+def test_scaling(benchmark: Benchmark, run_folder: Path) -> None:
+    found = benchmark("scaling", "--sweeps", "group_size", "--points", "2", "--steps", "2", "--out", "out.png")
+    exponents = found["exponents"]["group_size"]
+    assert 0 < exponents["time"] < 3 and 0 < exponents["memory"] < 3
+    assert (run_folder / "out.png").is_file()
+
+
+@pytest.mark.slow
+def test_soak(benchmark: Benchmark, run_folder: Path) -> None:
+    """The command and its two reward workers."""
+    found = benchmark("soak", "--steps", "20", "--every", "0.2", "--out", "out.png")
+    last = found["at_the_end"]
+    assert 10 < last["step"] <= 20 and last["MiB"] > 100 and last["open files"] > 3 and last["processes"] == 3
+    assert (run_folder / "out.png").is_file()
+
+
+@pytest.mark.slow
+def test_vs_trl(benchmark: Benchmark) -> None:
+    found = benchmark("vs_trl", *TINY, *FEW, "--steps", "1", "--engine", "hf")
+    ours, theirs = found["contestants"]["lit-rlvr"], found["contestants"]["TRL"]
+    assert found["ratio_step"] == pytest.approx(theirs["step"] / ours["step"], rel=1e-2)
+    for contestant in (ours, theirs):
+        assert contestant["step"] > contestant["generate"] > 0 and contestant["train"] > 0
+        assert len(contestant["seconds"]) == 2 and contestant["tokens_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_vs_vllm(benchmark: Benchmark) -> None:
+    """It stops where both do not sample the same tokens."""
+    found = benchmark("vs_vllm", *TINY, *FEW, "--rounds", "2")
+    rates = found["tokens_per_second"]
+    assert found["ratio"] == pytest.approx(rates["rollout"] / rates["bare vLLM"], rel=1e-2)
+    assert 0.1 < found["ratio"] < 10
+
+
+@pytest.mark.slow
+def test_watch(benchmark: Benchmark) -> None:
+    found = benchmark("watch", "--steps", "70", "--prompts", "8", "--known", "8")
+    assert len(found["views"]) == 7 and found["completions_mb"] > 1
+    for name, fastest, slowest, kib, _ in found["views"]:
+        assert 0 < fastest <= slowest and (kib > 1 or name == "now"), name
