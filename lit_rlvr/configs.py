@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -202,14 +203,24 @@ NEGATIVE = re.compile(r"-(\d+\.?\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?|\.?inf|\.?nan)
 """A negative number, which is the value of the option before it."""
 
 
-class Parser(ArgumentParser):
+class PrintsHelp:
+    """A parser whose help raises an error where it cannot be written; argparse would ignore it."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file or sys.stderr, flush=True)
+
+
+class Parser(PrintsHelp, ArgumentParser):
     """A parser of options and configs that takes no abbreviations, and that requires what a class requires.
 
     Args:
-        options: options of jsonargparse's parser.
+        options: options of jsonargparse's parser; of a description that is a docstring, the help has what stands above
+            the arguments.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        if options.get("description"):
+            options["description"] = options["description"].partition("\n\n    Args:")[0]
         super().__init__(*args, **{"exit_on_error": False, "allow_abbrev": False} | options)
         self._negative_number_matcher = NEGATIVE  # argparse's does not know exponents
 

@@ -14,6 +14,7 @@ from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.text_to_sql import TextToSQL
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import UserError
+from lit_rlvr.policy.sources import cache_folder
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample
 
@@ -67,8 +68,8 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
         if not 0 <= held_out < tables <= len(TABLES):
             raise UserError(f"tables={tables}, held_out={held_out}: at most {len(TABLES)}, one must be left to train")
         self.tables, self.held_out = tables, held_out
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit-rlvr" / "synthetic_sql"
-        self.folder = (Path(folder) if folder else cache).expanduser() / f"seed-{self.seed}"
+        parent = Path(folder).expanduser() if folder else cache_folder() / "synthetic_sql"
+        self.folder = parent / f"seed-{self.seed}"
 
     def rows(self, split: Split) -> Iterator[Sample]:
         """Yield questions about the training tables or the held-out tables; there is no test set."""

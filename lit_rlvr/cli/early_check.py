@@ -62,16 +62,16 @@ def _index() -> dict[str, tuple[Path, list[str]]]:
         if file.is_relative_to(package / "init"):
             continue
         for name, bases in re.findall(r"^class (\w+)(?:\(([^)]*)\))?:", file.read_text(), re.MULTILINE):
-            found.setdefault(name, (file, re.findall(r"(\w+)(?:\[[^]]*\])?(?=,|$)", bases)))
+            found.setdefault(name, (file, re.findall(r"([\w.]+)(?:\[[^]]*\])?(?=,|$)", bases)))
     spec = find_spec("lightning")
     for folder in (spec.submodule_search_locations if spec else None) or ():
-        found["Trainer"] = (Path(folder, "pytorch", "trainer", "trainer.py"), [])
+        found["lightning.pytorch.Trainer"] = (Path(folder, "pytorch", "trainer", "trainer.py"), [])
     return found
 
 
 @cache
 def _definition(name: str) -> ast.ClassDef:
-    file = _index()[name][0]
+    file, name = _index()[name][0], name.rpartition(".")[2]
     return next(n for n in ast.parse(file.read_text()).body if isinstance(n, ast.ClassDef) and n.name == name)
 
 
@@ -81,7 +81,7 @@ def _is_dataclass(name: str) -> bool:
 
 def _arguments(name: str) -> dict[str, str]:
     """Return the arguments of a class and of its bases, each with its type."""
-    if name in EXTERNAL:
+    if name.rpartition(".")[2] in EXTERNAL:
         return {}
     if name not in _index():
         raise _UnsureError
@@ -133,7 +133,7 @@ class SourceNames(KnownNames):
         return found | {f"--{option}" for option in self._of_command()}
 
     def _of_command(self) -> set[str]:
-        for cls in ("RLVRTrainer", "Trainer"):
+        for cls in ("RLVRTrainer", "Trainer", "lightning.pytorch.Trainer"):
             for node in _definition(cls).body:
                 if isinstance(node, ast.FunctionDef) and node.name == self.command:
                     count = len(node.args.defaults)

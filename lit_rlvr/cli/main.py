@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,7 +48,8 @@ def main() -> None:
             discard_output(output)
         if full:
             name, other = ("standard output", sys.stderr) if 1 in full else ("standard error", sys.stdout)
-            print(f"lit-rlvr: error: {name} cannot be written: {os.strerror(errno.ENOSPC)}", file=other, flush=True)
+            with suppress(OSError):  # it is full, too
+                print(f"lit-rlvr: error: {name} cannot be written: {os.strerror(errno.ENOSPC)}", file=other, flush=True)
         status = 2 if full else 128 + signal.SIGPIPE
     sys.exit(status)
 
@@ -167,15 +169,15 @@ def _closed_outputs() -> list[int]:
 
 
 def _full_outputs(error: Exception) -> list[int]:
-    """Return which of stdout and stderr are on a full disk; write a line break to both if the error is of that kind."""
-    full = []
+    """Return whether stdout, or else stderr, is on a full disk; write a line break to find out, if the error is of that
+    kind."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
         for output in (1, 2):
             try:
                 os.write(output, b"\n")
             except OSError:
-                full.append(output)
-    return full
+                return [output]
+    return []
 
 
 def usage() -> str:

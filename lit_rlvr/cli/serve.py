@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from lit_rlvr.configs import PrintsHelp
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import missing_compiler, require, vllm_package
 from lit_rlvr.policy.families import family_of
@@ -32,7 +33,7 @@ ADDRESS_OPTIONS = ("--uds", "--config")
 """Options of vLLM that can set another address."""
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(PrintsHelp, argparse.ArgumentParser):
     """A parser that reports an error as one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:

@@ -29,7 +29,8 @@ _log = logging.getLogger("lit_rlvr")
 
 
 def cache_folder() -> Path:
-    """Return where converted models are kept: $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr or ~/.cache/lit-rlvr."""
+    """Return where converted models and generated databases are kept: $LIT_RLVR_CACHE, else $XDG_CACHE_HOME/lit-rlvr
+    or ~/.cache/lit-rlvr."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "lit-rlvr"
     return Path(os.environ.get("LIT_RLVR_CACHE", default)).expanduser()
 

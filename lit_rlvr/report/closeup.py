@@ -41,7 +41,8 @@ class CloseUp:
         seen: number of sampled prompts; visited_again: number of those that a run sampled more than once.
         hardest, newly_solved: the first prompts of each kind; hard, solved: their numbers.
         seed: seed of the run that samples and tokens come from.
-        saved: number of its saved rollouts; tokens: (step, algorithm, `explain.view`) of an early and a late one.
+        saved: number of its saved rollouts; tokens: (step, algorithm, `view` of `lit_rlvr.report.explain`) of an early
+            and a late one.
     """
 
     seen: int

@@ -144,6 +144,8 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(run_folder: Path, 
         (("--version",), ">&-", 0),
         (("--version",), ">/dev/full", 2),
         (("no-such-command",), "2>/dev/full", 2),
+        (("watch", "--help"), ">/dev/full", 2),
+        pytest.param(("serve", "--help"), ">/dev/full", 2, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("buffered", ["", pytest.param("1", marks=pytest.mark.slow)], ids=["", "unbuffered"])

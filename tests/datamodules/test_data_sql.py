@@ -264,10 +264,14 @@ def test_every_generated_question_has_an_answer_that_is_not_trivial(tmp_path: Pa
                 assert 0 < len(rows) < database.execute(f"SELECT COUNT(*) FROM {sample.id.split(':')[0]}").fetchone()[0]
 
 
-def test_the_cache_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+@pytest.mark.parametrize(("variable", "folder"), [("XDG_CACHE_HOME", "lit-rlvr/"), ("LIT_RLVR_CACHE", "")])
+def test_the_cache_folder_is_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, folder: str
+) -> None:
+    monkeypatch.delenv("LIT_RLVR_CACHE", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
     (sample, *_) = SyntheticSQL(tables=2, held_out=1, seed=3).load("train")
-    assert Path(sample.row["databases"][0]).parent == tmp_path / "lit-rlvr/synthetic_sql/seed-3"
+    assert Path(sample.row["databases"][0]).parent == tmp_path / f"{folder}synthetic_sql/seed-3"
 
 
 @pytest.mark.parametrize("options", [{"tables": 5, "held_out": 5}, {"held_out": -1}, {"tables": 1000}])
