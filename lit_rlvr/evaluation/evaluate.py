@@ -9,6 +9,7 @@ import os
 import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,7 @@ from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.limits import LengthRequirement, within_context
+from lit_rlvr.run.folder import lock_folder
 from lit_rlvr.terminal import Terminal, progress_bar, show_result
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
@@ -125,18 +127,19 @@ def run(command: str, arguments: list[str]) -> None:
         raise UserError("--suite: it names no suite; give at least one, such as math500")
     check_devices(config.devices, resolve_engine(config.engine), config.model is not None)
     out = Path(config.out)
-    if config.model is None:
-        records, prompts = score_given(suites, config, out)
-    else:
-        records, prompts = sample_suites(suites, config, out, arguments)
-    if Share.of_this_process():
-        return
-    results = {
-        suite.name: suite_summary(records, suite.name, prompts[suite.name], config.diversity) for suite in suites
-    }
-    table = markdown(results, config.model or config.completions)
-    write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
-    write_atomically(out / "results.md", table)
+    with nullcontext() if Share.of_this_process() else lock_folder(out, "--out"):
+        if config.model is None:
+            records, prompts = score_given(suites, config, out)
+        else:
+            records, prompts = sample_suites(suites, config, out, arguments)
+        if Share.of_this_process():
+            return
+        results = {
+            suite.name: suite_summary(records, suite.name, prompts[suite.name], config.diversity) for suite in suites
+        }
+        table = markdown(results, config.model or config.completions)
+        write_atomically(out / "results.json", json.dumps(results, indent=2) + "\n")
+        write_atomically(out / "results.md", table)
     console = Terminal(width=None if os.isatty(1) else 160)
     show_result(results, lambda: console.print(Markdown(table, hyperlinks=False)))
 

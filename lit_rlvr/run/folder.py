@@ -28,17 +28,17 @@ LOCK = ".lock"
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Hold a run folder's lock file, and remove it afterwards; the kernel releases the lock of a killed process.
+def locked(root: Path, option: str) -> Iterator[None]:
+    """Hold a folder's lock file, and remove it afterwards; the kernel releases the lock of a killed process.
 
     The lock belongs to the process (`fcntl.lockf`), not to the open file: an engine or worker that outlives a killed
     run does not hold it.
 
     Raises:
-        UserError: another process holds the lock (the message says which).
+        UserError: another process holds the lock; the message says which, and names the `option`.
     """
     path = root / LOCK
-    while not (file := _lock(path)):  # another process has just removed it
+    while not (file := _lock(path, option)):  # another process has just removed it
         pass
     with file:
         try:
@@ -47,7 +47,7 @@ def locked(root: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _lock(path: Path) -> TextIO | None:
+def _lock(path: Path, option: str) -> TextIO | None:
     """Create and lock a file; return None if another process has removed it meanwhile."""
     file = path.open("a+")
     try:
@@ -57,8 +57,8 @@ def _lock(path: Path) -> TextIO | None:
             with file:
                 file.seek(0)
                 raise UserError(
-                    f"trainer.default_root_dir: another run is using {shown(path.parent)} ({file.read()}); wait until "
-                    "it ends, or choose another folder"
+                    f"{option}: another run is using {shown(path.parent)} ({file.read()}); wait until it ends, or "
+                    "choose another folder"
                 ) from error
         _log.warning("%s cannot be locked (%s): make sure that no other run uses this folder", path, error.strerror)
         return file
@@ -189,21 +189,26 @@ CONFIG_HEADER = "# The settings of a run of lit-rlvr, with all defaults filled i
 
 @contextmanager
 def lock_run_folder(root: Path) -> Iterator[None]:
-    """Lock a run folder, and undo a move that a killed process left half done.
+    """Lock a run folder as `lock_folder` does, and undo a move that a killed process left half done."""
+    with lock_folder(root, "trainer.default_root_dir"):
+        undo_interrupted_move(root)
+        if list_checkpoints(root):
+            delete_backup(root)
+        yield
 
-    Create the folder if necessary, and remove it again if it stays empty.
+
+@contextmanager
+def lock_folder(root: Path, option: str) -> Iterator[None]:
+    """Lock a folder; create it if necessary, and remove it again if it stays empty.
 
     Raises:
-        UserError: the folder cannot be written, or another run is using it.
+        UserError: the folder cannot be written, or another process has locked it; the message names the `option`.
     """
-    check_writable(root, "trainer.default_root_dir")
+    check_writable(root, option)
     created = [path for path in (root, *root.parents) if not path.exists()]
     root.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(root):
-            undo_interrupted_move(root)
-            if list_checkpoints(root):
-                delete_backup(root)
+        with locked(root, option):
             yield
     finally:
         for path in created:

@@ -15,13 +15,38 @@ CLI = Callable[..., Any]
 HOLD = """
 import os, pathlib, sys, time
 from lit_rlvr.run.folder import locked
-with locked(pathlib.Path("run")):
+with locked(pathlib.Path("run"), "--out"):
     child = os.fork()
     if child == 0:
         time.sleep(600)
     print(child, flush=True)
     sys.stdin.read()
 """
+
+
+def test_a_second_evaluation_in_a_folder_is_refused(
+    tmp_path: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    Path("suite.jsonl").write_text('{"id": "q", "prompt": "1 + 1", "answer": "2"}\n')
+    Path("given.jsonl").write_text('{"id": "q", "completion": "2"}\n')
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        child = int(other.stdout.readline())
+        try:
+            command = ("evaluate", "--completions", "given.jsonl", "--suite", "suite.jsonl", "--out", "run")
+            refused = lit_rlvr(*command)
+            assert refused.status == 2
+            assert f"--out: another run is using run (process {other.pid} on " in refused.err
+        finally:
+            other.kill()
+            os.kill(child, signal.SIGKILL)
+    done = lit_rlvr(*command)
+    assert done.status == 0, done.err
+    assert sorted(os.listdir("run")) == ["completions.jsonl", "results.json", "results.md", "settings.json"]
 
 
 @pytest.mark.slow
