@@ -31,7 +31,7 @@ from lit_rlvr.advantages.group import GRPOAdvantage
 from lit_rlvr.algorithms import GRPO, RLVRModule
 from lit_rlvr.compare.numbers import rounded
 from lit_rlvr.objectives import Correction
-from lit_rlvr.parity.command import build
+from lit_rlvr.parity.command import build_object
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.training.step import PreparedRollout, StepPlan, loss_inputs, plan_step
 from lit_rlvr.training.update import Updater
@@ -103,7 +103,7 @@ class Compared(GRPO):
         super().__init__(advantage=WithReference(), **options)
         self.every = every
         self.losses: dict[str, RLVRModule] = {
-            name: build(spec, name) for cells in LOSSES.values() for name, spec in cells.items()
+            name: build_object(spec, name) for cells in LOSSES.values() for name, spec in cells.items()
         }
 
     def on_train_start(self) -> None:

@@ -35,11 +35,11 @@ from lit_rlvr.datamodules.reading.rows import (
 )
 from lit_rlvr.datamodules.reading.split import (
     check_held_out,
-    draw,
     drop_long,
     exchange_images,
     hold_out,
     index_questions,
+    subsample,
 )
 from lit_rlvr.datamodules.reading.stream import (
     START,
@@ -417,7 +417,7 @@ class PromptDataModule(UsesModel):
             samples = [sample for i, sample in enumerate(train) if (i in held_out) == (split == "validation")]
         if self.shuffle_images and split != "train":
             samples = exchange_images(samples, self.seed)
-        return draw(samples, self.limit if split == "train" else self.eval_limit, self.seed)
+        return subsample(samples, self.limit if split == "train" else self.eval_limit, self.seed)
 
     def train_dataloader(self) -> TrainLoader:
         return TrainLoader(

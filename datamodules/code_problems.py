@@ -11,7 +11,7 @@ from typing import Any
 from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.rows import BadRow, as_text, lookup
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.code import check_calls, read_tests
+from lit_rlvr.rewards.code import check_call_tests, read_tests
 from lit_rlvr.types import Sample
 
 LIVECODEBENCH_COLUMNS = (
@@ -116,7 +116,7 @@ def _with_test_count(sample: Sample) -> Sample | BadRow:
     try:
         tests = [test for cell in sample.row["tests"] for test in read_tests(cell)]
         if sample.row["function"]:
-            check_calls(tests)
+            check_call_tests(tests)
     except ValueError as error:
         return BadRow(str(error), "tests", sample.source)
     return replace(sample, answer=f"{len(tests)} tests") if tests else BadRow("there are none", "tests", sample.source)

@@ -8,7 +8,15 @@ from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.images import PLACEHOLDER
-from lit_rlvr.datamodules.reading.rows import Layouts, Row, as_images, as_options, as_text, find_letter, format_options
+from lit_rlvr.datamodules.reading.rows import (
+    DataRow,
+    Layouts,
+    as_images,
+    as_options,
+    as_text,
+    find_letter,
+    format_options,
+)
 from lit_rlvr.types import Sample
 
 MATHVERSE_CHOICE = re.compile(r"^\s*\(?([A-H])\)?\s*[:.)]\s*(.*?)\s*$", re.MULTILINE)
@@ -39,7 +47,7 @@ class Geometry(PromptDataModule):
         return Sample(**fields, row=row, source=source)
 
 
-def read_geometry3k(row: Row) -> dict[str, Any]:
+def read_geometry3k(row: DataRow) -> dict[str, Any]:
     """Read `images`, a `problem` with `<image>`, and the value as `answer`, without its degree sign.
 
     The file's `choices` are not part of the problem's text, so it is not a multiple-choice question.
@@ -51,7 +59,7 @@ def read_geometry3k(row: Row) -> dict[str, Any]:
     }
 
 
-def read_mathverse(row: Row) -> dict[str, Any]:
+def read_mathverse(row: DataRow) -> dict[str, Any]:
     """Read `question`, `image` ("" in the text-only version), `problem_version`, and a letter or value as `answer`."""
     question = as_text(row["question"], "question")
     choices = dict(MATHVERSE_CHOICE.findall(question.rpartition("Choices:")[2])) if "Choices:" in question else {}
@@ -65,7 +73,7 @@ def read_mathverse(row: Row) -> dict[str, Any]:
     }
 
 
-def read_mathvision(row: Row) -> dict[str, Any]:
+def read_mathvision(row: DataRow) -> dict[str, Any]:
     """Read `question` with "<image1>", `options`, `level`, and a letter or value as `answer`.
 
     The picture is `decoded_image`, or the file that `image` names. If the options are only letters, the picture shows

@@ -14,15 +14,15 @@ from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.checks import check_positive
 from lit_rlvr.datamodules.reading.rows import (
     BadRow,
+    DataRow,
     Layouts,
-    Row,
     as_images,
     as_options,
     as_text,
     find_letter,
     format_options,
 )
-from lit_rlvr.datamodules.reading.split import draw
+from lit_rlvr.datamodules.reading.split import subsample
 from lit_rlvr.errors import UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample
@@ -56,7 +56,7 @@ def draw_counts(samples: Sequence[Sample], counts: Counts | None, seed: int, opt
         rows = [sample for sample in samples if sample.category == name]
         if len(rows) < count:
             raise UserError(f"{option}: {count} rows of {name} are wanted, {len(rows)} are left")
-        drawn |= {sample.id for sample in draw(rows, count, derive_seed(seed, name))}
+        drawn |= {sample.id for sample in subsample(rows, count, derive_seed(seed, name))}
     return [sample for sample in samples if sample.id in drawn]
 
 
@@ -156,11 +156,11 @@ class MedicalVQA(PromptDataModule):
     def load(self, split: Split) -> list[Sample]:
         """Return the rows of a split; training rows share nothing with validation and test rows (see `disjoint`)."""
         if split != "train":
-            return draw(self._evaluation(split), self.eval_limit, self.seed)
+            return subsample(self._evaluation(split), self.eval_limit, self.seed)
         others = self._evaluation("validation") + self._evaluation("test")
         left = without_overlap(self._read("train"), others, self.disjoint)
         option = f"train_modalities, without what evaluation has (disjoint={self.disjoint})"
-        return draw(draw_counts(left, self.train_modalities, self.seed, option), self.limit, self.seed)
+        return subsample(draw_counts(left, self.train_modalities, self.seed, option), self.limit, self.seed)
 
     def _evaluation(self, split: Split) -> list[Sample]:
         """Return the rows of a validation or test set, before `eval_limit`."""
@@ -176,7 +176,7 @@ def _by_modality(counts: dict[str, int] | None) -> dict[str, int] | None:
     return None if counts is None else {modality(name): count for name, count in counts.items()}
 
 
-def read_huatuo(row: Row) -> dict[str, Any]:
+def read_huatuo(row: DataRow) -> dict[str, Any]:
     """Read HuatuoGPT-Vision's evaluation data: the answer is an option's text, or "?" if there is none."""
     answer, options = as_text(row["answer"], "answer"), as_options(row["options"])
     letter = find_letter(answer, options)
@@ -185,13 +185,13 @@ def read_huatuo(row: Row) -> dict[str, Any]:
     return _closed(row["question"], options, letter, row["image"], row.get("subset") or row.get("dataset"))
 
 
-def read_medvlm(row: Row) -> dict[str, Any]:
+def read_medvlm(row: DataRow) -> dict[str, Any]:
     """Read MedVLM-R1: `problem` lists the options, `solution` is the letter."""
     fields = _closed(row["problem"], as_options(row["options"]), row["solution"], row["image"], row.get("subset"))
     return fields | {"prompt": as_text(row["problem"], "problem")}
 
 
-def read_omnimed(row: Row) -> dict[str, Any]:
+def read_omnimed(row: DataRow) -> dict[str, Any]:
     """Read OmniMedVQA: each option has its own column, and the answer is an option's text."""
     options = tuple(str(row[f"option_{x}"]).strip() for x in "ABCD" if row.get(f"option_{x}"))
     letter = find_letter(as_text(row["gt_answer"], "gt_answer"), options)
@@ -201,19 +201,19 @@ def read_omnimed(row: Row) -> dict[str, Any]:
     return _closed(row["question"], options, letter, row["image_path"], kind)
 
 
-def read_pmc(row: Row) -> dict[str, Any]:
+def read_pmc(row: DataRow) -> dict[str, Any]:
     """Read PMC-VQA: "Choice A" to "Choice D" ("A:text") and the letter in `Answer_label`."""
     options = tuple(str(row[f"Choice {x}"]).strip().removeprefix(f"{x}:").strip() for x in "ABCD")
     return _closed(row["Question"], options, row["Answer_label"], row["Figure_path"], "PMC-VQA")
 
 
-def read_slake(row: Row) -> dict[str, Any]:
+def read_slake(row: DataRow) -> dict[str, Any]:
     """Read SLAKE: image files are in `imgs/`; closed questions name their options, which need not be yes and no."""
     fields = _open(row["question"], row["answer"], f"imgs/{as_text(row['img_name'], 'img_name')}")
     return fields | {"id": as_text(row["qid"], "qid"), "category": modality(as_text(row["modality"], "modality"))}
 
 
-def read_plain(row: Row) -> dict[str, Any]:
+def read_plain(row: DataRow) -> dict[str, Any]:
     """Read VQA-RAD and PathVQA: the answer to a closed question is yes or no."""
     return _open(row["question"], row["answer"], row["image"])
 

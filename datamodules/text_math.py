@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
-from lit_rlvr.datamodules.reading.rows import BadRow, Layouts, Row, as_prompt, as_text, lookup
+from lit_rlvr.datamodules.reading.rows import BadRow, DataRow, Layouts, as_prompt, as_text, lookup
 from lit_rlvr.types import Sample
 
 TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\]")
@@ -33,7 +33,7 @@ class TextMath(PromptDataModule):
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         if self.columns:
             sample = super().sample(row, index, source)
-            return replace(sample, answer=reference(sample.answer))
+            return replace(sample, answer=reference_answer(sample.answer))
         prompt, answer = self._layouts.read(row, source)
         row_id = next((row[key] for key in ("id", "ID", "unique_id") if row.get(key) is not None), None)
         category = next(
@@ -49,7 +49,7 @@ class TextMath(PromptDataModule):
         )
 
 
-def read_verl(row: Row) -> tuple[Any, str]:
+def read_verl(row: DataRow) -> tuple[Any, str]:
     """Read `prompt` messages and `reward_model.ground_truth`: text, or {target, solution}.
 
     The solution's box takes precedence over the target: in the MATH files in circulation, a normaliser broke the
@@ -58,10 +58,10 @@ def read_verl(row: Row) -> tuple[Any, str]:
     truth = lookup(row, "reward_model.ground_truth")
     if isinstance(truth, Mapping):
         truth = last_boxed(truth.get("solution") or "") or truth.get("target")
-    return bare_prompt(row), reference(as_text(truth, "reward_model.ground_truth"))
+    return bare_prompt(row), reference_answer(as_text(truth, "reward_model.ground_truth"))
 
 
-def bare_prompt(row: Row) -> Any:
+def bare_prompt(row: DataRow) -> Any:
     """Return the `prompt` of a row, or its `question` if a chat template is already applied to the prompt.
 
     Raises:
@@ -75,25 +75,27 @@ def bare_prompt(row: Row) -> Any:
     return prompt
 
 
-def read_trl(row: Row) -> tuple[Any, str]:
+def read_trl(row: DataRow) -> tuple[Any, str]:
     """Read TRL's `prompt`, text or messages, and its `answer` or `solution`."""
     field = "answer" if row.get("answer") is not None else "solution"
-    return bare_prompt(row), reference(as_text(row.get(field), field))
+    return bare_prompt(row), reference_answer(as_text(row.get(field), field))
 
 
-def read_svamp(row: Row) -> tuple[Any, str]:
+def read_svamp(row: DataRow) -> tuple[Any, str]:
     """Read `Body` and `Question`; add a full stop between them if the body lacks one."""
     body = as_text(row["Body"], "Body").strip()
     body += "" if body[-1] in ".!?,;:" else "."
     return f"{body} {as_text(row['Question'], 'Question').strip()}", as_text(row["Answer"], "Answer")
 
 
-def read_answer(row: Row) -> tuple[Any, str]:
+def read_answer(row: DataRow) -> tuple[Any, str]:
     """Read `problem` or `question`, and `answer` (GSM8K: what follows `####`)."""
-    return row["problem"] if "problem" in row else row.get("question"), reference(as_text(row.get("answer"), "answer"))
+    return row["problem"] if "problem" in row else row.get("question"), reference_answer(
+        as_text(row.get("answer"), "answer")
+    )
 
 
-def read_solution(row: Row) -> tuple[Any, str]:
+def read_solution(row: DataRow) -> tuple[Any, str]:
     """Read `problem` or `question`, and a worked `solution` whose last box is the answer."""
     answer = last_boxed(as_text(row.get("solution"), "solution"))
     if not answer:
@@ -101,7 +103,7 @@ def read_solution(row: Row) -> tuple[Any, str]:
     return row["problem"] if "problem" in row else row.get("question"), answer
 
 
-def read_olympiad(row: Row) -> tuple[Any, str]:
+def read_olympiad(row: DataRow) -> tuple[Any, str]:
     """Read OlympiadBench: `question` (after its `context`, if any) and a list of `final_answer`s, all required."""
     context = row.get("context")
     question = as_text(row["question"], "question")
@@ -109,7 +111,7 @@ def read_olympiad(row: Row) -> tuple[Any, str]:
     return f"{context}\n{question}" if context else question, as_text(answers, "final_answer")
 
 
-def refuse_choices(row: Row) -> tuple[Any, str]:
+def refuse_choices(row: DataRow) -> tuple[Any, str]:
     """Refuse MMLU: it is not mathematics, and the number of a choice would pass for a numeric answer."""
     raise BadRow("a multiple-choice question, which MultipleChoice reads", "choices")
 
@@ -129,7 +131,7 @@ LAYOUTS = (
 """(columns that a layout needs, its reader); the first layout that fits applies."""
 
 
-def reference(text: str) -> str:
+def reference_answer(text: str) -> str:
     """Return the reference answer in a text: what follows the last `####`, without commas; else the last box; else all.
 
     Raises:

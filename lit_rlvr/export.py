@@ -20,7 +20,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.files import check_writable
 from lit_rlvr.policy.adapters import Lora, add_adapters, merge_adapters
 from lit_rlvr.policy.families import family_of
-from lit_rlvr.policy.loading import auto_class, generation_config, load_config, load_policy, load_tokenizer
+from lit_rlvr.policy.loading import auto_class, generation_config, load_model_config, load_policy, load_tokenizer
 from lit_rlvr.policy.sources import cache_folder, made_once, resolve_model
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.terminal import show_result
@@ -63,7 +63,7 @@ def export_run(run: Path, target: Path, dtype: str = "float32") -> Path:
     checkpoint = run if run.is_file() or is_sharded(run) else last_checkpoint(run)
     root = checkpoint.parent.parent
     settings = run_config(root)["model"]["init_args"]
-    model = load_model(checkpoint, settings, getattr(torch, dtype))
+    model = load_trained_model(checkpoint, settings, getattr(torch, dtype))
     return save_model(model, resolve_model(settings["model"], settings.get("config_overrides")), target)
 
 
@@ -130,7 +130,7 @@ def run_config(root: Path) -> dict[str, Any]:
     return config
 
 
-def load_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -> Any:
+def load_trained_model(checkpoint: Path, settings: dict[str, Any], dtype: torch.dtype) -> Any:
     """Load the Hugging Face model of a run with a checkpoint's weights, and merge its adapters.
 
     Args:
@@ -173,7 +173,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def random_model(folder: str, dtype: torch.dtype) -> Any:
     """Build the model of a folder with random weights."""
-    config = load_config(folder)
+    config = load_model_config(folder)
     model = auto_class(config).from_config(config, dtype=dtype)
     model.generation_config = generation_config(folder) or model.generation_config
     return model

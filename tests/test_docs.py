@@ -20,7 +20,7 @@ from trl import GRPOConfig
 
 from lit_rlvr import advantages, algorithms
 from lit_rlvr.cli.main import COMMANDS, run
-from lit_rlvr.cli.options_page import reference
+from lit_rlvr.cli.options_page import options_reference
 from lit_rlvr.configs import config_folder
 from lit_rlvr.packages import is_installed
 from lit_rlvr.run.loggers import read_metrics
@@ -42,7 +42,7 @@ def blocks(language: str, *pages: Path) -> list[str]:
 
 
 def test_reference_is_current() -> None:
-    assert (ROOT / "docs/reference.md").read_text() == reference(), (
+    assert (ROOT / "docs/reference.md").read_text() == options_reference(), (
         "run: python -m lit_rlvr.cli.options_page > docs/reference.md"
     )
 
@@ -83,7 +83,7 @@ def test_every_command_that_is_named_exists() -> None:
 
 def test_every_option_that_is_named_exists() -> None:
     """`--group.option` of the documents' commands, by the reference and by what the commands themselves take."""
-    known = set(re.findall(r"\w+", reference())) | {
+    known = set(re.findall(r"\w+", options_reference())) | {
         word for file in (ROOT / "lit_rlvr").rglob("*.py") for word in re.findall(r"\w+", file.read_text())
     }
     missing = [
@@ -97,7 +97,7 @@ def test_every_option_that_is_named_exists() -> None:
 
 
 def test_every_option_has_a_meaning() -> None:
-    empty = [line for line in reference().splitlines() if line.startswith("| `") and line.endswith("|  |")]
+    empty = [line for line in options_reference().splitlines() if line.startswith("| `") and line.endswith("|  |")]
     assert not empty
 
 
@@ -113,7 +113,7 @@ def test_the_page_for_trl_has_every_field_of_its_config() -> None:
     }
     own |= {name for cls in GRPOConfig.__mro__ if cls.__module__.startswith("trl") for name in cls.__annotations__}
     known = {field.name for field in dataclasses.fields(GRPOConfig)}
-    ours = set(re.findall(r"\w+", reference())) | {
+    ours = set(re.findall(r"\w+", options_reference())) | {
         *algorithms.__all__, *advantages.REGISTRY, "eval_samples", "precision", "chat_template_kwargs",
     }  # fmt: skip
     found: set[str] = set()

@@ -70,7 +70,7 @@ SPLITS = ("train", "validation", "test")
 Value = dict[str, Any] | BadRow
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """One row and its source.
 
     Args:
@@ -88,7 +88,7 @@ class Row(NamedTuple):
         return f"{self.file}:{self.number}"
 
 
-def read_rows(location: str, split: str = "train") -> Iterator[Row]:
+def read_rows(location: str, split: str = "train") -> Iterator[SourceRow]:
     """Yield all rows of a location.
 
     Args:
@@ -118,7 +118,7 @@ def read_rows(location: str, split: str = "train") -> Iterator[Row]:
         raise UserError(_missing(Path(location).expanduser()))
 
 
-def _read_folder(folder: Path, split: str) -> Iterator[Row]:
+def _read_folder(folder: Path, split: str) -> Iterator[SourceRow]:
     """Read a `save_to_disk` folder, or all data files of the split below a folder."""
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         import datasets
@@ -161,20 +161,20 @@ def _split_of(file: Path, folder: Path) -> str:
     return ""
 
 
-def _read_dataset(data: Any, file: str) -> Iterator[Row]:
+def _read_dataset(data: Any, file: str) -> Iterator[SourceRow]:
     """Yield the rows of a `datasets.Dataset` in their Arrow form: images stay {"bytes", "path"}, undecoded."""
     for number, value in _batches(data.with_format("arrow").iter(batch_size=256)):
-        yield Row(number, value, file)
+        yield SourceRow(number, value, file)
 
 
-def _read_file(path: Path) -> Iterator[Row]:
+def _read_file(path: Path) -> Iterator[SourceRow]:
     """Read one file by its suffix."""
     read = FORMATS.get(path.suffix)
     if read is None:
         raise UserError(f"{path}: unknown file type, known types are {', '.join(FORMATS)}")
     try:
         for number, value in read(path):
-            yield Row(number, value, str(path))
+            yield SourceRow(number, value, str(path))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 ({error.reason}: {error.object[error.start : error.end]!r})") from error
     except (OSError, ValueError, pa.ArrowException, csv.Error) as error:

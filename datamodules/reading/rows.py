@@ -296,8 +296,8 @@ def _file_of(source: str) -> str:
 
 
 T = TypeVar("T")
-Row = Mapping[str, Any]
-Read = Callable[[Row], T]
+DataRow = Mapping[str, Any]
+Read = Callable[[DataRow], T]
 
 
 class Layouts(Generic[T]):
@@ -311,7 +311,7 @@ class Layouts(Generic[T]):
         self.known = known
         self._readers: dict[str, Read[T]] = {}
 
-    def read(self, row: Row, source: str) -> T:
+    def read(self, row: DataRow, source: str) -> T:
         """Read a row with its file's layout.
 
         Args:

@@ -36,7 +36,7 @@ def hold_out(rows: int, size: int | float, seed: int) -> set[int]:
     return set(random.Random(derive_seed("split", seed)).sample(range(rows), count))
 
 
-def draw(items: list[T], limit: int | None, seed: int) -> list[T]:
+def subsample(items: list[T], limit: int | None, seed: int) -> list[T]:
     """Draw at most `limit` items by seed, in their original order; return all of them without a limit."""
     if limit is None or limit >= len(items):
         return items
@@ -72,7 +72,7 @@ def drop_long(prompts: list[Prompt], max_tokens: int, what: str) -> tuple[list[P
     return [p for p in prompts if len(p.token_ids) <= max_tokens], [p.sample.id for p in too_long]
 
 
-Pair = tuple[Prompt, Prompt]
+DuplicatePair = tuple[Prompt, Prompt]
 """A prompt and the earlier one that it repeats."""
 
 
@@ -95,8 +95,8 @@ class Questions:
 
     first: dict[bytes, Prompt] = field(default_factory=dict)
     answers: dict[bytes, dict[str, Prompt]] = field(default_factory=dict)
-    repeated: list[Pair] = field(default_factory=list)
-    contradicted: list[Pair] = field(default_factory=list)
+    repeated: list[DuplicatePair] = field(default_factory=list)
+    contradicted: list[DuplicatePair] = field(default_factory=list)
 
     def add(self, prompt: Prompt) -> None:
         key, answer = question(prompt), prompt.sample.answer
@@ -163,6 +163,6 @@ def check_held_out(train: Questions, validation: Sequence[Prompt], name: str, re
         )
 
 
-def _pairs_text(pairs: Sequence[Pair]) -> str:
+def _pairs_text(pairs: Sequence[DuplicatePair]) -> str:
     """Join the first few rows, each with the one that it repeats."""
     return abbreviate([f"{row.sample.source} ({other.sample.source})" for row, other in pairs])

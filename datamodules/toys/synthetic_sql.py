@@ -34,7 +34,7 @@ KINDS = {
 NUMBERS = ("age", "length", "points", "price", "size", "weight", "year")
 
 
-class Table(NamedTuple):
+class SQLTable(NamedTuple):
     """A table `name` with the columns `name` (text), `kind` (text, few values) and `number` (distinct integers)."""
 
     name: str
@@ -83,16 +83,16 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
                     yield self.ask(Sample(f"{name}:{number}", question, sql, row=turns, category=category), [path])
 
 
-def make_table(name: str, seed: int) -> Table:
+def make_table(name: str, seed: int) -> SQLTable:
     """Draw a table of 6 to 12 rows by seed."""
     draw = random.Random(seed)
     kind, number = draw.choice(sorted(KINDS)), draw.choice(NUMBERS)
     count = draw.randint(6, 12)
     columns = draw.sample(NAMES, count), draw.choices(KINDS[kind], k=count), draw.sample(range(10, 100), count)
-    return Table(name, kind, number, list(zip(*columns, strict=True)))
+    return SQLTable(name, kind, number, list(zip(*columns, strict=True)))
 
 
-def questions(table: Table) -> Iterator[tuple[str, str, str]]:
+def questions(table: SQLTable) -> Iterator[tuple[str, str, str]]:
     """Yield (category, question, query) from easy to hard."""
     name, kind, number, rows = table
     middle = sorted(value for _, _, value in rows)[len(rows) // 2]
@@ -119,7 +119,7 @@ def questions(table: Table) -> Iterator[tuple[str, str, str]]:
     )
 
 
-def write_table(table: Table, path: Path) -> Path:
+def write_table(table: SQLTable, path: Path) -> Path:
     """Write the table as a SQLite file atomically, so that other processes never see half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}")

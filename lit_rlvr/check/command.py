@@ -12,7 +12,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.check.properties import Finding, check_advantage, check_algorithm
 from lit_rlvr.configs import Parser, find_config, load_config
 from lit_rlvr.errors import UserError, user_line
-from lit_rlvr.parity.command import build
+from lit_rlvr.parity.command import build_object
 from lit_rlvr.terminal import Terminal, show_result
 
 FAILED = 1
@@ -64,7 +64,7 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
             f"check: {name} is neither an algorithm (RLVRModule) nor an advantage (Advantage, or a function)"
         )
     path = f"{target.__module__}.{target.__qualname__}"
-    instance = build({"class_path": path, "init_args": dict(options)}, f"check: {name}", kind)
+    instance = build_object({"class_path": path, "init_args": dict(options)}, f"check: {name}", kind)
     return check_algorithm(instance) if kind is RLVRModule else check_advantage(instance)
 
 

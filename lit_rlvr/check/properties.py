@@ -29,7 +29,7 @@ STEP = 1e-6
 HALF, GAIN = 0.5, "share of completions whose advantage is no higher if they are right instead of wrong"
 """Tolerance and description of the property `rewards`; not 0, because a group may have no signal."""
 
-Result = dict[str, Tensor]
+ComparedTensors = dict[str, Tensor]
 """The tensors to compare, some or all of `loss` (), `advantages` (P, G) and `dlogp` (B, T)."""
 
 
@@ -95,7 +95,7 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
     estimator = resolve_advantage(advantage)
     batch = made_batch()
 
-    def result(batch: FrozenBatch) -> Result:
+    def result(batch: FrozenBatch) -> ComparedTensors:
         return {"advantages": _estimate(estimator, batch.group)}
 
     base = result(batch)
@@ -121,7 +121,7 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
 # ---- measurements ----------------------------------------------------------------------------------------------
 
 
-def error(found: Result, expected: Result) -> float:
+def error(found: ComparedTensors, expected: ComparedTensors) -> float:
     """Return the largest difference, relative to the largest value of the same tensor.
 
     For a loss, which may cancel to 0, it is relative to the sum of its gradient.
@@ -135,7 +135,7 @@ def error(found: Result, expected: Result) -> float:
     return float(np.max(worst))
 
 
-def nonfinite(found: Result) -> float:
+def nonfinite(found: ComparedTensors) -> float:
     """Count the values that are not finite."""
     return float(sum(int((~value.isfinite()).sum()) for value in found.values()))
 
@@ -238,7 +238,7 @@ class FrozenDetach(TorchFunctionMode):
         return self.first[self.calls - 1]
 
 
-def _microbatches(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
+def _microbatches(algorithm: RLVRModule, batch: FrozenBatch, base: ComparedTensors) -> float:
     """Split the batch into single rows, pairs, uneven parts, and parts that mix groups; compare with the whole."""
     rows = list(range(len(batch.logp)))
     singles, pairs = [[i] for i in rows], [rows[k : k + 2] for k in rows[::2]]
@@ -246,13 +246,13 @@ def _microbatches(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> fl
     return float(np.max([error(replay_one(batch, deepcopy(algorithm), parts), base) for parts in cuts]))
 
 
-def _order(algorithm: RLVRModule, batch: FrozenBatch, base: Result, rows: Sequence[int]) -> float:
+def _order(algorithm: RLVRModule, batch: FrozenBatch, base: ComparedTensors, rows: Sequence[int]) -> float:
     advantages = base["advantages"].flatten()[rows].view(PROMPTS, SIZE)
     expected = base | {"dlogp": base["dlogp"][rows], "advantages": advantages}
     return error(replay_one(reorder(batch, rows), deepcopy(algorithm)), expected)
 
 
-def _masked(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
+def _masked(algorithm: RLVRModule, batch: FrozenBatch, base: ComparedTensors) -> float:
     """Fill masked positions with other numbers; compare the result, and require a gradient of 0 there."""
     other = torch.linspace(-20, 0, batch.logp.numel(), dtype=batch.logp.dtype).view_as(batch.logp)
 
@@ -264,7 +264,7 @@ def _masked(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
     return float(np.max([error(found, base), error(found, base | no_gradient)]))
 
 
-def _padding(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
+def _padding(algorithm: RLVRModule, batch: FrozenBatch, base: ComparedTensors) -> float:
     found = replay_one(map_batch(batch, lambda x: pad(x, (0, 3))), deepcopy(algorithm))
     return error(found | {"dlogp": found["dlogp"][:, : batch.logp.shape[1]]}, base)
 
@@ -316,7 +316,7 @@ def _extreme(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     return nonfinite(replay_one(replace(single, logp=logp, old=old, ref=old), deepcopy(algorithm)))
 
 
-def _precision(algorithm: RLVRModule, batch: FrozenBatch, base: Result) -> float:
+def _precision(algorithm: RLVRModule, batch: FrozenBatch, base: ComparedTensors) -> float:
     return error(replay_one(to_float32(batch), deepcopy(algorithm)), base)
 
 
@@ -331,7 +331,7 @@ PROMPTS, SIZE, WIDTH, LONGEST = 6, 4, 9, 12
 """P, G, T and T_max of the batch."""
 
 
-def identity(x: Tensor) -> Tensor:
+def unchanged(x: Tensor) -> Tensor:
     return x
 
 
@@ -366,7 +366,7 @@ def made_batch() -> FrozenBatch:
 
 
 def map_batch(
-    batch: FrozenBatch, tokens: Callable[[Tensor], Tensor] = identity, groups: Callable[[Tensor], Tensor] = identity
+    batch: FrozenBatch, tokens: Callable[[Tensor], Tensor] = unchanged, groups: Callable[[Tensor], Tensor] = unchanged
 ) -> FrozenBatch:
     """Apply functions to the arrays of a batch.
 

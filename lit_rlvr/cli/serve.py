@@ -19,7 +19,7 @@ from lit_rlvr.configs import PrintsHelp
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import missing_compiler, require, vllm_package
 from lit_rlvr.policy.families import family_of
-from lit_rlvr.policy.loading import load_config, load_image_processor, load_model, load_tokenizer
+from lit_rlvr.policy.loading import load_image_processor, load_model, load_model_config, load_tokenizer
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rollout.engines.vllm import FP8
 
@@ -33,7 +33,7 @@ ADDRESS_OPTIONS = ("--uds", "--config")
 """Options of vLLM that can set another address."""
 
 
-class Parser(PrintsHelp, argparse.ArgumentParser):
+class ServeParser(PrintsHelp, argparse.ArgumentParser):
     """A parser that reports an error as one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
@@ -42,7 +42,7 @@ class Parser(PrintsHelp, argparse.ArgumentParser):
 
 def run(command: str, arguments: list[str]) -> None:
     """Run the command line of `serve`; this process becomes the server."""
-    parser = Parser(
+    parser = ServeParser(
         prog=f"lit-rlvr {command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def server_line(
         UserError: vLLM could not load them.
     """
     folder = resolve_model(model, overrides)
-    family = family_of(load_config(folder))
+    family = family_of(load_model_config(folder))
     load_tokenizer(folder)
     if family is not None:
         load_image_processor(folder)

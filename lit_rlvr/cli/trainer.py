@@ -10,7 +10,7 @@ from lit_rlvr.cli.inspect import describe_prompts, print_prompts, write_split
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
-from lit_rlvr.plan.show import show
+from lit_rlvr.plan.show import show_plan
 from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import rollout_of
@@ -90,4 +90,4 @@ class RLVRTrainer(Trainer):
             lengths: expected mean and longest length of completions in tokens, such as 900,4096; the longest is by
                 default the longest allowed. Without this option, all completions are as long as allowed.
         """
-        show(describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths), GPUs.parse(gpus))
+        show_plan(describe_job(model, datamodule, rollout_of(self), str(self.precision), lengths), GPUs.parse(gpus))

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_rlvr.cli.errors import failure_line
 from lit_rlvr.cli.lightning_cli import ConfigCheck
 from lit_rlvr.compare.figures import draw_figures, draw_signal
-from lit_rlvr.compare.folder import StudyFolder, locked, next_command, read_suites, start_folder
-from lit_rlvr.compare.numbers import read_run, results
+from lit_rlvr.compare.folder import StudyFolder, lock_study, next_command, read_suites, start_folder
+from lit_rlvr.compare.numbers import read_cell, study_results
 from lit_rlvr.compare.processes import Cluster, ProgressPrinter, run_cells
 from lit_rlvr.compare.study import Cell, Study, load_study
 from lit_rlvr.compare.tables import SIGNAL, report, suite_tables
@@ -78,7 +78,7 @@ def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] 
     if cluster is None:
         remaining = [cell for cell in study.cells if next_command(study, cell, root) is not None]
         check_machine([built[cell.task, cell.name] for cell in remaining], suites)
-    with locked(root) as lock:
+    with lock_study(root) as lock:
         folder = StudyFolder(root, study)
         progress = ProgressPrinter(len(study.cells), done=len(folder.with_status("done")))
 
@@ -189,11 +189,11 @@ def _sources(data: PromptDataModule, splits: Sequence[Split]) -> dict[str, Calla
 def _write_results(folder: StudyFolder) -> None:
     """Write the results of finished cells; report failed ones."""
     root, study = folder.root, folder.study
-    runs = [read_run(state.cell, root) for state in folder.with_status("done")]
+    runs = [read_cell(state.cell, root) for state in folder.with_status("done")]
     if runs and not any(study.metric in run.last for run in runs):
         _log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
     starts = {task: read_suites(root / start_folder(task)) for task in study.tasks}
-    found = results(study, runs, {task: suites for task, suites in starts.items() if suites})
+    found = study_results(study, runs, {task: suites for task, suites in starts.items() if suites})
     write_atomically(root / "results.json", json.dumps(found, indent=2) + "\n")
     figures = draw_figures(study, runs, root / "figures")
     draw_signal(root / SIGNAL)

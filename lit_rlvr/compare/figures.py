@@ -13,7 +13,7 @@ import torch
 
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import REGISTRY, Advantage
-from lit_rlvr.compare.numbers import FinishedRun, pass_at_k, quarters, spread
+from lit_rlvr.compare.numbers import FinishedRun, pass_at_k_spreads, quarters, spread
 from lit_rlvr.compare.study import BEFORE, Study
 
 
@@ -77,7 +77,7 @@ SET_CURVES = {"entropy": "Entropy on {} (nats)", "greedy": "Accuracy of greedy d
 PARTS = ("generate", "score", "train")
 """Parts of an iteration's time; a reference model's rollouts and the weight sync make up the rest."""
 
-Groups = Mapping[str, Sequence[FinishedRun]]
+RunsByName = Mapping[str, Sequence[FinishedRun]]
 
 
 def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dict[str, list[Path]]:
@@ -116,7 +116,7 @@ def draw_figures(study: Study, runs: Sequence[FinishedRun], folder: Path) -> dic
     return drawn
 
 
-def _sets(groups: Groups, metric: str) -> list[str]:
+def _sets(groups: RunsByName, metric: str) -> list[str]:
     """Return the validation sets with a metric."""
     names = {name for runs in groups.values() for run in runs for row in run.rows.values() for name in row}
     return sorted(m[1] for name in names if (m := re.fullmatch(rf"val/(.+)/{metric}", name)))
@@ -148,7 +148,7 @@ def smoothed(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(x, fmean(value for _, value in window)) for (x, _), window in zip(curve, windows, strict=True)]
 
 
-def _draw_curve(study: Study, groups: Groups, colours: Mapping[str, Any], metric: str, title: str) -> Any:
+def _draw_curve(study: Study, groups: RunsByName, colours: Mapping[str, Any], metric: str, title: str) -> Any:
     """Draw one metric along the study's budget; return None if no run has it."""
     unit = study.budget[0]
     bands = {name: band(runs, None if unit == "steps" else f"used/{unit}", metric) for name, runs in groups.items()}
@@ -164,10 +164,10 @@ def _draw_curve(study: Study, groups: Groups, colours: Mapping[str, Any], metric
     return figure
 
 
-def _draw_pass_at_k(groups: Groups, colours: Mapping[str, Any]) -> Any:
+def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
     """Draw pass@k after training and before it, with one pair of axes per validation set."""
-    after = {name: pass_at_k([run.last for run in runs]) for name, runs in groups.items()}
-    before = pass_at_k([run.rows.get(0, {}) for runs in groups.values() for run in runs])
+    after = {name: pass_at_k_spreads([run.last for run in runs]) for name, runs in groups.items()}
+    before = pass_at_k_spreads([run.rows.get(0, {}) for runs in groups.values() for run in runs])
     sets = sorted({name for found in after.values() for name in found})
     if not sets:
         return None
@@ -184,7 +184,7 @@ def _draw_pass_at_k(groups: Groups, colours: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _draw_final(study: Study, groups: Groups) -> Any:
+def _draw_final(study: Study, groups: RunsByName) -> Any:
     """Draw the compared metric, and pass@1 on the suites, at the end: bars with the deviation over seeds."""
     bars: dict[str, dict[str, list[float]]] = {}
     for name, runs in groups.items():
@@ -197,7 +197,7 @@ def _draw_final(study: Study, groups: Groups) -> Any:
     return _draw_bars("At the end", bars) if bars else None
 
 
-def _draw_ends(groups: Groups) -> Any:
+def _draw_ends(groups: RunsByName) -> Any:
     """Draw the share of zero advantages in the first and last quarter of the runs; return None if no run has it."""
     bars: dict[str, dict[str, list[float]]] = {}
     for name, runs in groups.items():
@@ -226,7 +226,7 @@ def _draw_bars(title: str, bars: Mapping[str, Mapping[str, Sequence[float]]]) ->
     return figure
 
 
-def _draw_seconds(groups: Groups) -> Any:
+def _draw_seconds(groups: RunsByName) -> Any:
     """Draw the seconds of an iteration by part, with the deviation of the total over seeds."""
     if not groups:
         return None

@@ -32,7 +32,7 @@ ARGUMENTS_FILE = "asked.json"
 """Name of the file with the arguments of a finished evaluation, in its folder."""
 
 
-Status = Literal["pending", "running", "done", "failed", "interrupted"]
+CellStatus = Literal["pending", "running", "done", "failed", "interrupted"]
 
 
 @dataclass
@@ -44,7 +44,7 @@ class State:
     """
 
     cell: Cell
-    status: Status = "pending"
+    status: CellStatus = "pending"
     error: str | None = None
 
 
@@ -69,13 +69,13 @@ class StudyFolder:
                 state.status = "done"
         self._write()
 
-    def set_status(self, cell: Cell, status: Status, error: str | None = None) -> None:
+    def set_status(self, cell: Cell, status: CellStatus, error: str | None = None) -> None:
         """Record a cell's progress."""
         state = self.states[cell.folder]
         state.status, state.error = status, error
         self._write()
 
-    def with_status(self, *statuses: Status) -> list[State]:
+    def with_status(self, *statuses: CellStatus) -> list[State]:
         return [state for state in self.states.values() if state.status in statuses]
 
     def _write(self) -> None:
@@ -95,7 +95,7 @@ class StudyFolder:
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[int]:
+def lock_study(root: Path) -> Iterator[int]:
     """Lock a study's folder; wait for another comparison, or for a cell that a killed one has left.
 
     Yields:

@@ -25,7 +25,7 @@ from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.evaluation.results import averages
 from lit_rlvr.run.loggers import read_metrics
 
-Row = dict[str, float]
+MetricRow = dict[str, float]
 BUDGET_UNITS = ("samples", "tokens")
 QUARTER_METRICS = (
     "rollout/reward", "rollout/accuracy", "rollout/entropy", "rollout/correct_count", "rollout/unsolved_prompts",
@@ -47,7 +47,7 @@ class FinishedRun:
     """
 
     cell: Cell
-    rows: dict[int, Row]
+    rows: dict[int, MetricRow]
     summary: Mapping[str, Any]
     suites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -66,11 +66,11 @@ class FinishedRun:
         return [row[metric] for row in self.rows.values() if metric in row]
 
     @property
-    def last(self) -> Row:
+    def last(self) -> MetricRow:
         return self.rows[max(self.rows)]
 
 
-def read_run(cell: Cell, root: Path) -> FinishedRun:
+def read_cell(cell: Cell, root: Path) -> FinishedRun:
     """Read the metrics and the summary of a cell's run folder."""
     run = root / cell.folder
     rows = dict(sorted(read_metrics(run / "metrics.csv").items()))
@@ -82,7 +82,7 @@ def read_run(cell: Cell, root: Path) -> FinishedRun:
     return FinishedRun(cell, rows, json.loads((run / "summary.json").read_text()), read_suites(run / EVALUATION))
 
 
-def results(
+def study_results(
     study: Study,
     runs: Sequence[FinishedRun],
     starts: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
@@ -138,7 +138,7 @@ def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
     before = [run.rows[0] for run in runs if 0 in run.rows]
     return {
         "before": spread([row[study.metric] for row in before if study.metric in row]),
-        "before_pass_at_k": pass_at_k(before),
+        "before_pass_at_k": pass_at_k_spreads(before),
         "cells": cells,
     }
 
@@ -149,7 +149,7 @@ def _cell(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
         "values": {str(seed): value for seed, value in values.items()},
         **(spread(list(values.values())) or {"mean": None, "std": None, "n": 0}),
         "iqm": with_interval(interquartile_mean, [values]),
-        "pass_at_k": pass_at_k([run.last for run in runs]),
+        "pass_at_k": pass_at_k_spreads([run.last for run in runs]),
         "used": {
             "steps": spread([float(max(run.rows)) for run in runs]),
             **{unit: spread([run.last[f"used/{unit}"] for run in runs]) for unit in BUDGET_UNITS},
@@ -222,11 +222,11 @@ def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> d
     return tables
 
 
-def _numbers(results: Mapping[str, Any]) -> Row:
+def _numbers(results: Mapping[str, Any]) -> MetricRow:
     return {key: value for key, value in results.items() if isinstance(value, float)}
 
 
-def _categories(found: Sequence[Mapping[str, Row]]) -> dict[str, Any]:
+def _categories(found: Sequence[Mapping[str, MetricRow]]) -> dict[str, Any]:
     names = dict.fromkeys(name for categories in found for name in categories)
     return {name: _over_seeds([categories[name] for categories in found if name in categories]) for name in names}
 
@@ -284,7 +284,7 @@ def spread(values: Sequence[float]) -> dict[str, Any] | None:
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "n": len(values)}
 
 
-def pass_at_k(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+def pass_at_k_spreads(rows: Sequence[MetricRow]) -> dict[str, dict[str, Any]]:
     """Return validation set -> {k: spread of pass@k}."""
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
@@ -297,6 +297,6 @@ def pass_at_k(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _over_seeds(rows: Sequence[Row]) -> dict[str, Any]:
+def _over_seeds(rows: Sequence[MetricRow]) -> dict[str, Any]:
     names = sorted({name for row in rows for name in row})
     return {name: spread([row[name] for row in rows if name in row]) for name in names}

@@ -19,7 +19,7 @@ from lit_rlvr.compare.command import add_execution_options, compare
 from lit_rlvr.compare.folder import EVALUATION
 from lit_rlvr.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.compare.study import BEFORE, Study, load_study
-from lit_rlvr.compare.tables import percent, table
+from lit_rlvr.compare.tables import markdown_table, percent
 from lit_rlvr.configs import Parser, config_folder, load_yaml
 from lit_rlvr.errors import UserError, nearest
 from lit_rlvr.files import write_atomically
@@ -180,11 +180,11 @@ class ComparedValue:
         return {"printed": self.printed.value, "deviation": self.printed.deviation, "ours": self.ours, "p": self.p}
 
 
-Table = dict[tuple[str, str], ComparedValue]
+ComparedTable = dict[tuple[str, str], ComparedValue]
 """(row, column) -> value."""
 
 
-def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, Table]]:
+def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, ComparedTable]]:
     """Yield each printed table with our values and tests of the differences."""
     for printed in paper.tables:
         found = results["tasks"].get(printed.task)
@@ -211,7 +211,7 @@ def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]
             ]
             for row in printed.rows
         ]
-        yield f"## {printed.title}\n\n" + table(["ours (printed; difference)", "n", *printed.columns], lines)
+        yield f"## {printed.title}\n\n" + markdown_table(["ours (printed; difference)", "n", *printed.columns], lines)
 
 
 def runs_of(row: Sequence[ComparedValue]) -> str:

@@ -19,7 +19,7 @@ RESAMPLES = 10_000
 MOST_PAIRS = 16
 """Largest number of differences for which the sign-flip test tries all choices of signs."""
 
-Scores = Sequence[Sequence[float]]
+ScoresByTask = Sequence[Sequence[float]]
 """One value per run, for each task."""
 
 
@@ -94,7 +94,7 @@ def difference_test(mean: float, std: float, n: int, value: float, theirs: tuple
     return float(2 * t.sf(abs(mean - value) / (std * math.sqrt(1 / n + 1)), n - 1)) if std > 0 else None
 
 
-def interquartile_mean(scores: Scores) -> np.ndarray:
+def interquartile_mean(scores: ScoresByTask) -> np.ndarray:
     """Return the mean of the middle half of all runs of all tasks (Agarwal et al. 2021, section 4.3).
 
     Args:
@@ -108,7 +108,7 @@ def interquartile_mean(scores: Scores) -> np.ndarray:
     return np.asarray(trim_mean(np.concatenate([np.asarray(task, dtype=float) for task in scores], -1), 0.25, axis=-1))
 
 
-def probability_of_improvement(ours: Scores, theirs: Scores) -> np.ndarray:
+def probability_of_improvement(ours: ScoresByTask, theirs: ScoresByTask) -> np.ndarray:
     """Return the probability that one of our runs beats one of theirs on a random task.
 
     Ties count half (Agarwal et al. 2021, section 4.3).
@@ -127,7 +127,7 @@ def probability_of_improvement(ours: Scores, theirs: Scores) -> np.ndarray:
     return np.mean(shares, 0)
 
 
-def stratified_interval(statistic: Callable[..., np.ndarray], *scores: Scores) -> list[float] | None:
+def stratified_interval(statistic: Callable[..., np.ndarray], *scores: ScoresByTask) -> list[float] | None:
     """Return the 95 % percentile interval of a statistic; None if some task has a single run.
 
     The bootstrap resamples the runs of each task and algorithm (Agarwal et al. 2021, section 4.2).

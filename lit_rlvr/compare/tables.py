@@ -13,7 +13,7 @@ from lit_rlvr.compare.study import BEFORE, Study
 from lit_rlvr.evaluation.results import sampled_ks
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table with numbers aligned right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -40,7 +40,7 @@ class Table:
         for name, found in self.rows.items():
             cells = [percent(spread) for spread in found]
             lines.append([name, *(f"**{c}**" if best.get((name, k)) == 0 else c for k, c in enumerate(cells))])
-        return f"### {self.title}\n\n" + table(["", *self.columns], lines)
+        return f"### {self.title}\n\n" + markdown_table(["", *self.columns], lines)
 
     def latex(self) -> str:
         """Return a LaTeX table (booktabs) with its caption; best cells are bold, second-best ones underlined."""
@@ -193,7 +193,7 @@ def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[
     parts += ["## What each advantage weights", f"![sum of the absolute advantages of a group]({SIGNAL})"]
     if failed:
         rows = [[str(state.cell), str(state.error)] for state in failed]
-        parts += ["## Failed", table(["cell", "error"], rows)]
+        parts += ["## Failed", markdown_table(["cell", "error"], rows)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -212,13 +212,13 @@ def _main_table(study: Study, found: Mapping[str, Any]) -> str:
         against = [""] * 5
         if versus:
             p_values = [_p(versus[key]) for key in ("p_t", "p_sign_flip", "p_holm")]
-            against = [plus_minus(versus["difference"]), *p_values, interval(versus["improvement"])]
-        rows.append([name, str(cell["n"]), plus_minus(cell), interval(cell["iqm"]), *against])
+            against = [plus_minus(versus["difference"]), *p_values, interval_text(versus["improvement"])]
+        rows.append([name, str(cell["n"]), plus_minus(cell), interval_text(cell["iqm"]), *against])
     tests = ["p: paired t", "p: sign flips", "p: Holm", f"P(beats {study.baseline})"]
-    return table(["", "seeds", study.metric, "interquartile mean", f"minus {study.baseline}", *tests], rows)
+    return markdown_table(["", "seeds", study.metric, "interquartile mean", f"minus {study.baseline}", *tests], rows)
 
 
-def interval(found: Mapping[str, Any] | None) -> str:
+def interval_text(found: Mapping[str, Any] | None) -> str:
     """Return a value as `0.512 [0.49, 0.53]`, with the 95 % interval."""
     if found is None:
         return "-"
@@ -230,9 +230,12 @@ def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
     """Return the table of the cells over all tasks, if there are several."""
     if not results["overall"]:
         return []
-    rows = [[name, interval(cell["iqm"]), interval(cell.get("improvement")) if name != study.baseline else ""]
+    rows = [[name, interval_text(cell["iqm"]), interval_text(cell.get("improvement")) if name != study.baseline else ""]
             for name, cell in results["overall"].items()]  # fmt: skip
-    return ["## All tasks", table(["", f"interquartile mean of {study.metric}", f"P(beats {study.baseline})"], rows)]
+    return [
+        "## All tasks",
+        markdown_table(["", f"interquartile mean of {study.metric}", f"P(beats {study.baseline})"], rows),
+    ]
 
 
 def _p(value: float | None) -> str:
@@ -263,7 +266,7 @@ def _pass_at_k(found: Mapping[str, Any]) -> list[str]:
         rows |= {cell: values["pass_at_k"].get(name, {}) for cell, values in found["cells"].items()}
         ks = sorted({int(k) for row in rows.values() for k in row})
         lines = [[cell, *(plus_minus(row.get(str(k))) for k in ks)] for cell, row in rows.items() if row]
-        parts.append(table([f"pass@k, {name}", *(str(k) for k in ks)], lines))
+        parts.append(markdown_table([f"pass@k, {name}", *(str(k) for k in ks)], lines))
     return parts
 
 
@@ -277,7 +280,7 @@ def _used(found: Mapping[str, Any]) -> str:
         rows.append([name, *used, seconds, memory, collapsed, _scientific(cell["loss_variance"]), *last])
     header = ["used, and the last rollout", "steps", "samples", "tokens", "seconds per rollout"]
     more = ["peak MiB", "collapsed", "loss variance"]
-    return table([*header, *more, *(label for _, label in LAST)], rows)
+    return markdown_table([*header, *more, *(label for _, label in LAST)], rows)
 
 
 def _scientific(spread: Spread) -> str:

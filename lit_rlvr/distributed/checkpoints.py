@@ -183,7 +183,7 @@ def checkpoint_step(path: str | Path) -> int:
     return int(read_rest(path)["global_step"])
 
 
-def identity(data: object, algorithm: object, advantage: object, policy: nn.Module) -> dict[str, str]:
+def run_identity(data: object, algorithm: object, advantage: object, policy: nn.Module) -> dict[str, str]:
     """Return the classes of data, algorithm and advantage, and a hash of the model's architecture."""
     shapes = sorted((name, tuple(p.shape)) for name, p in policy.named_parameters())
     return {
@@ -198,7 +198,7 @@ def check_identity(ours: dict[str, str], saved: dict[str, Any]) -> None:
     """Refuse a checkpoint of a different kind of run.
 
     Args:
-        saved: contains what `identity` returned when the checkpoint was written.
+        saved: contains what `run_identity` returned when the checkpoint was written.
 
     Raises:
         UserError: names what differs.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-Group = Sequence[str]
+CompletionGroup = Sequence[str]
 """The completions of one prompt."""
 
 
@@ -30,11 +30,11 @@ class DiversityMeasure(Metric):
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("prompts", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def score(self, groups: Sequence[Group]) -> list[float | None]:
+    def score(self, groups: Sequence[CompletionGroup]) -> list[float | None]:
         """Return one number per group of at least two completions; None where it is undefined."""
         raise NotImplementedError
 
-    def update(self, groups: Sequence[Group]) -> None:
+    def update(self, groups: Sequence[CompletionGroup]) -> None:
         """Add prompts.
 
         Args:
@@ -52,7 +52,9 @@ class DiversityMeasure(Metric):
 
 
 def measure_diversity(
-    groups: Sequence[Group], measures: Sequence[DiversityMeasure], correct: Sequence[Sequence[bool]] | None = None
+    groups: Sequence[CompletionGroup],
+    measures: Sequence[DiversityMeasure],
+    correct: Sequence[Sequence[bool]] | None = None,
 ) -> dict[str, float]:
     """Measure this rank's groups; return the values over all ranks.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_rlvr.diversity.base import DiversityMeasure, Group
+from lit_rlvr.diversity.base import CompletionGroup, DiversityMeasure
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import require
 from lit_rlvr.policy.loading import check_complete, reading
@@ -23,14 +23,14 @@ _SUPPORTED = {"Transformer", "Pooling", "Normalize"}  # normalising does not cha
 _OLD_NAMES = {"mean_tokens": "mean", "cls_token": "cls"}
 
 
-class Settings(NamedTuple):
+class PoolingSettings(NamedTuple):
     """Pooling and maximum length of a sentence-embedding model."""
 
     pooling: str = "mean"
     max_tokens: int | None = None
 
 
-def read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path) -> PoolingSettings:
     """Read the settings that sentence-transformers wrote; by default, take the mean of all tokens.
 
     Raises:
@@ -50,7 +50,7 @@ def read_settings(folder: Path) -> Settings:
     reads = _read(folder / "sentence_bert_config.json") or {}
     if "message" in reads.get("modality_config", {}):
         raise ValueError("it reads a text as a message of a chat, which is not supported")
-    return Settings(how, reads.get("max_seq_length"))
+    return PoolingSettings(how, reads.get("max_seq_length"))
 
 
 def _read(path: Path) -> Any:
@@ -188,7 +188,7 @@ class CosineSimilarity(DiversityMeasure):
         super().__init__()
         self.embedder = SentenceEmbedder(embedder) if isinstance(embedder, str) else embedder
 
-    def score(self, groups: Sequence[Group]) -> list[float | None]:
+    def score(self, groups: Sequence[CompletionGroup]) -> list[float | None]:
         if not groups:
             return []
         embeddings = self.embedder([text for group in groups for text in group])  # (N, D)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_rlvr.diversity.base import DiversityMeasure, Group
+from lit_rlvr.diversity.base import CompletionGroup, DiversityMeasure
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import require
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 
-class Reply(NamedTuple):
+class JudgeReply(NamedTuple):
     """A reply's text, or the reason why there is none."""
 
     text: str
@@ -59,7 +59,7 @@ class ChatEndpoint:
             raise UserError(f"JudgeScore.base_url: {self.base_url!r} must begin with http:// or https://")
         self._key()
 
-    def ask(self, messages: Sequence[str]) -> list[Reply]:
+    def ask(self, messages: Sequence[str]) -> list[JudgeReply]:
         """Return a reply to each message, in order.
 
         Raises:
@@ -73,9 +73,9 @@ class ChatEndpoint:
             ThreadPoolExecutor(self.concurrency) as pool,
         ):
             replies = list(pool.map(partial(self._ask, client), messages))
-        return [Reply(*(part.replace(key, "[key]") for part in reply)) for reply in replies]
+        return [JudgeReply(*(part.replace(key, "[key]") for part in reply)) for reply in replies]
 
-    def _ask(self, client: OpenAI, message: str) -> Reply:
+    def _ask(self, client: OpenAI, message: str) -> JudgeReply:
         import openai
 
         try:
@@ -88,12 +88,12 @@ class ChatEndpoint:
                 "check base_url, model and the key in api_key_env"
             ) from None  # the server's message may repeat the key
         except openai.APITimeoutError:
-            return Reply("", f"no reply within {self.timeout:g} s")
+            return JudgeReply("", f"no reply within {self.timeout:g} s")
         except openai.APIConnectionError as error:
             raise UserError(f"JudgeScore.base_url: {self.base_url} cannot be reached: {error.__cause__}") from error
         except openai.APIStatusError as error:
-            return Reply("", str(error).splitlines()[0])
-        return Reply(_content(response.text))
+            return JudgeReply("", str(error).splitlines()[0])
+        return JudgeReply(_content(response.text))
 
     def _key(self) -> str:
         if self.api_key_env is None:
@@ -174,7 +174,7 @@ class JudgeScore(DiversityMeasure):
         self.add_state("unparsed", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("failed", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def score(self, groups: Sequence[Group]) -> list[float | None]:
+    def score(self, groups: Sequence[CompletionGroup]) -> list[float | None]:
         replies = self.endpoint.ask([judge_message(self.prompt, group) for group in groups])
         scores = [parse_score(reply.text) for reply in replies]
         failures = [reply.failure for reply in replies if reply.failure]
@@ -191,7 +191,7 @@ class JudgeScore(DiversityMeasure):
         return super().compute() | counts
 
 
-def judge_message(prompt: str, solutions: Group) -> str:
+def judge_message(prompt: str, solutions: CompletionGroup) -> str:
     """Return the instruction, then each solution under its number."""
     numbered = [f"Solution {i}:\n{text.strip()}" for i, text in enumerate(solutions, 1)]
     return "\n\n".join([prompt, *numbered])

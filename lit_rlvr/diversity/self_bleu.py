@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from lit_rlvr.diversity.base import DiversityMeasure, Group
+from lit_rlvr.diversity.base import CompletionGroup, DiversityMeasure
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import require
 
@@ -39,11 +39,11 @@ class SelfBLEU4(DiversityMeasure):
             raise UserError(f"SelfBLEU4.tokenize: {tokenize!r} is not one of {', '.join(TOKENISATIONS)}")
         self.tokenizer: Callable[[str], str] = BLEU(tokenize=tokenize).tokenizer
 
-    def score(self, groups: Sequence[Group]) -> list[float | None]:
+    def score(self, groups: Sequence[CompletionGroup]) -> list[float | None]:
         return [self_bleu(group, self.tokenizer) for group in groups]
 
 
-def self_bleu(completions: Group, tokenizer: Callable[[str], str]) -> float:
+def self_bleu(completions: CompletionGroup, tokenizer: Callable[[str], str]) -> float:
     """Return the mean sentence BLEU-4 of each of at least two completions against the others, in [0, 1].
 
     It counts n-grams once per completion, not once per pair: the clip of a completion's n-gram is its largest count in

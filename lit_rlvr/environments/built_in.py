@@ -15,11 +15,11 @@ from typing import Any
 from lit_rlvr.environments.base import Environment, Observation
 from lit_rlvr.environments.tools import Tools
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards.sql_query import Limits as QueryLimits
 from lit_rlvr.rewards.sql_query import QueryFailed, run_query
+from lit_rlvr.rewards.sql_query import QueryLimits as QueryLimits
 from lit_rlvr.types import Sample, Turn
 from lit_rlvr.workers.process import Isolation
-from lit_rlvr.workers.sandbox import Limits, ProgramFailed, is_supported, run
+from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, is_supported, run
 
 MAX_DIGITS = 1000
 _BINARY: dict[type[ast.operator], Callable[..., int | float]] = {
@@ -82,7 +82,7 @@ class Python(Tools):
             raise UserError(f"Python: cpu_seconds={cpu_seconds} and memory_mb={memory_mb} must be at least 1")
         wall = 10.0 * cpu_seconds + 20.0  # the sandbox ends a sleeping program earlier
         super().__init__(**{"limits": Isolation(wall_seconds=wall), **kwargs})
-        self._program = Limits(cpu_seconds, memory_mb)
+        self._program = ProgramLimits(cpu_seconds, memory_mb)
 
     def python(self, code: str) -> str:
         """Run a Python program and see what it prints.

@@ -70,7 +70,7 @@ class Player:
             environment, messages = self._episodes.pop(number)
             said = environment.reward()
             outcome = None if said is None else _with_correct(as_result(said))
-            return outcome, judge(environment, messages, sample)
+            return outcome, judge_episode(environment, messages, sample)
         assert turn is not None, "a step has a turn"
         environment, messages = self._episodes[number]
         seen = _checked(environment.step(turn))
@@ -88,7 +88,7 @@ def messages_of(turn: Turn, seen: Observation, role: str) -> list[dict[str, Any]
     return [*said, {"role": role, "content": seen.text}]
 
 
-def judge(environment: Environment, messages: list[dict[str, Any]], sample: Sample) -> dict[str, RewardResult]:
+def judge_episode(environment: Environment, messages: list[dict[str, Any]], sample: Sample) -> dict[str, RewardResult]:
     """Return what each reward function says of an episode; one that raises has status "error".
 
     A function gets lists of one: the environment, the prompt, the completion as messages, and the row's columns.
@@ -147,7 +147,7 @@ def _with_correct(result: RewardResult) -> RewardResult:
     return replace(result, correct=result.value == 1)
 
 
-class Reply(NamedTuple):
+class EpisodeReply(NamedTuple):
     """The state of an episode.
 
     begun: what `reset` returned. observation: the answer to the last turn; None before the first.
@@ -180,10 +180,11 @@ class EpisodeWorkers:
         self._limits = environment.limits
         self._pools = [WorkerPool(1, start_seconds=start_seconds) for _ in range(workers or default_workers())]
         self._batch = 0
-        self._known: dict[int, tuple[WorkerProcess | None, int, Reply]] = {}  # episode -> its worker, turns so far
+        # episode -> its worker, turns so far, reply
+        self._known: dict[int, tuple[WorkerProcess | None, int, EpisodeReply]] = {}
 
     def call(self, number: int, seed: int, sample: Sample, turns: Sequence[Turn] = (), judge: bool = False) -> None:
-        """Bring an episode up to the last of its turns; the outcome, whose value is a `Reply`, comes with `outcomes`.
+        """Bring an episode up to the last of its turns; its outcome, an `EpisodeReply`, comes with `outcomes`.
 
         Args:
             number: names the episode until `forget`.
@@ -221,14 +222,14 @@ class EpisodeWorkers:
         self, number: int, seed: int, sample: Sample, turns: Sequence[Turn], judge: bool, worker: WorkerProcess
     ) -> Requests:
         """Yield the arguments of the `Player` for what the episode's worker has not played yet."""
-        previous_worker, played, reply = self._known.pop(number, (None, RESET - 1, Reply(None)))
+        previous_worker, played, reply = self._known.pop(number, (None, RESET - 1, EpisodeReply(None)))
         if previous_worker is not worker:  # that one was lost
-            played, reply = RESET - 1, Reply(None)
+            played, reply = RESET - 1, EpisodeReply(None)
         while played < len(turns):
             turn = turns[played] if played >= RESET else None
             played += 1
             value = yield self._batch, number, seed, played, sample, turn
-            reply = Reply(value) if played == RESET else reply._replace(observation=value)
+            reply = EpisodeReply(value) if played == RESET else reply._replace(observation=value)
         if judge or (reply.observation is not None and reply.observation.done):
             outcome, judged = yield self._batch, number, seed, REWARD, sample, None
             return reply._replace(outcome=outcome, judged=judged)

@@ -246,13 +246,13 @@ def score_given(suites: list[Suite], config: Namespace, out: Path) -> tuple[Reco
             _log.warning("%s: %d of %d questions have completions", suite.name, len(prompts), len(samples))
         for part in parts:
             name = f"{suite.name}/{part}"
-            judge(records, suite, name, records.missing(name, prompts), given[name])
+            judge_completions(records, suite, name, records.missing(name, prompts), given[name])
         answered[suite.name] = prompts
     shared_pool().close()
     return records, answered
 
 
-def judge(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: CompletionsById) -> None:
+def judge_completions(records: Records, suite: Suite, name: str, prompts: list[Prompt], given: CompletionsById) -> None:
     """Score and record the completions of the given questions, several questions at once."""
     with progress_bar(name, len(prompts)) as advance:
         for first in range(0, len(prompts), QUESTIONS_PER_BATCH):

@@ -13,7 +13,7 @@ import torch
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import MAX_SIZE, UserError
-from lit_rlvr.evaluation.records import Records, Row
+from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.files import check_new, write_atomically
 from lit_rlvr.rollout.episodes import begins
@@ -92,7 +92,7 @@ def filter_prompts(
         sampler.close()
     rates = [pass_rate(group) for group in records.groups(split, prompts)]
     kept = [(p, rate) for p, rate in zip(prompts, rates, strict=True) if rate is not None and lowest <= rate <= highest]
-    _log.info("%s", summary(rates, len(kept), lowest, highest))
+    _log.info("%s", rate_histogram(rates, len(kept), lowest, highest))
     if not kept:
         raise UserError(f"--lowest {lowest} --highest {highest}: no prompt of {len(prompts)} is left; widen the range")
     from_file = data.locations["train"] is not None
@@ -112,13 +112,13 @@ def check_out(out: Path) -> None:
     check_new(out, "--out")
 
 
-def pass_rate(group: list[Row]) -> float | None:
+def pass_rate(group: list[RecordRow]) -> float | None:
     """Return the share of right completions among the judged ones; None if the rewards judged none."""
     judged = [row["correct"] for row in group if row["correct"] is not None]
     return sum(judged) / len(judged) if judged else None
 
 
-def summary(rates: list[float | None], kept: int, lowest: float, highest: float) -> str:
+def rate_histogram(rates: list[float | None], kept: int, lowest: float, highest: float) -> str:
     """Return a histogram of the prompts' pass rates in tenths, as text."""
     tenths = Counter(min(int(rate * 10), 9) for rate in rates if rate is not None)
     never, always = (sum(rate == bound for rate in rates) for bound in (0.0, 1.0))

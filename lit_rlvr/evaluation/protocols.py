@@ -14,7 +14,7 @@ from lit_rlvr.configs import config_folder, load_yaml
 from lit_rlvr.datamodules.reading.rows import lookup
 from lit_rlvr.errors import MAX_SIZE, UserError, nearest
 from lit_rlvr.export import is_run, run_config
-from lit_rlvr.policy.loading import load_config
+from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.types import Sampling
 
@@ -39,7 +39,7 @@ def find_dtype(requested: str, model: str, folder: str) -> ValueAndOrigin:
         return compute_dtype(
             str(lookup(run_config(Path(model).expanduser()), "trainer.precision"))
         ), "the run's precision"
-    config = load_config(folder)
+    config = load_model_config(folder)
     found = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
     if not isinstance(found, torch.dtype):
         return torch.float32, "by default"

@@ -80,7 +80,7 @@ def match(given: CompletionsById, samples: list[Sample], part: str) -> list[Samp
     return [sample for sample in samples if sample.id in given]
 
 
-Row = dict[str, Any]
+RecordRow = dict[str, Any]
 OUTPUT = ("settings.json", "completions.jsonl", "results.json", "results.md")
 """Files that an evaluation writes to its folder."""
 SHARES = "completions-*-of-*.jsonl"
@@ -111,7 +111,7 @@ class Records:
         merged = folder / "completions.jsonl"
         self.path = folder / share if share else merged
         settings_path = folder / "settings.json"
-        self._groups: dict[tuple[str, str], list[Row]] = {}
+        self._groups: dict[tuple[str, str], list[RecordRow]] = {}
         settings = json.loads(json.dumps(settings | ({} if suites is None else {"suites": suites})))
         before = self._settings(settings_path)
         files = [path for path in (merged, *sorted(folder.glob(SHARES))) if path.is_file()]
@@ -155,7 +155,7 @@ class Records:
         """Read complete groups, merge several files into the first, and drop a last group that a kill cut off."""
         rewrite = files[1:] != []
         for path in files:
-            found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+            found: dict[tuple[str, str], list[RecordRow]] = defaultdict(list)
             *lines, torn = path.read_text().split("\n")
             for line in lines:
                 row = json.loads(line)
@@ -180,12 +180,12 @@ class Records:
             file.write("".join(map(_line, rows)))
         self._groups[part, prompt.sample.id] = rows
 
-    def groups(self, part: str, prompts: Iterable[Prompt]) -> list[list[Row]]:
+    def groups(self, part: str, prompts: Iterable[Prompt]) -> list[list[RecordRow]]:
         """Return the rows of each prompt; empty if the user did not request the part."""
         return [self._groups[part, p.sample.id] for p in prompts if (part, p.sample.id) in self._groups]
 
 
-def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[Row]:
+def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores: Scores, p: int) -> list[RecordRow]:
     """Return a judged group of one prompt as rows; `correct` is null if the check failed or no reward judges the
     answer."""
     return [
@@ -207,5 +207,5 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
     ]
 
 
-def _line(row: Row) -> str:
+def _line(row: RecordRow) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lit_rlvr.evaluation.records import Row
+from lit_rlvr.evaluation.records import RecordRow
 from lit_rlvr.terminal import one_line
 from lit_rlvr.training.validation import pass_at_k
 from lit_rlvr.types import STATUSES, Sample
@@ -17,10 +17,10 @@ from lit_rlvr.types import STATUSES, Sample
 RESAMPLES = 2000
 """Number of bootstrap samples for an interval."""
 
-Groups = Sequence[Sequence[Row]]
+RowsByQuestion = Sequence[Sequence[RecordRow]]
 
 
-def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) -> dict[str, Any]:
+def suite_results(samples: Sequence[Sample], sampled: RowsByQuestion, greedy: RowsByQuestion) -> dict[str, Any]:
     """Return the results of one suite; rates are in [0, 1], lengths in tokens.
 
     Args:
@@ -48,7 +48,7 @@ def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) ->
     for name, values in scores.items():
         known = values[~np.isnan(values)]
         results[name] = _mean(values)
-        results[f"{name}_ci95"] = interval(known) if len(known) else None
+        results[f"{name}_ci95"] = bootstrap_interval(known) if len(known) else None
     rows = [row for group in groups for row in group]
     results["length"] = float(np.mean([row["tokens"] for row in rows])) if any(row["tokens"] for row in rows) else None
     results["truncated"] = float(np.mean([row["finish_reason"] == "length" for row in rows]))
@@ -58,7 +58,7 @@ def suite_results(samples: Sequence[Sample], sampled: Groups, greedy: Groups) ->
     return results
 
 
-def _counts(row: Row) -> bool:
+def _counts(row: RecordRow) -> bool:
     """Return whether a completion is right or wrong, or whether its check failed."""
     return row["correct"] is not None or row["status"] == "error"
 
@@ -69,7 +69,7 @@ def _mean(values: np.ndarray) -> float | None:
     return float(known.mean()) if len(known) else None
 
 
-def interval(values: np.ndarray) -> list[float]:
+def bootstrap_interval(values: np.ndarray) -> list[float]:
     """Return the 95 % percentile bootstrap interval of a mean over questions (Efron 1979), with fixed draws."""
     draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])

@@ -94,7 +94,7 @@ def find_suites(
             raise UserError(f"--suite: {name}: {error}") from error
         columns = {"columns": item["columns"]} if "columns" in item else {}
         overrides = {"name": name} | dict(options) | columns | prompt_options(name, values, protocol)
-        yield build(name, merge(values, {"data": {"init_args": overrides}}), protocol, environment)
+        yield build_suite(name, merge(values, {"data": {"init_args": overrides}}), protocol, environment)
 
 
 def list_items(argument: SuiteArgument) -> list[dict[str, Any]]:
@@ -209,7 +209,7 @@ def _reward(reward: Any) -> dict[str, Any]:
     return {"class_path": first, "init_args": {"otherwise": {"class_path": fallback}}}
 
 
-def build(name: str, values: dict[str, Any], protocol: Protocol, environment: Environment | None = None) -> Suite:
+def build_suite(name: str, values: dict[str, Any], protocol: Protocol, environment: Environment | None = None) -> Suite:
     """Build a suite from its settings.
 
     Args:

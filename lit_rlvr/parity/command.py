@@ -88,7 +88,7 @@ def run_parity(batch_path: Path | str, config: Path | str, out: Path | str, plot
     algorithms = load_algorithms(Path(config))
     results = replay(arrays, algorithms)
     mask = np.asarray(arrays["mask"]).astype(bool)
-    rows = summary(list(algorithms), results, mask)
+    rows = algorithm_summary(list(algorithms), results, mask)
     show_result(rows, lambda: print_table(rows))
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -116,11 +116,12 @@ def load_algorithms(path: Path) -> dict[str, RLVRModule]:
     if not value["algorithms"]:
         raise UserError(f"--config: {path} names no algorithm")
     return {
-        str(name): build(spec, f"--config: {path}: algorithms.{name}") for name, spec in value["algorithms"].items()
+        str(name): build_object(spec, f"--config: {path}: algorithms.{name}")
+        for name, spec in value["algorithms"].items()
     }
 
 
-def build(spec: Any, where: str, kind: type = RLVRModule) -> Any:
+def build_object(spec: Any, where: str, kind: type = RLVRModule) -> Any:
     """Build an object of a `kind` of class from its `class_path` and `init_args`, as `fit` would.
 
     Raises:
@@ -147,7 +148,9 @@ def build(spec: Any, where: str, kind: type = RLVRModule) -> Any:
         raise UserError(f"{where}: {cause}") from error
 
 
-def summary(names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray) -> dict[str, dict[str, float]]:
+def algorithm_summary(
+    names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarray
+) -> dict[str, dict[str, float]]:
     """Return each algorithm's loss, the size of its advantages and gradient, and its share of zero gradients."""
     rows = {}
     for name in names:
@@ -162,7 +165,7 @@ def summary(names: list[str], results: Mapping[str, np.ndarray], mask: np.ndarra
 
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
-    """Print one line per algorithm of `summary`."""
+    """Print one line per algorithm of `algorithm_summary`."""
     from rich.table import Table
 
     table = Table(title="Replay of one frozen batch", caption="zero gradient: share of the tokens in the loss")

@@ -7,19 +7,19 @@ from typing import Any
 
 from rich.table import Table
 
-from lit_rlvr.plan.strategies import FREE, GIB, GPUs, Job
+from lit_rlvr.plan.strategies import FREE, GIB, GPUs, JobSizes
 from lit_rlvr.terminal import Terminal, show_result
 
 MOST = 1024
 """The number of GPUs from which the plan stops doubling them if the given ones are too few."""
 
 
-def show(job: Job, gpus: GPUs) -> None:
+def show_plan(job: JobSizes, gpus: GPUs) -> None:
     """Print the memory that each strategy needs on each GPU, and the proposed one."""
     show_result(described(job, gpus), lambda: print_plan(job, gpus))
 
 
-def described(job: Job, gpus: GPUs) -> dict[str, Any]:
+def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
     """Return the plan for JSON; memory is in GiB."""
     found = job.proposal(gpus)
     return {
@@ -40,7 +40,7 @@ def described(job: Job, gpus: GPUs) -> dict[str, Any]:
     }
 
 
-def print_plan(job: Job, gpus: GPUs) -> None:
+def print_plan(job: JobSizes, gpus: GPUs) -> None:
     """Print the plan as readable text."""
     load, mean, longest = job.load(gpus, job.budget), job.completion.mean, job.completion.longest
     console = Terminal(soft_wrap=True, width=None if os.isatty(1) else 120)
@@ -49,12 +49,12 @@ def print_plan(job: Job, gpus: GPUs) -> None:
         f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {longest} tokens"
         + (f", completions of {mean} on average" if mean < longest else "")
     )
-    console.print_table(table(job, gpus))
+    console.print_table(strategy_table(job, gpus))
     for line in advice(job, gpus):
         console.print(line)
 
 
-def table(job: Job, gpus: GPUs) -> Table:
+def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
     """Return a table with a row per strategy and a column per term."""
     plans = job.plans(gpus)
     terms = [name for name in plans[0].terms if any(plan.terms[name] for plan in plans)]
@@ -68,7 +68,7 @@ def table(job: Job, gpus: GPUs) -> Table:
     return made
 
 
-def advice(job: Job, gpus: GPUs) -> list[str]:
+def advice(job: JobSizes, gpus: GPUs) -> list[str]:
     """Return the proposal in words and as arguments."""
     copies = 2 if job.reference and not job.lora else 1
     lines = [

@@ -9,7 +9,7 @@ from functools import cache
 
 from lit_rlvr.plan.memory import Lengths, Shape, shape_of
 from lit_rlvr.plan.models import PUBLISHED
-from lit_rlvr.plan.strategies import FREE, GIB, GPUs, Job
+from lit_rlvr.plan.strategies import FREE, GIB, GPUs, JobSizes
 from lit_rlvr.policy.adapters import Lora
 
 MODELS = {
@@ -55,9 +55,9 @@ vLLM on other machines (`VLLMServerEngine`):
 """
 
 
-def job(model: str, share: float = 0.4) -> Job:
+def job(model: str, share: float = 0.4) -> JobSizes:
     """Return the job of the papers' recipes, with bf16-mixed."""
-    return Job(*shapes(model), BUDGET, PROMPT, Lengths(COMPLETION, COMPLETION), GROUP, PROMPTS, share=share)
+    return JobSizes(*shapes(model), BUDGET, PROMPT, Lengths(COMPLETION, COMPLETION), GROUP, PROMPTS, share=share)
 
 
 @cache

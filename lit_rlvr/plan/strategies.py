@@ -27,7 +27,7 @@ from lit_rlvr.plan.memory import (
 )
 from lit_rlvr.plan.models import PUBLISHED
 from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.loading import load_config
+from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.rollout.engines.vllm import GPU_SEQUENCES, VLLMEngine
@@ -116,7 +116,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Job:
+class JobSizes:
     """The sizes of a config.
 
     Args:
@@ -281,19 +281,19 @@ class Job:
 
 def describe_job(
     module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, precision: str, lengths: str | None = None
-) -> Job:
+) -> JobSizes:
     """Collect the sizes of a config; read at most the config of the model, no weights.
 
     Args:
         lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed.
     """
     known = None if module.config_overrides else PUBLISHED.get(module.model)
-    config = known or load_config(module.model_folder)
+    config = known or load_model_config(module.model_folder)
     engine = rollout.generator
     vllm = engine if isinstance(engine, VLLMEngine) else None
     longest = rollout.sampling.reach
     share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
-    return Job(
+    return JobSizes(
         whole=shape_of(config, module.freeze_vision),
         adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
         budget=module.tokens_per_microbatch,

@@ -44,7 +44,7 @@ def reading(what: str, folder: str) -> Iterator[None]:
         raise UserError(f"model: {what} of {folder} cannot be read: {reason}") from error
 
 
-def load_config(folder: str) -> Any:
+def load_model_config(folder: str) -> Any:
     """Return the config of a model folder or hub id.
 
     Raises:
@@ -93,7 +93,7 @@ def load_model(folder: str, dtype: torch.dtype, device: str | torch.device = "cp
     Raises:
         UserError: a file cannot be read, or weights are missing, unknown or of the wrong shape.
     """
-    config = load_config(folder)
+    config = load_model_config(folder)
     made_by, settings = auto_class(config), generation_config(folder)
     if getattr(config, "quantization_config", None) is None:
         check_files(folder, sum(weight.numel() for weight in outline(config, dtype).parameters()))
@@ -110,7 +110,7 @@ def load_model(folder: str, dtype: torch.dtype, device: str | torch.device = "cp
 
 def empty_model(folder: str, dtype: torch.dtype) -> Any:
     """Return a model whose weights are left on the meta device."""
-    model = outline(load_config(folder), dtype)
+    model = outline(load_model_config(folder), dtype)
     model.generation_config = generation_config(folder) or model.generation_config
     return model
 
@@ -200,7 +200,7 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    load_config(folder)  # it names the kind of tokenizer
+    load_model_config(folder)  # it names the kind of tokenizer
     if Path(folder).is_dir() and not any(path for name in TOKENIZER_FILES for path in Path(folder).glob(name)):
         raise UserError(
             f"model: {folder} has no tokenizer files; copy tokenizer.json and tokenizer_config.json into it"
@@ -217,7 +217,7 @@ def load_image_processor(folder: str) -> ImageProcessor:
     """
     from transformers import AutoImageProcessor
 
-    family = family_of(load_config(folder))
+    family = family_of(load_model_config(folder))
     if family is None:
         raise UserError(f"model: {folder} takes no images, and the data has some; use a vision-language model")
     with reading("the image processor", folder):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from lit_rlvr.report.groups import Group
-from lit_rlvr.report.runs import Run, metric_names
+from lit_rlvr.report.groups import RunGroup
+from lit_rlvr.report.runs import RunRecord, metric_names
 from lit_rlvr.terminal import number_text
 
 WIDTH, HEIGHT = 340, 190
@@ -49,8 +49,8 @@ def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
     low, high = min(min(c.low) for _, c in curves), max(max(c.high) for _, c in curves)
     ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high or 0 <= low == high else low, high)
     last = max(1, *(c.steps[-1] for _, c in curves))
-    x = Scale(0, last, LEFT, WIDTH - RIGHT)
-    y = Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    x = LinearScale(0, last, LEFT, WIDTH - RIGHT)
+    y = LinearScale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     steps = [step for step in nice_ticks(0, last, most=7) if step <= last and step == int(step)]
     ends = {(number_text(c.mean[0]), number_text(c.mean[-1])) for _, c in curves}
     return Chart(
@@ -63,7 +63,7 @@ def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
 
 
 @dataclass(frozen=True)
-class Scale:
+class LinearScale:
     """A linear map from [low, high] to [start, end]."""
 
     low: float
@@ -75,7 +75,7 @@ class Scale:
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
 
-def _line(number: int, curve: Curve, x: Scale, y: Scale) -> Line:
+def _line(number: int, curve: Curve, x: LinearScale, y: LinearScale) -> Line:
     def points(values: list[float]) -> list[str]:
         return [f"{x.at(step)},{y.at(value)}" for step, value in zip(curve.steps, values, strict=True)]
 
@@ -144,7 +144,7 @@ class Panel:
     curves: list[Curve | None]
 
 
-def curve(runs: Sequence[Run], metrics: Sequence[str]) -> Curve | None:
+def curve(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Curve | None:
     """Return the sum of some metrics over a group's runs; None if no row has them all."""
     values: dict[int, list[float]] = {}
     for run in runs:
@@ -175,7 +175,7 @@ def thin(long: Curve) -> Curve:
     )
 
 
-def panels(groups: Sequence[Group]) -> list[Panel]:
+def panels(groups: Sequence[RunGroup]) -> list[Panel]:
     """Return the main charts of some groups, with accuracy and pass@k of each validation set after the validation
     accuracy."""
     wanted: list[tuple[str, tuple[str, ...]]] = []
@@ -186,7 +186,7 @@ def panels(groups: Sequence[Group]) -> list[Panel]:
     return _drawn(groups, wanted)
 
 
-def more_panels(groups: Sequence[Group]) -> list[Panel]:
+def more_panels(groups: Sequence[RunGroup]) -> list[Panel]:
     """Return a chart of every other metric except validation's."""
     seen = {metric for _, metrics in MAIN_CHARTS for metric in metrics}
     names = metric_names(run for group in groups for run in group.runs)
@@ -194,12 +194,12 @@ def more_panels(groups: Sequence[Group]) -> list[Panel]:
     return _drawn(groups, [(name, (name,)) for name in other])
 
 
-def _drawn(groups: Sequence[Group], wanted: Sequence[tuple[str, tuple[str, ...]]]) -> list[Panel]:
+def _drawn(groups: Sequence[RunGroup], wanted: Sequence[tuple[str, tuple[str, ...]]]) -> list[Panel]:
     found = [Panel(title, [curve(group.runs, metrics) for group in groups]) for title, metrics in wanted]
     return [panel for panel in found if any(panel.curves)]
 
 
-def _validation_metrics(groups: Sequence[Group]) -> list[str]:
+def _validation_metrics(groups: Sequence[RunGroup]) -> list[str]:
     """Return `val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` if there are several sets."""
     names = [name for name in metric_names(run for group in groups for run in group.runs) if name.startswith("val/")]
     accuracies = [name for name in names if name.endswith("/accuracy") and name.count("/") == 2]

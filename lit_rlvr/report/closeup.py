@@ -12,9 +12,9 @@ from typing import Any
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import Fields, has_fields
 from lit_rlvr.report.explain import has_gradient, view
-from lit_rlvr.report.groups import Group
+from lit_rlvr.report.groups import RunGroup
 from lit_rlvr.report.prompts import MOST_PROMPTS, History, Visit, hardest, histories, newly_solved, samples
-from lit_rlvr.report.runs import Run
+from lit_rlvr.report.runs import RunRecord
 from lit_rlvr.run.outputs import thumbnail_path
 from lit_rlvr.training.trace import list_traces, read_trace
 
@@ -25,7 +25,7 @@ TURN: Fields = {"text": str, "observation": (str, type(None))}
 
 
 @dataclass(frozen=True)
-class Sample:
+class GroupSample:
     """A sampled group on the page: all completions, or those with the highest and lowest rewards; images as URIs."""
 
     visit: Visit
@@ -52,12 +52,12 @@ class CloseUp:
     newly_solved: list[History]
     solved: int
     seed: str
-    samples: list[Sample]
+    samples: list[GroupSample]
     saved: int
     tokens: list[tuple[int, str, dict[str, Any]]]
 
 
-def close_up(group: Group) -> CloseUp:
+def close_up(group: RunGroup) -> CloseUp:
     """Collect the details of a group, and add notes on unreadable rollouts to it."""
     prompts = histories(group.runs)
     hard, solved = hardest(prompts), newly_solved(prompts)
@@ -76,11 +76,11 @@ def close_up(group: Group) -> CloseUp:
     )
 
 
-def _sample(run: Path, visit: Visit) -> Sample:
+def _sample(run: Path, visit: Visit) -> GroupSample:
     keys = visit.rows[0].get("images", [])
     found = [image_uri(run, key) for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
     shown = [visit.rows[g] for g in extremes([row["reward"] for row in visit.rows])]
-    return Sample(visit, shown, [uri for uri in found if uri])
+    return GroupSample(visit, shown, [uri for uri in found if uri])
 
 
 def extremes(rewards: Sequence[float]) -> list[int]:
@@ -117,7 +117,7 @@ def shorten(text: str) -> str:
     return f"{text[:half]}\n... {len(text) - 2 * half:,} more characters ...\n{text[-half:]}"
 
 
-def _tokens(run: Run) -> list[tuple[int, str, dict[str, Any]]]:
+def _tokens(run: RunRecord) -> list[tuple[int, str, dict[str, Any]]]:
     """Return a group with a gradient from the first saved rollout that has one, and from the last."""
     files = sorted(list_traces(run.path).items())
     ends = [
@@ -131,7 +131,7 @@ def _tokens(run: Run) -> list[tuple[int, str, dict[str, Any]]]:
     ]
 
 
-def _first_with_gradient(run: Run, files: list[tuple[int, Path]]) -> tuple[int, str, dict[str, Any]] | None:
+def _first_with_gradient(run: RunRecord, files: list[tuple[int, Path]]) -> tuple[int, str, dict[str, Any]] | None:
     """Return (step, algorithm, group) of the first file with a group that had a gradient."""
     for step, path in files:
         try:

@@ -14,7 +14,7 @@ from rich.text import Text
 from lit_rlvr.configs import Parser
 from lit_rlvr.errors import UserError
 from lit_rlvr.report.render import render, write_page
-from lit_rlvr.report.runs import verdict
+from lit_rlvr.report.runs import verdict_text
 from lit_rlvr.terminal import Terminal, show_result
 from lit_rlvr.training.trace import list_traces, read_trace, trace_folder
 
@@ -33,12 +33,12 @@ def run(command: str, arguments: list[str]) -> None:
     target = Path(config.html or Path(config.run) / "explain.html")
 
     def print_text() -> None:
-        show(step, algorithm, group)
+        show_group(step, algorithm, group)
         if not has_gradient(group):
             Terminal().print("This group has no gradient: all its advantages or weights are 0.")
         Terminal().print(f"\nPage: {target}", soft_wrap=True)
 
-    write_page(target, page(step, algorithm, group), "--html")
+    write_page(target, group_page(step, algorithm, group), "--html")
     show_result({"step": step, "algorithm": algorithm, "group": group, "page": str(target)}, print_text)
 
 
@@ -79,7 +79,7 @@ def has_gradient(group: dict[str, Any]) -> bool:
     return any(completion["advantage"] and any(completion.get("weight", [])) for completion in group["completions"])
 
 
-def show(step: int, algorithm: str, group: dict[str, Any]) -> None:
+def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     """Print the group in the terminal: a table, then each completion with its tokens coloured by weight."""
     console = Terminal()
     console.print(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n", style="bold")
@@ -92,7 +92,7 @@ def show(step: int, algorithm: str, group: dict[str, Any]) -> None:
     scale = largest_weight(group)
     for g, completion in enumerate(group["completions"]):
         text = Text(f"[{g}] ", style="dim")
-        for token, weight, clipped, numbers in tokens(completion):
+        for token, weight, clipped, numbers in token_details(completion):
             strength = int(160 * abs(weight) / scale)
             colour = (0, 40 + strength, 0) if weight > 0 else (40 + strength, 0, 0)
             style = f"on rgb({colour[0]},{colour[1]},{colour[2]})" if weight else ""
@@ -113,10 +113,10 @@ def cells(completion: dict[str, Any]) -> list[str]:
     is_sampled = _sampled_mask(completion)
     ratio = [value for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False) if sampled]
     weight = completion.get("weight", [])
-    clipped = sum(c for _, _, c, _ in tokens(completion))
+    clipped = sum(c for _, _, c, _ in token_details(completion))
     return [
         f"{completion['reward']:.3f}",
-        {"correct": "yes", "wrong": "no"}.get(judgement := verdict(completion), judgement),
+        {"correct": "yes", "wrong": "no"}.get(judgement := verdict_text(completion), judgement),
         f"{completion['advantage']:+.3f}",
         str(sum(is_sampled)),
         f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",
@@ -126,7 +126,7 @@ def cells(completion: dict[str, Any]) -> list[str]:
     ]
 
 
-def tokens(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
+def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
     """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
     weights, ratios = completion.get("weight"), completion.get("ratio")
     is_sampled = _sampled_mask(completion)
@@ -175,7 +175,7 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
             {
                 "number": g,
                 "cells": cells(completions[g]),
-                "tokens": [_token_view(*token, scale) for token in tokens(completions[g])[:limit]],
+                "tokens": [_token_view(*token, scale) for token in token_details(completions[g])[:limit]],
                 "more": len(completions[g]["tokens"][limit:]) if limit is not None else 0,
             }
             for g in (range(len(completions)) if shown is None else shown)
@@ -190,6 +190,6 @@ def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: fl
     return {"text": text, "kind": kind, "strength": f"{0.75 * abs(weight) / scale:.3g}", "numbers": numbers}
 
 
-def page(step: int, algorithm: str, group: dict[str, Any]) -> str:
+def group_page(step: int, algorithm: str, group: dict[str, Any]) -> str:
     """Return the group as one self-contained HTML page."""
     return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group))

@@ -12,13 +12,13 @@ from typing import Any
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import Fields, has_fields
-from lit_rlvr.report.runs import Run, Settings, read_run, without_seed
+from lit_rlvr.report.runs import RunRecord, RunSettings, read_run, without_seed
 
 CELL: Fields = {"name": str, "task": str, "seed": int, "run": str, "status": str}
 
 
 @dataclass
-class Group:
+class RunGroup:
     """Runs that are shown together.
 
     Args:
@@ -32,13 +32,13 @@ class Group:
 
     name: str
     task: str = ""
-    runs: list[Run] = field(default_factory=list)
+    runs: list[RunRecord] = field(default_factory=list)
     wanted: int = 0
     notes: list[str] = field(default_factory=list)
     baseline: bool = False
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> RunSettings:
         return next((run.settings for run in self.runs if run.settings), {})
 
     @property
@@ -53,15 +53,15 @@ class Group:
         return [f"{run.path}: {note}" for run in self.runs for note in run.notes]
 
 
-def read_groups(folders: Sequence[Path], read: Callable[[Path], Run] = read_run) -> tuple[str, list[Group]]:
+def read_groups(folders: Sequence[Path], read: Callable[[Path], RunRecord] = read_run) -> tuple[str, list[RunGroup]]:
     """Group the runs of folders of runs and of studies; return (title, groups). `read` reads a run.
 
     Raises:
         UserError: a folder holds neither, or a study's `study.json` is broken.
     """
     titles: list[str] = []
-    groups: list[Group] = []
-    runs: list[Run] = []
+    groups: list[RunGroup] = []
+    runs: list[RunRecord] = []
     for folder in folders:
         if (folder / "study.json").is_file():
             title, cells = read_study(folder, read)
@@ -73,7 +73,7 @@ def read_groups(folders: Sequence[Path], read: Callable[[Path], Run] = read_run)
     return " + ".join(titles) or _title(groups), groups
 
 
-def read_study(folder: Path, read: Callable[[Path], Run] = read_run) -> tuple[str, list[Group]]:
+def read_study(folder: Path, read: Callable[[Path], RunRecord] = read_run) -> tuple[str, list[RunGroup]]:
     """Read a study; return (name, one group per cell and task). A missing run becomes a note.
 
     Raises:
@@ -86,10 +86,10 @@ def read_study(folder: Path, read: Callable[[Path], Run] = read_run) -> tuple[st
         raise UserError(f"{path} cannot be read: {error}") from error
     if not has_fields(study, {"name": str, "cells": list}) or not all(has_fields(c, CELL) for c in study["cells"]):
         raise UserError(f"{path} is not a study: it needs a name, and cells with name, task, seed, run and status")
-    groups: dict[tuple[str, str], Group] = {}
+    groups: dict[tuple[str, str], RunGroup] = {}
     for cell in study["cells"]:
         name, task = cell["name"], cell["task"]
-        group = groups.setdefault((name, task), Group(name, task, baseline=name == study.get("baseline")))
+        group = groups.setdefault((name, task), RunGroup(name, task, baseline=name == study.get("baseline")))
         group.wanted += 1
         if cell["status"] != "done":
             why = f": {cell['error']}" if cell.get("error") else ""
@@ -102,20 +102,20 @@ def read_study(folder: Path, read: Callable[[Path], Run] = read_run) -> tuple[st
     return study["name"], sorted(groups.values(), key=lambda group: group.task)
 
 
-def group_runs(runs: Iterable[Run]) -> list[Group]:
+def group_runs(runs: Iterable[RunRecord]) -> list[RunGroup]:
     """Group runs in the given order; runs whose settings differ only by `runs.PER_RUN` form one group."""
-    groups: dict[Any, list[Run]] = {}
+    groups: dict[Any, list[RunRecord]] = {}
     for run in runs:
         same = tuple(sorted(without_seed(run.settings).items())) if run.settings else run.path
         groups.setdefault(same, []).append(run)
     names = [_name(members) for members in groups.values()]
     return [
-        Group(name if names.count(name) == 1 else str(members[0].path), runs=members, wanted=len(members))
+        RunGroup(name if names.count(name) == 1 else str(members[0].path), runs=members, wanted=len(members))
         for name, members in zip(names, groups.values(), strict=True)
     ]
 
 
-def _name(runs: list[Run]) -> str:
+def _name(runs: list[RunRecord]) -> str:
     """Return the common name of a group's folders: `grpo` for `grpo_0` and `grpo_1`, or for `grpo/seed-0`."""
     folders = [run.path.resolve() for run in runs]
     plain = [folder.parent if re.fullmatch(r"seed[-_]?\d+", folder.name) else folder for folder in folders]
@@ -125,7 +125,7 @@ def _name(runs: list[Run]) -> str:
     return "".join(letters[0] for letters in same).rstrip("-_. 0123456789") or plain[0].name
 
 
-def _title(groups: list[Group]) -> str:
+def _title(groups: list[RunGroup]) -> str:
     """Return a title that names the algorithms and the data, or the groups if no run names these."""
     settings = [group.settings for group in groups]
     models, sets = ([its[name] for its in settings if name in its] for name in ("model", "data"))

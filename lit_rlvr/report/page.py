@@ -11,10 +11,10 @@ from lit_rlvr import __version__
 from lit_rlvr.configs import Parser
 from lit_rlvr.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart, more_panels, panels
 from lit_rlvr.report.closeup import close_up, shorten, turns_of
-from lit_rlvr.report.groups import Group, read_groups
+from lit_rlvr.report.groups import RunGroup, read_groups
 from lit_rlvr.report.render import render, write_page
 from lit_rlvr.report.runs import differences, main_settings
-from lit_rlvr.report.tables import RUN_COLUMNS, Result, results, run_rows, validation_rows
+from lit_rlvr.report.tables import RUN_COLUMNS, GroupResult, results_table, run_rows, validation_rows
 from lit_rlvr.run.monitor import findings
 from lit_rlvr.terminal import show_result
 
@@ -51,7 +51,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> P
     """
     folders = [Path(run) for run in runs]
     target = Path(out) if out is not None else (folders[0] if len(folders) == 1 else Path()) / "report.html"
-    write_page(target, page(*read_groups(folders)), "--out")
+    write_page(target, report_page(*read_groups(folders)), "--out")
     return target
 
 
@@ -77,13 +77,13 @@ class Task:
     name: str
     legends: list[Legend]
     columns: list[str]
-    results: list[Result]
+    results: list[GroupResult]
     charts: list[Chart]
     more: list[Chart]
     validation: list[tuple[str, list[str]]]
 
 
-def page(title: str, groups: Sequence[Group]) -> str:
+def report_page(title: str, groups: Sequence[RunGroup]) -> str:
     """Return the HTML of a report.
 
     Args:
@@ -96,7 +96,7 @@ def page(title: str, groups: Sequence[Group]) -> str:
     )
 
 
-def contents(groups: Sequence[Group], more: bool = True) -> dict[str, Any]:
+def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
     """Return the values for `templates/sections.html`: results, curves, validation and settings of groups of runs.
 
     Args:
@@ -126,10 +126,10 @@ def contents(groups: Sequence[Group], more: bool = True) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _task(name: str, groups: Sequence[Group], legends: Sequence[Legend], more: bool) -> Task:
+def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[Legend], more: bool) -> Task:
     chosen = [legend for group, legend in zip(groups, legends, strict=True) if group.task == name]
     members, numbers = [groups[legend.number] for legend in chosen], [legend.number for legend in chosen]
-    columns, rows = results(members)
+    columns, rows = results_table(members)
     return Task(
         name, chosen, columns, rows,
         charts=[chart(panel, numbers) for panel in panels(members)],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from lit_rlvr.report.runs import Run, verdict
+from lit_rlvr.report.runs import RunRecord, verdict_text
 
 MOST_PROMPTS = 10
 """The most rows in the tables of prompts."""
@@ -26,12 +26,12 @@ class Visit:
 
     @property
     def right(self) -> int:
-        return sum(verdict(row) == "correct" for row in self.rows)
+        return sum(verdict_text(row) == "correct" for row in self.rows)
 
     @property
     def judged(self) -> int:
         """Number of completions known to be right or wrong."""
-        return sum(verdict(row) in ("correct", "wrong") for row in self.rows)
+        return sum(verdict_text(row) in ("correct", "wrong") for row in self.rows)
 
     @property
     def score(self) -> str:
@@ -79,14 +79,14 @@ class History:
         return max((visits[-1] for visits in self.visits), key=lambda visit: visit.step)
 
 
-def visits(run: Run) -> list[Visit]:
+def visits(run: RunRecord) -> list[Visit]:
     """Return a run's sampled groups, in order."""
     rows = sorted(run.rows, key=lambda row: row["step"])  # stable: within a step as they were written
     groups = groupby(rows, key=lambda row: (row["step"], row["id"]))
     return [Visit(step, name, list(group)) for (step, name), group in groups]
 
 
-def histories(runs: Iterable[Run]) -> list[History]:
+def histories(runs: Iterable[RunRecord]) -> list[History]:
     """Return every prompt that some run visited."""
     seen: dict[str, list[list[Visit]]] = {}
     for run in runs:
@@ -113,7 +113,7 @@ def newly_solved(prompts: Sequence[History]) -> list[History]:
     return sorted(solved, key=lambda prompt: (-len(prompt.solved_by), prompt.id))
 
 
-def samples(run: Run) -> list[Visit]:
+def samples(run: RunRecord) -> list[Visit]:
     """Return groups from the beginning, the middle and the end of a run, preferably with a gradient."""
     found = visits(run)
     thirds = [found[len(found) * k // 3 : len(found) * (k + 1) // 3] for k in range(3)]

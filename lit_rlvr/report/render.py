@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import write_atomically
-from lit_rlvr.report.runs import verdict
+from lit_rlvr.report.runs import verdict_text
 from lit_rlvr.terminal import printable
 
 MARK = '<meta name="generator" content="lit-rlvr">'
@@ -51,7 +51,7 @@ def _environment() -> Environment:
         loader=PackageLoader("lit_rlvr"), autoescape=True, undefined=StrictUndefined, finalize=_visible,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals["verdict"] = verdict
+    environment.globals["verdict"] = verdict_text
     return environment
 
 

@@ -17,7 +17,7 @@ import yaml
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import Fields, has_fields
 
-Settings = dict[str, str]
+RunSettings = dict[str, str]
 """Name -> value as text; `model` is the class, `model.lr` is one of its options."""
 
 PER_RUN = ("seed_everything", "trainer.default_root_dir", "overwrite")
@@ -51,12 +51,12 @@ def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def without_seed(settings: Settings) -> Settings:
+def without_seed(settings: RunSettings) -> RunSettings:
     """Return the settings that the runs of a group share."""
     return {name: value for name, value in settings.items() if name not in PER_RUN}
 
 
-def differences(groups: Sequence[Settings]) -> list[tuple[str, list[str]]]:
+def differences(groups: Sequence[RunSettings]) -> list[tuple[str, list[str]]]:
     """Return the settings that differ between groups, with their value in each; those that every group has come
     first."""
     names = dict.fromkeys(name for settings in groups for name in without_seed(settings))
@@ -64,7 +64,7 @@ def differences(groups: Sequence[Settings]) -> list[tuple[str, list[str]]]:
     return sorted(((name, values) for name, values in rows if len(set(values)) > 1), key=lambda row: MISSING in row[1])
 
 
-def main_settings(groups: Sequence[Settings]) -> list[tuple[str, str]]:
+def main_settings(groups: Sequence[RunSettings]) -> list[tuple[str, str]]:
     """Return the main settings that all groups share."""
     listed = {name: re.sub(r"\[\d+\]$", "", name) for settings in groups for name in settings}  # without their number
     names = sorted((name for name in listed if listed[name] in MAIN), key=lambda name: MAIN.index(listed[name]))
@@ -72,7 +72,7 @@ def main_settings(groups: Sequence[Settings]) -> list[tuple[str, str]]:
     return [(name, values.pop()) for name, values in shared if len(values) == 1]
 
 
-Metrics = dict[int, dict[str, float]]
+RunMetrics = dict[int, dict[str, float]]
 
 ROW: Fields = {
     "step": int, "id": str, "sample": int, "prompt": (str, list), "answer": str, "completion": str,
@@ -82,7 +82,7 @@ ROW: Fields = {
 """A line of completions.jsonl."""
 
 
-def verdict(row: dict[str, Any]) -> str:
+def verdict_text(row: dict[str, Any]) -> str:
     """Return "correct", "wrong", "check failed" or "not judged" for a recorded completion."""
     if row["status"] == "error":
         return "check failed"
@@ -90,7 +90,7 @@ def verdict(row: dict[str, Any]) -> str:
 
 
 @dataclass
-class Run:
+class RunRecord:
     """The contents of a run folder.
 
     Args:
@@ -105,8 +105,8 @@ class Run:
 
     path: Path
     config: str = ""
-    settings: Settings = field(default_factory=dict)
-    metrics: Metrics = field(default_factory=dict)
+    settings: RunSettings = field(default_factory=dict)
+    metrics: RunMetrics = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -151,7 +151,7 @@ class Run:
         return self.ends("val/accuracy")[0] if before is None else before, self.number("accuracy_after")
 
 
-def read_run(path: Path, completions: bool = True) -> Run:
+def read_run(path: Path, completions: bool = True) -> RunRecord:
     """Read a run folder.
 
     Args:
@@ -165,7 +165,7 @@ def read_run(path: Path, completions: bool = True) -> Run:
         raise UserError(
             f"{path} holds no run (config.yaml, metrics.csv, summary.json); give a folder that `lit-rlvr fit` wrote"
         )
-    run = Run(path)
+    run = RunRecord(path)
     for name, read in READERS.items():
         if name == "completions.jsonl" and not completions:
             continue
@@ -179,7 +179,7 @@ def read_run(path: Path, completions: bool = True) -> Run:
     return run
 
 
-def metric_names(runs: Iterable[Run]) -> list[str]:
+def metric_names(runs: Iterable[RunRecord]) -> list[str]:
     """Return every logged metric, with numbers in names sorted by value: pass@2 before pass@16."""
     names = {name for run in runs for row in run.metrics.values() for name in row}
     return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)])
@@ -189,14 +189,14 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _config(run: Run, text: str) -> None:
+def _config(run: RunRecord, text: str) -> None:
     value = yaml.safe_load(text)
     if not isinstance(value, dict):
         raise ValueError("it is not a mapping")
     run.config, run.settings = text, dict(flatten(value))
 
 
-def _metrics(run: Run, text: str) -> None:
+def _metrics(run: RunRecord, text: str) -> None:
     bad = 0
     for row in csv.DictReader(text.splitlines()):
         try:
@@ -210,7 +210,7 @@ def _metrics(run: Run, text: str) -> None:
         run.notes.append(f"metrics.csv: {bad} unreadable rows were left out")
 
 
-def _completions(run: Run, text: str) -> None:
+def _completions(run: RunRecord, text: str) -> None:
     lines = text.split("\n")
     bad = 0
     for line in filter(None, lines):
@@ -226,7 +226,7 @@ def _completions(run: Run, text: str) -> None:
         run.notes.append(f"completions.jsonl: {bad} unreadable lines were left out")
 
 
-def _summary(run: Run, text: str) -> None:
+def _summary(run: RunRecord, text: str) -> None:
     value = json.loads(text)
     if not isinstance(value, dict):
         raise ValueError("it is not a mapping")

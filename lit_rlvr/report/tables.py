@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from lit_rlvr.report.groups import Group
-from lit_rlvr.report.runs import MISSING, Run, metric_names
+from lit_rlvr.report.groups import RunGroup
+from lit_rlvr.report.runs import MISSING, RunRecord, metric_names
 
 ARROW = "\N{RIGHTWARDS ARROW}"
 
 
 @dataclass(frozen=True)
-class Result:
+class GroupResult:
     """A group's row: its name, the cells, and its mean accuracies before and after training (None = not measured)."""
 
     name: str
@@ -29,7 +29,7 @@ BASELINE_POSITION = 3
 """Position of the comparison with the baseline among the columns."""
 
 
-def results(groups: Sequence[Group]) -> tuple[list[str], list[Result]]:
+def results_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[GroupResult]]:
     """Return (columns, one row per group) of the gains and costs of training."""
     baseline = next((group for group in groups if group.baseline), None)
     columns = list(RESULT_COLUMNS)
@@ -38,7 +38,7 @@ def results(groups: Sequence[Group]) -> tuple[list[str], list[Result]]:
     return columns, [_result(group, baseline) for group in groups]
 
 
-def _result(group: Group, baseline: Group | None) -> Result:
+def _result(group: RunGroup, baseline: RunGroup | None) -> GroupResult:
     before, after = _known(run.accuracies[0] for run in group.runs), _known(run.accuracies[1] for run in group.runs)
     gains = [b - a for a, b in (run.accuracies for run in group.runs) if a is not None and b is not None]
     reached = _numbers(group.runs, "steps")
@@ -58,7 +58,7 @@ def _result(group: Group, baseline: Group | None) -> Result:
         theirs = _known(run.accuracies[1] for run in baseline.runs)
         compared = group is not baseline and after and theirs
         cells.insert(BASELINE_POSITION, f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
-    return Result(group.name, cells, fmean(before) if before else None, fmean(after) if after else None)
+    return GroupResult(group.name, cells, fmean(before) if before else None, fmean(after) if after else None)
 
 
 RUN_COLUMNS = (
@@ -66,7 +66,7 @@ RUN_COLUMNS = (
 )  # fmt: skip
 
 
-def run_rows(groups: Iterable[Group]) -> list[tuple[str, list[str]]]:
+def run_rows(groups: Iterable[RunGroup]) -> list[tuple[str, list[str]]]:
     """Return (folder, cells under `RUN_COLUMNS`) of every run."""
     rows = []
     for run in (run for group in groups for run in group.runs):
@@ -84,7 +84,7 @@ def run_rows(groups: Iterable[Group]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def validation_rows(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
+def validation_rows(groups: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:
     """Return (metric, its values before and after training in every group) for everything that validation logged.
 
     This is, for each set, its accuracy, pass@k, length, share of truncated completions, and the accuracy of each
@@ -105,7 +105,7 @@ def mean_std(values: Sequence[float], form: str = ".3f") -> str:
     return f"{mean} \N{PLUS-MINUS SIGN} {format(stdev(values), form.removeprefix('+'))}" if len(values) > 1 else mean
 
 
-def _before_after(runs: Sequence[Run], metric: str) -> str:
+def _before_after(runs: Sequence[RunRecord], metric: str) -> str:
     ends = [run.ends(metric) for run in runs]
     first, last = _known(before for before, _ in ends), _known(after for _, after in ends)
     form = ".1f" if metric.endswith("/length") else ".3f"
@@ -116,5 +116,5 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _numbers(runs: Iterable[Run], name: str) -> list[float]:
+def _numbers(runs: Iterable[RunRecord], name: str) -> list[float]:
     return _known(run.number(name) for run in runs)

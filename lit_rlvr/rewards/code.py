@@ -16,13 +16,13 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.types import Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
-from lit_rlvr.workers.sandbox import Limits, ProgramFailed, is_supported, run
+from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, is_supported, run
 
 if TYPE_CHECKING:
     from lit_rlvr.types import Status
 
 
-CHECK = "lit_rlvr.rewards.code:check"
+CHECK = "lit_rlvr.rewards.code:check_code"
 CHECK_SECONDS = 3600.0
 """Wall-clock and CPU seconds of one check; no check takes so long, because each test has its own limits."""
 CHECK_MEMORY_MB = 4096
@@ -33,7 +33,7 @@ class CodeTests(CheckedReward):
     """A reward of 1 for a completion whose Python program passes all tests, else 0; it reports `correct`.
 
     `CodeProblems` provides the tests: `sample.row["tests"]` and, if a function is called, `sample.row["function"]`.
-    `check` below defines which text is the program and when a test passes;
+    `check_code` below defines which text is the program and when a test passes;
     `lit_rlvr.workers.sandbox` defines what a program cannot do. Status "parse_fail" means no code block, and "timeout"
     means that the program hit a limit: both are wrong, and so is an exception or a crash (status "ok"). `detail` names
     the first failed test. Unreadable tests, or a sandbox that does not start, give status "error".
@@ -62,7 +62,7 @@ class CodeTests(CheckedReward):
         if not is_supported():
             raise UserError("rewards.CodeTests runs untrusted programs only on Linux, on x86_64 or aarch64")
         self.prefill = prefill
-        self.limits = Limits(cpu_seconds, memory_mb)
+        self.limits = ProgramLimits(cpu_seconds, memory_mb)
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         arguments = [(self.prefill + c.text, *_tests(sample), self.limits) for c, sample in pairs]
@@ -113,7 +113,7 @@ def read_tests(cell: str) -> list[Case]:
     return tests
 
 
-def check_calls(tests: Sequence[Case]) -> None:
+def check_call_tests(tests: Sequence[Case]) -> None:
     """Refuse tests whose input lines and output are not JSON.
 
     Raises:
@@ -158,7 +158,7 @@ _BLOCK = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | 
 _PYTHON = re.compile(r"(?:(?:python|py)[\d.]*)?", re.IGNORECASE)
 
 
-def check(text: str, cells: tuple[str, ...], function: str, limits: Limits) -> tuple[bool, Status, str]:
+def check_code(text: str, cells: tuple[str, ...], function: str, limits: ProgramLimits) -> tuple[bool, Status, str]:
     """Run the program in `text` on every test, up to the first failure.
 
     A script's output is right if it equals the expected output line by line (`same_output`); a function's value is
@@ -177,7 +177,7 @@ def check(text: str, cells: tuple[str, ...], function: str, limits: Limits) -> t
         ValueError: the tests cannot be read.
         RuntimeError: the program could not be confined.
     """
-    program = extract(text)
+    program = extract_program(text)
     if not program:
         return False, "parse_fail", "no code block"
     tests = _cases(cells)
@@ -192,7 +192,7 @@ def check(text: str, cells: tuple[str, ...], function: str, limits: Limits) -> t
     return True, "ok", f"{len(tests)} tests passed"
 
 
-def extract(text: str) -> str:
+def extract_program(text: str) -> str:
     """Return the program of a completion, or "".
 
     It is the last fenced block after the last `</think>` whose language is Python or missing.

@@ -9,13 +9,13 @@ from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.types import Pair, RewardResult
 from lit_rlvr.workers.pool import shared_pool
 
-CHECK = "lit_rlvr.rewards.math_check:check"
+CHECK = "lit_rlvr.rewards.math_check:check_math"
 
 
 class MathAnswer(CheckedReward):
     """A reward of 1 for a completion whose final answer equals `sample.answer`, else 0; it reports `correct`.
 
-    `lit_rlvr.rewards.math_check.check` defines which answer is the final one. Status "parse_fail" means that
+    `lit_rlvr.rewards.math_check.check_math` defines which answer is the final one. Status "parse_fail" means that
     there is no answer, and "timeout" that the check hit its limits: both are wrong.
 
     Args:

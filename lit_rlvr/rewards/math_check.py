@@ -25,7 +25,7 @@ _UNEVALUATED = re.compile(
 )
 
 
-def check(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -> tuple[bool, str, str]:
+def check_math(text: str, answer: str, boxed_only: bool = False, decimals: int = 6) -> tuple[bool, str, str]:
     """Compare the final answer in `text` with the reference `answer`.
 
     The final answer is the content of the last `\\boxed{}` after the last `</think>`. Without a box, the check looks
@@ -103,5 +103,5 @@ def _parse(text: str, fallback: str) -> list[Any]:
 
 
 arithmetic.replace_sympy_parser()
-check("\\boxed{1}", "2")  # compiles the patterns, which must not count in the first answer's time
-check("1", "2")
+check_math("\\boxed{1}", "2")  # compiles the patterns, which must not count in the first answer's time
+check_math("1", "2")

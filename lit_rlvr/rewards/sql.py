@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.base import CheckedReward, verdict
-from lit_rlvr.rewards.sql_query import Limits, QueryFailed, Result, Row, run_query
+from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, QueryResult, SQLRow, run_query
 from lit_rlvr.types import Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
 from lit_rlvr.workers.process import Outcome
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from lit_rlvr.types import Status
 
 
-CHECK = "lit_rlvr.rewards.sql:check"
+CHECK = "lit_rlvr.rewards.sql:check_sql"
 
 
 class SQLExecution(CheckedReward):
     """A reward of 1 for SQL with the result of the reference query `sample.answer`, else 0; it reports `correct`.
 
     Both run, read-only, on the SQLite files `sample.row["databases"]`, which `TextToSQL` provides.
-    `check` below defines which text is the SQL and when results are equal. Status "parse_fail" means no
+    `check_sql` below defines which text is the SQL and when results are equal. Status "parse_fail" means no
     SQL, or SQL that SQLite refuses, and "timeout" that it hit a limit: both are wrong. A reference that fails or a
     database that cannot be read gives status "error".
 
@@ -55,7 +55,7 @@ class SQLExecution(CheckedReward):
                 raise UserError(f"rewards.SQLExecution.{option} must be at least 1, got {value}")
         self.comparison = comparison
         self.prefill = prefill
-        self.limits = Limits(max_instructions, max_rows)
+        self.limits = QueryLimits(max_instructions, max_rows)
         self.cpu_seconds = cpu_seconds
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
@@ -94,11 +94,11 @@ _BARE = re.compile(rf"^[ \t]*((?:{_START})\b.*?)(?:\n[ \t]*\n|\Z)", re.DOTALL | 
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/", re.DOTALL)
 _INNERMOST = re.compile(r"\([^()]*\)")
 
-_references: dict[tuple[str, str, Limits], Result | QueryFailed] = {}
+_references: dict[tuple[str, str, QueryLimits], QueryResult | QueryFailed] = {}
 
 
-def check(
-    text: str | None, reference: str, databases: tuple[str, ...], comparison: Comparison, limits: Limits
+def check_sql(
+    text: str | None, reference: str, databases: tuple[str, ...], comparison: Comparison, limits: QueryLimits
 ) -> tuple[bool, Status, str]:
     """Compare the result of the SQL in `text` with the reference's on every database.
 
@@ -113,7 +113,7 @@ def check(
     Returns:
         (correct, status, the SQL or what went wrong). A failure of the reference has status "error".
     """
-    sql = reference if text is None else extract(text)
+    sql = reference if text is None else extract_sql(text)
     if not sql:
         return False, "parse_fail", "no SQL"
     for path in databases:
@@ -129,7 +129,7 @@ def check(
     return True, "ok", sql
 
 
-def extract(text: str) -> str:
+def extract_sql(text: str) -> str:
     """Return the SQL of a completion, "" if there is none.
 
     It is the whole content of the last non-empty fenced block after the last `</think>`. Without a block it is the text
@@ -148,7 +148,7 @@ def is_ordered(sql: str) -> bool:
     return re.search(r"\border\s+by\b", sql, re.IGNORECASE) is not None
 
 
-def same_result(wanted: list[Row], found: list[Row], comparison: Comparison, ordered: bool) -> bool:
+def same_result(wanted: list[SQLRow], found: list[SQLRow], comparison: Comparison, ordered: bool) -> bool:
     """Return True if two results are equal under a benchmark's rule."""
     if comparison == "bird":
         return set(wanted) == set(found)
@@ -156,11 +156,11 @@ def same_result(wanted: list[Row], found: list[Row], comparison: Comparison, ord
         return not wanted and not found
     if len(wanted) != len(found) or len(wanted[0]) != len(found[0]):
         return False
-    nothing: list[Row] = [()] * len(wanted)
+    nothing: list[SQLRow] = [()] * len(wanted)
     return _match(list(zip(*wanted, strict=True)), list(zip(*found, strict=True)), nothing, nothing, ordered)
 
 
-def _match(wanted: list[Row], found: list[Row], left: list[Row], right: list[Row], ordered: bool) -> bool:
+def _match(wanted: list[SQLRow], found: list[SQLRow], left: list[SQLRow], right: list[SQLRow], ordered: bool) -> bool:
     """Return True if some order of the found columns makes the rows equal the wanted ones.
 
     Args:
@@ -179,11 +179,11 @@ def _match(wanted: list[Row], found: list[Row], left: list[Row], right: list[Row
     return False
 
 
-def _reference_result(path: str, reference: str, limits: Limits) -> Result | QueryFailed:
+def _reference_result(path: str, reference: str, limits: QueryLimits) -> QueryResult | QueryFailed:
     """Return the result or the failure of the reference query. It runs once, as long as the cache has room."""
     key = (path, reference, limits)
     if key not in _references:
-        if sum(result.size for result in _references.values() if isinstance(result, Result)) > CACHE_BYTES:
+        if sum(result.size for result in _references.values() if isinstance(result, QueryResult)) > CACHE_BYTES:
             _references.clear()
         try:
             _references[key] = run_query(path, reference, limits)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:  # imports torch, too slow for a worker
     from lit_rlvr.types import Status
 
-Row = tuple[Any, ...]
+SQLRow = tuple[Any, ...]
 
 ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 """Allowed actions of a query; SQLite refuses all others (writes, PRAGMA, ATTACH, VACUUM, transactions) at once."""
@@ -35,7 +35,7 @@ FILE_CODES = {
 LIMIT_CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_TOOBIG}
 
 
-class Limits(NamedTuple):
+class QueryLimits(NamedTuple):
     """Limits of a query: instructions of SQLite's virtual machine, and rows of its result."""
 
     instructions: int
@@ -56,10 +56,10 @@ class QueryFailed(Exception):
         self.status, self.reason = status, reason
 
 
-class Result(NamedTuple):
+class QueryResult(NamedTuple):
     """Rows of comparable values, and their size in bytes as Python objects."""
 
-    rows: list[Row]
+    rows: list[SQLRow]
     size: int
 
 
@@ -75,7 +75,7 @@ def connect(path: str | Path) -> sqlite3.Connection:
     return connection
 
 
-def run_query(path: str, sql: str, limits: Limits) -> Result:
+def run_query(path: str, sql: str, limits: QueryLimits) -> QueryResult:
     """Return the result of one SELECT; the same query gets the same verdict on every machine.
 
     Raises:
@@ -111,17 +111,17 @@ def _authorize(action: int, first: str | None, second: str | None, *_: str | Non
     return sqlite3.SQLITE_OK if action in ALLOWED else sqlite3.SQLITE_DENY
 
 
-def _fetch(cursor: sqlite3.Cursor, limit: int) -> Result:
+def _fetch(cursor: sqlite3.Cursor, limit: int) -> QueryResult:
     if cursor.description is None:  # nothing but comments, or a statement without a result
         raise QueryFailed("parse_fail", "not a query")
-    rows: list[Row] = []
+    rows: list[SQLRow] = []
     size = 0
     for row in cursor:
         size += sys.getsizeof(row) + sum(map(sys.getsizeof, row))
         if len(rows) == limit or size > RESULT_BYTES:
             raise QueryFailed("timeout", f"more than {limit} rows or {RESULT_BYTES >> 20} MiB")
         rows.append(tuple(map(_comparable, row)))
-    return Result(rows, size)
+    return QueryResult(rows, size)
 
 
 def _comparable(value: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from lit_rlvr.distributed.collectives import all_sum
 from lit_rlvr.environments.base import Environment, Opening
 from lit_rlvr.environments.calls import find_calls
-from lit_rlvr.environments.episode import EpisodeWorkers, Reply
+from lit_rlvr.environments.episode import EpisodeReply, EpisodeWorkers
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.function import as_messages
 from lit_rlvr.rollout.engines.base import Answer, Continuation, Turns
@@ -231,7 +231,7 @@ class Episodes(Turns):
             if failed.status != "ok":
                 said = RewardResult(0.0, None, failed.status, f"environment: {failed.detail}")
                 return self._whole(row, not row.cut, said)
-        reply: Reply = outcome.value
+        reply: EpisodeReply = outcome.value
         begun = self._prompt_openings.get(sample.id, reply.begun)
         if (row.p, row.g) in self._openings:
             begun = opened.value.begun
@@ -279,11 +279,11 @@ def between_turns(data: PromptDataModule, policy: Policy, environment: Environme
         data.chat, data.tokenizer, policy.eos_token_ids, environment.role, lambda: data.image_processor
     )
     between.choose_role()
-    check_calls(between)
+    check_tool_calls(between)
     return between
 
 
-def check_calls(between: BetweenTurns) -> None:
+def check_tool_calls(between: BetweenTurns) -> None:
     """Refuse a chat template whose form of tool calls cannot be read."""
     between.check_calls(lambda text: [(call.name, call.named) for call in find_calls(text)])
 

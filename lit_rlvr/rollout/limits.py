@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_rlvr.errors import MAX_SIZE, UserError, check_all, refuse_all
-from lit_rlvr.policy.loading import load_config
+from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
 from lit_rlvr.rollout.engines.base import RolloutEngine
 from lit_rlvr.training.module import RLVRModule
@@ -82,7 +82,7 @@ def check_lengths(model_folder: str, sets: Sequence[LengthRequirement]) -> None:
     Raises:
         UserError: names the prompt, and which option to lower to what.
     """
-    context = context_length(load_config(model_folder))
+    context = context_length(load_model_config(model_folder))
     for requirement in sets:
         if context is None or requirement.reach <= context:
             continue
@@ -110,7 +110,7 @@ def within_context(model_folder: str, sets: Sequence[LengthRequirement]) -> int:
     Raises:
         UserError: a prompt leaves no room for a completion.
     """
-    context = context_length(load_config(model_folder))
+    context = context_length(load_model_config(model_folder))
     if context is None:
         return max(requirement.reach for requirement in sets)
     for requirement in sets:

@@ -196,7 +196,7 @@ Metrics = Mapping[int, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Finding:
+class RunFinding:
     """A reason to look at a run.
 
     Args:
@@ -244,16 +244,16 @@ def course(metrics: Metrics, name: str) -> Course:
     return Course([step for step, _ in found], [value for _, value in found])
 
 
-def findings(metrics: Metrics) -> list[Finding]:
+def findings(metrics: Metrics) -> list[RunFinding]:
     """Return what looks wrong in a run, as far as its metrics show it."""
     return [finding for look in LOOKS for finding in look(metrics)]
 
 
-def _dead_groups(metrics: Metrics) -> Iterator[Finding]:
+def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
     signal = course(metrics, "train/no_signal")
     if signal.values and signal.last > MOST:
         solved = course(metrics, "rollout/accuracy")
-        yield Finding(
+        yield RunFinding(
             "Most prompts give no signal",
             f"{signal.last:.0%} of the prompts had the same reward for all of their completions"
             + (f"; {solved.last:.0%} of the completions are correct" if solved.values else ""),
@@ -261,7 +261,7 @@ def _dead_groups(metrics: Metrics) -> Iterator[Finding]:
         )
 
 
-def _truncation(metrics: Metrics) -> Iterator[Finding]:
+def _truncation(metrics: Metrics) -> Iterator[RunFinding]:
     """Look at training and at each set's last validation."""
     seen = []
     cut = course(metrics, "rollout/truncated")
@@ -274,7 +274,7 @@ def _truncation(metrics: Metrics) -> Iterator[Finding]:
                 f"share cut off in validation ({name}): {number_text(last.values[-1])} at step {last.steps[-1]}"
             )
     if seen:
-        yield Finding(
+        yield RunFinding(
             "Completions are cut off",
             "; ".join(seen),
             "raise rollout.sampling.max_tokens (in validation rollout.eval_sampling.max_tokens), mask cut completions "
@@ -282,10 +282,10 @@ def _truncation(metrics: Metrics) -> Iterator[Finding]:
         )
 
 
-def _length(metrics: Metrics) -> Iterator[Finding]:
+def _length(metrics: Metrics) -> Iterator[RunFinding]:
     length = course(metrics, "rollout/length")
     if length.is_long and length.last > LONGER * length.first:
-        yield Finding(
+        yield RunFinding(
             "Completions grow long",
             f"mean length in tokens: {length.change()}",
             "look at the samples: if length brings reward without answers, reward short ones (Overlong, CosineScaled) "
@@ -305,11 +305,11 @@ def _learns(metrics: Metrics) -> bool:
     return steady and reward.rises and bool(signal.values) and signal.last < MOST
 
 
-def _entropy(metrics: Metrics) -> Iterator[Finding]:
+def _entropy(metrics: Metrics) -> Iterator[RunFinding]:
     entropy = course(metrics, "train/entropy")
     if entropy.is_long and entropy.last < COLLAPSED * entropy.first and not _learns(metrics):
         accuracy = course(metrics, "rollout/accuracy")
-        yield Finding(
+        yield RunFinding(
             "The entropy collapsed",
             f"nats per token: {entropy.change()}"
             + (f"; {accuracy.last:.0%} of the completions are correct" if accuracy.values else ""),
@@ -317,25 +317,25 @@ def _entropy(metrics: Metrics) -> Iterator[Finding]:
             "an advantage that keeps rare solutions (agrae, rloo)",
         )
     if entropy.is_long and entropy.last > EXPLODED * entropy.first:
-        yield Finding(
+        yield RunFinding(
             "The entropy explodes",
             f"nats per token: {entropy.change()}",
             "a smaller learning rate (model.lr), or stop such runs by themselves (collapse.window)",
         )
 
 
-def _gamed(metrics: Metrics) -> Iterator[Finding]:
+def _gamed(metrics: Metrics) -> Iterator[RunFinding]:
     """Compare two measures of the same completions."""
     reward, accuracy = course(metrics, "rollout/reward"), course(metrics, "rollout/accuracy")
     if reward.rises and accuracy.is_long and accuracy.first - accuracy.last > FORGOTTEN:
-        yield Finding(
+        yield RunFinding(
             "The reward rises while the accuracy falls",
             f"reward: {reward.change()}; accuracy of the same completions: {accuracy.change()}",
             "read the best-rewarded samples: the reward may be gamed",
         )
 
 
-def _held_out(metrics: Metrics) -> Iterator[Finding]:
+def _held_out(metrics: Metrics) -> Iterator[RunFinding]:
     """Compare the accuracy in training and in validation; the reward is another quantity."""
     training, held_out = course(metrics, "rollout/accuracy"), course(metrics, "val/accuracy")
     if not training.is_long or len(held_out.values) < 2:
@@ -344,7 +344,7 @@ def _held_out(metrics: Metrics) -> Iterator[Finding]:
     lost = held_out.values[best] - held_out.values[-1]
     before = [v for step, v in zip(training.steps, training.values, strict=True) if step <= held_out.steps[best]]
     if lost > FORGOTTEN and before and training.last - fmean(before[-RECENT:]) > FORGOTTEN:
-        yield Finding(
+        yield RunFinding(
             "The training accuracy rises while the held-out accuracy falls",
             f"held-out accuracy {held_out.values[best]:.3f} at step {held_out.steps[best]}, {held_out.values[-1]:.3f} "
             f"at step {held_out.steps[-1]}; training accuracy {fmean(before[-RECENT:]):.3f} then, "
@@ -354,10 +354,10 @@ def _held_out(metrics: Metrics) -> Iterator[Finding]:
         )
 
 
-def _engine(metrics: Metrics) -> Iterator[Finding]:
+def _engine(metrics: Metrics) -> Iterator[RunFinding]:
     apart = course(metrics, "train/engine_difference")
     if apart.is_long and apart.last > max(2 * apart.first, APART):
-        yield Finding(
+        yield RunFinding(
             "The engine's log-probabilities drift from the trainer's",
             f"mean difference in nats: {apart.change()}",
             "probe more often (rollout.probe_every), generate in the trainer's precision, and keep the importance "
@@ -365,26 +365,26 @@ def _engine(metrics: Metrics) -> Iterator[Finding]:
         )
 
 
-def _failed_checks(metrics: Metrics) -> Iterator[Finding]:
+def _failed_checks(metrics: Metrics) -> Iterator[RunFinding]:
     failed = course(metrics, "reward/status/error")
     if failed.values and failed.last > FAILED:
-        yield Finding(
+        yield RunFinding(
             "Rewards fail",
             f"{failed.last:.1%} of the completions could not be judged in the last {RECENT} iterations",
             "read failed_rewards.jsonl in the run folder, and fix the reward",
         )
 
 
-def _skipped(metrics: Metrics) -> Iterator[Finding]:
+def _skipped(metrics: Metrics) -> Iterator[RunFinding]:
     skipped = course(metrics, "train/skipped_steps")
     if skipped.values and skipped.values[-1] > 0:
-        yield Finding(
+        yield RunFinding(
             "Optimizer steps were skipped",
             f"{skipped.values[-1]:.0f} until step {skipped.steps[-1]}, because a loss or gradient was not finite",
             "read skipped/ in the run folder; a smaller learning rate (model.lr) or fp32 (trainer.precision) may help",
         )
 
 
-LOOKS: tuple[Callable[[Metrics], Iterator[Finding]], ...] = (
+LOOKS: tuple[Callable[[Metrics], Iterator[RunFinding]], ...] = (
     _dead_groups, _truncation, _length, _entropy, _gamed, _held_out, _engine, _failed_checks, _skipped
 )  # fmt: skip

@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import degenerate
-from lit_rlvr.distributed.checkpoints import check_identity, identity
+from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.distributed.collectives import (
     broadcast_first,
     gather_rows,
@@ -434,7 +434,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
 
     def _identity(self) -> dict[str, str]:
-        found = identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
+        found = run_identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
         if self.trainer.state.fn == "fit":
             optimizer = type(self._build_optimizer())  # that of the trainer is made after a checkpoint is loaded
             found["optimizer"] = f"{optimizer.__module__}.{optimizer.__qualname__}"

@@ -52,7 +52,7 @@ def run(command: str, arguments: list[str]) -> None:
     if wants_json():
         show_result(states(FollowedFolders(folders)), lambda: None)
     elif config.terminal:
-        show(FollowedFolders(folders), threading.Event())
+        show_runs(FollowedFolders(folders), threading.Event())
     else:
         watch(folders, config.host, config.port)
 
@@ -77,14 +77,14 @@ def watch(folders: list[Path], host: str = "127.0.0.1", port: int = 7860) -> Non
     from lit_rlvr.watch.server import application
 
     app = application(FollowedFolders(folders), token)
-    listener = listen(host, port)
+    listener = open_socket(host, port)
     address = f"[{host}]" if ":" in host else host
     shown = f"http://{address}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
     print(f"Watching {', '.join(map(str, folders))} at {shown} (Ctrl-C ends it; the runs go on)", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
 
 
-def listen(host: str, port: int) -> socket.socket:
+def open_socket(host: str, port: int) -> socket.socket:
     """Open a listening socket at an address.
 
     Raises:
@@ -105,19 +105,19 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def show(
+def show_runs(
     folders: FollowedFolders, stop: threading.Event, seconds: float = 1.0, console: Terminal | None = None
 ) -> None:
     """Show the runs until `stop` is set, and refresh after so many seconds; show them once if the console is no
     terminal."""
     console = console or Terminal()
     if not console.is_terminal:
-        console.print(table(folders))
+        console.print(runs_table(folders))
         return
-    with Live(table(folders), console=console, screen=True, auto_refresh=False) as live:
+    with Live(runs_table(folders), console=console, screen=True, auto_refresh=False) as live:
         while not stop.wait(seconds):
             folders.try_refresh()
-            live.update(table(folders), refresh=True)
+            live.update(runs_table(folders), refresh=True)
 
 
 def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
@@ -128,7 +128,7 @@ def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
     }
 
 
-def table(folders: FollowedFolders) -> RenderableType:
+def runs_table(folders: FollowedFolders) -> RenderableType:
     """Return a table with each run's status and curves, and the findings below it."""
     shown = Table("run", *(heading for heading, _ in COLUMNS), title=folders.title, title_justify="left", expand=True)
     notes: list[Text] = []

@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.files import has_fields
-from lit_rlvr.report.groups import Group, read_groups
+from lit_rlvr.report.groups import RunGroup, read_groups
 from lit_rlvr.report.prompts import Visit, prompt_text
-from lit_rlvr.report.runs import ROW, Run, read_run, verdict
+from lit_rlvr.report.runs import ROW, RunRecord, read_run, verdict_text
 from lit_rlvr.run.live import LIVE, read_live
 
 SILENT_SECONDS = 15.0
@@ -57,7 +57,7 @@ class FollowedRun:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.completions = Completions(path / "completions.jsonl")
-        self.run = Run(path)
+        self.run = RunRecord(path)
         self._stamps: tuple[Any, ...] | None = None  # None before the first refresh
 
     def refresh(self) -> bool:
@@ -106,7 +106,7 @@ class FollowedFolders:
     def __init__(self, folders: Sequence[Path]) -> None:
         self._given = list(folders)
         self.runs: dict[str, FollowedRun] = {}
-        self.title, self.groups = "", list[Group]()
+        self.title, self.groups = "", list[RunGroup]()
         self.versions = {"metrics": 0, "completions": 0}  # numbers that change when these do
         self.lock = Lock()
         self.refresh()
@@ -116,7 +116,7 @@ class FollowedFolders:
         changed = False
         runs: dict[str, FollowedRun] = {}
 
-        def read(path: Path) -> Run:
+        def read(path: Path) -> RunRecord:
             nonlocal changed
             followed = runs[str(path)] = self.runs.get(str(path)) or FollowedRun(path)
             changed |= followed.refresh()
@@ -215,8 +215,8 @@ def _parse_int(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdigit() else None
 
 
-Outcome = Literal["solved", "lost", "never right", "right from the start"]
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+PromptOutcome = Literal["solved", "lost", "never right", "right from the start"]
+OUTCOMES: tuple[PromptOutcome, ...] = get_args(PromptOutcome)
 MAX_CHARACTERS = 300
 """The most characters of a prompt and of its answer that the tables show."""
 
@@ -255,7 +255,7 @@ class TrackedPrompt:
     visits: list[VisitRecord] = field(default_factory=list)
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> PromptOutcome:
         """The change from the prompt's first to its last visit."""
         judged = [record for record in self.visits if record.judged]
         if not any(record.right for record in judged):
@@ -334,7 +334,7 @@ class Completions:
         record = self._last_record[1]
         record.end = self.read
         record.count += 1
-        judgement = verdict(row)
+        judgement = verdict_text(row)
         record.right += judgement == "correct"
         record.judged += judgement in ("correct", "wrong")
         record.reward += row["reward"]

@@ -8,7 +8,7 @@ from typing import Any
 from lit_rlvr.errors import UserError
 from lit_rlvr.report.closeup import image_uri, shorten, turns_of
 from lit_rlvr.report.explain import view
-from lit_rlvr.report.groups import Group
+from lit_rlvr.report.groups import RunGroup
 from lit_rlvr.report.page import contents
 from lit_rlvr.report.prompts import Visit
 from lit_rlvr.report.render import render
@@ -101,7 +101,7 @@ def prompt(folders: FollowedFolders, run: str, name: str, step: int | None) -> s
     )  # fmt: skip
 
 
-def tokens(folders: FollowedFolders, run: str, name: str, step: int, sample: int) -> str:
+def completion_page(folders: FollowedFolders, run: str, name: str, step: int, sample: int) -> str:
     """Render one completion of a group: its tokens by weight if its step was traced, else its rewards."""
     followed = _find_run(folders, run)
     tracked, visit = _find_visit(followed.completions, name, step)
@@ -123,7 +123,7 @@ def tokens(folders: FollowedFolders, run: str, name: str, step: int, sample: int
     )  # fmt: skip
 
 
-def _problems(groups: list[Group]) -> list[str]:
+def _problems(groups: list[RunGroup]) -> list[str]:
     """Return the notes on unreadable files; `watch_now.html` shows how each run ended."""
     return [problem for group in groups for problem in group.unreadable]
 

@@ -73,7 +73,7 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
         step, sample = _number(given.get("step")), _number(given.get("sample"))
         if step is None or sample is None:
             raise pages.NotFound("step and sample are whole numbers")
-        return pages.tokens(folders, given.get("run", ""), given.get("id", ""), step, sample)
+        return pages.completion_page(folders, given.get("run", ""), given.get("id", ""), step, sample)
 
     overviews = {more: CachedPage(partial(pages.overview, folders, more), folders) for more in (False, True)}
     return Starlette(

@@ -51,7 +51,7 @@ READABLE = sorted({
 })  # fmt: skip
 
 
-class Limits(NamedTuple):
+class ProgramLimits(NamedTuple):
     """Limits on one run of a program: whole seconds of CPU time, and MiB of address space."""
 
     cpu_seconds: int
@@ -76,7 +76,7 @@ def is_supported() -> bool:
     return sys.platform == "linux" and platform.machine() in MACHINES
 
 
-def run(program: str, text: str, limits: Limits, function: str = "") -> str:
+def run(program: str, text: str, limits: ProgramLimits, function: str = "") -> str:
     """Run a program and return what it prints.
 
     Args:

@@ -14,7 +14,7 @@ from PIL import Image
 from lit_rlvr.advantages import EasyFocused, GRPOAdvantage, HardFocused
 from lit_rlvr.compare.figures import band, draw_figures, draw_signal, signal, smoothed
 from lit_rlvr.compare.folder import State
-from lit_rlvr.compare.numbers import FinishedRun, against_baseline, quarters, read_run, results
+from lit_rlvr.compare.numbers import FinishedRun, against_baseline, quarters, read_cell, study_results
 from lit_rlvr.compare.study import Cell, Study
 from lit_rlvr.compare.tables import Table, plus_minus, report, suite_tables
 
@@ -75,7 +75,7 @@ def test_what_is_read_from_a_run_folder(tmp_path: Path) -> None:
     with (run / "metrics.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     (run / "summary.json").write_text(json.dumps(SUMMARY))
-    found = read_run(cell, tmp_path)
+    found = read_cell(cell, tmp_path)
     assert found.rows[2] == {"rollout/samples": 16, "rollout/tokens": 40, "used/samples": 16, "used/tokens": 40}
     assert found.last == {"rollout/samples": 32, "rollout/tokens": 9, "val/accuracy": 1, "used/samples": 48,
                           "used/tokens": 49}  # fmt: skip
@@ -84,7 +84,7 @@ def test_what_is_read_from_a_run_folder(tmp_path: Path) -> None:
 
 def test_results_by_hand() -> None:
     """Differences 0.1, 0.2, 0.3: see test_compare_significance."""
-    found = results(*made_up())
+    found = study_results(*made_up())
     assert found["metric"] == "val/accuracy" and found["budget"] == {"steps": 32} and found["seeds"] == [0, 1, 2]
     task = found["tasks"]["task"]
     assert task["before"] == {"mean": pytest.approx(0.1), "std": 0, "n": 6}
@@ -110,7 +110,7 @@ def test_what_each_seed_went_through() -> None:
     study, runs = made_up()
     more = {k: runs[0].rows[4] | {"train/loss": float(k), "rollout/reward": k / 8} for k in range(5, 13)}
     runs[0] = replace(runs[0], rows=runs[0].rows | more, summary=SUMMARY | {"stopped": "collapsed at step 3"})
-    cell = results(study, runs)["tasks"]["task"]["cells"]["base"]
+    cell = study_results(study, runs)["tasks"]["task"]["cells"]["base"]
     alone = cell["by_seed"]["0"]
     assert alone["quarters"]["train/loss"] == [5.5, 7.5, 9.5, 11.5] and cell["collapsed"] == 1 and alone["collapsed"]
     assert alone["loss_variance"] == cell["loss_variance"]["mean"] == 6.0 and cell["loss_variance"]["n"] == 1
@@ -123,7 +123,7 @@ def test_the_papers_tables_by_hand() -> None:
     study, runs = with_suites()
     start = {"a": {"pass@1": 0.1, "categories": {}}, "b": {"pass@1": 0.3, "categories": {}},
              "c": {"greedy": 0.0, "categories": {}}}  # fmt: skip
-    found = results(study, runs, {"task": start})
+    found = study_results(study, runs, {"task": start})
     tables = {table.title: table for table in suite_tables(study.suites, found["tasks"]["task"])}
     assert [*tables] == ["math: pass@1", "math: pass@4", "a: pass@k", "b: pass@1 by category", "math: self_bleu_4",
                          "sql: greedy"]  # fmt: skip
@@ -162,23 +162,26 @@ def test_all_tasks_together() -> None:
     study, runs = made_up()
     twice = [replace(run, cell=replace(run.cell, task=task)) for task in ("one", "two") for run in runs]
     study = replace(study, cells=tuple(run.cell for run in twice))
-    found = results(study, twice)["overall"]
+    found = study_results(study, twice)["overall"]
     assert found["other"]["iqm"]["value"] == pytest.approx(0.5) and "improvement" not in found["base"]
     assert found["other"]["improvement"]["value"] == pytest.approx(7.5 / 9)
-    assert "| other | 0.500 [" in report(study, results(study, twice), {"one": [], "two": []}, []).split("All tasks")[1]
-    assert results(*made_up())["overall"] == {}
+    assert (
+        "| other | 0.500 ["
+        in report(study, study_results(study, twice), {"one": [], "two": []}, []).split("All tasks")[1]
+    )
+    assert study_results(*made_up())["overall"] == {}
 
 
 def test_a_metric_of_an_earlier_step_is_not_taken_for_the_last() -> None:
     study, runs = made_up()
     del runs[0].rows[4]["val/accuracy"]
-    assert results(study, runs)["tasks"]["task"]["cells"]["base"]["values"] == {"1": 0.3, "2": 0.4}
+    assert study_results(study, runs)["tasks"]["task"]["cells"]["base"]["values"] == {"1": 0.3, "2": 0.4}
 
 
 def test_the_page() -> None:
     study, runs = made_up()
     failed = State(Cell("task", "third", 0, {}), "failed", "it | broke")
-    page = report(study, results(study, runs), {"task": [Path("figures/task/reward.png")]}, [failed])
+    page = report(study, study_results(study, runs), {"task": [Path("figures/task/reward.png")]}, [failed])
     assert "| before training |  | 0.100 ± 0.000 |  |  |  |  |  |  |" in page
     assert "| base | 3 | 0.300 ± 0.100 | 0.300 [0.20, 0.40] |  |  |  |  |  |" in page
     assert "| other | 3 | 0.500 ± 0.200 | 0.500 [0.30, 0.70] | 0.200 ± 0.100 | 0.074 | 0.250 | 0.250 | 0.833 [" in page

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import TextMath
-from lit_rlvr.datamodules.text_math import last_boxed, reference
+from lit_rlvr.datamodules.text_math import last_boxed, reference_answer
 from lit_rlvr.errors import UserError
 
 VERL = {
@@ -171,10 +171,10 @@ def test_last_boxed(text: str, boxed: str | None):
 
 
 def test_reference_forms():
-    assert reference("a #### b #### 1,000 ") == "1000"
-    assert reference(" (1, 2) ") == "(1, 2)"  # commas go only where #### says it is a number
+    assert reference_answer("a #### b #### 1,000 ") == "1000"
+    assert reference_answer(" (1, 2) ") == "(1, 2)"  # commas go only where #### says it is a number
     with pytest.raises(Exception, match="answer: empty"):
-        reference("so ####")
+        reference_answer("so ####")
 
 
 def test_the_shipped_slice_is_whole_and_disjoint():

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 from lit_rlvr.diversity import CosineSimilarity, SentenceEmbedder
-from lit_rlvr.diversity.embedding import PACKAGED, Settings, read_settings
+from lit_rlvr.diversity.embedding import PACKAGED, PoolingSettings, read_settings
 from lit_rlvr.errors import UserError
 
 TEXTS = ["3 + 4 = 7", "", "The sum of three and four is seven.", "7", "x" * 40]
@@ -75,10 +75,10 @@ def test_what_is_cut_is_said(model_folder: Path, caplog: pytest.LogCaptureFixtur
 
 def test_settings_of_all_versions(tmp_path: Path) -> None:
     old = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
-    assert read_settings(tmp_path) == Settings("mean", None)
-    assert read_settings(write_settings(tmp_path, old, max_seq_length=256)) == Settings("mean", 256)
+    assert read_settings(tmp_path) == PoolingSettings("mean", None)
+    assert read_settings(write_settings(tmp_path, old, max_seq_length=256)) == PoolingSettings("mean", 256)
     for key, how in (("cls_token", "cls"), ("lasttoken", "lasttoken")):
-        assert read_settings(write_settings(tmp_path, {f"pooling_mode_{key}": True})) == Settings(how, None)
+        assert read_settings(write_settings(tmp_path, {f"pooling_mode_{key}": True})) == PoolingSettings(how, None)
     assert read_settings(write_settings(tmp_path, {"pooling_mode": "lasttoken"}, "Normalize")).pooling == "lasttoken"
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import make_prompt
 
-from lit_rlvr.compare.folder import locked
+from lit_rlvr.compare.folder import lock_study
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.records import Records
 from lit_rlvr.rewards.combine import Scores
@@ -87,5 +87,5 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     file.write_text("{}\n")
     with pytest.raises(UserError, match=r"--out: .*/my.jsonl is a file; give a folder"):
         Records(file, {"n": 2})
-    with pytest.raises(UserError, match=r"--out: .*/my.jsonl is a file; give a folder"), locked(file / "study"):
+    with pytest.raises(UserError, match=r"--out: .*/my.jsonl is a file; give a folder"), lock_study(file / "study"):
         raise AssertionError("it is refused")

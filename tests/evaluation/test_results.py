@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lit_rlvr.evaluation.results import averages, interval, markdown, suite_results
+from lit_rlvr.evaluation.results import averages, bootstrap_interval, markdown, suite_results
 from lit_rlvr.types import Sample
 
 RIGHT = [[1, 0, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
@@ -50,10 +50,10 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     inside = 0
     for _ in range(200):
-        low, high = interval((rng.random(60) < 0.3).astype(float))
+        low, high = bootstrap_interval((rng.random(60) < 0.3).astype(float))
         inside += low <= 0.3 <= high
     assert 180 <= inside <= 198  # 95 % of 200, and a percentile interval is a little narrow
-    assert interval(np.ones(7)) == [1.0, 1.0]
+    assert bootstrap_interval(np.ones(7)) == [1.0, 1.0]
 
 
 def test_an_average_is_over_the_suites_that_have_the_result() -> None:

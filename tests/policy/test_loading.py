@@ -18,7 +18,7 @@ from transformers import BertConfig, BertForMaskedLM
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
-from lit_rlvr.policy.loading import empty_model, load_config, load_model, load_policy, load_tokenizer, outline
+from lit_rlvr.policy.loading import empty_model, load_model, load_model_config, load_policy, load_tokenizer, outline
 
 CLI = Callable[..., Any]
 Spoil = Callable[[Path], Any]
@@ -142,7 +142,7 @@ def test_weights_that_are_not_the_models(folder: Path, name: str) -> None:
 def test_configs_that_are_none(folder: Path, name: str) -> None:
     spoil, said = WRONG_CONFIGS[name]
     spoil(folder)
-    for read in (load_config, lambda f: load_model(f, torch.float32), lambda f: empty_model(f, torch.float32)):
+    for read in (load_model_config, lambda f: load_model(f, torch.float32), lambda f: empty_model(f, torch.float32)):
         refused(lambda: read(str(folder)), folder, said)  # noqa: B023
 
 
@@ -150,7 +150,7 @@ def test_configs_that_are_none(folder: Path, name: str) -> None:
 def test_configs_that_no_model_can_be_built_from(folder: Path, name: str) -> None:
     spoil, said = WRONG_SIZES[name]
     spoil(folder)
-    refused(lambda: outline(load_config(str(folder)), torch.float32), folder, said)
+    refused(lambda: outline(load_model_config(str(folder)), torch.float32), folder, said)
     refused(lambda: load_model(str(folder), torch.float32), folder, said)
 
 

@@ -9,7 +9,7 @@ import torch
 import lit_rlvr.policy.sources as models
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.errors import UserError
-from lit_rlvr.policy.loading import load_config, load_policy
+from lit_rlvr.policy.loading import load_model_config, load_policy
 from lit_rlvr.policy.sources import cache_folder, resolve_model
 from lit_rlvr.rollout.engines.server import check_model
 from lit_rlvr.rollout.limits import context_length
@@ -95,7 +95,7 @@ def test_a_changed_config_is_a_folder_that_everything_loads(
     scaled = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
     folder = resolve_model(source, {"max_position_embeddings": 4096, "rope_parameters": scaled})
     assert folder == resolve_model(source, {"max_position_embeddings": 4096, "rope_parameters": scaled}) != source
-    before, after = load_config(source), load_config(folder)
+    before, after = load_model_config(source), load_model_config(folder)
     assert (context_length(before), context_length(after)) == (1024, 4096)
     assert after.rope_parameters == before.rope_parameters | scaled, "what is not named stays"
     plain, longer = load_policy(source), load_policy(folder)

@@ -9,13 +9,13 @@ from made_runs import group, make_run, row
 from PIL import Image
 
 from lit_rlvr.report.closeup import MOST_CHARACTERS, MOST_TOKENS, close_up, extremes, image_uri, shorten
-from lit_rlvr.report.groups import Group
+from lit_rlvr.report.groups import RunGroup
 from lit_rlvr.report.runs import read_run
 from lit_rlvr.run.outputs import save_thumbnails
 
 
-def look(folder: Path) -> Group:
-    return Group("g", runs=[read_run(folder)], wanted=1)
+def look(folder: Path) -> RunGroup:
+    return RunGroup("g", runs=[read_run(folder)], wanted=1)
 
 
 def test_the_extremes_of_a_group_are_shown() -> None:
@@ -78,5 +78,5 @@ def test_long_completions_are_cut_by_tokens(tmp_path: Path) -> None:
 
 
 def test_a_group_without_runs_is_empty() -> None:
-    found = close_up(Group("g", wanted=1))
+    found = close_up(RunGroup("g", wanted=1))
     assert found.seen == 0 and found.samples == [] and found.tokens == [] and found.saved == 0

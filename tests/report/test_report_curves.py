@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from lit_rlvr.report.charts import MAX_POINTS, Curve, curve, more_panels, panels, thin
-from lit_rlvr.report.groups import Group
-from lit_rlvr.report.runs import Metrics, Run
+from lit_rlvr.report.groups import RunGroup
+from lit_rlvr.report.runs import RunMetrics, RunRecord
 
 
-def run(metrics: Metrics) -> Run:
-    return Run(Path("run"), metrics=metrics)
+def run(metrics: RunMetrics) -> RunRecord:
+    return RunRecord(Path("run"), metrics=metrics)
 
 
 def test_mean_and_band_over_the_runs_that_reached_a_step() -> None:
@@ -52,7 +52,7 @@ def test_panels_show_what_was_logged() -> None:
         "val/a/pass@1": 0.5, "val/a/pass@2": 0.6, "val/a/pass@16": 0.9, "train/grad_norm": 1.0, "time/train": 1.0,
         "epoch": 0.0,
     }  # fmt: skip
-    groups = [Group("a", runs=[run({1: values})]), Group("b", runs=[run({1: {"rollout/reward": 2.0}})])]
+    groups = [RunGroup("a", runs=[run({1: values})]), RunGroup("b", runs=[run({1: {"rollout/reward": 2.0}})])]
     found = panels(groups)
     assert [panel.title for panel in found] == ["Training reward", "Validation accuracy", "pass@2 on a", "pass@16 on a"]
     assert [panel.curves[1] is None for panel in found] == [False, True, True, True]
@@ -61,5 +61,5 @@ def test_panels_show_what_was_logged() -> None:
 
 def test_several_validation_sets_have_a_panel_each() -> None:
     values = {"val/accuracy": 0.5, "val/b/accuracy": 0.5, "val/a/accuracy": 0.5}
-    titles = [panel.title for panel in panels([Group("g", runs=[run({1: values})])])]
+    titles = [panel.title for panel in panels([RunGroup("g", runs=[run({1: values})])])]
     assert titles == ["Validation accuracy", "accuracy on a", "accuracy on b"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lit_rlvr.report.groups import group_runs
-from lit_rlvr.report.page import page
-from lit_rlvr.report.runs import Run
+from lit_rlvr.report.page import report_page
+from lit_rlvr.report.runs import RunRecord
 from lit_rlvr.run.monitor import findings
 
 SOUND = {
@@ -19,9 +19,9 @@ SOUND = {
 }  # fmt: skip
 
 
-def run(**changed: list[float]) -> Run:
+def run(**changed: list[float]) -> RunRecord:
     courses = SOUND | {name.replace("__", "/"): values for name, values in changed.items()}
-    return Run(Path("run"), metrics={
+    return RunRecord(Path("run"), metrics={
         2 * k + 2: {name: values[k] for name, values in courses.items() if k < len(values)} for k in range(20)
     })  # fmt: skip
 
@@ -111,6 +111,8 @@ def test_too_short_a_run_is_not_judged_by_its_course() -> None:
 
 
 def test_the_report_shows_what_is_found(tmp_path: Path) -> None:
-    shown = page("a title", group_runs([run(train__entropy=[0.6] * 10 + [0.02] * 10, rollout__reward=[0.3] * 20)]))
+    shown = report_page(
+        "a title", group_runs([run(train__entropy=[0.6] * 10 + [0.02] * 10, rollout__reward=[0.3] * 20)])
+    )
     assert "The entropy collapsed" in shown and "Worth a look" in shown
-    assert "Worth a look" not in page("a title", group_runs([run()]))
+    assert "Worth a look" not in report_page("a title", group_runs([run()]))

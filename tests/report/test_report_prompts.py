@@ -8,12 +8,12 @@ from typing import Any
 from made_runs import row
 
 from lit_rlvr.report.prompts import hardest, histories, newly_solved, prompt_text, samples, visits
-from lit_rlvr.report.runs import Run
+from lit_rlvr.report.runs import RunRecord
 
 STATUS = {"e": "error"}
 
 
-def run(**outcomes: str) -> Run:
+def run(**outcomes: str) -> RunRecord:
     """Prompts by name, each with its outcomes at steps 2, 4, ...: `01` is a group of a wrong and a right completion,
     `e` one whose check failed, `-` no visit."""
     rows: list[dict[str, Any]] = []
@@ -21,7 +21,7 @@ def run(**outcomes: str) -> Run:
         for k, outcome in enumerate(visited.split()):
             marks = [(g, mark) for g, mark in enumerate(outcome) if mark != "-"]
             rows += [row(2 * k + 2, name, g, mark == "1", status=STATUS.get(mark, "ok")) for g, mark in marks]
-    return Run(Path("run"), rows=rows)
+    return RunRecord(Path("run"), rows=rows)
 
 
 RUNS = [
@@ -64,11 +64,13 @@ def test_a_failed_check_is_neither_right_nor_wrong() -> None:
 
 
 def test_samples_are_from_all_over_the_run() -> None:
-    alike = Run(Path("run"), rows=[row(step, "q", g, True, advantage=0.0) for step in range(1, 10) for g in (0, 1)])
+    alike = RunRecord(
+        Path("run"), rows=[row(step, "q", g, True, advantage=0.0) for step in range(1, 10) for g in (0, 1)]
+    )
     assert [visit.step for visit in samples(alike)] == [1, 4, 7]
     alike.rows[11]["advantage"] = 0.5  # of step 6
     assert [visit.step for visit in samples(alike)] == [1, 6, 7]
-    assert samples(Run(Path("run"))) == [] and [visit.step for visit in samples(run(a="01"))] == [2]
+    assert samples(RunRecord(Path("run"))) == [] and [visit.step for visit in samples(run(a="01"))] == [2]
 
 
 def test_chat_prompts_are_shown_as_text() -> None:

@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 from made_runs import make_run
 
-from lit_rlvr.report.groups import Group
+from lit_rlvr.report.groups import RunGroup
 from lit_rlvr.report.runs import MISSING, read_run
-from lit_rlvr.report.tables import RUN_COLUMNS, mean_std, results, run_rows, validation_rows
+from lit_rlvr.report.tables import RUN_COLUMNS, mean_std, results_table, run_rows, validation_rows
 
 
 @pytest.fixture
-def groups(tmp_path: Path) -> list[Group]:
+def groups(tmp_path: Path) -> list[RunGroup]:
     """Two runs of a baseline, an unfinished one beside a finished one of its rival, and a group without runs."""
     afters = {"a0": 0.5, "a1": 0.7, "b0": 0.9}
     made = {name: read_run(make_run(tmp_path / name, accuracy_after=after)) for name, after in afters.items()}
     left = make_run(tmp_path / "b1", train_seconds=999.0)
     (left / "summary.json").unlink()
     return [
-        Group("a", runs=[made["a0"], made["a1"]], wanted=2, baseline=True),
-        Group("b", runs=[made["b0"], read_run(left)], wanted=2),
-        Group("c", wanted=1),
+        RunGroup("a", runs=[made["a0"], made["a1"]], wanted=2, baseline=True),
+        RunGroup("b", runs=[made["b0"], read_run(left)], wanted=2),
+        RunGroup("c", wanted=1),
     ]
 
 
@@ -32,8 +32,8 @@ def test_mean_and_sample_deviation() -> None:
     assert mean_std([1234.5], ",.0f") == "1,234" and mean_std([]) == MISSING
 
 
-def test_results_over_seeds(groups: list[Group]) -> None:
-    columns, (a, b, c) = results(groups)
+def test_results_over_seeds(groups: list[RunGroup]) -> None:
+    columns, (a, b, c) = results_table(groups)
     row = dict(zip(columns, a.cells, strict=True))
     assert row == {
         "before": "0.250 ± 0.000", "after": "0.600 ± 0.141", "gain": "+0.350 ± 0.141", "against a": MISSING,
@@ -45,10 +45,10 @@ def test_results_over_seeds(groups: list[Group]) -> None:
     assert row["runs"] == "1 of 2 finished" and row["after"] == "0.900" and row["against a"] == "+0.300"
     assert row["before"] == "0.250 ± 0.000" and row["gain"] == "+0.650" and row["training (s)"] == "60"
     assert c.cells.count(MISSING) == len(columns) - 1 and c.before is None and c.after is None
-    assert "against a" not in results(groups[1:])[0]
+    assert "against a" not in results_table(groups[1:])[0]
 
 
-def test_every_run_has_a_row(groups: list[Group]) -> None:
+def test_every_run_has_a_row(groups: list[RunGroup]) -> None:
     rows = dict(run_rows(groups))
     assert [Path(name).name for name in rows] == ["a0", "a1", "b0", "b1"]
     finished, left = (dict(zip(RUN_COLUMNS, cells, strict=True)) for cells in list(rows.values())[2:])
@@ -64,6 +64,6 @@ def test_validation_before_and_after(tmp_path: Path) -> None:
         {0: {"val/s/accuracy/easy": 0.4}, 2: {"val/s/accuracy/easy": 0.7}, 4: {"rollout/reward": 1.0}},
     ]
     runs = [read_run(make_run(tmp_path / str(k), metrics=values)) for k, values in enumerate(metrics)]
-    assert validation_rows([Group("a", runs=runs), Group("b")]) == [
+    assert validation_rows([RunGroup("a", runs=runs), RunGroup("b")]) == [
         ("s/accuracy/easy", ["0.300 ± 0.141 → 0.650 ± 0.071", MISSING]), ("s/length", ["10.0 → 8.0", MISSING])
     ]  # fmt: skip

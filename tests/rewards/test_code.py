@@ -17,11 +17,11 @@ import pytest
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import CodeTests, code
 from lit_rlvr.rewards import code as code_tests
-from lit_rlvr.rewards.code import check, check_calls, extract, read_tests, same_output, same_value
+from lit_rlvr.rewards.code import check_call_tests, check_code, extract_program, read_tests, same_output, same_value
 from lit_rlvr.types import Completion, RewardResult, Sample
-from lit_rlvr.workers.sandbox import Limits
+from lit_rlvr.workers.sandbox import ProgramLimits
 
-LIMITS = Limits(cpu_seconds=60, memory_mb=512)
+LIMITS = ProgramLimits(cpu_seconds=60, memory_mb=512)
 ADD = "print(sum(map(int, sys.stdin.read().split())))"
 
 
@@ -66,7 +66,7 @@ def judge(program: str, cells: str = SUMS, function: str = "", **options: Any) -
     ],
 )
 def test_extract(text: str, program: str) -> None:
-    assert extract(text) == program
+    assert extract_program(text) == program
 
 
 # when a test is passed
@@ -221,7 +221,7 @@ def test_options_and_rows_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_packed_tests_are_read(protocol: int) -> None:
     cells = packed(json.dumps([{"input": "é\n", "output": "2"}], ensure_ascii=False), protocol)
     assert read_tests(cells) == [("é\n", "2")]
-    assert check(f"```\n{ADD}\n```", (SUMS, packed(SUMS, protocol)), "", LIMITS)[2] == "6 tests passed"
+    assert check_code(f"```\n{ADD}\n```", (SUMS, packed(SUMS, protocol)), "", LIMITS)[2] == "6 tests passed"
 
 
 class Evil:
@@ -271,7 +271,7 @@ def test_a_bomb_is_not_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_calls_need_json() -> None:
-    check_calls(read_tests(cell((f"[1]\n\n{'9' * 5000}", "null"), ("", "1"))))
+    check_call_tests(read_tests(cell((f"[1]\n\n{'9' * 5000}", "null"), ("", "1"))))
     for pair in (("[1", "1"), ("1", "one"), ("1 2", "3")):
         with pytest.raises(ValueError, match="test 2 of a function is not JSON"):
-            check_calls(read_tests(cell(("1", "1"), pair)))
+            check_call_tests(read_tests(cell(("1", "1"), pair)))

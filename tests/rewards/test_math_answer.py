@@ -6,7 +6,7 @@ import pytest
 
 from lit_rlvr.rewards import MathAnswer
 from lit_rlvr.rewards.answers import last_boxed, normalise
-from lit_rlvr.rewards.math_check import check
+from lit_rlvr.rewards.math_check import check_math
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 
@@ -221,4 +221,4 @@ def test_solutions_verify_against_their_own_reference_only(name: str) -> None:
 
 
 def test_check_is_pure() -> None:
-    assert check(r"\boxed{7}", "7") == check(r"\boxed{7}", "7") == (True, "ok", "7")
+    assert check_math(r"\boxed{7}", "7") == check_math(r"\boxed{7}", "7") == (True, "ok", "7")

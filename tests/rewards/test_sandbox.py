@@ -18,10 +18,10 @@ import pytest
 
 from lit_rlvr.workers import sandbox
 from lit_rlvr.workers.jail import landlock, seccomp
-from lit_rlvr.workers.sandbox import Limits, ProgramFailed, run
+from lit_rlvr.workers.sandbox import ProgramFailed, ProgramLimits, run
 
-LIMITS = Limits(cpu_seconds=60, memory_mb=512)
-BRIEF = Limits(cpu_seconds=1, memory_mb=512)
+LIMITS = ProgramLimits(cpu_seconds=60, memory_mb=512)
+BRIEF = ProgramLimits(cpu_seconds=1, memory_mb=512)
 """For programs that compute without end."""
 EVIL = Path("/tmp") / f"lit-rlvr-evil-{os.getpid()}"
 
@@ -42,7 +42,7 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     assert list(tmp_path.iterdir()) == [] and not EVIL.exists()
 
 
-def failure(program: str, text: str = "", function: str = "", limits: Limits = LIMITS) -> tuple[str, str]:
+def failure(program: str, text: str = "", function: str = "", limits: ProgramLimits = LIMITS) -> tuple[str, str]:
     with pytest.raises(ProgramFailed) as caught:
         run(program, text, limits, function)
     return caught.value.status, caught.value.reason
@@ -255,7 +255,7 @@ def test_it_dies_with_its_parent() -> None:
 
 def test_a_jail_that_cannot_be_closed_runs_nothing() -> None:
     with pytest.raises(RuntimeError, match="the sandbox did not start: OverflowError"):
-        run("print(1)", "", Limits(1, memory_mb=1 << 60))
+        run("print(1)", "", ProgramLimits(1, memory_mb=1 << 60))
 
 
 # the filter itself, read as the kernel reads it

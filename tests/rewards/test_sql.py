@@ -14,11 +14,11 @@ import pytest
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import SQLExecution, sql
-from lit_rlvr.rewards.sql import check, extract, is_ordered, same_result
-from lit_rlvr.rewards.sql_query import Limits, QueryFailed, connect, run_query
+from lit_rlvr.rewards.sql import check_sql, extract_sql, is_ordered, same_result
+from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, connect, run_query
 from lit_rlvr.types import Completion, RewardResult, Sample
 
-LIMITS = Limits(instructions=20_000_000, rows=1000)
+LIMITS = QueryLimits(instructions=20_000_000, rows=1000)
 ENDLESS = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT {} FROM r"
 
 
@@ -43,7 +43,7 @@ def judge(database: str | list[str], text: str, gold: str, **options: Any) -> Re
 
 
 def verdict(database: str, sql: str, gold: str, comparison: Any = "bird") -> tuple[bool, str]:
-    return check(f"```{sql}```", gold, (database,), comparison, LIMITS)[:2]
+    return check_sql(f"```{sql}```", gold, (database,), comparison, LIMITS)[:2]
 
 
 # what the SQL is
@@ -70,7 +70,7 @@ def verdict(database: str, sql: str, gold: str, comparison: Any = "bird") -> tup
     ],
 )  # fmt: skip
 def test_extract(text: str, sql: str) -> None:
-    assert extract(text) == sql
+    assert extract_sql(text) == sql
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ TOO_MUCH = {
 @pytest.mark.parametrize("name", TOO_MUCH)
 def test_limits(pets: str, name: str) -> None:
     sql, reason = TOO_MUCH[name]
-    correct, status, detail = check(f"```{sql}```", "SELECT 1", (pets,), "bird", LIMITS)
+    correct, status, detail = check_sql(f"```{sql}```", "SELECT 1", (pets,), "bird", LIMITS)
     assert (correct, status) == (False, "timeout") and detail.startswith(reason)
 
 
@@ -269,7 +269,7 @@ def test_instructions_are_counted_exactly(pets: str) -> None:
 
     def runs(rows: int) -> bool:
         try:
-            return bool(run_query(pets, sql.format(rows), Limits(50_000, 10**9)).rows)
+            return bool(run_query(pets, sql.format(rows), QueryLimits(50_000, 10**9)).rows)
         except QueryFailed:
             return False
 
@@ -363,7 +363,7 @@ def test_limits_must_be_positive(option: str) -> None:
 def test_the_reference_is_run_once_and_its_results_fit_the_memory(pets: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
-    def run(path: str, sql: str, limits: Limits) -> Any:
+    def run(path: str, sql: str, limits: QueryLimits) -> Any:
         ran.append(sql)
         return run_query(path, sql, limits)
 
@@ -371,11 +371,11 @@ def test_the_reference_is_run_once_and_its_results_fit_the_memory(pets: str, mon
     monkeypatch.setattr(sql, "_references", {})
     for gold in ("SELECT 4", "SELECT oops", "SELECT 4"):
         for _ in range(3):
-            check("```SELECT 4```", gold, (pets,), "bird", LIMITS)
+            check_sql("```SELECT 4```", gold, (pets,), "bird", LIMITS)
     assert (ran.count("SELECT 4"), ran.count("SELECT oops")) == (1 + 6, 1)  # the predictions are run every time
     monkeypatch.setattr(sql, "CACHE_BYTES", 1000)
     for number in range(100):
-        check("```SELECT 4```", f"SELECT {number}", (pets,), "bird", LIMITS)
+        check_sql("```SELECT 4```", f"SELECT {number}", (pets,), "bird", LIMITS)
     assert len(sql._references) < 20
 
 

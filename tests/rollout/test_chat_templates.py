@@ -18,7 +18,7 @@ from lit_rlvr.datamodules.reading.chat import Chat
 from lit_rlvr.environments.built_in import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import tiny as tiny_vlm
-from lit_rlvr.rollout.episodes import check_calls
+from lit_rlvr.rollout.episodes import check_tool_calls
 from lit_rlvr.types import ToolResult
 
 SPEC = importlib.util.find_spec("trl")
@@ -68,7 +68,7 @@ def between_of(name: str) -> tuple[BetweenTurns, Any, int]:
     ends = tuple(tokenizer.convert_tokens_to_ids(ends_of(name)))
     between = BetweenTurns(Chat(tools=tuple(Calculator().tools)), tokenizer, ends, "tool")
     between.choose_role()
-    check_calls(between)
+    check_tool_calls(between)
     return between, tokenizer, ends[-1]
 
 

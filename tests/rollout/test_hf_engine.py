@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.hf import HFEngine, draw
+from lit_rlvr.rollout.engines.hf import HFEngine, draw_tokens
 from lit_rlvr.types import Completion, Sampling
 
 SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))
@@ -167,7 +167,7 @@ def uniforms(count: int) -> Tensor:
 
 def counts(logits: Tensor, sampling: Sampling, draws: int = 20000) -> tuple[Tensor, Tensor, Tensor]:
     """Draws from one row of logits: counts (V,), and tokens and their log-probabilities (draws,)."""
-    tokens, logp = draw(logits.expand(draws, -1), sampling, uniforms(draws))
+    tokens, logp = draw_tokens(logits.expand(draws, -1), sampling, uniforms(draws))
     return tokens.bincount(minlength=logits.shape[-1]), tokens, logp
 
 
@@ -218,13 +218,13 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p() -> None:
 def test_the_edges_of_the_unit_interval_never_draw_an_impossible_token() -> None:
     logits = torch.tensor([[0.0, -torch.inf, 1.0, 0.0, -torch.inf]]).repeat(2, 1)
     edges = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
-    tokens, logp = draw(logits, Sampling(banned_token_ids=(0,)), edges)
+    tokens, logp = draw_tokens(logits, Sampling(banned_token_ids=(0,)), edges)
     assert tokens.tolist() == [2, 3] and bool(logp.isfinite().all())
-    assert draw(logits, Sampling(), edges)[0].tolist() == [0, 3]
+    assert draw_tokens(logits, Sampling(), edges)[0].tolist() == [0, 3]
 
 
 def test_each_row_draws_by_its_own_number() -> None:
     logits = LOGITS.expand(5, -1)
     numbers = uniforms(5)
-    together = draw(logits, Sampling(), numbers)[0]
-    assert together.tolist() == [int(draw(logits[:1], Sampling(), n[None])[0]) for n in numbers]
+    together = draw_tokens(logits, Sampling(), numbers)[0]
+    assert together.tolist() == [int(draw_tokens(logits[:1], Sampling(), n[None])[0]) for n in numbers]

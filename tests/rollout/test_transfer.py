@@ -34,8 +34,8 @@ from lit_rlvr.rollout.engines.transfer import (
     RepeatedWeights,
     UpdateClient,
     call_within,
-    gathered,
     own_address,
+    weights_or_exit,
 )
 
 CALLS = ("/pause", "/start_weight_update", "broadcast", "/update_weights", "hang", "/finish_weight_update", "/resume")
@@ -202,10 +202,10 @@ def test_weights_that_cannot_be_gathered_end_the_run(monkeypatch: pytest.MonkeyP
         raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        list(gathered(fails()))
+        list(weights_or_exit(fails()))
     monkeypatch.setattr(transfer, "world_size", lambda: 2)
     with pytest.raises(UserError, match=r"a weight cannot be gathered: .*out of memory; resume"):
-        list(gathered(fails()))
+        list(weights_or_exit(fails()))
 
 
 class Reader(VLLMServer):

@@ -17,8 +17,8 @@ from tiny import make_rollout
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.report.explain import cells, load_group, page
-from lit_rlvr.report.runs import read_run, verdict
+from lit_rlvr.report.explain import cells, group_page, load_group
+from lit_rlvr.report.runs import read_run, verdict_text
 from lit_rlvr.run.outputs import sample_rows
 from lit_rlvr.training.trace import Trace, list_traces
 from lit_rlvr.types import RewardResult
@@ -151,7 +151,7 @@ def test_the_page_escapes_what_the_model_wrote() -> None:
         "text": evil, "tokens": [evil], "finish_reason": "stop", "reward": 1.0, "correct": True, "status": "ok",
         "advantage": 1.0, "engine_logp": [-1.0], "logp": [-1.0], "ratio": [1.0], "weight": [0.5],
     }  # fmt: skip
-    text = page(1, "GRPO", {"id": evil, "prompt": evil, "answer": evil, "completions": [completion]})
+    text = group_page(1, "GRPO", {"id": evil, "prompt": evil, "answer": evil, "completions": [completion]})
     assert "<img" not in text and text.count("&lt;img") == 5
     assert 'title="weight +0.5, ratio 1.0000, log-probability -1.000"' in text and "--w:0.75" in text
 
@@ -172,9 +172,9 @@ def test_a_completion_that_was_not_judged_is_neither_right_nor_wrong(
     make_run(tmp_path / "run", traces={1: [made]}, rows=[row(1, "q", 0, True) | {"correct": correct, "status": status}])
     _, _, read = load_group(tmp_path / "run", None, None)
     assert cells(read["completions"][0])[1] == said
-    assert f"<td>{said}</td>" in page(1, "GRPO", read)
+    assert f"<td>{said}</td>" in group_page(1, "GRPO", read)
     (known,) = read_run(tmp_path / "run").rows
-    assert verdict(known) == {"yes": "correct", "no": "wrong"}.get(said, said)
+    assert verdict_text(known) == {"yes": "correct", "no": "wrong"}.get(said, said)
 
 
 def test_a_failed_check_is_recorded_as_neither_right_nor_wrong() -> None:

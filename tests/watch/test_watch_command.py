@@ -19,7 +19,7 @@ import pytest
 from made_runs import METRICS, make_run
 
 from lit_rlvr.terminal import Terminal
-from lit_rlvr.watch.command import listen, show, sparkline, table
+from lit_rlvr.watch.command import open_socket, runs_table, show_runs, sparkline
 from lit_rlvr.watch.follow import FollowedFolders
 
 CLI = Callable[..., Any]
@@ -44,7 +44,7 @@ def test_it_prints_where_to_look(tmp_path: Path) -> None:
 
 def test_a_browser_that_comes_before_the_server_waits() -> None:
     """The address is printed before the server runs."""
-    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=60):
+    with open_socket("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=60):
         pass
 
 
@@ -63,7 +63,7 @@ def test_bad_input_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: CLI, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with listen("127.0.0.1", 0) as taken:
+    with open_socket("127.0.0.1", 0) as taken:
         if arguments[:1] == ["run"]:
             make_run(tmp_path / "run")
         result = lit_rlvr("watch", *(word.format(taken=taken.getsockname()[1]) for word in arguments))
@@ -92,7 +92,7 @@ def test_the_terminal_renews_itself(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     folders, over, out = FollowedFolders([tmp_path]), threading.Event(), StringIO()
     console = Terminal(file=out, force_terminal=True, width=160)
-    thread = threading.Thread(target=show, args=(folders, over, 0.01, console))
+    thread = threading.Thread(target=show_runs, args=(folders, over, 0.01, console))
     thread.start()
     make_run(tmp_path / "later")
     while "later" not in out.getvalue():
@@ -104,7 +104,7 @@ def test_the_terminal_renews_itself(tmp_path: Path) -> None:
 def test_a_hostile_name_does_not_control_the_terminal(tmp_path: Path) -> None:
     make_run(tmp_path / "run\x1b[2J")
     out = StringIO()
-    Terminal(file=out, force_terminal=False).print(table(FollowedFolders([tmp_path])))
+    Terminal(file=out, force_terminal=False).print(runs_table(FollowedFolders([tmp_path])))
     assert "\x1b" not in out.getvalue()
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from test_watch_follow import live
 
 from lit_rlvr.run.outputs import save_thumbnails
-from lit_rlvr.watch.command import listen
+from lit_rlvr.watch.command import open_socket
 from lit_rlvr.watch.follow import FollowedFolders
 from lit_rlvr.watch.server import application
 
@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def serving(runs: Path) -> Iterator[str]:
     """The address of `lit-rlvr watch`, in this process."""
-    listener = listen("127.0.0.1", 0)
+    listener = open_socket("127.0.0.1", 0)
     served = uvicorn.Server(uvicorn.Config(application(FollowedFolders([runs])), log_level="warning"))
     thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -122,7 +122,7 @@ class HFEngine(RolloutEngine):
         again: list[list[_Row]] = []
         while alive:
             uniform = torch.tensor([row.uniform[len(row.tokens)] for row in alive], dtype=torch.float64)
-            token, logp = draw(logits, sampling, to_device(uniform, device))  # (b,), (b,)
+            token, logp = draw_tokens(logits, sampling, to_device(uniform, device))  # (b,), (b,)
             tokens, logprobs = torch.stack([token.double(), logp.double()]).tolist()  # exact, and one wait for a GPU
             fed = []
             for row, sampled, value in zip(alive, tokens, logprobs, strict=True):
@@ -229,7 +229,7 @@ class _Row(Row):
         return torch.rand(self._most, generator=generator, dtype=torch.float64).numpy()
 
 
-def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def draw_tokens(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token per row by inverting the cumulative distribution.
 
     Args:

@@ -17,12 +17,12 @@ from torch import Tensor
 from lit_rlvr.distributed.collectives import gather_objects, rank
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import changing_weights
-from lit_rlvr.policy.loading import load_config
+from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns, read_completion
 from lit_rlvr.rollout.engines.client import START, ServerError, VLLMServer, dtype_of, run_coroutine
 from lit_rlvr.rollout.engines.synced import crash_of
-from lit_rlvr.rollout.engines.transfer import WeightTransfer, gathered
+from lit_rlvr.rollout.engines.transfer import WeightTransfer, weights_or_exit
 from lit_rlvr.rollout.engines.vllm import FP8, collapsed, sampling_parameters, with_tied_head
 from lit_rlvr.settings import init_arguments
 from lit_rlvr.types import Completion, Prompt, Sampling
@@ -141,7 +141,7 @@ class VLLMServerEngine(RolloutEngine):
         self._syncs += 1
 
         def weights(everything: bool) -> Iterable[tuple[str, Tensor]]:
-            return gathered(with_tied_head(policy, None if everything else self._changing, self._dtype))
+            return weights_or_exit(with_tied_head(policy, None if everything else self._changing, self._dtype))
 
         frozen = self._changing is not None
         failure = crash_of(lambda: self.transfer.send(self.servers, weights, self._dtype, self.version, frozen))
@@ -260,7 +260,7 @@ def check_model(url: str, served: str, ours: Any) -> None:
         UserError: the models differ in kind or in a size.
     """
     try:
-        theirs = model_sizes(load_config(served))
+        theirs = model_sizes(load_model_config(served))
     except UserError:
         if served != ours.name_or_path:
             _log.warning("%s serves %s, which cannot be read here: it must be %s", url, served, ours.name_or_path)

@@ -589,7 +589,7 @@ def own_address(url: str, given: str | None = None) -> str:
     return given or mine
 
 
-def gathered(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def weights_or_exit(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights, and end the run if one cannot be gathered: the other ranks wait for it, and for all after it.
 
     Raises:

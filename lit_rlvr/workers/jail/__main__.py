@@ -80,7 +80,7 @@ def confine(parent: int, readable: list[str]) -> None:
         sys.exit("orphaned")
     libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     landlock.read_only_beneath(readable)
-    seccomp.confine()
+    seccomp.filter_syscalls()
 
 
 def execute(program: str, name: str) -> dict[str, Any]:

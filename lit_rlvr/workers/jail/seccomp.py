@@ -57,7 +57,7 @@ MACHINES: dict[str, tuple[int, dict[str, int]]] = {
 """Machine -> its number, and the numbers of the allowed calls, some depending on their arguments (`RULES`)."""
 
 
-def confine() -> None:
+def filter_syscalls() -> None:
     """From now on, let this process and its threads only read, compute and sleep.
 
     Everything else fails with EPERM: starting processes, signals, sockets, opening files for writing, changing files or
