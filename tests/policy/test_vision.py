@@ -20,20 +20,20 @@ from lit_rlvr.types import Pixels
 
 
 @pytest.fixture(scope="session")
-def processor(any_vlm_folder: Path) -> QwenImageProcessor:
-    return load_image_processor(str(any_vlm_folder))
+def processor(qwen_folder: Path) -> QwenImageProcessor:
+    return load_image_processor(str(qwen_folder))
 
 
 @pytest.mark.parametrize("size", [(1000, 1), (200, 3), (28, 28), (33, 65), (100, 47), (1500, 1500)])
 def test_sizes_become_multiples_within_the_bounds(
-    any_vlm_folder: Path, processor: QwenImageProcessor, size: tuple[int, int]
+    qwen_folder: Path, processor: QwenImageProcessor, size: tuple[int, int]
 ) -> None:
     if max(size) > 200 * min(size):
         with pytest.raises(UserError, match="1000 x 1"):
             processor.grid(*size)
         return
-    own: Any = AutoImageProcessor.from_pretrained(any_vlm_folder)
-    patch = json.loads((any_vlm_folder / "config.json").read_text())["vision_config"]["patch_size"]
+    own: Any = AutoImageProcessor.from_pretrained(qwen_folder)
+    patch = json.loads((qwen_folder / "config.json").read_text())["vision_config"]["patch_size"]
     high, wide = processor.grid(*size)
     assert high % 2 == wide % 2 == 0
     assert 3136 <= high * wide * patch**2 <= 1003520, "the bounds of the model's own processor"
@@ -56,22 +56,22 @@ def edited(folder: Path, to: Path, **settings: Any) -> Path:
     return to
 
 
-def test_published_settings_of_image_processors(any_vlm_folder: Path, tmp_path: Path) -> None:
+def test_published_settings_of_image_processors(qwen_folder: Path, tmp_path: Path) -> None:
     """As on the hub for Qwen2-VL and Qwen2.5-VL, and for Qwen3-VL."""
     kind = {"image_processor_type": "Qwen2VLImageProcessorFast"}
-    pixels = load_image_processor(str(edited(any_vlm_folder, tmp_path / "a", min_pixels=50000, max_pixels=90000)))
+    pixels = load_image_processor(str(edited(qwen_folder, tmp_path / "a", min_pixels=50000, max_pixels=90000)))
     bounds = {"shortest_edge": 50000, "longest_edge": 90000}
-    edges = load_image_processor(str(edited(any_vlm_folder, tmp_path / "b", size=bounds, **kind)))
+    edges = load_image_processor(str(edited(qwen_folder, tmp_path / "b", size=bounds, **kind)))
     for made in (pixels, edges):
         for size in ((10, 10), (2000, 1500)):
             wide, high = made.pixels([picture(*size, seed=0)]).images[0].size
             assert 50000 <= wide * high <= 90000
-    flat = load_image_processor(str(edited(any_vlm_folder, tmp_path / "c", min_pixels=1, max_pixels=20000)))
+    flat = load_image_processor(str(edited(qwen_folder, tmp_path / "c", min_pixels=1, max_pixels=20000)))
     assert 2 in flat.grid(6000, 30), "a side is never nothing"
 
 
-def test_patches_of_another_size_are_refused(any_vlm_folder: Path, tmp_path: Path) -> None:
-    folder = edited(any_vlm_folder, tmp_path / "other", patch_size=7)
+def test_patches_of_another_size_are_refused(qwen_folder: Path, tmp_path: Path) -> None:
+    folder = edited(qwen_folder, tmp_path / "other", patch_size=7)
     with pytest.raises(UserError, match=r"image processor of .*other has patch_size 7, its vision_config patch_size 1"):
         load_image_processor(str(folder))
 
@@ -98,9 +98,9 @@ def test_placeholders_are_as_many_as_features(processor: QwenImageProcessor) -> 
         processor.expand([PAD], pixels.placeholders)
 
 
-def test_positions_of_an_image_are_those_of_its_grid(any_vlm_folder: Path) -> None:
+def test_positions_of_an_image_are_those_of_its_grid(qwen_folder: Path) -> None:
     """Three tokens, an image of 2 x 3 features, two tokens: text positions continue after the image's longer side."""
-    policy = load_policy(str(any_vlm_folder))
+    policy = load_policy(str(qwen_folder))
     ids = [10, 11, START, *[PAD] * 6, STOP, 12]
     family = family_of(policy.model.config)
     assert family is not None

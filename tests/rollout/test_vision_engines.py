@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_environments import Shows
-from tiny_vlms import PAD, differences, mixed_prompts, picture, slow
+from tiny_vlms import differences, mixed_prompts, picture, slow
 from transformers import AutoTokenizer
 
 from lit_rlvr.datamodules import Geometry
@@ -43,7 +43,7 @@ def policy(any_vlm_folder: Path) -> Policy:
     """A policy whose output embedding strongly favours image placeholders."""
     policy = load_policy(str(any_vlm_folder))
     with torch.no_grad():
-        policy.model.get_output_embeddings().weight[PAD] *= 20
+        policy.model.get_output_embeddings().weight[list(policy.placeholder_ids)] *= 20
     return policy
 
 
@@ -68,7 +68,7 @@ def change(policy: Policy, relative: float) -> None:
 def assert_agrees(policy: Policy, prompts: list[Prompt], groups: list[list[Completion]], tolerance: float) -> None:
     found = differences(policy, prompts, groups, sampling(policy))
     assert max(found.values()) <= tolerance, found
-    assert PAD not in {t for group in groups for c in group for t in c.token_ids}
+    assert not {*policy.placeholder_ids} & {t for group in groups for c in group for t in c.token_ids}
 
 
 def test_generation_agrees_with_the_trainer(vlm_context: EngineContext, policy: Policy, prompts: list[Prompt]) -> None:
@@ -119,7 +119,7 @@ def test_images_are_observed(
             ours = policy.logprobs(rollout, list(range(9)))[0]
         for row, completion in enumerate(c for group in groups for c in group):
             prompt = prompts[row // 3]
-            assert list(completion.token_ids).count(PAD) == sum(
+            assert list(completion.token_ids).count(processor.family.image_token_id) == sum(
                 processor.family.features(image)
                 for image in (() if completion.pixels is None else completion.pixels.inputs)
             )
@@ -134,9 +134,9 @@ def test_images_are_observed(
 def test_an_image_that_does_not_fit_is_left_out(vlm_context: EngineContext) -> None:
     processor = load_image_processor(vlm_context.folder)
     between = BetweenTurns(Chat(), vlm_context.tokenizer, (0,), "user", lambda: processor)
-    seen = between.tokens("look", 5, 120, (picture(420, 420, 0),))
+    seen = between.tokens("look", 5, 120, (picture(420, 420, 0),) * 12)
     assert seen.pixels is None and seen.text == "error: the image does not fit into 120 tokens\nlook"
-    assert PAD not in seen.token_ids and len(seen.token_ids) <= 120
+    assert processor.family.image_token_id not in seen.token_ids and len(seen.token_ids) <= 120
 
 
 # ---- images of every kind, read from files by a data module ----

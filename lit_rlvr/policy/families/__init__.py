@@ -10,8 +10,9 @@ from torch import nn
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import VisionFamily
 from lit_rlvr.policy.families.qwen_vl import QwenVL
+from lit_rlvr.policy.families.smolvlm import SmolVLM
 
-FAMILIES: tuple[type[VisionFamily], ...] = (QwenVL,)
+FAMILIES: tuple[type[VisionFamily], ...] = (QwenVL, SmolVLM)
 
 
 def family_of(config: Any) -> VisionFamily | None:

@@ -1,0 +1,169 @@
+"""SmolVLM, SmolVLM2 and Idefics3: an image is cut into square tiles, each with the same number of features, and the
+whole image follows as one more tile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lit_rlvr.distributed.collectives import to_device
+from lit_rlvr.errors import UserError
+from lit_rlvr.packages import require
+from lit_rlvr.policy.families.base import ImageProcessor, Layers, VisionFamily
+from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random
+from lit_rlvr.types import Pixels
+
+
+class TileProcessor(ImageProcessor):
+    """Enlarges or reduces images to a fixed longer side and cuts them into tiles, as in the model's own training.
+
+    Engines get the images as they are: the model's own image processor does the same to them again.
+    """
+
+    def __init__(self, family: VisionFamily, folder: str, processor: Any, tokenizer: Any) -> None:
+        super().__init__(family, folder, processor, tokenizer)
+        tile, longest = processor.max_image_size["longest_edge"], processor.size["longest_edge"]
+        if tile != family.config.vision_config.image_size:
+            raise UserError(
+                f"model: the image processor of {folder} has tiles of {tile} pixels, its vision_config image_size "
+                f"{family.config.vision_config.image_size}; take preprocessor_config.json and config.json from the "
+                "same model"
+            )
+        if longest % tile:  # transformers would count other tiles than it cuts
+            raise UserError(
+                f"model: the image processor of {folder} has size {longest}, which is no multiple of its tiles "
+                f"({tile} pixels); change preprocessor_config.json"
+            )
+        self._expanded = cache(self._expand)
+
+    def placeholders(self, width: int, height: int) -> tuple[int, ...]:
+        _, rows, columns = self.processor.get_number_of_image_patches(height, width)
+        return self._expanded(rows, columns)
+
+    def cut(self, resized: Sequence[Any]) -> Pixels:
+        made = self.processor(images=[list(resized)], return_row_col_info=True, return_tensors="pt")
+        shapes = list(zip(made["rows"][0], made["cols"][0], strict=True))
+        tiles = made["pixel_values"][0].split([rows * columns + 1 for rows, columns in shapes])  # (n, 3, side, side)
+        placeholders = tuple(self._expanded(rows, columns) for rows, columns in shapes)
+        return Pixels(tuple({"pixel_values": image} for image in tiles), placeholders, tuple(resized))
+
+    def _expand(self, rows: int, columns: int) -> tuple[int, ...]:
+        """Return the tokens of an image of so many tiles; no rows and columns = the whole image alone."""
+        from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+
+        count, marks = _features(self.family.config), ("<fake_token_around_image>", "<image>", "<global-img>")
+        text = get_image_prompt_string(rows, columns, count, *marks)
+        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+TILES = tuple(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7))
+SPECIALS = (*LLM_SPECIALS, "<fake_token_around_image>", "<image>", "<global-img>", *TILES)
+
+
+def save_tiny_smolvlm(
+    folder: Path, seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None
+) -> Path:
+    """Write a SmolVLM2 with random weights, a byte-level tokenizer and an image processor, and return its folder.
+
+    Images become 84 pixels wide or high: square ones are 2 x 2 tiles and the whole, each of which is one feature.
+
+    Args:
+        folder: created if missing. seed: seeds the weights.
+        text, vision: overrides for the language model's and the vision tower's config, by their names in it.
+    """
+    from transformers import SmolVLMConfig
+
+    language = {
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": len(SPECIALS) + 256, "max_position_embeddings": 2048,
+        "bos_token_id": None, "eos_token_id": LLM_SPECIALS.index("<|im_end|>"), "pad_token_id": 0,
+        "tie_word_embeddings": True, **(text or {}),
+    }  # fmt: skip
+    tower = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 42, "patch_size": 14, **(vision or {}),
+    }  # fmt: skip
+    config = SmolVLMConfig(
+        text_config=language, vision_config=tower, scale_factor=3, image_token_id=SPECIALS.index("<image>"),
+        pad_token_id=0, tie_word_embeddings=True,
+    )  # fmt: skip
+    return save_smolvlm(config, folder, seed)
+
+
+def save_smolvlm(config: Any, folder: Path, seed: int = 0) -> Path:
+    """Write a model of any config of the family: random weights, tokenizer and image processor. Returns `folder`."""
+    from transformers import AutoModelForImageTextToText, SmolVLMImageProcessor, SmolVLMVideoProcessor
+
+    save_random(AutoModelForImageTextToText, config, folder, seed)
+    template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+    byte_tokenizer(SPECIALS, template, pad="<|endoftext|>").save_pretrained(folder)
+    tile = config.vision_config.image_size
+    sizes = {"size": {"longest_edge": 2 * tile}, "max_image_size": {"longest_edge": tile}}
+    SmolVLMImageProcessor(**sizes).save_pretrained(folder)
+    SmolVLMVideoProcessor(**sizes).save_pretrained(folder)
+    processor = {"processor_class": "SmolVLMProcessor", "image_seq_len": _features(config)}
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+class SmolVLM(VisionFamily):
+    """The models of the Idefics3 architecture."""
+
+    names = "SmolVLM, SmolVLM2, Idefics3"
+    image_processor = TileProcessor
+    tiny: ClassVar[dict[str, Callable[[Path], Path]]] = {"tiny-smolvlm2": save_tiny_smolvlm}
+
+    @classmethod
+    def is_family(cls, config: Any) -> bool:
+        return config.model_type in ("smolvlm", "idefics3")
+
+    def vision_modules(self, model: Any) -> list[nn.Module]:
+        return [model.base_model.vision_model, model.base_model.connector]
+
+    def features(self, inputs: Mapping[str, Tensor]) -> int:
+        return len(inputs["pixel_values"]) * _features(self.config)
+
+    def model_inputs(self, pixels: Sequence[Pixels], device: torch.device) -> dict[str, Tensor]:
+        tiles = torch.cat([image["pixel_values"] for part in pixels for image in part.inputs])
+        return {"pixel_values": to_device(tiles, device)[None]}  # (1, n, 3, side, side)
+
+    def blank(self) -> Pixels:
+        """Return a made-up image of one tile."""
+        side = self.config.vision_config.image_size
+        values = torch.linspace(-1, 1, 3 * side**2).mul(100).sin().view(1, 3, side, side)
+        return Pixels(({"pixel_values": values},), ((self.image_token_id,) * _features(self.config),), ())
+
+    def vllm_options(self) -> dict[str, Any]:
+        if self.config.model_type == "smolvlm":  # transformers' processor, which vLLM calls, writes numbers as words
+            require("num2words", "engine vllm with SmolVLM")
+        return super().vllm_options()
+
+    def save_processors(self, source: str, target: Path) -> None:
+        from transformers.utils import cached_file
+
+        for name in ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"):
+            found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+            if found is not None:
+                shutil.copyfile(found, target / name)
+
+    @property
+    def tower_layers(self) -> Layers:
+        vision = self.config.vision_config
+        width = vision.hidden_size
+        return Layers(vision.num_hidden_layers, width, vision.intermediate_size, width, width)
+
+    @property
+    def patches_per_feature(self) -> int:
+        return int(self.config.scale_factor) ** 2
+
+
+def _features(config: Any) -> int:
+    """Return how many features a tile has."""
+    return int((config.vision_config.image_size // config.vision_config.patch_size) ** 2 // config.scale_factor**2)
