@@ -196,7 +196,7 @@ def switch_off(technique: str) -> dict[str, Any]:
     if technique == "kept logits":
         scoring.KEPT_BYTES = -1
     elif technique == "vocabulary in chunks":
-        scoring.CHUNK = 1 << 62
+        scoring.CHUNK_LOGITS = 1 << 62
     elif technique == "kept freed memory":
         loading.keep_freed_memory = lambda: None
     elif technique:

@@ -23,7 +23,7 @@ from turns import Turns
 from workload import Workload, gpu_memory_mb, wait_for_gpu
 
 from lit_rlvr import datamodules
-from lit_rlvr.datamodules.reading.stream import START
+from lit_rlvr.datamodules.reading.stream import START_CURSOR
 from lit_rlvr.types import Completion, Sample
 
 
@@ -36,7 +36,7 @@ def training_set(workload: Workload, tokenizer: Any) -> datasets.Dataset:
     data = getattr(datamodules, workload.data)(**workload.data_options, prompts_per_step=workload.prompts)
     data.tokenizer = tokenizer
     data.setup("fit")
-    prompts, _ = data.stream.take(workload.steps * workload.prompts, START)
+    prompts, _ = data.stream.take(workload.steps * workload.prompts, START_CURSOR)
     rows = [{"prompt": data.chat.messages(p.sample), "answer": p.sample.answer} for p in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         theirs = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)

@@ -51,7 +51,7 @@ def main() -> None:
     from transformers import AutoTokenizer
 
     from lit_rlvr.datamodules import Arithmetic
-    from lit_rlvr.datamodules.reading.stream import START
+    from lit_rlvr.datamodules.reading.stream import START_CURSOR
     from lit_rlvr.policy.loading import load_policy
     from lit_rlvr.policy.sources import resolve_model
     from lit_rlvr.rollout.engines.base import EngineContext
@@ -64,7 +64,7 @@ def main() -> None:
     data = Arithmetic(**SUMS, prompts_per_step=options.prompts)
     data.tokenizer = tokenizer
     data.setup("fit")
-    prompts, _ = data.stream.take(options.prompts, START)
+    prompts, _ = data.stream.take(options.prompts, START_CURSOR)
     sampling = Sampling(max_tokens=options.max_tokens)
     dtype = torch.float32 if options.precision == "fp32" else torch.bfloat16
     engine, sequences = VLLMEngine(), options.prompts * options.group_size

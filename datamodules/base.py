@@ -20,7 +20,6 @@ from lit_rlvr.datamodules.reading.checks import (
     check_share,
     require_sample,
     require_samples,
-    snake_case,
 )
 from lit_rlvr.datamodules.reading.images import with_images
 from lit_rlvr.datamodules.reading.readers import read_rows
@@ -42,7 +41,7 @@ from lit_rlvr.datamodules.reading.split import (
     subsample,
 )
 from lit_rlvr.datamodules.reading.stream import (
-    START,
+    START_CURSOR,
     Cursor,
     EvalLoader,
     PromptStream,
@@ -55,13 +54,13 @@ from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, check_takes, defined_at
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.seeds import run_seed
-from lit_rlvr.settings import init_arguments
+from lit_rlvr.settings import init_arguments, snake_case
 from lit_rlvr.types import Prompt, Sample
 
 Split = Literal["train", "validation", "test"]
 SpecialTokens = Literal["break", "refuse", "keep"]
 
-STAGES: dict[str, tuple[Split, ...]] = {
+STAGE_SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
     "validate": ("validation",),
     "test": ("test",),
@@ -211,7 +210,7 @@ class PromptDataModule(UsesModel):
         names = [self.name, *(other.name for other in self.also_validate)]
         if twice := next((other for other in names if names.count(other) > 1), None):
             raise UserError(f"also_validate: two validation sets are called {twice}; set `name` on one of them")
-        self.cursor: Cursor = dict(START)
+        self.cursor: Cursor = dict(START_CURSOR)
         self._samples: dict[str, list[Sample]] = {}
         self.prompts: dict[str, list[Prompt]] = {}
         self.bad_rows: dict[str, list[BadRow]] = {}
@@ -287,7 +286,7 @@ class PromptDataModule(UsesModel):
     def _tokenise_again(self) -> None:
         """Tokenise the loaded sets after a change of the tools."""
         if self.prompts:
-            for split in STAGES["fit"] + STAGES["test"]:
+            for split in STAGE_SPLITS["fit"] + STAGE_SPLITS["test"]:
                 if split in self.prompts:
                     self.prompts[split] = self._tokenised(split)
             self._stream = None
@@ -362,7 +361,7 @@ class PromptDataModule(UsesModel):
             if isinstance(environment := getattr(callback, "environment", None), Environment):
                 self.use_environment(environment)
         new = "train" not in self.prompts
-        for split in STAGES.get(stage, ("train", "validation", "test")):
+        for split in STAGE_SPLITS.get(stage, ("train", "validation", "test")):
             if split not in self.prompts:
                 self.prompts[split] = self._tokenised(split)
                 if not self.prompts[split] and not self.too_long[split] and split != "train":

@@ -22,7 +22,7 @@ LIVECODEBENCH_COLUMNS = (
 """(field, column of LiveCodeBench)."""
 
 # LiveCodeBench's wording, with which its published scores were measured
-SCRIPT = (
+SCRIPT_FORM = (
     "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on the sample "
     "inputs). Enclose your code within delimiters as follows."
 )
@@ -30,7 +30,7 @@ FUNCTION = (
     "You will use the following starter code to write the solution to the problem and enclose your code within "
     "delimiters."
 )
-PROMPT = (
+PROBLEM_PROMPT = (
     "### Question:\n{question}\n\n### Format: {form}\n```python\n{code}\n```\n\n"
     "### Answer: (use the provided format with backticks)\n\n"
 )
@@ -83,10 +83,10 @@ class CodeProblems(PromptDataModule):
         columns = known | (self.columns or {})
         cells = {field: lookup(row, columns.get(field, field)) for field in self.fields}
         starter, question = cells["starter_code"] or "", as_text(cells["prompt"], "prompt")
-        form, code = (FUNCTION, starter) if starter else (SCRIPT, "# YOUR CODE HERE")
+        form, code = (FUNCTION, starter) if starter else (SCRIPT_FORM, "# YOUR CODE HERE")
         return Sample(
             id=f"{self.name}:{index + 1}" if cells["id"] is None else as_text(cells["id"], "id"),
-            prompt=PROMPT.format(question=question, form=form, code=code),
+            prompt=PROBLEM_PROMPT.format(question=question, form=form, code=code),
             answer="",
             row={
                 **row,

@@ -38,7 +38,7 @@ class Geometry(PromptDataModule):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._layouts = Layouts(LAYOUTS)
+        self._layouts = Layouts(GEOMETRY_LAYOUTS)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         if self.columns:
@@ -93,7 +93,7 @@ def read_mathvision(row: DataRow) -> dict[str, Any]:
     }
 
 
-LAYOUTS = (
+GEOMETRY_LAYOUTS = (
     ({"images", "problem", "answer"}, read_geometry3k),
     ({"sample_index", "question", "answer", "problem_version"}, read_mathverse),
     ({"id", "question", "options", "answer", "level"}, read_mathvision),

@@ -133,7 +133,7 @@ class MedicalVQA(PromptDataModule):
             check_positive(**counts or {})
         self.train_modalities, self.eval_modalities = _by_modality(train_modalities), _by_modality(eval_modalities)
         self.disjoint: Disjoint = disjoint
-        self._layouts = Layouts(LAYOUTS)
+        self._layouts = Layouts(MEDICAL_LAYOUTS)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         if self.columns:
@@ -231,7 +231,7 @@ def _closed(question: Any, options: tuple[str, ...], letter: Any, image: Any, ki
     return fields | {"prompt": prompt, "options": options, "category": modality(str(kind or ""))}
 
 
-LAYOUTS = (
+MEDICAL_LAYOUTS = (
     ({"image", "problem", "solution", "options"}, read_medvlm),
     ({"image", "question", "options", "answer"}, read_huatuo),
     ({"image_path", "question", "gt_answer", "option_A"}, read_omnimed),

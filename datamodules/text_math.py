@@ -9,12 +9,11 @@ from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.rows import BadRow, DataRow, Layouts, as_prompt, as_text, lookup
+from lit_rlvr.rewards.answers import last_boxed
 from lit_rlvr.types import Sample
 
 TEMPLATED = re.compile(r"<\|im_start\|>|<\|start_header_id\|>|<\|user\|>|\[INST\]")
 """Chat template markup, which some data sets' prompts already contain."""
-
-BOXED = re.compile(r"\\(?:f?boxed|fbox)\s*(?=\{)|\\boxed\s+([^\s${}]+)")
 
 
 class TextMath(PromptDataModule):
@@ -28,7 +27,7 @@ class TextMath(PromptDataModule):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._layouts = Layouts(LAYOUTS)
+        self._layouts = Layouts(MATH_LAYOUTS)
 
     def sample(self, row: dict[str, Any], index: int, source: str) -> Sample:
         if self.columns:
@@ -116,7 +115,7 @@ def refuse_choices(row: DataRow) -> tuple[Any, str]:
     raise BadRow("a multiple-choice question, which MultipleChoice reads", "choices")
 
 
-LAYOUTS = (
+MATH_LAYOUTS = (
     ({"prompt", "reward_model"}, read_verl),
     ({"Body", "Question", "Answer"}, read_svamp),
     ({"question", "final_answer"}, read_olympiad),
@@ -145,23 +144,3 @@ def reference_answer(text: str) -> str:
     if not answer:
         raise BadRow("empty", "answer")
     return answer
-
-
-def last_boxed(text: str) -> str | None:
-    """Return what is in the last `\\boxed{...}`, `\\fbox{...}` or `\\boxed 5`; None if there is none or it is open."""
-    matches = list(BOXED.finditer(text))
-    if not matches:
-        return None
-    if matches[-1][1]:
-        return matches[-1][1]
-    start, depth, escaped = matches[-1].end(), 0, False
-    for i in range(start, len(text)):
-        if escaped:
-            escaped = False
-        elif text[i] == "\\":
-            escaped = True
-        elif text[i] in "{}":
-            depth += 1 if text[i] == "{" else -1
-            if depth == 0:
-                return text[start + 1 : i].strip()
-    return None

@@ -46,11 +46,11 @@ def _examples(database: sqlite3.Connection, table: str, count: int) -> str:
     """Return the first rows of a table as an SQL comment."""
     quoted = '"' + table.replace('"', '""') + '"'
     rows = database.execute(f"SELECT * FROM {quoted} LIMIT {count}")
-    lines = ["\t".join(column[0] for column in rows.description), *("\t".join(map(_cell, row)) for row in rows)]
+    lines = ["\t".join(column[0] for column in rows.description), *("\t".join(map(_tsv_value, row)) for row in rows)]
     return f"\n/* the first rows of {quoted}:\n" + "\n".join(lines) + "\n*/"
 
 
-def _cell(value: Any) -> str:
+def _tsv_value(value: Any) -> str:
     """Return a value on one line, shortened."""
     text = "NULL" if value is None else " ".join(str(value).split())
     return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 3] + "..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -26,6 +27,11 @@ def init_arguments() -> dict[str, Any]:
         found |= {name: values[name] for name in names if name != "self"}
         frame = frame.f_back
     return found
+
+
+def snake_case(class_name: str) -> str:
+    """Convert MathAnswer to math_answer, TextToSQL to text_to_sql, GSM8K to gsm8k: the default name of an object."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", class_name).lower()
 
 
 def settings_of(value: Any) -> Any:

@@ -74,7 +74,7 @@ WATCH = """if True:
     from hostile import ANSWERS
     from lit_rlvr.rewards import code, math_check, sql
     from lit_rlvr.rewards.answers import final_answer, normalise
-    from lit_rlvr.rewards.sql_query import Limits
+    from lit_rlvr.rewards.sql_query import QueryLimits
 
     reads = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     forbidden = ("os.", "subprocess.", "socket.", "shutil.", "pickle.", "ctypes.", "pty.", "code.__new__")
@@ -104,7 +104,7 @@ WATCH = """if True:
             try:
                 final_answer(form), normalise(form[:2000]), code.extract(form)
                 math_check.check(form[:3000], "7")
-                sql.check(form, "SELECT 1", ({database!r},), "bird", Limits(100_000, 100))
+                sql.check(form, "SELECT 1", ({database!r},), "bird", QueryLimits(100_000, 100))
             except (MemoryError, RecursionError, OverflowError, ValueError, TimeoutError):
                 pass
 

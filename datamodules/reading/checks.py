@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -42,11 +41,6 @@ def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
             nearest = get_close_matches(field, fields, 1)
             hint = f", did you mean {nearest[0]!r}?" if nearest else f"; known fields: {', '.join(fields)}"
             raise UserError(f"columns: unknown field {field!r}{hint}")
-
-
-def snake_case(class_name: str) -> str:
-    """Convert TextToSQL to text_to_sql, GSM8K to gsm8k."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
 
 
 FIELD_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {

@@ -295,23 +295,23 @@ def _file_of(source: str) -> str:
     return source.rpartition(":")[0]
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 DataRow = Mapping[str, Any]
-Read = Callable[[DataRow], T]
+Read = Callable[[DataRow], _T]
 
 
-class Layouts(Generic[T]):
+class Layouts(Generic[_T]):
     """The layout of each file: that of its first row that fits a known one.
 
     Args:
         known: the columns that each layout needs, and its row reader; the first layout that fits is used.
     """
 
-    def __init__(self, known: Sequence[tuple[set[str], Read[T]]]) -> None:
+    def __init__(self, known: Sequence[tuple[set[str], Read[_T]]]) -> None:
         self.known = known
-        self._readers: dict[str, Read[T]] = {}
+        self._readers: dict[str, Read[_T]] = {}
 
-    def read(self, row: DataRow, source: str) -> T:
+    def read(self, row: DataRow, source: str) -> _T:
         """Read a row with its file's layout.
 
         Args:

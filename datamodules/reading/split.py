@@ -14,7 +14,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Prompt, Sample
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def hold_out(rows: int, size: int | float, seed: int) -> set[int]:
@@ -36,7 +36,7 @@ def hold_out(rows: int, size: int | float, seed: int) -> set[int]:
     return set(random.Random(derive_seed("split", seed)).sample(range(rows), count))
 
 
-def subsample(items: list[T], limit: int | None, seed: int) -> list[T]:
+def subsample(items: list[_T], limit: int | None, seed: int) -> list[_T]:
     """Draw at most `limit` items by seed, in their original order; return all of them without a limit."""
     if limit is None or limit >= len(items):
         return items

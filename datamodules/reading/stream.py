@@ -13,7 +13,7 @@ from lit_rlvr.types import Prompt, PromptBatch
 
 Cursor = dict[str, int]
 
-START: Cursor = {"epoch": 0, "position": 0}
+START_CURSOR: Cursor = {"epoch": 0, "position": 0}
 
 
 class PromptStream:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lit_rlvr.datamodules.toys.generated import SIDE, DrawnPictures
 
-CELL = 14
+CELL_PIXELS = 14
 """Pixels of a cell's side, one patch of Qwen2.5-VL's vision tower."""
 
 
@@ -36,15 +36,18 @@ class CellArea(DrawnPictures):
 
     def draw(self, rng: random.Random) -> tuple[Image.Image, str]:
         wide, high = rng.randint(1, 3), rng.randint(1, 3)
-        left, top = rng.randint(0, SIDE // CELL - wide), rng.randint(0, SIDE // CELL - high)
+        left, top = rng.randint(0, SIDE // CELL_PIXELS - wide), rng.randint(0, SIDE // CELL_PIXELS - high)
         paper = rng.randint(225, 255)
         colour = tuple(rng.randint(0, 150) for _ in range(3))
         picture = Image.new("RGB", (SIDE, SIDE), (paper, paper, paper))
         draw = ImageDraw.Draw(picture)
         for x in range(left, left + wide):
             for y in range(top, top + high):
-                draw.rectangle((x * CELL, y * CELL, (x + 1) * CELL - 1, (y + 1) * CELL - 1), fill=colour)
-        for line in (*range(0, SIDE, CELL), SIDE - 1):
+                draw.rectangle(
+                    (x * CELL_PIXELS, y * CELL_PIXELS, (x + 1) * CELL_PIXELS - 1, (y + 1) * CELL_PIXELS - 1),
+                    fill=colour,
+                )
+        for line in (*range(0, SIDE, CELL_PIXELS), SIDE - 1):
             draw.line((line, 0, line, SIDE), fill=(190, 190, 190))
             draw.line((0, line, SIDE, line), fill=(190, 190, 190))
         return picture, str(wide * high)

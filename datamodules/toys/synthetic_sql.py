@@ -24,8 +24,24 @@ TABLES = (
     "horses", "hotels", "houses", "islands", "lakes", "lamps", "maps", "parks", "phones", "planes", "poems", "rivers",
     "roads", "schools", "ships", "shoes", "shops", "songs", "stars", "teams", "towers", "toys", "trains", "trees",
 )  # fmt: skip
-NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "June", "Kai", "Lea", "Max", "Nora", "Otto")
-KINDS = {
+PERSON_NAMES = (
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gus",
+    "Hana",
+    "Ivo",
+    "June",
+    "Kai",
+    "Lea",
+    "Max",
+    "Nora",
+    "Otto",
+)
+COLUMN_KINDS = {
     "color": ("black", "blue", "green", "red", "white"),
     "country": ("Chile", "France", "India", "Japan", "Kenya"),
     "grade": ("A", "B", "C", "D"),
@@ -86,9 +102,13 @@ class SyntheticSQL(GeneratedDataModule, TextToSQL):
 def make_table(name: str, seed: int) -> SQLTable:
     """Draw a table of 6 to 12 rows by seed."""
     draw = random.Random(seed)
-    kind, number = draw.choice(sorted(KINDS)), draw.choice(NUMBERS)
+    kind, number = draw.choice(sorted(COLUMN_KINDS)), draw.choice(NUMBERS)
     count = draw.randint(6, 12)
-    columns = draw.sample(NAMES, count), draw.choices(KINDS[kind], k=count), draw.sample(range(10, 100), count)
+    columns = (
+        draw.sample(PERSON_NAMES, count),
+        draw.choices(COLUMN_KINDS[kind], k=count),
+        draw.sample(range(10, 100), count),
+    )
     return SQLTable(name, kind, number, list(zip(*columns, strict=True)))
 
 

@@ -15,7 +15,7 @@ from lit_rlvr.errors import UserError, user_line
 from lit_rlvr.parity.command import build_object
 from lit_rlvr.terminal import Terminal, show_result
 
-FAILED = 1
+EXIT_FAILED = 1
 """Exit status when a property does not hold."""
 
 
@@ -41,7 +41,7 @@ def run(command: str, arguments: list[str]) -> int:
     failed = [finding.name for finding in findings if not finding.ok]
     result = [vars(finding) | {"ok": finding.ok} for finding in findings]
     show_result({"class": name, "ok": not failed, "properties": result}, lambda: print_findings(name, findings))
-    return FAILED if failed else 0
+    return EXIT_FAILED if failed else 0
 
 
 def check(name: str, options: Mapping[str, Any]) -> list[Finding]:

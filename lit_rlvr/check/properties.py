@@ -24,7 +24,7 @@ from lit_rlvr.seeds import derive_seed
 
 EXACT, DIFFERENCE, SINGLE = 1e-9, 1e-5, 1e-5
 """Tolerances of float64, of finite differences and of float32, relative to the largest value."""
-STEP = 1e-6
+DIFFERENCE_STEP = 1e-6
 """The step of finite differences, in nats."""
 HALF, GAIN = 0.5, "share of completions whose advantage is no higher if they are right instead of wrong"
 """Tolerance and description of the property `rewards`; not 0, because a group may have no signal."""
@@ -101,7 +101,7 @@ def check_advantage(advantage: AdvantageFunction | str) -> list[Finding]:
     base = result(batch)
 
     def reordering_error(rows: Sequence[int]) -> float:
-        expected = base["advantages"].flatten()[rows].view(PROMPTS, SIZE)
+        expected = base["advantages"].flatten()[rows].view(BATCH_PROMPTS, SIZE)
         return error(result(reorder(batch, rows)), {"advantages": expected})
 
     group = deepcopy(batch.group)
@@ -142,17 +142,19 @@ def nonfinite(found: ComparedTensors) -> float:
 
 def shuffled_groups() -> list[int]:
     """Return rows with the groups in another order, in which none keeps its place."""
-    return [p * SIZE + g for p in (*range(2, PROMPTS), 1, 0) for g in range(SIZE)]
+    return [p * SIZE + g for p in (*range(2, BATCH_PROMPTS), 1, 0) for g in range(SIZE)]
 
 
 def shuffled_inside() -> list[int]:
     """Return rows with each group's completions in an order of its own, in which none keeps its place."""
-    return [p * SIZE + (g + 1 + p % (SIZE - 1)) % SIZE for p in range(PROMPTS) for g in range(SIZE)]
+    return [p * SIZE + (g + 1 + p % (SIZE - 1)) % SIZE for p in range(BATCH_PROMPTS) for g in range(SIZE)]
 
 
 def equal_rewards(batch: FrozenBatch) -> FrozenBatch:
     """Return the batch with all completions right or all wrong in every group."""
-    right = (torch.arange(PROMPTS)[:, None] % 2).expand(PROMPTS, SIZE).to(batch.logp.dtype).clone()  # (P, G)
+    right = (
+        (torch.arange(BATCH_PROMPTS)[:, None] % 2).expand(BATCH_PROMPTS, SIZE).to(batch.logp.dtype).clone()
+    )  # (P, G)
     return replace(batch, group=replace(batch.group, rewards=right, correct=right.clone()))
 
 
@@ -207,9 +209,9 @@ def finite_differences(algorithm: RLVRModule, batch: FrozenBatch, advantages: Te
     loss(whole)
     for i, t in batch.mask.nonzero().tolist():
         step = torch.zeros_like(batch.logp)
-        step[i, t] = STEP
+        step[i, t] = DIFFERENCE_STEP
         up, down = (loss(replace(whole, logp=batch.logp + sign * step)) for sign in (1, -1))
-        gradient[i, t] = (up - down) / (2 * STEP)
+        gradient[i, t] = (up - down) / (2 * DIFFERENCE_STEP)
     return gradient
 
 
@@ -247,7 +249,7 @@ def _microbatches(algorithm: RLVRModule, batch: FrozenBatch, base: ComparedTenso
 
 
 def _order(algorithm: RLVRModule, batch: FrozenBatch, base: ComparedTensors, rows: Sequence[int]) -> float:
-    advantages = base["advantages"].flatten()[rows].view(PROMPTS, SIZE)
+    advantages = base["advantages"].flatten()[rows].view(BATCH_PROMPTS, SIZE)
     expected = base | {"dlogp": base["dlogp"][rows], "advantages": advantages}
     return error(replay_one(reorder(batch, rows), deepcopy(algorithm)), expected)
 
@@ -327,7 +329,7 @@ def _estimate(advantage: Advantage, group: GroupBatch) -> Tensor:
     return value
 
 
-PROMPTS, SIZE, WIDTH, LONGEST = 6, 4, 9, 12
+BATCH_PROMPTS, SIZE, BATCH_WIDTH, LONGEST = 6, 4, 9, 12
 """P, G, T and T_max of the batch."""
 
 
@@ -342,11 +344,13 @@ def made_batch() -> FrozenBatch:
     like those of observations. Ratios are near and far from 1.
     """
     rng = np.random.default_rng(derive_seed("check"))
-    rows = PROMPTS * SIZE
-    mask = np.arange(WIDTH) < rng.integers(1, WIDTH + 1, rows)[:, None]
+    rows = BATCH_PROMPTS * SIZE
+    mask = np.arange(BATCH_WIDTH) < rng.integers(1, BATCH_WIDTH + 1, rows)[:, None]
     mask[:, 2] &= np.arange(rows) % 3 > 0  # gaps
-    correct = np.stack([rng.permutation(np.arange(SIZE) < 1 + p % (SIZE - 1)) for p in range(PROMPTS)]).astype(float)
-    logp = -rng.exponential(1.0, (rows, WIDTH))
+    correct = np.stack([rng.permutation(np.arange(SIZE) < 1 + p % (SIZE - 1)) for p in range(BATCH_PROMPTS)]).astype(
+        float
+    )
+    logp = -rng.exponential(1.0, (rows, BATCH_WIDTH))
     spread = np.array([1e-4, 1e-3, 0.05, 0.5])[np.arange(rows) % 4]  # of the log-ratios
     away = rng.normal(size=logp.shape)
     away += 0.1 * np.sign(away)  # not at a clip of 0, where there is no derivative

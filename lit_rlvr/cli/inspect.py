@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from lit_rlvr.warm_start import WarmStart
 
 
-PROMPTS = 2
+SHOWN_PROMPTS = 2
 """Number of prompts that a dry run shows."""
 
 
@@ -192,7 +192,7 @@ def dry_run(run: PlannedRun) -> None:
         "run": run.settings(),
         "sizes": run.sizes(),
         "memory": run.memory(),
-        "prompts": describe_prompts(run.data, "train", PROMPTS, None),
+        "prompts": describe_prompts(run.data, "train", SHOWN_PROMPTS, None),
     }
     show_result(found, lambda: print_run(found))
 

@@ -44,7 +44,7 @@ from lit_rlvr.warm_start import WarmStart
 _log = logging.getLogger("lit_rlvr")
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
-GROUPS: dict[str, type] = CONFIGURABLE | {"warm_start": WarmStart}
+OPTION_GROUPS: dict[str, type] = CONFIGURABLE | {"warm_start": WarmStart}
 """Option group -> the class that it configures; null stands for the defaults of the whole group."""
 
 CPU_TRAINER = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto")
@@ -92,7 +92,7 @@ class RunParser(Parser, LightningArgumentParser):
 def null_groups_as_configs(args: Sequence[str]) -> list[str]:
     """Replace each `--GROUP null` by a config with the same content: the parser accepts null for a whole group only
     there."""
-    whole = {f"--{key}": f'--config={{"{key}": null}}' for key in GROUPS}
+    whole = {f"--{key}": f'--config={{"{key}": null}}' for key in OPTION_GROUPS}
     found: list[str] = []
     for argument in args:
         if argument == "null" and found and found[-1] in whole:
@@ -184,7 +184,7 @@ class RLVRCLI(LightningCLI):
     def reset_null_groups(self) -> None:
         """Give every option group that the user set to null its defaults."""
         command = self.config.subcommand
-        for key in GROUPS:
+        for key in OPTION_GROUPS:
             if self.config[command][key] is None:
                 self.config[command][key] = self._parser(command).get_defaults()[key]
 
@@ -202,7 +202,7 @@ class RLVRCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Check and complete the settings, and open the run, before anything is built."""
         command, config = str(self.subcommand), self.config[self.subcommand]
-        refuse_nulls(config, GROUPS)
+        refuse_nulls(config, OPTION_GROUPS)
         check_config(command, config)
         resolve_config(command, config)
         for line in changed_classes(self._arguments, config):
@@ -304,7 +304,7 @@ class ConfigCheck(RLVRCLI):
         objects."""
         self.config = self.parser.parse_object({"subcommand": "fit", "fit": config})
         self.reset_null_groups()
-        refuse_nulls(self.config.fit, GROUPS)
+        refuse_nulls(self.config.fit, OPTION_GROUPS)
         return self.parser.instantiate_classes(self.config).fit
 
 

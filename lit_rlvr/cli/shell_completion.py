@@ -21,7 +21,7 @@ from lit_rlvr.cli.options_page import options
 from lit_rlvr.configs import Parser, shipped_configs
 from lit_rlvr.datamodules import PromptDataModule
 
-SCRIPT = """\
+COMPLETION_SCRIPT = """\
 _lit_rlvr() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} words
     case "$COMP_CWORD ${{COMP_WORDS[1]}} ${{COMP_WORDS[COMP_CWORD - 1]}}" in
@@ -65,7 +65,7 @@ def script() -> str:
         found |= NOT_PARSED.get(command, set())
         found |= {"--json"} if command not in WITHOUT_RESULT else set()
         cases.append(f'            {command}) words="{_words(found)}" ;;')
-    return SCRIPT.format(
+    return COMPLETION_SCRIPT.format(
         commands=_words(["help", *COMMANDS]), configs=_words(shipped_configs()), models=_words(models),
         data=_words(data), options="\n".join(cases),
     )  # fmt: skip

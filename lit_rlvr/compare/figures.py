@@ -74,7 +74,7 @@ CURVES = {
 SET_CURVES = {"entropy": "Entropy on {} (nats)", "greedy": "Accuracy of greedy decoding on {}"}
 """Metric of each validation set -> title."""
 
-PARTS = ("generate", "score", "train")
+TIME_PARTS = ("generate", "score", "train")
 """Parts of an iteration's time; a reference model's rollouts and the weight sync make up the rest."""
 
 RunsByName = Mapping[str, Sequence[FinishedRun]]
@@ -159,7 +159,7 @@ def _draw_curve(study: Study, groups: RunsByName, colours: Mapping[str, Any], me
     )
     for name, found in bands.items():
         if found is not None:
-            _line(axis, name, colours[name], *found)
+            _draw_line(axis, name, colours[name], *found)
     _legend(figure, axis)
     return figure
 
@@ -176,7 +176,7 @@ def _draw_pass_at_k(groups: RunsByName, colours: Mapping[str, Any]) -> Any:
         for cell, found in [(BEFORE, before), *after.items()]:
             if name in found:
                 numbers = [(int(k), value["mean"], value["std"] or 0.0) for k, value in found[name].items()]
-                _line(axis, cell, colours.get(cell, "0.5"), *map(np.array, zip(*numbers, strict=True)))
+                _draw_line(axis, cell, colours.get(cell, "0.5"), *map(np.array, zip(*numbers, strict=True)))
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(f"pass@k, {name}")
@@ -232,7 +232,9 @@ def _draw_seconds(groups: RunsByName) -> Any:
         return None
     figure, axis = _figure("Seconds per rollout and its updates (median)", "")
     names = list(groups)
-    parts = {part: np.array([np.mean([r.seconds[part] for r in groups[name]]) for name in names]) for part in PARTS}
+    parts = {
+        part: np.array([np.mean([r.seconds[part] for r in groups[name]]) for name in names]) for part in TIME_PARTS
+    }
     whole = [spread([run.seconds["step"] for run in groups[name]]) or {} for name in names]
     total = np.array([seconds["mean"] for seconds in whole])
     parts["other"] = np.maximum(total - sum(parts.values()), 0)
@@ -260,7 +262,7 @@ def _figure(title: str, x: str, count: int = 1) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _line(axis: Any, name: str, colour: Any, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> None:
+def _draw_line(axis: Any, name: str, colour: Any, x: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> None:
     marker = "o" if len(x) <= 20 else None
     axis.plot(x, mean, label=name, color=colour, linewidth=1.6, marker=marker, markersize=3)
     axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.13, linewidth=0)

@@ -127,7 +127,7 @@ def _check(root: Path, study: Study) -> None:
     """Refuse a folder with runs that are not in this study; the user may add seeds, tasks and cells."""
     path = root / "study.json"
     if path.is_file():
-        before = _read(path)
+        before = _read_study(path)
         if before["name"] != study.name:
             raise UserError(f"--out: {root} holds the study {before['name']!r}, not {study.name!r}; choose another")
         removed = {cell["run"] for cell in before["cells"]} - {str(cell.folder) for cell in study.cells}
@@ -145,7 +145,7 @@ def _check(root: Path, study: Study) -> None:
                 raise UserError(f"--out: {run} was begun with other settings ({change}); choose another, or remove it")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_study(path: Path) -> dict[str, Any]:
     """Read the `study.json` of an earlier comparison."""
     try:
         found = json.loads(path.read_text())

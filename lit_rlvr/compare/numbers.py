@@ -130,7 +130,7 @@ def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
 
 def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
     by_name = {name: [run for run in runs if run.cell.name == name] for name in study.names}
-    cells = {name: _cell(study, found) for name, found in by_name.items()}
+    cells = {name: _cell_results(study, found) for name, found in by_name.items()}
     for name, versus in against_baseline(
         {name: _values(by_name[name], study.metric) for name in cells}, study.baseline
     ).items():
@@ -143,7 +143,7 @@ def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
     }
 
 
-def _cell(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+def _cell_results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
     values = _values(runs, study.metric)
     return {
         "values": {str(seed): value for seed, value in values.items()},
@@ -176,7 +176,7 @@ def _one_run(run: FinishedRun) -> dict[str, Any]:
         "collapsed": run.is_collapsed,
         "train_seconds": run.summary.get("train_seconds"),
         "suites": {
-            suite: {name: rounded(value) for name, value in _numbers(results).items()}
+            suite: {name: rounded(value) for name, value in _flat_numbers(results).items()}
             for suite, results in run.suites.items()
         },
     }
@@ -205,7 +205,7 @@ def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> d
     for table, suites_of_table in study.suites.items():
         group = list(islice(names, len(suites_of_table)))
         parts = [{name: suites[name] for name in group} for suites in found]
-        values = [{name: _numbers(results) for name, results in part.items()} for part in parts]
+        values = [{name: _flat_numbers(results) for name, results in part.items()} for part in parts]
         tables[table] = {
             "suites": {
                 name: _over_seeds([part[name] for part in values])
@@ -222,7 +222,7 @@ def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> d
     return tables
 
 
-def _numbers(results: Mapping[str, Any]) -> MetricRow:
+def _flat_numbers(results: Mapping[str, Any]) -> MetricRow:
     return {key: value for key, value in results.items() if isinstance(value, float)}
 
 

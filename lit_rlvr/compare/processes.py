@@ -20,7 +20,7 @@ from lit_rlvr.evaluation.processes import start_command, stop_commands, thread_e
 from lit_rlvr.packages import require
 from lit_rlvr.terminal import printable
 
-FOLDER = "jobs"
+JOBS_FOLDER = "jobs"
 """Folder for submitit's scripts and logs, in the study's folder."""
 
 
@@ -101,7 +101,7 @@ class Cluster:
         self.root, parameters = root, dict(options)
         try:
             cluster = str(parameters.pop("cluster", "slurm"))
-            self._executor = submitit.AutoExecutor(root.absolute() / FOLDER, cluster=cluster)
+            self._executor = submitit.AutoExecutor(root.absolute() / JOBS_FOLDER, cluster=cluster)
             self._executor.update_parameters(name="lit-rlvr", **parameters)
         except (RuntimeError, TypeError, ValueError, NameError, KeyError) as error:
             raise UserError(f"--cluster: {' '.join(str(error).split())}") from error
@@ -152,7 +152,7 @@ LOG = "log.txt"
 """Name of the file with a cell's output, in its run folder."""
 
 BEGIN = "$ lit-rlvr "
-ERROR = re.compile(r"lit-rlvr: error: |\w[\w.]*(Error|Exception|Interrupt)\b")
+ERROR_LINE = re.compile(r"lit-rlvr: error: |\w[\w.]*(Error|Exception|Interrupt)\b")
 """Pattern of a line that reports an error: ours, or the last line of a traceback."""
 
 Process = subprocess.Popen[bytes] | ClusterJob
@@ -218,7 +218,7 @@ def _start(command: CellCommand, log: Path, jobs: int, lock: int) -> subprocess.
 def reason(log: Path, status: int) -> str:
     """Return why a run failed: its last reported error, else the signal that killed it, else its last line."""
     lines = log.read_text(errors="replace").rpartition(BEGIN)[2].splitlines()[1:]
-    errors = [line for line in lines if ERROR.match(line)]
+    errors = [line for line in lines if ERROR_LINE.match(line)]
     if errors:
         return errors[-1].removeprefix("lit-rlvr: error: ")
     if status < 0:

@@ -61,7 +61,7 @@ def _scaled(spread: Mapping[str, Any] | None, factor: float) -> dict[str, Any] |
     return {**spread, **{key: spread[key] * factor for key in ("mean", "std") if spread[key] is not None}}
 
 
-RUN_COLUMNS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
+SPREAD_COLUMNS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
     "GiB": lambda cell: _scaled(cell["peak_memory_mb"], 1 / 1024 / 100),
     "seconds": lambda cell: _scaled(cell["seconds_per_step"].get("step"), 1 / 100),
 }
@@ -75,7 +75,7 @@ class PrintedTable:
     Args:
         task: the study's task.
         suite: the suite whose metrics or categories are the columns; None: the columns are suites.
-        metric: the metric of all columns; None: the columns are metrics; `run`: the columns are of `RUN_COLUMNS`.
+        metric: the metric of all columns; None: the columns are metrics; `run`: the columns are of `SPREAD_COLUMNS`.
         columns: suites, metrics or categories; `Avg.` is the average over the suites.
         rows: cell -> values.
     """
@@ -93,7 +93,7 @@ class PrintedTable:
     def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return our spread for a cell of the table from the task in results.json; None if there is none."""
         if self.metric == "run":
-            return RUN_COLUMNS[column](found["cells"][row])
+            return SPREAD_COLUMNS[column](found["cells"][row])
         tables = found.get("before_suites", {}) if row == BEFORE else found["cells"][row]["suites"]
         for values in tables.values():
             if self.suite is None:
@@ -151,8 +151,8 @@ def load_printed(name: str) -> Paper:
     except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not have the form of the shipped tables: {error!r}") from error
     for t in tables:
-        if t.metric == "run" and (unknown := [column for column in t.columns if column not in RUN_COLUMNS]):
-            raise UserError(f"{path}: {t.title}: there is no column {unknown[0]!r}; use {', '.join(RUN_COLUMNS)}")
+        if t.metric == "run" and (unknown := [column for column in t.columns if column not in SPREAD_COLUMNS]):
+            raise UserError(f"{path}: {t.title}: there is no column {unknown[0]!r}; use {', '.join(SPREAD_COLUMNS)}")
         for row, cells in t.rows.items():
             if len(cells) != len(t.columns):
                 raise UserError(f"{path}: {t.title}: {row} has {len(cells)} values for {len(t.columns)} columns")

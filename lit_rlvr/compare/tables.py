@@ -157,7 +157,7 @@ def _tex(text: str) -> str:
 
 Spread = Mapping[str, Any] | None
 
-LAST = (
+LAST_METRICS = (
     ("rollout/reward", "reward"),
     ("rollout/entropy", "entropy"),
     ("rollout/length", "length"),
@@ -276,11 +276,11 @@ def _used(found: Mapping[str, Any]) -> str:
         used = [plus_minus(cell["used"][unit], 0) for unit in ("steps", "samples", "tokens")]
         seconds = plus_minus(cell["seconds_per_step"].get("step"), 2)
         memory, collapsed = plus_minus(cell["peak_memory_mb"], 0), f"{cell['collapsed']} of {cell['n']}"
-        last = [plus_minus(cell["last"].get(metric)) for metric, _ in LAST]
+        last = [plus_minus(cell["last"].get(metric)) for metric, _ in LAST_METRICS]
         rows.append([name, *used, seconds, memory, collapsed, _scientific(cell["loss_variance"]), *last])
     header = ["used, and the last rollout", "steps", "samples", "tokens", "seconds per rollout"]
     more = ["peak MiB", "collapsed", "loss variance"]
-    return markdown_table([*header, *more, *(label for _, label in LAST)], rows)
+    return markdown_table([*header, *more, *(label for _, label in LAST_METRICS)], rows)
 
 
 def _scientific(spread: Spread) -> str:

@@ -87,7 +87,7 @@ def named(state: dict[str, Any], names: list[str]) -> dict[str, Any]:
     }
 
 
-PARTS = ("rlvr", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch")
+CHECKPOINT_PARTS = ("rlvr", "optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch")
 """Entries that every checkpoint of ours has."""
 
 _log = logging.getLogger("lit_rlvr")
@@ -159,7 +159,7 @@ def read_rest(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable checkpoint ({first_line(error)})") from error
     if broken is not None:
         raise UserError(f"{path} is damaged: {broken} is not what was written")
-    wanted = PARTS if is_sharded(path) else (*PARTS, WEIGHTS)
+    wanted = CHECKPOINT_PARTS if is_sharded(path) else (*CHECKPOINT_PARTS, WEIGHTS)
     if not isinstance(found, dict) or any(part not in found for part in wanted):
         raise UserError(f"{path} is not a checkpoint of lit-rlvr")
     return found

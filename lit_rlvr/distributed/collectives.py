@@ -28,7 +28,7 @@ def index(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device)
     return to_device(torch.tensor(values, dtype=torch.long), device)
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables in which launchers set a process's rank; the first that is set counts, as in Lightning."""
 
@@ -79,11 +79,11 @@ def all_max(value: int, device: torch.device) -> int:
     return int(tensor)
 
 
-def gather_objects(value: T) -> list[T]:
+def gather_objects(value: _T) -> list[_T]:
     """Return every rank's (small, picklable) object, in rank order."""
     if world_size() == 1:
         return [value]
-    parts: list[T] = [value] * world_size()
+    parts: list[_T] = [value] * world_size()
     dist.all_gather_object(parts, value)
     return parts
 

@@ -36,7 +36,7 @@ from lit_rlvr.errors import UserError
 
 BACKEND = "cpu:gloo,cuda:nccl"
 """Backends of a run on GPUs: what is in the CPU's memory, such as completions, does not pass through theirs."""
-TIMEOUT = timedelta(hours=6)
+PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
 """How long a process waits for the others, which may still be generating; `RankWatch` notices those that have died."""
 
 
@@ -53,7 +53,7 @@ def extend_timeouts(strategy: Any) -> None:
     meshes = (getattr(strategy, name, None) for name in ("_device_mesh", "sharding_mesh"))
     groups = [group for mesh in meshes if mesh is not None for group in mesh.get_all_groups()]
     for group in (dist.group.WORLD, *groups):  # torch gives each kind its own timeout
-        _set_pg_timeout(TIMEOUT, group)
+        _set_pg_timeout(PROCESS_GROUP_TIMEOUT, group)
 
 
 class FSDP2(ModelParallelStrategy):

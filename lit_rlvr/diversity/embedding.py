@@ -36,24 +36,24 @@ def read_settings(folder: Path) -> PoolingSettings:
     Raises:
         ValueError: the model needs an unsupported pooling, more layers, or a chat template.
     """
-    modules = {str(m["type"]).rsplit(".", 1)[-1]: m["path"] for m in _read(folder / "modules.json") or []}
+    modules = {str(m["type"]).rsplit(".", 1)[-1]: m["path"] for m in _read_json(folder / "modules.json") or []}
     more = sorted(modules.keys() - _SUPPORTED)
     if more:
         raise ValueError(f"its layer {more[0]} after the hidden states is not supported")
-    config = _read(folder / modules.get("Pooling", "") / "config.json") or {} if modules else {}
+    config = _read_json(folder / modules.get("Pooling", "") / "config.json") or {} if modules else {}
     prefix = "pooling_mode_"  # one key per pooling, until version 5
     named = [key.removeprefix(prefix) for key, value in config.items() if key.startswith(prefix) and value]
     found = config.get("pooling_mode") or [_OLD_NAMES.get(name, name) for name in named] or "mean"
     how = found if isinstance(found, str) else " and ".join(found)
     if how not in POOLINGS:
         raise ValueError(f"its pooling {how} is not supported; {', '.join(POOLINGS)} are")
-    reads = _read(folder / "sentence_bert_config.json") or {}
+    reads = _read_json(folder / "sentence_bert_config.json") or {}
     if "message" in reads.get("modality_config", {}):
         raise ValueError("it reads a text as a message of a chat, which is not supported")
     return PoolingSettings(how, reads.get("max_seq_length"))
 
 
-def _read(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
 
 

@@ -113,7 +113,7 @@ def _content(body: str) -> str:
     return content if isinstance(content, str) else f"a message without text: {body}"
 
 
-PROMPT = """\
+JUDGE_PROMPT = """\
 Given the following set of correct solutions to a math problem, evaluate the diversity of the reasoning methods used. \
 Assign a single integer score from 0 to 3 based on the following criteria:
 - 0: Solutions use identical logic and phrasing (High Repetition).
@@ -169,7 +169,7 @@ class JudgeScore(DiversityMeasure):
         concurrency: int = 8,
     ) -> None:
         super().__init__()
-        self.prompt = PROMPT if prompt is None else prompt
+        self.prompt = JUDGE_PROMPT if prompt is None else prompt
         self.endpoint = ChatEndpoint(base_url, model, api_key_env, request or {}, retries, timeout, concurrency)
         self.add_state("unparsed", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("failed", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")

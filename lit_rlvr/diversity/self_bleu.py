@@ -8,7 +8,7 @@ from lit_rlvr.diversity.base import CompletionGroup, DiversityMeasure
 from lit_rlvr.errors import UserError
 from lit_rlvr.packages import require
 
-ORDER = 4
+NGRAM_ORDER = 4
 TOKENISATIONS = ("13a", "intl", "zh", "char", "none")
 
 
@@ -52,7 +52,7 @@ def self_bleu(completions: CompletionGroup, tokenizer: Callable[[str], str]) -> 
     from sacrebleu.metrics import BLEU
     from sacrebleu.metrics.helpers import extract_all_word_ngrams
 
-    counts = [extract_all_word_ngrams(tokenizer(text.rstrip()), 1, ORDER) for text in completions]
+    counts = [extract_all_word_ngrams(tokenizer(text.rstrip()), 1, NGRAM_ORDER) for text in completions]
     largest: dict[tuple[str, ...], tuple[int, int]] = {}  # the two largest counts in one completion
     for ngrams, _ in counts:
         for ngram, count in ngrams.items():
@@ -60,7 +60,7 @@ def self_bleu(completions: CompletionGroup, tokenizer: Callable[[str], str]) -> 
             largest[ngram] = (count, first) if count > first else (first, max(second, count))
     total = 0.0
     for i, (ngrams, length) in enumerate(counts):
-        clipped, totals = [0] * ORDER, [0] * ORDER
+        clipped, totals = [0] * NGRAM_ORDER, [0] * NGRAM_ORDER
         for ngram, count in ngrams.items():
             first, second = largest[ngram]
             clipped[len(ngram) - 1] += second if count == first else count

@@ -170,12 +170,12 @@ class SQLShell(Tools):
             rows = run_query(self._path, sql, self._limits).rows
         except QueryFailed as failure:
             raise ValueError(failure.reason) from failure
-        shown = [" | ".join(map(_cell, row)) for row in rows[: self.shown_rows]]
+        shown = [" | ".join(map(_sql_value, row)) for row in rows[: self.shown_rows]]
         left = len(rows) - len(shown)
         return "\n".join([*shown, *([f"... and {left} more rows"] if left else [])]) or "no rows"
 
 
-def _cell(value: Any) -> str:
+def _sql_value(value: Any) -> str:
     return "NULL" if value is None else repr(value) if isinstance(value, bytes) else str(value)
 
 

@@ -76,7 +76,7 @@ def stop_commands(processes: Collection[Stoppable]) -> None:
         raise
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 SHARE_VARIABLE = "LIT_RLVR_SHARE"
 """Environment variable with the share of a process, such as 0/4."""
 BEGINS_GROUP = b'"sample": 0, "samples": '
@@ -101,7 +101,7 @@ class Share:
         """The name of the share's file of completions."""
         return f"completions-{self.number}-of-{self.count}.jsonl"
 
-    def questions(self, all_of_them: Sequence[T]) -> Sequence[T]:
+    def questions(self, all_of_them: Sequence[_T]) -> Sequence[_T]:
         return all_of_them[self.number :: self.count]
 
 

@@ -83,7 +83,7 @@ SAMPLING: dict[str, Any] = {
     "samples": 8, "greedy": True, "temperature": 0.6, "top_p": 0.95, "max_tokens": None, **dict.fromkeys(TURNS),
 }  # fmt: skip
 """Settings of sampling with their defaults; the model's run or `MAX_TOKENS` replaces `max_tokens: null`."""
-PROMPTS = ("system_prompt", "template", "prefill")
+PROMPT_SETTINGS = ("system_prompt", "template", "prefill")
 """Settings of the prompt, which replace a suite's own."""
 
 
@@ -156,8 +156,8 @@ def make_protocol(suite: str, own: Mapping[str, Any], given: Mapping[str, Any]) 
     for settings in (given, own):
         if name := settings.get("protocol"):
             found |= read_protocol(name, suite)
-        found |= {key: settings[key] for key in (*SAMPLING, *PROMPTS) if settings.get(key) is not None}
-    prompts = {key: found.pop(key) for key in PROMPTS if key in found}
+        found |= {key: settings[key] for key in (*SAMPLING, *PROMPT_SETTINGS) if settings.get(key) is not None}
+    prompts = {key: found.pop(key) for key in PROMPT_SETTINGS if key in found}
     return Protocol(**found, prompts=prompts)
 
 
@@ -180,7 +180,7 @@ def read_protocol(name: str, suite: str) -> dict[str, Any]:
         raise UserError(f"protocol: {path} must hold settings by name, like the shipped protocols")
     layers = [{key: value for key, value in values.items() if key != "suites"}, values.get("suites", {}).get(suite, {})]
     for layer in layers:
-        check_settings(layer, (*SAMPLING, *PROMPTS), f"protocol: {path}")
+        check_settings(layer, (*SAMPLING, *PROMPT_SETTINGS), f"protocol: {path}")
     return {key: value for layer in layers for key, value in layer.items()}
 
 

@@ -37,14 +37,14 @@ def read_completions(path: Path, suites: list[str]) -> dict[str, CompletionsById
         raise UserError(f"--completions: {path} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
-            part, question, completion = _read(line, f"--completions: {path}:{number}", suites)
+            part, question, completion = _parse_record(line, f"--completions: {path}:{number}", suites)
             found[part][question].append(completion)
     if not found:
         raise UserError(f"--completions: {path} is empty")
     return found
 
 
-def _read(line: str, where: str, suites: list[str]) -> tuple[str, str, Completion]:
+def _parse_record(line: str, where: str, suites: list[str]) -> tuple[str, str, Completion]:
     try:
         row: Any = json.loads(line)
     except ValueError as error:
@@ -164,7 +164,9 @@ class Records:
             rewrite |= bool(torn) or len(complete) < len(found)
             self._groups = complete | self._groups
         if rewrite:
-            write_atomically(self.path, "".join(map(_line, (row for rows in self._groups.values() for row in rows))))
+            write_atomically(
+                self.path, "".join(map(_record_line, (row for rows in self._groups.values() for row in rows)))
+            )
         for path in files:
             if path != self.path and rewrite:
                 path.unlink()
@@ -177,7 +179,7 @@ class Records:
         """Record group `p` of the scores in one write."""
         rows = group_rows(part, prompt, completions, scores, p)
         with self.path.open("a") as file:
-            file.write("".join(map(_line, rows)))
+            file.write("".join(map(_record_line, rows)))
         self._groups[part, prompt.sample.id] = rows
 
     def groups(self, part: str, prompts: Iterable[Prompt]) -> list[list[RecordRow]]:
@@ -207,5 +209,5 @@ def group_rows(part: str, prompt: Prompt, completions: list[Completion], scores:
     ]
 
 
-def _line(row: RecordRow) -> str:
+def _record_line(row: RecordRow) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"

@@ -14,7 +14,7 @@ from lit_rlvr.terminal import one_line
 from lit_rlvr.training.validation import pass_at_k
 from lit_rlvr.types import STATUSES, Sample
 
-RESAMPLES = 2000
+INTERVAL_RESAMPLES = 2000
 """Number of bootstrap samples for an interval."""
 
 RowsByQuestion = Sequence[Sequence[RecordRow]]
@@ -71,7 +71,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 def bootstrap_interval(values: np.ndarray) -> list[float]:
     """Return the 95 % percentile bootstrap interval of a mean over questions (Efron 1979), with fixed draws."""
-    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    draws = np.random.default_rng(0).integers(0, len(values), (INTERVAL_RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
     return [float(low), float(high)]
 
@@ -98,18 +98,24 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
         *sorted(name for name in names if name.startswith("diversity/") and name.count("/") == 1),
     ]
     head = ["suite", "questions", "n", *columns, *extra]
-    lines = [f"# {title}", "", _line(head), _line(["---"] * len(head))]
+    lines = [f"# {title}", "", _table_line(head), _table_line(["---"] * len(head))]
     for name, r in results.items():
-        cells = [_with_interval(r, column) for column in columns] + [_number(r.get(column)) for column in extra]
-        lines.append(_line([name, r["questions"], r["n"], *cells]))
+        cells = [_with_interval(r, column) for column in columns] + [_metric_text(r.get(column)) for column in extra]
+        lines.append(_table_line([name, r["questions"], r["n"], *cells]))
     means = averages(results.values(), [*columns, *extra])
-    lines.append(_line(["**Avg.**", "", "", *(_number(means.get(column)) for column in [*columns, *extra])]))
+    lines.append(_table_line(["**Avg.**", "", "", *(_metric_text(means.get(column)) for column in [*columns, *extra])]))
     for name, r in results.items():
         if r["categories"]:
             shown = [c for c in ("pass@1", "greedy") if c in r]
-            lines += ["", f"## {name}", "", _line(["category", "questions", *shown]), _line(["---"] * (2 + len(shown)))]
             lines += [
-                _line([category, part["questions"], *(_number(part[c]) for c in shown)])
+                "",
+                f"## {name}",
+                "",
+                _table_line(["category", "questions", *shown]),
+                _table_line(["---"] * (2 + len(shown))),
+            ]
+            lines += [
+                _table_line([category, part["questions"], *(_metric_text(part[c]) for c in shown)])
                 for category, part in r["categories"].items()
             ]
     return "\n".join(lines) + "\n\nIntervals: 95 %, bootstrap over questions.\n"
@@ -134,14 +140,14 @@ def _with_interval(results: Mapping[str, Any], name: str) -> str:
     return f"{results[name]:.3f} [{low:.2f}, {high:.2f}]"
 
 
-def _number(value: float | None) -> str:
+def _metric_text(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.0f}"
 
 
-def _line(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+def _table_line(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(_markdown_cell(cell) for cell in cells) + " |"
 
 
-def _cell(value: Any) -> str:
+def _markdown_cell(value: Any) -> str:
     """Return a printable cell on one line, with escaped vertical bars."""
     return one_line(str(value)).replace("|", "\\|")

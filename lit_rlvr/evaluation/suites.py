@@ -20,21 +20,29 @@ from lit_rlvr.datamodules.reading.rows import BadRow
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import UserError, nearest
-from lit_rlvr.evaluation.protocols import PROMPTS, SAMPLING, Protocol, check_settings, make_protocol
+from lit_rlvr.evaluation.protocols import PROMPT_SETTINGS, SAMPLING, Protocol, check_settings, make_protocol
 from lit_rlvr.rewards import Reward
 
 _log = logging.getLogger("lit_rlvr")
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
 
-BOXED = {"template": "boxed"}
+BOXED_TEMPLATE = {"template": "boxed"}
 MATH = {"class_path": "MathAnswer"}
-LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], list[Any]]] = (
+SUITE_LAYOUTS: Sequence[tuple[Sequence[set[str]], dict[str, Any], list[Any]]] = (
     ([{"db_id", "question"}], {"class_path": "TextToSQL"}, ["SQLExecution"]),
     ([{"question_content", "public_test_cases"}], {"class_path": "CodeProblems"}, ["CodeTests"]),
     ([{"question", "choices", "answer"}], {"class_path": "MultipleChoice"}, ["Choice"]),
-    ([required for required, _ in geometry.LAYOUTS], {"class_path": "Geometry"}, [("Choice", "MathAnswer")]),
-    ([required for required, _ in medical_vqa.LAYOUTS], {"class_path": "MedicalVQA"}, [("Choice", "OpenAnswer")]),
-    ([required for required, _ in text_math.LAYOUTS], {"class_path": "TextMath", "init_args": BOXED}, ["MathAnswer"]),
+    ([required for required, _ in geometry.GEOMETRY_LAYOUTS], {"class_path": "Geometry"}, [("Choice", "MathAnswer")]),
+    (
+        [required for required, _ in medical_vqa.MEDICAL_LAYOUTS],
+        {"class_path": "MedicalVQA"},
+        [("Choice", "OpenAnswer")],
+    ),
+    (
+        [required for required, _ in text_math.MATH_LAYOUTS],
+        {"class_path": "TextMath", "init_args": BOXED_TEMPLATE},
+        ["MathAnswer"],
+    ),
 )
 """Columns of a file that is not a named suite -> its DataModule and rewards; the first match counts."""
 
@@ -59,7 +67,7 @@ class Suite:
 
 SuiteArgument = str | list[str | dict[str, Any]]
 """Type of `--suite`: names separated by commas, or a list of suites, each alone or with its own settings."""
-SUITE_SETTINGS = ("suite", "protocol", "columns", *SAMPLING, *PROMPTS)
+SUITE_SETTINGS = ("suite", "protocol", "columns", *SAMPLING, *PROMPT_SETTINGS)
 """Settings of a suite in such a list."""
 
 
@@ -180,13 +188,13 @@ def suite_from_columns(location: str, name: str, has_columns: bool = False) -> d
     row = next((row.value for row in read_rows(location, "test") if not isinstance(row.value, BadRow)), None)
     if row is None:
         raise UserError(f"--suite: {location} has no usable row")
-    for layouts, data, rewards in LAYOUTS:
+    for layouts, data, rewards in SUITE_LAYOUTS:
         if any(required <= row.keys() for required in layouts):
             built = [_reward(reward) for reward in rewards]
             _log.info("%s: %s with %s, by its columns", name, data["class_path"], built[0]["class_path"])
             return {"data": merge(data, {"init_args": {"test": location}}), "rewards": built}
     if has_columns:
-        return {"data": {"class_path": "TextMath", "init_args": BOXED | {"test": location}}, "rewards": [MATH]}
+        return {"data": {"class_path": "TextMath", "init_args": BOXED_TEMPLATE | {"test": location}}, "rewards": [MATH]}
     raise UserError(
         f"--suite: {location} has no known layout, its columns are {', '.join(map(str, row))}; write {name}.yaml with "
         f"the columns of question and answer, such as {example(location, list(map(str, row)))} and give "

@@ -61,7 +61,7 @@ KINDS = {
     ),
 }  # fmt: skip
 """Kind of project -> its README's details; the other files are in the folder of that name."""
-NAME = "my_task"
+TASK_MODULE = "my_task"
 """The module's name in `projects/`."""
 
 
@@ -101,8 +101,8 @@ def init(folder: Path, kind: str = "task") -> list[Path]:
     texts["README.md"] = (PROJECTS / "README.md").read_text().format(**KINDS[kind]._asdict())
     written = []
     for file, text in sorted(texts.items()):
-        path = folder / file.replace(NAME, name)
-        write_atomically(path, text.replace(NAME, name))
+        path = folder / file.replace(TASK_MODULE, name)
+        write_atomically(path, text.replace(TASK_MODULE, name))
         written.append(path)
     return written
 

@@ -128,7 +128,7 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
     )
 
 
-REQUIRED = ("logp", "old_logp", "mask", "rewards", "correct")
+REQUIRED_ARRAYS = ("logp", "old_logp", "mask", "rewards", "correct")
 
 
 @dataclass
@@ -162,10 +162,10 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
     Raises:
         UserError: an array is missing, has the wrong shape or type, or holds a number that is not finite.
     """
-    for name in REQUIRED:
+    for name in REQUIRED_ARRAYS:
         if name not in arrays:
             raise UserError(f"batch: array {name!r} is missing (found: {', '.join(sorted(arrays)) or 'none'}); add it")
-    logp, rewards = _numbers(arrays, "logp"), _numbers(arrays, "rewards")
+    logp, rewards = _float_array(arrays, "logp"), _float_array(arrays, "rewards")
     if logp.ndim != 2 or rewards.ndim != 2:
         raise UserError(f"batch: logp must be (B, T) and rewards (P, G), got {logp.shape} and {rewards.shape}")
     if rewards.size != len(logp) or not logp.size:
@@ -175,8 +175,10 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
         )
     mask = _mask(arrays, "mask", logp.shape)
     optional = ("old_logp", "ref_logp", "rollout_logp", "entropy")
-    tokens = {"logp": logp} | {n: _numbers(arrays, n) for n in optional if n in arrays}
-    groups = {"rewards": rewards} | {n: _numbers(arrays, n) for n in ("correct", "reference_rewards") if n in arrays}
+    tokens = {"logp": logp} | {n: _float_array(arrays, n) for n in optional if n in arrays}
+    groups = {"rewards": rewards} | {
+        n: _float_array(arrays, n) for n in ("correct", "reference_rewards") if n in arrays
+    }
     for name, array in tokens.items():
         _check(name, array, logp.shape, "logp", mask)
     for name, array in groups.items():
@@ -216,7 +218,7 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
     )
 
 
-def _numbers(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+def _float_array(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     array = np.asarray(arrays[name])
     if array.dtype.kind not in "fiub":
         raise UserError(f"batch: {name} holds {array.dtype}, not real numbers")

@@ -21,7 +21,7 @@ from lit_rlvr.policy.adapters import Lora, adapted_layers, language_layers
 from lit_rlvr.policy.families import family_of, freeze_vision_tower, vision_modules
 from lit_rlvr.policy.families.base import Layers
 from lit_rlvr.policy.loading import outline
-from lit_rlvr.policy.logprobs import CHUNK, GPU_ROWS, KEPT_BYTES
+from lit_rlvr.policy.logprobs import CHUNK_LOGITS, GPU_ROWS, KEPT_BYTES
 
 FLOAT = 4
 NF4 = 0.516  # bytes of a number in 4 bits, with its share of the quantised scales
@@ -240,7 +240,7 @@ def logits(shape: Shape, load: Microbatch, size: int, rows: int = GPU_ROWS) -> f
         rows: the fewest positions in a chunk.
     """
     count = load.scored * shape.vocabulary
-    chunk = min(count, max(CHUNK, rows * shape.vocabulary))
+    chunk = min(count, max(CHUNK_LOGITS, rows * shape.vocabulary))
     kept = count * size if count * size <= KEPT_BYTES else chunk * size
     bytes_per_logit = FLOAT if size == FLOAT else 2 * FLOAT + size  # tensors per logit of the current chunk
     return kept + chunk * bytes_per_logit

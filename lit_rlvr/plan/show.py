@@ -10,7 +10,7 @@ from rich.table import Table
 from lit_rlvr.plan.strategies import FREE, GIB, GPUs, JobSizes
 from lit_rlvr.terminal import Terminal, show_result
 
-MOST = 1024
+MOST_GPUS = 1024
 """The number of GPUs from which the plan stops doubling them if the given ones are too few."""
 
 
@@ -81,7 +81,7 @@ def advice(job: JobSizes, gpus: GPUs) -> list[str]:
             lines.append(f"Offloading keeps {found.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
         return [*lines, f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip()]
     count = gpus.count
-    while found is None and count < MOST:
+    while found is None and count < MOST_GPUS:
         count *= 2
         found = job.proposal(GPUs(count, gpus.gib))
     if found is None:

@@ -20,8 +20,9 @@ MODELS = {
 }
 """Name in the table -> model."""
 
-PROMPT, COMPLETION, BUDGET, GROUP, PROMPTS = 1024, 3072, 16384, 8, 128
-MACHINES = ("1x80GB", "2x80GB", "4x80GB", "8x80GB", "16x80GB", "32x80GB")
+PROMPT_TOKENS, COMPLETION_TOKENS, MICROBATCH_TOKENS = 1024, 3072, 16384
+COMPLETIONS_PER_PROMPT, PROMPTS_PER_STEP = 8, 128
+GPU_MACHINES = ("1x80GB", "2x80GB", "4x80GB", "8x80GB", "16x80GB", "32x80GB")
 
 TEXT = """\
 # How many GPUs
@@ -57,7 +58,15 @@ vLLM on other machines (`VLLMServerEngine`):
 
 def job(model: str, share: float = 0.4) -> JobSizes:
     """Return the job of the papers' recipes, with bf16-mixed."""
-    return JobSizes(*shapes(model), BUDGET, PROMPT, Lengths(COMPLETION, COMPLETION), GROUP, PROMPTS, share=share)
+    return JobSizes(
+        *shapes(model),
+        MICROBATCH_TOKENS,
+        PROMPT_TOKENS,
+        Lengths(COMPLETION_TOKENS, COMPLETION_TOKENS),
+        COMPLETIONS_PER_PROMPT,
+        PROMPTS_PER_STEP,
+        share=share,
+    )
 
 
 @cache
@@ -69,17 +78,17 @@ def shapes(model: str) -> tuple[Shape, Shape]:
 
 def needs() -> str:
     """Return one row per model and strategy, one column per machine: GiB on each GPU, in bold if it fits."""
-    lines = [f"| model | strategy | {' | '.join(MACHINES)} |", "|---|---|" + "---|" * len(MACHINES)]
+    lines = [f"| model | strategy | {' | '.join(GPU_MACHINES)} |", "|---|---|" + "---|" * len(GPU_MACHINES)]
     for model in MODELS:
         planned = job(model, share=0.0)
         found: dict[str, dict[str, str]] = {}
-        for machine in MACHINES:
+        for machine in GPU_MACHINES:
             for plan in planned.plans(GPUs.parse(machine)):
                 amount = f"{plan.needs / GIB:.0f}"
                 row = found.setdefault(plan.name.replace("alone", "DDP"), {})
                 row[machine] = f"**{amount}**" if plan.fits else amount
         for strategy, row in found.items():
-            lines.append(f"| {model} | {strategy} | {' | '.join(row.get(machine, '') for machine in MACHINES)} |")
+            lines.append(f"| {model} | {strategy} | {' | '.join(row.get(machine, '') for machine in GPU_MACHINES)} |")
     return "\n".join(lines)
 
 
@@ -89,13 +98,13 @@ def proposals(share: float) -> str:
     Args:
         share: share of each GPU's memory for vLLM.
     """
-    lines = [f"| model | {' | '.join(MACHINES)} |", "|---|" + "---|" * len(MACHINES)]
+    lines = [f"| model | {' | '.join(GPU_MACHINES)} |", "|---|" + "---|" * len(GPU_MACHINES)]
     for model in MODELS:
         planned = job(model, share=share)
         cells = []
-        for machine in MACHINES:
+        for machine in GPU_MACHINES:
             found = planned.proposal(GPUs.parse(machine))
-            budget = f", micro-batches of {found.budget}" if found and found.budget != BUDGET else ""
+            budget = f", micro-batches of {found.budget}" if found and found.budget != MICROBATCH_TOKENS else ""
             cells.append(f"{found.name}{budget}: {found.needs / GIB:.0f}" if found else "nothing fits")
         lines.append(f"| {model} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -104,8 +113,8 @@ def proposals(share: float) -> str:
 def sizing() -> str:
     """Return the whole page."""
     return TEXT.format(
-        needs=needs(), colocated=proposals(0.4), elsewhere=proposals(0.0), free=f"{FREE:.0%}", prompt=PROMPT,
-        completion=COMPLETION, budget=BUDGET, group=GROUP, prompts=PROMPTS,
+        needs=needs(), colocated=proposals(0.4), elsewhere=proposals(0.0), free=f"{FREE:.0%}", prompt=PROMPT_TOKENS,
+        completion=COMPLETION_TOKENS, budget=MICROBATCH_TOKENS, group=COMPLETIONS_PER_PROMPT, prompts=PROMPTS_PER_STEP,
     )  # fmt: skip
 
 

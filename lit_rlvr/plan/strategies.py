@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 FREE = 0.1  # share of a GPU for its context, communication buffers and fragments
-STEP = ("gathered", "activations", "temporary")
+STEP_TERMS = ("gathered", "activations", "temporary")
 """Terms of the training step only; generation uses the same memory at another time."""
 
 
@@ -97,8 +97,8 @@ class Plan:
     def needs(self) -> float:
         """The bytes at the peak."""
         rollout = ("generation", "vLLM") if self.vllm_sleeps else ("generation",)
-        always = sum(value for name, value in self.terms.items() if name not in (*STEP, *rollout))
-        return always + max(sum(self.terms[name] for name in names) for names in (STEP, rollout))
+        always = sum(value for name, value in self.terms.items() if name not in (*STEP_TERMS, *rollout))
+        return always + max(sum(self.terms[name] for name in names) for names in (STEP_TERMS, rollout))
 
     @property
     def fits(self) -> bool:
@@ -257,7 +257,7 @@ class JobSizes:
             generation = generation_memory(
                 shape, strategy, sequences, self.tokens_at_once(gpus, sequences, False), self.size
             )
-        other_memory = sum(value for name, value in terms.items() if name not in STEP or not self.vllm_sleeps)
+        other_memory = sum(value for name, value in terms.items() if name not in STEP_TERMS or not self.vllm_sleeps)
         vllm = self.vllm_share(gpus, 1 - FREE - other_memory / (gpus.gib * GIB)) * gpus.gib * GIB
         host = sum(state_memory(shape, strategy, self.reference).values()) if strategy.offload else 0.0
         return Plan(strategy, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, host, self.vllm_sleeps)

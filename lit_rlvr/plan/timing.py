@@ -17,7 +17,7 @@ from lit_rlvr.terminal import Terminal, show_result
 MEASURED = "00:00:01:00"
 """Duration of the measured training as days:hours:minutes:seconds; the run finishes the iteration in progress."""
 HOUR = 3600
-ERROR = "lit-rlvr: error: "
+ERROR_PREFIX = "lit-rlvr: error: "
 """Prefix of the error lines of a failed command."""
 
 
@@ -58,7 +58,7 @@ def _fit(config: Sequence[str], *more: str) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+        errors = [line.removeprefix(ERROR_PREFIX) for line in lines if line.startswith(ERROR_PREFIX)]
         raise UserError(*(errors or lines[-1:]))
     return dict(json.loads(done.stdout))
 

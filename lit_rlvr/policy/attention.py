@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.policy.spans import Spans, attend, available, kernel_dtype, lay_out_spans
 
-NAME = "shared_prefix"
+SHARED_PREFIX = "shared_prefix"
 _SMALL = 1 << 21  # up to this many scores a CPU computes unfused: its fused kernel is slow on short segments
 _WASTED = 1.6
 """Ratio of padded to needed scores above which a CPU uses spans (`benchmarks/attention.py`)."""
@@ -168,5 +168,5 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
     return weights.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
 
 
-AttentionInterface.register(NAME, shared_prefix_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
+AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)

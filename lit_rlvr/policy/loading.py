@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+CONFIG_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 MOST_LAYERS = 1000
 """Real models have at most about a tenth as many; building far more would take forever."""
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "tekken.json")
@@ -55,7 +55,7 @@ def load_model_config(folder: str) -> Any:
     with reading("config.json", folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         text = config.get_text_config()
-        sizes = {name: getattr(text, name) for name in SIZES if hasattr(text, name)}
+        sizes = {name: getattr(text, name) for name in CONFIG_SIZES if hasattr(text, name)}
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1 or (name == "num_hidden_layers" and size > MOST_LAYERS):
             raise UserError(f"model: config.json of {folder}: {name} cannot be {size!r}; take the one of its weights")

@@ -11,9 +11,9 @@ from torch.nn.functional import linear
 from lit_rlvr.distributed.collectives import index
 from lit_rlvr.types import Sampling
 
-CHUNK = 1 << 25  # logits computed at once
+CHUNK_LOGITS = 1 << 25  # logits computed at once
 GPU_ROWS = 2048  # minimum positions per chunk on a GPU: matrix products are slow with fewer
-COLUMNS = 16384  # rows of the output embedding whose gradient a GPU accumulates at once, in reduced precision
+GPU_COLUMNS = 16384  # rows of the output embedding whose gradient a GPU accumulates at once, in reduced precision
 KEPT_BYTES = 1 << 29  # of logits that a call keeps for its backward pass; above this they are recomputed
 
 
@@ -56,7 +56,7 @@ class _Score(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         with torch.autocast(hidden.device.type, enabled=False):
             features, head = hidden.to(dtype), weight.to(dtype)
-            ctx.rows = max(GPU_ROWS if hidden.is_cuda else 1, CHUNK // len(weight))
+            ctx.rows = max(GPU_ROWS if hidden.is_cuda else 1, CHUNK_LOGITS // len(weight))
             size = len(target) * len(weight) * features.element_size()
             kept: list[Tensor] | None = [] if keep and size <= KEPT_BYTES else None
             parts = []
@@ -151,7 +151,7 @@ def _accumulate(total: Tensor, dz: Tensor, hidden: Tensor) -> None:
     if total.dtype == dz.dtype:
         total.addmm_(dz.t(), hidden)
     else:
-        columns = COLUMNS if dz.is_cuda else len(total)
+        columns = GPU_COLUMNS if dz.is_cuda else len(total)
         for part, its in zip(total.split(columns), dz.split(columns, 1), strict=True):
             part += its.t() @ hidden
 

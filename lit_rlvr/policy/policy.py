@@ -48,7 +48,7 @@ class Policy(nn.Module):
         """Switch to one shared prompt per group, or to one completion per row with the model's own attention."""
         model: Any = self.model
         self.shared_prefix = shared
-        name = attention.NAME if shared else self._attention
+        name = attention.SHARED_PREFIX if shared else self._attention
         tower = None if self.family is None else self.family.tower_attention
         model.set_attn_implementation(name if tower is None else {"text_config": name, "vision_config": tower})
 

@@ -11,7 +11,7 @@ from lit_rlvr.report.groups import RunGroup
 from lit_rlvr.report.runs import RunRecord, metric_names
 from lit_rlvr.terminal import number_text
 
-WIDTH, HEIGHT = 340, 190
+CHART_WIDTH, CHART_HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24
 MAX_MARKED_POINTS = 13
 """A curve with at most this many points shows each of them."""
@@ -49,8 +49,8 @@ def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
     low, high = min(min(c.low) for _, c in curves), max(max(c.high) for _, c in curves)
     ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high or 0 <= low == high else low, high)
     last = max(1, *(c.steps[-1] for _, c in curves))
-    x = LinearScale(0, last, LEFT, WIDTH - RIGHT)
-    y = LinearScale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+    x = LinearScale(0, last, LEFT, CHART_WIDTH - RIGHT)
+    y = LinearScale(ticks[0], ticks[-1], CHART_HEIGHT - BOTTOM, TOP)
     steps = [step for step in nice_ticks(0, last, most=7) if step <= last and step == int(step)]
     ends = {(number_text(c.mean[0]), number_text(c.mean[-1])) for _, c in curves}
     return Chart(
@@ -58,7 +58,7 @@ def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
         summary=" \N{RIGHTWARDS ARROW} ".join(next(iter(ends))) if len(curves) == 1 else "",
         x_ticks=[(x.at(step), tick_text(step)) for step in steps],
         y_ticks=[(y.at(tick), tick_text(tick)) for tick in ticks],
-        lines=[_line(number, curve, x, y) for number, curve in curves],
+        lines=[_chart_line(number, curve, x, y) for number, curve in curves],
     )
 
 
@@ -75,7 +75,7 @@ class LinearScale:
         return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
 
 
-def _line(number: int, curve: Curve, x: LinearScale, y: LinearScale) -> Line:
+def _chart_line(number: int, curve: Curve, x: LinearScale, y: LinearScale) -> Line:
     def points(values: list[float]) -> list[str]:
         return [f"{x.at(step)},{y.at(value)}" for step, value in zip(curve.steps, values, strict=True)]
 

@@ -84,7 +84,7 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
     console = Terminal()
     console.print(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n", style="bold")
     console.print(group["prompt"])
-    headings = (column.replace(" ", "\n") for column in COLUMNS)
+    headings = (column.replace(" ", "\n") for column in COMPLETION_COLUMNS)
     table = Table("g", *headings, title="\nFrom reward to weight", title_justify="left", box=SIMPLE_HEAD)
     for g, completion in enumerate(group["completions"]):
         table.add_row(str(g), *cells(completion))
@@ -105,7 +105,7 @@ def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
 
 
 OBSERVED = "observed, not trained on"
-COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", "clipped", "sum of weights", "status")
+COMPLETION_COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", "clipped", "sum of weights", "status")
 
 
 def cells(completion: dict[str, Any]) -> list[str]:
@@ -169,7 +169,7 @@ def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int |
         "id": group["id"],
         "prompt": group["prompt"],
         "answer": group["answer"],
-        "columns": COLUMNS,
+        "columns": COMPLETION_COLUMNS,
         "observed": any("sampled" in completion for completion in completions),
         "completions": [
             {

@@ -14,7 +14,7 @@ from lit_rlvr.errors import UserError
 from lit_rlvr.files import Fields, has_fields
 from lit_rlvr.report.runs import RunRecord, RunSettings, read_run, without_seed
 
-CELL: Fields = {"name": str, "task": str, "seed": int, "run": str, "status": str}
+CELL_FIELDS: Fields = {"name": str, "task": str, "seed": int, "run": str, "status": str}
 
 
 @dataclass
@@ -84,7 +84,9 @@ def read_study(folder: Path, read: Callable[[Path], RunRecord] = read_run) -> tu
         study: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not has_fields(study, {"name": str, "cells": list}) or not all(has_fields(c, CELL) for c in study["cells"]):
+    if not has_fields(study, {"name": str, "cells": list}) or not all(
+        has_fields(c, CELL_FIELDS) for c in study["cells"]
+    ):
         raise UserError(f"{path} is not a study: it needs a name, and cells with name, task, seed, run and status")
     groups: dict[tuple[str, str], RunGroup] = {}
     for cell in study["cells"]:

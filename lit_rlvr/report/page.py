@@ -9,7 +9,18 @@ from typing import Any
 
 from lit_rlvr import __version__
 from lit_rlvr.configs import Parser
-from lit_rlvr.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, chart, more_panels, panels
+from lit_rlvr.report.charts import (
+    BOTTOM,
+    CHART_HEIGHT,
+    CHART_WIDTH,
+    LEFT,
+    RIGHT,
+    TOP,
+    Chart,
+    chart,
+    more_panels,
+    panels,
+)
 from lit_rlvr.report.closeup import close_up, shorten, turns_of
 from lit_rlvr.report.groups import RunGroup, read_groups
 from lit_rlvr.report.render import render, write_page
@@ -121,8 +132,8 @@ def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
         run_columns=RUN_COLUMNS,
         run_rows=run_rows(groups),
         health=[(run, findings(run.metrics)) for group in groups for run in group.runs],
-        box={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP,
-             "bottom": HEIGHT - BOTTOM},
+        box={"width": CHART_WIDTH, "height": CHART_HEIGHT, "left": LEFT, "right": CHART_WIDTH - RIGHT, "top": TOP,
+             "bottom": CHART_HEIGHT - BOTTOM},
     )  # fmt: skip
 
 

@@ -130,13 +130,13 @@ class RunRecord:
 
     def number(self, name: str) -> float | None:
         """Return a number from the summary; None if it is missing."""
-        return _number(self.summary.get(name))
+        return _finite_number(self.summary.get(name))
 
     @property
     def seconds_per_iteration(self) -> float | None:
         """The median duration of an iteration: a rollout and its updates."""
         seconds = self.summary.get("seconds_per_step")
-        return _number(seconds.get("step")) if isinstance(seconds, dict) else None
+        return _finite_number(seconds.get("step")) if isinstance(seconds, dict) else None
 
     def ends(self, metric: str) -> tuple[float | None, float | None]:
         """Return a metric before training (at step 0) and at its last logged step after that; None if it was not
@@ -185,7 +185,7 @@ def metric_names(runs: Iterable[RunRecord]) -> list[str]:
     return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)])
 
 
-def _number(value: Any) -> float | None:
+def _finite_number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 

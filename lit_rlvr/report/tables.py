@@ -41,7 +41,7 @@ def results_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[GroupResu
 def _result(group: RunGroup, baseline: RunGroup | None) -> GroupResult:
     before, after = _known(run.accuracies[0] for run in group.runs), _known(run.accuracies[1] for run in group.runs)
     gains = [b - a for a, b in (run.accuracies for run in group.runs) if a is not None and b is not None]
-    reached = _numbers(group.runs, "steps")
+    reached = _summary_numbers(group.runs, "steps")
     done = sum(run.is_finished for run in group.runs)
     cells = [
         mean_std(before),
@@ -49,9 +49,9 @@ def _result(group: RunGroup, baseline: RunGroup | None) -> GroupResult:
         mean_std(gains, "+.3f"),
         str(done) if done == group.wanted else f"{done} of {group.wanted} finished",
         " to ".join(f"{steps:,.0f}" for steps in sorted({min(reached), max(reached)})) if reached else MISSING,
-        mean_std(_numbers(group.runs, "train_seconds"), ",.0f"),
+        mean_std(_summary_numbers(group.runs, "train_seconds"), ",.0f"),
         mean_std(_known(run.seconds_per_iteration for run in group.runs), ",.2f"),
-        mean_std([megabytes / 1024 for megabytes in _numbers(group.runs, "peak_memory_mb")], ".2f"),
+        mean_std([megabytes / 1024 for megabytes in _summary_numbers(group.runs, "peak_memory_mb")], ".2f"),
         ", ".join(sorted({str(run.summary["engine"]) for run in group.runs if "engine" in run.summary})) or MISSING,
     ]
     if baseline is not None:
@@ -70,13 +70,13 @@ def run_rows(groups: Iterable[RunGroup]) -> list[tuple[str, list[str]]]:
     """Return (folder, cells under `RUN_COLUMNS`) of every run."""
     rows = []
     for run in (run for group in groups for run in group.runs):
-        memory = [megabytes / 1024 for megabytes in _numbers([run], "peak_memory_mb")]
+        memory = [megabytes / 1024 for megabytes in _summary_numbers([run], "peak_memory_mb")]
         cells = [
             run.seed,
             "finished" if run.is_finished else "stopped early" if run.summary else "unfinished",
             *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
-            mean_std(_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
-            mean_std(_numbers([run], "train_seconds"), ",.0f"),
+            mean_std(_summary_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
+            mean_std(_summary_numbers([run], "train_seconds"), ",.0f"),
             mean_std(memory, ".2f"),
             str(run.summary.get("weights_sha256", MISSING))[:12],
         ]
@@ -116,5 +116,5 @@ def _known(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 
-def _numbers(runs: Iterable[RunRecord], name: str) -> list[float]:
+def _summary_numbers(runs: Iterable[RunRecord], name: str) -> list[float]:
     return _known(run.number(name) for run in runs)

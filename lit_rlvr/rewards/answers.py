@@ -8,22 +8,29 @@ from __future__ import annotations
 import re
 
 TAIL_CHARACTERS = 2000  # without a marker, text further from the end is not the final answer
-_BOX_OR_BRACE = re.compile(r"\\boxed\{|\\(?!\\boxed\{).|[{}]", re.DOTALL)  # an escaped brace is no brace
+_BOX = r"\\(?:f?boxed|fbox)\s*\{|\\boxed\s+([^\s${}]++)(?!\{)"
+_BOX_OR_BRACE = re.compile(rf"{_BOX}|\\(?!{_BOX}).|[{{}}]", re.DOTALL)  # an escaped brace is no brace
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 
 
 def last_boxed(text: str) -> str | None:
-    """Return the content of the last `\\boxed{...}` with balanced braces; None if there is none."""
+    """Return the content of the last `\\boxed{...}`, `\\fbox{...}` or `\\boxed 5`; None without one."""
     opened: list[int | None] = []  # start of a box's content; None for other braces
     start, end = -1, -1
     for match in _BOX_OR_BRACE.finditer(text):
-        if match[0] in ("{", "\\boxed{"):
+        if match[1]:
+            start, end = max((start, end), match.span(1))
+        elif match[0].endswith("{") and match[0] != "\\{":
             opened.append(None if match[0] == "{" else match.end())
         elif match[0] == "}" and opened:
             content = opened.pop()
             if content is not None and content > start:
                 start, end = content, match.start()
-    return None if start < 0 else text[start:end].strip().rstrip(". ")
+    if start < 0:
+        return None
+    boxed = text[start:end].strip()
+    kept = boxed.rstrip(". ")
+    return boxed[: len(kept) + 1] if kept.endswith("\\right") else kept  # `\\right.` closes a bracket
 
 
 def final_answer(text: str, boxed_only: bool = False) -> str:

@@ -6,7 +6,6 @@ import logging
 import math
 import mmap
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from lit_rlvr.errors import UserError, first_line, first_line_of, user_line
-from lit_rlvr.settings import init_arguments
+from lit_rlvr.settings import init_arguments, snake_case
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker
@@ -189,10 +188,10 @@ def as_result(value: object) -> RewardResult:
     if value is None:
         return RewardResult(0.0, None, "unjudged")
     if isinstance(value, RewardResult):
-        result = replace(value, value=_number(value.value))
+        result = replace(value, value=_reward_number(value.value))
     else:
         is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
-        result = RewardResult(_number(value), bool(value) if is_bool else None)
+        result = RewardResult(_reward_number(value), bool(value) if is_bool else None)
     if not math.isfinite(result.value):
         raise ValueError(f"the reward is not finite: {result.value}")
     if abs(result.value) > LARGEST:
@@ -200,7 +199,7 @@ def as_result(value: object) -> RewardResult:
     return result
 
 
-def _number(value: object) -> float:
+def _reward_number(value: object) -> float:
     if not hasattr(value, "__float__") or "complex" in str(getattr(value, "dtype", "")):
         raise TypeError(f"a reward must return a number, a bool, a RewardResult or None, got {type(value).__name__}")
     return float(value)
@@ -237,11 +236,6 @@ def _unpacked(outcome: Outcome) -> RewardResult:
     if outcome.status != "ok":
         return RewardResult(0.0, None, outcome.status, outcome.detail)
     return outcome.value
-
-
-def snake_case(name: str) -> str:
-    """Turn `MathAnswer` into `math_answer`, `SQLExecution` into `sql_execution`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def check_rewards(rewards: Sequence[Reward]) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from lit_rlvr.types import Status
 
 
-CHECK = "lit_rlvr.rewards.code:check_code"
+CODE_CHECK = "lit_rlvr.rewards.code:check_code"
 CHECK_SECONDS = 3600.0
 """Wall-clock and CPU seconds of one check; no check takes so long, because each test has its own limits."""
 CHECK_MEMORY_MB = 4096
@@ -67,7 +67,7 @@ class CodeTests(CheckedReward):
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         arguments = [(self.prefill + c.text, *_tests(sample), self.limits) for c, sample in pairs]
         outcomes = shared_pool().run(
-            CHECK, arguments, cpu_seconds=CHECK_SECONDS, wall_seconds=CHECK_SECONDS, memory_mb=CHECK_MEMORY_MB
+            CODE_CHECK, arguments, cpu_seconds=CHECK_SECONDS, wall_seconds=CHECK_SECONDS, memory_mb=CHECK_MEMORY_MB
         )
         return [verdict(outcome) for outcome in outcomes]
 
@@ -151,7 +151,7 @@ def unpack(cell: str) -> str:
     return str(texts[0])
 
 
-DETAIL_CHARACTERS = 80
+OUTPUT_CHARACTERS = 80
 """Most characters of an output in a detail."""
 
 _BLOCK = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
@@ -235,4 +235,4 @@ def _cases(cells: tuple[str, ...]) -> list[Case]:
 
 def _short(text: str) -> str:
     text = text.strip()
-    return repr(text if len(text) <= DETAIL_CHARACTERS else f"{text[:DETAIL_CHARACTERS]}...")
+    return repr(text if len(text) <= OUTPUT_CHARACTERS else f"{text[:OUTPUT_CHARACTERS]}...")

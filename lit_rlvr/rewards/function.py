@@ -23,7 +23,7 @@ VERL = ("data_source", "solution_str", "ground_truth", "extra_info")
 VERL_BATCH = ("data_sources", "solution_strs", "ground_truths", "extra_infos")
 """The parameters by which a function of each library is recognised."""
 
-REFERENCE = ("answer", "solution", "ground_truth")
+ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
 """Columns that hold the reference answer, for functions of TRL and data without such a column."""
 
 
@@ -278,7 +278,7 @@ def trl_arguments(pairs: Sequence[Pair], messages: bool) -> dict[str, Any]:
     for name in ("prompt", "completion"):
         columns.pop(name, None)
     return {
-        **{name: answers for name in REFERENCE},
+        **{name: answers for name in ANSWER_COLUMNS},
         **columns,
         "prompts": prompts,
         "completions": completions,

@@ -9,7 +9,7 @@ from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.types import Pair, RewardResult
 from lit_rlvr.workers.pool import shared_pool
 
-CHECK = "lit_rlvr.rewards.math_check:check_math"
+MATH_CHECK = "lit_rlvr.rewards.math_check:check_math"
 
 
 class MathAnswer(CheckedReward):
@@ -39,4 +39,4 @@ class MathAnswer(CheckedReward):
 
     def check(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         arguments = [(c.text, sample.answer, self.boxed_only, self.decimals) for c, sample in pairs]
-        return [verdict(outcome) for outcome in shared_pool().run(CHECK, arguments, cpu_seconds=self.cpu_seconds)]
+        return [verdict(outcome) for outcome in shared_pool().run(MATH_CHECK, arguments, cpu_seconds=self.cpu_seconds)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lit_rlvr.types import Status
 
 
-CHECK = "lit_rlvr.rewards.sql:check_sql"
+SQL_CHECK = "lit_rlvr.rewards.sql:check_sql"
 
 
 class SQLExecution(CheckedReward):
@@ -70,7 +70,7 @@ class SQLExecution(CheckedReward):
     def _run(self, checks: list[tuple[str | None, Sample]]) -> list[Outcome]:
         arguments = [(text, s.answer, _databases(s), self.comparison, self.limits) for text, s in checks]
         wall = 20 * self.cpu_seconds  # SQLite never waits: this is for an overloaded machine
-        return shared_pool().run(CHECK, arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall)
+        return shared_pool().run(SQL_CHECK, arguments, cpu_seconds=self.cpu_seconds, wall_seconds=wall)
 
 
 def _databases(sample: Sample) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, 
 FORBIDDEN_FUNCTIONS = {"load_extension", "random", "randomblob"}
 """Functions that load code or, because they are random, would give the same answer different rewards."""
 
-TICK = 100_000
+TICK_INSTRUCTIONS = 100_000
 """Instructions between two checks of the limit, some milliseconds; limits round up to multiples of it."""
 HEAP_BYTES = 256 << 20
 """Memory limit of SQLite itself: sorting, grouping, DISTINCT."""
@@ -99,7 +99,7 @@ def _confine(connection: sqlite3.Connection, instructions: int) -> None:
     connection.execute("PRAGMA temp_store = MEMORY")  # sorting must not fill the disk
     connection.execute(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES)
-    tick = min(TICK, instructions)
+    tick = min(TICK_INSTRUCTIONS, instructions)
     ticks = iter(range(instructions // tick))
     connection.set_progress_handler(lambda: next(ticks, None) is None, tick)  # True: interrupt
     connection.set_authorizer(_authorize)

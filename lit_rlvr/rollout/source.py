@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("lit_rlvr")
 
-STAGES = {
+STAGE_TEXTS = {
     "wait": "waiting for the prefetched rollout",
     "sync": "sending the weights to the engine",
     "reference": "sampling from the reference",
@@ -170,7 +170,7 @@ class SyncSource(RolloutSource):
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
-        progress.begin(STAGES[stage])
+        progress.begin(STAGE_TEXTS[stage])
         yield
         self.sampler.seconds[stage] += time.perf_counter() - started
 
@@ -196,7 +196,7 @@ class AheadSource(SyncSource):
 
     def next(self, batch: PromptBatch) -> Rollout:
         started = time.perf_counter()
-        progress.begin(STAGES["wait"])
+        progress.begin(STAGE_TEXTS["wait"])
         self.wait()
         waited = time.perf_counter() - started
         rollout = super().next(batch)

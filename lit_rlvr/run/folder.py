@@ -72,7 +72,7 @@ def _lock(path: Path, option: str) -> TextIO | None:
 
 
 BACKUP, PARTIAL_BACKUP = ".replaced", ".replaced.tmp"
-FAILED = ".failed"
+FAILED_FOLDER = ".failed"
 """Folder for the files of a run that ended before its first checkpoint."""
 RUN_FILES = (
     "checkpoints/step-[0-9]*.ckpt", "checkpoints/best.ckpt", "tensorboard/events.out.tfevents.*",
@@ -120,7 +120,7 @@ def restore_earlier_run(root: Path) -> None:
     has_failed_files = move_to_failed(root)
     os.replace(root / BACKUP, root / PARTIAL_BACKUP)
     undo_interrupted_move(root)
-    where = f"; the new one's files are in {shown(root / FAILED)}" if has_failed_files else ""
+    where = f"; the new one's files are in {shown(root / FAILED_FOLDER)}" if has_failed_files else ""
     message = "%s: restored the earlier run, because the new one ended before its first checkpoint%s"
     _log.warning(message, shown(root), where)
 
@@ -132,7 +132,7 @@ def delete_backup(root: str | Path) -> None:
 
 def delete_failed(root: str | Path) -> None:
     """Delete the files of a run that ended before its first checkpoint, if there are any."""
-    _remove(Path(root, FAILED))
+    _remove(Path(root, FAILED_FOLDER))
 
 
 def list_run_files(root: Path) -> list[Path]:
@@ -145,8 +145,8 @@ def move_to_failed(root: Path) -> bool:
     """Move the files of a failed run to `.failed`; return whether there were any."""
     files = list_run_files(root)
     if files:
-        _remove(root / FAILED)
-        _move(files, root, root / FAILED)
+        _remove(root / FAILED_FOLDER)
+        _move(files, root, root / FAILED_FOLDER)
     return bool(files)
 
 

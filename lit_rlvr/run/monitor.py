@@ -25,7 +25,7 @@ _log = logging.getLogger("lit_rlvr")
 
 RECENT = 4
 """Iterations that a mean is taken over."""
-MOST = 0.5
+HIGH_SHARE = 0.5
 """The share of truncated completions, and of prompts without a signal, above which a run is reported."""
 WORSE = 0.2
 """The rise of such a share above which it is reported, or reported again."""
@@ -37,7 +37,7 @@ FORGOTTEN = 0.03
 """The fall of an accuracy, and the rise of training's next to it, above which a run is reported."""
 APART = 0.02
 """The difference of the engine's log-probabilities, in nats, above which its doubling is reported."""
-FAILED = 0.01
+FAILED_SHARE = 0.01
 """The share of failed rewards above which a run is reported."""
 VALIDATED = re.compile(r"val/(.+)/truncated")
 """The metric of a validation set."""
@@ -150,7 +150,7 @@ class LostWork(Callback):
         """Return a share's recent mean if it is to be reported, else None."""
         self._recent[name] = [*self._recent.get(name, []), metrics[name]][-RECENT:]
         share = fmean(self._recent[name])
-        if share <= max(MOST, self._said.get(name, 0.0) + WORSE):
+        if share <= max(HIGH_SHARE, self._said.get(name, 0.0) + WORSE):
             return None
         self._said[name] = share
         return share
@@ -251,7 +251,7 @@ def findings(metrics: Metrics) -> list[RunFinding]:
 
 def _dead_groups(metrics: Metrics) -> Iterator[RunFinding]:
     signal = course(metrics, "train/no_signal")
-    if signal.values and signal.last > MOST:
+    if signal.values and signal.last > HIGH_SHARE:
         solved = course(metrics, "rollout/accuracy")
         yield RunFinding(
             "Most prompts give no signal",
@@ -265,11 +265,11 @@ def _truncation(metrics: Metrics) -> Iterator[RunFinding]:
     """Look at training and at each set's last validation."""
     seen = []
     cut = course(metrics, "rollout/truncated")
-    if cut.values and (cut.last > MOST or (cut.is_long and cut.last > cut.first + WORSE)):
+    if cut.values and (cut.last > HIGH_SHARE or (cut.is_long and cut.last > cut.first + WORSE)):
         seen.append(f"share cut off: {cut.change() if cut.is_long else number_text(cut.last)}")
     for name in dict.fromkeys(found[1] for row in metrics.values() for m in row if (found := VALIDATED.fullmatch(m))):
         last = course(metrics, f"val/{name}/truncated")
-        if last.values and last.values[-1] > MOST:
+        if last.values and last.values[-1] > HIGH_SHARE:
             seen.append(
                 f"share cut off in validation ({name}): {number_text(last.values[-1])} at step {last.steps[-1]}"
             )
@@ -300,9 +300,9 @@ def _learns(metrics: Metrics) -> bool:
     """
     accuracy, reward, signal = (course(metrics, m) for m in ("rollout/accuracy", "rollout/reward", "train/no_signal"))
     if accuracy.is_long and 1 - accuracy.last < 0.8 * (1 - accuracy.first):
-        return accuracy.last > MOST or (bool(signal.values) and signal.last < MOST)
+        return accuracy.last > HIGH_SHARE or (bool(signal.values) and signal.last < HIGH_SHARE)
     steady = not accuracy.is_long or accuracy.last >= accuracy.first
-    return steady and reward.rises and bool(signal.values) and signal.last < MOST
+    return steady and reward.rises and bool(signal.values) and signal.last < HIGH_SHARE
 
 
 def _entropy(metrics: Metrics) -> Iterator[RunFinding]:
@@ -367,7 +367,7 @@ def _engine(metrics: Metrics) -> Iterator[RunFinding]:
 
 def _failed_checks(metrics: Metrics) -> Iterator[RunFinding]:
     failed = course(metrics, "reward/status/error")
-    if failed.values and failed.last > FAILED:
+    if failed.values and failed.last > FAILED_SHARE:
         yield RunFinding(
             "Rewards fail",
             f"{failed.last:.1%} of the completions could not be judged in the last {RECENT} iterations",

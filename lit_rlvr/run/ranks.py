@@ -27,7 +27,7 @@ HEARTBEAT_SECONDS = 1.0
 MAX_MISSED_HEARTBEATS = 40
 """Missed heartbeats after which a process counts as dead. The watcher counts its own beats, because the machine may
 have suspended all processes."""
-TIMEOUT = MAX_MISSED_HEARTBEATS * HEARTBEAT_SECONDS
+HEARTBEAT_TIMEOUT = MAX_MISSED_HEARTBEATS * HEARTBEAT_SECONDS
 EXIT_SECONDS = 1.0
 """Seconds that a process has to exit through its own exception before it is killed."""
 REASON_SECONDS = 5.0
@@ -112,7 +112,7 @@ class RankWatch(Callback):
                 self._missed_answers = 0
                 last_count, missed = count, (missed + 1 if count == last_count else 0)
                 if missed > MAX_MISSED_HEARTBEATS:
-                    self._publish_reason(f"process {neighbour} has not responded for {TIMEOUT:.0f} s")
+                    self._publish_reason(f"process {neighbour} has not responded for {HEARTBEAT_TIMEOUT:.0f} s")
                 self._read_reason(trainer)
             except RuntimeError:  # the store died with its process
                 self._reason = self._reason or NO_MESSAGE
@@ -134,7 +134,7 @@ class RankWatch(Callback):
         while not self._is_done.wait(HEARTBEAT_SECONDS) and not self._is_leaving.is_set():
             self._missed_answers += 1
             if self._missed_answers > MAX_MISSED_HEARTBEATS:
-                self._reason = f"the store of the run, in process 0, has not answered for {TIMEOUT:.0f} s"
+                self._reason = f"the store of the run, in process 0, has not answered for {HEARTBEAT_TIMEOUT:.0f} s"
                 self._failed_has_ended.set()
             if self._reason and not self._is_leaving.wait(EXIT_SECONDS):
                 self._exit(trainer)

@@ -163,7 +163,7 @@ CONFIGURABLE: dict[str, type[Callback]] = {
 """Key of a config -> the callback of every run that it configures."""
 FIXED: tuple[type[Callback], ...] = (RankWatch, StopOnSignal, EndOfSetUp, MonitoredMetrics, LostWork, LiveFile)
 """The callbacks of every run that have no options."""
-ORDER: tuple[type[Callback], ...] = (
+CALLBACK_ORDER: tuple[type[Callback], ...] = (
     RankWatch,
     StopOnSignal,
     RunStart,  # before all that write files
@@ -188,8 +188,10 @@ def in_order(callbacks: Sequence[Callback]) -> list[Callback]:
     """Return the callbacks in the order of a run's."""
 
     def place(callback: Callback) -> int:
-        kinds = [place for place, kind in enumerate(ORDER) if kind is not Callback and isinstance(callback, kind)]
-        return kinds[0] if kinds else ORDER.index(Callback)
+        kinds = [
+            place for place, kind in enumerate(CALLBACK_ORDER) if kind is not Callback and isinstance(callback, kind)
+        ]
+        return kinds[0] if kinds else CALLBACK_ORDER.index(Callback)
 
     return sorted(callbacks, key=place)
 

@@ -137,7 +137,7 @@ MESSAGES = ("DefaultCPUAllocator", "not enough memory", "OutOfMemoryError")
 """Substrings of out-of-memory errors that have no exception class."""
 BUDGET = "memory.json"
 """File of the run folder with the token budget that a run is to begin with, because it ran out of memory."""
-T = TypeVar("T")
+_T = TypeVar("_T")
 P = ParamSpec("P")
 
 
@@ -196,8 +196,8 @@ class TokenBudget:
 
 
 def smaller_microbatches_when_out_of_memory(
-    method: Callable[Concatenate[Any, PreparedRollout, P], T],
-) -> Callable[Concatenate[Any, PreparedRollout, P], T]:
+    method: Callable[Concatenate[Any, PreparedRollout, P], _T],
+) -> Callable[Concatenate[Any, PreparedRollout, P], _T]:
     """Repeat a method of `Updater` with half the token budget as long as a rank runs out of memory in it. Collective:
     call it on every rank.
 
@@ -209,7 +209,7 @@ def smaller_microbatches_when_out_of_memory(
     """
 
     @wraps(method)
-    def repeated(self: Any, prepared: PreparedRollout, *args: P.args, **kwargs: P.kwargs) -> T:
+    def repeated(self: Any, prepared: PreparedRollout, *args: P.args, **kwargs: P.kwargs) -> _T:
         while True:
             result, trouble = _try(partial(method, self, prepared, *args, **kwargs))
             left = self.budget.tokens // 2
@@ -223,13 +223,13 @@ def smaller_microbatches_when_out_of_memory(
                         "resume with --ckpt_path last, or start runs with --supervise N, which does so"
                     )
             if not all_max(trouble is not None, self.policy.device):
-                return cast(T, result)
+                return cast(_T, result)
             self.budget.lower(left, f"out of memory in a micro-batch ({trouble or 'on another rank'}), trying again")
 
     return repeated
 
 
-def _try(run: Callable[[], T]) -> tuple[T | None, str | None]:
+def _try(run: Callable[[], _T]) -> tuple[_T | None, str | None]:
     """Return the result, or how memory ran out; a failed attempt's memory is free by then."""
     try:
         return run(), None

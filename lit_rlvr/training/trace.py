@@ -92,11 +92,11 @@ class Trace:
             "status": rollout.statuses[p][g],
             "advantage": None if advantages is None else float(advantages[p, g]),
             "engine_logp": [round(v, 6) for v in completion.logprobs],
-            **{name: _numbers(values, completion.from_model) for name, values in numbers.items()},
+            **{name: _traced_numbers(values, completion.from_model) for name, values in numbers.items()},
         }
 
 
-def _numbers(values: Tensor, sampled: Iterable[bool]) -> list[float]:
+def _traced_numbers(values: Tensor, sampled: Iterable[bool]) -> list[float]:
     """Return a number for each token: those of the sampled ones, and 0 for observed ones."""
     each = iter(values.tolist())
     return [float(f"{next(each):.6g}") if own else 0.0 for own in sampled]

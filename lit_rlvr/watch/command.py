@@ -26,9 +26,9 @@ _log = logging.getLogger("lit_rlvr")
 
 
 BARS = "▁▂▃▄▅▆▇█"
-WIDTH = 12
+CURVE_WIDTH = 12
 """Width of a curve in characters."""
-COLUMNS = (
+CURVE_COLUMNS = (
     ("reward", "rollout/reward"), ("accuracy", "rollout/accuracy"), ("held out", "val/accuracy"),
     ("entropy", "train/entropy"), ("length", "rollout/length"),
 )  # fmt: skip
@@ -130,23 +130,25 @@ def states(folders: FollowedFolders) -> dict[str, dict[str, Any]]:
 
 def runs_table(folders: FollowedFolders) -> RenderableType:
     """Return a table with each run's status and curves, and the findings below it."""
-    shown = Table("run", *(heading for heading, _ in COLUMNS), title=folders.title, title_justify="left", expand=True)
+    shown = Table(
+        "run", *(heading for heading, _ in CURVE_COLUMNS), title=folders.title, title_justify="left", expand=True
+    )
     notes: list[Text] = []
     for name, followed in folders.runs.items():
-        cells = [_cell(curve([followed.run], [metric])) for _, metric in COLUMNS]
+        cells = [_curve_text(curve([followed.run], [metric])) for _, metric in CURVE_COLUMNS]
         shown.add_row(Text(f"{followed.path.parent.name}/{followed.path.name}\n{followed.status.line}"), *cells)
         for found in findings(followed.run.metrics):
             notes.append(Text(f"{name}: {found.title}: {found.evidence}. What helps: {found.remedy}."))
     return Group(shown, *notes)
 
 
-def _cell(values: Curve | None) -> Text:
+def _curve_text(values: Curve | None) -> Text:
     if values is None:
         return Text("")
     return Text(f"{number_text(values.mean[-1])}\n{sparkline(values.mean)}")
 
 
-def sparkline(values: list[float], width: int = WIDTH) -> str:
+def sparkline(values: list[float], width: int = CURVE_WIDTH) -> str:
     """Draw numbers as bars of eight heights, from the lowest to the highest; of many, show the last of every few."""
     step = -(-len(values) // width)
     kept = values[::-1][::step][::-1]

@@ -20,7 +20,7 @@ from lit_rlvr.run.live import LIVE, read_live
 
 SILENT_SECONDS = 15.0
 """Seconds without a new `live.json` after which a run that has not ended counts as dead."""
-CHUNK = 0.05
+READ_SECONDS = 0.05
 """Seconds of reading completions before the server may render pages."""
 SMALL = ("config.yaml", "metrics.csv", "summary.json")
 
@@ -141,10 +141,10 @@ class FollowedFolders:
             while not done:
                 with self.lock:
                     before = run.completions.read
-                    done = run.completions.follow(CHUNK)
+                    done = run.completions.follow(READ_SECONDS)
                     self.versions["completions"] += run.completions.read != before
                 if not done:
-                    time.sleep(CHUNK / 10)
+                    time.sleep(READ_SECONDS / 10)
 
     @property
     def unread(self) -> float:

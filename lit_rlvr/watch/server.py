@@ -61,16 +61,16 @@ def application(folders: FollowedFolders, token: str | None = None) -> Starlette
         given = request.query_params
         return pages.prompts(
             folders, given.get("run", ""), given.get("outcome", ""), given.get("order", ""), given.get("words", ""),
-            _number(given.get("page")) or 1,
+            _query_int(given.get("page")) or 1,
         )  # fmt: skip
 
     def prompt(request: Request) -> str:
         given = request.query_params
-        return pages.prompt(folders, given.get("run", ""), given.get("id", ""), _number(given.get("step")))
+        return pages.prompt(folders, given.get("run", ""), given.get("id", ""), _query_int(given.get("step")))
 
     def tokens(request: Request) -> str:
         given = request.query_params
-        step, sample = _number(given.get("step")), _number(given.get("sample"))
+        step, sample = _query_int(given.get("step")), _query_int(given.get("sample"))
         if step is None or sample is None:
             raise pages.NotFound("step and sample are whole numbers")
         return pages.completion_page(folders, given.get("run", ""), given.get("id", ""), step, sample)
@@ -174,5 +174,5 @@ def follow(folders: FollowedFolders, stop: threading.Event) -> None:
         stop.wait(REFRESH_SECONDS)
 
 
-def _number(text: str | None) -> int | None:
+def _query_int(text: str | None) -> int | None:
     return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 12 else None

@@ -28,12 +28,12 @@ from lit_rlvr.workers.process import Function, Isolation, Outcome, WorkerProcess
 
 _log = logging.getLogger("lit_rlvr")
 
-PATIENCE = 30.0
+SLOW_REWARD_SECONDS = 30.0
 """Seconds before a slow reward is first logged, and between later log lines."""
 
 
 class Waiting:
-    """A log line, every `PATIENCE` seconds, about a reward that is still judging a batch.
+    """A log line, every `SLOW_REWARD_SECONDS` seconds, about a reward that is still judging a batch.
 
     The seconds count from the start of the batch; while nothing else is going on, from the start of the scoring, which
     may consist of many short batches.
@@ -74,11 +74,11 @@ class Waiting:
     def _watch(self) -> None:
         begun = time.time()
         since = min(begun, progress.since) if progress.stage == "scoring" else begun
-        times = int((begun - since) / PATIENCE) + 1
-        while not self._over.wait(max(0.0, since + times * PATIENCE - time.time())):
+        times = int((begun - since) / SLOW_REWARD_SECONDS) + 1
+        while not self._over.wait(max(0.0, since + times * SLOW_REWARD_SECONDS - time.time())):
             row = "".join(f", now row {self._rows[number]}" for number in list(self._begun)[:1])
             counts = (len(self._done), len(self._rows))
-            seconds = f"{times * PATIENCE:g} s{' of scoring' if since < begun else ''}"
+            seconds = f"{times * SLOW_REWARD_SECONDS:g} s{' of scoring' if since < begun else ''}"
             _log.warning("waiting for %s, %s: %d of %d judged%s", self._reward, seconds, *counts, row)
             times += 1
 

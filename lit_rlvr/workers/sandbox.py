@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 
 JAIL = str(Path(__file__).parent / "jail")
-MACHINES = ("x86_64", "aarch64")
+SANDBOX_MACHINES = ("x86_64", "aarch64")
 OUTPUT_BYTES = 16 << 20
 """Size limits of output and of standard error."""
 MAX_THREADS = 128
 WALL_FACTOR = 10
 """Wall-clock seconds allowed per CPU second: for programs that sleep and overloaded machines."""
-TICK = 0.05
+TICK_SECONDS = 0.05
 """Seconds between two checks of the number of threads."""
 MESSAGE_BYTES = 2000
 PACKAGES = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
@@ -73,7 +73,7 @@ class ProgramFailed(Exception):
 
 def is_supported() -> bool:
     """Return whether this machine supports the sandbox."""
-    return sys.platform == "linux" and platform.machine() in MACHINES
+    return sys.platform == "linux" and platform.machine() in SANDBOX_MACHINES
 
 
 def run(program: str, text: str, limits: ProgramLimits, function: str = "") -> str:
@@ -139,7 +139,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
     try:
         while time.monotonic() < deadline:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(TICK)
+                process.wait(TICK_SECONDS)
                 return ""
             if os.stat(f"/proc/{process.pid}/task").st_nlink - 2 > MAX_THREADS:
                 return f"more than {MAX_THREADS} threads"

@@ -16,7 +16,7 @@ from lit_rlvr.cli.errors import KnownNames, _classes
 from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
 from lit_rlvr.configs import shipped_configs
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.trackers.callback import NAMES
+from lit_rlvr.run.trackers.callback import TRACKER_NAMES
 
 WRONG = [
     "fit --confg quickstart",
@@ -73,7 +73,7 @@ def test_the_sources_have_the_classes_of_the_parser_and_their_options() -> None:
     names, known = SourceNames("fit"), KnownNames(None)
     ours = {cls for classes in _classes().values() for cls in classes if cls.__module__.startswith("lit_rlvr.")}
     shipped = {cls for cls in ours if not cls.__module__.startswith("lit_rlvr.init")}
-    assert names.classes() == {cls.__name__ for cls in shipped} | {*NAMES}
+    assert names.classes() == {cls.__name__ for cls in shipped} | {*TRACKER_NAMES}
     for cls in shipped:
         path = f"{cls.__module__}.{cls.__name__}"
         assert names.arguments(path) == known.arguments(path), path

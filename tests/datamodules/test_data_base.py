@@ -9,8 +9,8 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from lit_rlvr.datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
-from lit_rlvr.datamodules.reading.checks import snake_case
 from lit_rlvr.errors import UserError
+from lit_rlvr.settings import snake_case
 from lit_rlvr.types import Sample
 
 
@@ -402,6 +402,7 @@ def test_options_that_cannot_be_meant(options, message):
 
 def test_names_in_snake_case():
     names = {"TextMath": "text_math", "MedicalVQA": "medical_vqa", "TextToSQL": "text_to_sql", "GSM8K": "gsm8k"}
+    names |= {"MathAnswer": "math_answer", "SQLExecution": "sql_execution", "F1Score": "f1_score"}
     assert {name: snake_case(name) for name in names} == names
     assert TextMath(name="gsm8k").name == "gsm8k"
 

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lit_rlvr.datamodules import TextMath
-from lit_rlvr.datamodules.text_math import last_boxed, reference_answer
+from lit_rlvr.datamodules.text_math import reference_answer
 from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.answers import last_boxed
 
 VERL = {
     "level": "Level 5",
@@ -164,6 +165,8 @@ def test_a_templated_prompt_without_its_question_is_a_bad_row(jsonl):
         ("\\boxed{never ends", None),
         ("no box", None),
         ("\\boxed{}", ""),
+        ("\\boxed {4.}", "4"),
+        ("\\boxed{1} or \\boxed \\frac{1}{2}", "1"),
     ],
 )
 def test_last_boxed(text: str, boxed: str | None):

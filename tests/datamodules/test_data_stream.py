@@ -6,7 +6,7 @@ from itertools import chain, islice
 
 import pytest
 
-from lit_rlvr.datamodules.reading.stream import START, EvalLoader, PromptStream, TrainLoader
+from lit_rlvr.datamodules.reading.stream import START_CURSOR, EvalLoader, PromptStream, TrainLoader
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Prompt, Sample
 
@@ -21,17 +21,17 @@ def ids(batch: list[Prompt]) -> list[int]:
 
 def test_take_is_a_pure_function_of_the_cursor():
     stream = PromptStream(prompts(10), seed=1, run_seed=2)
-    first, cursor = stream.take(4, START)
+    first, cursor = stream.take(4, START_CURSOR)
     stream.take(25, cursor)
-    again, same = PromptStream(prompts(10), seed=1, run_seed=2).take(4, START)
+    again, same = PromptStream(prompts(10), seed=1, run_seed=2).take(4, START_CURSOR)
     assert (ids(again), same) == (ids(first), cursor)
-    assert ids(stream.take(4, START)[0]) == ids(first)
-    assert START == {"epoch": 0, "position": 0}
+    assert ids(stream.take(4, START_CURSOR)[0]) == ids(first)
+    assert START_CURSOR == {"epoch": 0, "position": 0}
 
 
 def test_every_epoch_is_a_complete_fresh_permutation_across_boundaries():
     stream = PromptStream(prompts(10), seed=0)
-    taken, cursor = [], START
+    taken, cursor = [], START_CURSOR
     for _ in range(10):  # 30 prompts in steps of 3, which does not divide 10
         batch, cursor = stream.take(3, cursor)
         taken += ids(batch)
@@ -66,25 +66,25 @@ def test_resuming_at_any_batch_equals_the_uninterrupted_order(stop: int):
                 committed[0] = batch.cursor  # after training on it
         return seen, committed[0]
 
-    whole, end = run(7, START)
-    head, cursor = run(stop, START)
+    whole, end = run(7, START_CURSOR)
+    head, cursor = run(stop, START_CURSOR)
     tail, resumed_end = run(7 - stop, cursor)
     assert head + tail == whole and resumed_end == end
     assert sorted([*chain(*whole)][:20]) == sorted([*range(10), *range(10)])  # the remainder is not dropped
 
 
 def test_a_loader_runs_on_without_commits_and_never_moves_the_committed_cursor():
-    committed = dict(START)
+    committed = dict(START_CURSOR)
     loader = TrainLoader(PromptStream(prompts(9), seed=0), 3, lambda: committed)
     assert len(loader) == 3
     assert sorted(chain(*(ids(batch.prompts) for batch in loader))) == list(range(9))
-    assert committed == START
+    assert committed == START_CURSOR
     assert ids(next(iter(loader)).prompts) == ids(next(iter(loader)).prompts)
 
 
 def test_the_next_batch_follows_prompts_that_training_took_by_itself():
     stream = PromptStream(prompts(12), seed=0)
-    committed = [START]
+    committed = [START_CURSOR]
     batches = iter(TrainLoader(stream, 3, lambda: committed[0]))
     first = next(batches)
     extra, committed[0] = stream.take(4, first.cursor)
@@ -95,8 +95,8 @@ def test_the_next_batch_follows_prompts_that_training_took_by_itself():
 @pytest.mark.parametrize("world", [2, 4])
 def test_the_ranks_slices_are_the_one_rank_batch(world: int):
     stream = PromptStream(prompts(20), seed=5)
-    whole = list(TrainLoader(stream, 8, lambda: START))
-    parts = [list(TrainLoader(stream, 8, lambda: START, rank, world)) for rank in range(world)]
+    whole = list(TrainLoader(stream, 8, lambda: START_CURSOR))
+    parts = [list(TrainLoader(stream, 8, lambda: START_CURSOR, rank, world)) for rank in range(world)]
     for step, batch in enumerate(whole):
         assert [*chain(*(ids(part[step].prompts) for part in parts))] == ids(batch.prompts)
         assert all(part[step].cursor == batch.cursor for part in parts)
@@ -105,9 +105,9 @@ def test_the_ranks_slices_are_the_one_rank_batch(world: int):
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="prompts_per_step=9 is not divisible by the 2 processes"):
-        TrainLoader(PromptStream(prompts(20), seed=0), 9, lambda: START, 0, 2)
+        TrainLoader(PromptStream(prompts(20), seed=0), 9, lambda: START_CURSOR, 0, 2)
     with pytest.raises(UserError, match="3 training prompts, fewer than prompts_per_step=4"):
-        TrainLoader(PromptStream(prompts(3), seed=0), 4, lambda: START)
+        TrainLoader(PromptStream(prompts(3), seed=0), 4, lambda: START_CURSOR)
     with pytest.raises(UserError, match="no training prompt"):
         PromptStream([], seed=0)
 

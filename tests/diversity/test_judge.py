@@ -9,7 +9,7 @@ import pytest
 from judge_server import Answer, JudgeServer, completion, serve
 
 from lit_rlvr.diversity import JudgeScore, measure_diversity
-from lit_rlvr.diversity.judge import PROMPT, parse_score
+from lit_rlvr.diversity.judge import JUDGE_PROMPT, parse_score
 from lit_rlvr.errors import UserError
 
 pytest.importorskip("openai")
@@ -37,9 +37,11 @@ def test_the_mean_score_and_what_is_asked() -> None:
     asked = next(request for _, request in server.requests if name_of(request["messages"][0]["content"]) == "a")
     assert asked == {
         "model": "judge", "temperature": 0, "max_tokens": 4,
-        "messages": [{"role": "user", "content": f"{PROMPT}\n\nSolution 1:\n<a> first\n\nSolution 2:\n<a> second"}],
+        "messages": [
+            {"role": "user", "content": f"{JUDGE_PROMPT}\n\nSolution 1:\n<a> first\n\nSolution 2:\n<a> second"},
+        ],
     }  # fmt: skip
-    assert "a single integer score from 0 to 3" in PROMPT
+    assert "a single integer score from 0 to 3" in JUDGE_PROMPT
 
 
 def test_the_judge_sees_correct_solutions_only() -> None:

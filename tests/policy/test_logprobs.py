@@ -42,7 +42,7 @@ def test_values_and_gradients_are_those_of_the_softmax(
     sampling: Sampling, bias: bool, chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
     monkeypatch.setattr(scoring, "GPU_ROWS", 1)
-    monkeypatch.setattr(scoring, "CHUNK", chunk)
+    monkeypatch.setattr(scoring, "CHUNK_LOGITS", chunk)
     monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
     hidden, weight, offset, target = numbers(bias, device)
     factors = torch.randn(2, N, dtype=torch.float64, device=device)
@@ -110,7 +110,7 @@ def peak_elements(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize("gradient", [True, False])
 def test_the_vocabulary_is_held_for_a_chunk_only(gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "CHUNK", 2 * V)
+    monkeypatch.setattr(scoring, "CHUNK_LOGITS", 2 * V)
     monkeypatch.setattr(scoring, "KEPT_BYTES", 0)
     hidden, weight, _, target = numbers(False)
 

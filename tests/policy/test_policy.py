@@ -120,7 +120,7 @@ def test_chunks_of_the_vocabulary_change_nothing(
     policy = Policy(model, (END,))
     logp, entropy = policy.logprobs(rollout, list(range(12)), entropy=True)
     wanted = gradients(model, logp.exp().sum())
-    monkeypatch.setattr(scoring, "CHUNK", positions * model.config.vocab_size + 7)
+    monkeypatch.setattr(scoring, "CHUNK_LOGITS", positions * model.config.vocab_size + 7)
     monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
     monkeypatch.setattr(scoring, "GPU_ROWS", 1)
     chunked, spread = policy.logprobs(rollout, list(range(12)), entropy=True)

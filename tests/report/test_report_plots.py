@@ -8,11 +8,11 @@ import pytest
 
 from lit_rlvr.report.charts import (
     BOTTOM,
-    HEIGHT,
+    CHART_HEIGHT,
+    CHART_WIDTH,
     LEFT,
     RIGHT,
     TOP,
-    WIDTH,
     Curve,
     Panel,
     chart,
@@ -56,7 +56,7 @@ def test_labels_are_short() -> None:
 def test_points_stand_where_they_should() -> None:
     panel = Panel("Accuracy", [None, Curve([0, 10], [0.0, 0.5], [0.0, 0.25], [0.0, 1.0])])
     drawn = chart(panel, [3, 7])
-    bottom, middle, right = HEIGHT - BOTTOM, (HEIGHT - BOTTOM + TOP) / 2, WIDTH - RIGHT
+    bottom, middle, right = CHART_HEIGHT - BOTTOM, (CHART_HEIGHT - BOTTOM + TOP) / 2, CHART_WIDTH - RIGHT
     quarter = bottom - (bottom - TOP) / 4
     assert drawn.y_ticks[0] == (bottom, "0") and drawn.y_ticks[2] == (middle, "0.5") and drawn.y_ticks[4] == (TOP, "1")
     assert drawn.x_ticks[0] == (LEFT, "0") and drawn.x_ticks[-1] == (right, "10")

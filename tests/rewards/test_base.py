@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser
 from lit_rlvr import rewards
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, score_rollout
-from lit_rlvr.rewards.base import say_where, snake_case
+from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import stop_on_failures
 from lit_rlvr.terminal import Activity
 from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
@@ -200,7 +200,7 @@ class Stuck(Reward):
 
 
 def test_a_reward_that_hangs_is_said_while_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "PATIENCE", 0.05)
+    monkeypatch.setattr(waiting, "SLOW_REWARD_SECONDS", 0.05)
     said, lines = threading.Event(), []
 
     class Handler(logging.Handler):
@@ -226,7 +226,7 @@ def test_rewards_that_are_slow_one_by_one_are_said_with_a_count(
             time.sleep(0.03)
             return super().__call__(completion, sample)
 
-    monkeypatch.setattr(waiting, "PATIENCE", 0.1)
+    monkeypatch.setattr(waiting, "SLOW_REWARD_SECONDS", 0.1)
     Slow(True).score([PAIR] * 10)
     assert re.search(r"Slow, 0\.1 s: [1-9] of 10 judged, now row a", caplog.text)
 
@@ -239,7 +239,7 @@ def test_many_short_batches_of_one_scoring_are_said(
             time.sleep(0.1)
             return super().__call__(completion, sample)
 
-    monkeypatch.setattr(waiting, "PATIENCE", 0.5)
+    monkeypatch.setattr(waiting, "SLOW_REWARD_SECONDS", 0.5)
     progress = Activity()
     monkeypatch.setattr(waiting, "progress", progress)
     progress.begin("generating")
@@ -253,8 +253,6 @@ def test_many_short_batches_of_one_scoring_are_said(
 
 
 def test_names_and_weights() -> None:
-    assert snake_case("MathAnswer") == "math_answer"
-    assert snake_case("SQLExecution") == "sql_execution"
     assert Returns().name == "returns" and Returns(name="mine").name == "mine"
     assert Returns().weight == 1.0 and not Returns().correct_from
     with pytest.raises(UserError, match=r"Returns\.weight"):

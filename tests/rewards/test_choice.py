@@ -146,7 +146,9 @@ def test_last_boxed_is_the_slow_loop() -> None:
         assert last_boxed(text) == slow_last_boxed(text), text
 
 
-@pytest.mark.parametrize("piece", ["\\boxed{", "\\boxed{B} ", "<answer>", "B) ", "\\text{", " ", "yes ", "answer is "])
+@pytest.mark.parametrize(
+    "piece", ["\\boxed{", "\\boxed ", "\\boxed{B} ", "<answer>", "B) ", "\\text{", " ", "yes ", "answer is "]
+)
 def test_long_hostile_answers_are_quick(piece: str) -> None:
     started = time.process_time()
     judge(piece * 20000)

@@ -182,7 +182,7 @@ def test_long_prose_is_no_bomb() -> None:
 
 
 def test_the_checker_itself_failing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_rlvr.rewards.math.CHECK", "operator:truediv")
+    monkeypatch.setattr("lit_rlvr.rewards.math.MATH_CHECK", "operator:truediv")
     (result,) = judge(["7"], ["7"])
     assert (result.value, result.correct, result.status) == (0.0, None, "error")
     assert "TypeError" in result.detail

@@ -240,7 +240,9 @@ def test_nothing_of_the_parent_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_it_dies_with_its_parent() -> None:
-    source = f"from lit_rlvr.workers.sandbox import *\nrun('import time; time.sleep(99)', '', Limits{tuple(LIMITS)})"
+    source = (
+        f"from lit_rlvr.workers.sandbox import *\nrun('import time; time.sleep(99)', '', ProgramLimits{tuple(LIMITS)})"
+    )
     parent = subprocess.Popen([sys.executable, "-c", source])
     deadline = time.monotonic() + 30
     while not (children := psutil.Process(parent.pid).children()) and time.monotonic() < deadline:
@@ -290,9 +292,9 @@ def decide(code: seccomp.Code, machine: int, number: int, *arguments: int) -> in
             return constant
 
 
-@pytest.mark.parametrize("name", seccomp.MACHINES)
+@pytest.mark.parametrize("name", seccomp.ALLOWED_CALLS)
 def test_the_filter_of_every_machine(name: str) -> None:
-    machine, calls = seccomp.MACHINES[name]
+    machine, calls = seccomp.ALLOWED_CALLS[name]
     code = seccomp.program(machine, calls)
     refused, allowed = seccomp.ERROR | errno.EPERM, seccomp.ALLOW
 

@@ -252,7 +252,7 @@ def test_a_wandb_that_does_not_answer_is_not_waited_for_long(
     mode: Literal["online"] | None,
 ) -> None:  # fmt: skip
     """The run goes on offline, unless the user insists on `online`."""
-    monkeypatch.setattr("lit_rlvr.run.trackers.wandb_tracker.PATIENCE", 0.0)
+    monkeypatch.setattr("lit_rlvr.run.trackers.wandb_tracker.SERVER_PATIENCE", 0.0)
     monkeypatch.setattr("lit_rlvr.run.trackers.wandb_tracker.LONGEST_WAIT", 1.0)
     caplog.set_level(logging.INFO, "lit_rlvr")
     wandb.teardown()  # it reads its environment once a process

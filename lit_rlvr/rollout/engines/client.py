@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import httpx
 
 
-T = TypeVar("T")
-START = "start it with `lit-rlvr serve --model ...`"
+_T = TypeVar("_T")
+START_HINT = "start it with `lit-rlvr serve --model ...`"
 HEALTH_SECONDS = 5.0
 """Seconds between two health checks of a server that has not answered a request yet."""
 _log = logging.getLogger("lit_rlvr")
@@ -67,7 +67,7 @@ class VLLMServer:
             except httpx.HTTPError as error:
                 reason = first_line(error)
             if time.monotonic() > deadline:
-                raise UserError(f"{self.url} does not answer within {self.timeout:g} s ({reason}); {START}")
+                raise UserError(f"{self.url} does not answer within {self.timeout:g} s ({reason}); {START_HINT}")
             if not said:
                 _log.info("waiting for the vLLM server %s", self.url)
                 said = True
@@ -82,7 +82,7 @@ class VLLMServer:
         """
         answer = self._ask("GET", "/server_info?config_format=json")
         if answer.status_code == HTTPStatus.NOT_FOUND:
-            raise UserError(f"{self.url} does not accept weights: it runs without VLLM_SERVER_DEV_MODE=1; {START}")
+            raise UserError(f"{self.url} does not accept weights: it runs without VLLM_SERVER_DEV_MODE=1; {START_HINT}")
         found = self._checked(answer)
         invariant = bool(found["vllm_env"].get("VLLM_BATCH_INVARIANT"))
         return {**found["vllm_config"]["model_config"], "batch_invariant": invariant}
@@ -147,7 +147,7 @@ class VLLMServer:
         except httpx.HTTPError as error:
             raise ServerError(f"{self.url}: {first_line(error)}") from error
         if answer.status_code == HTTPStatus.NOT_FOUND:
-            raise UserError(f"{self.url} does not accept tokens: it runs without --enable-scale-out; {START}")
+            raise UserError(f"{self.url} does not accept tokens: it runs without --enable-scale-out; {START_HINT}")
         return dict(self._checked(answer)["choices"][0])
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
@@ -199,7 +199,7 @@ class VLLMServer:
         return dict(answer.json()) if answer.content else {}
 
 
-def run_coroutine(coroutine: Coroutine[Any, Any, T]) -> T:
+def run_coroutine(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """Return what a coroutine returns; it runs in another thread if this one has an event loop, as in a notebook."""
     try:
         asyncio.get_running_loop()

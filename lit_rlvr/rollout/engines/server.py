@@ -20,7 +20,7 @@ from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns, read_completion
-from lit_rlvr.rollout.engines.client import START, ServerError, VLLMServer, dtype_of, run_coroutine
+from lit_rlvr.rollout.engines.client import START_HINT, ServerError, VLLMServer, dtype_of, run_coroutine
 from lit_rlvr.rollout.engines.synced import crash_of
 from lit_rlvr.rollout.engines.transfer import WeightTransfer, weights_or_exit
 from lit_rlvr.rollout.engines.vllm import FP8, collapsed, sampling_parameters, with_tied_head
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("lit_rlvr")
 
-SIZES = ("_size", "_layers", "_heads", "_dim", "experts")
+SIZE_ENDINGS = ("_size", "_layers", "_heads", "_dim", "experts")
 """Ends of the names under which configs have the sizes of a model's weights."""
-POLL = 0.005
+ENVIRONMENT_POLL = 0.005
 """Seconds between two looks for the answers of environments."""
 
 
@@ -119,7 +119,7 @@ class VLLMServerEngine(RolloutEngine):
             )
         if settings["logprobs_mode"] != "processed_logprobs":
             raise UserError(
-                f"{server.url}: its log-probabilities are not those it samples from; {START}, "
+                f"{server.url}: its log-probabilities are not those it samples from; {START_HINT}, "
                 "or with --logprobs-mode processed_logprobs"
             )
         if context.deterministic and torch.cuda.is_available() and not settings["batch_invariant"]:
@@ -282,7 +282,7 @@ def model_sizes(config: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"model_type": config.model_type}
     for prefix, part in parts.items():
         values = {} if part is None else part.to_dict()
-        found |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZES) and isinstance(v, int)}
+        found |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZE_ENDINGS) and isinstance(v, int)}
     return found | {"rope_parameters": getattr(config.get_text_config(), "rope_parameters", None)}
 
 
@@ -300,7 +300,7 @@ class _PendingTurns:
             self._found |= {(p, g): answer for p, g, answer in self.turns.answers(0)}
             if (p, g) in self._found:
                 return self._found.pop((p, g))
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(ENVIRONMENT_POLL)
 
 
 def _png(image: Any) -> str:

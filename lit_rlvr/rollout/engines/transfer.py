@@ -43,7 +43,7 @@ MEMORY = Path("/dev/shm")
 VERSIONS = 3
 """Versions of the weights that must fit: the first one, the last one, and one that is being written."""
 OWN_PREFIX = "lit-rlvr-weights-"
-POLL = 0.1
+TRANSFER_POLL = 0.1
 """Seconds between two looks at a transfer."""
 ABORT_SECONDS = 20.0
 """Seconds that a transfer has to end once the server failed, and once it is aborted."""
@@ -484,7 +484,7 @@ def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable
     seconds = min(server.timeout for server in client.servers)
     deadline = time.monotonic() + seconds
     while thread.is_alive() and client.failure is None and time.monotonic() < deadline:
-        thread.join(POLL)
+        thread.join(TRANSFER_POLL)
     thread.join(0 if client.failure is None else ABORT_SECONDS)  # it may end by itself
     urls, late = ", ".join(server.url for server in client.servers), thread.is_alive()
     if late:

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import Logger
 
 from lit_rlvr.run.outputs import thumbnail_path
 
-COLUMNS = ("step", "id", "sample", "prompt", "answer", "completion", "reward", "correct", "advantage",
+SAMPLE_COLUMNS = ("step", "id", "sample", "prompt", "answer", "completion", "reward", "correct", "advantage",
            "finish_reason", "tokens", "status")  # fmt: skip
 """Columns of completions.jsonl that every table has; `turns` and `images` follow if any row has them."""
 
@@ -36,8 +36,8 @@ class Samples:
     def of(records: Sequence[dict[str, Any]], run: Path) -> Samples:
         """Build the table from records of completions.jsonl in a run folder."""
         more = tuple(name for name in ("turns", "images") if any(name in record for record in records))
-        columns = COLUMNS + more
-        rows = [[_cell(record.get(name)) for name in columns] for record in records]
+        columns = SAMPLE_COLUMNS + more
+        rows = [[_plain_value(record.get(name)) for name in columns] for record in records]
         pictures = [[thumbnail_path(run, key) for key in record.get("images", ())] for record in records]
         return Samples(columns, rows, pictures)
 
@@ -63,7 +63,7 @@ class Samples:
         return found
 
 
-def _cell(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     """Return a value for a table: a chat's messages as `role: content`, other lists as JSON."""
     if isinstance(value, list):
         if value and all(isinstance(item, dict) and {"role", "content"} <= set(item) for item in value):

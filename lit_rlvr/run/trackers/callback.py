@@ -28,7 +28,7 @@ Name = Literal["wandb", "mlflow", "trackio", "tensorboard"]
 Chosen = list[Tracker | Name] | Tracker | Name | None
 """Type of the option `trackers`: names and class_paths, one or several."""
 
-NAMES: dict[str, type[Tracker]] = {cls.key: cls for cls in (Wandb, MLflow, Trackio, TensorBoard)}
+TRACKER_NAMES: dict[str, type[Tracker]] = {cls.key: cls for cls in (Wandb, MLflow, Trackio, TensorBoard)}
 
 
 def choose_trackers(chosen: Chosen, board: bool) -> list[Tracker]:
@@ -41,7 +41,7 @@ def choose_trackers(chosen: Chosen, board: bool) -> list[Tracker]:
         UserError: one is given twice or has a wrong option, or its package is not installed.
     """
     given: Sequence[Tracker | str] = [] if chosen is None else chosen if isinstance(chosen, list) else [chosen]
-    found = [NAMES[one]() if isinstance(one, str) else one for one in given]
+    found = [TRACKER_NAMES[one]() if isinstance(one, str) else one for one in given]
     if board and not any(isinstance(tracker, TensorBoard) for tracker in found):
         found.append(TensorBoard())
     keys = [tracker.key for tracker in found]
@@ -56,7 +56,7 @@ def choose_trackers(chosen: Chosen, board: bool) -> list[Tracker]:
     return found
 
 
-FOLDER = "trackers"
+TRACKERS_FOLDER = "trackers"
 """Subfolder of the run folder for the trackers' files and `runs.json`, which holds each tracker's run id and last
 step."""
 PAUSE = 60.0
@@ -164,9 +164,9 @@ class Feed:
             UserError: the tracker fails.
         """
         root, key = run_root(trainer), self.tracker.key
-        self._file = root / FOLDER / "runs.json"
+        self._file = root / TRACKERS_FOLDER / "runs.json"
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        known = _read(self._file).get(key, {})
+        known = _read_run_ids(self._file).get(key, {})
         if known and known["place"] != self.tracker.place:
             _log.warning("trackers: %s now goes to %s, as a new run", key, self.tracker.place or "its default place")
             known = {}
@@ -231,7 +231,7 @@ class Feed:
         self._failures += 1
 
     def _save(self) -> None:
-        known = _read(self._file)
+        known = _read_run_ids(self._file)
         known[self.tracker.key] = {"id": self._id, "place": self.tracker.place, "last_step": self.last}
         write_atomically(self._file, json.dumps(known, indent=2) + "\n")
 
@@ -244,7 +244,7 @@ def run_name(root: Path) -> str:
     return "/".join(parts[1:] if len(parts) > 1 and parts[0] == "runs" else parts) or root.name
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_run_ids(path: Path) -> dict[str, Any]:
     """Return the trackers' runs by key; empty without a `runs.json`."""
     try:
         found = json.loads(path.read_text()) if path.is_file() else {}

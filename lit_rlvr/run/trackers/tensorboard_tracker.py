@@ -31,7 +31,7 @@ class TensorBoard(Tracker):
         if samples is None:
             return
         lines = ["|".join(samples.columns), "|".join("---" for _ in samples.columns)]
-        lines += ["|".join(_cell(value) for value in row) for row in samples.rows]
+        lines += ["|".join(_escaped_cell(value) for value in row) for row in samples.rows]
         self._writer.add_text("samples", "\n".join(f"|{line}|" for line in lines), step)
         for number, path in enumerate(samples.shown):
             self._writer.add_image(f"samples/picture_{number}", _pixels(path), step, dataformats="HWC")
@@ -56,6 +56,6 @@ def _block(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _cell(value: Any) -> str:
+def _escaped_cell(value: Any) -> str:
     """Return a value as a cell of a Markdown table."""
     return "<br>".join(str(value).replace("|", "\\|").splitlines())

@@ -54,7 +54,7 @@ def last_offline_step(paths: Sequence[Path]) -> int | None:
     return max(steps, default=None)
 
 
-PATIENCE = 3.0
+SERVER_PATIENCE = 3.0
 """Seconds after which the tracker reports that it waits for W&B's server."""
 LONGEST_WAIT = 30.0
 """Seconds to wait for W&B's server, unless `options` or WANDB_INIT_TIMEOUT say otherwise."""
@@ -125,7 +125,7 @@ class Wandb(Tracker):
 
         url, settings = base_url(), self._settings()
         waiting = "trackers: waiting for wandb at %s, for about %g s; its mode: offline does not wait"
-        says = threading.Timer(PATIENCE, _log.info, [waiting, url, settings.init_timeout])
+        says = threading.Timer(SERVER_PATIENCE, _log.info, [waiting, url, settings.init_timeout])
         says.daemon = True
         says.start()
         began = time.monotonic()

@@ -21,7 +21,7 @@ from typing import Any
 import landlock
 import seccomp
 
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 OPEN_FILES = 64
 INTEGER_DIGITS = 50_000
 RECURSION = 50_000
@@ -75,10 +75,10 @@ def limit(cpu_seconds: int, memory_mb: int, output_bytes: int) -> None:
 def confine(parent: int, readable: list[str]) -> None:
     """Die with the parent; read only `readable`, if the kernel supports it; only compute."""
     libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before
         sys.exit("orphaned")
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     landlock.read_only_beneath(readable)
     seccomp.filter_syscalls()
 

@@ -25,7 +25,7 @@ IOCTL = (0x5401, 0x5413, 0x5450, 0x5451)
 Code = list[tuple[int, int, int, int]]
 """Instructions: (operation, how many to skip if true, if false, constant)."""
 
-MACHINES: dict[str, tuple[int, dict[str, int]]] = {
+ALLOWED_CALLS: dict[str, tuple[int, dict[str, int]]] = {
     "x86_64": (0xC000003E, {
         "read": 0, "write": 1, "open": 2, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8,
         "mmap": 9, "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14,
@@ -67,7 +67,7 @@ def filter_syscalls() -> None:
         OSError: the kernel refuses the filter.
         KeyError: the system calls of this machine are not known.
     """
-    code = program(*MACHINES[platform.machine()])
+    code = program(*ALLOWED_CALLS[platform.machine()])
     instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *instruction) for instruction in code))
     header = struct.pack("HL", len(code), ctypes.addressof(instructions))
     libc = ctypes.CDLL(None, use_errno=True)
