@@ -104,7 +104,7 @@ WATCH = """if True:
             try:
                 final_answer(form), normalise(form[:2000]), code.extract(form)
                 math_check.check(form[:3000], "7")
-                sql.check(form, "SELECT 1", ({database!r},), "bird", QueryLimits(100_000, 100))
+                sql.check_sql(form, "SELECT 1", ({database!r},), "bird", QueryLimits(100_000, 100))
             except (MemoryError, RecursionError, OverflowError, ValueError, TimeoutError):
                 pass
 
