@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.rewards import Reward
-from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Completion, RewardResult, Sample
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from claims import AAPO, AGRAE, APMPO, Claim, Measure
 from findings_text import INTRODUCTION, READINGS
 
-from lit_rlvr.compare.significance import (
+from lit_rlvr.commands.compare.significance import (
     LEVEL,
     detectable,
     holm,

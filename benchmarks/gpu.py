@@ -48,13 +48,13 @@ from training import make_rollout, train, with_image
 from turns import Player
 from workload import Workload, gpu_memory_mb, start, take_turns, wait_for_gpu
 
-from lit_rlvr.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
+from lit_rlvr.commands.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
+from lit_rlvr.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.speed import enable_checkpointing
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, byte_tokenizer
-from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
-from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.training.step import logprobs_of
 from lit_rlvr.types import Prompt, Rollout, Sample, Sampling
 
@@ -308,7 +308,7 @@ def make_rate(options: Any) -> MatmulRate:
 def make_engine(name: str) -> RolloutEngine:
     if name == "hf":
         return HFEngine()
-    from lit_rlvr.rollout.engines.vllm import VLLMEngine
+    from lit_rlvr.engines.vllm import VLLMEngine
 
     return VLLMEngine()
 
@@ -330,7 +330,7 @@ def save_model(options: Any, folder: str) -> float:
 @contextmanager
 def serving(options: Any, folder: str) -> Iterator[str]:
     """Yield the URL of a vLLM server of the model, which may still be starting."""
-    from lit_rlvr.rollout.engines.transfer import free_port
+    from lit_rlvr.engines.transfer import free_port
 
     port, several = free_port(), options.device == "cuda" and torch.cuda.device_count() > 1
     length = options.prompt_tokens + 64 + options.max_tokens

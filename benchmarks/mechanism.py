@@ -29,9 +29,9 @@ from common import make_parser, print_result, print_table, say
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.group import GRPOAdvantage
 from lit_rlvr.algorithms import GRPO, RLVRModule
-from lit_rlvr.compare.numbers import rounded
+from lit_rlvr.commands.compare.numbers import rounded
+from lit_rlvr.commands.parity.command import build_object
 from lit_rlvr.objectives import Correction
-from lit_rlvr.parity.command import build_object
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.training.step import PreparedRollout, StepPlan, loss_inputs, plan_step
 from lit_rlvr.training.update import Updater

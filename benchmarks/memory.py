@@ -20,8 +20,8 @@ import passive  # noqa: F401
 from common import PRECISIONS, make_parser, peak_memory_mb, print_result, print_table, run_isolated, say
 from training import SMALL, build_policy, make_rollout, train
 
+from lit_rlvr.commands.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.distributed.strategy import FSDP2
-from lit_rlvr.plan.memory import Strategy, largest_microbatch, shape_of, training_memory
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.sources import resolve_model
 

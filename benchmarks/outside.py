@@ -18,8 +18,8 @@ from typing import Any
 
 from common import make_parser, print_result, print_table, say
 
+from lit_rlvr.common.packages import is_installed
 from lit_rlvr.datamodules.text_math import read_svamp
-from lit_rlvr.packages import is_installed
 
 ROOT = Path(__file__).parent.parent
 SVAMP = ROOT / "datamodules/data/svamp/validation.jsonl"

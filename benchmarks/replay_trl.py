@@ -29,13 +29,13 @@ from trl_grpo import training_set
 from workload import Workload
 
 from lit_rlvr import algorithms, datamodules
+from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.synced import probe_seeds
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.sources import resolve_model
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.engines.base import EngineContext
-from lit_rlvr.rollout.engines.hf import HFEngine
-from lit_rlvr.rollout.engines.synced import probe_seeds
 from lit_rlvr.run.trainer import Trainer
 from lit_rlvr.types import Completion, Prompt, Sampling
 

@@ -52,10 +52,10 @@ def main() -> None:
 
     from lit_rlvr.datamodules import Arithmetic
     from lit_rlvr.datamodules.reading.stream import START_CURSOR
+    from lit_rlvr.engines.base import EngineContext
+    from lit_rlvr.engines.vllm import VLLMEngine
     from lit_rlvr.policy.loading import load_policy
     from lit_rlvr.policy.sources import resolve_model
-    from lit_rlvr.rollout.engines.base import EngineContext
-    from lit_rlvr.rollout.engines.vllm import VLLMEngine
     from lit_rlvr.rollout.generate import completion_seeds
     from lit_rlvr.types import Sampling, pad_completions
 

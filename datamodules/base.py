@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningDataModule
 
+from lit_rlvr.common.seeds import run_seed
+from lit_rlvr.common.settings import init_arguments, snake_case
 from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, break_up, registered, special_tokens
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
@@ -53,8 +55,6 @@ from lit_rlvr.datamodules.reading.stream import (
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError, check_takes, defined_at
 from lit_rlvr.policy.families.base import ImageProcessor
-from lit_rlvr.seeds import run_seed
-from lit_rlvr.settings import init_arguments, snake_case
 from lit_rlvr.types import Prompt, Sample
 
 Split = Literal["train", "validation", "test"]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any, Literal
 
+from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.datamodules.reading.checks import check_positive
 from lit_rlvr.datamodules.reading.rows import (
@@ -24,7 +25,6 @@ from lit_rlvr.datamodules.reading.rows import (
 )
 from lit_rlvr.datamodules.reading.split import subsample
 from lit_rlvr.errors import UserError
-from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample
 
 SPELLINGS = {

@@ -33,8 +33,8 @@ from tiny_runs import tiny_config, write_config
 from tiny_vlms import FAST, KINDS, QWEN
 from transformers import PreTrainedTokenizerFast
 
+from lit_rlvr.engines.process_group import VLLMProcessGroup
 from lit_rlvr.policy.families.qwen_vl import save_tiny_vlm
-from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup
 
 torch.set_num_threads(1)
 atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lit_rlvr import algorithms
 from lit_rlvr.advantages import REGISTRY, GroupBatch
 from lit_rlvr.algorithms import CISPO, GRPO, RLVRModule
-from lit_rlvr.check import Finding, check_advantage, check_algorithm, made_batch
+from lit_rlvr.commands.check import Finding, check_advantage, check_algorithm, made_batch
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats, masked_mean, masked_sum, ratio, row_sum
 

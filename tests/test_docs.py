@@ -21,8 +21,8 @@ from trl import GRPOConfig
 from lit_rlvr import advantages, algorithms
 from lit_rlvr.cli.main import COMMANDS, run
 from lit_rlvr.cli.options_page import options_reference
+from lit_rlvr.common.packages import is_installed
 from lit_rlvr.configs import config_folder
-from lit_rlvr.packages import is_installed
 from lit_rlvr.run.loggers import read_metrics
 
 ROOT = Path(__file__).parent.parent

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_rlvr.common.files import write_atomically
 from lit_rlvr.errors import UserError, check_takes, defined_at, user_error_in, user_line
-from lit_rlvr.files import write_atomically
 
 SOURCE = """import json
 

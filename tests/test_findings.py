@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 
-from lit_rlvr.compare.study import load_study
+from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.datamodules import Arithmetic
+from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.types import Sampling
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from lit_rlvr.packages import CPU_INDEX
+from lit_rlvr.common.packages import CPU_INDEX
 
 ROOT = Path(__file__).parent.parent
 IMPORTS = (

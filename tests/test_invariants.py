@@ -17,8 +17,8 @@ from torch import Tensor
 
 from lit_rlvr.advantages import GDPOAdvantage, GroupBatch
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
-from lit_rlvr.rollout.engines.base import Done
-from lit_rlvr.rollout.engines.hf import HFEngine
+from lit_rlvr.engines.base import Done
+from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
 AGGREGATIONS = pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "group_token_mean", "constant"])

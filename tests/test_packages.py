@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import lit_rlvr.packages as packages
+import lit_rlvr.common.packages as packages
 from lit_rlvr.errors import UserError
 
 

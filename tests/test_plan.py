@@ -17,9 +17,7 @@ from tiny_built import build_here
 from tiny_runs import FIT
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen2_5_VLConfig, Qwen2Config
 
-from lit_rlvr.distributed.strategy import FSDP2
-from lit_rlvr.errors import UserError
-from lit_rlvr.plan.memory import (
+from lit_rlvr.commands.plan.memory import (
     FLOAT,
     Lengths,
     Strategy,
@@ -31,9 +29,11 @@ from lit_rlvr.plan.memory import (
     shape_of,
     training_memory,
 )
-from lit_rlvr.plan.models import PUBLISHED
-from lit_rlvr.plan.sizing import job, sizing
-from lit_rlvr.plan.strategies import GIB, GPUs
+from lit_rlvr.commands.plan.models import PUBLISHED
+from lit_rlvr.commands.plan.sizing import job, sizing
+from lit_rlvr.commands.plan.strategies import GIB, GPUs
+from lit_rlvr.distributed.strategy import FSDP2
+from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
@@ -51,7 +51,7 @@ def test_shapes_are_those_of_the_loaded_model(
     assert shape.parameters == shape.trained == sum(p.numel() for p in policy.parameters())
     assert shape.text.count == 2 and shape.vocabulary == policy.model.get_output_embeddings().weight.shape[0]
     add_adapters(policy.model, Lora(rank=4))
-    monkeypatch.setattr("lit_rlvr.packages.is_installed", lambda _: False)
+    monkeypatch.setattr("lit_rlvr.common.packages.is_installed", lambda _: False)
     few = shape_of(AutoConfig.from_pretrained(path), lora=Lora(rank=4))
     assert few.trained == few.parameters - shape.parameters > 0, "counted without peft"
     assert few.trained == sum(p.numel() for p in policy.parameters() if p.requires_grad)
@@ -341,4 +341,4 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
 
 def test_the_sizing_table_is_current() -> None:
     path = Path(__file__).parents[1] / "docs" / "sizing.md"
-    assert path.read_text() == sizing(), "run: python -m lit_rlvr.plan.sizing > docs/sizing.md"
+    assert path.read_text() == sizing(), "run: python -m lit_rlvr.commands.plan.sizing > docs/sizing.md"

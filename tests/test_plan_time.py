@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_rlvr.plan.timing import estimate, print_estimate
+from lit_rlvr.commands.plan.timing import estimate, print_estimate
 
 CLI = Callable[..., Any]
 SIZES = {"iterations": 900, "sequences": 64, "validations": 4, "validation_completions": 320}
@@ -51,7 +51,7 @@ def test_a_measurement_goes_to_no_tracker(
         asked.append((*config, *more))
         return {"sizes": SIZES, **SUMMARY}
 
-    monkeypatch.setattr("lit_rlvr.plan.timing._fit", fit)
+    monkeypatch.setattr("lit_rlvr.commands.plan.timing._fit", fit)
     config = yaml.safe_load((run_folder / "tiny.yaml").read_text()) | {"trackers": ["tensorboard"]}
     (run_folder / "tracked.yaml").write_text(yaml.safe_dump(config))
     done = lit_rlvr("plan", "--config", "tracked.yaml", "--time", "--trackers", "[wandb]", "--trainer.logger", "true")

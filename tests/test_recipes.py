@@ -19,9 +19,9 @@ from transformers import PreTrainedTokenizerFast
 from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.algorithms import RLVRModule
+from lit_rlvr.commands.plan.strategies import GPUs, describe_job
 from lit_rlvr.configs import config_folder, load_config
 from lit_rlvr.objectives import LossInputs, aggregation_weights
-from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.rewards.choice import Choice
 from lit_rlvr.rewards.format import Format
 from lit_rlvr.rewards.length import CosineScaled

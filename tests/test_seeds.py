@@ -2,7 +2,7 @@
 
 import pytest
 
-from lit_rlvr.seeds import derive_seed, run_seed
+from lit_rlvr.common.seeds import derive_seed, run_seed
 
 
 def test_pinned_values() -> None:

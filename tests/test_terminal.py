@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 from tiny_runs import fit
 
-from lit_rlvr.cli import doctor
-from lit_rlvr.packages import pip_command, vllm_package
-from lit_rlvr.parity.command import print_table
-from lit_rlvr.report.explain import cells
-from lit_rlvr.terminal import PlainFormatter, Terminal
+from lit_rlvr.commands import doctor
+from lit_rlvr.commands.parity.command import print_table
+from lit_rlvr.commands.report.explain import cells
+from lit_rlvr.common.packages import pip_command, vllm_package
+from lit_rlvr.common.terminal import PlainFormatter, Terminal
 
 CLI = Callable[..., Any]
 EVIL = "\x1b[2J[/b]:heart:\u202eabc\x9b1m"

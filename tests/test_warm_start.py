@@ -15,14 +15,14 @@ from tiny_environments import Broken
 from tiny_runs import summary
 from transformers import AutoModelForImageTextToText
 
-from lit_rlvr import warm_start
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import Arithmetic, CellArea
 from lit_rlvr.environments import Calculator
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.run import warm_start
+from lit_rlvr.run.warm_start import WarmStart, exact_match
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
-from lit_rlvr.warm_start import WarmStart, exact_match
 
 CLI = Callable[..., Any]
 

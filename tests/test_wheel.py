@@ -63,7 +63,7 @@ def shell(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 def test_the_wheel_holds_what_its_commands_need(wheel: Path) -> None:
     packed = set(zipfile.ZipFile(wheel).namelist())
     configs = [file.relative_to(ROOT / "configs") for file in (ROOT / "configs").rglob("*.yaml")]
-    templates = [file.relative_to(ROOT) for file in (ROOT / "lit_rlvr/templates").iterdir()]
+    templates = [file.relative_to(ROOT) for file in (ROOT / "lit_rlvr/commands/templates").iterdir()]
     assert {*(f"lit_rlvr/_configs/{path}" for path in configs), *map(str, templates)} <= packed
     assert {name.partition("/")[0] for name in packed} == {"lit_rlvr", "lit_rlvr-0.2.0.dist-info"}
     (metadata,) = (name for name in packed if name.endswith("METADATA"))

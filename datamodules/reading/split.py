@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
 from lit_rlvr.errors import UserError
-from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Prompt, Sample
 
 _T = TypeVar("_T")

@@ -7,8 +7,8 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError
-from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Prompt, PromptBatch
 
 Cursor = dict[str, int]

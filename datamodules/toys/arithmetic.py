@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.datamodules.toys.generated import GeneratedDataModule
 from lit_rlvr.errors import MAX_SIZE, UserError
-from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample
 
 

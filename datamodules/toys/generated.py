@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
+from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import PromptDataModule, Split
 from lit_rlvr.errors import MAX_SIZE, UserError
-from lit_rlvr.seeds import derive_seed
 from lit_rlvr.types import Sample
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.advantages.base import Advantage, GroupBatch, impute, register, resolve_advantage
+from lit_rlvr.common.returned import require_advantages
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.returned import require_advantages
 
 
 @dataclass

@@ -1,7 +1,10 @@
 """The commands of `lit-rlvr`."""
 
 COMMANDS = {
-    "init": ("lit_rlvr.init", "write a small project of your own: task, algorithm, advantage, environment or vision"),
+    "init": (
+        "lit_rlvr.commands.init",
+        "write a small project of your own: task, algorithm, advantage, environment or vision",
+    ),
     "fit": ("lit_rlvr.cli.lightning_cli", "train a model"),
     "validate": ("lit_rlvr.cli.lightning_cli", "measure a model on the validation sets"),
     "test": ("lit_rlvr.cli.lightning_cli", "measure a model on the test set, with the config's sampling and rewards"),
@@ -10,26 +13,26 @@ COMMANDS = {
     "split": ("lit_rlvr.cli.lightning_cli", "write the training and held-out rows of a config's data to files"),
     "plan": ("lit_rlvr.cli.lightning_cli", "estimate the memory per GPU that a run needs, and which strategy fits"),
     "evaluate": ("lit_rlvr.evaluation.evaluate", "measure pass@k of a model, or of completions, on suites"),
-    "compare": ("lit_rlvr.compare", "compare algorithms over seeds and tasks on an equal budget"),
+    "compare": ("lit_rlvr.commands.compare", "compare algorithms over seeds and tasks on an equal budget"),
     "reproduce": (
-        "lit_rlvr.compare.reproduce",
+        "lit_rlvr.commands.compare.reproduce",
         "run the study of a paper's table and compare it with the printed values",
     ),
-    "serve": ("lit_rlvr.cli.serve", "start a vLLM server that generates for runs on other machines"),
-    "export": ("lit_rlvr.export", "write a run's model as a Hugging Face folder"),
+    "serve": ("lit_rlvr.commands.serve", "start a vLLM server that generates for runs on other machines"),
+    "export": ("lit_rlvr.run.export", "write a run's model as a Hugging Face folder"),
     "check": (
-        "lit_rlvr.check",
+        "lit_rlvr.commands.check",
         "check the numbers of an algorithm or an advantage: gradient, cuts, order, masks, range",
     ),
-    "parity": ("lit_rlvr.parity", "replay algorithms on one frozen batch of numbers, without a model"),
-    "watch": ("lit_rlvr.watch", "follow runs in a browser, or in the terminal, while they train"),
-    "report": ("lit_rlvr.report", "write one HTML page about runs: settings, curves, tables, completions"),
-    "explain": ("lit_rlvr.report.explain", "show what the loss did with each token of one group"),
+    "parity": ("lit_rlvr.commands.parity", "replay algorithms on one frozen batch of numbers, without a model"),
+    "watch": ("lit_rlvr.commands.watch", "follow runs in a browser, or in the terminal, while they train"),
+    "report": ("lit_rlvr.commands.report", "write one HTML page about runs: settings, curves, tables, completions"),
+    "explain": ("lit_rlvr.commands.report.explain", "show what the loss did with each token of one group"),
     "completion": (
         "lit_rlvr.cli.shell_completion",
         "print a script that completes commands and options in bash or zsh",
     ),
-    "doctor": ("lit_rlvr.cli.doctor", "show what is installed, what will be used, and what is missing"),
+    "doctor": ("lit_rlvr.commands.doctor", "show what is installed, what will be used, and what is missing"),
 }
 """Command -> (module with `run(command, arguments)`, one line of help)."""
 

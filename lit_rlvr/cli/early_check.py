@@ -61,7 +61,7 @@ def _index() -> dict[str, tuple[Path, list[str]]]:
     package = Path(lit_rlvr.__file__).parent
     found: dict[str, tuple[Path, list[str]]] = {}
     for file in [*package.rglob("*.py"), *(package / "datamodules").resolve().rglob("*.py")]:
-        if file.is_relative_to(package / "init"):
+        if file.is_relative_to(package / "commands" / "init"):
             continue
         for name, bases in re.findall(r"^class (\w+)(?:\(([^)]*)\))?:", file.read_text(), re.MULTILINE):
             found.setdefault(name, (file, re.findall(r"([\w.]+)(?:\[[^]]*\])?(?=,|$)", bases)))

@@ -19,18 +19,18 @@ from PIL.PngImagePlugin import PngInfo
 from rich.rule import Rule
 
 from lit_rlvr.advantages import REGISTRY
+from lit_rlvr.commands.plan.memory import Strategy
+from lit_rlvr.commands.plan.strategies import GIB, GPUs, describe_job
+from lit_rlvr.common.files import check_new, write_atomically
+from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import UserError, check_all, shown
-from lit_rlvr.files import check_new, write_atomically
 from lit_rlvr.objectives import resolve_correction
-from lit_rlvr.plan.memory import Strategy
-from lit_rlvr.plan.strategies import GIB, GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.progress import Budget
-from lit_rlvr.terminal import Terminal, show_result
 from lit_rlvr.training.optimizer import total_steps, updates_of
 from lit_rlvr.types import Prompt, Sample
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.datamodules.base import Split
-    from lit_rlvr.warm_start import WarmStart
+    from lit_rlvr.run.warm_start import WarmStart
 
 
 SHOWN_PROMPTS = 2

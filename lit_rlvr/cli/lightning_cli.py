@@ -27,19 +27,19 @@ from lit_rlvr.cli.run_config import check_config, choose_strategy, resolve_confi
 from lit_rlvr.cli.supervise import fit_command, supervise
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
-from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes
+from lit_rlvr.commands.plan.timing import time_run
+from lit_rlvr.common.terminal import show_result, wants_json
+from lit_rlvr.configs import Parser, changed_classes, changes, find_configs, import_classes, with_moved_classes
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.distributed.checkpoints import checkpoint_step, last_checkpoint
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError, defined_at
-from lit_rlvr.plan.timing import time_run
 from lit_rlvr.run.folder import check_run_folder
 from lit_rlvr.run.loggers import save_dir_not_required, set_save_dir
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, in_order
 from lit_rlvr.run.trackers import Trackers
 from lit_rlvr.run.trackers.callback import Chosen, choose_trackers
-from lit_rlvr.terminal import show_result, wants_json
-from lit_rlvr.warm_start import WarmStart
+from lit_rlvr.run.warm_start import WarmStart
 
 _log = logging.getLogger("lit_rlvr")
 import_classes(lit_rlvr.environments, lit_rlvr.rewards)
@@ -120,7 +120,7 @@ def log_changed_settings(run: Run, max_steps: int) -> None:
     if before.is_file():
         then, now = (
             yaml.safe_load(text.replace(": datamodules.", ": lit_rlvr.datamodules."))
-            for text in (before.read_text(), run.settings)
+            for text in (with_moved_classes(before.read_text()), run.settings)
         )
         for key, old, new in changes(then, now):
             _log.warning("resumed with a different %s: %s -> %s", key, old, new)

@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 from lit_rlvr import __version__
 from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
 from lit_rlvr.cli.user_modules import add_user_modules
+from lit_rlvr.common.terminal import discard_output, one_line, progress
 from lit_rlvr.errors import OWN_FOLDERS, RunStopped, UserError, bounded, nearest, user_line, was_caused_by
-from lit_rlvr.terminal import discard_output, one_line, progress
 
 
 def main() -> None:
@@ -87,9 +87,9 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _set_up_output()
     from lit_rlvr.cli.errors import TRACEBACK, failure_line
+    from lit_rlvr.common.terminal import results_as_json
     from lit_rlvr.distributed.collectives import is_first_process
     from lit_rlvr.run.rank_zero import silence_other_packages
-    from lit_rlvr.terminal import results_as_json
 
     try:
         with results_as_json(as_json):

@@ -16,8 +16,8 @@ from jsonargparse import ArgumentParser
 
 import lit_rlvr.rewards
 from lit_rlvr import advantages, algorithms, datamodules
-from lit_rlvr.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.environments import Calculator, Crop, Environment, EnvironmentReward, GuessNumber, Python, SQLShell
+from lit_rlvr.evaluation.diversity import CosineSimilarity, JudgeScore, SelfBLEU4, SentenceEmbedder
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.rollout import FileTransfer, HFEngine, NCCLTransfer, RolloutCallback, VLLMEngine, VLLMServerEngine
 from lit_rlvr.run.checkpoint import RunCheckpoint
@@ -25,8 +25,8 @@ from lit_rlvr.run.monitor import CollapseStop
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget
 from lit_rlvr.run.trackers import MLflow, TensorBoard, Tracker, Trackio, Wandb
+from lit_rlvr.run.warm_start import WarmStart
 from lit_rlvr.types import EvalSampling, Sampling
-from lit_rlvr.warm_start import WarmStart
 
 REWARDS = (
     "MathAnswer", "Choice", "OpenAnswer", "SQLExecution", "CodeTests", "CosineScaled", "Format", "Overlong",

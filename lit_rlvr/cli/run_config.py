@@ -8,11 +8,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from lit_rlvr.commands.plan.strategies import GPUs, describe_job
+from lit_rlvr.common.files import check_writable
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.filter import check_out
-from lit_rlvr.files import check_writable
-from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.run import DEFAULT_FOLDER
 

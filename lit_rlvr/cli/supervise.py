@@ -13,11 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from lit_rlvr.common.terminal import wants_json
 from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
 from lit_rlvr.run.run import LAUNCHERS
-from lit_rlvr.terminal import wants_json
 from lit_rlvr.training.failures import BUDGET
 
 SILENCE = 300.0

@@ -7,15 +7,15 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
 from lit_rlvr.cli.inspect import describe_prompts, print_prompts, write_split
+from lit_rlvr.commands.plan.show import show_plan
+from lit_rlvr.commands.plan.strategies import GPUs, describe_job
+from lit_rlvr.common.terminal import show_result
 from lit_rlvr.datamodules import PromptDataModule
 from lit_rlvr.datamodules.base import Split
 from lit_rlvr.evaluation.filter import filter_prompts
-from lit_rlvr.plan.show import show_plan
-from lit_rlvr.plan.strategies import GPUs, describe_job
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.trainer import Trainer
-from lit_rlvr.terminal import show_result
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule

@@ -17,9 +17,9 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor, nn
 
+from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.distributed.collectives import is_first_process
 from lit_rlvr.errors import UserError, first_line, is_user_code
-from lit_rlvr.seeds import derive_seed
 
 REST = "meta.pt"
 WEIGHTS, MOMENTS, REFERENCE = "state_dict", "optimizer", "reference"

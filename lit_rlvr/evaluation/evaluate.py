@@ -18,29 +18,29 @@ import torch
 from jsonargparse import DefaultHelpFormatter, Namespace
 from rich.markdown import Markdown
 
+from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.terminal import Terminal, progress_bar, show_result
 from lit_rlvr.configs import Parser
-from lit_rlvr.diversity import DiversityMeasure, measure_diversity
+from lit_rlvr.engines import resolve_engine
+from lit_rlvr.engines.base import RolloutEngine
+from lit_rlvr.engines.synced import SyncedEngine
+from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.diversity import DiversityMeasure, measure_diversity
 from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.protocols import SAMPLING, TURNS, find_dtype, find_environment, find_limits, find_max_tokens
 from lit_rlvr.evaluation.records import CompletionsById, Records, match, read_completions
 from lit_rlvr.evaluation.results import markdown, suite_results
 from lit_rlvr.evaluation.sampler import Sampler
 from lit_rlvr.evaluation.suites import Suite, example, find_suites
-from lit_rlvr.export import is_run, resolve_run_model
-from lit_rlvr.files import write_atomically
 from lit_rlvr.rewards import shared_pool
 from lit_rlvr.rewards.combine import score_rollout
-from lit_rlvr.rollout.engines import resolve_engine
-from lit_rlvr.rollout.engines.base import RolloutEngine
-from lit_rlvr.rollout.engines.synced import SyncedEngine
-from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.rollout.episodes import begins, check_turns
 from lit_rlvr.rollout.limits import LengthRequirement, within_context
+from lit_rlvr.run.export import is_run, resolve_run_model
 from lit_rlvr.run.folder import lock_folder
-from lit_rlvr.terminal import Terminal, progress_bar, show_result
 from lit_rlvr.training.validation import EvaluatingModule
 from lit_rlvr.types import Prompt, Sampling
 

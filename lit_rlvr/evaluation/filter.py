@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlvr.common.files import check_new, write_atomically
+from lit_rlvr.common.terminal import progress_bar
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.environments.base import environment_fingerprint
 from lit_rlvr.errors import MAX_SIZE, UserError
 from lit_rlvr.evaluation.records import RecordRow, Records
 from lit_rlvr.evaluation.sampler import Sampler
-from lit_rlvr.files import check_new, write_atomically
 from lit_rlvr.rollout.episodes import begins
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths
-from lit_rlvr.terminal import progress_bar
 
 if TYPE_CHECKING:
     from lit_rlvr.algorithms import RLVRModule

@@ -15,8 +15,8 @@ from typing import IO, Protocol, TypeVar
 
 import torch
 
+from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.errors import UserError
-from lit_rlvr.rollout.engines.base import RolloutEngine
 from lit_rlvr.workers.worker import PR_SET_PDEATHSIG
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None

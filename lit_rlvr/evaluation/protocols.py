@@ -13,9 +13,9 @@ import yaml
 from lit_rlvr.configs import config_folder, load_yaml
 from lit_rlvr.datamodules.reading.rows import lookup
 from lit_rlvr.errors import MAX_SIZE, UserError, nearest
-from lit_rlvr.export import is_run, run_config
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.run.export import is_run, run_config
 from lit_rlvr.types import Sampling
 
 MAX_TOKENS = 2048

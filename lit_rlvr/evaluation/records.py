@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.common.files import not_writable, write_atomically
 from lit_rlvr.configs import changes
 from lit_rlvr.errors import UserError
-from lit_rlvr.files import not_writable, write_atomically
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.types import Completion, Prompt, Sample
 

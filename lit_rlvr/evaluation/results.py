@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lit_rlvr.common.terminal import one_line
 from lit_rlvr.evaluation.records import RecordRow
-from lit_rlvr.terminal import one_line
 from lit_rlvr.training.validation import pass_at_k
 from lit_rlvr.types import STATUSES, Sample
 

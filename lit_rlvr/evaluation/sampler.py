@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_rlvr.common.seeds import derive_seed, run_seed
+from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.combine import Scores, score_rollout
-from lit_rlvr.rollout.engines.base import EngineContext
-from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.rollout.episodes import Episodes, between_turns
-from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 if TYPE_CHECKING:

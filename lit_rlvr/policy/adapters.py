@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError
-from lit_rlvr.packages import require
 from lit_rlvr.policy.families import language_modules
 
 

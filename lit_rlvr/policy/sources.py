@@ -12,11 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from lit_rlvr.common.packages import pip_command, require
+from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.errors import UserError
-from lit_rlvr.packages import pip_command, require
 from lit_rlvr.policy.families import FAMILIES
 from lit_rlvr.policy.tiny import save_tiny_llm
-from lit_rlvr.seeds import derive_seed
 
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TINY: dict[str, Callable[[Path], Path]] = {

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError
-from lit_rlvr.packages import require
 from lit_rlvr.policy.families import language_modules
 
 

@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
+from lit_rlvr.common.settings import init_arguments, snake_case
 from lit_rlvr.errors import UserError, first_line, first_line_of, user_line
-from lit_rlvr.settings import init_arguments, snake_case
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
 from lit_rlvr.workers.process import Function, Isolation, Outcome, pickle_for_worker

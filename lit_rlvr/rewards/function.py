@@ -162,7 +162,7 @@ def load_function(path: str) -> Any:
     except (ImportError, SyntaxError) as error:
         install = ""
         if getattr(error, "name", None) == "trl":
-            from lit_rlvr.packages import pip_command
+            from lit_rlvr.common.packages import pip_command
 
             install = f"; {pip_command('trl')}"
         raise UserError(f"{where}: importing {module!r} failed: {error}{install}") from error

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.common.seeds import run_seed
+from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.distributed.checkpoints import user_code, warn_of_changes
+from lit_rlvr.engines import resolve_engine
+from lit_rlvr.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
 from lit_rlvr.errors import MAX_SIZE, check_all, check_within, refuse_all
@@ -26,15 +31,10 @@ from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import logged_metrics
 from lit_rlvr.rollout.assemble import rollout_metrics
-from lit_rlvr.rollout.engines import resolve_engine
-from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
-from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
 from lit_rlvr.rollout.source import AheadSource, RolloutSource, SyncSource
-from lit_rlvr.seeds import run_seed
-from lit_rlvr.settings import init_arguments
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated, updates_of
 from lit_rlvr.types import EvalSampling, PromptBatch, Rollout, Sampling

@@ -8,16 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_rlvr.common.seeds import derive_seed, run_seed
+from lit_rlvr.common.terminal import progress
+from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments import Environment
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rewards import Reward
 from lit_rlvr.rewards.combine import BackgroundScoring, Scores, score_rollout, stop_on_failures
 from lit_rlvr.rollout.assemble import assemble
-from lit_rlvr.rollout.engines.base import EngineContext
-from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.rollout.episodes import Episodes, between_turns
-from lit_rlvr.seeds import derive_seed, run_seed
-from lit_rlvr.terminal import progress
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.errors import MAX_SIZE, UserError, check_all, refuse_all
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import PRECISIONS, bf16_slowdown, compute_dtype
-from lit_rlvr.rollout.engines.base import RolloutEngine
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Prompt, Sampling

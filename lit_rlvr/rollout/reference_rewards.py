@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.distributed.collectives import all_max, gather_objects
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.generate import completion_seeds
-from lit_rlvr.seeds import derive_seed, run_seed
 from lit_rlvr.training.reference import Reference
 from lit_rlvr.types import Prompt, Rollout
 

@@ -11,13 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.errors import first_line
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.assemble import all_mixed_groups, balance, count_repeats, join, number_groups
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.reference_rewards import ReferenceRewards
-from lit_rlvr.terminal import progress
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
 

@@ -13,13 +13,13 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
 from lit_rlvr.errors import UserError, shown
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed
 from lit_rlvr.run.loggers import metrics_file
 from lit_rlvr.run.outputs import validate_now
-from lit_rlvr.terminal import progress
 from lit_rlvr.training.validation import EvaluatingModule, EvaluationMetrics
 
 LARGE_BYTES = 100_000_000

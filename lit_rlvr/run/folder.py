@@ -13,9 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from lit_rlvr.common.files import check_writable
 from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError, shown
-from lit_rlvr.files import check_writable
 from lit_rlvr.run.live import LIVE, read_live
 from lit_rlvr.run.loggers import read_metrics
 from lit_rlvr.run.outputs import is_complete, list_thumbnails

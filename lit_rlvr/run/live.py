@@ -12,11 +12,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_rlvr.files import Fields, has_fields, write_atomically
+from lit_rlvr.common.files import Fields, has_fields, write_atomically
+from lit_rlvr.common.terminal import progress
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.outputs import peak_memory_mb
 from lit_rlvr.run.progress import ProgressEstimator
-from lit_rlvr.terminal import progress
 
 LIVE = "live.json"
 STATE: Fields = {

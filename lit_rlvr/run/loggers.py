@@ -19,9 +19,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_rlvr.common.files import write_atomically
 from lit_rlvr.distributed.checkpoints import checkpoint_step
 from lit_rlvr.errors import UserError, shown
-from lit_rlvr.files import write_atomically
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:

@@ -16,9 +16,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.common.terminal import number_text
 from lit_rlvr.errors import UserError, nearest
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.terminal import number_text
 from lit_rlvr.types import Sampling
 
 _log = logging.getLogger("lit_rlvr")

@@ -18,14 +18,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.table import Table
 
+from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.terminal import Terminal, one_line
 from lit_rlvr.datamodules.reading.images import Images, open_images
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import RunStopped, UserError, shown
-from lit_rlvr.files import write_atomically
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import metrics_file, run_root
 from lit_rlvr.run.monitor import CollapseStop
-from lit_rlvr.terminal import Terminal, one_line
 from lit_rlvr.training.trace import Trace, drop_traces_after, write_trace
 from lit_rlvr.types import Rollout
 

@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lit_rlvr.common.settings import init_arguments
+from lit_rlvr.common.terminal import Terminal
 from lit_rlvr.errors import UserError
-from lit_rlvr.settings import init_arguments
-from lit_rlvr.terminal import Terminal
 from lit_rlvr.training.optimizer import updates_of
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from lit_rlvr.common.terminal import PlainFormatter
 from lit_rlvr.distributed.collectives import is_first_process, world_size
-from lit_rlvr.terminal import PlainFormatter
 
 WAIT_SECONDS = 3.0
 """Seconds that other ranks wait for rank 0 to print the same message."""

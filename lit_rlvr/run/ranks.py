@@ -16,11 +16,11 @@ import torch.distributed as dist
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.common.terminal import printable
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank, world_size
 from lit_rlvr.distributed.strategy import extend_timeouts
 from lit_rlvr.errors import RunStopped, UserError, first_line
 from lit_rlvr.run.rank_zero import RANK_ZERO_FILTER
-from lit_rlvr.terminal import printable
 
 HEARTBEAT_SECONDS = 1.0
 """Seconds between two heartbeats."""

@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar, Timer
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.utilities import _log_hyperparams
 
+from lit_rlvr.common.files import write_atomically
 from lit_rlvr.distributed.checkpoints import last_checkpoint, list_checkpoints
 from lit_rlvr.distributed.collectives import is_first_process
-from lit_rlvr.files import write_atomically
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import CONFIG_HEADER, LOCK, claim_run_folder, clear_run_folder, ended_early, lock_run_folder

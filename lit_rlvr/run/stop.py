@@ -12,10 +12,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.common.terminal import discard_output
 from lit_rlvr.distributed.collectives import all_max, is_first_process
 from lit_rlvr.errors import RunStopped
 from lit_rlvr.run.checkpoint import RunCheckpoint
-from lit_rlvr.terminal import discard_output
 
 _log = logging.getLogger("lit_rlvr")
 

@@ -14,6 +14,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.loggers import Logger
 
+from lit_rlvr.common.seeds import run_seed
+from lit_rlvr.common.settings import arguments_of, settings_of
 from lit_rlvr.distributed.checkpoints import CheckpointFiles
 from lit_rlvr.distributed.strategy import prepare_groups
 from lit_rlvr.errors import UserError
@@ -21,8 +23,6 @@ from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.rank_zero import show_messages, silence_other_packages
 from lit_rlvr.run.run import CONFIGURABLE, DEFAULT_FOLDER, Run, RunStart, in_order, with_defaults
-from lit_rlvr.seeds import run_seed
-from lit_rlvr.settings import arguments_of, settings_of
 
 _log = logging.getLogger("lit_rlvr")
 

@@ -16,10 +16,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.files import write_atomically
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError, first_line, shown
-from lit_rlvr.files import write_atomically
 from lit_rlvr.training.step import PreparedRollout, StepPlan
 from lit_rlvr.types import Rollout
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
+from lit_rlvr.common.returned import require_advantages, require_loss
 from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, type_text
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, k3, masked_sum, ratio
-from lit_rlvr.returned import require_advantages, require_loss
 
 
 class LossModule(ABC):

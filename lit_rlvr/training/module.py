@@ -7,7 +7,7 @@ From the command to an optimizer step, in order, and where to find each part; no
       Trainer.fit                     run/trainer.py              Lightning's loop over batches, which calls:
     RolloutCallback.collect           rollout/callback.py         asks the source for a rollout, and logs
       RolloutSource.next              rollout/source.py           sync, sample, sample on, reference, balance
-        SyncedEngine.sync_weights     rollout/engines/synced.py   the engine receives the policy's weights
+        SyncedEngine.sync_weights     engines/synced.py           the engine receives the policy's weights
         GroupSampler.sample           rollout/generate.py         P x G completions, their rewards, and `assemble`
         assemble, balance             rollout/assemble.py         tensors of a `Rollout`, evened out over ranks
     RLVRModule.training_step          training/module.py          here
@@ -35,6 +35,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import degenerate
+from lit_rlvr.common.settings import init_arguments
+from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.distributed.collectives import (
     broadcast_first,
@@ -61,8 +63,6 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
-from lit_rlvr.settings import init_arguments
-from lit_rlvr.terminal import progress
 from lit_rlvr.training.failures import SkippedSteps, TokenBudget
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (

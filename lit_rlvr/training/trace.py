@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_rlvr.common.files import Fields, has_fields, write_atomically
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.errors import UserError
-from lit_rlvr.files import Fields, has_fields, write_atomically
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.types import Rollout
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import average_gradients, world_size
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.objectives import Correction, Stats
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.terminal import progress
 from lit_rlvr.training.failures import (
     SkippedSteps,
     TokenBudget,

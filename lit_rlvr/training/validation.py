@@ -13,13 +13,13 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
+from lit_rlvr.common.terminal import one_line
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.loading import load_image_processor, load_tokenizer
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.sources import resolve_model
-from lit_rlvr.terminal import one_line
 from lit_rlvr.types import Prompt, PromptBatch, Rollout
 
 if TYPE_CHECKING:

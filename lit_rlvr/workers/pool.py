@@ -22,8 +22,8 @@ from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Any
 
+from lit_rlvr.common.terminal import progress
 from lit_rlvr.errors import UserError, check_within
-from lit_rlvr.terminal import progress
 from lit_rlvr.workers.process import Function, Isolation, Outcome, WorkerProcess
 
 _log = logging.getLogger("lit_rlvr")

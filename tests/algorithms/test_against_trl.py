@@ -19,10 +19,10 @@ from trl.trainer import grpo_trainer
 
 from lit_rlvr.advantages import GDPOAdvantage, GroupBatch, GRPOAdvantage, RLOOAdvantage
 from lit_rlvr.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, RLVRModule
+from lit_rlvr.commands.parity import replay
+from lit_rlvr.commands.parity.replay import read_batch
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import RENAMED_CORRECTIONS, Correction, importance_weights, log_ratio, masked_mean
-from lit_rlvr.parity import replay
-from lit_rlvr.parity.replay import read_batch
 
 SOURCE = inspect.getsource(GRPOTrainer._generate_and_score_completions).splitlines()
 

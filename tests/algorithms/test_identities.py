@@ -24,8 +24,8 @@ from lit_rlvr.advantages import (
     PositiveDominant,
 )
 from lit_rlvr.algorithms import AAPO, APMPO, GMPO, GPG, GRPO, DrGRPO, RLVRModule
+from lit_rlvr.commands.parity import replay
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.parity import replay
 
 EXACT = GRPOAdvantage(eps=0)
 

@@ -40,8 +40,8 @@ from lit_rlvr.algorithms import (
     Reinforce,
     RLVRModule,
 )
+from lit_rlvr.commands.parity.replay import frozen_inputs, read_batch, replay
 from lit_rlvr.objectives import LossInputs, log_power_mean
-from lit_rlvr.parity.replay import frozen_inputs, read_batch, replay
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant")
 CASES = {

@@ -13,9 +13,9 @@ from slow_loops import SLOW, clipped_terms, loss_and_gradient, random_case
 from torch import Tensor
 
 from lit_rlvr.algorithms import AAPO, APMPO, GRPO, DrGRPO, Reinforce
+from lit_rlvr.commands.parity import load_algorithms, replay, run_parity
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs, Stats
-from lit_rlvr.parity import load_algorithms, replay, run_parity
 
 ALGORITHMS = {
     "GRPO": {"class_path": "lit_rlvr.algorithms.GRPO", "init_args": {"kl_coef": 0.01}},

@@ -72,7 +72,7 @@ def test_the_sources_have_the_options_of_the_parser(command: str) -> None:
 def test_the_sources_have_the_classes_of_the_parser_and_their_options() -> None:
     names, known = SourceNames("fit"), KnownNames(None)
     ours = {cls for classes in _classes().values() for cls in classes if cls.__module__.startswith("lit_rlvr.")}
-    shipped = {cls for cls in ours if not cls.__module__.startswith("lit_rlvr.init")}
+    shipped = {cls for cls in ours if not cls.__module__.startswith("lit_rlvr.commands.init")}
     assert names.classes() == {cls.__name__ for cls in shipped} | {*TRACKER_NAMES}
     for cls in shipped:
         path = f"{cls.__module__}.{cls.__name__}"

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from lit_rlvr.commands.init import KINDS, init
+from lit_rlvr.commands.init.command import PROJECTS, module_name
 from lit_rlvr.errors import UserError
-from lit_rlvr.init import KINDS, init
-from lit_rlvr.init.command import PROJECTS, module_name
 
 ROOT = Path(__file__).parents[2]
 CLI = Callable[..., Any]

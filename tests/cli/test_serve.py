@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lit_rlvr.rollout.engines import server_process as vllm_process
+from lit_rlvr.engines import server_process as vllm_process
 
 CLI = Callable[..., Any]
 
@@ -78,7 +78,7 @@ def test_vllm_gets_the_other_options(lit_rlvr: CLI, tiny_model_folder: Path, sta
     result = lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, "--max-model-len", 64, "--api-key", "k")
     assert result.status == 0, result.err
     (line,) = started
-    assert line[1:5] == ["-m", "lit_rlvr.rollout.engines.server_process", "--model", str(tiny_model_folder)]
+    assert line[1:5] == ["-m", "lit_rlvr.engines.server_process", "--model", str(tiny_model_folder)]
     assert line[-6:] == ["--host=127.0.0.1", "--port=0", "--max-model-len", "64", "--api-key", "k"]
 
 

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from lit_rlvr.advantages import EasyFocused, GRPOAdvantage, HardFocused
-from lit_rlvr.compare.figures import band, draw_figures, draw_signal, signal, smoothed
-from lit_rlvr.compare.folder import State
-from lit_rlvr.compare.numbers import FinishedRun, against_baseline, quarters, read_cell, study_results
-from lit_rlvr.compare.study import Cell, Study
-from lit_rlvr.compare.tables import Table, plus_minus, report, suite_tables
+from lit_rlvr.commands.compare.figures import band, draw_figures, draw_signal, signal, smoothed
+from lit_rlvr.commands.compare.folder import State
+from lit_rlvr.commands.compare.numbers import FinishedRun, against_baseline, quarters, read_cell, study_results
+from lit_rlvr.commands.compare.study import Cell, Study
+from lit_rlvr.commands.compare.tables import Table, plus_minus, report, suite_tables
 
 VALUES = {"base": [0.2, 0.3, 0.4], "other": [0.3, 0.5, 0.7]}
 SECONDS = {"sync": 0.0, "generate": 1.0, "score": 0.5, "train": 2.0, "step": 4.0}

@@ -19,8 +19,8 @@ import yaml
 from tiny_rewards import judged_as_is
 from tiny_runs import TESTS, assert_same_run, child_environment, fit, summary, to, write_config
 
-from lit_rlvr.compare.command import compare
-from lit_rlvr.compare.study import load_study
+from lit_rlvr.commands.compare.command import compare
+from lit_rlvr.commands.compare.study import load_study
 from lit_rlvr.errors import UserError
 
 CLI = Callable[..., Any]

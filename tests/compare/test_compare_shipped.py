@@ -17,8 +17,8 @@ from tiny_runs import metrics, summary
 
 from lit_rlvr import advantages as adv
 from lit_rlvr.advantages import Advantage
-from lit_rlvr.compare.command import check_cells
-from lit_rlvr.compare.study import Cell, Study, load_study
+from lit_rlvr.commands.compare.command import check_cells
+from lit_rlvr.commands.compare.study import Cell, Study, load_study
 from lit_rlvr.configs import config_folder
 from lit_rlvr.evaluation.suites import find_suites
 from lit_rlvr.rollout import RolloutCallback

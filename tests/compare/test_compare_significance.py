@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from lit_rlvr.compare.significance import (
+from lit_rlvr.commands.compare.significance import (
     detectable,
     holm,
     interquartile_mean,

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from lit_rlvr.compare.command import compare
-from lit_rlvr.compare.folder import CONFIG, StudyFolder, evaluates_start, first_change, next_command
-from lit_rlvr.compare.study import Cell, Study, load_study
+from lit_rlvr.commands.compare.command import compare
+from lit_rlvr.commands.compare.folder import CONFIG, StudyFolder, evaluates_start, first_change, next_command
+from lit_rlvr.commands.compare.study import Cell, Study, load_study
 from lit_rlvr.configs import merge
 from lit_rlvr.errors import UserError
 

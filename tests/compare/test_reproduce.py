@@ -15,8 +15,8 @@ import yaml
 from scipy.stats import ttest_ind
 from tiny_rewards import judged_as_is
 
-from lit_rlvr.compare.figures import CURVES, SET_CURVES
-from lit_rlvr.compare.reproduce import (
+from lit_rlvr.commands.compare.figures import CURVES, SET_CURVES
+from lit_rlvr.commands.compare.reproduce import (
     AVERAGE,
     Paper,
     PrintedTable,
@@ -25,9 +25,9 @@ from lit_rlvr.compare.reproduce import (
     load_printed,
     paper_items,
 )
-from lit_rlvr.compare.significance import difference_test
-from lit_rlvr.compare.study import load_study
-from lit_rlvr.compare.tables import BEFORE
+from lit_rlvr.commands.compare.significance import difference_test
+from lit_rlvr.commands.compare.study import load_study
+from lit_rlvr.commands.compare.tables import BEFORE
 from lit_rlvr.configs import config_folder
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.suites import find_suites

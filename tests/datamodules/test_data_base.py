@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 from jsonargparse import ArgumentParser
 
+from lit_rlvr.common.settings import snake_case
 from lit_rlvr.datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
 from lit_rlvr.errors import UserError
-from lit_rlvr.settings import snake_case
 from lit_rlvr.types import Sample
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_rlvr.diversity import CosineSimilarity, Embedder
-from lit_rlvr.diversity.embedding import mean_cosine
+from lit_rlvr.evaluation.diversity import CosineSimilarity, Embedder
+from lit_rlvr.evaluation.diversity.embedding import mean_cosine
 
 VECTORS = {"east": [2.0, 0.0], "north": [0.0, 0.5], "west": [-1.0, 0.0], "north-east": [3.0, 3.0]}
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from lit_rlvr.diversity import CosineSimilarity, SentenceEmbedder
-from lit_rlvr.diversity.embedding import PACKAGED, PoolingSettings, read_settings
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.diversity import CosineSimilarity, SentenceEmbedder
+from lit_rlvr.evaluation.diversity.embedding import PACKAGED, PoolingSettings, read_settings
 
 TEXTS = ["3 + 4 = 7", "", "The sum of three and four is seven.", "7", "x" * 40]
 

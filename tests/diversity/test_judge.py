@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from judge_server import Answer, JudgeServer, completion, serve
 
-from lit_rlvr.diversity import JudgeScore, measure_diversity
-from lit_rlvr.diversity.judge import JUDGE_PROMPT, parse_score
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.diversity import JudgeScore, measure_diversity
+from lit_rlvr.evaluation.diversity.judge import JUDGE_PROMPT, parse_score
 
 pytest.importorskip("openai")
 SOON = {"retry-after-ms": "1"}

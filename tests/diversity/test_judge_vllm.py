@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from tiny import byte_tokenizer
 
-from lit_rlvr.diversity import JudgeScore, measure_diversity
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.diversity import JudgeScore, measure_diversity
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,9 +13,16 @@ from jsonargparse import ArgumentParser
 from judge_server import serve
 from torch import Tensor
 
-from lit_rlvr.diversity import CosineSimilarity, DiversityMeasure, Embedder, JudgeScore, SelfBLEU4, measure_diversity
+from lit_rlvr.common.packages import require
 from lit_rlvr.errors import UserError
-from lit_rlvr.packages import require
+from lit_rlvr.evaluation.diversity import (
+    CosineSimilarity,
+    DiversityMeasure,
+    Embedder,
+    JudgeScore,
+    SelfBLEU4,
+    measure_diversity,
+)
 
 GROUPS = [
     ["3 + 4 = 7 so 7", "4 + 3 = 7 so 7", "the answer is 7"],

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 from sacrebleu.metrics import BLEU
 
-from lit_rlvr.diversity import SelfBLEU4
 from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.diversity import SelfBLEU4
 
 
 def measured(*groups: Sequence[str], tokenize: str = "13a") -> float:

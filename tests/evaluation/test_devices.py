@@ -17,12 +17,12 @@ from tiny import make_prompt
 from tiny_rewards import judged_as_is
 from tiny_runs import child_environment
 
+from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation import processes as devices
 from lit_rlvr.evaluation.processes import Share, check_devices, run_shares
 from lit_rlvr.evaluation.records import Records
 from lit_rlvr.rewards.combine import Scores
-from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.types import Completion, RewardResult
 
 CLI = Callable[..., Any]

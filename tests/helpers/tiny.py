@@ -18,9 +18,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.policy import tiny as tiny_vlm
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.types import Completion, Prompt, Rollout, Sample, Sampling, pad_completions
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>"]

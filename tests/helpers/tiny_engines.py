@@ -8,12 +8,12 @@ import torch
 from tiny import plain_logprobs
 
 from lit_rlvr.distributed.collectives import rank
+from lit_rlvr.engines.base import Done, EngineContext, Row, Turns
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.synced import probe_seeds
+from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.base import Done, EngineContext, Row, Turns
-from lit_rlvr.rollout.engines.hf import HFEngine
-from lit_rlvr.rollout.engines.synced import probe_seeds
-from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.types import Completion, Prompt, Sampling
 
 

@@ -11,8 +11,8 @@ from tiny_environments import Moody
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.engines.base import RolloutEngine
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.base import RolloutEngine
 from lit_rlvr.rollout.episodes import Episodes
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lit_rlvr.algorithms import GRPO
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
+from lit_rlvr.engines.base import RolloutEngine
+from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.rewards import FunctionReward
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.engines.base import RolloutEngine
-from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.step import PreparedRollout
 from lit_rlvr.types import Rollout, Sampling

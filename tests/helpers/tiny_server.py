@@ -10,7 +10,7 @@ from typing import Any
 
 from tiny_runs import CONSOLE_SCRIPT, child_environment
 
-from lit_rlvr.rollout.engines.transfer import free_port
+from lit_rlvr.engines.transfer import free_port
 
 KEY = "sk-not-for-anybody"
 

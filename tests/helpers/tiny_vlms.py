@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import Idefics3Config, Qwen2VLConfig, Qwen3VLConfig
 
+from lit_rlvr.engines.synced import trainer_logprobs
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.policy.families.qwen_vl import VLM_SPECIALS, language_sizes, markers, save_tiny_vlm, save_vlm
 from lit_rlvr.policy.families.smolvlm import SPECIALS, save_smolvlm, save_tiny_smolvlm
 from lit_rlvr.policy.loading import load_image_processor
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.synced import trainer_logprobs
 from lit_rlvr.types import Completion, Prompt, Sample, Sampling
 
 if TYPE_CHECKING:

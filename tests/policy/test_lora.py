@@ -143,6 +143,6 @@ def test_nf4_trains_its_adapters_alone_and_merges(tiny_model_folder: Path) -> No
 def test_without_a_package_there_is_one_line(
     tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch, missing: str, option: str
 ) -> None:
-    monkeypatch.setattr("lit_rlvr.packages.is_installed", lambda module: module != missing)
+    monkeypatch.setattr("lit_rlvr.common.packages.is_installed", lambda module: module != missing)
     with pytest.raises(UserError, match=f"^{option}: {missing} is not installed; pip install '{missing}[<>]"):
         adapted(tiny_model_folder, quantize="nf4")

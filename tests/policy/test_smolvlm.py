@@ -81,7 +81,7 @@ def test_image_processors_that_do_not_fit_are_refused(tmp_path: Path, settings: 
 def test_without_num2words_vllm_is_refused_in_one_line(
     processor: ImageProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_rlvr.packages.is_installed", lambda module: module != "num2words")
+    monkeypatch.setattr("lit_rlvr.common.packages.is_installed", lambda module: module != "num2words")
     with pytest.raises(
         UserError, match=r"^engine vllm with SmolVLM: num2words is not installed; pip install num2words"
     ):

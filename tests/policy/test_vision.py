@@ -79,7 +79,7 @@ def test_patches_of_another_size_are_refused(qwen_folder: Path, tmp_path: Path) 
 def test_without_qwen_vl_utils_there_is_one_line(
     processor: QwenImageProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lit_rlvr.packages.is_installed", lambda module: module != "qwen_vl_utils")
+    monkeypatch.setattr("lit_rlvr.common.packages.is_installed", lambda module: module != "qwen_vl_utils")
     with pytest.raises(UserError, match=r"^images: qwen_vl_utils is not installed; pip install .* torchvision"):
         processor.grid(28, 28)
 

@@ -7,8 +7,8 @@ import unicodedata
 
 import pytest
 
-from lit_rlvr.report.render import render
-from lit_rlvr.terminal import printable
+from lit_rlvr.commands.report.render import render
+from lit_rlvr.common.terminal import printable
 
 GROUP = {"prompt": "p", "answer": "a", "columns": (), "observed": False, "completions": []}
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from made_runs import group, make_run, row
 from PIL import Image
 
-from lit_rlvr.report.closeup import MOST_CHARACTERS, MOST_TOKENS, close_up, extremes, image_uri, shorten
-from lit_rlvr.report.groups import RunGroup
-from lit_rlvr.report.runs import read_run
+from lit_rlvr.commands.report.closeup import MOST_CHARACTERS, MOST_TOKENS, close_up, extremes, image_uri, shorten
+from lit_rlvr.commands.report.groups import RunGroup
+from lit_rlvr.commands.report.runs import read_run
 from lit_rlvr.run.outputs import save_thumbnails
 
 

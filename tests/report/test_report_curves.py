@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlvr.report.charts import MAX_POINTS, Curve, curve, more_panels, panels, thin
-from lit_rlvr.report.groups import RunGroup
-from lit_rlvr.report.runs import RunMetrics, RunRecord
+from lit_rlvr.commands.report.charts import MAX_POINTS, Curve, curve, more_panels, panels, thin
+from lit_rlvr.commands.report.groups import RunGroup
+from lit_rlvr.commands.report.runs import RunMetrics, RunRecord
 
 
 def run(metrics: RunMetrics) -> RunRecord:

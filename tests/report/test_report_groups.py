@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from made_runs import config, make_run, make_study
 
+from lit_rlvr.commands.report.groups import read_groups
 from lit_rlvr.errors import UserError
-from lit_rlvr.report.groups import read_groups
 
 
 def test_runs_that_differ_by_seed_alone_are_one_group(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lit_rlvr.report.groups import group_runs
-from lit_rlvr.report.page import report_page
-from lit_rlvr.report.runs import RunRecord
+from lit_rlvr.commands.report.groups import group_runs
+from lit_rlvr.commands.report.page import report_page
+from lit_rlvr.commands.report.runs import RunRecord
 from lit_rlvr.run.monitor import findings
 
 SOUND = {

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from made_runs import METRICS, config, group, make_run, make_study, row
 
+from lit_rlvr.commands.report import write_report
 from lit_rlvr.errors import UserError
-from lit_rlvr.report import write_report
 
 EVIL = "</div></table></style></title><script>alert('x')</script>\"'><img src=x onerror=alert(1)>\x1b[2J\x00 \u202eπ🙂"
 

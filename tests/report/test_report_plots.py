@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from lit_rlvr.report.charts import (
+from lit_rlvr.commands.report.charts import (
     BOTTOM,
     CHART_HEIGHT,
     CHART_WIDTH,

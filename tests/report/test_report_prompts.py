@@ -7,8 +7,8 @@ from typing import Any
 
 from made_runs import row
 
-from lit_rlvr.report.prompts import hardest, histories, newly_solved, prompt_text, samples, visits
-from lit_rlvr.report.runs import RunRecord
+from lit_rlvr.commands.report.prompts import hardest, histories, newly_solved, prompt_text, samples, visits
+from lit_rlvr.commands.report.runs import RunRecord
 
 STATUS = {"e": "error"}
 

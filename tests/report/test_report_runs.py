@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from made_runs import METRICS, make_run, row
 
+from lit_rlvr.commands.report.groups import group_runs
+from lit_rlvr.commands.report.runs import metric_names, read_run
 from lit_rlvr.errors import UserError
-from lit_rlvr.report.groups import group_runs
-from lit_rlvr.report.runs import metric_names, read_run
 
 
 def test_a_whole_run(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from browser import CHROMIUM, NEEDED
 from made_runs import METRICS, config, group, make_run, make_study, row
 from PIL import Image
 
-from lit_rlvr.report import write_report
-from lit_rlvr.report.explain import group_page as explain_page
+from lit_rlvr.commands.report import write_report
+from lit_rlvr.commands.report.explain import group_page as explain_page
 from lit_rlvr.run.outputs import save_thumbnails
 
 SIZES = [(360, 800), (1280, 900)]

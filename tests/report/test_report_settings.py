@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from made_runs import config
 
-from lit_rlvr.report.runs import MISSING, differences, flatten, main_settings, without_seed
+from lit_rlvr.commands.report.runs import MISSING, differences, flatten, main_settings, without_seed
 
 
 def test_classes_and_lists_become_flat_names() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from made_runs import make_run
 
-from lit_rlvr.report.groups import RunGroup
-from lit_rlvr.report.runs import MISSING, read_run
-from lit_rlvr.report.tables import RUN_COLUMNS, mean_std, results_table, run_rows, validation_rows
+from lit_rlvr.commands.report.groups import RunGroup
+from lit_rlvr.commands.report.runs import MISSING, read_run
+from lit_rlvr.commands.report.tables import RUN_COLUMNS, mean_std, results_table, run_rows, validation_rows
 
 
 @pytest.fixture

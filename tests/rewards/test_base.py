@@ -20,11 +20,11 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lit_rlvr import rewards
+from lit_rlvr.common.terminal import Activity
 from lit_rlvr.errors import UserError
 from lit_rlvr.rewards import Format, FunctionReward, Reward, as_rewards, score_rollout
 from lit_rlvr.rewards.base import say_where
 from lit_rlvr.rewards.combine import stop_on_failures
-from lit_rlvr.terminal import Activity
 from lit_rlvr.types import Completion, Prompt, RewardResult, Sample
 from lit_rlvr.workers import pool as waiting
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.policy.loading import load_policy
-from lit_rlvr.rollout.engines.base import EngineContext
-from lit_rlvr.rollout.engines.vllm import VLLMEngine
 
 
 @pytest.fixture(scope="session")

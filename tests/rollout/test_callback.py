@@ -14,15 +14,15 @@ from tiny_engines import Copying
 from tiny_fit import Recorder, fit
 from two_ranks import in_two_ranks
 
+from lit_rlvr.engines.base import Done, EngineContext
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.synced import check_engine, probe_prompts, probe_seeds, trainer_logprobs
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy import policy as policy_module
 from lit_rlvr.policy.layout import Group
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback, callback, source
 from lit_rlvr.rollout.assemble import count_repeats, rollout_metrics
-from lit_rlvr.rollout.engines.base import Done, EngineContext
-from lit_rlvr.rollout.engines.hf import HFEngine
-from lit_rlvr.rollout.engines.synced import check_engine, probe_prompts, probe_seeds, trainer_logprobs
 from lit_rlvr.rollout.generate import completion_seeds
 from lit_rlvr.types import Completion, EvalSampling, Prompt, Sampling
 

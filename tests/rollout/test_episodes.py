@@ -17,9 +17,9 @@ from tiny_fit import T_MAX, fit
 
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
+from lit_rlvr.engines.base import Continuation, RolloutEngine, Row
 from lit_rlvr.environments.base import Environment
 from lit_rlvr.errors import UserError
-from lit_rlvr.rollout.engines.base import Continuation, RolloutEngine, Row
 from lit_rlvr.rollout.episodes import Episodes, check_turns, with_opening
 from lit_rlvr.types import Completion, Sample, Sampling
 from lit_rlvr.workers.process import Isolation

@@ -11,9 +11,9 @@ from tiny_engines import flat
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
+from lit_rlvr.engines.hf import HFEngine, draw_tokens
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.hf import HFEngine, draw_tokens
 from lit_rlvr.types import Completion, Sampling
 
 SAMPLING = Sampling(temperature=0.8, max_tokens=12, banned_token_ids=(3, 50))

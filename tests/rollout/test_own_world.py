@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lit_rlvr.rollout.engines.process_group import VLLMProcessGroup, separate_cache
+from lit_rlvr.engines.process_group import VLLMProcessGroup, separate_cache
 
 
 def begin() -> None:

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.exc import InvalidCxxCompiler
 
+from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.base import EngineContext
-from lit_rlvr.rollout.engines.synced import SyncedEngine
 from lit_rlvr.types import Completion, Sampling
 
 STEP = ["sync", "6"]  # six prompts; the first step's sync is probed with three

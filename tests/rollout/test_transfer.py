@@ -23,11 +23,10 @@ from safetensors.torch import load_file
 from two_ranks import in_two_ranks
 
 from lit_rlvr.distributed.collectives import gather_objects
-from lit_rlvr.errors import UserError
-from lit_rlvr.rollout.engines import client, transfer
-from lit_rlvr.rollout.engines.client import ServerError, VLLMServer
-from lit_rlvr.rollout.engines.server import VLLMServerEngine
-from lit_rlvr.rollout.engines.transfer import (
+from lit_rlvr.engines import client, transfer
+from lit_rlvr.engines.client import ServerError, VLLMServer
+from lit_rlvr.engines.server import VLLMServerEngine
+from lit_rlvr.engines.transfer import (
     FileTransfer,
     NCCLTransfer,
     OwnFolder,
@@ -37,6 +36,7 @@ from lit_rlvr.rollout.engines.transfer import (
     own_address,
     weights_or_exit,
 )
+from lit_rlvr.errors import UserError
 
 CALLS = ("/pause", "/start_weight_update", "broadcast", "/update_weights", "hang", "/finish_weight_update", "/resume")
 
@@ -354,7 +354,7 @@ def test_a_request_ends_when_the_engine_has_died(health: int, said: str, monkeyp
 
 
 def test_a_transfer_that_cannot_be_aborted_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_rlvr.rollout.engines.transfer.ABORT_SECONDS", 0.05)
+    monkeypatch.setattr("lit_rlvr.engines.transfer.ABORT_SECONDS", 0.05)
     client = UpdateClient([Server()], [1])
     client.servers[0].timeout = 0.05
     with pytest.raises(UserError, match="hangs; NCCL cannot be aborted, so the run ends: resume with --ckpt_path last"):
@@ -390,7 +390,7 @@ def test_servers_look_for_the_trainer_where_it_reaches_them(
 ) -> None:
     """A machine's own name is often 127.0.1.1 in /etc/hosts."""
     if not theirs.startswith("127."):  # this machine may have no network
-        monkeypatch.setattr("lit_rlvr.rollout.engines.transfer.route_to", lambda *_: ("192.0.2.1", theirs))
+        monkeypatch.setattr("lit_rlvr.engines.transfer.route_to", lambda *_: ("192.0.2.1", theirs))
     if " " not in found:
         assert own_address(f"http://{theirs}:8000", given) == found
     else:

@@ -19,15 +19,15 @@ from transformers import AutoTokenizer
 from lit_rlvr.datamodules import Geometry
 from lit_rlvr.datamodules.reading.between_turns import BetweenTurns
 from lit_rlvr.datamodules.reading.chat import Chat
-from lit_rlvr.export import save_model
+from lit_rlvr.engines.base import EngineContext, RolloutEngine
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.synced import trainer_logprobs
+from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_image_processor, load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines.base import EngineContext, RolloutEngine
-from lit_rlvr.rollout.engines.hf import HFEngine
-from lit_rlvr.rollout.engines.synced import trainer_logprobs
-from lit_rlvr.rollout.engines.vllm import VLLMEngine
 from lit_rlvr.rollout.episodes import Episodes
+from lit_rlvr.run.export import save_model
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
 
 SEEDS = [[100 * p + g for g in range(3)] for p in range(3)]

@@ -18,18 +18,18 @@ from tiny_runs import FIT
 from torch._dynamo.utils import counters
 
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.engines import vllm
+from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.process_group import executor_on
+from lit_rlvr.engines.synced import check_engine
+from lit_rlvr.engines.vllm import WORTH_COMPILING, VLLMEngine, smallest_block, with_tied_head
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
-from lit_rlvr.rollout.engines import vllm
-from lit_rlvr.rollout.engines.base import EngineContext
-from lit_rlvr.rollout.engines.hf import HFEngine
-from lit_rlvr.rollout.engines.process_group import executor_on
-from lit_rlvr.rollout.engines.synced import check_engine
-from lit_rlvr.rollout.engines.vllm import WORTH_COMPILING, VLLMEngine, smallest_block, with_tied_head
 from lit_rlvr.types import Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

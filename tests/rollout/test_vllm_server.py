@@ -25,17 +25,17 @@ from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, child_environment, comple
 from tiny_server import KEY, Served
 from tiny_vlms import differences, mixed_prompts
 
+from lit_rlvr.engines import server as vllm_server
+from lit_rlvr.engines import transfer
+from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.client import ServerError, VLLMServer
+from lit_rlvr.engines.server import VLLMServerEngine, check_model
+from lit_rlvr.engines.synced import SyncedEngine, check_engine
+from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.rollout.engines import server as vllm_server
-from lit_rlvr.rollout.engines import transfer
-from lit_rlvr.rollout.engines.base import EngineContext
-from lit_rlvr.rollout.engines.client import ServerError, VLLMServer
-from lit_rlvr.rollout.engines.server import VLLMServerEngine, check_model
-from lit_rlvr.rollout.engines.synced import SyncedEngine, check_engine
-from lit_rlvr.rollout.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
 from lit_rlvr.types import Completion, Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

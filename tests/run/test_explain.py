@@ -15,10 +15,10 @@ import torch
 from made_runs import group, make_run, row
 from tiny import make_rollout
 
+from lit_rlvr.commands.report.explain import cells, group_page, load_group
+from lit_rlvr.commands.report.runs import read_run, verdict_text
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.report.explain import cells, group_page, load_group
-from lit_rlvr.report.runs import read_run, verdict_text
 from lit_rlvr.run.outputs import sample_rows
 from lit_rlvr.training.trace import Trace, list_traces
 from lit_rlvr.types import RewardResult

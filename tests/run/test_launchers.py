@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, child_environment, in_two_processes, summary, to
 
-from lit_rlvr.rollout.engines.transfer import free_port
+from lit_rlvr.engines.transfer import free_port
 
 Launcher = Callable[[int, int], tuple[list[str], dict[str, str]]]
 MACHINES = ("--trainer.num_nodes", "2", "--trainer.devices", "1")

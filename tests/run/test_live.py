@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from lit_rlvr.commands.watch.follow import FollowedFolders
+from lit_rlvr.common.terminal import Activity, progress
 from lit_rlvr.run import live
-from lit_rlvr.terminal import Activity, progress
-from lit_rlvr.watch.follow import FollowedFolders
 
 CLI = Callable[..., Any]
 

@@ -129,7 +129,7 @@ def test_a_reward_that_ends_the_process_is_no_success(run_folder: Path) -> None:
 def test_an_exit_in_a_reward_names_it(status: int) -> None:
     source = f"""import os
 from lit_rlvr.cli.main import _watch_exits
-from lit_rlvr.terminal import progress
+from lit_rlvr.common.terminal import progress
 progress.waiting["own_rewards.ends"] = 0.0
 _watch_exits()
 os._exit({status})"""

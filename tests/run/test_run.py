@@ -17,13 +17,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lit_rlvr import Arithmetic, RolloutCallback, Sampling, Trainer
 from lit_rlvr.advantages import GRPOAdvantage
 from lit_rlvr.algorithms import DAPO
+from lit_rlvr.common.settings import settings_of
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.rewards import Format, MathAnswer
 from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.run import RunStart, in_order
 from lit_rlvr.run.stop import StopOnSignal
-from lit_rlvr.settings import settings_of
 
 
 class Own(Callback):
@@ -63,6 +63,18 @@ def test_config_of_a_run_from_python_repeats_it(
     with pytest.raises(Exception, match="already holds a run"):
         train(tmp_path / "python", tiny_model_folder)
     train(tmp_path / "python", tiny_model_folder, overwrite=True)
+
+
+def test_config_of_an_older_run_resumes(tmp_path: Path, tiny_model_folder: Path, lit_rlvr: Callable[..., Any]) -> None:
+    """Its classes may have moved to other packages since."""
+    train(tmp_path / "run", tiny_model_folder)
+    config = tmp_path / "run/config.yaml"
+    older = config.read_text().replace("engine: hf", "engine: {class_path: lit_rlvr.rollout.engines.hf.HFEngine}")
+    assert "lit_rlvr.rollout" in older
+    config.write_text(older)
+    lit_rlvr("fit", "--config", str(config), "--ckpt_path", "last", "--trainer.max_steps", 3)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 3
+    assert "class_path: lit_rlvr.engines.hf.HFEngine" in config.read_text()
 
 
 def test_order_of_callbacks() -> None:

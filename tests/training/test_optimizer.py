@@ -14,9 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
-from lit_rlvr.rollout.engines.base import EngineContext
-from lit_rlvr.rollout.engines.hf import HFEngine
 from lit_rlvr.training.optimizer import build_optimizer, unallocated
 
 CLI = Callable[..., Any]

@@ -18,9 +18,9 @@ import httpx
 import pytest
 from made_runs import METRICS, make_run
 
-from lit_rlvr.terminal import Terminal
-from lit_rlvr.watch.command import open_socket, runs_table, show_runs, sparkline
-from lit_rlvr.watch.follow import FollowedFolders
+from lit_rlvr.commands.watch.command import open_socket, runs_table, show_runs, sparkline
+from lit_rlvr.commands.watch.follow import FollowedFolders
+from lit_rlvr.common.terminal import Terminal
 
 CLI = Callable[..., Any]
 

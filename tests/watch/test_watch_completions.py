@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from made_runs import make_run, row
 
-from lit_rlvr.report.prompts import visits
-from lit_rlvr.report.runs import read_run
-from lit_rlvr.watch.follow import Completions
+from lit_rlvr.commands.report.prompts import visits
+from lit_rlvr.commands.report.runs import read_run
+from lit_rlvr.commands.watch.follow import Completions
 
 ROWS = [
     row(step, f"{(7 * step + k) % 5}+1", g, correct=(step * k + g) % 3 == 0, completion=f"é {step} {k} {g}")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from made_runs import make_run, make_study
 
+from lit_rlvr.commands.watch.follow import SILENT_SECONDS, FollowedFolders, find_runs, format_duration
 from lit_rlvr.errors import UserError
-from lit_rlvr.watch.follow import SILENT_SECONDS, FollowedFolders, find_runs, format_duration
 
 
 def live(**changed: Any) -> str:

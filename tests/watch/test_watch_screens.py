@@ -17,10 +17,10 @@ from made_runs import METRICS, config, group, make_run, row
 from PIL import Image
 from test_watch_follow import live
 
+from lit_rlvr.commands.watch.command import open_socket
+from lit_rlvr.commands.watch.follow import FollowedFolders
+from lit_rlvr.commands.watch.server import application
 from lit_rlvr.run.outputs import save_thumbnails
-from lit_rlvr.watch.command import open_socket
-from lit_rlvr.watch.follow import FollowedFolders
-from lit_rlvr.watch.server import application
 
 LONG = "unbroken" * 60
 SIZES = [360, 1280]

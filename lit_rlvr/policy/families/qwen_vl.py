@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import vision_utils
 from transformers.utils.generic import get_max_seqlen
 
+from lit_rlvr.common.packages import require
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
-from lit_rlvr.packages import require
 from lit_rlvr.policy.families.base import ImageProcessor, Layers, VisionFamily
 from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random
 from lit_rlvr.policy.vision_attention import VISION_ATTENTION

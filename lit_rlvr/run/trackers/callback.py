@@ -12,9 +12,10 @@ from typing import Any, Literal
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.packages import require
+from lit_rlvr.common.terminal import one_line
 from lit_rlvr.errors import RunStopped, UserError, first_line, shown
-from lit_rlvr.files import write_atomically
-from lit_rlvr.packages import require
 from lit_rlvr.run.loggers import metrics_file, run_root
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
@@ -22,7 +23,6 @@ from lit_rlvr.run.trackers.mlflow_tracker import MLflow
 from lit_rlvr.run.trackers.tensorboard_tracker import TensorBoard
 from lit_rlvr.run.trackers.trackio_tracker import Trackio
 from lit_rlvr.run.trackers.wandb_tracker import Wandb
-from lit_rlvr.terminal import one_line
 
 Name = Literal["wandb", "mlflow", "trackio", "tensorboard"]
 Chosen = list[Tracker | Name] | Tracker | Name | None

@@ -1,9 +1,0 @@
-"""`lit-rlvr check`: measure whether an algorithm or an advantage has the properties that training relies on.
-
-It runs the code of training on a synthetic batch of numbers, as `lit_rlvr/parity/` does, and loads no model.
-"""
-
-from lit_rlvr.check.command import run
-from lit_rlvr.check.properties import Finding, check_advantage, check_algorithm, made_batch
-
-__all__ = ["Finding", "check_advantage", "check_algorithm", "made_batch", "run"]

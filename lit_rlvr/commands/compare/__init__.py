@@ -1,0 +1,11 @@
+"""Comparison of algorithms over tasks and seeds on an equal budget, with an ordinary `fit` for each cell.
+
+`study.py` reads a study; `folder.py` keeps its progress and lists what remains; `processes.py` runs it, here or on a
+cluster; `numbers.py` and `significance.py` compute the results; `tables.py` and `figures.py` show them;
+`reproduce.py` compares them with a paper's.
+"""
+
+from lit_rlvr.commands.compare.command import compare, run
+from lit_rlvr.commands.compare.study import Study, load_study
+
+__all__ = ["Study", "compare", "load_study", "run"]

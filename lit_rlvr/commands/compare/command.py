@@ -1,0 +1,211 @@
+"""`lit-rlvr compare STUDY.yaml --out DIR`: runs a study's remaining cells and reports the results."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lit_rlvr.cli.errors import failure_line
+from lit_rlvr.cli.lightning_cli import ConfigCheck
+from lit_rlvr.commands.compare.figures import draw_figures, draw_signal
+from lit_rlvr.commands.compare.folder import StudyFolder, lock_study, next_command, read_suites, start_folder
+from lit_rlvr.commands.compare.numbers import read_cell, study_results
+from lit_rlvr.commands.compare.processes import Cluster, ProgressPrinter, run_cells
+from lit_rlvr.commands.compare.study import Cell, Study, load_study
+from lit_rlvr.commands.compare.tables import SIGNAL, report, suite_tables
+from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.packages import require
+from lit_rlvr.common.terminal import show_result
+from lit_rlvr.configs import Parser
+from lit_rlvr.datamodules import PromptDataModule
+from lit_rlvr.datamodules.base import Split
+from lit_rlvr.errors import UserError
+from lit_rlvr.evaluation.suites import Suite, find_suites
+from lit_rlvr.policy.sources import resolve_model
+
+MOST_NAMED = 3
+"""The most missing things that an error names."""
+
+_log = logging.getLogger("lit_rlvr")
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run the command line of `compare`."""
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
+    parser.add_argument("study", type=str, help="a study: a YAML file, or a shipped one by name (studies/smoke)")
+    parser.add_argument("--out", type=str, required=True, help="folder of the study; give the same one to continue")
+    add_execution_options(parser)
+    config = parser.parse_args(arguments)
+    require("scipy", command)
+    compare(load_study(config.study), Path(config.out), config.jobs, config.cluster)
+    show_result(
+        json.loads((Path(config.out) / "results.json").read_text()), lambda: None
+    )  # readable text is in results.md
+
+
+def add_execution_options(parser: Parser) -> None:
+    """Add the options that say where a study's cells run."""
+    parser.add_argument("--jobs", type=int, default=1, help="cells that run at the same time")
+    parser.add_argument("--cluster", type=dict[str, Any] | None,
+                        help="run each cell as a Slurm job, by submitit's options: {slurm_partition: gpu, "
+                        "gpus_per_node: 8, timeout_min: 720}")  # fmt: skip
+
+
+def compare(study: Study, root: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
+    """Run the cells of a study that are not done, and write its tables and figures.
+
+    Args:
+        root: the study's folder; `study.json`, `results.json`, `results.md`, `figures/` and `runs/` go there.
+        jobs: cells that run at the same time.
+        cluster: options of `Cluster`, to run them as jobs of a cluster.
+
+    Raises:
+        UserError: a cell is invalid, this machine lacks what it needs, the folder belongs to another study, or, after
+            all others are done, some cells failed.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs: {jobs} is not positive")
+    built = check_cells(study)
+    suites = check_suites(study)
+    if cluster is None:
+        remaining = [cell for cell in study.cells if next_command(study, cell, root) is not None]
+        check_machine([built[cell.task, cell.name] for cell in remaining], suites)
+    with lock_study(root) as lock:
+        folder = StudyFolder(root, study)
+        progress = ProgressPrinter(len(study.cells), done=len(folder.with_status("done")))
+
+        def started(cell: Cell) -> None:
+            folder.set_status(cell, "running")
+            progress.started(cell)
+
+        def ended(cell: Cell, error: str | None) -> None:
+            folder.set_status(cell, "failed" if error else "done", error)
+            progress.ended(cell, error)
+
+        try:
+            pending = [state.cell for state in folder.with_status("pending")]
+            scheduler = None if cluster is None else Cluster(root, cluster)
+            run_cells(study, pending, root, jobs, lock, started, ended, scheduler)
+        except KeyboardInterrupt:
+            for state in folder.with_status("running"):
+                folder.set_status(state.cell, "interrupted")
+            _log.warning("Stopped; run the same command again to continue")
+            raise
+        _write_results(folder)
+
+
+def check_cells(study: Study) -> dict[tuple[str, str], Any]:
+    """Refuse a study with a cell that `fit` would refuse, before the first cell trains.
+
+    Returns:
+        (task, cell) -> what its config builds: model, data, ..., and the options of the trainer.
+
+    Raises:
+        UserError: a cell is invalid; the message names it.
+    """
+    fit, built = ConfigCheck(), {}
+    for cell in study.cells:
+        if cell.seed != study.seeds[0]:
+            continue
+        try:
+            built[cell.task, cell.name] = fit.check(deepcopy(cell.config))  # parsing changes it in place
+        except Exception as error:
+            line = failure_line(error)
+            if line is None:
+                raise
+            where = f"STUDY: {cell.task}, {cell.name}"
+            raise UserError(*(f"{where}: {message}" for message in line.splitlines())) from error
+    return built
+
+
+def check_suites(study: Study) -> list[Suite]:
+    """Refuse suites that `evaluate` would refuse, before the first cell trains.
+
+    Raises:
+        UserError: there is no such suite or protocol, or two suites have the same name.
+    """
+    everything = [suite for group in study.suites.values() for suite in group]
+    return list(find_suites(everything, {}, {"protocol": study.protocol}))
+
+
+def check_machine(built: Sequence[Any], suites: Sequence[Suite]) -> None:
+    """Refuse cells whose devices, models or data this machine lacks, before they fail one after the other.
+
+    Args:
+        built: the objects that each cell's config builds.
+        suites: the suites of the evaluations after training.
+
+    Raises:
+        UserError: names everything that is missing.
+    """
+    needs: dict[str, Callable[[], object]] = {}
+    for cell in built:
+        devices = cell.trainer.accelerator, cell.trainer.devices
+        needs[f"devices {devices}"] = partial(_check_devices, *devices)
+        needs[f"model {cell.model.model}"] = partial(resolve_model, cell.model.model, cell.model.config_overrides)
+        for data in cell.data.validated:
+            needs |= _sources(data, ("train", "validation") if data is cell.data else ("validation",))
+    for suite in suites if built else ():
+        needs |= _sources(suite.data, ("test",))
+    missing: list[str] = []
+    for need in needs.values():
+        try:
+            need()
+        except Exception as error:
+            line = failure_line(error)
+            if line is None:
+                raise
+            missing.append(line)
+    if missing:
+        more = f"; and {len(missing) - MOST_NAMED} more" if len(missing) > MOST_NAMED else ""
+        raise UserError(f"STUDY: its cells cannot run on this machine: {'; '.join(missing[:MOST_NAMED])}{more}")
+
+
+def _check_devices(accelerator: Any, devices: Any) -> None:
+    try:
+        Trainer(accelerator=accelerator, devices=devices, logger=False, enable_checkpointing=False)
+    except (MisconfigurationException, ImportError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"trainer.accelerator: {accelerator}, devices: {devices}: {reason}") from error
+
+
+def _sources(data: PromptDataModule, splits: Sequence[Split]) -> dict[str, Callable[[], object]]:
+    """Return, by location, functions that read the first row of each set from a file or the hub."""
+    return {
+        f"{location}, {split}": partial(lambda split: next(iter(data.rows(split)), None), split)
+        for split in splits
+        if (location := data.locations[split]) is not None
+    }
+
+
+def _write_results(folder: StudyFolder) -> None:
+    """Write the results of finished cells; report failed ones."""
+    root, study = folder.root, folder.study
+    runs = [read_cell(state.cell, root) for state in folder.with_status("done")]
+    if runs and not any(study.metric in run.last for run in runs):
+        _log.warning("metric: no run has %s at its last step; it has %s", study.metric, ", ".join(runs[0].last))
+    starts = {task: read_suites(root / start_folder(task)) for task in study.tasks}
+    found = study_results(study, runs, {task: suites for task, suites in starts.items() if suites})
+    write_atomically(root / "results.json", json.dumps(found, indent=2) + "\n")
+    figures = draw_figures(study, runs, root / "figures")
+    draw_signal(root / SIGNAL)
+    failed = folder.with_status("failed")
+    write_atomically(root / "results.md", report(study, found, figures, failed))
+    if study.suites:
+        printed = [t.latex() for task in study.tasks for t in suite_tables(study.suites, found["tasks"][task])]
+        write_atomically(root / "results.tex", "\n".join(printed))
+    _log.info("Results: %s", root / "results.md")
+    if failed:
+        first = failed[0]
+        raise UserError(
+            f"{len(failed)} of {len(study.cells)} cells failed ({first.cell}: {first.error}); their logs are in "
+            f"{root / first.cell.folder} and so on; run the same command again to retry them"
+        )

@@ -1,0 +1,302 @@
+"""Computes the results of a study, over seeds and against the baseline."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from statistics import mean, stdev, variance
+from typing import Any
+
+from lit_rlvr.commands.compare.folder import EVALUATION, read_suites
+from lit_rlvr.commands.compare.significance import (
+    holm,
+    interquartile_mean,
+    paired_t_test,
+    probability_of_improvement,
+    sign_flip_test,
+    stratified_interval,
+)
+from lit_rlvr.commands.compare.study import Cell, Study
+from lit_rlvr.evaluation.results import averages
+from lit_rlvr.run.loggers import read_metrics
+
+MetricRow = dict[str, float]
+BUDGET_UNITS = ("samples", "tokens")
+QUARTER_METRICS = (
+    "rollout/reward", "rollout/accuracy", "rollout/entropy", "rollout/correct_count", "rollout/unsolved_prompts",
+    "rollout/length", "train/zero_advantage", "train/zero_advantage_base", "train/no_signal", "train/margin",
+    "train/omega", "train/p", "train/eps_ada", "train/clip_low", "train/clip_high", "train/loss", "train/grad_norm",
+)  # fmt: skip
+"""Metrics of training whose means over each quarter of the run are in results.json."""
+ACCURACY = "val/accuracy"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished cell.
+
+    Args:
+        rows: its metrics by step, each with `used/samples` and `used/tokens` up to that step.
+        summary: its summary.json.
+        suites: suite -> results, of the model's evaluation; empty if the study has no suites.
+    """
+
+    cell: Cell
+    rows: dict[int, MetricRow]
+    summary: Mapping[str, Any]
+    suites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The duration of one iteration, by part; `step` is the total."""
+        return dict(self.summary["seconds_per_step"])
+
+    @property
+    def is_collapsed(self) -> bool:
+        """True if the run ended because its policy had collapsed."""
+        return str(self.summary.get("stopped") or "").startswith("collapse")
+
+    def history(self, metric: str) -> list[float]:
+        """Return the values of a metric in the training iterations, in order."""
+        return [row[metric] for row in self.rows.values() if metric in row]
+
+    @property
+    def last(self) -> MetricRow:
+        return self.rows[max(self.rows)]
+
+
+def read_cell(cell: Cell, root: Path) -> FinishedRun:
+    """Read the metrics and the summary of a cell's run folder."""
+    run = root / cell.folder
+    rows = dict(sorted(read_metrics(run / "metrics.csv").items()))
+    used = dict.fromkeys(BUDGET_UNITS, 0.0)
+    for row in rows.values():
+        for name in BUDGET_UNITS:
+            used[name] += row.get(f"rollout/{name}", 0.0)
+            row[f"used/{name}"] = used[name]
+    return FinishedRun(cell, rows, json.loads((run / "summary.json").read_text()), read_suites(run / EVALUATION))
+
+
+def study_results(
+    study: Study,
+    runs: Sequence[FinishedRun],
+    starts: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
+) -> dict[str, Any]:
+    """Return the content of results.json: by task and cell, over seeds.
+
+    In `{mean, std, n}`, std is the sample standard deviation, null for one value.
+
+    Args:
+        starts: task -> suite -> results of the model that training starts from.
+    """
+    tasks = {task: _task(study, [run for run in runs if run.cell.task == task]) for task in study.tasks}
+    overall = _overall(study, runs) if len(study.tasks) > 1 else {}
+    for task, suites in (starts or {}).items():
+        tasks[task]["before_suites"] = _tables(study, [suites])
+    unit, count = study.budget
+    return {
+        "name": study.name,
+        "baseline": study.baseline,
+        "metric": study.metric,
+        "budget": {unit: count},
+        "seeds": study.seeds,
+        "tasks": tasks,
+        "overall": overall,
+    }
+
+
+def _overall(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """Return the interquartile mean and the probability of improvement over the baseline of each cell, over all
+    tasks."""
+    by_cell = {
+        name: [
+            _values([run for run in runs if (run.cell.task, run.cell.name) == (task, name)], study.metric)
+            for task in study.tasks
+        ]
+        for name in study.names
+    }
+    base = by_cell[study.baseline]
+    return {
+        name: {"iqm": with_interval(interquartile_mean, tasks)}
+        | ({} if name == study.baseline else {"improvement": with_interval(probability_of_improvement, tasks, base)})
+        for name, tasks in by_cell.items()
+    }
+
+
+def _task(study: Study, runs: list[FinishedRun]) -> dict[str, Any]:
+    by_name = {name: [run for run in runs if run.cell.name == name] for name in study.names}
+    cells = {name: _cell_results(study, found) for name, found in by_name.items()}
+    for name, versus in against_baseline(
+        {name: _values(by_name[name], study.metric) for name in cells}, study.baseline
+    ).items():
+        cells[name]["versus_baseline"] = versus
+    before = [run.rows[0] for run in runs if 0 in run.rows]
+    return {
+        "before": spread([row[study.metric] for row in before if study.metric in row]),
+        "before_pass_at_k": pass_at_k_spreads(before),
+        "cells": cells,
+    }
+
+
+def _cell_results(study: Study, runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    values = _values(runs, study.metric)
+    return {
+        "values": {str(seed): value for seed, value in values.items()},
+        **(spread(list(values.values())) or {"mean": None, "std": None, "n": 0}),
+        "iqm": with_interval(interquartile_mean, [values]),
+        "pass_at_k": pass_at_k_spreads([run.last for run in runs]),
+        "used": {
+            "steps": spread([float(max(run.rows)) for run in runs]),
+            **{unit: spread([run.last[f"used/{unit}"] for run in runs]) for unit in BUDGET_UNITS},
+        },
+        "seconds_per_step": _over_seeds([run.seconds for run in runs]),
+        "peak_memory_mb": spread([float(run.summary["peak_memory_mb"]) for run in runs]),
+        "collapsed": sum(run.is_collapsed for run in runs),
+        "loss_variance": spread([variance(losses) for run in runs if len(losses := run.history("train/loss")) > 1]),
+        "last": _over_seeds([run.last for run in runs]),
+        "suites": _tables(study, [run.suites for run in runs if run.suites]),
+        "by_seed": {str(run.cell.seed): _one_run(run) for run in runs},
+    }
+
+
+def _one_run(run: FinishedRun) -> dict[str, Any]:
+    """Return one run's numbers for users' own analyses: its last validation, and its metrics by quarter."""
+    found = {name: quarters(run.history(name)) for name in QUARTER_METRICS}
+    losses = run.history("train/loss")
+    return {
+        "last": {name: rounded(value) for name, value in run.last.items() if name.startswith("val/")},
+        "quarters": {name: values for name, values in found.items() if values},
+        "loss_variance": rounded(variance(losses)) if len(losses) > 1 else None,
+        "best": rounded(max((row[ACCURACY] for row in run.rows.values() if ACCURACY in row), default=math.nan)),
+        "collapsed": run.is_collapsed,
+        "train_seconds": run.summary.get("train_seconds"),
+        "suites": {
+            suite: {name: rounded(value) for name, value in _flat_numbers(results).items()}
+            for suite, results in run.suites.items()
+        },
+    }
+
+
+def quarters(history: Sequence[float]) -> list[float | None]:
+    """Return the means over each quarter of at least four values."""
+    n = len(history)
+    parts = [history[n * k // 4 : n * (k + 1) // 4] for k in range(4)] if n >= 4 else []
+    return [rounded(mean(part)) for part in parts]
+
+
+def rounded(value: float) -> float | None:
+    """Round to six significant digits; return None for NaN and infinity."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _tables(study: Study, found: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Return the study's tables of suites: table -> results of each suite and of their average, over seeds.
+
+    Args:
+        found: suite -> results for each seed, in the study's order.
+    """
+    tables: dict[str, Any] = {}
+    names = iter(found[0] if found else ())
+    for table, suites_of_table in study.suites.items():
+        group = list(islice(names, len(suites_of_table)))
+        parts = [{name: suites[name] for name in group} for suites in found]
+        values = [{name: _flat_numbers(results) for name, results in part.items()} for part in parts]
+        tables[table] = {
+            "suites": {
+                name: _over_seeds([part[name] for part in values])
+                | {"categories": _categories([part[name]["categories"] for part in parts])}
+                for name in group
+            },
+            "average": _over_seeds(
+                [
+                    averages(part.values(), dict.fromkeys(name for results in part.values() for name in results))
+                    for part in values
+                ]
+            ),
+        }
+    return tables
+
+
+def _flat_numbers(results: Mapping[str, Any]) -> MetricRow:
+    return {key: value for key, value in results.items() if isinstance(value, float)}
+
+
+def _categories(found: Sequence[Mapping[str, MetricRow]]) -> dict[str, Any]:
+    names = dict.fromkeys(name for categories in found for name in categories)
+    return {name: _over_seeds([categories[name] for categories in found if name in categories]) for name in names}
+
+
+def _values(runs: Sequence[FinishedRun], metric: str) -> dict[int, float]:
+    """Return the metric at the last step by seed, without seeds that lack it."""
+    return {run.cell.seed: run.last[metric] for run in runs if metric in run.last}
+
+
+def against_baseline(values: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, dict[str, Any]]:
+    """Return each cell's differences from the baseline over the seeds that both have, and their p-values.
+
+    Args:
+        values: cell -> {seed: value}.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, ours in values.items():
+        if name != baseline:
+            differences = [
+                ours[seed] - values[baseline][seed] for seed in sorted(ours.keys() & values[baseline].keys())
+            ]
+            found[name] = {
+                "difference": spread(differences),
+                "pairs": len(differences),
+                "p_t": paired_t_test(differences),
+                "p_sign_flip": sign_flip_test(differences),
+                "improvement": with_interval(probability_of_improvement, [ours], [values[baseline]]),
+            }
+    tested = [name for name, versus in found.items() if versus["p_sign_flip"] is not None]
+    adjusted = holm([found[name]["p_sign_flip"] for name in tested])
+    for name in found:
+        found[name]["p_holm"] = None
+    for name, p in zip(tested, adjusted, strict=True):
+        found[name]["p_holm"] = p
+    return found
+
+
+def with_interval(statistic: Callable[..., Any], *scores: Sequence[Mapping[int, float]]) -> dict[str, Any] | None:
+    """Return a statistic of runs with its stratified bootstrap interval; None without runs.
+
+    Args:
+        statistic: a function of `significance.py`.
+        scores: its arguments: seed -> value for each task.
+    """
+    runs = [[list(task.values()) for task in found] for found in scores]
+    if not all(task for found in runs for task in found):
+        return None
+    return {"value": float(statistic(*runs)), "ci95": stratified_interval(statistic, *runs)}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any] | None:
+    """Return mean, sample standard deviation and number of some values; None without any."""
+    if not values:
+        return None
+    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else None, "n": len(values)}
+
+
+def pass_at_k_spreads(rows: Sequence[MetricRow]) -> dict[str, dict[str, Any]]:
+    """Return validation set -> {k: spread of pass@k}."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            match = re.fullmatch(r"val/(.+)/pass@(\d+)", name)
+            if match:
+                found.setdefault(match[1], {}).setdefault(int(match[2]), []).append(value)
+    return {
+        name: {str(k): spread(values) for k, values in sorted(by_k.items())} for name, by_k in sorted(found.items())
+    }
+
+
+def _over_seeds(rows: Sequence[MetricRow]) -> dict[str, Any]:
+    names = sorted({name for row in rows for name in row})
+    return {name: spread([row[name] for row in rows if name in row]) for name in names}

@@ -1,0 +1,354 @@
+"""`lit-rlvr reproduce apmpo/table1 --out DIR`: runs a paper's study and compares its results with the printed ones.
+
+`lit-rlvr reproduce --list` names every table and figure of the papers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_rlvr.commands.compare.command import add_execution_options, compare
+from lit_rlvr.commands.compare.folder import EVALUATION
+from lit_rlvr.commands.compare.significance import LEVEL, difference_test, holm
+from lit_rlvr.commands.compare.study import BEFORE, Study, load_study
+from lit_rlvr.commands.compare.tables import markdown_table, percent
+from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.packages import require
+from lit_rlvr.common.terminal import show_result
+from lit_rlvr.configs import Parser, config_folder, load_yaml
+from lit_rlvr.errors import UserError, nearest
+
+_log = logging.getLogger("lit_rlvr")
+AVERAGE = "Avg."
+VALUE = re.compile(r"(\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
+
+
+@dataclass(frozen=True)
+class PrintedValue:
+    """A printed value, in percent.
+
+    Args:
+        deviation: over the paper's seeds; None if it prints none.
+    """
+
+    value: float
+    deviation: float | None
+
+    @classmethod
+    def parse(cls, cell: Any) -> PrintedValue:
+        """Parse a number, or text such as "68.4 ± 0.2"."""
+        found = VALUE.fullmatch(str(cell))
+        if found is None:
+            raise UserError(f"{cell!r} is neither a number nor like '68.4 ± 0.2'")
+        return cls(float(found[1]), float(found[2]) if found[2] else None)
+
+    def __str__(self) -> str:
+        return f"{self.value:.1f}" + (f" ± {self.deviation:.1f}" if self.deviation is not None else "")
+
+
+def _scaled(spread: Mapping[str, Any] | None, factor: float) -> dict[str, Any] | None:
+    """Return a spread in another unit; None without a value."""
+    if spread is None or spread["mean"] is None:
+        return None
+    return {**spread, **{key: spread[key] * factor for key in ("mean", "std") if spread[key] is not None}}
+
+
+SPREAD_COLUMNS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
+    "GiB": lambda cell: _scaled(cell["peak_memory_mb"], 1 / 1024 / 100),
+    "seconds": lambda cell: _scaled(cell["seconds_per_step"].get("step"), 1 / 100),
+}
+"""Column -> its spread for a cell in results.json, divided by 100, because tables show percentages."""
+
+
+@dataclass(frozen=True)
+class PrintedTable:
+    """One table of a paper, or a part of it.
+
+    Args:
+        task: the study's task.
+        suite: the suite whose metrics or categories are the columns; None: the columns are suites.
+        metric: the metric of all columns; None: the columns are metrics; `run`: the columns are of `SPREAD_COLUMNS`.
+        columns: suites, metrics or categories; `Avg.` is the average over the suites.
+        rows: cell -> values.
+    """
+
+    task: str
+    suite: str | None
+    metric: str | None
+    columns: list[str]
+    rows: dict[str, list[PrintedValue]]
+
+    @property
+    def title(self) -> str:
+        return ", ".join(filter(None, [self.task, self.suite, self.metric]))
+
+    def ours(self, row: str, column: str, found: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return our spread for a cell of the table from the task in results.json; None if there is none."""
+        if self.metric == "run":
+            return SPREAD_COLUMNS[column](found["cells"][row])
+        tables = found.get("before_suites", {}) if row == BEFORE else found["cells"][row]["suites"]
+        for values in tables.values():
+            if self.suite is None:
+                results = values["average"] if column == AVERAGE else values["suites"].get(column, {})
+                if spread := results.get(self.metric):
+                    return dict(spread)
+            elif self.suite in values["suites"]:
+                results, key = values["suites"][self.suite], self.metric or column
+                if self.metric is not None:
+                    results = results["categories"].get(column, {})
+                return results.get(key)
+        return None
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A file of printed tables.
+
+    Args:
+        study: the study that makes them.
+        seeds: the paper's seeds behind a printed deviation; None = not stated, or no test should use the deviations.
+    """
+
+    study: str
+    seeds: int | None
+    tables: list[PrintedTable]
+
+
+def load_printed(name: str) -> Paper:
+    """Read printed tables: shipped ones by name (apmpo/table1), or a YAML file in the same form.
+
+    Raises:
+        UserError: there is no such file, or it does not have this form; the message says where.
+    """
+    folder = config_folder() / "printed"
+    path = Path(name) if Path(name).suffix == ".yaml" else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.glob("*/*.yaml"))
+        near = nearest(name, known)
+        raise UserError(f"there is no table {name!r}; {f'did you mean {near}?' if near else ', '.join(known)}")
+    try:
+        values = load_yaml(path.read_text())
+        if not isinstance(values, dict):
+            raise KeyError("tables")
+        tables = [
+            PrintedTable(
+                str(t["task"]), t.get("suite"), t.get("metric"), [str(column) for column in t["columns"]],
+                {str(row): [PrintedValue.parse(cell) for cell in cells] for row, cells in t["rows"].items()},
+            )
+            for t in values["tables"]
+        ]  # fmt: skip
+        study, seeds = str(values["study"]), values.get("seeds")
+    except KeyError as error:
+        raise UserError(f"{path} has no {error.args[0]!r}; see the shipped tables in {folder}") from error
+    except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not have the form of the shipped tables: {error!r}") from error
+    for t in tables:
+        if t.metric == "run" and (unknown := [column for column in t.columns if column not in SPREAD_COLUMNS]):
+            raise UserError(f"{path}: {t.title}: there is no column {unknown[0]!r}; use {', '.join(SPREAD_COLUMNS)}")
+        for row, cells in t.rows.items():
+            if len(cells) != len(t.columns):
+                raise UserError(f"{path}: {t.title}: {row} has {len(cells)} values for {len(t.columns)} columns")
+    return Paper(study, seeds, tables)
+
+
+@dataclass(frozen=True)
+class ComparedValue:
+    """A value of a printed table next to ours.
+
+    Args:
+        ours: our spread over seeds; None if there is none.
+        p: p-value of the difference, after Holm's correction over the table; None if it cannot be tested.
+    """
+
+    printed: PrintedValue
+    ours: Mapping[str, Any] | None
+    p: float | None
+
+    def __str__(self) -> str:
+        return _cell_text(self.ours, self.printed, self.p)
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the printed value and its deviation in percent, and our spread in shares, for JSON."""
+        return {"printed": self.printed.value, "deviation": self.printed.deviation, "ours": self.ours, "p": self.p}
+
+
+ComparedTable = dict[tuple[str, str], ComparedValue]
+"""(row, column) -> value."""
+
+
+def compared(paper: Paper, results: Mapping[str, Any]) -> Iterator[tuple[PrintedTable, ComparedTable]]:
+    """Yield each printed table with our values and tests of the differences."""
+    for printed in paper.tables:
+        found = results["tasks"].get(printed.task)
+        if found is None or any(row != BEFORE and row not in found["cells"] for row in printed.rows):
+            raise UserError(f"{paper.study} has not the rows or the task of {printed.title}")
+        pairs = {
+            (row, column): (printed.ours(row, column, found), value)
+            for row, values in printed.rows.items()
+            for column, value in zip(printed.columns, values, strict=True)
+        }
+        tested = {at: p for at, (ours, value) in pairs.items() if (p := _test(ours, value, paper.seeds)) is not None}
+        adjusted = dict(zip(tested, holm([*tested.values()]), strict=True))
+        yield printed, {at: ComparedValue(value, ours, adjusted.get(at)) for at, (ours, value) in pairs.items()}
+
+
+def comparison_tables(paper: Paper, results: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the tables of `compared` as Markdown."""
+    for printed, cells in compared(paper, results):
+        lines = [
+            [
+                row,
+                runs_of([cells[row, column] for column in printed.columns]),
+                *(str(cells[row, c]) for c in printed.columns),
+            ]
+            for row in printed.rows
+        ]
+        yield f"## {printed.title}\n\n" + markdown_table(["ours (printed; difference)", "n", *printed.columns], lines)
+
+
+def runs_of(row: Sequence[ComparedValue]) -> str:
+    """Return the number of our runs behind a row of a table; "-" without any."""
+    counts = sorted({value.ours["n"] for value in row if value.ours is not None})
+    return " to ".join(map(str, counts)) or "-"
+
+
+def sampling_lines(study: Study, root: Path) -> Iterator[str]:
+    """Yield for each task how its suites were asked, from the settings of the first run's evaluation."""
+    for task in study.tasks:
+        cell = next(cell for cell in study.cells if cell.task == task)
+        path = root / cell.folder / EVALUATION / "settings.json"
+        by_setting: dict[str, list[str]] = {}
+        for suite, settings in (json.loads(path.read_text())["suites"] if path.is_file() else {}).items():
+            text = " and ".join(_asked(part, settings[part]) for part in ("sampled", "greedy") if part in settings)
+            by_setting.setdefault(text, []).append(suite)
+        yield f"{task}: " + "; ".join(f"{', '.join(suites)}: {text}" for text, suites in by_setting.items())
+
+
+def _asked(part: str, settings: Mapping[str, Any]) -> str:
+    length = f"at most {settings['max_tokens']} tokens"
+    if part == "greedy":
+        return f"a greedy answer ({length})"
+    sampling = f"temperature {settings['temperature']:g}, top-p {settings['top_p']:g}"
+    return f"{settings['samples']} sampled per question ({sampling}, {length})"
+
+
+def as_data(paper: Paper, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the tables of `compared` for JSON: title -> row -> column -> values."""
+    return {
+        printed.title: {
+            row: {column: cells[row, column].as_data() for column in printed.columns} for row in printed.rows
+        }
+        for printed, cells in compared(paper, results)
+    }
+
+
+def _test(ours: Mapping[str, Any] | None, printed: PrintedValue, seeds: int | None) -> float | None:
+    """Return the p-value of the difference of our mean from the printed one; None without a deviation over our
+    seeds."""
+    if ours is None or ours["std"] is None:
+        return None
+    theirs = (printed.deviation / 100, seeds) if printed.deviation is not None and seeds is not None else None
+    return difference_test(ours["mean"], ours["std"], ours["n"], printed.value / 100, theirs)
+
+
+def _cell_text(ours: Mapping[str, Any] | None, printed: PrintedValue, p: float | None) -> str:
+    if ours is None:
+        return f"- ({printed})"
+    difference = f"{100 * ours['mean'] - printed.value:+.1f}"
+    tested = "" if p is None else f", p {p:.3f}" if p >= LEVEL else f", **p {p:.3f}**"
+    return f"{percent(ours)} ({printed}; {difference}{tested})"
+
+
+EXPLANATION = """In percent (or GiB and seconds), mean ± sample standard deviation over our n runs; in brackets the
+paper's value, our difference from it, and, where it can be tested, the two-sided p-value after Holm's correction over
+the table (bold: below 0.05). Where the paper prints a deviation over a known number of seeds, that is Welch's t-test;
+else the printed value is taken as a single run that scatters as ours do, and Student's t-test asks whether it could be
+one more of ours. How ours were asked:"""
+
+
+def reproduce(name: str, out: Path, jobs: int = 1, cluster: Mapping[str, Any] | None = None) -> None:
+    """Run the study of a paper's table, and write `reproduced.md` with our values next to the printed ones.
+
+    Raises:
+        UserError: as `compare` and `load_printed`.
+    """
+    paper = load_printed(name)
+    study = load_study(paper.study)
+    compare(study, out, jobs, cluster)
+    results = json.loads((out / "results.json").read_text())
+    asked = "\n".join(f"- {line}" for line in sampling_lines(study, out))
+    parts = [f"# {name}", " ".join(EXPLANATION.split()), asked, *comparison_tables(paper, results)]
+    write_atomically(out / "reproduced.md", "\n\n".join(parts) + "\n")
+    _log.info("Beside the printed values: %s", out / "reproduced.md")
+    show_result(as_data(paper, results), lambda: None)  # readable text is in reproduced.md
+
+
+@dataclass(frozen=True)
+class PaperItem:
+    """A table or figure of a paper, as `reproduce --list` names it.
+
+    Args:
+        name: such as `agrae, table 2`.
+        how: the command that makes it, or why there is none.
+        cost: what that takes; "" if there is no command.
+    """
+
+    name: str
+    how: str
+    cost: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.how}" + (f" ({self.cost})" if self.cost else "")
+
+
+def paper_items() -> Iterator[PaperItem]:
+    """Yield every table and figure of the papers, and what tests each paper's claims on a tiny model."""
+    for paper, values in load_yaml((config_folder() / "printed/papers.yaml").read_text()).items():
+        claims = values["claims"]
+        runs = len(load_study(claims["study"]).cells)
+        measured = f"run: docs/findings.md; {runs} runs of {claims['minutes']} minutes of training on one core"
+        yield PaperItem(f"{paper}, claims on a tiny model", f"lit-rlvr compare {claims['study']}", measured)
+        for name, item in values["items"].items():
+            if "none" in item:
+                yield PaperItem(f"{paper}, {name}", f"none: {item['none']}")
+                continue
+            printed = item.get("printed", [])
+            studies = dict.fromkeys([load_printed(table).study for table in printed] or [item["study"]])
+            shown = [f"lit-rlvr reproduce {table}" for table in printed]
+            shown += [f"{', '.join(item['figures'])} of lit-rlvr compare {item['study']}"] if "figures" in item else []
+            costs = "; ".join([*map(cost, studies), f"the paper's machine: {values['machine']}"])
+            yield PaperItem(f"{paper}, {name}", "; ".join(shown), f"not run; {costs}")
+
+
+def cost(name: str) -> str:
+    """Return what a study takes: its runs, and the steps of each."""
+    study = load_study(name)
+    unit, count = study.budget
+    return f"{name}: {len(study.cells)} runs of {count} {unit}"
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """Run the command line of `reproduce`."""
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
+    parser.add_argument("table", type=str | None, nargs="?",
+                        help="a paper's table (apmpo/table1), or a YAML file with printed values")  # fmt: skip
+    parser.add_argument("--out", type=str | None, help="folder of the study; give the same one to continue")
+    parser.add_argument("--list", action="store_true", help="name every table and figure of the papers instead")
+    add_execution_options(parser)
+    config = parser.parse_args(list(arguments))
+    if config.list:
+        items = list(paper_items())
+        show_result([vars(item) for item in items], lambda: print(*items, sep="\n"))
+        return
+    if config.table is None or config.out is None:
+        raise UserError(f"{command}: give a table and --out, or --list")
+    require("scipy", command)
+    reproduce(config.table, Path(config.out), config.jobs, config.cluster)

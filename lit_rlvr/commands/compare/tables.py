@@ -1,0 +1,287 @@
+"""The tables of a study: results.md, and the papers' tables by benchmark, as Markdown and LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.commands.compare.folder import State
+from lit_rlvr.commands.compare.significance import LEVEL, limits, power
+from lit_rlvr.commands.compare.study import BEFORE, Study
+from lit_rlvr.evaluation.results import sampled_ks
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with numbers aligned right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of percentages.
+
+    Args:
+        title: the title.
+        columns: names of the columns after the first.
+        rows: name -> its spreads ({mean, std, n}, or None), one per column.
+    """
+
+    title: str
+    columns: list[str]
+    rows: dict[str, list[Mapping[str, Any] | None]]
+
+    def markdown(self) -> str:
+        """Return a Markdown table under its title, with each column's best cell in bold."""
+        best = self._ranks()
+        lines = []
+        for name, found in self.rows.items():
+            cells = [percent(spread) for spread in found]
+            lines.append([name, *(f"**{c}**" if best.get((name, k)) == 0 else c for k, c in enumerate(cells))])
+        return f"### {self.title}\n\n" + markdown_table(["", *self.columns], lines)
+
+    def latex(self) -> str:
+        """Return a LaTeX table (booktabs) with its caption; best cells are bold, second-best ones underlined."""
+        marks = {0: r"\textbf{%s}", 1: r"\underline{%s}"}
+        best = self._ranks()
+        lines = [
+            r"\begin{table}",
+            rf"\caption{{{_tex(self.title)}}}",
+            rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
+            r"\toprule",
+            " & ".join(["", *map(_tex, self.columns)]) + r" \\",
+            r"\midrule",
+        ]
+        for name, found in self.rows.items():
+            cells = [percent(spread, r"$_{\pm%s}$") for spread in found]
+            marked = [marks.get(best.get((name, k), 9), "%s") % cell for k, cell in enumerate(cells)]
+            lines.append(" & ".join([_tex(name), *marked]) + r" \\")
+        return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+    def _ranks(self) -> dict[tuple[str, int], int]:
+        """Return (row, column) -> 0 for the best printed value of a column, 1 for the second best; ties share a
+        rank."""
+        ranks: dict[tuple[str, int], int] = {}
+        for k in range(len(self.columns)):
+            printed = {name: round(100 * found["mean"], 1) for name, row in self.rows.items() if (found := row[k])}
+            order = sorted(set(printed.values()), reverse=True)
+            ranks |= {(name, k): order.index(value) for name, value in printed.items()} if len(order) > 1 else {}
+        return ranks
+
+
+def suite_tables(study_suites: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the tables of one task.
+
+    For each of the study's tables of suites they are: pass@1 (or greedy accuracy without samples) with the average; the
+    same for the largest k; pass@k by k and accuracy by category of each suite; and the diversity measures.
+
+    Args:
+        study_suites: the study's tables of suites.
+        found: the task in results.json.
+    """
+    for group in study_suites:
+        rows = {name: cell["suites"][group] for name, cell in found["cells"].items() if group in cell["suites"]}
+        rows = {name: row for name, row in rows.items() if row["suites"]}
+        if group in found.get("before_suites", {}):
+            rows = {BEFORE: found["before_suites"][group], **rows}
+        if not rows:
+            continue
+        suites = list(next(iter(rows.values()))["suites"])
+        keys = {suite: {key for row in rows.values() for key in row["suites"].get(suite, {})} for suite in suites}
+        first = {suite: "pass@1" if "pass@1" in keys[suite] else "greedy" for suite in suites}
+        title = "pass@1" if "pass@1" in first.values() else "greedy"
+        yield _across(f"{group}: {title}", suites, first, rows)
+        largest = max((k for suite in suites for k in sampled_ks(keys[suite])), default=1)
+        if largest > 1:
+            measured = [suite for suite in suites if f"pass@{largest}" in keys[suite]]
+            yield _across(f"{group}: pass@{largest}", measured, dict.fromkeys(measured, f"pass@{largest}"), rows)
+        for suite in suites:
+            ks = sampled_ks(keys[suite])
+            if len(ks) > 1:
+                columns = [f"pass@{k}" for k in ks]
+                yield _columns(
+                    f"{suite}: pass@k", columns, {n: row["suites"].get(suite, {}) for n, row in rows.items()}
+                )
+        for suite in suites:
+            yield from _by_category(suite, first[suite], rows)
+        measures = sorted(
+            {k for found in keys.values() for k in found if k.startswith("diversity/") and k.count("/") == 1}
+        )
+        for measure in measures:
+            measured = [suite for suite in suites if measure in keys[suite]]
+            yield _across(
+                f"{group}: {measure.removeprefix('diversity/')}", measured, dict.fromkeys(measured, measure), rows
+            )
+
+
+def _across(title: str, suites: Sequence[str], keys: Mapping[str, str], rows: Mapping[str, Any]) -> Table:
+    """Return a table with suites as columns, and their average."""
+    same = set(keys.values())
+    cells = {
+        name: [
+            *(row["suites"].get(suite, {}).get(keys[suite]) for suite in suites),
+            row["average"].get(next(iter(same))) if len(same) == 1 else None,
+        ]
+        for name, row in rows.items()
+    }
+    return Table(title, [*suites, "Avg."], cells)
+
+
+def _columns(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> Table:
+    return Table(title, list(columns), {name: [row.get(column) for column in columns] for name, row in rows.items()})
+
+
+def _by_category(suite: str, key: str, rows: Mapping[str, Any]) -> Iterator[Table]:
+    found = {name: row["suites"].get(suite, {}).get("categories", {}) for name, row in rows.items()}
+    categories = list(dict.fromkeys(category for row in found.values() for category in row))
+    if categories:
+        cells = {name: {c: values.get(key) for c, values in row.items()} for name, row in found.items()}
+        yield _columns(f"{suite}: {key} by category", categories, cells)
+
+
+def percent(spread: Mapping[str, Any] | None, deviation: str = " ± %s") -> str:
+    """Return a spread as `68.4 ± 0.2`, in percent; "-" without a value."""
+    if spread is None or spread["mean"] is None:
+        return "-"
+    text = f"{100 * spread['mean']:.1f}"
+    return text if spread["std"] is None else text + deviation % f"{100 * spread['std']:.1f}"
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (("\\", r"\textbackslash{}"), *((c, rf"\{c}") for c in "&%$#_{}"), ("±", r"$\pm$")):
+        text = text.replace(plain, escaped) if plain != "\\" else text.replace(plain, "\0")
+    return text.replace("\0", r"\textbackslash{}")
+
+
+Spread = Mapping[str, Any] | None
+
+LAST_METRICS = (
+    ("rollout/reward", "reward"),
+    ("rollout/entropy", "entropy"),
+    ("rollout/length", "length"),
+    ("train/zero_advantage", "zero advantages"),
+)
+"""Metrics of the last rollout to show next to the budget used."""
+
+
+SIGNAL = "figures/advantages.png"
+"""Path of the figure of `draw_signal` in the study's folder."""
+
+
+def report(study: Study, results: Mapping[str, Any], figures: Mapping[str, list[Path]], failed: Sequence[State]) -> str:
+    """Return the page of results.
+
+    Args:
+        results: the content of results.json.
+        figures: task -> figures, in the study's folder.
+    """
+    unit, count = study.budget
+    parts = [
+        f"# {study.name}",
+        f"{len(study.cells) - len(failed)} of {len(study.cells)} cells are done. Each ended with the iteration that "
+        f"used up {count} {unit}. Compared: `{study.metric}` at the last step. Mean ± sample standard deviation over "
+        f"seeds {', '.join(map(str, study.seeds))}.",
+    ]
+    for task in study.tasks:
+        found = results["tasks"][task]
+        parts += [f"## {task}", _main_table(study, found), _tested(study, found), *_pass_at_k(found), _used(found)]
+        parts += [table.markdown() for table in suite_tables(study.suites, found)]
+        parts += [f"![{path.stem}]({path.as_posix()})" for path in figures[task]]
+    parts += _overall(study, results)
+    parts += ["## What each advantage weights", f"![sum of the absolute advantages of a group]({SIGNAL})"]
+    if failed:
+        rows = [[str(state.cell), str(state.error)] for state in failed]
+        parts += ["## Failed", markdown_table(["cell", "error"], rows)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def plus_minus(spread: Spread, digits: int = 3) -> str:
+    """Return a spread as `0.512 ± 0.013`."""
+    if spread is None or spread.get("mean") is None:
+        return "-"
+    text = f"{spread['mean']:.{digits}f}"
+    return text if spread["std"] is None else f"{text} ± {spread['std']:.{digits}f}"
+
+
+def _main_table(study: Study, found: Mapping[str, Any]) -> str:
+    rows = [[BEFORE, "", plus_minus(found["before"]), *[""] * 6]] if found["before"] else []
+    for name, cell in found["cells"].items():
+        versus = cell.get("versus_baseline")
+        against = [""] * 5
+        if versus:
+            p_values = [_p(versus[key]) for key in ("p_t", "p_sign_flip", "p_holm")]
+            against = [plus_minus(versus["difference"]), *p_values, interval_text(versus["improvement"])]
+        rows.append([name, str(cell["n"]), plus_minus(cell), interval_text(cell["iqm"]), *against])
+    tests = ["p: paired t", "p: sign flips", "p: Holm", f"P(beats {study.baseline})"]
+    return markdown_table(["", "seeds", study.metric, "interquartile mean", f"minus {study.baseline}", *tests], rows)
+
+
+def interval_text(found: Mapping[str, Any] | None) -> str:
+    """Return a value as `0.512 [0.49, 0.53]`, with the 95 % interval."""
+    if found is None:
+        return "-"
+    text = f"{found['value']:.3f}"
+    return text if found["ci95"] is None else f"{text} [{found['ci95'][0]:.2f}, {found['ci95'][1]:.2f}]"
+
+
+def _overall(study: Study, results: Mapping[str, Any]) -> list[str]:
+    """Return the table of the cells over all tasks, if there are several."""
+    if not results["overall"]:
+        return []
+    rows = [[name, interval_text(cell["iqm"]), interval_text(cell.get("improvement")) if name != study.baseline else ""]
+            for name, cell in results["overall"].items()]  # fmt: skip
+    return [
+        "## All tasks",
+        markdown_table(["", f"interquartile mean of {study.metric}", f"P(beats {study.baseline})"], rows),
+    ]
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"**{value:.3f}**" if value < LEVEL else f"{value:.3f}"
+
+
+def _tested(study: Study, found: Mapping[str, Any]) -> str:
+    """Return a note on the p-values, and on what so few seeds cannot show."""
+    pairs = {cell["versus_baseline"]["pairs"] for cell in found["cells"].values() if "versus_baseline" in cell}
+    comparisons = sum(cell.get("versus_baseline", {}).get("p_t") is not None for cell in found["cells"].values())
+    return " ".join(
+        [
+            f"Two-sided tests of the differences from `{study.baseline}`, paired by seed: Student's t (assumes that "
+            f"they are normal), the sign-flip permutation test, and the same after Holm's correction (comparisons: "
+            f"{comparisons}). Bold: below {LEVEL:g}. Intervals: 95 %, stratified bootstrap.",
+            *filter(None, [power(n, comparisons) for n in sorted(pairs - {0})]),
+            *filter(None, [limits(n) for n in sorted(pairs - {0})]),
+        ]
+    )
+
+
+def _pass_at_k(found: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for name in sorted({name for cell in found["cells"].values() for name in cell["pass_at_k"]}):
+        rows = {BEFORE: found["before_pass_at_k"].get(name, {})}
+        rows |= {cell: values["pass_at_k"].get(name, {}) for cell, values in found["cells"].items()}
+        ks = sorted({int(k) for row in rows.values() for k in row})
+        lines = [[cell, *(plus_minus(row.get(str(k))) for k in ks)] for cell, row in rows.items() if row]
+        parts.append(markdown_table([f"pass@k, {name}", *(str(k) for k in ks)], lines))
+    return parts
+
+
+def _used(found: Mapping[str, Any]) -> str:
+    rows = []
+    for name, cell in found["cells"].items():
+        used = [plus_minus(cell["used"][unit], 0) for unit in ("steps", "samples", "tokens")]
+        seconds = plus_minus(cell["seconds_per_step"].get("step"), 2)
+        memory, collapsed = plus_minus(cell["peak_memory_mb"], 0), f"{cell['collapsed']} of {cell['n']}"
+        last = [plus_minus(cell["last"].get(metric)) for metric, _ in LAST_METRICS]
+        rows.append([name, *used, seconds, memory, collapsed, _scientific(cell["loss_variance"]), *last])
+    header = ["used, and the last rollout", "steps", "samples", "tokens", "seconds per rollout"]
+    more = ["peak MiB", "collapsed", "loss variance"]
+    return markdown_table([*header, *more, *(label for _, label in LAST_METRICS)], rows)
+
+
+def _scientific(spread: Spread) -> str:
+    return "-" if spread is None else f"{spread['mean']:.2g}"

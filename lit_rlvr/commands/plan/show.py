@@ -1,0 +1,89 @@
+"""Prints a plan as a table in the terminal, with a proposal."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from rich.table import Table
+
+from lit_rlvr.commands.plan.strategies import FREE, GIB, GPUs, JobSizes
+from lit_rlvr.common.terminal import Terminal, show_result
+
+MOST_GPUS = 1024
+"""The number of GPUs from which the plan stops doubling them if the given ones are too few."""
+
+
+def show_plan(job: JobSizes, gpus: GPUs) -> None:
+    """Print the memory that each strategy needs on each GPU, and the proposed one."""
+    show_result(described(job, gpus), lambda: print_plan(job, gpus))
+
+
+def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
+    """Return the plan for JSON; memory is in GiB."""
+    found = job.proposal(gpus)
+    return {
+        "parameters": job.whole.parameters,
+        "gpus": gpus.count,
+        "gib": gpus.gib,
+        "ways": [
+            {
+                "name": plan.name,
+                "terms": {name: value / GIB for name, value in plan.terms.items()},
+                "needs": plan.needs / GIB,
+                "fits": plan.fits,
+            }
+            for plan in job.plans(gpus)
+        ],
+        "proposal": None if found is None else {"name": found.name, "arguments": job.arguments(found)},
+        "advice": advice(job, gpus),
+    }
+
+
+def print_plan(job: JobSizes, gpus: GPUs) -> None:
+    """Print the plan as readable text."""
+    load, mean, longest = job.load(gpus, job.budget), job.completion.mean, job.completion.longest
+    console = Terminal(soft_wrap=True, width=None if os.isatty(1) else 120)
+    console.print(
+        f"{job.whole.parameters / 1e9:.3g} billion parameters; micro-batches of {load.tokens:.0f} tokens, "
+        f"{load.scored:.0f} of them scored; prompts and completions of up to {job.prompt} and {longest} tokens"
+        + (f", completions of {mean} on average" if mean < longest else "")
+    )
+    console.print_table(strategy_table(job, gpus))
+    for line in advice(job, gpus):
+        console.print(line)
+
+
+def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
+    """Return a table with a row per strategy and a column per term."""
+    plans = job.plans(gpus)
+    terms = [name for name in plans[0].terms if any(plan.terms[name] for plan in plans)]
+    made = Table(title=f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB", title_justify="left", box=None)
+    made.add_column("")
+    for name in (*terms, "needs", "fits"):
+        made.add_column(name, justify="right")
+    for plan in plans:
+        values = [*(plan.terms[name] for name in terms), plan.needs]
+        made.add_row(plan.name, *(f"{value / GIB:.1f}" for value in values), "yes" if plan.fits else "no")
+    return made
+
+
+def advice(job: JobSizes, gpus: GPUs) -> list[str]:
+    """Return the proposal in words and as arguments."""
+    copies = 2 if job.reference and not job.lora else 1
+    lines = [
+        f"{FREE:.0%} of each GPU is left free. The first process needs "
+        f"{copies * job.whole.parameters * 4 / GIB:.1f} GiB of host memory to load (with DDP each process does)."
+    ]
+    found = job.proposal(gpus)
+    if found is not None:
+        if found.host:
+            lines.append(f"Offloading keeps {found.host / GIB:.0f} GiB in the CPUs' memory, over all processes.")
+        return [*lines, f"Proposal: {found.name} ({found.needs / GIB:.1f} GiB) {job.arguments(found)}".rstrip()]
+    count = gpus.count
+    while found is None and count < MOST_GPUS:
+        count *= 2
+        found = job.proposal(GPUs(count, gpus.gib))
+    if found is None:
+        return [*lines, "Nothing fits on any number of such GPUs; the engine or a micro-batch alone needs too much."]
+    return [*lines, f"Nothing fits; {count} such GPUs would do: {found.name} ({found.needs / GIB:.1f} GiB)."]

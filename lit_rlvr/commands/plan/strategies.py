@@ -1,0 +1,312 @@
+"""Finds the strategies and settings that fit on given GPUs, for the job that a config describes."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
+
+from lit_rlvr.commands.plan.memory import (
+    Lengths,
+    Microbatch,
+    Shape,
+    Strategy,
+    Terms,
+    cached_tokens,
+    expected_microbatch,
+    generation_memory,
+    kv_bytes_per_token,
+    shape_of,
+    state_memory,
+    training_memory,
+)
+from lit_rlvr.commands.plan.models import PUBLISHED
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.adapters import Lora
+from lit_rlvr.policy.loading import load_model_config
+from lit_rlvr.policy.precision import compute_dtype
+
+if TYPE_CHECKING:
+    from lit_rlvr.algorithms import RLVRModule
+    from lit_rlvr.datamodules import PromptDataModule
+    from lit_rlvr.rollout import RolloutCallback
+
+
+GIB = 2**30
+FREE = 0.1  # share of a GPU for its context, communication buffers and fragments
+STEP_TERMS = ("gathered", "activations", "temporary")
+"""Terms of the training step only; generation uses the same memory at another time."""
+
+
+@dataclass(frozen=True)
+class GPUs:
+    """The number of GPUs and the memory of each, in GiB."""
+
+    count: int
+    gib: float
+
+    @classmethod
+    def parse(cls, text: str) -> GPUs:
+        """Parse `8x80GB`.
+
+        Raises:
+            UserError: the text does not have this form.
+        """
+        found = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)GB", text)
+        if not found or not int(found[1]) or not float(found[2]):
+            raise UserError(f"--gpus: {text!r} is not a number of GPUs and the memory of each, such as 8x80GB")
+        return cls(int(found[1]), float(found[2]))
+
+    @classmethod
+    def of_trainer(cls, accelerator: str, devices: list[int] | str | int, num_nodes: int) -> GPUs | None:
+        """Return the GPUs that a Trainer with these options uses; None = it runs on the CPU.
+
+        Of several kinds of GPU in this machine, the one with the least memory counts for all.
+        """
+        if accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+            return None
+        count = CUDAAccelerator.auto_device_count() if devices in ("auto", -1, "-1") else devices
+        used = CUDAAccelerator.parse_devices(count) or []
+        gib = min((torch.cuda.get_device_properties(gpu).total_memory / GIB for gpu in used), default=0.0)
+        return cls(len(used) * num_nodes, gib) if used else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A strategy, and the bytes it needs on each GPU.
+
+    Args:
+        budget: its `tokens_per_microbatch`.
+        host: bytes that it keeps in the CPUs' memory between steps, summed over all processes.
+    """
+
+    strategy: Strategy
+    gpus: GPUs
+    budget: int
+    terms: Terms
+    host: float = 0.0
+    vllm_sleeps: bool = True
+
+    @property
+    def needs(self) -> float:
+        """The bytes at the peak."""
+        rollout = ("generation", "vLLM") if self.vllm_sleeps else ("generation",)
+        always = sum(value for name, value in self.terms.items() if name not in (*STEP_TERMS, *rollout))
+        return always + max(sum(self.terms[name] for name in names) for names in (STEP_TERMS, rollout))
+
+    @property
+    def fits(self) -> bool:
+        return self.needs <= (1 - FREE) * self.gpus.gib * GIB
+
+    @property
+    def name(self) -> str:
+        strategy = "FSDP2" if self.strategy.sharded else "DDP" if self.gpus.count > 1 else "alone"
+        return (
+            strategy
+            + ", offload" * self.strategy.offload
+            + ", LoRA" * self.strategy.lora
+            + ", checkpointing" * self.strategy.checkpointing
+        )
+
+
+@dataclass(frozen=True)
+class JobSizes:
+    """The sizes of a config.
+
+    Args:
+        whole, adapted: the sizes of the model with all parameters trained, and with adapters.
+        budget: `tokens_per_microbatch`.
+        prompt: maximum tokens of a prompt.
+        completion: lengths of completions.
+        group: completions per prompt.
+        prompts: prompts per step.
+        size: bytes of a number in matrix products: 2 with bf16-mixed, 4 with 32-true.
+        share: share of each GPU's memory for vLLM; None = the Hugging Face engine; 0 = an engine elsewhere.
+        fitted: vLLM's share is the smallest in which all sequences are generated at once, if the memory allows.
+        quantized: whether vLLM keeps its layers in 8 bits.
+        vllm_sleeps: whether vLLM frees its memory during training.
+        reference: whether there is a reference model.
+        lora: whether the config trains adapters.
+    """
+
+    whole: Shape
+    adapted: Shape
+    budget: int
+    prompt: int
+    completion: Lengths
+    group: int
+    prompts: int
+    size: int = 2
+    share: float | None = 0.4
+    fitted: bool = False
+    quantized: bool = False
+    vllm_sleeps: bool = True
+    reference: bool = False
+    lora: bool = False
+    shared_prefix: bool = True
+
+    def load(self, gpus: GPUs, budget: int) -> Microbatch:
+        """Return the largest micro-batch."""
+        prompts = max(1, self.prompts // gpus.count)
+        return expected_microbatch(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
+
+    def tokens_at_once(self, gpus: GPUs, most: int, shared: bool) -> float:
+        """Return the tokens whose keys and values one GPU's engine holds at once.
+
+        Args:
+            most: sequences that the engine generates at once.
+            shared: whether a group's completions share the keys and values of their prompt.
+        """
+        sequences = min(most, max(1, self.prompts // gpus.count) * self.group)
+        return cached_tokens(sequences, self.prompt / self.group if shared else self.prompt, self.completion)
+
+    def vllm_share(self, gpus: GPUs, free: float) -> float:
+        """Return vLLM's share of a GPU, in steps of 0.05.
+
+        It is the configured share, or at least the smallest with which vLLM starts: that holds its weights, the memory
+        to run them, and the keys and values of one sequence.
+
+        Args:
+            free: the share that training leaves.
+        """
+        if not self.share:
+            return 0.0
+
+        inside = self.whole.parameters - self.whole.outside
+        weights = inside * (1 if self.quantized else self.size) + self.whole.outside * self.size
+
+        def share(tokens: float) -> float:
+            needs = weights + 2 * GIB + tokens * kv_bytes_per_token(self.whole, self.size)
+            return math.ceil(20 * needs / (gpus.gib * GIB)) / 20
+
+        wanted = share(self.tokens_at_once(gpus, GPU_SEQUENCES, True)) if self.fitted else self.share
+        available = math.floor(20 * free) / 20 if self.fitted else wanted
+        return max(share(self.prompt + self.completion.longest), min(wanted, available))
+
+    def plans(self, gpus: GPUs, budget: int | None = None) -> list[Plan]:
+        """Return a plan for every strategy, the fastest first, those with adapters last.
+
+        Args:
+            budget: replaces the job's own budget.
+        """
+        multi_gpu = [(True, False)] if gpus.count > 1 else []
+        return [
+            self._plan(Strategy(sharded, checkpointing, lora, offload), gpus, budget or self.budget)
+            for lora in ((True,) if self.lora else (False, True))
+            for sharded, offload in (
+                (False, False),
+                *([] if lora and self.adapted.quantized else [*multi_gpu, (True, True)]),
+            )
+            for checkpointing in (False, True)
+        ]
+
+    def proposal(self, gpus: GPUs) -> Plan | None:
+        """Return the plan of the fastest strategy that fits.
+
+        Prefer smaller micro-batches, then shards on the CPU, to adapters, because those change results.
+        """
+        budgets, least = [self.budget], self.prompt + self.completion.longest
+        while budgets[-1] // 2 >= least:
+            budgets.append(budgets[-1] // 2)
+        plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
+        return min(plans, key=lambda plan: (plan.strategy.lora, plan.strategy.offload), default=None)
+
+    def choice(self, gpus: GPUs, placement: tuple[bool, bool] | None, checkpointing: bool | None) -> Plan:
+        """Return the plan of the fastest strategy that fits without a change of results, or else the smallest one.
+
+        Args:
+            placement: whether weights are sharded and kept on the CPU; None = choose.
+            checkpointing: None = choose.
+        """
+        plans = [
+            plan
+            for plan in self.plans(gpus)
+            if plan.strategy.lora == self.lora
+            and placement in (None, (plan.strategy.sharded, plan.strategy.offload))
+            and checkpointing in (None, plan.strategy.checkpointing)
+        ]
+        return next((plan for plan in plans if plan.fits), None) or min(plans, key=lambda plan: plan.needs)
+
+    def reason(self, plan: Plan) -> str:
+        """Return one line that says what a plan needs, and what its faster alternatives would."""
+        gpus, found = plan.gpus, []
+        for other in self.plans(gpus):
+            if other == plan:
+                break
+            if other.strategy.lora == self.lora:
+                found.append(f"{other.name} {other.needs / GIB:.0f}")
+        faster = f"; faster, but too large: {'; '.join(found)}" if found else ""
+        advice = "" if plan.fits else "; IT WILL NOT FIT: `lit-rlvr plan` proposes smaller micro-batches or adapters"
+        return (
+            f"strategy: {plan.name}: about {plan.needs / GIB:.0f} of {gpus.gib:.0f} GiB on each of {gpus.count} GPU(s)"
+            f"{faster}{advice}"
+        )
+
+    def _plan(self, strategy: Strategy, gpus: GPUs, budget: int) -> Plan:
+        shape = self.adapted if strategy.lora else self.whole
+        terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
+        generation = 0.0
+        if self.share is None:
+            sequences = min(256, max(1, self.prompts // gpus.count) * self.group)
+            generation = generation_memory(
+                shape, strategy, sequences, self.tokens_at_once(gpus, sequences, False), self.size
+            )
+        other_memory = sum(value for name, value in terms.items() if name not in STEP_TERMS or not self.vllm_sleeps)
+        vllm = self.vllm_share(gpus, 1 - FREE - other_memory / (gpus.gib * GIB)) * gpus.gib * GIB
+        host = sum(state_memory(shape, strategy, self.reference).values()) if strategy.offload else 0.0
+        return Plan(strategy, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, host, self.vllm_sleeps)
+
+    def arguments(self, plan: Plan) -> str:
+        """Return the arguments that the plan adds to the command line."""
+        machines = plan.gpus.count > 8
+        one = "offload" if plan.strategy.offload else "fsdp2" if plan.strategy.sharded else "ddp"
+        share = plan.terms["vLLM"] / (plan.gpus.gib * GIB)
+        chosen = {
+            f"--config strategy/{'multinode' if machines else one}": plan.gpus.count > 1 or plan.strategy.sharded,
+            "--trainer.strategy.init_args.offload true": machines and plan.strategy.offload,
+            "--model.init_args.gradient_checkpointing true": plan.strategy.checkpointing,
+            f"--model.init_args.tokens_per_microbatch {plan.budget}": plan.budget != self.budget,
+            "--model.init_args.lora.rank 16": plan.strategy.lora and not self.lora,
+            f"--rollout.engine.init_args.gpu_memory_utilization {share:.2f}": share
+            > (0.0 if self.fitted else self.share or 0.0),
+        }
+        return " ".join(argument for argument, wanted in chosen.items() if wanted)
+
+
+def describe_job(
+    module: RLVRModule, data: PromptDataModule, rollout: RolloutCallback, precision: str, lengths: str | None = None
+) -> JobSizes:
+    """Collect the sizes of a config; read at most the config of the model, no weights.
+
+    Args:
+        lengths: expected lengths of completions, for `Lengths.parse`; None = all as long as allowed.
+    """
+    known = None if module.config_overrides else PUBLISHED.get(module.model)
+    config = known or load_model_config(module.model_folder)
+    engine = rollout.generator
+    vllm = engine if isinstance(engine, VLLMEngine) else None
+    longest = rollout.sampling.reach
+    share = 0.0 if vllm is None else vllm.gpu_memory_utilization or 0.4
+    return JobSizes(
+        whole=shape_of(config, module.freeze_vision),
+        adapted=shape_of(config, module.freeze_vision, module.lora or Lora()),
+        budget=module.tokens_per_microbatch,
+        prompt=data.max_prompt_tokens,
+        completion=Lengths(longest, longest) if lengths is None else Lengths.parse(lengths, longest),
+        group=rollout.group_size,
+        prompts=data.prompts_per_step,
+        size=compute_dtype(precision).itemsize,
+        share=None if isinstance(engine, HFEngine) else share,
+        fitted=lengths is not None and vllm is not None and vllm.gpu_memory_utilization is None,
+        quantized=vllm is not None and vllm.quantized,
+        vllm_sleeps=vllm is not None and vllm.sleep_mode and not rollout.overlap,
+        reference=module.kl_coef > 0 or module.advantage.needs_reference,
+        lora=module.lora is not None,
+        shared_prefix=module.shared_prefix,
+    )

@@ -1,0 +1,213 @@
+"""Line charts: curves over optimizer steps with bands over runs, laid out for the SVG of `templates/charts.html`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from lit_rlvr.commands.report.groups import RunGroup
+from lit_rlvr.commands.report.runs import RunRecord, metric_names
+from lit_rlvr.common.terminal import number_text
+
+CHART_WIDTH, CHART_HEIGHT = 340, 190
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 24
+MAX_MARKED_POINTS = 13
+"""A curve with at most this many points shows each of them."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One group's curve: its number, the mean, the outline of the band ("" = none), and points with their numbers."""
+
+    group: int
+    path: str
+    band: str
+    points: list[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawn panel; ticks are (place, label)."""
+
+    title: str
+    summary: str
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    lines: list[Line]
+
+
+def chart(panel: Panel, numbers: Sequence[int]) -> Chart:
+    """Lay out a panel.
+
+    Args:
+        panel: a panel with at least one curve.
+        numbers: numbers of its groups on the page.
+    """
+    curves = [(number, curve) for number, curve in zip(numbers, panel.curves, strict=True) if curve is not None]
+    low, high = min(min(c.low) for _, c in curves), max(max(c.high) for _, c in curves)
+    ticks = nice_ticks(0.0 if 0 <= low < 0.6 * high or 0 <= low == high else low, high)
+    last = max(1, *(c.steps[-1] for _, c in curves))
+    x = LinearScale(0, last, LEFT, CHART_WIDTH - RIGHT)
+    y = LinearScale(ticks[0], ticks[-1], CHART_HEIGHT - BOTTOM, TOP)
+    steps = [step for step in nice_ticks(0, last, most=7) if step <= last and step == int(step)]
+    ends = {(number_text(c.mean[0]), number_text(c.mean[-1])) for _, c in curves}
+    return Chart(
+        title=panel.title,
+        summary=" \N{RIGHTWARDS ARROW} ".join(next(iter(ends))) if len(curves) == 1 else "",
+        x_ticks=[(x.at(step), tick_text(step)) for step in steps],
+        y_ticks=[(y.at(tick), tick_text(tick)) for tick in ticks],
+        lines=[_chart_line(number, curve, x, y) for number, curve in curves],
+    )
+
+
+@dataclass(frozen=True)
+class LinearScale:
+    """A linear map from [low, high] to [start, end]."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        return round(self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start), 1)
+
+
+def _chart_line(number: int, curve: Curve, x: LinearScale, y: LinearScale) -> Line:
+    def points(values: list[float]) -> list[str]:
+        return [f"{x.at(step)},{y.at(value)}" for step, value in zip(curve.steps, values, strict=True)]
+
+    outline = [*points(curve.high), *reversed(points(curve.low))]
+    marks = []
+    if len(curve.steps) <= MAX_MARKED_POINTS:
+        for step, mean, low, high in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True):
+            span = "" if low == high else f" ({number_text(low)} to {number_text(high)})"
+            marks.append((x.at(step), y.at(mean), f"step {step}: {number_text(mean)}{span}"))
+    return Line(
+        group=number,
+        path="M" + "L".join(points(curve.mean)),
+        band=f"M{'L'.join(outline)}Z" if curve.low != curve.high else "",
+        points=marks,
+    )
+
+
+def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Return about `most` round numbers from at most `low` to at least `high`."""
+    span = high - low or abs(high) or 1.0
+    unit = 10 ** math.floor(math.log10(span / (most - 1)))
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor * (most - 1) >= span * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(k * step, 12 - math.floor(math.log10(step))) for k in range(first, max(last, first + 1) + 1)]
+
+
+def tick_text(value: float) -> str:
+    """Return a tick's short label: 12k for 12000, 2e-5 for 0.00002."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.2g}".replace("e-0", "e-")
+    return f"{value / 1000:.6g}k" if abs(value) >= 10_000 else f"{value:.6g}"
+
+
+MAX_POINTS = 240
+"""The most points of a drawn curve; a longer curve shows means over equal intervals."""
+
+MAIN_CHARTS = (
+    ("Training reward", ("rollout/reward",)),
+    ("Training accuracy", ("rollout/accuracy",)),
+    ("Validation accuracy", ("val/accuracy",)),
+    ("Entropy (nats per token)", ("train/entropy",)),
+    ("Correct completions", ("rollout/correct_count",)),
+    ("Completion length (tokens)", ("rollout/length",)),
+    ("Share cut off", ("rollout/truncated",)),
+    ("Share with zero advantage", ("train/zero_advantage",)),
+    ("Seconds per iteration", ("time/rollout", "time/train")),
+)
+"""Title -> metrics; a chart draws their sum."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A group's values at each step: the mean, lowest and highest over the runs that have one."""
+
+    steps: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: a curve per group, or None if no run of the group has the metric."""
+
+    title: str
+    curves: list[Curve | None]
+
+
+def curve(runs: Sequence[RunRecord], metrics: Sequence[str]) -> Curve | None:
+    """Return the sum of some metrics over a group's runs; None if no row has them all."""
+    values: dict[int, list[float]] = {}
+    for run in runs:
+        for step, row in run.metrics.items():
+            if all(metric in row for metric in metrics):
+                values.setdefault(step, []).append(sum(row[metric] for metric in metrics))
+    if not values:
+        return None
+    steps = sorted(values)
+    at = [values[step] for step in steps]
+    return thin(Curve(steps, [fmean(v) for v in at], [min(v) for v in at], [max(v) for v in at]))
+
+
+def thin(long: Curve) -> Curve:
+    """Reduce a curve to at most `MAX_POINTS`.
+
+    Each interval of steps becomes a point at its last step, with the mean of the means and the union of the bands.
+    """
+    width = -(-len(long.steps) // MAX_POINTS)
+    if width == 1:
+        return long
+    parts = [slice(start, start + width) for start in range(0, len(long.steps), width)]
+    return Curve(
+        [long.steps[part][-1] for part in parts],
+        [fmean(long.mean[part]) for part in parts],
+        [min(long.low[part]) for part in parts],
+        [max(long.high[part]) for part in parts],
+    )
+
+
+def panels(groups: Sequence[RunGroup]) -> list[Panel]:
+    """Return the main charts of some groups, with accuracy and pass@k of each validation set after the validation
+    accuracy."""
+    wanted: list[tuple[str, tuple[str, ...]]] = []
+    for title, metrics in MAIN_CHARTS:
+        wanted.append((title, metrics))
+        if metrics == ("val/accuracy",):
+            wanted += [(_validation_title(name), (name,)) for name in _validation_metrics(groups)]
+    return _drawn(groups, wanted)
+
+
+def more_panels(groups: Sequence[RunGroup]) -> list[Panel]:
+    """Return a chart of every other metric except validation's."""
+    seen = {metric for _, metrics in MAIN_CHARTS for metric in metrics}
+    names = metric_names(run for group in groups for run in group.runs)
+    other = [name for name in names if name not in seen and not name.startswith("val/") and name != "epoch"]
+    return _drawn(groups, [(name, (name,)) for name in other])
+
+
+def _drawn(groups: Sequence[RunGroup], wanted: Sequence[tuple[str, tuple[str, ...]]]) -> list[Panel]:
+    found = [Panel(title, [curve(group.runs, metrics) for group in groups]) for title, metrics in wanted]
+    return [panel for panel in found if any(panel.curves)]
+
+
+def _validation_metrics(groups: Sequence[RunGroup]) -> list[str]:
+    """Return `val/<set>/pass@k` for k above 1, and `val/<set>/accuracy` if there are several sets."""
+    names = [name for name in metric_names(run for group in groups for run in group.runs) if name.startswith("val/")]
+    accuracies = [name for name in names if name.endswith("/accuracy") and name.count("/") == 2]
+    passes = [name for name in names if "/pass@" in name and not name.endswith("/pass@1")]
+    return (accuracies if len(accuracies) > 1 else []) + passes
+
+
+def _validation_title(name: str) -> str:
+    _, _, rest = name.partition("/")
+    part, _, metric = rest.rpartition("/")
+    return f"{metric} on {part}"

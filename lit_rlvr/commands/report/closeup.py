@@ -1,0 +1,145 @@
+"""Details of one group of runs: its prompts, completions, images, and the weights of some tokens."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr.commands.report.explain import has_gradient, view
+from lit_rlvr.commands.report.groups import RunGroup
+from lit_rlvr.commands.report.prompts import MOST_PROMPTS, History, Visit, hardest, histories, newly_solved, samples
+from lit_rlvr.commands.report.runs import RunRecord
+from lit_rlvr.common.files import Fields, has_fields
+from lit_rlvr.errors import UserError
+from lit_rlvr.run.outputs import thumbnail_path
+from lit_rlvr.training.trace import list_traces, read_trace
+
+MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS = 1600, 400, 4
+"""The most characters and tokens of a completion, and completions of a group, that the page shows."""
+TURN: Fields = {"text": str, "observation": (str, type(None))}
+"""A turn of an episode in completions.jsonl."""
+
+
+@dataclass(frozen=True)
+class GroupSample:
+    """A sampled group on the page: all completions, or those with the highest and lowest rewards; images as URIs."""
+
+    visit: Visit
+    rows: list[dict[str, Any]]
+    images: list[str]
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """Details of a group on the page, in addition to its numbers.
+
+    Args:
+        seen: number of sampled prompts; visited_again: number of those that a run sampled more than once.
+        hardest, newly_solved: the first prompts of each kind; hard, solved: their numbers.
+        seed: seed of the run that samples and tokens come from.
+        saved: number of its saved rollouts; tokens: (step, algorithm, `view` of `commands/report/explain.py`) of an
+            early and a late one.
+    """
+
+    seen: int
+    visited_again: int
+    hardest: list[History]
+    hard: int
+    newly_solved: list[History]
+    solved: int
+    seed: str
+    samples: list[GroupSample]
+    saved: int
+    tokens: list[tuple[int, str, dict[str, Any]]]
+
+
+def close_up(group: RunGroup) -> CloseUp:
+    """Collect the details of a group, and add notes on unreadable rollouts to it."""
+    prompts = histories(group.runs)
+    hard, solved = hardest(prompts), newly_solved(prompts)
+    run = next((run for run in group.runs if run.rows), group.runs[0]) if group.runs else None
+    return CloseUp(
+        seen=len(prompts),
+        visited_again=sum(prompt.count > len(prompt.visits) for prompt in prompts),
+        hardest=hard[:MOST_PROMPTS],
+        hard=len(hard),
+        newly_solved=solved[:MOST_PROMPTS],
+        solved=len(solved),
+        seed=run.seed if run else "",
+        samples=[_sample(run.path, visit) for visit in samples(run)] if run else [],
+        saved=len(list_traces(run.path)) if run else 0,
+        tokens=_tokens(run) if run else [],
+    )
+
+
+def _sample(run: Path, visit: Visit) -> GroupSample:
+    keys = visit.rows[0].get("images", [])
+    found = [image_uri(run, key) for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+    shown = [visit.rows[g] for g in extremes([row["reward"] for row in visit.rows])]
+    return GroupSample(visit, shown, [uri for uri in found if uri])
+
+
+def extremes(rewards: Sequence[float]) -> list[int]:
+    """Choose the completions of a group to show, from the highest to the lowest reward.
+
+    They are half of `MOST_COMPLETIONS` each with the highest and lowest rewards, or all of a small group.
+    """
+    ranked = sorted(range(len(rewards)), key=lambda g: -rewards[g])
+    half = MOST_COMPLETIONS // 2
+    return ranked if len(ranked) <= MOST_COMPLETIONS else ranked[:half] + ranked[-half:]
+
+
+def image_uri(run: Path, key: str) -> str:
+    """Return a run's thumbnail as a data URI; "" if it is missing."""
+    path = thumbnail_path(run, key)
+    if not re.fullmatch(r"[0-9a-f]+", key) or not path.is_file():
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def turns_of(row: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Return (completion, observation) of each turn; without an environment, the completion alone."""
+    turns = row.get("turns")
+    if not isinstance(turns, list) or not all(has_fields(turn, TURN) for turn in turns):
+        return [(row["completion"], None)]
+    return [(turn["text"], turn["observation"]) for turn in turns]
+
+
+def shorten(text: str) -> str:
+    """Return the beginning and end of a long text, with the number of characters in between."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    half = MOST_CHARACTERS // 2
+    return f"{text[:half]}\n... {len(text) - 2 * half:,} more characters ...\n{text[-half:]}"
+
+
+def _tokens(run: RunRecord) -> list[tuple[int, str, dict[str, Any]]]:
+    """Return a group with a gradient from the first saved rollout that has one, and from the last."""
+    files = sorted(list_traces(run.path).items())
+    ends = [
+        found
+        for found in (_first_with_gradient(run, files), _first_with_gradient(run, files[::-1]))
+        if found is not None
+    ]
+    return [
+        (step, algorithm, view(group, extremes([c["reward"] for c in group["completions"]]), MOST_TOKENS))
+        for step, algorithm, group in {found[0]: found for found in ends}.values()
+    ]
+
+
+def _first_with_gradient(run: RunRecord, files: list[tuple[int, Path]]) -> tuple[int, str, dict[str, Any]] | None:
+    """Return (step, algorithm, group) of the first file with a group that had a gradient."""
+    for step, path in files:
+        try:
+            algorithm, groups = read_trace(path)
+        except UserError as error:
+            if str(error) not in run.notes:
+                run.notes.append(str(error))
+            continue
+        for group in filter(has_gradient, groups):
+            return step, algorithm, group
+    return None

@@ -1,0 +1,195 @@
+"""`lit-rlvr explain RUN`: shows one group, from rewards to advantages to each token's ratio, clip and weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from lit_rlvr.commands.report.render import render, write_page
+from lit_rlvr.commands.report.runs import verdict_text
+from lit_rlvr.common.terminal import Terminal, show_result
+from lit_rlvr.configs import Parser
+from lit_rlvr.errors import UserError
+from lit_rlvr.training.trace import list_traces, read_trace, trace_folder
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run the command line of `explain`."""
+    parser = Parser(prog=f"lit-rlvr {command}", description=__doc__)
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("--step", type=int, default=None, help="a saved step; default: the last with a gradient")
+    parser.add_argument(
+        "--prompt", type=str, default=None, help="a saved prompt, by number or id; default: the first with a gradient"
+    )
+    parser.add_argument("--html", type=str, default=None, help="page to write; default: RUN/explain.html")
+    config = parser.parse_args(arguments)
+    step, algorithm, group = load_group(Path(config.run), config.step, config.prompt)
+    target = Path(config.html or Path(config.run) / "explain.html")
+
+    def print_text() -> None:
+        show_group(step, algorithm, group)
+        if not has_gradient(group):
+            Terminal().print("This group has no gradient: all its advantages or weights are 0.")
+        Terminal().print(f"\nPage: {target}", soft_wrap=True)
+
+    write_page(target, group_page(step, algorithm, group), "--html")
+    show_result({"step": step, "algorithm": algorithm, "group": group, "page": str(target)}, print_text)
+
+
+def load_group(run: Path, step: int | None, prompt: str | None) -> tuple[int, str, dict[str, Any]]:
+    """Load a saved group: (step, algorithm, group).
+
+    By default it is one with a gradient, from the newest step that has one; if none has a gradient, one of the newest
+    step.
+
+    Raises:
+        UserError: the run saved no rollouts or not this step or prompt (the message lists the saved ones), or a file is
+            broken.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: there is no such folder")
+    files = list_traces(run)
+    if not files:
+        raise UserError(f"{trace_folder(run)} holds no rollout; train with run.trace_every above 0")
+    if step is not None and step not in files:
+        raise UserError(f"--step: {step} was not saved; saved steps: {', '.join(map(str, files))}")
+    wanted = sorted(files, reverse=True) if step is None else [step]
+    saved = ((number, *read_trace(files[number])) for number in wanted)
+    if prompt is not None:
+        chosen, algorithm, groups = next(saved)
+        by_name = {str(k): group for k, group in enumerate(groups)} | {group["id"]: group for group in groups}
+        if prompt not in by_name:
+            raise UserError(f"--prompt: {prompt!r} was not saved at step {chosen}; there are {', '.join(by_name)}")
+        return chosen, algorithm, by_name[prompt]
+    newest = next(saved)
+    for chosen, algorithm, groups in chain([newest], saved):
+        for group in filter(has_gradient, groups):
+            return chosen, algorithm, group
+    return newest[0], newest[1], newest[2][0]
+
+
+def has_gradient(group: dict[str, Any]) -> bool:
+    """Return whether a saved group has a gradient on any of its tokens."""
+    return any(completion["advantage"] and any(completion.get("weight", [])) for completion in group["completions"])
+
+
+def show_group(step: int, algorithm: str, group: dict[str, Any]) -> None:
+    """Print the group in the terminal: a table, then each completion with its tokens coloured by weight."""
+    console = Terminal()
+    console.print(f"{algorithm}, step {step}, prompt {group['id']}; answer {group['answer']}\n", style="bold")
+    console.print(group["prompt"])
+    headings = (column.replace(" ", "\n") for column in COMPLETION_COLUMNS)
+    table = Table("g", *headings, title="\nFrom reward to weight", title_justify="left", box=SIMPLE_HEAD)
+    for g, completion in enumerate(group["completions"]):
+        table.add_row(str(g), *cells(completion))
+    console.print_table(table)
+    scale = largest_weight(group)
+    for g, completion in enumerate(group["completions"]):
+        text = Text(f"[{g}] ", style="dim")
+        for token, weight, clipped, numbers in token_details(completion):
+            strength = int(160 * abs(weight) / scale)
+            colour = (0, 40 + strength, 0) if weight > 0 else (40 + strength, 0, 0)
+            style = f"on rgb({colour[0]},{colour[1]},{colour[2]})" if weight else ""
+            text.append(token, style="dim" if numbers == OBSERVED else f"{style} strike" if clipped else style)
+        console.print(text)
+    legend = "green: made likelier, red: made less likely, struck out: clipped"
+    if any("sampled" in completion for completion in group["completions"]):
+        legend += ", dim: observed, not trained on"
+    console.print(Text(legend, style="dim"))
+
+
+OBSERVED = "observed, not trained on"
+COMPLETION_COLUMNS = ("reward", "correct", "advantage", "tokens", "mean ratio", "clipped", "sum of weights", "status")
+
+
+def cells(completion: dict[str, Any]) -> list[str]:
+    """Return one completion's row of the table."""
+    is_sampled = _sampled_mask(completion)
+    ratio = [value for value, sampled in zip(completion.get("ratio", []), is_sampled, strict=False) if sampled]
+    weight = completion.get("weight", [])
+    clipped = sum(c for _, _, c, _ in token_details(completion))
+    return [
+        f"{completion['reward']:.3f}",
+        {"correct": "yes", "wrong": "no"}.get(judgement := verdict_text(completion), judgement),
+        f"{completion['advantage']:+.3f}",
+        str(sum(is_sampled)),
+        f"{sum(ratio) / len(ratio):.4f}" if ratio else "not run",
+        str(clipped),
+        f"{sum(weight):+.3g}" if weight else "0",
+        completion["status"] if completion["finish_reason"] == "stop" else f"{completion['status']}/cut",
+    ]
+
+
+def token_details(completion: dict[str, Any]) -> list[tuple[str, float, bool, str]]:
+    """Return (token, weight in the gradient of logp, clipped, all numbers as text) of each token."""
+    weights, ratios = completion.get("weight"), completion.get("ratio")
+    is_sampled = _sampled_mask(completion)
+    if not weights or not ratios:  # the trainer skips a group without a gradient
+        return [
+            (token, 0.0, False, "not run" if sampled else OBSERVED)
+            for token, sampled in zip(completion["tokens"], is_sampled, strict=True)
+        ]
+    rows = zip(completion["tokens"], is_sampled, weights, ratios, completion["logp"], strict=True)
+    live = completion["advantage"] != 0
+    return [
+        (token, weight, live and weight == 0, f"weight {weight:+.3g}, ratio {ratio:.4f}, log-probability {logp:.3f}")
+        if sampled
+        else (token, 0.0, False, OBSERVED)
+        for token, sampled, weight, ratio, logp in rows
+    ]
+
+
+def _sampled_mask(completion: dict[str, Any]) -> list[bool]:
+    """Return for each token whether the model sampled it."""
+    return completion.get("sampled") or [True] * len(completion["tokens"])
+
+
+def largest_weight(group: dict[str, Any]) -> float:
+    """Return the largest |weight| of the group, which scales the colours; 1 when all are 0."""
+    return max([abs(w) for c in group["completions"] for w in c.get("weight", [])], default=0.0) or 1.0
+
+
+def view(group: dict[str, Any], shown: Sequence[int] | None = None, limit: int | None = None) -> dict[str, Any]:
+    """Return the data of a group that `templates/weights.html` shows.
+
+    Args:
+        group: the saved group.
+        shown: indices of the completions to show; None = all.
+        limit: the most tokens of each; None = all.
+    """
+    scale = largest_weight(group)
+    completions = group["completions"]
+    return {
+        "id": group["id"],
+        "prompt": group["prompt"],
+        "answer": group["answer"],
+        "columns": COMPLETION_COLUMNS,
+        "observed": any("sampled" in completion for completion in completions),
+        "completions": [
+            {
+                "number": g,
+                "cells": cells(completions[g]),
+                "tokens": [_token_view(*token, scale) for token in token_details(completions[g])[:limit]],
+                "more": len(completions[g]["tokens"][limit:]) if limit is not None else 0,
+            }
+            for g in (range(len(completions)) if shown is None else shown)
+        ],
+    }
+
+
+def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: float) -> dict[str, str]:
+    if numbers == OBSERVED:
+        return {"text": text, "kind": "observed", "strength": "0", "numbers": numbers}
+    kind = "clip" if clipped else "up" if weight > 0 else "down" if weight < 0 else ""
+    return {"text": text, "kind": kind, "strength": f"{0.75 * abs(weight) / scale:.3g}", "numbers": numbers}
+
+
+def group_page(step: int, algorithm: str, group: dict[str, Any]) -> str:
+    """Return the group as one self-contained HTML page."""
+    return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group))

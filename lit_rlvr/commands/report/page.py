@@ -1,0 +1,149 @@
+"""`lit-rlvr report`: builds self-contained HTML pages about groups of runs from `templates/`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_rlvr import __version__
+from lit_rlvr.commands.report.charts import (
+    BOTTOM,
+    CHART_HEIGHT,
+    CHART_WIDTH,
+    LEFT,
+    RIGHT,
+    TOP,
+    Chart,
+    chart,
+    more_panels,
+    panels,
+)
+from lit_rlvr.commands.report.closeup import close_up, shorten, turns_of
+from lit_rlvr.commands.report.groups import RunGroup, read_groups
+from lit_rlvr.commands.report.render import render, write_page
+from lit_rlvr.commands.report.runs import differences, main_settings
+from lit_rlvr.commands.report.tables import RUN_COLUMNS, GroupResult, results_table, run_rows, validation_rows
+from lit_rlvr.common.terminal import show_result
+from lit_rlvr.configs import Parser
+from lit_rlvr.run.monitor import findings
+
+COLOURS = 8
+"""Number of colours in the style sheet; further groups get dashed lines."""
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run the command line of `report`."""
+    parser = Parser(prog=f"lit-rlvr {command}", description=write_report.__doc__)
+    parser.add_argument("runs", type=str, nargs="+", help="run folders, or folders of studies")
+    parser.add_argument(
+        "--out",
+        type=str,
+        default=None,
+        help="page to write; default: report.html, in the folder if only one is given",
+    )
+    config = parser.parse_args(arguments)
+    path = write_report(config.runs, config.out)
+    show_result({"page": str(path)}, lambda: print(f"Page: {path}"))
+
+
+def write_report(runs: Sequence[str | Path], out: str | Path | None = None) -> Path:
+    """Write one self-contained HTML page about runs: accuracies, curves, prompts, completions, tokens, settings.
+
+    The page groups runs that differ only by seed, and shows their curves as a mean with a band.
+
+    Args:
+        runs: folders of runs or of studies.
+        out: the page; by default `report.html`, in the folder if only one is given.
+
+    Raises:
+        UserError: a folder holds no run, or the page cannot be written.
+    """
+    folders = [Path(run) for run in runs]
+    target = Path(out) if out is not None else (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    write_page(target, report_page(*read_groups(folders)), "--out")
+    return target
+
+
+@dataclass(frozen=True)
+class Legend:
+    """A group on the page: its number, its name within its task and on the page, and the index of its colour and
+    dashes."""
+
+    number: int
+    name: str
+    label: str
+    style_index: int
+
+    @property
+    def style(self) -> str:
+        return f"s{self.style_index % COLOURS}" + (" dashed" if self.style_index >= COLOURS else "")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The groups that are compared with each other."""
+
+    name: str
+    legends: list[Legend]
+    columns: list[str]
+    results: list[GroupResult]
+    charts: list[Chart]
+    more: list[Chart]
+    validation: list[tuple[str, list[str]]]
+
+
+def report_page(title: str, groups: Sequence[RunGroup]) -> str:
+    """Return the HTML of a report.
+
+    Args:
+        title: title of the page.
+        groups: groups of runs, with groups to compare next to each other.
+    """
+    close_ups = [close_up(group) for group in groups]  # first, because it adds notes on unreadable files
+    return render(
+        "report.html", title=title, **contents(groups), close_ups=close_ups, shorten=shorten, turns_of=turns_of
+    )
+
+
+def contents(groups: Sequence[RunGroup], more: bool = True) -> dict[str, Any]:
+    """Return the values for `templates/sections.html`: results, curves, validation and settings of groups of runs.
+
+    Args:
+        more: whether to draw the less important curves too.
+    """
+    style_indices = {name: k for k, name in enumerate(dict.fromkeys(group.name for group in groups))}
+    tasks = list(dict.fromkeys(group.task for group in groups))
+    labels = [group.name if len(tasks) == 1 else f"{group.name} on {group.task}" for group in groups]
+    legends = [Legend(k, group.name, labels[k], style_indices[group.name]) for k, group in enumerate(groups)]
+    configured = [k for k, group in enumerate(groups) if group.settings]
+    settings = [groups[k].settings for k in configured]
+    return dict(
+        version=__version__,
+        groups=groups,
+        legends=legends,
+        several=any(len(group.runs) > 1 for group in groups),
+        problems=[problem for group in groups for problem in group.problems],
+        configured=[labels[k] for k in configured],
+        main=main_settings(settings),
+        differences=differences(settings),
+        tasks=[_task(name, groups, legends, more) for name in tasks],
+        run_columns=RUN_COLUMNS,
+        run_rows=run_rows(groups),
+        health=[(run, findings(run.metrics)) for group in groups for run in group.runs],
+        box={"width": CHART_WIDTH, "height": CHART_HEIGHT, "left": LEFT, "right": CHART_WIDTH - RIGHT, "top": TOP,
+             "bottom": CHART_HEIGHT - BOTTOM},
+    )  # fmt: skip
+
+
+def _task(name: str, groups: Sequence[RunGroup], legends: Sequence[Legend], more: bool) -> Task:
+    chosen = [legend for group, legend in zip(groups, legends, strict=True) if group.task == name]
+    members, numbers = [groups[legend.number] for legend in chosen], [legend.number for legend in chosen]
+    columns, rows = results_table(members)
+    return Task(
+        name, chosen, columns, rows,
+        charts=[chart(panel, numbers) for panel in panels(members)],
+        more=[chart(panel, numbers) for panel in more_panels(members)] if more else [],
+        validation=validation_rows(members),
+    )  # fmt: skip

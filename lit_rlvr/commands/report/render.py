@@ -1,0 +1,60 @@
+"""Renders self-contained HTML pages from `templates/`, with all inserted values escaped."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lit_rlvr.commands.report.runs import verdict_text
+from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.terminal import printable
+from lit_rlvr.errors import UserError
+
+MARK = '<meta name="generator" content="lit-rlvr">'
+"""Mark in every page (`page.html`)."""
+
+
+def render(template: str, **values: Any) -> str:
+    """Render a page.
+
+    Models and data sets supply much of its content, so the template escapes every value and replaces control
+    characters. The page's security policy (`page.html`) also forbids scripts and all requests.
+    """
+    return _environment().get_template(template).render(**values)
+
+
+def write_page(path: Path, text: str, option: str) -> None:
+    """Write a page, and create its folder; replace an older page of ours.
+
+    Args:
+        option: the option that messages name.
+
+    Raises:
+        UserError: another file has that name, or it cannot be written.
+    """
+    if path.is_dir():
+        raise UserError(f"{option}: {path} is a folder; give the name of a file")
+    try:
+        if path.exists() and MARK not in path.read_text(errors="replace"):
+            raise UserError(f"{option}: {path} exists and is not a page of lit-rlvr; choose another name")
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(f"{option}: {path} cannot be written: {error.strerror}") from error
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("lit_rlvr.commands"), autoescape=True, undefined=StrictUndefined, finalize=_visible,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals["verdict"] = verdict_text
+    return environment
+
+
+def _visible(value: Any) -> Any:
+    """Return text without control characters; leave the output of a macro unchanged."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value

@@ -1,0 +1,238 @@
+"""Run folders: reads them as far as possible, so that a report can show a broken or unfinished run; compares
+settings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_rlvr.common.files import Fields, has_fields
+from lit_rlvr.errors import UserError
+
+RunSettings = dict[str, str]
+"""Name -> value as text; `model` is the class, `model.lr` is one of its options."""
+
+PER_RUN = ("seed_everything", "trainer.default_root_dir", "overwrite")
+"""Settings that may differ between the runs of a group."""
+
+MAIN = (
+    "model", "model.model", "model.advantage", "model.lr", "data", "data.train", "data.prompts_per_step",
+    "rollout.rewards", "rollout.group_size", "rollout.sampling.max_tokens", "rollout.sampling.temperature",
+    "rollout.engine", "trainer.max_steps", "trainer.precision",
+)  # fmt: skip
+"""The settings that a reader looks for first."""
+
+MISSING = "\N{EN DASH}"
+
+
+def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield a config's settings.
+
+    `{class_path, init_args}` becomes the class under the name itself and its options under `name.option`; the items of
+    a list of mappings are numbered.
+    """
+    if isinstance(value, dict) and "class_path" in value:
+        yield name, str(value["class_path"]).rpartition(".")[2]
+        value = value.get("init_args") or {}
+        yield from (pair for key in value for pair in flatten(value[key], f"{name}.{key}"))
+    elif isinstance(value, dict) and value:
+        yield from (pair for key in value for pair in flatten(value[key], f"{name}.{key}" if name else str(key)))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        yield from (pair for i, item in enumerate(value) for pair in flatten(item, f"{name}[{i}]"))
+    else:
+        yield name, value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def without_seed(settings: RunSettings) -> RunSettings:
+    """Return the settings that the runs of a group share."""
+    return {name: value for name, value in settings.items() if name not in PER_RUN}
+
+
+def differences(groups: Sequence[RunSettings]) -> list[tuple[str, list[str]]]:
+    """Return the settings that differ between groups, with their value in each; those that every group has come
+    first."""
+    names = dict.fromkeys(name for settings in groups for name in without_seed(settings))
+    rows = [(name, [settings.get(name, MISSING) for settings in groups]) for name in names]
+    return sorted(((name, values) for name, values in rows if len(set(values)) > 1), key=lambda row: MISSING in row[1])
+
+
+def main_settings(groups: Sequence[RunSettings]) -> list[tuple[str, str]]:
+    """Return the main settings that all groups share."""
+    listed = {name: re.sub(r"\[\d+\]$", "", name) for settings in groups for name in settings}  # without their number
+    names = sorted((name for name in listed if listed[name] in MAIN), key=lambda name: MAIN.index(listed[name]))
+    shared = [(name, {settings.get(name, MISSING) for settings in groups}) for name in names]
+    return [(name, values.pop()) for name, values in shared if len(values) == 1]
+
+
+RunMetrics = dict[int, dict[str, float]]
+
+ROW: Fields = {
+    "step": int, "id": str, "sample": int, "prompt": (str, list), "answer": str, "completion": str,
+    "finish_reason": str, "tokens": int, "reward": (int, float), "correct": (bool, type(None)), "status": str,
+    "advantage": (int, float, type(None)),
+}  # fmt: skip
+"""A line of completions.jsonl."""
+
+
+def verdict_text(row: dict[str, Any]) -> str:
+    """Return "correct", "wrong", "check failed" or "not judged" for a recorded completion."""
+    if row["status"] == "error":
+        return "check failed"
+    return "not judged" if row["correct"] is None else "correct" if row["correct"] else "wrong"
+
+
+@dataclass
+class RunRecord:
+    """The contents of a run folder.
+
+    Args:
+        path: the folder.
+        config: the text of config.yaml.
+        settings: its settings, flattened.
+        metrics: {step: {metric: finite value}}.
+        summary: summary.json; empty while the run is going, or if it was killed.
+        rows: sampled completions.
+        notes: missing or unreadable files.
+    """
+
+    path: Path
+    config: str = ""
+    settings: RunSettings = field(default_factory=dict)
+    metrics: RunMetrics = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seed(self) -> str:
+        return self.settings.get("seed_everything", "?")
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.summary) and self.summary.get("stopped") is None
+
+    @property
+    def ending(self) -> str:
+        """The reason why the run is unfinished; "" if it finished."""
+        steps = max(self.metrics, default=0)
+        if not self.summary:
+            return f"unfinished, or killed: it has no summary; its metrics reach step {steps}"
+        stopped = self.summary.get("stopped")
+        return "" if stopped is None else f"stopped early, at step {steps}: {stopped}"
+
+    def number(self, name: str) -> float | None:
+        """Return a number from the summary; None if it is missing."""
+        return _finite_number(self.summary.get(name))
+
+    @property
+    def seconds_per_iteration(self) -> float | None:
+        """The median duration of an iteration: a rollout and its updates."""
+        seconds = self.summary.get("seconds_per_step")
+        return _finite_number(seconds.get("step")) if isinstance(seconds, dict) else None
+
+    def ends(self, metric: str) -> tuple[float | None, float | None]:
+        """Return a metric before training (at step 0) and at its last logged step after that; None if it was not
+        logged."""
+        later = [row[metric] for step, row in sorted(self.metrics.items()) if step > 0 and metric in row]
+        return self.metrics.get(0, {}).get(metric), later[-1] if later else None
+
+    @property
+    def accuracies(self) -> tuple[float | None, float | None]:
+        """Validation accuracy before and after training; None after training for an unfinished run."""
+        before = self.number("accuracy_before")
+        return self.ends("val/accuracy")[0] if before is None else before, self.number("accuracy_after")
+
+
+def read_run(path: Path, completions: bool = True) -> RunRecord:
+    """Read a run folder.
+
+    Args:
+        path: the folder.
+        completions: whether to read completions.jsonl, which can be large.
+
+    Raises:
+        UserError: it holds no run.
+    """
+    if not any((path / name).is_file() for name in ("config.yaml", "metrics.csv", "summary.json")):
+        raise UserError(
+            f"{path} holds no run (config.yaml, metrics.csv, summary.json); give a folder that `lit-rlvr fit` wrote"
+        )
+    run = RunRecord(path)
+    for name, read in READERS.items():
+        if name == "completions.jsonl" and not completions:
+            continue
+        try:
+            read(run, (path / name).read_text(encoding="utf-8", errors="replace"))
+        except FileNotFoundError:
+            if name != "summary.json":
+                run.notes.append(f"there is no {name}")
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            run.notes.append(f"{name} cannot be read: {' '.join(str(error).split())}")
+    return run
+
+
+def metric_names(runs: Iterable[RunRecord]) -> list[str]:
+    """Return every logged metric, with numbers in names sorted by value: pass@2 before pass@16."""
+    names = {name for run in runs for row in run.metrics.values() for name in row}
+    return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)])
+
+
+def _finite_number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _config(run: RunRecord, text: str) -> None:
+    value = yaml.safe_load(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is not a mapping")
+    run.config, run.settings = text, dict(flatten(value))
+
+
+def _metrics(run: RunRecord, text: str) -> None:
+    bad = 0
+    for row in csv.DictReader(text.splitlines()):
+        try:
+            step = int(row.pop("step"))
+            values = {name: float(value) for name, value in row.items() if value}
+        except (KeyError, TypeError, ValueError):  # a torn row, or not our file
+            bad += 1
+        else:
+            run.metrics[step] = {name: value for name, value in values.items() if math.isfinite(value)}
+    if bad:
+        run.notes.append(f"metrics.csv: {bad} unreadable rows were left out")
+
+
+def _completions(run: RunRecord, text: str) -> None:
+    lines = text.split("\n")
+    bad = 0
+    for line in filter(None, lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if has_fields(row, ROW):
+            run.rows.append(row)
+        else:
+            bad += 1
+    if bad:
+        run.notes.append(f"completions.jsonl: {bad} unreadable lines were left out")
+
+
+def _summary(run: RunRecord, text: str) -> None:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is not a mapping")
+    run.summary = value
+
+
+READERS = {
+    "config.yaml": _config, "metrics.csv": _metrics, "completions.jsonl": _completions, "summary.json": _summary
+}  # fmt: skip

@@ -1,0 +1,120 @@
+"""The tables: accuracies, time and memory, as means and standard deviations over a group's runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from lit_rlvr.commands.report.groups import RunGroup
+from lit_rlvr.commands.report.runs import MISSING, RunRecord, metric_names
+
+ARROW = "\N{RIGHTWARDS ARROW}"
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """A group's row: its name, the cells, and its mean accuracies before and after training (None = not measured)."""
+
+    name: str
+    cells: list[str]
+    before: float | None
+    after: float | None
+
+
+RESULT_COLUMNS = (
+    "before", "after", "gain", "runs", "steps", "training (s)", "per iteration (s)", "memory (GiB)", "engine",
+)  # fmt: skip
+BASELINE_POSITION = 3
+"""Position of the comparison with the baseline among the columns."""
+
+
+def results_table(groups: Sequence[RunGroup]) -> tuple[list[str], list[GroupResult]]:
+    """Return (columns, one row per group) of the gains and costs of training."""
+    baseline = next((group for group in groups if group.baseline), None)
+    columns = list(RESULT_COLUMNS)
+    if baseline is not None:
+        columns.insert(BASELINE_POSITION, f"against {baseline.name}")
+    return columns, [_result(group, baseline) for group in groups]
+
+
+def _result(group: RunGroup, baseline: RunGroup | None) -> GroupResult:
+    before, after = _known(run.accuracies[0] for run in group.runs), _known(run.accuracies[1] for run in group.runs)
+    gains = [b - a for a, b in (run.accuracies for run in group.runs) if a is not None and b is not None]
+    reached = _summary_numbers(group.runs, "steps")
+    done = sum(run.is_finished for run in group.runs)
+    cells = [
+        mean_std(before),
+        mean_std(after),
+        mean_std(gains, "+.3f"),
+        str(done) if done == group.wanted else f"{done} of {group.wanted} finished",
+        " to ".join(f"{steps:,.0f}" for steps in sorted({min(reached), max(reached)})) if reached else MISSING,
+        mean_std(_summary_numbers(group.runs, "train_seconds"), ",.0f"),
+        mean_std(_known(run.seconds_per_iteration for run in group.runs), ",.2f"),
+        mean_std([megabytes / 1024 for megabytes in _summary_numbers(group.runs, "peak_memory_mb")], ".2f"),
+        ", ".join(sorted({str(run.summary["engine"]) for run in group.runs if "engine" in run.summary})) or MISSING,
+    ]
+    if baseline is not None:
+        theirs = _known(run.accuracies[1] for run in baseline.runs)
+        compared = group is not baseline and after and theirs
+        cells.insert(BASELINE_POSITION, f"{fmean(after) - fmean(theirs):+.3f}" if compared else MISSING)
+    return GroupResult(group.name, cells, fmean(before) if before else None, fmean(after) if after else None)
+
+
+RUN_COLUMNS = (
+    "seed", "state", "accuracy before", "accuracy after", "steps", "training (s)", "memory (GiB)", "weights (SHA-256)",
+)  # fmt: skip
+
+
+def run_rows(groups: Iterable[RunGroup]) -> list[tuple[str, list[str]]]:
+    """Return (folder, cells under `RUN_COLUMNS`) of every run."""
+    rows = []
+    for run in (run for group in groups for run in group.runs):
+        memory = [megabytes / 1024 for megabytes in _summary_numbers([run], "peak_memory_mb")]
+        cells = [
+            run.seed,
+            "finished" if run.is_finished else "stopped early" if run.summary else "unfinished",
+            *(mean_std(_known([accuracy])) for accuracy in run.accuracies),
+            mean_std(_summary_numbers([run], "steps") or [max(run.metrics, default=0)], ",.0f"),
+            mean_std(_summary_numbers([run], "train_seconds"), ",.0f"),
+            mean_std(memory, ".2f"),
+            str(run.summary.get("weights_sha256", MISSING))[:12],
+        ]
+        rows.append((str(run.path), cells))
+    return rows
+
+
+def validation_rows(groups: Sequence[RunGroup]) -> list[tuple[str, list[str]]]:
+    """Return (metric, its values before and after training in every group) for everything that validation logged.
+
+    This is, for each set, its accuracy, pass@k, length, share of truncated completions, and the accuracy of each
+    category.
+    """
+    return [
+        (name.removeprefix("val/"), [_before_after(group.runs, name) for group in groups])
+        for name in metric_names(run for group in groups for run in group.runs)
+        if name.startswith("val/") and name.count("/") > 1
+    ]
+
+
+def mean_std(values: Sequence[float], form: str = ".3f") -> str:
+    """Return mean and sample standard deviation as text; only the mean for a single value, a dash for none."""
+    if not values:
+        return MISSING
+    mean = format(fmean(values), form)
+    return f"{mean} \N{PLUS-MINUS SIGN} {format(stdev(values), form.removeprefix('+'))}" if len(values) > 1 else mean
+
+
+def _before_after(runs: Sequence[RunRecord], metric: str) -> str:
+    ends = [run.ends(metric) for run in runs]
+    first, last = _known(before for before, _ in ends), _known(after for _, after in ends)
+    form = ".1f" if metric.endswith("/length") else ".3f"
+    return f"{mean_std(first, form)} {ARROW} {mean_std(last, form)}" if first or last else MISSING
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _summary_numbers(runs: Iterable[RunRecord], name: str) -> list[float]:
+    return _known(run.number(name) for run in runs)

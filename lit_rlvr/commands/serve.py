@@ -1,0 +1,153 @@
+"""`lit-rlvr serve --model M`: starts a vLLM server for `VLLMServerEngine`, with the settings that it needs.
+
+The command passes other options to vLLM unchanged: --max-model-len, --tensor-parallel-size, --data-parallel-size, ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import socket
+import sys
+from typing import Any, NoReturn
+
+import torch
+
+from lit_rlvr.common.packages import missing_compiler, require, vllm_package
+from lit_rlvr.configs import PrintsHelp
+from lit_rlvr.engines.vllm import FP8
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.families import family_of
+from lit_rlvr.policy.loading import load_image_processor, load_model, load_model_config, load_tokenizer
+from lit_rlvr.policy.sources import resolve_model
+
+_log = logging.getLogger("lit_rlvr")
+
+HOST = "127.0.0.1"
+"""Address that only this machine reaches: anyone who reaches a server can replace its weights."""
+PORT = 8000
+"""vLLM's default port."""
+ADDRESS_OPTIONS = ("--uds", "--config")
+"""Options of vLLM that can set another address."""
+
+
+class ServeParser(PrintsHelp, argparse.ArgumentParser):
+    """A parser that reports an error as one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def run(command: str, arguments: list[str]) -> None:
+    """Run the command line of `serve`; this process becomes the server."""
+    parser = ServeParser(
+        prog=f"lit-rlvr {command}", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--model", required=True, help="like `model` of a run: a folder, a hub id or a name")
+    parser.add_argument(
+        "--config-overrides", type=json.loads, metavar="JSON",
+        help="changes of the model's config, as model.config_overrides of the run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", default="bfloat16" if torch.cuda.is_available() else "float32", choices=("float32", "bfloat16"),
+        help="data type to compute in, like the trainer's; by default bfloat16 on a GPU and float32 on a CPU",
+    )  # fmt: skip
+    parser.add_argument(
+        "--deterministic", action="store_true", help="batch-invariant kernels (GPU), for rollout.deterministic"
+    )
+    parser.add_argument(
+        "--quantize", choices=("fp8",), help="generate with layers in 8 bits (GPU), as VLLMEngine.quantize"
+    )
+    parser.add_argument("--nccl", action="store_true", help="receive weights over NCCL (NCCLTransfer) instead of files")
+    parser.add_argument("--host", help=f"address to listen on; {HOST} by default, 0.0.0.0 for all of them")
+    parser.add_argument("--port", type=int, help=f"port to listen on; {PORT} by default")
+    ours, others = parser.parse_known_args(arguments)
+    require("vllm", "serve", vllm_package())
+    if ours.deterministic and not torch.cuda.is_available():
+        raise UserError("--deterministic: vLLM has batch-invariant kernels for GPUs only; leave it out")
+    if ours.quantize and not torch.cuda.is_available():
+        raise UserError("--quantize fp8: it needs a GPU; leave it out")
+    if ours.quantize and ours.dtype == "float32":
+        raise UserError("--quantize fp8: its layers give 16-bit results; use --dtype bfloat16")
+    names = {word.partition("=")[0] for word in others}
+    if "--quantization" in names:
+        raise UserError("--quantization: use --quantize fp8")
+    if ours.host is None and not names & {*ADDRESS_OPTIONS}:
+        ours.host = HOST
+    if ours.port is not None or not names & {*ADDRESS_OPTIONS}:
+        check_port(ours.host, PORT if ours.port is None else ours.port)
+    address = [f"--{name}={value}" for name in ("host", "port") if (value := getattr(ours, name)) is not None]
+    quantized = [f"--quantization={FP8}"] if ours.quantize else []
+    line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *address, *others], ours.config_overrides)
+    os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if not torch.cuda.is_available() and (missing := missing_compiler()) is not None:
+        _log.info("%s, so nothing is compiled and generation is slower", missing)
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    if ours.deterministic:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    os.environ["PYTORCH_CUDA_ALLOC_CONF"] = ""  # GPUs cannot share memory that the trainer's setting allocates
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *line])
+
+
+def check_port(host: str | None, port: int) -> None:
+    """Refuse a port that cannot be listened on, before vLLM loads.
+
+    Raises:
+        UserError: the port cannot be used; the message says why.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port: {port} is not between 0 and 65535")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0] if host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host or "", port))
+    except OSError as error:
+        where = f"--host {host} --port {port}" if host else f"--port: {port}"
+        raise UserError(f"{where} cannot be listened on: {error.strerror}; choose another") from error
+
+
+def server_line(
+    model: str, dtype: str, nccl: bool, others: list[str], overrides: dict[str, Any] | None = None
+) -> list[str]:
+    """Return the command line of the server process, after loading the model's files once to check them.
+
+    Raises:
+        UserError: vLLM could not load them.
+    """
+    folder = resolve_model(model, overrides)
+    family = family_of(load_model_config(folder))
+    load_tokenizer(folder)
+    if family is not None:
+        load_image_processor(folder)
+    load_model(folder, getattr(torch, dtype), device="meta")
+    line = [
+        "-m", "lit_rlvr.engines.server_process", "--model", folder, "--served-model-name", model,
+        "--dtype", dtype,
+        "--enable-scale-out", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm",
+    ]  # fmt: skip
+    if not torch.cuda.is_available():
+        # Seeded sampling on a CPU fails on a prompt that vLLM computes in chunks. A group shares whole blocks of its
+        # prompt, so they are small. By default vLLM would take most of the memory.
+        line += [
+            "--enforce-eager",
+            "--block-size",
+            "32",
+            "--no-enable-chunked-prefill",
+            "--kv-cache-memory-bytes",
+            str(1 << 30),
+        ]
+    if nccl:
+        line += ["--weight-transfer-config", json.dumps({"backend": "nccl"})]
+    for name, value in {} if family is None else family.vllm_options().items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            line.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            line += [f"--{flag}", json.dumps(value)]
+    return [*line, *others]

@@ -1,0 +1,357 @@
+"""Followed run folders: re-reads changed files, tells the state of each run, and keeps its prompts' visits."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal, get_args
+
+from lit_rlvr.commands.report.groups import RunGroup, read_groups
+from lit_rlvr.commands.report.prompts import Visit, prompt_text
+from lit_rlvr.commands.report.runs import ROW, RunRecord, read_run, verdict_text
+from lit_rlvr.common.files import has_fields
+from lit_rlvr.errors import UserError
+from lit_rlvr.run.live import LIVE, read_live
+
+SILENT_SECONDS = 15.0
+"""Seconds without a new `live.json` after which a run that has not ended counts as dead."""
+READ_SECONDS = 0.05
+"""Seconds of reading completions before the server may render pages."""
+SMALL = ("config.yaml", "metrics.csv", "summary.json")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The state of a run.
+
+    Args:
+        state: "running", "finished", "stopped", "silent" (killed, or its machine is gone) or "unknown" (an older run).
+        line: the status as text.
+        step: the last step.
+        steps: the steps of the whole run; None = not limited or unknown.
+    """
+
+    state: str
+    line: str
+    step: int
+    steps: int | None
+
+    @property
+    def share(self) -> float | None:
+        """The share of the run that is done, from 0 to 1."""
+        return min(self.step / self.steps, 1.0) if self.steps else None
+
+
+class FollowedRun:
+    """A run folder that `watch` follows.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.completions = Completions(path / "completions.jsonl")
+        self.run = RunRecord(path)
+        self._stamps: tuple[Any, ...] | None = None  # None before the first refresh
+
+    def refresh(self) -> bool:
+        """Re-read changed files, except completions.jsonl; return whether any changed.
+
+        Raises:
+            UserError: the folder holds no run.
+        """
+        stamps = tuple(_stamp(self.path / name) for name in SMALL)
+        if stamps == self._stamps:
+            return False
+        self.run, self._stamps = read_run(self.path, completions=False), stamps
+        return True
+
+    @property
+    def status(self) -> RunStatus:
+        """The run's status at this moment."""
+        last = max(self.run.metrics, default=0)
+        live = read_live(self.path)
+        silent = time.time() - live["at"] if live else 0.0
+        if live and live["stage"] != "ended" and silent < SILENT_SECONDS:
+            return RunStatus("running", describe_state(live), live["step"], live["steps"])
+        steps = _parse_int(self.run.settings.get("trainer.max_steps"))
+        if self.run.is_finished:
+            return RunStatus("finished", f"finished after {last} steps", last, last)
+        if self.run.summary:
+            return RunStatus("stopped", f"stopped early: {self.run.summary.get('stopped')}", last, steps)
+        if live and live["stage"] != "ended":
+            line = (
+                f"no sign of life for {format_duration(silent)}, while {live['stage']}: killed, or its machine is gone"
+            )
+            return RunStatus("silent", line, live["step"], live["steps"])
+        return RunStatus("unknown", "unfinished, or killed", last, steps)
+
+
+class FollowedFolders:
+    """Folders of runs and studies, and folders that contain runs; later ones are found when they appear.
+
+    Args:
+        folders: as given by the user.
+
+    Raises:
+        UserError: a folder is not there, or holds no run.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._given = list(folders)
+        self.runs: dict[str, FollowedRun] = {}
+        self.title, self.groups = "", list[RunGroup]()
+        self.versions = {"metrics": 0, "completions": 0}  # numbers that change when these do
+        self.lock = Lock()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Re-read changed files, except completions.jsonl."""
+        changed = False
+        runs: dict[str, FollowedRun] = {}
+
+        def read(path: Path) -> RunRecord:
+            nonlocal changed
+            followed = runs[str(path)] = self.runs.get(str(path)) or FollowedRun(path)
+            changed |= followed.refresh()
+            return followed.run
+
+        title, groups = read_groups([found for folder in self._given for found in find_runs(folder)], read)
+        if changed or title != self.title or list(runs) != list(self.runs):
+            with self.lock:
+                self.title, self.groups, self.runs = title, groups, runs
+                self.versions["metrics"] += 1
+
+    def try_refresh(self) -> None:
+        """Refresh; keep the last state while a new run replaces a folder."""
+        with suppress(UserError, OSError):
+            self.refresh()
+
+    def read_completions(self) -> None:
+        """Read the new lines of every completions.jsonl, in small pieces, so that the server can render pages in
+        between."""
+        for run in list(self.runs.values()):
+            done = False
+            while not done:
+                with self.lock:
+                    before = run.completions.read
+                    done = run.completions.follow(READ_SECONDS)
+                    self.versions["completions"] += run.completions.read != before
+                if not done:
+                    time.sleep(READ_SECONDS / 10)
+
+    @property
+    def unread(self) -> float:
+        """The share of all completions that is not read yet."""
+        size = sum(run.completions.size for run in self.runs.values())
+        return 1 - sum(run.completions.read for run in self.runs.values()) / size if size else 0.0
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return the folder itself if it holds a run or a study, else those up to two levels below that do.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    if _holds_run(folder):
+        return [folder]
+    below = [path for pattern in ("*", "*/*") for path in sorted(folder.glob(pattern)) if _holds_run(path)]
+    studies = [path for path in below if (path / "study.json").is_file()]
+    found = [path for path in below if not any(study in path.parents for study in studies)]
+    if not found:
+        raise UserError(
+            f"{folder} holds no run (config.yaml, metrics.csv, summary.json); give a folder that `lit-rlvr fit` or "
+            "`lit-rlvr compare` writes"
+        )
+    return found
+
+
+def _holds_run(path: Path) -> bool:
+    if any((path / name).is_file() for name in ("metrics.csv", "summary.json", "study.json")):
+        return True
+    return (path / "config.yaml").is_file() and (path / LIVE).is_file()
+
+
+def describe_state(live: dict[str, Any]) -> str:
+    """Describe a live run in one line: step, stage, speed, what it waits for, the time left, memory and engine."""
+    steps = "" if live["steps"] is None else f" of {live['steps']}"
+    stage = live["stage"] + (f" {live['done']}/{live['total']}" if live["total"] else "")
+    words = [f"step {live['step']}{steps}", f"{live['part']}: {stage}" if live["part"] else stage]
+    if live["tokens_per_second"]:
+        words.append(f"{live['tokens_per_second']:,.0f} tokens/s")
+    for name, seconds in live["waiting"].items():
+        words.append(f"waiting for {name} {format_duration(seconds)}")
+    if live["seconds_left"] is not None:
+        words.append(f"{format_duration(live['seconds_left'])} left")
+    words += [f"{live['memory_mb'] / 1024:.1f} GiB at most", f"engine {live['engine']}"]
+    return ", ".join(words)
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as 42 s, 12 min or 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _parse_int(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None
+
+
+PromptOutcome = Literal["solved", "lost", "never right", "right from the start"]
+OUTCOMES: tuple[PromptOutcome, ...] = get_args(PromptOutcome)
+MAX_CHARACTERS = 300
+"""The most characters of a prompt and of its answer that the tables show."""
+
+
+@dataclass(slots=True)
+class VisitRecord:
+    """A visit of a prompt: the place of its group's lines in the file, and their totals.
+
+    Args:
+        step: optimizer step at the end of the iteration. start, end: bytes of the file.
+        right: correct completions of the `judged` ones; count: all. reward: the sum of all rewards.
+        has_gradient: whether any advantage is not 0.
+    """
+
+    step: int
+    start: int
+    end: int
+    right: int = 0
+    judged: int = 0
+    count: int = 0
+    reward: float = 0.0
+    has_gradient: bool = False
+
+    @property
+    def share(self) -> float:
+        return self.right / max(self.judged, 1)
+
+
+@dataclass
+class TrackedPrompt:
+    """A prompt and its visits in order; `text` and `answer` are cut for the tables."""
+
+    id: str
+    text: str
+    answer: str
+    visits: list[VisitRecord] = field(default_factory=list)
+
+    @property
+    def outcome(self) -> PromptOutcome:
+        """The change from the prompt's first to its last visit."""
+        judged = [record for record in self.visits if record.judged]
+        if not any(record.right for record in judged):
+            return "never right"
+        if not judged[-1].right:
+            return "lost"
+        return "right from the start" if judged[0].right else "solved"
+
+
+class Completions:
+    """The index of a completions.jsonl that a run may still write; texts stay in the file.
+
+    Args:
+        path: the file; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._reset()
+
+    def _reset(self) -> None:
+        self.prompts: dict[str, TrackedPrompt] = {}
+        self.rows = self.unreadable = self.read = self.size = 0
+        self._file: tuple[int, int] | None = None
+        self._last_record: tuple[str, VisitRecord] | None = None
+
+    def follow(self, seconds: float) -> bool:
+        """Read new lines for at most so long; read a file from the start if a resumed run has replaced it.
+
+        Returns:
+            Whether everything that is there has been read.
+        """
+        try:
+            stat = self.path.stat()
+        except OSError:
+            self._reset()
+            return True
+        if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self.read:
+            self._reset()
+            self._file = (stat.st_dev, stat.st_ino)
+        self.size = stat.st_size
+        if self.size == self.read:
+            return True
+        until = time.perf_counter() + seconds
+        with self.path.open("rb") as file:
+            file.seek(self.read)
+            for line in file:
+                if not line.endswith(b"\n"):  # it is being written
+                    break
+                self._index_line(line)
+                if time.perf_counter() > until:
+                    return False
+        return True
+
+    def _index_line(self, line: bytes) -> None:
+        start, self.read = self.read, self.read + len(line)
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not has_fields(row, ROW):
+            self.unreadable += 1
+            return
+        self.rows += 1
+        name, step = row["id"], row["step"]
+        if self._last_record is None or self._last_record[0] != name or self._last_record[1].step != step:
+            prompt = self.prompts.get(name)
+            if prompt is None:
+                prompt = TrackedPrompt(
+                    name, prompt_text(row["prompt"])[:MAX_CHARACTERS], row["answer"][:MAX_CHARACTERS]
+                )
+                self.prompts[name] = prompt
+            record = VisitRecord(step, start, start)
+            prompt.visits.append(record)
+            self._last_record = (name, record)
+        record = self._last_record[1]
+        record.end = self.read
+        record.count += 1
+        judgement = verdict_text(row)
+        record.right += judgement == "correct"
+        record.judged += judgement in ("correct", "wrong")
+        record.reward += row["reward"]
+        record.has_gradient = record.has_gradient or bool(row["advantage"])
+
+    def visit(self, name: str, step: int) -> Visit | None:
+        """Read the group of a prompt at a step from the file; return None if it is not there."""
+        prompt = self.prompts.get(name)
+        record = next((record for record in prompt.visits if record.step == step), None) if prompt else None
+        if record is None:
+            return None
+        try:
+            with self.path.open("rb") as file:
+                file.seek(record.start)
+                lines = file.read(record.end - record.start).splitlines()
+            rows: list[dict[str, Any]] = [row for row in map(json.loads, lines) if has_fields(row, ROW)]
+        except (OSError, ValueError):  # it was replaced meanwhile
+            return None
+        rows = [row for row in rows if row["id"] == name and row["step"] == step]
+        return Visit(step, name, rows) if rows else None

@@ -1,0 +1,178 @@
+"""The read-only server of `lit-rlvr watch`."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lit_rlvr.commands.watch import pages
+from lit_rlvr.commands.watch.follow import FollowedFolders
+
+REFRESH_SECONDS = 1.0
+"""Seconds between two refreshes of the folders."""
+LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+COOKIE = "lit-rlvr"
+HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'self'; "
+    "connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+}
+"""Headers of every answer: pages run our script only, contact this server only, and no other page can frame them."""
+
+
+def application(folders: FollowedFolders, token: str | None = None) -> Starlette:
+    """Build the ASGI application, which follows the folders while it runs.
+
+    Args:
+        folders: what to show.
+        token: the token that a browser must give once as `?token=`; None = answer any browser of this machine.
+    """
+    script = files("lit_rlvr.commands").joinpath("templates", "watch.js").read_text(encoding="utf-8")
+
+    def page(make: Callable[[Request], str]) -> Callable[[Request], Response]:
+        def answer(request: Request) -> Response:
+            try:
+                with folders.lock:
+                    return HTMLResponse(make(request))
+            except pages.NotFound as error:
+                return PlainTextResponse(f"{error}\n", status_code=404)
+
+        return answer
+
+    def now(request: Request) -> Response:
+        return JSONResponse(folders.versions | {"html": pages.now(folders)})
+
+    def prompts(request: Request) -> str:
+        given = request.query_params
+        return pages.prompts(
+            folders, given.get("run", ""), given.get("outcome", ""), given.get("order", ""), given.get("words", ""),
+            _query_int(given.get("page")) or 1,
+        )  # fmt: skip
+
+    def prompt(request: Request) -> str:
+        given = request.query_params
+        return pages.prompt(folders, given.get("run", ""), given.get("id", ""), _query_int(given.get("step")))
+
+    def tokens(request: Request) -> str:
+        given = request.query_params
+        step, sample = _query_int(given.get("step")), _query_int(given.get("sample"))
+        if step is None or sample is None:
+            raise pages.NotFound("step and sample are whole numbers")
+        return pages.completion_page(folders, given.get("run", ""), given.get("id", ""), step, sample)
+
+    overviews = {more: CachedPage(partial(pages.overview, folders, more), folders) for more in (False, True)}
+    return Starlette(
+        routes=[
+            Route("/", page(lambda request: overviews["more" in request.query_params].get())),
+            Route("/now", now),
+            Route("/prompts", page(prompts)),
+            Route("/prompt", page(prompt)),
+            Route("/tokens", page(tokens)),
+            Route("/watch.js", lambda request: Response(script, media_type="text/javascript")),
+        ],
+        middleware=[Middleware(Guard, token=token)]
+        + ([Middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)] if token is None else []),
+        lifespan=_following(folders),
+    )
+
+
+class CachedPage:
+    """A page about the metrics, rendered again only when they have changed.
+
+    Args:
+        make: renders the page.
+        folders: the folders with the metrics.
+    """
+
+    def __init__(self, make: Callable[[], str], folders: FollowedFolders) -> None:
+        self._make, self._folders = make, folders
+        self._made: tuple[int, str] | None = None
+
+    def get(self) -> str:
+        version = self._folders.versions["metrics"]
+        if self._made is None or self._made[0] != version:
+            self._made = (version, self._make())
+        return self._made[1]
+
+
+class Guard:
+    """Adds `HEADERS` to every answer, and requires the token: in the address once, then in a cookie.
+
+    Args:
+        app: the application.
+        token: as in `application`.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
+            await send(message)
+
+        await self._refusal(Request(scope))(scope, receive, with_headers)
+
+    def _refusal(self, request: Request) -> ASGIApp:
+        """Return the application, or the answer for a browser without the token."""
+        if self.token is None or _same(request.cookies.get(COOKIE, ""), self.token):
+            return self.app
+        if not _same(request.query_params.get("token", ""), self.token):
+            return PlainTextResponse(
+                "This page needs the address with ?token=, which lit-rlvr watch printed.\n", status_code=403
+            )
+        response = RedirectResponse(str(request.url.remove_query_params("token")), status_code=303)
+        response.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+        return response
+
+
+def _same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode(), token.encode())
+
+
+def _following(folders: FollowedFolders) -> Callable[[Starlette], Any]:
+    """Return a lifespan that refreshes the folders every second in a thread, while the application runs."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        stop = threading.Event()
+        thread = threading.Thread(target=follow, args=(folders, stop), name="lit-rlvr-watch", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+
+    return lifespan
+
+
+def follow(folders: FollowedFolders, stop: threading.Event) -> None:
+    """Refresh the folders until `stop` is set."""
+    while not stop.is_set():
+        folders.try_refresh()
+        folders.read_completions()
+        stop.wait(REFRESH_SECONDS)
+
+
+def _query_int(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 12 else None

@@ -1,0 +1,258 @@
+"""The engine that works everywhere: the trainer's own model with a KV cache."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lit_rlvr.distributed.collectives import index, to_device
+from lit_rlvr.engines.base import (
+    Continuation,
+    Done,
+    EngineContext,
+    RolloutEngine,
+    Row,
+    Turns,
+    ends_with_stop,
+    read_completion,
+)
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.logprobs import shape_logits
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+
+class HFEngine(RolloutEngine):
+    """Decodes with the trainer's live weights and precision, so nothing is copied or can go stale.
+
+    Each prompt is computed once and its KV cache repeated for the group; finished sequences leave the batch. Tokens of
+    an observation are fed one at a time in place of sampled ones, while other sequences go on. All turns that end
+    together are answered before the next token, so that results do not depend on how long an environment takes.
+
+    Args:
+        max_sequences: completions decoded at once; more are decoded in several batches.
+    """
+
+    exact = True
+    shares_weights = True
+
+    def __init__(self, max_sequences: int = 256) -> None:
+        self.max_sequences = max_sequences
+        self._context: EngineContext | None = None
+        self._policy: Policy | None = None  # decodes
+
+    def start(self, context: EngineContext) -> None:
+        from transformers import DynamicCache
+
+        model: Any = context.policy.model
+        if not all(hasattr(layer, "batch_select_indices") for layer in DynamicCache(config=model.config).layers):
+            raise UserError(f"rollout.engine: hf cannot decode {type(model).__name__}'s recurrent layers; use vllm")
+        self._context, self._policy = context, context.policy
+
+    def sync(self, policy: Policy) -> None:
+        """Use this policy's weights from now on; nothing is copied."""
+        self._policy = policy
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return torch.float32 if self._context is None else self._context.dtype
+
+    def close(self) -> None:
+        self._context = self._policy = None
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:
+        assert self._context is not None and self._policy is not None, "start() comes first"
+        turns = turns or Turns()
+        turns.begin(prompts, sampling, seeds)
+        limits = [self._context.limit(sampling.max_tokens, len(prompt.token_ids)) for prompt in prompts]
+        groups = [
+            [_Row(p, g, prompt, seed, limits[p], sampling) for g, seed in enumerate(seeds[p])]
+            for p, prompt in enumerate(prompts)
+        ]
+        for row in (row for group in groups for row in group):
+            if (opening := turns.opening(row.p, row.g)) is not None:
+                row.continue_with(opening)
+
+        def over(row: _Row) -> None:
+            if done is not None and all(other.whole for other in groups[row.p]):
+                done(row.p, [other.get() for other in groups[row.p]])
+
+        starts = sorted((group for group in groups if group), key=lambda group: len(prompts[group[0].p].token_ids))
+        device, half = self._context.policy.device.type, self.compute_dtype != torch.float32
+        with self._policy.weights(), torch.autocast(device, self.compute_dtype, enabled=half):
+            while starts:
+                count = self._fitting(starts)
+                starts = starts[count:] + self._decode(starts[:count], sampling, turns, over)
+        return [[row.get() for row in group] for group in groups]
+
+    def _fitting(self, starts: Sequence[Sequence[_Row]]) -> int:
+        """Return how many of the first groups may be decoded together, at least one."""
+        sizes = accumulate(len(rows) for rows in starts)
+        return max(1, sum(size <= self.max_sequences for size in sizes))
+
+    def _decode(
+        self, starts: Sequence[Sequence[_Row]], sampling: Sampling, turns: Turns, over: Callable[[_Row], None]
+    ) -> list[list[_Row]]:
+        """Decode groups of completions together, each group from one start; `over` is called with each that is over.
+
+        Returns:
+            The rows that observed images: each is decoded again from a prompt that includes them.
+        """
+        policy, context = self._policy, self._context
+        assert policy is not None and context is not None, "start() comes first"
+        together = [rows[0].prompt if rows[0].observed else rows[0].start for rows in starts]
+        logits, attend, position, cache = self._prefill(policy, together, starts)
+        device, eos = policy.device, set(policy.eos_token_ids)
+        alive = [row for rows in starts for row in rows]  # of each row of the cache
+        going = {(row.p, row.g): row for row in alive}
+        again: list[list[_Row]] = []
+        while alive:
+            uniform = torch.tensor([row.uniform[len(row.tokens)] for row in alive], dtype=torch.float64)
+            token, logp = draw_tokens(logits, sampling, to_device(uniform, device))  # (b,), (b,)
+            tokens, logprobs = torch.stack([token.double(), logp.double()]).tolist()  # exact, and one wait for a GPU
+            fed = []
+            for row, sampled, value in zip(alive, tokens, logprobs, strict=True):
+                if row.observed:
+                    fed.append(row.observed.popleft())
+                    continue
+                fed.append(int(sampled))
+                row.tokens.append(fed[-1])
+                row.logprobs.append(value)
+                stop = fed[-1] in eos or ends_with_stop(context.tokenizer, row.tokens, sampling.stop)
+                if stop or len(row.tokens) == row.limit:
+                    turn = read_completion(context.tokenizer, row.tokens, row.logprobs, stop)
+                    turns.stopped(row.p, row.g, turn)
+            for p, g, answer in turns.answers(turns.waiting):
+                row = going[p, g]
+                if isinstance(answer, Completion):
+                    row.whole = answer
+                    over(row)
+                    continue
+                row.next_turn(answer)
+                if answer.pixels is not None:
+                    again.append([row])
+            left = {id(rows[0]) for rows in again}
+            keep = [b for b, row in enumerate(alive) if row.whole is None and id(row) not in left]
+            alive, kept = [alive[b] for b in keep], index(keep, device)
+            if alive:
+                token = index(fed, device)
+                if len(keep) < len(fed):
+                    cache.batch_select_indices(kept)
+                    token, attend, position = token[kept], attend[kept], position[:, kept]
+                attend = torch.cat([attend, attend.new_ones(len(alive), 1)], 1)
+                logits = self._forward(policy.model, token[:, None], attend, cache, position)
+                position = position + 1
+        for (row,) in again:
+            row.observed.clear()  # it is in the start
+        return again
+
+    def _prefill(
+        self, policy: Policy, prompts: Sequence[Prompt], starts: Sequence[Sequence[_Row]]
+    ) -> tuple[Tensor, Tensor, Tensor, Any]:
+        """Compute each prompt once, and repeat it for its completions.
+
+        Returns:
+            For all B completions: logits (B, V), which tokens to attend to (B, L), the next position (D, B, 1), and the
+            cache of keys and values.
+        """
+        from transformers import DynamicCache
+
+        model: Any = policy.model
+        device = policy.device
+        ids = [prompt.token_ids for prompt in prompts]
+        width = max(len(i) for i in ids)
+        input_ids = index([[0] * (width - len(i)) + list(i) for i in ids], device)  # (P, L), left-padded
+        attend = index([[0] * (width - len(i)) + [1] * len(i) for i in ids], device)
+        known = [policy.position_ids(prompt) for prompt in prompts]  # (D, L) each
+        position_ids = to_device(torch.stack([pad(x, (width - x.shape[1], 0)) for x in known], 1), device)  # (D, P, L)
+        images = policy.images([prompt.pixels for prompt in prompts if prompt.pixels is not None])
+        cache = DynamicCache(config=model.config)
+        logits = self._forward(model, input_ids, attend, cache, position_ids, **images)  # (P, V)
+        owner = [k for k, rows in enumerate(starts) for _ in rows]  # of each completion
+        if any(len(rows) != 1 for rows in starts):
+            cache.batch_select_indices(index(owner, device))
+        position = index([int(known[k].max()) + 1 for k in owner], device)
+        logits, attend = (x[index(owner, device)] for x in (logits, attend))
+        return logits, attend, position[None, :, None].expand(len(position_ids), -1, -1), cache
+
+    @staticmethod
+    def _forward(
+        model: Any, input_ids: Tensor, attend: Tensor, cache: Any, position_ids: Tensor, **images: Tensor
+    ) -> Tensor:
+        """Return logits (b, V) after each row's last token, given positions (D, b, L); the cache grows in place."""
+        positions = position_ids[0] if len(position_ids) == 1 else position_ids
+        output = model(
+            input_ids=input_ids, attention_mask=attend, position_ids=positions,
+            past_key_values=cache, use_cache=True, logits_to_keep=1, **images,
+        )  # fmt: skip
+        return output.logits[:, -1].float()
+
+
+class _Row(Row):
+    """A completion while it is decoded.
+
+    Args:
+        sampling: how its tokens are drawn.
+
+    Attributes:
+        observed: tokens still to be fed before the current turn is sampled.
+        uniform: (T,) numbers in [0, 1), one for each token of the turn; they depend only on the seed.
+    """
+
+    def __init__(self, p: int, g: int, prompt: Prompt, seed: int, limit: int, sampling: Sampling) -> None:
+        super().__init__(p, g, prompt, seed, limit)
+        self._most = sampling.max_tokens
+        self.observed: deque[int] = deque()
+        self.uniform = self._numbers()
+
+    def continue_with(self, how: Continuation) -> None:
+        super().continue_with(how)
+        self.observed = deque(how.token_ids)
+        self.uniform = self._numbers()
+
+    def _numbers(self) -> Any:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.rand(self._most, generator=generator, dtype=torch.float64).numpy()
+
+
+def draw_tokens(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token per row by inverting the cumulative distribution.
+
+    Args:
+        logits: (b, V) raw logits. uniform: (b,) in [0, 1), float64.
+
+    Returns:
+        Tokens (b,), and their log-probabilities (b,) under the distribution they are drawn from (for greedy decoding,
+        under the model's own).
+    """
+    logits = shape_logits(logits, sampling)
+    if sampling.temperature == 0:
+        token = logits.argmax(-1)
+        return token, logits.log_softmax(-1).gather(-1, token[:, None]).squeeze(-1)
+    if sampling.top_k:
+        kth = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if sampling.top_p < 1:
+        ranked, index = logits.sort(-1, descending=True)
+        before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)  # total probability of more likely tokens
+        drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, before >= sampling.top_p)
+        logits = logits.masked_fill(drop, float("-inf"))
+    logp = logits.log_softmax(-1)
+    cumulative = logp.double().exp().cumsum(-1)  # (b, V)
+    point = (uniform * cumulative[:, -1])[:, None]
+    token = torch.searchsorted(cumulative, point, right=True).clamp(max=logits.shape[-1] - 1)  # (b, 1)
+    return token.squeeze(-1), logp.gather(-1, token).squeeze(-1)

@@ -1,0 +1,309 @@
+"""vLLM as a server, on other machines or on other GPUs of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import logging
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.common.settings import init_arguments
+from lit_rlvr.distributed.collectives import gather_objects, rank
+from lit_rlvr.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns, read_completion
+from lit_rlvr.engines.client import START_HINT, ServerError, VLLMServer, dtype_of, run_coroutine
+from lit_rlvr.engines.synced import crash_of
+from lit_rlvr.engines.transfer import WeightTransfer, weights_or_exit
+from lit_rlvr.engines.vllm import FP8, collapsed, sampling_parameters, with_tied_head
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.adapters import changing_weights
+from lit_rlvr.policy.loading import load_model_config
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+if TYPE_CHECKING:
+    import httpx
+
+
+_log = logging.getLogger("lit_rlvr")
+
+SIZE_ENDINGS = ("_size", "_layers", "_heads", "_dim", "experts")
+"""Ends of the names under which configs have the sizes of a model's weights."""
+ENVIRONMENT_POLL = 0.005
+"""Seconds between two looks for the answers of environments."""
+
+
+class VLLMServerEngine(RolloutEngine):
+    """Generates on vLLM servers started by `lit-rlvr serve`.
+
+    Every completion carries the labels of the weights that sampled its tokens. The weights are zeroed before the first
+    sync, so that on a GPU a weight that the sync misses cannot go unnoticed; on a CPU, vLLM has packed copies, and
+    later probes catch it.
+
+    Args:
+        urls: URLs of the servers, such as http://host:8000; the processes of a run are spread over them.
+        transfer: how weights reach the servers: `FileTransfer` or `NCCLTransfer`.
+        api_key_env: NAME of the environment variable that holds the servers' `--api-key`, if they have one.
+        timeout: seconds to wait for a server to start, for a weight update, and for a completion.
+    """
+
+    keeps_weights = True
+    in_process = False
+
+    def __init__(
+        self, urls: list[str], transfer: WeightTransfer, api_key_env: str | None = None, timeout: float = 1800.0
+    ) -> None:
+        self.init_args = init_arguments()
+        if not urls:
+            raise UserError("VLLMServerEngine.urls: name at least one server, such as http://host:8000")
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise UserError(f"VLLMServerEngine.urls: {url!r} must begin with http:// or https://")
+        if timeout <= 0:
+            raise UserError(f"VLLMServerEngine.timeout: {timeout} must be more than 0 seconds")
+        transfer.check_urls(urls)
+        self.servers = [VLLMServer(url, api_key_env, timeout) for url in urls]
+        self.transfer = transfer
+        self._context: EngineContext | None = None
+        self._policy: Policy | None = None
+        self._dtype = torch.float32
+        self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
+        self._run = ""
+        self._syncs = 0
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def server(self) -> VLLMServer:
+        """This process's server."""
+        return self.servers[rank() % len(self.servers)]
+
+    @property
+    def version(self) -> str:
+        """The label of the last sync's weights."""
+        return f"{self._run}-{self._syncs}"
+
+    def start(self, context: EngineContext) -> None:
+        self._context = context
+        self._changing = changing_weights(context.policy.model)
+        for server in self.servers if rank() == 0 else [self.server]:
+            server.wait()
+            self._check(server, context)
+        if rank() == 0 and not self._syncs:
+            for server in self.servers:
+                server.forget_weights()
+
+    def _check(self, server: VLLMServer, context: EngineContext) -> None:
+        """Refuse a server with another model, too short a context, or log-probabilities it does not sample from."""
+        settings = server.settings()
+        check_model(server.url, str(settings["model"]), context.policy.model.config)
+        self._dtype = dtype_of(settings)
+        self.quantized = settings.get("quantization") is not None
+        if settings.get("quantization") not in (None, FP8):
+            raise UserError(
+                f"{server.url}: its weights are quantised by {settings['quantization']}, which is not supported; start "
+                "it with `lit-rlvr serve --quantize fp8 ...`, or without --quantization"
+            )
+        if settings["max_model_len"] < context.max_tokens:
+            raise UserError(
+                f"{server.url}: prompts and completions have up to {context.max_tokens} tokens, but it takes "
+                f"{settings['max_model_len']}; start it with --max-model-len {context.max_tokens}"
+            )
+        if settings["logprobs_mode"] != "processed_logprobs":
+            raise UserError(
+                f"{server.url}: its log-probabilities are not those it samples from; {START_HINT}, "
+                "or with --logprobs-mode processed_logprobs"
+            )
+        if context.deterministic and torch.cuda.is_available() and not settings["batch_invariant"]:
+            raise UserError(
+                f"{server.url}: rollout.deterministic needs a server with batch-invariant kernels; start it with "
+                "`lit-rlvr serve --deterministic ...`"
+            )
+        if self._dtype != context.dtype:
+            _log.warning(
+                "%s computes in %s and the trainer in %s, so their log-probabilities differ by more than they need to: "
+                "start it with --dtype %s",
+                server.url,
+                *(str(d).removeprefix("torch.") for d in (self._dtype, context.dtype, context.dtype)),
+            )
+
+    def sync(self, policy: Policy) -> None:
+        self._policy = policy
+        self._run = self._run or gather_objects(uuid.uuid4().hex[:12])[0]
+        self._syncs += 1
+
+        def weights(everything: bool) -> Iterable[tuple[str, Tensor]]:
+            return weights_or_exit(with_tied_head(policy, None if everything else self._changing, self._dtype))
+
+        frozen = self._changing is not None
+        failure = crash_of(lambda: self.transfer.send(self.servers, weights, self._dtype, self.version, frozen))
+        failures = [text for text in gather_objects(failure) if text]  # if a send fails, all ranks restart
+        if failures:
+            raise ServerError(failures[0].removeprefix("ServerError: "))
+
+    def restore(self, policy: Policy) -> None:
+        self._policy = policy
+        if self.server.version() != self.version:
+            self.transfer.restore(self.server, self.version)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:
+        if sampling.stop:
+            raise UserError("rollout.sampling.stop: a vLLM server ends turns at EOS tokens only; leave it empty")
+        return run_coroutine(self._generate(prompts, sampling, seeds, done, turns or Turns()))
+
+    async def _generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
+        turns: Turns,
+    ) -> list[list[Completion]]:  # fmt: skip
+        import httpx
+
+        turns.begin(prompts, sampling, seeds)
+        pending = _PendingTurns(turns)
+        server = self.server
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with httpx.AsyncClient(headers=server.headers, timeout=server.timeout, limits=limits) as client:
+            tasks = [
+                asyncio.create_task(self._group(client, p, prompt, sampling, seeds[p], done, pending))
+                for p, prompt in enumerate(prompts)
+            ]
+            try:
+                return list(await asyncio.gather(*tasks))
+            except BaseException:
+                for task in tasks:
+                    task.cancel()  # the server aborts requests whose connection is closed
+                await asyncio.gather(*tasks, return_exceptions=True)
+                raise
+
+    async def _group(
+        self, client: httpx.AsyncClient, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int],
+        done: Done | None, pending: _PendingTurns,
+    ) -> list[Completion]:  # fmt: skip
+        limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))
+        rows = [Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds)]
+        group = list(await asyncio.gather(*(self._episode(client, row, sampling, pending) for row in rows)))
+        if done is not None and group:
+            done(p, group)
+        return group
+
+    async def _episode(
+        self, client: httpx.AsyncClient, row: Row, sampling: Sampling, pending: _PendingTurns
+    ) -> Completion:
+        """Return one completion, turn after turn."""
+        if (opening := pending.turns.opening(row.p, row.g)) is not None:
+            row.continue_with(opening)
+        while True:
+            parameters = sampling_parameters(self._synced_policy, sampling, row.seed, row.limit)
+            request = self._input(row.start) | {"sampling_params": parameters}
+            turn = self._completion(await self.server.complete(client, request))
+            row.tokens = list(turn.token_ids)
+            answer = await pending.answer(row.p, row.g, turn)
+            if isinstance(answer, Completion):
+                return answer
+            row.next_turn(answer)
+
+    def _input(self, prompt: Prompt) -> dict[str, Any]:
+        """Return a prompt, with each image as one placeholder and a PNG, which is lossless."""
+        if prompt.pixels is None:
+            return {"token_ids": list(prompt.token_ids)}
+        parts = [{"type": "image_url", "url": _png(image)} for image in prompt.pixels.images]
+        return {"token_ids": collapsed(self._synced_policy, prompt), "content_parts": parts}
+
+    @property
+    def _started_context(self) -> EngineContext:
+        assert self._context is not None, "start() comes first"
+        return self._context
+
+    def _completion(self, choice: dict[str, Any]) -> Completion:
+        if choice["finish_reason"] not in ("stop", "length"):
+            raise ServerError(f"{self.server.url} aborted a completion: {choice['finish_reason']}")
+        logprobs = [float(content["logprob"]) for content in choice["logprobs"]["content"]]
+        stopped = choice["finish_reason"] == "stop"
+        turn = read_completion(self._started_context.tokenizer, choice["token_ids"], logprobs, stopped)
+        labels = ["none"] * len(turn.token_ids)
+        for span in choice["weight_versions"] or []:
+            labels[span["start"] : span["end"]] = [span["version"]] * (span["end"] - span["start"])
+        return replace(turn, versions=tuple(labels))
+
+    @property
+    def _synced_policy(self) -> Policy:
+        """The policy whose weights the servers have."""
+        assert self._policy is not None, "sync() comes first"
+        return self._policy
+
+    def close(self) -> None:
+        self.transfer.close()
+
+
+def check_model(url: str, served: str, ours: Any) -> None:
+    """Refuse a server whose model cannot hold the trainer's weights, where its config can be read from here.
+
+    Args:
+        served: the server's model: its folder, or its hub id.
+        ours: the config of the trainer's model.
+
+    Raises:
+        UserError: the models differ in kind or in a size.
+    """
+    try:
+        theirs = model_sizes(load_model_config(served))
+    except UserError:
+        if served != ours.name_or_path:
+            _log.warning("%s serves %s, which cannot be read here: it must be %s", url, served, ours.name_or_path)
+        return
+    wanted = model_sizes(ours)
+    differing = [name for name in wanted if name in theirs and theirs[name] != wanted[name]][:3]
+    if differing:
+        found, needed = (", ".join(f"{name} {sizes[name]}" for name in differing) for sizes in (theirs, wanted))
+        raise UserError(
+            f"{url}: it serves {served} ({found}), but the run trains {ours.name_or_path} ({needed}); start it with "
+            f"`lit-rlvr serve --model {ours.name_or_path} ...`, or train the model that it serves"
+        )
+
+
+def model_sizes(config: Any) -> dict[str, Any]:
+    """Return the kind of a model and its parts, the sizes of their weights, and its rotary embedding, by the config's
+    names."""
+    parts = {"": config.get_text_config(), "vision_config.": getattr(config, "vision_config", None)}
+    found: dict[str, Any] = {"model_type": config.model_type}
+    for prefix, part in parts.items():
+        values = {} if part is None else part.to_dict()
+        found |= {f"{prefix}{k}": v for k, v in values.items() if k.endswith(SIZE_ENDINGS) and isinstance(v, int)}
+    return found | {"rope_parameters": getattr(config.get_text_config(), "rope_parameters", None)}
+
+
+class _PendingTurns:
+    """Waits for the answers to the turns of many completions at once."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+        self._found: dict[tuple[int, int], Continuation | Completion] = {}
+
+    async def answer(self, p: int, g: int, turn: Completion) -> Continuation | Completion:
+        """Return what follows a turn of completion g of prompt p."""
+        self.turns.stopped(p, g, turn)
+        while True:
+            self._found |= {(p, g): answer for p, g, answer in self.turns.answers(0)}
+            if (p, g) in self._found:
+                return self._found.pop((p, g))
+            await asyncio.sleep(ENVIRONMENT_POLL)
+
+
+def _png(image: Any) -> str:
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

