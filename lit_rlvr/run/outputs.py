@@ -202,8 +202,12 @@ class RunFolder(Callback):
             self._save_trace(trainer, module, trainer.global_step)
 
     def _save_trace(self, trainer: Trainer, module: Any, step: int) -> None:
-        trace, rollout = self._unsaved_traces.pop(step)
-        write_trace(run_root(trainer), step, type(module).__name__, trace.records(rollout, module.tokenizer))
+        (trace, rollout), root = self._unsaved_traces.pop(step), run_root(trainer)
+        groups = trace.records(rollout, module.tokenizer)
+        for p, group in zip(trace.watched, groups, strict=True):
+            if images := rollout.prompts[p].sample.images:
+                group["images"] = save_thumbnails(images, root)
+        write_trace(root, step, type(module).__name__, groups)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_start = time.perf_counter() - rollout_of(trainer).engine.start_seconds

@@ -8,8 +8,9 @@ from pathlib import Path
 from made_runs import group, make_run, row
 from PIL import Image
 
-from lit_rlvr.commands.report.closeup import MOST_CHARACTERS, MOST_TOKENS, close_up, extremes, image_uri, shorten
+from lit_rlvr.commands.report.closeup import MOST_CHARACTERS, MOST_TOKENS, close_up, extremes, shorten
 from lit_rlvr.commands.report.groups import RunGroup
+from lit_rlvr.commands.report.render import image_uris
 from lit_rlvr.commands.report.runs import read_run
 from lit_rlvr.run.outputs import save_thumbnails
 
@@ -35,7 +36,7 @@ def test_images_are_inlined(tmp_path: Path) -> None:
 def test_no_file_but_a_thumbnail_is_read(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "secret.png").write_bytes(b"secret")
-    assert image_uri(tmp_path, "../secret") == "" and image_uri(tmp_path, "x/../../secret") == ""
+    assert image_uris(tmp_path, {"images": ["../secret", "x/../../secret"]}) == []
 
 
 def test_long_texts_keep_their_beginning_and_end() -> None:

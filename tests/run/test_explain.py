@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +15,15 @@ import pytest
 import tiny_rewards
 import torch
 from made_runs import group, make_run, row
+from PIL import Image
 from tiny import make_rollout
 
 from lit_rlvr.commands.report.explain import cells, group_page, load_group
 from lit_rlvr.commands.report.runs import read_run, verdict_text
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
-from lit_rlvr.run.outputs import sample_rows
-from lit_rlvr.training.trace import Trace, list_traces
+from lit_rlvr.run.outputs import RunFolder, list_thumbnails, sample_rows
+from lit_rlvr.training.trace import Trace, list_traces, read_trace
 from lit_rlvr.types import RewardResult
 
 CLI = Callable[..., Any]
@@ -186,6 +189,26 @@ def test_a_failed_check_is_recorded_as_neither_right_nor_wrong() -> None:
     assert [one["correct"] for one in found["completions"]] == [True, None, False]
     assert [one["parts"] for one in found["completions"]] == [{"answer": 1.0}, {"answer": None}, {"answer": 0.0}]
     assert [one["correct"] for one in sample_rows(rollout, 1, 1, Path())] == [True, None, False]
+
+
+def test_the_page_shows_the_images_of_a_traced_group(tmp_path: Path, lit_rlvr: CLI) -> None:
+    run, folder = make_run(tmp_path / "run"), RunFolder()
+    rollout = make_rollout([[5], [5]], [[[6], [7]], [[6], [7]]], [[1.0, 0.0], [1.0, 0.0]])
+    seen = rollout.prompts[1]
+    rollout.prompts[1] = replace(seen, sample=replace(seen.sample, images=[Image.new("RGB", (9, 9), "red")]))
+    rollout.advantages, trace = torch.tensor([[0.0, 0.0], [1.0, -1.0]]), Trace(2)
+    trace.choose(rollout.advantages, [1])
+    folder._unsaved_traces[4] = (trace, rollout)
+    trainer: Any = SimpleNamespace(default_root_dir=run)
+    folder._save_trace(trainer, SimpleNamespace(tokenizer=SimpleNamespace(decode=str)), 4)
+    plain, pictured = read_trace(list_traces(run)[4])[1]
+    assert plain == trace.records(rollout, SimpleNamespace(decode=str))[0], "groups without images have no new key"
+    (thumbnail,) = list_thumbnails(run)
+    assert pictured["images"] == [thumbnail.stem]
+    uri = f"data:image/png;base64,{base64.b64encode(thumbnail.read_bytes()).decode()}"
+    for name, shown in (("p1", 1), ("p0", 0)):
+        assert lit_rlvr("explain", run, "--prompt", name).status == 0
+        assert (run / "explain.html").read_text().count(f'<img src="{uri}"') == shown
 
 
 def test_broken_files_are_named(tmp_path: Path) -> None:

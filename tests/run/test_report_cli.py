@@ -35,8 +35,9 @@ def test_two_seeds_and_a_rival(run_folder: Path, lit_rlvr: CLI) -> None:
 def test_pictures_come_along(tmp_path: Path, vlm_folder: Path, lit_rlvr: CLI) -> None:
     write_config(tmp_path / "see.yaml", pictures_config(vlm_folder, tmp_path / "run"))
     assert lit_rlvr("fit", "--config", tmp_path / "see.yaml").status == 0
-    assert lit_rlvr("report", tmp_path / "run").status == 0
-    assert 'src="data:image/png;base64,' in (tmp_path / "run/report.html").read_text()
+    for command in ("report", "explain"):
+        assert lit_rlvr(command, tmp_path / "run").status == 0
+        assert 'src="data:image/png;base64,' in (tmp_path / f"run/{command}.html").read_text()
 
 
 def test_a_folder_without_a_run_is_one_line(run_folder: Path, lit_rlvr: CLI) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +10,10 @@ from typing import Any
 from lit_rlvr.commands.report.explain import has_gradient, view
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.prompts import MOST_PROMPTS, History, Visit, hardest, histories, newly_solved, samples
+from lit_rlvr.commands.report.render import image_uris
 from lit_rlvr.commands.report.runs import RunRecord
 from lit_rlvr.common.files import Fields, has_fields
 from lit_rlvr.errors import UserError
-from lit_rlvr.run.outputs import thumbnail_path
 from lit_rlvr.training.trace import list_traces, read_trace
 
 MOST_CHARACTERS, MOST_TOKENS, MOST_COMPLETIONS = 1600, 400, 4
@@ -77,10 +75,8 @@ def close_up(group: RunGroup) -> CloseUp:
 
 
 def _sample(run: Path, visit: Visit) -> GroupSample:
-    keys = visit.rows[0].get("images", [])
-    found = [image_uri(run, key) for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
     shown = [visit.rows[g] for g in extremes([row["reward"] for row in visit.rows])]
-    return GroupSample(visit, shown, [uri for uri in found if uri])
+    return GroupSample(visit, shown, image_uris(run, visit.rows[0]))
 
 
 def extremes(rewards: Sequence[float]) -> list[int]:
@@ -91,14 +87,6 @@ def extremes(rewards: Sequence[float]) -> list[int]:
     ranked = sorted(range(len(rewards)), key=lambda g: -rewards[g])
     half = MOST_COMPLETIONS // 2
     return ranked if len(ranked) <= MOST_COMPLETIONS else ranked[:half] + ranked[-half:]
-
-
-def image_uri(run: Path, key: str) -> str:
-    """Return a run's thumbnail as a data URI; "" if it is missing."""
-    path = thumbnail_path(run, key)
-    if not re.fullmatch(r"[0-9a-f]+", key) or not path.is_file():
-        return ""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def turns_of(row: dict[str, Any]) -> list[tuple[str, str | None]]:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from lit_rlvr.commands.report.render import render, write_page
+from lit_rlvr.commands.report.render import image_uris, render, write_page
 from lit_rlvr.commands.report.runs import verdict_text
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser
@@ -29,8 +29,9 @@ def run(command: str, arguments: list[str]) -> None:
     )
     parser.add_argument("--html", type=str, default=None, help="page to write; default: RUN/explain.html")
     config = parser.parse_args(arguments)
-    step, algorithm, group = load_group(Path(config.run), config.step, config.prompt)
-    target = Path(config.html or Path(config.run) / "explain.html")
+    folder = Path(config.run)
+    step, algorithm, group = load_group(folder, config.step, config.prompt)
+    target = Path(config.html or folder / "explain.html")
 
     def print_text() -> None:
         show_group(step, algorithm, group)
@@ -38,7 +39,7 @@ def run(command: str, arguments: list[str]) -> None:
             Terminal().print("This group has no gradient: all its advantages or weights are 0.")
         Terminal().print(f"\nPage: {target}", soft_wrap=True)
 
-    write_page(target, group_page(step, algorithm, group), "--html")
+    write_page(target, group_page(step, algorithm, group, image_uris(folder, group)), "--html")
     show_result({"step": step, "algorithm": algorithm, "group": group, "page": str(target)}, print_text)
 
 
@@ -190,6 +191,7 @@ def _token_view(text: str, weight: float, clipped: bool, numbers: str, scale: fl
     return {"text": text, "kind": kind, "strength": f"{0.75 * abs(weight) / scale:.3g}", "numbers": numbers}
 
 
-def group_page(step: int, algorithm: str, group: dict[str, Any]) -> str:
-    """Return the group as one self-contained HTML page."""
-    return render("explain.html", title=f"{algorithm}, step {step}, prompt {group['id']}", group=view(group))
+def group_page(step: int, algorithm: str, group: dict[str, Any], uris: Sequence[str] = ()) -> str:
+    """Return the group as one self-contained HTML page, with its prompt's images, given as data URIs."""
+    title = f"{algorithm}, step {step}, prompt {group['id']}"
+    return render("explain.html", title=title, group=view(group), uris=uris)

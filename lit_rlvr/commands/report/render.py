@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from lit_rlvr.commands.report.runs import verdict_text
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.errors import UserError
+from lit_rlvr.run.outputs import thumbnail_path
 
 MARK = '<meta name="generator" content="lit-rlvr">'
 """Mark in every page (`page.html`)."""
@@ -43,6 +47,19 @@ def write_page(path: Path, text: str, option: str) -> None:
         write_atomically(path, text)
     except OSError as error:
         raise UserError(f"{option}: {path} cannot be written: {error.strerror}") from error
+
+
+def image_uris(run: Path, record: Mapping[str, Any]) -> list[str]:
+    """Return the thumbnails of a prompt's images as data URIs, without missing ones.
+
+    Args:
+        run: the run folder.
+        record: a line of completions.jsonl or a saved group; `images` has the thumbnails' keys.
+    """
+    keys = record.get("images")
+    names = [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+    paths = [thumbnail_path(run, key) for key in names if re.fullmatch(r"[0-9a-f]+", key)]
+    return [f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" for path in paths if path.is_file()]
 
 
 @cache

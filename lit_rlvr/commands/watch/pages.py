@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from lit_rlvr.commands.report.closeup import image_uri, shorten, turns_of
+from lit_rlvr.commands.report.closeup import shorten, turns_of
 from lit_rlvr.commands.report.explain import view
 from lit_rlvr.commands.report.groups import RunGroup
 from lit_rlvr.commands.report.page import contents
 from lit_rlvr.commands.report.prompts import Visit
-from lit_rlvr.commands.report.render import render
+from lit_rlvr.commands.report.render import image_uris, render
 from lit_rlvr.commands.watch.follow import (
     OUTCOMES,
     Completions,
@@ -97,12 +97,10 @@ def prompt(folders: FollowedFolders, run: str, name: str, step: int | None) -> s
     """Render a prompt's group at a step, by default the last, with links to its other visits."""
     followed = _find_run(folders, run)
     tracked, visit = _find_visit(followed.completions, name, step)
-    keys = visit.rows[0].get("images", [])
-    images = [image_uri(followed.path, key) for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
     visits = tracked.visits[-MOST_VISITS:]
     return render(
         "watch_prompt.html", **_frame(folders), title=f"Prompt {name}", run=run, tracked=tracked, visit=visit,
-        visits=visits, left_out=len(tracked.visits) - len(visits), images=[uri for uri in images if uri],
+        visits=visits, left_out=len(tracked.visits) - len(visits), uris=image_uris(followed.path, visit.rows[0]),
         traced=sorted(set(list_traces(followed.path)) & {past.step for past in tracked.visits}),
         turns_of=turns_of, shorten=shorten,
     )  # fmt: skip
