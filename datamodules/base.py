@@ -391,10 +391,11 @@ class PromptDataModule(UsesModel):
         Raises:
             UserError: the training set has all questions of this DataModule's own validation set.
         """
-        train = index_questions(self.prompts["train"], f"{self.name} train")
+        has_environment = self.environment is not None
+        train = index_questions(self.prompts["train"], f"{self.name} train", has_environment)
         for data in self.validated:
             if validation := data.prompts.get("validation"):
-                index_questions(validation, f"{data.name} validation")
+                index_questions(validation, f"{data.name} validation", has_environment)
                 check_held_out(train, validation, data.name, refuse=data is self)
 
     def _make_stream(self) -> None:

@@ -300,21 +300,21 @@ def as_row(sample: Sample, from_file: bool) -> dict[str, Any]:
             with images as base64 text. Any other sample gets the columns prompt, answer, image, id, category and
             options, which every DataModule reads with `columns`.
     """
-    row = {str(name): _to_json(cell) for name, cell in sample.row.items()}
+    row = {str(name): cell_to_json(cell) for name, cell in sample.row.items()}
     if from_file and row:
         return row
     fields = {
         "id": sample.id,
         "prompt": sample.prompt,
         "answer": sample.answer,
-        "image": [_to_json(image) for image in sample.images],
+        "image": [cell_to_json(image) for image in sample.images],
         "category": sample.category,
         "options": sample.options,
     }
     return row | {name: cell for name, cell in fields.items() if cell}
 
 
-def _to_json(cell: Any) -> Any:
+def cell_to_json(cell: Any) -> Any:
     """Convert a cell to a JSON value."""
     if isinstance(cell, Image.Image):
         file = BytesIO()
@@ -323,7 +323,7 @@ def _to_json(cell: Any) -> Any:
     if isinstance(cell, bytes):
         return base64.b64encode(cell).decode()
     if isinstance(cell, Mapping):
-        return {str(name): _to_json(value) for name, value in cell.items()}
+        return {str(name): cell_to_json(value) for name, value in cell.items()}
     if isinstance(cell, list | tuple):
-        return [_to_json(value) for value in cell]
+        return [cell_to_json(value) for value in cell]
     return cell if cell is None or isinstance(cell, bool | int | float | str) else str(cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from array import array
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from lit_rlvr.common.seeds import derive_seed
+from lit_rlvr.datamodules.reading.readers import cell_to_json
 from lit_rlvr.datamodules.reading.rows import abbreviate, rank_zero_warn
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Prompt, Sample
@@ -83,23 +85,26 @@ HIDDEN_DIFFERENCE = "which only an environment can tell apart"
 class Questions:
     """The questions of a set, and the rows that repeat one.
 
-    Two prompts ask the same question if the model sees the same tokens and images. A set may have several answers to a
-    question if they depend on something hidden from the model, such as a number in an environment.
+    Two prompts ask the same question if the model sees the same tokens and images. With an environment, which may use
+    any column, their whole rows must be equal too. A set may have several answers to a question if they depend on
+    something hidden from the model.
 
     Args:
+        has_environment: compare whole rows.
         first: question -> the first prompt that asks it.
         answers: question with several answers -> answer -> the first prompt that has it.
         repeated: rows with the question and the answer of an earlier one.
         contradicted: rows with the question of an earlier one and another answer.
     """
 
+    has_environment: bool = False
     first: dict[bytes, Prompt] = field(default_factory=dict)
     answers: dict[bytes, dict[str, Prompt]] = field(default_factory=dict)
     repeated: list[DuplicatePair] = field(default_factory=list)
     contradicted: list[DuplicatePair] = field(default_factory=list)
 
     def add(self, prompt: Prompt) -> None:
-        key, answer = question(prompt), prompt.sample.answer
+        key, answer = question(prompt, self.has_environment), prompt.sample.answer
         first = self.first.setdefault(key, prompt)
         if first is prompt:
             return
@@ -112,22 +117,24 @@ class Questions:
 
     def find(self, prompt: Prompt) -> Prompt | None:
         """Return the prompt of this set with the same question and answer; None if there is none."""
-        key = question(prompt)
+        key = question(prompt, self.has_environment)
         if key in self.answers:
             return self.answers[key].get(prompt.sample.answer)
         return self.first.get(key)
 
 
-def question(prompt: Prompt) -> bytes:
-    """Return a hash of the tokens and images, which are all that the model sees."""
+def question(prompt: Prompt, whole_row: bool) -> bytes:
+    """Return a hash of the tokens and images, which are all that the model sees; with `whole_row`, of the row too."""
     seen = hashlib.sha256(array("q", prompt.token_ids).tobytes())
     seen.update(" ".join(getattr(prompt.sample.images, "keys", ())).encode())
+    if whole_row:
+        seen.update(json.dumps(cell_to_json(prompt.sample.row), sort_keys=True).encode())
     return seen.digest()[:16]
 
 
-def index_questions(prompts: Iterable[Prompt], what: str) -> Questions:
+def index_questions(prompts: Iterable[Prompt], what: str, has_environment: bool) -> Questions:
     """Index the questions of a set; report rows that repeat one, with the same answer or another."""
-    questions = Questions()
+    questions = Questions(has_environment)
     for prompt in prompts:
         questions.add(prompt)
     for pairs, does in (

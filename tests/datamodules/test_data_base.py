@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from jsonargparse import ArgumentParser
+from tiny_environments import Echo
 
 from lit_rlvr.common.settings import snake_case
 from lit_rlvr.datamodules import Arithmetic, BadRow, PromptDataModule, TextMath
+from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.types import Sample
 
@@ -26,9 +28,13 @@ def ids(samples) -> list[str]:
 def ready(jsonl, chat_tokenizer):
     """A base module on a file of `count` rows, set up."""
 
-    def make(count: int = 20, stage: str = "fit", data: list | None = None, **options) -> PromptDataModule:
+    def make(
+        count: int = 20, stage: str = "fit", data: list | None = None, environment: Environment | None = None, **options
+    ) -> PromptDataModule:
         module = PromptDataModule(train=jsonl(data or rows(count)), **options)
         module.tokenizer = chat_tokenizer
+        if environment is not None:
+            module.use_environment(environment)
         module.setup(stage)
         return module
 
@@ -243,6 +249,19 @@ def test_a_question_with_several_answers_is_named(ready, jsonl, caplog):
         f"an environment can tell apart: {validation}:2 ({validation}:1)",
         "prompt_data_module: 1 of 2 validation questions also stand in training, and count in its accuracy: "
         f"{validation}:1 ({train}:1)",
+    ]
+
+
+def test_rows_of_an_environment_are_the_same_task_if_all_columns_are_equal(ready, jsonl, caplog):
+    games = [{"prompt": "Guess the word.", "answer": "won", "word": f"word {i}", "hints": [i]} for i in range(22)]
+    validation = jsonl([dict(reversed(game.items())) for game in games[18:]], "validation.jsonl")
+    data = ready(data=[*games[:20], games[7]], validation=validation, environment=Echo())
+    train = data.locations["train"]
+    assert caplog.messages == [
+        "prompt_data_module train: 1 of 21 rows repeat the question and answer of an earlier row: "
+        f"{train}:21 ({train}:8)",
+        "prompt_data_module: 2 of 4 validation questions also stand in training, and count in its accuracy: "
+        f"{validation}:1 ({train}:19); {validation}:2 ({train}:20)",
     ]
 
 
