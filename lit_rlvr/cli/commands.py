@@ -26,7 +26,7 @@ COMMANDS = {
     ),
     "parity": ("lit_rlvr.commands.parity", "replay algorithms on one frozen batch of numbers, without a model"),
     "watch": ("lit_rlvr.commands.watch", "follow runs in a browser, or in the terminal, while they train"),
-    "report": ("lit_rlvr.commands.report", "write one HTML page about runs: settings, curves, tables, completions"),
+    "report": ("lit_rlvr.commands.report", "write one HTML page about runs: results, curves, completions, settings"),
     "explain": ("lit_rlvr.commands.report.explain", "show what the loss did with each token of one group"),
     "completion": (
         "lit_rlvr.cli.shell_completion",
