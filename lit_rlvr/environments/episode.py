@@ -174,7 +174,7 @@ class EpisodeWorkers:
         start_seconds: wall-clock time to start a worker and import the environment.
     """
 
-    def __init__(self, environment: Environment, workers: int | None = None, start_seconds: float = 60.0) -> None:
+    def __init__(self, environment: Environment, workers: int | None = None, start_seconds: float = 180.0) -> None:
         pickled(environment)  # refuses what cannot be sent, by its name
         self._function = Function(f"rollout.environment: {environment.title}", pickle.dumps(Player(environment)))
         self._limits = environment.limits

@@ -135,7 +135,7 @@ class WorkerPool:
         cpu_seconds: float = 2.0,
         wall_seconds: float = 20.0,
         memory_mb: int = 2048,
-        start_seconds: float = 60.0,
+        start_seconds: float = 180.0,
     ) -> None:
         check_within("(0, inf)", "WorkerPool", workers=workers, start_seconds=start_seconds)
         self.workers, self.start_seconds = workers, start_seconds
