@@ -106,6 +106,7 @@ def picture(batch: dict[str, np.ndarray], replayed: dict[str, np.ndarray], runs:
 if __name__ == "__main__":
     batch = frozen_batch()
     np.savez("batch.npz", **batch)
+    Path("replayed.npz").unlink(missing_ok=True)
     config = str(Path(__file__).with_suffix(".yaml"))
     assert run(["parity", "batch.npz", "--config", config, "--out", "replayed.npz"]) == 0
     replayed = dict(np.load("replayed.npz"))
@@ -114,6 +115,6 @@ if __name__ == "__main__":
     for name, algorithm in runs.items():
         model = ["--model", algorithm, "--model.init_args.updates_per_rollout", "4"]
         trainer = ["--trainer.max_steps", "240", "--trainer.val_check_interval", "15"]
-        folder = ["--trainer.default_root_dir", f"runs/{name}"]
+        folder = ["--trainer.default_root_dir", f"runs/{name}", "--overwrite", "true"]
         assert run(["fit", "--config", "smoke/sums", *model, *trainer, *folder]) == 0
     picture(batch, replayed, {name: f"runs/{name}" for name in runs})
