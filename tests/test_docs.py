@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -176,6 +177,93 @@ def test_readme_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([\w-]+)", README, re.M):
         assert f"\n{target}:" in makefile, target
+
+
+FEW = "--model.init_args.model tiny-llama --rollout.engine hf --rollout.sampling.max_tokens 8"
+SMALL = r"sed -i -E 's/\b(steps|max_steps|val_check_interval|held_out|prompts_per_step|group_size): [0-9]+/\1: 2/g'"
+OTHERWISE = {
+    "make quickstart": f"{SMALL} configs/quickstart.yaml && make quickstart",
+    "lit-rlvr fit --config my.yaml": f"lit-rlvr fit --config my.yaml --trainer.max_steps 1 {FEW}",
+    "lit-rlvr fit --config my.yaml --ckpt_path last": (
+        f"lit-rlvr fit --config my.yaml --trainer.max_steps 2 {FEW} --ckpt_path last"
+    ),
+    "lit-rlvr fit --config quickstart --model DAPO --trainer.default_root_dir runs/dapo": (
+        "lit-rlvr fit --config quickstart --model DAPO --trainer.default_root_dir runs/dapo --dry-run"
+    ),
+    "python own_algorithm.py": (
+        f"{SMALL} ../lit-rlvr/configs/smoke/sums.yaml"
+        """ && sed -i -E 's/"(240|15|4)"/"2"/' own_algorithm.py"""
+        " && python own_algorithm.py && python own_algorithm.py"  # the page says: break it and run it again
+    ),
+    "python own_task.py": f"sed -i 's/, 128)/, 8)/' own_task.py && {SMALL} own_task.yaml && python own_task.py",
+    "python3 install.py vision": "python3 lit-rlvr/install.py vision",
+    "lit-rlvr fit --config vision.yaml --warm_start.until 0.6 --warm_start.check_every 10 --warm_start.steps 400 "
+    "--trainer.default_root_dir runs/longer": (
+        "lit-rlvr fit --config vision.yaml --warm_start.until 0.6 --warm_start.check_every 10 --warm_start.steps 3 "
+        "--trainer.default_root_dir runs/longer"
+    ),
+    "python vision.py": f"sed -i 's/128)/8)/g; s/1024)/160)/' vision.py && {SMALL} vision.yaml && python vision.py",
+}
+"""Command of a document -> another form: with few steps and rows, or from another folder."""
+LEFT_OUT = {
+    "make test": "needs `make develop`",
+    "make docs": "needs `make develop`",
+    "pip install": "changes the environment; .ci/resolve resolves every extra",
+    "uv pip install": "changes the environment; .ci/resolve resolves every extra",
+    "uvx --from . lit-rlvr doctor": "makes another environment, with torch for a GPU",
+    "lit-rlvr watch runs": "serves until Ctrl-C; tests/watch runs it",
+    "lit-rlvr ...": "stands for any command",
+    "lit-rlvr evaluate": "names the command alone",
+    "lit-rlvr compare": "names the command alone",
+}
+"""Command of a document, or the first words of several -> why it is not run."""
+
+
+def shown_commands(page: Path) -> list[str]:
+    """Return a page's commands in their order: the lines of shell blocks, and commands within the text."""
+    commands = []
+    for language, block, inline in re.findall(r"```(\w*)\n(.*?)```|`([^`]+)`", page.read_text(), re.S):
+        if language in ("", "bash", "sh"):
+            commands += [line for line in block.splitlines() if line.strip() and not line.startswith("#")]
+        if re.match(r"(\.|lit-rlvr|make|python3?|pip|uvx?)\s", inline):
+            commands.append(" ".join(inline.split()))
+    return [re.split(r"\s+# ", command)[0] for command in commands]
+
+
+def is_left_out(command: str) -> bool:
+    """Return whether a command is in LEFT_OUT, or installs packages."""
+    return command in LEFT_OUT or command.startswith(("pip install ", "uv pip install "))
+
+
+@pytest.mark.slow
+def test_commands_run_after_make_install(tmp_path: Path) -> None:
+    """The commands of README and the tutorials, in one shell, without the extras of `make develop`."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs/tutorials").glob("*.md"))]
+    script = ["cd lit-rlvr"]
+    for page in pages:
+        script += [OTHERWISE.get(command, command) for command in shown_commands(page) if not is_left_out(command)]
+        script.append(f"cd {tmp_path}")
+    shown = [command for page in pages for command in shown_commands(page)]
+    assert OTHERWISE.keys() <= set(shown)
+    assert [start for start in LEFT_OUT if not any(command.startswith(start) for command in shown)] == []
+    copy = tmp_path / "lit-rlvr"
+    copy.mkdir()
+    subprocess.run(["bash", "-c", f"git ls-files -z | tar -c --null -T - | tar -x -C {copy}"], cwd=ROOT, check=True)
+    (config,) = blocks("yaml", ROOT / "README.md")
+    (copy / "my.yaml").write_text(config)
+    (copy / "gsm8k").mkdir()
+    for name, first in (("train", 0), ("test", 8)):
+        rows = [{"question": f"What is {k} + 1?", "answer": f"#### {k + 1}"} for k in range(first, first + 8)]
+        (copy / f"gsm8k/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ours = ("PYTHON", "OMP_", "VLLM_", "TOKENIZERS_", "VIRTUAL_ENV")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+    environment |= {"PYTHON": sys.executable}
+    with (tmp_path / "output.txt").open("w") as output:
+        done = subprocess.run(
+            ["bash", "-xc", "\n".join(f"{command} || exit 1" for command in script)], cwd=tmp_path, env=environment,
+            stdout=output, stderr=subprocess.STDOUT, timeout=1800, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, (tmp_path / "output.txt").read_text()[-4000:]
 
 
 def test_plug_points_run(run_folder: Path, vlm_folder: Path, lit_rlvr: Any) -> None:
