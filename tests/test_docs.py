@@ -261,7 +261,7 @@ def test_commands_run_after_make_install(tmp_path: Path) -> None:
     with (tmp_path / "output.txt").open("w") as output:
         done = subprocess.run(
             ["bash", "-xc", "\n".join(f"{command} || exit 1" for command in script)], cwd=tmp_path, env=environment,
-            stdout=output, stderr=subprocess.STDOUT, timeout=1800, check=False,
+            stdout=output, stderr=subprocess.STDOUT, timeout=1100, check=False,
         )  # fmt: skip
     assert done.returncode == 0, (tmp_path / "output.txt").read_text()[-4000:]
 
