@@ -112,7 +112,7 @@ class Compared(GRPO):
 
     @property
     def measures(self) -> bool:
-        """Whether the current rollout is measured."""
+        """True if the current rollout is measured."""
         return (self.iteration + 1) % self.every == 0
 
 

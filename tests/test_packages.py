@@ -1,4 +1,4 @@
-"""What is missing is said with the command to get it."""
+"""Messages about missing packages name the command that installs them."""
 
 import subprocess
 import sys

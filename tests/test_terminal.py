@@ -95,7 +95,7 @@ def test_commands_show_hostile_data_as_text(run_folder: Path, lit_rlvr: CLI, tin
 def test_no_command_or_number_is_cut(
     columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: CLI, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a user copies or reads as a number stands on one line, however narrow the terminal is."""
+    """Commands and numbers stand on one line, however narrow the terminal is."""
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(doctor, "_installed", lambda name: None if name in doctor.OPTIONAL else "1.2.3")
     made = group(weights=(-1.234e-05, 0.5))

@@ -1,1 +1,1 @@
-"""What every package uses: files, terminal, seeds, optional packages, checks of returned values, settings."""
+"""Tools of every package: files, terminal, seeds, optional packages, checks of returned values, settings."""

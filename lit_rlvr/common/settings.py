@@ -49,14 +49,14 @@ def settings_of(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [settings_of(one) for one in value]
     if isinstance(value, partial):
-        return {"class_path": _dotted(value.func), "init_args": settings_of(value.keywords)}
+        return {"class_path": dotted_path_of(value.func), "init_args": settings_of(value.keywords)}
     if isinstance(value, type):
-        return {"class_path": _dotted(value)}
+        return {"class_path": dotted_path_of(value)}
     if callable(value) and hasattr(value, "__qualname__"):
-        return _dotted(value)
+        return dotted_path_of(value)
     arguments = settings_of(arguments_of(value))
     plain = is_dataclass(value) and type(value).__base__ is object  # the parser takes its fields without a class_path
-    return arguments if plain else {"class_path": _dotted(type(value)), "init_args": arguments}
+    return arguments if plain else {"class_path": dotted_path_of(type(value)), "init_args": arguments}
 
 
 def arguments_of(built: Any) -> dict[str, Any]:
@@ -72,5 +72,6 @@ def arguments_of(built: Any) -> dict[str, Any]:
     return {name: getattr(built, name) for name in names if hasattr(built, name)}
 
 
-def _dotted(named: Any) -> str:
+def dotted_path_of(named: Any) -> str:
+    """Return the path by which a config names a class or function."""
     return f"{named.__module__}.{named.__qualname__}"

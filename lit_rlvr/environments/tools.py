@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from importlib import import_module
 from typing import Any
 
+from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.environments.base import Environment, Observation, Opening
 from lit_rlvr.environments.calls import Call, find_calls, typed_value
 from lit_rlvr.errors import UserError, first_line, nearest, with_user_line
@@ -42,7 +43,9 @@ class Tools(Environment):
         super().__init__(**kwargs)
         methods = tool_methods(self.holder)
         if not methods and self.needs_tools:
-            raise UserError(f"rollout.environment: {_name(self.holder)} has no public method to offer as a tool")
+            raise UserError(
+                f"rollout.environment: {dotted_path_of(type(self.holder))} has no public method to offer as a tool"
+            )
         self.tools = tuple(map(schema, methods.values())) if offer else ()
 
     @property
@@ -318,7 +321,3 @@ def is_content(value: Any) -> bool:
 def is_image(value: Any) -> bool:
     """Return True for a PIL image, without importing PIL."""
     return any(cls.__module__ == "PIL.Image" and cls.__name__ == "Image" for cls in type(value).__mro__)
-
-
-def _name(instance: object) -> str:
-    return f"{type(instance).__module__}.{type(instance).__qualname__}"

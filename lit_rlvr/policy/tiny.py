@@ -24,15 +24,19 @@ def save_tiny_llm(folder: Path, seed: int = 0) -> Path:
     """
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    end = LLM_SPECIALS.index("<|im_end|>")
-    config = LlamaConfig(
-        hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=len(LLM_SPECIALS) + 256, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None,
-        eos_token_id=end, pad_token_id=0,
-    )  # fmt: skip
+    config = LlamaConfig(**tiny_sizes(LLM_SPECIALS), tie_word_embeddings=True)
     save_random(AutoModelForCausalLM, config, folder, seed)
     byte_tokenizer(LLM_SPECIALS, CHAT_TEMPLATE, pad="<|endoftext|>").save_pretrained(folder)
     return folder
+
+
+def tiny_sizes(specials: Sequence[str]) -> dict[str, Any]:
+    """Return the config of a tiny language model whose tokenizer is `byte_tokenizer(specials, ...)`."""
+    return {
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": len(specials) + 256, "max_position_embeddings": 2048,
+        "bos_token_id": None, "eos_token_id": specials.index("<|im_end|>"), "pad_token_id": 0,
+    }  # fmt: skip
 
 
 CHAT_TEMPLATE = (

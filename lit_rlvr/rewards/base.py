@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
-from lit_rlvr.common.settings import init_arguments, snake_case
+from lit_rlvr.common.settings import dotted_path_of, init_arguments, snake_case
 from lit_rlvr.errors import UserError, first_line, first_line_of, user_line
 from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import Waiting, shared_pool
@@ -66,7 +66,7 @@ class Reward(ABC):
         self.weight = weight
         self.correct_from = correct_from
         self.name = name or snake_case(cls.__name__)
-        self.dotted_path = f"{cls.__module__}.{cls.__qualname__}"
+        self.dotted_path = dotted_path_of(cls)
         self.isolation = (Isolation() if isolate else None) if isinstance(isolate, bool) else isolate
         self.truncated_is_wrong = truncated_is_wrong
         self.metrics: dict[str, list[float]] = {}

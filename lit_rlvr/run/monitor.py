@@ -225,12 +225,12 @@ class Course:
 
     @property
     def is_long(self) -> bool:
-        """Whether the first and the last mean share no value."""
+        """True if the first and the last mean share no value."""
         return len(self.values) >= 2 * RECENT
 
     @property
     def rises(self) -> bool:
-        """Whether the last mean exceeds the first by more than half of the range."""
+        """True if the last mean exceeds the first by more than half of the range."""
         return self.is_long and self.last - self.first > 0.5 * (max(self.values) - min(self.values))
 
     def change(self) -> str:

@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
 from lit_rlvr.advantages.base import degenerate
-from lit_rlvr.common.settings import init_arguments
+from lit_rlvr.common.settings import dotted_path_of, init_arguments
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.distributed.collectives import (
@@ -436,8 +436,8 @@ class RLVRModule(LossModule, EvaluatingModule):
     def _identity(self) -> dict[str, str]:
         found = run_identity(self.trainer.datamodule, self, self.advantage, self.policy)  # type: ignore[attr-defined]
         if self.trainer.state.fn == "fit":
-            optimizer = type(self._build_optimizer())  # that of the trainer is made after a checkpoint is loaded
-            found["optimizer"] = f"{optimizer.__module__}.{optimizer.__qualname__}"
+            # The trainer's own is made after a checkpoint is loaded.
+            found["optimizer"] = dotted_path_of(type(self._build_optimizer()))
         return found
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -26,13 +26,13 @@ GROUP = {"prompt": "p", "answer": "a", "columns": (), "observed": False, "comple
     ],
 )
 def test_values_are_escaped_and_visible(text: str, shown: str) -> None:
-    page = render("explain.html", title="t", group=GROUP | {"prompt": text})
+    page = render("explain.html", title="t", group=GROUP | {"prompt": text}, uris=())
     assert f'<div class="text">{shown}</div>' in page
     page.encode()
 
 
 def test_the_pages_policy_forbids_scripts_and_requests() -> None:
-    page = render("explain.html", title="t", group=GROUP)
+    page = render("explain.html", title="t", group=GROUP, uris=())
     assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in page
     assert "http://" not in page and "https://" not in page and "<script" not in page and "<link" not in page
 

@@ -11,6 +11,7 @@ from lit_rlvr.advantages import REGISTRY, Advantage
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.commands.check.properties import Finding, check_advantage, check_algorithm
 from lit_rlvr.commands.parity.command import build_object
+from lit_rlvr.common.settings import dotted_path_of
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.configs import Parser, find_config, load_config
 from lit_rlvr.errors import UserError, user_line
@@ -63,7 +64,7 @@ def check(name: str, options: Mapping[str, Any]) -> list[Finding]:
         raise UserError(
             f"check: {name} is neither an algorithm (RLVRModule) nor an advantage (Advantage, or a function)"
         )
-    path = f"{target.__module__}.{target.__qualname__}"
+    path = dotted_path_of(target)
     instance = build_object({"class_path": path, "init_args": dict(options)}, f"check: {name}", kind)
     return check_algorithm(instance) if kind is RLVRModule else check_advantage(instance)
 

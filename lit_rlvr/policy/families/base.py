@@ -87,7 +87,7 @@ class ImageProcessor(ABC):
 
 
 class VisionFamily(ABC):
-    """How the models of a family take images. A subclass in `FAMILIES` is all that a new family needs.
+    """The way in which the models of a family take images. A subclass in `FAMILIES` is all that a new family needs.
 
     Args:
         config: the config of one model of the family.
@@ -202,4 +202,4 @@ class VisionFamily(ABC):
     @property
     @abstractmethod
     def patches_per_feature(self) -> int:
-        """How many patches of an image become one feature."""
+        """The number of patches of an image that become one feature."""

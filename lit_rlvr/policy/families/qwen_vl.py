@@ -16,7 +16,7 @@ from lit_rlvr.common.packages import require
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor, Layers, VisionFamily
-from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random
+from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.policy.vision_attention import VISION_ATTENTION
 from lit_rlvr.types import Pixels
 
@@ -109,11 +109,7 @@ def language_sizes(**other: Any) -> dict[str, Any]:
     Args:
         other: config entries that override or extend the defaults.
     """
-    sizes: dict[str, Any] = {
-        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": len(VLM_SPECIALS) + 256, "max_position_embeddings": 2048,
-        "bos_token_id": None, "eos_token_id": VLM_SPECIALS.index("<|im_end|>"), "pad_token_id": 0, **other,
-    }  # fmt: skip
+    sizes = tiny_sizes(VLM_SPECIALS) | other
     sections = _sections(sizes["hidden_size"] // sizes["num_attention_heads"])
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
     return {"rope_parameters": rope, **sizes}

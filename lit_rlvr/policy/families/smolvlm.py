@@ -17,7 +17,7 @@ from lit_rlvr.common.packages import require
 from lit_rlvr.distributed.collectives import to_device
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families.base import ImageProcessor, Layers, VisionFamily
-from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random
+from lit_rlvr.policy.tiny import CHAT_TEMPLATE, LLM_SPECIALS, byte_tokenizer, save_random, tiny_sizes
 from lit_rlvr.types import Pixels
 
 
@@ -55,7 +55,7 @@ class TileProcessor(ImageProcessor):
         return Pixels(tuple({"pixel_values": image} for image in tiles), placeholders, tuple(resized))
 
     def _expand(self, rows: int, columns: int) -> tuple[int, ...]:
-        """Return the tokens of an image of so many tiles; no rows and columns = the whole image alone."""
+        """Return the tokens of an image that is cut into rows and columns of tiles; 0 and 0 = it is one tile."""
         from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
         count, marks = _features(self.family.config), ("<fake_token_around_image>", "<image>", "<global-img>")
@@ -80,12 +80,7 @@ def save_tiny_smolvlm(
     """
     from transformers import SmolVLMConfig
 
-    language = {
-        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": len(SPECIALS) + 256, "max_position_embeddings": 2048,
-        "bos_token_id": None, "eos_token_id": LLM_SPECIALS.index("<|im_end|>"), "pad_token_id": 0,
-        "tie_word_embeddings": True, **(text or {}),
-    }  # fmt: skip
+    language = tiny_sizes(SPECIALS) | {"tie_word_embeddings": True} | (text or {})
     tower = {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
         "image_size": 42, "patch_size": 14, **(vision or {}),
