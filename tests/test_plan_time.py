@@ -17,22 +17,20 @@ SIZES = {"iterations": 900, "sequences": 64, "validations": 4, "validation_compl
 SUMMARY = {"iterations": 7, "seconds_per_step": {"sync": 1.0, "generate": 4.0, "score": 0.0, "train": 3.0, "step": 8.0}}
 
 
-def test_hours_and_cost_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
-    found = estimate(SIZES, SUMMARY, 3.0)
+def test_hours_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    found = estimate(SIZES, SUMMARY)
     assert found["training_hours"] == pytest.approx(2.0)  # 900 x 8 s
     assert found["validation_hours"] == pytest.approx(4 * 320 * 4 / 64 / 3600)  # 80 s
-    assert found["hours"] == pytest.approx(2 + 80 / 3600) and found["cost"] == pytest.approx(6 + 240 / 3600)
+    assert found["hours"] == pytest.approx(2 + 80 / 3600)
     assert found["parts"] == {"sync": 1.0, "generate": 4.0, "score": 0.0, "train": 3.0}
     print_estimate(found)
     said = capsys.readouterr().out
-    assert (
-        "7 iterations measured: 8.00 s each" in said and "900 iterations: 2.02 hours" in said and "cost: 6.07" in said
-    )
+    assert "7 iterations measured: 8.00 s each" in said and "900 iterations: 2.02 hours" in said
 
 
 def test_a_run_without_an_end_has_no_length(capsys: pytest.CaptureFixture[str]) -> None:
-    found = estimate(SIZES | {"iterations": None}, SUMMARY, 3.0)
-    assert found["hours"] is None and found["cost"] is None and found["seconds_per_iteration"] == 8.0
+    found = estimate(SIZES | {"iterations": None}, SUMMARY)
+    assert found["hours"] is None and found["seconds_per_iteration"] == 8.0
     print_estimate(found)
     assert "no limit" in capsys.readouterr().out
 
@@ -66,12 +64,11 @@ def test_a_measurement_goes_to_no_tracker(
 def test_a_config_is_measured(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "helpers"), prepend=":")
     before = sorted(run_folder.iterdir())
-    done = lit_rlvr("plan", "--config", "tiny.yaml", "--time", "--price", 2, "--json", "--trainer.max_steps", 3)
+    done = lit_rlvr("plan", "--config", "tiny.yaml", "--time", "--json", "--trainer.max_steps", 3)
     assert done.status == 0, done.err
     found = json.loads(done.out)
     assert found["measured_iterations"] == found["iterations"] == 3
     assert 0 < found["training_hours"] == pytest.approx(3 * found["seconds_per_iteration"] / 3600)
-    assert found["cost"] == pytest.approx(2 * found["hours"])
     assert sorted(run_folder.iterdir()) == before
     wrong = lit_rlvr("plan", "--config", "tiny.yaml", "--time", "--rollout.group_size", 0)
     assert wrong.status == 2 and "rollout.group_size: 0 is not positive" in wrong.err and wrong.err.count("error") == 1

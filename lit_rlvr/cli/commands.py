@@ -3,7 +3,7 @@
 COMMANDS = {
     "init": (
         "lit_rlvr.commands.init",
-        "write a small project of your own: task, algorithm, advantage, environment or vision",
+        "write a small project of your own: task, algorithm or environment",
     ),
     "fit": ("lit_rlvr.cli.lightning_cli", "train a model"),
     "validate": ("lit_rlvr.cli.lightning_cli", "measure a model on the validation sets"),
@@ -39,5 +39,5 @@ COMMANDS = {
 WITHOUT_RESULT = ("serve", "completion")
 """Commands that take no `--json`."""
 
-NOT_PARSED = {"fit": {"--dry-run", "--supervise"}, "plan": {"--time", "--price"}}
+NOT_PARSED = {"fit": {"--dry-run", "--supervise"}, "plan": {"--time"}}
 """Command -> its options that are not part of the config."""

@@ -69,9 +69,6 @@ SUPERVISE = "--supervise"
 TIME = "--time"
 """Option of `plan` that measures the run instead of estimating its memory."""
 
-PRICE = "--price"
-"""Option of `plan --time` for the price of an hour."""
-
 
 SUBCOMMANDS = {
     "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "overwrite"},
@@ -313,7 +310,7 @@ def _top_of_help(command: str) -> dict[str, str]:
         "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train. {SUPERVISE} N "
         "starts a run that dies or hangs again, from its last checkpoint, until N starts in a row save no new one.",
         "plan": f" {TIME} in place of --gpus trains for a minute on this machine and says how long the whole run "
-        f"takes, and with {PRICE} PER_HOUR what it costs.",
+        "takes.",
     }.get(command, "")
     return {
         "usage": f"lit-rlvr {command} --config NAME_OR_FILE [--GROUP.OPTION VALUE ...]",
@@ -347,8 +344,6 @@ def run(command: str, arguments: list[str]) -> int | None:
     if command == "plan" and TIME in arguments:
         time_run(arguments)
         return None
-    if command == "plan" and any(argument.partition("=")[0] == PRICE for argument in arguments):
-        raise UserError(f"{PRICE}: needs {TIME}, which measures how long the run takes")
     if command == "fit" and (found := value_of(SUPERVISE, arguments)) is not None:
         limit, rest = found
         parser: Any = ConfigCheck().parser

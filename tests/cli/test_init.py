@@ -32,9 +32,7 @@ for folder in sys.argv[1:]:
 BREAKS = {
     "task": ("correct=text == expected", "correct=right > 0"),
     "algorithm": ("x.token_weight, x.mask)", "x.mask / x.mask.sum().clamp(min=1), x.mask)"),
-    "advantage": ("group.rewards.mean(1, keepdim=True)", "group.rewards.mean()"),
     "environment": ("Observation(self.number)", "Observation(self.number[::-1])"),
-    "vision": ("fill=colour", "fill='red'"),
 }
 """Kind -> a line of its module, and a mistake in it."""
 
@@ -122,7 +120,7 @@ def test_nothing_of_a_user_s_is_overwritten(tmp_path: Path, monkeypatch: pytest.
     assert "file is a file" in lit_rlvr("init", "file").err
     assert "there is no kind 'tsak'; kinds: task, algorithm" in lit_rlvr("init", "tea", "--kind", "tsak").err
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["notes"]
-    done = lit_rlvr("init", "empty_one", "--kind", "advantage")
+    done = lit_rlvr("init", "empty_one", "--kind", "algorithm")
     assert done.status == 0 and "empty_one/empty_one.py" in done.out
 
 

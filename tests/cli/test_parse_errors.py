@@ -318,12 +318,6 @@ def test_all_that_the_classes_refuse_is_said_at_once(fit: ConfigCheck) -> None:
     assert str(error.value).splitlines() == list(error.value.messages)
 
 
-def test_a_price_needs_a_measurement() -> None:
-    for arguments in (["--price", "3"], ["--price=3"]):
-        with pytest.raises(UserError, match=r"^--price:"):
-            run("plan", ["--config", "quickstart", *arguments])
-
-
 @pytest.mark.parametrize(
     ("command", "said"), [("ftt", "did you mean 'fit'?"), ("Fit", "'fit'?"), ("xyzzy", "commands")]
 )

@@ -44,20 +44,10 @@ KINDS = {
         "check my_task.UpperClip  # the same properties, in numbers",
         "a minute or two on two cores; accuracy from 0.14 to about 0.3",
     ),
-    "advantage": Project(
-        "an advantage, `Hardest`", "the properties of the advantage, and its values by hand",
-        "check my_task.Hardest  # the same properties, in numbers",
-        "a minute or two on two cores; accuracy from 0.14 to about 0.3",
-    ),
     "environment": Project(
         "an environment, `Drawer`, and questions for it, `Drawers`",
         "the environment's answers and rewards, and the rows",
         _PREVIEW, "about two minutes on two cores; accuracy from 0.05 to about 0.4",
-    ),
-    "vision": Project(
-        "a data set of pictures, `Discs`, and a reward, `exact`",
-        "the reward on right and wrong answers, and the pictures",
-        _PREVIEW, "a minute or two on two cores; accuracy from 0.03 to about 0.6",
     ),
 }  # fmt: skip
 """Kind of project -> its README's details; the other files are in the folder of that name."""

@@ -22,22 +22,17 @@ ERROR_PREFIX = "lit-rlvr: error: "
 
 
 def time_run(arguments: Sequence[str]) -> None:
-    """Run the config for about a minute in a temporary folder, and print seconds, hours and cost of all of it.
+    """Run the config for about a minute in a temporary folder, and print seconds and hours of all of it.
 
     Args:
-        arguments: the arguments of `fit`, with `--time` and perhaps `--price`.
+        arguments: the arguments of `fit`, with `--time`.
 
     Raises:
         UserError: `fit` refuses the config, or an option of the plan for other GPUs is given.
     """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--time", action="store_true")
-    parser.add_argument("--price")
-    given, config = parser.parse_known_args([*arguments])
-    try:
-        price = None if given.price is None else float(given.price)
-    except ValueError as error:
-        raise UserError(f"--price: give a number, not {given.price!r}") from error
+    _, config = parser.parse_known_args([*arguments])
     for option in ("--gpus", "--lengths"):
         if any(argument.partition("=")[0] == option for argument in config):
             raise UserError(f"--time: it measures on this machine; leave out {option}, or leave out --time")
@@ -48,7 +43,7 @@ def time_run(arguments: Sequence[str]) -> None:
             "--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0", "--run.show_every", "0",
             "--trainer.enable_checkpointing", "false", "--trainer.logger", "false", "--trackers", "null",
         )  # fmt: skip
-    found = estimate(sizes, summary, price)
+    found = estimate(sizes, summary)
     show_result(found, lambda: print_estimate(found))
 
 
@@ -63,21 +58,19 @@ def _fit(config: Sequence[str], *more: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def estimate(sizes: Mapping[str, Any], summary: Mapping[str, Any], price: float | None) -> dict[str, Any]:
-    """Return the hours and the cost of a run, from the medians of the measured iterations.
+def estimate(sizes: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hours of a run, from the medians of the measured iterations.
 
     Assume that validation generates as fast as training does, and completions of the same length.
 
     Args:
         sizes: the sizes of `fit --dry-run`.
         summary: the summary of the measured run.
-        price: the price of an hour.
     """
     seconds = summary["seconds_per_step"]
     training = None if sizes["iterations"] is None else sizes["iterations"] * seconds["step"] / HOUR
     completion = seconds["generate"] / sizes["sequences"]
     validation = sizes["validations"] * sizes["validation_completions"] * completion / HOUR
-    hours = None if training is None else training + validation
     return {
         "measured_iterations": summary["iterations"],
         "seconds_per_iteration": seconds["step"],
@@ -85,8 +78,7 @@ def estimate(sizes: Mapping[str, Any], summary: Mapping[str, Any], price: float 
         "iterations": sizes["iterations"],
         "training_hours": training,
         "validation_hours": validation,
-        "hours": hours,
-        "cost": None if price is None or hours is None else hours * price,
+        "hours": None if training is None else training + validation,
     }
 
 
@@ -106,5 +98,3 @@ def print_estimate(found: Mapping[str, Any]) -> None:
         f"{found['iterations']} iterations: {found['hours']:.3g} hours, of which about {found['validation_hours']:.2g} "
         "of validation; without loading and warm start"
     )
-    if found["cost"] is not None:
-        console.print(f"cost: {found['cost']:.2f}")
