@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError
 
 from lit_rlvr.cli import main
 from lit_rlvr.cli.errors import _options_of, explain_parse_error
-from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck, run
+from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
 from lit_rlvr.configs import TOP_KEYS, Parser
 from lit_rlvr.errors import OURS, UserError, nearest
 
