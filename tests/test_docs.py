@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import json
 import os
@@ -11,6 +12,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -95,6 +97,46 @@ def test_every_option_that_is_named_exists() -> None:
         if name not in known and option not in OTHERS
     ]
     assert not missing
+
+
+@pytest.fixture
+def algorithm_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("algorithm_pages")
+
+
+def test_the_pages_of_algorithms_are_current(algorithm_pages: ModuleType) -> None:
+    """Their tables say what the classes say, and every class and advantage has a page."""
+    pages, methods = {path.stem: path for path in (ROOT / "docs/algorithms").glob("*.md")}, algorithm_pages.METHODS
+    assert pages.keys() == {"index", *(method.page for method in methods)}
+    stale = [name for name, path in pages.items() if path.read_text() != algorithm_pages.rendered(name)]
+    assert not stale, "run: python benchmarks/algorithm_pages.py"
+    assert {method.loss for method in methods if method.owns_loss} | {"RLVRModule"} == {*algorithms.__all__}
+    assert {name for method in methods for name in method.advantages} == advantages.REGISTRY.keys()
+    assert all(algorithm_pages.papers(method) for method in methods)
+    for method in methods:
+        assert f"]({method.page}.png)" in pages[method.page].read_text() or method.study is None
+
+
+def test_readme_lists_every_algorithm_and_advantage(algorithm_pages: ModuleType) -> None:
+    section = README.partition("## Algorithms\n")[2].partition("\n## ")[0]
+    assert {*re.findall(r"^\| `(\w+)` \|", section, re.M)} == {*algorithms.__all__} - {"RLVRModule"}
+    assert {*re.findall(r"`([a-z_]+)`", section)} == advantages.REGISTRY.keys()
+    papers = {paper for method in algorithm_pages.METHODS for paper in algorithm_pages.papers(method)}
+    assert {f"[{number}](https://arxiv.org/abs/{number})" for number in re.findall(r"abs/([\d.]+)", section)} <= papers
+
+
+def test_the_recipes_of_the_pages_of_algorithms_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """Shipped ones as files, which test_recipes.py builds; the others parse, and train the advantage that they name."""
+    for command in "".join(blocks("", *(ROOT / "docs/algorithms").glob("*.md"))).splitlines():
+        program, *arguments = command.split()
+        assert program == "lit-rlvr" and (config_folder() / f"{arguments[2]}.yaml").is_file(), command
+        if "--model.init_args.advantage" in arguments:
+            with pytest.raises(SystemExit) as stop:
+                run([*arguments, "--print_config"])
+            assert stop.value.code == 0, command
+            name = arguments[arguments.index("--model.init_args.advantage") + 1]
+            assert name in str(yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["advantage"])
 
 
 def test_every_option_has_a_meaning() -> None:

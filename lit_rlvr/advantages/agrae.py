@@ -20,13 +20,12 @@ _ROUNDING = 1e-6  # means of rewards in [0, 1] may leave the interval by this mu
 @register("agrae")
 @dataclass
 class AGRAE(Composed):
-    """Asymmetric advantages that follow the policy's proficiency omega.
+    """`A1 = omega/2 A/sqrt(p) + (1 - omega)/2 A/sqrt(1 - p)`, times `min(1, omega/alpha)` where positive.
 
-    Sample level, shifts weight from easy to hard groups: `A1 = omega/2 A/sqrt(p) + (1 - omega)/2 A/sqrt(1 - p)`,
-    unchanged where p is 0 or 1. Group level, dampens correct answers early on: `A2 = A1 min(1, omega/alpha)` where
-    `A1 > 0`.
+    omega is the policy's proficiency. A1 is the sample level, which shifts weight from easy to hard groups and leaves A
+    unchanged where p is 0 or 1. The factor is the group level, which dampens correct answers early on.
 
-    Source: Yu et al. 2026 (A-GRAE), eqs. 11-13.
+    Source: Yu et al. 2026 (A-GRAE, arXiv 2602.05548), eqs. 11-13.
 
     Args:
         alpha: proficiency from which positive advantages count in full (1 for MATH, 0.5 for Geo3K and medical).

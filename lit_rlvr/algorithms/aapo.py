@@ -16,7 +16,7 @@ from lit_rlvr.training.reference import Reference
 class AAPO(RLVRModule):
     """`-(1/P) sum_p (1/sum_g n) sum_g sum_t A logp`, A with a margin over the reference model's rewards.
 
-    Source: AAPO, eqs. 4-5.
+    Source: AAPO (arXiv 2505.14264), eqs. 4-5.
 
     Args:
         reference_rollouts: `fresh` samples the reference model at every visit of a prompt; `pool` samples

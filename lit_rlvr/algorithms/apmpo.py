@@ -19,8 +19,8 @@ class APMPO(RLVRModule):
     A is constant in a sequence, so each term is `A` times the power mean of the ratios that `min` selects, computed in
     log space. p and eps_ada follow the rewards of the whole rollout (`apmpo_schedule.py`).
 
-    Source: APMPO, eqs. 4-10; ablations: section 5.2.3, eq. 11 and appendix K.4, eq. 81. The KL and entropy terms are
-    sequence means.
+    Source: APMPO (arXiv 2605.04066), eqs. 4-10; ablations: section 5.2.3, eq. 11 and appendix K.4, eq. 81. The KL and
+    entropy terms are sequence means.
 
     Args:
         gamma: how fast p falls with the mean reward.

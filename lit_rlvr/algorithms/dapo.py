@@ -14,8 +14,8 @@ from lit_rlvr.types import GroupSelection
 class DAPO(GRPO):
     """`-(1/N) sum_i sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`: a token mean with a wider upper clip.
 
-    Source: Yu et al. 2025 (DAPO), eqs. 8-12, whose text and code average over the whole batch; APMPO, eq. 13, writes
-    `aggregation: group_token_mean`.
+    Source: Yu et al. 2025 (DAPO, arXiv 2503.14476), eqs. 8-12, whose text and code average over the whole batch;
+    APMPO, eq. 13, writes `aggregation: group_token_mean`.
 
     Args:
         dynamic_sampling: drop groups that are all right or all wrong, and sample more prompts to replace them.

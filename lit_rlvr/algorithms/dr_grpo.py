@@ -12,8 +12,9 @@ from lit_rlvr.objectives import Aggregation
 class DrGRPO(GRPO):
     """`-(1/(B T_max)) sum_i sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`, A not divided by its deviation.
 
-    T_max is the configured maximum completion length, so the loss has no length bias. Source: Liu et al. 2025
-    (Understanding R1-Zero-like training), section 3.2.
+    T_max is the configured maximum completion length, so the loss has no length bias.
+
+    Source: Liu et al. 2025 (Understanding R1-Zero-like training, arXiv 2503.20783), section 3.2.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from lit_rlvr.training.module import RLVRModule
 class GRPO(RLVRModule):
     """`-(1/B) sum_i (1/n_i) sum_t min(w A, clip(w, 1 - clip_low, 1 + clip_high) A)`, plus the KL term.
 
-    Source: Shao et al. 2024 (DeepSeekMath), eq. 3; Yu et al. 2026 (A-GRAE), eq. 1.
+    Source: Shao et al. 2024 (DeepSeekMath, arXiv 2402.03300), eq. 3; Yu et al. 2026 (A-GRAE), eq. 1.
 
     Args:
         clip_low: the ratio is clipped at 1 - clip_low.

@@ -1,0 +1,211 @@
+"""Write the table of docs/algorithms/index.md, and the facts and the curve of each page next to it.
+
+The facts come from the classes (signatures, docstrings), the settings of TRL and verl from docs/coming_from_trl.md, the
+curves from the recorded runs in docs/findings. Everything else on a page is written by hand and stays.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+from docstring_parser import parse
+
+from lit_rlvr import advantages, algorithms
+from lit_rlvr.cli.options_page import options
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = DOCS / "algorithms"
+TABLE = re.compile(r"(?:^\|.*\n)+", re.M)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A published method.
+
+    Args:
+        page: the name of its page, without ".md".
+        loss: the class that runs it, which may be another method's.
+        advantages: registered names; the first one is the method's, others are variants of the same paper.
+        study: the file in docs/findings with recorded runs of it, and their task; None = no run is recorded.
+    """
+
+    page: str
+    loss: str
+    advantages: tuple[str, ...]
+    study: tuple[str, str] | None = ("losses_text", "sums")
+
+    @property
+    def owns_loss(self) -> bool:
+        """False if the method is an advantage under another method's loss."""
+        return inspect.signature(getattr(algorithms, self.loss)).parameters["advantage"].default in self.advantages
+
+    @property
+    def estimators(self) -> list[type[advantages.Advantage]]:
+        return [advantages.REGISTRY[name] for name in self.advantages]
+
+    @property
+    def owns_advantage(self) -> bool:
+        """False if the method takes an earlier method's advantage."""
+        return next(method for method in METHODS if self.advantages[0] in method.advantages) is self
+
+    @property
+    def classes(self) -> list[type]:
+        """Return the method's own classes."""
+        loss = [getattr(algorithms, self.loss)] if self.owns_loss else []
+        return [*loss, *self.estimators] if self.owns_advantage else loss
+
+
+CONTROLS = ("positive_dominant", "negative_dominant", "hard_focused", "easy_focused")
+METHODS = (
+    Method("grpo", "GRPO", ("grpo",)),
+    Method("dapo", "DAPO", ("grpo",)),
+    Method("dr_grpo", "DrGRPO", ("dr_grpo",)),
+    Method("gspo", "GSPO", ("grpo",)),
+    Method("cispo", "CISPO", ("grpo",)),
+    Method("gmpo", "GMPO", ("grpo",)),
+    Method("apmpo", "APMPO", ("grpo",)),
+    Method("gpg", "GPG", ("gpg",)),
+    Method("aapo", "AAPO", ("aapo",)),
+    Method("agrae", "GRPO", ("agrae", *CONTROLS), ("agrae", "steps")),
+    Method("grpo_lead", "GRPOLead", ("grpo_lead",)),
+    Method("reinforce", "Reinforce", ("reinforce",)),
+    Method("rloo", "Reinforce", ("rloo",), None),
+    Method("gdpo", "GRPO", ("gdpo",), None),
+)
+
+
+def description(cls: type) -> str:
+    """Return a class's docstring before its source and arguments, as one line."""
+    parsed = parse(inspect.getdoc(cls) or "")
+    text = f"{parsed.short_description} {parsed.long_description or ''}".partition("Source:")[0]
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def papers(method: Method) -> list[str]:
+    """Return links to the papers that the docstrings name."""
+    numbers = [
+        number for cls in method.classes for number in re.findall(r"arXiv (\d+\.\d+)", inspect.getdoc(cls) or "")
+    ]
+    return [f"[{number}](https://arxiv.org/abs/{number})" for number in dict.fromkeys(numbers)]
+
+
+def needs(method: Method) -> str:
+    """Return what a run has to provide, by what the classes say."""
+    loss, advantage = getattr(algorithms, method.loss), method.estimators[0]()
+    defaults = {name: default for name, _, default, _ in options(loss)}
+    found = {
+        f"G >= {advantage.min_group}": advantage.min_group > 1,
+        "several updates per rollout (with one it is GRPO)": loss.needs_updates,
+        "one update per rollout": not loss.has_ratio,
+        "completions of a reference model": advantage.needs_reference,
+        "several rewards": advantage.needs_parts,
+        "a reference model for the KL term": float(defaults["kl_coef"].strip("`")) > 0,
+    }
+    return "; ".join(need for need, is_needed in found.items() if is_needed) or "-"
+
+
+def elsewhere(method: Method) -> tuple[str, str]:
+    """Return the settings of TRL and verl, by the row of docs/coming_from_trl.md whose third column names it."""
+    name = method.loss if method.owns_loss else method.advantages[0]
+    for line in (DOCS / "coming_from_trl.md").read_text().splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) > 3 and cells[2].startswith(f"`{name}`"):
+            return cells[0], cells[1]
+    return "-", "-"
+
+
+def own_options(cls: type) -> str:
+    """Return a class's options that its base class lacks, or has with another default."""
+    base = set(options(algorithms.RLVRModule)) if issubclass(cls, algorithms.RLVRModule) else set()
+    own = [row for row in options(cls) if row not in base and row[0] != "advantage"]
+    return ", ".join(f"`{name}: {default.strip('`')}`" for name, _, default, _ in own)
+
+
+def facts(method: Method) -> Iterator[tuple[str, str]]:
+    """Yield the rows of the table on a method's page."""
+    loss = getattr(algorithms, method.loss)
+    if method.owns_loss:
+        yield "loss", f"[`{method.loss}`](../api/algorithms.md): {description(loss)}"
+    for name, cls in zip(method.advantages, method.estimators, strict=True):
+        text = f" (`{cls.__name__}`): {description(cls)}" if method.owns_advantage else f", as for [GRPO]({name}.md)"
+        yield "advantage", f"[`{name}`](../api/advantages.md){text}"
+    yield "paper", f"arXiv {', '.join(papers(method))}"
+    yield "needs", needs(method)
+    for cls in method.classes:
+        key = "model" if issubclass(cls, algorithms.RLVRModule) else "modeladvantage"
+        if own := own_options(cls):
+            yield f"options of `{cls.__name__}`", f"{own} ([meaning](../reference.md#{key}))"
+    trl, verl = elsewhere(method)
+    yield "in TRL", trl
+    yield "in verl", verl
+
+
+def index_row(method: Method) -> str:
+    title = (PAGES / f"{method.page}.md").read_text().partition("\n")[0].removeprefix("# ")
+    own = method.classes[:2] if method.owns_loss else method.classes[:1]
+    formula = "; A: ".join(description(cls).partition(". ")[0].removesuffix(".") for cls in own)
+    makes = f"`{method.loss}`" if method.owns_loss else "any"
+    names = ", ".join(f"`{name}`" for name in method.advantages)
+    cells = (f"[{title}]({method.page}.md)", makes, names, formula, ", ".join(papers(method)), needs(method),
+             *elsewhere(method))  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def index_table() -> str:
+    header = ("method", "class", "advantage", "formula", "arXiv", "needs", "TRL", "verl")
+    return "\n".join([f"| {' | '.join(header)} |", "|---" * len(header) + "|", *map(index_row, METHODS)]) + "\n"
+
+
+def rendered(page: str) -> str:
+    """Return a page with its first table made again."""
+    if page == "index":
+        table = index_table()
+    else:
+        (method,) = [method for method in METHODS if method.page == page]
+        table = "| | |\n|---|---|\n" + "".join(f"| {name} | {text} |\n" for name, text in facts(method))
+    return TABLE.sub(lambda _: table, (PAGES / f"{page}.md").read_text(), count=1)
+
+
+def draw(method: Method) -> None:
+    """Draw the accuracy of a method's recorded runs next to GRPO's in the same study."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    assert method.study is not None
+    results = json.loads((DOCS / f"findings/{method.study[0]}.json").read_text())
+    cells = results["tasks"][method.study[1]]["cells"]
+    names = method.advantages if method.page not in cells or len(method.advantages) > 1 else (method.page,)
+    figure, axis = pyplot.subplots(figsize=(5.6, 3.2), constrained_layout=True)
+    samples = [results["budget"]["samples"] * (quarter + 0.5) / 4 for quarter in range(4)]
+    for name in dict.fromkeys(("grpo", *names)):
+        runs = [run["quarters"]["rollout/accuracy"] for run in cells[name]["by_seed"].values()]
+        by_quarter = list(zip(*runs, strict=True))
+        (line,) = axis.plot(samples, [mean(values) for values in by_quarter], marker="o", label=name.replace("_", " "),
+                            color="0.45" if name == "grpo" else None)  # fmt: skip
+        axis.fill_between(samples, [min(v) for v in by_quarter], [max(v) for v in by_quarter], alpha=0.15,
+                          color=line.get_color(), linewidth=0)  # fmt: skip
+    axis.set(xlabel="samples", ylabel="share of right answers", xlim=(0, results["budget"]["samples"]))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(PAGES / f"{method.page}.png", dpi=80)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    for method in METHODS:
+        (PAGES / f"{method.page}.md").write_text(rendered(method.page))
+        if method.study is not None:
+            draw(method)
+    (PAGES / "index.md").write_text(rendered("index"))
+
+
+if __name__ == "__main__":
+    main()
