@@ -260,17 +260,6 @@ class PromptDataModule(UsesModel):
 
     # what the model sees
 
-    def use_tools(self, tools: Sequence[dict[str, Any]]) -> None:
-        """Offer tools in every prompt; tokenise the loaded sets again.
-
-        Args:
-            tools: JSON schemas, as chat templates take them.
-        """
-        if self.chat.tools == tuple(tools):
-            return
-        self.chat = replace(self.chat, tools=tuple(tools))
-        self._tokenise_again()
-
     def use_environment(self, environment: Environment) -> None:
         """Offer the environment's tools in every prompt, and let rows lack what it supplies; call it before `setup`."""
         supplied = {

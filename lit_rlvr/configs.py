@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -215,14 +214,7 @@ NEGATIVE = re.compile(r"-(\d+\.?\d*(e[-+]?\d+)?|\.\d+(e[-+]?\d+)?|\.?inf|\.?nan)
 """A negative number, which is the value of the option before it."""
 
 
-class PrintsHelp:
-    """A parser whose help raises an error where it cannot be written; argparse would ignore it."""
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        print(message, end="", file=file or sys.stderr, flush=True)
-
-
-class Parser(PrintsHelp, ArgumentParser):
+class Parser(ArgumentParser):
     """A parser of options and configs that takes no abbreviations, and that requires what a class requires.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import select
@@ -12,7 +11,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,16 +39,11 @@ def main() -> None:
     except KeyboardInterrupt as error:  # while packages are imported
         status = _interrupted(error)
     except Exception as error:
-        full = _full_outputs(error)
-        if not full and not _reader_has_gone(error):
+        if not _reader_has_gone(error):
             raise
-        for output in full or _closed_outputs():  # Python flushes them when it exits
+        for output in _closed_outputs():  # Python flushes them when it exits
             discard_output(output)
-        if full:
-            name, other = ("standard output", sys.stderr) if 1 in full else ("standard error", sys.stdout)
-            with suppress(OSError):  # it is full, too
-                print(f"lit-rlvr: error: {name} cannot be written: {os.strerror(errno.ENOSPC)}", file=other, flush=True)
-        status = 2 if full else 128 + signal.SIGPIPE
+        status = 128 + signal.SIGPIPE
     sys.exit(status)
 
 
@@ -116,7 +109,7 @@ def run(arguments: Sequence[str]) -> int:
         last = frames[-1]
         return _fail(f"{user_line(error) or f'{last.filename}:{last.lineno}'}: sys.exit({error.code!r}) ended the run")
     except Exception as error:
-        line = None if _reader_has_gone(error) or _full_outputs(error) else failure_line(error)
+        line = None if _reader_has_gone(error) else failure_line(error)
         if line is None:
             raise
         if os.environ.get(TRACEBACK):
@@ -166,18 +159,6 @@ def _closed_outputs() -> list[int]:
     for output in (1, 2):
         outputs.register(output, 0)
     return [output for output, events in outputs.poll(0) if events & (select.POLLERR | select.POLLHUP)]
-
-
-def _full_outputs(error: Exception) -> list[int]:
-    """Return whether stdout, or else stderr, is on a full disk; write a line break to find out, if the error is of that
-    kind."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-        for output in (1, 2):
-            try:
-                os.write(output, b"\n")
-            except OSError:
-                return [output]
-    return []
 
 
 def usage() -> str:

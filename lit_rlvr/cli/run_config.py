@@ -39,10 +39,6 @@ def check_config(command: str, config: Namespace) -> None:
         raise UserError(
             "trainer.val_check_interval: 0 is not an interval; to skip validation, set trainer.limit_val_batches: 0"
         )
-    if (every := trainer.log_every_n_steps) is not None and every < 1:
-        raise UserError(f"trainer.log_every_n_steps: {every} must be at least 1")
-    if (checks := trainer.num_sanity_val_steps) is not None and checks < -1:
-        raise UserError(f"trainer.num_sanity_val_steps: {checks} must be -1 (all batches), 0 (none) or more")
     measures = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
     if measures and trainer[measures] == 0:
         raise UserError(f"trainer.{measures}: {trainer[measures]} leaves nothing to measure; leave it out")

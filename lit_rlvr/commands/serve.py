@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 import torch
 
 from lit_rlvr.common.packages import missing_compiler, require, vllm_package
-from lit_rlvr.configs import PrintsHelp
 from lit_rlvr.engines.vllm import FP8
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
@@ -33,7 +32,7 @@ ADDRESS_OPTIONS = ("--uds", "--config")
 """Options of vLLM that can set another address."""
 
 
-class ServeParser(PrintsHelp, argparse.ArgumentParser):
+class ServeParser(argparse.ArgumentParser):
     """A parser that reports an error as one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:

@@ -1,6 +1,6 @@
 """The monitor of a run: what its metrics say is wrong, while it trains and afterwards, by one set of thresholds.
 
-- While a run trains, `CollapseStop` ends it, `LostWork` warns, and `MonitoredMetrics` refuses unknown metrics.
+- While a run trains, `CollapseStop` ends it, and `LostWork` warns.
 - `findings` looks at the metrics of a run that is over or under way, for `report` and `watch`.
 - Rewards that fail end a run before it trains on them: `stop_on_failures` in `rewards/combine.py`.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.terminal import number_text
-from lit_rlvr.errors import UserError, nearest
+from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.types import Sampling
 
@@ -162,33 +162,6 @@ def _signal_advice(accuracy: float) -> str:
     if accuracy > 0.5:
         return f"harder prompts (lit-rlvr filter), or {more}"
     return f"easier prompts (lit-rlvr filter), {more}, or a warm start (warm_start.steps)"
-
-
-class MonitoredMetrics(Callback):
-    """A check of every callback's `monitor` after the first iteration, when all metrics have been logged once."""
-
-    def __init__(self) -> None:
-        self._looked = False
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._looked:
-            return
-        self._looked = True
-        validated: dict[str, float] = pl_module.validation_results  # type: ignore[assignment]
-        found = {*trainer.callback_metrics, *validated, "step", "epoch"}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            name = getattr(callback, "monitor", None)
-            unknown = isinstance(name, str) and name not in found and getattr(callback, "strict", True)
-            measured_later = str(name).startswith("val/") and not validated and bool(trainer.val_dataloaders)
-            if unknown and not measured_later:
-                near = nearest(str(name), found)
-                hint = f"did you mean {near!r}? " if near else ""
-                raise UserError(
-                    f"trainer.callbacks: {type(callback).__name__} monitors {name!r}, which this run does not log; "
-                    f"{hint}it logs {', '.join(sorted(found))}"
-                )
 
 
 Metrics = Mapping[int, Mapping[str, float]]

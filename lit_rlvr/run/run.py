@@ -23,7 +23,7 @@ from lit_rlvr.run.checkpoint import RunCheckpoint
 from lit_rlvr.run.folder import CONFIG_HEADER, LOCK, claim_run_folder, clear_run_folder, ended_early, lock_run_folder
 from lit_rlvr.run.live import LiveFile
 from lit_rlvr.run.loggers import open_loggers
-from lit_rlvr.run.monitor import CollapseStop, LostWork, MonitoredMetrics
+from lit_rlvr.run.monitor import CollapseStop, LostWork
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.progress import Budget, RunProgress
 from lit_rlvr.run.ranks import EndOfSetUp, RankWatch
@@ -161,14 +161,13 @@ CONFIGURABLE: dict[str, type[Callback]] = {
     "collapse": CollapseStop,
 }
 """Key of a config -> the callback of every run that it configures."""
-FIXED: tuple[type[Callback], ...] = (RankWatch, StopOnSignal, EndOfSetUp, MonitoredMetrics, LostWork, LiveFile)
+FIXED: tuple[type[Callback], ...] = (RankWatch, StopOnSignal, EndOfSetUp, LostWork, LiveFile)
 """The callbacks of every run that have no options."""
 CALLBACK_ORDER: tuple[type[Callback], ...] = (
     RankWatch,
     StopOnSignal,
     RunStart,  # before all that write files
     EndOfSetUp,
-    MonitoredMetrics,
     LostWork,
     LiveFile,
     Callback,  # the user's own

@@ -202,8 +202,7 @@ CASES = {
     ),
     "monitored metric": (
         callback("EarlyStopping", monitor="val_accuracy"),
-        "trainer.callbacks: EarlyStopping monitors 'val_accuracy', which this run does not log; did you mean "
-        "'val/accuracy'? it logs ",
+        "trainer: Early stopping conditioned on metric `val_accuracy` which is not available.",
     ),
 }
 

@@ -138,30 +138,10 @@ def test_a_reader_that_has_gone_ends_a_command_without_a_word(run_folder: Path, 
     assert (run_folder / "run/checkpoints/step-000006.ckpt").is_file()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "redirected", "status"),
-    [
-        (("--version",), ">&-", 0),
-        (("--version",), ">/dev/full", 2),
-        (("no-such-command",), "2>/dev/full", 2),
-        (("watch", "--help"), ">/dev/full", 2),
-        pytest.param(("serve", "--help"), ">/dev/full", 2, marks=pytest.mark.slow),
-    ],
-)
 @pytest.mark.parametrize("buffered", ["", pytest.param("1", marks=pytest.mark.slow)], ids=["", "unbuffered"])
-def test_an_output_that_is_closed_or_full(
-    run_folder: Path, arguments: tuple[str, ...], redirected: str, status: int, buffered: str
-) -> None:
-    command, environment = [str(CONSOLE_SCRIPT), *arguments], child_environment() | {"PYTHONUNBUFFERED": buffered}
+def test_an_output_that_is_closed(run_folder: Path, buffered: str) -> None:
+    command, environment = [str(CONSOLE_SCRIPT), "--version"], child_environment() | {"PYTHONUNBUFFERED": buffered}
     done = subprocess.run(
-        ["bash", "-c", f'"$@" {redirected}', "-", *command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        ["bash", "-c", '"$@" >&-', "-", *command], env=environment, capture_output=True, text=True, check=False
     )
-    said = {"2": "standard error", ">": "standard output"}[redirected[0]]
-    lines = [f"lit-rlvr: error: {said} cannot be written: No space left on device"] if status else []
-    output = done.stdout + done.stderr
-    assert done.returncode == status and "Traceback" not in output, output
-    assert [line for line in output.splitlines() if line.startswith("lit-rlvr: error: ")] == lines
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")

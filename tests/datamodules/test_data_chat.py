@@ -11,6 +11,7 @@ import pytest
 from lit_rlvr.datamodules import Arithmetic, PromptDataModule
 from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, registered
 from lit_rlvr.datamodules.reading.rows import BadRow, as_prompt
+from lit_rlvr.environments import Environment
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.episodes import with_opening
 from lit_rlvr.types import Sample
@@ -59,6 +60,15 @@ TOOL = {
         "parameters": {"type": "object", "properties": {"page": {"type": "integer", "description": "its number"}}},
     },
 }
+
+
+class Looking(Environment):
+    tools = (TOOL,)
+
+    def step(self, turn):
+        raise NotImplementedError
+
+
 TOLD = (
     "To call a tool, write <call>name(arguments)</call> and wait for its result. The tools are:\n"
     "look(page: integer) - Look at a page. (page: its number)"
@@ -70,7 +80,7 @@ def test_a_template_with_a_place_for_tools_gets_them(chat_tokenizer):
     tokenizer.chat_template = "{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}" + tokenizer.chat_template
     module = data(tokenizer, system_prompt="Be brief.")
     plain = module.render(QUESTION)
-    module.use_tools([TOOL])
+    module.use_environment(Looking())
     assert module.render(QUESTION) == f"<tools>{json.dumps([TOOL])}</tools>{plain}"
     with pytest.raises(UserError, match="'tools' is set by lit-rlvr"):
         data(tokenizer, chat_template_kwargs={"tools": []})
@@ -79,10 +89,10 @@ def test_a_template_with_a_place_for_tools_gets_them(chat_tokenizer):
 def test_other_models_are_told_in_the_system_message(chat_tokenizer, plain_tokenizer):
     for options, system in (({"system_prompt": "Be brief."}, f"Be brief.\n\n{TOLD}"), ({}, TOLD)):
         module, wanted = data(chat_tokenizer, **options), data(chat_tokenizer, system_prompt=system)
-        module.use_tools([TOOL])
+        module.use_environment(Looking())
         assert module.render(QUESTION) == wanted.render(QUESTION)
     base = data(plain_tokenizer)
-    base.use_tools([TOOL])
+    base.use_environment(Looking())
     assert base.render(QUESTION) == f"<bos>{TOLD}\n\nWhat is 1 + 2?\n"
 
 
@@ -91,7 +101,7 @@ def test_sets_that_are_loaded_get_the_tools_too(chat_tokenizer):
     module.tokenizer = chat_tokenizer
     module.setup("fit")
     before = [len(prompt.token_ids) for prompt in module.stream.prompts]
-    module.use_tools([TOOL])
+    module.use_environment(Looking())
     after = [len(prompt.token_ids) for prompt in module.stream.prompts]
     assert len(before) == len(after) and all(a > b for a, b in zip(after, before, strict=True))
     assert all("look(page" in chat_tokenizer.decode(p.token_ids) for p in module.prompts["validation"])

@@ -390,8 +390,6 @@ BAD_ARGUMENTS = {
     "reward import": (["--rollout.rewards", "[no_such_module.reward]"], ["no_such_module"]),
     "engine": (["--rollout.engine", "vlm"], ["vlm"]),
     "config name": (["--config", "no_such_config"], ["no_such_config"]),
-    "logging": (["--trainer.log_every_n_steps", "0"], ["trainer.log_every_n_steps: 0 must be at least 1"]),
-    "sanity": (["--trainer.num_sanity_val_steps", "-2"], ["trainer.num_sanity_val_steps: -2 must be"]),
     "checkpoint": (["--ckpt_path", "last"], ["no checkpoint"]),
     "checkpoint file": (["--ckpt_path", "no_such.ckpt"], ["ckpt_path: there is no checkpoint 'no_such.ckpt'"]),
     "checkpoint name": (["--ckpt_path", "best"], ["ckpt_path: there is no checkpoint 'best'; use last or a file"]),

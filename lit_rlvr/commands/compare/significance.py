@@ -40,20 +40,6 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
     return float(ttest_1samp(differences, 0.0).pvalue)
 
 
-def t_interval(values: Sequence[float]) -> list[float] | None:
-    """Return the 95 % interval of a mean by Student's t; None for fewer than two values.
-
-    With ten values or fewer the percentile bootstrap's interval is too narrow, because it takes the sample's deviation
-    for the true one.
-    """
-    from scipy.stats import t
-
-    if len(values) < 2:
-        return None
-    half = t.ppf(1 - LEVEL / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return [float(np.mean(values) - half), float(np.mean(values) + half)]
-
-
 def sign_flip_test(differences: Sequence[float]) -> float | None:
     """Return the two-sided p-value of the sign-flip permutation test; None without differences.
 
