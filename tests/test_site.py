@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from pathlib import Path
 
@@ -52,11 +51,11 @@ def test_links_to_source_files_lead_to_pages_that_show_them(site: Path) -> None:
     assert 'href="../../findings/agrae.json"' in (site / "repository/docs/findings.html").read_text()
 
 
-def test_tutorials_show_their_whole_scripts(site: Path) -> None:
-    for script in (ROOT / "docs/tutorials").glob("*.py"):
-        page = (site / f"tutorials/{script.stem}.html").read_text()
-        shown = html.unescape(re.sub(r"<[^>]+>", "", page))
-        assert script.read_text().strip() in shown
+def test_tutorials_link_to_their_scripts_and_configs(site: Path) -> None:
+    for file in [*(ROOT / "docs/tutorials").glob("*.py"), *(ROOT / "docs/tutorials").glob("*.yaml")]:
+        page = (site / f"tutorials/{file.stem.partition('_test')[0].partition('_shuffled')[0]}.html").read_text()
+        assert f'href="{file.name}"' in page
+        assert (site / "tutorials" / file.name).read_text() == file.read_text()
 
 
 def test_the_reference_has_the_classes_with_their_options(site: Path) -> None:
