@@ -3,30 +3,38 @@
 INTRODUCTION = """
 # Findings: the papers' claims on a tiny model
 
-Do these algorithms do what their papers say, at an equal budget and with enough seeds to tell? The models and
-machines of the papers are out of reach here. What two processor cores can do is train a Llama of a third of a million
+Do these algorithms do what their papers say, at an equal budget and with enough seeds to tell? The models and machines
+of the papers are out of reach here. What two processor cores can do is train a Llama of a third of a million
 parameters, many times, on a task that it half masters: sums and differences of three numbers, worked out one step a
-line ([`MultiStepArithmetic`](../datamodules/toys/arithmetic.py)). A supervised warm start brings it to 22 % of
-sampled answers right, pass@64 to 98 %; GRPO brings pass@1 to about 37 %. Rewards are 0 or 1, validation is on 128
-held-out problems with 64 samples each, at temperature 1.
+line ([`MultiStepArithmetic`](../datamodules/toys/arithmetic.py)).
+
+A supervised warm start brings it to 22 % of sampled answers right, pass@64 to 98 %; GRPO brings pass@1 to about 37 %.
+Rewards are 0 or 1, validation is on 128 held-out problems with 64 samples each, at temperature 1.
 
 So this page says what holds *at this scale*. A claim that is seen here may fail on a large model, and the other way
 round; a claim about learning dynamics that follows from the mathematics should show here as well.
 
-**How to read it.** Each claim is a difference of two cells over the same seeds (the same prompts in the same order,
-the same first completions). p is that of the two-sided sign-flip permutation test; the second value is after Holm's
-correction over all registered claims of the paper. *Seen*: the claimed sign, and corrected p < 0.05. *Not seen*: the
-other sign, and corrected p < 0.05. *Cannot tell*: anything else; the table then has the difference that as many pairs
-show with a probability of 0.8, before the correction. Ten pairs show, with a probability of 0.8, a difference of one
-standard deviation of the differences; among fifteen claims one of 1.5. The registered claims, their measures and these
-rules were written before the results were in, and the registered verdicts stay as they came out.
+**How to read it.** Each claim is a difference of two cells over the same seeds (the same prompts in the same order, the
+same first completions). p is that of the two-sided sign-flip permutation test; the second value is after Holm's
+correction over all registered claims of the paper. The registered claims, their measures and these rules were written
+before the results were in, and the registered verdicts stay as they came out.
+
+| registered verdict | meaning |
+|---|---|
+| seen | the claimed sign, and corrected p < 0.05 |
+| not seen | the other sign, and corrected p < 0.05 |
+| cannot tell | anything else; the table then has the difference that the runs could show |
+
+What runs *could show* is the difference that as many pairs show with a probability of 0.8, before the correction. For
+ten pairs it is one standard deviation of the differences; among fifteen claims 1.5.
 
 **Found afterwards**, from the same results: the column *now*, wherever it differs from the registered verdict, and the
 tables of further claims, which have no verdict, because a claim that is picked after looking needs fresh seeds.
-*Smaller than printed, in this regime* is for a claim that no test could tell, if a one-sided t-test rejects that the
-true difference is as large as the one that the paper prints for the same measure (p after Holm's correction over all
-such claims of the paper); a percentage point there is taken for a percentage point here. *Cannot be tested here* is
-followed by its reason.
+
+- *Smaller than printed, in this regime*: no test could tell the claim, but a one-sided t-test rejects that the true
+  difference is as large as the one that the paper prints for the same measure (p after Holm's correction over all such
+  claims of the paper). A percentage point there is taken for a percentage point here.
+- *Cannot be tested here* is followed by its reason.
 
 **Intervals** of means are Student's 95 % intervals over seeds. Those of the first edition, percentile bootstrap
 intervals, are too narrow with ten seeds: four of them left 0 out where p was above 0.05. The interquartile means and
@@ -49,8 +57,8 @@ p-value is about what training adds to this one model on these problems, not abo
 more in a run, compare AAPO at equal steps first and at equal samples second, correct over three primary claims of a
 paper, and call all others exploratory.
 
-`python benchmarks/findings.py` makes this page from [the studies' results](findings), `--take NAME=DIR` takes new
-ones. The registered claims in short:
+`python benchmarks/findings.py` makes this page from [the studies' results](findings), `--take NAME=DIR` takes new ones.
+The registered claims in short:
 """
 
 READINGS = {
@@ -67,8 +75,8 @@ there neither easy-focused early nor hard-focused late is ahead, and late GRPO h
 
 The registered claim about stability was two in one, and its measure, the last minus the best quarter, cannot be
 negative. Taken apart: unsolved prompts do rise under negative-dominant training, from the first to the last quarter in
-10 of 10 seeds. A collapse is another matter: none of 10 runs here, 3 of 10 in the paper (D.5), which ten runs
-cannot tell apart (Fisher's exact test, p = 0.21).
+10 of 10 seeds. A collapse is another matter: none of 10 runs here, 3 of 10 in the paper (D.5), which ten runs cannot
+tell apart (Fisher's exact test, p = 0.21).
 
 What limits this:
 
@@ -84,10 +92,11 @@ What limits this:
     "apmpo": """
 What stands out: the six losses end within 0.019 of each other at k = 1. Ten seeds cannot tell them apart, but they can
 tell that the differences are not the paper's: five of the seven about accuracy are smaller than printed (six before
-Holm's correction). Adaptive clipping alone could still be as good as printed. The adaptive parts do what they are made
-for: as more samples are right, the exponent falls to 0.73 and the upper clip rises to 0.33 (means of the last quarter).
-APMPO ends with 0.008 nats more entropy than GRPO, which is seen; its answers are as diverse as GRPO's (self-BLEU-4 and
-cosine similarity differ by 0.003 at most, in the paper by 0.2).
+Holm's correction). Adaptive clipping alone could still be as good as printed.
+
+The adaptive parts do what they are made for: as more samples are right, the exponent falls to 0.73 and the upper clip
+rises to 0.33 (means of the last quarter). APMPO ends with 0.008 nats more entropy than GRPO, which is seen; its answers
+are as diverse as GRPO's (self-BLEU-4 and cosine similarity differ by 0.003 at most, in the paper by 0.2).
 
 What limits this: a clip matters only where ratios leave it. In the last rollout 0.1 % of GRPO's tokens are clipped
 above and 0.6 % below; the shares over all of training were not kept (new results have them by quarter). So all six
@@ -96,27 +105,30 @@ rate do not separate APMPO from GRPO before GRPO stops learning. Answers of 8 to
 diversity.
 """,
     "aapo": """
-At equal steps, which is how the paper compares, AAPO is ahead of GPG by 0.021 at G = 2, in 10 of 10 seeds. At G = 6
-and 10, and against GRPO at every G, ten seeds show no difference (against GRPO at G = 2 it is 0.011, p 0.086). All but
-the first are smaller than printed. These runs were not made for that comparison, so its verdict waits for fresh seeds.
+At equal steps, which is how the paper compares, AAPO is ahead of GPG by 0.021 at G = 2, in 10 of 10 seeds. At G = 6 and
+10, and against GRPO at every G, ten seeds show no difference (against GRPO at G = 2 it is 0.011, p 0.086). All but the
+first are smaller than printed. These runs were not made for that comparison, so its verdict waits for fresh seeds.
 
 At equal samples, which was registered here, AAPO's reference answers cost as many samples as the training ones, so it
 takes half the steps and ends below GRPO and, at G = 6 and 10, GPG. AAPO keeps a larger pass@64 at G = 2 (0.965 against
 0.943).
 
 The margin takes a third of the zero advantages away at G = 2, a fifth at G = 6, little at G = 10, where few groups are
-all alike. That is not learned: an advantage with the margin is 0 only where both parts are. But it is not what 6.4
-claims, that no group is left with zero advantages only. 34 %, 9 % and 4 % of the groups are left so for G = 2, 6 and
-10, because with rewards of 0 and 1 a group that is all right or all wrong has no margin where the reference's answers
-are the same. The paper does not say which rewards figure 2 had; the continuous ones of its 1.5B run are rarely equal.
-Nor is the loss mostly positive (D.4): in 0 of 120 quarters of training its mean is.
+all alike. That is not learned: an advantage with the margin is 0 only where both parts are.
+
+It is not what 6.4 claims, that no group is left with zero advantages only. 34 %, 9 % and 4 % of the groups are left so
+for G = 2, 6 and 10, because with rewards of 0 and 1 a group that is all right or all wrong has no margin where the
+reference's answers are the same. The paper does not say which rewards figure 2 had; the continuous ones of its 1.5B run
+are rarely equal. Nor is the loss mostly positive (D.4): in 0 of 120 quarters of training its mean is.
 
 What limits this: the variance of the loss cannot be compared with GRPO's here. With one update per rollout GRPO's loss
 is minus the mean advantage, 0 but for rounding, whatever its gradient does. The paper does not state its updates; the
 released code takes one, so its GRPO's 3.53e-3 must come from elsewhere, such as a mean over tokens of unequally long
-answers or a KL term. GPG's advantages are not divided by the deviation (eq. 3, F = 1) and AAPO's are, so their losses
-differ in scale as well. The reference is the model that training starts from, so its answers get easier to beat as
-training goes on; the paper's runs are longer.
+answers or a KL term.
+
+GPG's advantages are not divided by the deviation (eq. 3, F = 1) and AAPO's are, so their losses differ in scale as
+well. The reference is the model that training starts from, so its answers get easier to beat as training goes on; the
+paper's runs are longer.
 """,
     "losses_text": """
 Here nothing is claimed, so nothing is tested: five seeds cannot go below p = 0.06 in the sign-flip test. The intervals
@@ -125,9 +137,11 @@ are those of each loss alone; among ten of them one that just excludes 0 is no s
 What stands out: GRPO, Dr. GRPO, APMPO, GSPO and GRPO-LEAD end within 0.006 of each other. DAPO and AAPO get half the
 optimizer steps from the same samples, because DAPO samples again for groups that are all right or all wrong and AAPO
 for its reference answers, and end lower. GPG has no importance ratio, so its second update on a rollout is off-policy
-by one step. W-REINFORCE collapses in all five runs: its advantages are +0.1 for right answers and -1 for wrong ones,
-whatever the others of a group are, and with 29 % right before training nearly every update pushes an answer down, until
-only wrong digits are left.
+by one step.
+
+W-REINFORCE collapses in all five runs: its advantages are +0.1 for right answers and -1 for wrong ones, whatever the
+others of a group are, and with 29 % right before training nearly every update pushes an answer down, until only wrong
+digits are left.
 
 What limits this: one learning rate for all, at which GRPO learns, and 80 rollouts. The steps that a loss takes at this
 rate differ in size, so the order says as much about the rate as about the loss.
