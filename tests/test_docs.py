@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -211,6 +212,17 @@ def test_excerpts_stand_in_their_files() -> None:
                 assert position >= 0, f"{page.name}: {name} has no such lines:\n{part}"
     scripts = {str(path.relative_to(ROOT)) for path in (ROOT / "docs/tutorials").glob("*.py")}
     assert scripts | {name.replace(".py", ".yaml") for name in scripts} | {"configs/smoke/tools.yaml"} <= shown
+
+
+def test_paragraphs_are_short() -> None:
+    """At most five lines of 120 characters, in paragraphs and in the items of lists."""
+    long = []
+    for page in [*PAGES, ROOT / "benchmarks/README.md"]:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+        for paragraph in re.split(r"\n\s*\n|\n(?=\s*(?:[-*#|]|\d+\.) ?)", text):
+            if not paragraph.lstrip().startswith("|") and len(textwrap.wrap(paragraph, 120)) > 5:
+                long.append(f"{page.name}: {paragraph.strip()[:60]}")
+    assert not long
 
 
 def test_readme_make_targets_exist() -> None:
