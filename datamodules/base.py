@@ -17,9 +17,6 @@ from lit_rlvr.datamodules.reading.chat import SYSTEM_PROMPTS, TEMPLATES, Chat, b
 from lit_rlvr.datamodules.reading.checks import (
     FIELDS,
     check_columns,
-    check_pixels,
-    check_positive,
-    check_share,
     require_sample,
     require_samples,
 )
@@ -53,7 +50,7 @@ from lit_rlvr.datamodules.reading.stream import (
     prompt_hashes,
 )
 from lit_rlvr.environments.base import Environment
-from lit_rlvr.errors import UserError, check_takes, defined_at
+from lit_rlvr.errors import UserError, check_takes, check_within, defined_at
 from lit_rlvr.policy.families.base import ImageProcessor
 from lit_rlvr.types import Prompt, Sample
 
@@ -184,10 +181,14 @@ class PromptDataModule(UsesModel):
         self.init_args = init_arguments()
         check_takes(self.rows, "split")
         check_takes(self.sample, "row", "index", "source")
-        check_positive(max_prompt_tokens=max_prompt_tokens, limit=limit, eval_limit=eval_limit)
-        check_pixels(min_pixels, max_pixels)
-        check_positive(prompts_per_step=prompts_per_step, eval_prompts_per_step=eval_prompts_per_step)
-        check_share("max_bad_rows", max_bad_rows)
+        check_within(
+            "[1, inf)", "data", max_prompt_tokens=max_prompt_tokens, limit=limit, eval_limit=eval_limit,
+            min_pixels=min_pixels, max_pixels=max_pixels, prompts_per_step=prompts_per_step,
+            eval_prompts_per_step=eval_prompts_per_step,
+        )  # fmt: skip
+        if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
+            raise UserError(f"min_pixels={min_pixels} is more than max_pixels={max_pixels}")
+        check_within("[0, 1]", "data", max_bad_rows=max_bad_rows)
         check_columns(columns or {}, self.fields)
         if special_tokens not in get_args(SpecialTokens):
             raise UserError(f"special_tokens={special_tokens!r}: choose break, refuse or keep")

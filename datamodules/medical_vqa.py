@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from lit_rlvr.common.seeds import derive_seed
 from lit_rlvr.datamodules.base import PromptDataModule, Split
-from lit_rlvr.datamodules.reading.checks import check_positive
 from lit_rlvr.datamodules.reading.rows import (
     BadRow,
     DataRow,
@@ -24,7 +23,7 @@ from lit_rlvr.datamodules.reading.rows import (
     format_options,
 )
 from lit_rlvr.datamodules.reading.split import subsample
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.types import Sample
 
 SPELLINGS = {
@@ -129,8 +128,8 @@ class MedicalVQA(PromptDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(validation_split=None, **kwargs)
-        for counts in (train_modalities, eval_modalities):
-            check_positive(**counts or {})
+        check_within("[1, inf)", "data.train_modalities", **train_modalities or {})
+        check_within("[1, inf)", "data.eval_modalities", **eval_modalities or {})
         self.train_modalities, self.eval_modalities = _by_modality(train_modalities), _by_modality(eval_modalities)
         self.disjoint: Disjoint = disjoint
         self._layouts = Layouts(MEDICAL_LAYOUTS)

@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_rlvr.datamodules.base import PromptDataModule
 from lit_rlvr.datamodules.reading.rows import BadRow, as_text, lookup, map_columns
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import check_within
 from lit_rlvr.rewards.sql_query import connect
 from lit_rlvr.types import Sample
 
@@ -94,8 +94,7 @@ class TextToSQL(PromptDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(columns=columns, template=template, max_prompt_tokens=max_prompt_tokens, **kwargs)
-        if example_rows < 0:
-            raise UserError(f"example_rows must not be negative, got {example_rows}")
+        check_within("[0, inf)", "data", example_rows=example_rows)
         self.databases, self.example_rows = databases, example_rows
         self._schemas: dict[Path, str] = {}
 

@@ -14,26 +14,6 @@ FIELDS = ("prompt", "answer", "image", "id", "category", "options")
 """The fields that `columns` can map by default."""
 
 
-def check_positive(**options: int | None) -> None:
-    """Refuse counts below 1; None is "not given"."""
-    for option, number in options.items():
-        if number is not None and number < 1:
-            raise UserError(f"{option} must be at least 1, got {number}")
-
-
-def check_pixels(min_pixels: int | None, max_pixels: int | None) -> None:
-    """Refuse bounds below 1 and a minimum above the maximum."""
-    check_positive(min_pixels=min_pixels, max_pixels=max_pixels)
-    if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
-        raise UserError(f"min_pixels={min_pixels} is more than max_pixels={max_pixels}")
-
-
-def check_share(option: str, share: float) -> None:
-    """Refuse a share outside [0, 1]."""
-    if not 0 <= share <= 1:
-        raise UserError(f"{option} is a share between 0 and 1, got {share}")
-
-
 def check_columns(columns: Mapping[str, str], fields: Sequence[str]) -> None:
     """Refuse a `columns` mapping with an unknown field."""
     for field in columns:

@@ -25,7 +25,7 @@ from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.datamodules.reading.readers import as_row
 from lit_rlvr.environments.base import environment_fingerprint
-from lit_rlvr.errors import UserError, check_all, shown
+from lit_rlvr.errors import UserError, check_all, check_within, shown
 from lit_rlvr.objectives import resolve_correction
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
@@ -235,8 +235,7 @@ def describe_prompts(data: PromptDataModule, split: Split, count: int, folder: P
     Raises:
         UserError: there is no such set, or `count` is not positive.
     """
-    if count < 1:
-        raise UserError(f"--prompts: {count} is not positive")
+    check_within("[1, inf)", "preview", prompts=count)
     data.setup("test" if split == "test" else "fit")
     prompts = data.prompts[split]
     if not prompts:

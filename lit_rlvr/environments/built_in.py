@@ -14,7 +14,7 @@ from typing import Any
 
 from lit_rlvr.environments.base import Environment, Observation
 from lit_rlvr.environments.tools import Tools
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.sql_query import QueryFailed, run_query
 from lit_rlvr.rewards.sql_query import QueryLimits as QueryLimits
 from lit_rlvr.types import Sample, Turn
@@ -78,8 +78,7 @@ class Python(Tools):
     def __init__(self, cpu_seconds: int = 2, memory_mb: int = 1024, **kwargs: Any) -> None:
         if not is_supported():
             raise UserError("rollout.environment: Python needs Linux on x86_64 or aarch64 for its sandbox")
-        if cpu_seconds < 1 or memory_mb < 1:
-            raise UserError(f"Python: cpu_seconds={cpu_seconds} and memory_mb={memory_mb} must be at least 1")
+        check_within("[1, inf)", "Python", cpu_seconds=cpu_seconds, memory_mb=memory_mb)
         wall = 10.0 * cpu_seconds + 20.0  # the sandbox ends a sleeping program earlier
         super().__init__(**{"limits": Isolation(wall_seconds=wall), **kwargs})
         self._program = ProgramLimits(cpu_seconds, memory_mb)
@@ -148,9 +147,7 @@ class SQLShell(Tools):
     """
 
     def __init__(self, shown_rows: int = 10, max_instructions: int = 20_000_000, **kwargs: Any) -> None:
-        for option, value in (("shown_rows", shown_rows), ("max_instructions", max_instructions)):
-            if value < 1:
-                raise UserError(f"SQLShell.{option} must be at least 1, got {value}")
+        check_within("[1, inf)", "SQLShell", shown_rows=shown_rows, max_instructions=max_instructions)
         super().__init__(**kwargs)
         self.shown_rows, self._limits, self._path = shown_rows, QueryLimits(max_instructions, 100_000), ""
 

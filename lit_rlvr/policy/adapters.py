@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.policy.families import language_modules
 
 
@@ -77,8 +77,7 @@ class Lora:
     quantize: Literal["none", "nf4"] = "none"
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.alpha <= 0:
-            raise UserError(f"model.lora: rank={self.rank} and alpha={self.alpha} must be positive")
+        check_within("[1, inf)", "model.lora", rank=self.rank, alpha=self.alpha)
 
 
 def add_adapters(model: Any, lora: Lora, compute_dtype: torch.dtype = torch.float32) -> None:

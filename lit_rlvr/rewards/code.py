@@ -12,7 +12,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.types import Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
@@ -56,9 +56,7 @@ class CodeTests(CheckedReward):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for option, value in (("cpu_seconds", cpu_seconds), ("memory_mb", memory_mb)):
-            if value < 1:
-                raise UserError(f"rewards.CodeTests.{option} must be at least 1, got {value}")
+        check_within("[1, inf)", "rewards.CodeTests", cpu_seconds=cpu_seconds, memory_mb=memory_mb)
         if not is_supported():
             raise UserError("rewards.CodeTests runs untrusted programs only on Linux, on x86_64 or aarch64")
         self.prefill = prefill

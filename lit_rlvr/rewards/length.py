@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.rewards.math import MathAnswer
 from lit_rlvr.types import Completion, RewardResult, Sample
@@ -68,8 +68,7 @@ class CosineScaled(MathAnswer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if max_length < 1:
-            raise UserError(f"rewards.CosineScaled.max_length: {max_length} is not positive")
+        check_within("[1, inf)", "rewards.CosineScaled", max_length=max_length)
         self.max_length = max_length
         self.ends = {True: (max_correct, min_correct), False: (min_wrong, max_wrong)}
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.base import CheckedReward, verdict
 from lit_rlvr.rewards.sql_query import QueryFailed, QueryLimits, QueryResult, SQLRow, run_query
 from lit_rlvr.types import Pair, RewardResult, Sample
@@ -50,9 +50,7 @@ class SQLExecution(CheckedReward):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for option, value in (("max_instructions", max_instructions), ("max_rows", max_rows)):
-            if value < 1:
-                raise UserError(f"rewards.SQLExecution.{option} must be at least 1, got {value}")
+        check_within("[1, inf)", "rewards.SQLExecution", max_instructions=max_instructions, max_rows=max_rows)
         self.comparison = comparison
         self.prefill = prefill
         self.limits = QueryLimits(max_instructions, max_rows)

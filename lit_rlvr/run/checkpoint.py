@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
-from lit_rlvr.errors import UserError, shown
+from lit_rlvr.errors import UserError, check_within, shown
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed
 from lit_rlvr.run.loggers import metrics_file
@@ -52,10 +52,9 @@ class RunCheckpoint(Checkpoint):
     clock = staticmethod(time.monotonic)
 
     def __init__(self, every: int = 50, minutes: float = 5.0, keep: int = 1, best: str | None = None) -> None:
-        if every < 0 or keep < 1:
-            raise UserError(f"checkpoint: every={every} must be >= 0 and keep={keep} >= 1")
-        if not minutes >= 0:
-            raise UserError(f"checkpoint.minutes: {minutes} is not 0 or more")
+        check_within("[0, inf)", "checkpoint", every=every)
+        check_within("[0, inf]", "checkpoint", minutes=minutes)
+        check_within("[1, inf)", "checkpoint", keep=keep)
         self.every, self.minutes, self.keep, self.best = every, minutes, keep, best
         self.enabled = True  # whether to write checkpoints at all
         self.best_value: float | None = None

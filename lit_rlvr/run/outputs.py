@@ -22,7 +22,7 @@ from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import Terminal, one_line
 from lit_rlvr.datamodules.reading.images import Images, open_images
 from lit_rlvr.distributed.sharding import whole
-from lit_rlvr.errors import RunStopped, UserError, shown
+from lit_rlvr.errors import RunStopped, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import metrics_file, run_root
 from lit_rlvr.run.monitor import CollapseStop
@@ -133,9 +133,7 @@ class RunFolder(Callback):
     """
 
     def __init__(self, save_prompts: int = 2, show_every: int = 10, trace_every: int = 10) -> None:
-        for name, value in {"save_prompts": save_prompts, "show_every": show_every, "trace_every": trace_every}.items():
-            if value < 0:
-                raise UserError(f"run.{name}: {value} is negative; use 0 for never")
+        check_within("[0, inf)", "run", save_prompts=save_prompts, show_every=show_every, trace_every=trace_every)
         self.save_prompts, self.show_every, self.trace_every = save_prompts, show_every, trace_every
         self.rows: list[dict[str, Any]] = []  # of the last iteration, as in completions.jsonl
         self._trace: Trace | None = None  # of the iteration in progress

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.common.terminal import Terminal
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import check_within
 from lit_rlvr.training.optimizer import updates_of
 
 
@@ -30,10 +30,8 @@ class Budget(Callback):
 
     def __init__(self, samples: int | None = None, tokens: int | None = None) -> None:
         self.init_args = init_arguments()
+        check_within("[1, inf)", "budget", samples=samples, tokens=tokens)
         self.limits = {name: limit for name, limit in (("samples", samples), ("tokens", tokens)) if limit is not None}
-        for name, limit in self.limits.items():
-            if limit < 1:
-                raise UserError(f"budget.{name}: {limit} is not positive")
         self.used = dict.fromkeys(("samples", "tokens"), 0)
         self._iterations = 0
 

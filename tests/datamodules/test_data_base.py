@@ -404,12 +404,12 @@ def test_a_checkpoint_can_be_validated_without_its_training_data(ready, jsonl, c
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"prompts_per_step": 0}, "prompts_per_step must be at least 1, got 0"),
-        ({"eval_prompts_per_step": 0}, "eval_prompts_per_step must be at least 1"),
-        ({"max_prompt_tokens": -1}, "max_prompt_tokens must be at least 1"),
-        ({"limit": 0}, "limit must be at least 1"),
-        ({"eval_limit": 0}, "eval_limit must be at least 1"),
-        ({"max_bad_rows": 5}, "max_bad_rows is a share between 0 and 1"),
+        ({"prompts_per_step": 0}, r"data.prompts_per_step: 0 must lie in \[1, inf\)"),
+        ({"eval_prompts_per_step": 0}, "eval_prompts_per_step: 0 must lie in"),
+        ({"max_prompt_tokens": -1}, "max_prompt_tokens: -1 must lie in"),
+        ({"limit": 0}, "data.limit: 0 must lie in"),
+        ({"eval_limit": 0}, "eval_limit: 0 must lie in"),
+        ({"max_bad_rows": 5}, r"max_bad_rows: 5 must lie in \[0, 1\]"),
         ({"columns": {"promt": "q"}}, "unknown field 'promt', did you mean 'prompt'"),
         ({"columns": {"zzz": "q"}}, "unknown field 'zzz'; known fields: prompt, answer, image, id, category, options"),
     ],

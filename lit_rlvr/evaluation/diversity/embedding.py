@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_rlvr.common.packages import require
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.evaluation.diversity.base import CompletionGroup, DiversityMeasure
 from lit_rlvr.policy.loading import check_complete, reading
 
@@ -102,8 +102,7 @@ class SentenceEmbedder(Embedder):
     """
 
     def __init__(self, model: str = PACKAGED, batch_size: int = 32) -> None:
-        if batch_size < 1:
-            raise UserError(f"SentenceEmbedder.batch_size: {batch_size} must be at least 1")
+        check_within("[1, inf)", "SentenceEmbedder", batch_size=batch_size)
         from transformers import AutoConfig, AutoTokenizer
 
         self.model = model

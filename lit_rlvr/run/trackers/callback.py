@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import one_line
-from lit_rlvr.errors import RunStopped, UserError, first_line, shown
+from lit_rlvr.errors import RunStopped, UserError, check_within, first_line, shown
 from lit_rlvr.run.loggers import metrics_file, run_root
 from lit_rlvr.run.outputs import RunFolder
 from lit_rlvr.run.trackers.base import Samples, TrackedRun, Tracker
@@ -48,9 +48,7 @@ def choose_trackers(chosen: Chosen, board: bool) -> list[Tracker]:
     for tracker in found:
         if keys.count(tracker.key) > 1:
             raise UserError(f"trackers: {tracker.key} is given twice")
-        if tracker.samples_every < 0:
-            every = tracker.samples_every
-            raise UserError(f"trackers: {tracker.key}: samples_every: {every} is negative; use 0 for never")
+        check_within("[0, inf)", f"trackers.{tracker.key}", samples_every=tracker.samples_every)
         if tracker.module:
             require(tracker.module, "trackers", *tracker.packages)
     return found
