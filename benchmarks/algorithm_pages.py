@@ -15,9 +15,9 @@ from pathlib import Path
 from statistics import mean
 
 from docstring_parser import parse
+from options_page import options
 
 from lit_rlvr import advantages, algorithms
-from lit_rlvr.cli.options_page import options
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = DOCS / "algorithms"

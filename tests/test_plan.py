@@ -30,13 +30,17 @@ from lit_rlvr.commands.plan.memory import (
     training_memory,
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
-from lit_rlvr.commands.plan.sizing import job, sizing
 from lit_rlvr.commands.plan.strategies import GIB, GPUs
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(BENCHMARKS)
+    from sizing import job, sizing
 
 CLI = Callable[..., Any]
 
@@ -97,7 +101,7 @@ def test_activations_are_what_the_backward_pass_keeps(
 @pytest.fixture(scope="module")
 def peak_memory() -> ModuleType:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+        patch.syspath_prepend(BENCHMARKS)
         return importlib.import_module("peak_memory")
 
 
@@ -341,4 +345,4 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
 
 def test_the_sizing_table_is_current() -> None:
     path = Path(__file__).parents[1] / "docs" / "sizing.md"
-    assert path.read_text() == sizing(), "run: python -m lit_rlvr.commands.plan.sizing > docs/sizing.md"
+    assert path.read_text() == sizing(), "run: python benchmarks/sizing.py > docs/sizing.md"

@@ -187,7 +187,7 @@ class KnownNames:
 
     def options(self) -> set[str]:
         """Return the options that the parser takes, with those of the classes that it can build."""
-        return _options_of(self.parser) if self.parser is not None else set()
+        return options_of(self.parser) if self.parser is not None else set()
 
     def classes(self) -> set[str]:
         """Return the names of classes that an option accepts."""
@@ -268,7 +268,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return f"; did you mean {prefix + near!r}?" if near else ""
 
 
-def _options_of(parser: Any, command: str = "") -> set[str]:
+def options_of(parser: Any, command: str = "") -> set[str]:
     """Return the options that a parser takes on the command line, with those of the classes that it can build."""
     found = {option for option in parser._option_string_actions if option.startswith("--") and option[-1] != "+"}
     found |= NOT_PARSED.get(command, set()) | ({"--json"} if command not in WITHOUT_RESULT else set())
@@ -277,7 +277,7 @@ def _options_of(parser: Any, command: str = "") -> set[str]:
             found |= {f"--{key}.init_args.{option}" for cls in classes for option in _arguments(cls)}
     if parser._subcommands_action is not None:
         for name, sub in parser._subcommands_action._name_parser_map.items():
-            found |= _options_of(sub, name)
+            found |= options_of(sub, name)
     return found
 
 

@@ -15,9 +15,9 @@ from io import StringIO
 from typing import Literal
 
 from lit_rlvr import algorithms, datamodules
-from lit_rlvr.cli.commands import COMMANDS, NOT_PARSED, WITHOUT_RESULT
+from lit_rlvr.cli.commands import COMMANDS, WITHOUT_RESULT
+from lit_rlvr.cli.errors import options_of
 from lit_rlvr.cli.lightning_cli import ConfigCheck
-from lit_rlvr.cli.options_page import options
 from lit_rlvr.configs import Parser, shipped_configs
 from lit_rlvr.datamodules import PromptDataModule
 
@@ -58,22 +58,14 @@ def script() -> str:
     models = [name for name in algorithms.__all__ if name != "RLVRModule"]
     data = [name for name in datamodules.__all__ if issubclass(getattr(datamodules, name), PromptDataModule)]
     data.remove("PromptDataModule")
-    inner = _inner("model", algorithms, models) | _inner("data", datamodules, data)
     cases = []
     for command in COMMANDS:
-        found = {*parsers[command]._option_string_actions, *inner} if command in parsers else _in_help(command)
-        found |= NOT_PARSED.get(command, set())
-        found |= {"--json"} if command not in WITHOUT_RESULT else set()
+        found = options_of(parsers[command], command) if command in parsers else _in_help(command)
         cases.append(f'            {command}) words="{_words(found)}" ;;')
     return COMPLETION_SCRIPT.format(
         commands=_words(["help", *COMMANDS]), configs=_words(shipped_configs()), models=_words(models),
         data=_words(data), options="\n".join(cases),
     )  # fmt: skip
-
-
-def _inner(key: str, module: object, names: Iterable[str]) -> set[str]:
-    """Return the options of all classes that a key accepts."""
-    return {f"--{key}.init_args.{option[0]}" for name in names for option in options(getattr(module, name))}
 
 
 def _in_help(command: str) -> set[str]:
@@ -83,7 +75,8 @@ def _in_help(command: str) -> set[str]:
     shown = StringIO()
     with redirect_stdout(shown), suppress(SystemExit):
         import_module(COMMANDS[command][0]).run(command, ["--help"])
-    return set(re.findall(r"(?<!\S)--\w[\w.-]*\w", shown.getvalue()))
+    found = set(re.findall(r"(?<!\S)--\w[\w.-]*\w", shown.getvalue()))
+    return found | ({"--json"} if command not in WITHOUT_RESULT else set())
 
 
 def _words(names: Iterable[str]) -> str:

@@ -34,12 +34,15 @@ from lit_rlvr.algorithms import (
     Reinforce,
     RLVRModule,
 )
-from lit_rlvr.cli.options_page import options
 from lit_rlvr.errors import UserError
 from lit_rlvr.objectives import LossInputs
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.types import Sampling
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    from options_page import options
 
 DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
     GRPO: dict(advantage="grpo", aggregation="sequence_mean", clip_low=0.2, clip_high=0.2, dual_clip=None),

@@ -12,7 +12,7 @@ import pytest
 from jsonargparse import ArgumentError
 
 from lit_rlvr.cli import main
-from lit_rlvr.cli.errors import _options_of, explain_parse_error
+from lit_rlvr.cli.errors import explain_parse_error, options_of
 from lit_rlvr.cli.lightning_cli import RLVRCLI, ConfigCheck
 from lit_rlvr.configs import TOP_KEYS, Parser
 from lit_rlvr.errors import OURS, UserError, nearest
@@ -329,7 +329,7 @@ def test_the_nearest_command_is_named(capsys: pytest.CaptureFixture[str], comman
 def test_options_of_trl_and_verl_have_names_here(fit: ConfigCheck) -> None:
     page = (Path(__file__).parents[2] / "docs/coming_from_trl.md").read_text()
     assert [name for name in OURS if not re.search(rf"[`.]{name}[`:]", page)] == []
-    options = _options_of(fit.parser)
+    options = options_of(fit.parser)
     assert [ours for ours in OURS.values() if f"--{ours}" not in options] == []
     assert nearest("max_completion_length", TOP_KEYS) == "rollout.sampling.max_tokens"
     assert nearest("beta", ["beat", "alpha"]) == "beat"

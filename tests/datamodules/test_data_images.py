@@ -293,7 +293,7 @@ def test_other_images_are_another_training_set(own_data: Path, vlm_folder: Path)
 
 
 def test_bounds_that_cannot_be_meant() -> None:
-    with pytest.raises(UserError, match="max_pixels: .* must lie in"):
+    with pytest.raises(UserError, match=r"max_pixels: .* must lie in"):
         PromptDataModule(max_pixels=0)
     with pytest.raises(UserError, match="min_pixels=9 is more than max_pixels=4"):
         PromptDataModule(min_pixels=9, max_pixels=4)

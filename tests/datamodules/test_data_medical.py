@@ -212,7 +212,7 @@ def test_too_few_rows_are_an_error_that_says_where(pool: Path) -> None:
         UserError, match=r"train_modalities, without .*\(disjoint=question\): 119 rows of MRI are wanted"
     ):
         data.load("train")
-    with pytest.raises(UserError, match="eval_modalities.CT: 0 must lie in"):
+    with pytest.raises(UserError, match=r"eval_modalities.CT: 0 must lie in"):
         MedicalVQA(eval_modalities={"CT": 0})
 
 

@@ -213,7 +213,7 @@ def test_example_rows_and_the_template_are_options(tmp_path: Path, jsonl: Any, c
     plain = TextToSQL(train=path, template=None)
     plain.tokenizer = chat_tokenizer
     assert "Question: How many schools are there?<|im_end|>" in plain.render(samples(plain)[0])
-    with pytest.raises(UserError, match="data.example_rows: .* must lie in"):
+    with pytest.raises(UserError, match=r"data.example_rows: .* must lie in"):
         TextToSQL(train=path, example_rows=-1)
 
 

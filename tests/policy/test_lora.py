@@ -103,7 +103,7 @@ def test_the_vision_tower_gets_none_and_can_be_frozen(vlm_folder: Path) -> None:
 
 
 def test_what_makes_no_sense_is_one_line(tiny_model_folder: Path) -> None:
-    with pytest.raises(UserError, match="model.lora.rank: 0 must lie in"):
+    with pytest.raises(UserError, match=r"model.lora.rank: 0 must lie in"):
         Lora(rank=0)
     with pytest.raises(UserError, match=r"\['qkv'\] names no layer .* it has down_proj, gate_proj"):
         add_adapters(load_policy(str(tiny_model_folder)).model, Lora(layers=["qkv"]))

@@ -412,8 +412,8 @@ def test_everything_that_is_wrong_is_said_at_once(run_folder: Path, lit_rlvr: CL
         "--model.init_args.clip_low": (3, "model.clip_low: 3.0 must lie in [0, 1]"),
         "--rollout.group_size": (0, "rollout.group_size: 0 is not positive"),
         "--warm_start.until": (2, "warm_start.until: 2.0 must lie in (0, 1]"),
-        "--budget.samples": (0, "budget.samples: 0 must lie in"),
-        "--data.init_args.max_prompt_tokens": (0, "max_prompt_tokens: 0 must lie in"),
+        "--budget.samples": (0, "budget.samples: 0 must lie in [1, inf)"),
+        "--data.init_args.max_prompt_tokens": (0, "data.max_prompt_tokens: 0 must lie in [1, inf)"),
     }
     result = lit_rlvr(*FIT, *(part for option, (value, _) in wrong.items() for part in (option, value)))
     assert result.status == 2 and sorted(result.err.splitlines()) == sorted(
