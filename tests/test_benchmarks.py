@@ -176,6 +176,13 @@ def test_scaling(benchmark: Benchmark, run_folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_server_requests(benchmark: Benchmark) -> None:
+    """More completions than sockets; the others wait for one."""
+    found = benchmark("server_requests", "--completions", "1000", "--seconds", "0.1", "--descriptors", "256")
+    assert found["right"] == found["completions"] == 1000 and found["cpu_ms"] > 0
+
+
+@pytest.mark.slow
 def test_soak(benchmark: Benchmark, run_folder: Path) -> None:
     """The command and its two reward workers."""
     found = benchmark("soak", "--steps", "20", "--every", "0.2", "--out", "out.png")

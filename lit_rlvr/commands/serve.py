@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import torch
 
 from lit_rlvr.common.packages import missing_compiler, require, vllm_package
+from lit_rlvr.engines.dispatch import raise_descriptor_limit
 from lit_rlvr.engines.vllm import FP8
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.families import family_of
@@ -89,6 +90,7 @@ def run(command: str, arguments: list[str]) -> None:
     if ours.deterministic:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     os.environ["PYTORCH_CUDA_ALLOC_CONF"] = ""  # GPUs cannot share memory that the trainer's setting allocates
+    raise_descriptor_limit()  # a request holds a socket
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *line])
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
@@ -17,13 +18,15 @@ import torch
 from lit_rlvr.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
 
 
 _T = TypeVar("_T")
 START_HINT = "start it with `lit-rlvr serve --model ...`"
 HEALTH_SECONDS = 5.0
-"""Seconds between two health checks of a server that has not answered a request yet."""
+"""Seconds between two health checks of a server, and that one may take."""
+WAIT_POLL = 0.5
+"""Seconds between two looks at a server that something is waited for."""
 _log = logging.getLogger("lit_rlvr")
 
 
@@ -32,14 +35,14 @@ class ServerError(Exception):
 
 
 class VLLMServer:
-    """The requests that a trainer makes to a server.
+    """The requests that a trainer makes to a server. They ignore proxies.
 
     The API key goes only into the requests' headers; it is neither stored in a config nor logged.
 
     Args:
         url: http://host:port
         api_key_env: NAME of the environment variable that holds the server's `--api-key`, if it has one.
-        timeout: seconds to wait for the server to start, for a weight update, and for a completion.
+        timeout: seconds to wait for the server to start, for a weight update, and for a sign of life.
     """
 
     def __init__(self, url: str, api_key_env: str | None, timeout: float) -> None:
@@ -50,42 +53,19 @@ class VLLMServer:
                 raise UserError(f"VLLMServerEngine.api_key_env: the environment variable {api_key_env} is not set")
             self.headers["Authorization"] = f"Bearer {os.environ[api_key_env]}"
 
-    def wait(self) -> None:
-        """Wait until the server is healthy.
-
-        Raises:
-            UserError: it is not within `timeout`.
-        """
-        import httpx
-
-        deadline, said = time.monotonic() + self.timeout, False
-        while True:
-            try:
-                if httpx.get(f"{self.url}/health", headers=self.headers, timeout=5).is_success:
-                    return
-                reason = "it is not healthy"
-            except httpx.HTTPError as error:
-                reason = first_line(error)
-            if time.monotonic() > deadline:
-                raise UserError(f"{self.url} does not answer within {self.timeout:g} s ({reason}); {START_HINT}")
-            if not said:
-                _log.info("waiting for the vLLM server %s", self.url)
-                said = True
-            time.sleep(0.5)
-
     def settings(self) -> dict[str, Any]:
-        """Return vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ..., and whether it is
-        `batch_invariant`.
+        """Return vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ..., whether it is
+        `batch_invariant`, and how many sequences it generates at once (`max_num_seqs`, over all its replicas).
 
         Raises:
             UserError: the server does not allow changing its weights.
         """
-        answer = self._ask("GET", "/server_info?config_format=json")
-        if answer.status_code == HTTPStatus.NOT_FOUND:
-            raise UserError(f"{self.url} does not accept weights: it runs without VLLM_SERVER_DEV_MODE=1; {START_HINT}")
-        found = self._checked(answer)
+        refusal = f"{self.url} does not accept weights: it runs without VLLM_SERVER_DEV_MODE=1; {START_HINT}"
+        found = self.get("/server_info?config_format=json", refusal)
+        config = found["vllm_config"]
+        sequences = config["scheduler_config"]["max_num_seqs"] * config["parallel_config"]["data_parallel_size"]
         invariant = bool(found["vllm_env"].get("VLLM_BATCH_INVARIANT"))
-        return {**found["vllm_config"]["model_config"], "batch_invariant": invariant}
+        return {**config["model_config"], "batch_invariant": invariant, "max_num_seqs": sequences}
 
     def workers(self) -> int:
         """Return how many GPUs hold its weights, or shards of them."""
@@ -94,6 +74,10 @@ class VLLMServer:
     def version(self) -> str:
         """Return the label of its current weights."""
         return str(self.get("/weight_info")["weight_version"])
+
+    def is_paused(self) -> bool:
+        """Return True while its weights are being changed."""
+        return bool(self.get("/is_paused")["is_paused"])
 
     def forget_weights(self) -> None:
         """Overwrite the weights with zeros, so that a weight that is not updated cannot go unnoticed."""
@@ -127,76 +111,140 @@ class VLLMServer:
         self.post("/update_weight_version", {"new_version": version})
         self.post("/resume")
 
-    def get(self, path: str) -> dict[str, Any]:
-        return self._checked(self._ask("GET", path))
+    def get(self, path: str, refusal: str = "") -> dict[str, Any]:
+        return run_coroutine(self._control("GET", path, refusal=refusal))
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        return self._checked(self._ask("POST", path, body))
+        return run_coroutine(self._control("POST", path, body))
 
-    async def complete(self, client: httpx.AsyncClient, request: dict[str, Any]) -> dict[str, Any]:
-        """Return one completion from `/inference/v1/generate`: tokens in, tokens out.
-
-        Raises:
-            UserError: the server does not accept tokens.
-            ServerError: it cannot be reached, or reports a failure.
-        """
-        import httpx
-
-        try:
-            answer = await client.post(f"{self.url}/inference/v1/generate", json=request)
-        except httpx.HTTPError as error:
-            raise ServerError(f"{self.url}: {first_line(error)}") from error
-        if answer.status_code == HTTPStatus.NOT_FOUND:
-            raise UserError(f"{self.url} does not accept tokens: it runs without --enable-scale-out; {START_HINT}")
-        return dict(self._checked(answer)["choices"][0])
-
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        import httpx
-
-        try:
-            return run_coroutine(self._answer(method, path, body))
-        except httpx.HTTPError as error:
-            raise ServerError(f"{self.url}{path}: {first_line(error)}") from error
-
-    async def _answer(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
-        """Return the answer to a request, unless the server's engine dies.
+    async def _control(
+        self, method: str, path: str, body: dict[str, Any] | None = None, refusal: str = ""
+    ) -> dict[str, Any]:
+        """Return the answer to a request that may take `timeout` seconds, unless the server's engine dies.
 
         vLLM does not answer then, and its server does not end before the request does.
         """
-        import httpx
+        import aiohttp
 
-        async with httpx.AsyncClient(headers=self.headers, timeout=self.timeout) as client:
-            request = asyncio.create_task(client.request(method, self.url + path, json=body))
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(self.timeout)) as session:
+            request = asyncio.create_task(self._ask(session, method, path, body, refusal))
             try:
                 while not (await asyncio.wait([request], timeout=HEALTH_SECONDS))[0]:
-                    await self._check_health(client, path)
+                    await self.is_healthy(session)
             finally:
                 request.cancel()
             return await request
 
-    async def _check_health(self, client: httpx.AsyncClient, path: str) -> None:
-        """Check that the server's engine lives; one that is too busy to answer counts as alive.
+    async def complete(self, session: aiohttp.ClientSession, request: dict[str, Any]) -> dict[str, Any]:
+        """Return one completion from `/inference/v1/generate`: tokens in, tokens out.
 
         Raises:
-            ServerError: it does not.
+            UserError: the server does not accept tokens.
+            ServerError: it cannot be reached, reports a failure, or aborted the completion.
         """
-        import httpx
+        refusal = f"{self.url} does not accept tokens: it runs without --enable-scale-out; {START_HINT}"
+        answer = await self._ask(session, "POST", "/inference/v1/generate", request, refusal)
+        choice = dict(answer["choices"][0])
+        if choice["finish_reason"] not in ("stop", "length"):
+            raise ServerError(f"{self.url} aborted a completion: {choice['finish_reason']}")
+        return choice
+
+    async def is_healthy(self, session: aiohttp.ClientSession) -> bool:
+        """Return True if the server's engine lives, False if it is too busy to say so.
+
+        Raises:
+            ServerError: it has died, or cannot be reached.
+        """
+        import aiohttp
 
         try:
-            health = await client.get(f"{self.url}/health", timeout=HEALTH_SECONDS)
-        except httpx.TimeoutException:
-            return
-        if health.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
-            raise ServerError(f"{self.url}{path}: its engine has died")
+            limit = aiohttp.ClientTimeout(HEALTH_SECONDS)
+            async with session.get(f"{self.url}/health", headers=self.headers, timeout=limit) as answer:
+                status = answer.status
+        except TimeoutError:
+            return False
+        except aiohttp.ClientError as error:
+            raise ServerError(f"{self.url}: {_reason(error)}") from error
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            raise ServerError(f"{self.url}: its engine has died")
+        return status == HTTPStatus.OK
 
-    def _checked(self, answer: httpx.Response) -> dict[str, Any]:
-        path = answer.request.url.path
-        if answer.status_code == HTTPStatus.UNAUTHORIZED:
+    async def _ask(
+        self, session: aiohttp.ClientSession, method: str, path: str, body: dict[str, Any] | None, refusal: str
+    ) -> dict[str, Any]:
+        """Return the answer to a request.
+
+        Args:
+            refusal: the error if the server does not know the path.
+        """
+        import aiohttp
+
+        where = f"{self.url}{path.partition('?')[0]}"
+        try:
+            async with session.request(method, self.url + path, json=body, headers=self.headers) as answer:
+                content = await answer.read()
+                if answer.status == HTTPStatus.OK:
+                    return dict(json.loads(content)) if content else {}
+        except TimeoutError as error:
+            raise ServerError(f"{where}: no answer within {self.timeout:g} s") from error
+        except aiohttp.ClientError as error:
+            raise ServerError(f"{where}: {_reason(error)}") from error
+        if answer.status == HTTPStatus.UNAUTHORIZED:
             raise UserError(f"{self.url} requires an API key; name its environment variable in api_key_env")
-        if not answer.is_success:
-            said = " ".join(answer.text.split())[:300]
-            raise ServerError(f"{self.url}{path}: status {answer.status_code}: {said}")
-        return dict(answer.json()) if answer.content else {}
+        if answer.status == HTTPStatus.NOT_FOUND and refusal:
+            raise UserError(refusal)
+        said = " ".join(content.decode(errors="replace").split())[:300]
+        raise ServerError(f"{where}: status {answer.status}: {said}")
+
+
+def _reason(error: Exception) -> str:
+    """Return why a request failed; aiohttp's own text repeats the address."""
+    cause = getattr(error, "os_error", None)
+    return getattr(cause, "strerror", None) or first_line(error)
+
+
+def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
+    """Wait until at least `least` servers are healthy, and return those that are.
+
+    Raises:
+        UserError: they are not within their `timeout`.
+    """
+    deadline, waiting = time.monotonic() + max(server.timeout for server in servers), False
+    while True:
+        reasons = run_coroutine(_reasons(servers))
+        if len(servers) - len(reasons) >= least:
+            return [server for server in servers if server not in reasons]
+        silent, reason = next(iter(reasons.items()))
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{silent.url} does not answer within {silent.timeout:g} s ({reason.removeprefix(f'{silent.url}: ')}); "
+                f"{START_HINT}"
+            )
+        if not waiting:
+            _log.info("waiting for the vLLM server %s", silent.url)
+            waiting = True
+        time.sleep(WAIT_POLL)
+
+
+def healthy(servers: Sequence[VLLMServer]) -> list[VLLMServer]:
+    """Return the servers that answer, and whose engine lives."""
+    reasons = run_coroutine(_reasons(servers))
+    return [server for server in servers if server not in reasons]
+
+
+async def _reasons(servers: Sequence[VLLMServer]) -> dict[VLLMServer, str]:
+    """Return why servers are not healthy; all are asked at once."""
+    import aiohttp
+
+    async def reason(server: VLLMServer) -> str:
+        try:
+            return "" if await server.is_healthy(session) else "it is not healthy"
+        except ServerError as error:
+            return str(error)
+
+    async with aiohttp.ClientSession() as session:
+        found = await asyncio.gather(*map(reason, servers))
+    return {server: text for server, text in zip(servers, found, strict=True) if text}
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, _T]) -> _T:

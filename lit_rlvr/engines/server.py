@@ -6,18 +6,30 @@ import asyncio
 import base64
 import io
 import logging
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_rlvr.common.settings import init_arguments
-from lit_rlvr.distributed.collectives import gather_objects, rank
+from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns, read_completion
-from lit_rlvr.engines.client import START_HINT, ServerError, VLLMServer, dtype_of, run_coroutine
+from lit_rlvr.engines.client import (
+    START_HINT,
+    WAIT_POLL,
+    ServerError,
+    VLLMServer,
+    dtype_of,
+    healthy,
+    run_coroutine,
+    wait_for,
+)
+from lit_rlvr.engines.dispatch import Dispatch, Lane, Place
 from lit_rlvr.engines.synced import crash_of
 from lit_rlvr.engines.transfer import WeightTransfer, weights_or_exit
 from lit_rlvr.engines.vllm import FP8, collapsed, sampling_parameters, with_tied_head
@@ -27,30 +39,30 @@ from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Prompt, Sampling
 
-if TYPE_CHECKING:
-    import httpx
-
-
 _log = logging.getLogger("lit_rlvr")
 
 SIZE_ENDINGS = ("_size", "_layers", "_heads", "_dim", "experts")
 """Ends of the names under which configs have the sizes of a model's weights."""
 ENVIRONMENT_POLL = 0.005
 """Seconds between two looks for the answers of environments."""
+RANK_SECONDS = 1.0
+"""Seconds by which each rank lets the one before it go first in restoring a server's weights."""
 
 
 class VLLMServerEngine(RolloutEngine):
-    """Generates on vLLM servers started by `lit-rlvr serve`.
+    """Generates on vLLM servers started by `lit-rlvr serve`. The groups of all ranks are spread over all servers.
+
+    A server that dies is dropped, the others take over its completions, and it is used again once it is back.
 
     Every completion carries the labels of the weights that sampled its tokens. The weights are zeroed before the first
     sync, so that on a GPU a weight that the sync misses cannot go unnoticed; on a CPU, vLLM has packed copies, and
     later probes catch it.
 
     Args:
-        urls: URLs of the servers, such as http://host:8000; the processes of a run are spread over them.
+        urls: URLs of the servers, such as http://host:8000.
         transfer: how weights reach the servers: `FileTransfer` or `NCCLTransfer`.
         api_key_env: NAME of the environment variable that holds the servers' `--api-key`, if they have one.
-        timeout: seconds to wait for a server to start, for a weight update, and for a completion.
+        timeout: seconds to wait for a server to start, for a weight update, and for a sign of life.
     """
 
     keeps_weights = True
@@ -76,15 +88,12 @@ class VLLMServerEngine(RolloutEngine):
         self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
         self._run = ""
         self._syncs = 0
+        self._capacity = dict.fromkeys(self.servers, 1)  # completions that this rank may run at once
+        self._lost: set[VLLMServer] = set()  # those without the weights of the last sync
 
     @property
     def compute_dtype(self) -> torch.dtype:
         return self._dtype
-
-    @property
-    def server(self) -> VLLMServer:
-        """This process's server."""
-        return self.servers[rank() % len(self.servers)]
 
     @property
     def version(self) -> str:
@@ -92,10 +101,12 @@ class VLLMServerEngine(RolloutEngine):
         return f"{self._run}-{self._syncs}"
 
     def start(self, context: EngineContext) -> None:
+        """Check all servers; after a crash, those that answer."""
         self._context = context
         self._changing = changing_weights(context.policy.model)
-        for server in self.servers if rank() == 0 else [self.server]:
-            server.wait()
+        answering = wait_for(self.servers, least=1 if self._syncs else len(self.servers))
+        self._lost = {*self.servers} - {*answering}
+        for server in answering:
             self._check(server, context)
         if rank() == 0 and not self._syncs:
             for server in self.servers:
@@ -106,6 +117,7 @@ class VLLMServerEngine(RolloutEngine):
         settings = server.settings()
         check_model(server.url, str(settings["model"]), context.policy.model.config)
         self._dtype = dtype_of(settings)
+        self._capacity[server] = ceil(settings["max_num_seqs"] / world_size())
         self.quantized = settings.get("quantization") is not None
         if settings.get("quantization") not in (None, FP8):
             raise UserError(
@@ -144,15 +156,39 @@ class VLLMServerEngine(RolloutEngine):
             return weights_or_exit(with_tied_head(policy, None if everything else self._changing, self._dtype))
 
         frozen = self._changing is not None
-        failure = crash_of(lambda: self.transfer.send(self.servers, weights, self._dtype, self.version, frozen))
+        failure = crash_of(lambda: self.transfer.send(self._answering(), weights, self._dtype, self.version, frozen))
         failures = [text for text in gather_objects(failure) if text]  # if a send fails, all ranks restart
         if failures:
             raise ServerError(failures[0].removeprefix("ServerError: "))
 
+    def _answering(self) -> list[VLLMServer]:
+        """Return the servers that answer the first rank; the others get no weights. Collective.
+
+        Raises:
+            ServerError: none does.
+        """
+        answering = gather_objects([s.url for s in healthy(self.servers)] if rank() == 0 else [])[0]
+        if not answering:
+            raise ServerError(f"{', '.join(server.url for server in self.servers)}: no server answers")
+        before, self._lost = self._lost, {server for server in self.servers if server.url not in answering}
+        for server in self._lost - before:
+            _log.warning("%s does not answer; the other servers go on without it", server.url)
+        return [server for server in self.servers if server not in self._lost]
+
     def restore(self, policy: Policy) -> None:
         self._policy = policy
-        if self.server.version() != self.version:
-            self.transfer.restore(self.server, self.version)
+        for server in self.servers:
+            if server not in self._lost:
+                self._restore_server(server)
+
+    def _restore_server(self, server: VLLMServer) -> None:
+        """Give a restarted server the last sync's weights, unless another rank does."""
+        time.sleep(rank() * RANK_SECONDS)
+        deadline = time.monotonic() + server.timeout
+        while server.is_paused() and time.monotonic() < deadline:
+            time.sleep(WAIT_POLL)
+        if server.version() != self.version:
+            self.transfer.restore(server, self.version)
 
     def generate(
         self,
@@ -170,38 +206,42 @@ class VLLMServerEngine(RolloutEngine):
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
         turns: Turns,
     ) -> list[list[Completion]]:  # fmt: skip
-        import httpx
-
         turns.begin(prompts, sampling, seeds)
         pending = _PendingTurns(turns)
-        server = self.server
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        async with httpx.AsyncClient(headers=server.headers, timeout=server.timeout, limits=limits) as client:
+        first = rank() % len(self.servers)  # ranks begin with different servers
+        lanes = [
+            Lane(server, self._capacity[server], f"{server.url} did not answer" if server in self._lost else None)
+            for server in [*self.servers[first:], *self.servers[:first]]
+        ]
+        async with Dispatch(lanes, self._restore_server) as dispatch:
             tasks = [
-                asyncio.create_task(self._group(client, p, prompt, sampling, seeds[p], done, pending))
+                asyncio.create_task(self._group(dispatch, p, prompt, sampling, seeds[p], done, pending))
                 for p, prompt in enumerate(prompts)
             ]
             try:
                 return list(await asyncio.gather(*tasks))
             except BaseException:
                 for task in tasks:
-                    task.cancel()  # the server aborts requests whose connection is closed
+                    task.cancel()  # a server aborts requests whose connection is closed
                 await asyncio.gather(*tasks, return_exceptions=True)
                 raise
+            finally:
+                self._lost = {lane.server for lane in lanes if lane.failure is not None}
 
     async def _group(
-        self, client: httpx.AsyncClient, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int],
+        self, dispatch: Dispatch, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int],
         done: Done | None, pending: _PendingTurns,
     ) -> list[Completion]:  # fmt: skip
         limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))
         rows = [Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds)]
-        group = list(await asyncio.gather(*(self._episode(client, row, sampling, pending) for row in rows)))
+        place = await dispatch.place(len(rows))
+        group = list(await asyncio.gather(*(self._episode(dispatch, place, row, sampling, pending) for row in rows)))
         if done is not None and group:
             done(p, group)
         return group
 
     async def _episode(
-        self, client: httpx.AsyncClient, row: Row, sampling: Sampling, pending: _PendingTurns
+        self, dispatch: Dispatch, place: Place, row: Row, sampling: Sampling, pending: _PendingTurns
     ) -> Completion:
         """Return one completion, turn after turn."""
         if (opening := pending.turns.opening(row.p, row.g)) is not None:
@@ -209,10 +249,11 @@ class VLLMServerEngine(RolloutEngine):
         while True:
             parameters = sampling_parameters(self._synced_policy, sampling, row.seed, row.limit)
             request = self._input(row.start) | {"sampling_params": parameters}
-            turn = self._completion(await self.server.complete(client, request))
+            turn = self._completion(await dispatch.complete(place, request))
             row.tokens = list(turn.token_ids)
             answer = await pending.answer(row.p, row.g, turn)
             if isinstance(answer, Completion):
+                dispatch.release(place)
                 return answer
             row.next_turn(answer)
 
@@ -229,8 +270,6 @@ class VLLMServerEngine(RolloutEngine):
         return self._context
 
     def _completion(self, choice: dict[str, Any]) -> Completion:
-        if choice["finish_reason"] not in ("stop", "length"):
-            raise ServerError(f"{self.server.url} aborted a completion: {choice['finish_reason']}")
         logprobs = [float(content["logprob"]) for content in choice["logprobs"]["content"]]
         stopped = choice["finish_reason"] == "stop"
         turn = read_completion(self._started_context.tokenizer, choice["token_ids"], logprobs, stopped)
@@ -291,16 +330,33 @@ class _PendingTurns:
 
     def __init__(self, turns: Turns) -> None:
         self.turns = turns
-        self._found: dict[tuple[int, int], Continuation | Completion] = {}
+        self._awaited: dict[tuple[int, int], asyncio.Future[Continuation | Completion]] = {}
+        self._poll: asyncio.Task[None] | None = None
 
     async def answer(self, p: int, g: int, turn: Completion) -> Continuation | Completion:
         """Return what follows a turn of completion g of prompt p."""
         self.turns.stopped(p, g, turn)
-        while True:
-            self._found |= {(p, g): answer for p, g, answer in self.turns.answers(0)}
-            if (p, g) in self._found:
-                return self._found.pop((p, g))
-            await asyncio.sleep(ENVIRONMENT_POLL)
+        self._awaited[p, g] = found = asyncio.get_running_loop().create_future()
+        self._hand_out()
+        if not found.done() and (self._poll is None or self._poll.done()):
+            self._poll = asyncio.create_task(self._look())
+        return await found
+
+    async def _look(self) -> None:
+        """Hand out answers until nothing is awaited; one task does so for all completions."""
+        try:
+            while self._awaited:
+                await asyncio.sleep(ENVIRONMENT_POLL)
+                self._hand_out()
+        except Exception as error:
+            for found in self._awaited.values():
+                found.set_exception(error)
+
+    def _hand_out(self) -> None:
+        for p, g, answer in self.turns.answers(0):
+            found = self._awaited.pop((p, g))
+            if not found.done():  # cancelled
+                found.set_result(answer)
 
 
 def _png(image: Any) -> str:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import runpy
 import sys
-import warnings
 from difflib import get_close_matches
 from textwrap import shorten
 from typing import NoReturn
-
-SERVER = "vllm.entrypoints.openai.api_server"
 
 
 def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
@@ -27,12 +23,28 @@ def end(message: str) -> NoReturn:
     sys.exit(2)
 
 
+def serve() -> None:
+    """Run `vllm serve`, with this process's arguments."""
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    # vLLM's own command line looks up the version of the package vllm, which the CPU build is not called.
+    cli_env_setup()
+    command, parser = ServeSubcommand(), make_arg_parser(FlexibleArgumentParser())
+    options = parser.parse_args()
+    configure_logging_from_args(options)
+    command.validate(options)
+    command.cmd(options)
+
+
 def main() -> None:
-    """Become the server, with this process's arguments."""
+    """Become the server."""
     argparse.ArgumentParser.error = refuse  # type: ignore[assignment, method-assign]
-    warnings.simplefilter("ignore", DeprecationWarning)  # vLLM's own, about how it is started
     try:
-        runpy.run_module(SERVER, run_name="__main__")
+        serve()
     except ValueError as error:  # its settings do not fit the model or each other
         end(str(error))
 

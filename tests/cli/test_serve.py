@@ -99,7 +99,7 @@ def test_an_option_that_vllm_refuses_is_one_line(
         parser.parse_args(options)
 
     monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)  # put back afterwards
-    monkeypatch.setattr("runpy.run_module", serve)
+    monkeypatch.setattr(vllm_process, "serve", serve)
     with pytest.raises(SystemExit, match="2"):
         vllm_process.main()
     assert capsys.readouterr().err == f"lit-rlvr: error: vLLM: {said}\n"
@@ -114,7 +114,7 @@ def test_settings_that_vllm_refuses_are_one_line(
         )
 
     monkeypatch.setattr(argparse.ArgumentParser, "error", argparse.ArgumentParser.error)
-    monkeypatch.setattr("runpy.run_module", serve)
+    monkeypatch.setattr(vllm_process, "serve", serve)
     with pytest.raises(SystemExit, match="2"):
         vllm_process.main()
     said = capsys.readouterr().err

@@ -326,7 +326,7 @@ def test_memory_is_limited_by_its_file_system(monkeypatch: pytest.MonkeyPatch, t
     assert transfer.free_memory() == 0
 
 
-@pytest.mark.parametrize(("health", "said"), [(503, "its engine has died"), (200, "ReadTimeout")])
+@pytest.mark.parametrize(("health", "said"), [(503, "its engine has died"), (200, "/pause: no answer within 0.5 s")])
 def test_a_request_ends_when_the_engine_has_died(health: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """vLLM's server does not answer then, and waits for its last request before it ends."""
     is_over = threading.Event()
@@ -346,7 +346,7 @@ def test_a_request_ends_when_the_engine_has_died(health: int, said: str, monkeyp
     with ThreadingHTTPServer(("127.0.0.1", 0), Dead) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         began = time.monotonic()
-        with pytest.raises(ServerError, match=f"/pause.*: {said}"):
+        with pytest.raises(ServerError, match=said):
             VLLMServer(f"http://127.0.0.1:{server.server_port}", None, 10.0 if health == 503 else 0.5).pause()
         assert time.monotonic() - began < 8
         is_over.set()

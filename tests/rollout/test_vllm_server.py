@@ -142,7 +142,7 @@ def test_the_probe_fails_at_once_when_a_weight_is_not_sent(
 ) -> None:
     """The server was started with this very model, so the probe fails only because the weights were zeroed. (vLLM on a
     CPU keeps packed copies of its matrices.)"""
-    engine.server.forget_weights()
+    engine.servers[0].forget_weights()
     monkeypatch.setattr(
         vllm_server,
         "with_tied_head",
@@ -363,7 +363,7 @@ def test_weights_reach_all_parts_of_a_model_that_is_split_over_two_workers(
     with Served(tiny_model_folder, tmp_path / "log", "--tensor-parallel-size", "2") as split:
         engine = VLLMServerEngine([split.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 900)
         start_engine(engine, policy)
-        assert engine.server.workers() == 2
+        assert engine.servers[0].workers() == 2
         for seed in (1, 2):
             change(policy, 0.3, seed)
             engine.sync(policy)

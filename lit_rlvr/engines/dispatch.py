@@ -1,0 +1,247 @@
+"""Spreads the groups of a rollout over the servers by free capacity; the others take over from a server that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lit_rlvr.engines.client import HEALTH_SECONDS, ServerError, VLLMServer
+from lit_rlvr.errors import UserError
+
+_log = logging.getLogger("lit_rlvr")
+
+MAX_DESCRIPTORS = 65_536
+"""Open files and sockets that a process asks for."""
+RESERVED_DESCRIPTORS = 128
+"""Those that are left for everything but requests."""
+
+
+@dataclass(eq=False)
+class Lane:
+    """A server, and what runs on it.
+
+    Args:
+        capacity: completions that this process may run there at once.
+        failure: why it takes no requests; None = it does.
+    """
+
+    server: VLLMServer
+    capacity: int
+    failure: str | None = None
+    running: int = 0
+    requests: set[asyncio.Task[dict[str, Any]]] = field(default_factory=set)
+    seen: float = field(default_factory=time.monotonic)  # the last sign of life
+
+    @property
+    def free(self) -> int:
+        return self.capacity - self.running
+
+
+@dataclass(eq=False)
+class Place:
+    """A group's place on a server.
+
+    Args:
+        completions: those that are not over yet.
+    """
+
+    lane: Lane
+    completions: int
+
+
+class Dispatch:
+    """Sends each group to the server with the most free capacity; use it as an asynchronous context.
+
+    All completions of a group go to one server, which computes their prompt once. Requests have no deadline: what ends
+    them is a server without life. It is dropped, its requests are made again to the others, and when it is back, it
+    gets its weights and is used again.
+
+    Args:
+        lanes: the servers. All that take requests hold the same weights; between equal ones, the first is used.
+        restore: gives a server that came back the weights that the others hold; called in a thread.
+
+    Raises:
+        ServerError: no server is left, or one that lives reports a failure.
+    """
+
+    def __init__(self, lanes: Iterable[Lane], restore: Callable[[VLLMServer], None]) -> None:
+        self.lanes, self._restore = list(lanes), restore
+        self._waiting: deque[tuple[int, asyncio.Future[Lane]]] = deque()  # groups: completions, and their lane
+
+    async def __aenter__(self) -> Dispatch:
+        import aiohttp
+
+        never = aiohttp.ClientTimeout(total=None)
+        connector = aiohttp.TCPConnector(limit=free_descriptors())  # requests beyond it wait
+        self._session = aiohttp.ClientSession(connector=connector, timeout=never)
+        self._health = aiohttp.ClientSession()
+        self._watch = asyncio.create_task(self._watch_health())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._watch.cancel()
+        await asyncio.gather(self._watch, return_exceptions=True)  # a restore that runs is finished first
+        await self._session.close()
+        await self._health.close()
+
+    async def place(self, completions: int) -> Place:
+        """Wait for a server with free capacity and reserve it for a group of so many completions."""
+        found: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
+        self._waiting.append((completions, found))
+        self._admit()
+        return Place(await found, completions)
+
+    async def complete(self, place: Place, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the completion that the group's server generates, or another one if that dies.
+
+        Args:
+            request: see `VLLMServer.complete`.
+        """
+        while True:
+            lane = place.lane
+            if lane.failure is None:
+                task = asyncio.create_task(lane.server.complete(self._session, request))
+                lane.requests.add(task)
+                try:
+                    return await task
+                except ServerError as error:
+                    await self._drop_if_dead(lane, error)
+                except asyncio.CancelledError:
+                    if lane.failure is None or _is_cancelled():
+                        raise
+                finally:
+                    lane.requests.discard(task)
+            if place.lane is lane:
+                self._move(place)
+
+    def release(self, place: Place) -> None:
+        """Free the place of one completion, which is over."""
+        place.completions -= 1
+        place.lane.running -= 1
+        self._admit()
+
+    def _admit(self) -> None:
+        """Give waiting groups the servers that have room, first come, first served."""
+        while self._waiting:
+            lane = self._freest()
+            if lane is not None and lane.free <= 0:
+                return
+            completions, found = self._waiting.popleft()
+            if found.done():  # cancelled
+                continue
+            if lane is None:
+                found.set_exception(self._nobody())
+            else:
+                lane.running += completions
+                found.set_result(lane)
+
+    def _move(self, place: Place) -> None:
+        """Continue a group on another server, full or not.
+
+        Raises:
+            ServerError: there is none.
+        """
+        lane = self._freest()
+        if lane is None:
+            raise self._nobody()
+        place.lane.running -= place.completions
+        lane.running += place.completions
+        place.lane = lane
+
+    def _freest(self) -> Lane | None:
+        """Return the living server with the most free capacity, None if there is none."""
+        return max((lane for lane in self.lanes if lane.failure is None), key=lambda lane: lane.free, default=None)
+
+    def _nobody(self) -> ServerError:
+        return ServerError("; ".join(str(lane.failure) for lane in self.lanes))
+
+    async def _drop_if_dead(self, lane: Lane, error: ServerError) -> None:
+        """Drop a server that failed a request if it has died.
+
+        Raises:
+            ServerError: `error`, because it lives.
+        """
+        if lane.failure is None:
+            try:
+                await lane.server.is_healthy(self._health)
+            except ServerError as death:
+                self._drop(lane, str(death))
+        if lane.failure is None:
+            raise error
+
+    def _drop(self, lane: Lane, reason: str) -> None:
+        """Use a server no more, and make its requests again on the others."""
+        if lane.failure is not None:
+            return
+        lane.failure = reason
+        if self._freest() is not None:
+            _log.warning("%s; the other servers take over its completions", reason)
+        for request in lane.requests:
+            request.cancel()
+        self._admit()
+
+    async def _watch_health(self) -> None:
+        lanes = [lane for lane in self.lanes if lane.failure is not None]  # one may be back since the last rollout
+        while True:
+            await asyncio.gather(*map(self._look, lanes))
+            await asyncio.sleep(HEALTH_SECONDS)
+            lanes = self.lanes
+
+    async def _look(self, lane: Lane) -> None:
+        """Drop a server that has died, and take back one that lives again."""
+        try:
+            alive = await lane.server.is_healthy(self._health)
+        except ServerError as death:
+            self._drop(lane, str(death))
+            return
+        silent = time.monotonic() - lane.seen
+        if alive:
+            lane.seen = time.monotonic()
+            if lane.failure is not None:
+                await self._take_back(lane)
+        elif silent > lane.server.timeout:
+            self._drop(lane, f"{lane.server.url} has given no sign of life for {silent:.0f} s")
+
+    async def _take_back(self, lane: Lane) -> None:
+        restoring = asyncio.create_task(asyncio.to_thread(self._restore, lane.server))
+        try:
+            await asyncio.shield(restoring)
+        except asyncio.CancelledError:  # nothing else may talk to the server before the thread has ended
+            await asyncio.gather(restoring, return_exceptions=True)
+            raise
+        except (ServerError, UserError) as error:
+            if lane.failure != str(error):
+                _log.warning("%s", error)
+            lane.failure = str(error)
+            return
+        lane.failure = None
+        _log.info("%s is back", lane.server.url)
+        self._admit()
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def raise_descriptor_limit() -> int:
+    """Raise this process's limit of open files and sockets as far as it may be raised; return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted
+
+
+def free_descriptors() -> int:
+    """Return how many requests this process can have open at once."""
+    held = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else RESERVED_DESCRIPTORS
+    return max(1, raise_descriptor_limit() - held - RESERVED_DESCRIPTORS)
