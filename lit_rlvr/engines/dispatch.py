@@ -24,7 +24,7 @@ RESERVED_DESCRIPTORS = 128
 
 
 @dataclass(eq=False)
-class Lane:
+class Replica:
     """A server, and what runs on it.
 
     Args:
@@ -45,14 +45,14 @@ class Lane:
 
 
 @dataclass(eq=False)
-class Place:
+class Placement:
     """A group's place on a server.
 
     Args:
         completions: those that are not over yet.
     """
 
-    lane: Lane
+    replica: Replica
     completions: int
 
 
@@ -64,16 +64,16 @@ class Dispatch:
     gets its weights and is used again.
 
     Args:
-        lanes: the servers. All that take requests hold the same weights; between equal ones, the first is used.
+        replicas: the servers. All that take requests hold the same weights; between equal ones, the first is used.
         restore: gives a server that came back the weights that the others hold; called in a thread.
 
     Raises:
         ServerError: no server is left, or one that lives reports a failure.
     """
 
-    def __init__(self, lanes: Iterable[Lane], restore: Callable[[VLLMServer], None]) -> None:
-        self.lanes, self._restore = list(lanes), restore
-        self._waiting: deque[tuple[int, asyncio.Future[Lane]]] = deque()  # groups: completions, and their lane
+    def __init__(self, replicas: Iterable[Replica], restore: Callable[[VLLMServer], None]) -> None:
+        self.replicas, self._restore = list(replicas), restore
+        self._waiting: deque[tuple[int, asyncio.Future[Replica]]] = deque()  # groups: completions, and their replica
 
     async def __aenter__(self) -> Dispatch:
         import aiohttp
@@ -91,138 +91,144 @@ class Dispatch:
         await self._session.close()
         await self._health.close()
 
-    async def place(self, completions: int) -> Place:
+    async def place(self, completions: int) -> Placement:
         """Wait for a server with free capacity and reserve it for a group of so many completions."""
-        found: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
+        found: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
         self._waiting.append((completions, found))
         self._admit()
-        return Place(await found, completions)
+        return Placement(await found, completions)
 
-    async def complete(self, place: Place, request: dict[str, Any]) -> dict[str, Any]:
+    async def complete(self, place: Placement, request: dict[str, Any]) -> dict[str, Any]:
         """Return the completion that the group's server generates, or another one if that dies.
 
         Args:
             request: see `VLLMServer.complete`.
         """
         while True:
-            lane = place.lane
-            if lane.failure is None:
-                task = asyncio.create_task(lane.server.complete(self._session, request))
-                lane.requests.add(task)
+            replica = place.replica
+            if replica.failure is None:
+                task = asyncio.create_task(replica.server.complete(self._session, request))
+                replica.requests.add(task)
                 try:
                     return await task
                 except ServerError as error:
-                    await self._drop_if_dead(lane, error)
+                    await self._drop_if_dead(replica, error)
                 except asyncio.CancelledError:
-                    if lane.failure is None or _is_cancelled():
+                    if replica.failure is None or _is_cancelled():
                         raise
                 finally:
-                    lane.requests.discard(task)
-            if place.lane is lane:
+                    replica.requests.discard(task)
+            if place.replica is replica:
                 self._move(place)
 
-    def release(self, place: Place) -> None:
+    def release(self, place: Placement) -> None:
         """Free the place of one completion, which is over."""
         place.completions -= 1
-        place.lane.running -= 1
+        place.replica.running -= 1
         self._admit()
 
     def _admit(self) -> None:
         """Give waiting groups the servers that have room, first come, first served."""
         while self._waiting:
-            lane = self._freest()
-            if lane is not None and lane.free <= 0:
+            replica = self._freest()
+            if replica is not None and replica.free <= 0:
                 return
             completions, found = self._waiting.popleft()
             if found.done():  # cancelled
                 continue
-            if lane is None:
+            if replica is None:
                 found.set_exception(self._nobody())
             else:
-                lane.running += completions
-                found.set_result(lane)
+                replica.running += completions
+                found.set_result(replica)
 
-    def _move(self, place: Place) -> None:
+    def _move(self, place: Placement) -> None:
         """Continue a group on another server, full or not.
 
         Raises:
             ServerError: there is none.
         """
-        lane = self._freest()
-        if lane is None:
+        replica = self._freest()
+        if replica is None:
             raise self._nobody()
-        place.lane.running -= place.completions
-        lane.running += place.completions
-        place.lane = lane
+        place.replica.running -= place.completions
+        replica.running += place.completions
+        place.replica = replica
 
-    def _freest(self) -> Lane | None:
+    def _freest(self) -> Replica | None:
         """Return the living server with the most free capacity, None if there is none."""
-        return max((lane for lane in self.lanes if lane.failure is None), key=lambda lane: lane.free, default=None)
+        return max(
+            (replica for replica in self.replicas if replica.failure is None),
+            key=lambda replica: replica.free,
+            default=None,
+        )
 
     def _nobody(self) -> ServerError:
-        return ServerError("; ".join(str(lane.failure) for lane in self.lanes))
+        return ServerError("; ".join(str(replica.failure) for replica in self.replicas))
 
-    async def _drop_if_dead(self, lane: Lane, error: ServerError) -> None:
+    async def _drop_if_dead(self, replica: Replica, error: ServerError) -> None:
         """Drop a server that failed a request if it has died.
 
         Raises:
             ServerError: `error`, because it lives.
         """
-        if lane.failure is None:
+        if replica.failure is None:
             try:
-                await lane.server.is_healthy(self._health)
+                await replica.server.is_healthy(self._health)
             except ServerError as death:
-                self._drop(lane, str(death))
-        if lane.failure is None:
+                self._drop(replica, str(death))
+        if replica.failure is None:
             raise error
 
-    def _drop(self, lane: Lane, reason: str) -> None:
+    def _drop(self, replica: Replica, reason: str) -> None:
         """Use a server no more, and make its requests again on the others."""
-        if lane.failure is not None:
+        if replica.failure is not None:
             return
-        lane.failure = reason
+        replica.failure = reason
         if self._freest() is not None:
             _log.warning("%s; the other servers take over its completions", reason)
-        for request in lane.requests:
+        for request in replica.requests:
             request.cancel()
         self._admit()
 
     async def _watch_health(self) -> None:
-        lanes = [lane for lane in self.lanes if lane.failure is not None]  # one may be back since the last rollout
+        replicas = [
+            replica for replica in self.replicas if replica.failure is not None
+        ]  # one may be back since the last rollout
         while True:
-            await asyncio.gather(*map(self._look, lanes))
+            await asyncio.gather(*map(self._look, replicas))
             await asyncio.sleep(HEALTH_SECONDS)
-            lanes = self.lanes
+            replicas = self.replicas
 
-    async def _look(self, lane: Lane) -> None:
+    async def _look(self, replica: Replica) -> None:
         """Drop a server that has died, and take back one that lives again."""
         try:
-            alive = await lane.server.is_healthy(self._health)
+            alive = await replica.server.is_healthy(self._health)
         except ServerError as death:
-            self._drop(lane, str(death))
+            self._drop(replica, str(death))
             return
-        silent = time.monotonic() - lane.seen
+        silent = time.monotonic() - replica.seen
         if alive:
-            lane.seen = time.monotonic()
-            if lane.failure is not None:
-                await self._take_back(lane)
-        elif silent > lane.server.timeout:
-            self._drop(lane, f"{lane.server.url} has given no sign of life for {silent:.0f} s")
+            replica.seen = time.monotonic()
+            if replica.failure is not None:
+                await self._take_back(replica)
+        elif silent > replica.server.timeout:
+            self._drop(replica, f"{replica.server.url} has given no sign of life for {silent:.0f} s")
 
-    async def _take_back(self, lane: Lane) -> None:
-        restoring = asyncio.create_task(asyncio.to_thread(self._restore, lane.server))
+    async def _take_back(self, replica: Replica) -> None:
+        restoring = asyncio.create_task(asyncio.to_thread(self._restore, replica.server))
         try:
             await asyncio.shield(restoring)
         except asyncio.CancelledError:  # nothing else may talk to the server before the thread has ended
             await asyncio.gather(restoring, return_exceptions=True)
             raise
         except (ServerError, UserError) as error:
-            if lane.failure != str(error):
+            if replica.failure != str(error):
                 _log.warning("%s", error)
-            lane.failure = str(error)
+            replica.failure = str(error)
             return
-        lane.failure = None
-        _log.info("%s is back", lane.server.url)
+        replica.failure = None
+        _log.info("%s is back", replica.server.url)
         self._admit()
 
 

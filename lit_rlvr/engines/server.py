@@ -29,7 +29,7 @@ from lit_rlvr.engines.client import (
     run_coroutine,
     wait_for,
 )
-from lit_rlvr.engines.dispatch import Dispatch, Lane, Place
+from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica
 from lit_rlvr.engines.synced import crash_of
 from lit_rlvr.engines.transfer import WeightTransfer, weights_or_exit
 from lit_rlvr.engines.vllm import FP8, collapsed, sampling_parameters, with_tied_head
@@ -209,11 +209,11 @@ class VLLMServerEngine(RolloutEngine):
         turns.begin(prompts, sampling, seeds)
         pending = _PendingTurns(turns)
         first = rank() % len(self.servers)  # ranks begin with different servers
-        lanes = [
-            Lane(server, self._capacity[server], f"{server.url} did not answer" if server in self._lost else None)
+        replicas = [
+            Replica(server, self._capacity[server], f"{server.url} did not answer" if server in self._lost else None)
             for server in [*self.servers[first:], *self.servers[:first]]
         ]
-        async with Dispatch(lanes, self._restore_server) as dispatch:
+        async with Dispatch(replicas, self._restore_server) as dispatch:
             tasks = [
                 asyncio.create_task(self._group(dispatch, p, prompt, sampling, seeds[p], done, pending))
                 for p, prompt in enumerate(prompts)
@@ -226,7 +226,7 @@ class VLLMServerEngine(RolloutEngine):
                 await asyncio.gather(*tasks, return_exceptions=True)
                 raise
             finally:
-                self._lost = {lane.server for lane in lanes if lane.failure is not None}
+                self._lost = {replica.server for replica in replicas if replica.failure is not None}
 
     async def _group(
         self, dispatch: Dispatch, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int],
@@ -241,7 +241,7 @@ class VLLMServerEngine(RolloutEngine):
         return group
 
     async def _episode(
-        self, dispatch: Dispatch, place: Place, row: Row, sampling: Sampling, pending: _PendingTurns
+        self, dispatch: Dispatch, place: Placement, row: Row, sampling: Sampling, pending: _PendingTurns
     ) -> Completion:
         """Return one completion, turn after turn."""
         if (opening := pending.turns.opening(row.p, row.g)) is not None:

@@ -10,7 +10,7 @@ import pytest
 
 from lit_rlvr.engines import dispatch
 from lit_rlvr.engines.client import ServerError, VLLMServer
-from lit_rlvr.engines.dispatch import Dispatch, Lane
+from lit_rlvr.engines.dispatch import Dispatch, Replica
 
 
 class Fake(VLLMServer):
@@ -68,7 +68,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_groups_go_where_most_capacity_is_free_and_wait_when_none_is() -> None:
     async def run() -> None:
         one, two = Fake("one", answers=False), Fake("two", answers=False)
-        async with Dispatch([Lane(one, 4), Lane(two, 6)], lambda server: None) as dispatcher:
+        async with Dispatch([Replica(one, 4), Replica(two, 6)], lambda server: None) as dispatcher:
             groups = [asyncio.create_task(group(dispatcher, 10 * k, 10 * k + 1)) for k in range(7)]
             await until(lambda: len(one.asked) + len(two.asked) == 10)
             assert one.asked == [10, 11, 30, 31] and two.asked == [0, 1, 20, 21, 40, 41]
@@ -94,19 +94,19 @@ def test_the_others_take_over_from_a_server_that_dies_and_it_is_taken_back(
 
     async def run() -> None:
         one, two = Fake("one", answers=False), Fake("two")
-        lanes = [Lane(one, 4), Lane(two, 3)]
-        async with Dispatch(lanes, restore) as dispatcher:
+        replicas = [Replica(one, 4), Replica(two, 3)]
+        async with Dispatch(replicas, restore) as dispatcher:
             first = asyncio.create_task(group(dispatcher, 1, 2))
             await until(lambda: len(one.asked) == 2)
             one.dead = True  # noticed by its health: its requests never end
             assert [answer["by"] for answer in await first] == ["http://two"] * 2 and sorted(two.asked) == [1, 2]
             one.dead = False
-            await until(lambda: lanes[0].failure is None)
+            await until(lambda: replicas[0].failure is None)
             one.gate.set()
             assert [answer["by"] for answer in await group(dispatcher, 3)] == ["http://one"]
             one.dead = True  # noticed by its answer
             assert [answer["by"] for answer in await group(dispatcher, 4)] == ["http://two"]
-            assert [lane.running for lane in lanes] == [0, 0]
+            assert [replica.running for replica in replicas] == [0, 0]
 
     asyncio.run(run())
     assert restored == ["http://one"] * 2
@@ -116,7 +116,7 @@ def test_the_others_take_over_from_a_server_that_dies_and_it_is_taken_back(
 def test_a_server_may_take_longer_than_its_timeout_but_not_without_a_sign_of_life(quick: None) -> None:
     async def run() -> None:
         one = Fake("one", answers=False)
-        async with Dispatch([Lane(one, 4)], lambda server: None) as dispatcher:
+        async with Dispatch([Replica(one, 4)], lambda server: None) as dispatcher:
             waiting = asyncio.create_task(group(dispatcher, 1))
             await asyncio.sleep(3 * one.timeout)
             assert not waiting.done()
@@ -130,7 +130,7 @@ def test_a_server_may_take_longer_than_its_timeout_but_not_without_a_sign_of_lif
 def test_without_servers_and_with_a_living_one_that_fails_the_rollout_ends(quick: None) -> None:
     async def run() -> None:
         one, two = Fake("one"), Fake("two")
-        async with Dispatch([Lane(one, 1), Lane(two, 1)], lambda server: None) as dispatcher:
+        async with Dispatch([Replica(one, 1), Replica(two, 1)], lambda server: None) as dispatcher:
             with pytest.raises(ServerError, match="http://one: status 500"):
                 await group(dispatcher, 1, fails=True)
             one.dead = two.dead = True

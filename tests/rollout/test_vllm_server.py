@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,7 +29,7 @@ from tiny_vlms import differences, mixed_prompts
 from lit_rlvr.engines import server as vllm_server
 from lit_rlvr.engines import transfer
 from lit_rlvr.engines.base import EngineContext
-from lit_rlvr.engines.client import ServerError, VLLMServer
+from lit_rlvr.engines.client import ServerError, VLLMServer, wait_for
 from lit_rlvr.engines.server import VLLMServerEngine, check_model
 from lit_rlvr.engines.synced import SyncedEngine, check_engine
 from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
@@ -281,6 +282,36 @@ def test_a_server_that_goes_and_comes_back_changes_nothing(
     for ours, theirs in zip(seen.rollouts, whole.rollouts, strict=True):
         assert torch.equal(ours.token_ids, theirs.token_ids) and torch.equal(ours.rewards, theirs.rewards)
     assert KEY not in served.log.read_text()
+
+
+@pytest.mark.slow
+def test_another_server_takes_over_and_the_killed_one_is_used_again(
+    served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, policy: Policy,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """The second has two processes that take requests, which share its engine's weights."""
+    prompts = [make_prompt(random_ids(20, p), f"p{p}") for p in range(24)]
+    seeds, sampling = [[8 * p + g for g in range(8)] for p in range(24)], Sampling(max_tokens=200)
+    with Served(tiny_model_folder, tmp_path / "log", "--api-server-count", "2") as second:
+        engine = make_engine(urls=[served.url, second.url])
+        synced = SyncedEngine(engine)
+        synced.start(EngineContext(str(tiny_model_folder), policy, byte_tokenizer(), 512, 192, 0))
+        synced.sync_weights(policy, 1, prompts, sampling)
+        whole = synced.generate(prompts, sampling, seeds)
+        killing = threading.Timer(0.5, second.kill)
+        killing.start()
+        assert synced.generate(prompts, sampling, seeds) == whole
+        killing.join()
+        change(policy, 0.1)
+        synced.sync_weights(policy, 2, prompts, sampling)
+        assert f"{second.url}: Connection refused; the other servers take over" in caplog.text
+        assert [server.url for server in engine._lost] == [second.url]
+        second.start()
+        wait_for([VLLMServer(second.url, None, 300.0)], 1)
+        changed = synced.generate(prompts, sampling, seeds)
+        assert not engine._lost and engine.servers[1].version() == engine.version
+        assert synced.generate(prompts, sampling, seeds) == changed != whole
+        synced.close()
 
 
 def from_yaml(served: Served, folder: Path | None = None) -> list[str]:
