@@ -198,9 +198,9 @@ class VLLMServer:
 
 
 def _reason(error: Exception) -> str:
-    """Return why a request failed; aiohttp's own text repeats the address."""
-    cause = getattr(error, "os_error", None)
-    return getattr(cause, "strerror", None) or first_line(error)
+    """Return why a request failed; the texts of aiohttp and asyncio repeat the address."""
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number else first_line(error)
 
 
 def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:

@@ -276,7 +276,7 @@ def test_a_server_that_goes_and_comes_back_changes_nothing(
                 served.start()
             return super().generate(*args)
 
-    engine = Killed([served.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 120)
+    engine = Killed([served.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 300)
     _, seen = fit(tiny_model_folder, tmp_path / "killed", steps=3, engine=engine)
     assert engine.calls > 4
     for ours, theirs in zip(seen.rollouts, whole.rollouts, strict=True):
@@ -316,7 +316,7 @@ def test_another_server_takes_over_and_the_killed_one_is_used_again(
 
 def from_yaml(served: Served, folder: Path | None = None) -> list[str]:
     """The options that a user adds to the command line; without a folder the weights go through memory."""
-    engine = {"urls": f"[{served.url}]", "api_key_env": "SERVER_KEY", "timeout": 120, "transfer": "FileTransfer"}
+    engine = {"urls": f"[{served.url}]", "api_key_env": "SERVER_KEY", "timeout": 300, "transfer": "FileTransfer"}
     options = [x for name, value in engine.items() for x in (f"--rollout.engine.init_args.{name}", str(value))]
     folder_of = ["--rollout.engine.init_args.transfer.init_args.folder", str(folder)] if folder else []
     return ["--rollout.engine", "VLLMServerEngine", *options, *folder_of, "--rollout.probe_every", "1"]
