@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -199,8 +200,10 @@ class VLLMServer:
 
 def _reason(error: Exception) -> str:
     """Return why a request failed; the texts of aiohttp and asyncio repeat the address."""
-    number = getattr(error, "errno", None)
-    return os.strerror(number) if number else first_line(error)
+    cause = getattr(error, "os_error", None)
+    if isinstance(cause, socket.gaierror):
+        return str(cause.strerror)
+    return os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else first_line(error)
 
 
 def wait_for(servers: Sequence[VLLMServer], least: int) -> list[VLLMServer]:
