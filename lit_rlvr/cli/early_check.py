@@ -112,41 +112,44 @@ def _subclasses(base: str) -> set[str]:
     return {base}.union(*map(_subclasses, below))
 
 
+def _method(command: str) -> ast.FunctionDef:
+    """Return the method of the Trainer that is a command."""
+    classes = map(_definition, ("RLVRTrainer", "Trainer", "lightning.pytorch.Trainer"))
+    methods = (node for cls in classes for node in cls.body if isinstance(node, ast.FunctionDef))
+    return next(method for method in methods if method.name == command)
+
+
 class SourceNames(KnownNames):
     """The names that the parser of a command knows, from the sources.
 
     Args:
         command: the command.
+
+    Attributes:
+        groups: the options that stand for a group of others.
+        required: the command's own options without a default.
+        own: the options of the command, without those of the classes that they can name.
     """
 
     def __init__(self, command: str) -> None:
+        method = _method(command)
+        given = [*_parameters(method)]
         self.command = command
+        self.required = {*given[: len(given) - len(method.args.defaults)]} - TRAINER_ARGUMENTS
         self.groups = {f"--{group}" for group in GROUP_CLASSES}
-
-    def own_options(self) -> set[str]:
-        """Return the options of the command, without those of the classes that they can name."""
-        found = TOP_OPTIONS | self.groups | {f"--{key}.help" for key in CLASSES}
+        self.own = (
+            TOP_OPTIONS | {f"--{key}.help" for key in CLASSES} | {f"--{name}" for name in {*given} - TRAINER_ARGUMENTS}
+        )
         for group, cls in GROUP_CLASSES.items():
             for option, kind in _arguments(cls).items():
-                found.add(f"--{group}.{option}")
+                self.own.add(key := f"--{group}.{option}")
                 if _is_dataclass(kind):
-                    self.groups.add(f"--{group}.{option}")
-                    found |= {f"--{group}.{option}.{inner}" for inner in _arguments(kind)}
-        return found | {f"--{option}" for option in self._of_command()}
-
-    def _of_command(self) -> set[str]:
-        for cls in ("RLVRTrainer", "Trainer", "lightning.pytorch.Trainer"):
-            for node in _definition(cls).body:
-                if isinstance(node, ast.FunctionDef) and node.name == self.command:
-                    count = len(node.args.defaults)
-                    self.required = (
-                        {a.arg for a in node.args.args[: len(node.args.args) - count]} - TRAINER_ARGUMENTS - {"self"}
-                    )
-                    return {*_parameters(node)} - TRAINER_ARGUMENTS
-        raise _UnsureError
+                    self.groups.add(key)
+                    self.own |= {f"{key}.{inner}" for inner in _arguments(kind)}
+        self.own |= self.groups
 
     def options(self) -> set[str]:
-        found = self.own_options() | NOT_PARSED.get(self.command, set())
+        found = self.own | NOT_PARSED.get(self.command, set())
         for key, base in CLASSES.items():
             for cls in _subclasses(base) if base else ():
                 found |= {f"--{key}.init_args.{option}" for option in _arguments(cls)}
@@ -181,7 +184,7 @@ def check_early(command: str, arguments: Sequence[str]) -> None:
 
 def _problems(arguments: Sequence[str], names: SourceNames) -> Iterator[str]:
     """Yield the parser's errors in its order: first wrong classes and their options, then unknown options."""
-    known = names.own_options()
+    known = names.own
     unknown: list[str] = []
     classes: dict[str, str] = {}
     found: set[str] = set()
@@ -224,11 +227,9 @@ def _problems(arguments: Sequence[str], names: SourceNames) -> Iterator[str]:
             raise _UnsureError
     if unknown:
         yield explain(f"Unrecognized arguments: {unknown[0]}", names)
-    elif missing := names.required - found:
-        yield explain(f"arguments are required: {missing.pop()}", names)
-    elif missing := {"data", "model"} - {*classes}:
-        keys = ", ".join(f"{names.command}.{key}" for key in sorted(missing))
-        yield explain(f"arguments are required: {keys}", names)
+    for missing in (names.required - found, {f"{names.command}.{key}" for key in {"data", "model"} - {*classes}}):
+        if missing:
+            yield explain(f"arguments are required: {', '.join(sorted(missing))}", names)
 
 
 def _check_ours(value: Any) -> None:

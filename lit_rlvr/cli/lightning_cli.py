@@ -86,20 +86,6 @@ class RunParser(Parser, LightningArgumentParser):
     """Our parser combined with LightningCLI's own."""
 
 
-def null_groups_as_configs(args: Sequence[str]) -> list[str]:
-    """Replace each `--GROUP null` by a config with the same content: the parser accepts null for a whole group only
-    there."""
-    whole = {f"--{key}": f'--config={{"{key}": null}}' for key in OPTION_GROUPS}
-    found: list[str] = []
-    for argument in args:
-        if argument == "null" and found and found[-1] in whole:
-            found[-1] = whole[found[-1]]
-        else:
-            option, _, value = argument.partition("=")
-            found.append(whole[option] if value == "null" and option in whole else argument)
-    return found
-
-
 def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:
     """Return the resolved settings of `fit` as YAML for another run, without resume and overwrite."""
     settings = config.clone()
@@ -175,7 +161,7 @@ class RLVRCLI(LightningCLI):
         )  # fmt: skip
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_line(null_groups_as_configs(args))  # type: ignore[attr-defined]
+        self.config = parser.parse_line(args)  # type: ignore[attr-defined]
         self.reset_null_groups()
 
     def reset_null_groups(self) -> None:

@@ -66,7 +66,7 @@ def test_the_sources_have_the_options_of_the_parser(command: str) -> None:
     known, names = KnownNames(parser).options(), SourceNames(command)
     assert {o for o in names.options() ^ known if ".init_args." not in o} == set()
     sub = parser._subcommands_action._name_parser_map[command]
-    assert {o.removesuffix("+") for o in sub._option_string_actions} == names.own_options() - {"--json"}
+    assert {o.removesuffix("+") for o in sub._option_string_actions} == names.own - {"--json"}
 
 
 def test_the_sources_have_the_classes_of_the_parser_and_their_options() -> None:

@@ -270,12 +270,11 @@ def test_a_negative_number_is_a_value(fit: ConfigCheck, text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("as_file", [True, False])
-def test_null_switches_off_a_group_that_an_earlier_config_sets(fit: ConfigCheck, tmp_path: Path, as_file: bool) -> None:
+def test_null_switches_off_a_group_that_an_earlier_config_sets(fit: ConfigCheck, tmp_path: Path) -> None:
     shipped, null = tmp_path / "shipped.yaml", tmp_path / "null.yaml"
     shipped.write_text("warm_start: {steps: 600, until: 0.5}\ncollapse: {window: 9}\nbudget: {samples: 9}\n")
     null.write_text("warm_start: null\ncollapse:\n")
-    off = ["--config", str(null)] if as_file else ["--warm_start", "null", "--collapse=null"]
+    off = ["--config", str(null)]
     RLVRCLI.parse_arguments(fit, fit.parser, ["fit", *CLASSES, "--config", str(shipped), *off])
     found = fit.config.fit
     assert (found.warm_start.steps, found.warm_start.until) == (0, 1.0)

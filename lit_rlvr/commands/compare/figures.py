@@ -36,23 +36,17 @@ def draw_signal(path: Path) -> None:
     """Draw every registered advantage with its default options as a PNG file."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7.4, 4.4), constrained_layout=True)
-    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     size = 16
+    figure, axis = _figure(f"Sum |A| of a group of {size}", "share of correct completions, p")
+    colours = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     shares = [correct / size for correct in range(size + 1)]
     for k, (name, cls) in enumerate(sorted(REGISTRY.items())):
         axis.plot(shares, signal(cls(), size), label=name, color=colours[k % 20], marker="o", markersize=2)
     axis.set_yscale("symlog", linthresh=1.0)
-    axis.set_title(f"Sum |A| of a group of {size}")
-    axis.set_xlabel("share of correct completions, p")
-    axis.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+    _legend(figure, axis)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    _close()
 
 
 CURVES = {
