@@ -98,27 +98,22 @@ def markdown(results: Mapping[str, Mapping[str, Any]], title: str) -> str:
         *sorted(name for name in names if name.startswith("diversity/") and name.count("/") == 1),
     ]
     head = ["suite", "questions", "n", *columns, *extra]
-    lines = [f"# {title}", "", _table_line(head), _table_line(["---"] * len(head))]
+    rows = []
     for name, r in results.items():
         cells = [_with_interval(r, column) for column in columns] + [_metric_text(r.get(column)) for column in extra]
-        lines.append(_table_line([name, r["questions"], r["n"], *cells]))
+        rows.append([name, r["questions"], r["n"], *cells])
     means = averages(results.values(), [*columns, *extra])
-    lines.append(_table_line(["**Avg.**", "", "", *(_metric_text(means.get(column)) for column in [*columns, *extra])]))
+    rows.append(["**Avg.**", "", "", *(_metric_text(means.get(column)) for column in [*columns, *extra])])
+    parts = [f"# {title}", markdown_table(head, rows)]
     for name, r in results.items():
         if r["categories"]:
             shown = [c for c in ("pass@1", "greedy") if c in r]
-            lines += [
-                "",
-                f"## {name}",
-                "",
-                _table_line(["category", "questions", *shown]),
-                _table_line(["---"] * (2 + len(shown))),
-            ]
-            lines += [
-                _table_line([category, part["questions"], *(_metric_text(part[c]) for c in shown)])
+            lines = [
+                [category, part["questions"], *(_metric_text(part[c]) for c in shown)]
                 for category, part in r["categories"].items()
             ]
-    return "\n".join(lines) + "\n\nIntervals: 95 %, bootstrap over questions.\n"
+            parts += [f"## {name}", markdown_table(["category", "questions", *shown], lines)]
+    return "\n\n".join([*parts, "Intervals: 95 %, bootstrap over questions.\n"])
 
 
 def sampled_ks(names: Iterable[str]) -> list[int]:
@@ -144,10 +139,7 @@ def _metric_text(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if value < 10 else f"{value:.0f}"
 
 
-def _table_line(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(_markdown_cell(cell) for cell in cells) + " |"
-
-
-def _markdown_cell(value: Any) -> str:
-    """Return a printable cell on one line, with escaped vertical bars."""
-    return one_line(str(value)).replace("|", "\\|")
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a Markdown table of printable cells, with numbers aligned right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(one_line(str(c)).replace("|", "\\|") for c in line) + " |" for line in lines)

@@ -19,12 +19,13 @@ from lit_rlvr.commands.compare.command import add_execution_options, compare
 from lit_rlvr.commands.compare.folder import EVALUATION
 from lit_rlvr.commands.compare.significance import LEVEL, difference_test, holm
 from lit_rlvr.commands.compare.study import BEFORE, Study, load_study
-from lit_rlvr.commands.compare.tables import markdown_table, percent
+from lit_rlvr.commands.compare.tables import percent
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.packages import require
 from lit_rlvr.common.terminal import show_result
 from lit_rlvr.configs import Parser, config_folder, load_yaml
 from lit_rlvr.errors import UserError, nearest
+from lit_rlvr.evaluation.results import markdown_table
 
 _log = logging.getLogger("lit_rlvr")
 AVERAGE = "Avg."

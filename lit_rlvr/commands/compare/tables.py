@@ -10,13 +10,7 @@ from typing import Any
 from lit_rlvr.commands.compare.folder import State
 from lit_rlvr.commands.compare.significance import LEVEL, limits, power
 from lit_rlvr.commands.compare.study import BEFORE, Study
-from lit_rlvr.evaluation.results import sampled_ks
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table with numbers aligned right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+from lit_rlvr.evaluation.results import markdown_table, sampled_ks
 
 
 @dataclass(frozen=True)
