@@ -13,12 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from lit_rlvr.common.files import MEMORY_FILE
 from lit_rlvr.common.terminal import wants_json
 from lit_rlvr.distributed.checkpoints import list_checkpoints
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
 from lit_rlvr.run.run import LAUNCHERS
-from lit_rlvr.training.failures import BUDGET
 
 SILENCE = 300.0
 """Seconds without a heartbeat in `live.json` after which a run counts as hung."""
@@ -121,7 +121,7 @@ def _newest(run: Path) -> tuple[Path, int] | None:
 
 def _budget(run: Path) -> str | None:
     """Return what a run that ran out of memory has written for its next start."""
-    file = run / BUDGET
+    file = run / MEMORY_FILE
     return file.read_text() if file.is_file() else None
 
 

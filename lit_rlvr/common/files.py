@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lit_rlvr.errors import UserError, shown
+from lit_rlvr.errors import UserError, first_line, shown
 
 Fields = Mapping[str, type | tuple[type, ...]]
 """The type, or types, of each field of a record, by name."""
+
+
+MEMORY_FILE = "memory.json"
+"""File of the run folder with the smaller sizes of a run that ran out of memory, for its next start."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -23,6 +28,28 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def save_smaller_sizes(run: Path, **sizes: float) -> None:
+    """Write sizes with which the next start in this run folder begins, next to those that are saved already."""
+    write_atomically(run / MEMORY_FILE, json.dumps(smaller_sizes(run) | sizes))
+
+
+def smaller_sizes(run: Path) -> dict[str, float]:
+    """Return the sizes that an earlier start of the run saved, by name.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = run / MEMORY_FILE
+    if not path.exists():
+        return {}
+    try:
+        return {name: size + 0 for name, size in json.loads(path.read_text()).items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{shown(path)} is not what a run of lit-rlvr wrote ({first_line(error)}); delete it"
+        ) from error
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -162,6 +163,7 @@ class EngineContext:
         max_images: maximum number of images per prompt.
         reserved: bytes on the policy's device that training has yet to allocate and then keeps.
         tokens: the most tokens that will be sampled while the engine is up; 0 = unknown.
+        run: the run's folder; None = there is none.
     """
 
     folder: str
@@ -175,6 +177,7 @@ class EngineContext:
     deterministic: bool = False
     reserved: int = 0
     tokens: int = 0
+    run: Path | None = None
 
     def limit(self, asked: int, before: int) -> int:
         """Return the longest completion or turn after `before` tokens: what is asked for, as far as `max_tokens`

@@ -8,11 +8,13 @@ import os
 import platform
 from collections.abc import Container, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import ceil
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes
 from lit_rlvr.common.packages import missing_compiler
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.engines.base import (
@@ -41,6 +43,8 @@ SMALLER = 0.8
 """How much of its share an engine keeps that found no memory when it woke."""
 GPU_SEQUENCES = 1024
 """The most sequences generated at once on a GPU."""
+DEFAULT_GRAPHS = 512
+"""The most sequences for which vLLM captures CUDA graphs by default; from 256 on, it captures one for each 16 more."""
 _SPLIT = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 """vLLM options that spread one model over several devices."""
 FP8 = "fp8_per_channel"
@@ -164,6 +168,8 @@ class VLLMEngine(RolloutEngine):
             settings["gpu_memory_utilization"] = self._share(context.reserved)
             settings["enable_sleep_mode"] = self.sleep_mode
             settings["max_num_batched_tokens"] = max(8192, context.max_tokens)
+            if settings["max_num_seqs"] > DEFAULT_GRAPHS and "compilation_config" not in self.options:
+                settings["max_cudagraph_capture_size"] = ceil(settings["max_num_seqs"] / 16) * 16
         else:
             # Seeded sampling on a CPU fails if a prompt is computed in chunks, so every prompt must fit.
             settings["max_num_batched_tokens"] = settings["max_num_seqs"] * context.max_tokens
@@ -210,20 +216,34 @@ class VLLMEngine(RolloutEngine):
             return 0.4
         if self._memory_share is None:
             free, total = torch.cuda.mem_get_info()
-            self._memory_share = max(0.1, (free - reserved) / total - max(_RESERVE_BYTES / total, _RESERVE_SHARE))
+            left = max(0.1, (free - reserved) / total - max(_RESERVE_BYTES / total, _RESERVE_SHARE))
+            run = self._started_context.run
+            self._memory_share = min(left, smaller_sizes(run).get("engine", left) if run else left)
         return self._memory_share
 
     def sync(self, policy: Policy) -> None:
+        """Load the policy's weights.
+
+        Raises:
+            UserError: the GPU has no room for the engine that wakes up. vLLM's allocator cannot free what sleeps, so
+                that only a new process can start with less.
+        """
         try:
             self._sync(policy)
         except Exception as error:
-            if self._memory_share is not None and "out of memory" in str(error).lower():
-                self._memory_share *= SMALLER
-                _log.warning(
-                    "engine vllm: out of GPU memory; it starts again with %.2f of it. Set gpu_memory_utilization below "
-                    "that to start so", self._memory_share,
-                )  # fmt: skip
-            raise
+            if self._memory_share is None or "out of memory" not in str(error).lower():
+                raise
+            self._memory_share *= SMALLER
+            if self._asleep and self._started_context.run is not None:
+                save_smaller_sizes(self._started_context.run, engine=self._memory_share)
+            less = f"it starts again with {self._memory_share:.2f} of it; to start so, set gpu_memory_utilization"
+            if not self._asleep:
+                _log.warning("engine vllm: out of GPU memory; %s", less)
+                raise
+            raise UserError(
+                f"engine vllm: out of GPU memory when it woke up; {less}: resume with --ckpt_path last, or start runs "
+                "with --supervise N, which does so"
+            ) from error
 
     def _sync(self, policy: Policy) -> None:
         if self._changing is None and self._complete and not self._asleep:

@@ -17,6 +17,7 @@ from lit_rlvr.policy.adapters import adapters_off, merged_parameters
 from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
+from lit_rlvr.policy.spans import takes_heads
 from lit_rlvr.policy.speed import checkpointing
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
 
@@ -87,6 +88,14 @@ class Policy(nn.Module):
     @property
     def device(self) -> torch.device:
         return device_of(self.model)
+
+    @property
+    def attention_method(self) -> attention.Method | None:
+        """The method of attention over shared prompts; None = it is chosen by the device and the lengths."""
+        config: Any = self.model.config.get_text_config()  # type: ignore[operator, union-attr]
+        key = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        value = getattr(config, "v_head_dim", None) or key
+        return None if self.device.type == "cpu" or takes_heads(key, value) else attention.lay_out_padded
 
     @property
     def placeholder_ids(self) -> tuple[int, ...]:
@@ -178,7 +187,7 @@ class Policy(nn.Module):
             blank, image = self._blank(self.family)
             groups.append(blank)
             pixels.append(image)
-        built = build_rows(groups, self.shared_prefix, self.device)
+        built = build_rows(groups, self.shared_prefix, self.device, self.attention_method)
         with self._adapters():
             logp, spread = self.owner(built, rollout.sampling, entropy, entropy_gradient, pixels)
         at = (built.sequence, built.position)

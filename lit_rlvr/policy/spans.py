@@ -33,6 +33,11 @@ _FLASH = {
 """Operators underlying `torch.nn.attention.varlen`, whose backward pass accepts no gradient of the log-sum-exp, and
 the arguments used here. They are not public, so `available` checks that their signatures match."""
 
+FLASH_CAPABILITY = (8, 0)
+"""Compute capability of the first GPUs with these kernels (Ampere)."""
+MAX_HEAD = 256
+"""Largest size of a head that they take."""
+
 
 @dataclass
 class Blocks:
@@ -101,17 +106,24 @@ def lay_out_spans(prompts: list[range], completions: list[tuple[int, range]]) ->
 
 
 def available(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether there is a kernel: always on a CPU; on an NVIDIA GPU for 16-bit types, if torch's operators take
-    the arguments used here."""
+    """Return whether there is a kernel: always on a CPU; on an NVIDIA GPU from Ampere on for 16-bit types, if torch's
+    operators take the arguments used here."""
     if device.type == "cpu":
         return True
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY:
         return False
     for name, wanted in _FLASH.items():
         operator = getattr(torch.ops.aten, name, None)
         if operator is None or [a.name for a in operator.default._schema.arguments][: len(wanted)] != [*wanted]:
             return False
     return True
+
+
+def takes_heads(key: int, value: int) -> bool:
+    """Return whether a GPU's kernel takes heads of these sizes of keys (and queries) and of values."""
+    return key == value and key <= MAX_HEAD and key % 8 == 0
 
 
 def kernel_dtype(value: Tensor) -> torch.dtype:

@@ -97,7 +97,7 @@ def check_spans(policy: Policy, dtype: torch.dtype) -> None:
     Raises:
         UserError: they differ by more than rounding.
     """
-    if not (policy.shared_prefix and available(policy.device, dtype)):
+    if not policy.shared_prefix or policy.attention_method is not None or not available(policy.device, dtype):
         return
     padded, wanted = _trained_once(policy, dtype, attention.lay_out_padded)
     spans, found = _trained_once(policy, dtype, lay_out_spans)
@@ -154,7 +154,8 @@ class _Sample:
             groups.append(Group(prompt, completions, position_ids))
             images.append(image)
             pixels += image * (1 if policy.shared_prefix else len(completions))
-        return cls(groups, images, build_rows(groups, policy.shared_prefix, policy.device, method), pixels)
+        rows = build_rows(groups, policy.shared_prefix, policy.device, method or policy.attention_method)
+        return cls(groups, images, rows, pixels)
 
 
 def _wrong(policy: Policy, dtype: torch.dtype) -> float:

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from lit_rlvr.distributed.collectives import to_device
-from lit_rlvr.policy.spans import Spans, attend, available, kernel_dtype
+from lit_rlvr.policy.spans import Spans, attend, available, kernel_dtype, takes_heads
 
 VISION_ATTENTION = "vision_flash"
 
@@ -35,7 +35,7 @@ def vision_attention(
     """
     dtype = kernel_dtype(value)
     q, k, v = (x[0].to(dtype) for x in (query, key, value))  # (heads, T, D)
-    if q.is_cuda and available(q.device, dtype):
+    if q.is_cuda and available(q.device, dtype) and takes_heads(q.shape[-1], v.shape[-1]):
         q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         out = attend(q, k, v, Spans.alone(cu_seq_lens_q, max_length_q), scaling)
     else:

@@ -303,6 +303,7 @@ class RolloutCallback(Callback):
             * data.prompts_per_step
             * self.group_size
             * self.sampling.max_tokens,
+            run=Path(trainer.default_root_dir),
         )
 
     def _max_observed_images(self) -> int:

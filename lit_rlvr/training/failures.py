@@ -16,7 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from lit_rlvr.common.files import write_atomically
+from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes, write_atomically
 from lit_rlvr.distributed.collectives import all_max, rank
 from lit_rlvr.distributed.sharding import whole
 from lit_rlvr.errors import UserError, first_line, shown
@@ -135,8 +135,6 @@ def _groups(plan: StepPlan) -> list[dict[str, Any]]:
 
 MESSAGES = ("DefaultCPUAllocator", "not enough memory", "OutOfMemoryError")
 """Substrings of out-of-memory errors that have no exception class."""
-BUDGET = "memory.json"
-"""File of the run folder with the token budget that a run is to begin with, because it ran out of memory."""
 _T = TypeVar("_T")
 P = ParamSpec("P")
 
@@ -168,24 +166,12 @@ class TokenBudget:
 
     def save(self, run: Path, left: int) -> None:
         """Write the budget with which the next start in this run folder begins, if its settings give the same one."""
-        write_atomically(run / BUDGET, json.dumps({"given": self.given, "left": left}))
+        save_smaller_sizes(run, given=self.given, left=left)
 
     def saved(self, run: Path) -> int | None:
-        """Return the budget that an earlier start of the run saved; None if there is none for the given setting.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
-        path = run / BUDGET
-        if not path.exists():
-            return None
-        try:
-            found = json.loads(path.read_text())
-            return int(found["left"]) if found["given"] == self.given else None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{shown(path)} is not what a run of lit-rlvr wrote ({first_line(error)}); delete it"
-            ) from error
+        """Return the budget that an earlier start of the run saved; None if there is none for the given setting."""
+        sizes = smaller_sizes(run)
+        return int(sizes["left"]) if sizes.get("given") == self.given else None
 
     def state_dict(self) -> list[int]:
         return [self.given, self.tokens]

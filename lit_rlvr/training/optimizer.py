@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lit_rlvr.distributed.sharding import has_shards
 from lit_rlvr.errors import UserError, first_line, type_text
 
 Schedule = Literal["constant", "linear", "cosine"]
@@ -45,7 +46,8 @@ def build_optimizer(
     """Return AdamW over some parameters, or the optimizer that `make` builds, with this learning rate.
 
     Raises:
-        UserError: `make` cannot take these parameters, or returns something else.
+        UserError: `make` cannot take these parameters, or returns something else or an optimizer that cannot update
+            sharded ones.
     """
     if make is None:
         return torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay, fused=True)
@@ -55,6 +57,11 @@ def build_optimizer(
         raise UserError(f"model.optimizer: {first_line(error)}") from error
     if not isinstance(optimizer, Optimizer):
         raise UserError(f"model.optimizer: it makes {type_text(optimizer)}, not a torch.optim.Optimizer")
+    if type(optimizer).__module__.startswith("bitsandbytes") and has_shards(all_parameters(optimizer)):
+        raise UserError(
+            f"model.optimizer: {type(optimizer).__name__} of bitsandbytes cannot update sharded weights; use "
+            "torchao.optim.AdamW8bit (pip install torchao), or leave the option out"
+        )
     for group in optimizer.param_groups:
         group["lr"] = lr
     return optimizer

@@ -17,9 +17,9 @@ from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, assert_same_run, child_en
 
 from lit_rlvr.cli.lightning_cli import value_of
 from lit_rlvr.cli.supervise import supervise
+from lit_rlvr.common.files import MEMORY_FILE
 from lit_rlvr.errors import UserError
 from lit_rlvr.run.live import read_live
-from lit_rlvr.training.failures import BUDGET
 
 SCRIPT = """
 import json, os, signal, sys, time
@@ -35,7 +35,7 @@ exec(PLAN[number])
 """.replace("PLAN", "json.loads(Path('plan.json').read_text())")
 SAVE = "(run / f'checkpoints/step-{number + 1:06d}.ckpt').touch();"
 SAVE_SAME = "(run / 'checkpoints/step-000009.ckpt').touch();"
-SHRINK = f"(run / {BUDGET!r}).write_text(str(number));"
+SHRINK = f"(run / {MEMORY_FILE!r}).write_text(str(number));"
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 
 

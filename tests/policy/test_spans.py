@@ -165,6 +165,9 @@ def test_a_model_scores_alike_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("missing", ["operator", "argument"])
 def test_where_torch_has_no_such_operator_there_is_none(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, half = torch.device("cuda"), torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert not available(gpu, half), "Turing"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert available(gpu, half) and available(CPU, torch.float64)
     assert not available(gpu, torch.float32), "its kernels are for 16 bits"
     names: dict[str, tuple[str, ...]] = {"_no_such_operator": ()} if missing == "operator" else {
@@ -174,6 +177,21 @@ def test_where_torch_has_no_such_operator_there_is_none(missing: str, monkeypatc
     assert not available(gpu, half)
     with torch.autocast("cuda", half) if torch.cuda.is_available() else nullcontext():
         assert isinstance(lay_out(*row(GROUPS["mixed"])[:2], gpu), Padded), "the way of before"
+
+
+@pytest.mark.parametrize(("sizes", "taken"), [
+    ({"head_dim": 256}, True), ({"head_dim": 264}, False), ({"head_dim": 20}, False),
+    ({"head_dim": 192, "v_head_dim": 128}, False), ({"head_dim": None}, True),
+])  # fmt: skip
+def test_heads_that_the_kernel_does_not_take_are_padded(
+    sizes: dict[str, int | None], taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = Policy(tiny_llama(), (2,))
+    for name, size in sizes.items():
+        setattr(policy.model.config, name, size)
+    assert policy.attention_method is None, "a CPU takes all"
+    monkeypatch.setattr(Policy, "device", torch.device("cuda"))
+    assert policy.attention_method is (None if taken else lay_out_padded)
 
 
 def test_memory_is_linear_whatever_the_lengths() -> None:

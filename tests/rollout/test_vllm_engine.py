@@ -18,6 +18,7 @@ from tiny_runs import FIT
 from torch._dynamo.utils import counters
 
 from lit_rlvr.algorithms import GRPO
+from lit_rlvr.common.files import save_smaller_sizes, smaller_sizes
 from lit_rlvr.engines import vllm
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
@@ -390,6 +391,18 @@ def test_its_share_of_a_gpu_is_what_training_leaves_and_stays_that_after_a_crash
     assert shares[-1] == 0.1, "at least"
 
 
+def test_cuda_graphs_cover_all_sequences(monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("vllm.LLM", lambda **settings: given.append(settings))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    for sequences, options in ((512, {}), (1000, {}), (5000, {}), (1000, {"compilation_config": {}})):
+        engine = VLLMEngine(gpu_memory_utilization=0.5, options=options)
+        engine.start(EngineContext("", policy, byte_tokenizer(), 512, sequences, 0))
+    sizes = [(settings["max_num_seqs"], settings.get("max_cudagraph_capture_size")) for settings in given]
+    assert sizes == [(512, None), (1000, 1008), (1024, 1024), (1000, None)]
+
+
 class OnGPU:
     """What vLLM is told, on a GPU that is not there.
 
@@ -405,9 +418,13 @@ class OnGPU:
     def sleep(self, level: int) -> None:
         self.calls.append("sleep")
 
+    @staticmethod
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA Error: out of memory at csrc/cumem_allocator.cpp:119")
+
     def wake_up(self, tags: list[str]) -> None:
         if not self.wakes:
-            raise RuntimeError("CUDA Error: out of memory at csrc/cumem_allocator.cpp:119")
+            self.fail()
         self.calls.append(f"wake {tags[0]}")
 
     def collective_rpc(self, method: Any, kwargs: Any = None) -> None:
@@ -421,16 +438,17 @@ class OnGPU:
 ALL_CALLS: list[str] = []
 
 
-def test_an_engine_makes_room_for_new_weights_and_takes_less_where_there_is_none(
-    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None
+def test_an_engine_makes_room_for_new_weights_and_ends_the_run_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None, tmp_path: Path
 ) -> None:
+    """vLLM's allocator cannot free what sleeps; the run's next start takes less."""
     ALL_CALLS.clear()
     monkeypatch.setattr("vllm.LLM", OnGPU)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
     engine = VLLMEngine()
-    context = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, dtype=torch.bfloat16)
+    context = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, dtype=torch.bfloat16, run=tmp_path)
     threads = [2]  # a real engine on the CPU, earlier in this process, forbids torch to change their number
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
@@ -442,10 +460,33 @@ def test_an_engine_makes_room_for_new_weights_and_takes_less_where_there_is_none
     assert ["start 0.67", load, "sleep", *wake] == ALL_CALLS
     engine.sleep()
     engine._llm.wakes = False
+    with pytest.raises(
+        UserError, match=r"out of GPU memory when it woke up; .* 0\.54 .*--ckpt_path last, or .*--supervise"
+    ):
+        engine.sync(policy)
+    save_smaller_sizes(tmp_path, given=8, left=4)  # training ran out of memory, too
+    VLLMEngine().start(context)
+    assert ALL_CALLS[-1] == "start 0.54" and smaller_sizes(tmp_path)["left"] == 4
+    VLLMEngine().start(replace(context, run=tmp_path / "another"))
+    assert ALL_CALLS[-1] == "start 0.67"
+
+
+def test_an_engine_that_never_slept_starts_again_with_less(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None, tmp_path: Path
+) -> None:
+    ALL_CALLS.clear()
+    monkeypatch.setattr("vllm.LLM", OnGPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    engine, context = VLLMEngine(), EngineContext("", policy, byte_tokenizer(), 512, 4, 0, run=tmp_path)
+    engine.start(context)
+    monkeypatch.setattr(engine._llm, "collective_rpc", OnGPU.fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         engine.sync(policy)
     engine.start(context)
-    assert ALL_CALLS[-1] == "start 0.54"
+    assert ALL_CALLS == ["start 0.67", "start 0.54"] and not smaller_sizes(tmp_path)
 
 
 @pytest.fixture

@@ -409,7 +409,7 @@ def test_images_on_a_server_are_those_of_the_trainer(
     policy, prompts = vlm_context.policy, mixed_prompts(Path(vlm_context.folder))
     sampling = Sampling(max_tokens=6).with_banned(policy.placeholder_ids)
     with Served(Path(vlm_context.folder), tmp_path / "log") as served:
-        engine = VLLMServerEngine([served.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 180)
+        engine = VLLMServerEngine([served.url], FileTransfer(tmp_path / "weights"), "SERVER_KEY", 300)
         engine.start(vlm_context)
         for _ in range(2):
             engine.sync(policy)

@@ -17,6 +17,7 @@ from lit_rlvr.algorithms import GRPO
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.errors import UserError
+from lit_rlvr.training import optimizer as optimizer_module
 from lit_rlvr.training.optimizer import build_optimizer, unallocated
 
 CLI = Callable[..., Any]
@@ -46,6 +47,17 @@ def test_its_step_is_its_own() -> None:
     weight.grad = torch.tensor([0.2, -0.4])
     optimizer.step()
     assert weight.tolist() == pytest.approx([0.9, 2.2])
+
+
+def test_an_optimizer_that_takes_no_shards_is_refused_before_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under FSDP2 its first step fails, after a whole rollout."""
+    from bitsandbytes.optim import AdamW8bit
+
+    weights = [nn.Parameter(torch.zeros(2))]
+    assert isinstance(build_optimizer(weights, 0.1, (0.9, 0.999), 0.0, AdamW8bit), AdamW8bit)
+    monkeypatch.setattr(optimizer_module, "has_shards", lambda found: list(found) == weights)
+    with pytest.raises(UserError, match=r"AdamW8bit of bitsandbytes cannot update sharded weights; use torchao\.optim"):
+        build_optimizer(weights, 0.1, (0.9, 0.999), 0.0, AdamW8bit)
 
 
 def test_what_cannot_be_is_one_line() -> None:
