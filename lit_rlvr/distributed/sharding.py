@@ -93,6 +93,16 @@ def gathered(root: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
+def reduce_over_copies(root: nn.Module, now: bool) -> None:
+    """Say whether the next backward pass sums gradients over copies of the model (HSDP), or leaves that to a later one.
+
+    Gradients are summed over the shards' ranks in each pass, so that no rank holds all of them.
+    """
+    for module in root.modules():
+        if isinstance(module, FSDPModule):
+            module.set_requires_all_reduce(now, recurse=False)
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Return the device that a module computes on, which is not where offloaded shards are."""
     parameter = next(module.parameters())

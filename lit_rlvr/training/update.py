@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import average_gradients, world_size
-from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.distributed.sharding import reduce_over_copies, whole
 from lit_rlvr.objectives import Correction, Stats
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.training.failures import (
@@ -122,7 +122,8 @@ class Updater:
             if prepared.trace is not None and k < plan.num_microbatches:
                 prepared.trace.watch(rows, prepared.rollout.group_size, inputs)
             loss, more = self.algorithm.loss(inputs)
-            self.local_backward(loss * world_size())  # distributed strategies average over ranks; we sum
+            # Distributed strategies average over ranks; we sum.
+            self.local_backward(loss * world_size(), last=k == len(plan.microbatches) - 1)
             for name, value in (stats | more | {"loss": loss.detach()}).items():
                 sums[name] = sums.get(name, 0) + value.double() * float(k < plan.num_microbatches)
         return plan, sums
@@ -135,11 +136,14 @@ class Updater:
         assert entropy is not None, "it was asked for"
         return logp, entropy
 
-    def local_backward(self, loss: Tensor) -> None:
+    def local_backward(self, loss: Tensor, last: bool = True) -> None:
         """Compute gradients, which stay local under DDP: `reduce_and_clip` averages them once per step.
 
-        Sharded gradients are reduced at once, because otherwise every rank would hold all of them.
+        Sharded gradients are reduced at once over the shards, because otherwise every rank would hold all of them, and
+        over copies of the model after the last micro-batch.
         """
+        if self.sharded:
+            reduce_over_copies(self.policy, now=last)
         with nullcontext() if self.replicas is None else self.replicas.no_sync():
             self.backward(loss)
 

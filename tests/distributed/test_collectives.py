@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 from two_ranks import in_two_ranks
 
@@ -22,6 +25,7 @@ from lit_rlvr.distributed.collectives import (
     gather_rows,
     leave_out_of_buckets,
 )
+from lit_rlvr.distributed.sharding import reduce_over_copies, shard, whole
 
 
 @pytest.fixture
@@ -78,3 +82,35 @@ def ddp_without_buckets(rank: int) -> None:
 
 def test_gradients_have_no_second_copy_in_ddps_buckets(tmp_path: Path) -> None:
     in_two_ranks(tmp_path, ddp_without_buckets)
+
+
+def check_copies(rank: int) -> None:
+    """Two copies of a model, each on one rank: the gradients of three micro-batches are summed over them once."""
+    reduced: list[int] = []
+    original = dist.all_reduce
+
+    def counting(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        reduced.append(tensor.numel())
+        return original(tensor, *args, **kwargs)
+
+    mesh = DeviceMesh("cpu", torch.arange(2).view(2, 1), mesh_dim_names=("copies", "shards"))
+    gradients, counts = [], []
+    for deferred in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        shard(model, mesh)
+        reduced.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dist, "all_reduce", counting)
+            for k in range(3):
+                reduce_over_copies(model, now=k == 2 or not deferred)
+                model(torch.full((1, 3), float(rank + k + 1))).square().sum().backward()
+        counts.append(len(reduced))
+        gradients.append([whole(parameter.grad) for parameter in model.parameters()])  # type: ignore[arg-type]
+    assert counts[1] > 0 and counts[0] == 3 * counts[1], counts
+    for now, later in zip(*gradients, strict=True):
+        torch.testing.assert_close(now, later)
+
+
+def test_gradients_are_summed_over_copies_once_per_step(tmp_path: Path) -> None:
+    in_two_ranks(tmp_path, check_copies)
