@@ -47,7 +47,7 @@ def end_at_random(arguments: list[str], run: Path, draw: random.Random) -> str:
 
 @pytest.mark.slow
 def test_ended_at_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlvr: CLI) -> None:
-    options = (*EVERY_STEP, "--trainer.max_steps", "600", "--trainer.val_check_interval", "200")
+    options = (*EVERY_STEP, "--trainer.max_steps", "300", "--trainer.val_check_interval", "100")
     fit(lit_rlvr, *to("whole"), *options)
     draw, run = random.Random(0), run_folder / "run"
     for _ in range(6):
@@ -55,7 +55,7 @@ def test_ended_at_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlv
         end_at_random([str(CONSOLE_SCRIPT), *FIT, *options, *resume], run, draw)
     fit(lit_rlvr, *options, *RESUME)
     resumed = summary(run)["resumed_from_step"]
-    assert 10 < resumed < 600
+    assert 0 < resumed < 300
     assert_same_run(run, run_folder / "whole", resumed)
 
 

@@ -1,11 +1,14 @@
-"""Two machines of one process each, by torchrun and by SLURM's variables, do what one machine does."""
+"""Two machines of one process each do what one machine does; a Slurm job of servers and a trainer begins and ends."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, child_environment, in_two_processes, summary, to
@@ -42,3 +45,89 @@ def test_two_machines_do_what_one_does(run_folder: Path, launcher: Launcher, str
         _, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
     assert summary(run_folder / "two")["weights_sha256"] == summary(run_folder / "one")["weights_sha256"]
+
+
+SLURM_COMMANDS = {
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scontrol": 'echo "${@: -1}" | tr , "\\n"',
+    "sleep": "exec /bin/sleep 0.05",  # the pause before a server is started again
+    "lit-rlvr": """
+        echo "$@" >> $1.lines
+        if [ $1 = serve ]; then
+          [ -n "$REFUSED" ] && exit 2
+          [ $(wc -l < serve.lines) = 1 ] && exit 1  # it crashes at first
+          trap 'echo ended >> serve.lines; exit 143' TERM
+          while true; do /bin/sleep 0.05; done
+        fi
+        env | grep ^SLURM | sort > fit.variables
+        trap 'echo stopped >> fit.lines; exit 0' TERM
+        until [ "$(wc -l < serve.lines)" -gt 1 ]; do /bin/sleep 0.05; done
+        for k in $(seq $FIT_TENTHS); do /bin/sleep 0.1; done
+        exit 3""",
+}
+"""What the batch script calls, for one machine of each kind: a server that crashes once, a run that ends with 3."""
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.Popen[str]]:
+    for name, text in SLURM_COMMANDS.items():
+        (tmp_path / name).write_text("#!/bin/bash\n" + text)
+        (tmp_path / name).chmod(0o755)
+    nodes = {"SLURM_JOB_NODELIST_HET_GROUP_0": "t1,t2", "SLURM_JOB_NODELIST_HET_GROUP_1": "s1,s2"}
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NUM_NODES_HET_GROUP_0": "2"}
+
+    def start(tenths: int, refused: str = "") -> subprocess.Popen[str]:
+        script = Path(__file__).parents[2] / "configs/slurm/servers.sbatch"
+        return subprocess.Popen(
+            ["bash", script, "smollm2", "--config", "quickstart", "--ckpt_path", "last"], cwd=tmp_path, text=True,
+            stderr=subprocess.PIPE, env=os.environ | nodes | path | {"FIT_TENTHS": str(tenths), "REFUSED": refused},
+        )  # fmt: skip
+
+    return start
+
+
+def test_a_job_of_servers_and_a_trainer_ends_with_the_run(
+    sbatch: Callable[..., subprocess.Popen[str]], tmp_path: Path, lit_rlvr: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    job = sbatch(1)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 3, err
+    *served, last = (tmp_path / "serve.lines").read_text().splitlines()
+    assert (
+        last == "ended"
+        and served
+        == [
+            "serve --model smollm2 --dtype bfloat16 --nccl --host 0.0.0.0 --port 8000 --tensor-parallel-size 4 "
+            "--data-parallel-size 2"
+        ]
+        * 2
+    ), "a server that crashes is started again"
+    (line,) = (tmp_path / "fit.lines").read_text().splitlines()
+    assert "--rollout.engine.init_args.urls [http://s1:8000,http://s2:8000]" in line and "--ckpt_path last" in line
+    variables = (tmp_path / "fit.variables").read_text()
+    for wanted in ("SLURM_NODELIST=t1,t2\n", "SLURM_NNODES=2\n", "SLURM_NTASKS=16\n", "SLURM_NTASKS_PER_NODE=8\n"):
+        assert wanted in variables
+    with pytest.raises(SystemExit, match="0"):
+        lit_rlvr(*line.split(), "--print_config")
+    parsed = capsys.readouterr().out
+    assert "num_nodes: 2" in parsed and "- http://s2:8000" in parsed and "NCCLTransfer" in parsed
+
+
+def test_the_end_of_a_jobs_time_reaches_the_trainer_alone(
+    sbatch: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    job = sbatch(600)
+    while not (tmp_path / "fit.variables").exists() or (tmp_path / "serve.lines").read_text().count("\n") < 2:
+        assert job.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.3)
+    job.terminate()
+    assert job.wait(60) == 0, "the run's own status, once it has saved"
+    assert (tmp_path / "fit.lines").read_text().endswith("stopped\n")
+
+
+def test_a_job_whose_servers_are_refused_ends(sbatch: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    job = sbatch(600, refused="yes")
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 1 and "all servers have ended, so the run is stopped" in err
