@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from itertools import product
 
 from lit_rlvr.commands.plan.memory import Lengths, Shape, shape_of
 from lit_rlvr.commands.plan.models import PUBLISHED
@@ -22,6 +24,8 @@ MODELS = {
 
 PROMPT_TOKENS, COMPLETION_TOKENS, MICROBATCH_TOKENS = 1024, 3072, 16384
 COMPLETIONS_PER_PROMPT, PROMPTS_PER_STEP = 8, 128
+LONG_ANSWERS = (8192, 32768)
+LONG_MACHINES = ("8x80GB", "16x80GB", "8x141GB")
 GPU_MACHINES = ("1x80GB", "2x80GB", "4x80GB", "8x80GB", "16x80GB", "32x80GB")
 
 TEXT = """\
@@ -45,7 +49,7 @@ Bold = it fits.
 
 ## Recommended strategies
 
-vLLM on the same GPUs (`VLLMEngine`; the plan gives it 40 % of each, or as much as it needs to start; it sleeps during
+vLLM on the same GPUs (`VLLMEngine`; the plan gives it 40 % of each, or as much as 16 sequences need; it sleeps during
 training):
 
 {colocated}
@@ -53,6 +57,14 @@ training):
 vLLM on other machines (`VLLMServerEngine`):
 
 {elsewhere}
+
+## Long answers
+
+Answers of up to 8,192 and 32,768 tokens, a micro-batch of at least one. In brackets the sequences of full length that
+vLLM generates at once on a GPU; a plan with less than 16 does not fit. A 32B generates on servers of several GPUs
+(`lit-rlvr serve --tensor-parallel-size`), which get its weights over NCCL.
+
+{long}
 """
 
 
@@ -110,11 +122,28 @@ def proposals(share: float) -> str:
     return "\n".join(lines)
 
 
+def long_answers() -> str:
+    """Return one row per model of text, length and place of the engine, one column per machine: the proposals."""
+    lines = [f"| model | answers | vLLM | {' | '.join(LONG_MACHINES)} |", "|---|---|---|" + "---|" * len(LONG_MACHINES)]
+    for model, length, share in product((name for name in MODELS if "VL" not in name), LONG_ANSWERS, (0.4, 0.0)):
+        budget = max(MICROBATCH_TOKENS, PROMPT_TOKENS + length)
+        planned = replace(job(model, share), completion=Lengths(length, length), budget=budget)
+        cells = []
+        for machine in LONG_MACHINES:
+            found = planned.proposal(GPUs.parse(machine))
+            at_once = f" ({found.sequences})" if found and found.sequences is not None else ""
+            cells.append(f"{found.name}: {found.needs / GIB:.0f}{at_once}" if found else "nothing fits")
+        where = "the same GPUs" if share else "servers"
+        lines.append(f"| {model} | {length} | {where} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def sizing() -> str:
     """Return the whole page."""
     return TEXT.format(
         needs=needs(), colocated=proposals(0.4), elsewhere=proposals(0.0), free=f"{FREE:.0%}", prompt=PROMPT_TOKENS,
         completion=COMPLETION_TOKENS, budget=MICROBATCH_TOKENS, group=COMPLETIONS_PER_PROMPT, prompts=PROMPTS_PER_STEP,
+        long=long_answers(),
     )  # fmt: skip
 
 

@@ -15,7 +15,14 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from tiny import make_rollout, random_ids
 from tiny_built import build_here
 from tiny_runs import FIT
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen2_5_VLConfig, Qwen2Config
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2Config,
+    Qwen3MoeConfig,
+)
 
 from lit_rlvr.commands.plan.memory import (
     FLOAT,
@@ -30,7 +37,7 @@ from lit_rlvr.commands.plan.memory import (
     training_memory,
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
-from lit_rlvr.commands.plan.strategies import GIB, GPUs
+from lit_rlvr.commands.plan.strategies import GIB, GPUs, JobSizes
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
@@ -191,7 +198,9 @@ def test_offloading_keeps_only_what_runs_on_the_gpu() -> None:
     assert plans["FSDP2, offload, checkpointing"].host == 16 * shape.parameters and plans["alone"].host == 0
     assert job("Qwen2.5-7B").arguments(plans["FSDP2, offload, checkpointing"]).startswith("--config strategy/offload ")
     many = [plan for plan in job("Qwen2.5-7B").plans(GPUs.parse("16x80GB")) if plan.strategy.offload]
-    assert "strategy/multinode --trainer.strategy.init_args.offload true" in job("Qwen2.5-7B").arguments(many[0])
+    assert "strategy/multinode --trainer.num_nodes 2 --trainer.strategy.init_args.offload true" in job(
+        "Qwen2.5-7B"
+    ).arguments(many[0])
     packed = replace(
         job("Qwen2.5-7B"), adapted=shape_of(PUBLISHED["Qwen/Qwen2.5-7B"], lora=Lora(quantize="nf4")), lora=True
     )
@@ -305,6 +314,48 @@ def test_vllm_in_8_bits_needs_a_byte_less_for_each_weight_of_its_layers() -> Non
     wide, narrow = (replace(model, quantized=on).vllm_share(gpus, 1.0) * 20 * GIB for on in (False, True))
     saved = model.whole.parameters - model.whole.outside
     assert abs(wide - narrow - saved) <= 0.05 * 20 * GIB and saved > 5 * GIB
+
+
+def test_a_plan_has_room_for_sixteen_sequences_or_does_not_fit() -> None:
+    """A 32B in 16 bits leaves 18 GiB of 80, which hold the keys and values of 8 answers of 8,192 tokens."""
+    eight, long = GPUs.parse("8x80GB"), replace(job("Qwen2.5-32B"), completion=Lengths(8192, 8192))
+    assert long.proposal(eight) is None
+    plan = replace(long, share=0.99, fitted=False)._plan(Strategy(True, True), eight, long.budget)
+    token = 2 * 64 * 8 * 128 * 2  # bytes of keys and values, in all layers
+    weights = 2 * long.whole.parameters + 2 * GIB
+    assert plan.sequences == int((plan.terms["vLLM"] - weights) / token / (8192 + 1024 / 8)) and not plan.fits
+    short = job("Qwen2.5-7B").proposal(eight)
+    assert short is not None and short.sequences is not None and short.sequences >= 16
+    assert job("Qwen2.5-7B", share=0.0).plans(eight)[0].sequences is None, "servers generate"
+
+
+def test_each_machine_has_a_copy_where_it_holds_one(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two, large = GPUs(16, 80), job("Qwen2.5-32B", share=0.0)
+    seven = job("Qwen2.5-7B")
+    plan = seven.choice(two, None, None)
+    assert plan.strategy.sharded and seven.fits_each_machine(plan, 2)
+    assert "--config strategy/hsdp --trainer.num_nodes 2 --trainer.strategy.init_args.replicas 2" in seven.arguments(
+        plan
+    )
+    plan = large.choice(two, (True, False), True)
+    assert plan.fits and not large.fits_each_machine(plan, 2), "59 GiB on each of 16 GPUs, 89 on each of 8"
+    assert "--config strategy/multinode --trainer.num_nodes 2" in large.arguments(plan)
+    monkeypatch.setattr(GPUs, "of_trainer", lambda *_: GPUs(4, 1e-4))
+    monkeypatch.setattr(JobSizes, "fits_each_machine", lambda job, plan, machines: machines == 2)
+    built = build_here(
+        "smoke/sums", tiny_model_folder, tmp_path,
+        **{"model.init_args.gradient_checkpointing": "auto", "trainer.num_nodes": 2},
+    )  # fmt: skip
+    assert isinstance(built.trainer.strategy, FSDP2) and built.trainer.strategy.replicas == 2
+
+
+def test_a_mixture_of_experts_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"qwen3_moe is a mixture of experts \(num_experts 128\), and the plan knows dense"
+    ):
+        shape_of(Qwen3MoeConfig())
 
 
 @pytest.mark.parametrize("text", ["", "0", "9,", "9,8", "9,99", "99", "1.5", "9,a"])

@@ -95,5 +95,6 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
     module.gradient_checkpointing = plan.strategy.checkpointing
     if given == "auto":
         several = "ddp" if gpus.count > 1 else "auto"
-        trainer.strategy = FSDP2(offload=plan.strategy.offload) if plan.strategy.sharded else several
+        copies = trainer.num_nodes if job.fits_each_machine(plan, trainer.num_nodes) else 1
+        trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload) if plan.strategy.sharded else several
     _log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))

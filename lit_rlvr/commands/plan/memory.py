@@ -26,6 +26,8 @@ from lit_rlvr.policy.logprobs import CHUNK_LOGITS, GPU_ROWS, KEPT_BYTES
 FLOAT = 4
 NF4 = 0.516  # bytes of a number in 4 bits, with its share of the quantised scales
 GATHERED_LAYERS = 5  # the current layer and the next: gathered, in transfer, and their gradients
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Names under which configs have the number of experts of a layer."""
 Terms = dict[str, float]
 
 
@@ -61,7 +63,17 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
     Args:
         config: a transformers config.
         freeze_vision, lora: see the options of the same names.
+
+    Raises:
+        UserError: the model is a mixture of experts, whose layers have other sizes.
     """
+    text = config.get_text_config()
+    experts = next((name for name in EXPERTS if (getattr(text, name, None) or 0) > 1), None)
+    if experts is not None:
+        raise UserError(
+            f"model: {text.model_type} is a mixture of experts ({experts} {getattr(text, experts)}), and the plan "
+            "knows dense models only; choose trainer.strategy and model.gradient_checkpointing yourself"
+        )
     model = outline(config, torch.float32)
     if freeze_vision:
         freeze_vision_tower(model)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lit_rlvr.commands.plan.strategies import FREE, GIB, GPUs, JobSizes
+from lit_rlvr.commands.plan.strategies import FREE, GIB, LEAST_SEQUENCES, GPUs, JobSizes
 from lit_rlvr.common.terminal import Terminal, show_result
 
 MOST_GPUS = 1024
@@ -31,6 +31,7 @@ def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
                 "name": plan.name,
                 "terms": {name: value / GIB for name, value in plan.terms.items()},
                 "needs": plan.needs / GIB,
+                "sequences": plan.sequences,
                 "fits": plan.fits,
             }
             for plan in job.plans(gpus)
@@ -60,11 +61,13 @@ def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
     terms = [name for name in plans[0].terms if any(plan.terms[name] for plan in plans)]
     made = Table(title=f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB", title_justify="left", box=None)
     made.add_column("")
-    for name in (*terms, "needs", "fits"):
+    generates = ("sequences",) if plans[0].sequences is not None else ()
+    for name in (*terms, "needs", *generates, "fits"):
         made.add_column(name, justify="right")
     for plan in plans:
         values = [*(plan.terms[name] for name in terms), plan.needs]
-        made.add_row(plan.name, *(f"{value / GIB:.1f}" for value in values), "yes" if plan.fits else "no")
+        at_once = (str(plan.sequences),) if generates else ()
+        made.add_row(plan.name, *(f"{value / GIB:.1f}" for value in values), *at_once, "yes" if plan.fits else "no")
     return made
 
 
@@ -75,6 +78,11 @@ def advice(job: JobSizes, gpus: GPUs) -> list[str]:
         f"{FREE:.0%} of each GPU is left free. The first process needs "
         f"{copies * job.whole.parameters * 4 / GIB:.1f} GiB of host memory to load (with DDP each process does)."
     ]
+    if job.share:
+        lines.append(
+            "sequences: completions of full length that vLLM generates at once on a GPU. A plan that fits has room for "
+            f"{LEAST_SEQUENCES}; generate on servers of several GPUs (VLLMServerEngine) where there is none."
+        )
     found = job.proposal(gpus)
     if found is not None:
         if found.host:

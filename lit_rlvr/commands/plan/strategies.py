@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
 
 GIB = 2**30
+MACHINE_GPUS = 8  # GPUs of a machine, where only their total is given
 FREE = 0.1  # share of a GPU for its context, communication buffers and fragments
+LEAST_SEQUENCES = 16
+"""Sequences that vLLM should generate at once: with fewer, a rollout of long answers takes hours."""
 STEP_TERMS = ("gathered", "activations", "temporary")
 """Terms of the training step only; generation uses the same memory at another time."""
 
@@ -84,6 +87,7 @@ class Plan:
     Args:
         budget: its `tokens_per_microbatch`.
         host: bytes that it keeps in the CPUs' memory between steps, summed over all processes.
+        sequences: those that one GPU's vLLM generates at once; None = the engine is another one.
     """
 
     strategy: Strategy
@@ -92,6 +96,7 @@ class Plan:
     terms: Terms
     host: float = 0.0
     vllm_sleeps: bool = True
+    sequences: int | None = None
 
     @property
     def needs(self) -> float:
@@ -169,8 +174,7 @@ class JobSizes:
     def vllm_share(self, gpus: GPUs, free: float) -> float:
         """Return vLLM's share of a GPU, in steps of 0.05.
 
-        It is the configured share, or at least the smallest with which vLLM starts: that holds its weights, the memory
-        to run them, and the keys and values of one sequence.
+        It is the configured share, or at least one in which `LEAST_SEQUENCES` are generated at once.
 
         Args:
             free: the share that training leaves.
@@ -178,16 +182,26 @@ class JobSizes:
         if not self.share:
             return 0.0
 
-        inside = self.whole.parameters - self.whole.outside
-        weights = inside * (1 if self.quantized else self.size) + self.whole.outside * self.size
-
-        def share(tokens: float) -> float:
-            needs = weights + 2 * GIB + tokens * kv_bytes_per_token(self.whole, self.size)
+        def share(most: int) -> float:
+            tokens = self.tokens_at_once(gpus, most, True)
+            needs = self._vllm_weights + tokens * kv_bytes_per_token(self.whole, self.size)
             return math.ceil(20 * needs / (gpus.gib * GIB)) / 20
 
-        wanted = share(self.tokens_at_once(gpus, GPU_SEQUENCES, True)) if self.fitted else self.share
+        wanted = share(GPU_SEQUENCES) if self.fitted else self.share
         available = math.floor(20 * free) / 20 if self.fitted else wanted
-        return max(share(self.prompt + self.completion.longest), min(wanted, available))
+        return max(share(LEAST_SEQUENCES), min(wanted, available))
+
+    def sequences(self, gpus: GPUs, vllm: float) -> int:
+        """Return the sequences that vLLM generates at once, as long as they may become, with so many bytes."""
+        room = (vllm - self._vllm_weights) / kv_bytes_per_token(self.whole, self.size)
+        most = min(GPU_SEQUENCES, max(1, self.prompts // gpus.count) * self.group)
+        return max(0, min(most, int(room / (self.prompt / self.group + self.completion.longest))))
+
+    @property
+    def _vllm_weights(self) -> float:
+        """The bytes of vLLM's weights, and of the memory to run them."""
+        inside = self.whole.parameters - self.whole.outside
+        return inside * (1 if self.quantized else self.size) + self.whole.outside * self.size + 2 * GIB
 
     def plans(self, gpus: GPUs, budget: int | None = None) -> list[Plan]:
         """Return a plan for every strategy, the fastest first, those with adapters last.
@@ -233,6 +247,13 @@ class JobSizes:
         ]
         return next((plan for plan in plans if plan.fits), None) or min(plans, key=lambda plan: plan.needs)
 
+    def fits_each_machine(self, plan: Plan, machines: int) -> bool:
+        """Return whether each machine holds a copy of the sharded model by itself, so that only gradients cross the
+        network."""
+        one = replace(self, prompts=max(1, self.prompts // machines))
+        gpus = GPUs(plan.gpus.count // machines, plan.gpus.gib)
+        return plan.strategy.sharded and machines > 1 and one._plan(plan.strategy, gpus, plan.budget).fits
+
     def reason(self, plan: Plan) -> str:
         """Return one line that says what a plan needs, and what its faster alternatives would."""
         gpus, found = plan.gpus, []
@@ -260,16 +281,21 @@ class JobSizes:
         other_memory = sum(value for name, value in terms.items() if name not in STEP_TERMS or not self.vllm_sleeps)
         vllm = self.vllm_share(gpus, 1 - FREE - other_memory / (gpus.gib * GIB)) * gpus.gib * GIB
         host = sum(state_memory(shape, strategy, self.reference).values()) if strategy.offload else 0.0
-        return Plan(strategy, gpus, budget, terms | {"vLLM": vllm, "generation": generation}, host, self.vllm_sleeps)
+        terms |= {"vLLM": vllm, "generation": generation}
+        sequences = self.sequences(gpus, vllm) if self.share else None
+        return Plan(strategy, gpus, budget, terms, host, self.vllm_sleeps, sequences)
 
     def arguments(self, plan: Plan) -> str:
         """Return the arguments that the plan adds to the command line."""
-        machines = plan.gpus.count > 8
+        machines = math.ceil(plan.gpus.count / MACHINE_GPUS)
         one = "offload" if plan.strategy.offload else "fsdp2" if plan.strategy.sharded else "ddp"
+        many = "hsdp" if self.fits_each_machine(plan, machines) else "multinode"
         share = plan.terms["vLLM"] / (plan.gpus.gib * GIB)
         chosen = {
-            f"--config strategy/{'multinode' if machines else one}": plan.gpus.count > 1 or plan.strategy.sharded,
-            "--trainer.strategy.init_args.offload true": machines and plan.strategy.offload,
+            f"--config strategy/{many if machines > 1 else one}": plan.gpus.count > 1 or plan.strategy.sharded,
+            f"--trainer.num_nodes {machines}": machines > 1,
+            f"--trainer.strategy.init_args.replicas {machines}": machines > 1 and many == "hsdp",
+            "--trainer.strategy.init_args.offload true": machines > 1 and plan.strategy.offload,
             "--model.init_args.gradient_checkpointing true": plan.strategy.checkpointing,
             f"--model.init_args.tokens_per_microbatch {plan.budget}": plan.budget != self.budget,
             "--model.init_args.lora.rank 16": plan.strategy.lora and not self.lora,
