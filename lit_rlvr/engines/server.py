@@ -46,7 +46,7 @@ SIZE_ENDINGS = ("_size", "_layers", "_heads", "_dim", "experts")
 ENVIRONMENT_POLL = 0.005
 """Seconds between two looks for the answers of environments."""
 RANK_SECONDS = 1.0
-"""Seconds by which each rank lets the one before it go first in restoring a server's weights."""
+"""Seconds that each rank waits longer than the one before it for somebody else to restore a server's weights."""
 
 
 class VLLMServerEngine(RolloutEngine):
@@ -182,13 +182,15 @@ class VLLMServerEngine(RolloutEngine):
                 self._restore_server(server)
 
     def _restore_server(self, server: VLLMServer) -> None:
-        """Give a restarted server the last sync's weights, unless another rank does."""
-        time.sleep(rank() * RANK_SECONDS)
-        deadline = time.monotonic() + server.timeout
-        while server.is_paused() and time.monotonic() < deadline:
+        """Give a restarted server the last sync's weights, unless an earlier rank does."""
+        began = time.monotonic()
+        while server.version() != self.version:
+            waited = time.monotonic() - began
+            its_turn = waited >= rank() * RANK_SECONDS and not server.is_paused()
+            if rank() == 0 or its_turn or waited > server.timeout:
+                self.transfer.restore(server, self.version)
+                return
             time.sleep(WAIT_POLL)
-        if server.version() != self.version:
-            self.transfer.restore(server, self.version)
 
     def generate(
         self,

@@ -198,10 +198,43 @@ def test_every_process_is_told_of_a_crash_of_one(policy: Policy, monkeypatch: py
 
     told: list[object] = []
     monkeypatch.setattr(vllm_server, "gather_objects", lambda value: told.append(value) or [value])
+    monkeypatch.setattr(vllm_server, "healthy", list)
     engine = VLLMServerEngine(["http://localhost:1"], Broken(Path()))
     with pytest.raises(ServerError, match=r"^RuntimeError: CUDA error: an illegal memory access$"):
         engine.sync(policy)
     assert told[-1] == "RuntimeError: CUDA error: an illegal memory access"
+
+
+def test_one_rank_restores_a_server(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first does so at once; another one waits while the weights are being changed, and restores if nobody does."""
+    restored: list[int] = []
+
+    class Restoring(FileTransfer):
+        def restore(self, server: VLLMServer, version: str) -> None:
+            restored.append(vllm_server.rank())
+
+    class Restarted(VLLMServer):
+        labels = iter(())
+        paused = iter(())
+
+        def version(self) -> str:
+            return next(self.labels)  # type: ignore[call-overload]
+
+        def is_paused(self) -> bool:
+            return next(self.paused)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(vllm_server, "WAIT_POLL", 0)
+    monkeypatch.setattr(vllm_server, "RANK_SECONDS", 0)
+    engine, server = VLLMServerEngine(["http://localhost:1"], Restoring(Path())), Restarted("http://here", None, 60)
+    for rank, labels, paused in (
+        (0, ["zeros"], [True]), (1, ["zeros", "zeros", engine.version], [True, True]),
+        (2, ["zeros", "zeros"], [True, False]), (3, [engine.version], []),
+    ):  # fmt: skip
+        monkeypatch.setattr(vllm_server, "rank", lambda rank=rank: rank)
+        server.labels, server.paused = iter(labels), iter(paused)  # type: ignore[assignment]
+        engine._restore_server(server)
+        assert not [*server.labels, *server.paused]
+    assert restored == [0, 2]
 
 
 @pytest.mark.slow

@@ -282,8 +282,8 @@ class JobSizes:
         vllm = self.vllm_share(gpus, 1 - FREE - other_memory / (gpus.gib * GIB)) * gpus.gib * GIB
         host = sum(state_memory(shape, strategy, self.reference).values()) if strategy.offload else 0.0
         terms |= {"vLLM": vllm, "generation": generation}
-        sequences = self.sequences(gpus, vllm) if self.share else None
-        return Plan(strategy, gpus, budget, terms, host, self.vllm_sleeps, sequences)
+        at_once = self.sequences(gpus, vllm) if self.share else None
+        return Plan(strategy, gpus, budget, terms, host, self.vllm_sleeps, at_once)
 
     def arguments(self, plan: Plan) -> str:
         """Return the arguments that the plan adds to the command line."""
