@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_rlvr.engines.client import HEALTH_SECONDS, ServerError, VLLMServer
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, first_line
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -21,6 +21,8 @@ MAX_DESCRIPTORS = 65_536
 """Open files and sockets that a process asks for."""
 RESERVED_DESCRIPTORS = 128
 """Those that are left for everything but requests."""
+KEEP_ALIVE = 2.0
+"""Seconds that an idle connection is kept: less than vLLM's server keeps it, which could close it under a request."""
 
 
 @dataclass(eq=False)
@@ -79,8 +81,8 @@ class Dispatch:
         import aiohttp
 
         never = aiohttp.ClientTimeout(total=None)
-        connector = aiohttp.TCPConnector(limit=free_descriptors())  # requests beyond it wait
-        self._session = aiohttp.ClientSession(connector=connector, timeout=never)
+        connector = aiohttp.TCPConnector(limit=free_descriptors(), keepalive_timeout=KEEP_ALIVE)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=never)  # requests beyond the limit wait
         self._health = aiohttp.ClientSession()
         self._watch = asyncio.create_task(self._watch_health())
         return self
@@ -192,9 +194,8 @@ class Dispatch:
         self._admit()
 
     async def _watch_health(self) -> None:
-        replicas = [
-            replica for replica in self.replicas if replica.failure is not None
-        ]  # one may be back since the last rollout
+        # One may be back since the last rollout.
+        replicas = [replica for replica in self.replicas if replica.failure is not None]
         while True:
             await asyncio.gather(*map(self._look, replicas))
             await asyncio.sleep(HEALTH_SECONDS)
@@ -222,10 +223,11 @@ class Dispatch:
         except asyncio.CancelledError:  # nothing else may talk to the server before the thread has ended
             await asyncio.gather(restoring, return_exceptions=True)
             raise
-        except (ServerError, UserError) as error:
-            if replica.failure != str(error):
-                _log.warning("%s", error)
-            replica.failure = str(error)
+        except Exception as error:  # of any kind: it is not back
+            reason = str(error) if isinstance(error, UserError) else first_line(error)
+            if replica.failure != reason:
+                _log.warning("%s cannot be used again: %s", replica.server.url, reason)
+            replica.failure = reason
             return
         replica.failure = None
         _log.info("%s is back", replica.server.url)

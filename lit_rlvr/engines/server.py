@@ -182,7 +182,12 @@ class VLLMServerEngine(RolloutEngine):
                 self._restore_server(server)
 
     def _restore_server(self, server: VLLMServer) -> None:
-        """Give a restarted server the last sync's weights, unless an earlier rank does."""
+        """Check a restarted server and give it the last sync's weights, unless an earlier rank does.
+
+        Raises:
+            UserError: it was started with other options than the run needs.
+        """
+        self._check(server, self._started_context)
         began = time.monotonic()
         while server.version() != self.version:
             waited = time.monotonic() - began

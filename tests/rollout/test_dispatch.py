@@ -90,7 +90,7 @@ def test_the_others_take_over_from_a_server_that_dies_and_it_is_taken_back(
     def restore(server: VLLMServer) -> None:
         restored.append(server.url)
         if len(restored) == 1:
-            raise ServerError("it is still loading")
+            raise RuntimeError("NCCL error")
 
     async def run() -> None:
         one, two = Fake("one", answers=False), Fake("two")
@@ -110,6 +110,7 @@ def test_the_others_take_over_from_a_server_that_dies_and_it_is_taken_back(
 
     asyncio.run(run())
     assert restored == ["http://one"] * 2
+    assert caplog.text.count("http://one cannot be used again: RuntimeError: NCCL error") == 1
     assert caplog.text.count("http://one: connection refused; the other servers take over") == 2
 
 
