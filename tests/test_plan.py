@@ -342,6 +342,8 @@ def test_each_machine_has_a_copy_where_it_holds_one(
     plan = large.choice(two, (True, False), True)
     assert plan.fits and not large.fits_each_machine(plan, 2), "59 GiB on each of 16 GPUs, 89 on each of 8"
     assert "--config strategy/multinode --trainer.num_nodes 2" in large.arguments(plan)
+    small = job("Qwen2.5-1.5B")
+    assert small.arguments(small.choice(two, None, None)).startswith("--config strategy/ddp --trainer.num_nodes 2 ")
     monkeypatch.setattr(GPUs, "of_trainer", lambda *_: GPUs(4, 1e-4))
     monkeypatch.setattr(JobSizes, "fits_each_machine", lambda job, plan, machines: machines == 2)
     built = build_here(

@@ -289,7 +289,8 @@ class JobSizes:
         """Return the arguments that the plan adds to the command line."""
         machines = math.ceil(plan.gpus.count / MACHINE_GPUS)
         one = "offload" if plan.strategy.offload else "fsdp2" if plan.strategy.sharded else "ddp"
-        many = "hsdp" if self.fits_each_machine(plan, machines) else "multinode"
+        sharded = "hsdp" if self.fits_each_machine(plan, machines) else "multinode"
+        many = sharded if plan.strategy.sharded else "ddp"
         share = plan.terms["vLLM"] / (plan.gpus.gib * GIB)
         chosen = {
             f"--config strategy/{many if machines > 1 else one}": plan.gpus.count > 1 or plan.strategy.sharded,
