@@ -325,15 +325,15 @@ def test_another_server_takes_over_and_the_killed_one_is_used_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """The second has two processes that take requests, which share its engine's weights."""
-    prompts = [make_prompt(random_ids(20, p), f"p{p}") for p in range(24)]
-    seeds, sampling = [[8 * p + g for g in range(8)] for p in range(24)], Sampling(max_tokens=200)
+    prompts = [make_prompt(random_ids(20, p), f"p{p}") for p in range(16)]
+    seeds, sampling = [[8 * p + g for g in range(8)] for p in range(16)], Sampling(max_tokens=100)
     with Served(tiny_model_folder, tmp_path / "log", "--api-server-count", "2") as second:
         engine = make_engine(urls=[served.url, second.url])
         synced = SyncedEngine(engine)
         synced.start(EngineContext(str(tiny_model_folder), policy, byte_tokenizer(), 512, 192, 0))
         synced.sync_weights(policy, 1, prompts, sampling)
         whole = synced.generate(prompts, sampling, seeds)
-        killing = threading.Timer(0.5, second.kill)
+        killing = threading.Timer(0.3, second.kill)
         killing.start()
         assert synced.generate(prompts, sampling, seeds) == whole
         killing.join()
