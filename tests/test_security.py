@@ -137,7 +137,7 @@ def test_no_answer_reaches_a_program_a_process_a_socket_or_a_file(tmp_path: Path
     before = database.read_bytes()
     source = WATCH.format(tests=str(TESTS), database=str(database))
     done = subprocess.run(
-        [sys.executable, "-c", source], cwd=tmp_path, env=child_environment(), capture_output=True, text=True,
+        [sys.executable, "-B", "-c", source], cwd=tmp_path, env=child_environment(), capture_output=True, text=True,
         timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
