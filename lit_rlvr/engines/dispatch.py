@@ -221,7 +221,8 @@ class Dispatch:
         try:
             await asyncio.shield(restoring)
         except asyncio.CancelledError:  # nothing else may talk to the server before the thread has ended
-            await asyncio.gather(restoring, return_exceptions=True)
+            if await asyncio.gather(restoring, return_exceptions=True) == [None]:
+                replica.failure = None
             raise
         except Exception as error:  # of any kind: it is not back
             reason = str(error) if isinstance(error, UserError) else first_line(error)

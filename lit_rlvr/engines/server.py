@@ -220,20 +220,21 @@ class VLLMServerEngine(RolloutEngine):
             Replica(server, self._capacity[server], f"{server.url} did not answer" if server in self._lost else None)
             for server in [*self.servers[first:], *self.servers[:first]]
         ]
-        async with Dispatch(replicas, self._restore_server) as dispatch:
-            tasks = [
-                asyncio.create_task(self._group(dispatch, p, prompt, sampling, seeds[p], done, pending))
-                for p, prompt in enumerate(prompts)
-            ]
-            try:
-                return list(await asyncio.gather(*tasks))
-            except BaseException:
-                for task in tasks:
-                    task.cancel()  # a server aborts requests whose connection is closed
-                await asyncio.gather(*tasks, return_exceptions=True)
-                raise
-            finally:
-                self._lost = {replica.server for replica in replicas if replica.failure is not None}
+        try:
+            async with Dispatch(replicas, self._restore_server) as dispatch:
+                tasks = [
+                    asyncio.create_task(self._group(dispatch, p, prompt, sampling, seeds[p], done, pending))
+                    for p, prompt in enumerate(prompts)
+                ]
+                try:
+                    return list(await asyncio.gather(*tasks))
+                except BaseException:
+                    for task in tasks:
+                        task.cancel()  # a server aborts requests whose connection is closed
+                    await asyncio.gather(*tasks, return_exceptions=True)
+                    raise
+        finally:
+            self._lost = {replica.server for replica in replicas if replica.failure is not None}
 
     async def _group(
         self, dispatch: Dispatch, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int],
