@@ -339,7 +339,7 @@ def test_another_server_takes_over_and_the_killed_one_is_used_again(
         killing.join()
         change(policy, 0.1)
         synced.sync_weights(policy, 2, prompts, sampling)
-        assert f"{second.url}: Connection refused; the other servers take over" in caplog.text
+        assert second.url in caplog.text and "the other servers take over its completions" in caplog.text
         assert [server.url for server in engine._lost] == [second.url]
         second.start()
         wait_for([VLLMServer(second.url, None, 300.0)], 1)
