@@ -1,4 +1,4 @@
-"""What a completion costs the trainer's process when vLLM servers generate it.
+"""Measures the processor time of the trainer's process for each completion that vLLM servers generate.
 
 The servers are stubs in processes of their own: they answer as vLLM does, without a model, so that only the client is
 measured. The process has `--descriptors` open files and sockets, fewer than there are completions.

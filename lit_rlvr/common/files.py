@@ -45,11 +45,14 @@ def smaller_sizes(run: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        return {name: size + 0 for name, size in json.loads(path.read_text()).items()}
-    except (ValueError, AttributeError, TypeError) as error:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or not all(isinstance(size, int | float) for size in found.values()):
+            raise ValueError("it holds something else than numbers by name")
+    except ValueError as error:
         raise UserError(
             f"{shown(path)} is not what a run of lit-rlvr wrote ({first_line(error)}); delete it"
         ) from error
+    return found
 
 
 def check_writable(folder: Path, option: str) -> None:

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from pathlib import Path
@@ -248,6 +248,18 @@ async def _reasons(servers: Sequence[VLLMServer]) -> dict[VLLMServer, str]:
     async with aiohttp.ClientSession() as session:
         found = await asyncio.gather(*map(reason, servers))
     return {server: text for server, text in zip(servers, found, strict=True) if text}
+
+
+async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """Return what coroutines return that run together; if one fails, cancel the others and raise its error."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, _T]) -> _T:

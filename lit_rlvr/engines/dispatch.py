@@ -94,7 +94,11 @@ class Dispatch:
         await self._health.close()
 
     async def place(self, completions: int) -> Placement:
-        """Wait for a server with free capacity and reserve it for a group of so many completions."""
+        """Wait for a server with free capacity, and reserve it for a group.
+
+        Args:
+            completions: of the group.
+        """
         found: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
         self._waiting.append((completions, found))
         self._admit()
@@ -130,7 +134,7 @@ class Dispatch:
         self._admit()
 
     def _admit(self) -> None:
-        """Give waiting groups the servers that have room, first come, first served."""
+        """Assign waiting groups, in their order, to servers with free capacity."""
         while self._waiting:
             replica = self._freest()
             if replica is not None and replica.free <= 0:
@@ -243,11 +247,12 @@ def _is_cancelled() -> bool:
 def raise_descriptor_limit() -> int:
     """Raise this process's limit of open files and sockets as far as it may be raised; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MAX_DESCRIPTORS
     wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return wanted
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(soft, wanted)
 
 
 def free_descriptors() -> int:

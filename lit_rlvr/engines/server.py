@@ -24,6 +24,7 @@ from lit_rlvr.engines.client import (
     WAIT_POLL,
     ServerError,
     VLLMServer,
+    all_or_none,
     dtype_of,
     healthy,
     run_coroutine,
@@ -181,13 +182,17 @@ class VLLMServerEngine(RolloutEngine):
             if server not in self._lost:
                 self._restore_server(server)
 
-    def _restore_server(self, server: VLLMServer) -> None:
-        """Check a restarted server and give it the last sync's weights, unless an earlier rank does.
+    def _take_back(self, server: VLLMServer) -> None:
+        """Check a server that came back, and give it the last sync's weights.
 
         Raises:
             UserError: it was started with other options than the run needs.
         """
         self._check(server, self._started_context)
+        self._restore_server(server)
+
+    def _restore_server(self, server: VLLMServer) -> None:
+        """Give a restarted server the last sync's weights, unless an earlier rank does."""
         began = time.monotonic()
         while server.version() != self.version:
             waited = time.monotonic() - began
@@ -221,18 +226,11 @@ class VLLMServerEngine(RolloutEngine):
             for server in [*self.servers[first:], *self.servers[:first]]
         ]
         try:
-            async with Dispatch(replicas, self._restore_server) as dispatch:
-                tasks = [
-                    asyncio.create_task(self._group(dispatch, p, prompt, sampling, seeds[p], done, pending))
+            async with Dispatch(replicas, self._take_back) as dispatch:
+                return await all_or_none(  # a server aborts requests whose connection is closed
+                    self._group(dispatch, p, prompt, sampling, seeds[p], done, pending)
                     for p, prompt in enumerate(prompts)
-                ]
-                try:
-                    return list(await asyncio.gather(*tasks))
-                except BaseException:
-                    for task in tasks:
-                        task.cancel()  # a server aborts requests whose connection is closed
-                    await asyncio.gather(*tasks, return_exceptions=True)
-                    raise
+                )
         finally:
             self._lost = {replica.server for replica in replicas if replica.failure is not None}
 

@@ -438,15 +438,20 @@ class OnGPU:
 ALL_CALLS: list[str] = []
 
 
-def test_an_engine_makes_room_for_new_weights_and_ends_the_run_where_there_is_none(
-    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None, tmp_path: Path
-) -> None:
-    """vLLM's allocator cannot free what sleeps; the run's next start takes less."""
+@pytest.fixture
+def made_up_vllm(monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
+    """vLLM on a GPU of 80 GiB, of which 60 are free."""
     ALL_CALLS.clear()
     monkeypatch.setattr("vllm.LLM", OnGPU)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
+
+
+def test_an_engine_makes_room_for_new_weights_and_ends_the_run_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, made_up_vllm: None, tmp_path: Path
+) -> None:
+    """vLLM's allocator cannot free what sleeps; the run's next start takes less."""
     engine = VLLMEngine()
     context = EngineContext("", policy, byte_tokenizer(), 512, 4, 0, dtype=torch.bfloat16, run=tmp_path)
     threads = [2]  # a real engine on the CPU, earlier in this process, forbids torch to change their number
@@ -472,13 +477,8 @@ def test_an_engine_makes_room_for_new_weights_and_ends_the_run_where_there_is_no
 
 
 def test_an_engine_that_never_slept_starts_again_with_less(
-    monkeypatch: pytest.MonkeyPatch, policy: Policy, environment: None, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, policy: Policy, made_up_vllm: None, tmp_path: Path
 ) -> None:
-    ALL_CALLS.clear()
-    monkeypatch.setattr("vllm.LLM", OnGPU)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     engine, context = VLLMEngine(), EngineContext("", policy, byte_tokenizer(), 512, 4, 0, run=tmp_path)
     engine.start(context)

@@ -225,8 +225,6 @@ def test_one_rank_restores_a_server(policy: Policy, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(vllm_server, "WAIT_POLL", 0)
     monkeypatch.setattr(vllm_server, "RANK_SECONDS", 0)
-    monkeypatch.setattr(VLLMServerEngine, "_started_context", None)
-    monkeypatch.setattr(VLLMServerEngine, "_check", lambda *_: None)
     engine, server = VLLMServerEngine(["http://localhost:1"], Restoring(Path())), Restarted("http://here", None, 60)
     for rank, labels, paused in (
         (0, ["zeros"], [True]), (1, ["zeros", "zeros", engine.version], [True, True]),

@@ -80,8 +80,9 @@ def advice(job: JobSizes, gpus: GPUs) -> list[str]:
     ]
     if job.share:
         lines.append(
-            "sequences: completions of full length that vLLM generates at once on a GPU. A plan that fits has room for "
-            f"{LEAST_SEQUENCES}; generate on servers of several GPUs (VLLMServerEngine) where there is none."
+            "sequences = completions of full length that vLLM generates at once on one GPU; a plan fits only if they "
+            f"are at least {LEAST_SEQUENCES} or a whole rollout. Otherwise generate on servers of several GPUs "
+            "(VLLMServerEngine)."
         )
     found = job.proposal(gpus)
     if found is not None:

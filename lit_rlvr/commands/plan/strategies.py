@@ -156,9 +156,13 @@ class JobSizes:
     lora: bool = False
     shared_prefix: bool = True
 
+    def prompts_on_each(self, gpus: GPUs) -> int:
+        """Return the prompts of a step on one GPU."""
+        return max(1, self.prompts // gpus.count)
+
     def load(self, gpus: GPUs, budget: int) -> Microbatch:
         """Return the largest micro-batch."""
-        prompts = max(1, self.prompts // gpus.count)
+        prompts = self.prompts_on_each(gpus)
         return expected_microbatch(budget, self.prompt, self.completion, self.group, prompts, self.shared_prefix)
 
     def tokens_at_once(self, gpus: GPUs, most: int, shared: bool) -> float:
@@ -168,7 +172,7 @@ class JobSizes:
             most: sequences that the engine generates at once.
             shared: whether a group's completions share the keys and values of their prompt.
         """
-        sequences = min(most, max(1, self.prompts // gpus.count) * self.group)
+        sequences = min(most, self.prompts_on_each(gpus) * self.group)
         return cached_tokens(sequences, self.prompt / self.group if shared else self.prompt, self.completion)
 
     def vllm_share(self, gpus: GPUs, free: float) -> float:
@@ -192,9 +196,13 @@ class JobSizes:
         return max(share(LEAST_SEQUENCES), min(wanted, available))
 
     def sequences(self, gpus: GPUs, vllm: float) -> int:
-        """Return the sequences that vLLM generates at once, as long as they may become, with so many bytes."""
+        """Return how many sequences of full length vLLM generates at once on one GPU.
+
+        Args:
+            vllm: bytes that it has there.
+        """
         room = (vllm - self._vllm_weights) / kv_bytes_per_token(self.whole, self.size)
-        most = min(GPU_SEQUENCES, max(1, self.prompts // gpus.count) * self.group)
+        most = min(GPU_SEQUENCES, self.prompts_on_each(gpus) * self.group)
         return max(0, min(most, int(room / (self.prompt / self.group + self.completion.longest))))
 
     @property
@@ -274,7 +282,7 @@ class JobSizes:
         terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
         generation = 0.0
         if self.share is None:
-            sequences = min(256, max(1, self.prompts // gpus.count) * self.group)
+            sequences = min(256, self.prompts_on_each(gpus) * self.group)
             generation = generation_memory(
                 shape, strategy, sequences, self.tokens_at_once(gpus, sequences, False), self.size
             )
@@ -288,14 +296,18 @@ class JobSizes:
     def arguments(self, plan: Plan) -> str:
         """Return the arguments that the plan adds to the command line."""
         machines = math.ceil(plan.gpus.count / MACHINE_GPUS)
-        one = "offload" if plan.strategy.offload else "fsdp2" if plan.strategy.sharded else "ddp"
-        sharded = "hsdp" if self.fits_each_machine(plan, machines) else "multinode"
-        many = sharded if plan.strategy.sharded else "ddp"
+        copies = self.fits_each_machine(plan, machines)
+        if not plan.strategy.sharded:
+            strategy = "ddp"
+        elif machines > 1:
+            strategy = "hsdp" if copies else "multinode"
+        else:
+            strategy = "offload" if plan.strategy.offload else "fsdp2"
         share = plan.terms["vLLM"] / (plan.gpus.gib * GIB)
         chosen = {
-            f"--config strategy/{many if machines > 1 else one}": plan.gpus.count > 1 or plan.strategy.sharded,
+            f"--config strategy/{strategy}": plan.gpus.count > 1 or plan.strategy.sharded,
             f"--trainer.num_nodes {machines}": machines > 1,
-            f"--trainer.strategy.init_args.replicas {machines}": machines > 1 and many == "hsdp",
+            f"--trainer.strategy.init_args.replicas {machines}": copies,
             "--trainer.strategy.init_args.offload true": machines > 1 and plan.strategy.offload,
             "--model.init_args.gradient_checkpointing true": plan.strategy.checkpointing,
             f"--model.init_args.tokens_per_microbatch {plan.budget}": plan.budget != self.budget,
