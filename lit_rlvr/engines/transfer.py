@@ -307,7 +307,8 @@ def free_memory() -> int:
 
 class NCCLTransfer(WeightTransfer):
     """Transfer of all weights from GPU to GPU over NCCL, with vLLM's own weight transfer; servers need
-    `--weight-transfer-config '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`). One broadcast reaches all servers.
+    `--weight-transfer-config '{"backend": "nccl"}'` (`lit-rlvr serve --nccl`). One broadcast reaches all servers, which
+    form one group with the first rank; it is formed again when a server goes, comes or is restarted.
 
     Args:
         address: address of the first rank's machine, reachable from the servers; by default the one from which it
@@ -320,23 +321,35 @@ class NCCLTransfer(WeightTransfer):
         self.address = address
         self._source = RepeatedWeights()
         self._sender: Any = None
+        self._holders: list[VLLMServer] = []  # the sender's group, if all of it took the last version
+        self._version = ""
 
     def send(
         self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
     ) -> None:  # fmt: skip
         self._source.set(weights, dtype)
         self._source.metadata()  # it gathers the weights, on the first call
-        if self._sender is None:
+        if not gather_objects(rank() == 0 and self._is_connected(servers))[0]:
+            self.close()
             self._connect(servers)
+        self._holders = []
         on_first(servers, VLLMServer.pause)  # before the first collective
         agree(self._send)
         on_first(servers, partial(VLLMServer.resume, version=version))
+        self._holders, self._version = [*servers], version
+
+    def _is_connected(self, servers: Sequence[VLLMServer]) -> bool:
+        """Return whether the group consists of these servers, and none was restarted since it took the last version."""
+        try:
+            return self._holders == [*servers] and all(server.version() == self._version for server in servers)
+        except ServerError:
+            return False
 
     def restore(self, server: VLLMServer, version: str) -> None:
         if world_size() > 1:
             raise UserError(
-                f"{server.url} was restarted and lost its weights, which no process can send over NCCL alone; "
-                "resume with --ckpt_path last, or use FileTransfer"
+                f"{server.url} was restarted and lost its weights, which no process can send over NCCL alone: it gets "
+                "them with the next update; if no other server is left, resume with --ckpt_path last"
             )
         self.close()
         self._connect([server])
@@ -348,7 +361,7 @@ class NCCLTransfer(WeightTransfer):
     def close(self) -> None:
         if self._sender is not None:
             self._sender.shutdown()
-        self._sender = None
+        self._sender, self._holders = None, []
 
     def _connect(self, servers: Sequence[VLLMServer]) -> None:
         """Connect the first rank to all servers, or no rank to any. Collective."""

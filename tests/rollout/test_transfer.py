@@ -54,6 +54,9 @@ class Server(VLLMServer):
         self.fails, self.is_active, self.receives, self.version_held = fails, False, threading.Event(), ""
         self.group = [self]
 
+    def version(self) -> str:
+        return self.version_held
+
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         path = path.partition("?")[0]
         if path == self.fails:
@@ -116,13 +119,22 @@ def weights(everything: bool) -> Iterator[tuple[str, torch.Tensor]]:
 
 def send_with_failures(rank: int, count: int) -> None:
     transfer.ABORT_SECONDS = 5.0
+    groups: list[int] = []
+    make_sender([], RepeatedWeights(), rank)  # imports vLLM before any time is taken
+
+    class Sending(NCCLTransfer):
+        def _make_sender(self, servers: Any) -> Any:
+            groups.append(len(servers))
+            return make_sender([*servers], self._source, rank)
+
     for fails in (*CALLS, ""):
-        sending = NCCLTransfer.__new__(NCCLTransfer)  # without a GPU
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            sending = Sending()
         servers = [Server() for _ in range(count - 1)] + [Server(fails)]
         for server in servers:
             server.group = servers
-        sending._source = RepeatedWeights()
-        sending._sender = make_sender(servers, sending._source, rank)
+        groups.clear()
         failure = None
         began = time.monotonic()
         try:
@@ -136,10 +148,16 @@ def send_with_failures(rank: int, count: int) -> None:
         assert together.tolist() == [2.0] * 5, fails
         assert gather_objects(rank) == [0, 1]
         assert rank or servers[-1].version_held == ("v1" if fails in ("", "/resume") else ""), fails
-        servers[-1].fails, sending._sender = "", make_sender(servers, sending._source, rank)
-        if fails != "hang":  # that server is lost, and the next one is new
+        servers[-1].fails = ""
+        if fails == "hang":  # that server is lost
+            servers.pop()
+        if servers:
             sending.send(servers, weights, torch.float32, "v2")
-            assert rank or [server.version_held for server in servers] == ["v2"] * count
+            assert rank or [server.version_held for server in servers] == ["v2"] * len(servers)
+            servers[0].version_held = "restarted"
+            sending.send(servers, weights, torch.float32, "v3")
+            sending.send(servers, weights, torch.float32, "v4")
+            assert groups[1:] == [len(servers)] * (1 if fails == "" else 2), (fails, "a group that is whole is kept")
 
 
 @pytest.mark.slow

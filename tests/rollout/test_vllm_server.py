@@ -539,7 +539,7 @@ def test_what_nccl_is_told_is_what_it_gets(policy: Policy) -> None:
 def test_all_ranks_learn_that_the_first_could_not_connect_over_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.distributed.weight_transfer import nccl_engine
 
-    told: list[str | None] = []
+    told: list[str | bool | None] = []
     made: list[tuple[int, int, str]] = []
 
     class Server:
@@ -571,7 +571,7 @@ def test_all_ranks_learn_that_the_first_could_not_connect_over_nccl(monkeypatch:
     for servers, error in (([two[0], Server(False)], ServerError), (two, RuntimeError)):
         with pytest.raises(error):
             sending.send(servers, lambda everything: (), torch.float32, "1")  # type: ignore[arg-type]
-    assert told == ["status 500", "NCCL error: unhandled system error"]
+    assert told == [False, "status 500", False, "NCCL error: unhandled system error"]
     assert made == [(0, 5, "192.0.2.1")], "one group, at the address that both servers reach"
     with monkeypatch.context() as hanging:
         hanging.setattr(nccl_engine.NCCLTrainerWeightTransferEngine, "trainer_init", lambda *_, **__: time.sleep(5))
@@ -579,7 +579,7 @@ def test_all_ranks_learn_that_the_first_could_not_connect_over_nccl(monkeypatch:
         with pytest.raises(UserError, match="hangs; NCCL cannot be aborted"):
             sending.send(two, lambda everything: (), torch.float32, "1")  # type: ignore[arg-type]
     monkeypatch.setattr(transfer, "rank", lambda: 1)
-    monkeypatch.setattr(transfer, "gather_objects", lambda said: [told[-1], said])
+    monkeypatch.setattr(transfer, "gather_objects", lambda said: [said if said is False else told[3], said])
     with pytest.raises(ServerError, match="unhandled system error"):
         sending.send([Server(False)], lambda everything: (), torch.float32, "1")  # type: ignore[list-item]
     monkeypatch.setattr(transfer, "gather_objects", lambda said: [None, said])
