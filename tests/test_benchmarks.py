@@ -54,7 +54,7 @@ def test_every_benchmark_has_a_tiny_run() -> None:
 
 
 @pytest.mark.slow
-def test_aapo(benchmark: Benchmark) -> None:
+def test_aapo_runs(benchmark: Benchmark) -> None:
     """The pool is full after the first of three visits; fresh references are sampled at each."""
     found = benchmark("aapo", "--config", "tiny.yaml", "--prompts", "16", "--rollouts", "3")
     assert found["visits"] == 3
@@ -64,7 +64,7 @@ def test_aapo(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
-def test_ablation(benchmark: Benchmark) -> None:
+def test_ablation_runs(benchmark: Benchmark) -> None:
     """15 of 16 groups are dead, so skipping them saves most of a step."""
     found = benchmark(
         "ablation", "--model", "tiny-llama", "--precisions", "fp32", "--techniques", "skipping dead groups",
@@ -74,7 +74,7 @@ def test_ablation(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
-def test_algorithms(benchmark: Benchmark, run_folder: Path) -> None:
+def test_algorithms_runs(benchmark: Benchmark, run_folder: Path) -> None:
     found = benchmark(
         "algorithms", "--config", "tiny.yaml", "--algorithms", "GRPO + A-GRAE", "--rollouts", "2", "--out", "out"
     )
@@ -84,7 +84,7 @@ def test_algorithms(benchmark: Benchmark, run_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_attention(benchmark: Benchmark) -> None:
+def test_attention_runs(benchmark: Benchmark) -> None:
     found = benchmark(
         "attention", "--device", "cpu", "--groups", "2", "--group-size", "2", "--prompt", "8", "--mean", "8",
         "--rounds", "1",
@@ -93,7 +93,7 @@ def test_attention(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
-def test_mechanism(benchmark: Benchmark, run_folder: Path) -> None:
+def test_mechanism_runs(benchmark: Benchmark, run_folder: Path) -> None:
     """GMPO differs from GRPO in how it clips, PositiveDominant in the weights of the groups."""
     found = benchmark(
         "mechanism", "--config", "tiny.yaml", "--learning-rates", "1e-4", "--updates", "2", "--rollouts", "8",
@@ -106,7 +106,7 @@ def test_mechanism(benchmark: Benchmark, run_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory(benchmark: Benchmark) -> None:
+def test_memory_runs(benchmark: Benchmark) -> None:
     found = benchmark(
         "memory", "--models", "30M", "--strategies", "FSDP2", "--precisions", "fp32", "--groups", "1"
     )  # fmt: skip
@@ -115,7 +115,7 @@ def test_memory(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
-def test_prefix(benchmark: Benchmark) -> None:
+def test_prefix_runs(benchmark: Benchmark) -> None:
     """Eight completions of 4 tokens behind 64 tokens: the prompt is nearly all of the work."""
     found = benchmark(
         "prefix", "--longest-smollm2", "0", "--longest", "64", "--prompt-tokens", "64", "--group-sizes", "2",
@@ -162,13 +162,13 @@ def test_replay_trl(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
-def test_roofline(benchmark: Benchmark) -> None:
+def test_roofline_runs(benchmark: Benchmark) -> None:
     found = benchmark("roofline", *TINY, "--workloads", "2x2x8x4", "--rounds", "1")
     assert 0 < found["workloads"][0]["strict"] < found["utilisation"] < 1
 
 
 @pytest.mark.slow
-def test_scaling(benchmark: Benchmark, run_folder: Path) -> None:
+def test_scaling_runs(benchmark: Benchmark, run_folder: Path) -> None:
     found = benchmark("scaling", "--sweeps", "group_size", "--points", "2", "--steps", "2", "--out", "out.png")
     exponents = found["exponents"]["group_size"]
     assert 0 < exponents["time"] < 3 and 0 < exponents["memory"] < 3
@@ -176,14 +176,14 @@ def test_scaling(benchmark: Benchmark, run_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_server_requests(benchmark: Benchmark) -> None:
+def test_server_requests_runs(benchmark: Benchmark) -> None:
     """More completions than sockets; the others wait for one."""
     found = benchmark("server_requests", "--completions", "1000", "--seconds", "0.1", "--descriptors", "256")
     assert found["right"] == found["completions"] == 1000 and found["cpu_ms"] > 0
 
 
 @pytest.mark.slow
-def test_soak(benchmark: Benchmark, run_folder: Path) -> None:
+def test_soak_runs(benchmark: Benchmark, run_folder: Path) -> None:
     """The command and its two reward workers."""
     found = benchmark("soak", "--steps", "20", "--every", "0.2", "--out", "out.png")
     last = found["at_the_end"]
@@ -192,7 +192,7 @@ def test_soak(benchmark: Benchmark, run_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_vs_trl(benchmark: Benchmark) -> None:
+def test_vs_trl_runs(benchmark: Benchmark) -> None:
     found = benchmark("vs_trl", *TINY, *FEW, "--steps", "1", "--engine", "hf")
     ours, theirs = found["contestants"]["lit-rlvr"], found["contestants"]["TRL"]
     assert found["ratio_step"] == pytest.approx(theirs["step"] / ours["step"], rel=1e-2)
@@ -202,7 +202,7 @@ def test_vs_trl(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
-def test_vs_vllm(benchmark: Benchmark) -> None:
+def test_vs_vllm_runs(benchmark: Benchmark) -> None:
     """It stops where both do not sample the same tokens."""
     found = benchmark("vs_vllm", *TINY, *FEW, "--rounds", "2")
     rates = found["tokens_per_second"]
@@ -211,7 +211,7 @@ def test_vs_vllm(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
-def test_watch(benchmark: Benchmark) -> None:
+def test_watch_runs(benchmark: Benchmark) -> None:
     found = benchmark("watch", "--steps", "70", "--prompts", "8", "--known", "8")
     assert len(found["views"]) == 7 and found["completions_mb"] > 1
     for name, fastest, slowest, kib, _ in found["views"]:

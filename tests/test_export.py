@@ -84,7 +84,7 @@ def test_vllm_loads_the_exported_folder(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bfloat16_export(trained: Path, tmp_path: Path) -> None:
+def test_an_export_is_in_the_type_asked_for(trained: Path, tmp_path: Path) -> None:
     folder = export_run(trained, tmp_path / "out", "bfloat16")
     assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
 
@@ -106,7 +106,7 @@ def test_a_vision_language_model_keeps_its_processors(any_vlm_folder: Path, tmp_
 
 
 @EITHER
-def test_refusals(trained: Path, tmp_path: Path) -> None:
+def test_bad_input_is_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="exists; choose another"):
         export_run(trained, tmp_path)
     with pytest.raises(UserError, match="has no checkpoint"):

@@ -45,7 +45,7 @@ def test_the_page_is_made_from_the_results(findings: ModuleType) -> None:
     assert (ROOT / "docs/findings.md").read_text() == findings.page(), "run: python benchmarks/findings.py"
 
 
-def test_verdicts_by_hand(findings: ModuleType) -> None:
+def test_verdicts_follow_the_tests(findings: ModuleType) -> None:
     """Ten differences of one sign have p = 2 / 1024; with Holm over three claims 6 / 1024."""
     base = [0.30 + 0.001 * seed for seed in range(10)]
     results = made_up({
@@ -208,7 +208,7 @@ def results_of(results: dict[str, Any], cell: str) -> list[float]:
     return [run["last"]["val/multi_step_arithmetic/pass@1"] for run in by_seed.values()]
 
 
-def test_a_comparison_by_hand(findings: ModuleType) -> None:
+def test_a_comparison_has_hand_computed_values(findings: ModuleType) -> None:
     """Means in falling order, and differences within a seed: here they are the same in all, so their interval is."""
 
     def task(values: dict[str, list[float]]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def _required(roots: tuple[str, ...]) -> set[str]:
         )),
     ],
 )  # fmt: skip
-def test_with_four_packages(tmp_path: Path, part: str, shape: str) -> None:
+def test_a_part_runs_with_four_packages(tmp_path: Path, part: str, shape: str) -> None:
     command = [str(SCRIPT), "--part", part, "--shape", shape, "--engine", "hf", "--tiny"]
     if (part, shape) == ("step", "text"):
         command += ["--ours", "gradient_checkpointing=true", "torch_compile=true"]
@@ -80,7 +80,7 @@ def test_with_four_packages(tmp_path: Path, part: str, shape: str) -> None:
 
 
 @pytest.mark.slow
-def test_overlap_with_a_server(tmp_path: Path) -> None:
+def test_overlap_is_measured_with_a_server(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--part", "overlap", "--tiny"]
     done = subprocess.run(command, env=child_environment(), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -254,7 +254,7 @@ def test_on_a_cpu_auto_is_a_single_device_and_fsdp_is_ours(tiny_model_folder: Pa
     assert isinstance(built.trainer.strategy, FSDP2) and not built.trainer.strategy.offload
 
 
-def test_the_gpus_of_a_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_smallest_gpu_of_a_trainer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert GPUs.of_trainer("cpu", "auto", 1) is None
     sizes = [80, 40, 80, 80]
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

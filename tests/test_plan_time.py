@@ -17,7 +17,7 @@ SIZES = {"iterations": 900, "sequences": 64, "validations": 4, "validation_compl
 SUMMARY = {"iterations": 7, "seconds_per_step": {"sync": 1.0, "generate": 4.0, "score": 0.0, "train": 3.0, "step": 8.0}}
 
 
-def test_hours_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hours_are_hand_computed_values(capsys: pytest.CaptureFixture[str]) -> None:
     found = estimate(SIZES, SUMMARY)
     assert found["training_hours"] == pytest.approx(2.0)  # 900 x 8 s
     assert found["validation_hours"] == pytest.approx(4 * 320 * 4 / 64 / 3600)  # 80 s

@@ -271,7 +271,7 @@ def test_every_recipe_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("recipe", every_fourth(EXPECTED))
-def test_recipe(
+def test_a_recipe_runs_with_its_papers_settings(
     recipe: str,
     tmp_path: Path,
     tiny_model_folder: Path,
@@ -389,8 +389,8 @@ def check_loss(module: RLVRModule, settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("recipe", EXPECTED)
-def test_model_data_machine_and_folder(recipe: str) -> None:
-    """What `test_recipe` swaps out."""
+def test_a_recipe_names_its_model_data_machine_and_folder(recipe: str) -> None:
+    """What `test_a_recipe_runs_with_its_papers_settings` swaps out."""
     settings, config = settings_of(recipe), load_config(RECIPES / f"{recipe}.yaml")
     assert config["model"]["init_args"]["model"] == settings.model
     assert settings.data in config["data"]["init_args"]["train"]

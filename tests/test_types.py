@@ -37,7 +37,7 @@ def test_sampling_that_is_not_the_models_own() -> None:
     assert Sampling(banned_token_ids=(4, 2)).with_banned([3, 2]).banned_token_ids == (2, 3, 4)
 
 
-def test_lengths_and_truncation_of_a_rollout() -> None:
+def test_a_rollout_knows_its_lengths_and_truncation() -> None:
     rollout = make_rollout([[5], [5]], [[[6, 7], []], [[6], [6, 7, 8]]])
     rollout.completions[1][1] = replace(rollout.completions[1][1], finish_reason="length")
     assert rollout.lengths.tolist() == [[2.0, 0.0], [1.0, 3.0]]

@@ -149,7 +149,7 @@ def test_completions_without_a_reward_are_left_out(name: str, options: dict[str,
     assert (found[~known] == 0).all()
 
 
-def test_a_missing_reward_by_hand() -> None:
+def test_a_missing_reward_is_left_out_of_every_statistic() -> None:
     nan = math.nan
     r = torch.tensor([[1.0, 0.0, nan, nan], [0.52, 0.48, 0.52, 0.48], [nan] * 4]).double()
     group = GroupBatch(impute(r, r.isnan()), impute(r, r.isnan()).round(), rewarded=~r.isnan(), judged=~r.isnan())
@@ -177,7 +177,7 @@ def test_a_missing_reward_by_hand() -> None:
 # ---- by hand ---------------------------------------------------------------------------------------------------
 
 
-def test_grpo_by_hand() -> None:
+def test_grpo_gives_hand_computed_values() -> None:
     found = GRPOAdvantage(eps=0)(binary([1, 0, 0, 0], [1, 1, 1, 1]))
     torch.testing.assert_close(found[0], torch.tensor([3, -1, -1, -1]) / math.sqrt(3), check_dtype=False)
     assert found[1].tolist() == [0, 0, 0, 0]
@@ -195,7 +195,7 @@ def test_gpg_counts_valid_groups() -> None:
     assert (GPGAdvantage()(binary([1, 1], [0, 0])) == 0).all()
 
 
-def test_rloo_by_hand() -> None:
+def test_rloo_gives_hand_computed_values() -> None:
     r = torch.tensor([[3.0, 0.0, 0.0]])
     assert RLOOAdvantage()(GroupBatch(r, r))[0].tolist() == pytest.approx([3.0, -1.5, -1.5])
 
@@ -225,7 +225,7 @@ def test_agrae_leaves_groups_without_a_rate_alone_but_holds_positive_ones_back()
     assert found.flatten().tolist() == pytest.approx([0.5, -1, 0.5, -1])
 
 
-def test_agrae_by_hand() -> None:
+def test_agrae_gives_hand_computed_values() -> None:
     group = binary([1, 0, 0, 0], [1, 1, 0, 0])  # omega = 3/8
     found = AGRAE(base="dr_grpo", alpha=0.5)(group)
     factor = 0.375 / 2 / math.sqrt(0.25) + 0.625 / 2 / math.sqrt(0.75)

@@ -37,7 +37,7 @@ def all_rates(size: int) -> GroupBatch:
 
 
 @pytest.mark.parametrize("size", [2, 5, 8])
-def test_theorem_2_and_table_1_of_agrae(size: int) -> None:
+def test_theorem_2_and_table_1_of_agrae_hold(size: int) -> None:
     group = all_rates(size)
     p = group.success[:, 0]
     inner = (p > 0) & (p < 1)
@@ -54,7 +54,7 @@ def test_theorem_2_and_table_1_of_agrae(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 5, 8])
-def test_equation_5_of_agrae(size: int) -> None:
+def test_equation_5_of_agrae_holds(size: int) -> None:
     found = EXACT(all_rates(size))
     torch.testing.assert_close(found.clamp(min=0).sum(1), -found.clamp(max=0).sum(1))
     assert float(found.abs().sum()) > 0
@@ -73,7 +73,7 @@ def test_the_sample_level_of_agrae_shifts_from_easy_to_hard_groups() -> None:
 @pytest.mark.parametrize(
     "advantage", [EXACT, AGRAE(base=EXACT), PositiveDominant(base=EXACT), NegativeDominant(base=EXACT)]
 )
-def test_theorem_1_of_agrae_in_a_softmax_bandit(advantage: Advantage) -> None:
+def test_theorem_1_of_agrae_holds_in_a_softmax_bandit(advantage: Advantage) -> None:
     """Logit update of behaviour b: sum of the advantages it was sampled with, minus C pi_b, over G."""
     torch.manual_seed(0)
     behaviours, sampled = 12, [0, 3, 4, 7]

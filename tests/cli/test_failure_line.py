@@ -208,7 +208,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_options_and_the_users_own_code(
+def test_bad_options_and_the_users_own_errors_are_one_line(
     run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     (run_folder / "my_own.py").write_text(MINE)

@@ -54,7 +54,7 @@ def test_an_error_prints_no_document(run_folder: Path, lit_rlvr: CLI) -> None:
     assert done.status == 2 and not done.out and done.err.count("lit-rlvr: error") == 1
 
 
-def test_the_commands_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_every_command_of_a_run_prints_json(run_folder: Path, lit_rlvr: CLI) -> None:
     """Each command with and without `--json` on the same run."""
 
     def document(*arguments: Any) -> Any:
@@ -102,7 +102,7 @@ def test_the_commands_of_a_run(run_folder: Path, lit_rlvr: CLI) -> None:
     assert scores == json.loads(Path("results/results.json").read_text()) and "mine" in printed(*given, "others2")
 
 
-def test_parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: CLI) -> None:
+def test_parity_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lit_rlvr: CLI) -> None:
     monkeypatch.chdir(tmp_path)
     rewards = np.array([[1.0, 0.0]])
     arrays = {"logp": -np.ones((2, 3)), "old_logp": -np.ones((2, 3)), "mask": np.ones((2, 3), bool)}

@@ -23,7 +23,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_rlvr.training.module.load_policy", fail)
 
 
-def test_text(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_a_prompt_is_shown_with_its_tokens_and_answer(run_folder: Path, lit_rlvr: CLI) -> None:
     result = lit_rlvr("preview", "--config", "tiny.yaml", "--prompts", 2, "--split", "validation")
     assert result.status == 0, result.err
     shown = result.out
@@ -36,7 +36,7 @@ def test_text(run_folder: Path, lit_rlvr: CLI) -> None:
     assert not (run_folder / "run").exists()
 
 
-def test_images(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:
+def test_images_are_saved_and_named(run_folder: Path, lit_rlvr: CLI, vlm_folder: Path) -> None:
     model = ("--model.init_args.model", vlm_folder, "--data", "LesionCount", "--data.init_args.pictures", 4)
     result = lit_rlvr("preview", "--config", "tiny.yaml", *model, "--prompts", 1, "--out", "seen")
     assert result.status == 0, result.err

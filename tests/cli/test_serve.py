@@ -50,7 +50,7 @@ def test_what_cannot_be_served_is_one_line(
     assert result.err.count("\n") == 1 and not started
 
 
-def test_without_a_model(lit_rlvr: CLI) -> None:
+def test_a_missing_model_is_one_line(lit_rlvr: CLI) -> None:
     result = lit_rlvr("serve")
     assert result.status == 2 and result.err == ("lit-rlvr: error: the following arguments are required: --model\n")
 

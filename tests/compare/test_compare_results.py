@@ -82,7 +82,7 @@ def test_what_is_read_from_a_run_folder(tmp_path: Path) -> None:
     assert found.rows[0]["val/accuracy"] == 0.5 and found.rows[0]["used/samples"] == 0 and found.seconds == SECONDS
 
 
-def test_results_by_hand() -> None:
+def test_results_are_hand_computed_values() -> None:
     """Differences 0.1, 0.2, 0.3: see test_compare_significance."""
     found = study_results(*made_up())
     assert found["metric"] == "val/accuracy" and found["budget"] == {"steps": 32} and found["seeds"] == [0, 1, 2]
@@ -106,7 +106,7 @@ def test_results_by_hand() -> None:
     json.dumps(found, allow_nan=False)
 
 
-def test_what_each_seed_went_through() -> None:
+def test_the_course_of_each_seed_is_in_the_results() -> None:
     study, runs = made_up()
     more = {k: runs[0].rows[4] | {"train/loss": float(k), "rollout/reward": k / 8} for k in range(5, 13)}
     runs[0] = replace(runs[0], rows=runs[0].rows | more, summary=SUMMARY | {"stopped": "collapsed at step 3"})
@@ -119,7 +119,7 @@ def test_what_each_seed_went_through() -> None:
     assert quarters([1, 2, 3]) == [] and quarters([1, 2, 3, 4, 5]) == [1, 2, 3, 4.5]
 
 
-def test_the_papers_tables_by_hand() -> None:
+def test_the_papers_tables_have_hand_computed_values() -> None:
     study, runs = with_suites()
     start = {"a": {"pass@1": 0.1, "categories": {}}, "b": {"pass@1": 0.3, "categories": {}},
              "c": {"greedy": 0.0, "categories": {}}}  # fmt: skip
@@ -158,7 +158,7 @@ def test_only_seeds_of_both_are_paired() -> None:
                           "p_holm": None}  # fmt: skip
 
 
-def test_all_tasks_together() -> None:
+def test_all_tasks_are_summed_up_together() -> None:
     study, runs = made_up()
     twice = [replace(run, cell=replace(run.cell, task=task)) for task in ("one", "two") for run in runs]
     study = replace(study, cells=tuple(run.cell for run in twice))
@@ -178,7 +178,7 @@ def test_a_metric_of_an_earlier_step_is_not_taken_for_the_last() -> None:
     assert study_results(study, runs)["tasks"]["task"]["cells"]["base"]["values"] == {"1": 0.3, "2": 0.4}
 
 
-def test_the_page() -> None:
+def test_the_page_shows_the_results() -> None:
     study, runs = made_up()
     failed = State(Cell("task", "third", 0, {}), "failed", "it | broke")
     page = report(study, study_results(study, runs), {"task": [Path("figures/task/reward.png")]}, [failed])
@@ -229,7 +229,7 @@ def test_figures_that_there_are_numbers_for(tmp_path: Path, budget: str) -> None
     assert empty == {"task": []} and not (tmp_path / "none").exists()
 
 
-def test_what_each_advantage_weights(tmp_path: Path) -> None:
+def test_the_signal_of_each_advantage_is_that_of_table_1(tmp_path: Path) -> None:
     """A-GRAE, table 1 (b): 2 G sqrt(p (1 - p)), G sqrt(1 - p) and G sqrt(p) with gamma = 0.5."""
     p = [k / 8 for k in range(9)]
     assert signal(GRPOAdvantage(), 8) == pytest.approx([16 * (x * (1 - x)) ** 0.5 for x in p], rel=1e-4)

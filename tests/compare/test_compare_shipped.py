@@ -187,7 +187,7 @@ SUITES = {
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if name != "smoke"])
-def test_the_benchmarks_of_a_study(name: str) -> None:
+def test_a_study_names_the_papers_benchmarks(name: str) -> None:
     study = STUDIES[name]
     asked = [suite for group in study.suites.values() for suite in group]
     suites = list(find_suites(asked, {}, {"protocol": study.protocol}))
@@ -212,7 +212,7 @@ def test_every_study_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_study(name: str) -> None:
+def test_a_study_varies_what_its_paper_varies(name: str) -> None:
     study: Study = STUDIES[name]
     seeds = list(range(10 if name == "agrae_controls" else 3))
     assert study.name == name and study.seeds == seeds and study.metric == "val/accuracy"

@@ -20,7 +20,7 @@ from lit_rlvr.commands.compare.significance import (
 )
 
 
-def test_a_paired_t_test_by_hand() -> None:
+def test_the_paired_t_test_gives_hand_computed_values() -> None:
     """Differences 0.1, 0.2, 0.3: mean 0.2, deviation 0.1, t = 0.2 / (0.1 / sqrt 3) = 3.4641 with 2 degrees of freedom,
     where P(|T| > t) = 1 - t / sqrt(t^2 + 2) = 1 - sqrt(12 / 14)."""
     assert paired_t_test([0.1, 0.2, 0.3]) == pytest.approx(1 - math.sqrt(12 / 14), abs=1e-12)
@@ -35,7 +35,7 @@ def test_what_has_no_p_value() -> None:
     assert sign_flip_test([1.0] * 17) == pytest.approx(1e-4, rel=3), "drawn, no longer exact"
 
 
-def test_sign_flips_by_hand() -> None:
+def test_the_sign_flip_test_counts_sums() -> None:
     """|sum| of (+-1 +-2 +-3) is 6, 4, 2, 0, each twice."""
     assert sign_flip_test([1.0, 2.0, 3.0]) == 2 / 8
     assert sign_flip_test([-1.0, 2.0, 3.0]) == 4 / 8
@@ -53,7 +53,7 @@ def test_sign_flips_against_a_slow_count() -> None:
     assert sign_flip_test(differences) == far / 2**7
 
 
-def test_holm_by_hand() -> None:
+def test_holm_gives_hand_computed_values() -> None:
     """0.01 x 4, 0.02 x 3, then 0.04 x 2 and 0.03 x 2 by rank: 0.03 x 2 = 0.06 is below 0.06 of before."""
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([0.03]) == [0.03] and holm([]) == []
@@ -71,7 +71,7 @@ def test_the_interquartile_mean_by_hand() -> None:
     assert interquartile_mean([[0.0, 1.0, 2.0, 100.0]]) == 1.5
 
 
-def test_the_probability_of_improvement_by_hand() -> None:
+def test_the_probability_of_improvement_counts_pairs() -> None:
     """6 of 9 pairs and a tie are 6.5 / 9; the second task has all of 1."""
     first, second = [[3.0, 5.0, 4.0], [9.0]], [[2.0, 4.0, 4.5], [1.0]]
     share = (1 + 0 + 0 + 1 + 1 + 1 + 1 + 0.5 + 0) / 9

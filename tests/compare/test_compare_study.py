@@ -137,7 +137,7 @@ def test_a_wrong_cell_is_refused_before_any_trains(write: Callable[..., str], tm
     assert not (tmp_path / "out").exists()
 
 
-def test_the_commands_of_a_cell(tmp_path: Path) -> None:
+def test_a_cell_trains_and_then_evaluates(tmp_path: Path) -> None:
     """Train, then evaluate on as many GPUs, and once per task the model before training."""
     config = {
         "model": {"init_args": {"model": "org/name"}}, "rollout": {"engine": "vllm"},

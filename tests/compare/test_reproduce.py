@@ -97,7 +97,7 @@ def results() -> dict[str, Any]:
     return {"tasks": {"t": {"cells": {"grpo": {"suites": {"math": ours}}}, "before_suites": {"math": start}}}}
 
 
-def test_ours_beside_theirs_by_hand() -> None:
+def test_our_values_stand_next_to_the_papers() -> None:
     rows = {
         BEFORE: [PrintedValue(20.0, None)] * 3,
         "grpo": [PrintedValue(50.0, 1.0), PrintedValue(20.0, 1.0), PrintedValue(40.5, None)],
@@ -163,7 +163,7 @@ def test_the_figures_of_the_list_are_drawn() -> None:
                 )
 
 
-def test_the_test_of_a_difference_against_scipys_on_the_values() -> None:
+def test_the_test_of_a_difference_is_scipys() -> None:
     ours, theirs = [0.50, 0.53, 0.49], [0.41, 0.47, 0.45]
     moments = [(mean(x), (sum((v - mean(x)) ** 2 for v in x) / 2) ** 0.5) for x in (ours, theirs)]
     (m, s), (v, d) = moments

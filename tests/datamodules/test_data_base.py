@@ -52,7 +52,7 @@ def test_a_new_data_set_by_column_mapping_alone(jsonl):
     assert (sample.options, sample.category, sample.source) == (("1", "2"), "easy", f"{path}:1")
 
 
-def test_a_module_of_ones_own_by_rows(chat_tokenizer):
+def test_a_module_of_ones_own_needs_rows_only(chat_tokenizer):
     class Doubles(PromptDataModule):
         """Twice a number."""
 

@@ -37,7 +37,7 @@ def test_the_chat_template_is_applied_once_and_nothing_is_added(chat_tokenizer):
     assert prompt.token_ids.count(chat_tokenizer.bos_token_id) == 1 and prompt.sample is QUESTION
 
 
-def test_no_system_prompt_no_system_message(chat_tokenizer):
+def test_without_a_system_prompt_there_is_no_system_message(chat_tokenizer):
     assert "system" not in data(chat_tokenizer).render(QUESTION)
 
 

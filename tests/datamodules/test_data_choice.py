@@ -21,7 +21,7 @@ PROMPT = "Which is first?\nA) one\nB) two\nC) three\nD) four"
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
-def test_mmlu(tmp_path: Path, suffix: str) -> None:
+def test_mmlu_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"test{suffix}"
     if suffix == ".jsonl":
         path.write_text(json.dumps(MMLU) + "\n")

@@ -54,7 +54,7 @@ FUNCTION = SCRIPT | {
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_livecodebench(tmp_path: Path, suffix: str) -> None:
+def test_livecodebench_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"test{suffix}"
     if suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in (SCRIPT, FUNCTION)))

@@ -83,7 +83,7 @@ def test_triangles_ask_for_what_the_other_two_tell(ask: Any, monkeypatch: pytest
         assert sample.images.sizes == ((224, 224),)  # type: ignore[attr-defined]
 
 
-def test_a_triangle_from_two_angles() -> None:
+def test_two_angles_give_a_triangles_corners() -> None:
     assert np.allclose(triangle_corners(45, 45), [(0, 0), (1, 0), (0.5, 0.5)])
 
 

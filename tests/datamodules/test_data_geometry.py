@@ -72,7 +72,7 @@ def load(path: Path, rows: list[dict[str, Any]]) -> list[Sample]:
     return Geometry(train=str(path / "train.parquet")).load("train")
 
 
-def test_geometry3k(tmp_path: Path) -> None:
+def test_geometry3k_is_read(tmp_path: Path) -> None:
     degrees = [GEO3K | {"answer": answer} for answer in ("48^\\circ", "48°", "48 degrees", "2 \\sqrt { 221 }")]
     first, *others = load(tmp_path, [GEO3K, *degrees])
     assert (first.prompt, first.answer, first.category) == ("<image>Find $m\\angle 1$.", "48", "")
@@ -98,7 +98,7 @@ def test_the_answers_of_geometry3k_are_judged_as_values() -> None:
     assert values == list(said.values())
 
 
-def test_mathverse_by_version(tmp_path: Path) -> None:
+def test_mathverse_is_read_by_version(tmp_path: Path) -> None:
     choice, free = load(tmp_path, [MATHVERSE, FREE])
     assert (choice.id, choice.answer, choice.category) == ("1", "B", "Vision Dominant")
     assert choice.options == ("145°", "35°", "125°", "55°") and choice.prompt == MATHVERSE["question"]
@@ -106,13 +106,13 @@ def test_mathverse_by_version(tmp_path: Path) -> None:
     assert (free.answer, free.options) == ("$2 \\sqrt{3}$", ())
 
 
-def test_mathverse_without_images(tmp_path: Path) -> None:
+def test_mathverse_is_read_without_images(tmp_path: Path) -> None:
     (tmp_path / "test.json").write_text(json.dumps([TEXT_ONLY]))
     (sample,) = Geometry(test=str(tmp_path / "test.json")).load("test")
     assert len(sample.images) == 0 and sample.category == "Text Only"
 
 
-def test_mathvision_by_level(tmp_path: Path) -> None:
+def test_mathvision_is_read_by_level(tmp_path: Path) -> None:
     drawn = MATHVISION | {"id": "10", "options": list("ABCDE"), "question": "Which?\n<image1>", "level": 5}
     value = MATHVISION | {"id": "11", "options": [], "answer": "12.5"}
     by_text = MATHVISION | {"id": "12", "answer": "short"}
@@ -133,7 +133,7 @@ def test_mathvision_by_file_name(tmp_path: Path) -> None:
     assert sample.images.sizes == ((6, 6),) and sample.images[0].mode == "RGB"
 
 
-def test_one_reward_for_letters_and_values(tmp_path: Path) -> None:
+def test_one_reward_judges_letters_and_values(tmp_path: Path) -> None:
     reward = Choice(otherwise=MathAnswer())
     samples = load(tmp_path, [MATHVERSE, FREE])
     texts = ["\\boxed{B}", "\\boxed{\\sqrt{12}}"]
@@ -157,7 +157,7 @@ def test_values_of_mathvision_agree_at_two_decimals() -> None:
         reward.close()
 
 
-def test_image_features_of_the_hub(tmp_path: Path) -> None:
+def test_image_features_of_the_hub_are_read(tmp_path: Path) -> None:
     features = datasets.Features(
         {"images": datasets.List(datasets.Image()), "problem": datasets.Value("string"),
          "answer": datasets.Value("string")}

@@ -91,7 +91,7 @@ def test_exif_rotation_is_applied() -> None:
 # where images come from
 
 
-def test_every_form_of_the_same_image(tmp_path: Path) -> None:
+def test_every_form_of_an_image_is_the_same_image(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     data = encoded(red())
     (tmp_path / "sub" / "a.png").write_bytes(data)
@@ -178,7 +178,7 @@ def own_data(tmp_path: Path) -> Path:
 COLUMNS = {"prompt": "q", "answer": "a", "image": "picture"}
 
 
-def test_ones_own_images_by_column_mapping_alone(own_data: Path, vlm_folder: Path) -> None:
+def test_ones_own_images_need_a_column_mapping_only(own_data: Path, vlm_folder: Path) -> None:
     data = PromptDataModule(train=str(own_data / "train.jsonl"), columns=COLUMNS, prompts_per_step=2, max_pixels=30)
     data.tokenizer, data.image_processor = (
         AutoTokenizer.from_pretrained(vlm_folder),
@@ -244,7 +244,7 @@ def test_an_image_that_changes_its_size_during_the_run_is_named(own_data: Path, 
         next(iter(data.train_dataloader()))
 
 
-def test_an_image_folder_with_metadata(tmp_path: Path) -> None:
+def test_an_image_folder_is_read_with_its_metadata(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("test", 2)):
         (tmp_path / split).mkdir()
         lines = []
@@ -258,7 +258,7 @@ def test_an_image_folder_with_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["parquet", "arrow", "saved"])
-def test_images_of_datasets_features(tmp_path: Path, how: str) -> None:
+def test_images_of_datasets_features_are_read(tmp_path: Path, how: str) -> None:
     """What `datasets` writes: {"bytes", "path"} in parquet, arrow and saved folders."""
     features = datasets.Features(
         {"prompt": datasets.Value("string"), "answer": datasets.Value("string"),

@@ -110,7 +110,7 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("row,prompt,answer,category", LAYOUTS)
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_layouts(tmp_path: Path, row: dict, prompt, answer: str, category: str, suffix: str):
+def test_known_layouts_are_read(tmp_path: Path, row: dict, prompt, answer: str, category: str, suffix: str):
     path = tmp_path / f"train{suffix}"
     if suffix == ".jsonl":
         path.write_text(json.dumps(row) + "\n")
@@ -169,11 +169,11 @@ def test_a_templated_prompt_without_its_question_is_a_bad_row(jsonl):
         ("\\boxed{1} or \\boxed \\frac{1}{2}", "1"),
     ],
 )
-def test_last_boxed(text: str, boxed: str | None):
+def test_the_last_box_is_found(text: str, boxed: str | None):
     assert last_boxed(text) == boxed
 
 
-def test_reference_forms():
+def test_references_are_read_from_solutions():
     assert reference_answer("a #### b #### 1,000 ") == "1000"
     assert reference_answer(" (1, 2) ") == "(1, 2)"  # commas go only where #### says it is a number
     with pytest.raises(Exception, match="answer: empty"):

@@ -49,7 +49,7 @@ HUATUO = {
 }
 
 
-def test_huatuo(tmp_path: Path) -> None:
+def test_huatuo_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     as_text = HUATUO | {"options": "['No', 'Yes']", "answer": "yes", "subset": "SLAKE", "dataset": "SLAKE"}
     two = HUATUO | {"image": ["images/a.png", "images/a.png"]}
@@ -66,7 +66,7 @@ def test_rows_without_an_answer_are_bad(tmp_path: Path) -> None:
         load_json(tmp_path, [HUATUO, HUATUO | {"answer": "?"}])
 
 
-def test_medvlm_r1(tmp_path: Path) -> None:
+def test_medvlm_r1_is_read(tmp_path: Path) -> None:
     problem = "Which organ is shown? A) Liver, B) Heart, C) Spleen, D) Lung"
     row = HUATUO | {"problem": problem, "solution": "C", "image": [picture(tmp_path / "b.png")]}
     (sample,) = load_json(tmp_path, [row])
@@ -75,7 +75,7 @@ def test_medvlm_r1(tmp_path: Path) -> None:
         load_json(tmp_path, [row | {"solution": "E"}])
 
 
-def test_omnimedvqa(tmp_path: Path) -> None:
+def test_omnimedvqa_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "Images" / "SRC" / "a.png")
     row = {"question": "What is it?", "gt_answer": "No, it is healthy", "image_path": "Images/SRC/a.png",
            "option_A": "Fracture", "option_B": "No, it is healthy", "question_type": "Disease Diagnosis"}  # fmt: skip
@@ -84,7 +84,7 @@ def test_omnimedvqa(tmp_path: Path) -> None:
     assert second.category == "CT"
 
 
-def test_slake_in_english_with_its_folder(tmp_path: Path) -> None:
+def test_slake_is_read_in_english_with_its_folder(tmp_path: Path) -> None:
     picture(tmp_path / "imgs" / "xmlab1" / "source.jpg")
     row = {"img_id": 1, "img_name": "xmlab1/source.jpg", "question": "What modality?", "answer": "MRI", "q_lang": "en",
            "location": "Abdomen", "modality": "MRI", "answer_type": "OPEN", "content_type": "Modality",
@@ -94,7 +94,7 @@ def test_slake_in_english_with_its_folder(tmp_path: Path) -> None:
     assert (sample.id, sample.prompt, sample.answer, sample.category) == ("11934", "What modality?", "MRI", "MRI")
 
 
-def test_vqa_rad_and_path_vqa(tmp_path: Path) -> None:
+def test_vqa_rad_and_path_vqa_are_read(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     image = {"bytes": (tmp_path / "a.png").read_bytes(), "path": "a.png"}
     rows = [{"image": image, "question": q, "answer": a} for q, a in (("Is it?", "yes"), ("Where?", "left lung"))]
@@ -103,7 +103,7 @@ def test_vqa_rad_and_path_vqa(tmp_path: Path) -> None:
     assert (closed.prompt, closed.answer, open_.answer, open_.options) == ("Is it?", "yes", "left lung", ())
 
 
-def test_pmc_vqa(tmp_path: Path) -> None:
+def test_pmc_vqa_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "figures" / "PMC1.jpg")
     row = {"Figure_path": "PMC1.jpg", "Question": "Which?", "Answer": "MRI", "Answer_label": "B"}
     row |= {"Choice A": " A:CT ", "Choice B": " B:MRI ", "Choice C": "C:PET", "Choice D": "D:X-ray"}
@@ -117,13 +117,13 @@ def test_pmc_vqa(tmp_path: Path) -> None:
     assert sample.prompt.startswith("Which?\nA) CT\nB) MRI")
 
 
-def test_spellings_of_modalities() -> None:
+def test_spellings_of_a_modality_become_one() -> None:
     said = {MR: "MRI", CT: "CT", XRAY: "X-ray", "x-ray": "X-ray", "MRI": "MRI", "ct": "CT"}
     said |= {"OCT (Optical Coherence Tomography": "OCT (Optical Coherence Tomography", " ultrasound": "ultrasound"}
     assert {text: modality(text) for text in said} == said
 
 
-def test_options_in_every_form() -> None:
+def test_options_are_read_in_every_form() -> None:
     assert as_options(["a ", 2]) == ("a", "2") == as_options("['a', 2]")
     assert as_options(None) == as_options("") == as_options("[broken") == as_options("free text") == ()
     assert as_options("[__import__('os')]") == ()
@@ -164,7 +164,7 @@ def test_the_split_by_modality_has_nothing_in_common(pool: Path) -> None:
     assert shared(train, validation) == (0, 0) and data.load("test") == [] and data.bad_rows["train"] == []
 
 
-def test_columns_of_ones_own(pool: Path) -> None:
+def test_columns_of_ones_own_are_mapped(pool: Path) -> None:
     columns = {"prompt": "question", "category": "subset"}
     data = MedicalVQA(train=str(pool), columns=columns, **WANTED)
     train, validation = data.load("train"), data.load("validation")
@@ -172,7 +172,7 @@ def test_columns_of_ones_own(pool: Path) -> None:
     assert train[0].options == ("Liver", "Heart", "Spleen", "Lung") and train[0].answer == "Spleen"
 
 
-def test_only_images_apart(pool: Path) -> None:
+def test_a_split_by_images_may_share_questions(pool: Path) -> None:
     data = MedicalVQA(train=str(pool), disjoint="image", train_modalities={"MRI": 60}, eval_modalities={"MRI": 40})
     images, questions = shared(data.load("train"), data.load("validation"))
     assert images == 0 and questions > 0

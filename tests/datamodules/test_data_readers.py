@@ -48,7 +48,7 @@ def test_every_format_gives_the_same_rows_with_their_numbers(tmp_path: Path, suf
     assert [row.source for row in rows] == [f"{path}:1", f"{path}:2"]
 
 
-def test_arrow_files_and_json_with_a_data_key(tmp_path: Path):
+def test_arrow_files_and_json_with_a_data_key_are_read(tmp_path: Path):
     table = pa.Table.from_pylist(ROWS)
     with pa.OSFile(str(tmp_path / "f.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -155,7 +155,7 @@ def test_saved_datasets_keep_their_order_and_leave_images_undecoded(tmp_path: Pa
         list(read_rows(str(tmp_path / "dict"), "test"))
 
 
-def test_shipped_files():
+def test_shipped_files_are_found_by_name():
     rows = list(read_rows("package:svamp/train.jsonl"))
     assert len(rows) == 300 and rows[0].file == str(SHIPPED / "svamp" / "train.jsonl")
     with pytest.raises(UserError, match=r"no such file or folder, did you mean '.*svamp/train.jsonl'"):

@@ -37,7 +37,7 @@ def sample(number: int, **fields) -> Sample:
         (" kept ", " kept "),
     ],
 )
-def test_cells_as_text(value, text):
+def test_cells_become_text(value, text):
     assert as_text(value, "answer") == text
 
 

@@ -54,7 +54,7 @@ def samples(data: TextToSQL) -> list[Any]:
     return data.load("train")
 
 
-def test_bird(tmp_path: Path) -> None:
+def test_bird_is_read(tmp_path: Path) -> None:
     """`dev.json` beside `dev_databases/DB/DB.sqlite`; the training file has no id and no difficulty."""
     database = make_database(tmp_path / "dev_databases/schools/schools.sqlite")
     (tmp_path / "dev_databases/schools/database_description").mkdir()
@@ -70,7 +70,7 @@ def test_bird(tmp_path: Path) -> None:
     assert (second.id, second.category) == ("text_to_sql:2", "")
 
 
-def test_spider(tmp_path: Path) -> None:
+def test_spider_is_read(tmp_path: Path) -> None:
     """`database/DB/*.sqlite`, all of which judge a query; the one of the database's name gives the schema."""
     main = make_database(tmp_path / "database/schools/schools.sqlite")
     other = make_database(tmp_path / "database/schools/a.sqlite", "CREATE TABLE more (a)")
@@ -82,7 +82,7 @@ def test_spider(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".arrow", "folder"])
-def test_every_kind_of_file_and_a_database_folder_elsewhere(tmp_path: Path, suffix: str) -> None:
+def test_every_kind_of_file_is_read_with_databases_elsewhere(tmp_path: Path, suffix: str) -> None:
     make_database(tmp_path / "elsewhere/schools.sqlite")
     path = tmp_path / f"train{suffix}"
     row = {**BIRD, "evidence": None}

@@ -26,7 +26,7 @@ def measured(*groups: Sequence[str]) -> float:
     return float(metric.compute()["cosine_similarity"])
 
 
-def test_values_by_hand() -> None:
+def test_the_cosine_is_the_hand_computed_one() -> None:
     assert measured(["east"] * 3) == pytest.approx(1)
     assert measured(["east", "north"]) == pytest.approx(0)
     assert measured(["east", "west"]) == pytest.approx(-1)

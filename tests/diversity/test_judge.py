@@ -107,7 +107,7 @@ def test_garbage_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
         ("two", None), ("Score:", None), ("The score is 2 because of 3 ways", None), ("<think>3", None),
     ],
 )  # fmt: skip
-def test_replies(reply: str, value: float | None) -> None:
+def test_scores_are_read_from_replies(reply: str, value: float | None) -> None:
     assert parse_score(reply) == value
 
 
@@ -133,7 +133,7 @@ def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog
     assert KEY.encode() not in pickle.dumps(judge) and KEY not in repr(vars(judge))
 
 
-def test_no_more_requests_at_a_time_than_asked_for() -> None:
+def test_no_more_requests_run_at_a_time_than_asked_for() -> None:
     with serve(lambda *_: Answer(completion("2"), delay=0.1)) as server:
         start = time.monotonic()
         assert score(server, *map(str, range(12)), concurrency=4)["judge_score"] == 2

@@ -53,7 +53,7 @@ def test_identical_completions_have_one_and_disjoint_ones_zero() -> None:
     assert measured(["", ""]) == 0, "nothing is shared"
 
 
-def test_values_by_hand() -> None:
+def test_self_bleu_is_the_hand_computed_one() -> None:
     # 5 of 6 words, 3 of 5 pairs, 2 of 4 triples and 1 of 3 quadruples are in the other one, in both directions
     alike = ["the cat sat on the mat", "the cat sat on a mat"]
     by_hand = (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25
@@ -74,7 +74,7 @@ def test_it_is_sacrebleus_sentence_bleu_and_the_slow_loops(seed: int) -> None:
     assert found == pytest.approx(slow_self_bleu(group), abs=1e-9)
 
 
-def test_tokenisation_of_real_completions() -> None:
+def test_real_completions_are_tokenised_as_asked() -> None:
     group = ["We get $3+4=7$.\nSo \\boxed{7}!  ", "So we get 3 + 4 = 7.\n\\boxed{7}", "答案是7。", "7"]
     for tokenize in ("13a", "intl", "zh", "char", "none"):
         bleu = BLEU(effective_order=True, tokenize=tokenize)

@@ -95,7 +95,7 @@ def test_a_malformed_call_says_what_is_wrong_with_it(text: str, problem: str) ->
     ("expression", "value"),
     [("17 * 23", "391"), ("-(2 + 3) * 4", "-20"), ("7 // 2 + 7 % 4", "6"), ("2 ** 10", "1024"), ("1 / 4", "0.25")],
 )
-def test_the_calculator(expression: str, value: str) -> None:
+def test_the_calculator_computes(expression: str, value: str) -> None:
     assert Calculator().calculate(expression) == value
 
 
@@ -316,7 +316,7 @@ def test_python_runs_in_the_sandbox() -> None:
     assert "{'error': " in tools.step(Turn("<call>python('while True: pass')</call>")).text
 
 
-def test_guessing_a_number() -> None:
+def test_the_guessing_game_answers_and_rewards() -> None:
     game = GuessNumber()
     game.reset(Sample("a", "Guess.", "12"))
     assert [game.step(Turn(text)).text for text in ("5", "is it 20?", "no idea")] == [

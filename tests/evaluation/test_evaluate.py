@@ -40,7 +40,7 @@ def records(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(out, "completions.jsonl").read_text().splitlines()]
 
 
-def test_sampling_and_greedy(here: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
+def test_samples_and_greedy_answers_are_judged(here: Path, lit_rlvr: CLI, tiny_model_folder: Path) -> None:
     command = ("evaluate", "--model", tiny_model_folder, "--suite", "tiny_suite.yaml", *SMALL)
     done = lit_rlvr(*command, "--out", "out")
     assert done.status == 0, done.err
@@ -183,7 +183,9 @@ def test_precision_and_lengths_are_the_runs(here: Path, lit_rlvr: CLI, tiny_mode
      "dtype: give one of 'auto', 'float32', 'bfloat16', not int8"),
     (("--suite", "tiny_suite.yaml", "--model", "no/such-model"), "neither a folder nor a model on the hub"),
 ])  # fmt: skip
-def test_refusals(here: Path, lit_rlvr: CLI, tiny_model_folder: Path, options: tuple[Any, ...], said: str) -> None:
+def test_bad_input_is_refused_in_one_line(
+    here: Path, lit_rlvr: CLI, tiny_model_folder: Path, options: tuple[Any, ...], said: str
+) -> None:
     told = [str(tiny_model_folder) if option == "MODEL" else option for option in options]
     result = lit_rlvr("evaluate", *told, "--engine", "hf", "--out", "out")
     assert result.status == 2 and said in result.err, result.err

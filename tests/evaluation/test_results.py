@@ -30,7 +30,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one() -> None:
     assert (results["n"], results["questions"]) == (5, 4) and "pass@5" not in results and "greedy" not in results
 
 
-def test_categories_lengths_and_statuses() -> None:
+def test_results_have_categories_lengths_and_statuses() -> None:
     sampled = rows(RIGHT)
     sampled[0][0] |= {"tokens": 23, "finish_reason": "length", "status": "parse_fail"}
     sampled[3][4] |= {"correct": None, "status": "error"}
@@ -63,7 +63,7 @@ def test_an_average_is_over_the_suites_that_have_the_result() -> None:
     assert found == {"pass@1": pytest.approx(0.5), "pass@16": pytest.approx(0.65)}
 
 
-def test_the_table() -> None:
+def test_the_table_shows_the_results() -> None:
     results = {"x|y": suite_results(SAMPLES, rows(RIGHT), rows([[1], [0], [1], [1]])),
                "z": suite_results(SAMPLES, rows(RIGHT), [])}  # fmt: skip
     text = markdown(results, "m")

@@ -103,7 +103,7 @@ def test_the_example_in_the_message_is_a_suite(tmp_path: Path, monkeypatch: pyte
     assert (sample.prompt, sample.answer, type(suite.rewards[0]).__name__) == ("1+1?", "2", "MathAnswer")
 
 
-def test_a_suite_file(tmp_path: Path) -> None:
+def test_a_suite_file_is_read(tmp_path: Path) -> None:
     values = {"data": {"class_path": "PromptDataModule", "init_args": {"test": "x", "columns": {"prompt": "q"}}},
               "rewards": ["tiny_rewards.first_token", {"class_path": "Format", "init_args": {"boxed": True}}],
     }  # fmt: skip

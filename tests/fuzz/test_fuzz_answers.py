@@ -62,7 +62,7 @@ def judged(request: pytest.FixtureRequest, database: Path) -> Iterator[tuple[Rew
 
 @examples(12)
 @given(data=st.data())
-def test_a_verdict_on_everything(judged: tuple[Reward, Sample, str], database: Path, data: st.DataObject) -> None:
+def test_every_answer_gets_a_verdict(judged: tuple[Reward, Sample, str], database: Path, data: st.DataObject) -> None:
     reward, sample, right = judged
     parts, between = (SQL, " ") if isinstance(reward, SQLExecution) else (LATEX, "")
     texts = data.draw(st.lists(said(parts, between), min_size=1, max_size=6))

@@ -61,7 +61,9 @@ def load(kind: type[PromptDataModule], path: Path, **options: Any) -> None:
 @pytest.mark.parametrize("kind", MODULES)
 @examples(60)
 @given(lines=st.lists(LINES, min_size=1, max_size=6), ending=st.sampled_from(["\n", "\r\n"]))
-def test_rows_of_text_files(tmp_path: Path, kind: type[PromptDataModule], lines: list[str], ending: str) -> None:
+def test_any_rows_of_text_files_load_or_are_refused(
+    tmp_path: Path, kind: type[PromptDataModule], lines: list[str], ending: str
+) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(ending.join(lines).encode(errors="surrogatepass"))
     load(kind, path)
@@ -70,7 +72,9 @@ def test_rows_of_text_files(tmp_path: Path, kind: type[PromptDataModule], lines:
 @pytest.mark.parametrize("kind", MODULES)
 @examples(25)
 @given(rows=st.lists(ROWS, min_size=1, max_size=3))
-def test_rows_of_parquet_files(tmp_path: Path, kind: type[PromptDataModule], rows: list[dict[str, Any]]) -> None:
+def test_any_rows_of_parquet_files_load_or_are_refused(
+    tmp_path: Path, kind: type[PromptDataModule], rows: list[dict[str, Any]]
+) -> None:
     path = tmp_path / "rows.parquet"
     try:
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -82,7 +86,7 @@ def test_rows_of_parquet_files(tmp_path: Path, kind: type[PromptDataModule], row
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet", "arrow"])
 @examples(30)
 @given(content=st.binary(max_size=400))
-def test_files_of_any_bytes(tmp_path: Path, suffix: str, content: bytes) -> None:
+def test_files_of_any_bytes_load_or_are_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"rows.{suffix}"
     path.write_bytes(content)
     load(TextMath, path)

@@ -42,7 +42,9 @@ def assert_said_in_one_line(result: Any) -> None:
 
 @examples(12)
 @given(data=st.data())
-def test_configs(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI, data: st.DataObject) -> None:
+def test_odd_configs_end_in_one_line(
+    run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI, data: st.DataObject
+) -> None:
     config = copy.deepcopy(tiny_config(tiny_model_folder))
     config["trainer"]["max_steps"] = 1
     config["trainer"]["limit_val_batches"] = 0
@@ -64,7 +66,7 @@ def test_configs(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI, data:
 
 @examples(10)
 @given(content=st.binary(max_size=300) | st.text(max_size=300).map(lambda text: text.encode(errors="replace")))
-def test_config_files_of_any_bytes(run_folder: Path, lit_rlvr: CLI, content: bytes) -> None:
+def test_config_files_of_any_bytes_end_in_one_line(run_folder: Path, lit_rlvr: CLI, content: bytes) -> None:
     (run_folder / "odd.yaml").write_bytes(content)
     result = lit_rlvr(*FIT, "--trainer.max_steps", 1, "--config", "odd.yaml", "--overwrite", "true")
     assert_said_in_one_line(result)
@@ -78,7 +80,9 @@ def checkpoint(run_folder: Path, lit_rlvr: CLI) -> bytes:
 
 @examples(25)
 @given(data=st.data())
-def test_checkpoints(run_folder: Path, lit_rlvr: CLI, checkpoint: bytes, data: st.DataObject) -> None:
+def test_broken_checkpoints_resume_exactly_or_not_at_all(
+    run_folder: Path, lit_rlvr: CLI, checkpoint: bytes, data: st.DataObject
+) -> None:
     """A run goes on from what was written, bit for bit, or not at all."""
     content = bytearray(checkpoint)
     for _ in range(data.draw(st.integers(0, 3))):

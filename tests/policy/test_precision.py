@@ -12,7 +12,7 @@ from tiny_runs import fit
 
 
 @pytest.mark.parametrize(("fast", "wanted"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_auto(
+def test_auto_takes_what_the_device_computes_fast(
     run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, fast: bool, wanted: str
 ) -> None:
     monkeypatch.setattr("lit_rlvr.policy.precision.fast_bf16", lambda device: fast and device == "cpu")

@@ -56,7 +56,7 @@ def edited(folder: Path, to: Path, **settings: Any) -> Path:
     return to
 
 
-def test_published_settings_of_image_processors(qwen_folder: Path, tmp_path: Path) -> None:
+def test_published_settings_of_image_processors_give_their_grids(qwen_folder: Path, tmp_path: Path) -> None:
     """As on the hub for Qwen2-VL and Qwen2.5-VL, and for Qwen3-VL."""
     kind = {"image_processor_type": "Qwen2VLImageProcessorFast"}
     pixels = load_image_processor(str(edited(qwen_folder, tmp_path / "a", min_pixels=50000, max_pixels=90000)))

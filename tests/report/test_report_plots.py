@@ -34,7 +34,7 @@ from lit_rlvr.commands.report.charts import (
         (0, 0, [0, 0.25]),
     ],
 )
-def test_ticks(low: float, high: float, ticks: list[float]) -> None:
+def test_ticks_are_round_numbers(low: float, high: float, ticks: list[float]) -> None:
     assert nice_ticks(low, high)[: len(ticks)] == ticks
 
 

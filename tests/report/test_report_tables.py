@@ -32,7 +32,7 @@ def test_mean_and_sample_deviation() -> None:
     assert mean_std([1234.5], ",.0f") == "1,234" and mean_std([]) == MISSING
 
 
-def test_results_over_seeds(groups: list[RunGroup]) -> None:
+def test_results_are_means_over_seeds(groups: list[RunGroup]) -> None:
     columns, (a, b, c) = results_table(groups)
     row = dict(zip(columns, a.cells, strict=True))
     assert row == {
@@ -58,7 +58,7 @@ def test_every_run_has_a_row(groups: list[RunGroup]) -> None:
     assert left["steps"] == "4" and left["training (s)"] == MISSING
 
 
-def test_validation_before_and_after(tmp_path: Path) -> None:
+def test_validation_is_shown_before_and_after(tmp_path: Path) -> None:
     metrics = [
         {0: {"val/s/accuracy/easy": 0.2, "val/s/length": 10.0}, 4: {"val/s/accuracy/easy": 0.6, "val/s/length": 8.04}},
         {0: {"val/s/accuracy/easy": 0.4}, 2: {"val/s/accuracy/easy": 0.7}, 4: {"rollout/reward": 1.0}},

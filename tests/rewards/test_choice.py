@@ -62,7 +62,7 @@ def test_where_the_answer_stands() -> None:
     assert judge("\\boxed{B") == NONE
 
 
-def test_boxed_only_and_truncated() -> None:
+def test_boxed_only_takes_no_answer_outside_a_box() -> None:
     assert judge("The answer is B", boxed_only=True) == NONE
     assert judge("\\boxed{B}", boxed_only=True) == RIGHT
     assert judge("\\boxed{B}", reason="length") == WRONG
@@ -83,7 +83,7 @@ def test_letters_alone_where_the_options_are_not_known() -> None:
         assert judge(f"\\boxed{{{answer}}}", sample) == NONE, answer
 
 
-def test_letters_as_options_and_options_of_the_same_text() -> None:
+def test_letters_may_be_options_and_options_may_be_equal() -> None:
     assert judge("\\boxed{C}", Sample("a", "?", "C", options=tuple("ABCDE"))) == RIGHT
     twice = Sample("a", "?", "A", options=("none", "some", "None"))
     assert judge("\\boxed{none}", twice) == RIGHT == judge("\\boxed{A}", twice)
@@ -91,7 +91,7 @@ def test_letters_as_options_and_options_of_the_same_text() -> None:
 
 
 @pytest.mark.parametrize("answer", ["yes", "Yes.", "Yes, on the left", "**Yes**", "yes it is"])
-def test_yes_and_no(answer: str) -> None:
+def test_yes_and_no_are_judged(answer: str) -> None:
     yes, no = Sample("a", "?", "yes"), Sample("a", "?", "No")
     listed = Sample("a", "?", "B", options=("No", "Yes"))
     assert judge(f"\\boxed{{{answer}}}", yes) == RIGHT == judge(f"\\boxed{{{answer}}}", listed)
@@ -100,7 +100,7 @@ def test_yes_and_no(answer: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["yes and no", "no, wait, yes", "not sure", "There is no lesion", "yesterday", "A"])
-def test_neither_yes_nor_no(answer: str) -> None:
+def test_an_answer_that_is_neither_yes_nor_no_is_none(answer: str) -> None:
     assert judge(f"\\boxed{{{answer}}}", Sample("a", "?", "yes")) == NONE
     assert judge(f"\\boxed{{{answer}}}", Sample("a", "?", "no")) == NONE
 

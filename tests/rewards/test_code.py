@@ -65,7 +65,7 @@ def judge(program: str, cells: str = SUMS, function: str = "", **options: Any) -
         ("", ""),
     ],
 )
-def test_extract(text: str, program: str) -> None:
+def test_the_program_is_extracted(text: str, program: str) -> None:
     assert extract_program(text) == program
 
 
@@ -102,7 +102,7 @@ def test_extract(text: str, program: str) -> None:
         ("1", "", False),
     ],
 )
-def test_same_output(expected: str, found: str, same: bool) -> None:
+def test_outputs_are_compared(expected: str, found: str, same: bool) -> None:
     assert same_output(expected, found) is same
 
 
@@ -123,7 +123,7 @@ def test_same_output(expected: str, found: str, same: bool) -> None:
         ("1", "nonsense", False),
     ],
 )
-def test_same_value(expected: str, found: str, same: bool) -> None:
+def test_values_are_compared(expected: str, found: str, same: bool) -> None:
     assert same_value(expected, found) is same
 
 
@@ -160,7 +160,7 @@ STATUSES = {
 
 
 @pytest.mark.parametrize("name", STATUSES)
-def test_statuses(name: str) -> None:
+def test_every_outcome_has_its_status(name: str) -> None:
     program, correct, status, detail = STATUSES[name]
     result = judge(program, cpu_seconds=1 if "CPU" in detail else 60, memory_mb=512)
     assert result == RewardResult(float(correct), correct, status, detail)  # type: ignore[arg-type]

@@ -144,7 +144,7 @@ def test_all_checks_failing_is_reported_as_failures() -> None:
     assert scores.failed.all() and not scores.correct.any()
 
 
-def test_bad_configurations() -> None:
+def test_bad_configurations_are_refused() -> None:
     with pytest.raises(UserError, match="two rewards are named table"):
         score_rollout([Table(ANSWER), Table(FORMAT)], GROUPS, SAMPLES)
     with pytest.raises(UserError, match="correct_from is set on a, b"):

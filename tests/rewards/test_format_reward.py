@@ -28,7 +28,7 @@ def test_contains_is_literal() -> None:
     assert value(Format(contains="."), "7") == 0.0
 
 
-def test_boxed() -> None:
+def test_boxed_needs_a_box() -> None:
     assert value(Format(boxed=True), r"so \boxed{7}") == 1.0
     assert value(Format(boxed=True), "boxed{7}") == 0.0
 
@@ -39,7 +39,7 @@ def test_all_given_conditions_must_hold() -> None:
     assert [value(reward, text) for text in (r"b \boxed{}", r"a \boxed{}".replace("b", "c"), "a b")] == [0.0] * 3
 
 
-def test_bad_configurations() -> None:
+def test_bad_configurations_are_refused() -> None:
     with pytest.raises(UserError, match="at least one of pattern, contains, boxed"):
         Format()
     with pytest.raises(UserError, match=r"Format\.pattern '\(' is not a regular expression"):

@@ -48,7 +48,7 @@ def test_overlong_refuses_a_slope_that_does_not_fit(cache: int) -> None:
         ("no idea", 0, -0.5, False),
     ],
 )
-def test_cosine_scaled(text: str, tokens: int, value: float, correct: bool) -> None:
+def test_cosine_scaled_gives_hand_computed_values(text: str, tokens: int, value: float, correct: bool) -> None:
     result = CosineScaled(max_length=100).score([(completion(text, tokens), SAMPLE)])[0]
     assert result.value == pytest.approx(value)
     assert result.correct is correct

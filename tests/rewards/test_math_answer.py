@@ -138,7 +138,7 @@ def test_a_reference_that_cannot_be_parsed_is_compared_as_text() -> None:
     assert [r.correct for r in judge(["\\boxed{5}", "\\boxed{6}", "\\boxed{}"], golds)] == [False, False, False]
 
 
-def test_boxed_only() -> None:
+def test_boxed_only_takes_no_answer_outside_a_box() -> None:
     results = judge(["The answer is 7.", "so \\boxed{7}", "\\boxed{8} I mean 7"], ["7"] * 3, boxed_only=True)
     assert [(r.value, r.status) for r in results] == [(0.0, "parse_fail"), (1.0, "ok"), (0.0, "ok")]
 

@@ -39,13 +39,13 @@ def test_case_punctuation_and_articles_do_not_count(answer: str) -> None:
         ("liver heart brain kidney left lower lung spleen bone", 2 * 3 / (9 + 3)),  # listing everything
     ],
 )
-def test_f1_of_the_words(answer: str, score: float) -> None:
+def test_f1_counts_words(answer: str, score: float) -> None:
     result = judge(f"\\boxed{{{answer}}}")
     assert result.value == pytest.approx(score) and result.correct is False and result.status == "ok"
     assert judge(f"\\boxed{{{answer}}}", exact=True).value == 0.0
 
 
-def test_exact() -> None:
+def test_exact_gives_all_or_nothing() -> None:
     assert judge("\\boxed{left lower lung}", exact=True) == RewardResult(1.0, True, "ok", "left lower lung")
 
 
@@ -79,12 +79,12 @@ def test_a_reference_without_words_is_refused(gold: str) -> None:
         judge("\\boxed{heart}", Sample("a", "?", gold, source="my.jsonl:3"))
 
 
-def test_truncated() -> None:
+def test_a_truncated_answer_is_judged_as_asked() -> None:
     assert judge("\\boxed{left lower lung}", reason="length") == RewardResult(0.0, False, "ok", "cut off")
     assert judge("\\boxed{left lower lung}", reason="length", truncated_is_wrong=False).correct
 
 
-def test_numbers_and_scripts() -> None:
+def test_numbers_and_scripts_are_compared() -> None:
     assert words("0.5 cm, T2-weighted") == ["0.5", "cm", "t2", "weighted"]
     assert words("$\\text{L\u00e9sion}$ \u80ba") == ["l\u00e9sion", "\u80ba"]
     assert judge("\\boxed{0.5}", Sample("a", "?", "5")).value == 0.0

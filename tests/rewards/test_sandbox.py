@@ -293,7 +293,7 @@ def decide(code: seccomp.Code, machine: int, number: int, *arguments: int) -> in
 
 
 @pytest.mark.parametrize("name", seccomp.ALLOWED_CALLS)
-def test_the_filter_of_every_machine(name: str) -> None:
+def test_every_machine_has_its_filter(name: str) -> None:
     machine, calls = seccomp.ALLOWED_CALLS[name]
     code = seccomp.program(machine, calls)
     refused, allowed = seccomp.ERROR | errno.EPERM, seccomp.ALLOW

@@ -69,7 +69,7 @@ def verdict(database: str, sql: str, gold: str, comparison: Any = "bird") -> tup
         ("", ""),
     ],
 )  # fmt: skip
-def test_extract(text: str, sql: str) -> None:
+def test_the_query_is_extracted(text: str, sql: str) -> None:
     assert extract_sql(text) == sql
 
 
@@ -126,7 +126,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("sql,gold,bird,spider", CASES)
-def test_comparison(pets: str, sql: str, gold: str, bird: bool, spider: bool) -> None:
+def test_tables_are_compared(pets: str, sql: str, gold: str, bird: bool, spider: bool) -> None:
     assert verdict(pets, sql, gold, "bird") == (bird, "ok")
     assert verdict(pets, sql, gold, "spider") == (spider, "ok")
 
@@ -257,7 +257,7 @@ TOO_MUCH = {
 
 
 @pytest.mark.parametrize("name", TOO_MUCH)
-def test_limits(pets: str, name: str) -> None:
+def test_limits_stop_queries(pets: str, name: str) -> None:
     sql, reason = TOO_MUCH[name]
     correct, status, detail = check_sql(f"```{sql}```", "SELECT 1", (pets,), "bird", LIMITS)
     assert (correct, status) == (False, "timeout") and detail.startswith(reason)
@@ -295,7 +295,7 @@ def test_a_query_that_no_instruction_counts_is_killed(pets: str) -> None:
 # whose fault it is
 
 
-def test_statuses(pets: str) -> None:
+def test_every_outcome_has_its_status(pets: str) -> None:
     gold = "SELECT COUNT(*) FROM pets"
     right, wrong = judge(pets, "SELECT 4", gold), judge(pets, "SELECT 5", gold)
     assert right == RewardResult(1.0, True, "ok", "SELECT 4")

@@ -30,7 +30,7 @@ def rollout_of(lengths: list[list[int]]) -> Rollout:
     return made
 
 
-def test_the_best_swap_first() -> None:
+def test_the_best_swap_comes_first() -> None:
     """9 + 7 and 1 + 3: 9 for 3 leaves 10 and 10, 9 for 1 leaves 8 and 12."""
     assert even_out([[9, 7], [1, 3]], [[0, 0], [0, 0]], fixed=0) == [[(1, 1), (0, 1)], [(1, 0), (0, 0)]]
 

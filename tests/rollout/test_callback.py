@@ -222,7 +222,7 @@ def test_validation_is_as_long_as_training_unless_it_is_said() -> None:
         RolloutCallback(engine="hf", eval_sampling=EvalSampling(max_tokens=0))
 
 
-def test_metrics_of_a_rollout_by_hand() -> None:
+def test_metrics_of_a_rollout_are_hand_computed_values() -> None:
     rollout = make_rollout([[5], [5]], [[[6, 7], [6]], [[6, 7, 8], [6, 7]]], [[1.0, 0.0], [-2.0, -2.0]])
     rollout.completions[0][0] = replace(rollout.completions[0][0], finish_reason="length")
     rollout.parts = {"answer": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}

@@ -178,7 +178,7 @@ def test_room_for_the_template_alone_is_refused(episodes: Any) -> None:
         generate(hf_engine(), episodes(), replace(SAMPLING, max_observation_tokens=9))
 
 
-def test_a_model_without_a_template() -> None:
+def test_without_a_template_turns_are_lines_of_text() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = None
     plain = BetweenTurns(Chat(prefill="> "), tokenizer, (0,), "tool")

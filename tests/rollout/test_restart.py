@@ -93,7 +93,7 @@ def test_whole_batches_in_between_set_the_count_back(tiny_model_folder: Path, tm
     assert engine.log.count("start") == 1 + 5 and len(seen.rollouts) == 8
 
 
-def test_a_process_without_a_prompt_of_the_batch(tiny_model_folder: Path) -> None:
+def test_a_process_without_a_prompt_of_the_batch_restarts(tiny_model_folder: Path) -> None:
     """A rank may have no prompts in the last validation batch: its restarted engine is probed with the next prompts."""
     policy = load_policy(str(tiny_model_folder))
     inner = Crashing("sync", calls=[1])

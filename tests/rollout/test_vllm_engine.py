@@ -221,7 +221,9 @@ def test_an_engine_that_does_not_compile_compiles_nothing(engine: VLLMEngine) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder"])
-def test_a_fresh_engine(folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_sync_sends_the_tied_head(
+    folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first sync of a fresh engine, with tied and untied embeddings; only tied ones need the repair."""
     path = request.getfixturevalue(folder)
     policy, engine = load_policy(str(path)), VLLMEngine()

@@ -356,7 +356,7 @@ def from_yaml(served: Served, folder: Path | None = None) -> list[str]:
 
 
 @pytest.mark.slow
-def test_from_the_command_line(
+def test_fit_trains_on_a_server_from_the_command_line(
     served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVER_KEY", KEY)

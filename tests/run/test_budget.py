@@ -85,7 +85,7 @@ def test_the_total_is_right_after_a_change_of_updates(
     assert state["step"] == state["steps"] == summary(run_folder / "run")["steps"] == last
 
 
-def test_how_many_iterations_it_lasts() -> None:
+def test_a_budget_lasts_the_iterations_it_pays_for() -> None:
     """By hand: the limit that is reached first, in whole iterations, from what those so far have used."""
     budget = Budget(samples=100, tokens=1000)
     assert budget.iterations is None

@@ -56,7 +56,7 @@ def test_a_run_that_forgets_stops_and_says_why(run_folder: Path, lit_rlvr: CLI) 
     assert found["accuracy_after"] is not None and len(metrics(run_folder / "run")) >= found["iterations"]
 
 
-def test_refusals() -> None:
+def test_bad_limits_are_refused() -> None:
     for options in ({"window": -1}, {"unsolved": 0.0}, {"entropy": 1.0}):
         with pytest.raises(UserError, match="collapse: window="):
             CollapseStop(**options)  # type: ignore[arg-type]

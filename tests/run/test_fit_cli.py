@@ -477,7 +477,7 @@ def test_an_unwritable_folder_is_refused_before_weights_load(
     assert_refused(lit_rlvr(*FIT, *to(root)), said)
 
 
-def test_a_full_disk_while_saving(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_saving_is_one_line(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch import Trainer
 
     def full(self: Trainer, path: Path, *args: Any, **kwargs: Any) -> None:

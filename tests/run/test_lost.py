@@ -49,7 +49,7 @@ def test_the_share_without_a_signal_is_that_of_groups_with_one_reward(tiny_model
     assert 0 < max(shares) < 1
 
 
-def test_each_steps_line_and_one_warning(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI) -> None:
     """Validation completions are cut off at training's length if only that is given."""
     options = ("--rollout.sampling.max_tokens", 2, "--rollout.eval_sampling.max_tokens", "null")
     result = lit_rlvr(*FIT, *options, "--rollout.rewards", json.dumps([judged_as_is("dead")]), "--trainer.max_steps", 4)

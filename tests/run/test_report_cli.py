@@ -13,7 +13,7 @@ CLI = Callable[..., Any]
 PASS = ("--rollout.eval_samples", "4", "--rollout.eval_sampling.temperature", "1.0")
 
 
-def test_two_seeds_and_a_rival(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_two_seeds_are_compared_with_a_rival(run_folder: Path, lit_rlvr: CLI) -> None:
     for seed in ("0", "1"):
         fit(lit_rlvr, *to(f"grpo_{seed}"), "--seed_everything", seed, *PASS)
     fit(lit_rlvr, *to("hot"), "--model.init_args.lr", "0.01", *PASS)

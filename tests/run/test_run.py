@@ -77,7 +77,7 @@ def test_config_of_an_older_run_resumes(tmp_path: Path, tiny_model_folder: Path,
     assert "class_path: lit_rlvr.engines.hf.HFEngine" in config.read_text()
 
 
-def test_order_of_callbacks() -> None:
+def test_callbacks_are_ordered_by_what_they_are() -> None:
     given = [RunCheckpoint(), ModelCheckpoint(), Timer("00:01:00:00"), RolloutCallback(), Own(), RunFolder()]
     trainer = Trainer(callbacks=given, accelerator="cpu")
     names = [type(callback).__name__ for callback in trainer.callbacks]
@@ -88,7 +88,7 @@ def test_order_of_callbacks() -> None:
     assert [type(one) for one in in_order([Own(), RunStart(None), StopOnSignal()])] == [StopOnSignal, RunStart, Own]  # type: ignore[arg-type]
 
 
-def test_settings_of_objects() -> None:
+def test_settings_are_read_from_objects() -> None:
     assert settings_of(Sampling(max_tokens=6))["max_tokens"] == 6, "without a class_path, as the parser takes it"
     assert settings_of(Lora(rank=2))["rank"] == 2
     weighted = settings_of(Format("x", weight=0.5))

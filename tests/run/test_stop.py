@@ -81,7 +81,7 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_real_terminal_process(run_folder: Path, lit_rlvr: CLI) -> None:
+def test_ctrl_c_stops_a_real_process(run_folder: Path, lit_rlvr: CLI) -> None:
     arguments = [str(CONSOLE_SCRIPT), *FIT, "--trainer.max_steps", "5000", "--trainer.val_check_interval", "2500"]
     process = subprocess.Popen(arguments, env=child_environment(), stderr=subprocess.PIPE, text=True)
     samples, deadline = run_folder / "run" / "completions.jsonl", time.monotonic() + 400

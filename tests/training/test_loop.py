@@ -69,7 +69,7 @@ class Entered(Callback):
 
 
 @pytest.mark.slow
-def test_files_of_a_step(tmp_path: Path, tiny_model_folder: Path) -> None:
+def test_a_step_enters_the_files_that_the_docstring_lists(tmp_path: Path, tiny_model_folder: Path) -> None:
     entered = Entered()
     rollout = RolloutCallback(group_size=4, engine="hf", sampling=Sampling(max_tokens=6))
     trainer = Trainer(

@@ -112,5 +112,5 @@ def test_a_hostile_name_does_not_control_the_terminal(tmp_path: Path) -> None:
     ("values", "width", "bars"),
     [([0, 1], 12, "▁█"), ([1, 1], 12, "▄▄"), ([0, 1, 2, 3, 4, 5, 6, 7], 12, "▁▂▃▄▅▆▇█"), ([9, 0, 9, 1], 2, "▁█")],
 )
-def test_bars(values: list[float], width: int, bars: str) -> None:
+def test_bars_follow_the_values(values: list[float], width: int, bars: str) -> None:
     assert sparkline(values, width) == bars

@@ -100,7 +100,7 @@ def test_unreadable_lines_are_counted(tmp_path: Path) -> None:
         ([FAILED, 2, FAILED], "right from the start"),
     ],
 )  # fmt: skip
-def test_the_outcome_of_a_prompt(tmp_path: Path, rights: list[int], outcome: str) -> None:
+def test_a_prompts_outcome_follows_from_its_completions(tmp_path: Path, rights: list[int], outcome: str) -> None:
     path = tmp_path / "completions.jsonl"
     groups = enumerate(rights)
     rows = [row(2 * k + 2, "1+1", g, g < n, status="error" if n == FAILED else "ok") for k, n in groups for g in (0, 1)]

@@ -108,5 +108,5 @@ def test_a_study_is_one_thing_and_other_folders_are_searched(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (99, "99 s"), (120, "2 min"), (9000, "2 h 30 min")])
-def test_durations(seconds: float, words: str) -> None:
+def test_durations_become_words(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
