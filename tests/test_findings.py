@@ -66,7 +66,7 @@ def test_verdicts_follow_the_tests(findings: ModuleType) -> None:
     assert few[0].verdict == "cannot tell", "five seeds cannot go below 2 / 32"
 
 
-def test_what_is_smaller_than_printed_by_hand(findings: ModuleType) -> None:
+def test_smaller_than_printed_has_hand_computed_values(findings: ModuleType) -> None:
     """Differences of 0.01 and -0.01 in turn: t is -2.4 for 0.008, so p 0.02, and twice that for two printed ones."""
     base = [0.30 + 0.001 * seed for seed in range(10)]
     results = made_up({"grpo": base, "same": [x + 0.01 * (-1) ** k for k, x in enumerate(base)]})

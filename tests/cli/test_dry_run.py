@@ -64,7 +64,7 @@ def test_it_says_what_the_run_would_be(lit_rlvr: CLI) -> None:
         ([], None, "no limit"),
     ],
 )  # fmt: skip
-def test_what_ends_the_run(lit_rlvr: CLI, options: list[str], iterations: int | None, said: str) -> None:
+def test_the_first_limit_ends_the_run(lit_rlvr: CLI, options: list[str], iterations: int | None, said: str) -> None:
     """An epoch has four iterations of 16 completions."""
     found = json.loads(lit_rlvr(*DRY, "--json", "--trainer.max_steps", -1, *options).out)
     assert found["run"]["steps"].startswith(said) and found["sizes"]["iterations"] == iterations

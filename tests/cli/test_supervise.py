@@ -65,7 +65,7 @@ def supervised(
         ([SAVE + "sys.exit(141)"], 9, 141, 1),  # `fit | head`
     ],
 )
-def test_which_ends_are_followed_by_a_start(
+def test_only_some_ends_are_followed_by_a_start(
     plan: list[str], limit: int, status: int, starts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

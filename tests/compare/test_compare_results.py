@@ -62,7 +62,7 @@ def with_suites() -> tuple[Study, list[FinishedRun]]:
     return study, runs
 
 
-def test_what_is_read_from_a_run_folder(tmp_path: Path) -> None:
+def test_a_run_folder_is_read(tmp_path: Path) -> None:
     cell = Cell("t", "c", 0, {})
     run = tmp_path / cell.folder
     run.mkdir(parents=True)

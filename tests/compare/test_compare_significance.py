@@ -27,7 +27,7 @@ def test_the_paired_t_test_gives_hand_computed_values() -> None:
     assert paired_t_test([-0.1, -0.2, -0.3]) == pytest.approx(1 - math.sqrt(12 / 14), abs=1e-12)
 
 
-def test_what_has_no_p_value() -> None:
+def test_too_few_or_equal_differences_have_no_p_value() -> None:
     assert paired_t_test([]) is None and paired_t_test([0.5]) is None
     assert paired_t_test([0.25, 0.25, 0.25]) is None, "no spread to compare with"
     assert paired_t_test([0.0, 0.0]) == 1.0

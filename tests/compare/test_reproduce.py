@@ -121,7 +121,7 @@ def test_our_values_stand_next_to_the_papers() -> None:
         list(comparison_tables(Paper("s", 3, [PrintedTable("u", None, "pass@1", ["a"], {})]), results()))
 
 
-def test_what_a_run_took_beside_what_is_printed() -> None:
+def test_what_a_run_took_stands_next_to_what_is_printed() -> None:
     """GiB and seconds, as AAPO's table 4; not percentages."""
     cell = {"suites": {}, "peak_memory_mb": spread(52.2 * 1024, 1024.0, 3), "seconds_per_step": {"step": spread(600.0)}}
     table = PrintedTable(

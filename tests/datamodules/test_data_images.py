@@ -119,7 +119,7 @@ def test_every_form_of_an_image_is_the_same_image(tmp_path: Path) -> None:
         (base64.b64encode(encoded(red()))[:40].decode(), "number 1 cannot be decoded"),
     ],
 )
-def test_what_is_no_image(image: Any, message: str, tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused_by_name(image: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(BadRow, match=message):
         open_images([image], tmp_path)
 

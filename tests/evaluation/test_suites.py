@@ -174,7 +174,7 @@ def test_the_protocols_are_the_papers() -> None:
     assert geometry.data.chat.system_prompt is None and "within \\boxed{}" in geometry.data.chat.template
 
 
-def test_which_setting_counts() -> None:
+def test_the_nearest_setting_counts() -> None:
     """The suite's own, its own protocol's, the given one, the given protocol's, the default."""
     given = {"protocol": "agrae", "temperature": 0.9, "top_p": None}
     found = make_protocol("aime25", {"suite": "aime25", "protocol": "apmpo", "samples": 2}, given)

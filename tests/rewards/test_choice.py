@@ -49,7 +49,7 @@ def test_answers_that_name_several_or_none(answer: str) -> None:
     assert judge(f"\\boxed{{{answer}}}") == NONE
 
 
-def test_where_the_answer_stands() -> None:
+def test_the_answer_is_found_where_it_stands() -> None:
     assert judge("\\boxed{A} no, \\boxed{B}") == RIGHT
     assert judge("\\boxed{B} no, \\boxed{A}") == WRONG
     assert judge("<think>\\boxed{B}</think> \\boxed{A}") == WRONG

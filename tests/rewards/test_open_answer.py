@@ -49,14 +49,14 @@ def test_exact_gives_all_or_nothing() -> None:
     assert judge("\\boxed{left lower lung}", exact=True) == RewardResult(1.0, True, "ok", "left lower lung")
 
 
-def test_where_the_answer_stands() -> None:
+def test_the_answer_is_found_where_it_stands() -> None:
     assert judge("It could be the heart.\nThe answer is left lower lung.").correct
     assert judge("<answer>left lower lung</answer> for sure").correct
     assert not judge("left lower lung\nor not").correct
     assert not judge("The answer is left lower lung", boxed_only=True).correct
 
 
-def test_nothing_said() -> None:
+def test_a_completion_without_an_answer_is_a_parse_failure() -> None:
     for text in ("", "\\boxed{}", "...", "\\boxed{the}"):
         result = judge(text)
         assert (result.value, result.correct, result.status) == (0.0, False, "parse_fail"), text

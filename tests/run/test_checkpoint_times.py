@@ -56,7 +56,7 @@ def saved_iterations(
         (20.0, 0.0, 15, [1, 15, 30, 45, 60]),  # counted from the last save, whatever it was for
     ],
 )
-def test_when_a_checkpoint_is_due(
+def test_a_checkpoint_is_due_after_minutes_or_iterations(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, minutes: float, save_seconds: float, every: int, saved: list[int]
 ) -> None:
     assert saved_iterations(monkeypatch, tmp_path, minutes, save_seconds, every) == saved

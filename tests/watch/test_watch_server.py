@@ -106,7 +106,7 @@ def test_a_completion_shows_its_tokens_where_they_were_traced(pages: tuple[TestC
         ("/tokens", {"run": "{run}", "id": "1+1", "step": 4, "sample": 9}), ("/etc/passwd", {}),
     ],
 )  # fmt: skip
-def test_what_is_not_there(pages: tuple[TestClient, str], path: str, query: dict[str, Any]) -> None:
+def test_what_is_not_there_is_status_404(pages: tuple[TestClient, str], path: str, query: dict[str, Any]) -> None:
     asked, run = pages
     query = {name: run if value == "{run}" else value for name, value in query.items()}
     answer = asked.get(path, params=query)
