@@ -246,15 +246,13 @@ class VLLMEngine(RolloutEngine):
             ) from error
 
     def _sync(self, policy: Policy) -> None:
-        if self._changing is None and self._complete and not self._asleep:
-            self.sleep()  # new weights are loaded next to the old ones, and there is little room next to a KV cache
         if self._asleep:
             torch.cuda.empty_cache()  # freed by training
             self._llm.wake_up(tags=["weights"])
             self._llm.collective_rpc(_make_noise)  # sleep discarded the weights; leftovers could pass for them
         weights = with_tied_head(policy, self._changing if self._complete else None, self.compute_dtype)
         self._complete = False  # if it crashes while it loads
-        with self._compilation():
+        with self._compilation():  # vLLM copies layer by layer into its weights, so the KV cache can stay
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         self._complete = True
         if self._asleep:

@@ -450,7 +450,7 @@ def made_up_vllm(monkeypatch: pytest.MonkeyPatch, environment: None) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 << 30, 80 << 30))
 
 
-def test_an_engine_makes_room_for_new_weights_and_ends_the_run_where_there_is_none(
+def test_an_engine_makes_room_for_its_kv_cache_and_ends_the_run_where_there_is_none(
     monkeypatch: pytest.MonkeyPatch, policy: Policy, made_up_vllm: None, tmp_path: Path
 ) -> None:
     """vLLM's allocator cannot free what sleeps; the run's next start takes less."""
@@ -461,11 +461,12 @@ def test_an_engine_makes_room_for_new_weights_and_ends_the_run_where_there_is_no
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     engine.start(context)
     assert threads == [2, 1, 2], "vLLM leaves one"
-    engine.sync(policy)
-    engine.sync(policy)  # without having slept, as after a validation
-    load, wake = "load {'torch.bfloat16'}", ["wake weights", "load {'torch.bfloat16'}", "wake kv_cache"]
-    assert ["start 0.67", load, "sleep", *wake] == ALL_CALLS
-    engine.sleep()
+    load = "load {'torch.bfloat16'}"
+    for _ in range(2):  # iterations of AAPO: the policy's weights, and the reference's without having slept
+        engine.sync(policy)
+        engine.sync(policy)
+        engine.sleep()
+    assert ["start 0.67", load, load, "sleep", "wake weights", load, "wake kv_cache", load, "sleep"] == ALL_CALLS
     engine._llm.wakes = False
     with pytest.raises(
         UserError, match=r"out of GPU memory when it woke up; .* 0\.54 .*--ckpt_path last, or .*--supervise"
