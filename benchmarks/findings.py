@@ -17,15 +17,25 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
+from textwrap import fill
 from typing import Any
 
 from claims import AAPO, AGRAE, APMPO, Claim, Measure
+from findings_numbers import (
+    aapo_numbers,
+    agrae_numbers,
+    apmpo_numbers,
+    image_numbers,
+    mechanism_numbers,
+    text_numbers,
+)
 from findings_text import INTRODUCTION, READINGS
 
 from lit_rlvr.commands.compare.significance import (
@@ -41,6 +51,8 @@ from lit_rlvr.run.loggers import read_metrics
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "findings"
+ACCURACY_CLAIMS = 7
+"""The first of APMPO's registered claims, which are about accuracy."""
 
 
 @dataclass(frozen=True)
@@ -219,12 +231,38 @@ def section(name: str, results: Mapping[str, Any]) -> str:
         over_tasks([results]),
         collapses(results),
     ]
-    lines += [READINGS[name].strip()] if name in READINGS else []
+    lines += [reading(name, results)] if name in READINGS else []
     lines += [
         f"![{name}: {task} {figure}](findings/{name}_{task}_{figure}.png)"
         for task, figure in pictures(name, results, part.figures)
     ]
     return "\n\n".join(lines)
+
+
+def reading(name: str, results: Mapping[str, Any]) -> str:
+    """Return a study's reading with its numbers."""
+    tasks, part = results["tasks"], STUDIES[name]
+    accuracy = [f.now for f in find([c for c in part.claims if not c.afterwards], results)[:ACCURACY_CLAIMS]]
+    numbers: Mapping[str, Callable[[], dict[str, str]]] = {
+        "agrae": lambda: agrae_numbers(tasks["steps"]),
+        "apmpo": lambda: apmpo_numbers(tasks["steps"], accuracy),
+        "aapo": lambda: aapo_numbers(tasks),
+        "losses_text": lambda: text_numbers(tasks["sums"]),
+        "losses_image": lambda: image_numbers(tasks["geometry"]),
+    }
+    return wrapped(READINGS[name].format(**numbers[name]()))
+
+
+def wrapped(text: str) -> str:
+    """Return paragraphs and list items with lines of at most 120 characters."""
+    paragraphs = [re.split(r"\n(?=- )", paragraph) for paragraph in text.strip().split("\n\n")]
+    return "\n\n".join(
+        "\n".join(
+            fill(" ".join(part.split()), 120, subsequent_indent="  " * part.startswith("- "), break_on_hyphens=False)
+            for part in parts
+        )
+        for parts in paragraphs
+    )
 
 
 def claims_tables(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[str]:
@@ -402,7 +440,7 @@ def where_losses_differ(found: Mapping[str, Any]) -> str:
         "## Where do the losses differ?",
         f"`python benchmarks/mechanism.py --out DIR`: {len(settings)} settings x {len(found['warm_starts'])} warm "
         f"starts, {found['rollouts']} rollouts each.",
-        READINGS["mechanism"].strip(),
+        wrapped(READINGS["mechanism"].format(**mechanism_numbers(settings))),
         "![cosines and norms of the losses' gradients](findings/mechanism.png)",
         "GRPO's own runs:", "\n".join(own), "All losses:", "\n".join(losses),
     ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""The texts of findings.md around its tables; a test compares their numbers with the results."""
+"""The texts of findings.md around its tables."""
 
 INTRODUCTION = """
 # Findings: the papers' claims on a tiny model
@@ -81,33 +81,36 @@ tell apart (Fisher's exact test, p = 0.21).
 What limits this:
 
 - The learning rate was chosen on plain GRPO, and `max_grad_norm` is 1, which cuts the cells differently: the gradients'
-  norms are 1.6 to 2.0 for GRPO, 10 to 12 for positive-dominant and 0.9 to 1.2 for negative-dominant training. AdamW
-  does not see a constant factor, but a cut gradient counts as much as any other and an uncut one by its norm.
+  norms are {grpo_norms} for GRPO, {positive_norms} for positive-dominant and {negative_norms} for negative-dominant
+  training. AdamW does not see a constant factor, but a cut gradient counts as much as any other and an uncut one by its
+  norm.
 - Before training pass@64 is 0.98, so a gain at a large k could hardly show, only a loss.
-- The paper's runs end with most prompts solved; here 43 % of GRPO's samples are right in the last quarter, and the
-  proficiency omega that scales A-GRAE's positive advantages is 0.3 in the first and 0.4 in the last. A-GRAE's alpha is
-  that of MATH, 1; a smaller one suppresses less, and was not tried.
+- The paper's runs end with most prompts solved; here {grpo_right} of GRPO's samples are right in the last quarter, and
+  the proficiency omega that scales A-GRAE's positive advantages is 0.3 in the first and 0.4 in the last. A-GRAE's alpha
+  is that of MATH, 1; a smaller one suppresses less, and was not tried.
 - The accuracy before training is the mean over all runs, taken as exact.
 """,
     "apmpo": """
-What stands out: the six losses end within 0.019 of each other at k = 1. Ten seeds cannot tell them apart, but they can
-tell that the differences are not the paper's: five of the seven about accuracy are smaller than printed (six before
-Holm's correction). Adaptive clipping alone could still be as good as printed.
+What stands out: the six losses end within {spread} of each other at k = 1. Ten seeds cannot tell them apart, but they
+can tell that the differences are not the paper's: {smaller} of the {accuracy_claims} about accuracy are smaller than
+printed (six before Holm's correction). Adaptive clipping alone could still be as good as printed.
 
-The adaptive parts do what they are made for: as more samples are right, the exponent falls to 0.73 and the upper clip
-rises to 0.33 (means of the last quarter). APMPO ends with 0.008 nats more entropy than GRPO, which is seen; its answers
-are as diverse as GRPO's (self-BLEU-4 and cosine similarity differ by 0.003 at most, in the paper by 0.2).
+The adaptive parts do what they are made for: as more samples are right, the exponent falls to {exponent} and the upper
+clip rises to {upper_clip} (means of the last quarter). APMPO ends with 0.008 nats more entropy than GRPO, which is
+seen; its answers are as diverse as GRPO's (self-BLEU-4 and cosine similarity differ by 0.003 at most, in the paper by
+0.2).
 
-What limits this: a clip matters only where ratios leave it. In the last rollout 0.1 % of GRPO's tokens are clipped
-above and 0.6 % below; the shares over all of training were not kept (new results have them by quarter). So all six
-losses nearly have the same gradient, as [measured below](#where-do-the-losses-differ), where more updates or a higher
-rate do not separate APMPO from GRPO before GRPO stops learning. Answers of 8 tokens of arithmetic leave little room for
-diversity.
+What limits this: a clip matters only where ratios leave it. In the last rollout {clipped_above} of GRPO's tokens are
+clipped above and {clipped_below} below; the shares over all of training were not kept (new results have them by
+quarter). So all six losses nearly have the same gradient, as [measured below](#where-do-the-losses-differ), where more
+updates or a higher rate do not separate APMPO from GRPO before GRPO stops learning. Answers of 8 tokens of arithmetic
+leave little room for diversity.
 """,
     "aapo": """
-At equal steps, which is how the paper compares, AAPO is ahead of GPG by 0.021 at G = 2, in 10 of 10 seeds. At G = 6 and
-10, and against GRPO at every G, ten seeds show no difference (against GRPO at G = 2 it is 0.011, p 0.086). All but the
-first are smaller than printed. These runs were not made for that comparison, so its verdict waits for fresh seeds.
+At equal steps, which is how the paper compares, AAPO is ahead of GPG by {ahead_of_gpg} at G = 2, in 10 of 10 seeds. At
+G = 6 and 10, and against GRPO at every G, ten seeds show no difference (against GRPO at G = 2 it is {ahead_of_grpo}, p
+0.086). All but the first are smaller than printed. These runs were not made for that comparison, so its verdict waits
+for fresh seeds.
 
 At equal samples, which was registered here, AAPO's reference answers cost as many samples as the training ones, so it
 takes half the steps and ends below GRPO and, at G = 6 and 10, GPG. AAPO keeps a larger pass@64 at G = 2 (0.965 against
@@ -116,10 +119,10 @@ takes half the steps and ends below GRPO and, at G = 6 and 10, GPG. AAPO keeps a
 The margin takes a third of the zero advantages away at G = 2, a fifth at G = 6, little at G = 10, where few groups are
 all alike. That is not learned: an advantage with the margin is 0 only where both parts are.
 
-It is not what 6.4 claims, that no group is left with zero advantages only. 34 %, 9 % and 4 % of the groups are left so
+It is not what 6.4 claims, that no group is left with zero advantages only. {no_signal} of the groups are left so
 for G = 2, 6 and 10, because with rewards of 0 and 1 a group that is all right or all wrong has no margin where the
 reference's answers are the same. The paper does not say which rewards figure 2 had; the continuous ones of its 1.5B run
-are rarely equal. Nor is the loss mostly positive (D.4): in 0 of 120 quarters of training its mean is.
+are rarely equal. Nor is the loss mostly positive (D.4): in {positive_losses} quarters of training its mean is.
 
 What limits this: the variance of the loss cannot be compared with GRPO's here. With one update per rollout GRPO's loss
 is minus the mean advantage, 0 but for rounding, whatever its gradient does. The paper does not state its updates; the
@@ -134,23 +137,23 @@ paper's runs are longer.
 Here nothing is claimed, so nothing is tested: five seeds cannot go below p = 0.06 in the sign-flip test. The intervals
 are those of each loss alone; among ten of them one that just excludes 0 is no surprise.
 
-What stands out: GRPO, Dr. GRPO, APMPO, GSPO and GRPO-LEAD end within 0.006 of each other. DAPO and AAPO get half the
+What stands out: GRPO, Dr. GRPO, APMPO, GSPO and GRPO-LEAD end within {spread} of each other. DAPO and AAPO get half the
 optimizer steps from the same samples, because DAPO samples again for groups that are all right or all wrong and AAPO
 for its reference answers, and end lower. GPG has no importance ratio, so its second update on a rollout is off-policy
 by one step.
 
 W-REINFORCE collapses in all five runs: its advantages are +0.1 for right answers and -1 for wrong ones, whatever the
-others of a group are, and with 29 % right before training nearly every update pushes an answer down, until only wrong
-digits are left.
+others of a group are, and with {right_before} right before training nearly every update pushes an answer down, until
+only wrong digits are left.
 
 What limits this: one learning rate for all, at which GRPO learns, and 80 rollouts. The steps that a loss takes at this
 rate differ in size, so the order says as much about the rate as about the loss.
 """,
     "losses_image": """
-GRPO's own five runs end between 0.24 and 0.55, further apart than most losses are, so at k = 1 nothing stands out from
-them but W-REINFORCE's collapse. At k = 8 seven of the eleven losses end above the model before training: GSPO (0.817),
-DAPO, APMPO, AAPO, GRPO-LEAD, GMPO and CISPO, of which DAPO and AAPO took half the steps. GRPO, Dr. GRPO and GPG end
-below it: they have become surer of fewer answers.
+GRPO's own five runs end between {grpo_runs}, further apart than most losses are, so at k = 1 nothing stands out from
+them but W-REINFORCE's collapse. At k = 8 {above} of the eleven losses end above the model before training: GSPO
+(0.817), DAPO, APMPO, AAPO, GRPO-LEAD, GMPO and CISPO, of which DAPO and AAPO took half the steps. GRPO, Dr. GRPO and
+GPG end below it: they have become surer of fewer answers.
 """,
     "losses": """
 What stands out over both tasks: no loss is better than GRPO as far as five seeds can show. APMPO and GSPO win 60 % of
@@ -158,32 +161,33 @@ the pairs of runs, with an interval from a third to nearly nine tenths. AAPO, DA
 the first two with half the optimizer steps. W-REINFORCE does not survive a task that the model mostly fails.
 """,
     "mechanism": """
-Before losses are compared by their results, it helps to know where their gradients differ at all. Every loss is
-measured on GRPO's own runs: the same rollouts, minibatches and weights. A cosine of 1 means that the loss pushes in
-GRPO's direction; AdamW hardly sees a constant ratio of norms.
+Before losses are compared by their results,
+it helps to know where their gradients differ at all. Every loss is measured on GRPO's own runs: the same rollouts,
+minibatches and weights. A cosine of 1 means that the loss pushes in GRPO's direction; AdamW hardly sees a constant
+ratio of norms.
 
-**Where GRPO learns.** In the first rollout 19 % of the samples are right. In the last quarter of 32 rollouts it is 26 %
-at a rate of 1e-4 with 2 or 4 updates and 24 % at 2e-4 with 2; at 2e-4 with 4 it is 22 %, at 1e-4 with 16 updates 20 %.
-All other settings end at 15 % or less: GRPO collapses there. The following is about the three settings at which it
-learns.
+**Where GRPO learns.** In the first rollout {right_first} of the samples are right. In the last quarter of 32 rollouts
+it is {right_slow_2} at a rate of 1e-4 with 2 updates, {right_slow_4} with 4, and {right_fast_2} at 2e-4 with 2; at 2e-4
+with 4 it is {right_fast_4}, at 1e-4 with 16 updates {right_slow_16}. All other settings end at {right_elsewhere} or
+less: GRPO collapses there. The following is about the three settings at which it learns.
 
-**APMPO's paper.** The power mean is GRPO: PMPO's cosine is at least 0.9998 there, and at least 0.9996 at all twelve
-settings. What differs is the wider upper clip, in FAC as much as in APMPO (0.984 to 0.991), the mean over tokens of
-DAPO (0.972 to 0.983), and the geometric mean of GMPO (0.956 to 0.971). More updates or a higher rate do not separate
-APMPO from GRPO: its cosine is 0.973 or more at all twelve settings, and where GRPO stops learning most tokens are
-clipped.
+**APMPO's paper.** The power mean is GRPO: PMPO's cosine is at least {pmpo_where_it_learns} there, and at least
+{pmpo_at_all} at all twelve settings. What differs is the wider upper clip, in FAC as much as in APMPO ({apmpo}), the
+mean over tokens of DAPO ({dapo}), and the geometric mean of GMPO ({gmpo}). More updates or a higher rate do not
+separate APMPO from GRPO: its cosine is {apmpo_at_all} or more at all twelve settings, and where GRPO stops learning
+most tokens are clipped.
 
 **A-GRAE's paper.** The group level differs at every rate, because it changes which answers count: negative-dominant
-training has 0.80 to 0.84, positive-dominant 0.87 to 0.88, the group level 0.89 to 0.91 and A-GRAE 0.88 to 0.90. Hard-
-and easy-focused training have 0.965 to 0.984. The sample level is nearly GRPO (0.996 to 0.997) with a norm of 0.72 to
-0.73 times GRPO's, which AdamW takes away again.
+training has {negative}, positive-dominant {positive}, the group level {group_level} and A-GRAE {agrae}. Hard-
+and easy-focused training have {focused}. The sample level is nearly GRPO ({sample_level}) with a norm of
+{sample_level_norm} times GRPO's, which AdamW takes away again.
 
-**AAPO's paper.** GPG has 0.93 to 0.95, AAPO 0.93 to 0.96. So most of what parts AAPO from GRPO is what it shares with
+**AAPO's paper.** GPG has {gpg}, AAPO {aapo}. So most of what parts AAPO from GRPO is what it shares with
 GPG, the missing ratio and clip. What the margin adds was not measured apart.
 
-**The scale of the noise.** GRPO's own gradients on two minibatches in a row have a cosine of 0.02 at most. A single
-step is nearly all noise, and a loss whose cosine is 0.98 ends elsewhere only if what it adds points the same way again
-and again.
+**The scale of the noise.** GRPO's own gradients on two minibatches in a row have a cosine of {in_a_row} at most. A
+single step is nearly all noise, and a loss whose cosine is 0.98 ends elsewhere only if what it adds points the same way
+again and again.
 
 **For new studies.** The group level of A-GRAE and the two dominant cells differ enough at the rate of the claims. The
 power mean of APMPO does not on this task at any setting; it may need longer answers, whose ratios spread within a
@@ -194,4 +198,4 @@ every eighth of them was measured. A mean over a rollout's steps includes the fi
 ratio of norms of 0.00 means that GSPO clipped all sequences of some minibatch.
 """,
 }
-"""Study -> the reading of its table, written when the results were in."""
+"""Study -> the reading of its table, written when the results were in; findings_numbers.py fills in the fields."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +19,6 @@ from lit_rlvr.rollout import RolloutCallback
 from lit_rlvr.types import Sampling
 
 ROOT = Path(__file__).parent.parent
-WORDS = {4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 
 @pytest.fixture(scope="module")
@@ -95,112 +93,6 @@ def test_what_was_found_afterwards_changes_no_registered_verdict(findings: Modul
     table, line, _, more = findings.claims_tables([registered, trivial, *later], results)
     assert "0.002, 0.004 | seen | **seen** |" in table and "second" not in table
     assert "second (0.363 against 0.304, seen)" in line and "| third |" in more and "10 of 10 | 0.002 |  |" in more
-
-
-def test_the_readings_say_what_the_results_say(findings: ModuleType) -> None:
-    """Every number of the prose that is not in a table."""
-    found = {name: json.loads((ROOT / f"docs/findings/{name}.json").read_text())["tasks"] for name in findings.STUDIES}
-
-    def mean(task: dict[str, Any], cell: str, of: Callable[[Any], float]) -> float:
-        runs = task["cells"][cell]["by_seed"].values()
-        return sum(of(run) for run in runs) / len(runs)
-
-    def last_accuracy(run: Any) -> float:
-        return float(run["quarters"]["rollout/accuracy"][3])
-
-    def over(task: dict[str, Any], base: str) -> float:
-        step = max(task["cells"]["aapo"]["by_seed"]["0"]["validations"], key=int)
-        return mean(task, "aapo", lambda run: run["validations"][step]) - mean(
-            task, base, lambda run: run["validations"][step]
-        )
-
-    def no_signal(task: dict[str, Any]) -> float:
-        return 100 * mean(task, "aapo", lambda run: run["quarters"]["train/no_signal"][3])
-
-    def norms(cell: str) -> list[float]:
-        return [mean(agrae, cell, lambda run, k=k: run["quarters"]["train/grad_norm"][k]) for k in range(4)]
-
-    agrae = found["agrae"]["steps"]
-    losses = [
-        loss
-        for task in found["aapo"].values()
-        for run in task["cells"]["aapo"]["by_seed"].values()
-        for loss in run["quarters"]["train/loss"]
-    ]
-    accuracy = findings.find([c for c in findings.APMPO if not c.afterwards], {"tasks": found["apmpo"]})[:7]
-    aapo, apmpo = [found["aapo"][f"g{g}"] for g in (2, 6, 10)], found["apmpo"]["steps"]
-    steps = apmpo["cells"]
-    ends = [cell["mean"] for cell in steps.values()]
-    text, image = found["losses_text"]["sums"], found["losses_image"]["geometry"]
-
-    def at_8(of: Any) -> float:
-        return float(next(iter(of.get("before_pass_at_k", of.get("pass_at_k")).values()))["8"]["mean"])
-
-    close = [text["cells"][name]["mean"] for name in ("grpo", "dr_grpo", "apmpo", "gspo", "grpo_lead")]
-    before, own = text["before"]["mean"], image["cells"]["grpo"]["values"].values()
-    said = {
-        "agrae": [
-            f"{100 * mean(agrae, 'grpo', last_accuracy):.0f} % of GRPO's",
-            "{:.1f} to {:.1f} for GRPO".format(*norms("grpo")[::3]),
-            "{:.0f} to {:.0f} for positive-dominant".format(*norms("positive_dominant")[::3]),
-            "{:.1f} to {:.1f} for negative-dominant".format(*norms("negative_dominant")[::3]),
-        ],
-        "apmpo": [
-            f"within {max(ends) - min(ends):.3f} of each other",
-            f"exponent falls to {mean(apmpo, 'apmpo', lambda run: run['quarters']['train/p'][3]):.2f}",
-            f"clip rises to {mean(apmpo, 'apmpo', lambda run: run['quarters']['train/eps_ada'][3]):.2f}",
-            f"{WORDS[sum(f.now.startswith('smaller') for f in accuracy)]} of the seven",
-            f"{100 * steps['grpo']['last']['train/clip_high']['mean']:.1f} % of GRPO's tokens are clipped above and "
-            f"{100 * steps['grpo']['last']['train/clip_low']['mean']:.1f} % below",
-        ],
-        "aapo": [
-            f"ahead of GPG by {over(aapo[0], 'gpg'):.3f} at G = 2",
-            f"against GRPO at G = 2 it is {over(aapo[0], 'grpo'):.3f}",
-            "{:.0f} %, {:.0f} % and {:.0f} % of the groups".format(*map(no_signal, aapo)),
-            f"in {sum(loss > 0 for loss in losses)} of {len(losses)} quarters",
-        ],
-        "losses_text": [
-            f"end within {max(close) - min(close):.3f} of each other",
-            f"{100 * before:.0f} % right before",
-        ],
-        "losses_image": [
-            f"between {min(own):.2f} and {max(own):.2f}",
-            f"{WORDS[sum(value > at_8(image) for value in map(at_8, image['cells'].values()))]} of the eleven",
-        ],
-    }  # fmt: skip
-    settings = json.loads((ROOT / "docs/findings/mechanism.json").read_text())["settings"]
-    learns = [of for name, of in settings.items() if name in ("0.0001, 2", "0.0001, 4", "0.0002, 2")]
-
-    def spread(loss: str, key: str = "cosine", digits: int = 2) -> str:
-        values = [setting["losses"][loss][key] for setting in learns]
-        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
-
-    def least(loss: str, among: Any) -> float:
-        return min(float(setting["losses"][loss]["cosine"]) for setting in among)
-
-    right = {name: f"{100 * of['accuracy']:.0f} %" for name, of in settings.items()}
-    assert right["0.0001, 2"] == right["0.0001, 4"]
-    said["mechanism"] = [
-        f"first rollout {100 * learns[0]['first_accuracy']:.0f} % of",
-        f"it is {right['0.0001, 2']} at a rate of 1e-4 with 2 or 4 updates and {right['0.0002, 2']} at 2e-4 with 2; "
-        f"at 2e-4 with 4 it is {right['0.0002, 4']}, at 1e-4 with 16 updates {right['0.0001, 16']}",
-        f"All other settings end at {100 * max(sorted(of['accuracy'] for of in settings.values())[:-5]):.0f} % or less",
-        f"PMPO's cosine is at least {least('pmpo', learns):.4f} there, and at least "
-        f"{least('pmpo', settings.values()):.4f} at all",
-        f"in FAC as much as in APMPO ({spread('apmpo', digits=3)})",
-        f"its cosine is {least('apmpo', settings.values()):.3f} or more",
-        f"DAPO ({spread('dapo', digits=3)}), and the geometric mean of GMPO ({spread('gmpo', digits=3)})",
-        f"negative-dominant training has {spread('negative_dominant')}, positive-dominant "
-        f"{spread('positive_dominant')}, the group level {spread('group_level')} and A-GRAE {spread('agrae')}",
-        f"{least('hard_focused', learns):.3f} to {spread('easy_focused', digits=3)[-5:]}",
-        f"nearly GRPO ({spread('sample_level', digits=3)}) with a norm of {spread('sample_level', 'norm')}",
-        f"GPG has {spread('gpg')}, AAPO {spread('aapo')}",
-        f"a cosine of {max(of['previous'] for of in learns):.2f} at most",
-    ]
-    assert spread("fac", digits=3) == spread("apmpo", digits=3)
-    for name, phrases in said.items():
-        for phrase in phrases:
-            assert phrase in " ".join(findings.READINGS[name].split()), phrase
 
 
 def results_of(results: dict[str, Any], cell: str) -> list[float]:
