@@ -37,7 +37,7 @@ from lit_rlvr.commands.plan.memory import (
     training_memory,
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
-from lit_rlvr.commands.plan.strategies import GIB, GPUs, JobSizes
+from lit_rlvr.commands.plan.strategies import FEWEST_TOKENS, GIB, GPUs, JobSizes, describe_run
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters
@@ -247,11 +247,34 @@ def test_auto_in_a_config_is_chosen_for_the_gpus(
     assert (type(built.trainer.strategy), built.model.gradient_checkpointing) == chosen
 
 
+def test_automatic_micro_batches_fill_the_memory_up_to_an_optimizer_step() -> None:
+    small, budgets = replace(job("Qwen2.5-1.5B"), automatic=True), []
+    for gib in (50, 60, 80):
+        plan = small.plan(Strategy(False, True), GPUs(8, gib), small.budget)
+        full = small.with_most_tokens(plan)
+        twice = small.plan(full.strategy, full.gpus, 2 * full.budget)
+        assert full.fits and not twice.fits and full.strategy == plan.strategy and full.budget % FEWEST_TOKENS == 0
+        budgets.append(full.budget)
+    assert budgets == sorted(set(budgets)) and len(budgets) == 3
+    nothing = small.plan(Strategy(False, True), GPUs(8, 8), small.budget)
+    assert small.with_most_tokens(nothing).budget == FEWEST_TOKENS
+    huge = small.plan(Strategy(False, True), GPUs(8, 1e6), small.budget)
+    assert small.with_most_tokens(huge, 3000).budget == 3000
+    step = 128 // 8 * (1024 + 8 * 3071)  # the groups of a rank, each prompt once
+    assert small.with_most_tokens(huge).budget == step
+    assert replace(small, minibatches=4).with_most_tokens(huge).budget == step // 4
+    assert replace(small, shared_prefix=False).with_most_tokens(huge).budget == 128 // 8 * 8 * (1024 + 3071)
+    proposed = small.proposal(GPUs(8, 192))
+    assert proposed is not None and proposed.budget > small.budget
+    assert f"tokens_per_microbatch {proposed.budget}" in small.arguments(proposed)
+
+
 def test_on_a_cpu_auto_is_a_single_device_and_fsdp_is_ours(tiny_model_folder: Path, tmp_path: Path) -> None:
     built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"model.init_args.gradient_checkpointing": "auto"})
     assert type(built.trainer.strategy) is SingleDeviceStrategy and built.model.gradient_checkpointing is False
     built = build_here("smoke/sums", tiny_model_folder, tmp_path, **{"trainer.strategy": "fsdp"})
     assert isinstance(built.trainer.strategy, FSDP2) and not built.trainer.strategy.offload
+    assert describe_run(built.trainer, built.model, built.datamodule)[1].strategy == Strategy(True, False)
 
 
 def test_the_smallest_gpu_of_a_trainer_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +343,7 @@ def test_a_plan_has_room_for_sixteen_sequences_or_does_not_fit() -> None:
     """A 32B in 16 bits leaves 18 GiB of 80, which hold the keys and values of 8 answers of 8,192 tokens."""
     eight, long = GPUs.parse("8x80GB"), replace(job("Qwen2.5-32B"), completion=Lengths(8192, 8192))
     assert long.proposal(eight) is None
-    plan = replace(long, share=0.99, fitted=False)._plan(Strategy(True, True), eight, long.budget)
+    plan = replace(long, share=0.99, fitted=False).plan(Strategy(True, True), eight, long.budget)
     token = 2 * 64 * 8 * 128 * 2  # bytes of keys and values, in all layers
     weights = 2 * long.whole.parameters + 2 * GIB
     assert plan.sequences == int((plan.terms["vLLM"] - weights) / token / (8192 + 1024 / 8)) and not plan.fits
@@ -351,6 +374,7 @@ def test_each_machine_has_a_copy_where_it_holds_one(
         **{"model.init_args.gradient_checkpointing": "auto", "trainer.num_nodes": 2},
     )  # fmt: skip
     assert isinstance(built.trainer.strategy, FSDP2) and built.trainer.strategy.replicas == 2
+    assert describe_run(built.trainer, built.model, built.datamodule)[1].gpus.count == 1, "of one copy"
 
 
 def test_a_mixture_of_experts_is_refused() -> None:

@@ -13,14 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.rule import Rule
 
 from lit_rlvr.advantages import REGISTRY
-from lit_rlvr.commands.plan.memory import Strategy
-from lit_rlvr.commands.plan.strategies import GIB, GPUs, describe_job
+from lit_rlvr.commands.plan.strategies import GIB, describe_run
 from lit_rlvr.common.files import check_new, write_atomically
 from lit_rlvr.common.terminal import Terminal, show_result
 from lit_rlvr.datamodules.reading.readers import as_row
@@ -159,23 +157,14 @@ class PlannedRun:
 
     def memory(self) -> dict[str, Any]:
         """Return the estimated memory of one process as the run is configured, in GiB."""
-        trainer, module = self.trainer, self.module
-        job = describe_job(module, self.data, self.rollout, str(trainer.precision))
-        device = trainer.strategy.root_device
-        if device.type == "cuda":
-            total = float(torch.cuda.get_device_properties(device).total_memory)
-        else:
-            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / trainer.world_size
-        offload = bool(getattr(trainer.strategy, "offload", False))
-        strategy = Strategy(module.sharded, module.gradient_checkpointing is True, module.lora is not None, offload)
-        plan = next(p for p in job.plans(GPUs(trainer.world_size, total / GIB)) if p.strategy == strategy)
+        job, plan = describe_run(self.trainer, self.module, self.data)
         return {
             "parameters": job.whole.parameters,
             "trained": (job.adapted if job.lora else job.whole).trained,
             "way": plan.name,
             "terms": {name: value / GIB for name, value in plan.terms.items() if value},
             "needs": plan.needs / GIB,
-            "of": total / GIB,
+            "of": plan.gpus.gib,
             "fits": plan.fits,
         }
 

@@ -23,7 +23,7 @@ from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.cli.commands import COMMANDS
 from lit_rlvr.cli.errors import refuse_nulls
 from lit_rlvr.cli.inspect import PlannedRun, dry_run
-from lit_rlvr.cli.run_config import check_config, choose_strategy, resolve_config
+from lit_rlvr.cli.run_config import check_config, choose_strategy, choose_tokens, resolve_config
 from lit_rlvr.cli.supervise import fit_command, supervise
 from lit_rlvr.cli.trainer import RLVRTrainer
 from lit_rlvr.cli.user_modules import report_namesake
@@ -93,13 +93,26 @@ def settings_yaml(parser: LightningArgumentParser, config: Any) -> str:
     return str(parser.dump(settings, skip_none=False, format="yaml"))
 
 
+def keep_chosen_tokens(config: Any) -> None:
+    """Replace `auto` in model.tokens_per_microbatch by what the run that is resumed has chosen."""
+    options, before = config.model.init_args, _config_of(config.ckpt_path)
+    if options.get("tokens_per_microbatch") != "auto" or not before.is_file():
+        return
+    settings = yaml.safe_load(before.read_text())
+    options.tokens_per_microbatch = settings["model"].get("init_args", {}).get("tokens_per_microbatch", "auto")
+
+
+def _config_of(checkpoint: str) -> Path:
+    """Return the settings file of the run that a checkpoint belongs to."""
+    return Path(checkpoint).parent.parent / "config.yaml"
+
+
 def log_changed_settings(run: Run, max_steps: int) -> None:
     """Log whether a resumed run has steps left, and which settings differ from the original run's."""
-    checkpoint = Path(str(run.checkpoint))
-    step = checkpoint_step(str(checkpoint))
+    step = checkpoint_step(str(run.checkpoint))
     if 0 < max_steps <= step:
         _log.warning("ckpt_path: the run is at step %d, trainer.max_steps is reached: nothing to train", step)
-    before = checkpoint.parent.parent / "config.yaml"
+    before = _config_of(str(run.checkpoint))
     if before.is_file():
         then, now = (
             yaml.safe_load(text.replace(": datamodules.", ": lit_rlvr.datamodules."))
@@ -210,6 +223,9 @@ class RLVRCLI(LightningCLI):
             self._run = self._stack.enter_context(Run.open(folder, config.ckpt_path, config.overwrite))
         config.ckpt_path = None if self._run.checkpoint is None else str(self._run.checkpoint)
         config.overwrite = self._run.overwrite
+        if config.ckpt_path:
+            keep_chosen_tokens(config)
+        self._settings = config.clone()
         self._run.settings = settings_yaml(self._parser("fit"), config)
         if config.ckpt_path:
             log_changed_settings(self._run, config.trainer.max_steps)
@@ -232,6 +248,10 @@ class RLVRCLI(LightningCLI):
             trainer: RLVRTrainer = super().instantiate_trainer(**kwargs)  # type: ignore[assignment]
         except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        if self.subcommand == "fit" and self.model.budget.given == "auto":
+            tokens = choose_tokens(trainer, self.model, self.datamodule)
+            self._settings.model.init_args.tokens_per_microbatch = tokens
+            self._run.settings = settings_yaml(self._parser("fit"), self._settings)
         if self.subcommand == "fit" and not self._is_dry_run:
             trainer.begin(self._run)
             board = any(isinstance(logger, TensorBoardLogger) for logger in self._run.loggers)

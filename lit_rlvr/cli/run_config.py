@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
 
-from lit_rlvr.commands.plan.strategies import GPUs, describe_job
+from lit_rlvr.commands.plan.strategies import GIB, GPUs, describe_job, describe_run
 from lit_rlvr.common.files import check_writable
 from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError
 from lit_rlvr.evaluation.filter import check_out
 from lit_rlvr.policy.precision import auto_precision
 from lit_rlvr.run.run import DEFAULT_FOLDER
+from lit_rlvr.training.failures import DEFAULT_TOKENS
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -98,3 +100,26 @@ def choose_strategy(command: str, config: Namespace, module: Any, data: Any) -> 
         copies = trainer.num_nodes if job.fits_each_machine(plan, trainer.num_nodes) else 1
         trainer.strategy = FSDP2(replicas=copies, offload=plan.strategy.offload) if plan.strategy.sharded else several
     _log.log(logging.INFO if plan.fits else logging.WARNING, "%s", job.reason(plan))
+
+
+def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
+    """Replace `auto` in model.tokens_per_microbatch by the most tokens that should fit on each device, and return them.
+
+    A CPU gets at most the default, because its memory is not the run's alone.
+    """
+    job, plan = describe_run(trainer, module, data)
+    most = DEFAULT_TOKENS if trainer.strategy.root_device.type == "cpu" else None
+    plan = job.with_most_tokens(plan, most)
+    if not plan.fits:
+        reason = "IT WILL NOT FIT: `lit-rlvr plan` proposes a strategy or adapters"
+    elif plan.budget == job.step_tokens(plan.gpus):
+        reason = "all of an optimizer step"
+    else:
+        reason = "the most on a CPU" if plan.budget == most else "twice as many would not fit"
+    _log.log(
+        logging.INFO if plan.fits else logging.WARNING,
+        "tokens_per_microbatch: %d: about %.3g of %.3g GiB on each device; %s",
+        plan.budget, plan.needs / GIB, plan.gpus.gib, reason,
+    )  # fmt: skip
+    module.budget.choose(plan.budget)
+    return plan.budget

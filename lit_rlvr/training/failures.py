@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -133,6 +133,8 @@ def _groups(plan: StepPlan) -> list[dict[str, Any]]:
     ]
 
 
+DEFAULT_TOKENS = 4096
+"""The most input tokens in a micro-batch by default."""
 MESSAGES = ("DefaultCPUAllocator", "not enough memory", "OutOfMemoryError")
 """Substrings of out-of-memory errors that have no exception class."""
 _T = TypeVar("_T")
@@ -149,11 +151,16 @@ class TokenBudget:
 
     Attributes:
         given: the setting (`model.tokens_per_microbatch`).
-        tokens: what is left of it.
+        tokens: what is left of it; `DEFAULT_TOKENS` until `auto` is chosen.
     """
 
-    def __init__(self, given: int) -> None:
-        self.given = self.tokens = given
+    def __init__(self, given: int | Literal["auto"]) -> None:
+        self.given = given
+        self.tokens = DEFAULT_TOKENS if given == "auto" else given
+
+    def choose(self, tokens: int) -> None:
+        """Replace the setting, which was `auto`."""
+        self.given = self.tokens = tokens
 
     def lower(self, left: int, reason: str) -> None:
         """Take a smaller budget from now on, and say so."""
@@ -166,6 +173,7 @@ class TokenBudget:
 
     def save(self, run: Path, left: int) -> None:
         """Write the budget with which the next start in this run folder begins, if its settings give the same one."""
+        assert isinstance(self.given, int), "`auto` is chosen before a run begins"
         save_smaller_sizes(run, given=self.given, left=left)
 
     def saved(self, run: Path) -> int | None:
@@ -173,10 +181,10 @@ class TokenBudget:
         sizes = smaller_sizes(run)
         return int(sizes["left"]) if sizes.get("given") == self.given else None
 
-    def state_dict(self) -> list[int]:
+    def state_dict(self) -> list[Any]:
         return [self.given, self.tokens]
 
-    def load_state_dict(self, state: list[int]) -> None:
+    def load_state_dict(self, state: list[Any]) -> None:
         given, left = state
         self.tokens = left if given == self.given else self.tokens
 

@@ -63,7 +63,7 @@ from lit_rlvr.policy.policy import Policy
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.policy.speed import compile_layers, use_liger
 from lit_rlvr.policy.verify import check_spans, compile_and_verify, verify_or_fall_back
-from lit_rlvr.training.failures import SkippedSteps, TokenBudget
+from lit_rlvr.training.failures import DEFAULT_TOKENS, SkippedSteps, TokenBudget
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import (
     BETAS,
@@ -103,7 +103,8 @@ class RLVRModule(LossModule, EvaluatingModule):
         updates_per_rollout: number of minibatches (optimizer steps) that a rollout is split into.
         epochs_per_rollout: passes over each rollout.
         tokens_per_microbatch: maximum input tokens per micro-batch, including padding; bounds memory without changing
-            results. Halved when memory runs out.
+            results. Halved when memory runs out. `auto` lets `lit-rlvr fit` choose it by the memory of the devices; the
+            run's `config.yaml` has the number, which a resume keeps.
         kl_coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.
         kl_bias_correction: multiply each token's KL estimate by its ratio to the policy at rollout time, which makes
             its gradient the unbiased one of the reverse KL (DeepSeek-V3.2; TRL's default).
@@ -147,7 +148,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         max_grad_norm: float = 1.0,
         updates_per_rollout: int = 1,
         epochs_per_rollout: int = 1,
-        tokens_per_microbatch: int = 4096,
+        tokens_per_microbatch: int | Literal["auto"] = DEFAULT_TOKENS,
         kl_coef: float = 0.0,
         kl_bias_correction: bool = False,
         entropy_coef: float = 0.0,
@@ -169,7 +170,8 @@ class RLVRModule(LossModule, EvaluatingModule):
         check_within("[0, inf)", "model", lr=lr, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
         check_within("[0, 1)", "model.betas", first=betas[0], second=betas[1])
         check_within("[0, inf)", "model", warmup_steps=warmup_steps, max_skipped_steps=max_skipped_steps)
-        check_within("[1, inf)", "model", tokens_per_microbatch=tokens_per_microbatch)
+        if tokens_per_microbatch != "auto":
+            check_within("[1, inf)", "model", tokens_per_microbatch=tokens_per_microbatch)
         check_within(
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
@@ -233,6 +235,8 @@ class RLVRModule(LossModule, EvaluatingModule):
                 raise UserError("model.lora.quantize: weights in 4 bits cannot be sharded; use --config strategy/ddp")
             if self.gradient_checkpointing == "auto":
                 raise UserError("model.gradient_checkpointing: the command line decides `auto`; give True or False")
+            if self.budget.given == "auto" and self.trainer.state.fn == "fit":
+                raise UserError("model.tokens_per_microbatch: the command line decides `auto`; give a number")
             self.policy = load_policy(
                 self.model_folder,
                 self.shared_prefix,

@@ -89,6 +89,40 @@ def test_fit_leaves_everything_in_its_folder(run_folder: Path, lit_rlvr: CLI) ->
     assert summary(run)["validation_seconds"] > 0 and summary(run)["engine_start_seconds"] < 1, "hf loads nothing"
 
 
+def test_automatic_micro_batches_are_chosen_once(
+    run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's settings have the number, and a resume keeps it whatever the machine has by then."""
+    memory = "lit_rlvr.commands.plan.strategies.device_memory"
+    auto = ("--model.init_args.tokens_per_microbatch", "auto", "--trainer.limit_val_batches", 0)
+
+    def chosen(run: str) -> int:
+        return yaml.safe_load((run_folder / run / "config.yaml").read_text())["model"]["init_args"][  # type: ignore[no-any-return]
+            "tokens_per_microbatch"
+        ]
+
+    monkeypatch.setattr(memory, lambda trainer: 64 * 2**30)
+    step = 4 * (512 + 4 * 7)  # four prompts with four completions each
+    result = fit(lit_rlvr, *auto, "--trainer.max_steps", 2)
+    assert f"tokens_per_microbatch: {step}: about" in result.err and "of 64 GiB" in result.err
+    assert f"at most {step} tokens at once" in result.err and chosen("run") == step
+    monkeypatch.setattr(memory, lambda trainer: 2**20)
+    result = fit(lit_rlvr, *auto, "--ckpt_path", "last", "--trainer.max_steps", 3)
+    assert f"at most {step} tokens at once" in result.err and chosen("run") == step
+    assert "resumed with a different trainer.max_steps" in result.err
+    assert "tokens_per_microbatch" not in result.err
+    result = fit(lit_rlvr, *auto, *to("less"), "--trainer.max_steps", 1)
+    assert "tokens_per_microbatch: 1024: about" in result.err and "WILL NOT FIT" in result.err
+    assert chosen("less") == 1024
+
+
+@pytest.mark.parametrize("wrong", ["automatic", "0", "-1", "1.5"])
+def test_other_sizes_of_micro_batches_are_one_line(wrong: str, run_folder: Path, lit_rlvr: CLI) -> None:
+    result = lit_rlvr(*FIT, "--model.init_args.tokens_per_microbatch", wrong)
+    assert result.status == 2 and len(result.err.strip().splitlines()) == 1, result.err
+    assert "tokens_per_microbatch" in result.err and wrong in result.err, result.err
+
+
 def test_the_checkpoint_holds_the_hashed_weights(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI) -> None:
     from tiny import tiny_llama
 

@@ -72,7 +72,8 @@ def shape_of(config: Any, freeze_vision: bool = False, lora: Lora | None = None)
     if experts is not None:
         raise UserError(
             f"model: {text.model_type} is a mixture of experts ({experts} {getattr(text, experts)}), and the plan "
-            "knows dense models only; choose trainer.strategy and model.gradient_checkpointing yourself"
+            "knows dense models only; choose trainer.strategy, model.gradient_checkpointing and "
+            "model.tokens_per_microbatch yourself"
         )
     model = outline(config, torch.float32)
     if freeze_vision:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -25,20 +26,26 @@ from lit_rlvr.commands.plan.memory import (
     training_memory,
 )
 from lit_rlvr.commands.plan.models import PUBLISHED
+from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.vllm import GPU_SEQUENCES, VLLMEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora
 from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.precision import compute_dtype
+from lit_rlvr.rollout.callback import rollout_of
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
     from lit_rlvr.algorithms import RLVRModule
     from lit_rlvr.datamodules import PromptDataModule
     from lit_rlvr.rollout import RolloutCallback
 
 
 GIB = 2**30
+FEWEST_TOKENS = 1024
+"""Tokens of a micro-batch from which `auto` doubles them."""
 MACHINE_GPUS = 8  # GPUs of a machine, where only their total is given
 FREE = 0.1  # share of a GPU for its context, communication buffers and fragments
 LEAST_SEQUENCES = 16
@@ -138,6 +145,9 @@ class JobSizes:
         vllm_sleeps: whether vLLM frees its memory during training.
         reference: whether there is a reference model.
         lora: whether the config trains adapters.
+        shared_prefix: whether a prompt is computed once for its whole group.
+        minibatches: optimizer steps that a rollout is split into.
+        automatic: whether `tokens_per_microbatch` is `auto`, and `budget` only its default.
     """
 
     whole: Shape
@@ -155,6 +165,8 @@ class JobSizes:
     reference: bool = False
     lora: bool = False
     shared_prefix: bool = True
+    minibatches: int = 1
+    automatic: bool = False
 
     def prompts_on_each(self, gpus: GPUs) -> int:
         """Return the prompts of a step on one GPU."""
@@ -219,7 +231,7 @@ class JobSizes:
         """
         multi_gpu = [(True, False)] if gpus.count > 1 else []
         return [
-            self._plan(Strategy(sharded, checkpointing, lora, offload), gpus, budget or self.budget)
+            self.plan(Strategy(sharded, checkpointing, lora, offload), gpus, budget or self.budget)
             for lora in ((True,) if self.lora else (False, True))
             for sharded, offload in (
                 (False, False),
@@ -237,7 +249,8 @@ class JobSizes:
         while budgets[-1] // 2 >= least:
             budgets.append(budgets[-1] // 2)
         plans = [plan for budget in budgets for plan in self.plans(gpus, budget) if plan.fits]
-        return min(plans, key=lambda plan: (plan.strategy.lora, plan.strategy.offload), default=None)
+        best = min(plans, key=lambda plan: (plan.strategy.lora, plan.strategy.offload), default=None)
+        return self.with_most_tokens(best) if best is not None and self.automatic else best
 
     def choice(self, gpus: GPUs, placement: tuple[bool, bool] | None, checkpointing: bool | None) -> Plan:
         """Return the plan of the fastest strategy that fits without a change of results, or else the smallest one.
@@ -255,12 +268,33 @@ class JobSizes:
         ]
         return next((plan for plan in plans if plan.fits), None) or min(plans, key=lambda plan: plan.needs)
 
+    def step_tokens(self, gpus: GPUs) -> int:
+        """Return the input tokens of an optimizer step on one GPU, with everything at its maximum length."""
+        prompts, inputs = math.ceil(self.prompts_on_each(gpus) / self.minibatches), self.completion.longest - 1
+        copies = 1 if self.shared_prefix else self.group
+        return prompts * (copies * self.prompt + self.group * inputs)
+
+    def with_most_tokens(self, plan: Plan, most: int | None = None) -> Plan:
+        """Return the plan with the most tokens in a micro-batch that fit: doubled up to those of a step.
+
+        Args:
+            most: a limit; None = no other.
+        """
+        enough = self.step_tokens(plan.gpus) if most is None else min(most, self.step_tokens(plan.gpus))
+        found = self.plan(plan.strategy, plan.gpus, min(FEWEST_TOKENS, enough))
+        while found.budget < enough:
+            larger = self.plan(plan.strategy, plan.gpus, min(2 * found.budget, enough))
+            if not larger.fits:
+                break
+            found = larger
+        return found
+
     def fits_each_machine(self, plan: Plan, machines: int) -> bool:
         """Return whether each machine holds a copy of the sharded model by itself, so that only gradients cross the
         network."""
         one = replace(self, prompts=max(1, self.prompts // machines))
         gpus = GPUs(plan.gpus.count // machines, plan.gpus.gib)
-        return plan.strategy.sharded and machines > 1 and one._plan(plan.strategy, gpus, plan.budget).fits
+        return plan.strategy.sharded and machines > 1 and one.plan(plan.strategy, gpus, plan.budget).fits
 
     def reason(self, plan: Plan) -> str:
         """Return one line that says what a plan needs, and what its faster alternatives would."""
@@ -277,7 +311,7 @@ class JobSizes:
             f"{faster}{advice}"
         )
 
-    def _plan(self, strategy: Strategy, gpus: GPUs, budget: int) -> Plan:
+    def plan(self, strategy: Strategy, gpus: GPUs, budget: int) -> Plan:
         shape = self.adapted if strategy.lora else self.whole
         terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
         generation = 0.0
@@ -348,4 +382,27 @@ def describe_job(
         reference=module.kl_coef > 0 or module.advantage.needs_reference,
         lora=module.lora is not None,
         shared_prefix=module.shared_prefix,
+        minibatches=module.updates_per_rollout,
+        automatic=module.budget.given == "auto",
     )
+
+
+def describe_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> tuple[JobSizes, Plan]:
+    """Return the sizes of a run that a trainer is built for, and its plan for the trainer's devices.
+
+    With copies of a sharded model, they are those of one copy.
+    """
+    sharded = trainer.strategy if isinstance(trainer.strategy, FSDP2) else None
+    copies, offload = (1, False) if sharded is None else (sharded.replicas, sharded.offload)
+    job = describe_job(module, data, rollout_of(trainer), str(trainer.precision))
+    job = replace(job, prompts=max(1, job.prompts // copies))
+    chosen = Strategy(sharded is not None, module.gradient_checkpointing is True, module.lora is not None, offload)
+    return job, job.plan(chosen, GPUs(trainer.world_size // copies, device_memory(trainer) / GIB), job.budget)
+
+
+def device_memory(trainer: Trainer) -> float:
+    """Return the bytes of memory of this process's GPU, or its share of the machine's memory if it has none."""
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * trainer.num_nodes / trainer.world_size
