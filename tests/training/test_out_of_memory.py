@@ -173,6 +173,11 @@ def test_a_budget_that_cannot_be_read(tmp_path: Path, text: str) -> None:
 
 
 @pytest.mark.slow
+def test_from_python_the_budget_is_a_number(tiny_model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tokens_per_microbatch: the command line decides `auto`; give a number"):
+        fit(tiny_model_folder, tmp_path, tokens_per_microbatch="auto")
+
+
 def test_the_machine_s_own_error_is_known() -> None:
     source = """if True:
         import resource, torch
