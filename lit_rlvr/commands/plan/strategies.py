@@ -312,6 +312,11 @@ class JobSizes:
         )
 
     def plan(self, strategy: Strategy, gpus: GPUs, budget: int) -> Plan:
+        """Return the plan of a strategy.
+
+        Args:
+            budget: `tokens_per_microbatch`.
+        """
         shape = self.adapted if strategy.lora else self.whole
         terms = training_memory(shape, self.load(gpus, budget), strategy, gpus.count, self.size, self.reference)
         generation = 0.0
