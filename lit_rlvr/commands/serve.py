@@ -1,6 +1,7 @@
 """`lit-rlvr serve --model M`: starts a vLLM server for `VLLMServerEngine`, with the settings that it needs.
 
 The command passes other options to vLLM unchanged: --max-model-len, --tensor-parallel-size, --data-parallel-size, ...
+With --enable-lora --max-lora-rank R, later weight updates of a run with `model.lora` hold only its adapters.
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ def run(command: str, arguments: list[str]) -> None:
     quantized = [f"--quantization={FP8}"] if ours.quantize else []
     line = server_line(ours.model, ours.dtype, ours.nccl, [*quantized, *address, *others], ours.config_overrides)
     os.environ["VLLM_SERVER_DEV_MODE"] = "1"  # lets us replace its weights
+    if "--enable-lora" in names:
+        os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     if not torch.cuda.is_available() and (missing := missing_compiler()) is not None:
         _log.info("%s, so nothing is compiled and generation is slower", missing)

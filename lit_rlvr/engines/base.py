@@ -238,8 +238,9 @@ class RolloutEngine(ABC):
     def sync(self, policy: Policy) -> None:
         """Load the weights of the trained policy, or of a reference, and drop every cache made with older weights.
 
-        `policy.named_weights()` yields the full weights by their Hugging Face names, with adapters merged. Collective:
-        called on every rank.
+        `policy.named_weights()` yields the full weights by their Hugging Face names, with adapters merged. An engine
+        that can add adapters to its layers itself may load the weights `without_adapters` once, and then
+        `policy.adapter_weights` alone, where `policy.adapter_config` is not None. Collective: called on every rank.
         """
 
     @abstractmethod

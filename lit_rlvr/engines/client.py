@@ -28,6 +28,8 @@ HEALTH_SECONDS = 5.0
 """Seconds between two health checks of a server, and that one may take."""
 WAIT_POLL = 0.5
 """Seconds between two looks at a server that something is waited for."""
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file by which a folder of adapters is known."""
 _log = logging.getLogger("lit_rlvr")
 
 
@@ -56,7 +58,8 @@ class VLLMServer:
 
     def settings(self) -> dict[str, Any]:
         """Return vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ..., whether it is
-        `batch_invariant`, and how many sequences it generates at once (`max_num_seqs`, over all its replicas).
+        `batch_invariant`, how many sequences it generates at once (`max_num_seqs`, over all its replicas), and the
+        highest rank of adapters that it takes (`max_lora_rank`, 0 = none).
 
         Raises:
             UserError: the server does not allow changing its weights.
@@ -66,7 +69,13 @@ class VLLMServer:
         config = found["vllm_config"]
         sequences = config["scheduler_config"]["max_num_seqs"] * config["parallel_config"]["data_parallel_size"]
         invariant = bool(found["vllm_env"].get("VLLM_BATCH_INVARIANT"))
-        return {**config["model_config"], "batch_invariant": invariant, "max_num_seqs": sequences}
+        # An adapter that one of several processes for requests loads is unknown to the others.
+        alone = config["parallel_config"].get("_api_process_count", 1) == 1
+        loads = alone and found["vllm_env"].get("VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+        rank = config["lora_config"]["max_lora_rank"] if loads and config.get("lora_config") else 0
+        return {
+            **config["model_config"], "batch_invariant": invariant, "max_num_seqs": sequences, "max_lora_rank": rank
+        }  # fmt: skip
 
     def workers(self) -> int:
         """Return how many GPUs hold its weights, or shards of them."""
@@ -85,9 +94,19 @@ class VLLMServer:
         self.take(lambda: self.post("/weight_checker", {"action": "reset"}), "zeros")
 
     def load(self, folder: Path, version: str) -> None:
-        """Load the weights from a folder that the server can read."""
+        """Load the weights or the adapters from a folder that the server can read."""
         path = {"weights_path": str(folder)}
-        self.take(lambda: self.post("/collective_rpc", {"method": "reload_weights", "kwargs": path}), version)
+        if (folder / ADAPTER_CONFIG).exists():
+            self.take(lambda: self._load_adapter(folder, version), version)
+        else:
+            self.take(lambda: self.post("/collective_rpc", {"method": "reload_weights", "kwargs": path}), version)
+
+    def _load_adapter(self, folder: Path, name: str) -> None:
+        """Load an adapter and unload all others. Its name must be new: vLLM keeps what it has loaded by name."""
+        for model in self.get("/v1/models")["data"]:
+            if model.get("parent"):
+                self.post("/v1/unload_lora_adapter", {"lora_name": model["id"]})
+        self.post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
 
     def take(self, update: Callable[[], object], version: str) -> None:
         """Call `update`, which changes the weights, while generation is paused; then empty every cache."""
@@ -185,14 +204,14 @@ class VLLMServer:
             async with session.request(method, self.url + path, json=body, headers=self.headers) as answer:
                 content = await answer.read()
                 if answer.status == HTTPStatus.OK:
-                    return dict(json.loads(content)) if content else {}
+                    return dict(json.loads(content)) if answer.content_type == "application/json" else {}
         except TimeoutError as error:
             raise ServerError(f"{where}: no answer within {self.timeout:g} s") from error
         except aiohttp.ClientError as error:
             raise ServerError(f"{where}: {_reason(error)}") from error
         if answer.status == HTTPStatus.UNAUTHORIZED:
             raise UserError(f"{self.url} requires an API key; name its environment variable in api_key_env")
-        if answer.status == HTTPStatus.NOT_FOUND and refusal:
+        if answer.status == HTTPStatus.NOT_FOUND and refusal and b"does not exist" not in content:  # an adapter
             raise UserError(refusal)
         said = " ".join(content.decode(errors="replace").split())[:300]
         raise ServerError(f"{where}: status {answer.status}: {said}")

@@ -32,8 +32,8 @@ from lit_rlvr.engines.client import (
 )
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica
 from lit_rlvr.engines.synced import crash_of
-from lit_rlvr.engines.transfer import WeightTransfer, weights_or_exit
-from lit_rlvr.engines.vllm import FP8, collapsed, sampling_parameters, with_tied_head
+from lit_rlvr.engines.transfer import Settings, WeightTransfer, weights_or_exit
+from lit_rlvr.engines.vllm import FP8, collapsed, lora_rank, sampling_parameters, with_tied_head
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.loading import load_model_config
@@ -91,6 +91,8 @@ class VLLMServerEngine(RolloutEngine):
         self._syncs = 0
         self._capacity = dict.fromkeys(self.servers, 1)  # completions that this rank may run at once
         self._lost: set[VLLMServer] = set()  # those without the weights of the last sync
+        self._ranks: dict[VLLMServer, int] = {}  # the highest rank of adapters that each takes
+        self._adapter: Settings | None = None  # of the adapters that are sent in place of merged weights
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -109,9 +111,23 @@ class VLLMServerEngine(RolloutEngine):
         self._lost = {*self.servers} - {*answering}
         for server in answering:
             self._check(server, context)
+        if not self._syncs:
+            self._adapter = self._taken(context.policy.adapter_config)
         if rank() == 0 and not self._syncs:
             for server in self.servers:
                 server.forget_weights()
+
+    def _taken(self, adapter: Settings | None) -> Settings | None:
+        """Return the adapters' settings if all servers take them, and log what the syncs send; None = merge them."""
+        if adapter is None:
+            return None
+        less = [server.url for server in self.servers if self._ranks[server] < adapter["r"]]
+        reason = f"; start {less[0]} with {lora_options(adapter)} to send them alone" if less else ""
+        if less or not self.transfer.sends_adapters:
+            _log.info("engine vllmserver: each sync sends weights with the adapters merged in%s", reason)
+            return None
+        _log.info("engine vllmserver: the first sync sends all weights, and later ones only the adapters")
+        return adapter
 
     def _check(self, server: VLLMServer, context: EngineContext) -> None:
         """Refuse a server with another model, too short a context, or log-probabilities it does not sample from."""
@@ -119,6 +135,9 @@ class VLLMServerEngine(RolloutEngine):
         check_model(server.url, str(settings["model"]), context.policy.model.config)
         self._dtype = dtype_of(settings)
         self._capacity[server] = ceil(settings["max_num_seqs"] / world_size())
+        self._ranks[server] = settings["max_lora_rank"]
+        if self._adapter is not None and self._ranks[server] < self._adapter["r"]:
+            raise UserError(f"{server.url}: it takes no adapters any more; start it with {lora_options(self._adapter)}")
         self.quantized = settings.get("quantization") is not None
         if settings.get("quantization") not in (None, FP8):
             raise UserError(
@@ -149,15 +168,25 @@ class VLLMServerEngine(RolloutEngine):
             )
 
     def sync(self, policy: Policy) -> None:
-        self._policy = policy
+        self._policy, adapter = policy, policy.adapter_config if self._adapter else None
+        if self._adapter and adapter is None and self._syncs:
+            return  # they have these weights, and requests name no adapters
         self._run = self._run or gather_objects(uuid.uuid4().hex[:12])[0]
         self._syncs += 1
 
         def weights(everything: bool) -> Iterable[tuple[str, Tensor]]:
-            return weights_or_exit(with_tied_head(policy, None if everything else self._changing, self._dtype))
+            if self._adapter is None:
+                found = with_tied_head(policy, None if everything else self._changing, self._dtype)
+            elif everything:
+                found = with_tied_head(policy.owner.without_adapters(), None, self._dtype)
+            else:
+                found = policy.adapter_weights(self._dtype)
+            return weights_or_exit(found)
 
         frozen = self._changing is not None
-        failure = crash_of(lambda: self.transfer.send(self._answering(), weights, self._dtype, self.version, frozen))
+        failure = crash_of(
+            lambda: self.transfer.send(self._answering(), weights, self._dtype, self.version, frozen, adapter)
+        )
         failures = [text for text in gather_objects(failure) if text]  # if a send fails, all ranks restart
         if failures:
             raise ServerError(failures[0].removeprefix("ServerError: "))
@@ -254,7 +283,7 @@ class VLLMServerEngine(RolloutEngine):
             row.continue_with(opening)
         while True:
             parameters = sampling_parameters(self._synced_policy, sampling, row.seed, row.limit)
-            request = self._input(row.start) | {"sampling_params": parameters}
+            request = self._input(row.start) | {"sampling_params": parameters} | self._named_adapter()
             turn = self._completion(await dispatch.complete(place, request))
             row.tokens = list(turn.token_ids)
             answer = await pending.answer(row.p, row.g, turn)
@@ -262,6 +291,10 @@ class VLLMServerEngine(RolloutEngine):
                 dispatch.release(place)
                 return answer
             row.next_turn(answer)
+
+    def _named_adapter(self) -> dict[str, Any]:
+        """Return the field that names the adapters in a request; {} = the weights without adapters, or merged ones."""
+        return {"model": self.version} if self._adapter and self._synced_policy.adapter_config else {}
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
         """Return a prompt, with each image as one placeholder and a PNG, which is lossless."""
@@ -292,6 +325,11 @@ class VLLMServerEngine(RolloutEngine):
 
     def close(self) -> None:
         self.transfer.close()
+
+
+def lora_options(adapter: Settings) -> str:
+    """Return the options with which a server takes adapters of these settings."""
+    return f"--enable-lora --max-lora-rank {lora_rank(adapter['r'])}"
 
 
 def check_model(url: str, served: str, ours: Any) -> None:

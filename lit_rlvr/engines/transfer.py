@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import shutil
@@ -28,12 +29,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
-from lit_rlvr.engines.client import ServerError, VLLMServer
+from lit_rlvr.engines.client import ADAPTER_CONFIG, ServerError, VLLMServer
 from lit_rlvr.errors import UserError, first_line
 
 Weights = Callable[[bool], Iterable[tuple[str, Tensor]]]
-"""Starts a new pass over the (name, tensor) pairs: of all weights, or of those that training changes (False).
-Collective if the weights are sharded."""
+"""Starts a new pass over the (name, tensor) pairs: of all weights, or of those that training changes (False), which may
+be adapters. Collective if the weights are sharded."""
+Settings = dict[str, Any]
+"""The settings of adapters, as peft saves them."""
 
 _log = logging.getLogger("lit_rlvr")
 
@@ -50,7 +53,13 @@ ABORT_SECONDS = 20.0
 
 
 class WeightTransfer(ABC):
-    """Sends weights to servers. Each version has a label, which a server can be asked for."""
+    """Sends weights to servers. Each version has a label, which a server can be asked for.
+
+    Attributes:
+        sends_adapters: it can send adapters in place of weights.
+    """
+
+    sends_adapters = False
 
     def check_urls(self, urls: Sequence[str]) -> None:  # noqa: B027  # most transfers reach any server
         """Refuse servers that cannot be reached; called before any model loads.
@@ -61,12 +70,14 @@ class WeightTransfer(ABC):
 
     @abstractmethod
     def send(
-        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
+        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False,
+        adapter: Settings | None = None,
     ) -> None:  # fmt: skip
         """Send weights, cast to `dtype`, to all servers from the first rank. Collective: called on every rank.
 
         Args:
             frozen: some of the weights never change, so that later versions can leave them out.
+            adapter: the settings of the adapters that `weights(False)` yields; None = it yields weights.
         """
 
     @abstractmethod
@@ -81,8 +92,8 @@ class WeightTransfer(ABC):
 class FileTransfer(WeightTransfer):
     """The first rank writes safetensors files, which the servers read. Works anywhere, at the speed of the folder.
 
-    The first version holds all weights. If training leaves some unchanged, as with adapters, later versions hold only
-    the others, and the first is kept for servers that are restarted.
+    The first version holds all weights. If training leaves some unchanged, later versions hold only the others or the
+    adapters, and the first is kept for servers that are restarted.
 
     Args:
         folder: a folder that the trainer and all servers can access under this path. It holds the last version of the
@@ -90,6 +101,8 @@ class FileTransfer(WeightTransfer):
             it is written. Without it, all servers must run on this machine, and the files are in memory (/dev/shm). If
             memory has no room for them, or a server cannot read them there, they are in the temporary folder.
     """
+
+    sends_adapters = True
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = None if folder is None else folder.absolute()
@@ -106,14 +119,16 @@ class FileTransfer(WeightTransfer):
             )
 
     def send(
-        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
+        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False,
+        adapter: Settings | None = None,
     ) -> None:  # fmt: skip
         if self.folder is None and self._size is None:  # it gathers the weights
             self._size = sum(weight.numel() for _, weight in weights(True)) * dtype.itemsize
         old = self._written
-        complete = not (frozen and old)
-        agree(lambda: self._write(weights(complete), dtype, version, complete))
-        self._written = gather_objects(self._written)[0]
+        complete = adapter is None and not (frozen and old)
+        if adapter is not None and not old:
+            self._write_version(weights(True), dtype, f"{version}-base")
+        self._write_version(weights(complete), dtype, version, complete, adapter)
         try:
             agree(lambda: self._load(servers, old, version))
         except UserError:  # on this rank alone
@@ -121,6 +136,13 @@ class FileTransfer(WeightTransfer):
         except Exception:
             self._written = gather_objects(self._written)[0]
             raise
+        self._written = gather_objects(self._written)[0]
+
+    def _write_version(
+        self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, version: str, complete: bool = True,
+        adapter: Settings | None = None,
+    ) -> None:  # fmt: skip
+        agree(lambda: self._write(weights, dtype, version, complete, adapter))
         self._written = gather_objects(self._written)[0]
 
     def _load(self, servers: Sequence[VLLMServer], old: list[Path], version: str) -> None:
@@ -132,9 +154,9 @@ class FileTransfer(WeightTransfer):
                 shutil.rmtree(path, ignore_errors=True)
 
         def load(server: VLLMServer) -> None:
-            if len(self._written) == 1 or server.version() == old[-1].name:
+            if len(self._written) == 1 or (old and server.version() == old[-1].name):
                 server.load(self._written[-1], version)
-            else:  # it was restarted
+            else:  # it was restarted, or has no weights yet
                 self.restore(server, version)
 
         def load_all() -> None:
@@ -181,7 +203,10 @@ class FileTransfer(WeightTransfer):
             self._own.remove()
         self._own, self._size, self._written = None, None, []
 
-    def _write(self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, version: str, complete: bool) -> None:
+    def _write(
+        self, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, version: str, complete: bool,
+        adapter: Settings | None,
+    ) -> None:  # fmt: skip
         """Write the files on the first rank; the others take part in gathering the weights."""
         if rank() > 0:
             for _ in weights:
@@ -193,7 +218,7 @@ class FileTransfer(WeightTransfer):
                 self._own = self._own or OwnFolder.with_room(self._size)
                 target = self._own.path / version
             target.mkdir(parents=True)
-            _write(left, dtype, target, durable=self._own is None)
+            write_weights(left, dtype, target, self._own is None, adapter)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(target, ignore_errors=True)
             where, reason = getattr(error, "filename", None) or target, getattr(error, "strerror", None)
@@ -206,31 +231,44 @@ class FileTransfer(WeightTransfer):
         self._written = [target] if complete else [self._written[0], target]
 
 
-def _write(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, target: Path, durable: bool) -> None:
-    """Write files of at most 4 GiB each, or a single larger tensor.
+def write_weights(
+    weights: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    target: Path,
+    durable: bool,
+    adapter: Settings | None = None,
+) -> None:
+    """Write files of at most 4 GiB each, or a single larger tensor; adapters are one file next to their settings.
 
     Args:
         durable: wait until the disk has each file; programs on this machine can read it before.
+        adapter: the settings of the adapters that `weights` are; None = they are weights.
     """
     held: dict[str, Tensor] = {}
     size = count = 0
 
     def flush() -> None:
         nonlocal held, size, count
-        path = target / f"model-{count:05}.safetensors"
+        path = target / (f"model-{count:05}.safetensors" if adapter is None else "adapter_model.safetensors")
         save_file(held, path)
+        written(path)
+        held, size, count = {}, 0, count + 1
+
+    def written(path: Path) -> None:
         if durable:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        held, size, count = {}, 0, count + 1
 
     for name, weight in weights:
         copy = weight.detach().to("cpu", dtype, copy=True).contiguous()
-        if held and size + copy.nbytes > FILE_BYTES:
+        if held and size + copy.nbytes > FILE_BYTES and adapter is None:
             flush()
         held[name] = copy
         size += copy.nbytes
     flush()
+    if adapter is not None:
+        (target / ADAPTER_CONFIG).write_text(json.dumps(adapter))
+        written(target / ADAPTER_CONFIG)
 
 
 class OwnFolder:
@@ -325,7 +363,8 @@ class NCCLTransfer(WeightTransfer):
         self._version = ""
 
     def send(
-        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False
+        self, servers: Sequence[VLLMServer], weights: Weights, dtype: torch.dtype, version: str, frozen: bool = False,
+        adapter: Settings | None = None,
     ) -> None:  # fmt: skip
         self._source.set(weights, dtype)
         self._source.metadata()  # it gathers the weights, on the first call

@@ -135,6 +135,31 @@ def merged_parameters(model: nn.Module, adapters: bool = True) -> Iterator[tuple
         yield _plain_name(name), weight
 
 
+def adapter_config(model: nn.Module) -> dict[str, Any] | None:
+    """Return the settings of a model's adapters as peft saves them.
+
+    Returns:
+        None without adapters, and for those that have to be merged because engines cannot add them to their layers:
+        they must be matrices A and B of linear layers, all of one rank and scale, and nothing else may be trained.
+    """
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if hasattr(module, "base_layer")}
+    kinds = {(layer.r.get(ADAPTER), layer.scaling.get(ADAPTER)) for layer in layers.values() if hasattr(layer, "r")}
+    plain = tuple(f".lora_{matrix}.{ADAPTER}.weight" for matrix in "AB")
+    others = [n for n, p in model.named_parameters() if (p.requires_grad or ".lora_" in n) and not n.endswith(plain)]
+    if len(kinds) != 1 or others:
+        return None
+    ((rank, scale),) = kinds
+    names = sorted({name.rpartition(".")[2] for name in layers})
+    return {"peft_type": "LORA", "r": rank, "lora_alpha": scale * rank, "target_modules": names, "bias": "none"}
+
+
+def adapter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Return the matrices of a model's adapters by the names under which peft saves them."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            yield f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}", parameter
+
+
 def changing_weights(model: Any) -> frozenset[str] | None:
     """Return the names, without adapters, of the weights that an engine needs again after training; None = all.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.distributed.sharding import device_of, gathered, whole
 from lit_rlvr.policy import attention
-from lit_rlvr.policy.adapters import adapters_off, merged_parameters
+from lit_rlvr.policy.adapters import adapter_config, adapter_weights, adapters_off, merged_parameters
 from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
@@ -81,6 +81,19 @@ class Policy(nn.Module):
         """
         found = merged_parameters(self.model, self.owner is self)
         return ((name, whole(weight, dtype)) for name, weight in found if only is None or name in only)
+
+    @property
+    def adapter_config(self) -> dict[str, Any] | None:
+        """The settings of the adapters, as peft saves them, for an engine that adds them to its layers itself; None =
+        there are none, or they have to be merged."""
+        return adapter_config(self.model) if self.owner is self else None
+
+    def adapter_weights(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Return the full matrices of the adapters in `dtype`, by the names under which peft saves them.
+
+        Collective if the weights are sharded: iterate on every rank.
+        """
+        return ((name, whole(weight, dtype).detach()) for name, weight in adapter_weights(self.model))
 
     def _adapters(self) -> AbstractContextManager[None]:
         return nullcontext() if self.owner is self else adapters_off(self.model)

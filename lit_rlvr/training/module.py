@@ -123,7 +123,8 @@ class RLVRModule(LossModule, EvaluatingModule):
         shared_prefix: compute each prompt once for its whole group; False = one completion per row.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto` lets
             `lit-rlvr fit` decide by the memory of the GPUs.
-        liger: use liger-kernel's fused kernels (GPU only).
+        liger: use liger-kernel's fused kernels (GPU only); with `torch_compile`, which fuses the others, only that of
+            the normalisation.
         torch_compile: compile the language model's layers with torch.compile for training, which takes a while at the
             start; a resumed run then ends the same only up to rounding. Generation is not compiled.
         freeze_vision: do not train the vision tower of a vision-language model.
@@ -176,9 +177,10 @@ class RLVRModule(LossModule, EvaluatingModule):
             f"[1, {MAX_SIZE}]", "model", updates_per_rollout=updates_per_rollout, epochs_per_rollout=epochs_per_rollout
         )
         check_options(optimizer, betas, weight_decay)
-        if torch_compile and (liger or not shared_prefix):
-            wrong = "model.liger" if liger else "shared_prefix: false"
-            raise UserError(f"model.torch_compile: it cannot be combined with {wrong}; leave one of them off")
+        if torch_compile and not shared_prefix:
+            raise UserError(
+                "model.torch_compile: it cannot be combined with shared_prefix: false; leave one of them off"
+            )
         EvaluatingModule.__init__(self, model, config_overrides)
         LossModule.__init__(self, advantage, aggregation, kl_coef, entropy_coef, kl_bias_correction)
         self.automatic_optimization = False
@@ -323,7 +325,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         if self.device.type != "cpu":
             check_spans(self.policy, dtype)
         if self.liger:  # the weights are on the GPU now
-            use_liger(self.policy.model)
+            use_liger(self.policy.model, self.torch_compile)
             verify_or_fall_back(self.policy, dtype)
         if self.torch_compile:
             progress.begin("compiling the model's layers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -80,6 +81,9 @@ def test_vllm_gets_the_other_options(lit_rlvr: CLI, tiny_model_folder: Path, sta
     (line,) = started
     assert line[1:5] == ["-m", "lit_rlvr.engines.server_process", "--model", str(tiny_model_folder)]
     assert line[-6:] == ["--host=127.0.0.1", "--port=0", "--max-model-len", "64", "--api-key", "k"]
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in os.environ
+    assert lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, "--enable-lora").status == 0
+    assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1", "vLLM then loads adapters while it runs"
 
 
 @pytest.mark.parametrize(("options", "said"), [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from tiny import plain_logprobs
@@ -12,6 +13,7 @@ from lit_rlvr.engines.base import Done, EngineContext, Row, Turns
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import probe_seeds
 from lit_rlvr.engines.vllm import VLLMEngine
+from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Prompt, Sampling
@@ -152,6 +154,24 @@ def change(policy: Policy, relative: float, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.parameters():
         parameter += relative * parameter.std(correction=0) * torch.randn(parameter.shape, generator=generator)
+
+
+def adapted(folder: Path) -> Policy:
+    """A policy with other weights than the folder's, and adapters that change its output."""
+    policy = load_policy(str(folder))
+    change(policy, 0.2)
+    add_adapters(policy.model, Lora(rank=3, alpha=6))
+    change_adapters(policy, 0)
+    return policy
+
+
+@torch.no_grad()
+def change_adapters(policy: Policy, seed: int) -> None:
+    """Change every adapter, as training does."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in policy.named_parameters():
+        if ".lora_" in name:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_engines import adapted, change_adapters
 from tiny_environments import Shows
 from tiny_vlms import differences, mixed_prompts, picture, slow
 from transformers import AutoTokenizer
@@ -91,6 +92,19 @@ def test_vllm_agrees_with_the_trainer_after_every_sync(
     add_adapters(policy.model, Lora(rank=2))
     change(policy, 0.3)
     assert_agrees(policy, prompts, generate(vlm_engine, policy, prompts), 5e-5)
+
+
+@pytest.mark.slow
+def test_vllm_adds_adapters_to_the_language_model(
+    any_vlm_folder: Path, vlm_context: EngineContext, prompts: list[Prompt]
+) -> None:
+    policy, engine = adapted(any_vlm_folder), VLLMEngine(enforce_eager=True, adapters=True)
+    engine.start(replace(vlm_context, policy=policy))
+    for seed in (1, 2):
+        assert_agrees(policy, prompts, generate(engine, policy, prompts), 5e-5)
+        change_adapters(policy, seed)
+    assert engine._request.lora_int_id == 2
+    engine.close()
 
 
 @pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=pytest.mark.slow)])

@@ -1,6 +1,7 @@
 """Real vLLM in this process, on tiny models: one engine for the whole session."""
 
 import importlib.util
+import json
 import os
 from collections.abc import Container, Iterator
 from dataclasses import replace
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import ENDS, VOCAB, byte_tokenizer, make_prompt, plain_logprobs, random_ids, start_engine
-from tiny_engines import assert_logprobs_are_the_policys, change, flat
+from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, flat
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
 from tiny_runs import FIT
@@ -414,6 +416,7 @@ class OnGPU:
 
     def __init__(self, **settings: Any) -> None:
         self.calls, self.wakes, self.llm_engine = ALL_CALLS, True, SimpleNamespace(reset_encoder_cache=None)
+        self.settings = settings
         self.calls.append(f"start {settings['gpu_memory_utilization']:.2f}")
         torch.set_num_threads(1)
 
@@ -438,6 +441,102 @@ class OnGPU:
 
 
 ALL_CALLS: list[str] = []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["tiny_model_folder", "untied_model_folder"])
+def test_adapters_are_added_by_vllm_itself(
+    folder: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are loaded once, then adapters alone; each of them is used at once, also for cached prefixes."""
+    path = request.getfixturevalue(folder)
+    policy, engine, loaded = adapted(path), VLLMEngine(enforce_eager=True, adapters=True), []
+    reference = policy.without_adapters()
+    start_engine(engine, policy, path)
+    rpc = engine._llm.collective_rpc
+    monkeypatch.setattr(
+        engine._llm, "collective_rpc", lambda *args, **given: (loaded.append(args), rpc(*args, **given))
+    )
+    engine.sync(reference)
+    assert check_engine(engine, reference, [*PROMPTS, LONG], PROBE) <= 1e-4
+    for seed in (1, 2, 3):
+        engine.sync(policy)
+        assert check_engine(engine, policy, [*PROMPTS, LONG], PROBE) <= 1e-4
+        engine.sync(reference)
+        assert check_engine(engine, reference, [*PROMPTS, LONG], PROBE) <= 1e-4
+        engine.sync(policy)
+        change_adapters(policy, seed)
+        with pytest.raises(UserError, match="stale or wrong weights"):
+            check_engine(engine, policy, [*PROMPTS, LONG], PROBE)
+    assert len(loaded) == 1 and engine._folder is not None
+    assert len([*engine._folder.path.iterdir()]) == 1, "those before are gone"
+
+    with monkeypatch.context() as stale:  # vLLM keeps what it has loaded under a number
+        from vllm.lora.request import LoRARequest as named
+
+        number = engine._loads
+        stale.setattr("vllm.lora.request.LoRARequest", lambda name, _, folder: named(name, number, folder))
+        engine.sync(policy)
+        with pytest.raises(UserError, match="stale or wrong weights"):
+            check_engine(engine, policy, PROMPTS, PROBE)
+    own = engine._folder.path
+    engine.close()
+    assert not own.exists()
+    start_engine(engine, policy, path)
+    engine.sync(policy)
+    assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4, "after a restart"
+    engine.close()
+
+
+@pytest.mark.parametrize(("options", "rank", "separate"), [
+    ({"sleep": False}, 3, True), ({}, 3, False), ({"sleep": False, "adapters": False}, 3, False),
+    ({"sleep": False}, 513, False),
+])  # fmt: skip
+def test_on_a_gpu_weights_that_stay_get_adapters(
+    made_up_vllm: None, policy: Policy, options: Any, rank: int, separate: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each sync's adapters are in a folder of their own, as peft saves them; the weights are loaded once."""
+    add_adapters(policy.model, Lora(rank=rank, alpha=6, layers=["q_proj", "up_proj"]))
+    engine = VLLMEngine(**options)
+    with caplog.at_level("INFO", "lit_rlvr"):
+        engine.start(EngineContext("", policy, byte_tokenizer(), 512, 4, 0, dtype=torch.bfloat16))
+    assert ("only the adapters" in caplog.text) == separate
+    assert ("merged in" in caplog.text) != separate
+    loaded: list[tuple[int, dict[str, Any], dict[str, torch.Tensor]]] = []
+
+    def add_lora(request: Any) -> bool:
+        folder = Path(request.lora_path)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        loaded.append((request.lora_int_id, settings, load_file(folder / "adapter_model.safetensors")))
+        return True
+
+    engine._llm.llm_engine.add_lora = add_lora
+    for _ in range(2):
+        engine.sync(policy)
+    engine.sync(policy.without_adapters())
+    engine.sync(policy)
+    loads = [call for call in ALL_CALLS if call.startswith("load")]
+    given = engine._llm.settings
+    engine._llm = None
+    engine.close()
+    if not separate:
+        assert len(loads) == 4 and not loaded and "enable_lora" not in given
+        return
+    assert loads == ["load {'torch.bfloat16'}"] and [number for number, _, _ in loaded] == [1, 2, 3]
+    assert given["enable_lora"] and given["max_lora_rank"] == 8
+    assert given["lora_target_modules"] == ["q_proj", "up_proj"]
+    _, settings, weights = loaded[0]
+    assert (settings["r"], settings["lora_alpha"]) == (3, 6) and len(weights) == 2 * 2 * 2
+    name = "layers.1.mlp.up_proj.lora_A"
+    wanted = policy.model.get_parameter(f"model.{name}.default.weight").bfloat16()
+    assert torch.equal(weights[f"base_model.model.model.{name}.weight"], wanted)
+
+
+def test_adapters_of_an_engine_that_sleeps_are_refused() -> None:
+    VLLMEngine(adapters=True).check_hardware("cpu", torch.float32)
+    VLLMEngine(adapters=True, sleep=False).check_hardware("cuda", torch.float32)
+    with pytest.raises(UserError, match=r"VLLMEngine\.adapters: vLLM drops its weights to sleep"):
+        VLLMEngine(adapters=True).check_hardware("cuda", torch.float32)
 
 
 @pytest.fixture

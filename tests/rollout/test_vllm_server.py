@@ -18,7 +18,7 @@ import psutil
 import pytest
 import torch
 from tiny import ENDS, byte_tokenizer, make_prompt, random_ids, start_engine
-from tiny_engines import assert_logprobs_are_the_policys, change, flat
+from tiny_engines import adapted, assert_logprobs_are_the_policys, change, change_adapters, flat
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
 from tiny_fit import fit
@@ -452,6 +452,54 @@ def test_images_on_a_server_are_those_of_the_trainer(
             change(policy, 0.1)
 
 
+@pytest.mark.slow
+def test_a_server_adds_adapters_itself(
+    make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It gets the weights once and then adapters, also after a restart; without --enable-lora they are merged."""
+    policy = adapted(tiny_model_folder)
+    reference = policy.without_adapters()
+    with Served(tiny_model_folder, tmp_path / "log", "--enable-lora", "--max-lora-rank", "8") as served:
+        engine = make_engine(urls=[served.url])
+        (server,), folder = engine.servers, tmp_path / "weights"
+        with caplog.at_level("INFO", "lit_rlvr"):
+            start_engine(engine, policy)
+        assert "later ones only the adapters" in caplog.text
+        for seed in (1, 2, 3):
+            engine.sync(policy)
+            assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
+            engine.sync(reference)
+            assert check_engine(engine, reference, PROMPTS, PROBE) <= 1e-4
+            engine.sync(policy)
+            change_adapters(policy, seed)
+            with pytest.raises(UserError, match="stale or wrong weights"):
+                check_engine(engine, policy, PROMPTS, PROBE)
+        engine.sync(policy)
+        kept = [model["id"] for model in server.get("/v1/models")["data"] if model["parent"]]
+        assert kept == [engine.version] and len([*folder.iterdir()]) == 2, "the weights and the last adapters"
+        served.kill()
+        served.start()
+        with pytest.raises(ServerError):
+            engine.generate(PROMPTS, SAMPLING, SEEDS)
+        engine.start(engine._started_context)
+        engine.restore(policy)
+        assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
+        settings = VLLMServer.settings
+        monkeypatch.setattr(VLLMServer, "settings", lambda self: settings(self) | {"max_lora_rank": 0})
+        with pytest.raises(
+            UserError, match=r"takes no adapters any more; start it with --enable-lora --max-lora-rank 8"
+        ):
+            engine.start(engine._started_context)
+        engine.close()
+        with caplog.at_level("INFO", "lit_rlvr"):
+            start_engine(other := make_engine(urls=[served.url]), policy)
+        assert "merged in; start http" in caplog.text and "--max-lora-rank 8 to send them alone" in caplog.text
+        other.sync(policy)
+        assert check_engine(other, policy, PROMPTS, PROBE) <= 1e-4
+        other.close()
+
+
 def all_of(policy: Policy) -> Weights:
     return lambda everything: policy.named_weights()
 
@@ -489,7 +537,10 @@ class Server:
     def load(self, folder: Path, version: str) -> None:
         from safetensors.torch import load_file
 
-        self.label, self.loaded = version, {n: w for path in folder.iterdir() for n, w in load_file(path).items()}
+        self.label, self.loaded = (
+            version,
+            {n: w for path in folder.glob("*.safetensors") for n, w in load_file(path).items()},
+        )
         self.held |= self.loaded
 
 
@@ -521,6 +572,29 @@ def test_of_a_model_with_adapters_only_what_changes_is_sent_again(
     sending.restore(servers[0], "v3")  # type: ignore[arg-type]
     assert all(torch.equal(servers[0].held[name], weight) for name, weight in wanted.items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v0", "v3"]
+    sending.close()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_adapters_follow_the_weights_that_they_are_added_to(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """The first version holds both; later ones hold the adapters, and a restarted server gets the weights again."""
+    policy, servers, sending = adapted(tiny_model_folder), [Server(), Server()], FileTransfer(tmp_path)
+    base = dict(policy.without_adapters().named_weights())
+
+    def weights(everything: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(base.items()) if everything else policy.adapter_weights(torch.float32)
+
+    for k in range(3):
+        change_adapters(policy, k)
+        if k == 2:
+            servers[1].restart()
+        sending.send(servers, weights, torch.float32, f"v{k}", True, policy.adapter_config)  # type: ignore[arg-type]
+        adapters = dict(policy.adapter_weights(torch.float32))
+        for server in servers:
+            assert server.label == f"v{k}" and server.loaded.keys() == adapters.keys()
+            assert all(torch.equal(server.held[name], weight) for name, weight in (base | adapters).items()), k
+        assert {path.name for path in tmp_path.iterdir()} == {"v0-base", f"v{k}"}
+        assert json.loads((tmp_path / f"v{k}" / "adapter_config.json").read_text())["lora_alpha"] == 6
     sending.close()
     assert not [*tmp_path.iterdir()]
 
