@@ -80,8 +80,7 @@ class VLLMEngine(RolloutEngine):
             trainer's, which the importance correction makes up for.
         adapters: true = load the weights once and then only the adapters of `model.lora`, which vLLM adds to its layers
             as it generates; false = merge them into the weights that each sync sends. By default true on a GPU without
-            `sleep` and `quantize`: vLLM drops its weights to sleep, and on a CPU it generates three times more slowly
-            with adapters.
+            `sleep` and `quantize`: vLLM drops its weights to sleep, and on a CPU its kernels for adapters are slow.
         options: further arguments of `vllm.LLM`, by vLLM's names.
     """
 
@@ -202,8 +201,13 @@ class VLLMEngine(RolloutEngine):
             settings["kv_cache_memory_bytes"] = self.kv_cache_gb << 30
         # vLLM seeds the process's random state, and leaves torch one thread, with which offloaded AdamW is slow.
         threads = torch.get_num_threads()
-        with vllm_world().inside(), self._compilation(), torch.random.fork_rng(devices=[]):
-            self._llm = LLM(**(settings | self.options))
+        try:
+            with vllm_world().inside(), self._compilation(), torch.random.fork_rng(devices=[]):
+                self._llm = LLM(**(settings | self.options))
+        except ValueError as error:
+            if "does not support LoRA" not in str(error):
+                raise
+            raise UserError(f"VLLMEngine.adapters: vLLM's {error}; set the option to false") from error
         if torch.cuda.is_available():
             torch.set_num_threads(threads)
 

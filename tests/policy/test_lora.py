@@ -70,6 +70,27 @@ def test_an_engine_needs_only_layers_beside_a_trained_one_again(tiny_model_folde
     assert changing_weights(pictured.model) == text | {"lm_head.weight"}, "the output embedding too, if it is tied"
 
 
+def test_adapters_that_engines_cannot_add_are_merged(tiny_model_folder: Path) -> None:
+    """Those of peft that its file format describes for `W + s B A` and nothing else are not."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    def settings(**options: Any) -> Any:
+        model = load_policy(str(tiny_model_folder)).model
+        inject_adapter_in_model(LoraConfig(r=4, lora_alpha=8, **{"target_modules": ["q_proj"]} | options), model)
+        return Policy(model, (2,)).adapter_config
+
+    assert load_policy(str(tiny_model_folder)).adapter_config is None
+    assert adapted(tiny_model_folder).without_adapters().adapter_config is None
+    plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "bias": "none"}
+    assert settings() == plain
+    assert settings(use_rslora=True) == plain | {"lora_alpha": 16}, "8 / sqrt(4) is 16 / 4"
+    assert settings(use_dora=True) is None
+    assert settings(lora_bias=True) is None
+    assert settings(modules_to_save=["lm_head"]) is None
+    assert settings(target_modules=["q_proj", "embed_tokens"]) is None
+    assert settings(target_modules=["q_proj", "k_proj"], rank_pattern={"k_proj": 2}) is None
+
+
 def test_without_adapters_it_is_the_model_it_was(tiny_model_folder: Path) -> None:
     policy = adapted(tiny_model_folder)
     before, original = logprobs(policy), load_policy(str(tiny_model_folder))

@@ -266,7 +266,7 @@ def test_on_a_gpu_it_sleeps_until_the_next_sync(monkeypatch: pytest.MonkeyPatch,
     load = ["collective_rpc ", "reset_prefix_cache "]
     noise = "collective_rpc _make_noise"  # so that a weight that the sync misses cannot go unnoticed
     woken = ["wake_up ['weights']", noise, "collective_rpc ", "wake_up ['kv_cache']", "reset_prefix_cache "]
-    assert told == [*load, "sleep 2", *woken, "sleep 2", *woken], "also before a sync that finds it awake"
+    assert told == [*load, "sleep 2", *woken, *load], "a sync that finds it awake leaves its KV cache where it is"
     stays = VLLMEngine(sleep=False)
     stays._llm = told
     assert not stays.sleep()
@@ -530,6 +530,18 @@ def test_on_a_gpu_weights_that_stay_get_adapters(
     name = "layers.1.mlp.up_proj.lora_A"
     wanted = policy.model.get_parameter(f"model.{name}.default.weight").bfloat16()
     assert torch.equal(weights[f"base_model.model.model.{name}.weight"], wanted)
+
+
+def test_a_model_that_vllm_has_no_adapters_for_is_one_line(
+    made_up_vllm: None, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise ValueError("OwnForCausalLM does not support LoRA yet.")
+
+    add_adapters(policy.model, Lora(rank=3))
+    monkeypatch.setattr("vllm.LLM", refuse)
+    with pytest.raises(UserError, match=r"VLLMEngine\.adapters: vLLM's OwnForCausalLM does not support LoRA.* false"):
+        VLLMEngine(sleep=False).start(EngineContext("", policy, byte_tokenizer(), 512, 4, 0))
 
 
 def test_adapters_of_an_engine_that_sleeps_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,18 @@ def test_in_4_bits_resume_is_exact_and_the_export_is_plain(run_folder: Path, lit
     result = lit_rlvr("fit", "--config", "tiny.yaml", *quantized, *to("sharded"), "--config", "strategy/fsdp2_cpu",
                       "--trainer.devices", "1")  # fmt: skip
     assert result.status == 2 and "weights in 4 bits cannot be sharded" in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is an extra")
+def test_with_adapters_in_vllm_resume_is_exact(run_folder: Path, lit_rlvr: CLI) -> None:
+    """Each iteration of AAPO generates with the adapters, and without them for its reference."""
+    options = ("--model", "AAPO", *LORA, "--rollout.engine", "VLLMEngine", "--rollout.engine.init_args.adapters",
+               "true", "--rollout.probe_every", "1")  # fmt: skip
+    fit(lit_rlvr, *options, *to("whole"))
+    fit(lit_rlvr, *options, *to("cut"), "--trainer.max_steps", "3")
+    fit(lit_rlvr, *options, *to("cut"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "cut", run_folder / "whole", resumed=3)
 
 
 @pytest.mark.slow
