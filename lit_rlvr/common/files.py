@@ -19,6 +19,27 @@ MEMORY_FILE = "memory.json"
 """File of the run folder with the smaller sizes of a run that ran out of memory, for its next start."""
 
 
+def available_memory(group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many bytes of memory are free: the limits are the machine's and the container's (its `group`)."""
+    found = []
+    with suppress(OSError, ValueError):  # no such file, or no limit ("max")
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found.append(limit - used + int(stat["inactive_file"]))  # the kernel drops this cache of files when it must
+    return min(found, default=0)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file (text as UTF-8) atomically; create its folder; keep an older file until the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,19 @@ def is_sharded(path: Path) -> bool:
     return (path / REST).is_file()
 
 
+class ShardWriter(dcp.FileSystemWriter):
+    """Writes a rank's shards, and raises the `OSError` of a full disk, which torch hides behind a `RuntimeError`."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            cause = error.__context__
+            if isinstance(cause, OSError) or "inline_container" in str(error):  # torch's writer of zip files
+                raise cause if isinstance(cause, OSError) else OSError(first_line(error)) from None
+            raise
+
+
 def load_shares(tensors: dict[str, Any], folder: Path, alone: bool = False) -> None:
     """Fill (nested) tensors in place from a checkpoint, by name.
 

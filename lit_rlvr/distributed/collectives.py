@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -29,6 +30,8 @@ def index(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device)
 
 
 _T = TypeVar("_T")
+DEFAULT_GROUP_LOCK = threading.RLock()
+"""Held by what replaces torch's default process group, and by collectives outside the thread of the training."""
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables in which launchers set a process's rank; the first that is set counts, as in Lightning."""
 

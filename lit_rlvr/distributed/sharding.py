@@ -143,6 +143,14 @@ def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     set_model_state_dict(module, weights, options=StateDictOptions(full_state_dict=full))
 
 
+def local_bytes(tensors: Any) -> int:
+    """Return the bytes of this rank's shards of (nested) tensors."""
+    if isinstance(tensors, dict):
+        return sum(map(local_bytes, tensors.values()))
+    local: Any = tensors.to_local() if isinstance(tensors, DTensor) else tensors
+    return local.nbytes if isinstance(local, Tensor) else 0
+
+
 def has_shards(tensors: Iterable[Any]) -> bool:
     """Return whether this rank holds only shards of some of these tensors."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)

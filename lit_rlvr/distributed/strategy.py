@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -21,23 +25,31 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+from lit_rlvr.common.files import available_memory
 from lit_rlvr.distributed.checkpoints import (
     MOMENTS,
     REFERENCE,
     REST,
     WEIGHTS,
+    ShardWriter,
     is_sharded,
     lacks_reference,
     load_shares,
     named,
     read_rest,
 )
+from lit_rlvr.distributed.collectives import DEFAULT_GROUP_LOCK, all_max
+from lit_rlvr.distributed.sharding import local_bytes
 from lit_rlvr.errors import UserError
 
 BACKEND = "cpu:gloo,cuda:nccl"
 """Backends of a run on GPUs: what is in the CPU's memory, such as completions, does not pass through theirs."""
 PROCESS_GROUP_TIMEOUT = timedelta(hours=6)
 """How long a process waits for the others, which may still be generating; `RankWatch` notices those that have died."""
+
+LONG_WAIT_SECONDS = 5.0
+"""Seconds after which a process prints that it waits for the save in flight."""
+_log = logging.getLogger("lit_rlvr")
 
 
 def prepare_groups(strategy: Strategy) -> None:
@@ -59,8 +71,9 @@ def extend_timeouts(strategy: Any) -> None:
 class FSDP2(ModelParallelStrategy):
     """Shards the weights, gradients and optimizer state over all processes; see `sharding.py`.
 
-    A checkpoint is a folder to which each process writes its shards. It can be resumed on any number of processes and
-    with any strategy, and this strategy can resume checkpoints of the others.
+    A checkpoint is a folder to which each process writes its shards, in the background and from a copy in the CPU's
+    memory while training goes on. It can be resumed on any number of processes and with any strategy, and this strategy
+    can resume checkpoints of the others.
 
     Args:
         process_group_backend: by default `gloo` for tensors on CPUs and `nccl` for those on GPUs.
@@ -75,6 +88,9 @@ class FSDP2(ModelParallelStrategy):
         super().__init__(process_group_backend=process_group_backend)
         self.replicas, self.offload = replicas, offload
         self.sharding_mesh: DeviceMesh | None = None
+        self.saving: Future[None] | None = None  # the save in flight: there is at most one
+        self._save_group: Any = None
+        self._saves_in_background = True
 
     def setup_environment(self) -> None:
         if self.offload and self.root_device.type == "cpu":
@@ -96,6 +112,8 @@ class FSDP2(ModelParallelStrategy):
             size = (self.replicas, processes // self.replicas)
             names = ("replicas", "shards")
             self.sharding_mesh = init_device_mesh(self.device_mesh.device_type, size, mesh_dim_names=names)
+        # The collectives of a save in flight must not mix with those of the training that goes on.
+        self._save_group = dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT)
 
     def model_to_device(self) -> None:
         """Move what is not sharded; `shard` has placed the policy, and offloaded shards have to stay on the CPU."""
@@ -104,7 +122,16 @@ class FSDP2(ModelParallelStrategy):
         module.to(self.root_device)
         module.policy = policy
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Callable[[], None] | None = None
+    ) -> None:
+        """Write a checkpoint's folder. Collective: call it on every rank, and only after `finish_saving`.
+
+        Args:
+            storage_options: what rank 0 does once all ranks have written their shards. If it is given and a copy of the
+                shards fits into memory, this method returns as soon as there is a copy.
+        """
+        assert self.saving is None, "one save in flight"
         path = Path(self.broadcast(filepath))
         moments = [state.pop("state") for state in checkpoint["optimizer_states"]]
         tensors = {WEIGHTS: checkpoint.pop("state_dict"), MOMENTS: moments[0]}
@@ -112,12 +139,59 @@ class FSDP2(ModelParallelStrategy):
         if reference["weights"] is not None:
             tensors[REFERENCE], reference["weights"] = reference["weights"], None
         path.mkdir(parents=True, exist_ok=True)
-        try:
-            dcp.save(tensors, checkpoint_id=path)
-        except dcp.CheckpointException as error:
-            raise next(iter(error.failures.values()))[0] from error  # the cause on one rank, such as a full disk
         if self.is_global_zero:
             torch.save(checkpoint, path / REST)
+        if storage_options is None or not self._has_memory_for_copy(tensors):
+            self._write(tensors, ShardWriter(path), storage_options)
+            return
+        stager = DefaultStager(StagingOptions(False, False, False, False))  # an exact copy, made now
+        copy = stager.stage(tensors)
+        stager.close()
+        writer = ShardWriter(path, per_thread_copy_ahead=0)  # else each rank would use the first GPU
+        executor = ThreadPoolExecutor(1, thread_name_prefix="lit-rlvr-checkpoint")
+        self.saving = executor.submit(self._write, copy, writer, storage_options)
+        executor.shutdown(wait=False)
+
+    def _has_memory_for_copy(self, tensors: dict[str, Any]) -> bool:
+        """Return whether every machine has memory for a copy of its ranks' shards; print once if not. Collective."""
+        needed = local_bytes(tensors) * self.num_processes
+        fits = not all_max(int(needed > 0.9 * available_memory()), torch.device("cpu"))
+        if not fits and self._saves_in_background and self.is_global_zero:
+            _log.warning(
+                "a copy of the shards, %.1f GB on this machine, does not fit into the free memory of every machine; "
+                "training waits while checkpoints are written", needed / 1e9,
+            )  # fmt: skip
+        self._saves_in_background = fits
+        return fits
+
+    def _write(self, tensors: Any, writer: ShardWriter, written: Callable[[], None] | None) -> None:
+        """Write this rank's shards; then rank 0 calls `written`."""
+        try:
+            with DEFAULT_GROUP_LOCK:
+                dcp.save(tensors, storage_writer=writer, process_group=self._save_group)
+        except dcp.CheckpointException as error:
+            raise next(iter(error.failures.values()))[0] from error  # the cause on one rank, such as a full disk
+        if written is not None and self.is_global_zero:
+            written()
+
+    @property
+    def is_saving(self) -> bool:
+        return self.saving is not None and not self.saving.done()
+
+    def finish_saving(self) -> None:
+        """Wait for the save in flight, if there is one; on rank 0, raise the exception that ended it.
+
+        The other ranks then wait for rank 0, until `RankWatch` tells them why it ends.
+        """
+        if self.saving is None:
+            return
+        saving, self.saving = self.saving, None
+        if wait([saving], timeout=LONG_WAIT_SECONDS).not_done:
+            if self.is_global_zero:
+                _log.info("waiting until the checkpoint in flight is written")
+            wait([saving])
+        if self.is_global_zero:
+            saving.result()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))

@@ -19,6 +19,8 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from lit_rlvr.distributed.collectives import DEFAULT_GROUP_LOCK
+
 
 class VLLMProcessGroup:
     """A default process group that temporarily replaces the trainer's in torch.distributed.
@@ -35,17 +37,21 @@ class VLLMProcessGroup:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """Make this world's group the default one inside this context, and keep a default group that is made there."""
-        world: Any = distributed_c10d._world
-        group, count, hook = world.default_pg, world.group_count, sys.excepthook
-        distributed_c10d._update_default_pg(self._group)
-        world.group_count = self._count
-        try:
-            yield
-        finally:
-            self._group, self._count = world.default_pg, world.group_count
-            distributed_c10d._update_default_pg(group)
-            world.group_count, sys.excepthook = count, hook  # the trainer's hook, which names its rank
+        """Make this world's group the default one inside this context, and keep a default group that is made there.
+
+        Wait until a checkpoint in flight is written, whose collectives need the trainer's group.
+        """
+        with DEFAULT_GROUP_LOCK:
+            world: Any = distributed_c10d._world
+            group, count, hook = world.default_pg, world.group_count, sys.excepthook
+            distributed_c10d._update_default_pg(self._group)
+            world.group_count = self._count
+            try:
+                yield
+            finally:
+                self._group, self._count = world.default_pg, world.group_count
+                distributed_c10d._update_default_pg(group)
+                world.group_count, sys.excepthook = count, hook  # the trainer's hook, which names its rank
 
     @contextmanager
     def ending(self) -> Iterator[None]:

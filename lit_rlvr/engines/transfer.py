@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lit_rlvr.common.files import available_memory
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.client import ADAPTER_CONFIG, ServerError, VLLMServer
 from lit_rlvr.errors import UserError, first_line
@@ -333,14 +334,10 @@ def _lock(folder: Path) -> int:
 
 def free_memory() -> int:
     """Return how many bytes of files fit into `MEMORY`: the limits are its own, the machine's and the container's."""
-    found = []
-    with suppress(OSError, ValueError):  # there is none, or no limit ("max")
-        found.append(shutil.disk_usage(MEMORY).free)
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(found, default=0)
+    try:
+        return min(shutil.disk_usage(MEMORY).free, available_memory())
+    except OSError:  # there is none
+        return 0
 
 
 class NCCLTransfer(WeightTransfer):

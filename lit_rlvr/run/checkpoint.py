@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from lit_rlvr.common.files import flush_to_disk
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.checkpoints import checkpoint_folder, list_checkpoints
+from lit_rlvr.distributed.strategy import FSDP2
 from lit_rlvr.errors import UserError, check_within, shown
 from lit_rlvr.rollout.callback import RolloutCallback, rollout_of
 from lit_rlvr.run.folder import delete_backup, delete_failed
@@ -40,10 +45,13 @@ def lacks_validation(trainer: Trainer) -> bool:
 class RunCheckpoint(Checkpoint):
     """Saves `checkpoints/step-NNNNNN.ckpt` in the run folder, and once more when training ends or stops.
 
+    Sharded checkpoints are written in the background, one at a time. A checkpoint gets its name, and replaces an older
+    one, only when it is complete.
+
     Args:
         every: iterations (rollouts) between checkpoints; 0 = only by time, and at the end.
         minutes: time between checkpoints, in addition to `every`, with one after the first iteration; 0 = not by time.
-            It is counted from the end of the last save, and is at least 20 times that save's duration.
+            It is counted from the end of the last save, and is at least 20 times the time that training waited for it.
         keep: number of newest checkpoints to keep on disk.
         best: validation metric, such as `val/accuracy` or `val/<set>/pass@8`; the checkpoint with its highest value is
             also kept, as `checkpoints/best.ckpt`.
@@ -61,7 +69,11 @@ class RunCheckpoint(Checkpoint):
         self._is_requested = False  # save after this iteration regardless of the options
         self._saved_step = -1
         self._saved_at = 0.0  # when the last save ended, or training began
-        self._save_seconds = 0.0  # seconds of the last save
+        self._save_seconds = 0.0  # seconds that training waited for the last save
+        self._path = Path()  # the last save's
+        self._best_path = Path()  # the checkpoint to keep as `best.ckpt` once it is written
+        self._names = threading.Lock()
+        self._write_seconds: float | None = None  # from the beginning of a save until the checkpoint has its name
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -103,10 +115,22 @@ class RunCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not self._is_saving(trainer):
+            self.finish(trainer)
         iteration = getattr(pl_module, "iteration", 0)
         due = self._is_requested or trainer.should_stop or (self.every and iteration % self.every == 0)
-        if due or trainer.strategy.broadcast(self._due_by_time(iteration)):
+        if due or trainer.strategy.broadcast(not self._is_saving(trainer) and self._due_by_time(iteration)):
             self.save(trainer)
+            pl_module.log("time/checkpoint", self._save_seconds)
+        if self._is_requested:
+            self.finish(trainer)
+        if self._write_seconds is not None and isinstance(trainer.strategy, FSDP2):
+            pl_module.log("time/checkpoint_write", self._write_seconds)
+            self._write_seconds = None
+
+    @staticmethod
+    def _is_saving(trainer: Trainer) -> bool:
+        return isinstance(trainer.strategy, FSDP2) and trainer.strategy.is_saving
 
     def _due_by_time(self, iteration: int) -> bool:
         """Return whether this process's clock calls for a save; rank 0's answer decides."""
@@ -117,8 +141,8 @@ class RunCheckpoint(Checkpoint):
         return iteration == 1 or self.clock() - self._saved_at >= max(60 * self.minutes, 20 * self._save_seconds)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        path = self.save(trainer)
-        folder = path.parent
+        folder = self.save(trainer).parent
+        self.finish(trainer)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if self.enabled else 0
         if trainer.is_global_zero and size >= LARGE_BYTES:
             _log.info(
@@ -138,7 +162,10 @@ class RunCheckpoint(Checkpoint):
             self.best_value = results[self.best]
             path = self.save(trainer)
             if trainer.is_global_zero:
-                link(path, path.with_name("best.ckpt"))
+                with self._names:
+                    self._best_path = path.absolute()
+                    if path.exists():
+                        link(path, path.with_name("best.ckpt"))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_value": self.best_value}
@@ -147,56 +174,88 @@ class RunCheckpoint(Checkpoint):
         self.best_value = state_dict["best_value"]
 
     def save(self, trainer: Trainer) -> Path:
-        """Write a checkpoint of this step, unless it exists, and delete the oldest. Collective: call it on every
-        rank."""
+        """Write a checkpoint of this step, unless it exists, and delete the oldest; return its path. Collective: call
+        it on every rank.
+
+        A sharded checkpoint may still be in flight afterwards; see `finish`.
+        """
         folder = checkpoint_folder(trainer.default_root_dir)
         path = folder / f"step-{trainer.global_step:06d}.ckpt"
         if not self.enabled:
             if trainer.is_global_zero:
                 delete_backup(trainer.default_root_dir)
             return path
-        start = self.clock()
-        if trainer.strategy.broadcast(self._saved_step == trainer.global_step and path.exists()):
+        start, is_there = self.clock(), self._is_saving(trainer) or path.exists()
+        if trainer.strategy.broadcast(self._saved_step == trainer.global_step and is_there):
             return path
-        scratch = path.with_suffix(".tmp")
         progress.begin("saving a checkpoint")
-        try:
+        self.finish(trainer)
+        self._path, scratch = path, path.with_suffix(".tmp")
+        with self._errors(trainer):
             folder.mkdir(parents=True, exist_ok=True)
             if trainer.is_global_zero:
                 remove(scratch)
             trainer.strategy.barrier()
-            trainer.save_checkpoint(scratch)
-            if trainer.is_global_zero:
-                publish(scratch, path)
-                delete_backup(trainer.default_root_dir)
-                delete_failed(trainer.default_root_dir)
-                for old in [
-                    *list_checkpoints(trainer.default_root_dir)[: -self.keep],
-                    *folder.glob("step-[0-9]*.tmp"),
-                    *folder.glob("step-[0-9]*.old"),
-                ]:
-                    remove(old)
-        except OSError as error:
-            if trainer.is_global_zero:
-                remove(scratch)
-            raise UserError(
-                f"checkpoint {shown(path)} cannot be written: {error.strerror or error}; free some space"
-            ) from error
+            written = partial(self._publish, path.absolute(), start)  # a reward may change the current directory
+            if isinstance(trainer.strategy, FSDP2):
+                trainer.save_checkpoint(scratch.absolute(), storage_options=written)
+            else:
+                trainer.save_checkpoint(scratch)
+                if trainer.is_global_zero:
+                    written()
         self._saved_step, self._saved_at = trainer.global_step, self.clock()
         self._save_seconds = self._saved_at - start
         return path
 
+    def finish(self, trainer: Trainer) -> None:
+        """Wait until the save in flight is done. Call it on every rank; the first one raises.
+
+        Raises:
+            UserError: the checkpoint cannot be written.
+        """
+        if isinstance(trainer.strategy, FSDP2):
+            with self._errors(trainer):
+                trainer.strategy.finish_saving()
+
+    @contextmanager
+    def _errors(self, trainer: Trainer) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if trainer.is_global_zero:
+                remove(self._path.with_suffix(".tmp"))
+            raise UserError(
+                f"checkpoint {shown(self._path)} cannot be written: {error.strerror or error}; free some space"
+            ) from error
+
+    def _publish(self, path: Path, start: float) -> None:
+        """Give a finished checkpoint its name, then delete what it replaces. May run in another thread."""
+        run = path.parents[1]
+        with self._names:
+            publish(path.with_suffix(".tmp"), path)
+            if self._best_path == path:
+                link(path, path.with_name("best.ckpt"))
+        self._write_seconds = self.clock() - start
+        delete_backup(run)
+        delete_failed(run)
+        for old in [
+            *list_checkpoints(run)[: -self.keep],
+            *path.parent.glob("step-[0-9]*.tmp"),
+            *path.parent.glob("step-[0-9]*.old"),
+        ]:
+            remove(old)
+
 
 def publish(scratch: Path, path: Path) -> None:
-    """Move a finished checkpoint to its final name and flush it to disk; it replaces an earlier one."""
-    for part in scratch.iterdir() if scratch.is_dir() else [scratch]:
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+    """Flush a finished checkpoint to disk, then move it to its final name; it replaces an earlier one."""
+    for part in [*scratch.iterdir(), scratch] if scratch.is_dir() else [scratch]:
+        flush_to_disk(part)
     old_folder = path.with_suffix(".old")
     if path.is_dir():  # unlike a file, a folder cannot be replaced atomically
         remove(old_folder)
         os.replace(path, old_folder)
     os.replace(scratch, path)
+    flush_to_disk(path.parent)
     remove(old_folder)
 
 

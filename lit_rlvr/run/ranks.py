@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -18,9 +19,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_rlvr.common.terminal import printable
 from lit_rlvr.distributed.collectives import gather_objects, lost_peer, rank, world_size
-from lit_rlvr.distributed.strategy import extend_timeouts
+from lit_rlvr.distributed.strategy import FSDP2, extend_timeouts
 from lit_rlvr.errors import RunStopped, UserError, first_line
 from lit_rlvr.run.rank_zero import RANK_ZERO_FILTER
+
+_log = logging.getLogger("lit_rlvr")
 
 HEARTBEAT_SECONDS = 1.0
 """Seconds between two heartbeats."""
@@ -79,7 +82,17 @@ class RankWatch(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Report the exception to the other processes; if another process's death caused it, find out why that one
-        died."""
+        died.
+
+        A checkpoint in flight is written first, because that needs all processes.
+        """
+        if isinstance(trainer.strategy, FSDP2) and not (
+            isinstance(exception, KeyboardInterrupt) or lost_peer(exception)
+        ):
+            try:
+                trainer.strategy.finish_saving()
+            except Exception as error:
+                _log.warning("the checkpoint in flight was not written: %s", first_line(error))
         self._is_leaving.set()
         if self._store is None or isinstance(exception, RunStopped):
             self._is_done.set()

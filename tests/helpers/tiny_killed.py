@@ -1,32 +1,48 @@
-"""`lit-rlvr` that kills itself in the middle of a checkpoint: `tiny_killed.py MOMENT STEP fit ...`.
+"""`lit-rlvr` that kills all its processes in the middle of a checkpoint: `tiny_killed.py MOMENT STEP fit ...`.
 
-MOMENT: torn = half of the new file is written; whole = all of it, not yet under its name; named = the old one is still
-there too.
+MOMENT: torn = half of the new file, or of one process's shards, is written; whole = all of it, not yet under its name;
+named = the old one is still there too. Shards are torn a second after training has gone on.
 """
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lit_rlvr.cli.main import main
+from lit_rlvr.distributed.checkpoints import ShardWriter
 
-moment, step = sys.argv.pop(1), int(sys.argv.pop(1))
-save, replace = Trainer.save_checkpoint, os.replace
+if "KILLED_AT" not in os.environ:  # the processes that this one starts have no such arguments
+    os.environ["KILLED_AT"] = f"{sys.argv.pop(1)} {sys.argv.pop(1)}"
+moment, step = os.environ["KILLED_AT"].split()[0], int(os.environ["KILLED_AT"].split()[1])
+save, replace, write = Trainer.save_checkpoint, os.replace, ShardWriter.write_data
 
 
 def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.killpg(0, signal.SIGKILL)
+
+
+def tear(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+    die()
 
 
 def save_checkpoint(self: Trainer, path: Path, *args: Any, **kwargs: Any) -> None:
     save(self, path, *args, **kwargs)
-    if self.global_step == step and moment == "torn":
-        os.truncate(path, path.stat().st_size // 2)
-        die()
+    if self.global_step == step and moment == "torn" and path.is_file():
+        tear(path)
+
+
+def write_data(self: ShardWriter, *args: Any) -> Any:
+    written = write(self, *args)
+    if Path(self.path).name == f"step-{step:06d}.tmp" and moment == "torn":
+        time.sleep(1)
+        tear(next(Path(self.path).glob("*.distcp")))
+    return written
 
 
 def replace_file(source: Path, target: Path) -> None:
@@ -39,5 +55,6 @@ def replace_file(source: Path, target: Path) -> None:
 
 
 Trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+ShardWriter.write_data = write_data  # type: ignore[method-assign]
 os.replace = replace_file  # type: ignore[assignment]
 main()

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from two_ranks import in_two_ranks
 
+from lit_rlvr.common.files import available_memory
 from lit_rlvr.distributed.collectives import gather_objects
 from lit_rlvr.engines import client, transfer
 from lit_rlvr.engines.client import ServerError, VLLMServer
@@ -342,6 +343,15 @@ def test_memory_is_limited_by_its_file_system(monkeypatch: pytest.MonkeyPatch, t
     assert 0 < transfer.free_memory() <= shutil.disk_usage("/dev/shm").free
     monkeypatch.setattr(transfer, "MEMORY", tmp_path / "none")
     assert transfer.free_memory() == 0
+
+
+def test_memory_is_limited_by_the_container(tmp_path: Path) -> None:
+    """Its use counts a cache of files, which the kernel drops when it must."""
+    for name, text in (("max", "5000\n"), ("current", "4000\n"), ("stat", "anon 100\ninactive_file 3000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert available_memory(tmp_path) == 4000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(tmp_path) > 1 << 20
 
 
 @pytest.mark.parametrize(("health", "said"), [(503, "its engine has died"), (200, "/pause: no answer within 0.5 s")])

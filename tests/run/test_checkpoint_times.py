@@ -41,7 +41,7 @@ def saved_iterations(
     for iteration in range(1, 61):
         now += 60
         trainer.global_step = iteration
-        saver.on_train_batch_end(trainer, SimpleNamespace(iteration=iteration), None, None, 0)
+        saver.on_train_batch_end(trainer, SimpleNamespace(iteration=iteration, log=lambda *_: None), None, None, 0)
     return saved
 
 
@@ -69,7 +69,7 @@ def test_the_first_process_decides(monkeypatch: pytest.MonkeyPatch, first_says: 
     monkeypatch.setattr(RunCheckpoint, "save", lambda self, trainer: saved.append(trainer))
     monkeypatch.setattr(RunCheckpoint, "clock", staticmethod(lambda: 0.0 if first_says else 1e6))
     trainer: Any = SimpleNamespace(should_stop=False, strategy=SimpleNamespace(broadcast=lambda own: first_says))
-    module: Any = SimpleNamespace(iteration=2)
+    module: Any = SimpleNamespace(iteration=2, log=lambda *_: None)
     RunCheckpoint(every=0).on_train_batch_end(trainer, module, None, None, 0)
     assert bool(saved) is first_says
 

@@ -66,7 +66,10 @@ def test_killed_while_a_checkpoint_is_written_the_one_before_is_there(
 ) -> None:
     fit(lit_rlvr, *to("whole"))
     command = [sys.executable, str(TESTS / "tiny_killed.py"), moment, "4", *FIT, *EVERY_STEP]
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, env=child_environment(), capture_output=True, text=True, timeout=600, check=False,
+        start_new_session=True,
+    )  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = sorted(path.name for path in (run_folder / "run" / "checkpoints").iterdir())
     assert left == (

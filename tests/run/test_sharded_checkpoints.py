@@ -6,18 +6,22 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from tiny_runs import (
-    CONSOLE_SCRIPT,
     FIT,
     STRATEGIES,
+    TESTS,
     assert_same_run,
     child_environment,
     fit,
@@ -28,18 +32,25 @@ from tiny_runs import (
     to,
 )
 
+from lit_rlvr.distributed import strategy as strategies
 from lit_rlvr.distributed.checkpoints import (
+    CHECKPOINT_PARTS,
     MOMENTS,
     REFERENCE,
     REST,
     WEIGHTS,
+    ShardWriter,
     is_sharded,
     last_checkpoint,
     list_checkpoints,
     read_checkpoint,
     read_whole,
 )
-from lit_rlvr.run.checkpoint import link, publish, remove
+from lit_rlvr.distributed.strategy import FSDP2 as Sharded
+from lit_rlvr.engines.process_group import VLLMProcessGroup
+from lit_rlvr.errors import UserError
+from lit_rlvr.run.checkpoint import RunCheckpoint, link, publish, remove
+from lit_rlvr.run.ranks import RankWatch
 
 CLI = Callable[..., Any]
 DDP, FSDP2 = STRATEGIES["ddp"], STRATEGIES["fsdp2"]
@@ -199,24 +210,191 @@ def test_names_of_folders(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_a_run_goes_on_exactly(run_folder: Path) -> None:
+    """While a checkpoint is written in the background, before and after it gets its name, and anywhere."""
     run = [*FIT, *FSDP2, "--checkpoint.every", "1", "--trainer.max_steps", "40", "--trainer.val_check_interval", "40"]
     in_two_processes(run_folder, [*run, *to("whole")])
     checkpoints = run_folder / "run" / "checkpoints"
     resume: tuple[str, ...] = ()
-    for kill in range(2):
-        process = subprocess.Popen(
-            [CONSOLE_SCRIPT, *run, *resume], env=child_environment(), stderr=subprocess.PIPE, start_new_session=True
-        )
-        wanted, deadline = f"step-{16 * (kill + 1):06d}", time.monotonic() + 240
-        while not any(path.name > wanted for path in checkpoints.glob("step-*")):
+    for moment, step in {"torn": 8, "whole": 16, "named": 24, "any": 32}.items():
+        command = [sys.executable, TESTS / "tiny_killed.py", moment, str(step), *run, *resume]
+        process = subprocess.Popen(command, env=child_environment(), stderr=subprocess.PIPE, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while moment == "any" and not any(path.name > f"step-{step:06d}" for path in checkpoints.glob("step-*")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.002)
-        time.sleep(0.004 * kill)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        if moment == "any":
+            os.killpg(process.pid, signal.SIGKILL)
+        said = process.communicate(timeout=240)[1]
+        assert process.returncode == -signal.SIGKILL, said
+        left = [path.name for path in sorted(checkpoints.iterdir())]
+        before, now = f"step-{step - 1:06d}.ckpt", f"step-{step:06d}"
+        assert moment == "any" or left == [before, f"{now}.ckpt" if moment == "named" else f"{now}.tmp"]
         resume = LAST
     result = launch([*run, *LAST], run_folder)
     assert result.returncode == 0, result.stderr
     last = summary(run_folder / "run")
     assert last["weights_sha256"] == summary(run_folder / "whole")["weights_sha256"] and last["resumed_from_step"] > 30
     assert metrics(run_folder / "run") == metrics(run_folder / "whole")
+
+
+# ---- written while training goes on -----------------------------------------------------------------------
+
+
+class Training:
+    """A module of one weight on one process, and the Trainer of its run; `release` lets held writes go on."""
+
+    def __init__(self, root: Path, **options: Any) -> None:
+        self.weight, self.moment = torch.zeros(3), torch.zeros(6)[3:]
+        self.strategy, self.saver = Sharded(), RunCheckpoint(**options)
+        self.logged: dict[str, float] = {}
+        self.module: Any = SimpleNamespace(
+            iteration=0, validation_results={}, log=lambda name, value: self.logged.update({name: value})
+        )
+        self.trainer: Any = SimpleNamespace(
+            default_root_dir=str(root), strategy=self.strategy, is_global_zero=True, should_stop=False, global_step=0,
+            sanity_checking=False, save_checkpoint=self.save_checkpoint,
+        )  # fmt: skip
+        self.release = threading.Event()
+
+    def save_checkpoint(self, path: Path, storage_options: Any = None) -> None:
+        moments = {"weight": {"exp_avg": self.moment, "step": torch.tensor(float(self.trainer.global_step))}}
+        made: dict[str, Any] = dict.fromkeys(CHECKPOINT_PARTS) | {
+            "state_dict": {"weight": self.weight}, "optimizer_states": [{"state": moments}],
+            "rlvr": {"reference": {"weights": None}}, "global_step": self.trainer.global_step,
+        }  # fmt: skip
+        self.strategy.save_checkpoint(made, path, storage_options)
+
+    def step(self, accuracy: float | None = None) -> None:
+        """Change the tensors in place, as an optimizer does, and end an iteration, maybe with a validation."""
+        self.trainer.global_step += 1
+        self.module.iteration += 1
+        self.weight += 1
+        self.moment += 2
+        self.saver.on_train_batch_end(self.trainer, self.module, None, None, 0)
+        if accuracy is not None:
+            self.module.validation_results = {"val/accuracy": accuracy}
+            self.saver.on_validation_end(self.trainer, self.module)
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in Path(self.trainer.default_root_dir, "checkpoints").iterdir())
+
+
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Training]:
+    made, write = Training(tmp_path, every=1, minutes=0, best="val/accuracy"), ShardWriter.write_data
+
+    def held(self: ShardWriter, *plan: Any) -> Any:
+        assert made.release.wait(20)
+        return write(self, *plan)
+
+    monkeypatch.setattr(ShardWriter, "write_data", held)
+    yield made
+    made.release.set()
+    with suppress(OSError):
+        made.strategy.finish_saving()
+
+
+def test_training_goes_on_while_a_copy_of_that_moment_is_written(training: Training) -> None:
+    """Names come last: until then the older checkpoint is there, and the newer one is not the best."""
+    training.release.set()
+    training.step()
+    training.saver.finish(training.trainer)
+    training.release.clear()
+    training.step(accuracy=0.5)
+    assert training.strategy.is_saving and training.names() == ["step-000001.ckpt", "step-000002.tmp"]
+    training.weight += 7
+    training.moment += 7
+    assert last_checkpoint(training.trainer.default_root_dir).name == "step-000001.ckpt"
+    training.release.set()
+    training.saver.finish(training.trainer)
+    assert training.names() == ["best.ckpt", "step-000002.ckpt"]
+    (saved,) = list_checkpoints(training.trainer.default_root_dir)
+    assert read_whole(saved, WEIGHTS)["weight"].tolist() == [2, 2, 2]
+    moments = read_whole(saved, MOMENTS)
+    assert moments["weight.exp_avg"].tolist() == [4, 4, 4] and moments["weight.step"] == 2
+    training.step(accuracy=0.9)
+    assert {"time/checkpoint", "time/checkpoint_write"} <= training.logged.keys()
+
+
+def test_one_save_is_in_flight_and_a_long_wait_is_said(
+    training: Training, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(strategies, "LONG_WAIT_SECONDS", 0.2)
+    caplog.set_level("INFO", logger="lit_rlvr")
+    training.step()
+    assert "in flight" not in caplog.text
+    threading.Timer(0.5, training.release.set).start()
+    training.step()
+    assert list_checkpoints(training.trainer.default_root_dir), "the first one is written"
+    training.saver.on_train_end(training.trainer, training.module)
+    assert training.names() == ["step-000002.ckpt"]
+    assert caplog.text.count("waiting until the checkpoint in flight is written") == 1
+
+
+@pytest.mark.parametrize("when", ["step", "save", "end"])
+def test_a_disk_that_fills_up_ends_the_run_in_one_line(
+    training: Training, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    training.release.set()
+    training.step()
+    training.saver.finish(training.trainer)
+    opened = strategies.dcp.filesystem.FileSystem.create_stream
+
+    def full(self: Any, path: Path, mode: str) -> Any:
+        return open("/dev/full", mode, buffering=0) if Path(path).suffix == ".distcp" else opened(self, path, mode)
+
+    monkeypatch.setattr(strategies.dcp.filesystem.FileSystem, "create_stream", full)
+    training.step()
+    assert training.strategy.saving is not None
+    with pytest.raises(UserError, match=r"checkpoints/step-000002\.ckpt cannot be written: No space left on device"):
+        if when == "step":
+            training.saver.every = 0
+            training.strategy.saving.exception()
+            training.step()
+        elif when == "save":
+            training.step()
+        else:
+            training.saver.on_train_end(training.trainer, training.module)
+    assert training.names() == ["step-000001.ckpt"]
+
+
+def test_without_memory_for_a_copy_training_waits(
+    training: Training, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Sharded, "num_processes", 4)
+    bytes_of_four = 4 * (3 * 4 + 3 * 4 + 4)
+    monkeypatch.setattr(strategies, "available_memory", lambda: bytes_of_four)
+    training.release.set()
+    for step in (1, 2):
+        training.step()
+        assert training.strategy.saving is None and training.names() == [f"step-00000{step}.ckpt"]
+    assert caplog.text.count("training waits while checkpoints are written") == 1
+    monkeypatch.setattr(strategies, "available_memory", lambda: 2 * bytes_of_four)
+    training.step()
+    assert training.strategy.saving is not None
+
+
+def test_an_exception_waits_for_the_save_in_flight_and_a_second_ctrl_c_does_not(training: Training) -> None:
+    training.step()
+    RankWatch().on_exception(training.trainer, training.module, KeyboardInterrupt())
+    assert training.strategy.is_saving
+    threading.Timer(0.1, training.release.set).start()
+    RankWatch().on_exception(training.trainer, training.module, KeyError())
+    assert training.names() == ["step-000001.ckpt"]
+
+
+def test_an_engine_starts_after_the_save_in_flight(training: Training) -> None:
+    """It replaces the default process group, by which a save's collectives find their rank."""
+    training.step()
+    saved: list[bool] = []
+
+    def start() -> None:
+        with VLLMProcessGroup().inside():
+            saved.append(training.release.is_set())
+
+    engine = threading.Thread(target=start)
+    engine.start()
+    time.sleep(0.1)
+    training.release.set()
+    engine.join()
+    assert saved == [True]

@@ -32,6 +32,7 @@ def described(job: JobSizes, gpus: GPUs) -> dict[str, Any]:
                 "terms": {name: value / GIB for name, value in plan.terms.items()},
                 "needs": plan.needs / GIB,
                 "sequences": plan.sequences,
+                "checkpoint_copy": job.checkpoint_copy(plan) / GIB,
                 "fits": plan.fits,
             }
             for plan in job.plans(gpus)
@@ -62,12 +63,16 @@ def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
     made = Table(title=f"GiB on each of {gpus.count} GPU(s) of {gpus.gib:g} GiB", title_justify="left", box=None)
     made.add_column("")
     generates = ("sequences",) if plans[0].sequences is not None else ()
-    for name in (*terms, "needs", *generates, "fits"):
+    copies = ("CPU copy",) if any(plan.strategy.sharded for plan in plans) else ()
+    for name in (*terms, "needs", *generates, "fits", *copies):
         made.add_column(name, justify="right")
     for plan in plans:
         values = [*(plan.terms[name] for name in terms), plan.needs]
         at_once = (str(plan.sequences),) if generates else ()
-        made.add_row(plan.name, *(f"{value / GIB:.1f}" for value in values), *at_once, "yes" if plan.fits else "no")
+        copy = (f"{job.checkpoint_copy(plan) / GIB:.1f}",) if copies else ()
+        made.add_row(
+            plan.name, *(f"{value / GIB:.1f}" for value in values), *at_once, "yes" if plan.fits else "no", *copy
+        )
     return made
 
 
@@ -83,6 +88,11 @@ def advice(job: JobSizes, gpus: GPUs) -> list[str]:
             "sequences = completions of full length that vLLM generates at once on one GPU; a plan fits only if they "
             f"are at least {LEAST_SEQUENCES} or a whole rollout. Otherwise generate on servers of several GPUs "
             "(VLLMServerEngine)."
+        )
+    if any(plan.strategy.sharded for plan in job.plans(gpus)):
+        lines.append(
+            "CPU copy = each machine's memory for a copy of its shards while a checkpoint is written; without it, "
+            "training waits for the disk."
         )
     found = job.proposal(gpus)
     if found is not None:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 
 from lit_rlvr.commands.plan.memory import (
+    FLOAT,
     Lengths,
     Microbatch,
     Shape,
@@ -295,6 +296,15 @@ class JobSizes:
         one = replace(self, prompts=max(1, self.prompts // machines))
         gpus = GPUs(plan.gpus.count // machines, plan.gpus.gib)
         return plan.strategy.sharded and machines > 1 and one.plan(plan.strategy, gpus, plan.budget).fits
+
+    def checkpoint_copy(self, plan: Plan) -> float:
+        """Return the bytes of each machine's CPU memory for a copy of its shards while a checkpoint is written."""
+        if not plan.strategy.sharded:
+            return 0.0
+        shape = self.adapted if plan.strategy.lora else self.whole
+        saved = FLOAT * ((shape.trained if plan.strategy.lora else shape.parameters) + 2 * shape.trained)
+        machines = math.ceil(plan.gpus.count / MACHINE_GPUS)
+        return saved if self.fits_each_machine(plan, machines) else saved / machines
 
     def reason(self, plan: Plan) -> str:
         """Return one line that says what a plan needs, and what its faster alternatives would."""
