@@ -265,7 +265,7 @@ LEFT_OUT = {
     "pip install": "changes the environment; .ci/resolve resolves every extra",
     "uv pip install": "changes the environment; .ci/resolve resolves every extra",
     "uvx --from . lit-rlvr doctor": "makes another environment, with torch for a GPU",
-    "lit-rlvr watch runs": "serves until Ctrl-C; tests/watch runs it",
+    "lit-rlvr watch runs": "serves until Ctrl-C; tests/commands/watch runs it",
     "lit-rlvr ...": "stands for any command",
     "lit-rlvr evaluate": "names the command alone",
     "lit-rlvr compare": "names the command alone",

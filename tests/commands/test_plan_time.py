@@ -62,7 +62,7 @@ def test_a_measurement_goes_to_no_tracker(
 
 @pytest.mark.slow
 def test_a_config_is_measured(run_folder: Path, lit_rlvr: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "helpers"), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "helpers"), prepend=":")
     before = sorted(run_folder.iterdir())
     done = lit_rlvr("plan", "--config", "tiny.yaml", "--time", "--json", "--trainer.max_steps", 3)
     assert done.status == 0, done.err

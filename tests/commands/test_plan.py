@@ -45,7 +45,7 @@ from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 with pytest.MonkeyPatch.context() as patch:
     patch.syspath_prepend(BENCHMARKS)
     from sizing import job, sizing
@@ -438,5 +438,5 @@ def test_the_command_reads_the_config_alone(run_folder: Path, lit_rlvr: CLI, mon
 
 
 def test_the_sizing_table_is_current() -> None:
-    path = Path(__file__).parents[1] / "docs" / "sizing.md"
+    path = Path(__file__).parents[2] / "docs" / "sizing.md"
     assert path.read_text() == sizing(), "run: python benchmarks/sizing.py > docs/sizing.md"
