@@ -64,15 +64,14 @@ def strategy_table(job: JobSizes, gpus: GPUs) -> Table:
     made.add_column("")
     generates = ("sequences",) if plans[0].sequences is not None else ()
     copies = ("CPU copy",) if any(plan.strategy.sharded for plan in plans) else ()
-    for name in (*terms, "needs", *generates, "fits", *copies):
+    for name in (*terms, "needs", *generates, *copies, "fits"):
         made.add_column(name, justify="right")
     for plan in plans:
         values = [*(plan.terms[name] for name in terms), plan.needs]
         at_once = (str(plan.sequences),) if generates else ()
         copy = (f"{job.checkpoint_copy(plan) / GIB:.1f}",) if copies else ()
-        made.add_row(
-            plan.name, *(f"{value / GIB:.1f}" for value in values), *at_once, "yes" if plan.fits else "no", *copy
-        )
+        fits = "yes" if plan.fits else "no"
+        made.add_row(plan.name, *(f"{value / GIB:.1f}" for value in values), *at_once, *copy, fits)
     return made
 
 
