@@ -17,7 +17,7 @@ from tiny_runs import child_environment
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 ELSEWHERE = {
     "findings": "test_findings.py", "gpu": "test_gpu_benchmark.py", "outside": "test_docs.py",
-    "peak_memory": "test_plan.py",
+    "peak_memory": "commands/test_plan.py",
 }  # fmt: skip
 """Benchmark -> the file of its tests."""
 TINY = ("--model", "tiny-llama", "--matmul-sizes", "256")
