@@ -249,7 +249,8 @@ def _expected_kinds(text: str) -> Iterator[str]:
     ):
         name = kind.rpartition(".")[2]
         if name != "NoneType":
-            yield TYPE_NAMES.get(name, name) if kind else f"one of {values}" if values else f"a {words}"
+            choices = f"one of {values}" if "," in values else values
+            yield TYPE_NAMES.get(name, name) if kind else choices or f"a {words}"
 
 
 def _shorten(text: str) -> str:
