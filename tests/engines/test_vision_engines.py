@@ -94,19 +94,6 @@ def test_vllm_agrees_with_the_trainer_after_every_sync(
     assert_agrees(policy, prompts, generate(vlm_engine, policy, prompts), 5e-5)
 
 
-@pytest.mark.slow
-def test_vllm_adds_adapters_to_the_language_model(
-    any_vlm_folder: Path, vlm_context: EngineContext, prompts: list[Prompt]
-) -> None:
-    policy, engine = adapted(any_vlm_folder), VLLMEngine(enforce_eager=True, adapters=True)
-    engine.start(replace(vlm_context, policy=policy))
-    for seed in (1, 2):
-        assert_agrees(policy, prompts, generate(engine, policy, prompts), 5e-5)
-        change_adapters(policy, seed)
-    assert engine._request.lora_int_id == 2
-    engine.close()
-
-
 @pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=pytest.mark.slow)])
 def test_images_are_observed(
     name: str, vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], request: pytest.FixtureRequest
@@ -238,7 +225,20 @@ def test_a_picture_the_wrong_way_round_would_be_noticed(vlm_context: EngineConte
         assert (shown - other).abs().max() > 1e-2 or prompt.sample.id == "1 x 1.png", prompt.sample.id
 
 
-# The last test: when its engine ends, so does the process group of every vLLM in this process.
+# The last tests: when their engines end, so does the process group of every vLLM in this process.
+@pytest.mark.slow
+def test_vllm_adds_adapters_to_the_language_model(
+    any_vlm_folder: Path, vlm_context: EngineContext, prompts: list[Prompt]
+) -> None:
+    policy, engine = adapted(any_vlm_folder), VLLMEngine(enforce_eager=True, adapters=True)
+    engine.start(replace(vlm_context, policy=policy))
+    for seed in (1, 2):
+        assert_agrees(policy, prompts, generate(engine, policy, prompts), 5e-5)
+        change_adapters(policy, seed)
+    assert engine._request.lora_int_id == 2
+    engine.close()
+
+
 @pytest.mark.slow
 def test_vllm_loads_an_exported_folder(
     vlm_context: EngineContext, policy: Policy, prompts: list[Prompt], tmp_path: Path
