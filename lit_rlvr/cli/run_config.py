@@ -115,7 +115,7 @@ def choose_tokens(trainer: Trainer, module: Any, data: Any) -> int:
     elif plan.budget == job.step_tokens(plan.gpus):
         reason = "all of an optimizer step"
     else:
-        reason = "the most on a CPU" if plan.budget == most else "twice as many would not fit"
+        reason = "the most that is chosen on a CPU" if plan.budget == most else "twice as many would not fit"
     _log.log(
         logging.INFO if plan.fits else logging.WARNING,
         "tokens_per_microbatch: %d: about %.3g of %.3g GiB on each device; %s",

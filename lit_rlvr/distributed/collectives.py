@@ -31,7 +31,8 @@ def index(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device)
 
 _T = TypeVar("_T")
 DEFAULT_GROUP_LOCK = threading.RLock()
-"""Held by what replaces torch's default process group, and by collectives outside the thread of the training."""
+"""Lock of torch's default process group: vLLM holds it while it replaces the group, the writer of a checkpoint while it
+needs it."""
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Variables in which launchers set a process's rank; the first that is set counts, as in Lightning."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,19 @@ class FSDP2(ModelParallelStrategy):
         copy = stager.stage(tensors)
         stager.close()
         writer = ShardWriter(path, per_thread_copy_ahead=0)  # else each rank would use the first GPU
-        executor = ThreadPoolExecutor(1, thread_name_prefix="lit-rlvr-checkpoint")
-        self.saving = executor.submit(self._write, copy, writer, storage_options)
-        executor.shutdown(wait=False)
+        saving: Future[None] = Future()
+        self.saving = saving
+
+        def write() -> None:
+            try:
+                self._write(copy, writer, storage_options)
+            except BaseException as error:
+                saving.set_exception(error)
+            else:
+                saving.set_result(None)
+
+        # A daemon: whoever leaves without `finish_saving`, such as a second Ctrl-C, does not wait for it.
+        threading.Thread(target=write, name="lit-rlvr-checkpoint", daemon=True).start()
 
     def _has_memory_for_copy(self, tensors: dict[str, Any]) -> bool:
         """Return whether every machine has memory for a copy of its ranks' shards; print once if not. Collective."""
@@ -165,23 +176,26 @@ class FSDP2(ModelParallelStrategy):
         return fits
 
     def _write(self, tensors: Any, writer: ShardWriter, written: Callable[[], None] | None) -> None:
-        """Write this rank's shards; then rank 0 calls `written`."""
+        """Write this rank's shards; then rank 0 calls `written`, or raises what went wrong on any rank."""
         try:
             with DEFAULT_GROUP_LOCK:
                 dcp.save(tensors, storage_writer=writer, process_group=self._save_group)
-        except dcp.CheckpointException as error:
-            raise next(iter(error.failures.values()))[0] from error  # the cause on one rank, such as a full disk
+        except dcp.CheckpointException as error:  # all ranks get it
+            if self.is_global_zero:
+                raise next(iter(error.failures.values()))[0] from error  # the cause, such as a full disk
         if written is not None and self.is_global_zero:
             written()
 
     @property
     def is_saving(self) -> bool:
+        """Whether this rank is writing a checkpoint."""
         return self.saving is not None and not self.saving.done()
 
     def finish_saving(self) -> None:
-        """Wait for the save in flight, if there is one; on rank 0, raise the exception that ended it.
+        """Wait for this rank's part of the save in flight, if there is one, and raise the exception that ended it.
 
-        The other ranks then wait for rank 0, until `RankWatch` tells them why it ends.
+        What fails on any rank while shards are written is raised on rank 0. The other ranks then wait for rank 0, until
+        `RankWatch` tells them why it ends.
         """
         if self.saving is None:
             return
@@ -190,8 +204,7 @@ class FSDP2(ModelParallelStrategy):
             if self.is_global_zero:
                 _log.info("waiting until the checkpoint in flight is written")
             wait([saving])
-        if self.is_global_zero:
-            saving.result()
+        saving.result()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(checkpoint_path))

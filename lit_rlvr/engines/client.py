@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,8 +30,21 @@ HEALTH_SECONDS = 5.0
 WAIT_POLL = 0.5
 """Seconds between two looks at a server that something is waited for."""
 ADAPTER_CONFIG = "adapter_config.json"
-"""The file by which a folder of adapters is known."""
+"""The file that peft writes next to adapters, by which a folder of them is recognised."""
 _log = logging.getLogger("lit_rlvr")
+
+
+@dataclass(frozen=True)
+class AdapterLimits:
+    """Which adapters a server takes: up to a rank (0 = none), in layers of these names (None = in all)."""
+
+    rank: int
+    layers: tuple[str, ...] | None
+
+    def include(self, adapter: dict[str, Any]) -> bool:
+        """Return whether it takes adapters of these settings, which are peft's."""
+        named = self.layers is None or {*adapter["target_modules"]} <= {*self.layers}
+        return adapter["r"] <= self.rank and named
 
 
 class ServerError(Exception):
@@ -58,8 +72,8 @@ class VLLMServer:
 
     def settings(self) -> dict[str, Any]:
         """Return vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ..., whether it is
-        `batch_invariant`, how many sequences it generates at once (`max_num_seqs`, over all its replicas), and the
-        highest rank of adapters that it takes (`max_lora_rank`, 0 = none).
+        `batch_invariant`, how many sequences it generates at once (`max_num_seqs`, over all its replicas), and which
+        adapters it takes (`adapters`).
 
         Raises:
             UserError: the server does not allow changing its weights.
@@ -72,9 +86,11 @@ class VLLMServer:
         # An adapter that one of several processes for requests loads is unknown to the others.
         alone = config["parallel_config"].get("_api_process_count", 1) == 1
         loads = alone and found["vllm_env"].get("VLLM_ALLOW_RUNTIME_LORA_UPDATING")
-        rank = config["lora_config"]["max_lora_rank"] if loads and config.get("lora_config") else 0
+        lora = (config.get("lora_config") if loads else None) or {"max_lora_rank": 0}
+        layers = lora.get("target_modules")
+        limits = AdapterLimits(lora["max_lora_rank"], None if layers is None else tuple(layers))
         return {
-            **config["model_config"], "batch_invariant": invariant, "max_num_seqs": sequences, "max_lora_rank": rank
+            **config["model_config"], "batch_invariant": invariant, "max_num_seqs": sequences, "adapters": limits
         }  # fmt: skip
 
     def workers(self) -> int:

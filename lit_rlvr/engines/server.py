@@ -22,6 +22,7 @@ from lit_rlvr.engines.base import Continuation, Done, EngineContext, RolloutEngi
 from lit_rlvr.engines.client import (
     START_HINT,
     WAIT_POLL,
+    AdapterLimits,
     ServerError,
     VLLMServer,
     all_or_none,
@@ -91,8 +92,9 @@ class VLLMServerEngine(RolloutEngine):
         self._syncs = 0
         self._capacity = dict.fromkeys(self.servers, 1)  # completions that this rank may run at once
         self._lost: set[VLLMServer] = set()  # those without the weights of the last sync
-        self._ranks: dict[VLLMServer, int] = {}  # the highest rank of adapters that each takes
+        self._takes: dict[VLLMServer, AdapterLimits] = {}  # which adapters each takes
         self._adapter: Settings | None = None  # of the adapters that are sent in place of merged weights
+        self._names_adapter = False  # requests name the adapters of the last sync
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -112,16 +114,16 @@ class VLLMServerEngine(RolloutEngine):
         for server in answering:
             self._check(server, context)
         if not self._syncs:
-            self._adapter = self._taken(context.policy.adapter_config)
+            self._adapter = self._resolve_adapters(context.policy.adapter_config)
         if rank() == 0 and not self._syncs:
             for server in self.servers:
                 server.forget_weights()
 
-    def _taken(self, adapter: Settings | None) -> Settings | None:
+    def _resolve_adapters(self, adapter: Settings | None) -> Settings | None:
         """Return the adapters' settings if all servers take them, and log what the syncs send; None = merge them."""
         if adapter is None:
             return None
-        less = [server.url for server in self.servers if self._ranks[server] < adapter["r"]]
+        less = [server.url for server in self.servers if not self._takes[server].include(adapter)]
         reason = f"; start {less[0]} with {lora_options(adapter)} to send them alone" if less else ""
         if less or not self.transfer.sends_adapters:
             _log.info("engine vllmserver: each sync sends weights with the adapters merged in%s", reason)
@@ -135,8 +137,8 @@ class VLLMServerEngine(RolloutEngine):
         check_model(server.url, str(settings["model"]), context.policy.model.config)
         self._dtype = dtype_of(settings)
         self._capacity[server] = ceil(settings["max_num_seqs"] / world_size())
-        self._ranks[server] = settings["max_lora_rank"]
-        if self._adapter is not None and self._ranks[server] < self._adapter["r"]:
+        self._takes[server] = settings["adapters"]
+        if self._adapter is not None and not self._takes[server].include(self._adapter):
             raise UserError(f"{server.url}: it takes no adapters any more; start it with {lora_options(self._adapter)}")
         self.quantized = settings.get("quantization") is not None
         if settings.get("quantization") not in (None, FP8):
@@ -169,6 +171,7 @@ class VLLMServerEngine(RolloutEngine):
 
     def sync(self, policy: Policy) -> None:
         self._policy, adapter = policy, policy.adapter_config if self._adapter else None
+        self._names_adapter = adapter is not None
         if self._adapter and adapter is None and self._syncs:
             return  # they have these weights, and requests name no adapters
         self._run = self._run or gather_objects(uuid.uuid4().hex[:12])[0]
@@ -183,13 +186,17 @@ class VLLMServerEngine(RolloutEngine):
                 found = policy.adapter_weights(self._dtype)
             return weights_or_exit(found)
 
-        frozen = self._changing is not None
-        failure = crash_of(
-            lambda: self.transfer.send(self._answering(), weights, self._dtype, self.version, frozen, adapter)
-        )
-        failures = [text for text in gather_objects(failure) if text]  # if a send fails, all ranks restart
-        if failures:
-            raise ServerError(failures[0].removeprefix("ServerError: "))
+        frozen, failures = self._changing is not None, list[str]()
+        for trial in range(1 if self.transfer.restores_alone else 1 + len(self.servers)):
+            if trial > 0:
+                _log.warning("a weight update failed: %s; trying again with the servers that answer", failures[0])
+            failure = crash_of(
+                lambda: self.transfer.send(self._answering(), weights, self._dtype, self.version, frozen, adapter)
+            )
+            failures = [text for text in gather_objects(failure) if text]
+            if not failures:
+                return
+        raise ServerError(failures[0].removeprefix("ServerError: "))  # on all ranks, which then restart
 
     def _answering(self) -> list[VLLMServer]:
         """Return the servers that answer the first rank; the others get no weights. Collective.
@@ -206,7 +213,7 @@ class VLLMServerEngine(RolloutEngine):
         return [server for server in self.servers if server not in self._lost]
 
     def restore(self, policy: Policy) -> None:
-        self._policy = policy
+        self._policy, self._names_adapter = policy, bool(self._adapter and policy.adapter_config)
         for server in self.servers:
             if server not in self._lost:
                 self._restore_server(server)
@@ -294,7 +301,7 @@ class VLLMServerEngine(RolloutEngine):
 
     def _named_adapter(self) -> dict[str, Any]:
         """Return the field that names the adapters in a request; {} = the weights without adapters, or merged ones."""
-        return {"model": self.version} if self._adapter and self._synced_policy.adapter_config else {}
+        return {"model": self.version} if self._names_adapter else {}
 
     def _input(self, prompt: Prompt) -> dict[str, Any]:
         """Return a prompt, with each image as one placeholder and a PNG, which is lossless."""
@@ -329,7 +336,7 @@ class VLLMServerEngine(RolloutEngine):
 
 def lora_options(adapter: Settings) -> str:
     """Return the options with which a server takes adapters of these settings."""
-    return f"--enable-lora --max-lora-rank {lora_rank(adapter['r'])}"
+    return f"--enable-lora --max-lora-rank {lora_rank(adapter['r'])} --api-server-count 1"
 
 
 def check_model(url: str, served: str, ours: Any) -> None:

@@ -185,13 +185,19 @@ class SyncedEngine:
         if self._version == version:
             return
         self._policy, self._version = policy, None
-        self._restart_after(crash_of(lambda: self.engine.sync(policy)))
+        self._syncs += prompts is not None
+        first = prompts is not None and self._syncs == 1
+        if first and policy.has_zero_adapters():
+            with policy.nonzero_adapters():  # else an engine that leaves adapters out would pass
+                self._send(policy, prompts, sampling)
+        due = first or (self._probe_every > 0 and self._syncs % self._probe_every == 0)
+        self._send(policy, prompts if due else None, sampling)
         self._version = version
-        if prompts is None:
-            return
-        self._syncs += 1
-        if self._syncs == 1 or (self._probe_every and self._syncs % self._probe_every == 0):
-            check_engine(self.engine, policy, probe_prompts(prompts), probe_sampling(sampling), owner=self)
+
+    def _send(self, policy: Policy, probed: Sequence[Prompt] | None, sampling: Sampling) -> None:
+        self._restart_after(crash_of(lambda: self.engine.sync(policy)))
+        if probed is not None:
+            check_engine(self.engine, policy, probe_prompts(probed), probe_sampling(sampling), owner=self)
 
     def generate(
         self,

@@ -58,9 +58,11 @@ class WeightTransfer(ABC):
 
     Attributes:
         sends_adapters: it can send adapters in place of weights.
+        restores_alone: one rank can send the last weights again, without the others.
     """
 
     sends_adapters = False
+    restores_alone = True
 
     def check_urls(self, urls: Sequence[str]) -> None:  # noqa: B027  # most transfers reach any server
         """Refuse servers that cannot be reached; called before any model loads.
@@ -349,6 +351,10 @@ class NCCLTransfer(WeightTransfer):
         address: address of the first rank's machine, reachable from the servers; by default the one from which it
             reaches them.
     """
+
+    @property
+    def restores_alone(self) -> bool:  # type: ignore[override]
+        return world_size() == 1
 
     def __init__(self, address: str | None = None) -> None:
         if not torch.cuda.is_available():

@@ -30,7 +30,7 @@ from lit_rlvr.engines.base import (
 )
 from lit_rlvr.engines.process_group import executor_on, separate_cache, vllm_world
 from lit_rlvr.engines.transfer import OwnFolder, Settings, write_weights
-from lit_rlvr.errors import UserError
+from lit_rlvr.errors import UserError, first_line
 from lit_rlvr.policy.adapters import changing_weights
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Prompt, Sampling
@@ -79,8 +79,9 @@ class VLLMEngine(RolloutEngine):
             inputs are rounded as they come. They need half the memory, but log-probabilities differ more from the
             trainer's, which the importance correction makes up for.
         adapters: true = load the weights once and then only the adapters of `model.lora`, which vLLM adds to its layers
-            as it generates; false = merge them into the weights that each sync sends. By default true on a GPU without
-            `sleep` and `quantize`: vLLM drops its weights to sleep, and on a CPU its kernels for adapters are slow.
+            as it generates; false = merge them into the weights that each sync sends. By default true on a GPU with
+            `sleep: false` and without `quantize`: vLLM drops its weights to sleep, which it does by default, and on a
+            CPU its kernels for adapters are slow.
         options: further arguments of `vllm.LLM`, by vLLM's names.
     """
 
@@ -180,7 +181,7 @@ class VLLMEngine(RolloutEngine):
         }
         if self.quantized:
             settings["quantization"] = FP8
-        self._adapter = self._taken(context.policy.adapter_config)
+        self._adapter = self._resolve_adapters(context.policy.adapter_config)
         if self._adapter is not None:
             settings |= {"enable_lora": True, "max_lora_rank": lora_rank(self._adapter["r"])}
             settings["lora_target_modules"] = self._adapter["target_modules"]
@@ -205,21 +206,29 @@ class VLLMEngine(RolloutEngine):
             with vllm_world().inside(), self._compilation(), torch.random.fork_rng(devices=[]):
                 self._llm = LLM(**(settings | self.options))
         except ValueError as error:
-            if "does not support LoRA" not in str(error):
+            if self._adapter is None or "lora" not in str(error).lower():
                 raise
-            raise UserError(f"VLLMEngine.adapters: vLLM's {error}; set the option to false") from error
+            raise UserError(f"VLLMEngine.adapters: {first_line(error)}; set the option to false") from error
         if torch.cuda.is_available():
             torch.set_num_threads(threads)
 
-    def _taken(self, adapter: Settings | None) -> Settings | None:
+    def _resolve_adapters(self, adapter: Settings | None) -> Settings | None:
         """Return the adapters' settings if vLLM is to load them, and log what the syncs send; None = merge them."""
+        most, reason = LORA_RANKS[-1], ""
         if adapter is None:
+            if self.adapters:
+                _log.warning("VLLMEngine.adapters: true has no effect: the model has no adapters that vLLM could add")
             return None
-        stays = torch.cuda.is_available() and not self.sleep_mode and not self.quantized
-        if (stays if self.adapters is None else self.adapters) and adapter["r"] <= LORA_RANKS[-1]:
+        if self.adapters is None:
+            wanted = torch.cuda.is_available() and not self.sleep_mode and not self.quantized
+        else:
+            wanted = self.adapters
+        if wanted and adapter["r"] <= most:
             _log.info("engine vllm: the first sync loads all weights, and later ones only the adapters")
             return adapter
-        _log.info("engine vllm: each sync loads weights with the adapters merged in")
+        if wanted:
+            reason = f": vLLM takes adapters of rank {most} at most, and these have {adapter['r']}"
+        _log.info("engine vllm: each sync loads weights with the adapters merged in%s", reason)
         return None
 
     def _may_compile(self, context: EngineContext) -> bool:

@@ -160,6 +160,11 @@ def adapter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}", parameter
 
 
+def matrices_b(model: nn.Module) -> list[nn.Parameter]:
+    """Return the matrices B of the model's adapters, which are 0 before training."""
+    return [parameter for name, parameter in model.named_parameters() if ".lora_B." in name]
+
+
 def changing_weights(model: Any) -> frozenset[str] | None:
     """Return the names, without adapters, of the weights that an engine needs again after training; None = all.
 

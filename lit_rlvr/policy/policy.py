@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from lit_rlvr.distributed.collectives import world_size
 from lit_rlvr.distributed.sharding import device_of, gathered, whole
 from lit_rlvr.policy import attention
-from lit_rlvr.policy.adapters import adapter_config, adapter_weights, adapters_off, merged_parameters
+from lit_rlvr.policy.adapters import adapter_config, adapter_weights, adapters_off, matrices_b, merged_parameters
 from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
 from lit_rlvr.policy.spans import takes_heads
 from lit_rlvr.policy.speed import checkpointing
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
+
+PROBE_VALUE = 0.01
+"""What the matrices B of untrained adapters are set to so that a probe can see them."""
 
 
 class Policy(nn.Module):
@@ -94,6 +97,23 @@ class Policy(nn.Module):
         Collective if the weights are sharded: iterate on every rank.
         """
         return ((name, whole(weight, dtype).detach()) for name, weight in adapter_weights(self.model))
+
+    def has_zero_adapters(self) -> bool:
+        """Return whether there are adapters that change nothing yet. Collective if they are sharded."""
+        found = matrices_b(self.model) if self.owner is self else []
+        return bool(found) and not any(whole(matrix.detach()).any() for matrix in found)
+
+    @contextmanager
+    def nonzero_adapters(self) -> Iterator[None]:
+        """Within this context, adapters that change nothing yet change outputs."""
+        found = matrices_b(self.model)
+        try:
+            for matrix in found:
+                matrix.data.fill_(PROBE_VALUE)
+            yield
+        finally:
+            for matrix in found:
+                matrix.data.zero_()
 
     def _adapters(self) -> AbstractContextManager[None]:
         return nullcontext() if self.owner is self else adapters_off(self.model)

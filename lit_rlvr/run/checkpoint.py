@@ -124,6 +124,7 @@ class RunCheckpoint(Checkpoint):
             pl_module.log("time/checkpoint", self._save_seconds)
         if self._is_requested:
             self.finish(trainer)
+            trainer.strategy.barrier()  # until rank 0 has given the checkpoint its name
         if self._write_seconds is not None and isinstance(trainer.strategy, FSDP2):
             pl_module.log("time/checkpoint_write", self._write_seconds)
             self._write_seconds = None
@@ -143,8 +144,11 @@ class RunCheckpoint(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = self.save(trainer).parent
         self.finish(trainer)
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if self.enabled else 0
-        if trainer.is_global_zero and size >= LARGE_BYTES:
+        trainer.strategy.barrier()  # until rank 0 has given the checkpoint its name
+        if not trainer.is_global_zero or not self.enabled:
+            return
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        if size >= LARGE_BYTES:
             _log.info(
                 "%s: %.1f GB, which only resuming needs; `lit-rlvr export %s --to DIR` writes the model, then the "
                 "folder may be deleted", shown(folder), size / 1e9, shown(folder.parent),
@@ -208,7 +212,7 @@ class RunCheckpoint(Checkpoint):
         return path
 
     def finish(self, trainer: Trainer) -> None:
-        """Wait until the save in flight is done. Call it on every rank; the first one raises.
+        """Wait until this rank's part of the save in flight is done; rank 0's ends with the checkpoint's name.
 
         Raises:
             UserError: the checkpoint cannot be written.
@@ -219,6 +223,7 @@ class RunCheckpoint(Checkpoint):
 
     @contextmanager
     def _errors(self, trainer: Trainer) -> Iterator[None]:
+        """Turn an `OSError` into one line that names the checkpoint."""
         try:
             yield
         except OSError as error:

@@ -89,6 +89,8 @@ class RankWatch(Callback):
         if isinstance(trainer.strategy, FSDP2) and not (
             isinstance(exception, KeyboardInterrupt) or lost_peer(exception)
         ):
+            if trainer.strategy.is_saving:
+                _log.warning("%s; the checkpoint in flight is written first", first_line(exception))
             try:
                 trainer.strategy.finish_saving()
             except Exception as error:

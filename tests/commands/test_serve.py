@@ -82,7 +82,9 @@ def test_vllm_gets_the_other_options(lit_rlvr: CLI, tiny_model_folder: Path, sta
     assert line[1:5] == ["-m", "lit_rlvr.engines.server_process", "--model", str(tiny_model_folder)]
     assert line[-6:] == ["--host=127.0.0.1", "--port=0", "--max-model-len", "64", "--api-key", "k"]
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in os.environ
-    assert lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, "--enable-lora").status == 0
+    lora = ("--enable_lora", "--max_lora_rank=8", "--x_y.a_b", "c_d")
+    assert lit_rlvr("serve", "--model", tiny_model_folder, "--port", 0, *lora).status == 0
+    assert started[1][-4:] == ["--enable-lora", "--max-lora-rank=8", "--x-y.a_b", "c_d"]
     assert os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1", "vLLM then loads adapters while it runs"
 
 

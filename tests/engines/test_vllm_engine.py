@@ -540,7 +540,7 @@ def test_a_model_that_vllm_has_no_adapters_for_is_one_line(
 
     add_adapters(policy.model, Lora(rank=3))
     monkeypatch.setattr("vllm.LLM", refuse)
-    with pytest.raises(UserError, match=r"VLLMEngine\.adapters: vLLM's OwnForCausalLM does not support LoRA.* false"):
+    with pytest.raises(UserError, match=r"VLLMEngine\.adapters: ValueError: OwnFor.* does not support LoRA.* false"):
         VLLMEngine(sleep=False).start(EngineContext("", policy, byte_tokenizer(), 512, 4, 0))
 
 

@@ -29,7 +29,7 @@ from tiny_vlms import differences, mixed_prompts
 from lit_rlvr.engines import server as vllm_server
 from lit_rlvr.engines import transfer
 from lit_rlvr.engines.base import EngineContext
-from lit_rlvr.engines.client import ServerError, VLLMServer, wait_for
+from lit_rlvr.engines.client import AdapterLimits, ServerError, VLLMServer, wait_for
 from lit_rlvr.engines.server import VLLMServerEngine, check_model
 from lit_rlvr.engines.synced import SyncedEngine, check_engine
 from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
@@ -203,6 +203,37 @@ def test_every_process_is_told_of_a_crash_of_one(policy: Policy, monkeypatch: py
     with pytest.raises(ServerError, match=r"^RuntimeError: CUDA error: an illegal memory access$"):
         engine.sync(policy)
     assert told[-1] == "RuntimeError: CUDA error: an illegal memory access"
+
+
+def test_a_failed_update_is_sent_again_where_one_rank_cannot_restore_a_server(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[list[str]] = []
+
+    class Together(FileTransfer):
+        restores_alone = False
+
+        def send(self, servers: Any, *args: object) -> None:  # type: ignore[override]
+            sent.append([server.url for server in servers])
+            if len(servers) > 1:
+                raise ServerError("http://b: connection refused")
+
+    monkeypatch.setattr(vllm_server, "healthy", lambda servers: servers[: 2 if len(sent) == 0 else 1])
+    engine = VLLMServerEngine(["http://a", "http://b"], Together(Path("/elsewhere")))
+    engine.sync(policy)
+    assert sent == [["http://a", "http://b"], ["http://a"]]
+    monkeypatch.setattr(vllm_server, "healthy", list)
+    with pytest.raises(ServerError, match="http://b: connection refused"):
+        engine.sync(policy)
+    assert len(sent) == 5
+
+
+@pytest.mark.parametrize(("limits", "taken"), [
+    (AdapterLimits(8, None), True), (AdapterLimits(8, ("q_proj", "up_proj", "v_proj")), True),
+    (AdapterLimits(0, None), False), (AdapterLimits(1, None), False), (AdapterLimits(8, ("q_proj",)), False),
+])  # fmt: skip
+def test_adapters_are_for_servers_that_take_their_rank_and_all_their_layers(limits: AdapterLimits, taken: bool) -> None:
+    assert limits.include({"r": 3, "target_modules": ["q_proj", "up_proj"]}) == taken
 
 
 def test_one_rank_restores_a_server(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -486,7 +517,7 @@ def test_a_server_adds_adapters_itself(
         engine.restore(policy)
         assert check_engine(engine, policy, PROMPTS, PROBE) <= 1e-4
         settings = VLLMServer.settings
-        monkeypatch.setattr(VLLMServer, "settings", lambda self: settings(self) | {"max_lora_rank": 0})
+        monkeypatch.setattr(VLLMServer, "settings", lambda self: settings(self) | {"adapters": AdapterLimits(0, None)})
         with pytest.raises(
             UserError, match=r"takes no adapters any more; start it with --enable-lora --max-lora-rank 8"
         ):

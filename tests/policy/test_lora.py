@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import make_rollout, random_ids
+from tiny import make_prompt, make_rollout, random_ids, start_engine
 from transformers import AutoModelForCausalLM
 
+from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights, merge_adapters
 from lit_rlvr.policy.families import freeze_vision_tower
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.types import Sampling
 
 ROLLOUT = make_rollout([random_ids(9, 1), random_ids(4, 2)], [[random_ids(5, 3), random_ids(2, 4)]] * 2)
 
@@ -71,7 +75,7 @@ def test_an_engine_needs_only_layers_beside_a_trained_one_again(tiny_model_folde
 
 
 def test_adapters_that_engines_cannot_add_are_merged(tiny_model_folder: Path) -> None:
-    """Those of peft that its file format describes for `W + s B A` and nothing else are not."""
+    """They can add `s B A` to a linear layer, with one rank and scale s for all layers, and nothing else."""
     from peft import LoraConfig, inject_adapter_in_model
 
     def settings(**options: Any) -> Any:
@@ -89,6 +93,21 @@ def test_adapters_that_engines_cannot_add_are_merged(tiny_model_folder: Path) ->
     assert settings(modules_to_save=["lm_head"]) is None
     assert settings(target_modules=["q_proj", "embed_tokens"]) is None
     assert settings(target_modules=["q_proj", "k_proj"], rank_pattern={"k_proj": 2}) is None
+
+
+def test_a_probe_sees_an_engine_that_leaves_untrained_adapters_out(tiny_model_folder: Path) -> None:
+    class WithoutAdapters(HFEngine):
+        def sync(self, policy: Policy) -> None:
+            super().sync(policy.without_adapters())
+
+    policy, prompts = load_policy(str(tiny_model_folder)), [make_prompt([7, 8, 9])]
+    add_adapters(policy.model, Lora(rank=3))
+    for engine in (HFEngine(), WithoutAdapters()):
+        synced = SyncedEngine(engine)
+        start_engine(synced, policy)
+        with pytest.raises(UserError, match="wrong weights") if type(engine) is WithoutAdapters else nullcontext():
+            synced.sync_weights(policy, 1, prompts, Sampling(max_tokens=8))
+        assert policy.has_zero_adapters(), "only the probe's were not"
 
 
 def test_without_adapters_it_is_the_model_it_was(tiny_model_folder: Path) -> None:

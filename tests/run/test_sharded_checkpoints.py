@@ -241,7 +241,11 @@ def test_killed_at_any_moment_a_run_goes_on_exactly(run_folder: Path) -> None:
 
 
 class Training:
-    """A module of one weight on one process, and the Trainer of its run; `release` lets held writes go on."""
+    """A module of one weight on one process, and the Trainer of its run.
+
+    Attributes:
+        writes: set once shards are written. release: lets held writes go on.
+    """
 
     def __init__(self, root: Path, **options: Any) -> None:
         self.weight, self.moment = torch.zeros(3), torch.zeros(6)[3:]
@@ -254,7 +258,7 @@ class Training:
             default_root_dir=str(root), strategy=self.strategy, is_global_zero=True, should_stop=False, global_step=0,
             sanity_checking=False, save_checkpoint=self.save_checkpoint,
         )  # fmt: skip
-        self.release = threading.Event()
+        self.writes, self.release = threading.Event(), threading.Event()
 
     def save_checkpoint(self, path: Path, storage_options: Any = None) -> None:
         moments = {"weight": {"exp_avg": self.moment, "step": torch.tensor(float(self.trainer.global_step))}}
@@ -284,6 +288,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Traini
     made, write = Training(tmp_path, every=1, minutes=0, best="val/accuracy"), ShardWriter.write_data
 
     def held(self: ShardWriter, *plan: Any) -> Any:
+        made.writes.set()
         assert made.release.wait(20)
         return write(self, *plan)
 
@@ -316,19 +321,24 @@ def test_training_goes_on_while_a_copy_of_that_moment_is_written(training: Train
     assert {"time/checkpoint", "time/checkpoint_write"} <= training.logged.keys()
 
 
-def test_one_save_is_in_flight_and_a_long_wait_is_said(
-    training: Training, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_second_save_says_that_it_waits_for_the_one_in_flight(
+    training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    said: list[str] = []
+
+    def say(line: str, *_: Any) -> None:
+        said.append(line)
+        training.release.set()
+
     monkeypatch.setattr(strategies, "LONG_WAIT_SECONDS", 0.2)
-    caplog.set_level("INFO", logger="lit_rlvr")
+    monkeypatch.setattr(strategies._log, "info", say)
     training.step()
-    assert "in flight" not in caplog.text
-    threading.Timer(0.5, training.release.set).start()
+    assert not said
     training.step()
+    assert said == ["waiting until the checkpoint in flight is written"]
     assert list_checkpoints(training.trainer.default_root_dir), "the first one is written"
     training.saver.on_train_end(training.trainer, training.module)
     assert training.names() == ["step-000002.ckpt"]
-    assert caplog.text.count("waiting until the checkpoint in flight is written") == 1
 
 
 @pytest.mark.parametrize("when", ["step", "save", "end"])
@@ -383,9 +393,30 @@ def test_an_exception_waits_for_the_save_in_flight_and_a_second_ctrl_c_does_not(
     assert training.names() == ["step-000001.ckpt"]
 
 
+ABANDONED = """
+import sys
+from pathlib import Path
+from threading import Event
+from test_sharded_checkpoints import ShardWriter, Training
+
+ShardWriter.write_data = lambda *_: Event().wait(600)
+training = Training(Path(sys.argv[1]), every=1, minutes=0)
+training.step()
+assert training.strategy.is_saving
+sys.exit(3)
+"""
+
+
+def test_who_leaves_at_once_does_not_wait_for_the_save_in_flight(tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(Path(__file__).parent), str(TESTS)])
+    command = [sys.executable, "-c", ABANDONED, str(tmp_path)]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, timeout=300).returncode == 3
+
+
 def test_an_engine_starts_after_the_save_in_flight(training: Training) -> None:
     """It replaces the default process group, by which a save's collectives find their rank."""
     training.step()
+    assert training.writes.wait(20)
     saved: list[bool] = []
 
     def start() -> None:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
@@ -416,8 +416,10 @@ def describe_run(trainer: Trainer, module: RLVRModule, data: PromptDataModule) -
 
 
 def device_memory(trainer: Trainer) -> float:
-    """Return the bytes of memory of this process's GPU, or its share of the machine's memory if it has none."""
-    device = trainer.strategy.root_device
-    if device.type == "cuda":
-        return float(torch.cuda.get_device_properties(device).total_memory)
+    """Return the bytes of the smallest GPU's memory on this machine that the run uses, or each process's share of the
+    machine's memory without GPUs."""
+    strategy: Any = trainer.strategy
+    if strategy.root_device.type == "cuda":
+        devices = getattr(strategy, "parallel_devices", None) or [strategy.root_device]
+        return float(min(torch.cuda.get_device_properties(device).total_memory for device in devices))
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * trainer.num_nodes / trainer.world_size
