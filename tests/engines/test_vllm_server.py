@@ -525,7 +525,7 @@ def test_a_server_adds_adapters_itself(
         engine.close()
         with caplog.at_level("INFO", "lit_rlvr"):
             start_engine(other := make_engine(urls=[served.url]), policy)
-        assert "merged in; start http" in caplog.text and "--max-lora-rank 8 to send them alone" in caplog.text
+        assert f"merged in; start {served.url} with --enable-lora --max-lora-rank 8 --api-server-count 1" in caplog.text
         other.sync(policy)
         assert check_engine(other, policy, PROMPTS, PROBE) <= 1e-4
         other.close()
