@@ -12,6 +12,7 @@ from lit_rlvr.distributed.collectives import index
 from lit_rlvr.types import Sampling
 
 CHUNK_LOGITS = 1 << 25  # logits computed at once
+BLOCK_LOGITS = 1 << 21  # logits that a CPU normalises at once, so that they stay in its cache
 GPU_ROWS = 2048  # minimum positions per chunk on a GPU: matrix products are slow with fewer
 GPU_COLUMNS = 16384  # rows of the output embedding whose gradient a GPU accumulates at once, in reduced precision
 KEPT_BYTES = 1 << 29  # of logits that a call keeps for its backward pass; above this they are recomputed
@@ -64,7 +65,8 @@ class _Score(torch.autograd.Function):
                 raw = _logits(h, head, bias)
                 if kept is not None:
                     kept.append(raw)
-                parts.append(_normalise(shape_logits(_wide(raw), sampling), t, sampling, entropy))
+                for at in _blocks(raw):
+                    parts.append(_normalise(shape_logits(_wide(raw[at]), sampling), t[at], sampling, entropy))
             logp, normaliser, spread = (torch.cat(columns) for columns in zip(*parts, strict=True))
         ctx.save_for_backward(features, head, bias, target, normaliser, spread)
         ctx.kept, ctx.sampling, ctx.dtypes = kept, sampling, (hidden.dtype, weight.dtype)
@@ -84,21 +86,35 @@ class _Score(torch.autograd.Function):
         for k, start in enumerate(range(0, len(target), ctx.rows)):
             at = slice(start, start + ctx.rows)
             raw = _logits(features[at], head, bias) if ctx.kept is None else ctx.kept[k]
-            z = shape_logits(_wide(raw), ctx.sampling)
-            of_logp, of_entropy = (None if g is None else g[at] for g in (grad_logp, grad_entropy))
-            dz = _logit_gradient(z, target[at], normaliser[at], spread[at], of_logp, of_entropy)
-            if ctx.sampling.temperature not in (0.0, 1.0):
-                dz /= ctx.sampling.temperature
-            if grad_bias is not None:
-                grad_bias += dz.sum(0)
-            dz = dz.to(features.dtype)
+            blocks = _blocks(raw)
+            dz = torch.empty_like(raw) if len(blocks) > 1 else raw
+            for block in blocks:
+                z = shape_logits(_wide(raw[block]), ctx.sampling)
+                known = (x[at][block] for x in (target, normaliser, spread))
+                given = (None if x is None else x[at][block] for x in (grad_logp, grad_entropy))
+                of_z = _logit_gradient(z, *known, *given)
+                if ctx.sampling.temperature not in (0.0, 1.0):
+                    of_z /= ctx.sampling.temperature
+                if grad_bias is not None:
+                    grad_bias += of_z.sum(0)
+                if len(blocks) == 1:
+                    dz = of_z.to(raw.dtype)
+                else:
+                    dz[block] = of_z
+                del z, of_z  # before the next block is computed
             if grad_hidden is not None:
                 torch.mm(dz, head, out=grad_hidden[at])
             if grad_weight is not None:
                 _accumulate(grad_weight, dz, features[at])
-            del raw, z, dz  # before the next chunk is computed
+            del raw, dz  # before the next chunk is computed
         grad_hidden = None if grad_hidden is None else grad_hidden.to(inputs)
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _blocks(logits: Tensor) -> list[slice]:
+    """Return the rows of logits (n, V) that are normalised at once."""
+    size = len(logits) if logits.is_cuda else max(1, BLOCK_LOGITS // logits.shape[1])
+    return [slice(start, start + size) for start in range(0, max(1, len(logits)), max(1, size))]
 
 
 def _logits(hidden: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:

@@ -37,12 +37,21 @@ def numbers(bias: bool, device: torch.device | None = None) -> tuple[Tensor, Ten
 
 @SAMPLINGS
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("chunk", "kept"), [(1 << 25, 1 << 29), (2 * V, 1 << 29), (3 * V, 0)])
+@pytest.mark.parametrize(
+    ("chunk", "block", "kept"), [(1 << 25, 1 << 21, 1 << 29), (2 * V, V, 1 << 29), (5 * V, 2 * V, 0)]
+)
 def test_values_and_gradients_are_those_of_the_softmax(
-    sampling: Sampling, bias: bool, chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch, device: torch.device
+    sampling: Sampling,
+    bias: bool,
+    chunk: int,
+    block: int,
+    kept: int,
+    monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
 ) -> None:
     monkeypatch.setattr(scoring, "GPU_ROWS", 1)
     monkeypatch.setattr(scoring, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(scoring, "BLOCK_LOGITS", block)
     monkeypatch.setattr(scoring, "KEPT_BYTES", kept)
     hidden, weight, offset, target = numbers(bias, device)
     factors = torch.randn(2, N, dtype=torch.float64, device=device)
