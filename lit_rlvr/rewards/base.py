@@ -41,7 +41,7 @@ class Reward(ABC):
     Attributes:
         whole_rollout: True = `score` gets all completions of a rollout at once, after the last of them is generated;
             False = groups of them as they come.
-        metrics: numbers of the current rollout to log as `reward/<name>`: their means.
+        metrics: numbers of the current rollout to log as `reward/<name>`: their means; [] = none this time.
     """
 
     whole_rollout = False

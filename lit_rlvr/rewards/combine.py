@@ -215,7 +215,8 @@ def _say_rule(name: str) -> None:
 
 
 def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
-    """Return the means of what rewards logged in a rollout, as `reward/<name>`. Collective: call it on every rank."""
+    """Return the means of what rewards logged in a rollout, as `reward/<name>`; NaN for what they logged only before,
+    since Lightning would repeat its last value. Collective: call it on every rank."""
     mine: dict[str, list[float]] = {}
     for reward in rewards:
         for name, values in reward.metrics.items():
@@ -223,7 +224,7 @@ def logged_metrics(rewards: Sequence[Reward]) -> dict[str, float]:
     ranks = gather_objects(mine)
     names = dict.fromkeys(name for found in ranks for name in found)
     values_of = {name: [value for found in ranks for value in found.get(name, [])] for name in names}
-    return {name: sum(values) / len(values) for name, values in values_of.items()}
+    return {name: sum(values) / len(values) if values else math.nan for name, values in values_of.items()}
 
 
 def stop_on_failures(

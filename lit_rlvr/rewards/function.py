@@ -87,7 +87,7 @@ class FunctionReward(Reward):
 
     def begin_rollout(self, step: int, max_steps: int) -> None:
         self.state = TrainerState(step, max_steps)
-        self.metrics = {}
+        self.metrics = {name: [] for name in self.metrics}
 
     def __call__(self, completion: Completion, sample: Sample) -> float | RewardResult | None:
         (value,) = self.values([(completion, sample)])

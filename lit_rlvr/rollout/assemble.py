@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -87,7 +88,7 @@ def rollout_metrics(
     `rollout/entropy` is the mean of -log p over the sampled tokens, an unbiased estimate of the entropy of the sampling
     distribution, in nats. Unlike `train/entropy` it covers all completions, even if an algorithm trains on only some.
     Rewards are means over the completions that have one, and accuracies count a failed check as wrong, but not what no
-    reward calls right or wrong; without such completions these metrics are left out.
+    reward calls right or wrong; without such completions these metrics are NaN.
 
     Args:
         seconds: how long generation took.
@@ -123,7 +124,7 @@ def rollout_metrics(
     means = {"rollout/reward": (total.pop("rewards"), total.pop("rewarded"))}
     means["rollout/accuracy"] = (counts["rollout/correct_count"], total.pop("counted"))
     means |= {f"reward/{name}": (total.pop(f"sum/{name}"), total.pop(f"given/{name}")) for name in rollout.parts}
-    known = {name: value / number for name, (value, number) in means.items() if number}
+    known = {name: value / number if number else math.nan for name, (value, number) in means.items()}
     rates = {"rollout/entropy": nats / max(tokens, 1.0), "rollout/tokens_per_second": tokens / max(seconds, 1e-9)}
     return {name: value / count for name, value in total.items()} | known | counts | rates
 

@@ -119,15 +119,17 @@ class RunCheckpoint(Checkpoint):
             self.finish(trainer)
         iteration = getattr(pl_module, "iteration", 0)
         due = self._is_requested or trainer.should_stop or (self.every and iteration % self.every == 0)
+        seconds: dict[str, float] = {}
         if due or trainer.strategy.broadcast(not self._is_saving(trainer) and self._due_by_time(iteration)):
             self.save(trainer)
-            pl_module.log("time/checkpoint", self._save_seconds)
+            seconds["time/checkpoint"] = self._save_seconds
         if self._is_requested:
             self.finish(trainer)
             trainer.strategy.barrier()  # until rank 0 has given the checkpoint its name
         if self._write_seconds is not None and isinstance(trainer.strategy, FSDP2):
-            pl_module.log("time/checkpoint_write", self._write_seconds)
-            self._write_seconds = None
+            seconds["time/checkpoint_write"], self._write_seconds = self._write_seconds, None
+        for logger in trainer.loggers if seconds else ():  # `self.log` would repeat them in the steps after this one
+            logger.log_metrics(seconds, step=trainer.global_step)
 
     @staticmethod
     def _is_saving(trainer: Trainer) -> bool:

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from math import isnan
 from typing import Any
 
 import pytest
@@ -193,6 +194,9 @@ def test_without_a_reward_a_completion_changes_nothing() -> None:
     names = ("rollout/accuracy", "rollout/reward", "reward/table")
     assert [found[name] for name in names] == pytest.approx([2 / 3] * 3)
     assert found["reward/status/unjudged"] == 1 / 4 and found["reward/status/error"] == 0.0
+    scores = score_rollout([Table({"n": None})], [group("nn")], SAMPLES[:1])
+    found = rollout_metrics(assemble([Prompt(SAMPLES[0], [1])], [group("nn")], scores, Sampling()), 1.0)
+    assert all(isnan(found[name]) for name in names), "Lightning would repeat the last values"
 
 
 def test_an_environment_without_a_judgement_leaves_the_episode_to_the_others() -> None:

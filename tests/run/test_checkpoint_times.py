@@ -34,14 +34,14 @@ def saved_iterations(
     strategy = SimpleNamespace(broadcast=lambda value: value, barrier=lambda: None)
     trainer: Any = SimpleNamespace(
         default_root_dir=str(root), is_global_zero=True, should_stop=False, save_checkpoint=save, strategy=strategy,
-        global_step=0,
+        global_step=0, loggers=(),
     )  # fmt: skip
     saver: Any = RunCheckpoint(every=every, minutes=minutes)
     saver.on_train_start(trainer, None)
     for iteration in range(1, 61):
         now += 60
         trainer.global_step = iteration
-        saver.on_train_batch_end(trainer, SimpleNamespace(iteration=iteration, log=lambda *_: None), None, None, 0)
+        saver.on_train_batch_end(trainer, SimpleNamespace(iteration=iteration), None, None, 0)
     return saved
 
 
@@ -68,8 +68,9 @@ def test_the_first_process_decides(monkeypatch: pytest.MonkeyPatch, first_says: 
     saved: list[Any] = []
     monkeypatch.setattr(RunCheckpoint, "save", lambda self, trainer: saved.append(trainer))
     monkeypatch.setattr(RunCheckpoint, "clock", staticmethod(lambda: 0.0 if first_says else 1e6))
-    trainer: Any = SimpleNamespace(should_stop=False, strategy=SimpleNamespace(broadcast=lambda own: first_says))
-    module: Any = SimpleNamespace(iteration=2, log=lambda *_: None)
+    strategy = SimpleNamespace(broadcast=lambda own: first_says)
+    trainer: Any = SimpleNamespace(should_stop=False, strategy=strategy, loggers=(), global_step=2)
+    module: Any = SimpleNamespace(iteration=2)
     RunCheckpoint(every=0).on_train_batch_end(trainer, module, None, None, 0)
     assert bool(saved) is first_says
 

@@ -251,12 +251,11 @@ class Training:
         self.weight, self.moment = torch.zeros(3), torch.zeros(6)[3:]
         self.strategy, self.saver = Sharded(), RunCheckpoint(**options)
         self.logged: dict[str, float] = {}
-        self.module: Any = SimpleNamespace(
-            iteration=0, validation_results={}, log=lambda name, value: self.logged.update({name: value})
-        )
+        self.module: Any = SimpleNamespace(iteration=0, validation_results={})
         self.trainer: Any = SimpleNamespace(
             default_root_dir=str(root), strategy=self.strategy, is_global_zero=True, should_stop=False, global_step=0,
             sanity_checking=False, save_checkpoint=self.save_checkpoint,
+            loggers=[SimpleNamespace(log_metrics=lambda metrics, step: self.logged.update(metrics))],
         )  # fmt: skip
         self.writes, self.release = threading.Event(), threading.Event()
 
