@@ -24,6 +24,7 @@ ASIDE = {
     "distributed/sharding.py": "whole tensors of sharded weights",
     "errors.py": "checks of values",
     "objectives.py": "GRPO's loss, and the correction for the engine",
+    "policy/adapters.py": "adapters, of which there are none here",
     "policy/attention.py": "attention over shared prompts",
     "policy/layout.py": "prompts and completions as rows",
     "policy/logprobs.py": "log-softmax in chunks",
