@@ -103,12 +103,8 @@ class Replaying(HFEngine):
         done: Done | None = None, turns: Turns | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
         sampled = super().generate(prompts, sampling, seeds, None, turns)
-        if done is None:  # a probe
-            return sampled
         groups = [self.given[prompt.sample.id] for prompt in prompts]
-        for p, group in enumerate(groups):
-            done(p, group)
-        return groups
+        return sampled if len(seeds[0]) != len(groups[0]) else groups  # a probe has groups of another size
 
 
 def train(folder: Path, root: Path, data: Callable[[], PromptDataModule] | None = None, **more: Any) -> Any:
