@@ -186,9 +186,10 @@ class VLLMServerEngine(RolloutEngine):
                 found = policy.adapter_weights(self._dtype)
             return weights_or_exit(found)
 
-        frozen, failures = self._changing is not None, list[str]()
-        for trial in range(1 if self.transfer.restores_alone else 1 + len(self.servers)):
-            if trial > 0:
+        frozen = self._changing is not None
+        failures: list[str] = []
+        for _ in range(1 if self.transfer.restores_alone else 1 + len(self.servers)):
+            if failures:
                 _log.warning("a weight update failed: %s; trying again with the servers that answer", failures[0])
             failure = crash_of(
                 lambda: self.transfer.send(self._answering(), weights, self._dtype, self.version, frozen, adapter)

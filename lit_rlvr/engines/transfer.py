@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lit_rlvr.common.files import available_memory
+from lit_rlvr.common.files import available_memory, flush_to_disk
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
 from lit_rlvr.engines.client import ADAPTER_CONFIG, ServerError, VLLMServer
 from lit_rlvr.errors import UserError, first_line
@@ -254,13 +254,9 @@ def write_weights(
         nonlocal held, size, count
         path = target / (f"model-{count:05}.safetensors" if adapter is None else "adapter_model.safetensors")
         save_file(held, path)
-        written(path)
         held, size, count = {}, 0, count + 1
-
-    def written(path: Path) -> None:
         if durable:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            flush_to_disk(path)
 
     for name, weight in weights:
         copy = weight.detach().to("cpu", dtype, copy=True).contiguous()
@@ -271,7 +267,8 @@ def write_weights(
     flush()
     if adapter is not None:
         (target / ADAPTER_CONFIG).write_text(json.dumps(adapter))
-        written(target / ADAPTER_CONFIG)
+        if durable:
+            flush_to_disk(target / ADAPTER_CONFIG)
 
 
 class OwnFolder:

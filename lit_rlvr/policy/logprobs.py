@@ -87,7 +87,7 @@ class _Score(torch.autograd.Function):
             at = slice(start, start + ctx.rows)
             raw = _logits(features[at], head, bias) if ctx.kept is None else ctx.kept[k]
             blocks = _blocks(raw)
-            dz = torch.empty_like(raw) if len(blocks) > 1 else raw
+            dz = torch.empty_like(raw) if len(blocks) > 1 else raw  # replaced by the gradient of its only block
             for block in blocks:
                 z = shape_logits(_wide(raw[block]), ctx.sampling)
                 known = (x[at][block] for x in (target, normaliser, spread))

@@ -124,8 +124,7 @@ class RunCheckpoint(Checkpoint):
             self.save(trainer)
             seconds["time/checkpoint"] = self._save_seconds
         if self._is_requested:
-            self.finish(trainer)
-            trainer.strategy.barrier()  # until rank 0 has given the checkpoint its name
+            self._finish_everywhere(trainer)
         if self._write_seconds is not None and isinstance(trainer.strategy, FSDP2):
             seconds["time/checkpoint_write"], self._write_seconds = self._write_seconds, None
         for logger in trainer.loggers if seconds else ():  # `self.log` would repeat them in the steps after this one
@@ -145,8 +144,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = self.save(trainer).parent
-        self.finish(trainer)
-        trainer.strategy.barrier()  # until rank 0 has given the checkpoint its name
+        self._finish_everywhere(trainer)
         if not trainer.is_global_zero or not self.enabled:
             return
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -222,6 +220,11 @@ class RunCheckpoint(Checkpoint):
         if isinstance(trainer.strategy, FSDP2):
             with self._errors(trainer):
                 trainer.strategy.finish_saving()
+
+    def _finish_everywhere(self, trainer: Trainer) -> None:
+        """Wait until the save in flight is done and its checkpoint has its name. Collective: call it on every rank."""
+        self.finish(trainer)
+        trainer.strategy.barrier()
 
     @contextmanager
     def _errors(self, trainer: Trainer) -> Iterator[None]:
