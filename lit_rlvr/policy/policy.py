@@ -17,6 +17,7 @@ from lit_rlvr.policy.adapters import adapter_config, adapter_weights, adapters_o
 from lit_rlvr.policy.families import VisionFamily, family_of
 from lit_rlvr.policy.layout import Group, Rows, build_rows
 from lit_rlvr.policy.logprobs import score_tokens
+from lit_rlvr.policy.precision import round_residual_stream
 from lit_rlvr.policy.spans import takes_heads
 from lit_rlvr.policy.speed import checkpointing
 from lit_rlvr.types import Completion, Pixels, Prompt, Rollout, Sampling
@@ -42,8 +43,10 @@ class Policy(nn.Module):
         self.model = model
         self.eos_token_ids = eos_token_ids
         self.family = family_of(model.config)
-        if owner is None and self.family is not None:
-            self.family.prepare(model)
+        if owner is None:
+            round_residual_stream(model)
+            if self.family is not None:
+                self.family.prepare(model)
         self._owner = (owner or self,)  # in a tuple, so that it is not registered as a submodule
         self._attention: Any = model.config.get_text_config()._attn_implementation  # type: ignore[operator, union-attr]
         self.share_prefix(shared_prefix)

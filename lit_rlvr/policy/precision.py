@@ -1,4 +1,4 @@
-"""The trainer's supported precisions, and the compute type of each."""
+"""The trainer's supported precisions, the compute type of each, and what autocast leaves in float32."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import platform
 import time
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
+from torch import nn
 
 PRECISIONS = ("32-true", "bf16-mixed")
 
@@ -25,6 +27,24 @@ def is_half(dtype: torch.dtype) -> bool:
 def training_autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Return the context in which Lightning trains with a compute type."""
     return torch.autocast(device.type, dtype, cache_enabled=False) if is_half(dtype) else nullcontext()
+
+
+def round_residual_stream(model: nn.Module) -> None:
+    """Let embeddings and norms return the compute type of autocast, so that the residual stream has it, in place.
+
+    Autocast alone leaves them in float32, and rounds their outputs anew for each matrix product. The models' own
+    inference in 16 bits, vLLM and FSDP2 compute as this does.
+    """
+    for module in model.modules():
+        own = [*module.parameters(recurse=False)]
+        is_norm = bool(own) and not [*module.children()] and all(parameter.dim() == 1 for parameter in own)
+        if is_norm or isinstance(module, nn.Embedding):
+            module.register_forward_hook(_to_compute_type)
+
+
+def _to_compute_type(module: nn.Module, inputs: Any, output: Any) -> Any:
+    device = output.device.type
+    return output.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else output
 
 
 def fast_bf16(device: str) -> bool:

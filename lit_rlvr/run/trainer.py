@@ -39,7 +39,9 @@ class Trainer(lightning.pytorch.Trainer):
         callbacks: the `RolloutCallback`, and further callbacks; a `RunFolder`, `RunCheckpoint`, `CollapseStop` or
             `Budget` with options replaces the default one.
         accelerator: the kind of device.
-        precision: `bf16-mixed`, `32-true`, or `auto`: bf16-mixed if the hardware multiplies bfloat16, else 32-true.
+        precision: `32-true`; `bf16-mixed`: products and the vectors between layers in bfloat16, as vLLM has them, and
+            weights, gradients, AdamW, softmax and loss in float32; `auto`: bf16-mixed if the hardware multiplies
+            bfloat16, else 32-true. `bf16-true` is refused: weights of 16 bits lose small updates.
         logger: further loggers of Lightning; False = `metrics.csv` alone, without TensorBoard.
         enable_checkpointing: save checkpoints; without them the run cannot be resumed.
         num_sanity_val_steps: validation batches before training; -1 = all.

@@ -129,7 +129,7 @@ SMALL_VLM = Qwen2_5_VLConfig(
     [
         (SMALL, (64, 256, 4), Strategy(False, True), 1),
         (SMALL, (64, 256, 4), Strategy(True, False), 2),
-        (SMALL_VLM, (258, 128, 4, 16384, 256), Strategy(False, False), 1),
+        (SMALL_VLM, (258, 512, 8, 16384, 256), Strategy(False, False), 1),
         *(pytest.param(*case, marks=pytest.mark.slow) for case in (
             (SMALL, (64, 256, 4), Strategy(False, False), 2),
             (SMALL, (64, 256, 4), Strategy(True, True), 2),
@@ -177,7 +177,7 @@ def test_sharding_divides_what_is_kept_and_adapters_spare_the_optimizer() -> Non
         assert many[name] == one[name] / 8
     assert one["weights"] == 4 * shape.parameters and one["AdamW"] == 8 * shape.parameters
     assert one["gradients"] == 4 * shape.parameters, "DDP has no buckets"
-    assert one["activations"] == 2 * many["activations"] - 4 * load.tokens * shape.text.width, "FSDP2's are in bf16"
+    assert one["activations"] == many["activations"], "both compute in the same types"
     assert one["gathered"] == 0 < many["gathered"]
     assert training_memory(shape, load, Strategy(True, False), 8, 2)["activations"] > 5 * many["activations"]
     adapted = training_memory(job("Qwen2.5-7B").adapted, load, Strategy(False, True, lora=True), 8, 2)
@@ -230,7 +230,7 @@ def test_auto_is_the_fastest_that_fits_and_leaves_results_alone() -> None:
     eight = GPUs(8, 80)
     chosen = planned.choice(eight, None, None)
     assert chosen.name == "FSDP2, checkpointing" and chosen.fits and chosen.budget == planned.budget
-    assert "FSDP2, checkpointing: about" in planned.reason(chosen) and "DDP 244" in planned.reason(chosen)
+    assert "FSDP2, checkpointing: about" in planned.reason(chosen) and "DDP 229" in planned.reason(chosen)
     assert planned.choice(GPUs(8, 999), None, None).name == "DDP"
     assert planned.choice(eight, (False, False), None).name == "DDP, checkpointing", "the config says DDP"
     assert planned.choice(eight, None, False).name == "FSDP2, offload", "the config says no checkpointing"
@@ -250,7 +250,7 @@ def test_auto_in_a_config_is_chosen_for_the_gpus(
 
 def test_automatic_micro_batches_fill_the_memory_up_to_an_optimizer_step() -> None:
     small, budgets = replace(job("Qwen2.5-1.5B"), automatic=True), []
-    for gib in (50, 60, 80):
+    for gib in (50, 80, 120):
         plan = small.plan(Strategy(False, True), GPUs(8, gib), small.budget)
         full = small.with_most_tokens(plan)
         twice = small.plan(full.strategy, full.gpus, 2 * full.budget)

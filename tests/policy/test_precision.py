@@ -1,4 +1,4 @@
-"""`trainer.precision: auto` is what the machine is fast at, and the run folder says which."""
+"""What `bf16-mixed` computes in, and what `trainer.precision: auto` chooses."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from tiny_runs import fit
+
+from lit_rlvr.policy.loading import load_policy
+from lit_rlvr.policy.precision import training_autocast
 
 
 @pytest.mark.parametrize(("fast", "wanted"), [(True, "bf16-mixed"), (False, "32-true")])
@@ -19,3 +23,20 @@ def test_auto_takes_what_the_device_computes_fast(
     fit(lit_rlvr, "--trainer.precision", "auto", "--trainer.max_steps", 1)
     saved = yaml.safe_load((run_folder / "run" / "config.yaml").read_text())
     assert saved["trainer"]["precision"] == wanted
+
+
+def test_mixed_precision_computes_what_the_model_does_in_16_bits(tiny_model_folder: Path) -> None:
+    """Vectors between layers as vLLM has them; autocast alone keeps them in float32."""
+    model = load_policy(str(tiny_model_folder)).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())  # weights that 16 bits can hold
+        ids = torch.arange(1, 25)[None]  # (1, 24)
+        with training_autocast(torch.device("cpu"), torch.bfloat16):
+            mixed = model(ids, output_hidden_states=True)
+        assert model(ids).logits.dtype == torch.float32, "without autocast it computes in float32"
+        for parameter in model.parameters():  # `model.bfloat16()` would round its rotary frequencies, too
+            parameter.data = parameter.bfloat16()
+        half = model(ids, output_hidden_states=True)
+    for ours, wanted in zip([*mixed.hidden_states, mixed.logits], [*half.hidden_states, half.logits], strict=True):
+        assert ours.dtype == torch.bfloat16 and torch.equal(ours, wanted)

@@ -222,19 +222,15 @@ def cached_tokens(sequences: int, prompt: float, lengths: Lengths) -> float:
     return max(sequences * (prompt + t) * math.exp(-t / lengths.mean), prompt + lengths.longest)
 
 
-def activations(
-    layers: Layers, load: Microbatch, size: int, attention: int | None = None, residual: int = FLOAT
-) -> float:
+def activations(layers: Layers, load: Microbatch, size: int, attention: int | None = None) -> float:
     """Return the bytes that one layer keeps for its backward pass.
 
     Args:
-        size: bytes of a number in matrix products.
+        size: bytes of a number in matrix products and in the residual stream.
         attention: bytes of a number in padded attention (on a CPU); None = span attention (on a GPU).
-        residual: bytes of a number in the residual stream.
     """
-    norms = 2 * layers.width * (FLOAT + residual)  # the inputs of both norms in float32, and normalised
-    copies = 5 if size < residual else 2  # of the inputs of q, k, v, gate and up: autocast makes one for each
-    products = (copies * layers.width + 4 * layers.inner) * size
+    norms = 2 * layers.width * (FLOAT + size)  # the inputs of both norms in float32, and normalised
+    products = (2 * layers.width + 4 * layers.inner) * size
     if attention is None:  # queries, keys, values and the output
         return load.tokens * (norms + products + 2 * (layers.heads + layers.keys) * size)
     queries = 2 * layers.heads * attention + layers.heads * size  # and attention's output, also as a product's input
@@ -276,20 +272,19 @@ def training_memory(
         attention: as in `activations`.
     """
     share = gpus if strategy.sharded else 1
-    residual = size if strategy.sharded else FLOAT  # FSDP2 computes in the type of its gathered weights
     pictures = Microbatch(load.prompts * shape.patches, load.prompts * shape.patches, 0, 0, 0)
     stacks = [(shape.text, load), *([(shape.tower, pictures)] if shape.tower else [])]
-    per_layer = [activations(layers, part, size, attention, residual) for layers, part in stacks]
+    per_layer = [activations(layers, part, size, attention) for layers, part in stacks]
     copied = 0 if strategy.sharded else copy(size)  # shards are gathered in the type of the products
-    kept = load.tokens * shape.text.width * (FLOAT + residual)  # the input of the last norm, and normalised
+    kept = load.tokens * shape.text.width * (FLOAT + size)  # the input of the last norm, and normalised
     if strategy.checkpointing:
-        kept += sum(layers.count * part.tokens * layers.width * residual for layers, part in stacks)
+        kept += sum(layers.count * part.tokens * layers.width * size for layers, part in stacks)
         recomputed = max(per_layer) + shape.largest * copied
     else:
         kept += sum(layers.count * one for (layers, _), one in zip(stacks, per_layer, strict=True))
         kept += (shape.parameters - shape.outside - shape.quantized) * copied
         recomputed = 0
-    gradients = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * residual)  # within a layer
+    gradients = load.tokens * (4 * shape.text.inner * size + 2 * shape.text.width * size)  # within a layer
     embedding = shape.vocabulary * shape.text.width
     head = 0 if strategy.sharded else embedding * (copied + (0 if strategy.lora else FLOAT))  # its copy, its gradient
     temporary = [logits(shape, load, size, GPU_ROWS if attention is None else 1) + head, gradients + recomputed]
