@@ -39,5 +39,5 @@ COMMANDS = {
 WITHOUT_RESULT = ("serve", "completion")
 """Commands that take no `--json`."""
 
-NOT_PARSED = {"fit": {"--dry-run", "--supervise"}, "plan": {"--time"}}
+NOT_PARSED = {"fit": {"--dry-run", "--supervise", "--rollouts-from"}, "plan": {"--time"}}
 """Command -> its options that are not part of the config."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -68,6 +69,10 @@ SUPERVISE = "--supervise"
 
 TIME = "--time"
 """Option of `plan` that measures the run instead of estimating its memory."""
+
+
+REPLAY = "--rollouts-from"
+"""Option of `fit` that is short for `--rollout.rollouts_from`."""
 
 
 SUBCOMMANDS = {
@@ -314,7 +319,8 @@ class ConfigCheck(RLVRCLI):
 def _top_of_help(command: str) -> dict[str, str]:
     more = {
         "fit": f" {DRY_RUN} shows all of it, the memory and the first prompts, and does not train. {SUPERVISE} N "
-        "starts a run that dies or hangs again, from its last checkpoint, until N starts in a row save no new one.",
+        "starts a run that dies or hangs again, from its last checkpoint, until N starts in a row save no new one. "
+        f"{REPLAY} RUN trains on the rollouts that RUN recorded.",
         "plan": f" {TIME} in place of --gpus trains for a minute on this machine and says how long the whole run "
         "takes.",
     }.get(command, "")
@@ -347,6 +353,8 @@ def value_of(option: str, arguments: Sequence[str]) -> tuple[int, list[str]] | N
 
 def run(command: str, arguments: list[str]) -> int | None:
     """Run `lit-rlvr fit` or another command that takes a config."""
+    if command == "fit":
+        arguments = [re.sub(f"^{REPLAY}(?==|$)", "--rollout.rollouts_from", argument) for argument in arguments]
     if command == "plan" and TIME in arguments:
         time_run(arguments)
         return None

@@ -6,6 +6,7 @@ torch's `fully_shard` ("FSDP2").
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -154,3 +155,14 @@ def local_bytes(tensors: Any) -> int:
 def has_shards(tensors: Iterable[Any]) -> bool:
     """Return whether this rank holds only shards of some of these tensors."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Return the SHA-256 over the parameters' names, types, shapes and bytes, in name order; gather sharded
+    parameters."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        values = whole(parameter.detach()).cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

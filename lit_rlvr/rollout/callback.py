@@ -6,6 +6,7 @@ docstring maps both halves.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from lit_rlvr.engines.base import EngineContext, RolloutEngine
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments import Environment, as_environment
 from lit_rlvr.environments.base import rewards_with
-from lit_rlvr.errors import MAX_SIZE, check_all, check_within, refuse_all
+from lit_rlvr.errors import MAX_SIZE, UserError, check_all, check_within, refuse_all
 from lit_rlvr.policy.precision import compute_dtype
 from lit_rlvr.rewards import Reward, shared_pool
 from lit_rlvr.rewards.base import say_where
@@ -34,6 +35,7 @@ from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
+from lit_rlvr.rollout.record import Record, ReplaySource, replay_terms
 from lit_rlvr.rollout.source import AheadSource, RolloutSource, SyncSource
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated, updates_of
@@ -41,6 +43,9 @@ from lit_rlvr.types import EvalSampling, PromptBatch, Rollout, Sampling
 
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
+
+
+_log = logging.getLogger("lit_rlvr")
 
 
 class RolloutCallback(Callback):
@@ -72,6 +77,11 @@ class RolloutCallback(Callback):
             out of the loss), or be stopped by the limits of its worker; above it the run saves the examples and stops.
         max_engine_restarts: how many times in a row a crashed engine is restarted, with the same weights and batch,
             before the run ends.
+        record: GiB of disk for `record/` of the run folder: the rollouts that the run trained on, for `rollouts_from`.
+            The record ends when they are used up. null: 1 with `overlap`, whose rollouts cannot be generated again;
+            else 0, no record, because the run itself can be repeated.
+        rollouts_from: folder of a run with a record. This run trains on its rollouts in the same order, perhaps with
+            another loss, and generates none; only validation needs the engine and the rewards.
         deterministic: on a GPU, use vLLM's batch-invariant kernels and torch's deterministic ones: slower, and repeated
             runs agree as far as these reach; torch warns of each operation without one. No effect on a CPU.
     """
@@ -91,6 +101,8 @@ class RolloutCallback(Callback):
         overlap: bool = False,
         max_failure_rate: float = 0.05,
         max_engine_restarts: int = 3,
+        record: float | None = None,
+        rollouts_from: str | None = None,
         deterministic: bool = False,
     ) -> None:
         self.init_args = init_arguments()
@@ -106,8 +118,11 @@ class RolloutCallback(Callback):
         self.rewards = rewards_with(self.environment, rewards)
         self.mask_truncated, self.overlap = mask_truncated, overlap
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
+        self.record_gib = float(overlap and rollouts_from is None) if record is None else record
+        self.rollouts_from = rollouts_from
         self.source: RolloutSource | None = None  # built in setup, as the sampler
         self.sampler: GroupSampler | None = None
+        self._record: Record | None = None  # of this run
         self._judges: dict[str, dict[str, Any]] = {}
         self.check()
 
@@ -119,6 +134,7 @@ class RolloutCallback(Callback):
         """
         check_all(
             lambda: check_within("[0, 1]", "rollout", max_failure_rate=self.max_failure_rate),
+            lambda: check_within("[0, inf)", "rollout", record=self.record_gib),
             lambda: refuse_all(self._problems()),
             *(
                 partial(check_turns, f"rollout.{option}.max_turns", sampling, self.environment)
@@ -166,7 +182,7 @@ class RolloutCallback(Callback):
     def collect(self, trainer: Trainer, module: RLVRModule, batch: PromptBatch) -> Rollout:
         """Return scored groups for a batch of prompts, and log what they are. Collective: call it on every rank."""
         started = time.perf_counter()
-        sampler, source = self._started(trainer, module)
+        sampler, source = self._started(trainer, module, training=True)
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample on, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
@@ -175,6 +191,40 @@ class RolloutCallback(Callback):
         if sampler.episodes is not None:
             module.log_dict(turn_metrics(rollout))
         return rollout
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: RLVRModule = pl_module  # type: ignore[assignment]
+        if isinstance(self.source, ReplaySource):
+            self.source.begin()
+        if self.record_gib:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            self._record = Record(Path(trainer.default_root_dir), int(self.record_gib * 2**30))
+            self._record.begin(
+                module.iteration,
+                replay_terms(self.group_size, data, self.sampling, self.mask_truncated),
+                module.policy.model,
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PromptBatch, batch_idx: int
+    ) -> None:
+        """Record the iteration before its checkpoint is saved."""
+        module: RLVRModule = pl_module  # type: ignore[assignment]
+        if self._record is not None and batch.rollout is not None:
+            self._record.add(module.iteration, batch.rollout, batch.cursor, module.updates - updates_of(module))
+        self._stop_after_replay(trainer, module.iteration)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._stop_after_replay(trainer, checkpoint["rlvr"]["iteration"])
+
+    def _stop_after_replay(self, trainer: Trainer, iteration: int) -> None:
+        """End the run if it has trained on the whole record."""
+        if isinstance(self.source, ReplaySource) and iteration >= self.source.iterations and not trainer.should_stop:
+            if trainer.is_global_zero:
+                _log.warning(
+                    "rollout.rollouts_from: the record ends after iteration %d, and so does this run", iteration
+                )
+            trainer.should_stop = True  # Lightning then validates before it ends the run
 
     # ---- validation ---------------------------------------------------------------------------------------
 
@@ -228,8 +278,24 @@ class RolloutCallback(Callback):
         )  # fmt: skip
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         saved = max(getattr(callback, "save_prompts", 0) for callback in callbacks)  # the run folder saves the first
+        if stage == "fit" and self.rollouts_from is not None:
+            self.source = self._replay(trainer, module, data)
+            return
         kind = AheadSource if self.overlap else SyncSource
         self.source = kind(self.sampler, module, data, self.group_size, self.sampling, saved)
+
+    def _replay(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
+        """Return a source of the recorded rollouts.
+
+        Raises:
+            UserError: the record does not fit this run.
+        """
+        run = Path(str(self.rollouts_from)).expanduser().absolute()  # a reward may change the current directory
+        if run.resolve() == Path(trainer.default_root_dir).resolve():
+            raise UserError("rollout.rollouts_from: it is this run's own folder; set another trainer.default_root_dir")
+        source = ReplaySource(Record(run), module, data, self.sampling)
+        source.check(replay_terms(self.group_size, data, self.sampling, self.mask_truncated), begins(self.environment))
+        return source
 
     def check_data(self, module: RLVRModule, data: PromptDataModule) -> None:
         """Check the settings against the loaded data and the model's context.
@@ -257,8 +323,9 @@ class RolloutCallback(Callback):
     ) -> None:
         """Refuse sizes that contradict each other."""
         check_sizes(
-            module, self.generator, self.sampling, self.group_size, self.overlap, prompts, ranks, precision, device
-        )
+            module, self.generator, self.sampling, self.group_size, self.overlap and self.rollouts_from is None,
+            prompts, ranks, precision, device,
+        )  # fmt: skip
 
     def log_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
@@ -266,11 +333,13 @@ class RolloutCallback(Callback):
         """Log the derived sizes, and warn of slow ones."""
         log_sizes(module, self.generator, self.group_size, prompts, ranks, precision, device)
 
-    def _started(self, trainer: Trainer, module: RLVRModule) -> tuple[GroupSampler, RolloutSource]:
-        """Return the sampler, whose engine the first call starts, and the source."""
+    def _started(
+        self, trainer: Trainer, module: RLVRModule, training: bool = False
+    ) -> tuple[GroupSampler, RolloutSource]:
+        """Return the sampler, whose engine the first call that needs it starts, and the source."""
         sampler, source = self.sampler, self.source
         assert sampler is not None and source is not None, "setup() comes first"
-        if not self.engine.started:
+        if not self.engine.started and (source.generates or not training):
             data: Any = trainer.datamodule  # type: ignore[attr-defined]
             sampler.start(self._context(trainer, module), module.policy, data)
             source.sampling, self.eval_sampling = (
@@ -320,7 +389,8 @@ class RolloutCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         assert self.source is not None, "setup() comes first"
-        self.source.load_state_dict(state_dict)
+        if state_dict.keys() != {"judges"}:  # a replay leaves no state to a source that samples
+            self.source.load_state_dict(state_dict)
         for kind, what in (("code", "code of your own"), ("validation", "validation data")):
             warn_of_changes(state_dict.get("judges", {}).get(kind, {}), self._judges[kind], what)
 

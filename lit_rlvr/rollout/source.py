@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import world_size
@@ -41,8 +41,10 @@ class RolloutSource(ABC):
         sampling: how completions are sampled.
         metrics: of the last rollout: seconds by stage as `time/...`, and counts as `rollout/...`.
         extra_completions: of the last rollout, those that were sampled for it and are not in it (the reference's).
+        generates: whether it samples with the run's engine.
     """
 
+    generates: ClassVar[bool] = True
     sampling: Sampling
     metrics: dict[str, float]
     extra_completions: list[list[Completion]]

@@ -76,8 +76,8 @@ FAILED_FOLDER = ".failed"
 """Folder for the files of a run that ended before its first checkpoint."""
 RUN_FILES = (
     "checkpoints/step-[0-9]*.ckpt", "checkpoints/best.ckpt", "tensorboard/events.out.tfevents.*",
-    "rollouts/step-*.json", "skipped/step-*.json", "summary.json", "metrics.csv", "completions.jsonl", "curves.png",
-    "failed_rewards.jsonl", "live.json",
+    "rollouts/step-*.json", "record/run.json", "record/iteration-*.npz", "skipped/step-*.json", "summary.json",
+    "metrics.csv", "completions.jsonl", "curves.png", "failed_rewards.jsonl", "live.json",
     *(f"trackers/{name}" for name in ("runs.json", "mlflow.db", "mlflow-files", "wandb")),
 )  # fmt: skip
 

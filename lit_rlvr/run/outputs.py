@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from rich.table import Table
 from lit_rlvr.common.files import write_atomically
 from lit_rlvr.common.terminal import Terminal, one_line
 from lit_rlvr.datamodules.reading.images import Images, open_images
-from lit_rlvr.distributed.sharding import whole
+from lit_rlvr.distributed.sharding import weights_sha256
 from lit_rlvr.errors import RunStopped, UserError, check_within, shown
 from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.run.loggers import metrics_file, run_root
@@ -322,17 +321,6 @@ def write_metrics(trainer: Trainer) -> None:
     if metrics is not None:
         metrics.log_metrics(values | {"epoch": float(trainer.current_epoch)}, step)
         metrics.save()
-
-
-def weights_sha256(model: torch.nn.Module) -> str:
-    """Return the SHA-256 over the parameters' names, types, shapes and bytes, in name order; gather sharded
-    parameters."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        values = whole(parameter.detach()).cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def sample_rows(rollout: Rollout, step: int, prompts: int, run: Path) -> list[dict[str, Any]]:

@@ -126,7 +126,7 @@ def test_other_sizes_of_micro_batches_are_one_line(wrong: str, run_folder: Path,
 def test_the_checkpoint_holds_the_hashed_weights(run_folder: Path, tiny_model_folder: Path, lit_rlvr: CLI) -> None:
     from tiny import tiny_llama
 
-    from lit_rlvr.run.outputs import weights_sha256
+    from lit_rlvr.distributed.sharding import weights_sha256
 
     fit(lit_rlvr, "--trainer.max_steps", 1)
     state = torch.load(last_checkpoint(run_folder / "run"), weights_only=True)["state_dict"]

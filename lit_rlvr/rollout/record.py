@@ -1,0 +1,289 @@
+"""The record of a run: the rollouts that it trained on, and the source that lets another run train on them.
+
+A rollout that was sampled while training went on cannot be generated again. With its record, the run can be repeated
+bit for bit, and other losses can be trained on the same rollouts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_rlvr.common.files import flush_to_disk, write_atomically
+from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
+from lit_rlvr.distributed.sharding import weights_sha256
+from lit_rlvr.engines.base import read_completion
+from lit_rlvr.errors import UserError, first_line, shown
+from lit_rlvr.rollout.source import RolloutSource
+from lit_rlvr.training.module import RLVRModule
+from lit_rlvr.types import Prompt, PromptBatch, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from lit_rlvr.datamodules import PromptDataModule
+
+_log = logging.getLogger("lit_rlvr")
+
+FORMAT = 1
+"""Version of the files."""
+TOKEN_FIELDS = ("token_ids", "mask", "rollout_logprobs", "versions")
+GROUP_FIELDS = ("rewards", "correct", "judged", "reference_rewards")
+"""Tensors of a rollout, (B, T) and (P, G)."""
+
+
+class Record:
+    """The folder `record/` of a run: what a replay must agree with, in `run.json`, and the rollout of each iteration
+    and rank, in `iteration-NNNNNN-rank-N.npz`.
+
+    Args:
+        run: the run's folder.
+        limit: most bytes to write; the record ends before the iteration that would exceed them.
+    """
+
+    def __init__(self, run: Path, limit: int = 0) -> None:
+        self.run, self.folder, self._left, self._is_open = run, run / "record", limit // world_size(), True
+
+    def __len__(self) -> int:
+        """Return the number of iterations that all ranks have, without a gap."""
+        ranks = range(world_size())
+        return next(n for n in count(1) if not all(self._path(n, r).is_file() for r in ranks)) - 1
+
+    def _path(self, iteration: int, of: int | None = None) -> Path:
+        return self.folder / f"iteration-{iteration:06d}-rank-{rank() if of is None else of}.npz"
+
+    def begin(self, iteration: int, terms: dict[str, Any], model: nn.Module) -> None:
+        """Begin the record, or continue it after an iteration; a resumed run trains later iterations again. Collective:
+        call it on every rank.
+
+        Args:
+            terms: what a replay must agree with, in addition to the first weights of the `model`.
+        """
+        if iteration == 0:
+            terms = terms | first_weights(model)
+            if rank() == 0:
+                write_atomically(self.folder / "run.json", json.dumps(terms, indent=2) + "\n")
+        for path in self.folder.glob(f"iteration-[0-9]*-rank-{rank()}.npz"):
+            if path > self._path(iteration):
+                path.unlink()
+            else:
+                self._left -= path.stat().st_size
+        if min(gather_objects(len(self))) < iteration:
+            self._end(iteration + 1, "it lacks earlier iterations of this run")
+
+    def add(self, iteration: int, rollout: Rollout, cursor: dict[str, int], updates: int) -> None:
+        """Add this rank's rollout of an iteration, if there is room. Collective: call it on every rank.
+
+        Args:
+            cursor: the data's position after the iteration. updates: optimizer steps before it.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        if not self._is_open:
+            return
+        content, path = BytesIO(), self._path(iteration)
+        arrays: dict[str, Any] = pack_rollout(rollout, {"cursor": cursor, "updates": updates})
+        np.savez(content, **arrays)
+        self._left -= content.tell()
+        if any(gather_objects(self._left < 0)):
+            self._end(iteration, "its disk space is used up (rollout.record)")
+        elif any(gather_objects(_has_observed_images(rollout))):
+            self._end(iteration, "images that an environment shows are not recorded")
+        else:
+            try:
+                write_atomically(path, content.getvalue())
+                flush_to_disk(path)  # before the checkpoint after this iteration
+                flush_to_disk(self.folder)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"{shown(path)} cannot be written: {reason}; set rollout.record: 0") from error
+
+    def _end(self, iteration: int, reason: str) -> None:
+        self._is_open = False
+        if rank() == 0:
+            _log.warning("%s ends before iteration %d: %s", shown(self.folder), iteration, reason)
+
+    def check(self, terms: dict[str, Any]) -> None:
+        """Refuse a record that does not agree with these terms of this run.
+
+        Raises:
+            UserError: names the first that differs, or there is no record.
+        """
+        try:
+            recorded = dict(json.loads((self.folder / "run.json").read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise self.error("holds no record of a run; record one with rollout.record") from error
+        for name, ours in terms.items():
+            if recorded.get(name) != ours:
+                raise self.error(f"was recorded with {name} {recorded.get(name)}, this run has {ours}; use the same")
+
+    def read(self, iteration: int, *names: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what `pack_rollout` was given: `about`, and the arrays with these names, by default all.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self._path(iteration)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return json.loads(bytes(file["about"])), {
+                    name: torch.tensor(file[name]) for name in names or file.files
+                }
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise self.error(f"is damaged: {path.name} ({first_line(error)})") from error
+
+    def error(self, what: str) -> UserError:
+        return UserError(f"rollout.rollouts_from: {shown(self.run)} {what}")
+
+
+def first_weights(model: nn.Module) -> dict[str, str]:
+    """Return the term of the weights that a run begins with. Collective: call it on every rank."""
+    return {"first weights": weights_sha256(model)[:16]}
+
+
+def replay_terms(group_size: int, data: PromptDataModule, sampling: Sampling, mask_truncated: bool) -> dict[str, Any]:
+    """Return the settings that a record and its replay must agree on, as JSON holds them."""
+    terms = {
+        "format": FORMAT, "processes": world_size(), "rollout.group_size": group_size,
+        "data.prompts_per_step": data.prompts_per_step, "rollout.mask_truncated": mask_truncated,
+    } | {f"rollout.sampling.{name}": value for name, value in vars(sampling).items()}  # fmt: skip
+    return dict(json.loads(json.dumps(terms)))
+
+
+def pack_rollout(rollout: Rollout, about: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Return a rollout as arrays: numbers of the tokens without padding, and as JSON the rest, in `about`."""
+    completions = [completion for group in rollout.completions for completion in group]
+    about = about | {
+        "ids": [prompt.sample.id for prompt in rollout.prompts],
+        "prompts": [prompt.token_ids for prompt in rollout.prompts],
+        "lengths": [len(completion.token_ids) for completion in completions],
+        "width": rollout.token_ids.shape[1],
+        "finish_reasons": [completion.finish_reason for completion in completions],
+        "statuses": rollout.statuses,
+        "weights": rollout.weights,
+        "exact": rollout.exact,
+        "kept": None if rollout.kept is None else list(rollout.kept.items()),
+        "repeats": rollout.repeats,
+    }
+    sampled = [torch.tensor(c.sampled) if c.sampled else torch.ones(c.length, dtype=torch.bool) for c in completions]
+    inside = _inside(about["lengths"], about["width"])
+    tensors = {name: getattr(rollout, name) for name in (*TOKEN_FIELDS, *GROUP_FIELDS)}
+    tensors |= {f"part/{name}": part for name, part in rollout.parts.items()} | {"sampled": torch.cat(sampled)}
+    arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    for name, values in tensors.items():
+        if values is not None:
+            values = values[inside] if name in TOKEN_FIELDS else values
+            arrays[name] = (values.int() if values.dtype == torch.long else values).numpy()
+    return arrays
+
+
+def unpack_rollout(
+    about: dict[str, Any], arrays: dict[str, Tensor], prompts: list[Prompt], sampling: Sampling, tokenizer: Any
+) -> Rollout:
+    """Return the rollout that `pack_rollout` was given, with the texts of its completions decoded again."""
+    inside, size = _inside(about["lengths"], about["width"]), arrays["rewards"].shape[1]
+    fields: dict[str, Any] = {name: arrays[name] for name in GROUP_FIELDS if name in arrays}
+    for name in TOKEN_FIELDS:
+        if name in arrays:
+            flat = arrays[name].long() if arrays[name].dtype == torch.int else arrays[name]
+            fields[name] = torch.zeros(inside.shape, dtype=flat.dtype).masked_scatter(inside, flat)
+    rows = zip(
+        *(arrays[name].split(about["lengths"]) for name in ("token_ids", "rollout_logprobs", "sampled")),
+        about["finish_reasons"], strict=True,
+    )  # fmt: skip
+    completions = [
+        replace(
+            read_completion(tokenizer, token_ids.tolist(), logprobs.tolist(), reason == "stop"),
+            sampled=() if sampled.all() else tuple(sampled.tolist()),
+        )
+        for token_ids, logprobs, sampled, reason in rows
+    ]
+    return Rollout(
+        prompts=prompts,
+        completions=[completions[p * size : (p + 1) * size] for p in range(len(prompts))],
+        parts={name.removeprefix("part/"): part for name, part in arrays.items() if name.startswith("part/")},
+        sampling=sampling,
+        kept=None if about["kept"] is None else dict(about["kept"]),
+        **{name: about[name] for name in ("statuses", "weights", "exact", "repeats")},
+        **fields,
+    )
+
+
+def _inside(lengths: Sequence[int], width: int) -> Tensor:
+    """Return (B, T) bool, True for the tokens of completions, False for padding."""
+    return torch.arange(width) < torch.tensor(lengths)[:, None]
+
+
+def _has_observed_images(rollout: Rollout) -> bool:
+    """Return whether an environment has added images to prompts or completions."""
+    more = any(p.pixels is not None and len(p.pixels.placeholders) > len(p.sample.images) for p in rollout.prompts)
+    return more or any(completion.pixels is not None for group in rollout.completions for completion in group)
+
+
+class ReplaySource(RolloutSource):
+    """Returns the rollouts that another run has recorded, instead of sampling.
+
+    Args:
+        record: the other run's. module: the algorithm.
+        data: where prompts are found again by the ids of their samples.
+        sampling: how the recorded completions were sampled.
+    """
+
+    generates = False
+
+    def __init__(self, record: Record, module: RLVRModule, data: PromptDataModule, sampling: Sampling) -> None:
+        self.record, self.module, self.data, self.sampling = record, module, data, sampling
+        self.iterations, self.extra_completions = len(record), []
+        self.metrics = {"time/sync": 0.0, "time/generate": 0.0, "time/score": 0.0}  # the run folder needs them
+        self._prompts = {prompt.sample.id: prompt for prompt in data.prompts["train"]}
+
+    def check(self, terms: dict[str, Any], prompts_grow: bool) -> None:
+        """Refuse a record of other settings or other data.
+
+        Args:
+            terms: this run's. prompts_grow: an environment may have added to prompts.
+
+        Raises:
+            UserError: names what differs.
+        """
+        self.record.check(terms)
+        for iteration in range(1, self.iterations + 1):
+            about, _ = self.record.read(iteration, "about")
+            for name, token_ids in zip(about["ids"], about["prompts"], strict=True):
+                if name not in self._prompts:
+                    raise self.record.error(f"was trained on {name}, which is not in the data")
+                if not prompts_grow and self._prompts[name].token_ids != token_ids:
+                    raise self.record.error(f"was trained on {name} with other tokens than in the data")
+        if not self.iterations:
+            raise self.record.error("has recorded no iteration")
+        if self.module.advantage.needs_reference and "reference_rewards" not in self.record.read(1)[1]:
+            raise self.record.error("has no rewards of a reference, which model.advantage needs")
+
+    def begin(self) -> None:
+        """Refuse a run that begins with other weights than the recorded one. Collective: call it on every rank."""
+        if self.module.iteration == 0:
+            self.record.check(first_weights(self.module.policy.model))
+
+    def next(self, batch: PromptBatch) -> Rollout:
+        about, arrays = self.record.read(self.module.iteration + 1)
+        ready = {prompt.sample.id: prompt for prompt in batch.prompts}  # the others lack their images
+        prompts = [
+            replace(ready.get(name) or self.data.prepare(self._prompts[name]), token_ids=token_ids)
+            for name, token_ids in zip(about["ids"], about["prompts"], strict=True)
+        ]
+        sampling = self.sampling.with_banned(self.module.policy.placeholder_ids)
+        rollout = unpack_rollout(about, arrays, prompts, sampling, self.module.tokenizer)
+        if rollout.versions is not None:  # as old as they were
+            rollout.versions += self.module.updates - about["updates"]
+        batch.cursor = about["cursor"]
+        return rollout

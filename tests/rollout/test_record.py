@@ -1,0 +1,156 @@
+"""A record keeps every number that training reads, each rank's and each version's, and ends cleanly."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import byte_tokenizer, make_rollout
+from torch import nn
+from two_ranks import in_two_ranks
+
+from lit_rlvr.errors import UserError
+from lit_rlvr.rollout.record import Record, ReplaySource, first_weights, unpack_rollout
+from lit_rlvr.types import Prompt, Rollout, Sampling
+
+CURSOR = {"epoch": 1, "position": 3}
+
+
+def odd_rollout() -> Rollout:
+    """Two groups of two, wider than their completions, with all that only some rollouts have."""
+    texts = [["abcd", "e"], ["", "fg"]]
+    groups = [[[ord(letter) for letter in text] for text in group] for group in texts]
+    rollout = make_rollout([[1, 2], [3]], groups, [[0.1, 0.2], [1 / 3, -1e-30]])
+    token_ids, versions = torch.zeros(2, 4, 6, dtype=torch.long)
+    mask, logprobs = torch.zeros(4, 6, dtype=torch.bool), torch.zeros(4, 6)
+    for i, ids in enumerate(ids for group in groups for ids in group):
+        token_ids[i, : len(ids)], mask[i, : len(ids)] = torch.tensor(ids, dtype=torch.long), i != 1
+        logprobs[i, : len(ids)] = -torch.rand(len(ids)) / 3
+        versions[i, : len(ids)] = torch.arange(len(ids))
+    mask[0, 1] = False  # observed
+    completions = [
+        [
+            replace(
+                completion, text=texts[p][g], logprobs=tuple(logprobs[2 * p + g, : completion.length].tolist()),
+                finish_reason="length" if g else "stop", sampled=(True, False, True, True) if (p, g) == (0, 0) else (),
+            )
+            for g, completion in enumerate(group)
+        ]
+        for p, group in enumerate(rollout.completions)
+    ]  # fmt: skip
+    return replace(
+        rollout, completions=completions, token_ids=token_ids, mask=mask, rollout_logprobs=logprobs, versions=versions,
+        statuses=[["ok", "error"], ["timeout", "unjudged"]], judged=torch.tensor([[True, False], [True, False]]),
+        parts={"a/b": torch.tensor([[1.0, math.nan], [0.5, 0.25]])}, weights={"a/b": 0.1}, exact=True,
+        reference_rewards=torch.tensor([[math.nan, 1.0], [0.0, 0.7]]), kept={1: 5}, repeats=[0, 2],
+    )  # fmt: skip
+
+
+def assert_equal(ours: Rollout, theirs: Rollout) -> None:
+    for field in fields(Rollout):
+        got, wanted = getattr(ours, field.name), getattr(theirs, field.name)
+        if isinstance(wanted, torch.Tensor):
+            torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True, msg=field.name)
+        elif field.name == "parts":
+            assert got.keys() == wanted.keys()
+            for name in wanted:
+                torch.testing.assert_close(got[name], wanted[name], rtol=0, atol=0, equal_nan=True)
+        else:
+            assert got == wanted, field.name
+
+
+@pytest.mark.parametrize("rollout", [odd_rollout(), make_rollout([[1]], [[[65], [66]]], [[0.0, 1.0]])])
+def test_a_rollout_is_read_as_it_was(rollout: Rollout, tmp_path: Path) -> None:
+    record = Record(tmp_path, limit=1 << 20)
+    record.begin(0, {}, nn.Linear(2, 2))
+    texts = [[replace(c, text=byte_tokenizer().decode(c.token_ids)) for c in group] for group in rollout.completions]
+    rollout = replace(rollout, completions=texts)
+    record.add(1, rollout, CURSOR, updates=7)
+    about, arrays = Record(tmp_path).read(1)
+    assert (about["cursor"], about["updates"], len(record)) == (CURSOR, 7, 1)
+    assert_equal(unpack_rollout(about, arrays, rollout.prompts, rollout.sampling, byte_tokenizer()), rollout)
+    size = sum(tensor.numel() for tensor in arrays.values())
+    assert size < 2000, "padding is not written"
+
+
+def test_a_resumed_run_replaces_later_iterations_and_keeps_the_bound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rollout, model = make_rollout([[1]], [[[65], [66]]]), nn.Linear(2, 2)
+
+    def files() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "record").glob("*.npz"))
+
+    def go_on(after: int, until: int, limit: int = 1 << 20) -> Record:
+        record = Record(tmp_path, limit)
+        record.begin(after, {}, model)
+        for iteration in range(after + 1, until + 1):
+            record.add(iteration, rollout, CURSOR, 0)
+        return record
+
+    assert len(go_on(0, 5)) == 5
+    size = (tmp_path / "record" / files()[0]).stat().st_size
+    assert len(go_on(2, 3)) == 3 and len(files()) == 3
+    with caplog.at_level(logging.WARNING, "lit_rlvr"):
+        assert len(go_on(3, 9, limit=5 * size)) == 5, "what is there counts"
+        assert len(go_on(7, 9)) == 5, "there is a gap"
+    said = [message.getMessage().partition(" ends before iteration ")[2] for message in caplog.records]
+    assert said == [
+        "6: its disk space is used up (rollout.record)", "8: it lacks earlier iterations of this run"
+    ]  # fmt: skip
+
+
+def _record_in_one_of_two(rank: int, run: Path) -> None:
+    """Rank 1's rollouts are longer, and do not fit into its half of the bound."""
+    record = Record(run, limit=12_000)
+    record.begin(0, {}, nn.Linear(2, 2))
+    for iteration in (1, 2):
+        tokens = [65] * (1 if rank == 0 or iteration == 1 else 500)
+        record.add(iteration, make_rollout([[1]], [[tokens, [66]]]), CURSOR, 0)
+    assert len(Record(run)) == 1
+
+
+def test_the_record_ends_on_all_ranks_at_once(tmp_path: Path) -> None:
+    in_two_ranks(tmp_path, _record_in_one_of_two, tmp_path)
+    names = sorted(path.name for path in (tmp_path / "record").iterdir())
+    assert names == ["iteration-000001-rank-0.npz", "iteration-000001-rank-1.npz", "run.json"]
+
+
+def replay_of(run: Path, prompts: Sequence[Prompt], needs_reference: bool = False) -> ReplaySource:
+    module: Any = SimpleNamespace(advantage=SimpleNamespace(needs_reference=needs_reference))
+    data: Any = SimpleNamespace(prompts={"train": prompts})
+    return ReplaySource(Record(run), module, data, Sampling())
+
+
+def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:
+    rollout, terms = make_rollout([[1, 2]], [[[65], [66]]]), {"rollout.group_size": 2}
+    run, prompt = tmp_path / "run", rollout.prompts[0]
+    record = Record(run, limit=1 << 20)
+    for words in ("run holds no record of a run; record one with rollout.record", "run has recorded no iteration"):
+        with pytest.raises(UserError, match=words):
+            replay_of(run, [prompt]).check(terms, prompts_grow=False)
+        record.begin(0, terms, nn.Linear(2, 2))
+    record.add(1, rollout, CURSOR, 0)
+    replay_of(run, [prompt]).check(terms, prompts_grow=False)
+    with pytest.raises(UserError, match=r"recorded with rollout\.group_size 2, this run has 4; use the same"):
+        replay_of(run, [prompt]).check({"rollout.group_size": 4}, prompts_grow=False)
+    with pytest.raises(UserError, match="was trained on p0, which is not in the data"):
+        replay_of(run, []).check(terms, prompts_grow=False)
+    with pytest.raises(UserError, match="was trained on p0 with other tokens than in the data"):
+        replay_of(run, [replace(prompt, token_ids=[1])]).check(terms, prompts_grow=False)
+    replay_of(run, [replace(prompt, token_ids=[1])]).check(terms, prompts_grow=True)
+    with pytest.raises(UserError, match=r"no rewards of a reference, which model\.advantage needs"):
+        replay_of(run, [prompt], needs_reference=True).check(terms, prompts_grow=False)
+    with pytest.raises(UserError, match="was recorded with first weights"):
+        Record(run).check(first_weights(nn.Linear(2, 2)))
+    file = run / "record" / "iteration-000001-rank-0.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"run is damaged: iteration-000001-rank-0\.npz"):
+        replay_of(run, [prompt]).check(terms, prompts_grow=False)

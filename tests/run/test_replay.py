@@ -1,0 +1,205 @@
+"""Runs that train on the rollouts that another run has recorded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import save_model, tiny_llama
+from tiny_rewards import judged_as_is
+from tiny_runs import (
+    FIT,
+    STRATEGIES,
+    completions,
+    fit,
+    in_two_processes,
+    metrics,
+    pictures_config,
+    summary,
+    to,
+    write_config,
+)  # fmt: skip
+
+from lit_rlvr.engines.hf import HFEngine
+
+CLI = Callable[..., Any]
+RARE = ("--rollout.rewards", json.dumps([judged_as_is("rare")]))
+OVERLAP = ("--rollout.overlap", "true", "--rollout.engine", "tiny_engines.Copying")
+RECORD, UNVALIDATED = ("--rollout.record", "1"), ("--trainer.limit_val_batches", "0")
+REPLAY = ("--rollouts-from", "run", *to("again"))
+TURNS = (
+    "--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", "3",
+    "--rollout.sampling.max_observation_tokens", "40", "--rollout.rewards", "null",
+)  # fmt: skip
+
+
+def digest(run: Path) -> str:
+    return str(summary(run)["weights_sha256"])
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let engines fail when they are started."""
+
+    def start(*_: Any) -> None:
+        raise AssertionError("a replay started the engine")
+
+    monkeypatch.setattr(HFEngine, "start", start)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(OVERLAP, id="overlap"),
+        pytest.param(
+            ("--model", "DAPO", *RARE, "--model.init_args.updates_per_rollout", "2", *RECORD), id="dynamic sampling"
+        ),
+        pytest.param(
+            ("--model", "AAPO", "--model.init_args.updates_per_rollout", "2", "--model.init_args.epochs_per_rollout",
+             "2", "--trainer.max_steps", "12", *RECORD),
+            id="reference, updates and epochs", marks=pytest.mark.slow,
+        ),
+        pytest.param((*TURNS, *RECORD, "--rollout.mask_truncated", "true"), id="turns", marks=pytest.mark.slow),
+        pytest.param(
+            ("--rollout.environment", "tiny_environments.Dice", *RECORD), id="opening", marks=pytest.mark.slow
+        ),
+    ],
+)  # fmt: skip
+def test_a_replay_ends_in_the_same_weights(
+    run_folder: Path, lit_rlvr: CLI, request: pytest.FixtureRequest, options: tuple[str, ...]
+) -> None:
+    fit(lit_rlvr, *options, *UNVALIDATED)
+    request.getfixturevalue("no_engine")
+    said = fit(lit_rlvr, *options, *UNVALIDATED, *REPLAY, "--seed_everything", "0").err
+    run, again = run_folder / "run", run_folder / "again"
+    assert digest(again) == digest(run) and "the record ends" not in said
+    for row, wanted in zip(metrics(again), metrics(run), strict=True):
+        trained = [name for name in wanted if name.startswith("train/")]
+        assert trained and [row[name] for name in trained] == [wanted[name] for name in trained]
+    assert [row["reward"] for row in completions(again)] == [row["reward"] for row in completions(run)]
+    recorded = [path.read_bytes() for path in sorted((run / "record").iterdir())]
+    copies = [path.read_bytes() for path in sorted((again / "record").glob("*"))]
+    assert copies == (recorded if RECORD[0] in options else []), "a record of a replay is the same record"
+
+
+@pytest.fixture
+def recorded(run_folder: Path, lit_rlvr: CLI) -> Path:
+    """A run of six iterations, with its record."""
+    fit(lit_rlvr, *RECORD, *UNVALIDATED)
+    return run_folder / "run"
+
+
+@pytest.mark.slow
+def test_another_loss_trains_on_the_same_rollouts(recorded: Path, lit_rlvr: CLI, no_engine: None) -> None:
+    fit(lit_rlvr, *UNVALIDATED, *REPLAY, "--model", "DrGRPO", "--model.init_args.updates_per_rollout", "2")
+    again = recorded.with_name("again")
+    rows = list(zip(completions(again), completions(recorded), strict=False))
+    assert len(completions(again)) == len(completions(recorded)) / 2, "six steps are three rollouts of two"
+    same = ("id", "completion", "reward", "correct", "status", "finish_reason", "tokens")
+    assert all([ours[key] for key in same] == [theirs[key] for key in same] for ours, theirs in rows)
+    assert digest(again) != digest(recorded)
+
+
+def test_a_resumed_replay_ends_in_the_same_weights(recorded: Path, lit_rlvr: CLI) -> None:
+    """Also one that a validation interrupts, for which an engine starts."""
+    fit(lit_rlvr, *REPLAY, "--trainer.max_steps", "2")
+    fit(lit_rlvr, *REPLAY, "--ckpt_path", "last")
+    again = recorded.with_name("again")
+    assert summary(again)["resumed_from_step"] == 2 and digest(again) == digest(recorded)
+    assert all(metrics(again)[step]["val/accuracy"] for step in (3, 6))
+
+
+@pytest.mark.slow
+def test_a_run_ends_where_the_record_does(recorded: Path, lit_rlvr: CLI) -> None:
+    more = (*REPLAY, *UNVALIDATED, "--trainer.max_steps", "9")
+    for resume in ((), ("--ckpt_path", "last")):
+        said = fit(lit_rlvr, *more, *resume).err
+        assert said.count("the record ends after iteration 6, and so does this run") == 1
+    ended = summary(recorded.with_name("again"))
+    assert (ended["steps"], ended["stopped"], ended["weights_sha256"]) == (6, None, digest(recorded))
+    fit(lit_rlvr, *more[2:], "--ckpt_path", "last")
+    assert summary(recorded.with_name("again"))["steps"] == 9, "it goes on by itself without the record"
+
+
+REFUSED = {
+    "recorded with rollout.group_size 4, this run has 2; use the same": ["--rollout.group_size", "2"],
+    "recorded with data.prompts_per_step 4, this run has 2": ["--data.init_args.prompts_per_step", "2"],
+    "recorded with rollout.sampling.temperature 1.0, this": ["--rollout.sampling.temperature", "0.5"],
+    "recorded with rollout.mask_truncated False, this": ["--rollout.mask_truncated", "true"],
+    ", which is not in the data": ["--data.init_args.high", "9", "--data.init_args.seed", "1"],
+    "with other tokens than in the data": ["--data.init_args.system_prompt", "Add."],
+    "run has no rewards of a reference, which model.advantage needs": ["--model", "AAPO"],
+    "run was recorded with first weights ": ["--model.init_args.model", "other"],
+    "nowhere holds no record of a run; record one with rollout.record": ["--rollouts-from", "nowhere"],
+    "it is this run's own folder": ["--trainer.default_root_dir", "run", "--overwrite", "true"],
+}
+
+
+@pytest.mark.slow
+def test_what_cannot_be_replayed_is_refused(recorded: Path, lit_rlvr: CLI) -> None:
+    save_model(tiny_llama(seed=5), recorded.with_name("other"))
+    for words, options in REFUSED.items():
+        refused = fit(lit_rlvr, *REPLAY, *UNVALIDATED, *options, status=2)
+        errors = [line for line in refused.err.splitlines() if line.startswith("lit-rlvr: error:")]
+        assert len(errors) == 1 and "rollout.rollouts_from: " in errors[0] and words in errors[0], refused.err
+        assert "Traceback" not in refused.err and digest(recorded)
+
+
+@pytest.mark.slow
+def test_a_damaged_record_is_named(recorded: Path, lit_rlvr: CLI) -> None:
+    file = recorded / "record" / "iteration-000003-rank-0.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    refused = fit(lit_rlvr, *REPLAY, *UNVALIDATED, status=2)
+    assert "run is damaged: iteration-000003-rank-0.npz" in refused.err and "Traceback" not in refused.err
+
+
+@pytest.mark.slow
+def test_a_resumed_run_records_its_own_iterations(run_folder: Path, lit_rlvr: CLI) -> None:
+    """What it recorded after the checkpoint is trained again; a run that was not recorded from its start is not."""
+    options = (*OVERLAP, *UNVALIDATED, "--checkpoint.every", "2", "--checkpoint.keep", "9")
+    fit(lit_rlvr, *options)
+    run = run_folder / "run"
+    files = sorted(path.name for path in (run / "record").iterdir())
+    assert files == [*(f"iteration-{n:06d}-rank-0.npz" for n in range(1, 7)), "run.json"]
+    shutil.copytree(run, run_folder / "other")
+    fit(lit_rlvr, *options, "--ckpt_path", "run/checkpoints/step-000002.ckpt", "--trainer.max_steps", "4")
+    assert len([*(run / "record").glob("*.npz")]) == 4
+    fit(lit_rlvr, *OVERLAP, *UNVALIDATED, *REPLAY, "--trainer.max_steps", "4")
+    assert digest(run_folder / "again") == digest(run)
+    (run_folder / "other" / "record" / "iteration-000002-rank-0.npz").unlink()
+    said = fit(lit_rlvr, *options, *to("other"), "--ckpt_path", "other/checkpoints/step-000004.ckpt").err
+    assert "other/record ends before iteration 5: it lacks earlier iterations of this run" in said
+
+
+def test_the_record_ends_when_its_disk_space_is_used_up(run_folder: Path, lit_rlvr: CLI) -> None:
+    said = fit(lit_rlvr, "--rollout.record", "1.5e-5", *UNVALIDATED).err
+    files = [*(run_folder / "run" / "record").glob("*.npz")]
+    ended = len(files)
+    assert f"run/record ends before iteration {ended + 1}: its disk space is used up (rollout.record)" in said
+    assert 0 < ended < 6 and sum(file.stat().st_size for file in files) <= 1.5e-5 * 2**30
+    assert f"the record ends after iteration {ended}" in fit(lit_rlvr, *REPLAY, *UNVALIDATED).err
+
+
+@pytest.mark.slow
+def test_two_processes_replay_what_two_recorded(run_folder: Path, lit_rlvr: CLI) -> None:
+    """Groups are balanced over the processes after sampling, so each has other groups than it sampled."""
+    options = ("--model", "DAPO", *RARE, *RECORD, *UNVALIDATED, "--model.init_args.updates_per_rollout", "2")
+    two = (*FIT, *STRATEGIES["ddp"], *options)
+    in_two_processes(run_folder, two, [*two, *REPLAY])
+    assert digest(run_folder / "again") == digest(run_folder / "run")
+    refused = fit(lit_rlvr, *options, "--rollouts-from", "run", *to("alone"), status=2)
+    assert "run was recorded with processes 2, this run has 1; use the same" in refused.err
+
+
+@pytest.mark.slow
+def test_prompts_get_their_images_from_the_data(run_folder: Path, vlm_folder: Path, lit_rlvr: CLI) -> None:
+    write_config(run_folder / "tiny.yaml", pictures_config(vlm_folder, run_folder / "run"))
+    fit(lit_rlvr, *RECORD)
+    fit(lit_rlvr, *REPLAY)
+    assert digest(run_folder / "again") == digest(run_folder / "run")
