@@ -27,6 +27,7 @@ ImportanceCorrection = Literal[
     "sequence_reject",
     "geometric_reject",
 ]
+ProxLogpMethod = Literal["recompute", "loglinear"]
 RENAMED_CORRECTIONS = {
     "token_mask": ("token_reject", "token_mis"),
     "sequence_mask": ("geometric_reject", "sequence_mis"),
@@ -41,7 +42,7 @@ class LossInputs:
 
     Args:
         logp: (B, T) log-probabilities under the current policy; only this and `entropy` have a gradient.
-        old: (B, T) log-probabilities under the policy at rollout time, which the trainer computes.
+        old: (B, T) log-probabilities under the policy at the beginning of the iteration, which the trainer computes.
         mask: (B, T) bool.
         advantages: (B, 1), constant.
         token_weight: (B, T) share of each token in the loss (`aggregation_weights`, times the
@@ -241,6 +242,11 @@ class Correction:
     their geometric mean (`geometric_...`). Sources: Yao et al. 2025 (truncated importance sampling), Ling Team 2025
     (IcePop, masked importance sampling), DeepSeek-V3.2, eq. 9 (`off_policy_threshold`), verl's rollout correction.
 
+    `rollout` is the log-probability that a token was sampled with, so the tokens of one completion may come from
+    several versions of the weights. With an objective that clips `exp(logp - old)`, this is decoupled PPO (Fu et al.
+    2025, AReaL): `rollout` is its behaviour policy, `old` its proximal one and `logp` the current one. `token_truncate`
+    and `token_mis` are AReaL's actions `clamp` and `mask` at the level of tokens.
+
     Args:
         mode: `..._truncate` weighs by w clipped to [low, high]; `..._mis` by w within the bounds and 0 outside;
             `..._reject` by 1 within the bounds and 0 outside.
@@ -248,6 +254,8 @@ class Correction:
         veto: drop a sequence with a token whose w is below this; None = off.
         off_policy_threshold: drop a sequence with a negative advantage whose mean of `rollout - logp` is above this;
             None = off.
+        prox_logp_method: `recompute` computes `old` with the weights at the beginning of the iteration; `loglinear`
+            approximates it (`loglinear_old`).
     """
 
     mode: ImportanceCorrection = "none"
@@ -255,6 +263,7 @@ class Correction:
     low: float | None = None
     veto: float | None = None
     off_policy_threshold: float | None = None
+    prox_logp_method: ProxLogpMethod = "recompute"
 
     def __post_init__(self) -> None:
         bounds = {"importance_cap": self.high, "importance_veto": self.veto}
@@ -262,6 +271,13 @@ class Correction:
         check_within("[0, inf)", "model", importance_floor=self.low)
         if self.high is not None and self.low is not None and self.low >= self.high:
             raise UserError(f"model.importance_floor: {self.low} must lie below importance_cap={self.high}")
+        if self.prox_logp_method not in get_args(ProxLogpMethod):
+            raise UserError(f"model.prox_logp_method: {self.prox_logp_method!r} is not recompute or loglinear")
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the weights follow the ratios and no ratio can make one arbitrarily large."""
+        return self.mode != "none" and (self.high is not None or (self.mode.endswith("_reject") and bool(self.low)))
 
     @property
     def drops(self) -> bool:
@@ -280,12 +296,29 @@ class Correction:
         return torch.where(within, log_ratio.exp(), 0.0) if how == "mis" else within.to(log_ratio.dtype)
 
 
+def loglinear_old(logp: Tensor, rollout: Tensor, age: Tensor, updates: int) -> Tensor:
+    """Return an approximation (B, T) of the old log-probabilities that needs no forward pass: `b + alpha (logp - b)`
+    with `b = rollout` and `alpha = (v_old - v_b) / (v_logp - v_b)`.
+
+    Source: AReaL's `prox_logp_method: loglinear` (areal/trainer/ppo/actor.py, `compute_prox_logp_approximations`). v
+    counts optimizer steps here. AReaL counts syncs with the engine, and takes v_old = v_logp - 1 in all steps of an
+    iteration.
+
+    Args:
+        logp: (B, T) log-probabilities under the current policy, without a gradient.
+        rollout: (B, T) log-probabilities that the tokens were sampled with.
+        age: (B, T) v_old - v_b, optimizer steps from the weights that sampled each token to the old ones.
+        updates: v_logp - v_old, optimizer steps from the old weights to the current ones; at least 1.
+    """
+    return torch.lerp(rollout, logp, (age / (age + updates)).to(logp.dtype))
+
+
 def importance_weights(old: Tensor, rollout: Tensor, mask: Tensor, correction: Correction) -> tuple[Tensor, Tensor]:
     """Return weights that correct for an engine whose log-probabilities differ from the trainer's.
 
     Args:
         old: (B, T) the trainer's log-probabilities of the sampled tokens.
-        rollout: (B, T) the engine's log-probabilities of the sampled tokens.
+        rollout: (B, T) the engine's log-probabilities of the sampled tokens, each under the weights that sampled it.
 
     Returns:
         Token weights (B, T), and row weights (B,) for sequence-level losses: with a correction of tokens, that of the

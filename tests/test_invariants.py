@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from tiny import plain_logprobs, tiny_llama
-from tiny_fit import T_MAX, Gradients, fit
+from tiny_engines import Copying
+from tiny_fit import T_MAX, Gradients, MixedVersions, fit
 from torch import Tensor
 
 from lit_rlvr.advantages import GDPOAdvantage, GroupBatch
@@ -45,11 +46,13 @@ def naive_gradients(
     token_factor: Any = None,
     kl_coef: float = 0.0,
     ref_weights: dict[str, Tensor] | None = None,
+    interpolated: Tensor | None = None,
 ) -> tuple[float, Gradients]:
     """GRPO's loss on some prompts' groups in 40 lines: one sequence at a time, everything run, no tricks.
 
     Args:
-        token_factor: (old (n,), engine (n,)) -> importance weights (n,).
+        token_factor: (old (n,), engine (n,), logp (n,), advantage) -> importance weights (n,).
+        interpolated: (B, T) alpha of AReaL's log-linear old policy, to use it.
     """
     models = []
     for state in (weights, old_weights, ref_weights):
@@ -74,10 +77,14 @@ def naive_gradients(
             with torch.no_grad():
                 old, _ = plain_logprobs(old_model, ids, completion.token_ids, rollout.sampling)
                 ref, _ = plain_logprobs(ref_model, ids, completion.token_ids, rollout.sampling)
+                engine = torch.tensor(completion.logprobs)
+                if interpolated is not None:
+                    alpha = interpolated[p * rollout.group_size + g, : len(engine)]
+                    old = engine + alpha * (logp.detach() - engine)
             w = (logp - old).exp()
             terms = -torch.minimum(w * advantage, w.clamp(0.8, 1.2) * advantage)
             if token_factor is not None:
-                terms = terms * token_factor(old, torch.tensor(completion.logprobs))
+                terms = terms * token_factor(old, engine, logp.detach(), advantage)
             terms = terms + kl_coef * ((ref - logp).exp() - (ref - logp) - 1)
             share = {
                 "sequence_mean": 1 / (rows * max(int(mask.sum()), 1)),
@@ -253,17 +260,35 @@ class OffEngine(HFEngine):
         return [[off(c) for c in group] for group in super().generate(prompts, sampling, seeds, done)]
 
 
-FACTORS = {
-    None: lambda old, engine: (old - engine).exp().clamp(max=2.0),
-    "token_truncate": lambda old, engine: (old - engine).exp().clamp(max=2.0),
-    "token_mis": lambda old, engine: (old - engine).exp() * ((old - engine).exp() <= 2.0),
-    "token_reject": lambda old, engine: (((old - engine).exp() <= 2.0) & ((old - engine).exp() >= 0.5)).float(),
-    "geometric_reject": lambda old, engine: (0.5 <= (old - engine).mean().exp() <= 2.0) * torch.ones_like(old),
-    "none": lambda old, engine: torch.ones_like(old),
-}
+def factors(high: float) -> dict[str | None, Any]:
+    """The weights of a sequence's tokens by each correction."""
+
+    def clipped(d: Tensor) -> Tensor:
+        return d.exp().clamp(max=high)
+
+    def kept(d: Tensor) -> Tensor:
+        return d.exp() * (d.exp() <= high)
+
+    def within(d: Tensor) -> Tensor:
+        return ((d.exp() <= high) & (d.exp() >= 1 / high)).float()
+
+    return {
+        None: lambda old, engine, *_: clipped(old - engine),
+        "token_truncate": lambda old, engine, *_: clipped(old - engine),
+        "token_mis": lambda old, engine, *_: kept(old - engine),
+        "token_reject": lambda old, engine, *_: within(old - engine),
+        "geometric_reject": lambda old, engine, *_: within((old - engine).mean()) * torch.ones_like(old),
+        "none": lambda old, *_: torch.ones_like(old),
+        "sequence_truncate": lambda old, engine, *_: clipped((old - engine).sum()) * torch.ones_like(old),
+        "sequence_mis": lambda old, engine, *_: kept((old - engine).sum()) * torch.ones_like(old),
+        "sequence_reject": lambda old, engine, *_: within((old - engine).sum()) * torch.ones_like(old),
+    }
 
 
-@pytest.mark.parametrize("mode", FACTORS)
+FACTORS = factors(2.0)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in FACTORS if not str(mode).startswith("sequence")])
 def test_importance_weights_correct_for_an_engine_that_is_off(
     tiny_model_folder: Path, tmp_path: Path, mode: Any
 ) -> None:
@@ -279,6 +304,49 @@ def test_importance_weights_correct_for_an_engine_that_is_off(
     if mode != "none":
         with pytest.raises(AssertionError):
             assert_same(seen.gradients[0], naive_gradients(rollout, range(6))[1], 1e-2)
+
+
+DROPS: dict[str, Any] = {
+    "importance_veto": lambda old, engine, *_: ((old - engine).exp() >= 0.6).all(),
+    "off_policy_threshold": lambda old, engine, logp, advantage: advantage >= 0 or (engine - logp).mean() <= 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "method"),
+    [*((mode, "recompute") for mode in [*FACTORS, *DROPS]), ("token_truncate", "loglinear"), ("none", "loglinear")],
+)
+def test_tokens_of_mixed_versions_have_the_gradient_of_decoupled_ppo(
+    tiny_model_folder: Path, tmp_path: Path, mode: Any, method: Any
+) -> None:
+    """Each token's behaviour policy is the version that sampled it; the proximal one is the iteration's first."""
+    high = 2.0 if mode == "sequence_reject" else 1.1
+    limit = {"importance_veto": 0.6, "off_policy_threshold": 0.1}
+    options = {mode: limit[mode]} if mode in limit else {"importance_correction": mode}
+    seen = MixedVersions()
+    fit(
+        tiny_model_folder, tmp_path, engine=Copying(), recorder=seen, updates_per_rollout=2, importance_cap=high,
+        prox_logp_method=method, **options,
+    )  # fmt: skip
+    rollout, age = seen.rollouts[0], 2.0 * seen.ages[0]  # in optimizer steps
+    assert sum(len({*row[used].tolist()}) > 1 for row, used in zip(age, rollout.mask, strict=True)) > 5
+    dropped: list[bool] = []
+
+    def weights(*policies: Any) -> Tensor:
+        kept = DROPS[mode](*policies) if mode in DROPS else True
+        dropped.append(not kept)
+        return factors(high).get(mode, factors(high)[None])(*policies) * float(kept)
+
+    for k, prompts in enumerate(seen.minibatches):
+        alpha = age / (age + k) if k and method == "loglinear" else None
+        expected = naive_gradients(
+            rollout, prompts, weights=seen.weights[k], token_factor=weights, interpolated=alpha
+        )[1]  # fmt: skip
+        assert_same(seen.gradients[k], expected, 1e-4)
+    assert (mode in DROPS) == (0 < sum(dropped) < len(dropped))
+    if mode != "none" or method == "loglinear":
+        with pytest.raises(AssertionError):
+            assert_same(seen.gradients[1], naive_gradients(rollout, prompts, weights=seen.weights[1])[1], 1e-3)
 
 
 def test_each_reward_is_normalised_by_itself_and_a_function_of_trl_gets_the_whole_rollout(

@@ -29,6 +29,9 @@ HIGH_SHARE = 0.5
 """The share of truncated completions, and of prompts without a signal, above which a run is reported."""
 WORSE = 0.2
 """The rise of such a share above which it is reported, or reported again."""
+FEW_SAMPLES, REPEAT = 0.3, 10
+"""The effective sample size of the correction's weights, as a share of the tokens, below which an iteration is reported
+(verl's bound, docs/algo/rollout_corr.md), and the iterations after which it may be reported again."""
 EXPLODED, COLLAPSED = 4.0, 0.1
 """The multiples of the first entropy above and below which a run is reported."""
 LONGER = 2.0
@@ -111,12 +114,14 @@ class CollapseStop(Callback):
 
 
 class LostWork(Callback):
-    """A warning when most completions are truncated or most prompts give no signal: once, and again when the share has
-    grown by another 0.2."""
+    """Warnings when most completions are truncated or most prompts give no signal: once, and again when the share has
+    grown by another 0.2; and when the importance correction leaves few effective samples: at most every 10th iteration.
+    """
 
     def __init__(self) -> None:
         self._recent: dict[str, list[float]] = {}
         self._said: dict[str, float] = {}
+        self._silent = 0  # iterations until few effective samples may be reported again
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -143,6 +148,14 @@ class LostWork(Callback):
             said.append(
                 f"{share:.0%} of the prompts gave no signal: their completions all had the same reward; try "
                 f"{_signal_advice(metrics['rollout/accuracy'])}"
+            )
+        self._silent -= 1
+        if (share := metrics.get("train/staleness/ess", 1.0)) < FEW_SAMPLES and self._silent <= 0:
+            self._silent = REPEAT
+            said.append(
+                f"the importance correction leaves an effective sample of {share:.0%} of the tokens, which are up to "
+                f"{metrics['train/staleness/max']:g} weight versions old; lower rollout.staleness or model.lr, or "
+                "weigh each token by itself (model.importance_correction: token_truncate)"
             )
         return said
 

@@ -83,6 +83,12 @@ PANELS = (
     ("Entropy (nats per token)", (("train/entropy", "policy"),)),
     ("Completion length (tokens)", (("rollout/length", "training rollouts"),)),
 )
+STALENESS_PANELS = (
+    ("Staleness (weight versions)", (("train/staleness/mean", "mean of tokens"), ("train/staleness/max", "largest"))),
+    ("Importance correction (share of tokens)",
+     (("train/staleness/ess", "effective sample size"), ("train/importance_dropped", "dropped"))),
+)  # fmt: skip
+"""Panels of a run that trained on tokens of older weights."""
 
 
 def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) -> None:
@@ -97,8 +103,11 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.5), constrained_layout=True)
-    for axis, (label, lines) in zip(axes.flat, PANELS, strict=True):
+    stale = any("train/staleness/mean" in row for row in rows.values())
+    panels = PANELS + (STALENESS_PANELS if stale else ())
+    height = len(panels) // 2
+    figure, axes = pyplot.subplots(height, 2, figsize=(10, 3.25 * height), constrained_layout=True)
+    for axis, (label, lines) in zip(axes.flat, panels, strict=True):
         for metric, name in lines:
             points = [(step, row[metric]) for step, row in sorted(rows.items()) if metric in row]
             if points:
@@ -106,7 +115,7 @@ def plot_run(rows: Mapping[int, Mapping[str, float]], path: Path, title: str) ->
         axis.set_title(label)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        if len(lines) > 1:
+        if len(lines) > 1 and axis.lines:
             axis.legend()
         if label in ("Reward", "Accuracy"):
             axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))

@@ -53,6 +53,7 @@ from lit_rlvr.objectives import (
     Aggregation,
     Correction,
     ImportanceCorrection,
+    ProxLogpMethod,
     check_correction,
     resolve_correction,
 )
@@ -77,6 +78,7 @@ from lit_rlvr.training.optimizer import (
     updates_of,
 )
 from lit_rlvr.training.reference import Reference
+from lit_rlvr.training.step import PreparedRollout, staleness_metrics
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
@@ -120,6 +122,9 @@ class RLVRModule(LossModule, EvaluatingModule):
         importance_veto: drop a sequence with a token whose ratio is below this; null = off.
         off_policy_threshold: drop a sequence with a negative advantage whose log-probability per token has fallen by
             more than this since it was sampled (DeepSeek-V3.2); null = off.
+        prox_logp_method: log-probabilities under the policy at the beginning of the iteration, for its updates after
+            the first: `recompute` them with a forward pass before the updates, or take AReaL's approximation
+            `loglinear`, which interpolates between those that each token was sampled with and the current ones.
         shared_prefix: compute each prompt once for its whole group; False = one completion per row.
         gradient_checkpointing: recompute each layer in the backward pass: less memory, a third more time. `auto` lets
             `lit-rlvr fit` decide by the memory of the GPUs.
@@ -158,6 +163,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         importance_floor: float | None = None,
         importance_veto: float | None = None,
         off_policy_threshold: float | None = None,
+        prox_logp_method: ProxLogpMethod = "recompute",
         shared_prefix: bool = True,
         gradient_checkpointing: bool | Literal["auto"] = False,
         liger: bool = False,
@@ -194,7 +200,9 @@ class RLVRModule(LossModule, EvaluatingModule):
         self.strict_loading = lora is None  # the frozen weights come from the model folder
         check_correction(importance_correction)
         self.importance_correction: ImportanceCorrection | None = importance_correction  # type: ignore[assignment]
-        self.bounds = Correction("none", importance_cap, importance_floor, importance_veto, off_policy_threshold)
+        self.bounds = Correction(
+            "none", importance_cap, importance_floor, importance_veto, off_policy_threshold, prox_logp_method
+        )
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
         self.reference = Reference()
@@ -361,16 +369,25 @@ class RLVRModule(LossModule, EvaluatingModule):
         advantages = self.estimate_advantages(rollout)  # (B, 1), from the groups of all ranks
         minibatches = self.split_groups(rollout) * self.epochs_per_rollout
         progress.begin("training", total=len(minibatches))
+        assert rollout.versions is not None, "the source sets them in training"
         prepared = self.updater.prepare(
-            rollout, advantages, self.live_rows(rollout), minibatches, self.correction(rollout.exact), self._trace
-        )
-        metrics = []
+            rollout, advantages, self.live_rows(rollout), minibatches, self.correction(rollout.exact),
+            self.updates - rollout.versions, self._trace,
+        )  # fmt: skip
+        metrics = [self.measure_staleness(prepared, minibatches)]
         for prompts in minibatches:
             metrics.append(self.updater.step(prepared, prompts, self.updates + 1))
             self.updates += 1
         self.finish_iteration(batch.cursor, metrics)
         self.log("time/train", time.perf_counter() - started)
         self.log("step", float(self.updates))  # Lightning uses it as the logs' x axis
+
+    def measure_staleness(self, prepared: PreparedRollout, minibatches: list[list[int]]) -> dict[str, float]:
+        """Return how many weight versions old the tokens are; {} before the run's first old token, so that a run
+        without staleness does not log it. Collective: call it on every rank."""
+        found = staleness_metrics(prepared, {p for prompts in minibatches for p in prompts}, len(minibatches))
+        prepared.logs_staleness = "train/staleness/max" in self._logged or found.get("train/staleness/max", 0.0) > 0
+        return found if prepared.logs_staleness else {}
 
     def finish_iteration(self, cursor: dict[str, int], metrics: list[dict[str, float]]) -> None:
         """Count the iteration, renew the reference if it is due, commit the data's position, and log."""

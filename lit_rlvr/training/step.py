@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_rlvr.distributed.collectives import all_max, all_sum, index, rank, to_device
+from lit_rlvr.distributed.collectives import all_max, all_sum, gather_rows, index, rank, to_device
 from lit_rlvr.objectives import (
     Aggregation,
     Correction,
@@ -19,6 +19,7 @@ from lit_rlvr.objectives import (
     aggregation_weights,
     correction_weights,
     log_ratio,
+    loglinear_old,
 )
 from lit_rlvr.policy.layout import cut_microbatches
 from lit_rlvr.policy.policy import Policy
@@ -32,11 +33,13 @@ class PreparedRollout:
 
     Args:
         advantages: (B, 1). live: rows that can have a gradient.
-        old: (B, T) log-probabilities at rollout time; None with a single optimizer step, where they are the current
-            ones. The first step runs on the rollout's weights, so its rows are filled in by its own forward pass.
-        on_policy: whether the weights are still the rollout's.
         correction: see `importance_correction` of `RLVRModule`.
+        age: (B, T) optimizer steps between the weights that sampled each token and those of the first update.
         trace: records what the updates do with its tokens; None = nothing does.
+        logs_staleness: whether to log `train/staleness/...`.
+        old: (B, T) log-probabilities at the beginning of the iteration. The first step runs on these weights, so its
+            own forward pass fills in its rows. None = the current ones in the first step, then `loglinear_old`.
+        updates: optimizer steps taken on it so far.
         ref: (B, T) log-probabilities under the reference policy; None without a KL term.
     """
 
@@ -44,13 +47,20 @@ class PreparedRollout:
     advantages: Tensor
     live: list[int]
     correction: Correction
+    age: Tensor
     trace: Trace | None = None
+    logs_staleness: bool = False
     old: Tensor | None = None
-    on_policy: bool = True
+    updates: int = 0
     ref: Tensor | None = None
 
+    @property
+    def on_policy(self) -> bool:
+        """Whether the weights are still those of the iteration's beginning."""
+        return self.updates == 0
+
     def record_old(self, rows: list[int], logp: Tensor) -> None:
-        """Keep log-probabilities (rows, T) computed with the rollout's weights as those of rollout time."""
+        """Keep log-probabilities (rows, T) computed with the weights of the iteration's beginning as the old ones."""
         if self.old is not None:
             self.old[index(rows, self.old.device)] = logp.detach().to(self.old.dtype)
 
@@ -86,7 +96,12 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
     prepared = plan.prepared
     at = index(rows, plan.mask.device)
     mask, engine = plan.mask[at], plan.rollout_logprobs[at]
-    old = logp.detach() if prepared.old is None else prepared.old[at]
+    if prepared.old is not None:
+        old = prepared.old[at]
+    elif prepared.on_policy:
+        old = logp.detach()
+    else:
+        old = loglinear_old(logp.detach(), engine, to_device(prepared.age[rows], engine.device), prepared.updates)
     advantages = prepared.advantages[at]
     tokens, sequences = correction_weights(logp, old, engine, mask, advantages, prepared.correction)
     plain = plan.token_weight[at] * weight
@@ -113,6 +128,8 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
     }
     if prepared.correction.drops:
         stats["importance_dropped"] = ((tokens == 0) & mask).sum()
+    if prepared.logs_staleness:
+        stats |= {"weight": (tokens * mask).sum(), "weight_squared": (tokens * mask).square().sum()}
     return inputs, stats
 
 
@@ -187,6 +204,27 @@ def step_metrics(sums: Stats) -> dict[str, float]:
     names = sorted(sums)
     total = dict(zip(names, all_sum(torch.stack([sums[n].double() for n in names])).tolist(), strict=True))
     loss, tokens = total.pop("loss"), max(total.pop("tokens"), 1.0)
-    ratio, squared = total.pop("engine_ratio"), max(total.pop("engine_ratio_squared"), 1e-12)
-    means = {f"train/{name}": value / tokens for name, value in total.items()}
-    return means | {"train/loss": loss, "train/effective_sample_size": ratio**2 / squared / tokens}
+    sizes = {}
+    for name, weight in (("effective_sample_size", "engine_ratio"), ("staleness/ess", "weight")):
+        if weight in total:
+            sizes[f"train/{name}"] = total.pop(weight) ** 2 / max(total.pop(f"{weight}_squared"), 1e-12) / tokens
+    return {f"train/{name}": value / tokens for name, value in total.items()} | sizes | {"train/loss": loss}
+
+
+def staleness_metrics(prepared: PreparedRollout, prompts: set[int], updates: int) -> dict[str, float]:
+    """Return the mean and the largest age of the tokens that are run, over all ranks; {} without such tokens.
+    Collective: call it on every rank.
+
+    Args:
+        prompts: this rank's groups that are trained on.
+        updates: optimizer steps of an iteration; they make one version of the weights.
+    """
+    rollout = prepared.rollout
+    rows = [i for i in prepared.live if i // rollout.group_size in prompts]
+    age = prepared.age[rows][rollout.mask[rows]].double() / updates
+    oldest = float(age.max()) if len(age) else 0.0
+    mine = torch.tensor([[float(age.sum()), float(len(age)), oldest]], dtype=torch.float64)
+    sums, tokens, largest = gather_rows(mine).unbind(1)  # (ranks,) each
+    if not tokens.sum():
+        return {}
+    return {"train/staleness/mean": float(sums.sum() / tokens.sum()), "train/staleness/max": float(largest.max())}

@@ -57,7 +57,7 @@ class Updater:
 
     def prepare(
         self, rollout: Rollout, advantages: Tensor, live: list[int], minibatches: list[list[int]],
-        correction: Correction, trace: Trace | None,
+        correction: Correction, age: Tensor, trace: Trace | None,
     ) -> PreparedRollout:  # fmt: skip
         """Return a rollout with the log-probabilities that stay fixed during its updates. Collective: call it on every
         rank.
@@ -67,11 +67,12 @@ class Updater:
         Args:
             advantages: (B, 1). live: rows that can have a gradient.
             minibatches: the groups of each optimizer step.
+            age: (B, T), as in `PreparedRollout`.
         """
-        prepared = PreparedRollout(rollout, advantages, live, correction, trace)
+        prepared = PreparedRollout(rollout, advantages, live, correction, age, trace)
         if trace is not None and rollout.advantages is not None:
             trace.choose(rollout.advantages, {p for prompts in minibatches for p in prompts})
-        if len(minibatches) > 1:
+        if len(minibatches) > 1 and correction.prox_logp_method == "recompute":
             first = set(minibatches[0])
             prepared.old = self.logprobs(
                 prepared, self.policy, [i for i in live if i // rollout.group_size not in first]
@@ -100,7 +101,7 @@ class Updater:
         self.optimizer.step()
         self.optimizer.zero_grad()  # frees their memory for the next rollout
         self.schedule.step()
-        prepared.on_policy = False
+        prepared.updates += 1
         progress.advance()
         metrics = {} if wrong is not None else step_metrics(sums) | {"train/grad_norm": float(norm)}
         return metrics | {"train/lr": learning_rate, "train/skipped_steps": float(self.skipped.total)}

@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -22,7 +22,14 @@ from lit_rlvr.algorithms import CISPO, DAPO, GRPO, GSPO, DrGRPO, RLVRModule
 from lit_rlvr.commands.parity import replay
 from lit_rlvr.commands.parity.replay import read_batch
 from lit_rlvr.errors import UserError
-from lit_rlvr.objectives import RENAMED_CORRECTIONS, Correction, importance_weights, log_ratio, masked_mean
+from lit_rlvr.objectives import (
+    RENAMED_CORRECTIONS,
+    Correction,
+    ImportanceCorrection,
+    importance_weights,
+    log_ratio,
+    masked_mean,
+)
 
 SOURCE = inspect.getsource(GRPOTrainer._generate_and_score_completions).splitlines()
 
@@ -221,6 +228,15 @@ def test_every_correction_is_that_of_a_slow_loop(mode: Any, high: Any, low: Any,
             assert rows[i].item() == pytest.approx(row, rel=1e-9)
 
 
+@pytest.mark.parametrize(("high", "low"), [*BOUNDS, (None, None), (None, 0.0)])
+@pytest.mark.parametrize("mode", get_args(ImportanceCorrection))
+def test_a_bounded_correction_follows_the_ratio_and_stays_below_a_bound(mode: Any, high: Any, low: Any) -> None:
+    correction = Correction(mode, high, low)
+    d = torch.linspace(-40, 40, 81, dtype=torch.float64)[:, None]
+    tokens, _ = importance_weights(d, torch.zeros_like(d), torch.ones_like(d, dtype=torch.bool), correction)
+    assert correction.is_bounded == bool(tokens.max() < 10 and len(tokens.unique()) > 1)
+
+
 @pytest.mark.parametrize(("old", "names"), RENAMED_CORRECTIONS.items())
 def test_an_ambiguous_name_is_refused_in_one_line_with_both_meanings(old: str, names: tuple[str, str]) -> None:
     with pytest.raises(UserError, match=f"{old}.*use {names[0]} .* or {names[1]} for TRL's") as error:
@@ -233,6 +249,7 @@ def test_an_ambiguous_name_is_refused_in_one_line_with_both_meanings(old: str, n
         ({"importance_floor": 2.0}, "importance_floor: 2.0 must lie below importance_cap=2.0"),
         ({"importance_veto": -1.0}, "importance_veto"),
         ({"off_policy_threshold": 0.0}, "off_policy_threshold"),
+        ({"prox_logp_method": "linear"}, "prox_logp_method: 'linear' is not recompute or loglinear"),
     ):
         with pytest.raises(UserError, match=said):
             GRPO(**options)  # type: ignore[arg-type]

@@ -41,7 +41,7 @@ from lit_rlvr.algorithms import (
     RLVRModule,
 )
 from lit_rlvr.commands.parity.replay import frozen_inputs, read_batch, replay
-from lit_rlvr.objectives import LossInputs, log_power_mean
+from lit_rlvr.objectives import LossInputs, log_power_mean, loglinear_old
 
 AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant")
 CASES = {
@@ -309,6 +309,19 @@ def test_the_importance_weight_is_on_the_objective_alone(cls: type[RLVRModule]) 
     assert rest == pytest.approx(float((regular * x.plain_weight).sum()))
     x.token_weight, x.row_weight = 3 * x.token_weight, 3 * x.row_weight
     assert module.loss(x)[0].item() == pytest.approx(3 * objective + rest)
+
+
+def test_the_log_linear_old_policy_is_areals() -> None:
+    """The numbers of AReaL's own test, and its formula with versions counted in optimizer steps."""
+    behaviour, current = torch.tensor([-1.0, -2.0]).double(), torch.tensor([-1.5, -2.2]).double()
+    assert loglinear_old(current, behaviour, torch.tensor([3, 1]), 1).tolist() == pytest.approx([-1.375, -2.1])
+    for v_theta in range(3, 6):  # after one to three steps on the weights of version 2
+        versions = torch.tensor([0, 2])
+        slow = [
+            b + (2 - v) / (v_theta - v) * (c - b)
+            for b, c, v in zip(behaviour.tolist(), current.tolist(), versions.tolist(), strict=True)
+        ]
+        assert loglinear_old(current, behaviour, 2 - versions, v_theta - 2).tolist() == pytest.approx(slow)
 
 
 def test_clip_counts_are_those_of_the_tokens_without_a_gradient() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from tiny import plain_logprobs
+from torch import nn
 
 from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.engines.base import Done, EngineContext, Row, Turns
@@ -149,7 +150,7 @@ class CrashingVLLM(VLLMEngine):
 
 
 @torch.no_grad()
-def change(policy: Policy, relative: float, seed: int = 1) -> None:
+def change(policy: nn.Module, relative: float, seed: int = 1) -> None:
     """Change every weight a little."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.parameters():

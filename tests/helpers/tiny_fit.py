@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from tiny import plain_logprobs, tiny_llama
+from tiny_engines import change
 from torch import Tensor
 
 from lit_rlvr.algorithms import GRPO
@@ -44,6 +47,42 @@ class Recorder(Callback):
     ) -> None:
         self.rollouts.append(batch.rollout)
         self.metrics.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+
+@dataclass
+class MixedVersions(Recorder):
+    """Makes the tokens of some rollouts those of three versions of the weights: each completion begins with older ones.
+
+    Args:
+        iterations: whose rollouts, from 0.
+        distance: how far apart two versions are, in standard deviations of a weight.
+    """
+
+    iterations: Sequence[int] = (0,)
+    distance: float = 0.1
+    ages: dict[int, Tensor] = field(default_factory=dict)
+    """Iteration -> (B, T), in weight versions."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if pl_module.iteration not in self.iterations:
+            return
+        rollout, models = batch.rollout, [pl_module.policy.model]
+        for seed in range(2):
+            older = tiny_llama()
+            older.load_state_dict(models[-1].state_dict())
+            change(older, self.distance, seed)
+            models.append(older)
+        rows, places = torch.meshgrid(*(torch.arange(size) for size in rollout.mask.shape), indexing="ij")
+        age = self.ages[pl_module.iteration] = (2 - (places + rows % 5) // 3).clamp(min=0)
+        rollout.versions = pl_module.updates - age * pl_module.updates_per_rollout * pl_module.epochs_per_rollout
+        for p, group in enumerate(rollout.completions):
+            for g, completion in enumerate(group):
+                row, ids = p * len(group) + g, rollout.prompts[p].token_ids
+                with torch.no_grad():
+                    by_age = [plain_logprobs(m, ids, completion.token_ids, rollout.sampling)[0] for m in models]
+                logprobs = torch.stack(by_age).gather(0, age[row, None, : len(completion.token_ids)])[0]
+                rollout.rollout_logprobs[row, : len(logprobs)] = logprobs
+                group[g] = replace(completion, logprobs=tuple(logprobs.tolist()))
 
 
 class Recording(RLVRModule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,19 @@ def test_the_share_without_a_signal_is_that_of_groups_with_one_reward(tiny_model
     shares = [sum(len(set(group)) == 1 for group in rollout.rewards.tolist()) / 6 for rollout in seen.rollouts]
     assert [logged["train/no_signal"] for logged in seen.metrics] == pytest.approx(shares)
     assert 0 < max(shares) < 1
+
+
+def test_few_effective_samples_are_reported_at_most_every_tenth_iteration() -> None:
+    lost, calm = LostWork(), {"rollout/truncated": 0.0, "train/no_signal": 0.0, "rollout/accuracy": 0.5}
+    sizes = [0.31, math.nan, *[0.123] * 13, 0.9, *[0.2] * 12]
+    lines = [lost.look(calm | {"train/staleness/ess": size, "train/staleness/max": 4.0}, Sampling()) for size in sizes]
+    assert [k for k, line in enumerate(lines) if line] == [2, 12, 22]
+    assert lines[2] == [
+        "the importance correction leaves an effective sample of 12% of the tokens, which are up to 4 weight versions "
+        "old; lower rollout.staleness or model.lr, or weigh each token by itself (model.importance_correction: "
+        "token_truncate)"
+    ]
+    assert not lost.look(calm, Sampling()), "a run without staleness"
 
 
 def test_each_step_prints_a_line_and_one_warning(run_folder: Path, lit_rlvr: CLI) -> None:

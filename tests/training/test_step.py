@@ -1,0 +1,105 @@
+"""What a run logs of tokens that older weights sampled, and the forward pass that `loglinear` saves."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_engines import Copying
+from tiny_fit import MixedVersions, fit
+from two_ranks import in_two_ranks
+
+from lit_rlvr.training.step import staleness_metrics
+from lit_rlvr.training.update import Updater
+
+NAMES = {f"train/staleness/{name}" for name in ("mean", "max", "ess")}
+
+
+def test_staleness_is_logged_from_the_first_old_token_on(tiny_model_folder: Path, tmp_path: Path) -> None:
+    recorder = MixedVersions(iterations=(1,))
+    _, seen = fit(tiny_model_folder, tmp_path, steps=6, engine=Copying(), recorder=recorder, updates_per_rollout=2)
+    first, mixed, fresh = seen.metrics
+    assert not NAMES & first.keys() and mixed.keys() >= NAMES
+    rollout = seen.rollouts[1]
+    assert rollout.advantages is not None
+    ages = [
+        float(age)
+        for i, row in enumerate(recorder.ages[1])
+        for age, used in zip(row, rollout.mask[i], strict=True)
+        if used and rollout.advantages.flatten()[i] != 0
+    ]
+    assert mixed["train/staleness/mean"] == pytest.approx(sum(ages) / len(ages)) and 0 < sum(ages) / len(ages) < 2
+    assert mixed["train/staleness/max"] == 2
+    assert [fresh[f"train/staleness/{name}"] for name in ("mean", "max")] == [0, 0]
+    assert fresh["train/staleness/ess"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["token_truncate", "token_reject"])
+def test_the_effective_sample_size_is_that_of_the_weights_in_the_loss(
+    tiny_model_folder: Path, tmp_path: Path, mode: Any
+) -> None:
+    recorder = MixedVersions(distance=0.3)
+    module, seen = fit(
+        tiny_model_folder, tmp_path, engine=Copying(), recorder=recorder, importance_correction=mode, lr=0.0
+    )
+    rollout = seen.rollouts[0]
+    assert rollout.advantages is not None
+    live = [int(i) for i in (rollout.advantages.flatten() != 0).nonzero()]
+    old = module.policy.logprobs(rollout, live)[0].detach()  # a learning rate of 0 left the weights as they were
+    ratios = (old - rollout.rollout_logprobs[live]).exp()[rollout.mask[live]].tolist()
+    weights = [min(w, 2.0) if mode == "token_truncate" else float(0.5 <= w <= 2.0) for w in ratios]
+    size = sum(weights) ** 2 / sum(w * w for w in weights) / len(weights)
+    assert seen.metrics[0]["train/staleness/ess"] == pytest.approx(size, rel=1e-4) and size < 0.95
+    assert seen.metrics[0]["train/effective_sample_size"] < size - 0.01, "that of the ratios without bounds"
+    if mode == "token_reject":
+        assert seen.metrics[0]["train/importance_dropped"] == pytest.approx(1 - size, rel=1e-4)
+
+
+def test_a_run_without_staleness_logs_what_it_did_before(tiny_model_folder: Path, tmp_path: Path) -> None:
+    _, seen = fit(tiny_model_folder, tmp_path, steps=4, updates_per_rollout=2)
+    assert not any("staleness" in name for metrics in seen.metrics for name in metrics)
+
+
+@pytest.mark.parametrize("method", ["recompute", "loglinear"])
+def test_the_log_linear_old_policy_needs_no_forward_pass(
+    tiny_model_folder: Path, tmp_path: Path, method: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    logprobs = Updater.logprobs
+
+    def counted(self: Updater, prepared: Any, policy: Any, rows: list[int]) -> Any:
+        passes.append(len(rows))
+        return logprobs(self, prepared, policy, rows)
+
+    monkeypatch.setattr(Updater, "logprobs", counted)
+    fit(tiny_model_folder, tmp_path, steps=6, updates_per_rollout=3, prox_logp_method=method)
+    assert len(passes) == (2 if method == "recompute" else 0)
+
+
+def _ages_of_one_rank(rank: int) -> None:
+    mask = torch.tensor([[True, True, False], [True, False, False], [True, True, True], [True, True, True]])
+    age = torch.tensor([[4, 2, 9], [0, 9, 9], [9, 9, 9], [8, 0, 0]]) * (1 - rank)
+    rollout = SimpleNamespace(group_size=2, mask=mask)
+    prepared: Any = SimpleNamespace(rollout=rollout, age=age, live=[0, 1, 3])
+    found = staleness_metrics(prepared, {0} if rank else {0, 1}, updates=2)
+    assert found == {"train/staleness/mean": pytest.approx((4 + 2 + 8) / 2 / 9), "train/staleness/max": 4}
+    prepared.live = [0] if rank else []
+    assert staleness_metrics(prepared, {0}, updates=2) == {"train/staleness/mean": 0, "train/staleness/max": 0}
+    prepared.live = []
+    assert staleness_metrics(prepared, {0}, updates=2) == {}
+
+
+def test_staleness_is_that_of_all_ranks(tmp_path: Path) -> None:
+    in_two_ranks(tmp_path, _ages_of_one_rank)
+
+
+def test_an_iteration_without_a_token_in_the_loss_has_no_staleness(tiny_model_folder: Path, tmp_path: Path) -> None:
+    recorder = MixedVersions(iterations=(0, 1))
+    rewards = ["tiny_rewards.dead"]
+    _, seen = fit(tiny_model_folder, tmp_path, steps=2, engine=Copying(), recorder=recorder, rewards=rewards)
+    assert not any(NAMES & metrics.keys() for metrics in seen.metrics)
+    assert all(math.isfinite(metrics["train/loss"]) for metrics in seen.metrics)
