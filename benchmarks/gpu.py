@@ -287,8 +287,8 @@ def overlap(options: Any) -> None:
             transfer = {"class_path": "FileTransfer", "init_args": {"folder": f"{folder}/weights"}}
             server = {"class_path": "VLLMServerEngine", "init_args": {"urls": [url], "transfer": transfer}}
             workload = replace(make_workload(options, folder), engine=server)
-            for name, at_once in (("in turn", False), ("overlapped", True)):
-                results[name] = summarise(play("lit-rlvr", replace(workload, overlap=at_once)), flops, rate)
+            for name, staleness in (("in turn", 0), ("overlapped", 1)):
+                results[name] = summarise(play("lit-rlvr", replace(workload, staleness=staleness)), flops, rate)
                 say(json.dumps({name: results[name]}))
     print_table(("", *results["in turn"]), [(name, *result.values()) for name, result in results.items()])
     ratio = results["in turn"]["seconds"] / results["overlapped"]["seconds"]

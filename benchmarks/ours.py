@@ -71,7 +71,7 @@ def settings(workload: Workload, folder: str) -> dict[str, Any]:
         "rollout": {
             "group_size": workload.group_size,
             "engine": workload.engine,
-            "overlap": workload.overlap,
+            "staleness": workload.staleness,
             "sampling": {"temperature": 1.0, "max_tokens": workload.max_tokens},
             "eval_sampling": {"temperature": 0.0, "max_tokens": workload.max_tokens},
             "rewards": [{"class_path": workload.reward}],

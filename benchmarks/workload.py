@@ -23,7 +23,7 @@ class Workload:
         steps: the most steps a contestant may be asked for.
         precision: fp32 or bf16 (mixed: weights and AdamW stay in fp32).
         device: cpu or cuda.
-        engine: of our rollouts, a name or a class_path with its arguments. overlap: generate while training.
+        engine: of our rollouts, a name or a class_path with its arguments. staleness: of its weights, in iterations.
         reward: what both are scored with; the dotted path of a Reward.
         options: of our algorithm, over its defaults.
         trl_options: settings of TRL's GRPOConfig, over those of trl_grpo.py.
@@ -40,7 +40,7 @@ class Workload:
     precision: str = "fp32"
     device: str = "cpu"
     engine: str | dict[str, Any] = "auto"
-    overlap: bool = False
+    staleness: int = 0
     reward: str = "lit_rlvr.rewards.MathAnswer"
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)

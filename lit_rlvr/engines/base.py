@@ -198,6 +198,8 @@ class RolloutEngine(ABC):
 
     Attributes:
         exact: its log-probabilities equal the trainer's up to rounding, so importance correction is off by default.
+        concurrent: several threads can generate at once, and weights can be synced meanwhile: what runs is continued
+            with the new ones, and each token has the label of those that sampled it.
         shares_weights: it decodes with the very weights that are being trained.
         keeps_weights: each process can restore the last sync's weights by itself, whether or not they are sharded.
         in_process: it generates in the training process, on its device.
@@ -205,6 +207,7 @@ class RolloutEngine(ABC):
     """
 
     exact: bool = False
+    concurrent: bool = False
     shares_weights: bool = False
     keeps_weights: bool = False
     in_process: bool = True
@@ -261,6 +264,26 @@ class RolloutEngine(ABC):
             turns: says how a completion goes on when it stops; None = it is over. Completions go through their turns
                 independently of each other.
         """
+
+    def generate_beside(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        started: Callable[[int], None],
+        done: Done,
+        turns: Turns | None = None,
+    ) -> None:
+        """Generate as `generate` does, in a thread beside training; what `generate` asks for goes first.
+
+        Args:
+            started: called with each prompt's index when its group begins.
+        """
+        for p in range(len(prompts)):
+            started(p)
+        more: dict[str, Any] = {} if turns is None else {"turns": turns}  # an engine may know single turns only
+        for p, group in enumerate(self.generate(prompts, sampling, seeds, done, **more)):
+            done(p, group)
 
     def restore(self, policy: Policy) -> None:
         """Load the last sync's weights again after a restart, on this rank alone."""

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -131,8 +132,9 @@ class VLLMServer:
         self.resume(version)
 
     def pause(self) -> None:
-        """Abort running requests and stop generating until `resume`."""
-        self.post("/pause?mode=abort")
+        """Stop generating until `resume`. What runs is kept, but not its cache of keys and values, so that its later
+        tokens are those of the new weights."""
+        self.post("/pause?mode=keep&clear_cache=true")
 
     def resume(self, version: str) -> None:
         """Empty every cache, label the weights and generate again.
@@ -295,6 +297,38 @@ async def all_or_none(coroutines: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+class RequestLoop:
+    """An event loop in a thread of its own, for the requests of several threads."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="lit-rlvr-requests", daemon=True)
+        self._thread.start()
+
+    def run(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Return what a coroutine returns; it is cancelled if the thread that waits is interrupted."""
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Cancel what runs, and end the thread."""
+        self.run(_cancel_others())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def run_coroutine(coroutine: Coroutine[Any, Any, _T]) -> _T:

@@ -58,6 +58,9 @@ class Placement:
     completions: int
 
 
+_Waiting = tuple[int, "asyncio.Future[Replica]"]
+
+
 class Dispatch:
     """Sends each group to the server with the most free capacity; use it as an asynchronous context.
 
@@ -75,9 +78,11 @@ class Dispatch:
 
     def __init__(self, replicas: Iterable[Replica], restore: Callable[[VLLMServer], None]) -> None:
         self.replicas, self._restore = list(replicas), restore
-        self._waiting: deque[tuple[int, asyncio.Future[Replica]]] = deque()  # groups: completions, and their replica
+        # Groups: their completions, and their replica. Those of the second queue wait for all of the first.
+        self._waiting: tuple[deque[_Waiting], deque[_Waiting]] = (deque(), deque())
 
-    async def __aenter__(self) -> Dispatch:
+    async def open(self) -> Dispatch:
+        """Begin to watch the servers."""
         import aiohttp
 
         never = aiohttp.ClientTimeout(total=None)
@@ -87,20 +92,28 @@ class Dispatch:
         self._watch = asyncio.create_task(self._watch_health())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def close(self) -> None:
+        """End the connections."""
         self._watch.cancel()
         await asyncio.gather(self._watch, return_exceptions=True)  # a restore that runs is finished first
         await self._session.close()
         await self._health.close()
 
-    async def place(self, completions: int) -> Placement:
+    async def __aenter__(self) -> Dispatch:
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def place(self, completions: int, later: bool = False) -> Placement:
         """Wait for a server with free capacity, and reserve it for a group.
 
         Args:
             completions: of the group.
+            later: groups that come without this word go first.
         """
         found: asyncio.Future[Replica] = asyncio.get_running_loop().create_future()
-        self._waiting.append((completions, found))
+        self._waiting[later].append((completions, found))
         self._admit()
         return Placement(await found, completions)
 
@@ -127,19 +140,19 @@ class Dispatch:
             if place.replica is replica:
                 self._move(place)
 
-    def release(self, place: Placement) -> None:
-        """Free the place of one completion, which is over."""
-        place.completions -= 1
-        place.replica.running -= 1
+    def release(self, place: Placement, completions: int = 1) -> None:
+        """Free the place of completions that are over."""
+        place.completions -= completions
+        place.replica.running -= completions
         self._admit()
 
     def _admit(self) -> None:
         """Assign waiting groups, in their order, to servers with free capacity."""
-        while self._waiting:
+        while queue := self._waiting[0] or self._waiting[1]:
             replica = self._freest()
             if replica is not None and replica.free <= 0:
                 return
-            completions, found = self._waiting.popleft()
+            completions, found = queue.popleft()
             if found.done():  # cancelled
                 continue
             if replica is None:
@@ -182,11 +195,11 @@ class Dispatch:
             try:
                 await replica.server.is_healthy(self._health)
             except ServerError as death:
-                self._drop(replica, str(death))
+                await self.drop(replica, str(death))
         if replica.failure is None:
             raise error
 
-    def _drop(self, replica: Replica, reason: str) -> None:
+    async def drop(self, replica: Replica, reason: str) -> None:
         """Use a server no more, and make its requests again on the others."""
         if replica.failure is not None:
             return
@@ -210,7 +223,7 @@ class Dispatch:
         try:
             alive = await replica.server.is_healthy(self._health)
         except ServerError as death:
-            self._drop(replica, str(death))
+            await self.drop(replica, str(death))
             return
         silent = time.monotonic() - replica.seen
         if alive:
@@ -218,7 +231,7 @@ class Dispatch:
             if replica.failure is not None:
                 await self._take_back(replica)
         elif silent > replica.server.timeout:
-            self._drop(replica, f"{replica.server.url} has given no sign of life for {silent:.0f} s")
+            await self.drop(replica, f"{replica.server.url} has given no sign of life for {silent:.0f} s")
 
     async def _take_back(self, replica: Replica) -> None:
         restoring = asyncio.create_task(asyncio.to_thread(self._restore, replica.server))

@@ -6,12 +6,13 @@ import asyncio
 import base64
 import io
 import logging
+import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from math import ceil
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,12 +24,12 @@ from lit_rlvr.engines.client import (
     START_HINT,
     WAIT_POLL,
     AdapterLimits,
+    RequestLoop,
     ServerError,
     VLLMServer,
     all_or_none,
     dtype_of,
     healthy,
-    run_coroutine,
     wait_for,
 )
 from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica
@@ -41,6 +42,7 @@ from lit_rlvr.policy.loading import load_model_config
 from lit_rlvr.policy.policy import Policy
 from lit_rlvr.types import Completion, Prompt, Sampling
 
+_T = TypeVar("_T")
 _log = logging.getLogger("lit_rlvr")
 
 SIZE_ENDINGS = ("_size", "_layers", "_heads", "_dim", "experts")
@@ -67,6 +69,7 @@ class VLLMServerEngine(RolloutEngine):
         timeout: seconds to wait for a server to start, for a weight update, and for a sign of life.
     """
 
+    concurrent = True
     keeps_weights = True
     in_process = False
 
@@ -90,8 +93,10 @@ class VLLMServerEngine(RolloutEngine):
         self._changing: frozenset[str] | None = None  # names of the weights that later syncs send; None = all
         self._run = ""
         self._syncs = 0
-        self._capacity = dict.fromkeys(self.servers, 1)  # completions that this rank may run at once
-        self._lost: set[VLLMServer] = set()  # those without the weights of the last sync
+        self._replicas = [Replica(server, 1) for server in self.servers]
+        self._dispatch = Dispatch(self._replicas, self._take_back)
+        self._loop: RequestLoop | None = None  # where the dispatch runs, from start to close
+        self._weights_change = threading.Lock()  # held while a sync or a restore changes servers' weights
         self._takes: dict[VLLMServer, AdapterLimits] = {}  # which adapters each takes
         self._adapter: Settings | None = None  # of the adapters that are sent in place of merged weights
         self._names_adapter = False  # requests name the adapters of the last sync
@@ -110,9 +115,15 @@ class VLLMServerEngine(RolloutEngine):
         self._context = context
         self._changing = changing_weights(context.policy.model)
         answering = wait_for(self.servers, least=1 if self._syncs else len(self.servers))
-        self._lost = {*self.servers} - {*answering}
+        for replica in self._replicas:
+            replica.failure = None if replica.server in answering else f"{replica.server.url} did not answer"
         for server in answering:
             self._check(server, context)
+        if self._loop is None:
+            first = rank() % len(self.servers)  # ranks begin with different servers
+            self._dispatch = Dispatch([*self._replicas[first:], *self._replicas[:first]], self._take_back)
+            self._loop = RequestLoop()
+            self._in_loop(self._dispatch.open())
         if not self._syncs:
             self._adapter = self._resolve_adapters(context.policy.adapter_config)
         if rank() == 0 and not self._syncs:
@@ -136,7 +147,7 @@ class VLLMServerEngine(RolloutEngine):
         settings = server.settings()
         check_model(server.url, str(settings["model"]), context.policy.model.config)
         self._dtype = dtype_of(settings)
-        self._capacity[server] = ceil(settings["max_num_seqs"] / world_size())
+        self._replica(server).capacity = ceil(settings["max_num_seqs"] / world_size())
         self._takes[server] = settings["adapters"]
         if self._adapter is not None and not self._takes[server].include(self._adapter):
             raise UserError(f"{server.url}: it takes no adapters any more; start it with {lora_options(self._adapter)}")
@@ -169,7 +180,24 @@ class VLLMServerEngine(RolloutEngine):
                 *(str(d).removeprefix("torch.") for d in (self._dtype, context.dtype, context.dtype)),
             )
 
+    def _in_loop(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
+        """Return what a coroutine returns, which uses the dispatch."""
+        assert self._loop is not None, "start() comes first"
+        return self._loop.run(coroutine)
+
+    def _replica(self, server: VLLMServer) -> Replica:
+        return next(replica for replica in self._replicas if replica.server is server)
+
+    @property
+    def _lost(self) -> list[VLLMServer]:
+        """The servers without the weights of the last sync."""
+        return [replica.server for replica in self._replicas if replica.failure is not None]
+
     def sync(self, policy: Policy) -> None:
+        with self._weights_change:  # on all ranks, so that no server is taken back meanwhile
+            self._sync(policy)
+
+    def _sync(self, policy: Policy) -> None:
         self._policy, adapter = policy, policy.adapter_config if self._adapter else None
         self._names_adapter = adapter is not None
         if self._adapter and adapter is None and self._syncs:
@@ -191,11 +219,15 @@ class VLLMServerEngine(RolloutEngine):
         for _ in range(1 if self.transfer.restores_alone else 1 + len(self.servers)):
             if failures:
                 _log.warning("a weight update failed: %s; trying again with the servers that answer", failures[0])
+            servers = self._answering()
             failure = crash_of(
-                lambda: self.transfer.send(self._answering(), weights, self._dtype, self.version, frozen, adapter)
+                lambda: self.transfer.send(servers, weights, self._dtype, self.version, frozen, adapter)  # noqa: B023
             )
             failures = [text for text in gather_objects(failure) if text]
             if not failures:
+                for replica in self._replicas:
+                    if replica.server in servers:
+                        replica.failure = None
                 return
         raise ServerError(failures[0].removeprefix("ServerError: "))  # on all ranks, which then restart
 
@@ -208,16 +240,17 @@ class VLLMServerEngine(RolloutEngine):
         answering = gather_objects([s.url for s in healthy(self.servers)] if rank() == 0 else [])[0]
         if not answering:
             raise ServerError(f"{', '.join(server.url for server in self.servers)}: no server answers")
-        before, self._lost = self._lost, {server for server in self.servers if server.url not in answering}
-        for server in self._lost - before:
-            _log.warning("%s does not answer; the other servers go on without it", server.url)
-        return [server for server in self.servers if server not in self._lost]
+        for replica in self._replicas:
+            if replica.server.url not in answering:
+                self._in_loop(self._dispatch.drop(replica, f"{replica.server.url} does not answer"))
+        return [server for server in self.servers if server.url in answering]
 
     def restore(self, policy: Policy) -> None:
         self._policy, self._names_adapter = policy, bool(self._adapter and policy.adapter_config)
-        for server in self.servers:
-            if server not in self._lost:
-                self._restore_server(server)
+        with self._weights_change:
+            for server in self.servers:
+                if server not in self._lost:
+                    self._restore_server(server)
 
     def _take_back(self, server: VLLMServer) -> None:
         """Check a server that came back, and give it the last sync's weights.
@@ -225,8 +258,10 @@ class VLLMServerEngine(RolloutEngine):
         Raises:
             UserError: it was started with other options than the run needs.
         """
-        self._check(server, self._started_context)
-        self._restore_server(server)
+        with self._weights_change:
+            self._check(server, self._started_context)
+            if self._syncs:
+                self._restore_server(server)
 
     def _restore_server(self, server: VLLMServer) -> None:
         """Give a restarted server the last sync's weights, unless an earlier rank does."""
@@ -249,36 +284,46 @@ class VLLMServerEngine(RolloutEngine):
     ) -> list[list[Completion]]:
         if sampling.stop:
             raise UserError("rollout.sampling.stop: a vLLM server ends turns at EOS tokens only; leave it empty")
-        return run_coroutine(self._generate(prompts, sampling, seeds, done, turns or Turns()))
+        return self._in_loop(self._generate(prompts, sampling, seeds, done, turns))
+
+    def generate_beside(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        started: Callable[[int], None],
+        done: Done,
+        turns: Turns | None = None,
+    ) -> None:
+        self._in_loop(self._generate(prompts, sampling, seeds, done, turns, started))
 
     async def _generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
-        turns: Turns,
+        turns: Turns | None, started: Callable[[int], None] | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
+        turns = turns or Turns()
         turns.begin(prompts, sampling, seeds)
         pending = _PendingTurns(turns)
-        first = rank() % len(self.servers)  # ranks begin with different servers
-        replicas = [
-            Replica(server, self._capacity[server], f"{server.url} did not answer" if server in self._lost else None)
-            for server in [*self.servers[first:], *self.servers[:first]]
-        ]
-        try:
-            async with Dispatch(replicas, self._take_back) as dispatch:
-                return await all_or_none(  # a server aborts requests whose connection is closed
-                    self._group(dispatch, p, prompt, sampling, seeds[p], done, pending)
-                    for p, prompt in enumerate(prompts)
-                )
-        finally:
-            self._lost = {replica.server for replica in replicas if replica.failure is not None}
+        return await all_or_none(  # a server aborts requests whose connection is closed
+            self._group(p, prompt, sampling, seeds[p], done, pending, started) for p, prompt in enumerate(prompts)
+        )
 
     async def _group(
-        self, dispatch: Dispatch, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int],
-        done: Done | None, pending: _PendingTurns,
+        self, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], done: Done | None,
+        pending: _PendingTurns, started: Callable[[int], None] | None,
     ) -> list[Completion]:  # fmt: skip
+        dispatch = self._dispatch
         limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))
         rows = [Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds)]
-        place = await dispatch.place(len(rows))
-        group = list(await asyncio.gather(*(self._episode(dispatch, place, row, sampling, pending) for row in rows)))
+        place = await dispatch.place(len(rows), later=started is not None)
+        if started is not None:
+            started(p)
+        try:
+            group = list(
+                await asyncio.gather(*(self._episode(dispatch, place, row, sampling, pending) for row in rows))
+            )
+        finally:
+            dispatch.release(place, place.completions)
         if done is not None and group:
             done(p, group)
         return group
@@ -332,6 +377,10 @@ class VLLMServerEngine(RolloutEngine):
         return self._policy
 
     def close(self) -> None:
+        if self._loop is not None:
+            self._in_loop(self._dispatch.close())
+            self._loop.close()
+        self._loop = None
         self.transfer.close()
 
 

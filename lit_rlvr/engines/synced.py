@@ -152,6 +152,7 @@ class SyncedEngine:
         self._context: EngineContext | None = None
         self._policy: Policy | None = None  # whose weights it holds
         self._version: Hashable | None = None  # of these weights; None = it may hold others
+        self.held: dict[str, Any] = {}  # the label of each sync's weights -> their version
         self._syncs = 0  # those that can be probed
         self._restarts = 0  # since the last complete batch
         self._is_probed = True  # False = restarted and not probed yet
@@ -192,7 +193,19 @@ class SyncedEngine:
                 self._send(policy, prompts, sampling)
         due = first or (self._probe_every > 0 and self._syncs % self._probe_every == 0)
         self._send(policy, prompts if due else None, sampling)
-        self._version = version
+        self._version = self.held[self.engine.version] = version
+
+    def restart_if(self, crash: str | None, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        """Take note of how `generate_beside` ended: restart and probe the engine if it crashed (None = it did not).
+
+        Raises:
+            UserError: it has crashed too often, or a probe failed.
+        """
+        if crash is None:
+            self._restarts = 0
+        while crash is not None:
+            self._restart_after(crash)
+            crash = crash_of(lambda: self._probe_after_restart(prompts, sampling))
 
     def _send(self, policy: Policy, probed: Sequence[Prompt] | None, sampling: Sampling) -> None:
         self._restart_after(crash_of(lambda: self.engine.sync(policy)))

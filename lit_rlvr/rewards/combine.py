@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -293,73 +293,94 @@ class BackgroundScoring:
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
         self._rewards = rewards
-        self._pairs: dict[int, list[Pair]] = {}
-        self._waiting: SimpleQueue[tuple[int, list[Pair]] | None] = SimpleQueue()  # None: no more groups
+        self._pairs: dict[Hashable, list[Pair]] = {}
+        self._found: dict[Hashable, Future[Judgements]] = {}
+        self._waiting: SimpleQueue[Hashable | None] = SimpleQueue()  # None: no more groups
         self._dropped = False
-        self._found: dict[int, Judgements] = {}
-        self._end: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, name="lit-rlvr-scoring", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="lit-rlvr-scoring", daemon=True)
+        self.thread.start()
 
     def __enter__(self) -> BackgroundScoring:
-        self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
         self._dropped = kind is not None
         self._waiting.put(None)
 
-    def add(self, number: int, group: list[Completion], sample: Sample) -> bool:
-        """Score group `number`, completions of `sample`, once; return False if it was added before."""
-        if number in self._pairs:
+    def close(self) -> None:
+        """Score no more."""
+        self._dropped = True
+        self._waiting.put(None)
+
+    def add(self, key: Hashable, group: list[Completion], sample: Sample, result: Judgements | None = None) -> bool:
+        """Score a group, completions of `sample`, once; return False if `key`, which names it, was added before.
+
+        Args:
+            result: what another rank's rewards said of it; None = score it here.
+        """
+        if key in self._pairs:
             return False
-        self._pairs[number] = [(completion, sample) for completion in group]
-        self._waiting.put((number, self._pairs[number]))
+        self._pairs[key], self._found[key] = [(completion, sample) for completion in group], Future()
+        if result is None:
+            self._waiting.put(key)
+        else:
+            self._found[key].set_result(result)
         return True
 
-    def scores(self, width: int) -> Scores:
-        """Return the scores of the added groups, numbered 0 to P - 1, of `width` completions each, when all are there.
+    def result(self, key: Hashable) -> Judgements:
+        """Return what the rewards say of a group, once they have, but those of whole rollouts."""
+        return self._found[key].result()
 
-        No group can be added later. Rewards of whole rollouts judge now, in the calling thread.
+    def is_scored(self, key: Hashable) -> bool:
+        """Return whether `scores` would not wait for this group."""
+        return key in self._found and self._found[key].done()
+
+    def scores(self, keys: Sequence[Hashable], width: int) -> Scores:
+        """Return the scores of P added groups of `width` completions each, when all are there.
+
+        Rewards of whole rollouts judge now, in the calling thread.
 
         Raises:
             UserError: see `combine`.
         """
-        self._waiting.put(None)
-        self._end.result()
-        order = sorted(self._pairs)
+        early = [self.result(key) for key in keys]
         late = [reward for reward in self._rewards if reward.whole_rollout]
-        found = judge(late, [pair for number in order for pair in self._pairs[number]])
+        found = judge(late, [pair for key in keys for pair in self._pairs[key]])
         results = {
             reward.name: found[reward.name]
             if reward.whole_rollout
-            else [result for number in order for result in self._found[number][reward.name]]
+            else [result for said in early for result in said[reward.name]]
             for reward in self._rewards
         }
-        return combine(self._rewards, results, len(order), width)
+        return combine(self._rewards, results, len(keys), width)
+
+    def forget(self, key: Hashable) -> None:
+        """Forget a group, so that its key can be added again."""
+        self._pairs.pop(key, None)
+        self._found.pop(key, None)
 
     def _run(self) -> None:
-        try:
-            while not self._dropped and self._score_waiting():
-                pass
-        except BaseException as error:  # re-raised in the thread that waits for the scores
-            self._end.set_exception(error)
-        else:
-            self._end.set_result(None)
+        going = True
+        while going and not self._dropped:
+            waiting = [self._waiting.get()]
+            while not self._waiting.empty():
+                waiting.append(self._waiting.get())
+            going = None not in waiting
+            if keys := [key for key in waiting if key is not None]:
+                self._judge(keys)
 
-    def _score_waiting(self) -> bool:
-        """Score all waiting groups as one batch, which keeps every worker busy; return False after the last."""
-        waiting = [self._waiting.get()]
-        while not self._waiting.empty():
-            waiting.append(self._waiting.get())
-        taken = [group for group in waiting if group is not None]
-        if taken:
-            self._judge(taken)
-        return None not in waiting
-
-    def _judge(self, groups: list[tuple[int, list[Pair]]]) -> None:
+    def _judge(self, keys: list[Hashable]) -> None:
+        """Score groups as one batch, which keeps every worker busy."""
         early = [reward for reward in self._rewards if not reward.whole_rollout]
-        results = judge(early, [pair for _, pairs in groups for pair in pairs])
+        parts = [self._pairs[key] for key in keys]
+        try:
+            results = judge(early, [pair for pairs in parts for pair in pairs])
+        except BaseException as error:  # raised again in the thread that waits for the scores
+            for key in keys:
+                self._found[key].set_exception(error)
+            return
         start = 0
-        for number, pairs in groups:
-            self._found[number] = {name: said[start : start + len(pairs)] for name, said in results.items()}
-            start += len(pairs)
+        for key, pairs in zip(keys, parts, strict=True):
+            end = start + len(pairs)
+            self._found[key].set_result({name: said[start:end] for name, said in results.items()})
+            start = end

@@ -129,16 +129,20 @@ def rollout_metrics(
     return {name: value / count for name, value in total.items()} | known | counts | rates
 
 
-def mixed_groups(rollout: Rollout) -> list[int]:
-    """Return the indices of prompts whose judged completions are neither all correct nor all wrong."""
-    right = ((rollout.correct == 1) & rollout.judged).any(1)
-    wrong = ((rollout.correct == 0) & rollout.judged).any(1)
+def mixed_groups(correct: Tensor, judged: Tensor) -> list[int]:
+    """Return the indices of prompts whose judged completions are neither all correct nor all wrong.
+
+    Args:
+        correct, judged: (P, G).
+    """
+    right = ((correct == 1) & judged).any(1)
+    wrong = ((correct == 0) & judged).any(1)
     return [int(p) for p in (right & wrong).nonzero().flatten()]
 
 
 def all_mixed_groups(rollout: Rollout) -> list[list[int]]:
     """Gather the mixed groups of each rank, in rank order. Collective: call it on every rank."""
-    return gather_objects(mixed_groups(rollout))
+    return gather_objects(mixed_groups(rollout.correct, rollout.judged))
 
 
 def number_groups(chosen: list[list[int]], share: int, limit: int) -> dict[int, int]:

@@ -35,8 +35,9 @@ from lit_rlvr.rollout.assemble import rollout_metrics
 from lit_rlvr.rollout.episodes import begins, check_turns, turn_metrics
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
 from lit_rlvr.rollout.limits import LengthRequirement, check_lengths, check_sizes, length_requirements, log_sizes
+from lit_rlvr.rollout.queue import QueueSource
 from lit_rlvr.rollout.record import Record, ReplaySource, replay_terms
-from lit_rlvr.rollout.source import AheadSource, RolloutSource, SyncSource
+from lit_rlvr.rollout.source import RolloutSource, SyncSource
 from lit_rlvr.training.module import RLVRModule
 from lit_rlvr.training.optimizer import unallocated, updates_of
 from lit_rlvr.types import EvalSampling, PromptBatch, Rollout, Sampling
@@ -70,15 +71,16 @@ class RolloutCallback(Callback):
             every `probe_every`-th one; 0 = after the first only.
         mask_truncated: mask completions that were cut off at max_tokens out of the loss (DAPO's overlong filtering);
             their rewards still count in their group's statistics.
-        overlap: generate the next rollout while the current one is trained on, with weights one iteration old, for
-            which the importance correction compensates. Needs an engine with its own weights (vLLM), and on a GPU one
-            that generates elsewhere (VLLMServerEngine).
+        staleness: above 0, groups are generated all the time, and an iteration trains on the first that finish; none of
+            their tokens was sampled by weights more than this number of iterations old, for which the importance
+            correction compensates. Needs an engine with its own weights (vLLM), and on a GPU, or above 1, one that
+            generates elsewhere (VLLMServerEngine).
         max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
             out of the loss), or be stopped by the limits of its worker; above it the run saves the examples and stops.
         max_engine_restarts: how many times in a row a crashed engine is restarted, with the same weights and batch,
             before the run ends.
         record: GiB of disk for `record/` of the run folder: the rollouts that the run trained on, for `rollouts_from`.
-            The record ends when they are used up. null: 1 with `overlap`, whose rollouts cannot be generated again;
+            The record ends when they are used up. null: 1 with `staleness`, whose rollouts cannot be generated again;
             else 0, no record, because the run itself can be repeated.
         rollouts_from: folder of a run with a record. This run trains on its rollouts in the same order, perhaps with
             another loss, and generates none; only validation needs the engine and the rewards.
@@ -98,7 +100,7 @@ class RolloutCallback(Callback):
         environment: Environment | str | dict[str, str] | None = None,
         probe_every: int = 10,
         mask_truncated: bool = False,
-        overlap: bool = False,
+        staleness: int = 0,
         max_failure_rate: float = 0.05,
         max_engine_restarts: int = 3,
         record: float | None = None,
@@ -116,9 +118,9 @@ class RolloutCallback(Callback):
         self.eval_samples, self.eval_greedy = eval_samples, eval_greedy
         self.environment = as_environment(environment)
         self.rewards = rewards_with(self.environment, rewards)
-        self.mask_truncated, self.overlap = mask_truncated, overlap
+        self.mask_truncated, self.staleness = mask_truncated, staleness
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
-        self.record_gib = float(overlap and rollouts_from is None) if record is None else record
+        self.record_gib = float(staleness > 0 and rollouts_from is None) if record is None else record
         self.rollouts_from = rollouts_from
         self.source: RolloutSource | None = None  # built in setup, as the sampler
         self.sampler: GroupSampler | None = None
@@ -162,8 +164,8 @@ class RolloutCallback(Callback):
             yield "rollout.sampling.temperature: 0 draws the same completion G times; use a positive one"
         if self.eval_greedy and self.eval_sampling.temperature == 0:
             yield "rollout.eval_greedy: validation is greedy already, rollout.eval_sampling.temperature is 0"
-        if self.environment is not None and self.overlap:
-            yield "rollout.overlap: an environment's turns cannot be generated ahead; turn it off"
+        if self.staleness < 0:
+            yield f"rollout.staleness: {self.staleness} is below 0, where weights train on what they sampled"
 
     def samples_of(self, name: str) -> int:
         """Return the number of completions per prompt of a validation set."""
@@ -281,8 +283,8 @@ class RolloutCallback(Callback):
         if stage == "fit" and self.rollouts_from is not None:
             self.source = self._replay(trainer, module, data)
             return
-        kind = AheadSource if self.overlap else SyncSource
-        self.source = kind(self.sampler, module, data, self.group_size, self.sampling, saved)
+        parts = self.sampler, module, data, self.group_size, self.sampling, saved
+        self.source = QueueSource(*parts, staleness=self.staleness) if self.staleness else SyncSource(*parts)
 
     def _replay(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
         """Return a source of the recorded rollouts.
@@ -323,7 +325,7 @@ class RolloutCallback(Callback):
     ) -> None:
         """Refuse sizes that contradict each other."""
         check_sizes(
-            module, self.generator, self.sampling, self.group_size, self.overlap and self.rollouts_from is None,
+            module, self.generator, self.sampling, self.group_size, 0 if self.rollouts_from else self.staleness,
             prompts, ranks, precision, device,
         )  # fmt: skip
 
@@ -403,7 +405,7 @@ class RolloutCallback(Callback):
     def close(self) -> None:
         """Close the engine and the reward workers."""
         if self.source is not None:
-            self.source.wait()
+            self.source.close()
         if self.sampler is not None:
             self.sampler.close()
         for reward in self.rewards:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.engines.base import EngineContext
+from lit_rlvr.engines.base import Done, EngineContext
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments import Environment
 from lit_rlvr.policy.policy import Policy
@@ -64,6 +64,8 @@ class GroupSampler:
         self.max_failure_rate, self.mask_truncated, self.exact, self.run = max_failure_rate, mask_truncated, exact, run
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.episodes: Episodes | None = None
+        self._max_tokens = 0
+        self._idle: list[Episodes] = []  # for groups that are generated beside training
         self._between: dict[str, BetweenTurns] = {}  # by the name of the data set
 
     def start(self, context: EngineContext, policy: Policy, data: PromptDataModule) -> None:
@@ -72,11 +74,12 @@ class GroupSampler:
         self.engine.start(context)
         if self.environment is not None:
             self._between = {d.name: between_turns(d, policy, self.environment) for d in data.validated}
+            self._max_tokens = context.max_tokens
             self.episodes = Episodes(self.environment, self._between[data.name], context.max_tokens)
 
     def sample(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
-        version: int | None = None, ready: list[list[Completion]] | None = None,
+        version: int | None = None,
     ) -> Rollout:  # fmt: skip
         """Return one scored completion per seed. In training, collective: call it on every rank.
 
@@ -84,9 +87,8 @@ class GroupSampler:
             seeds: P lists of G.
             data: the prompts' DataModule.
             version: in training, of the weights that sample; failed checks are then counted over all ranks.
-            ready: the completions, if they were generated before.
         """
-        prompts, waited = self._opened(prompts, seeds, data), self._environment_seconds
+        prompts, waited = self._opened(self.episodes, prompts, seeds, data), self._environment_seconds
         started = time.perf_counter()
         with BackgroundScoring(self.rewards) as scoring:
 
@@ -95,18 +97,47 @@ class GroupSampler:
                     progress.advance(len(group), sum(completion.length for completion in group))
 
             progress.begin("generating", total=sum(map(len, seeds)))
-            completions = ready or self.engine.generate(prompts, sampling, seeds, done, self.episodes)
+            completions = self.engine.generate(prompts, sampling, seeds, done, self.episodes)
             generated = time.perf_counter()
             for p, group in enumerate(completions):  # an engine need not report groups before the end
                 done(p, group)
             progress.begin("scoring")
-            scores = scoring.scores(len(seeds[0]))
+            scores = scoring.scores(range(len(seeds)), len(seeds[0]))
         self.seconds["generate"] += generated - started
         self.seconds["score"] += time.perf_counter() - generated
         if self.episodes is not None:
             self.seconds["environment"] += self._environment_seconds - waited
+        return self.assembled(prompts, completions, scores, sampling, version)
+
+    def assembled(
+        self, prompts: list[Prompt], completions: list[list[Completion]], scores: Scores, sampling: Sampling,
+        version: int | None,
+    ) -> Rollout:  # fmt: skip
+        """Return the rollout of these groups, unless too many checks failed. In training, collective."""
         self._stop_on_failures(prompts, completions, scores, together=version is not None)
         return assemble(prompts, completions, scores, sampling, self.mask_truncated, self.exact, version)
+
+    def sample_beside(
+        self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
+        opened: Callable[[list[Prompt]], None], started: Callable[[int], None], done: Done,
+    ) -> None:  # fmt: skip
+        """Generate groups in a thread beside training, and in such others; see `RolloutEngine.generate_beside`.
+
+        Args:
+            opened: called with the prompts, which have what the environment says first.
+        """
+        episodes = None
+        if self.environment is not None:
+            between = self._between[data.name]
+            episodes = self._idle.pop() if self._idle else Episodes(self.environment, between, self._max_tokens)
+        try:
+            prompts = self._opened(episodes, prompts, seeds, data)
+            opened(prompts)
+            more = {} if episodes is None else {"turns": episodes}
+            self.engine.engine.generate_beside(prompts, sampling, seeds, started, done, **more)
+        finally:
+            if episodes is not None:
+                self._idle.append(episodes)
 
     def sample_scores(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling
@@ -119,12 +150,14 @@ class GroupSampler:
         self._stop_on_failures(prompts, completions, scores, together=False)
         return completions, scores
 
-    def _opened(self, prompts: list[Prompt], seeds: list[list[int]], data: PromptDataModule) -> list[Prompt]:
+    def _opened(
+        self, episodes: Episodes | None, prompts: list[Prompt], seeds: list[list[int]], data: PromptDataModule
+    ) -> list[Prompt]:
         """Add to each prompt of a set what the environment says first."""
-        if self.episodes is None:
+        if episodes is None:
             return prompts
-        self.episodes.between = self._between[data.name]
-        return self.episodes.open(prompts, seeds, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
+        episodes.between = self._between[data.name]
+        return episodes.open(prompts, seeds, lambda s: data.prepare(data.encode(s)), data.max_prompt_tokens)
 
     @property
     def _environment_seconds(self) -> float:
@@ -139,5 +172,5 @@ class GroupSampler:
         """Close the engine and the workers of the environment."""
         if self.engine.started:
             self.engine.close()
-        if self.episodes is not None:
-            self.episodes.close()
+        for episodes in [*self._idle, *([] if self.episodes is None else [self.episodes])]:
+            episodes.close()

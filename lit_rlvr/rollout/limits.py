@@ -152,26 +152,26 @@ SLOW = 4.0
 
 
 def check_sizes(
-    module: RLVRModule, engine: RolloutEngine, sampling: Sampling, group_size: int, overlap: bool, prompts: int,
+    module: RLVRModule, engine: RolloutEngine, sampling: Sampling, group_size: int, staleness: int, prompts: int,
     ranks: int, precision: str = "32-true", device: str = "cpu",
 ) -> None:  # fmt: skip
     """Check the settings against each other.
 
     Args:
         sampling: of training completions. group_size: completions per prompt.
-        overlap: whether the next rollout is generated while the current one is trained on.
+        staleness: how many iterations old the weights that sampled a token may be.
         prompts: prompts per step, over all ranks.
         ranks: number of processes.
         precision, device: the trainer's.
 
     Raises:
-        UserError: sizes do not divide or are too small or too large, or the sampling, precision or overlap is not
+        UserError: sizes do not divide or are too small or too large, or the sampling, precision or staleness is not
             supported; a message for each.
     """
     check_all(
         lambda: refuse_all(_wrong_sizes(module, sampling, group_size, prompts, ranks, precision)),
         lambda: engine.check_hardware(device, compute_dtype(precision)),
-        lambda: _check_overlap(module, engine, prompts, precision, device) if overlap else None,
+        lambda: _check_staleness(module, engine, staleness, prompts, precision, device) if staleness else None,
     )
 
 
@@ -241,8 +241,10 @@ def log_sizes(
     )  # fmt: skip
 
 
-def _check_overlap(module: RLVRModule, engine: RolloutEngine, prompts: int, precision: str, device: str) -> None:
-    """Refuse settings that are incompatible with generating a rollout one iteration early.
+def _check_staleness(
+    module: RLVRModule, engine: RolloutEngine, staleness: int, prompts: int, precision: str, device: str
+) -> None:
+    """Refuse settings that are incompatible with generating beside training.
 
     Raises:
         UserError: names the setting.
@@ -253,11 +255,11 @@ def _check_overlap(module: RLVRModule, engine: RolloutEngine, prompts: int, prec
         reason = f"engine {engine.name} decodes with the weights being trained; use vllm"
     elif engine.in_process and device == "cuda":
         reason = f"engine {engine.name} needs the GPU that is training; use VLLMServerEngine on other GPUs"
-    elif module.selection.wanted(prompts):
-        reason = "dynamic sampling needs scored groups before it can choose further prompts; turn it off"
+    elif not engine.concurrent and staleness > 1:
+        reason = f"engine {engine.name} takes weights only between rollouts, so it is at most 1; use VLLMServerEngine"
     elif module.advantage.needs_reference and module.reference.rollouts == "fresh":
         reason = "fresh reference rollouts need the engine at the same time; use model.reference_rollouts: pool"
     elif correction == "none":
-        reason = "the rollouts are one iteration old; set model.importance_correction"
+        reason = f"the rollouts are up to {staleness} iteration(s) old; set model.importance_correction"
     if reason:
-        raise UserError(f"rollout.overlap: {reason}")
+        raise UserError(f"rollout.staleness: {reason}")

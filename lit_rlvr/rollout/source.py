@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.collectives import world_size
-from lit_rlvr.errors import first_line
+from lit_rlvr.errors import UserError
 from lit_rlvr.rewards.combine import Scores
 from lit_rlvr.rollout.assemble import all_mixed_groups, balance, count_repeats, join, number_groups
 from lit_rlvr.rollout.generate import GroupSampler, completion_seeds
@@ -24,10 +22,8 @@ from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout, Sampling
 if TYPE_CHECKING:
     from lit_rlvr.datamodules import PromptDataModule
 
-_log = logging.getLogger("lit_rlvr")
-
 STAGE_TEXTS = {
-    "wait": "waiting for the prefetched rollout",
+    "wait": "waiting for groups of completions",
     "sync": "sending the weights to the engine",
     "reference": "sampling from the reference",
 }
@@ -61,6 +57,9 @@ class RolloutSource(ABC):
 
     def wait(self) -> None:  # noqa: B027  # optional
         """Wait until the engine is free for validation."""
+
+    def close(self) -> None:  # noqa: B027  # optional
+        """End what it does beside training; the engine is closed afterwards."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to continue exactly."""
@@ -98,12 +97,16 @@ class SyncSource(RolloutSource):
         rollout = self.sample_on(rollout, batch)
         self.add_reference_rewards(rollout)
         rollout = self.balance(rollout)
-        self.release_engine(batch)
+        self.sampler.engine.sleep()  # its memory is free for training
         self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
         return rollout
 
-    def sync_weights(self, prompts: list[Prompt]) -> None:
-        """Give the engine the policy's weights."""
+    def sync_weights(self, prompts: list[Prompt] | None) -> None:
+        """Give the engine the policy's weights.
+
+        Args:
+            prompts: for a probe, if one is due; None = probe nothing.
+        """
         with self.timed("sync"):
             version = "policy", self.module.updates
             self.sampler.engine.sync_weights(self.module.policy, version, prompts, self.sampling)
@@ -116,14 +119,9 @@ class SyncSource(RolloutSource):
         """
         repeats = count_repeats(prompts, before)
         seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration)
-        ready, version = self.take_ready(prompts)
-        rollout = self.sampler.sample(prompts, seeds, self.sampling, self.data, version, ready)
+        rollout = self.sampler.sample(prompts, seeds, self.sampling, self.data, self.module.updates)
         rollout.repeats = repeats
         return rollout
-
-    def take_ready(self, prompts: list[Prompt]) -> tuple[list[list[Completion]] | None, int]:
-        """Return completions of these prompts that are there already, and the version of the weights that sample."""
-        return None, self.module.updates
 
     def sample_on(self, rollout: Rollout, batch: PromptBatch) -> Rollout:
         """Dynamic sampling (DAPO, eq. 11): sample further prompts until the algorithm has the groups that it needs."""
@@ -165,10 +163,6 @@ class SyncSource(RolloutSource):
         cut = module.image_processor.cut if module.policy.family is not None else None
         return balance(rollout, module.updates_per_rollout, module.runs_groups(rollout), self.first_groups, cut)
 
-    def release_engine(self, batch: PromptBatch) -> None:
-        """Free the engine's memory for training."""
-        self.sampler.engine.sleep()
-
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
@@ -177,65 +171,12 @@ class SyncSource(RolloutSource):
         self.sampler.seconds[stage] += time.perf_counter() - started
 
     def state_dict(self) -> dict[str, Any]:
-        return {"reference": self.reference.state_dict(), "ahead": {"ids": [], "groups": []}}
+        return {"reference": self.reference.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if groups := state.get("queue", {}).get("groups"):
+            raise UserError(
+                f"rollout.staleness: the checkpoint has {len(groups)} groups that were on their way; resume with the "
+                "staleness that it was made with"
+            )
         self.reference.load_state_dict(state["reference"])
-
-
-class AheadSource(SyncSource):
-    """Generates the next rollout in the background while the current one is trained on: one iteration old.
-
-    Checkpoints store what is generated, because its weights are gone on resuming. If the engine crashes there is no
-    result, and the next iteration generates with its current weights.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lit-rlvr-ahead")
-        self._ids: list[str] = []
-        self._result: Future[list[list[Completion]]] | list[list[Completion]] | None = None
-
-    def next(self, batch: PromptBatch) -> Rollout:
-        started = time.perf_counter()
-        progress.begin(STAGE_TEXTS["wait"])
-        self.wait()
-        waited = time.perf_counter() - started
-        rollout = super().next(batch)
-        self.metrics = {"time/wait": waited} | self.metrics
-        return rollout
-
-    def wait(self) -> None:
-        if not isinstance(self._result, Future):
-            return
-        try:
-            self._result = self._result.result()
-        except Exception as error:
-            self._result = None
-            _log.warning("the engine crashed on the rollout ahead: %s; generating it again", first_line(error))
-
-    def take_ready(self, prompts: list[Prompt]) -> tuple[list[list[Completion]] | None, int]:
-        found, self._result = self._result, None
-        if not found or isinstance(found, Future) or self._ids != [prompt.sample.id for prompt in prompts]:
-            return None, self.module.updates
-        return found, self.module.updates - self.module.updates_per_rollout * self.module.epochs_per_rollout
-
-    def release_engine(self, batch: PromptBatch) -> None:
-        """Start generating for the next batch, with the seeds it will have; until `wait`, nothing else may use the
-        engine. It is not restarted after a crash."""
-        prompts = self.data.train_dataloader().take(batch.cursor).prompts
-        repeats = count_repeats(prompts, [])
-        seeds = completion_seeds(prompts, repeats, self.group_size, "rollout", self.module.iteration + 1)
-        self._ids = [prompt.sample.id for prompt in prompts]
-        self._result = self._thread.submit(self.sampler.engine.engine.generate, prompts, self.sampling, seeds)
-
-    def state_dict(self) -> dict[str, Any]:
-        self.wait()
-        assert not isinstance(self._result, Future)
-        groups = [[vars(completion) for completion in group] for group in self._result or []]
-        return super().state_dict() | {"ahead": {"ids": self._ids, "groups": groups}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._ids = state["ahead"]["ids"]
-        self._result = [[Completion(**values) for values in group] for group in state["ahead"]["groups"]] or None

@@ -141,14 +141,14 @@ def test_a_mistake_of_the_user_is_not_tried_again(tiny_model_folder: Path, tmp_p
     assert engine.log.count("generate") == 1
 
 
-def test_a_crash_of_the_rollout_ahead(
+def test_a_crash_beside_training(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The older weights are gone, so a restarted engine generates the batch with the current ones."""
-    engine = Crashing(calls=[4, 5])  # after the probe and two rollouts: ahead, and when it is asked for again
-    _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine, overlap=True)
-    assert len(seen.rollouts) == 3 and engine.log.count("start") == 2
-    assert "crashed on the rollout ahead" in caplog.text
+    engine = Crashing(calls=[4, 5])  # after the probe and two rollouts: beside training, and when it is probed again
+    _, seen = fit(tiny_model_folder, tmp_path, steps=3, engine=engine, staleness=1)
+    assert len(seen.rollouts) == 3 and engine.log.count("start") == 3
+    assert "restart 2 of 3" in caplog.text
     stale, fresh = (seen.metrics[k]["train/engine_difference"] for k in (1, 2))
     assert fresh < 1e-5 < stale
 

@@ -29,7 +29,7 @@ from tiny_vlms import differences, mixed_prompts
 from lit_rlvr.engines import server as vllm_server
 from lit_rlvr.engines import transfer
 from lit_rlvr.engines.base import EngineContext
-from lit_rlvr.engines.client import AdapterLimits, ServerError, VLLMServer, wait_for
+from lit_rlvr.engines.client import AdapterLimits, RequestLoop, ServerError, VLLMServer, wait_for
 from lit_rlvr.engines.server import VLLMServerEngine, check_model
 from lit_rlvr.engines.synced import SyncedEngine, check_engine
 from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
@@ -220,6 +220,7 @@ def test_a_failed_update_is_sent_again_where_one_rank_cannot_restore_a_server(
 
     monkeypatch.setattr(vllm_server, "healthy", lambda servers: servers[: 2 if len(sent) == 0 else 1])
     engine = VLLMServerEngine(["http://a", "http://b"], Together(Path("/elsewhere")))
+    engine._loop = RequestLoop()
     engine.sync(policy)
     assert sent == [["http://a", "http://b"], ["http://a"]]
     monkeypatch.setattr(vllm_server, "healthy", list)
@@ -373,9 +374,17 @@ def test_another_server_takes_over_and_the_killed_one_is_used_again(
         second.start()
         wait_for([VLLMServer(second.url, None, 300.0)], 1)
         changed = synced.generate(prompts, sampling, seeds)
-        assert not engine._lost and engine.servers[1].version() == engine.version
+        until(lambda: not engine._lost)
+        assert engine.servers[1].version() == engine.version
         assert synced.generate(prompts, sampling, seeds) == changed != whole
         synced.close()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def from_yaml(served: Served, folder: Path | None = None) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,6 +50,57 @@ class Copying(HFEngine):
         if not is_probe(seeds):
             self.sampled_with.append(next(self.copy.parameters()).detach().clone())
         return super().generate(prompts, sampling, seeds, done)
+
+
+class Streaming(Copying):
+    """Decodes group after group in the threads that ask, and takes new weights in between, as servers do.
+
+    Attributes:
+        held: sample id -> what its group waits for before its sampling ends.
+        begun: the label of the weights with which each group began, in this order, with its sample id.
+    """
+
+    concurrent = True
+    in_process = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[str, threading.Event] = {}
+        self.begun: list[tuple[str, str]] = []
+        self._syncs = 0
+        self._turn = threading.RLock()
+
+    @property
+    def version(self) -> str:
+        return f"weights-{self._syncs}"
+
+    def sync(self, policy: Policy) -> None:
+        with self._turn:
+            super().sync(policy)
+            self._syncs += 1
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
+    ) -> list[list[Completion]]:
+        with self._turn:
+            groups = super().generate(prompts, sampling, seeds)
+            return [[replace(c, versions=(self.version,) * len(c.token_ids)) for c in group] for group in groups]
+
+    def generate_beside(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
+        started: Callable[[int], None], done: Done, turns: Turns | None = None,
+    ) -> None:  # fmt: skip
+        def one(p: int) -> None:
+            with self._turn:
+                started(p)
+                self.begun.append((self.version, prompts[p].sample.id))
+                (group,) = self.generate([prompts[p]], sampling, [seeds[p]])
+            if prompts[p].sample.id in self.held:
+                self.held[prompts[p].sample.id].wait(30)
+            done(p, group)
+
+        with ThreadPoolExecutor(len(prompts)) as threads:
+            list(threads.map(one, range(len(prompts))))
 
 
 class Scripted(HFEngine):

@@ -122,7 +122,7 @@ def fit(
     max_failure_rate: float = 0.05,
     probe_every: int = 10,
     skip_nothing: bool = False,
-    overlap: bool = False,
+    staleness: int = 0,
     environment: Any = None,
     recorder: Recorder | None = None,
     data: PromptDataModule | None = None,
@@ -142,7 +142,7 @@ def fit(
         environment=environment,
         max_failure_rate=max_failure_rate,
         probe_every=probe_every,
-        overlap=overlap,
+        staleness=staleness,
     )
     usual: dict[str, Any] = dict(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,

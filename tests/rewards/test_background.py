@@ -48,7 +48,7 @@ def test_the_scores_are_those_of_the_whole_in_any_order_of_arrival() -> None:
     with BackgroundScoring(rewards) as scoring:
         for number in (2, 0, 1, 0):  # a group that is added twice is scored once
             scoring.add(number, GROUPS[number], SAMPLES[number])
-        found = scoring.scores(2)
+        found = scoring.scores(range(3), 2)
     assert found.rewards.tolist() == wanted.rewards.tolist() and found.correct.tolist() == wanted.correct.tolist()
     assert found.statuses == wanted.statuses and found.details == wanted.details
     assert found.correct.tolist() == [[1, 0], [1, 1], [0, 0]], "as MathAnswer, the first that judges, says"
@@ -62,7 +62,7 @@ def test_it_runs_meanwhile_and_takes_what_waits_as_one_batch() -> None:
         scoring.add(1, GROUPS[1], SAMPLES[1])  # does not wait
         scoring.add(2, GROUPS[2], SAMPLES[2])
         held.let_go.set()
-        scoring.scores(2)
+        scoring.scores(range(3), 2)
     assert held.batches == [2, 4]
     assert threading.main_thread().name not in held.threads
 
@@ -72,7 +72,7 @@ def test_all_rollouts_have_the_same_workers() -> None:
     for _ in range(2):
         with BackgroundScoring([MathAnswer()]) as scoring:
             scoring.add(0, GROUPS[0], SAMPLES[0])
-            scoring.scores(2)
+            scoring.scores([0], 2)
         found.append([worker.process.pid for worker in shared_pool()._live])
     assert found[0] == found[1] and all(worker.alive for worker in shared_pool()._live)
 
@@ -84,7 +84,7 @@ def test_a_mistake_in_the_configuration_reaches_the_main_thread() -> None:
 
     with pytest.raises(UserError, match="no such column"), BackgroundScoring([Wrong()]) as scoring:
         scoring.add(0, GROUPS[0], SAMPLES[0])
-        scoring.scores(2)
+        scoring.scores([0], 2)
 
 
 def test_an_engine_that_fails_drops_what_waits() -> None:
@@ -95,7 +95,7 @@ def test_an_engine_that_fails_drops_what_waits() -> None:
             assert held.begun.wait(60)
         raise RuntimeError("engine")
     held.let_go.set()
-    scoring._thread.join(60)
+    scoring.thread.join(60)
     assert held.batches == [2]
 
 
@@ -146,7 +146,7 @@ group, sample = [Completion(text, (1,), "stop") for text in ("returns", "raises"
 for reward in (Forks(), ForksInScore(name="other")):
     with BackgroundScoring([reward]) as scoring:
         scoring.add(0, group, sample)
-        print(scoring.scores(2).rewards.tolist(), score_rollout([reward], [group], [sample]).rewards.tolist())
+        print(scoring.scores([0], 2).rewards.tolist(), score_rollout([reward], [group], [sample]).rewards.tolist())
 """
 
 

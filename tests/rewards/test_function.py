@@ -248,7 +248,7 @@ def test_a_function_of_trl_judges_a_whole_rollout_at_once(foreign: Any) -> None:
         for number, sample in ((1, ROWS[1]), (0, ROWS[0])):
             scoring.add(number, [completion for completion, s in PAIRS if s is sample], sample)
             assert begun.wait(10)  # the first group is being scored before the second one comes
-        scores = scoring.scores(2)
+        scores = scoring.scores([0, 1], 2)
     assert len(foreign.seen) == 1  # one call, in the order of the prompts
     assert list(scores.parts) == ["counts", "everything", "judge"]
     assert scores.rewards.tolist() == [[0 + 2 + 1.0, 0 + 0 + 1.0], [0 + 5 + 1.0, 0 + 5 + 1.0]]

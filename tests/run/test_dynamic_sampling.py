@@ -78,7 +78,7 @@ def test_resume_goes_on_after_the_extra_prompts(run_folder: Path, lit_rlvr: CLI,
 def test_mixed_groups_go_by_correctness_not_by_reward() -> None:
     rollout = make_rollout([[1], [2], [3]], [[[4], [5]]] * 3, rewards=[[0.0, 1.0], [1.0, 1.0], [0.3, 0.4]])
     rollout.correct = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
-    assert mixed_groups(rollout) == [1]
+    assert mixed_groups(rollout.correct, rollout.judged) == [1]
 
 
 def test_join_keeps_every_row_and_pads_to_the_longer() -> None:

@@ -116,7 +116,6 @@ def test_prompts_are_filtered_in_their_environment(run_folder: Path, lit_rlvr: C
             ["--rollout.rewards", "[trl_environments.reward_func]"],
             "rollout.rewards: trl_environments.reward_func gets `environments`, but there is no rollout.environment",
         ),
-        ([*TURNS, "--rollout.overlap", "true"], "rollout.overlap: an environment's turns cannot be generated ahead"),
         (
             [*TURNS, "--rollout.sampling.max_episode_tokens", 4],
             "sampling.max_episode_tokens: 4 must be >= max_tokens=8",

@@ -393,7 +393,7 @@ def describe_job(
         share=None if isinstance(engine, HFEngine) else share,
         fitted=lengths is not None and vllm is not None and vllm.gpu_memory_utilization is None,
         quantized=vllm is not None and vllm.quantized,
-        vllm_sleeps=vllm is not None and vllm.sleep_mode and not rollout.overlap,
+        vllm_sleeps=vllm is not None and vllm.sleep_mode and not rollout.staleness,
         reference=module.kl_coef > 0 or module.advantage.needs_reference,
         lora=module.lora is not None,
         shared_prefix=module.shared_prefix,

@@ -1,4 +1,4 @@
-"""Rollouts one iteration ahead: what they are sampled with, what is refused, and exact resume."""
+"""Groups that are generated beside training in this process: their weights, what is refused, and exact resume."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ CLI = Callable[..., Any]
 
 def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_folder: Path, tmp_path: Path) -> None:
     engine = Copying()
-    _, seen = fit(tiny_model_folder, tmp_path, steps=4, engine=engine, overlap=True)
+    _, seen = fit(tiny_model_folder, tmp_path, steps=4, engine=engine, staleness=1)
     first = [next(iter(weights.values())) for weights in seen.weights]  # before each of the four steps
     used = [*engine.sampled_with]
     # rollout 0 and 1 come from the initial weights, rollout k from those before step k - 1; one is left over
     for weights, wanted in zip(used, [first[0], first[0], first[1], first[2], first[3]], strict=True):
         assert torch.equal(weights, wanted)
     assert seen.metrics[0]["train/engine_difference"] < 1e-5 < seen.metrics[2]["train/engine_difference"]
-    plain = fit(tiny_model_folder, tmp_path, steps=1, engine=Copying())[1]
-    assert seen.rollouts[0].token_ids.tolist() == plain.rollouts[0].token_ids.tolist()
+    ages = [step - rollout.versions for step, rollout in enumerate(seen.rollouts) if rollout.versions is not None]
+    assert [set(age.flatten().tolist()) for age in ages] == [{0}, {1}, {1}, {1}]
 
 
 @pytest.mark.slow
@@ -34,22 +34,25 @@ def test_each_rollout_is_sampled_one_iteration_early_and_corrected(tiny_model_fo
     ("options", "words"),
     [
         ([], ["engine hf decodes with the weights being trained"]),
-        (["--rollout.engine", "vllm", "--model", "DAPO"], ["dynamic sampling"]),
+        (["--rollout.engine", "vllm", "--rollout.staleness", "2"], ["at most 1", "VLLMServerEngine"]),
+        (["--rollout.engine", "vllm", "--rollout.staleness", "-1"], ["-1 is below 0"]),
         (["--rollout.engine", "vllm", "--model", "AAPO"], ["reference_rollouts: pool"]),
         (["--rollout.engine", "vllm", "--model.init_args.importance_correction", "none"], ["importance_correction"]),
     ],
 )
-def test_what_cannot_overlap_is_refused(run_folder: Path, lit_rlvr: CLI, options: list[str], words: list[str]) -> None:
-    refused = run(lit_rlvr, *options, "--rollout.overlap", "true", status=2)
-    assert all(word in refused.err for word in ["rollout.overlap", *words]) and "Traceback" not in refused.err
+def test_what_cannot_run_beside_training_is_refused(
+    run_folder: Path, lit_rlvr: CLI, options: list[str], words: list[str]
+) -> None:
+    refused = run(lit_rlvr, "--rollout.staleness", "1", *options, status=2)
+    assert all(word in refused.err for word in ["rollout.staleness", *words]) and "Traceback" not in refused.err
 
 
 @pytest.mark.slow
 def test_a_resumed_run_trains_on_what_was_generated_before_the_stop(run_folder: Path, lit_rlvr: CLI) -> None:
-    overlap = ("--rollout.overlap", "true", "--rollout.engine", "tiny_engines.Copying")
-    run(lit_rlvr, *overlap, *to("whole"))
-    run(lit_rlvr, *overlap, *to("parts"), "--trainer.max_steps", 3)
-    run(lit_rlvr, *overlap, *to("parts"), "--ckpt_path", "last")
+    beside = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
+    run(lit_rlvr, *beside, *to("whole"))
+    run(lit_rlvr, *beside, *to("parts"), "--trainer.max_steps", 3)
+    run(lit_rlvr, *beside, *to("parts"), "--ckpt_path", "last")
     assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
 
 
@@ -58,9 +61,9 @@ def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
     from lit_rlvr.errors import UserError
     from lit_rlvr.rollout import FileTransfer, RolloutCallback, VLLMServerEngine
 
-    beside = RolloutCallback(engine="vllm", overlap=True)
+    beside = RolloutCallback(engine="vllm", staleness=1)
     beside.check_sizes(GRPO(), 8, 1)
     with pytest.raises(UserError, match="needs the GPU that is training; use VLLMServerEngine"):
         beside.check_sizes(GRPO(), 8, 1, device="cuda")
     elsewhere = VLLMServerEngine(["http://host:1"], FileTransfer(Path()))
-    RolloutCallback(engine=elsewhere, overlap=True).check_sizes(GRPO(), 8, 1, device="cuda")
+    RolloutCallback(engine=elsewhere, staleness=4).check_sizes(GRPO(), 8, 1, device="cuda")

@@ -1,0 +1,438 @@
+"""Groups that are generated all the time, by weights of bounded age, and are trained on in the order they finish."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.common.terminal import progress
+from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
+from lit_rlvr.engines.synced import crash_of
+from lit_rlvr.errors import UserError
+from lit_rlvr.rewards.combine import BackgroundScoring, Scores
+from lit_rlvr.rollout.assemble import all_mixed_groups, count_repeats, mixed_groups, number_groups
+from lit_rlvr.rollout.generate import completion_seeds
+from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
+from lit_rlvr.training.optimizer import updates_of
+from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
+
+POLL = 0.05
+"""Seconds between two looks at the groups of all ranks."""
+THREADS = 1024
+"""The most admissions that run at once on servers."""
+
+
+@dataclass(eq=False)
+class QueuedGroup:
+    """A group on its way from its admission to training.
+
+    Args:
+        number: its place in the stream of prompts, over all ranks, from 0; its seeds come from it.
+        cursor: the data's position before its prompt.
+        started: the version of the weights when its sampling began; None = it waits for the engine.
+        completions: None = it is not finished. settled: their labels of weights are versions.
+    """
+
+    number: int
+    cursor: dict[str, int]
+    prompt: Prompt
+    seeds: list[int]
+    started: int | None = None
+    completions: list[Completion] | None = None
+    settled: bool = False
+
+
+class State(NamedTuple):
+    """What all ranks know of a group; sorted, those come first that are trained on first.
+
+    Args:
+        started: as for `QueuedGroup`; those that wait for the engine come last.
+        rank: where it is.
+        mixed: whether it is scored, and has right and wrong completions. dead: it is scored and not mixed.
+    """
+
+    started: float
+    number: int
+    rank: int
+    finished: bool
+    mixed: bool = False
+    dead: bool = False
+
+
+def choose(
+    groups: Sequence[State], prompts: int, wanted: int = 0, most: int = 0, oldest: float = -1, in_order: bool = False
+) -> list[State] | None:
+    """Return the groups that a step trains on, those with the oldest weights first; None = it has to wait.
+
+    Args:
+        groups: of all ranks. prompts: how many the step needs.
+        wanted: how many of them must be mixed, above 0 with dynamic sampling. most: how many it takes at most then.
+        oldest: a step waits for groups that run and began with these weights or older ones.
+        in_order: take groups in the order of the prompts, so that no thread's speed changes the result.
+    """
+    if in_order:
+        ready = sorted(groups, key=lambda group: group.number)
+        ends = [k for k, group in enumerate(ready) if not group.finished]
+        ready = ready[: ends[0]] if ends else ready
+    else:
+        if any(group.started <= oldest and not group.finished for group in groups):
+            return None
+        ready = sorted(group for group in groups if group.finished)
+    if not wanted:
+        return ready[:prompts] if len(ready) >= prompts else None
+    mixed = 0
+    for count, group in enumerate(ready, 1):
+        mixed += group.mixed
+        if (mixed >= wanted and count >= prompts) or count == most:
+            return ready[:count]
+    return None
+
+
+class QueueSource(SyncSource):
+    """Generates groups beside training, and trains on the first that finish; none of their tokens was sampled by
+    weights more than `staleness` iterations old.
+
+    A group is admitted only if it can still be used (AReaL, arXiv:2505.24298, eq. 3): with version v, at most
+    (staleness + v + 1) P groups have been. What was admitted is finished and trained on, the oldest first, and a step
+    waits for a group that would become too old after it, so that long completions are not lost. With an engine that
+    takes weights while it generates (servers), a group may be sampled by several versions. In this process, what runs
+    ends before weights change, and groups are taken in the order of their prompts, so that a resumed run is exact.
+
+    Checkpoints store what is finished. What ran is generated again on resuming, with the same seeds.
+
+    Args:
+        staleness: in iterations, at least 1. The others are those of `SyncSource`.
+    """
+
+    def __init__(self, *args: Any, staleness: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.staleness = staleness
+        self._groups: list[QueuedGroup] = []  # this rank's, from admission to training
+        self._admitted = 0  # groups, over all ranks
+        self._running: list[tuple[Future[None], list[QueuedGroup]]] = []
+        self._changed = threading.Event()  # a group has finished
+        self._lengths: list[int] = []  # of completions that finished since the last step
+        self._idle_since: float | None = None
+        self._idle_seconds = 0.0
+        self._version = 0  # of the weights that the engine has
+        self._saved: dict[str, Any] | None = None
+        self._concurrent = self.sampler.engine.engine.concurrent
+        self._scoring = BackgroundScoring(self.sampler.rewards)
+        self._threads = ThreadPoolExecutor(THREADS if self._concurrent else 1, thread_name_prefix="lit-rlvr-queue")
+
+    def next(self, batch: PromptBatch) -> Rollout:
+        self.metrics, self.extra_completions, self.sampler.seconds = {}, [], defaultdict(float)
+        if not self._concurrent:
+            self.wait()
+        self.sync_weights(batch.prompts)
+        rollout = self.assembled(self.take(batch), len(batch) * world_size())
+        self.add_reference_rewards(rollout)
+        rollout = self.balance(rollout)
+        self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
+        return rollout
+
+    # ---- admission and generation -------------------------------------------------------------------------
+
+    def admit(self, count: int, cursor: dict[str, int]) -> dict[str, int]:
+        """Begin to generate `count` more groups, over all ranks; return the data's position after their prompts."""
+        places = range(rank() * count // world_size(), (rank() + 1) * count // world_size())
+        groups = []
+        for k in range(count):
+            before = cursor
+            (prompt,), cursor = self.data.stream.take(1, before)
+            if k in places:
+                groups.append(self._queued(self._admitted + k, before, prompt))
+        self._admitted += max(count, 0)
+        share = self.data.prompts_per_step // world_size()  # an engine in this process is made for as many at once
+        for start in range(0, len(groups), share):
+            self._begin(groups[start : start + share])
+        return cursor
+
+    def _queued(self, number: int, cursor: dict[str, int], prompt: Prompt) -> QueuedGroup:
+        seeds = completion_seeds([prompt], [0], self.group_size, "queue", number)
+        group = QueuedGroup(number, cursor, self.data.prepare(prompt), seeds[0])
+        self._groups.append(group)
+        return group
+
+    def _begin(self, groups: list[QueuedGroup]) -> None:
+        if not groups:
+            return
+        if self._idle_since is not None:
+            self._idle_seconds += time.perf_counter() - self._idle_since
+            self._idle_since = None
+        self._running.append((self._threads.submit(self._generate, groups), groups))
+
+    def _generate(self, groups: list[QueuedGroup]) -> None:
+        """Generate groups, in a thread beside training."""
+
+        def opened(prompts: list[Prompt]) -> None:
+            for group, prompt in zip(groups, prompts, strict=True):
+                group.prompt = prompt
+
+        def started(p: int) -> None:
+            groups[p].started = self._version  # or newer weights: then its tokens say so
+
+        def done(p: int, completions: list[Completion]) -> None:
+            if groups[p].completions is None:
+                self._finish(groups[p], completions)
+
+        prompts, seeds = [group.prompt for group in groups], [group.seeds for group in groups]
+        self.sampler.sample_beside(prompts, seeds, self.sampling, self.data, opened, started, done)
+
+    def _finish(self, group: QueuedGroup, completions: list[Completion]) -> None:
+        self._scoring.add(group, completions, group.prompt.sample)
+        self._lengths += [completion.length for completion in completions]
+        group.completions = completions  # last: another thread looks at it
+        if all(other.completions is not None for other in [*self._groups]):
+            self._idle_since = time.perf_counter()
+        self._changed.set()
+
+    def _begin_again(self) -> None:
+        """Restart an engine that has crashed, and generate again what it has not finished."""
+        over = [(future, groups) for future, groups in self._running if future.done()]
+        self._running = [(future, groups) for future, groups in self._running if not future.done()]
+        for future, groups in over:
+            crash = crash_of(future.result)
+            prompts = [group.prompt for group in groups]
+            self.sampler.engine.restart_if(crash, prompts, self.sampling)
+            self._begin([group for group in groups if group.completions is None])
+
+    def wait(self) -> None:
+        """Wait until the engine is free, if weights cannot be synced while it generates."""
+        if not self._concurrent:
+            wait([future for future, _ in self._running])
+
+    # ---- the groups of a step -----------------------------------------------------------------------------
+
+    def take(self, batch: PromptBatch) -> list[QueuedGroup]:
+        """Admit groups, and wait for those of this step; return this rank's. Collective: call it on every rank."""
+        module, prompts = self.module, len(batch) * world_size()
+        wanted, most = module.selection.wanted(prompts), module.selection.max_rounds * prompts
+        oldest = module.updates - self.staleness * updates_of(module)
+        late, began, cursor = 0.0, time.perf_counter(), dict(self.data.cursor)
+        progress.begin(STAGE_TEXTS["wait"])
+        self._take_up_saved()
+        chosen, first = None, True
+        while chosen is None:
+            self._begin_again()
+            states = self._states(wanted > 0)
+            if first:
+                self._log_queue(states)
+            if first or self._concurrent or all(state.finished for state in states):
+                cursor = self.admit((self.staleness + 1) * prompts - sum(not s.dead for s in states), cursor)
+            chosen = choose(states, prompts, wanted, most, oldest, in_order=not self._concurrent)
+            if chosen is None and not first:
+                waited = time.perf_counter()
+                self._changed.wait(POLL)
+                self._changed.clear()
+                late += (time.perf_counter() - waited) * (choose(states, prompts, wanted, most) is not None)
+            first = False
+        batch.cursor = cursor
+        self.metrics |= {"time/wait": time.perf_counter() - began, "train/staleness/wait": late}
+        return self._taken(chosen)
+
+    def _states(self, judge: bool) -> list[State]:
+        """Return the states of all ranks' groups. Collective: call it on every rank.
+
+        Args:
+            judge: say which are mixed.
+        """
+        mine = []
+        for group in self._groups:
+            finished = group.completions is not None
+            if finished:
+                self._settle(group)
+            started = float("inf") if group.started is None else group.started
+            mixed, known = False, finished and judge and (self._scoring.is_scored(group) or not self._concurrent)
+            if known:
+                scores = self._scoring.scores([group], self.group_size)
+                mixed = bool(mixed_groups(scores.correct, scores.judged))
+            mine.append(State(started, group.number, rank(), finished, mixed, known and not mixed))
+        return [state for part in gather_objects(mine) for state in part]
+
+    def _settle(self, group: QueuedGroup) -> None:
+        """Replace the labels of the weights that sampled a finished group by their versions, once.
+
+        Raises:
+            UserError: other weights than the policy's sampled a token.
+        """
+        assert group.completions is not None and group.started is not None
+        if group.settled:
+            return
+        held = self.sampler.engine.held
+        for label in {label for completion in group.completions for label in completion.versions}:
+            if label not in held or held[label][0] != "policy":
+                raise UserError(
+                    f"engine {self.sampler.engine.engine.name}: other weights ({label}) than the run's sampled a "
+                    "completion; does somebody else use it?"
+                )
+        group.completions = [
+            replace(completion, versions=tuple(str(held[label][1]) for label in completion.versions))
+            for completion in group.completions
+        ]
+        group.started = min(
+            (int(version) for completion in group.completions for version in completion.versions),
+            default=group.started,
+        )
+        group.settled = True
+
+    def _taken(self, chosen: list[State]) -> list[QueuedGroup]:
+        """Take the chosen groups out of the queue, as many on each rank; return this rank's. Collective."""
+        places = even_places([state.rank for state in chosen], world_size())
+        mine = {group.number: group for group in self._groups}
+        numbers = {state.number for state in chosen}
+        self._groups = [group for group in self._groups if group.number not in numbers]
+        sent = {}
+        for state, place in zip(chosen, places, strict=True):
+            if state.rank == rank() and place != rank():
+                group = mine[state.number]
+                sent[state.number] = group, self._scoring.result(group)
+        received = {number: found for part in gather_objects(sent) for number, found in part.items()}
+        taken = []
+        for state, place in zip(chosen, places, strict=True):
+            if place != rank():
+                continue
+            if state.rank == rank():
+                taken.append(mine[state.number])
+            else:
+                group, result = received[state.number]
+                self._scoring.add(group, group.completions or [], group.prompt.sample, result)
+                taken.append(group)
+        return taken
+
+    def assembled(self, groups: list[QueuedGroup], prompts: int) -> Rollout:
+        """Return the rollout of these groups. Collective: call it on every rank.
+
+        Args:
+            prompts: of a step, over all ranks.
+        """
+        scores = self._scoring.scores(groups, self.group_size)
+        completions = [group.completions or [] for group in groups]
+        asked = [group.prompt for group in groups]
+        rollout = self.sampler.assembled(asked, completions, scores, self.sampling, self.module.updates)
+        rollout.versions = versions_of(groups, rollout)
+        rollout.repeats = count_repeats(asked, [])
+        for group in groups:
+            self._scoring.forget(group)
+        selection = self.module.selection
+        if selection.wanted(prompts):
+            mixed = all_mixed_groups(rollout)
+            if selection.drops_others:
+                rollout.kept = number_groups(mixed, len(groups), prompts)
+            live, rounds = sum(map(len, mixed)), sum(gather_objects(len(groups))) / prompts
+            self.metrics |= {"rollout/live_groups": float(live), "rollout/sampling_rounds": rounds}
+        return rollout
+
+    def sample_reference(self, prompts: list[Prompt], seeds: list[list[int]]) -> Scores | None:
+        """Score new completions of the reference, after what runs has ended: it needs the policy's weights."""
+        while self._running:
+            wait([future for future, _ in self._running])
+            self._begin_again()
+        scores = super().sample_reference(prompts, seeds)
+        self.sync_weights(None)
+        return scores
+
+    def sync_weights(self, prompts: list[Prompt] | None) -> None:
+        super().sync_weights(prompts)
+        self._version = self.module.updates
+
+    def _log_queue(self, states: list[State]) -> None:
+        """Keep metrics of the groups before a step. Collective: call it on every rank."""
+        lengths, self._lengths = self._lengths, []
+        found = gather_objects((sum(lengths), len(lengths)))
+        total, count = (sum(numbers) for numbers in zip(*found, strict=True))
+        idle, self._idle_seconds = self._idle_seconds, 0.0
+        self.metrics |= {
+            "time/engine_idle": idle,
+            "rollout/queue/running": float(sum(not state.finished for state in states)),
+            "rollout/queue/finished": float(sum(state.finished for state in states)),
+            "rollout/queue/finished_length": total / count if count else math.nan,
+        }
+
+    # ---- start and end ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is finished and what has to be generated again. Collective: called on every rank."""
+        self.wait()
+        for group in self._groups:
+            if group.completions is not None:
+                self._settle(group)
+        mine: list[dict[str, Any]] = [
+            {
+                "number": group.number,
+                "cursor": group.cursor,
+                "started": group.started,
+                "completions": saved(group.completions),
+            }
+            for group in self._groups
+        ]
+        groups = sorted((group for part in gather_objects(mine) for group in part), key=lambda group: group["number"])
+        return super().state_dict() | {"queue": {"admitted": self._admitted, "groups": groups}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reference.load_state_dict(state["reference"])
+        self._saved = state.get("queue")
+
+    def _take_up_saved(self) -> None:
+        """Go on with the groups of the checkpoint that the run was resumed from."""
+        if self._saved is None:
+            return
+        found, self._saved = self._saved, None
+        self._admitted = found["admitted"]
+        for k, values in enumerate(found["groups"]):
+            if k % world_size() != rank():
+                continue
+            (prompt,), _ = self.data.stream.take(1, values["cursor"])
+            group = self._queued(values["number"], values["cursor"], prompt)
+            if values["completions"] is not None:
+                group.started, group.settled = values["started"], True
+                self._finish(group, [Completion(**one) for one in values["completions"]])
+        self._begin([group for group in self._groups if group.completions is None])
+
+    def close(self) -> None:
+        """Wait for what runs in this process, and score no more."""
+        self.wait()
+        self._scoring.close()
+
+
+def even_places(ranks: list[int], world: int) -> list[int]:
+    """Return which rank each group goes to so that all get as many, up to one; as few as possible move.
+
+    Args:
+        ranks: where each group is.
+    """
+    room = [len(ranks) * (r + 1) // world - len(ranks) * r // world for r in range(world)]
+    places: list[int | None] = []
+    for r in ranks:
+        stays = room[r] > 0
+        room[r] -= stays
+        places.append(r if stays else None)
+    free = iter([r for r in range(world) for _ in range(room[r])])
+    return [next(free) if place is None else place for place in places]
+
+
+def versions_of(groups: list[QueuedGroup], rollout: Rollout) -> Tensor:
+    """Return the version of the weights that sampled each token (B, T); elsewhere the one its group began with."""
+    rows = [(group, completion) for group in groups for completion in group.completions or []]
+    versions = torch.tensor([group.started for group, _ in rows])[:, None].repeat(1, rollout.token_ids.shape[1])
+    for row, (_, completion) in enumerate(rows):
+        if completion.versions:
+            sampled = torch.tensor(completion.from_model).nonzero().flatten()
+            versions[row, sampled] = torch.tensor([int(version) for version in completion.versions])
+    return versions
+
+
+def saved(completions: list[Completion] | None) -> list[dict[str, Any]] | None:
+    """Return finished completions as a checkpoint stores them; None = generate them again, as episodes always are."""
+    if completions is None or any(completion.turns for completion in completions):
+        return None
+    return [vars(completion) for completion in completions]

@@ -1,0 +1,108 @@
+"""Which groups a step trains on, how old their weights may be, and that none is lost or trained on twice."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import make_rollout, random_ids
+from tiny_engines import Streaming
+from tiny_fit import fit
+
+from lit_rlvr.rollout.queue import QueuedGroup, State, choose, even_places, versions_of
+from lit_rlvr.types import Completion
+
+WAITS = float("inf")
+
+
+def test_the_first_finished_are_taken_and_of_these_the_oldest() -> None:
+    old, new, waits = State(1, 4, 0, True), State(2, 3, 0, True), State(WAITS, 5, 0, False)
+    runs = State(1, 2, 0, False)
+    assert choose([new, waits, runs, old], 1) == [old]
+    assert choose([new, waits, runs, old], 2) == [old, new]
+    assert choose([new, waits, runs, old], 3) is None
+
+
+def test_a_step_waits_for_a_group_that_it_would_make_too_old() -> None:
+    groups = [State(3, 0, 0, True), State(2, 1, 1, False), State(WAITS, 2, 0, False)]
+    assert choose(groups, 1, oldest=1) == groups[:1]
+    assert choose(groups, 1, oldest=2) is None
+
+
+def test_with_dynamic_sampling_a_step_takes_as_many_as_it_needs() -> None:
+    dead, mixed = State(0, 0, 0, True, dead=True), State(1, 1, 0, True, mixed=True)
+    more = [State(1, 2, 0, True, dead=True), State(1, 3, 0, True, mixed=True), State(1, 4, 0, True, mixed=True)]
+    assert choose([dead, mixed, *more], 2, wanted=2, most=9) == [dead, mixed, *more[:2]]
+    assert choose([dead, mixed, *more], 2, wanted=4, most=9) is None
+    assert choose([dead, mixed, *more], 2, wanted=4, most=3) == [dead, mixed, more[0]], "the limit of rounds"
+    assert choose([mixed, dead], 2, wanted=1, most=9) == [dead, mixed], "at least the step's prompts"
+
+
+def test_in_order_a_later_group_never_overtakes() -> None:
+    first, second, third = State(0, 0, 0, True), State(0, 1, 0, False), State(0, 2, 0, True)
+    assert choose([third, second, first], 1, in_order=True) == [first]
+    assert choose([third, second, first], 2, in_order=True) is None
+
+
+@given(st.lists(st.integers(0, 3), max_size=20))
+def test_ranks_get_as_many_groups_and_few_move(ranks: list[int]) -> None:
+    places = even_places(ranks, 4)
+    counts = Counter(places)
+    assert max(counts[r] for r in range(4)) - min(counts[r] for r in range(4)) <= 1
+    here = Counter(ranks)
+    assert sum(a != b for a, b in zip(ranks, places, strict=True)) == sum(max(0, here[r] - counts[r]) for r in range(4))
+
+
+def test_each_token_has_the_version_of_the_weights_that_sampled_it() -> None:
+    rollout = make_rollout([random_ids(3, 0)], [[random_ids(4, 1), random_ids(2, 2)]])
+    episode = Completion(
+        "", (1, 2, 3, 4), "stop", (0.0,) * 4, sampled=(True, False, True, True), versions=("5", "5", "6")
+    )
+    older = Completion("", (1, 2), "stop", (0.0,) * 2)
+    group = QueuedGroup(0, {}, rollout.prompts[0], [0, 1], started=4, completions=[episode, older])
+    assert versions_of([group], rollout).tolist() == [[5, 4, 5, 6], [4, 4, 4, 4]]
+
+
+def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
+    tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """One group ends late; steps overtake it until it would be too old, and then wait for it."""
+    engine, steps, staleness, prompts = Streaming(), 6, 2, 4
+    slow = threading.Event()
+
+    def end_late() -> None:
+        while len(seen.rollouts) < 2:
+            if slow.wait(0.01):
+                return
+        threading.Timer(0.3, slow.set).start()
+
+    from tiny_fit import Recorder
+
+    seen = Recorder()
+    watch = threading.Thread(target=end_late)
+    probe = fit(tiny_model_folder, tmp_path / "probe", prompts_per_step=prompts, engine=Streaming(), staleness=1)[1]
+    late = probe.rollouts[0].prompts[0].sample.id
+    engine.held[late] = slow
+    watch.start()
+    fit(tiny_model_folder, tmp_path / "run", steps=steps, engine=engine, prompts_per_step=prompts, staleness=staleness,
+        recorder=seen)  # fmt: skip
+    slow.set()
+    ages = []
+    for step, rollout in enumerate(seen.rollouts):
+        assert rollout.versions is not None and len(rollout.prompts) == prompts
+        ages.append(step - rollout.versions[rollout.mask])
+    found = torch.cat(ages)
+    assert int(found.min()) == 0 and int(found.max()) == staleness
+    names = [prompt.sample.id for rollout in seen.rollouts for prompt in rollout.prompts]
+    begun = [name for _, name in engine.begun]
+    assert len(names) == len({*names}) and {*names} <= {*begun} and len(begun) == len({*begun})
+    assert late in [prompt.sample.id for prompt in seen.rollouts[2].prompts], "as late as it may"
+    assert seen.metrics[2]["train/staleness/wait"] > 0.2 > seen.metrics[1]["train/staleness/wait"]
+    first = min(int(label.rpartition("-")[2]) for label, _ in engine.begun)
+    for version in range(steps):
+        admitted = sum(int(label.rpartition("-")[2]) - first <= version for label, _ in engine.begun)
+        assert admitted <= (staleness + version + 1) * prompts
