@@ -77,11 +77,16 @@ class VLLMServer:
         adapters it takes (`adapters`).
 
         Raises:
-            UserError: the server does not allow changing its weights.
+            UserError: the server does not allow changing its weights, or has a cache that outlives them.
         """
         refusal = f"{self.url} does not accept weights: it runs without VLLM_SERVER_DEV_MODE=1; {START_HINT}"
         found = self.get("/server_info?config_format=json", refusal)
         config = found["vllm_config"]
+        if (config.get("kv_transfer_config") or {}).get("kv_connector"):
+            raise UserError(
+                f"{self.url}: it keeps keys and values of older weights in a KV connector; start it without "
+                "--kv-transfer-config"
+            )
         sequences = config["scheduler_config"]["max_num_seqs"] * config["parallel_config"]["data_parallel_size"]
         invariant = bool(found["vllm_env"].get("VLLM_BATCH_INVARIANT"))
         # An adapter that one of several processes for requests loads is unknown to the others.

@@ -125,18 +125,20 @@ class VLLMServerEngine(RolloutEngine):
             self._loop = RequestLoop()
             self._in_loop(self._dispatch.open())
         if not self._syncs:
-            self._adapter = self._resolve_adapters(context.policy.adapter_config)
+            self._adapter = self._resolve_adapters(context.policy.adapter_config, context.beside)
         if rank() == 0 and not self._syncs:
             for server in self.servers:
                 server.forget_weights()
 
-    def _resolve_adapters(self, adapter: Settings | None) -> Settings | None:
+    def _resolve_adapters(self, adapter: Settings | None, beside: bool) -> Settings | None:
         """Return the adapters' settings if all servers take them, and log what the syncs send; None = merge them."""
         if adapter is None:
             return None
         less = [server.url for server in self.servers if not self._takes[server].include(adapter)]
         reason = f"; start {less[0]} with {lora_options(adapter)} to send them alone" if less else ""
-        if less or not self.transfer.sends_adapters:
+        if beside:  # what runs keeps the adapters that it began with
+            reason = ", because completions go on with new weights (rollout.staleness)"
+        if less or beside or not self.transfer.sends_adapters:
             _log.info("engine vllmserver: each sync sends weights with the adapters merged in%s", reason)
             return None
         _log.info("engine vllmserver: the first sync sends all weights, and later ones only the adapters")

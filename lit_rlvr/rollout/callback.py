@@ -188,7 +188,7 @@ class RolloutCallback(Callback):
         rollout = source.next(batch)  # sync, sample (generate, score, assemble), sample on, reference, balance
         module.log_dict(source.metrics)
         module.log("time/rollout", time.perf_counter() - started)
-        module.log_dict(rollout_metrics(rollout, sampler.seconds["generate"], source.extra_completions))
+        module.log_dict(rollout_metrics(rollout, source.generation_seconds, source.extra_completions))
         module.log_dict(logged_metrics(self.rewards))
         if sampler.episodes is not None:
             module.log_dict(turn_metrics(rollout))
@@ -317,8 +317,17 @@ class RolloutCallback(Callback):
                 f"rollout.eval_samples: there is no validation set {name!r}; the sets are {', '.join(names)}"
                 for name in unknown
             ),
+            lambda: self._check_judges_groups(module, data),
             lambda: check_lengths(module.model_folder, self._length_requirements(data)),
         )
+
+    def _check_judges_groups(self, module: RLVRModule, data: PromptDataModule) -> None:
+        late = [reward.name for reward in self.rewards if reward.whole_rollout]
+        if self.staleness and late and module.selection.wanted(data.prompts_per_step):
+            raise UserError(
+                f"rollout.staleness: reward {late[0]} judges whole rollouts, but dynamic sampling has to know single "
+                "groups before; turn one of them off"
+            )
 
     def check_sizes(
         self, module: RLVRModule, prompts: int, ranks: int, precision: str = "32-true", device: str = "cpu"
@@ -375,6 +384,7 @@ class RolloutCallback(Callback):
             * self.group_size
             * self.sampling.max_tokens,
             run=Path(trainer.default_root_dir),
+            beside=self.staleness > 0,
         )
 
     def _max_observed_images(self) -> int:

@@ -123,6 +123,7 @@ class QueueSource(SyncSource):
         self._lengths: list[int] = []  # of completions that finished since the last step
         self._idle_since: float | None = None
         self._idle_seconds = 0.0
+        self._taken_at: float | None = None  # when the last step had its groups
         self._version = 0  # of the weights that the engine has
         self._saved: dict[str, Any] | None = None
         self._concurrent = self.sampler.engine.engine.concurrent
@@ -200,10 +201,11 @@ class QueueSource(SyncSource):
         """Restart an engine that has crashed, and generate again what it has not finished."""
         over = [(future, groups) for future, groups in self._running if future.done()]
         self._running = [(future, groups) for future, groups in self._running if not future.done()]
-        for future, groups in over:
-            crash = crash_of(future.result)
-            prompts = [group.prompt for group in groups]
-            self.sampler.engine.restart_if(crash, prompts, self.sampling)
+        crashes = [crash for future, _ in over if (crash := crash_of(future.result)) is not None]
+        if over:
+            prompts = [group.prompt for _, groups in over for group in groups]
+            self.sampler.engine.restart_if(crashes[0] if crashes else None, prompts, self.sampling)
+        for _, groups in over:
             self._begin([group for group in groups if group.completions is None])
 
     def wait(self) -> None:
@@ -236,8 +238,10 @@ class QueueSource(SyncSource):
                 self._changed.clear()
                 late += (time.perf_counter() - waited) * (choose(states, prompts, wanted, most) is not None)
             first = False
-        batch.cursor = cursor
-        self.metrics |= {"time/wait": time.perf_counter() - began, "train/staleness/wait": late}
+        batch.cursor, now = cursor, time.perf_counter()
+        self.generation_seconds, self._taken_at = now - (self._taken_at or began), now
+        self.sampler.seconds["generate"] = now - began
+        self.metrics["train/staleness/wait"] = late
         return self._taken(chosen)
 
     def _states(self, judge: bool) -> list[State]:
@@ -315,7 +319,9 @@ class QueueSource(SyncSource):
         Args:
             prompts: of a step, over all ranks.
         """
+        began = time.perf_counter()
         scores = self._scoring.scores(groups, self.group_size)
+        self.sampler.seconds["score"] = time.perf_counter() - began
         completions = [group.completions or [] for group in groups]
         asked = [group.prompt for group in groups]
         rollout = self.sampler.assembled(asked, completions, scores, self.sampling, self.module.updates)

@@ -38,12 +38,14 @@ class RolloutSource(ABC):
         metrics: of the last rollout: seconds by stage as `time/...`, and counts as `rollout/...`.
         extra_completions: of the last rollout, those that were sampled for it and are not in it (the reference's).
         generates: whether it samples with the run's engine.
+        generation_seconds: how long the last rollout's completions were sampled.
     """
 
     generates: ClassVar[bool] = True
     sampling: Sampling
     metrics: dict[str, float]
     extra_completions: list[list[Completion]]
+    generation_seconds: float = 0.0
 
     @abstractmethod
     def next(self, batch: PromptBatch) -> Rollout:
@@ -99,6 +101,7 @@ class SyncSource(RolloutSource):
         rollout = self.balance(rollout)
         self.sampler.engine.sleep()  # its memory is free for training
         self.metrics |= {f"time/{stage}": seconds for stage, seconds in self.sampler.seconds.items()}
+        self.generation_seconds = self.sampler.seconds["generate"]
         return rollout
 
     def sync_weights(self, prompts: list[Prompt] | None) -> None:

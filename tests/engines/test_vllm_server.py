@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,13 @@ from lit_rlvr.engines import transfer
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.client import AdapterLimits, RequestLoop, ServerError, VLLMServer, wait_for
 from lit_rlvr.engines.server import VLLMServerEngine, check_model
-from lit_rlvr.engines.synced import SyncedEngine, check_engine
+from lit_rlvr.engines.synced import SyncedEngine, check_engine, trainer_logprobs
 from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
 from lit_rlvr.errors import UserError
 from lit_rlvr.policy.adapters import Lora, add_adapters, changing_weights
 from lit_rlvr.policy.loading import load_policy
 from lit_rlvr.policy.policy import Policy
-from lit_rlvr.types import Completion, Sampling
+from lit_rlvr.types import Completion, Prompt, Sampling
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 
@@ -127,6 +129,55 @@ def test_completions_may_begin_differently_on_a_server(engine: VLLMServerEngine,
     check_own_beginnings(engine, policy, PROMPTS, sampling, SEEDS)
     with pytest.raises(UserError, match=r"sampling\.stop:"):
         engine.generate(PROMPTS, replace(SAMPLING, stop=("x",)), SEEDS)
+
+
+def generate_during_updates(
+    engine: VLLMServerEngine, policy: Policy, prompts: list[Prompt], sampling: Sampling, updates: int
+) -> tuple[dict[str, Policy], list[list[Completion]]]:
+    """Generate beside weight updates; return the policies by their labels, and the completions of each prompt."""
+    seeds = [[8 * p + g for g in range(8)] for p in range(len(prompts))]
+    found: dict[int, list[Completion]] = {}
+    begun = threading.Event()
+    held = {engine.version: copy.deepcopy(policy)}
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(
+            engine.generate_beside, prompts, sampling, seeds, lambda p: begun.set(), found.__setitem__
+        )
+        assert begun.wait(60)
+        for seed in range(updates):
+            time.sleep(0.2)
+            change(policy, 0.3, seed)
+            engine.sync(policy)
+            held[engine.version] = copy.deepcopy(policy)
+        running.result()
+    return held, [found[p] for p in range(len(prompts))]
+
+
+def assert_logprobs_are_their_versions(
+    held: dict[str, Policy], groups: list[list[Completion]], prompts: list[Prompt], sampling: Sampling
+) -> None:
+    """Each token's log-probability is that of fresh scoring with the weights that its label names."""
+    scored = {label: trainer_logprobs(policy, prompts, groups, sampling) for label, policy in held.items()}
+    for k, completion in enumerate(completion for group in groups for completion in group):
+        assert len(completion.versions) == len(completion.token_ids)
+        wanted = torch.stack([scored[label][k][t] for t, label in enumerate(completion.versions)])
+        torch.testing.assert_close(torch.tensor(completion.logprobs), wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_what_runs_goes_on_with_new_weights_and_each_token_names_its_own(
+    make_engine: Callable[..., VLLMServerEngine], policy: Policy
+) -> None:
+    """vLLM computes the cache of keys and values anew; with the old one, log-probabilities are those of no weights."""
+    engine = make_engine()
+    engine.start(EngineContext("", policy, byte_tokenizer(), 1024, 512, 0))
+    engine.sync(policy)
+    prompts, sampling = [make_prompt(random_ids(20, p), f"p{p}") for p in range(24)], Sampling(max_tokens=500)
+    held, groups = generate_during_updates(engine, policy, prompts, sampling, updates=2)
+    mixed = [completion for group in groups for completion in group if len({*completion.versions}) > 1]
+    assert len(mixed) > 20, "the updates came while completions ran"
+    assert_logprobs_are_their_versions(held, groups, prompts, sampling)
+    engine.close()
 
 
 @pytest.mark.slow
@@ -490,6 +541,12 @@ def test_images_on_a_server_are_those_of_the_trainer(
             found = differences(policy, prompts, groups, sampling)
             assert max(found.values()) <= 5e-5, found
             change(policy, 0.1)
+        engine.sync(policy)
+        prompts, sampling = 6 * prompts, replace(sampling, max_tokens=150)
+        held, groups = generate_during_updates(engine, policy, prompts, sampling, updates=2)
+        assert any(len({*completion.versions}) > 1 for group in groups for completion in group)
+        assert_logprobs_are_their_versions(held, groups, prompts, sampling)
+        engine.close()
 
 
 @pytest.mark.slow

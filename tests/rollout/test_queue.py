@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch import LightningModule, Trainer
 from tiny import make_rollout, random_ids
 from tiny_engines import Streaming
-from tiny_fit import fit
+from tiny_fit import Recorder, fit
 
+from lit_rlvr.rollout.callback import rollout_of
 from lit_rlvr.rollout.queue import QueuedGroup, State, choose, even_places, versions_of
 from lit_rlvr.types import Completion
 
@@ -80,8 +83,6 @@ def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
                 return
         threading.Timer(0.3, slow.set).start()
 
-    from tiny_fit import Recorder
-
     seen = Recorder()
     watch = threading.Thread(target=end_late)
     probe = fit(tiny_model_folder, tmp_path / "probe", prompts_per_step=prompts, engine=Streaming(), staleness=1)[1]
@@ -106,3 +107,40 @@ def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
     for version in range(steps):
         admitted = sum(int(label.rpartition("-")[2]) - first <= version for label, _ in engine.begun)
         assert admitted <= (staleness + version + 1) * prompts
+
+
+class Saving(Recorder):
+    """Saves a checkpoint after some step, while groups run."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        super().__init__()
+        self.path, self.step = path, step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if len(self.rollouts) == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def test_resumed_no_group_is_lost_or_trained_on_twice(tiny_model_folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"prompts_per_step": 4, "staleness": 2}
+    saving = Saving(tmp_path / "run.ckpt", 3)
+    fit(tiny_model_folder, tmp_path, steps=5, engine=Streaming(), recorder=saving, **options)
+    engine = Streaming()
+    module, resumed = fit(
+        tiny_model_folder, tmp_path, steps=7, engine=engine, checkpoint=tmp_path / "run.ckpt", **options
+    )
+    rollouts = [*saving.rollouts[:3], *resumed.rollouts]
+    trained = [prompt.sample.id for rollout in rollouts for prompt in rollout.prompts]
+    source: Any = rollout_of(module.trainer).source
+    left = {group.number: group.prompt.sample.id for group in source._groups}
+    assert len(trained) == 4 * 7 == len({*trained}) and source._admitted == 4 * (7 + 2)
+    stream = [prompt.sample.id for prompt in module.trainer.datamodule.stream.take(36, {"epoch": 0, "position": 0})[0]]
+    assert {*trained} | {*left.values()} == {*stream} and {number: stream[number] for number in left} == left
+    again = torch.load(tmp_path / "run.ckpt", weights_only=True)["callbacks"]
+    found = next(state["queue"] for state in again.values() if isinstance(state, dict) and "queue" in state)
+    finished = {group["number"] for group in found["groups"] if group["completions"] is not None}
+    begun = {name for _, name in engine.begun}
+    assert not begun & {stream[number] for number in finished}, "what was finished is not generated again"

@@ -62,7 +62,7 @@ def test_ended_at_random_moments_a_run_goes_on_exactly(run_folder: Path, lit_rlv
 @pytest.mark.slow
 def test_ended_at_random_moments_a_recorded_run_and_its_replay_end_alike(run_folder: Path, lit_rlvr: CLI) -> None:
     options = (*EVERY_STEP, "--trainer.max_steps", "150", "--trainer.limit_val_batches", "0")
-    ahead = ("--rollout.overlap", "true", "--rollout.engine", "tiny_engines.Copying")
+    ahead = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
     draw = random.Random(1)
     for name, more in (("run", ahead), ("again", (*ahead, "--rollouts-from", "run"))):
         for _ in range(3):

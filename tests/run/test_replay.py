@@ -28,7 +28,7 @@ from lit_rlvr.engines.hf import HFEngine
 
 CLI = Callable[..., Any]
 RARE = ("--rollout.rewards", json.dumps([judged_as_is("rare")]))
-OVERLAP = ("--rollout.overlap", "true", "--rollout.engine", "tiny_engines.Copying")
+BESIDE = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
 RECORD, UNVALIDATED = ("--rollout.record", "1"), ("--trainer.limit_val_batches", "0")
 REPLAY = ("--rollouts-from", "run", *to("again"))
 TURNS = (
@@ -54,7 +54,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(OVERLAP, id="overlap"),
+        pytest.param(BESIDE, id="staleness 1"),
         pytest.param(
             ("--model", "DAPO", *RARE, "--model.init_args.updates_per_rollout", "2", *RECORD), id="dynamic sampling"
         ),

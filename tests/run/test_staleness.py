@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_engines import Copying
 from tiny_fit import fit
-from tiny_runs import assert_same_run, to
+from tiny_runs import FIT, STRATEGIES, assert_same_run, completions, in_two_processes, to
 from tiny_runs import fit as run
 
 CLI = Callable[..., Any]
@@ -67,3 +67,21 @@ def test_on_a_gpu_the_next_rollout_is_generated_elsewhere() -> None:
         beside.check_sizes(GRPO(), 8, 1, device="cuda")
     elsewhere = VLLMServerEngine(["http://host:1"], FileTransfer(Path()))
     RolloutCallback(engine=elsewhere, staleness=4).check_sizes(GRPO(), 8, 1, device="cuda")
+
+
+@pytest.mark.slow
+def test_with_dynamic_sampling_a_resumed_run_is_exact(run_folder: Path, lit_rlvr: CLI) -> None:
+    beside = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying", "--model", "DAPO")
+    run(lit_rlvr, *beside, *to("whole"))
+    run(lit_rlvr, *beside, *to("parts"), "--trainer.max_steps", 3)
+    run(lit_rlvr, *beside, *to("parts"), "--ckpt_path", "last")
+    assert_same_run(run_folder / "parts", run_folder / "whole", resumed=3)
+
+
+@pytest.mark.slow
+def test_two_processes_sample_and_train_what_one_does(run_folder: Path, lit_rlvr: CLI) -> None:
+    beside = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
+    run(lit_rlvr, *beside, *to("one"))
+    in_two_processes(run_folder, [*FIT, *STRATEGIES["ddp"], *beside, *to("two")])
+    sampled, wanted = ([row["completion"] for row in completions(run_folder / name)] for name in ("two", "one"))
+    assert sampled == wanted
