@@ -162,7 +162,7 @@ def test_a_damaged_record_is_named(recorded: Path, lit_rlvr: CLI) -> None:
 @pytest.mark.slow
 def test_a_resumed_run_records_its_own_iterations(run_folder: Path, lit_rlvr: CLI) -> None:
     """What it recorded after the checkpoint is trained again; a run that was not recorded from its start is not."""
-    options = (*OVERLAP, *UNVALIDATED, "--checkpoint.every", "2", "--checkpoint.keep", "9")
+    options = (*BESIDE, *UNVALIDATED, "--checkpoint.every", "2", "--checkpoint.keep", "9")
     fit(lit_rlvr, *options)
     run = run_folder / "run"
     files = sorted(path.name for path in (run / "record").iterdir())
@@ -170,7 +170,7 @@ def test_a_resumed_run_records_its_own_iterations(run_folder: Path, lit_rlvr: CL
     shutil.copytree(run, run_folder / "other")
     fit(lit_rlvr, *options, "--ckpt_path", "run/checkpoints/step-000002.ckpt", "--trainer.max_steps", "4")
     assert len([*(run / "record").glob("*.npz")]) == 4
-    fit(lit_rlvr, *OVERLAP, *UNVALIDATED, *REPLAY, "--trainer.max_steps", "4")
+    fit(lit_rlvr, *BESIDE, *UNVALIDATED, *REPLAY, "--trainer.max_steps", "4")
     assert digest(run_folder / "again") == digest(run)
     (run_folder / "other" / "record" / "iteration-000002-rank-0.npz").unlink()
     said = fit(lit_rlvr, *options, *to("other"), "--ckpt_path", "other/checkpoints/step-000004.ckpt").err
