@@ -249,7 +249,7 @@ def _check_staleness(
     Raises:
         UserError: names the setting.
     """
-    correction = module.correction(engine.is_exact(compute_dtype(precision))).mode
+    correction = module.correction(engine.is_exact(compute_dtype(precision)))
     reason = None
     if engine.shares_weights:
         reason = f"engine {engine.name} decodes with the weights being trained; use vllm"
@@ -259,7 +259,10 @@ def _check_staleness(
         reason = f"engine {engine.name} takes weights only between rollouts, so it is at most 1; use VLLMServerEngine"
     elif module.advantage.needs_reference and module.reference.rollouts == "fresh":
         reason = "fresh reference rollouts need the engine at the same time; use model.reference_rollouts: pool"
-    elif correction == "none":
-        reason = f"the rollouts are up to {staleness} iteration(s) old; set model.importance_correction"
+    elif not correction.is_bounded:
+        reason = (
+            f"the rollouts are up to {staleness} iteration(s) old; set model.importance_correction, with "
+            "model.importance_cap"
+        )
     if reason:
         raise UserError(f"rollout.staleness: {reason}")
