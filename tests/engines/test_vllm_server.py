@@ -24,7 +24,17 @@ from tiny_engines import adapted, assert_logprobs_are_the_policys, change, chang
 from tiny_environments import Echo
 from tiny_episodes import Recording, assert_exact, between, check_own_beginnings
 from tiny_fit import fit
-from tiny_runs import CONSOLE_SCRIPT, FIT, STRATEGIES, child_environment, completions, in_two_processes, summary, to
+from tiny_runs import (
+    CONSOLE_SCRIPT,
+    FIT,
+    STRATEGIES,
+    child_environment,
+    completions,
+    in_two_processes,
+    metrics,
+    summary,
+    to,
+)
 from tiny_server import KEY, Served
 from tiny_vlms import differences, mixed_prompts
 
@@ -456,6 +466,21 @@ def test_fit_trains_on_a_server_from_the_command_line(
     assert summary(run_folder / "run")["engine"] == "vllmserver" and KEY not in result.err
     assert KEY not in (run_folder / "run/config.yaml").read_text()
     assert "weights go through" not in result.err and not list(transfer.MEMORY.glob("lit-rlvr-weights-*"))
+
+
+@pytest.mark.slow
+def test_a_server_generates_while_fit_trains(
+    served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each sync is probed while completions run; a killed run goes on with the groups that it had."""
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    beside = (*from_yaml(served), "--rollout.staleness", "2")
+    for more in (("--trainer.max_steps", "3"), ("--trainer.max_steps", "6", "--ckpt_path", "last")):
+        result = lit_rlvr(*FIT, *beside, *more)
+        assert result.status == 0, result.err
+    rows = metrics(run_folder / "run")
+    ages = [float(row["train/staleness/max"]) for row in rows if row.get("train/staleness/max")]
+    assert len(rows) >= 6 and 0 < max(ages) <= 2
 
 
 def is_healthy(url: str) -> bool:

@@ -80,11 +80,12 @@ class Streaming(Copying):
             self._syncs += 1
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None
-    ) -> list[list[Completion]]:
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None = None,
+        turns: Turns | None = None,
+    ) -> list[list[Completion]]:  # fmt: skip
         with self._turn:
-            groups = super().generate(prompts, sampling, seeds)
-            return [[replace(c, versions=(self.version,) * len(c.token_ids)) for c in group] for group in groups]
+            groups = HFEngine.generate(self, prompts, sampling, seeds, None, turns)
+            return [[replace(c, versions=(self.version,) * c.length) for c in group] for group in groups]
 
     def generate_beside(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
@@ -99,6 +100,10 @@ class Streaming(Copying):
                 self.held[prompts[p].sample.id].wait(30)
             done(p, group)
 
+        if turns is not None:  # which know whole batches only
+            with self._turn:
+                super().generate_beside(prompts, sampling, seeds, started, done, turns)
+            return
         with ThreadPoolExecutor(len(prompts)) as threads:
             list(threads.map(one, range(len(prompts))))
 

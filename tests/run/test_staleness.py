@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_engines import Copying
 from tiny_fit import fit
-from tiny_runs import FIT, STRATEGIES, assert_same_run, completions, in_two_processes, to
+from tiny_runs import FIT, STRATEGIES, assert_same_run, completions, in_two_processes, metrics, summary, to
 from tiny_runs import fit as run
 
 CLI = Callable[..., Any]
@@ -85,3 +85,28 @@ def test_two_processes_sample_and_train_what_one_does(run_folder: Path, lit_rlvr
     in_two_processes(run_folder, [*FIT, *STRATEGIES["ddp"], *beside, *to("two")])
     sampled, wanted = ([row["completion"] for row in completions(run_folder / name)] for name in ("two", "one"))
     assert sampled == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model", "DAPO", "--model.init_args.dynamic_sampling", "true"],
+        ["--model", "AAPO", "--model.init_args.reference_rollouts", "pool"],
+        ["--model.init_args.updates_per_rollout", "2", "--model.init_args.epochs_per_rollout", "2"],
+        [
+            *("--rollout.environment", "tiny_environments.Echo", "--rollout.sampling.max_turns", "3"),
+            *("--rollout.sampling.max_observation_tokens", "40", "--rollout.rewards", "null"),
+        ],
+    ],
+)
+def test_no_token_is_too_old_whatever_the_algorithm_asks_for(
+    run_folder: Path, lit_rlvr: CLI, options: list[str]
+) -> None:
+    """With validations between, which use the engine, too."""
+    beside = ("--rollout.staleness", "2", "--rollout.engine", "tiny_engines.Streaming", "--rollout.probe_every", "1")
+    run(lit_rlvr, *beside, *options)
+    rows = metrics(run_folder / "run")
+    ages = [float(row["train/staleness/max"]) for row in rows if row.get("train/staleness/max")]
+    assert ages and 0 < max(ages) <= 2
+    assert summary(run_folder / "run")["accuracy_after"] is not None
