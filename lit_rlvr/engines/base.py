@@ -146,6 +146,7 @@ def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
 
 
 Done = Callable[[int, list[Completion]], None]
+Started = Callable[[int, Callable[[], object] | None], None]
 
 
 @dataclass(frozen=True)
@@ -272,17 +273,18 @@ class RolloutEngine(ABC):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        started: Callable[[int], None],
+        started: Started,
         done: Done,
         turns: Turns | None = None,
     ) -> None:
         """Generate as `generate` does, in a thread beside training; what `generate` asks for goes first.
 
         Args:
-            started: called with each prompt's index when its group begins.
+            started: called with each prompt's index when its group begins, and a function that drops the group: it is
+                not told as done then.
         """
         for p in range(len(prompts)):
-            started(p)
+            started(p, None)
         more: dict[str, Any] = {} if turns is None else {"turns": turns}  # an engine may know single turns only
         for p, group in enumerate(self.generate(prompts, sampling, seeds, done, **more)):
             done(p, group)

@@ -133,7 +133,7 @@ class Dispatch:
                 except ServerError as error:
                     await self._drop_if_dead(replica, error)
                 except asyncio.CancelledError:
-                    if replica.failure is None or _is_cancelled():
+                    if replica.failure is None or is_cancelled():
                         raise
                 finally:
                     replica.requests.discard(task)
@@ -252,7 +252,8 @@ class Dispatch:
         self._admit()
 
 
-def _is_cancelled() -> bool:
+def is_cancelled() -> bool:
+    """Return whether this task is to end, not only what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

@@ -9,8 +9,9 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from typing import Any, TypeVar
 
@@ -19,7 +20,16 @@ from torch import Tensor
 
 from lit_rlvr.common.settings import init_arguments
 from lit_rlvr.distributed.collectives import gather_objects, rank, world_size
-from lit_rlvr.engines.base import Continuation, Done, EngineContext, RolloutEngine, Row, Turns, read_completion
+from lit_rlvr.engines.base import (
+    Continuation,
+    Done,
+    EngineContext,
+    RolloutEngine,
+    Row,
+    Started,
+    Turns,
+    read_completion,
+)
 from lit_rlvr.engines.client import (
     START_HINT,
     WAIT_POLL,
@@ -32,7 +42,7 @@ from lit_rlvr.engines.client import (
     healthy,
     wait_for,
 )
-from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica
+from lit_rlvr.engines.dispatch import Dispatch, Placement, Replica, is_cancelled
 from lit_rlvr.engines.synced import crash_of
 from lit_rlvr.engines.transfer import Settings, WeightTransfer, weights_or_exit
 from lit_rlvr.engines.vllm import FP8, collapsed, lora_rank, sampling_parameters, with_tied_head
@@ -293,7 +303,7 @@ class VLLMServerEngine(RolloutEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        started: Callable[[int], None],
+        started: Started,
         done: Done,
         turns: Turns | None = None,
     ) -> None:
@@ -301,7 +311,7 @@ class VLLMServerEngine(RolloutEngine):
 
     async def _generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
-        turns: Turns | None, started: Callable[[int], None] | None = None,
+        turns: Turns | None, started: Started | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
         turns = turns or Turns()
         turns.begin(prompts, sampling, seeds)
@@ -312,18 +322,21 @@ class VLLMServerEngine(RolloutEngine):
 
     async def _group(
         self, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], done: Done | None,
-        pending: _PendingTurns, started: Callable[[int], None] | None,
+        pending: _PendingTurns, started: Started | None,
     ) -> list[Completion]:  # fmt: skip
         dispatch = self._dispatch
         limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))
         rows = [Row(p, g, prompt, seed, limit) for g, seed in enumerate(seeds)]
         place = await dispatch.place(len(rows), later=started is not None)
+        episodes = asyncio.gather(*(self._episode(dispatch, place, row, sampling, pending) for row in rows))
         if started is not None:
-            started(p)
+            started(p, partial(asyncio.get_running_loop().call_soon_threadsafe, episodes.cancel))
         try:
-            group = list(
-                await asyncio.gather(*(self._episode(dispatch, place, row, sampling, pending) for row in rows))
-            )
+            group = list(await episodes)
+        except asyncio.CancelledError:
+            if is_cancelled():
+                raise
+            return []  # the group alone was dropped
         finally:
             dispatch.release(place, place.completions)
         if done is not None and group:

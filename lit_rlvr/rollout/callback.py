@@ -75,6 +75,8 @@ class RolloutCallback(Callback):
             their tokens was sampled by weights more than this number of iterations old, for which the importance
             correction compensates. Needs an engine with its own weights (vLLM), and on a GPU, or above 1, one that
             generates elsewhere (VLLMServerEngine).
+        max_group_seconds: with `staleness` on servers, drop a group whose completions have not ended after so many
+            seconds, and name it; null = wait for it.
         max_failure_rate: share of completions whose reward may fail through the checker's own fault (they are masked
             out of the loss), or be stopped by the limits of its worker; above it the run saves the examples and stops.
         max_engine_restarts: how many times in a row a crashed engine is restarted, with the same weights and batch,
@@ -101,6 +103,7 @@ class RolloutCallback(Callback):
         probe_every: int = 10,
         mask_truncated: bool = False,
         staleness: int = 0,
+        max_group_seconds: float | None = None,
         max_failure_rate: float = 0.05,
         max_engine_restarts: int = 3,
         record: float | None = None,
@@ -118,7 +121,7 @@ class RolloutCallback(Callback):
         self.eval_samples, self.eval_greedy = eval_samples, eval_greedy
         self.environment = as_environment(environment)
         self.rewards = rewards_with(self.environment, rewards)
-        self.mask_truncated, self.staleness = mask_truncated, staleness
+        self.mask_truncated, self.staleness, self.max_group_seconds = mask_truncated, staleness, max_group_seconds
         self.max_failure_rate, self.deterministic = max_failure_rate, deterministic
         self.record_gib = float(staleness > 0 and rollouts_from is None) if record is None else record
         self.rollouts_from = rollouts_from
@@ -166,6 +169,11 @@ class RolloutCallback(Callback):
             yield "rollout.eval_greedy: validation is greedy already, rollout.eval_sampling.temperature is 0"
         if self.staleness < 0:
             yield f"rollout.staleness: {self.staleness} is below 0, where weights train on what they sampled"
+
+        if self.max_group_seconds is not None and not (self.staleness and self.generator.concurrent):
+            yield "rollout.max_group_seconds: needs rollout.staleness above 0, and servers (VLLMServerEngine)"
+        if self.max_group_seconds is not None and self.max_group_seconds <= 0:
+            yield f"rollout.max_group_seconds: {self.max_group_seconds} must be above 0"
 
     def samples_of(self, name: str) -> int:
         """Return the number of completions per prompt of a validation set."""
@@ -284,7 +292,11 @@ class RolloutCallback(Callback):
             self.source = self._replay(trainer, module, data)
             return
         parts = self.sampler, module, data, self.group_size, self.sampling, saved
-        self.source = QueueSource(*parts, staleness=self.staleness) if self.staleness else SyncSource(*parts)
+        self.source = (
+            QueueSource(*parts, staleness=self.staleness, max_group_seconds=self.max_group_seconds)
+            if self.staleness
+            else SyncSource(*parts)
+        )
 
     def _replay(self, trainer: Trainer, module: RLVRModule, data: PromptDataModule) -> ReplaySource:
         """Return a source of the recorded rollouts.

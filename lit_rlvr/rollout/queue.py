@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from lit_rlvr.rollout.source import STAGE_TEXTS, SyncSource
 from lit_rlvr.training.optimizer import updates_of
 from lit_rlvr.types import Completion, Prompt, PromptBatch, Rollout
 
+_log = logging.getLogger("lit_rlvr")
+
 POLL = 0.05
 """Seconds between two looks at the groups of all ranks."""
 THREADS = 1024
@@ -39,6 +42,7 @@ class QueuedGroup:
         number: its place in the stream of prompts, over all ranks, from 0; its seeds come from it.
         cursor: the data's position before its prompt.
         started: the version of the weights when its sampling began; None = it waits for the engine.
+        begun: when that was, in seconds of the monotonic clock. drop: ends its sampling.
         completions: None = it is not finished. settled: their labels of weights are versions.
     """
 
@@ -47,6 +51,8 @@ class QueuedGroup:
     prompt: Prompt
     seeds: list[int]
     started: int | None = None
+    begun: float = 0.0
+    drop: Callable[[], object] | None = None
     completions: list[Completion] | None = None
     settled: bool = False
 
@@ -111,11 +117,13 @@ class QueueSource(SyncSource):
 
     Args:
         staleness: in iterations, at least 1. The others are those of `SyncSource`.
+        max_group_seconds: drop a group that has been sampled for longer; None = none.
     """
 
-    def __init__(self, *args: Any, staleness: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, staleness: int, max_group_seconds: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.staleness = staleness
+        self.staleness, self.max_group_seconds = staleness, max_group_seconds
+        self._dropped = 0  # groups, since the last step
         self._groups: list[QueuedGroup] = []  # this rank's, from admission to training
         self._admitted = 0  # groups, over all ranks
         self._running: list[tuple[Future[None], list[QueuedGroup]]] = []
@@ -179,7 +187,8 @@ class QueueSource(SyncSource):
             for group, prompt in zip(groups, prompts, strict=True):
                 group.prompt = prompt
 
-        def started(p: int) -> None:
+        def started(p: int, drop: Callable[[], object] | None) -> None:
+            groups[p].begun, groups[p].drop = time.monotonic(), drop
             groups[p].started = self._version  # or newer weights: then its tokens say so
 
         def done(p: int, completions: list[Completion]) -> None:
@@ -206,7 +215,22 @@ class QueueSource(SyncSource):
             prompts = [group.prompt for _, groups in over for group in groups]
             self.sampler.engine.restart_if(crashes[0] if crashes else None, prompts, self.sampling)
         for _, groups in over:
-            self._begin([group for group in groups if group.completions is None])
+            self._begin([group for group in groups if group.completions is None and group in self._groups])
+
+    def _drop_endless(self) -> None:
+        """Drop groups that have been sampled for too long."""
+        if self.max_group_seconds is None:
+            return
+        now = time.monotonic()
+        for group in [*self._groups]:
+            if group.completions is None and group.drop is not None and now - group.begun > self.max_group_seconds:
+                _log.warning(
+                    "rollout.max_group_seconds: the completions of %s have not ended after %.0f s; they are dropped",
+                    group.prompt.sample.id, now - group.begun,
+                )  # fmt: skip
+                group.drop()
+                self._groups.remove(group)
+                self._dropped += 1
 
     def wait(self) -> None:
         """Wait until the engine is free, if weights cannot be synced while it generates."""
@@ -226,6 +250,7 @@ class QueueSource(SyncSource):
         chosen, first = None, True
         while chosen is None:
             self._begin_again()
+            self._drop_endless()
             states = self._states(wanted > 0)
             if first:
                 self._log_queue(states)
@@ -354,13 +379,14 @@ class QueueSource(SyncSource):
     def _log_queue(self, states: list[State]) -> None:
         """Keep metrics of the groups before a step. Collective: call it on every rank."""
         lengths, self._lengths = self._lengths, []
-        found = gather_objects((sum(lengths), len(lengths)))
-        total, count = (sum(numbers) for numbers in zip(*found, strict=True))
-        idle, self._idle_seconds = self._idle_seconds, 0.0
+        found = gather_objects((sum(lengths), len(lengths), self._dropped))
+        total, count, dropped = (sum(numbers) for numbers in zip(*found, strict=True))
+        idle, self._idle_seconds, self._dropped = self._idle_seconds, 0.0, 0
         self.metrics |= {
             "time/engine_idle": idle,
             "rollout/queue/running": float(sum(not state.finished for state in states)),
             "rollout/queue/finished": float(sum(state.finished for state in states)),
+            "rollout/queue/dropped": float(dropped),
             "rollout/queue/finished_length": total / count if count else math.nan,
         }
 

@@ -151,7 +151,7 @@ def generate_during_updates(
     held = {engine.version: copy.deepcopy(policy)}
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(
-            engine.generate_beside, prompts, sampling, seeds, lambda p: begun.set(), found.__setitem__
+            engine.generate_beside, prompts, sampling, seeds, lambda p, drop: begun.set(), found.__setitem__
         )
         assert begun.wait(60)
         for seed in range(updates):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from tiny import plain_logprobs
 from torch import nn
 
 from lit_rlvr.distributed.collectives import rank
-from lit_rlvr.engines.base import Done, EngineContext, Row, Turns
+from lit_rlvr.engines.base import Done, EngineContext, Row, Started, Turns
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import probe_seeds
 from lit_rlvr.engines.vllm import VLLMEngine
@@ -56,7 +56,8 @@ class Streaming(Copying):
     """Decodes group after group in the threads that ask, and takes new weights in between, as servers do.
 
     Attributes:
-        held: sample id -> what its group waits for before its sampling ends.
+        held: sample id -> what its group waits for before its sampling ends; dropping the group sets it.
+        endless: the ids of those whose sampling never ends.
         begun: the label of the weights with which each group began, in this order, with its sample id.
     """
 
@@ -66,6 +67,7 @@ class Streaming(Copying):
     def __init__(self) -> None:
         super().__init__()
         self.held: dict[str, threading.Event] = {}
+        self.endless: set[str] = set()
         self.begun: list[tuple[str, str]] = []
         self._syncs = 0
         self._turn = threading.RLock()
@@ -89,16 +91,17 @@ class Streaming(Copying):
 
     def generate_beside(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        started: Callable[[int], None], done: Done, turns: Turns | None = None,
+        started: Started, done: Done, turns: Turns | None = None,
     ) -> None:  # fmt: skip
         def one(p: int) -> None:
             with self._turn:
-                started(p)
+                started(p, self.held.get(prompts[p].sample.id, threading.Event()).set)
                 self.begun.append((self.version, prompts[p].sample.id))
                 (group,) = self.generate([prompts[p]], sampling, [seeds[p]])
             if prompts[p].sample.id in self.held:
                 self.held[prompts[p].sample.id].wait(30)
-            done(p, group)
+            if prompts[p].sample.id not in self.endless:
+                done(p, group)
 
         if turns is not None:  # which know whole batches only
             with self._turn:

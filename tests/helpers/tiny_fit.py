@@ -123,6 +123,7 @@ def fit(
     probe_every: int = 10,
     skip_nothing: bool = False,
     staleness: int = 0,
+    max_group_seconds: float | None = None,
     environment: Any = None,
     recorder: Recorder | None = None,
     data: PromptDataModule | None = None,
@@ -143,6 +144,7 @@ def fit(
         max_failure_rate=max_failure_rate,
         probe_every=probe_every,
         staleness=staleness,
+        max_group_seconds=max_group_seconds,
     )
     usual: dict[str, Any] = dict(
         max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,

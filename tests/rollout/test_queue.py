@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,3 +145,20 @@ def test_resumed_no_group_is_lost_or_trained_on_twice(tiny_model_folder: Path, t
     finished = {group["number"] for group in found["groups"] if group["completions"] is not None}
     begun = {name for _, name in engine.begun}
     assert not begun & {stream[number] for number in finished}, "what was finished is not generated again"
+
+
+def test_a_group_that_never_ends_is_dropped_and_named(
+    tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = fit(tiny_model_folder, tmp_path / "probe", prompts_per_step=4, engine=Streaming(), staleness=1)[1]
+    endless, engine = first.rollouts[0].prompts[0].sample.id, Streaming()
+    engine.held[endless], engine.endless = threading.Event(), {endless}
+    _, seen = fit(
+        tiny_model_folder, tmp_path / "run", steps=4, engine=engine, prompts_per_step=4, staleness=1,
+        max_group_seconds=0.5,
+    )  # fmt: skip
+    names = {prompt.sample.id for rollout in seen.rollouts for prompt in rollout.prompts}
+    assert len(names) == 16 and endless not in names
+    assert f"the completions of {endless} have not ended after" in caplog.text
+    assert sum(metrics["rollout/queue/dropped"] for metrics in seen.metrics) == 1
+    assert [name for _, name in engine.begun].count(endless) == 1
