@@ -70,15 +70,17 @@ class Record:
         """
         if iteration == 0:
             terms = terms | first_weights(model)
-            if rank() == 0:
+        if rank() == 0:
+            if iteration == 0:
                 write_atomically(self.folder / "run.json", json.dumps(terms, indent=2) + "\n")
-        for path in self.folder.glob(f"iteration-[0-9]*-rank-{rank()}.npz"):
-            if path > self._path(iteration):
-                path.unlink()
-            else:
-                self._left -= path.stat().st_size
-        if min(gather_objects(len(self))) < iteration:
-            self._end(iteration + 1, "it lacks earlier iterations of this run")
+            for path in self.folder.glob("iteration-[0-9]*.npz"):
+                if path >= self._path(iteration + 1):  # the first rank's comes first
+                    path.unlink()
+        recorded = self._recorded()
+        differs = len(self) < iteration or any(recorded.get(name) != ours for name, ours in terms.items())
+        if any(gather_objects(iteration > 0 and differs)):  # also waits for the first rank
+            self._end(iteration + 1, "earlier iterations are not there, or had other settings")
+        self._left -= sum(path.stat().st_size for path in self.folder.glob(f"iteration-*-rank-{rank()}.npz"))
 
     def add(self, iteration: int, rollout: Rollout, cursor: dict[str, int], updates: int) -> None:
         """Add this rank's rollout of an iteration, if there is room. Collective: call it on every rank.
@@ -119,13 +121,19 @@ class Record:
         Raises:
             UserError: names the first that differs, or there is no record.
         """
-        try:
-            recorded = dict(json.loads((self.folder / "run.json").read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise self.error("holds no record of a run; record one with rollout.record") from error
+        recorded = self._recorded()
+        if not recorded:
+            raise self.error("holds no record of a run; record one with rollout.record")
         for name, ours in terms.items():
             if recorded.get(name) != ours:
                 raise self.error(f"was recorded with {name} {recorded.get(name)}, this run has {ours}; use the same")
+
+    def _recorded(self) -> dict[str, Any]:
+        """Return the terms of the record; none if there is no record."""
+        try:
+            return dict(json.loads((self.folder / "run.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     def read(self, iteration: int, *names: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what `pack_rollout` was given: `about`, and the arrays with these names, by default all.

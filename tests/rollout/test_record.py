@@ -88,9 +88,9 @@ def test_a_resumed_run_replaces_later_iterations_and_keeps_the_bound(
     def files() -> list[str]:
         return sorted(path.name for path in (tmp_path / "record").glob("*.npz"))
 
-    def go_on(after: int, until: int, limit: int = 1 << 20) -> Record:
+    def go_on(after: int, until: int, limit: int = 1 << 20, terms: dict[str, Any] | None = None) -> Record:
         record = Record(tmp_path, limit)
-        record.begin(after, {}, model)
+        record.begin(after, terms or {"rollout.group_size": 2}, model)
         for iteration in range(after + 1, until + 1):
             record.add(iteration, rollout, CURSOR, 0)
         return record
@@ -101,9 +101,12 @@ def test_a_resumed_run_replaces_later_iterations_and_keeps_the_bound(
     with caplog.at_level(logging.WARNING, "lit_rlvr"):
         assert len(go_on(3, 9, limit=5 * size)) == 5, "what is there counts"
         assert len(go_on(7, 9)) == 5, "there is a gap"
+        assert len(go_on(2, 9, terms={"rollout.group_size": 3})) == 2, "its rollouts would be others"
     said = [message.getMessage().partition(" ends before iteration ")[2] for message in caplog.records]
     assert said == [
-        "6: its disk space is used up (rollout.record)", "8: it lacks earlier iterations of this run"
+        "6: its disk space is used up (rollout.record)",
+        "8: earlier iterations are not there, or had other settings",
+        "3: earlier iterations are not there, or had other settings",
     ]  # fmt: skip
 
 
