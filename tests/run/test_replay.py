@@ -29,6 +29,8 @@ from lit_rlvr.engines.hf import HFEngine
 CLI = Callable[..., Any]
 RARE = ("--rollout.rewards", json.dumps([judged_as_is("rare")]))
 BESIDE = ("--rollout.staleness", "1", "--rollout.engine", "tiny_engines.Copying")
+STREAMING = ("--rollout.staleness", "2", "--rollout.engine", "tiny_engines.Streaming")
+DYNAMIC = ("--model", "DAPO", *RARE, "--model.init_args.updates_per_rollout", "2")
 RECORD, UNVALIDATED = ("--rollout.record", "1"), ("--trainer.limit_val_batches", "0")
 REPLAY = ("--rollouts-from", "run", *to("again"))
 TURNS = (
@@ -55,9 +57,8 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     "options",
     [
         pytest.param(BESIDE, id="staleness 1"),
-        pytest.param(
-            ("--model", "DAPO", *RARE, "--model.init_args.updates_per_rollout", "2", *RECORD), id="dynamic sampling"
-        ),
+        pytest.param((*STREAMING, *DYNAMIC), id="staleness 2 and dynamic sampling", marks=pytest.mark.slow),
+        pytest.param((*DYNAMIC, *RECORD), id="dynamic sampling"),
         pytest.param(
             ("--model", "AAPO", "--model.init_args.updates_per_rollout", "2", "--model.init_args.epochs_per_rollout",
              "2", "--trainer.max_steps", "12", *RECORD),
@@ -78,7 +79,7 @@ def test_a_replay_ends_in_the_same_weights(
     run, again = run_folder / "run", run_folder / "again"
     assert digest(again) == digest(run) and "the record ends" not in said
     for row, wanted in zip(metrics(again), metrics(run), strict=True):
-        trained = [name for name in wanted if name.startswith("train/")]
+        trained = [name for name in wanted if name.startswith("train/") and name != "train/staleness/wait"]
         assert trained and [row[name] for name in trained] == [wanted[name] for name in trained]
     assert [row["reward"] for row in completions(again)] == [row["reward"] for row in completions(run)]
     recorded = [path.read_bytes() for path in sorted((run / "record").iterdir())]
@@ -188,10 +189,16 @@ def test_the_record_ends_when_its_disk_space_is_used_up(run_folder: Path, lit_rl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_replay_what_two_recorded(run_folder: Path, lit_rlvr: CLI, strategy: str) -> None:
+@pytest.mark.parametrize(
+    ("strategy", "more"),
+    [("ddp", (*DYNAMIC, *RECORD)), ("fsdp2", (*DYNAMIC, *RECORD)), ("ddp", STREAMING)],
+    ids=["ddp", "fsdp2", "staleness 2"],
+)
+def test_two_processes_replay_what_two_recorded(
+    run_folder: Path, lit_rlvr: CLI, strategy: str, more: tuple[str, ...]
+) -> None:
     """Groups are balanced over the processes after sampling, so each has other groups than it sampled."""
-    options = ("--model", "DAPO", *RARE, *RECORD, *UNVALIDATED, "--model.init_args.updates_per_rollout", "2")
+    options = (*more, *UNVALIDATED)
     two = (*FIT, *STRATEGIES[strategy], *options)
     in_two_processes(run_folder, two, [*two, *REPLAY])
     assert digest(run_folder / "again") == digest(run_folder / "run")
