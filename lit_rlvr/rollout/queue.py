@@ -153,15 +153,14 @@ class QueueSource(SyncSource):
 
     def admit(self, count: int, cursor: dict[str, int]) -> dict[str, int]:
         """Begin to generate `count` more groups, over all ranks; return the data's position after their prompts."""
-        places = range(rank() * count // world_size(), (rank() + 1) * count // world_size())
-        groups = []
-        for k in range(count):
+        step, groups = self.data.prompts_per_step, []
+        for number in range(self._admitted, self._admitted + max(count, 0)):
             before = cursor
             (prompt,), cursor = self.data.stream.take(1, before)
-            if k in places:
-                groups.append(self._queued(self._admitted + k, before, prompt))
+            if number % step * world_size() // step == rank():  # each rank has a part of every step's prompts
+                groups.append(self._queued(number, before, prompt))
         self._admitted += max(count, 0)
-        share = self.data.prompts_per_step // world_size()  # an engine in this process is made for as many at once
+        share = step // world_size()  # an engine in this process is made for as many at once
         for start in range(0, len(groups), share):
             self._begin(groups[start : start + share])
         return cursor
@@ -254,9 +253,12 @@ class QueueSource(SyncSource):
             states = self._states(wanted > 0)
             if first:
                 self._log_queue(states)
-            if first or self._concurrent or all(state.finished for state in states):
-                cursor = self.admit((self.staleness + 1) * prompts - sum(not s.dead for s in states), cursor)
             chosen = choose(states, prompts, wanted, most, oldest, in_order=not self._concurrent)
+            stuck = chosen is None and all(state.finished for state in states)
+            if (
+                first or stuck or self._concurrent
+            ):  # in this process no earlier, so that it depends on no thread's speed
+                cursor = self.admit((self.staleness + 1) * prompts - sum(not s.dead for s in states), cursor)
             if chosen is None and not first:
                 waited = time.perf_counter()
                 self._changed.wait(POLL)
