@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from two_ranks import in_two_ranks
 
 from lit_rlvr.errors import UserError
 from lit_rlvr.rollout.record import Record, ReplaySource, first_weights, unpack_rollout
-from lit_rlvr.types import Prompt, Rollout, Sampling
+from lit_rlvr.types import Pixels, Prompt, Rollout, Sampling
 
 CURSOR = {"epoch": 1, "position": 3}
 
@@ -157,3 +159,34 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"run is damaged: iteration-000001-rank-0\.npz"):
         replay_of(run, [prompt]).check(terms, prompts_grow=False)
+
+
+def test_images_that_an_environment_shows_end_the_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rollout = make_rollout([[1]], [[[65], [66]]])
+    shown = Pixels(({},), ((65,),), (None,))
+    for changed in (
+        replace(rollout, completions=[[replace(c, pixels=shown) for c in rollout.completions[0]]]),
+        replace(rollout, prompts=[replace(rollout.prompts[0], pixels=shown)]),
+    ):
+        record = Record(tmp_path, limit=1 << 20)
+        record.begin(0, {}, nn.Linear(2, 2))
+        record.add(1, rollout, CURSOR, 0)
+        with caplog.at_level(logging.WARNING, "lit_rlvr"):
+            record.add(2, changed, CURSOR, 1)
+            record.add(3, rollout, CURSOR, 2)
+        assert "ends before iteration 2: images that an environment shows are not recorded" in caplog.text
+        assert len(record) == 1
+        caplog.clear()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    record = Record(tmp_path, limit=1 << 20)
+    record.begin(0, {}, nn.Linear(2, 2))
+    monkeypatch.setattr("lit_rlvr.rollout.record.write_atomically", full)
+    with pytest.raises(
+        UserError, match=r"rank-0\.npz cannot be written: No space left on device; set rollout.record: 0"
+    ):
+        record.add(1, make_rollout([[1]], [[[65], [66]]]), CURSOR, 0)
