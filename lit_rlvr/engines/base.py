@@ -146,7 +146,7 @@ def read_completion(tokenizer: Any, token_ids: Sequence[int], logprobs: Sequence
 
 
 Done = Callable[[int, list[Completion]], None]
-Started = Callable[[int, Callable[[], object] | None], None]
+GroupStarted = Callable[[int, Callable[[], object] | None], None]
 
 
 @dataclass(frozen=True)
@@ -273,7 +273,7 @@ class RolloutEngine(ABC):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        started: Started,
+        started: GroupStarted,
         done: Done,
         turns: Turns | None = None,
     ) -> None:

@@ -24,9 +24,9 @@ from lit_rlvr.engines.base import (
     Continuation,
     Done,
     EngineContext,
+    GroupStarted,
     RolloutEngine,
     Row,
-    Started,
     Turns,
     read_completion,
 )
@@ -303,7 +303,7 @@ class VLLMServerEngine(RolloutEngine):
         prompts: Sequence[Prompt],
         sampling: Sampling,
         seeds: Sequence[Sequence[int]],
-        started: Started,
+        started: GroupStarted,
         done: Done,
         turns: Turns | None = None,
     ) -> None:
@@ -311,7 +311,7 @@ class VLLMServerEngine(RolloutEngine):
 
     async def _generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
-        turns: Turns | None, started: Started | None = None,
+        turns: Turns | None, started: GroupStarted | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
         turns = turns or Turns()
         turns.begin(prompts, sampling, seeds)
@@ -322,7 +322,7 @@ class VLLMServerEngine(RolloutEngine):
 
     async def _group(
         self, p: int, prompt: Prompt, sampling: Sampling, seeds: Sequence[int], done: Done | None,
-        pending: _PendingTurns, started: Started | None,
+        pending: _PendingTurns, started: GroupStarted | None,
     ) -> list[Completion]:  # fmt: skip
         dispatch = self._dispatch
         limit = self._started_context.limit(sampling.max_tokens, len(prompt.token_ids))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lit_rlvr.common.seeds import derive_seed, run_seed
 from lit_rlvr.common.terminal import progress
-from lit_rlvr.engines.base import Done, EngineContext, Started
+from lit_rlvr.engines.base import Done, EngineContext, GroupStarted
 from lit_rlvr.engines.synced import SyncedEngine
 from lit_rlvr.environments import Environment
 from lit_rlvr.policy.policy import Policy
@@ -119,7 +119,7 @@ class GroupSampler:
 
     def sample_beside(
         self, prompts: list[Prompt], seeds: list[list[int]], sampling: Sampling, data: PromptDataModule,
-        opened: Callable[[list[Prompt]], None], started: Started, done: Done,
+        opened: Callable[[list[Prompt]], None], started: GroupStarted, done: Done,
     ) -> None:  # fmt: skip
         """Generate groups in a thread beside training, and in such others; see `RolloutEngine.generate_beside`.
 

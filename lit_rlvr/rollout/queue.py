@@ -57,7 +57,7 @@ class QueuedGroup:
     settled: bool = False
 
 
-class State(NamedTuple):
+class GroupState(NamedTuple):
     """What all ranks know of a group; sorted, those come first that are trained on first.
 
     Args:
@@ -75,8 +75,9 @@ class State(NamedTuple):
 
 
 def choose(
-    groups: Sequence[State], prompts: int, wanted: int = 0, most: int = 0, oldest: float = -1, in_order: bool = False
-) -> list[State] | None:
+    groups: Sequence[GroupState], prompts: int, wanted: int = 0, most: int = 0, oldest: float = -1,
+    in_order: bool = False, ranks: int = 1,
+) -> list[GroupState] | None:  # fmt: skip
     """Return the groups that a step trains on, those with the oldest weights first; None = it has to wait.
 
     Args:
@@ -84,6 +85,7 @@ def choose(
         wanted: how many of them must be mixed, above 0 with dynamic sampling. most: how many it takes at most then.
         oldest: a step waits for groups that run and began with these weights or older ones.
         in_order: take groups in the order of the prompts, so that no thread's speed changes the result.
+        ranks: they get as many groups each.
     """
     if in_order:
         ready = sorted(groups, key=lambda group: group.number)
@@ -98,7 +100,7 @@ def choose(
     mixed = 0
     for count, group in enumerate(ready, 1):
         mixed += group.mixed
-        if (mixed >= wanted and count >= prompts) or count == most:
+        if (mixed >= wanted and count >= prompts and count % ranks == 0) or count == most:
             return ready[:count]
     return None
 
@@ -253,7 +255,7 @@ class QueueSource(SyncSource):
             states = self._states(wanted > 0)
             if first:
                 self._log_queue(states)
-            chosen = choose(states, prompts, wanted, most, oldest, in_order=not self._concurrent)
+            chosen = choose(states, prompts, wanted, most, oldest, not self._concurrent, world_size())
             stuck = chosen is None and all(state.finished for state in states)
             if (
                 first or stuck or self._concurrent
@@ -263,7 +265,8 @@ class QueueSource(SyncSource):
                 waited = time.perf_counter()
                 self._changed.wait(POLL)
                 self._changed.clear()
-                late += (time.perf_counter() - waited) * (choose(states, prompts, wanted, most) is not None)
+                if self._concurrent and choose(states, prompts, wanted, most, ranks=world_size()) is not None:
+                    late += time.perf_counter() - waited
             first = False
         batch.cursor, now = cursor, time.perf_counter()
         self.generation_seconds, self._taken_at = now - (self._taken_at or began), now
@@ -271,7 +274,7 @@ class QueueSource(SyncSource):
         self.metrics["train/staleness/wait"] = late
         return self._taken(chosen)
 
-    def _states(self, judge: bool) -> list[State]:
+    def _states(self, judge: bool) -> list[GroupState]:
         """Return the states of all ranks' groups. Collective: call it on every rank.
 
         Args:
@@ -287,7 +290,7 @@ class QueueSource(SyncSource):
             if known:
                 scores = self._scoring.scores([group], self.group_size)
                 mixed = bool(mixed_groups(scores.correct, scores.judged))
-            mine.append(State(started, group.number, rank(), finished, mixed, known and not mixed))
+            mine.append(GroupState(started, group.number, rank(), finished, mixed, known and not mixed))
         return [state for part in gather_objects(mine) for state in part]
 
     def _settle(self, group: QueuedGroup) -> None:
@@ -316,7 +319,7 @@ class QueueSource(SyncSource):
         )
         group.settled = True
 
-    def _taken(self, chosen: list[State]) -> list[QueuedGroup]:
+    def _taken(self, chosen: list[GroupState]) -> list[QueuedGroup]:
         """Take the chosen groups out of the queue, as many on each rank; return this rank's. Collective."""
         places = even_places([state.rank for state in chosen], world_size())
         mine = {group.number: group for group in self._groups}
@@ -378,7 +381,7 @@ class QueueSource(SyncSource):
         super().sync_weights(prompts)
         self._version = self.module.updates
 
-    def _log_queue(self, states: list[State]) -> None:
+    def _log_queue(self, states: list[GroupState]) -> None:
         """Keep metrics of the groups before a step. Collective: call it on every rank."""
         lengths, self._lengths = self._lengths, []
         found = gather_objects((sum(lengths), len(lengths), self._dropped))
@@ -410,7 +413,8 @@ class QueueSource(SyncSource):
             for group in self._groups
         ]
         groups = sorted((group for part in gather_objects(mine) for group in part), key=lambda group: group["number"])
-        return super().state_dict() | {"queue": {"admitted": self._admitted, "groups": groups}}
+        lengths = [length for part in gather_objects(self._lengths) for length in part]
+        return super().state_dict() | {"queue": {"admitted": self._admitted, "groups": groups, "lengths": lengths}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.reference.load_state_dict(state["reference"])
@@ -431,6 +435,7 @@ class QueueSource(SyncSource):
                 group.started, group.settled = values["started"], True
                 self._finish(group, [Completion(**one) for one in values["completions"]])
         self._begin([group for group in self._groups if group.completions is None])
+        self._lengths = found["lengths"] if rank() == 0 else []
 
     def close(self) -> None:
         """Wait for what runs in this process, and score no more."""

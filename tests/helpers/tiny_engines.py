@@ -13,7 +13,7 @@ from tiny import plain_logprobs
 from torch import nn
 
 from lit_rlvr.distributed.collectives import rank
-from lit_rlvr.engines.base import Done, EngineContext, Row, Started, Turns
+from lit_rlvr.engines.base import Done, EngineContext, GroupStarted, Row, Turns
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import probe_seeds
 from lit_rlvr.engines.vllm import VLLMEngine
@@ -91,7 +91,7 @@ class Streaming(Copying):
 
     def generate_beside(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]],
-        started: Started, done: Done, turns: Turns | None = None,
+        started: GroupStarted, done: Done, turns: Turns | None = None,
     ) -> None:  # fmt: skip
         def one(p: int) -> None:
             with self._turn:

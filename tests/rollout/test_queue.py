@@ -17,37 +17,42 @@ from tiny_engines import Streaming
 from tiny_fit import Recorder, fit
 
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.rollout.queue import QueuedGroup, State, choose, even_places, versions_of
+from lit_rlvr.rollout.queue import GroupState, QueuedGroup, choose, even_places, versions_of
 from lit_rlvr.types import Completion
 
 WAITS = float("inf")
 
 
 def test_the_first_finished_are_taken_and_of_these_the_oldest() -> None:
-    old, new, waits = State(1, 4, 0, True), State(2, 3, 0, True), State(WAITS, 5, 0, False)
-    runs = State(1, 2, 0, False)
+    old, new, waits = GroupState(1, 4, 0, True), GroupState(2, 3, 0, True), GroupState(WAITS, 5, 0, False)
+    runs = GroupState(1, 2, 0, False)
     assert choose([new, waits, runs, old], 1) == [old]
     assert choose([new, waits, runs, old], 2) == [old, new]
     assert choose([new, waits, runs, old], 3) is None
 
 
 def test_a_step_waits_for_a_group_that_it_would_make_too_old() -> None:
-    groups = [State(3, 0, 0, True), State(2, 1, 1, False), State(WAITS, 2, 0, False)]
+    groups = [GroupState(3, 0, 0, True), GroupState(2, 1, 1, False), GroupState(WAITS, 2, 0, False)]
     assert choose(groups, 1, oldest=1) == groups[:1]
     assert choose(groups, 1, oldest=2) is None
 
 
 def test_with_dynamic_sampling_a_step_takes_as_many_as_it_needs() -> None:
-    dead, mixed = State(0, 0, 0, True, dead=True), State(1, 1, 0, True, mixed=True)
-    more = [State(1, 2, 0, True, dead=True), State(1, 3, 0, True, mixed=True), State(1, 4, 0, True, mixed=True)]
+    dead, mixed = GroupState(0, 0, 0, True, dead=True), GroupState(1, 1, 0, True, mixed=True)
+    more = [
+        GroupState(1, 2, 0, True, dead=True),
+        GroupState(1, 3, 0, True, mixed=True),
+        GroupState(1, 4, 0, True, mixed=True),
+    ]
     assert choose([dead, mixed, *more], 2, wanted=2, most=9) == [dead, mixed, *more[:2]]
     assert choose([dead, mixed, *more], 2, wanted=4, most=9) is None
     assert choose([dead, mixed, *more], 2, wanted=4, most=3) == [dead, mixed, more[0]], "the limit of rounds"
     assert choose([mixed, dead], 2, wanted=1, most=9) == [dead, mixed], "at least the step's prompts"
+    assert choose([dead, mixed, *more], 2, wanted=1, most=9, ranks=3) == [dead, mixed, more[0]], "as many on each rank"
 
 
 def test_in_order_a_later_group_never_overtakes() -> None:
-    first, second, third = State(0, 0, 0, True), State(0, 1, 0, False), State(0, 2, 0, True)
+    first, second, third = GroupState(0, 0, 0, True), GroupState(0, 1, 0, False), GroupState(0, 2, 0, True)
     assert choose([third, second, first], 1, in_order=True) == [first]
     assert choose([third, second, first], 2, in_order=True) is None
 
