@@ -44,6 +44,7 @@ class QueuedGroup:
         started: the version of the weights when its sampling began; None = it waits for the engine.
         begun: when that was, in seconds of the monotonic clock. drop: ends its sampling.
         completions: None = it is not finished. settled: their labels of weights are versions.
+        mixed: whether some are right and some wrong; None = unknown.
     """
 
     number: int
@@ -55,6 +56,7 @@ class QueuedGroup:
     drop: Callable[[], object] | None = None
     completions: list[Completion] | None = None
     settled: bool = False
+    mixed: bool | None = None
 
 
 class GroupState(NamedTuple):
@@ -202,6 +204,7 @@ class QueueSource(SyncSource):
     def _finish(self, group: QueuedGroup, completions: list[Completion]) -> None:
         self._scoring.add(group, completions, group.prompt.sample)
         self._lengths += [completion.length for completion in completions]
+        group.drop = None
         group.completions = completions  # last: another thread looks at it
         if all(other.completions is not None for other in [*self._groups]):
             self._idle_since = time.perf_counter()
@@ -224,12 +227,13 @@ class QueueSource(SyncSource):
             return
         now = time.monotonic()
         for group in [*self._groups]:
-            if group.completions is None and group.drop is not None and now - group.begun > self.max_group_seconds:
+            drop = group.drop  # which another thread may remove
+            if group.completions is None and drop is not None and now - group.begun > self.max_group_seconds:
                 _log.warning(
                     "rollout.max_group_seconds: the completions of %s have not ended after %.0f s; they are dropped",
                     group.prompt.sample.id, now - group.begun,
                 )  # fmt: skip
-                group.drop()
+                drop()
                 self._groups.remove(group)
                 self._dropped += 1
 
@@ -257,9 +261,7 @@ class QueueSource(SyncSource):
                 self._log_queue(states)
             chosen = choose(states, prompts, wanted, most, oldest, not self._concurrent, world_size())
             stuck = chosen is None and all(state.finished for state in states)
-            if (
-                first or stuck or self._concurrent
-            ):  # in this process no earlier, so that it depends on no thread's speed
+            if first or stuck or self._concurrent:  # in this process, no thread's speed may decide when
                 cursor = self.admit((self.staleness + 1) * prompts - sum(not s.dead for s in states), cursor)
             if chosen is None and not first:
                 waited = time.perf_counter()
@@ -286,11 +288,11 @@ class QueueSource(SyncSource):
             if finished:
                 self._settle(group)
             started = float("inf") if group.started is None else group.started
-            mixed, known = False, finished and judge and (self._scoring.is_scored(group) or not self._concurrent)
-            if known:
+            scored = finished and (self._scoring.is_scored(group) or not self._concurrent)  # there it is waited for
+            if judge and scored and group.mixed is None:
                 scores = self._scoring.scores([group], self.group_size)
-                mixed = bool(mixed_groups(scores.correct, scores.judged))
-            mine.append(GroupState(started, group.number, rank(), finished, mixed, known and not mixed))
+                group.mixed = bool(mixed_groups(scores.correct, scores.judged))
+            mine.append(GroupState(started, group.number, rank(), finished, group.mixed is True, group.mixed is False))
         return [state for part in gather_objects(mine) for state in part]
 
     def _settle(self, group: QueuedGroup) -> None:
@@ -425,13 +427,14 @@ class QueueSource(SyncSource):
         if self._saved is None:
             return
         found, self._saved = self._saved, None
+        oldest = self.module.updates - self.staleness * updates_of(self.module)
         self._admitted = found["admitted"]
         for k, values in enumerate(found["groups"]):
             if k % world_size() != rank():
                 continue
             (prompt,), _ = self.data.stream.take(1, values["cursor"])
             group = self._queued(values["number"], values["cursor"], prompt)
-            if values["completions"] is not None:
+            if values["completions"] is not None and values["started"] >= oldest:  # the staleness may be lower now
                 group.started, group.settled = values["started"], True
                 self._finish(group, [Completion(**one) for one in values["completions"]])
         self._begin([group for group in self._groups if group.completions is None])
