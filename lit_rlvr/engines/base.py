@@ -293,6 +293,13 @@ class RolloutEngine(ABC):
         """Load the last sync's weights again after a restart, on this rank alone."""
         self.sync(policy)
 
+    def check_copies(self) -> None:  # noqa: B027  # optional
+        """Check that all copies of the last sync's weights are the same. Collective: called on each rank, with a probe.
+
+        Raises:
+            UserError: two differ.
+        """
+
     def sleep(self) -> bool:
         """Free memory until the next sync; return whether it did so, which discards the weights."""
         return False

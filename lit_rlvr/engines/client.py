@@ -111,6 +111,14 @@ class VLLMServer:
         """Return True while its weights are being changed."""
         return bool(self.get("/is_paused")["is_paused"])
 
+    def digests(self) -> dict[str, set[str]]:
+        """Return the SHA-256 of each weight that vLLM holds, by its name and its part of a split model; replicas in one
+        server give several if they differ."""
+        found: dict[str, set[str]] = {}
+        for name, digest in self.post("/weight_checker", {"action": "checksum"})["checksums"].items():
+            found.setdefault(name.partition(":")[2], set()).add(digest)  # without the number of the replica
+        return found
+
     def forget_weights(self) -> None:
         """Overwrite the weights with zeros, so that a weight that is not updated cannot go unnoticed."""
         self.take(lambda: self.post("/weight_checker", {"action": "reset"}), "zeros")

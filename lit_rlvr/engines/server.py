@@ -10,8 +10,10 @@ import threading
 import time
 import uuid
 from collections.abc import Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from math import ceil
 from typing import Any, TypeVar
 
@@ -243,6 +245,25 @@ class VLLMServerEngine(RolloutEngine):
                 return
         raise ServerError(failures[0].removeprefix("ServerError: "))  # on all ranks, which then restart
 
+    def check_copies(self) -> None:
+        """Compare the weights that vLLM holds in all servers and their replicas, without adapters.
+
+        Servers that split the model otherwise, or quantise it, are compared with those alone that do the same.
+        """
+        servers, problems = [server for server in self.servers if server not in self._lost], [""]
+
+        def compare() -> None:
+            with ThreadPoolExecutor(len(servers)) as threads:
+                found = zip(servers, threads.map(VLLMServer.digests, servers), strict=True)
+                problems.append(differing_copies({server.url: digests for server, digests in found}))
+
+        failure = crash_of(compare) if rank() == 0 else None
+        failure, problem = gather_objects((failure, problems[-1]))[0]
+        if failure is not None:
+            raise ServerError(failure.removeprefix("ServerError: "))
+        if problem:
+            raise UserError(problem)
+
     def _answering(self) -> list[VLLMServer]:
         """Return the servers that answer the first rank; the others get no weights. Collective.
 
@@ -397,6 +418,21 @@ class VLLMServerEngine(RolloutEngine):
             self._loop.close()
         self._loop = None
         self.transfer.close()
+
+
+def differing_copies(digests: dict[str, dict[str, set[str]]]) -> str:
+    """Return which servers hold different weights, as an error; "" = none do.
+
+    Args:
+        digests: of each server, by its URL: the digests of each weight, one for each replica that differs.
+    """
+    for url, found in digests.items():
+        if split := [name for name, several in found.items() if len(several) > 1]:
+            return f"{url}: its replicas hold different weights after a sync ({split[0]}); start it again"
+    for (url, ours), (other, theirs) in combinations(digests.items(), 2):
+        if differing := [name for name in ours if ours.keys() == theirs.keys() and ours[name] != theirs[name]]:
+            return f"{url} and {other} hold different weights after a sync ({differing[0]}); start them again"
+    return ""
 
 
 def lora_options(adapter: Settings) -> str:

@@ -210,6 +210,7 @@ class SyncedEngine:
     def _send(self, policy: Policy, probed: Sequence[Prompt] | None, sampling: Sampling) -> None:
         self._restart_after(crash_of(lambda: self.engine.sync(policy)))
         if probed is not None:
+            self._restart_after(crash_of(self.engine.check_copies))
             check_engine(self.engine, policy, probe_prompts(probed), probe_sampling(sampling), owner=self)
 
     def generate(

@@ -42,7 +42,7 @@ from lit_rlvr.engines import server as vllm_server
 from lit_rlvr.engines import transfer
 from lit_rlvr.engines.base import EngineContext
 from lit_rlvr.engines.client import AdapterLimits, RequestLoop, ServerError, VLLMServer, wait_for
-from lit_rlvr.engines.server import VLLMServerEngine, check_model
+from lit_rlvr.engines.server import VLLMServerEngine, check_model, differing_copies
 from lit_rlvr.engines.synced import SyncedEngine, check_engine, trainer_logprobs
 from lit_rlvr.engines.transfer import FileTransfer, NCCLTransfer, RepeatedWeights, Weights
 from lit_rlvr.errors import UserError
@@ -288,6 +288,39 @@ def test_a_failed_update_is_sent_again_where_one_rank_cannot_restore_a_server(
     with pytest.raises(ServerError, match="http://b: connection refused"):
         engine.sync(policy)
     assert len(sent) == 5
+
+
+def test_copies_that_differ_are_named() -> None:
+    same, other = {"tp0:norm": {"a"}, "tp0:head": {"b"}}, {"tp0:norm": {"a"}, "tp0:head": {"c"}}
+    assert differing_copies({"http://a": same, "http://b": dict(same)}) == ""
+    assert "http://a and http://c hold different weights after a sync (tp0:head)" in differing_copies(
+        {"http://a": same, "http://b": dict(same), "http://c": other}
+    )
+    split = {"tp0:norm": {"a"}, "tp0:head": {"d"}, "tp1:head": {"e"}}
+    assert differing_copies({"http://a": same, "http://b": split}) == "", "split over two GPUs"
+    assert "http://a: its replicas hold" in differing_copies({"http://a": {"tp0:norm": {"a", "b"}}})
+
+
+@pytest.mark.slow
+def test_after_a_sync_a_server_holds_what_a_server_of_the_exported_model_holds(
+    served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, policy: Policy,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    engine = make_engine()
+    start_engine(engine, policy)
+    change(policy, 0.2)
+    engine.sync(policy)
+    shutil.copytree(tiny_model_folder, tmp_path / "exported")
+    policy.model.save_pretrained(tmp_path / "exported")
+    with Served(tmp_path / "exported", tmp_path / "log") as exported:
+        both = make_engine(urls=[served.url, exported.url])
+        wait_for(both.servers, 2)
+        both.check_copies()
+        change(policy, 0.2)
+        engine.sync(policy)
+        with pytest.raises(UserError, match=f"{served.url} and {exported.url} hold different weights"):
+            both.check_copies()
+        engine.close()
 
 
 @pytest.mark.parametrize(("limits", "taken"), [
