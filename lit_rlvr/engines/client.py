@@ -73,8 +73,8 @@ class VLLMServer:
 
     def settings(self) -> dict[str, Any]:
         """Return vLLM's model settings: `dtype`, `max_model_len`, `logprobs_mode`, ..., whether it is
-        `batch_invariant`, how many sequences it generates at once (`max_num_seqs`, over all its replicas), and which
-        adapters it takes (`adapters`).
+        `batch_invariant`, how many sequences it generates at once (`max_num_seqs`, over all its `replicas`), and
+        which adapters it takes (`adapters`).
 
         Raises:
             UserError: the server does not allow changing its weights, or has a cache that outlives them.
@@ -96,7 +96,8 @@ class VLLMServer:
         layers = lora.get("target_modules")
         limits = AdapterLimits(lora["max_lora_rank"], None if layers is None else tuple(layers))
         return {
-            **config["model_config"], "batch_invariant": invariant, "max_num_seqs": sequences, "adapters": limits
+            **config["model_config"], "batch_invariant": invariant, "max_num_seqs": sequences, "adapters": limits,
+            "replicas": config["parallel_config"]["data_parallel_size"],
         }  # fmt: skip
 
     def workers(self) -> int:

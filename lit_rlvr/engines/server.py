@@ -110,6 +110,7 @@ class VLLMServerEngine(RolloutEngine):
         self._loop: RequestLoop | None = None  # where the dispatch runs, from start to close
         self._weights_change = threading.Lock()  # held while a sync or a restore changes servers' weights
         self._takes: dict[VLLMServer, AdapterLimits] = {}  # which adapters each takes
+        self._copies = dict.fromkeys(self.servers, 1)  # of the weights in each
         self._adapter: Settings | None = None  # of the adapters that are sent in place of merged weights
         self._names_adapter = False  # requests name the adapters of the last sync
 
@@ -162,7 +163,7 @@ class VLLMServerEngine(RolloutEngine):
         check_model(server.url, str(settings["model"]), context.policy.model.config)
         self._dtype = dtype_of(settings)
         self._replica(server).capacity = ceil(settings["max_num_seqs"] / world_size())
-        self._takes[server] = settings["adapters"]
+        self._takes[server], self._copies[server] = settings["adapters"], settings["replicas"]
         if self._adapter is not None and not self._takes[server].include(self._adapter):
             raise UserError(f"{server.url}: it takes no adapters any more; start it with {lora_options(self._adapter)}")
         self.quantized = settings.get("quantization") is not None
@@ -253,6 +254,8 @@ class VLLMServerEngine(RolloutEngine):
         servers, problems = [server for server in self.servers if server not in self._lost], [""]
 
         def compare() -> None:
+            if len(servers) == 1 and self._copies[servers[0]] == 1:
+                return
             with ThreadPoolExecutor(len(servers)) as threads:
                 found = zip(servers, threads.map(VLLMServer.digests, servers), strict=True)
                 problems.append(differing_copies({server.url: digests for server, digests in found}))
@@ -315,8 +318,6 @@ class VLLMServerEngine(RolloutEngine):
         done: Done | None = None,
         turns: Turns | None = None,
     ) -> list[list[Completion]]:
-        if sampling.stop:
-            raise UserError("rollout.sampling.stop: a vLLM server ends turns at EOS tokens only; leave it empty")
         return self._in_loop(self._generate(prompts, sampling, seeds, done, turns))
 
     def generate_beside(
@@ -334,6 +335,8 @@ class VLLMServerEngine(RolloutEngine):
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[Sequence[int]], done: Done | None,
         turns: Turns | None, started: GroupStarted | None = None,
     ) -> list[list[Completion]]:  # fmt: skip
+        if sampling.stop:
+            raise UserError("rollout.sampling.stop: a vLLM server ends turns at EOS tokens only; leave it empty")
         turns = turns or Turns()
         turns.begin(prompts, sampling, seeds)
         pending = _PendingTurns(turns)
