@@ -43,7 +43,7 @@ OURS = {
     "rollout_token_veto_threshold": f"{_MODEL}.importance_veto",
     "off_policy_mask_threshold": f"{_MODEL}.off_policy_threshold",
     "num_generations": "rollout.group_size", "num_generations_eval": "rollout.eval_samples",
-    "overlap": "rollout.staleness", "max_staleness": "rollout.staleness",
+    "max_staleness": "rollout.staleness",
     "mask_truncated_completions": "rollout.mask_truncated", "use_vllm": "rollout.engine",
     "temperature": f"{_SAMPLING}.temperature", "max_completion_length": f"{_SAMPLING}.max_tokens",
     "max_response_length": f"{_SAMPLING}.max_tokens", "max_tool_calling_iterations": f"{_SAMPLING}.max_turns",

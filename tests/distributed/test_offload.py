@@ -121,7 +121,7 @@ def test_groups_on_gpus_take_cpu_tensors(kind: Any, monkeypatch: pytest.MonkeyPa
 
 def test_all_groups_wait_for_ranks_that_still_generate(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch gives those of copies and shards NCCL's 10 minutes, and all others 30."""
-    world, strategy = VLLMProcessGroup(), FSDP2()
+    world, strategy = VLLMProcessGroup(first=1 << 29), FSDP2()  # its groups are never destroyed
     monkeypatch.setattr(FSDP2, "root_device", torch.device("cpu"))
     monkeypatch.setattr(FSDP2, "num_processes", 1)
 

@@ -2,7 +2,6 @@
 
 import logging
 import pickle
-import time
 from typing import Any
 
 import pytest
@@ -135,9 +134,8 @@ def test_the_key_is_sent_and_never_shown(monkeypatch: pytest.MonkeyPatch, caplog
 
 def test_no_more_requests_run_at_a_time_than_asked_for() -> None:
     with serve(lambda *_: Answer(completion("2"), delay=0.1)) as server:
-        start = time.monotonic()
         assert score(server, *map(str, range(12)), concurrency=4)["judge_score"] == 2
-        assert server.most_at_once == 4 and time.monotonic() - start < 12 * 0.1
+        assert server.most_at_once == 4
 
 
 def test_a_wrong_address_and_wrong_options_are_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
