@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import threading
 import time
 from collections import defaultdict
@@ -133,6 +134,7 @@ class QueueSource(SyncSource):
         self._running: list[tuple[Future[None], list[QueuedGroup]]] = []
         self._changed = threading.Event()  # a group has finished
         self._lengths: list[int] = []  # of completions that finished since the last step
+        self._expected: dict[str, float] = {}  # sample id -> mean length of its last completions on this rank
         self._idle_since: float | None = None
         self._idle_seconds = 0.0
         self._taken_at: float | None = None  # when the last step had its groups
@@ -164,6 +166,9 @@ class QueueSource(SyncSource):
             if number % step * world_size() // step == rank():  # each rank has a part of every step's prompts
                 groups.append(self._queued(number, before, prompt))
         self._admitted += max(count, 0)
+        if self._concurrent and self._expected:  # the longest expected first: they would end last
+            usual = statistics.mean(self._expected.values())
+            groups.sort(key=lambda group: -self._expected.get(group.prompt.sample.id, usual))
         share = step // world_size()  # an engine in this process is made for as many at once
         for start in range(0, len(groups), share):
             self._begin(groups[start : start + share])
@@ -203,7 +208,9 @@ class QueueSource(SyncSource):
 
     def _finish(self, group: QueuedGroup, completions: list[Completion]) -> None:
         self._scoring.add(group, completions, group.prompt.sample)
-        self._lengths += [completion.length for completion in completions]
+        lengths = [completion.length for completion in completions]
+        self._lengths += lengths
+        self._expected[group.prompt.sample.id] = statistics.mean(lengths)
         group.drop = None
         group.completions = completions  # last: another thread looks at it
         if all(other.completions is not None for other in [*self._groups]):
