@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -472,6 +474,56 @@ def test_another_server_takes_over_and_the_killed_one_is_used_again(
         assert engine.servers[1].version() == engine.version
         assert synced.generate(prompts, sampling, seeds) == changed != whole
         synced.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_stands_still_for_a_minute_only_delays(
+    served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, policy: Policy,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Its completions wait for it, and a sync does, too; those of the other server do not."""
+    prompts = [make_prompt(random_ids(20, p), f"p{p}") for p in range(16)]
+    seeds, sampling = [[8 * p + g for g in range(8)] for p in range(16)], Sampling(max_tokens=200)
+    with Served(tiny_model_folder, tmp_path / "log") as second:
+        engine = make_engine(urls=[served.url, second.url])
+        start_engine(engine, policy)
+        engine.sync(policy)
+        found: dict[int, list[Completion]] = {}
+        begun = threading.Event()
+        with ThreadPoolExecutor(1) as thread:
+            running = thread.submit(
+                engine.generate_beside, prompts, sampling, seeds, lambda p, drop: begun.set(), found.__setitem__
+            )
+            assert begun.wait(60) and second.process is not None
+            os.killpg(second.process.pid, signal.SIGSTOP)
+            going_on = threading.Timer(60, os.killpg, (second.process.pid, signal.SIGCONT))
+            going_on.start()
+            until(lambda: len(found) >= 8)
+            assert going_on.is_alive(), "the groups of the other server are there before"
+            engine.sync(policy)
+            running.result()
+        assert sorted(found) == list(range(16)) and not engine._lost
+        assert {label for group in found.values() for c in group for label in c.versions} <= {
+            engine.version, f"{engine._run}-1",
+        }  # fmt: skip
+        engine.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_a_killed_trainer_left_paused_goes_on_with_the_next(
+    make_engine: Callable[..., VLLMServerEngine], policy: Policy
+) -> None:
+    killed = make_engine()
+    start_engine(killed, policy)
+    killed.sync(policy)
+    killed.servers[0].pause()
+    change(policy, 0.1)
+    engine = make_engine()
+    start_engine(engine, policy)
+    engine.sync(policy)
+    assert_logprobs_are_the_policys(policy, engine.generate(PROMPTS, SAMPLING, SEEDS), PROMPTS, SAMPLING)
+    for one in (killed, engine):
+        one.close()
 
 
 def until(condition: Callable[[], bool]) -> None:
