@@ -8,7 +8,7 @@ import statistics
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -64,12 +64,12 @@ class GroupState(NamedTuple):
     """What all ranks know of a group; sorted, those come first that are trained on first.
 
     Args:
-        started: as for `QueuedGroup`; those that wait for the engine come last.
+        left: the steps after this one in which it can still be trained on; infinite before its sampling begins.
         rank: where it is.
         mixed: whether it is scored, and has right and wrong completions. dead: it is scored and not mixed.
     """
 
-    started: float
+    left: float
     number: int
     rank: int
     finished: bool
@@ -78,15 +78,13 @@ class GroupState(NamedTuple):
 
 
 def choose(
-    groups: Sequence[GroupState], prompts: int, wanted: int = 0, most: int = 0, oldest: float = -1,
-    in_order: bool = False, ranks: int = 1,
-) -> list[GroupState] | None:  # fmt: skip
+    groups: Sequence[GroupState], prompts: int, wanted: int = 0, most: int = 0, in_order: bool = False, ranks: int = 1
+) -> list[GroupState] | None:
     """Return the groups that a step trains on, those with the oldest weights first; None = it has to wait.
 
     Args:
         groups: of all ranks. prompts: how many the step needs.
         wanted: how many of them must be mixed, above 0 with dynamic sampling. most: how many it takes at most then.
-        oldest: a step waits for groups that run and began with these weights or older ones.
         in_order: take groups in the order of the prompts, so that no thread's speed changes the result.
         ranks: they get as many groups each.
     """
@@ -95,8 +93,6 @@ def choose(
         ends = [k for k, group in enumerate(ready) if not group.finished]
         ready = ready[: ends[0]] if ends else ready
     else:
-        if any(group.started <= oldest and not group.finished for group in groups):
-            return None
         ready = sorted(group for group in groups if group.finished)
     if not wanted:
         return ready[:prompts] if len(ready) >= prompts else None
@@ -108,13 +104,23 @@ def choose(
     return None
 
 
+def in_time(groups: Collection[GroupState], prompts: int) -> bool:
+    """Return whether the steps after this one can train on all these groups before they are too old.
+
+    Args:
+        groups: those that are left. prompts: how many a step trains on at least.
+    """
+    left = sorted(group.left for group in groups if math.isfinite(group.left))
+    return all(place < steps * prompts for place, steps in enumerate(left))
+
+
 class QueueSource(SyncSource):
     """Generates groups beside training, and trains on the first that finish; none of their tokens was sampled by
     weights more than `staleness` iterations old.
 
     A group is admitted only if it can still be used (AReaL, arXiv:2505.24298, eq. 3): with version v, at most
     (staleness + v + 1) P groups have been. What was admitted is finished and trained on, the oldest first, and a step
-    waits for a group that would become too old after it, so that long completions are not lost. With an engine that
+    waits until those after it can take all others in time, so that long completions are not lost. With an engine that
     takes weights while it generates (servers), a group may be sampled by several versions. In this process, what runs
     ends before weights change, and groups are taken in the order of their prompts, so that a resumed run is exact.
 
@@ -255,7 +261,6 @@ class QueueSource(SyncSource):
         """Admit groups, and wait for those of this step; return this rank's. Collective: call it on every rank."""
         module, prompts = self.module, len(batch) * world_size()
         wanted, most = module.selection.wanted(prompts), module.selection.max_rounds * prompts
-        oldest = module.updates - self.staleness * updates_of(module)
         late, began, cursor = 0.0, time.perf_counter(), dict(self.data.cursor)
         progress.begin(STAGE_TEXTS["wait"])
         self._take_up_saved()
@@ -266,7 +271,9 @@ class QueueSource(SyncSource):
             states = self._states(wanted > 0)
             if first:
                 self._log_queue(states)
-            chosen = choose(states, prompts, wanted, most, oldest, not self._concurrent, world_size())
+            chosen = choose(states, prompts, wanted, most, not self._concurrent, world_size())
+            early = chosen is not None and self._concurrent and not in_time({*states} - {*chosen}, prompts)
+            chosen = None if early else chosen
             stuck = chosen is None and all(state.finished for state in states)
             if first or stuck or self._concurrent:  # in this process, no thread's speed may decide when
                 cursor = self.admit((self.staleness + 1) * prompts - sum(not s.dead for s in states), cursor)
@@ -274,8 +281,7 @@ class QueueSource(SyncSource):
                 waited = time.perf_counter()
                 self._changed.wait(POLL)
                 self._changed.clear()
-                if self._concurrent and choose(states, prompts, wanted, most, ranks=world_size()) is not None:
-                    late += time.perf_counter() - waited
+                late += (time.perf_counter() - waited) * early
             first = False
         batch.cursor, now = cursor, time.perf_counter()
         self.generation_seconds, self._taken_at = now - (self._taken_at or began), now
@@ -294,13 +300,17 @@ class QueueSource(SyncSource):
             finished = group.completions is not None
             if finished:
                 self._settle(group)
-            started = float("inf") if group.started is None else group.started
+            left = math.inf if group.started is None else self._steps_left(group.started)
             scored = finished and (self._scoring.is_scored(group) or not self._concurrent)  # there it is waited for
             if judge and scored and group.mixed is None:
                 scores = self._scoring.scores([group], self.group_size)
                 group.mixed = bool(mixed_groups(scores.correct, scores.judged))
-            mine.append(GroupState(started, group.number, rank(), finished, group.mixed is True, group.mixed is False))
+            mine.append(GroupState(left, group.number, rank(), finished, group.mixed is True, group.mixed is False))
         return [state for part in gather_objects(mine) for state in part]
+
+    def _steps_left(self, started: int) -> float:
+        """Return in how many steps after this one a group can be trained on that began with this version."""
+        return self.staleness - (self.module.updates - started) / updates_of(self.module)
 
     def _settle(self, group: QueuedGroup) -> None:
         """Replace the labels of the weights that sampled a finished group by their versions, once.
@@ -434,14 +444,13 @@ class QueueSource(SyncSource):
         if self._saved is None:
             return
         found, self._saved = self._saved, None
-        oldest = self.module.updates - self.staleness * updates_of(self.module)
         self._admitted = found["admitted"]
         for k, values in enumerate(found["groups"]):
             if k % world_size() != rank():
                 continue
             (prompt,), _ = self.data.stream.take(1, values["cursor"])
             group = self._queued(values["number"], values["cursor"], prompt)
-            if values["completions"] is not None and values["started"] >= oldest:  # the staleness may be lower now
+            if values["completions"] is not None and self._steps_left(values["started"]) >= 0:  # staleness may be lower
                 group.started, group.settled = values["started"], True
                 self._finish(group, [Completion(**one) for one in values["completions"]])
         self._begin([group for group in self._groups if group.completions is None])

@@ -17,7 +17,7 @@ from tiny_engines import Streaming
 from tiny_fit import T_MAX, Recorder, fit
 
 from lit_rlvr.rollout.callback import rollout_of
-from lit_rlvr.rollout.queue import GroupState, QueuedGroup, choose, even_places, versions_of
+from lit_rlvr.rollout.queue import GroupState, QueuedGroup, choose, even_places, in_time, versions_of
 from lit_rlvr.types import Completion
 
 WAITS = float("inf")
@@ -31,10 +31,37 @@ def test_the_first_finished_are_taken_and_of_these_the_oldest() -> None:
     assert choose([new, waits, runs, old], 3) is None
 
 
-def test_a_step_waits_for_a_group_that_it_would_make_too_old() -> None:
-    groups = [GroupState(3, 0, 0, True), GroupState(2, 1, 1, False), GroupState(WAITS, 2, 0, False)]
-    assert choose(groups, 1, oldest=1) == groups[:1]
-    assert choose(groups, 1, oldest=2) is None
+def test_what_is_left_must_be_trained_on_in_time() -> None:
+    runs, waits = GroupState(0, 1, 1, False), GroupState(WAITS, 2, 0, False)
+    assert not in_time([runs, waits], 4), "it would be too old after this step"
+    one, two = (GroupState(1, number, 0, False) for number in (3, 4))
+    assert in_time([one, two, waits], 2) and not in_time([one, two, waits], 1), "the next step takes only one"
+    assert in_time([one, GroupState(2, 5, 0, True)], 1)
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.data())
+def test_no_group_becomes_too_old_whatever_ends_when(staleness: int, prompts: int, data: st.DataObject) -> None:
+    started: dict[int, int] = {}  # groups that began, and with which version
+    finished: set[int] = set()
+    trained: set[int] = set()
+    for version in range(12):
+        started |= dict.fromkeys(range(len(started), (staleness + version + 1) * prompts), version)
+        while True:
+            states = [
+                GroupState(staleness - (version - s), number, 0, number in finished)
+                for number, s in started.items()
+                if number not in trained
+            ]
+            chosen = choose(states, prompts)
+            if chosen is not None and in_time({*states} - {*chosen}, prompts):
+                break
+            running = [state.number for state in states if not state.finished]
+            assert running, "it waits for something"
+            finished.add(data.draw(st.sampled_from(running)))
+        assert all(state.left >= 0 for state in states), "none is older than allowed"
+        trained |= {state.number for state in chosen}
+        more = data.draw(st.integers(0, 3))  # groups that end while it trains
+        finished |= {*sorted(started.keys() - finished, reverse=True)[:more]}
 
 
 def test_with_dynamic_sampling_a_step_takes_as_many_as_it_needs() -> None:
