@@ -654,7 +654,8 @@ def test_images_on_a_server_are_those_of_the_trainer(
             assert max(found.values()) <= 5e-5, found
             change(policy, 0.1)
         engine.sync(policy)
-        prompts, sampling = 6 * prompts, replace(sampling, max_tokens=150)
+        banned = (*sampling.banned_token_ids, *policy.eos_token_ids)  # none ends early
+        prompts, sampling = 6 * prompts, replace(sampling, max_tokens=150, banned_token_ids=banned)
         held, groups = generate_during_updates(engine, policy, prompts, sampling, updates=2)
         assert any(len({*completion.versions}) > 1 for group in groups for completion in group)
         assert_logprobs_are_their_versions(held, groups, prompts, sampling)
