@@ -84,6 +84,17 @@ def test_algorithms_runs(benchmark: Benchmark, run_folder: Path) -> None:
 
 
 @pytest.mark.slow
+def test_asynchrony_runs(benchmark: Benchmark, run_folder: Path) -> None:
+    found = benchmark(
+        "asynchrony", "--models", "Qwen2.5-1.5B", "--staleness", "0", "2", "--train-gpus", "2", "3", "--prompts", "16",
+        "--steps", "4", "--warm-up", "2", "--out", "out.png",
+    )  # fmt: skip
+    runs = found["models"]["Qwen2.5-1.5B"]["staleness"]
+    assert runs["2"]["speedup"] > 1 == runs["0"]["speedup"] and runs["2"]["max_staleness"] <= 2
+    assert (run_folder / "out.png").is_file()
+
+
+@pytest.mark.slow
 def test_attention_runs(benchmark: Benchmark) -> None:
     found = benchmark(
         "attention", "--device", "cpu", "--groups", "2", "--group-size", "2", "--prompt", "8", "--mean", "8",
