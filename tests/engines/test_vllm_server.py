@@ -68,14 +68,21 @@ def served(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def make_engine(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., VLLMServerEngine]:
+def make_engine(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., VLLMServerEngine]]:
+    """Engines that are closed afterwards: until then each restores its weights when the server comes back."""
     monkeypatch.setenv("SERVER_KEY", KEY)
+    engines: list[VLLMServerEngine] = []
 
     def make(**options: Any) -> VLLMServerEngine:
         defaults: dict[str, Any] = {"transfer": FileTransfer(tmp_path / "weights"), "api_key_env": "SERVER_KEY"}
-        return VLLMServerEngine(**{"urls": [served.url], "timeout": 300.0} | defaults | options)
+        engines.append(VLLMServerEngine(**{"urls": [served.url], "timeout": 300.0} | defaults | options))
+        return engines[-1]
 
-    return make
+    yield make
+    for engine in engines:
+        engine.close()
 
 
 @pytest.fixture
