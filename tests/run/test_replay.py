@@ -195,7 +195,7 @@ def test_the_record_ends_when_its_disk_space_is_used_up(run_folder: Path, lit_rl
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "more"),
-    [("ddp", (*DYNAMIC, *RECORD)), ("fsdp2", (*DYNAMIC, *RECORD)), ("ddp", STREAMING)],
+    [("ddp", (*DYNAMIC, *RECORD)), ("fsdp2", (*DYNAMIC, *RECORD)), ("ddp", (*STREAMING, *DYNAMIC))],
     ids=["ddp", "fsdp2", "staleness 2"],
 )
 def test_two_processes_replay_what_two_recorded(
