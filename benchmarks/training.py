@@ -116,11 +116,14 @@ class EveryGroup(GRPO):
 
 
 class FixedRollouts(LightningDataModule):
-    """Batches that hold their rollout already."""
+    """Batches that hold their rollout already, sampled by the weights that it trains."""
 
     def __init__(self, rollouts: Sequence[Rollout]) -> None:
         super().__init__()
-        self._batches = [PromptBatch(rollout.prompts, rollout=rollout) for rollout in rollouts]
+        self._batches = [
+            PromptBatch(one.prompts, rollout=replace(one, versions=torch.full_like(one.token_ids, updates)))
+            for updates, one in enumerate(rollouts)
+        ]
 
     def train_dataloader(self) -> DataLoader[PromptBatch]:
         return DataLoader(self._batches, batch_size=None, collate_fn=_as_it_is)  # type: ignore[arg-type]

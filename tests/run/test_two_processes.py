@@ -123,8 +123,9 @@ def test_groups_that_change_places_change_nothing(run_folder: Path, lit_rlvr: CL
 
 
 @pytest.mark.slow
-def test_shards_are_gathered_in_the_precision_of_the_products(run_folder: Path) -> None:
-    """Nearly the numbers of whole weights in bf16-mixed: norms are in bfloat16 too. Master weights stay in float32."""
+def test_shards_in_bf16_give_the_numbers_of_whole_weights(run_folder: Path) -> None:
+    """FSDP2 gathers and computes in bfloat16 what autocast and the residual stream's hooks do with whole weights.
+    Master weights stay in float32."""
     short = (
         "--trainer.precision",
         "bf16-mixed",
@@ -136,8 +137,7 @@ def test_shards_are_gathered_in_the_precision_of_the_products(run_folder: Path) 
     in_two_processes(run_folder, *([*FIT, *STRATEGIES[name], *short, *to(name)] for name in STRATEGIES))
     sharded, plain = ({k: float(v) for k, v in metrics(run_folder / name)[1].items() if v} for name in ("fsdp2", "ddp"))
     for key in ("train/grad_norm", "train/entropy", "rollout/entropy"):
-        assert sharded[key] == pytest.approx(plain[key], rel=0.1), key
-    assert sharded["train/entropy"] != plain["train/entropy"]
+        assert sharded[key] == pytest.approx(plain[key], rel=1e-3), key
     assert {weight.dtype for weight in weights(run_folder / "fsdp2").values()} == {torch.float32}
 
 
