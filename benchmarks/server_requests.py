@@ -61,10 +61,10 @@ def measure(model: Path, urls: list[str], completions: int, group_size: int, des
     from lit_rlvr.types import Prompt, Sample, Sampling
 
     policy = load_policy(str(model))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     engine = VLLMServerEngine(urls, FileTransfer(model.parent / "weights"), timeout=60)
     engine.start(EngineContext(str(model), policy, load_tokenizer(str(model)), 64, completions, 0))
     engine.sync(policy)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
     prompts = [Prompt(Sample(str(p), "", ""), [5, 6, 7], None) for p in range(completions // group_size)]
     seeds = [[p * group_size + g for g in range(group_size)] for p in range(len(prompts))]
     say(f"{completions} completions on {len(urls)} server(s)")
