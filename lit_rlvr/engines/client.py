@@ -49,7 +49,13 @@ class AdapterLimits:
 
 
 class ServerError(Exception):
-    """Error of a server that cannot be reached or reports a failure."""
+    """Error of a server that cannot be reached or reports a failure.
+
+    Attributes:
+        closed: whether the connection was closed without an answer, as a busy server may do with one that was idle.
+    """
+
+    closed = False
 
 
 class VLLMServer:
@@ -240,7 +246,9 @@ class VLLMServer:
         except TimeoutError as error:
             raise ServerError(f"{where}: no answer within {self.timeout:g} s") from error
         except aiohttp.ClientError as error:
-            raise ServerError(f"{where}: {_reason(error)}") from error
+            failure = ServerError(f"{where}: {_reason(error)}")
+            failure.closed = isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError)
+            raise failure from error
         if answer.status == HTTPStatus.UNAUTHORIZED:
             raise UserError(f"{self.url} requires an API key; name its environment variable in api_key_env")
         if answer.status == HTTPStatus.NOT_FOUND and refusal and b"does not exist" not in content:  # an adapter

@@ -24,6 +24,9 @@ RESERVED_DESCRIPTORS = 128
 KEEP_ALIVE = 2.0
 """Seconds that an idle connection is kept: less than vLLM's server keeps it, which could close it under a request."""
 
+CLOSED_CONNECTIONS = 3
+"""How often a living server may close a request's connection; the request is made again."""
+
 
 @dataclass(eq=False)
 class Replica:
@@ -123,6 +126,7 @@ class Dispatch:
         Args:
             request: see `VLLMServer.complete`.
         """
+        left = CLOSED_CONNECTIONS
         while True:
             replica = place.replica
             if replica.failure is None:
@@ -131,7 +135,8 @@ class Dispatch:
                 try:
                     return await task
                 except ServerError as error:
-                    await self._drop_if_dead(replica, error)
+                    left -= error.closed
+                    await self._drop_if_dead(replica, error, again=error.closed and left >= 0)
                 except asyncio.CancelledError:
                     if replica.failure is None or is_cancelled():
                         raise
@@ -185,8 +190,11 @@ class Dispatch:
     def _nobody(self) -> ServerError:
         return ServerError("; ".join(str(replica.failure) for replica in self.replicas))
 
-    async def _drop_if_dead(self, replica: Replica, error: ServerError) -> None:
+    async def _drop_if_dead(self, replica: Replica, error: ServerError, again: bool) -> None:
         """Drop a server that failed a request if it has died.
+
+        Args:
+            again: a server that lives is asked again.
 
         Raises:
             ServerError: `error`, because it lives.
@@ -196,7 +204,7 @@ class Dispatch:
                 await replica.server.is_healthy(self._health)
             except ServerError as death:
                 await self.drop(replica, str(death))
-        if replica.failure is None:
+        if replica.failure is None and not again:
             raise error
 
     async def drop(self, replica: Replica, reason: str) -> None:

@@ -26,6 +26,7 @@ class Fake(VLLMServer):
         self.asked: list[int] = []
         self.gate = asyncio.Event()
         self.dead = self.silent = False
+        self.closes = 0  # how many requests lose their connection
         if answers:
             self.gate.set()
 
@@ -33,6 +34,11 @@ class Fake(VLLMServer):
         if self.dead:
             raise ServerError(f"{self.url}: connection refused")
         self.asked.append(request["id"])
+        if self.closes:
+            self.closes -= 1
+            error = ServerError(f"{self.url}: Server disconnected")
+            error.closed = True
+            raise error
         await self.gate.wait()
         if request.get("fails"):
             raise ServerError(f"{self.url}: status 500")
@@ -139,6 +145,19 @@ def test_a_server_may_take_longer_than_its_timeout_but_not_without_a_sign_of_lif
             one.silent = True
             with pytest.raises(ServerError, match="http://one has given no sign of life for"):
                 await waiting
+
+    asyncio.run(run())
+
+
+def test_a_request_is_made_again_if_a_living_server_closes_its_connection() -> None:
+    async def run() -> None:
+        one = Fake("one")
+        async with Dispatch([Replica(one, 1)], lambda server: None) as dispatcher:
+            one.closes = dispatch.CLOSED_CONNECTIONS
+            assert [answer["id"] for answer in await group(dispatcher, 1)] == [1]
+            one.closes = dispatch.CLOSED_CONNECTIONS + 1
+            with pytest.raises(ServerError, match="http://one: Server disconnected"):
+                await group(dispatcher, 2)
 
     asyncio.run(run())
 
