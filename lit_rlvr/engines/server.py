@@ -59,6 +59,8 @@ _log = logging.getLogger("lit_rlvr")
 
 SIZE_ENDINGS = ("_size", "_layers", "_heads", "_dim", "experts")
 """Ends of the names under which configs have the sizes of a model's weights."""
+NO_WEIGHTS = "its weights have not been restored"
+"""Why a server that came back while the engine restarts takes no requests yet."""
 ENVIRONMENT_POLL = 0.005
 """Seconds between two looks for the answers of environments."""
 RANK_SECONDS = 1.0
@@ -129,7 +131,10 @@ class VLLMServerEngine(RolloutEngine):
         self._changing = changing_weights(context.policy.model)
         answering = wait_for(self.servers, least=1 if self._syncs else len(self.servers))
         for replica in self._replicas:
-            replica.failure = None if replica.server in answering else f"{replica.server.url} did not answer"
+            if replica.server not in answering:
+                replica.failure = f"{replica.server.url} did not answer"
+            elif replica.failure is not None:  # it takes no requests before it has the weights
+                replica.failure = NO_WEIGHTS
         for server in answering:
             self._check(server, context)
         if self._loop is None:
@@ -284,9 +289,10 @@ class VLLMServerEngine(RolloutEngine):
     def restore(self, policy: Policy) -> None:
         self._policy, self._names_adapter = policy, bool(self._adapter and policy.adapter_config)
         with self._weights_change:
-            for server in self.servers:
-                if server not in self._lost:
-                    self._restore_server(server)
+            for replica in self._replicas:
+                if replica.failure in (None, NO_WEIGHTS):
+                    self._restore_server(replica.server)
+                    replica.failure = None
 
     def _take_back(self, server: VLLMServer) -> None:
         """Check a server that came back, and give it the last sync's weights.

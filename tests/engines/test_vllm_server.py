@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,9 @@ def test_completions_may_begin_differently_on_a_server(engine: VLLMServerEngine,
 
 
 def generate_during_updates(
-    engine: VLLMServerEngine, policy: Policy, prompts: list[Prompt], sampling: Sampling, updates: int
-) -> tuple[dict[str, Policy], list[list[Completion]]]:
+    engine: VLLMServerEngine, policy: Policy, prompts: list[Prompt], sampling: Sampling, updates: int,
+    sync: Callable[[Policy], None] | None = None,
+) -> tuple[dict[str, Policy], list[list[Completion]]]:  # fmt: skip
     """Generate beside weight updates; return the policies by their labels, and the completions of each prompt."""
     seeds = [[8 * p + g for g in range(8)] for p in range(len(prompts))]
     found: dict[int, list[Completion]] = {}
@@ -164,9 +166,9 @@ def generate_during_updates(
         )
         assert begun.wait(60)
         for seed in range(updates):
-            time.sleep(0.05)
+            time.sleep(0.4)  # of some seconds for all of them
             change(policy, 0.3, seed)
-            engine.sync(policy)
+            (sync or engine.sync)(policy)
             held[engine.version] = copy.deepcopy(policy)
         running.result()
     return held, [found[p] for p in range(len(prompts))]
@@ -515,6 +517,42 @@ def test_a_server_that_stands_still_for_a_minute_only_delays(
         }  # fmt: skip
         until(lambda: not engine._lost, 180)
         assert engine.servers[1].version() == engine.version
+        engine.close()
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_an_update_leaves_its_completions_to_the_others(
+    served: Served, make_engine: Callable[..., VLLMServerEngine], tiny_model_folder: Path, policy: Policy,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """It dies after it was paused, with half of the groups; every token is of the weights that it names."""
+    prompts = [make_prompt(random_ids(20, p), f"p{p}") for p in range(24)]
+    sampling = Sampling(max_tokens=250, banned_token_ids=tuple(policy.eos_token_ids))
+    with Served(tiny_model_folder, tmp_path / "log") as second:
+        engine = make_engine(urls=[served.url, second.url])
+        wait_for(engine.servers, 2)
+        synced = SyncedEngine(engine)
+        synced.start(EngineContext("", policy, byte_tokenizer(), 1024, 512, 0))
+        synced.sync_weights(policy, 0)
+        dying, pause, paused = engine.servers[1], engine.servers[1].pause, []
+
+        def pause_and_die() -> None:
+            pause()
+            paused.append(len(engine._replica(dying).requests))
+            second.kill()
+
+        dying.pause = pause_and_die  # type: ignore[method-assign]
+        held, groups = generate_during_updates(
+            engine, policy, prompts, sampling, 1, partial(synced.sync_weights, version=1)
+        )
+        assert paused and paused[0] > 0, "it had requests"
+        assert any(len({*completion.versions}) == 2 for group in groups for completion in group), "both versions"
+        assert_logprobs_are_their_versions(held, groups, prompts, sampling)
+        dying.pause = pause  # type: ignore[method-assign]
+        second.start()
+        wait_for([VLLMServer(second.url, None, 300.0)], 1)
+        until(lambda: not engine._lost, 180)
+        assert dying.version() == engine.version
         engine.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,24 @@ def test_no_token_is_older_than_allowed_and_each_group_is_trained_on_once(
     for version in range(steps):
         admitted = sum(int(label.rpartition("-")[2]) - first <= version for label, _ in engine.begun)
         assert admitted <= (staleness + version + 1) * prompts
+
+
+class Slow(Recorder):
+    """Training that takes longer than generating all that is allowed."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        super().on_train_batch_end(*args)
+        time.sleep(0.5)
+
+
+def test_generation_waits_when_the_queue_is_full(tiny_model_folder: Path, tmp_path: Path) -> None:
+    engine, steps, staleness, prompts = Streaming(), 4, 2, 4
+    module, seen = fit(tiny_model_folder, tmp_path, steps=steps, engine=engine, prompts_per_step=prompts,
+                       staleness=staleness, recorder=Slow())  # fmt: skip
+    source: Any = rollout_of(module.trainer).source
+    assert source._admitted == len(engine.begun) == (staleness + steps) * prompts
+    assert [metrics["rollout/queue/finished"] for metrics in seen.metrics[1:]] == [staleness * prompts] * (steps - 1)
+    assert all(metrics["time/engine_idle"] > 0.1 for metrics in seen.metrics[2:])
 
 
 class Saving(Recorder):
