@@ -1,9 +1,9 @@
 """What `rollout.staleness` gains with a real vLLM server: the server on one core and training on another.
 
 A tiny Llama learns to sample tokens with even ids. Completions have log-normal lengths, drawn from their seeds, so that
-no weights change them. For each staleness k: groups per second, seconds and groups to a mean reward of 0.9, and the busy
-share of both sides, which is their processor time. A side that was always busy would need its busy seconds alone, so the
-larger of both is the bound of a step.
+no weights change them. For each staleness k: groups per second, steps and seconds to a mean reward of 0.9, and the busy
+seconds of both sides, which are their processor time. No step can be shorter than the busier side's seconds: they are
+its bound.
 
 With several corrections or seeds it is a study of learning: the mean reward of the last quarter of the steps.
 """
@@ -65,7 +65,7 @@ def main() -> None:
         report_learning(runs, options)
 
 
-class serve:  # noqa: N801  # a context
+class serve:  # a context
     """A server on a core of its own."""
 
     def __init__(self, log: Path) -> None:
@@ -154,8 +154,8 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
     clock = Clock()
     module = GRPO(model="tiny-llama", lr=asked["lr"], importance_correction=asked["correction"])
     rollout = RolloutCallback(
-        group_size=asked["group_size"], rewards=[EvenTokens(truncated_is_wrong=False)], staleness=asked["k"], record=0.0,
-        sampling=Sampling(max_tokens=asked["longest"], banned_token_ids=eos_tokens()),
+        group_size=asked["group_size"], rewards=[EvenTokens(truncated_is_wrong=False)], staleness=asked["k"],
+        record=0.0, sampling=Sampling(max_tokens=asked["longest"], banned_token_ids=eos_tokens()),
         engine=LogNormalLengths([asked["url"]], FileTransfer(), timeout=120),
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

@@ -194,6 +194,14 @@ def test_server_requests_runs(benchmark: Benchmark) -> None:
 
 
 @pytest.mark.slow
+def test_overlap_runs(benchmark: Benchmark) -> None:
+    tiny = ("--steps", "3", "--prompts", "2", "--group-size", "2", "--mean", "4", "--longest", "8")
+    found = benchmark("overlap", "--staleness", "0", "1", *tiny)
+    assert [run["k"] for run in found["runs"]] == [0, 1] and all(run["of_bound"] > 0 for run in found["runs"])
+    assert found["runs"][0]["age"] == 0 and all(run["server_seconds"] > 0 for run in found["runs"])
+
+
+@pytest.mark.slow
 def test_soak_runs(benchmark: Benchmark, run_folder: Path) -> None:
     """The command and its two reward workers."""
     found = benchmark("soak", "--steps", "20", "--every", "0.2", "--out", "out.png")
