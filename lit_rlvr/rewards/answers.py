@@ -10,25 +10,43 @@ import re
 TAIL_CHARACTERS = 2000  # without a marker, text further from the end is not the final answer
 _BOX = r"\\(?:f?boxed|fbox)\s*\{|\\boxed\s+([^\s${}]++)(?!\{)"
 _BOX_OR_BRACE = re.compile(rf"{_BOX}|\\(?!{_BOX}).|[{{}}]", re.DOTALL)  # an escaped brace is no brace
+_MARKUP = r"\s|\$|\\[()\[\],;:! ]|\\q?quad(?![A-Za-z])"
+_SEPARATOR = r"[,;]|and(?![A-Za-z])|\\text\{[^{}]*(?:[,;]|\band)\s*\}"
+_LABEL = r"[A-Za-z](?:_\w|_\{\w*\})?\s*="  # of the next box, such as y_2 =
+_BETWEEN_BOXES = re.compile(
+    rf"(?:{_MARKUP})*+(?:{_SEPARATOR})(?:{_MARKUP}|{_SEPARATOR})*+(?:{_LABEL})?+(?:{_MARKUP})*+"
+)
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 
 
 def last_boxed(text: str) -> str | None:
-    """Return the content of the last `\\boxed{...}`, `\\fbox{...}` or `\\boxed 5`; None without one."""
-    opened: list[int | None] = []  # start of a box's content; None for other braces
-    start, end = -1, -1
+    """Return the content of the last `\\boxed{...}`, `\\fbox{...}` or `\\boxed 5`; None without one.
+
+    Boxes that only commas, semicolons or "and" separate are one answer: their contents, with commas between. After "or"
+    the same answer often follows in another form, so that the last one counts.
+    """
+    opened: list[tuple[int, int] | None] = []  # where a box and its content start; None for other braces
+    contents: list[str] = []  # of the last boxes that are one answer
+    start, end = -1, -1  # where the last box's content starts, and the box ends
     for match in _BOX_OR_BRACE.finditer(text):
         if match[1]:
-            start, end = max((start, end), match.span(1))
+            closed = match.start(), match.start(1), match.end(1)
         elif match[0].endswith("{") and match[0] != "\\{":
-            opened.append(None if match[0] == "{" else match.end())
-        elif match[0] == "}" and opened:
-            content = opened.pop()
-            if content is not None and content > start:
-                start, end = content, match.start()
-    if start < 0:
-        return None
-    boxed = text[start:end].strip()
+            opened.append(None if match[0] == "{" else match.span())
+            continue
+        elif match[0] == "}" and opened and (box := opened.pop()) is not None:
+            closed = *box, match.start()
+        else:
+            continue
+        if closed[1] > start:  # else it is around the last one
+            if contents and not _BETWEEN_BOXES.fullmatch(text, end, closed[0]):
+                contents.clear()
+            contents.append(_without_full_stop(text[closed[1] : closed[2]].strip()))
+            start, end = closed[1], match.end()
+    return ", ".join(dict.fromkeys(contents)) if contents else None
+
+
+def _without_full_stop(boxed: str) -> str:
     kept = boxed.rstrip(". ")
     return boxed[: len(kept) + 1] if kept.endswith("\\right") else kept  # `\\right.` closes a bracket
 

@@ -37,6 +37,10 @@ RIGHT = [
     (r"\boxed{12 345}", "12,345"),
     (r"\boxed{18}", "18"),
     (r"first \boxed{3}, no: \boxed{4}", "4"),
+    (r"$\boxed{2}$ and $\boxed{3}$", "2, 3"),
+    (r"$\boxed{5} \quad \text{and} \quad \boxed{6}$; \boxed{5}", "6, 5"),
+    (r"\boxed{7}, \boxed{7}", "7"),
+    (r"\( y_1 = \boxed{x} \) and \( y_2 = \boxed{2x} \)", "x, 2x"),
     (r"\boxed{7.}", "7"),
     (r"\boxed{18 dollars}", "18"),
     (r"\boxed{\$18.00}", "18"),
@@ -189,10 +193,20 @@ def test_the_checker_itself_failing_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_last_boxed_counts_braces() -> None:
-    assert last_boxed(r"\boxed{\frac{1}{2}} and \boxed{ a_{1} } }") == "a_{1}"
+    assert last_boxed(r"\boxed{\frac{1}{2}} so \boxed{ a_{1} } }") == "a_{1}"
     assert last_boxed(r"\boxed{1} \boxed{2") == "1"
     assert last_boxed(r"\boxed{\{1\}}") == r"\{1\}"
     assert last_boxed("none") is None
+
+
+def test_boxes_with_separators_between_them_are_one_answer() -> None:
+    assert last_boxed(r"\boxed{1}, \boxed{2} \text{ for part (a) and } $\boxed 3$") == "1, 2, 3"
+    assert last_boxed(r"\boxed{1}. \boxed{2}, \boxed{3}.") == "2, 3"
+    assert last_boxed(r"\boxed{1} \boxed{2}") == "2", "nothing says that both are meant"
+    assert last_boxed(r"\boxed{1} and then \boxed{2}") == "2"
+    assert last_boxed(r"\boxed{15\frac{39}{40}}, or \boxed{\frac{639}{40}}") == r"\frac{639}{40}"
+    (hedge,) = judge([r"\boxed{A}, \boxed{B}"], ["B"])
+    assert not hedge.correct
 
 
 def test_normalise_keeps_what_distinguishes_answers() -> None:
