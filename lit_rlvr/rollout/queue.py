@@ -419,18 +419,19 @@ class QueueSource(SyncSource):
     def state_dict(self) -> dict[str, Any]:
         """Return what is finished and what has to be generated again. Collective: called on every rank."""
         self.wait()
+        mine: list[dict[str, Any]] = []
         for group in self._groups:
-            if group.completions is not None:
+            finished = group.completions is not None  # a thread may finish it right after
+            if finished:
                 self._settle(group)
-        mine: list[dict[str, Any]] = [
-            {
-                "number": group.number,
-                "cursor": group.cursor,
-                "started": group.started,
-                "completions": saved(group.completions),
-            }
-            for group in self._groups
-        ]
+            mine.append(
+                {
+                    "number": group.number,
+                    "cursor": group.cursor,
+                    "started": group.started,
+                    "completions": saved(group.completions) if finished else None,
+                }
+            )
         groups = sorted((group for part in gather_objects(mine) for group in part), key=lambda group: group["number"])
         lengths = [length for part in gather_objects(self._lengths) for length in part]
         return super().state_dict() | {"queue": {"admitted": self._admitted, "groups": groups, "lengths": lengths}}

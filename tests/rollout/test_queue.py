@@ -198,6 +198,20 @@ def test_resumed_no_group_is_lost_or_trained_on_twice(tiny_model_folder: Path, t
     assert not begun & {stream[number] for number in finished}, "what was finished is not generated again"
 
 
+def test_a_checkpoint_generates_again_what_finishes_while_it_is_made(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tokens' labels of weights are not versions yet."""
+    module, _ = fit(tiny_model_folder, tmp_path, steps=2, engine=Streaming(), prompts_per_step=4, staleness=1)
+    source: Any = rollout_of(module.trainer).source
+    late, *others = source._groups
+    completions, late.completions = late.completions, None
+    assert completions and others and others[-1].completions
+    monkeypatch.setattr(source, "_settle", lambda group: setattr(late, "completions", completions))
+    found = {group["number"]: group["completions"] for group in source.state_dict()["queue"]["groups"]}
+    assert found[others[-1].number] is not None and found[late.number] is None
+
+
 def test_a_group_that_never_ends_is_dropped_and_named(
     tiny_model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
