@@ -202,14 +202,14 @@ def test_a_checkpoint_generates_again_what_finishes_while_it_is_made(
     tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its tokens' labels of weights are not versions yet."""
-    module, _ = fit(tiny_model_folder, tmp_path, steps=2, engine=Streaming(), prompts_per_step=4, staleness=1)
+    module, seen = fit(tiny_model_folder, tmp_path, steps=2, engine=Streaming(), prompts_per_step=4, staleness=1)
     source: Any = rollout_of(module.trainer).source
-    late, *others = source._groups
-    completions, late.completions = late.completions, None
-    assert completions and others and others[-1].completions
+    completions, prompt = seen.rollouts[0].completions[0], seen.rollouts[0].prompts[0]
+    late, done = QueuedGroup(8, {}, prompt, []), QueuedGroup(9, {}, prompt, [], completions=completions)
+    source._groups = [late, done]
     monkeypatch.setattr(source, "_settle", lambda group: setattr(late, "completions", completions))
     found = {group["number"]: group["completions"] for group in source.state_dict()["queue"]["groups"]}
-    assert found[others[-1].number] is not None and found[late.number] is None
+    assert found[9] is not None and found[8] is None and late.completions
 
 
 def test_a_group_that_never_ends_is_dropped_and_named(
