@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -166,12 +167,19 @@ def generate_during_updates(
         )
         assert begun.wait(60)
         for seed in range(updates):
-            time.sleep(0.4)  # of some seconds for all of them
+            before = generated(engine)
+            until(lambda: generated(engine) > before)  # noqa: B023  # with the weights of now
             change(policy, 0.3, seed)
             (sync or engine.sync)(policy)
             held[engine.version] = copy.deepcopy(policy)
         running.result()
     return held, [found[p] for p in range(len(prompts))]
+
+
+def generated(engine: VLLMServerEngine) -> float:
+    """Return how many tokens the engine's first server has sampled since it started."""
+    text = httpx.get(f"{engine.servers[0].url}/metrics", headers=engine.servers[0].headers, timeout=30).text
+    return sum(float(n) for n in re.findall(r"^vllm:generation_tokens_total\{.*\} (\S+)$", text, re.M))
 
 
 def assert_logprobs_are_their_versions(
