@@ -2,8 +2,9 @@
 
 A tiny Llama learns to sample tokens with even ids. Completions have log-normal lengths, drawn from their seeds, so that
 no weights change them. For each staleness k: groups per second, steps and seconds to a mean reward of 0.9, and the busy
-seconds of both sides, which are their processor time. No step can be shorter than the busier side's seconds: they are
-its bound.
+seconds of both sides: the trainer's are its processor time, the server's those in which it has requests (its processes
+spin when they have none). Were both always busy, a step would take the busier side's seconds: with those of k = 0, they
+are the bound.
 
 With several corrections or seeds it is a study of learning: the mean reward of the last quarter of the steps.
 """
@@ -49,12 +50,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the curves of all runs, as JSON")
     options = parser.parse_args()
     runs = []
-    with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "log") as (server, url):
+    with tempfile.TemporaryDirectory() as folder, serve(Path(folder) / "log") as url:
         for seed in options.seeds:
             for correction in options.corrections:
                 for k in options.staleness:
                     asked = vars(options) | {"k": k, "correction": correction, "seed": seed, "out": None}
-                    run = run_isolated("overlap.py", **asked, url=url, server=server.pid)
+                    run = run_isolated("overlap.py", **asked, url=url)
                     runs.append({"k": k, "correction": correction, "seed": seed} | run)
                     say(f"k = {k}, {correction}, seed {seed}: reward {run['rewards'][-1]:.3f}")
     if options.out:
@@ -73,7 +74,7 @@ class serve:  # a context
 
         self.log, self.port = log, free_port()
 
-    def __enter__(self) -> tuple[subprocess.Popen[bytes], str]:
+    def __enter__(self) -> str:
         line = [sys.executable, "-c", "from lit_rlvr.cli.main import main; main()", "serve", "--model", "tiny-llama",
                 "--port", str(self.port), "--max-model-len", "1024", "--max-num-seqs", "256",
                 "--kv-cache-memory-bytes", str(1 << 29)]  # fmt: skip
@@ -87,7 +88,7 @@ class serve:  # a context
         while self.process.poll() is None:
             try:
                 urllib.request.urlopen(f"{url}/health", timeout=5)
-                return self.process, url
+                return url
             except OSError:
                 time.sleep(0.5)
         raise SystemExit(self.log.read_text()[-2000:])
@@ -126,25 +127,29 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
             return mean(token % 2 == 0 for token in completion.token_ids)
 
     class Clock(Callback):
-        """Notes each step's reward, age of weights, wall clock, and processor time of both sides."""
+        """Notes each step's reward, age of weights, wall clock, and busy seconds of both sides."""
 
         def __init__(self) -> None:
             self.rewards: list[float] = []
             self.ages: list[float] = []
             self.tokens: list[int] = []
             self.seconds: list[tuple[float, float, float]] = []
+            self.served = 0.0
 
         def on_train_start(self, *_: Any) -> None:
             self.note()
 
         def note(self) -> None:
-            self.seconds.append((time.perf_counter(), processor_time(os.getpid()), processor_time(asked["server"])))
+            self.seconds.append((time.perf_counter(), processor_time(), self.served))
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             rollout = batch.rollout
             self.rewards.append(float(rollout.rewards.mean()))
             self.ages.append(float(trainer.callback_metrics.get("train/staleness/mean", 0.0)))
             self.tokens.append(int(rollout.lengths.sum()))
+            step = time.perf_counter() - self.seconds[-1][0]
+            times = trainer.callback_metrics
+            self.served += step - float(times["time/engine_idle"]) if asked["k"] else float(times["time/generate"])
             self.note()
 
     if asked["correction"] == "none":
@@ -190,21 +195,18 @@ def eos_tokens() -> tuple[int, ...]:
     return tuple(load_policy(resolve_model("tiny-llama")).eos_token_ids)
 
 
-def processor_time(pid: int) -> float:
-    """Return the processor seconds of a process and those it started."""
-    found = 0.0
-    process = psutil.Process(pid)
-    for one in [process, *process.children(recursive=True)]:
-        times = one.cpu_times()
-        found += times.user + times.system
-    return found
+def processor_time() -> float:
+    """Return the processor seconds of this process and those it started."""
+    process = psutil.Process()
+    times = [one.cpu_times() for one in [process, *process.children(recursive=True)]]
+    return sum(used.user + used.system for used in times)
 
 
 def report_rates(runs: list[dict[str, Any]], options: Any) -> None:
     """Print groups per second, busy seconds and the bound by these."""
     first, rows = runs[0], []
+    bound = max(first["trainer_seconds"], first["server_seconds"])
     for run in runs:
-        bound = max(run["trainer_seconds"], run["server_seconds"])
         run["speed_up"] = run["groups_per_second"] / first["groups_per_second"]
         run["of_bound"] = bound / run["step_seconds"]
         run["trainer_idle"] = 1 - run["trainer_seconds"] / run["step_seconds"]
