@@ -309,6 +309,25 @@ def test_a_failed_update_is_sent_again_where_one_rank_cannot_restore_a_server(
     assert len(sent) == 5
 
 
+def test_a_server_that_is_back_takes_no_requests_before_it_has_its_weights(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine restarts while groups run, which any server without a failure would get."""
+    engine = VLLMServerEngine(["http://127.0.0.1:1", "http://127.0.0.1:2"], FileTransfer())
+    alive, back = engine._replicas
+    engine._syncs, back.failure = 1, "it died"
+    monkeypatch.setattr(engine, "_loop", object())
+    monkeypatch.setattr(engine, "_check", lambda *_: None)
+    monkeypatch.setattr("lit_rlvr.engines.server.wait_for", lambda servers, least: servers)
+    engine.start(EngineContext("", policy, byte_tokenizer(), 64, 8, 0))
+    assert alive.failure is None and back.failure is not None
+    restored = []
+    monkeypatch.setattr(engine, "_restore_server", lambda server: restored.append((server, back.failure)))
+    engine.restore(policy)
+    assert [server for server, _ in restored] == engine.servers and restored[1][1] is not None
+    assert alive.failure is None and back.failure is None
+
+
 def test_copies_that_differ_are_named() -> None:
     same, other = {"tp0:norm": {"a"}, "tp0:head": {"b"}}, {"tp0:norm": {"a"}, "tp0:head": {"c"}}
     assert differing_copies({"http://a": same, "http://b": dict(same)}) == ""
