@@ -112,13 +112,26 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
     from lit_rlvr.rollout import limits
 
     class LogNormalLengths(VLLMServerEngine):
-        """Ends each completion after a length drawn from its seed."""
+        """Ends each completion after a length drawn from its seed, and counts the seconds in which any runs."""
+
+        running, since, served = 0, 0.0, 0.0
+
+        def busy_seconds(self) -> float:
+            return self.served + (time.perf_counter() - self.since if self.running else 0.0)
 
         async def _episode(self, dispatch: Any, place: Any, row: Any, sampling: Any, pending: Any) -> Any:
             draw = torch.randn((), generator=torch.Generator().manual_seed(row.seed))
             length = math.exp(math.log(asked["mean"]) - SIGMA**2 / 2 + SIGMA * float(draw))
             row.limit = max(2, min(row.limit, round(length)))
-            return await super()._episode(dispatch, place, row, sampling, pending)
+            if not self.running:
+                self.since = time.perf_counter()
+            self.running += 1
+            try:
+                return await super()._episode(dispatch, place, row, sampling, pending)
+            finally:
+                self.running -= 1
+                if not self.running:
+                    self.served += time.perf_counter() - self.since
 
     class EvenTokens(Reward):
         """The share of tokens with an even id."""
@@ -134,34 +147,30 @@ def train(asked: dict[str, Any]) -> dict[str, Any]:
             self.ages: list[float] = []
             self.tokens: list[int] = []
             self.seconds: list[tuple[float, float, float]] = []
-            self.served = 0.0
 
         def on_train_start(self, *_: Any) -> None:
             self.note()
 
         def note(self) -> None:
-            self.seconds.append((time.perf_counter(), processor_time(), self.served))
+            self.seconds.append((time.perf_counter(), processor_time(), engine.busy_seconds()))
 
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             rollout = batch.rollout
             self.rewards.append(float(rollout.rewards.mean()))
             self.ages.append(float(trainer.callback_metrics.get("train/staleness/mean", 0.0)))
             self.tokens.append(int(rollout.lengths.sum()))
-            step = time.perf_counter() - self.seconds[-1][0]
-            times = trainer.callback_metrics
-            self.served += step - float(times["time/engine_idle"]) if asked["k"] else float(times["time/generate"])
             self.note()
 
     if asked["correction"] == "none":
         limits._check_staleness = lambda *_: None  # the control, which fit refuses
     seed_everything(asked["seed"], verbose=False)
     torch.set_num_threads(1)
-    clock = Clock()
+    clock, engine = Clock(), LogNormalLengths([asked["url"]], FileTransfer(), timeout=120)
     module = GRPO(model="tiny-llama", lr=asked["lr"], importance_correction=asked["correction"])
     rollout = RolloutCallback(
         group_size=asked["group_size"], rewards=[EvenTokens(truncated_is_wrong=False)], staleness=asked["k"],
         record=0.0, sampling=Sampling(max_tokens=asked["longest"], banned_token_ids=eos_tokens()),
-        engine=LogNormalLengths([asked["url"]], FileTransfer(), timeout=120),
+        engine=engine,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
