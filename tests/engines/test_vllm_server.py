@@ -35,6 +35,7 @@ from tiny_runs import (
     child_environment,
     completions,
     in_two_processes,
+    launch,
     metrics,
     summary,
     to,
@@ -640,6 +641,25 @@ def test_a_server_generates_while_fit_trains(
     rows = metrics(run_folder / "run")
     ages = [float(row["train/staleness/max"]) for row in rows if row.get("train/staleness/max")]
     assert len(rows) >= 6 and 0 < max(ages) <= 2
+
+
+@pytest.mark.slow
+def test_a_trainer_killed_in_an_update_goes_on_where_its_checkpoint_is(
+    served: Served, run_folder: Path, lit_rlvr: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves the server paused, with requests of its own; no group is lost or trained on twice."""
+    monkeypatch.setenv("SERVER_KEY", KEY)
+    command = [*FIT, *from_yaml(served), "--rollout.staleness", "2", "--trainer.max_steps", "6"]
+    command += ["--checkpoint.every", "1", "--run.save_prompts", "4"]
+    command += ["--data.init_args.high", "12"]  # 124 prompts: none comes twice
+    killed = launch([*command, "--rollout.engine.init_args.transfer", "tiny_engines.KilledInItsFourthUpdate"], Path())
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert httpx.get(f"{served.url}/is_paused", headers={"Authorization": f"Bearer {KEY}"}).json()["is_paused"]
+    result = lit_rlvr(*command, "--ckpt_path", "last")
+    assert result.status == 0, result.err
+    assert summary(run_folder / "run")["resumed_from_step"] == 3
+    trained = [(row["id"], row["sample"]) for row in completions(run_folder / "run")]
+    assert len(trained) == len({*trained}) == 6 * 4 * 4
 
 
 def is_healthy(url: str) -> bool:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from tiny import plain_logprobs
@@ -14,8 +17,10 @@ from torch import nn
 
 from lit_rlvr.distributed.collectives import rank
 from lit_rlvr.engines.base import Done, EngineContext, GroupStarted, Row, Turns
+from lit_rlvr.engines.client import VLLMServer
 from lit_rlvr.engines.hf import HFEngine
 from lit_rlvr.engines.synced import probe_seeds
+from lit_rlvr.engines.transfer import FileTransfer
 from lit_rlvr.engines.vllm import VLLMEngine
 from lit_rlvr.policy.adapters import Lora, add_adapters
 from lit_rlvr.policy.loading import load_policy
@@ -250,3 +255,16 @@ def assert_logprobs_are_the_policys(
 def flat(groups: list[list[Completion]]) -> list[tuple[int, ...]]:
     """The tokens of all completions."""
     return [completion.token_ids for group in groups for completion in group]
+
+
+class KilledInItsFourthUpdate(FileTransfer):
+    """Ends its process in the fourth update, when it has paused the server."""
+
+    updates = 0
+
+    def _load(self, servers: Sequence[VLLMServer], *args: Any) -> None:
+        self.updates += 1
+        if self.updates == 4:
+            servers[0].pause()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._load(servers, *args)
