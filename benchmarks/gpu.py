@@ -245,7 +245,7 @@ def engine(options: Any) -> None:
         few = Rollout.unscored(prompts[:4], completions[:4], sampling, options.group_size)
         with torch.autocast(options.device, torch.bfloat16):
             rows = list(range(len(few.mask)))
-            ours = logprobs_of(policy, few, rows, options.budgets[0], False).cpu()
+            ours = logprobs_of(policy, few, rows, options.budgets[0], False)[0].cpu()
         generator.close()
     difference = (ours - few.rollout_logprobs)[few.mask].abs()
     spread = {

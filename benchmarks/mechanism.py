@@ -169,7 +169,7 @@ class ComparingUpdater(Updater):
 
     def _plan(self, loss: RLVRModule, prepared: PreparedRollout, prompts: list[int]) -> StepPlan:
         """Return the step with a loss's own advantages and mean over tokens."""
-        return plan_step(prepared, prompts, self.policy.device, loss.aggregation, self.budget.tokens,
+        return plan_step(prepared, prompts, self.policy.device, loss, self.budget.tokens,
                          self.policy.shared_prefix, in_lockstep=False)  # fmt: skip
 
 

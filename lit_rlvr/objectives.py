@@ -8,7 +8,7 @@ normaliser (`token_weight`, `row_weight`), so the loss of a batch is the sum of 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from lit_rlvr.errors import UserError, check_within, nearest
 
-Aggregation = Literal["sequence_mean", "token_mean", "group_token_mean", "constant"]
+Aggregation = Literal["sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum"]
+KLEstimator = Literal["k1", "k2", "k3"]
+Divergence = Literal["tv", "kl"]
 ImportanceCorrection = Literal[
     "none",
     "token_truncate",
@@ -44,15 +46,17 @@ class LossInputs:
         logp: (B, T) log-probabilities under the current policy; only this and `entropy` have a gradient.
         old: (B, T) log-probabilities under the policy at the beginning of the iteration, which the trainer computes.
         mask: (B, T) bool.
-        advantages: (B, 1), constant.
+        advantages: (B, 1), or (B, T) if the estimator gives one for each token; constant.
         token_weight: (B, T) share of each token in the loss (`aggregation_weights`, times the
             train/inference importance weight); 0 where masked.
         row_weight: (B,) share of each sequence in a sequence-level loss (1/B times the importance weight).
         prompt: (B,) long, each row's prompt as an index into the whole rollout's `GroupBatch` (all ranks).
         plain_weight: (B, T) token_weight without the importance weight: each token's share in the KL and entropy
             terms.
+        rollout: (B, T) log-probabilities that the tokens were sampled with, as the engine reports them.
         ref: (B, T) log-probabilities under the reference policy; None without a KL term.
         entropy: (B, T) exact entropy of the policy at each position; None if it is not computed.
+        selected: (B, T) bool, the tokens that the loss's `select` has chosen; None if it has none.
     """
 
     logp: Tensor
@@ -63,8 +67,42 @@ class LossInputs:
     row_weight: Tensor
     prompt: Tensor
     plain_weight: Tensor
+    rollout: Tensor
     ref: Tensor | None = None
     entropy: Tensor | None = None
+    selected: Tensor | None = None
+
+    def weighed(self, factor: Tensor) -> LossInputs:
+        """Return the inputs with each token's share (B, T) in the loss multiplied by a constant factor."""
+        return replace(self, token_weight=self.token_weight * factor)
+
+
+@dataclass
+class StepTokens:
+    """All tokens in the loss of one optimizer step, of all ranks, under the policy at the beginning of the iteration.
+
+    Args:
+        old: (N,) log-probabilities under that policy.
+        rollout: (N,) log-probabilities that the tokens were sampled with.
+        entropy: (N,) exact entropy of that policy.
+        advantages: (N,) of each token.
+    """
+
+    old: Tensor
+    rollout: Tensor
+    entropy: Tensor
+    advantages: Tensor
+
+
+def covariances(step: StepTokens) -> Tensor:
+    """Return each token's part (N,) of the covariance of log-probability and advantage, by which a step changes the
+    entropy. Source: Cui et al. 2025 (the entropy mechanism, arXiv 2505.22617), section 4."""
+    return (step.advantages - step.advantages.mean()) * (step.old - step.old.mean())
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Return (N,) bool, True for the `count` largest values, at least one, and for all that equal the last of them."""
+    return values >= values.topk(min(max(count, 1), len(values))).values[-1]
 
 
 def log_ratio(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:
@@ -125,6 +163,23 @@ def clip_counts(w: Tensor, x: LossInputs, low: float | Tensor, high: float | Ten
     return {"clip_low": below.sum(), "clip_high": above.sum()}
 
 
+def divergence_from(logp: Tensor, rollout: Tensor, mask: Tensor, kind: Divergence) -> tuple[Tensor, Tensor]:
+    """Return `pi - mu` and the divergence of two distributions over "this token or another one"; 0 where masked.
+
+    Args:
+        logp, rollout: (B, T) log pi and log mu of the sampled tokens.
+    """
+    logp, rollout = (torch.where(mask, values, 0.0) for values in (logp, rollout))
+    pi, mu = logp.exp(), rollout.exp()
+    if kind == "tv":
+        return pi - mu, (pi - mu).abs()
+    tiny = torch.finfo(pi.dtype).tiny
+    others = (1 - mu) * (
+        torch.log((-torch.expm1(rollout)).clamp(min=tiny)) - torch.log((-torch.expm1(logp)).clamp(min=tiny))
+    )
+    return pi - mu, mu * (rollout - logp) + others
+
+
 def check_dual_clip(dual_clip: float | None) -> None:
     """Refuse a bound that would clip the sampling policy itself, whose ratio is 1.
 
@@ -166,13 +221,17 @@ def log_power_mean(log_values: Tensor, mask: Tensor, power: Tensor) -> Tensor:
     return torch.where(near | (power == 0), center + excess, far_mean / p)
 
 
-def k3(logp: Tensor, ref: Tensor, mask: Tensor) -> Tensor:
-    """Return Schulman's KL estimate k3, `exp(ref - logp) - (ref - logp) - 1`, per token (B, T); 0 where masked.
+def kl_estimate(logp: Tensor, ref: Tensor, mask: Tensor, estimator: KLEstimator = "k3") -> Tensor:
+    """Return an estimate of the KL divergence to the reference policy for each token (B, T); 0 where masked.
 
-    Source: DeepSeekMath (GRPO), eq. 4.
+    With `d = ref - logp`: `k1` is `-d`, `k2` is `d^2 / 2`, `k3` is `exp(d) - d - 1`. k1 and k3 are unbiased as numbers.
+    As a term of the loss, k2 has the gradient of the KL divergence, that of k1 is 0 on average, and that of k3 is
+    the forward divergence's. Source: Schulman 2020 (Approximating KL divergence); k3 in DeepSeekMath (GRPO), eq. 4.
     """
     d = log_ratio(ref, logp, mask)
-    return torch.expm1(d) - d
+    if estimator == "k1":
+        return -d
+    return d.square() / 2 if estimator == "k2" else torch.expm1(d) - d
 
 
 def masked_sum(values: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
@@ -193,8 +252,8 @@ def aggregation_weights(
     Args:
         mask: (B, T) bool of whole groups, row = p * group_size + g.
         aggregation: `sequence_mean` 1/(B n_i); `token_mean` 1/N; `group_token_mean` 1/(P sum_g n);
-            `constant` 1/(B T_max).
-        sequences: B over all ranks and micro-batches of this optimizer step (empty rows count).
+            `constant` 1/(B T_max); `token_sum` 1/B.
+        sequences: B over all ranks and micro-batches of this optimizer step.
         tokens: N over all ranks and micro-batches of this optimizer step.
         max_tokens: T_max, the configured longest completion.
     """
@@ -203,6 +262,8 @@ def aggregation_weights(
         return m / max(tokens, 1.0)
     if aggregation == "constant":
         return m / (sequences * max_tokens)
+    if aggregation == "token_sum":
+        return m / sequences
     lengths = m.sum(1, keepdim=True)  # (B, 1)
     if aggregation == "sequence_mean":
         return m / (sequences * lengths.clamp(min=1))
@@ -348,11 +409,11 @@ def correction_weights(
 
     Args:
         logp, old, rollout: (B, T) log-probabilities of the policy, of the policy at rollout time, and of the engine.
-        advantages: (B, 1).
+        advantages: (B, 1) or (B, T).
     """
     tokens, rows = importance_weights(old, rollout, mask, correction)
     if correction.off_policy_threshold is None:
         return tokens, rows
     drift = masked_mean(log_ratio(rollout, logp.detach(), mask), mask)  # (B,)
-    kept = (advantages[:, 0] >= 0) | (drift <= correction.off_policy_threshold)
+    kept = (advantages.sum(1) >= 0) | (drift <= correction.off_policy_threshold)
     return tokens * kept[:, None], rows * kept

@@ -466,6 +466,14 @@ class Rollout:
         return torch.tensor(values).reshape(self.rewards.shape)
 
     @property
+    def turns(self) -> Tensor:
+        """(B, T) long: the turn of the episode that each sampled token belongs to, from 0; -1 elsewhere."""
+        _, sampled, _ = pad_completions(self.completions)
+        begins = sampled.clone()
+        begins[:, 1:] &= ~sampled[:, :-1]
+        return (begins.cumsum(1) - 1).masked_fill(~sampled, -1)
+
+    @property
     def truncated(self) -> Tensor:
         """(P, G) float in {0, 1}: 1 if the engine's finish reason is "length"."""
         import torch

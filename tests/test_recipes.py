@@ -379,7 +379,7 @@ def check_loss(module: RLVRModule, settings: Settings) -> None:
     x = LossInputs(
         logp=logp, old=old, mask=mask, advantages=advantages.reshape(-1, 1), token_weight=weight,
         row_weight=torch.full((rows,), 1 / rows), prompt=torch.arange(rows) // size, plain_weight=weight,
-        ref=ref if module.kl_coef else None,
+        rollout=old, ref=ref if module.kl_coef else None,
     )  # fmt: skip
     objective, _ = module.objective(x)
     loss, _ = module.loss(x)

@@ -35,6 +35,8 @@ class GroupBatch:
         rewarded: bool, False = a completion without a reward, which is out of the loss and of all statistics; by
             default all have one.
         judged: bool, False = no reward says whether the completion is right; by default one says it of all.
+        mask: (B, T) bool, the tokens in the loss, row p * G + g. Only for estimators with `needs_tokens`; else None.
+        turns: (B, T) long, the turn of the episode that each sampled token belongs to, from 0; -1 elsewhere. As `mask`.
     """
 
     rewards: Tensor
@@ -45,6 +47,8 @@ class GroupBatch:
     weights: dict[str, float] | None = None
     rewarded: Tensor = None  # type: ignore[assignment]
     judged: Tensor = None  # type: ignore[assignment]
+    mask: Tensor | None = None
+    turns: Tensor | None = None
 
     def __post_init__(self) -> None:
         everything = torch.ones_like(self.rewards, dtype=torch.bool)
@@ -69,7 +73,8 @@ class Advantage(ABC):
 
     @abstractmethod
     def __call__(self, group: GroupBatch) -> Tensor:
-        """Return the advantages (P, G) of the groups, in the dtype of the rewards."""
+        """Return the advantages (P, G) of the groups, in the dtype of the rewards; with `needs_tokens`, (B, T) gives
+        each token its own."""
 
     @property
     def min_group(self) -> int:
@@ -84,6 +89,11 @@ class Advantage(ABC):
     @property
     def needs_parts(self) -> bool:
         """True if the estimator uses `parts`, each reward by itself."""
+        return False
+
+    @property
+    def needs_tokens(self) -> bool:
+        """True if the estimator uses `mask` and `turns`; it may then return (B, T)."""
         return False
 
     registered_name: str = ""

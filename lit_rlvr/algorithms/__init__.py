@@ -3,14 +3,21 @@
 from lit_rlvr.algorithms.aapo import AAPO
 from lit_rlvr.algorithms.apmpo import APMPO
 from lit_rlvr.algorithms.cispo import CISPO
+from lit_rlvr.algorithms.clip_cov import ClipCov
 from lit_rlvr.algorithms.dapo import DAPO
+from lit_rlvr.algorithms.dppo import DPPO
 from lit_rlvr.algorithms.dr_grpo import DrGRPO
 from lit_rlvr.algorithms.gmpo import GMPO
 from lit_rlvr.algorithms.gpg import GPG
 from lit_rlvr.algorithms.grpo import GRPO
 from lit_rlvr.algorithms.grpo_lead import GRPOLead
 from lit_rlvr.algorithms.gspo import GSPO
+from lit_rlvr.algorithms.kl_cov import KLCov
+from lit_rlvr.algorithms.luspo import LUSPO
+from lit_rlvr.algorithms.m2po import M2PO
 from lit_rlvr.algorithms.reinforce import Reinforce
+from lit_rlvr.algorithms.sapo import SAPO
+from lit_rlvr.algorithms.vespo import VESPO
 from lit_rlvr.training.module import RLVRModule
 
 __all__ = [
@@ -18,12 +25,19 @@ __all__ = [
     "APMPO",
     "CISPO",
     "DAPO",
+    "DPPO",
     "GMPO",
     "GPG",
     "GRPO",
     "GSPO",
+    "LUSPO",
+    "M2PO",
+    "SAPO",
+    "VESPO",
+    "ClipCov",
     "DrGRPO",
     "GRPOLead",
+    "KLCov",
     "RLVRModule",
     "Reinforce",
 ]

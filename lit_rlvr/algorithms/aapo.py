@@ -10,7 +10,6 @@ from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, policy_gradient
 from lit_rlvr.training.module import RLVRModule
-from lit_rlvr.training.reference import Reference
 
 
 class AAPO(RLVRModule):
@@ -22,7 +21,6 @@ class AAPO(RLVRModule):
         reference_rollouts: `fresh` samples the reference model at every visit of a prompt; `pool` samples
             `reference_pool_size` completions at the first visit and draws from their rewards later.
         reference_pool_size: completions in a prompt's pool; None = twice the group size.
-        reference_update_every: iterations after which the current policy becomes the reference; None = never.
     """
 
     has_ratio = False
@@ -33,13 +31,11 @@ class AAPO(RLVRModule):
         aggregation: Aggregation = "group_token_mean",
         reference_rollouts: Literal["fresh", "pool"] = "fresh",
         reference_pool_size: int | None = None,
-        reference_update_every: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
         check_within("[1, inf)", "model", reference_pool_size=reference_pool_size)
-        check_within("[1, inf)", "model", reference_update_every=reference_update_every)
-        self.reference = Reference(reference_rollouts, reference_pool_size, reference_update_every)
+        self.reference.rollouts, self.reference.pool_size = reference_rollouts, reference_pool_size
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         return policy_gradient(x)

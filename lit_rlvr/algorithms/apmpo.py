@@ -38,7 +38,7 @@ class APMPO(RLVRModule):
         dual_clip: upper bound of token ratios where the advantage is negative; None = off.
     """
 
-    needs_updates = True
+    needs_updates, sequence_level = True, True
 
     def __init__(
         self, advantage: Advantage | str = "grpo", kl_coef: float = 0.001, gamma: float = 0.8, eps_low: float = 0.2,

@@ -20,6 +20,7 @@ class CISPO(RLVRModule):
 
     Args:
         ratio_cap: upper bound of a token's ratio.
+        ratio_floor: lower bound; 0 = none, as in the paper's experiments (verl: 1 - clip_ratio_low).
         dual_clip: the same bound for negative advantages only, if it is lower; None = off.
     """
 
@@ -30,18 +31,20 @@ class CISPO(RLVRModule):
         advantage: Advantage | str = "grpo",
         aggregation: Aggregation = "token_mean",
         ratio_cap: float = 5.0,
+        ratio_floor: float = 0.0,
         dual_clip: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
         check_within("[1, inf)", "model", ratio_cap=ratio_cap)
+        check_within("[0, 1]", "model", ratio_floor=ratio_floor)
         check_dual_clip(dual_clip)
-        self.ratio_cap, self.dual_clip = ratio_cap, dual_clip
+        self.ratio_cap, self.ratio_floor, self.dual_clip = ratio_cap, ratio_floor, dual_clip
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         w = ratio(x.logp, x.old, x.mask).detach()  # (B, T)
-        weight = w.clamp(max=self.ratio_cap)
+        weight = w.clamp(self.ratio_floor, self.ratio_cap)
         if self.dual_clip is not None:
             weight = torch.where(x.advantages < 0, weight.clamp(max=self.dual_clip), weight)
         loss = -masked_sum(weight * x.advantages * x.logp, x.token_weight, x.mask)
-        return loss, {"clip_high": ((weight < w) & x.mask).sum()}
+        return loss, {"clip_low": ((weight > w) & x.mask).sum(), "clip_high": ((weight < w) & x.mask).sum()}

@@ -24,7 +24,7 @@ class GMPO(RLVRModule):
         dual_clip: upper bound of token ratios where the advantage is negative; None = off.
     """
 
-    needs_updates = True
+    needs_updates, sequence_level = True, True
 
     def __init__(
         self,

@@ -31,6 +31,8 @@ class GSPO(RLVRModule):
         dual_clip: bound the loss of negative advantages at this many |A|; None = off.
     """
 
+    sequence_level = True
+
     def __init__(
         self,
         advantage: Advantage | str = "grpo",

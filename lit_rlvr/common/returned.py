@@ -12,22 +12,30 @@ from lit_rlvr.errors import UserError, defined_at, type_text
 from lit_rlvr.objectives import LossInputs, Stats
 
 
-def require_advantages(advantage: Callable[..., Any], value: Any, rewards: Tensor) -> Tensor:
-    """Return the advantages (P, G) of an estimator if they are valid.
+def require_advantages(
+    advantage: Callable[..., Any], value: Any, rewards: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Return the advantages of an estimator if they are valid: (P, G), or (B, T) if it may give them to tokens.
+
+    Args:
+        rewards: (P, G). mask: (B, T); None = the estimator does not ask for tokens.
 
     Raises:
-        UserError: `value` is not a finite floating-point tensor of the rewards' shape and device.
+        UserError: `value` is not a finite floating-point tensor of such a shape on the rewards' device.
     """
+    shapes = [rewards.shape] if mask is None else [rewards.shape, mask.shape]
     if (
         isinstance(value, Tensor)
-        and (value.shape, value.device) == (rewards.shape, rewards.device)
+        and value.shape in shapes
+        and value.device == rewards.device
         and value.is_floating_point()
         and bool(value.isfinite().all())
     ):
         return value
+    tokens = "" if mask is None else f" or (B, T) = {tuple(mask.shape)}"
     raise UserError(
-        f"model.advantage: {defined_at(advantage)} must give finite values of shape (P, G) = {tuple(rewards.shape)}, "
-        f"a floating-point tensor on {rewards.device}; it gave {_described(value)}"
+        f"model.advantage: {defined_at(advantage)} must give finite values of shape (P, G) = {tuple(rewards.shape)}"
+        f"{tokens}, a floating-point tensor on {rewards.device}; it gave {_described(value)}"
     )
 
 

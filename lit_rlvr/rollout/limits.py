@@ -227,7 +227,7 @@ def log_sizes(
     if updates == 1 and module.needs_updates:
         _log.info("%s: with one update per rollout its gradient is GRPO's; use more updates_per_rollout", name)
     correction = module.correction(engine.is_exact(compute_dtype(precision))).mode
-    if engine.quantized and correction == "none":
+    if engine.quantized and correction == "none" and not module.uses_rollout:
         _log.warning(
             "engine %s computes in 8 bits, so it does not sample from the trained policy: use "
             "model.importance_correction: token_truncate", engine.name,
@@ -259,7 +259,7 @@ def _check_staleness(
         reason = f"engine {engine.name} takes weights only between rollouts, so it is at most 1; use VLLMServerEngine"
     elif module.advantage.needs_reference and module.reference.rollouts == "fresh":
         reason = "fresh reference rollouts need the engine at the same time; use model.reference_rollouts: pool"
-    elif not correction.is_bounded:
+    elif not correction.is_bounded and not module.uses_rollout:
         reason = (
             f"the rollouts are up to {staleness} iteration(s) old; set model.importance_correction, with "
             "model.importance_cap"

@@ -124,7 +124,7 @@ def _groups(plan: StepPlan) -> list[dict[str, Any]]:
                     "token_ids": completion.token_ids,
                     "engine_logprobs": completion.logprobs,
                     "reward": float(rollout.rewards[p, g]),
-                    "advantage": float(plan.prepared.advantages[p * size + g]),
+                    "advantage": None if rollout.advantages is None else float(rollout.advantages[p, g]),
                 }
                 for g, completion in enumerate(rollout.completions[p])
             ],
@@ -138,6 +138,7 @@ DEFAULT_TOKENS = 4096
 MESSAGES = ("DefaultCPUAllocator", "not enough memory", "OutOfMemoryError")
 """Substrings of out-of-memory errors that have no exception class."""
 _T = TypeVar("_T")
+_R = TypeVar("_R", Rollout, PreparedRollout)
 P = ParamSpec("P")
 
 
@@ -190,8 +191,8 @@ class TokenBudget:
 
 
 def smaller_microbatches_when_out_of_memory(
-    method: Callable[Concatenate[Any, PreparedRollout, P], _T],
-) -> Callable[Concatenate[Any, PreparedRollout, P], _T]:
+    method: Callable[Concatenate[Any, _R, P], _T],
+) -> Callable[Concatenate[Any, _R, P], _T]:
     """Repeat a method of `Updater` with half the token budget as long as a rank runs out of memory in it. Collective:
     call it on every rank.
 
@@ -203,12 +204,12 @@ def smaller_microbatches_when_out_of_memory(
     """
 
     @wraps(method)
-    def repeated(self: Any, prepared: PreparedRollout, *args: P.args, **kwargs: P.kwargs) -> _T:
+    def repeated(self: Any, of: _R, *args: P.args, **kwargs: P.kwargs) -> _T:
         while True:
-            result, trouble = _try(partial(method, self, prepared, *args, **kwargs))
+            result, trouble = _try(partial(method, self, of, *args, **kwargs))
             left = self.budget.tokens // 2
             if trouble is not None:
-                _check_smaller(prepared.rollout, self.budget.tokens, trouble)
+                _check_smaller(of if isinstance(of, Rollout) else of.rollout, self.budget.tokens, trouble)
                 if self.sharded:
                     self.budget.save(self.run, left)
                     raise UserError(

@@ -6,15 +6,30 @@ overrides `objective`, and `observe` if its loss depends on statistics of the wh
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from lit_rlvr.advantages import Advantage, GroupBatch, resolve_advantage
 from lit_rlvr.common.returned import require_advantages, require_loss
-from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, type_text
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, k3, masked_sum, ratio
+from lit_rlvr.errors import UserError, check_takes, check_within, defined_at, refuse_all, type_text
+from lit_rlvr.objectives import (
+    Aggregation,
+    KLEstimator,
+    LossInputs,
+    Stats,
+    StepTokens,
+    kl_estimate,
+    largest,
+    masked_mean,
+    masked_sum,
+    ratio,
+)
 
 
 class LossModule(ABC):
@@ -24,22 +39,61 @@ class LossModule(ABC):
         has_ratio: False = the loss is right only on the sampling policy, so with one update per rollout.
         needs_updates: True = with one update per rollout its gradient is GRPO's.
         stops_gradient: True = the objective detaches values on purpose; `lit-rlvr check` holds them fixed.
+        sequence_level: True = it weighs whole sequences, so it takes one advantage for each.
+        uses_rollout: True = its ratio is to the policy that sampled each token (`x.rollout`), and it bounds that ratio
+            itself, so that there is no importance correction.
     """
 
     has_ratio: ClassVar[bool] = True
     needs_updates: ClassVar[bool] = False
     stops_gradient: ClassVar[bool] = False
+    sequence_level: ClassVar[bool] = False
+    uses_rollout: ClassVar[bool] = False
 
     def __init__(
-        self, advantage: Advantage | str, aggregation: Aggregation, kl_coef: float, entropy_coef: float,
-        kl_bias_correction: bool,
+        self, advantage: Advantage | str, aggregation: Aggregation, count_empty_rows: bool, kl_coef: float,
+        kl_estimator: KLEstimator, kl_in_reward: bool, kl_bias_correction: bool, entropy_coef: float,
+        top_entropy_quantile: float,
     ) -> None:  # fmt: skip
         check_within("[0, inf)", "model", kl_coef=kl_coef)
         check_within("(-inf, inf)", "model", entropy_coef=entropy_coef)
+        check_within("(0, 1]", "model", top_entropy_quantile=top_entropy_quantile)
+        refuse_all(self._contradictions(kl_coef, kl_in_reward, kl_bias_correction, top_entropy_quantile))
+        if aggregation == "group_token_mean" and not count_empty_rows:
+            raise UserError("model.count_empty_rows: group_token_mean averages over groups; leave it at true")
         check_takes(self.objective, "x")
         check_takes(self.observe, "group")
+        check_takes(self.select, "step")
         self.aggregation, self.advantage = aggregation, resolve_advantage(advantage)
-        self.kl_coef, self.entropy_coef, self.kl_bias_correction = kl_coef, entropy_coef, kl_bias_correction
+        self.count_empty_rows = count_empty_rows
+        self.kl_coef, self.kl_estimator, self.kl_in_reward = kl_coef, kl_estimator, kl_in_reward
+        self.kl_bias_correction, self.entropy_coef = kl_bias_correction, entropy_coef
+        self.top_entropy_quantile = top_entropy_quantile
+
+    def _contradictions(
+        self, kl_coef: float, kl_in_reward: bool, kl_bias_correction: bool, top_entropy_quantile: float
+    ) -> Iterator[str]:
+        if kl_in_reward and not kl_coef:
+            yield "model.kl_in_reward: there is no KL term; set model.kl_coef above 0"
+        if kl_in_reward and kl_bias_correction:
+            yield "model.kl_bias_correction: it corrects the loss's KL term, which model.kl_in_reward replaces; set one"
+        if self.sequence_level and top_entropy_quantile < 1:
+            yield f"model.top_entropy_quantile: {type(self).__name__} weighs whole sequences; leave it at 1"
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether the loss has a KL term."""
+        return self.kl_coef > 0 and not self.kl_in_reward
+
+    @property
+    def runs_all_rows(self) -> bool:
+        """Whether rows with advantage 0 have a gradient too, by the KL term or the entropy bonus."""
+        return self.kl_in_loss or self.entropy_coef != 0
+
+    @property
+    def needs_step_tokens(self) -> bool:
+        """Whether some tokens are chosen by all tokens of a step: by `select`, or by their entropy."""
+        return type(self).select is not LossModule.select or self.top_entropy_quantile < 1
 
     @abstractmethod
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
@@ -57,25 +111,75 @@ class LossModule(ABC):
         """
         return {}
 
-    def estimate(self, group: GroupBatch) -> tuple[Tensor, dict[str, float]]:
-        """Return advantages (P, G) of the whole rollout (all ranks), and metrics to log as `train/...`.
+    def select(self, step: StepTokens) -> Tensor | None:
+        """Choose tokens by a threshold over all tokens of an optimizer step, before its micro-batches; the objective
+        finds them in `x.selected`. It must not depend on the tokens' order.
+
+        Returns:
+            (N,) bool, or None.
+        """
+        return None
+
+    def select_tokens(self, step: StepTokens) -> tuple[Tensor, Tensor | None]:
+        """Return the tokens (N,) whose objective counts, those of the highest entropy, and the result of `select`.
 
         Raises:
-            UserError: the estimator returns no tensor, the wrong shape, or values that are not finite.
+            UserError: `select` returns something else.
+        """
+        everything = torch.ones_like(step.old, dtype=torch.bool)
+        if not len(everything):
+            return everything, everything
+        chosen = self.select(step)
+        if chosen is not None and (chosen.shape != everything.shape or chosen.dtype != torch.bool):
+            raise UserError(f"model: {defined_at(self.select)} must return {len(everything)} bools, one for each token")
+        if self.top_entropy_quantile < 1:
+            everything = largest(step.entropy, math.ceil(self.top_entropy_quantile * len(everything)))
+        return everything, chosen
+
+    def penalised(self, group: GroupBatch, kl: Tensor) -> GroupBatch:
+        """Return the groups with `kl_coef` times the KL divergence subtracted from the rewards.
+
+        Args:
+            kl: (P, G) estimate for each completion, a sum over its tokens.
+        """
+        return replace(group, rewards=group.rewards - self.kl_coef * kl.to(group.rewards.dtype))
+
+    def estimate(self, group: GroupBatch) -> tuple[Tensor, dict[str, float]]:
+        """Return advantages of the whole rollout (all ranks), and metrics to log as `train/...`.
+
+        Returns:
+            Advantages (P, G), or (B, T) from an estimator of tokens; metrics.
+
+        Raises:
+            UserError: the estimator returns no tensor, the wrong shape, or values that are not finite; or advantages of
+                tokens, which this loss does not take.
         """
         observed = self.observe(group)
         if not isinstance(observed, dict):
             raise UserError(
                 f"model: {defined_at(self.observe)} must return a dict of metrics, not {type_text(observed)}"
             )
-        advantages = require_advantages(self.advantage, self.advantage(group), group.rewards)
-        rewarded = advantages[group.rewarded]
+        advantages = require_advantages(self.advantage, self.advantage(group), group.rewards, group.mask)
+        if self.sequence_level and advantages.shape != group.rewards.shape:
+            raise UserError(
+                f"model.advantage: {defined_at(self.advantage)} gives each token an advantage, and "
+                f"{type(self).__name__} weighs whole sequences; use a loss on tokens, such as GRPO"
+            )
+        rewarded = self.completion_means(advantages, group)[group.rewarded]
         return advantages, observed | self.advantage.metrics | {
             "advantage": float(rewarded.mean()),
             "zero_advantage": float((rewarded == 0).double().mean()),
             "advantage_positive_mass": float(rewarded.clamp(min=0).mean()),
             "advantage_negative_mass": float(-rewarded.clamp(max=0).mean()),
         }
+
+    @staticmethod
+    def completion_means(advantages: Tensor, group: GroupBatch) -> Tensor:
+        """Return the advantages if they are (P, G), else the mean (P, G) of each completion's (B, T) in the loss."""
+        if advantages.shape == group.rewards.shape:
+            return advantages
+        assert group.mask is not None
+        return masked_mean(advantages, group.mask).view(group.rewards.shape)
 
     def loss(self, x: LossInputs) -> tuple[Tensor, Stats]:
         """Return the objective plus the KL term minus the entropy bonus, for some rows of one optimizer step.
@@ -86,7 +190,7 @@ class LossModule(ABC):
         """
         loss, stats = require_loss(self.objective, self.objective(x), x)
         if x.ref is not None:
-            kl = k3(x.logp, x.ref, x.mask)
+            kl = kl_estimate(x.logp, x.ref, x.mask, self.kl_estimator)
             if self.kl_bias_correction:
                 kl = kl * ratio(x.logp, x.old, x.mask)
             loss = loss + self.kl_coef * masked_sum(kl, x.plain_weight, x.mask)

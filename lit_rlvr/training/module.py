@@ -31,6 +31,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_rlvr.advantages import Advantage, GroupBatch
@@ -39,6 +40,8 @@ from lit_rlvr.common.settings import dotted_path_of, init_arguments
 from lit_rlvr.common.terminal import progress
 from lit_rlvr.distributed.checkpoints import check_identity, run_identity
 from lit_rlvr.distributed.collectives import (
+    all_max,
+    all_sum,
     broadcast_first,
     gather_rows,
     leave_out_of_buckets,
@@ -53,8 +56,10 @@ from lit_rlvr.objectives import (
     Aggregation,
     Correction,
     ImportanceCorrection,
+    KLEstimator,
     ProxLogpMethod,
     check_correction,
+    kl_estimate,
     resolve_correction,
 )
 from lit_rlvr.policy.adapters import Lora, add_adapters
@@ -78,7 +83,7 @@ from lit_rlvr.training.optimizer import (
     updates_of,
 )
 from lit_rlvr.training.reference import Reference
-from lit_rlvr.training.step import PreparedRollout, staleness_metrics
+from lit_rlvr.training.step import PreparedRollout, TokenScores, staleness_metrics
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.training.update import Updater
 from lit_rlvr.training.validation import EvaluatingModule
@@ -93,7 +98,10 @@ class RLVRModule(LossModule, EvaluatingModule):
     Args:
         model: `smollm2` (the embedded SmolLM2-135M-Instruct), a model folder, or a hub id.
         advantage: estimator: a registered name, a class_path, or a dotted path to a function.
-        aggregation: how token losses are averaged.
+        aggregation: what token losses are divided by: their sequence's tokens (`sequence_mean`), all tokens of the step
+            (`token_mean`), their group's tokens (`group_token_mean`), the longest possible completion (`constant`), or
+            nothing (`token_sum`); all but `token_mean` also by the number of sequences or groups.
+        count_empty_rows: count completions without a token in the loss as sequences; verl does not.
         lr: peak learning rate.
         optimizer: class_path of an optimizer to use instead of AdamW, such as torch.optim.SGD or
             bitsandbytes.optim.AdamW8bit; its options, except the learning rate, go under init_args.
@@ -108,9 +116,17 @@ class RLVRModule(LossModule, EvaluatingModule):
             results. Halved when memory runs out. `auto` lets `lit-rlvr fit` choose it by the memory of the devices; the
             run's `config.yaml` has the number, which a resume keeps.
         kl_coef: weight of the KL term against the initial policy; 0 = off, without loading a reference model.
+        kl_estimator: estimate of each token's divergence: `k3` (GRPO), `k2`, whose gradient is the divergence's, or
+            `k1`, whose gradient in the loss is 0 on average: for the reward.
+        kl_in_reward: subtract the divergence, summed over each completion, from its reward, instead of adding it to the
+            loss (verl's use_kl_in_reward).
+        reference_update_every: iterations after which the current policy becomes the reference, for a KL term or AAPO's
+            advantage; null = never.
         kl_bias_correction: multiply each token's KL estimate by its ratio to the policy at rollout time, which makes
             its gradient the unbiased one of the reverse KL (DeepSeek-V3.2; TRL's default).
         entropy_coef: weight of an entropy bonus, computed from the policy's exact entropy; 0 = off.
+        top_entropy_quantile: share of an optimizer step's tokens whose objective counts, those of the highest entropy
+            under the policy at the beginning of the iteration (Wang et al. 2025, arXiv 2506.01939: 0.2); 1 = all.
         importance_correction: correction for engines whose log-probabilities differ from the trainer's; by default
             `token_truncate`, or `none` for the Hugging Face engine at precision 32-true, which is exact. A ratio w of
             the trainer's to the engine's probability, of a token or of the product of a sequence's tokens, becomes a
@@ -145,6 +161,7 @@ class RLVRModule(LossModule, EvaluatingModule):
         model: str = "smollm2",
         advantage: Advantage | str = "grpo",
         aggregation: Aggregation = "sequence_mean",
+        count_empty_rows: bool = True,
         lr: float = 1e-6,
         optimizer: OptimizerCallable | None = None,
         weight_decay: float = WEIGHT_DECAY,
@@ -156,8 +173,12 @@ class RLVRModule(LossModule, EvaluatingModule):
         epochs_per_rollout: int = 1,
         tokens_per_microbatch: int | Literal["auto"] = DEFAULT_TOKENS,
         kl_coef: float = 0.0,
+        kl_estimator: KLEstimator = "k3",
+        kl_in_reward: bool = False,
         kl_bias_correction: bool = False,
+        reference_update_every: int | None = None,
         entropy_coef: float = 0.0,
+        top_entropy_quantile: float = 1.0,
         importance_correction: ImportanceCorrection | str | None = None,
         importance_cap: float | None = 2.0,
         importance_floor: float | None = None,
@@ -188,7 +209,10 @@ class RLVRModule(LossModule, EvaluatingModule):
                 "model.torch_compile: it cannot be combined with shared_prefix: false; leave one of them off"
             )
         EvaluatingModule.__init__(self, model, config_overrides)
-        LossModule.__init__(self, advantage, aggregation, kl_coef, entropy_coef, kl_bias_correction)
+        LossModule.__init__(
+            self, advantage, aggregation, count_empty_rows, kl_coef, kl_estimator, kl_in_reward, kl_bias_correction,
+            entropy_coef, top_entropy_quantile,
+        )  # fmt: skip
         self.automatic_optimization = False
         self.make_optimizer = optimizer
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
@@ -199,13 +223,21 @@ class RLVRModule(LossModule, EvaluatingModule):
         self.freeze_vision, self.lora = freeze_vision, lora
         self.strict_loading = lora is None  # the frozen weights come from the model folder
         check_correction(importance_correction)
+        if self.uses_rollout and importance_correction not in (None, "none"):
+            raise UserError(
+                f"model.importance_correction: the ratio of {type(self).__name__} is to the policy that sampled each "
+                "token already, so a correction would count it twice; leave the option out"
+            )
         self.importance_correction: ImportanceCorrection | None = importance_correction  # type: ignore[assignment]
         self.bounds = Correction(
             "none", importance_cap, importance_floor, importance_veto, off_policy_threshold, prox_logp_method
         )
         self.iteration = 0  # rollouts trained on so far
         self.selection = GroupSelection(self.advantage.min_valid_fraction or 0.0)
-        self.reference = Reference()
+        check_within("[1, inf)", "model", reference_update_every=reference_update_every)
+        if reference_update_every and not (kl_coef or self.advantage.needs_reference):
+            raise UserError("model.reference_update_every: nothing needs a reference; set model.kl_coef above 0")
+        self.reference = Reference(update_every=reference_update_every)
         self.skipped = SkippedSteps(max_skipped_steps)
         self.updater: Updater | None = None  # built in on_train_start
         self._saved_options: dict[str, Any] = {}  # the optimizer's when the checkpoint was written
@@ -217,23 +249,19 @@ class RLVRModule(LossModule, EvaluatingModule):
         """The most input tokens in a micro-batch: as given, or what running out of memory has left."""
         return self.budget.tokens
 
-    @property
-    def runs_all_rows(self) -> bool:
-        """Whether rows with advantage 0 have a gradient too, by the KL term or the entropy bonus."""
-        return self.kl_coef != 0 or self.entropy_coef != 0
-
     def correction(self, exact: bool) -> Correction:
         """Return the correction for completions of an engine.
 
         Args:
             exact: its log-probabilities equal the trainer's.
         """
-        return replace(self.bounds, mode=resolve_correction(self.importance_correction, exact))
+        mode = "none" if self.uses_rollout else resolve_correction(self.importance_correction, exact)
+        return replace(self.bounds, mode=mode)
 
     def runs_groups(self, rollout: Rollout) -> list[bool]:
         """Return for each group whether its mask and rewards allow a gradient; there are no advantages yet."""
         can = rollout.mask.any(1).reshape(rollout.rewards.shape).any(1)  # (P,)
-        if self.advantage.zero_for_equal_rewards and not self.runs_all_rows:
+        if self.advantage.zero_for_equal_rewards and not self.runs_all_rows and not self.kl_in_reward:
             can &= ~degenerate(rollout.rewards, rollout.rewarded).flatten()
         return [bool(one) for one in can]
 
@@ -366,13 +394,14 @@ class RLVRModule(LossModule, EvaluatingModule):
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         assert batch.rollout is not None and self.updater is not None, "the RolloutCallback fills the batch first"
         started, rollout = time.perf_counter(), batch.rollout
-        advantages = self.estimate_advantages(rollout)  # (B, 1), from the groups of all ranks
+        scores = self.updater.score_tokens(rollout)  # (B, T) old, entropy, ref, if something needs them of all tokens
+        advantages = self.estimate_advantages(rollout, scores)  # (B, 1) or (B, T), from the groups of all ranks
         minibatches = self.split_groups(rollout) * self.epochs_per_rollout
         progress.begin("training", total=len(minibatches))
         assert rollout.versions is not None, "the source sets them in training"
         prepared = self.updater.prepare(
-            rollout, advantages, self.live_rows(rollout), minibatches, self.correction(rollout.exact),
-            self.updates - rollout.versions, self._trace,
+            rollout, scores, advantages, self.live_rows(rollout, advantages), minibatches,
+            self.correction(rollout.exact), self.updates - rollout.versions, self._trace,
         )  # fmt: skip
         metrics = [self.measure_staleness(prepared, minibatches)]
         for prompts in minibatches:
@@ -404,9 +433,9 @@ class RLVRModule(LossModule, EvaluatingModule):
             values = [update[name] for update in metrics if name in update]
             self.log(name, sum(values) / len(values) if values else math.nan)
 
-    def estimate_advantages(self, rollout: Rollout) -> Tensor:
-        """Return (B, 1) advantages of this rank's rows, from all ranks' groups, and keep them in the rollout.
-        Collective: call it on every rank."""
+    def estimate_advantages(self, rollout: Rollout, scores: TokenScores) -> Tensor:
+        """Return the advantages (B, 1), or (B, T) from an estimator of tokens, of this rank's rows, from all ranks'
+        groups, and keep each completion's (mean) advantage in the rollout. Collective: call it on every rank."""
         reference = rollout.reference_rewards
         group = GroupBatch(
             rewards=self._gathered(rollout.rewards),
@@ -416,28 +445,47 @@ class RLVRModule(LossModule, EvaluatingModule):
             rewarded=self._gathered(rollout.rewarded),
             judged=self._gathered(rollout.judged),
         )
+        metrics: dict[str, float] = {}
         if self.advantage.needs_parts:
             failed = torch.tensor([[status == "error" for status in one] for one in rollout.statuses])  # (P, G)
             parts = {name: part.masked_fill(failed, math.nan) for name, part in rollout.parts.items()}
             group.parts = {name: self._gathered(part) for name, part in parts.items()}
             group.weights = rollout.weights
-        advantages, metrics = self.estimate(group)  # (P, G) over all ranks
-        metrics = metrics | {"no_signal": float((advantages == 0).all(1).double().mean())}  # share of prompts
+        if self.advantage.needs_tokens:
+            widest = all_max(rollout.mask.shape[1], self.device)
+            mask, turns = (
+                pad(values, (0, widest - values.shape[1]), value=empty)
+                for values, empty in ((rollout.mask, False), (rollout.turns, -1))
+            )
+            group.mask, group.turns = self._gathered(mask), self._gathered(turns)
+        if scores.ref is not None and scores.old is not None:
+            mask = to_device(rollout.mask, self.device)
+            kl = kl_estimate(scores.old, scores.ref, mask, self.kl_estimator).sum(1).view(rollout.rewards.shape)
+            group = self.penalised(group, gather_rows(kl))
+            metrics["kl"] = float(all_sum(kl.sum()) / all_sum(mask.sum()).clamp(min=1))
+        advantages, estimated = self.estimate(group)  # (P, G) or (B, T) over all ranks
+        means = self.completion_means(advantages, group)  # (P, G)
+        metrics |= estimated | {"no_signal": float((means == 0).all(1).double().mean())}  # share of prompts
         self.log_dict({f"train/{name}": value for name, value in metrics.items()})
         local = len(rollout.prompts)
-        mine = advantages[rank() * local : (rank() + 1) * local]
-        rollout.advantages = mine.cpu()
-        return mine.reshape(-1, 1)
+        rollout.advantages = means[rank() * local : (rank() + 1) * local].cpu()
+        rows = advantages if advantages is not means else advantages.reshape(-1, 1)  # (B, 1) or (B, T)
+        size = rollout.group_size
+        return rows[rank() * local * size : (rank() + 1) * local * size, : rollout.mask.shape[1]]
 
     def _gathered(self, local: Tensor) -> Tensor:
-        """Gather (P, G) numbers of all ranks onto the device."""
+        """Gather (P, G) or (B, T) numbers of all ranks onto the device."""
         return gather_rows(to_device(local, self.device))
 
-    def live_rows(self, rollout: Rollout) -> list[int]:
-        """Return the rows of a rollout with advantages that can have a gradient."""
+    def live_rows(self, rollout: Rollout, advantages: Tensor) -> list[int]:
+        """Return the rows of a rollout that can have a gradient.
+
+        Args:
+            advantages: (B, 1) or (B, T).
+        """
         live = rollout.mask.any(1)  # (B,) rows with a token in the loss
         if not self.runs_all_rows:
-            live &= rollout.advantages.flatten() != 0  # type: ignore[union-attr]
+            live &= (advantages != 0).any(1).cpu()
         return [int(i) for i in live.nonzero().flatten()]
 
     def split_groups(self, rollout: Rollout) -> list[list[int]]:

@@ -11,13 +11,13 @@ from lit_rlvr.policy.policy import Policy
 
 
 class Reference:
-    """Holds the initial policy if something needs it; AAPO may replace it by the current one (section 6.3).
+    """Holds the initial policy if something needs it; it may be replaced by the current one (AAPO, section 6.3).
 
     It is not a module, so that Lightning neither saves nor shards it with the trained policy.
 
     Args:
-        rollouts, pool_size, update_every: AAPO's options, `reference_...`; another algorithm with AAPO's advantage has
-            these defaults.
+        rollouts, pool_size: AAPO's options, `reference_...`; others with AAPO's advantage have these defaults.
+        update_every: `model.reference_update_every`.
 
     Attributes:
         policy: the reference policy; None if neither a KL term nor the advantage needs one.

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from lit_rlvr.distributed.collectives import all_max, all_sum, gather_rows, index, rank, to_device
 from lit_rlvr.objectives import (
-    Aggregation,
     Correction,
     LossInputs,
     Stats,
+    StepTokens,
     aggregation_weights,
     correction_weights,
     log_ratio,
@@ -23,8 +23,23 @@ from lit_rlvr.objectives import (
 )
 from lit_rlvr.policy.layout import cut_microbatches
 from lit_rlvr.policy.policy import Policy
+from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.types import Rollout
+
+
+@dataclass
+class TokenScores:
+    """What advantages and the choice of tokens need of every token in the loss, before the first update: (B, T) each,
+    None = not needed.
+
+    Args:
+        old: log-probabilities under the policy. entropy: of the policy. ref: log-probabilities under the reference.
+    """
+
+    old: Tensor | None = None
+    entropy: Tensor | None = None
+    ref: Tensor | None = None
 
 
 @dataclass
@@ -32,7 +47,7 @@ class PreparedRollout:
     """A rollout and what its updates need, computed once before the first update, for this rank's B rows.
 
     Args:
-        advantages: (B, 1). live: rows that can have a gradient.
+        advantages: (B, 1) or (B, T). live: rows that can have a gradient.
         correction: see `importance_correction` of `RLVRModule`.
         age: (B, T) optimizer steps between the weights that sampled each token and those of the first update.
         trace: records what the updates do with its tokens; None = nothing does.
@@ -40,7 +55,8 @@ class PreparedRollout:
         old: (B, T) log-probabilities at the beginning of the iteration. The first step runs on these weights, so its
             own forward pass fills in its rows. None = the current ones in the first step, then `loglinear_old`.
         updates: optimizer steps taken on it so far.
-        ref: (B, T) log-probabilities under the reference policy; None without a KL term.
+        ref: (B, T) log-probabilities under the reference policy; None without a KL term in the loss.
+        entropy: (B, T) of the policy at the beginning of the iteration; None if no tokens are chosen by it.
     """
 
     rollout: Rollout
@@ -53,6 +69,7 @@ class PreparedRollout:
     old: Tensor | None = None
     updates: int = 0
     ref: Tensor | None = None
+    entropy: Tensor | None = None
 
     @property
     def on_policy(self) -> bool:
@@ -72,6 +89,7 @@ class StepPlan:
     Args:
         mask: (B, T) bool, the tokens in the loss. rollout_logprobs: (B, T).
         token_weight: (B, T) weight of each token in the loss, 0 outside this step's groups.
+        counted, selected: (B, T) bool, the results of `LossModule.select_tokens`; None = it is not asked.
         row_share: a sequence's weight in a sequence-level loss: 1 / the step's sequences on all ranks.
         microbatches: lists of rows. The first `num_microbatches` of them count; the others repeat a micro-batch with
             weight 0, so that with sharded weights a rank with less work stays in lockstep with the others.
@@ -81,6 +99,8 @@ class StepPlan:
     mask: Tensor
     rollout_logprobs: Tensor
     token_weight: Tensor
+    counted: Tensor | None
+    selected: Tensor | None
     row_share: float
     microbatches: list[list[int]]
     num_microbatches: int
@@ -105,6 +125,8 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
     advantages = prepared.advantages[at]
     tokens, sequences = correction_weights(logp, old, engine, mask, advantages, prepared.correction)
     plain = plan.token_weight[at] * weight
+    if plan.counted is not None:
+        tokens = tokens * plan.counted[at]
     inputs = LossInputs(
         logp=logp,
         old=old,
@@ -114,8 +136,10 @@ def loss_inputs(plan: StepPlan, k: int, logp: Tensor, entropy: Tensor) -> tuple[
         row_weight=sequences * plan.row_share * weight,
         prompt=at // prepared.rollout.group_size + rank() * len(prepared.rollout.prompts),
         plain_weight=plain,
+        rollout=engine,
         ref=None if prepared.ref is None else prepared.ref[at],
         entropy=entropy,
+        selected=None if plan.selected is None else plan.selected[at],
     )
     difference = log_ratio(old, engine, mask)
     ratio = difference.exp() * mask
@@ -137,12 +161,13 @@ def plan_step(
     prepared: PreparedRollout,
     prompts: list[int],
     device: torch.device,
-    aggregation: Aggregation,
+    algorithm: LossModule,
     tokens_per_microbatch: int,
     shared_prefix: bool,
     in_lockstep: bool,
 ) -> StepPlan:
-    """Count the step's normalisers over all ranks and cut its live rows. Collective: call it on every rank.
+    """Count the step's normalisers over all ranks, choose its tokens, and cut its live rows. Collective: call it on
+    every rank.
 
     Args:
         prompts: this rank's groups in the step.
@@ -151,13 +176,15 @@ def plan_step(
     rollout = prepared.rollout
     size = rollout.group_size
     rows = [p * size + g for p in prompts for g in range(size)]
-    counts = all_sum(torch.tensor([float(len(rows)), float(rollout.mask[rows].sum())], dtype=torch.float64))
-    sequences, tokens = counts.tolist()
+    lengths = rollout.mask[rows].sum(1)  # (rows,)
+    counted_rows = len(rows) if algorithm.count_empty_rows else int((lengths > 0).sum())
+    counts = all_sum(torch.tensor([float(counted_rows), float(lengths.sum())], dtype=torch.float64))
+    sequences, tokens = (max(count, 1.0) for count in counts.tolist())
     mask, at = to_device(rollout.mask, device), index(rows, device)
     token_weight = torch.zeros(mask.shape, device=device)
-    token_weight[at] = aggregation_weights(mask[at], size, aggregation, sequences, tokens, rollout.sampling.longest).to(
-        token_weight.dtype
-    )
+    token_weight[at] = aggregation_weights(
+        mask[at], size, algorithm.aggregation, sequences, tokens, rollout.sampling.longest
+    ).to(token_weight.dtype)
     live = set(prepared.live)
     microbatches = cut_rows(rollout, [i for i in rows if i in live], tokens_per_microbatch, shared_prefix)
     num_microbatches = len(microbatches)
@@ -167,10 +194,46 @@ def plan_step(
             num_microbatches, min(wanted, 1)
         )  # a rank that runs none would lack the metrics that all ranks sum
     microbatches += [microbatches[0] if microbatches else [0]] * (wanted - num_microbatches)
+    rollout_logprobs = to_device(rollout.rollout_logprobs, device)
+    counted, selected = choose_tokens(prepared, rows, mask, rollout_logprobs, algorithm)
     return StepPlan(
-        prepared, mask, to_device(rollout.rollout_logprobs, device), token_weight, 1.0 / max(sequences, 1.0),
-        microbatches, num_microbatches,
+        prepared, mask, rollout_logprobs, token_weight, counted, selected, 1.0 / sequences, microbatches,
+        num_microbatches,
     )  # fmt: skip
+
+
+def choose_tokens(
+    prepared: PreparedRollout, rows: list[int], mask: Tensor, rollout_logprobs: Tensor, algorithm: LossModule
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the results (B, T) of `LossModule.select_tokens` over all ranks' tokens of a step; None = it is not asked.
+    Collective: call it on every rank.
+
+    Args:
+        rows: this rank's rows in the step. mask, rollout_logprobs: (B, T).
+    """
+    if not algorithm.needs_step_tokens:
+        return None, None
+    assert prepared.old is not None and prepared.entropy is not None
+    mine = torch.zeros_like(mask)
+    at = index(rows, mask.device)
+    mine[at] = mask[at]
+    advantages = prepared.advantages.to(mask.device).expand(mask.shape)
+    columns = torch.stack([values[mine].double() for values in (
+        prepared.old, rollout_logprobs, prepared.entropy, advantages)])  # (4, N of this rank)  # fmt: skip
+    sizes = [int(size) for size in gather_rows(torch.tensor([columns.shape[1]]))]
+    padded = torch.nn.functional.pad(columns, (0, max(sizes) - columns.shape[1]))
+    parts = gather_rows(padded[None])  # (ranks, 4, the longest)
+    whole = torch.cat([part[:, :size] for part, size in zip(parts, sizes, strict=True)], dim=1)  # (4, N)
+    first = sum(sizes[: rank()])
+    results: list[Tensor | None] = []
+    for chosen in algorithm.select_tokens(StepTokens(*whole)):
+        if chosen is None:
+            results.append(None)
+            continue
+        result = torch.zeros_like(mask)
+        result[mine] = chosen[first : first + columns.shape[1]]
+        results.append(result)
+    return results[0], results[1]
 
 
 def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool) -> list[list[int]]:
@@ -181,20 +244,26 @@ def cut_rows(rollout: Rollout, rows: list[int], budget: int, shared_prefix: bool
 
 
 @torch.no_grad()
-def logprobs_of(policy: Policy, rollout: Rollout, rows: list[int], budget: int, in_lockstep: bool) -> Tensor:
-    """Return (B, T) log-probabilities of some rows under `policy`, without gradients; 0 in the other rows.
+def logprobs_of(
+    policy: Policy, rollout: Rollout, rows: list[int], budget: int, in_lockstep: bool, entropy: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return (B, T) log-probabilities and entropies of some rows under `policy`, without gradients; 0 in the others.
 
     Args:
         in_lockstep: as for `plan_step`.
+        entropy: False = the entropies are all 0.
     """
-    result = torch.zeros(rollout.mask.shape, device=policy.device)
+    result, entropies = (torch.zeros(rollout.mask.shape, device=policy.device) for _ in range(2))
     pieces = cut_rows(rollout, rows, budget, policy.shared_prefix)
     idle = all_max(len(pieces), policy.device) - len(pieces) if in_lockstep else 0
     for piece in pieces:
-        result[index(piece, policy.device)] = policy.logprobs(rollout, piece)[0]
+        at = index(piece, policy.device)
+        result[at], spread = policy.logprobs(rollout, piece, entropy=entropy)
+        if spread is not None:
+            entropies[at] = spread
     for _ in range(idle):  # gathering sharded weights needs all ranks
-        policy.logprobs(rollout, [0])
-    return result
+        policy.logprobs(rollout, [0], entropy=entropy)
+    return result, entropies
 
 
 def step_metrics(sums: Stats) -> dict[str, float]:

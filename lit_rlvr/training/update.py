@@ -25,7 +25,15 @@ from lit_rlvr.training.failures import (
 )
 from lit_rlvr.training.loss import LossModule
 from lit_rlvr.training.optimizer import all_parameters
-from lit_rlvr.training.step import PreparedRollout, StepPlan, logprobs_of, loss_inputs, plan_step, step_metrics
+from lit_rlvr.training.step import (
+    PreparedRollout,
+    StepPlan,
+    TokenScores,
+    logprobs_of,
+    loss_inputs,
+    plan_step,
+    step_metrics,
+)
 from lit_rlvr.training.trace import Trace
 from lit_rlvr.types import Rollout
 
@@ -55,9 +63,21 @@ class Updater:
         self.replicas, self.sharded, self.max_grad_norm = replicas, sharded, max_grad_norm
         self.budget, self.skipped, self.run = budget, skipped, run
 
+    def score_tokens(self, rollout: Rollout) -> TokenScores:
+        """Return what the advantages and the choice of tokens need, if they need anything. Collective: call it on every
+        rank."""
+        scores = TokenScores()
+        rows = [int(i) for i in rollout.mask.any(1).nonzero().flatten()]
+        if self.algorithm.needs_step_tokens or self.algorithm.kl_in_reward:
+            scores.old, scores.entropy = self.logprobs(rollout, self.policy, rows, self.algorithm.needs_step_tokens)
+        if self.algorithm.kl_in_reward:
+            assert self.reference is not None
+            scores.ref, _ = self.logprobs(rollout, self.reference, rows)
+        return scores
+
     def prepare(
-        self, rollout: Rollout, advantages: Tensor, live: list[int], minibatches: list[list[int]],
-        correction: Correction, age: Tensor, trace: Trace | None,
+        self, rollout: Rollout, scores: TokenScores, advantages: Tensor, live: list[int],
+        minibatches: list[list[int]], correction: Correction, age: Tensor, trace: Trace | None,
     ) -> PreparedRollout:  # fmt: skip
         """Return a rollout with the log-probabilities that stay fixed during its updates. Collective: call it on every
         rank.
@@ -65,26 +85,29 @@ class Updater:
         The first minibatch runs on the rollout's weights, so its old log-probabilities are its current ones.
 
         Args:
-            advantages: (B, 1). live: rows that can have a gradient.
+            advantages: (B, 1) or (B, T). live: rows that can have a gradient.
             minibatches: the groups of each optimizer step.
             age: (B, T), as in `PreparedRollout`.
         """
         prepared = PreparedRollout(rollout, advantages, live, correction, age, trace)
+        prepared.old, prepared.entropy = scores.old, scores.entropy
         if trace is not None and rollout.advantages is not None:
             trace.choose(rollout.advantages, {p for prompts in minibatches for p in prompts})
-        if len(minibatches) > 1 and correction.prox_logp_method == "recompute":
+        if prepared.old is None and len(minibatches) > 1 and correction.prox_logp_method == "recompute":
             first = set(minibatches[0])
-            prepared.old = self.logprobs(
-                prepared, self.policy, [i for i in live if i // rollout.group_size not in first]
-            )
-        if self.reference is not None:
-            prepared.ref = self.logprobs(prepared, self.reference, live)
+            later = [i for i in live if i // rollout.group_size not in first]
+            prepared.old, _ = self.logprobs(rollout, self.policy, later)
+        if self.algorithm.kl_in_loss:
+            assert self.reference is not None
+            prepared.ref, _ = self.logprobs(rollout, self.reference, live)
         return prepared
 
     @smaller_microbatches_when_out_of_memory
-    def logprobs(self, prepared: PreparedRollout, policy: Policy, rows: list[int]) -> Tensor:
-        """Return (B, T) log-probabilities of some rows, without gradients."""
-        return logprobs_of(policy, prepared.rollout, rows, self.budget.tokens, self.sharded)
+    def logprobs(
+        self, rollout: Rollout, policy: Policy, rows: list[int], entropy: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return (B, T) log-probabilities and, if asked for, entropies of some rows, without gradients."""
+        return logprobs_of(policy, rollout, rows, self.budget.tokens, self.sharded, entropy)
 
     def step(self, prepared: PreparedRollout, prompts: list[int], number: int) -> dict[str, float]:
         """Take optimizer step `number` on the groups of some prompts; return its metrics. Collective: call it on every
@@ -110,7 +133,7 @@ class Updater:
     def accumulate(self, prepared: PreparedRollout, prompts: list[int]) -> tuple[StepPlan, Stats]:
         """Accumulate this rank's gradients over the step's micro-batches; return sums over the tokens that were run."""
         plan = plan_step(
-            prepared, prompts, self.policy.device, self.algorithm.aggregation, self.budget.tokens,
+            prepared, prompts, self.policy.device, self.algorithm, self.budget.tokens,
             self.policy.shared_prefix, self.sharded,
         )  # fmt: skip
         self.optimizer.zero_grad()

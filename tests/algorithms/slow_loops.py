@@ -205,11 +205,14 @@ class Case:
     logp: list[list[mpf]] = field(init=False)
     old: list[list[mpf]] = field(init=False)
     ref: list[list[mpf]] = field(init=False)
+    rollout: list[list[mpf]] = field(init=False)
     mask: list[list[bool]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.logp, self.old, self.ref = (
-            [[mpf(float(v)) for v in row] for row in self.arrays[name]] for name in ("logp", "old_logp", "ref_logp")
+        sampled = "rollout_logp" if "rollout_logp" in self.arrays else "old_logp"
+        self.logp, self.old, self.ref, self.rollout = (
+            [[mpf(float(v)) for v in row] for row in self.arrays[name]]
+            for name in ("logp", "old_logp", "ref_logp", sampled)
         )
         self.mask = self.arrays["mask"].tolist()
 
@@ -229,6 +232,8 @@ class Case:
             return 1 / mpf(sum(n))
         if aggregation == "constant":
             return 1 / (mpf(rows) * self.max_tokens)
+        if aggregation == "token_sum":
+            return 1 / mpf(rows)
         first = i // self.group_size * self.group_size
         return 1 / (mpf(rows // self.group_size) * sum(n[first : first + self.group_size]))
 
@@ -307,13 +312,135 @@ def gspo_terms(case: Case, a: Sequence[mpf], clip_low: float, clip_high: float, 
     return term
 
 
-def cispo_terms(
-    case: Case, a: Sequence[mpf], aggregation: str, ratio_cap: float, dual_clip: float | None = None
-) -> Term:
+def luspo_terms(case: Case, a: Sequence[mpf], clip_low: float, clip_high: float) -> Term:
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        return case.lengths[i] * gspo_terms(case, a, clip_low, clip_high)(i, logp)
+
+    return term
+
+
+def sapo_terms(case: Case, a: Sequence[mpf], aggregation: str, tau_pos: float, tau_neg: float) -> Term:
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        tau = mpf(tau_pos if a[i] > 0 else tau_neg)
+        total = mpf(0)
+        for t in case.tokens(i):
+            w = mp.exp(logp[t] - case.old[i][t])
+            total += 4 / tau / (1 + mp.exp(-tau * (w - 1))) * a[i]
+        return -case.share(i, aggregation) * total
+
+    return term
+
+
+def vespo_terms(case: Case, a: Sequence[mpf], k_pos: float, lambda_pos: float, k_neg: float, lambda_neg: float) -> Term:
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        frozen = sum(case.logp[i][t] - case.rollout[i][t] for t in case.tokens(i))  # of the batch, not of `logp`
+        w = mp.exp(clip(frozen, mp.log(mpf("1e-8")), mpf(20)))
+        k, rate = (mpf(k_neg), mpf(lambda_neg)) if a[i] < 0 else (mpf(k_pos), mpf(lambda_pos))
+        phi = mp.exp(rate) * w**k * mp.exp(-rate * w)
+        return -case.share(i, "token_mean") * phi * a[i] * sum(logp[t] for t in case.tokens(i))
+
+    return term
+
+
+def dppo_terms(case: Case, a: Sequence[mpf], divergence: str, low: float, high: float, drift: float = 0.0) -> Term:
+    def dropped(i: int, t: int) -> bool:
+        pi, mu = mp.exp(case.logp[i][t]), mp.exp(case.rollout[i][t])
+        far = abs(pi - mu)
+        if divergence == "kl":
+            far = mu * mp.log(mu / pi) + (1 - mu) * mp.log((1 - mu) / (1 - pi)) if pi < 1 else mp.inf
+        return bool(far > high) if a[i] > 0 and pi > mu else bool(far > low) if a[i] < 0 and pi < mu else False
+
     def term(i: int, logp: Sequence[mpf]) -> mpf:
         total = mpf(0)
         for t in case.tokens(i):
-            frozen = min(mp.exp(case.logp[i][t] - case.old[i][t]), mpf(ratio_cap))  # of the batch, not of `logp`
+            d = logp[t] - case.rollout[i][t]
+            total += (0 if dropped(i, t) else mp.exp(d) * a[i]) - drift * d**2
+        return -case.share(i, "token_mean") * total
+
+    return term
+
+
+def all_tokens(case: Case) -> list[tuple[int, int]]:
+    return [(i, t) for i in range(len(case.mask)) for t in case.tokens(i)]
+
+
+def slow_covariances(case: Case, a: Sequence[mpf]) -> dict[tuple[int, int], mpf]:
+    where = all_tokens(case)
+    mean_a = sum(a[i] for i, _ in where) / len(where)
+    mean_old = sum(case.old[i][t] for i, t in where) / len(where)
+    return {(i, t): (a[i] - mean_a) * (case.old[i][t] - mean_old) for i, t in where}
+
+
+def clip_cov_terms(
+    case: Case, a: Sequence[mpf], clip_low: float, clip_high: float, share: float, low: float, high: float
+) -> Term:
+    """The chance is the fractional part of 1000 log-probabilities."""
+    between = [where for where, value in slow_covariances(case, a).items() if low < value < high]
+    between.sort(key=lambda where: -math.fmod(1000 * abs(float(case.old[where[0]][where[1]])), 1))
+    silent = set(between[: max(1, int(share * len(all_tokens(case))))])
+
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        total = mpf(0)
+        for t in case.tokens(i):
+            if (i, t) not in silent:
+                total += surrogate(mp.exp(logp[t] - case.old[i][t]), a[i], mpf(clip_low), mpf(clip_high))
+        return -case.share(i, "token_mean") * total
+
+    return term
+
+
+def kl_cov_terms(case: Case, a: Sequence[mpf], share: float, coefficient: float) -> Term:
+    covariance = slow_covariances(case, a)
+    ranked = sorted(covariance, key=lambda where: -covariance[where])
+    last = covariance[ranked[max(1, int(share * len(ranked))) - 1]]
+
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        total = mpf(0)
+        for t in case.tokens(i):
+            d = logp[t] - case.old[i][t]
+            total += mp.exp(d) * a[i] - (coefficient * abs(d) if covariance[i, t] >= last else 0)
+        return -case.share(i, "token_mean") * total
+
+    return term
+
+
+def m2po_terms(case: Case, a: Sequence[mpf], threshold: float) -> Term:
+    moment = {(i, t): (case.old[i][t] - case.rollout[i][t]) ** 2 for i, t in all_tokens(case)}
+    kept = sorted(moment, key=lambda where: moment[where])
+    while len(kept) > 1 and sum(moment[where] for where in kept) / len(kept) >= threshold:
+        kept.pop()
+
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        used = [t for t in case.tokens(i) if (i, t) in set(kept)]
+        return -case.share(i, "token_mean") * sum(mp.exp(logp[t] - case.rollout[i][t]) * a[i] for t in used)
+
+    return term
+
+
+def top_entropy_terms(case: Case, a: Sequence[mpf], aggregation: str, share: float) -> Term:
+    """GRPO on the tokens of the highest entropy."""
+    entropy = {(i, t): float(case.arrays["entropy"][i, t]) for i, t in all_tokens(case)}
+    kept = set(sorted(entropy, key=lambda where: -entropy[where])[: math.ceil(share * len(entropy))])
+
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        total = mpf(0)
+        for t in case.tokens(i):
+            if (i, t) in kept:
+                total += surrogate(mp.exp(logp[t] - case.old[i][t]), a[i], mpf("0.2"), mpf("0.2"))
+        return -case.share(i, aggregation) * total
+
+    return term
+
+
+def cispo_terms(
+    case: Case, a: Sequence[mpf], aggregation: str, ratio_cap: float, dual_clip: float | None = None,
+    ratio_floor: float = 0.0,
+) -> Term:  # fmt: skip
+    def term(i: int, logp: Sequence[mpf]) -> mpf:
+        total = mpf(0)
+        for t in case.tokens(i):
+            now = mp.exp(case.logp[i][t] - case.old[i][t])  # of the batch, not of `logp`
+            frozen = clip(now, mpf(ratio_floor), mpf(ratio_cap))
             if dual_clip is not None and a[i] < 0:
                 frozen = min(frozen, mpf(dual_clip))
             total += frozen * a[i] * logp[t]
@@ -322,12 +449,12 @@ def cispo_terms(
     return term
 
 
-def kl_terms(case: Case, aggregation: str, coefficient: float) -> Term:
+def kl_terms(case: Case, aggregation: str, coefficient: float, estimator: str = "k3") -> Term:
     def term(i: int, logp: Sequence[mpf]) -> mpf:
         total = mpf(0)
         for t in case.tokens(i):
             d = case.ref[i][t] - logp[t]
-            total += mp.exp(d) - d - 1
+            total += {"k1": -d, "k2": d**2 / 2, "k3": mp.exp(d) - d - 1}[estimator]
         return coefficient * case.share(i, aggregation) * total
 
     return term
@@ -352,9 +479,12 @@ def loss_and_gradient(case: Case, terms: Sequence[Term]) -> tuple[float, np.ndar
 # ---- batches ---------------------------------------------------------------------------------------------------
 
 
-def random_case(seed: int, shaped: bool = False, on_policy: bool = False, prompts: int = 7, size: int = 4) -> Case:
+def random_case(
+    seed: int, shaped: bool = False, on_policy: bool = False, prompts: int = 7, size: int = 4, sampled: float = 0.0
+) -> Case:
     """A batch with degenerate, all-correct and all-wrong groups, rows of length one, masked rows and holes, and
-    ratios as far off as e^50 (or none at all)."""
+    ratios as far off as e^50 (or none at all). `sampled`: the spread of the differences between `old_logp` and the
+    log-probabilities that the tokens were sampled with; 0 = there are none of these."""
     rng = np.random.default_rng(seed)
     width, rows = 6, prompts * size
     lengths = rng.integers(1, width + 1, rows)
@@ -386,7 +516,13 @@ def random_case(seed: int, shaped: bool = False, on_policy: bool = False, prompt
             "correct": correct,
             "reference_rewards": rng.integers(0, 2, (prompts, size)).astype(float),
             "max_completion_length": np.array(9),
-        },
+            "entropy": np.random.default_rng(seed + 1000).uniform(0, 3, (rows, width)),
+        }
+        | (
+            {"rollout_logp": old - rng.exponential(sampled, old.shape) * (rng.random(old.shape) < 0.5)}
+            if sampled
+            else {}
+        ),
         size,
         9,
     )

@@ -87,6 +87,7 @@ def test_theorem_1_of_agrae_holds_in_a_softmax_bandit(advantage: Advantage) -> N
     inputs = LossInputs(
         logp=logp, old=logp.detach(), mask=torch.ones(4, 1, dtype=torch.bool), advantages=advantages.T,
         token_weight=weight, row_weight=weight[:, 0], prompt=torch.zeros(4, dtype=torch.long), plain_weight=weight,
+        rollout=logp.detach(),
     )  # fmt: skip
     module.loss(inputs)[0].backward()
     expected = -advantages.sum() * logits.detach().softmax(0)
@@ -179,6 +180,7 @@ def expected_gradient(module: RLVRModule, size: int) -> tuple[np.ndarray, np.nda
         inputs = LossInputs(
             logp=rows, old=rows.detach(), mask=mask, advantages=advantages.T, token_weight=weight,
             row_weight=weight[:, 0], prompt=torch.zeros(size, dtype=torch.long), plain_weight=weight,
+            rollout=rows.detach(),
         )  # fmt: skip
         (gradient,) = torch.autograd.grad(module.loss(inputs)[0], logits, retain_graph=True)
         total -= logp.detach()[list(draw)].sum().exp() * gradient

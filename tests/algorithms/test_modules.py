@@ -25,12 +25,19 @@ from lit_rlvr.algorithms import (
     APMPO,
     CISPO,
     DAPO,
+    DPPO,
     GMPO,
     GPG,
     GRPO,
     GSPO,
+    LUSPO,
+    M2PO,
+    SAPO,
+    VESPO,
+    ClipCov,
     DrGRPO,
     GRPOLead,
+    KLCov,
     Reinforce,
     RLVRModule,
 )
@@ -59,7 +66,21 @@ DEFAULTS: dict[type[RLVRModule], dict[str, Any]] = {
     Reinforce: dict(advantage="reinforce", aggregation="token_mean"),
     GRPOLead: dict(advantage="grpo_lead"),
     GSPO: dict(advantage="grpo", clip_low=3e-4, clip_high=4e-4, dual_clip=None),
-    CISPO: dict(advantage="grpo", aggregation="token_mean", ratio_cap=5.0, dual_clip=None),
+    CISPO: dict(advantage="grpo", aggregation="token_mean", ratio_cap=5.0, ratio_floor=0.0, dual_clip=None),
+    SAPO: dict(advantage="grpo", aggregation="sequence_mean", tau_pos=1.0, tau_neg=1.05),
+    VESPO: dict(
+        advantage="grpo", aggregation="token_mean", k_pos=2.0, lambda_pos=3.0, k_neg=3.0, lambda_neg=2.0
+    ),
+    LUSPO: dict(advantage="grpo", clip_low=2e-3, clip_high=2.5e-3, dual_clip=None),
+    DPPO: dict(
+        advantage="grpo", aggregation="token_mean", divergence="tv", delta_low=None, delta_high=None, drift_coef=0.0
+    ),
+    ClipCov: dict(
+        advantage="grpo", aggregation="token_mean", clip_low=0.2, clip_high=0.2, clip_share=2e-4, covariance_low=1.0,
+        covariance_high=5.0,
+    ),
+    KLCov: dict(advantage="grpo", aggregation="token_mean", penalty_share=2e-4, penalty_coef=1.0),
+    M2PO: dict(advantage="grpo", aggregation="token_mean", threshold=0.04),
 }  # fmt: skip
 
 
@@ -185,7 +206,7 @@ def test_an_option_outside_its_range_is_refused(name: str) -> None:
 )
 def test_what_an_objective_gives_is_checked(objective: Callable[..., Any], said: str) -> None:
     logp, ones = torch.zeros(2, 3, requires_grad=True), torch.ones(2, 3)
-    x = LossInputs(logp, ones, ones.bool(), ones[:, :1], ones, ones[:, 0], torch.tensor([0, 0]), ones)
+    x = LossInputs(logp, ones, ones.bool(), ones[:, :1], ones, ones[:, 0], torch.tensor([0, 0]), ones, logp)
 
     class Mine(GRPO):
         def objective(self, x: LossInputs) -> Any:
@@ -243,7 +264,8 @@ def test_the_entropy_bonus_has_the_gradient_of_the_exact_entropy(options: dict[s
     weight = rollout.mask.double() / 5
     x = LossInputs(
         logp=logp, old=logp.detach(), mask=rollout.mask, advantages=torch.zeros(2, 1), token_weight=weight,
-        row_weight=torch.ones(2) / 2, prompt=torch.zeros(2, dtype=torch.long), plain_weight=weight, entropy=entropy,
+        row_weight=torch.ones(2) / 2, prompt=torch.zeros(2, dtype=torch.long), plain_weight=weight,
+        rollout=logp.detach(), entropy=entropy,
     )  # fmt: skip
     loss, _ = GRPO(entropy_coef=0.3).loss(x)
     loss.backward()

@@ -15,14 +15,22 @@ from slow_loops import (
     Case,
     Term,
     cispo_terms,
+    clip_cov_terms,
     clipped_terms,
+    dppo_terms,
     gmpo_terms,
     gspo_terms,
+    kl_cov_terms,
     kl_terms,
     loss_and_gradient,
+    luspo_terms,
+    m2po_terms,
     plain_terms,
     power_terms,
     random_case,
+    sapo_terms,
+    top_entropy_terms,
+    vespo_terms,
     worst_error,
 )
 
@@ -31,25 +39,33 @@ from lit_rlvr.algorithms import (
     APMPO,
     CISPO,
     DAPO,
+    DPPO,
     GMPO,
     GPG,
     GRPO,
     GSPO,
+    LUSPO,
+    M2PO,
+    SAPO,
+    VESPO,
+    ClipCov,
     DrGRPO,
     GRPOLead,
+    KLCov,
     Reinforce,
     RLVRModule,
 )
 from lit_rlvr.commands.parity.replay import frozen_inputs, read_batch, replay
 from lit_rlvr.objectives import LossInputs, log_power_mean, loglinear_old
 
-AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant")
+AGGREGATIONS = ("sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum")
 CASES = {
     "binary": dict(seed=0),
     "shaped": dict(seed=1, shaped=True),
     "on-policy": dict(seed=2, on_policy=True),
     "large group": dict(seed=3, shaped=True, size=5),
 }
+SAMPLED_ELSEWHERE = {"near": dict(seed=5, sampled=0.05), "far": dict(seed=6, shaped=True, sampled=0.6)}
 Advantages = list[mpf]
 Losses = Callable[[Case, Advantages], list[Term]]
 
@@ -144,6 +160,63 @@ LOSSES: dict[str, tuple[type[RLVRModule], dict[str, Any], str, Losses]] = {
         "grpo",
         lambda c, a: [cispo_terms(c, a, "token_mean", 1.2, 1.1)],
     ),
+    "CISPO with a floor": (
+        CISPO,
+        dict(ratio_cap=1.3, ratio_floor=0.8),
+        "grpo",
+        lambda c, a: [cispo_terms(c, a, "token_mean", 1.3, ratio_floor=0.8)],
+    ),
+    "SAPO": (SAPO, {}, "grpo", lambda c, a: [sapo_terms(c, a, "sequence_mean", 1.0, 1.05)]),
+    "SAPO gentle": (
+        SAPO,
+        dict(tau_pos=0.8, tau_neg=0.5, aggregation="token_mean"),
+        "grpo",
+        lambda c, a: [sapo_terms(c, a, "token_mean", 0.8, 0.5)],
+    ),
+    "LUSPO": (LUSPO, {}, "grpo", lambda c, a: [luspo_terms(c, a, 2e-3, 2.5e-3)]),
+    "LUSPO wide": (
+        LUSPO,
+        dict(clip_low=0.2, clip_high=0.3, kl_coef=0.1),
+        "grpo",
+        lambda c, a: [luspo_terms(c, a, 0.2, 0.3), kl_terms(c, "sequence_mean", 0.1)],
+    ),
+    "VESPO": (VESPO, {}, "grpo", lambda c, a: [vespo_terms(c, a, 2, 3, 3, 2)]),
+    "VESPO flat": (
+        VESPO,
+        dict(k_pos=0.5, lambda_pos=0.1, k_neg=0.0, lambda_neg=0.4),
+        "grpo",
+        lambda c, a: [vespo_terms(c, a, 0.5, 0.1, 0, 0.4)],
+    ),
+    "DPPO": (DPPO, {}, "grpo", lambda c, a: [dppo_terms(c, a, "tv", 0.2, 0.2)]),
+    "DPPO by KL": (DPPO, dict(divergence="kl"), "grpo", lambda c, a: [dppo_terms(c, a, "kl", 0.05, 0.05)]),
+    "DPPO of prime-rl": (
+        DPPO,
+        dict(delta_low=0.1, delta_high=0.3, drift_coef=1e-3),
+        "grpo",
+        lambda c, a: [dppo_terms(c, a, "tv", 0.1, 0.3, 1e-3)],
+    ),
+    "ClipCov": (ClipCov, {}, "grpo", lambda c, a: [clip_cov_terms(c, a, 0.2, 0.2, 2e-4, 1, 5)]),
+    "ClipCov of many": (
+        ClipCov,
+        dict(clip_share=0.1, covariance_low=-0.5, covariance_high=2.0, clip_high=0.28),
+        "grpo",
+        lambda c, a: [clip_cov_terms(c, a, 0.2, 0.28, 0.1, -0.5, 2)],
+    ),
+    "KLCov": (KLCov, {}, "grpo", lambda c, a: [kl_cov_terms(c, a, 2e-4, 1.0)]),
+    "KLCov of many": (
+        KLCov,
+        dict(penalty_share=0.2, penalty_coef=0.5),
+        "grpo",
+        lambda c, a: [kl_cov_terms(c, a, 0.2, 0.5)],
+    ),
+    "M2PO": (M2PO, {}, "grpo", lambda c, a: [m2po_terms(c, a, 0.04)]),
+    "M2PO strict": (M2PO, dict(threshold=1e-3), "grpo", lambda c, a: [m2po_terms(c, a, 1e-3)]),
+    "GRPO on uncertain tokens": (
+        GRPO,
+        dict(top_entropy_quantile=0.2, kl_coef=0.1),
+        "grpo",
+        lambda c, a: [top_entropy_terms(c, a, "sequence_mean", 0.2), kl_terms(c, "sequence_mean", 0.1)],
+    ),
     "APMPO": (APMPO, {}, "grpo", apmpo()),
     "APMPO per group": (APMPO, dict(statistics="group"), "grpo", apmpo("group")),
     "APMPO from correct": (APMPO, dict(statistics_from="correct"), "grpo", apmpo(source="correct")),
@@ -177,6 +250,17 @@ LOSSES |= {
     for aggregation in AGGREGATIONS
 }
 LOSSES |= {
+    f"GRPO with {estimator}": (
+        GRPO,
+        dict(kl_coef=0.1, kl_estimator=estimator),
+        "grpo",
+        lambda c, a, which=estimator: [
+            clipped_terms(c, a, "sequence_mean", 0.2, 0.2), kl_terms(c, "sequence_mean", 0.1, which)
+        ],
+    )
+    for estimator in ("k1", "k2")
+}  # fmt: skip
+LOSSES |= {
     f"CISPO by {aggregation}": (
         CISPO,
         dict(aggregation=aggregation),
@@ -208,6 +292,13 @@ def errors(name: str, case: Case) -> dict[str, float]:
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_and_gradient_are_those_of_the_slow_loops(name: str, kind: str) -> None:
     found = errors(name, random_case(**CASES[kind]))
+    assert max(found.values()) < 1e-6, found
+
+
+@pytest.mark.parametrize("kind", SAMPLED_ELSEWHERE)
+@pytest.mark.parametrize("name", [name for name, (cls, *_) in LOSSES.items() if cls.uses_rollout])
+def test_a_ratio_to_the_sampler_is_that_of_the_slow_loops(name: str, kind: str) -> None:
+    found = errors(name, random_case(**SAMPLED_ELSEWHERE[kind]))
     assert max(found.values()) < 1e-6, found
 
 

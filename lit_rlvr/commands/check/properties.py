@@ -259,7 +259,9 @@ def _masked(algorithm: RLVRModule, batch: FrozenBatch, base: ComparedTensors) ->
     other = torch.linspace(-20, 0, batch.logp.numel(), dtype=batch.logp.dtype).view_as(batch.logp)
 
     def filled(x: Tensor) -> Tensor:
-        return x if x.dtype == torch.bool else torch.where(batch.mask, x, other.flip(0) if x is batch.logp else other)
+        return (
+            x if not x.is_floating_point() else torch.where(batch.mask, x, other.flip(0) if x is batch.logp else other)
+        )
 
     found = replay_one(map_batch(batch, filled), deepcopy(algorithm))
     no_gradient = {"dlogp": torch.where(batch.mask, base["dlogp"], 0.0)}
@@ -279,9 +281,12 @@ def _empty(algorithm: RLVRModule, batch: FrozenBatch) -> float:
 
 
 def _zero_advantages(algorithm: RLVRModule, batch: FrozenBatch) -> float:
-    """Compare the gradient of rows with advantage 0 with 0, without the KL and entropy terms."""
+    """Compare the gradient of rows with advantage 0 with 0, without the KL and entropy terms; 0 for a class that says
+    that it runs such rows."""
     own = deepcopy(algorithm)
     own.kl_coef = own.entropy_coef = 0.0
+    if own.runs_all_rows:
+        return 0.0
     advantages, _ = own.estimate(batch.group)
     live = torch.arange(len(batch.logp)) % 2 == 0  # (B,)
     _, gradient = loss_and_gradient(batch, own, advantages * live.view_as(advantages))
@@ -303,7 +308,10 @@ def _ratio(algorithm: RLVRModule, batch: FrozenBatch) -> float:
     advantages, _ = own.estimate(batch.group)
     logp = batch.logp.clone().requires_grad_(True)
     x = frozen_inputs(batch, own, logp, advantages)
-    gradients = [torch.autograd.grad(own.loss(replace(x, old=old))[0], logp)[0] for old in (x.old, x.old - 0.01)]
+    gradients = [
+        torch.autograd.grad(own.loss(replace(x, old=x.old - shift, rollout=x.rollout - shift))[0], logp)[0]
+        for shift in (0, 0.01)
+    ]
     return float(own.has_ratio == torch.equal(*gradients))
 
 
@@ -379,7 +387,11 @@ def map_batch(
         groups: (P, G) -> (P, G), for the arrays of the groups.
     """
     arrays: dict[str, Any] = {name: tokens(getattr(batch, name)) for name in ("logp", "old", "ref", "mask", "entropy")}
-    given: dict[str, Any] = {name: groups(value) for name, value in vars(batch.group).items() if value is not None}
+    given: dict[str, Any] = {
+        name: (tokens if name in ("mask", "turns") else groups)(value)
+        for name, value in vars(batch.group).items()
+        if value is not None
+    }
     return replace(batch, **arrays, group=GroupBatch(**given))
 
 
@@ -390,4 +402,4 @@ def reorder(batch: FrozenBatch, rows: Sequence[int]) -> FrozenBatch:
 
 def to_float32(batch: FrozenBatch) -> FrozenBatch:
     """Return the batch in float32."""
-    return map_batch(batch, *[lambda x: x if x.dtype == torch.bool else x.float()] * 2)
+    return map_batch(batch, *[lambda x: x.float() if x.is_floating_point() else x] * 2)

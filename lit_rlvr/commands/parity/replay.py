@@ -15,7 +15,7 @@ from lit_rlvr.advantages import GroupBatch
 from lit_rlvr.advantages.base import impute
 from lit_rlvr.algorithms import RLVRModule
 from lit_rlvr.errors import UserError, defined_at
-from lit_rlvr.objectives import LossInputs, aggregation_weights, correction_weights
+from lit_rlvr.objectives import LossInputs, StepTokens, aggregation_weights, correction_weights, kl_estimate
 
 
 def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]) -> dict[str, np.ndarray]:
@@ -27,8 +27,9 @@ def replay(batch: Mapping[str, np.ndarray], algorithms: Mapping[str, RLVRModule]
             NaN in `rewards`, `correct` or `reference_rewards` is a missing judgement; a completion without a reward is
             out of the loss and of all statistics. Further optional arrays (B, T): `rollout_logp`, log-probabilities at
             sampling time, to which the algorithm's importance correction applies; `entropy` of the policy, for an
-            entropy bonus, which is a constant here; `objective_mask` bool, tokens whose objective counts, where the
-            others of `mask` count in normalisers and in the KL and entropy terms only.
+            entropy bonus, which is a constant here, and for `top_entropy_quantile`; `turns`, each token's turn from 0,
+            for an estimator of tokens; `objective_mask` bool, tokens whose objective counts, where the others of `mask`
+            count in normalisers and in the KL and entropy terms only.
         algorithms: name -> module; no model is loaded.
 
     Returns:
@@ -61,7 +62,12 @@ def replay_one(
         raise UserError("kl_coef is above 0, and the batch has no ref_logp; add the array or set kl_coef: 0")
     if algorithm.advantage.needs_reference and batch.group.reference_rewards is None:
         raise UserError("its advantage needs reference_rewards (P, G), and the batch has none; add the array")
-    advantages, _ = algorithm.estimate(batch.group)  # (P, G)
+    group = batch.group
+    if algorithm.kl_in_reward:
+        assert batch.ref is not None
+        kl = kl_estimate(batch.old, batch.ref, batch.mask, algorithm.kl_estimator)  # (B, T)
+        group = algorithm.penalised(group, kl.sum(1).view_as(group.rewards))
+    advantages, _ = algorithm.estimate(group)  # (P, G) or (B, T)
     loss, gradient = loss_and_gradient(batch, algorithm, advantages, parts)
     return {"loss": loss, "advantages": advantages, "dlogp": gradient}
 
@@ -72,7 +78,7 @@ def loss_and_gradient(
     """Compute the loss () and its gradient (B, T) with respect to `logp`, summed over micro-batches.
 
     Args:
-        advantages: (P, G).
+        advantages: (P, G) or (B, T).
         parts: as in `replay_one`.
     """
     with torch.enable_grad():
@@ -97,35 +103,53 @@ def frozen_inputs(batch: FrozenBatch, algorithm: RLVRModule, logp: Tensor, advan
 
     Args:
         logp: (B, T), with a gradient.
-        advantages: (P, G).
+        advantages: (P, G) or (B, T).
     """
-    prompts, size = advantages.shape
-    rows = prompts * size
+    size = batch.group.rewards.shape[1]
+    lengths = batch.mask.sum(1)  # (B,)
+    rows = len(lengths) if algorithm.count_empty_rows else max(int((lengths > 0).sum()), 1)
     weight = aggregation_weights(
-        batch.mask, size, algorithm.aggregation, rows, int(batch.mask.sum()), batch.max_tokens
+        batch.mask, size, algorithm.aggregation, rows, int(lengths.sum()), batch.max_tokens
     ).to(logp.dtype)
-    tokens, sequences = correction_weights(
-        logp,
-        batch.old,
-        batch.old if batch.rollout is None else batch.rollout,
-        batch.mask,
-        advantages.to(logp.dtype).reshape(-1, 1),
-        algorithm.correction(exact=batch.rollout is None),
-    )
+    given = advantages.to(logp.dtype)
+    given = given.reshape(-1, 1) if advantages.shape == batch.group.rewards.shape else given  # (B, 1) or (B, T)
+    rollout = batch.old if batch.rollout is None else batch.rollout
+    correction = algorithm.correction(exact=batch.rollout is None)
+    tokens, sequences = correction_weights(logp, batch.old, rollout, batch.mask, given, correction)
     if batch.objective_mask is not None:
         tokens = tokens * batch.objective_mask
+    counted, selected = _chosen_tokens(batch, algorithm, given, rollout)
     return LossInputs(
         logp=logp,
         old=batch.old,
         mask=batch.mask,
-        advantages=advantages.to(logp.dtype).reshape(-1, 1),
-        token_weight=weight * tokens,
+        advantages=given,
+        token_weight=weight * tokens if counted is None else weight * tokens * counted,
         row_weight=sequences / rows,
-        prompt=torch.arange(rows) // size,
+        prompt=torch.arange(len(lengths)) // size,
         plain_weight=weight,
-        ref=batch.ref if algorithm.kl_coef > 0 else None,
+        rollout=rollout,
+        ref=batch.ref if algorithm.kl_in_loss else None,
         entropy=batch.entropy,
+        selected=selected,
     )
+
+
+def _chosen_tokens(
+    batch: FrozenBatch, algorithm: RLVRModule, advantages: Tensor, rollout: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the results (B, T) of `select_tokens` on the whole batch; None = it is not asked."""
+    if not algorithm.needs_step_tokens:
+        return None, None
+    if batch.entropy is None and algorithm.top_entropy_quantile < 1:
+        raise UserError("top_entropy_quantile is below 1, and the batch has no entropy; add the array")
+    entropy = torch.zeros_like(batch.old) if batch.entropy is None else batch.entropy
+    columns = (batch.old, rollout, entropy, advantages.expand(batch.mask.shape))
+    found = algorithm.select_tokens(StepTokens(*(values[batch.mask] for values in columns)))
+    counted, selected = (
+        None if chosen is None else torch.zeros_like(batch.mask).masked_scatter(batch.mask, chosen) for chosen in found
+    )
+    return counted, selected
 
 
 REQUIRED_ARRAYS = ("logp", "old_logp", "mask", "rewards", "correct")
@@ -208,6 +232,8 @@ def read_batch(arrays: Mapping[str, np.ndarray]) -> FrozenBatch:
             tensor(lengths),
             rewarded=torch.from_numpy(rewarded),
             judged=torch.from_numpy(judged),
+            mask=torch.from_numpy(mask),
+            turns=_turns(arrays, mask),
         ),
         max_tokens=_max_tokens(arrays, logp.shape[1]),
         entropy=filled.get("entropy"),
@@ -230,6 +256,14 @@ def _mask(arrays: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -
     if mask.shape != shape or not np.isin(mask, (0, 1)).all():
         raise UserError(f"batch: {name} must be bool (True = in the loss) of logp's shape {shape}, got {mask.shape}")
     return mask.astype(bool)
+
+
+def _turns(arrays: Mapping[str, np.ndarray], mask: np.ndarray) -> Tensor:
+    """Return the turn (B, T) of each token, -1 where masked; all are of the first one if the batch has no `turns`."""
+    turns = np.asarray(arrays["turns"]) if "turns" in arrays else np.zeros(mask.shape, dtype=np.int64)
+    if turns.shape != mask.shape or turns.dtype.kind not in "iu" or (turns[mask] < 0).any():
+        raise UserError(f"batch: turns must be whole numbers from 0 of logp's shape {mask.shape}, got {turns.shape}")
+    return torch.from_numpy(np.where(mask, turns, -1))
 
 
 def _check(name: str, array: np.ndarray, shape: tuple[int, ...], like: str, used: np.ndarray) -> None:

@@ -64,7 +64,7 @@ def test_the_trace_holds_ratio_and_gradient_weight() -> None:
         logp=logp * 1.0, old=torch.tensor([[-1.0, -2.5, -3.0], [0.0, 0.0, 0.0]]),
         mask=torch.tensor([[True, True, False], [True, True, True]]), advantages=torch.ones(2, 1),
         token_weight=torch.ones(2, 3), plain_weight=torch.ones(2, 3), row_weight=torch.ones(2),
-        prompt=torch.tensor([0, 1]),
+        prompt=torch.tensor([0, 1]), rollout=logp.detach(),
     )  # fmt: skip
     trace = Trace(prompts=1)
     trace.choose(torch.ones(2, 2), [0, 1])

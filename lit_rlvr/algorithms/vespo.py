@@ -1,0 +1,57 @@
+"""VESPO: variational sequence-level soft policy optimisation."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_rlvr.advantages import Advantage
+from lit_rlvr.errors import check_within
+from lit_rlvr.objectives import Aggregation, LossInputs, Stats, log_ratio, masked_sum
+from lit_rlvr.training.module import RLVRModule
+
+MIN_LOG_WEIGHT, MAX_LOG_WEIGHT = math.log(1e-8), 20.0
+"""Bounds of log w, as in the authors' code and TRL."""
+
+
+class VESPO(RLVRModule):
+    """`-(1/N) sum_i sum_t stopgrad(phi(w)) A logp` with `phi(w) = w^k exp(lambda (1 - w))`.
+
+    w is the product over the sequence of the ratios to the policy that sampled it, so phi, which is 1 on-policy, is
+    also the importance correction. k and lambda depend on the sign of A.
+
+    Source: VESPO (arXiv 2602.10693), as in TRL.
+
+    Args:
+        k_pos: k where A >= 0. lambda_pos: lambda there.
+        k_neg: k where A < 0. lambda_neg: lambda there.
+    """
+
+    stops_gradient, sequence_level, uses_rollout = True, True, True
+
+    def __init__(
+        self,
+        advantage: Advantage | str = "grpo",
+        aggregation: Aggregation = "token_mean",
+        k_pos: float = 2.0,
+        lambda_pos: float = 3.0,
+        k_neg: float = 3.0,
+        lambda_neg: float = 2.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(advantage=advantage, aggregation=aggregation, **kwargs)
+        check_within("[0, inf)", "model", k_pos=k_pos, k_neg=k_neg)
+        check_within("(0, inf)", "model", lambda_pos=lambda_pos, lambda_neg=lambda_neg)
+        self.k_pos, self.lambda_pos, self.k_neg, self.lambda_neg = k_pos, lambda_pos, k_neg, lambda_neg
+
+    def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
+        log_w = log_ratio(x.logp.detach(), x.rollout, x.mask).sum(1, keepdim=True)  # (B, 1)
+        log_w = log_w.clamp(MIN_LOG_WEIGHT, MAX_LOG_WEIGHT)
+        k = torch.where(x.advantages < 0, self.k_neg, self.k_pos).to(log_w.dtype)
+        rate = torch.where(x.advantages < 0, self.lambda_neg, self.lambda_pos).to(log_w.dtype)
+        phi = (k * log_w + rate * (1 - log_w.exp())).exp()  # (B, 1)
+        loss = -masked_sum(phi * x.advantages * x.logp, x.token_weight, x.mask)
+        return loss, {"phi": (phi * x.mask).sum()}
