@@ -5,7 +5,7 @@ with a loop over single, unpadded sequences.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,21 @@ import pytest
 import torch
 from tiny import plain_logprobs, tiny_llama
 from tiny_engines import Copying
-from tiny_fit import T_MAX, Gradients, MixedVersions, fit
+from tiny_fit import T_MAX, Gradients, MixedVersions, Recorder, Recording, RecordingGRPO, fit
 from torch import Tensor
 
-from lit_rlvr.advantages import GDPOAdvantage, GroupBatch
+from lit_rlvr.advantages import Advantage, GDPOAdvantage, GroupBatch
+from lit_rlvr.advantages.base import standardised
+from lit_rlvr.algorithms import DPPO, GSPO, M2PO, ClipCov, KLCov
 from lit_rlvr.datamodules.reading.stream import Cursor, PromptStream
 from lit_rlvr.engines.base import Done
 from lit_rlvr.engines.hf import HFEngine
+from lit_rlvr.errors import UserError
 from lit_rlvr.types import Completion, Prompt, Rollout, Sampling
 
-AGGREGATIONS = pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "group_token_mean", "constant"])
+AGGREGATIONS = pytest.mark.parametrize(
+    "aggregation", ["sequence_mean", "token_mean", "group_token_mean", "constant", "token_sum"]
+)
 
 
 def tokens_of(rollout: Rollout) -> list[list[tuple[int, ...]]]:
@@ -91,6 +96,7 @@ def naive_gradients(
                 "token_mean": 1 / tokens,
                 "group_token_mean": 1 / (len(prompts) * float(masks[p].sum())),
                 "constant": 1 / (rows * T_MAX),
+                "token_sum": 1 / rows,
             }[aggregation]
             loss = loss + (terms * mask).sum() * share
     loss.backward()
@@ -122,6 +128,71 @@ def test_no_cut_changes_a_step(tiny_model_folder: Path, tmp_path: Path, aggregat
         assert cut.metrics[0]["train/loss"] == pytest.approx(whole.metrics[0]["train/loss"], abs=1e-6)
         for name in ("train/entropy", "train/engine_difference", "train/clip_low"):
             assert cut.metrics[0][name] == pytest.approx(whole.metrics[0][name], abs=1e-5), name
+
+
+class RecordingClipCov(Recording, ClipCov):
+    pass
+
+
+class RecordingKLCov(Recording, KLCov):
+    pass
+
+
+class RecordingM2PO(Recording, M2PO):
+    pass
+
+
+class RecordingDPPO(Recording, DPPO):
+    pass
+
+
+CHOOSING: dict[str, tuple[type[Recording], dict[str, Any], str | None]] = {
+    "Clip-Cov": (
+        RecordingClipCov, dict(clip_share=0.2, covariance_low=-9.0, covariance_high=9.0), "train/clip_cov"
+    ),
+    "KL-Cov": (RecordingKLCov, dict(penalty_share=0.3), "train/kl_cov"),
+    "M2PO": (RecordingM2PO, dict(threshold=0.5), "train/m2po_dropped"),
+    "uncertain tokens": (RecordingGRPO, dict(top_entropy_quantile=0.3), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_no_cut_changes_which_tokens_are_chosen(tiny_model_folder: Path, tmp_path: Path, name: str) -> None:
+    """By thresholds over all tokens of each step, under the policy at the beginning of the iteration."""
+    algorithm, options, metric = CHOOSING[name]
+
+    def run(**more: Any) -> Recorder:
+        engine = OffEngine() if name == "M2PO" else None
+        return fit(
+            tiny_model_folder, tmp_path, steps=2, algorithm=algorithm, engine=engine, lr=1e-3, updates_per_rollout=2,
+            **options | more,
+        )[1]  # fmt: skip
+
+    whole = run(tokens_per_microbatch=10**6)
+    for more in (dict(tokens_per_microbatch=1), dict(tokens_per_microbatch=230, shared_prefix=False)):
+        cut = run(**more)
+        for one, other in zip(cut.gradients, whole.gradients, strict=True):
+            assert_same(one, other, 1e-4)
+        if metric:
+            assert 0 < cut.metrics[0][metric] < 1
+            assert cut.metrics[0][metric] == pytest.approx(whole.metrics[0][metric])
+    if algorithm is RecordingGRPO:
+        _, plain = fit(tiny_model_folder, tmp_path, steps=2, lr=1e-3, updates_per_rollout=2)
+        with pytest.raises(AssertionError):
+            assert_same(whole.gradients[0], plain.gradients[0], 0.1)
+
+
+def test_rows_without_a_token_count_or_not(tiny_model_folder: Path, tmp_path: Path) -> None:
+    class Emptied(Recorder):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            batch.rollout.mask[::3] = False
+
+    _, counted = fit(tiny_model_folder, tmp_path, recorder=Emptied())
+    _, left_out = fit(tiny_model_folder, tmp_path, recorder=Emptied(), count_empty_rows=False)
+    rows = len(counted.rollouts[0].mask)
+    factor = rows / int(counted.rollouts[0].mask.any(1).sum())
+    assert factor > 1.4
+    assert_same(left_out.gradients[0], {name: g * factor for name, g in counted.gradients[0].items()})
 
 
 def test_the_order_of_prompts_changes_nothing(
@@ -286,6 +357,75 @@ def factors(high: float) -> dict[str | None, Any]:
 
 
 FACTORS = factors(2.0)
+
+
+def test_a_ratio_to_the_sampler_is_ratio_times_correction(tiny_model_folder: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = dict(engine=OffEngine(), aggregation="token_mean", steps=2, updates_per_rollout=2)
+    unbounded = dict(clip_low=1.0, clip_high=1e9, importance_correction="token_truncate", importance_cap=1e6)
+    _, product = fit(tiny_model_folder, tmp_path, **options | unbounded)
+    _, direct = fit(tiny_model_folder, tmp_path, algorithm=RecordingDPPO, delta_low=1.0, delta_high=1.0, **options)
+    for one, other in zip(direct.gradients, product.gradients, strict=True):
+        assert_same(one, other, 1e-4)
+
+
+# ---- KL in the reward, advantages of tokens ---------------------------------------------------------------
+
+
+def test_a_divergence_in_the_reward_is_that_of_the_whole_completion(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """After a step, so that policy and reference differ; the loss itself has no KL term then."""
+    module, seen = fit(
+        tiny_model_folder, tmp_path, steps=2, kl_coef=0.5, kl_in_reward=True, kl_estimator="k1", advantage="dr_grpo"
+    )
+    rollout, policy, reference = seen.rollouts[1], tiny_llama(), tiny_llama()
+    policy.load_state_dict(seen.weights[1], strict=False)
+    rewards = rollout.rewards.clone()
+    for p, group in enumerate(rollout.completions):
+        for g, completion in enumerate(group):
+            ids = rollout.prompts[p].token_ids
+            with torch.no_grad():
+                old, ref = (
+                    plain_logprobs(model, ids, completion.token_ids, rollout.sampling)[0]
+                    for model in (policy, reference)
+                )
+            rewards[p, g] -= 0.5 * (old - ref).sum()
+    assert float((rewards - rollout.rewards).abs().max()) > 1e-3
+    torch.testing.assert_close(rollout.advantages, rewards - rewards.mean(1, keepdim=True), atol=1e-4, rtol=1e-4)
+    assert module.advantage.zero_for_equal_rewards and seen.metrics[1]["train/kl"] != 0
+
+
+@dataclass
+class Fading(Advantage):
+    """GRPO's advantages, which fade with a token's position; `constant` gives all tokens the same."""
+
+    constant: bool = False
+
+    @property
+    def needs_tokens(self) -> bool:
+        return True
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        assert group.mask is not None and group.turns is not None
+        assert bool(((group.turns >= 0) | ~group.mask).all())
+        rows = standardised(group.rewards, group.rewarded, 1e-6).reshape(-1, 1)  # (B, 1)
+        fading = 1 / torch.arange(1, group.mask.shape[1] + 1, dtype=rows.dtype)
+        return rows * (torch.ones_like(fading) if self.constant else fading)
+
+
+def test_advantages_of_tokens_weigh_each_token(tiny_model_folder: Path, tmp_path: Path) -> None:
+    def fading(old: Tensor, *_: Any) -> Tensor:
+        return 1 / torch.arange(1, len(old) + 1)
+
+    for constant, factor in ((True, None), (False, fading)):
+        _, seen = fit(tiny_model_folder, tmp_path, advantage=Fading(constant), tokens_per_microbatch=110)
+        assert_same(seen.gradients[0], naive_gradients(seen.rollouts[0], range(6), token_factor=factor)[1])
+
+
+def test_a_loss_on_sequences_refuses_advantages_of_tokens(tiny_model_folder: Path, tmp_path: Path) -> None:
+    class RecordingGSPO(Recording, GSPO):
+        pass
+
+    with pytest.raises(UserError, match=r"model.advantage: .* gives each token .* RecordingGSPO weighs whole seq"):
+        fit(tiny_model_folder, tmp_path, algorithm=RecordingGSPO, advantage=Fading())
 
 
 @pytest.mark.parametrize("mode", [mode for mode in FACTORS if not str(mode).startswith("sequence")])
