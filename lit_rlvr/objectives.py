@@ -100,9 +100,15 @@ def covariances(step: StepTokens) -> Tensor:
     return (step.advantages - step.advantages.mean()) * (step.old - step.old.mean())
 
 
+TIE = 1e-5
+"""Values that differ by this share of the largest one count as equal. The completions of a prompt may begin alike, and
+their equal values differ by rounding, which depends on micro-batches."""
+
+
 def largest(values: Tensor, count: int) -> Tensor:
     """Return (N,) bool, True for the `count` largest values, at least one, and for all that equal the last of them."""
-    return values >= values.topk(min(max(count, 1), len(values))).values[-1]
+    last = values.topk(min(max(count, 1), len(values))).values[-1]
+    return values >= last - TIE * values.abs().max()
 
 
 def log_ratio(logp: Tensor, old: Tensor, mask: Tensor) -> Tensor:

@@ -12,13 +12,16 @@ from lit_rlvr.algorithms.grpo import GRPO
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.objectives import Aggregation, LossInputs, Stats, StepTokens, covariances, largest
 
+GOLDEN_RATIO = 0.6180339887498949
+"""The fractional parts of its multiples are spread evenly."""
+
 
 class ClipCov(GRPO):
     """GRPO's surrogate as a token mean, without the tokens that would reduce the entropy most.
 
     These are a random `clip_share` of the step's tokens whose covariance `(A - mean A) (logp - mean logp)`, under the
-    policy at the beginning of the iteration, lies between the bounds. Chance is the digits of logp, so that the choice
-    does not depend on micro-batches, ranks or order.
+    policy at the beginning of the iteration, lies between the bounds. Chance is made of the first digits of logp, so
+    that the choice does not depend on micro-batches, ranks or order.
 
     Source: Cui et al. 2025 (the entropy mechanism, arXiv 2505.22617), section 4.2, as in verl and SkyRL.
 
@@ -49,7 +52,7 @@ class ClipCov(GRPO):
     def select(self, step: StepTokens) -> Tensor:
         covariance = covariances(step)  # (N,)
         between = (covariance > self.covariance_low) & (covariance < self.covariance_high)
-        chance = torch.where(between, (step.old * 1000).frac().abs(), -1.0)
+        chance = torch.where(between, ((step.old * 1000).round() * GOLDEN_RATIO).frac().abs(), -1.0)
         return between & largest(chance, int(self.clip_share * len(chance)))
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:

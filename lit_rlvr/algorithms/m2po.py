@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_rlvr.advantages import Advantage
 from lit_rlvr.errors import check_within
-from lit_rlvr.objectives import Aggregation, LossInputs, Stats, StepTokens, masked_sum, ratio
+from lit_rlvr.objectives import Aggregation, LossInputs, Stats, StepTokens, largest, masked_sum, ratio
 from lit_rlvr.training.module import RLVRModule
 
 
@@ -44,7 +44,7 @@ class M2PO(RLVRModule):
         ascending = moment.sort().values
         means = ascending.cumsum(0) / torch.arange(1, len(moment) + 1, device=moment.device)
         kept = int((means < self.threshold).sum())  # means rise
-        return moment <= ascending[max(kept, 1) - 1]
+        return largest(-moment, max(kept, 1))
 
     def objective(self, x: LossInputs) -> tuple[Tensor, Stats]:
         assert x.selected is not None

@@ -374,9 +374,9 @@ def slow_covariances(case: Case, a: Sequence[mpf]) -> dict[tuple[int, int], mpf]
 def clip_cov_terms(
     case: Case, a: Sequence[mpf], clip_low: float, clip_high: float, share: float, low: float, high: float
 ) -> Term:
-    """The chance is the fractional part of 1000 log-probabilities."""
+    """The chance is the fractional part of the golden ratio times the log-probability in thousandths."""
     between = [where for where, value in slow_covariances(case, a).items() if low < value < high]
-    between.sort(key=lambda where: -math.fmod(1000 * abs(float(case.old[where[0]][where[1]])), 1))
+    between.sort(key=lambda at: -math.fmod(abs(round(1000 * float(case.old[at[0]][at[1]]))) * 0.6180339887498949, 1))
     silent = set(between[: max(1, int(share * len(all_tokens(case))))])
 
     def term(i: int, logp: Sequence[mpf]) -> mpf:
