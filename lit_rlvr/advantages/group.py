@@ -156,8 +156,8 @@ class RLOOAdvantage(Compared):
 class MaxRLAdvantage(Compared):
     """`(r - mu) / mu`, 0 in groups with mu <= 0, for rewards that are not negative.
 
-    Its gradient is an unbiased estimate of that of the log-likelihood of a right answer, cut after G terms of its
-    series. With 0/1 rewards a right answer's advantage is `(1 - p) / p`, p the success rate, and a wrong one's -1.
+    With 0/1 rewards a right answer's advantage is `(1 - p) / p`, p the success rate, and a wrong one's -1. The gradient
+    is in expectation that of `-sum_k (1 - p)^k / k` for k = 1 to G - 1, the series of log p.
     Source: Tajwar et al. 2026 (MaxRL, arXiv 2602.02710).
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,19 @@ def test_maxrl_divides_by_the_mean_and_gives_0_where_it_is_not_positive() -> Non
     r = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, -1, -1, 0], [1, -1, 1, -1]]).double()
     found = MaxRLAdvantage()(GroupBatch(r, r.clamp(min=0)))
     assert found[0].tolist() == [3.0, -1.0, -1.0, -1.0] and (found[1:] == 0).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_maxrl_is_unbiased_for_one_term_less_than_the_group_has_completions(size: int) -> None:
+    """By all outcomes of a group of 0/1 rewards, each right with probability p: its score is (r - p) / (p (1 - p))."""
+    for p in (0.1, 0.5, 0.8):
+        gradient = 0.0
+        for outcome in product([0, 1], repeat=size):
+            found = MaxRLAdvantage()(binary(list(outcome)))[0].tolist()
+            likelihood = p ** sum(outcome) * (1 - p) ** (size - sum(outcome))
+            scores = [(r - p) / (p * (1 - p)) for r in outcome]
+            gradient += likelihood * sum(a * s for a, s in zip(found, scores, strict=True)) / size
+        assert gradient == pytest.approx(sum((1 - p) ** k for k in range(size - 1)))  # towards 1 / p
 
 
 def test_opo_weighs_the_baseline_by_length() -> None:
