@@ -251,7 +251,8 @@ def test_reinforce_pp_counts_every_token_once() -> None:
     np.testing.assert_allclose(based, np.array([[0.625, -0.375], [0.125, 0.125]]) / sd, rtol=1e-12)
     one = GroupBatch(r[:, :1], r[:, :1], None, lengths[:, :1] + 1)
     assert ReinforcePPAdvantage()(one)[0] > 0 and ReinforcePPAdvantage().min_group == 1  # needs no group
-    assert (ReinforcePPAdvantage()(GroupBatch(r * 0 + 0.3, r, None, lengths)) == 0).all()
+    equal = torch.tensor([[0.1 + 0.2, 0.3], [0.3, 0.3]], dtype=torch.float64)  # up to rounding
+    assert equal[0, 0] != equal[0, 1] and (ReinforcePPAdvantage()(GroupBatch(equal, r, None, lengths)) == 0).all()
 
 
 def test_lite_ppo_divides_by_the_deviation_of_all_rewards() -> None:
