@@ -76,6 +76,10 @@ METHODS = (
     Method("grpo_lead", "GRPOLead", ("grpo_lead",)),
     Method("reinforce", "Reinforce", ("reinforce",)),
     Method("rloo", "Reinforce", ("rloo",), None),
+    Method("opo", "Reinforce", ("opo",), None),
+    Method("maxrl", "GRPO", ("maxrl",), None),
+    Method("pass_at_k", "GRPO", ("pass_at_k", "grpo_passk"), None),
+    Method("reinforce_pp", "GRPO", ("reinforce_pp",), None),
     Method("gdpo", "GRPO", ("gdpo",), None),
 )
 

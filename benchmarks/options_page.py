@@ -29,8 +29,8 @@ from lit_rlvr.run.warm_start import WarmStart
 from lit_rlvr.types import EvalSampling, Sampling
 
 REWARDS = (
-    "MathAnswer", "Choice", "OpenAnswer", "SQLExecution", "CodeTests", "CosineScaled", "Format", "Overlong",
-    "FunctionReward",
+    "MathAnswer", "Choice", "OpenAnswer", "SQLExecution", "CodeTests", "CosineScaled", "RelativeLength", "LCPO",
+    "Format", "Overlong", "RepetitionPenalty", "FunctionReward",
 )  # fmt: skip
 
 

@@ -27,9 +27,13 @@ from lit_rlvr.advantages.group import (
     GPGAdvantage,
     GRPOAdvantage,
     GRPOLeadAdvantage,
+    MaxRLAdvantage,
+    OPOAdvantage,
     ReinforceAdvantage,
     RLOOAdvantage,
 )
+from lit_rlvr.advantages.pass_at_k import GRPOPassKAdvantage, PassAtKAdvantage
+from lit_rlvr.advantages.reinforce_pp import ReinforcePPAdvantage
 
 __all__ = [
     "AGRAE",
@@ -45,12 +49,17 @@ __all__ = [
     "GPGAdvantage",
     "GRPOAdvantage",
     "GRPOLeadAdvantage",
+    "GRPOPassKAdvantage",
     "GroupBatch",
     "HardFocused",
+    "MaxRLAdvantage",
     "NegativeDominant",
+    "OPOAdvantage",
+    "PassAtKAdvantage",
     "PositiveDominant",
     "RLOOAdvantage",
     "ReinforceAdvantage",
+    "ReinforcePPAdvantage",
     "register",
     "resolve_advantage",
 ]

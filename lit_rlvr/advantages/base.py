@@ -119,6 +119,16 @@ class Advantage(ABC):
         """Restore the result of `state_dict`."""
 
 
+class Compared(Advantage):
+    """An estimator that compares the completions of one prompt."""
+
+    zero_for_equal_rewards = True
+
+    @property
+    def min_group(self) -> int:
+        return 2
+
+
 REGISTRY: dict[str, type[Advantage]] = {}
 _Class = TypeVar("_Class", bound=type[Advantage])
 
@@ -211,8 +221,23 @@ def degenerate(rewards: Tensor, known: Tensor) -> Tensor:
     return most - least <= DEGENERATE
 
 
-def centered(rewards: Tensor, known: Tensor) -> Tensor:
+def require_lengths(group: GroupBatch, advantage: str) -> Tensor:
+    """Return the completions' lengths (P, G), in the dtype of the rewards.
+
+    Raises:
+        UserError: the batch has no lengths; the message names the advantage.
+    """
+    if group.lengths is None:
+        raise UserError(f"advantage {advantage}: needs the completions' lengths")
+    return group.lengths.to(group.rewards.dtype)
+
+
+def centered(rewards: Tensor, known: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return `r - mu` (P, G), exactly 0 in degenerate groups (never a rounding residue) and where not known.
+
+    Args:
+        known: (P, G) bool, the rewards that count.
+        weights: (P, G) of the rewards in mu; None = equal ones. mu is 0 in a group without any weight.
 
     Raises:
         UserError: a group has only one completion, so there is nothing to compare it with.
@@ -222,7 +247,12 @@ def centered(rewards: Tensor, known: Tensor) -> Tensor:
             "this advantage compares the completions of a prompt with each other, and there is only one: "
             "use a group size of 2 or more, or advantage: reinforce"
         )
-    mean = impute(rewards, ~known).mean(1, keepdim=True)
+    if weights is None:
+        mean = impute(rewards, ~known).mean(1, keepdim=True)
+    else:
+        weights = weights * known
+        total = weights.sum(1, keepdim=True)
+        mean = (weights * rewards).sum(1, keepdim=True) / torch.where(total > 0, total, 1.0)
     return torch.where(degenerate(rewards, known) | ~known, 0.0, rewards - mean)
 
 

@@ -11,29 +11,22 @@ from torch import Tensor
 from lit_rlvr.advantages.base import (
     DEGENERATE,
     Advantage,
+    Compared,
     GroupBatch,
     Scale,
     centered,
     degenerate,
+    impute,
     register,
+    require_lengths,
     standardised,
 )
 from lit_rlvr.errors import UserError, check_within
 
 
-class _Compared(Advantage):
-    """An estimator that compares the completions of one prompt."""
-
-    zero_for_equal_rewards = True
-
-    @property
-    def min_group(self) -> int:
-        return 2
-
-
 @register("grpo")
 @dataclass
-class GRPOAdvantage(_Compared):
+class GRPOAdvantage(Compared):
     """`(r - mu) / (sd + eps)`. Source: DeepSeekMath (GRPO), section 4.1.2; A-GRAE, eq. 3.
 
     Args:
@@ -106,7 +99,7 @@ class GDPOAdvantage(Advantage):
 
 @register("dr_grpo")
 @dataclass
-class DrGRPOAdvantage(_Compared):
+class DrGRPOAdvantage(Compared):
     """`r - mu`. Source: Liu et al. 2025 (Dr. GRPO), section 3.2."""
 
     def __call__(self, group: GroupBatch) -> Tensor:
@@ -115,7 +108,7 @@ class DrGRPOAdvantage(_Compared):
 
 @register("gpg")
 @dataclass
-class GPGAdvantage(_Compared):
+class GPGAdvantage(Compared):
     """`alpha (r - mu) / F` with `alpha = P / P_valid`, `P_valid` counting the groups whose rewards differ.
 
     Source: Chu et al. 2025 (GPG, arXiv 2504.02546); AAPO, eq. 3, which leaves `alpha` out.
@@ -146,7 +139,7 @@ class GPGAdvantage(_Compared):
 
 @register("rloo")
 @dataclass
-class RLOOAdvantage(_Compared):
+class RLOOAdvantage(Compared):
     """`r` minus the mean of the group's other rewards, which is `(r - mu) n / (n - 1)` with n rewards (usually G).
 
     Source: Ahmadian et al. 2024 (RLOO, arXiv 2402.14740).
@@ -156,6 +149,34 @@ class RLOOAdvantage(_Compared):
         size, n = group.rewards.shape[1], group.rewarded.sum(1, keepdim=True).to(group.rewards.dtype)  # (P, 1)
         advantages = centered(group.rewards, group.rewarded) * size / (size - 1)
         return advantages * (n * (size - 1) / ((n - 1).clamp(min=1) * size))  # a factor of 1 if all have a reward
+
+
+@register("maxrl")
+@dataclass
+class MaxRLAdvantage(Compared):
+    """`(r - mu) / mu`, 0 in groups with mu <= 0, for rewards that are not negative.
+
+    With 0/1 rewards a right answer's advantage is `(1 - p) / p`, p the success rate, and a wrong one's -1. The gradient
+    is in expectation that of `-sum_k (1 - p)^k / k` for k = 1 to G - 1, the series of log p.
+    Source: Tajwar et al. 2026 (MaxRL, arXiv 2602.02710).
+    """
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        mean = impute(group.rewards, ~group.rewarded).mean(1, keepdim=True)  # (P, 1)
+        return torch.where(mean > 0, centered(group.rewards, group.rewarded) / mean, 0.0)
+
+
+@register("opo")
+@dataclass
+class OPOAdvantage(Compared):
+    """`r - sum(l r) / sum(l)`, l the lengths of the group's completions in tokens.
+
+    The baseline has the least variance if the squared norm of a completion's gradient is proportional to its length.
+    Source: Hao et al. 2025 (OPO, arXiv 2505.23585).
+    """
+
+    def __call__(self, group: GroupBatch) -> Tensor:
+        return centered(group.rewards, group.rewarded, require_lengths(group, "opo"))
 
 
 @register("reinforce")
@@ -186,7 +207,7 @@ class ReinforceAdvantage(Advantage):
 
 @register("grpo_lead")
 @dataclass
-class GRPOLeadAdvantage(_Compared):
+class GRPOLeadAdvantage(Compared):
     """GRPO on a length-shaped reward, weighted by difficulty.
 
     Reward: `exp(-alpha z)` where correct, `z` the length standardised over the group's correct completions; -1
@@ -218,10 +239,8 @@ class GRPOLeadAdvantage(_Compared):
             raise UserError(f"advantage grpo_lead: weight_min {self.weight_min} is above weight_max {self.weight_max}")
 
     def __call__(self, group: GroupBatch) -> Tensor:
-        if group.lengths is None:
-            raise UserError("advantage grpo_lead: needs the completions' lengths")
         c = group.correct.to(group.rewards.dtype) * group.judged
-        lengths = group.lengths.to(group.rewards.dtype)
+        lengths = require_lengths(group, "grpo_lead")
         count = c.sum(1, keepdim=True).clamp(min=1)  # (P, 1)
         mean = (lengths * c).sum(1, keepdim=True) / count
         std = ((lengths - mean).square() * c).sum(1, keepdim=True).div(count).sqrt()

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from lit_rlvr.rewards.combine import Scores, score_rollout
     from lit_rlvr.rewards.format import Format
     from lit_rlvr.rewards.function import FunctionReward, as_rewards
-    from lit_rlvr.rewards.length import CosineScaled, Overlong
+    from lit_rlvr.rewards.length import LCPO, CosineScaled, Overlong, RelativeLength
     from lit_rlvr.rewards.math import MathAnswer
     from lit_rlvr.rewards.open_answer import OpenAnswer
+    from lit_rlvr.rewards.repetition import RepetitionPenalty
     from lit_rlvr.rewards.sql import SQLExecution
     from lit_rlvr.workers.pool import WorkerPool, shared_pool
     from lit_rlvr.workers.process import Outcome
 
 __all__ = [
+    "LCPO",
     "Choice",
     "CodeTests",
     "CosineScaled",
@@ -32,6 +34,8 @@ __all__ = [
     "OpenAnswer",
     "Outcome",
     "Overlong",
+    "RelativeLength",
+    "RepetitionPenalty",
     "Reward",
     "SQLExecution",
     "Scores",
@@ -47,10 +51,13 @@ _MODULES = {
     "CosineScaled": ".length",
     "Format": ".format",
     "FunctionReward": ".function",
+    "LCPO": ".length",
     "MathAnswer": ".math",
     "OpenAnswer": ".open_answer",
     "Outcome": "..workers.process",
     "Overlong": ".length",
+    "RelativeLength": ".length",
+    "RepetitionPenalty": ".repetition",
     "Reward": ".base",
     "SQLExecution": ".sql",
     "Scores": ".combine",

@@ -154,8 +154,10 @@ def load_function(path: str) -> Any:
     module, _, function = path.rpartition(".")
     if not module or path.startswith("."):
         near = nearest(path, import_module("lit_rlvr.rewards").__all__)
-        hint = f"did you mean {near!r}?" if near else "give a class of lit-rlvr, or module.function"
-        raise UserError(f"rollout.rewards: there is no reward {path!r}; {hint}")
+        hint = f"did you mean {near!r}? " if near else ""
+        raise UserError(
+            f"rollout.rewards: there is no reward {path!r}; {hint}give a class of lit-rlvr, or module.function"
+        )
     where = f"rewards.FunctionReward.path {path!r}"
     try:
         found = getattr(import_module(module), function)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from lit_rlvr.errors import UserError, check_within
 from lit_rlvr.rewards.base import Reward
 from lit_rlvr.rewards.math import MathAnswer
-from lit_rlvr.types import Completion, RewardResult, Sample
+from lit_rlvr.types import Completion, Pair, RewardResult, Sample
 from lit_rlvr.workers.pool import shared_pool
 
 IS_READABLE = "lit_rlvr.rewards.math_check:is_readable"
@@ -72,7 +73,7 @@ class CosineScaled(MathAnswer):
         self.max_length = max_length
         self.ends = {True: (max_correct, min_correct), False: (min_wrong, max_wrong)}
 
-    def score(self, pairs: Sequence[tuple[Completion, Sample]]) -> list[RewardResult]:
+    def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
         judged = super().score(pairs)
         answers = list(dict.fromkeys(sample.answer for _, sample in pairs))
         outcomes = shared_pool().run(IS_READABLE, [(answer,) for answer in answers], cpu_seconds=self.cpu_seconds)
@@ -90,3 +91,92 @@ class CosineScaled(MathAnswer):
         start, end = self.ends[bool(result.correct)]
         share = min(completion.length / self.max_length, 1.0)
         return replace(result, value=end + 0.5 * (start - end) * (1 + math.cos(math.pi * share)))
+
+
+class LCPO(MathAnswer):
+    """A reward for right answers of the length that the prompt asks for: L1's length-controlled policy optimization.
+
+    LCPO-exact: `r - alpha |n_gold - n|`, r = 1 for a right answer and 0 for a wrong one, n its length in tokens.
+    LCPO-max: `r clip(alpha (n_gold - n) + delta, 0, 1)`, which lets an answer be shorter. The prompt has to name the
+    length. Source: Aggarwal & Welleck 2025 (L1, arXiv 2503.04697).
+
+    Args:
+        target: n_gold in tokens, or the name of the data's column with each prompt's.
+        alpha: weight of a token of difference.
+        delta: null: LCPO-exact; a number: LCPO-max with it (the paper uses 0.5), the share of r at a length of n_gold.
+        kwargs: the options of `MathAnswer` and of every reward.
+    """
+
+    def __init__(
+        self, target: int | str = "num_tokens", alpha: float = 0.0003, delta: float | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        check_within("[0, inf)", "rewards.LCPO", alpha=alpha)
+        check_within("[0, 1]", "rewards.LCPO", delta=delta)
+        if not isinstance(target, str):
+            check_within("[1, inf)", "rewards.LCPO", target=target)
+        self.target, self.alpha, self.delta = target, alpha, delta
+
+    def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        targets = [self._target(sample) for _, sample in pairs]
+        return [
+            result if result.status == "error" else replace(result, value=self._value(result, target - c.length))
+            for result, target, (c, _) in zip(super().score(pairs), targets, pairs, strict=True)
+        ]
+
+    def _value(self, result: RewardResult, left: float) -> float:
+        right = float(bool(result.correct))
+        if self.delta is None:
+            return right - self.alpha * abs(left)
+        return right * min(max(self.alpha * left + self.delta, 0.0), 1.0)
+
+    def _target(self, sample: Sample) -> float:
+        if not isinstance(self.target, str):
+            return self.target
+        try:
+            target = float(sample.row[self.target])
+        except (KeyError, TypeError, ValueError):
+            target = math.nan
+        if not 1 <= target < math.inf:
+            raise UserError(
+                f"rewards.LCPO.target: {sample.source or sample.id} has no number of tokens in the column "
+                f"{self.target!r}; name the column with the length that the prompt asks for, or give one number for all"
+            )
+        return target
+
+
+class RelativeLength(MathAnswer):
+    """Kimi k1.5's reward: the shortest right answers of a group earn most, and long wrong ones lose.
+
+    `r + length_weight * lambda`, r = 1 for a right answer and 0 for a wrong one, with
+    `lambda = 0.5 - (n - n_min) / (n_max - n_min)` for a completion of n tokens among the group's; a wrong answer gets
+    min(0, lambda), and all get 0 if they are equally long. Completions whose check failed are left out.
+    Source: Kimi Team 2025 (Kimi k1.5, arXiv 2501.12599), section 2.3.3, which starts training without it.
+
+    Args:
+        length_weight: weight of the length against that of a right answer.
+        kwargs: the options of `MathAnswer` and of every reward.
+    """
+
+    def __init__(self, length_weight: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_within("[0, inf)", "rewards.RelativeLength", length_weight=length_weight)
+        self.length_weight = length_weight
+
+    def score(self, pairs: Sequence[Pair]) -> list[RewardResult]:
+        """Judge a batch of whole groups, in order."""
+        judged = super().score(pairs)
+        lengths: dict[str, list[int]] = defaultdict(list)  # of each group
+        for result, (completion, sample) in zip(judged, pairs, strict=True):
+            if result.status != "error":
+                lengths[sample.id].append(completion.length)
+        return [
+            result if result.status == "error" else self._shaped(result, completion.length, lengths[sample.id])
+            for result, (completion, sample) in zip(judged, pairs, strict=True)
+        ]
+
+    def _shaped(self, result: RewardResult, length: int, lengths: Sequence[int]) -> RewardResult:
+        least, most = min(lengths), max(lengths)
+        share = 0.5 - (length - least) / (most - least) if most > least else 0.0
+        share = share if result.correct else min(share, 0.0)
+        return replace(result, value=float(bool(result.correct)) + self.length_weight * share)

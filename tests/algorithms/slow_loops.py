@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,65 @@ def slow_rloo(r: Matrix, c: Matrix, **_: Any) -> list[list[float]]:
     return result
 
 
+def slow_maxrl(r: Matrix, c: Matrix, **_: Any) -> list[list[float]]:
+    result = []
+    for group in r:
+        mu = mean(group)
+        result.append([0.0] * len(group) if mu <= 0 or is_degenerate(group) else [v / mu - 1 for v in group])
+    return result
+
+
+def slow_opo(r: Matrix, c: Matrix, lengths: Matrix, **_: Any) -> list[list[float]]:
+    """The baseline as the mean over tokens, each with the reward of its completion."""
+    result = []
+    for group, length in zip(r, lengths, strict=True):
+        tokens = [v for v, n in zip(group, length, strict=True) for _ in range(int(n))]
+        baseline = mean(tokens) if tokens else 0.0
+        result.append([0.0 if is_degenerate(group) else v - baseline for v in group])
+    return result
+
+
+def slow_reinforce_pp(
+    r: Matrix, c: Matrix, lengths: Matrix, group_baseline: bool = False, **_: Any
+) -> list[list[float]]:
+    """verl's masked_whiten, token by token."""
+    scores = slow_dr_grpo(r, c) if group_baseline else r
+    tokens = [
+        v for row, length in zip(scores, lengths, strict=True)
+        for v, n in zip(row, length, strict=True) for _ in range(int(n))
+    ]  # fmt: skip
+    if is_degenerate([v for row in scores for v in row]):
+        return [[0.0] * len(row) for row in scores]
+    sd = math.sqrt(deviation(tokens, unbiased=True) ** 2 + 1e-8)
+    return [[(v - mean(tokens)) / sd for v in row] for row in scores]
+
+
+def slow_pass_at_k(r: Matrix, c: Matrix, k: int = 2, **_: Any) -> list[list[float]]:
+    """By the definition: every subset of k completions, each one's reward standardised over all of them."""
+    result = []
+    for group in c:
+        subsets = list(combinations(range(len(group)), k))
+        rewards = [max(group[i] for i in subset) for subset in subsets]
+        if not subsets or min(rewards) == max(rewards):
+            result.append([0.0] * len(group))
+            continue
+        mu, sd = mean(rewards), deviation(rewards)
+        scores = [(reward - mu) / sd for reward in rewards]
+        holding = [[s for s, subset in zip(scores, subsets, strict=True) if i in subset] for i in range(len(group))]
+        result.append([mean(found) for found in holding])
+    return result
+
+
+def slow_grpo_passk(r: Matrix, c: Matrix, scale: str = "none", **_: Any) -> list[list[float]]:
+    """The best reward with and without each completion."""
+    result = []
+    for group in r:
+        sd = deviation(group, unbiased=True) + 1e-6 if scale == "group" and len(group) > 1 else 1.0
+        gaps = [max(group) - max([v for j, v in enumerate(group) if j != i] or group) for i in range(len(group))]
+        result.append([gap / sd for gap in gaps])
+    return result
+
+
 def slow_reinforce(
     r: Matrix, c: Matrix, positive_weight: float = 0.1, negative_weight: float = 1.0, **_: Any
 ) -> list[list[float]]:
@@ -180,6 +240,11 @@ SLOW: dict[str, Callable[..., list[list[float]]]] = {
     "dr_grpo": slow_dr_grpo,
     "gpg": slow_gpg,
     "rloo": slow_rloo,
+    "maxrl": slow_maxrl,
+    "opo": slow_opo,
+    "reinforce_pp": slow_reinforce_pp,
+    "pass_at_k": slow_pass_at_k,
+    "grpo_passk": slow_grpo_passk,
     "reinforce": slow_reinforce,
     "aapo": slow_aapo,
     "agrae": slow_agrae,

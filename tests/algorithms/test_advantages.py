@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,19 @@ from lit_rlvr.advantages import (
     REGISTRY,
     AAPOAdvantage,
     DrGRPOAdvantage,
+    GDPOAdvantage,
     GPGAdvantage,
     GroupBatch,
     GRPOAdvantage,
     GRPOLeadAdvantage,
+    GRPOPassKAdvantage,
     HardFocused,
+    MaxRLAdvantage,
+    OPOAdvantage,
+    PassAtKAdvantage,
     PositiveDominant,
     ReinforceAdvantage,
+    ReinforcePPAdvantage,
     RLOOAdvantage,
     resolve_advantage,
 )
@@ -43,6 +50,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dr_grpo": [{}],
     "gpg": [{}, {"f_norm": "std"}, {"rescale_valid": False}, {"f_norm": "std", "rescale_valid": False}],
     "rloo": [{}],
+    "maxrl": [{}],
+    "opo": [{}],
+    "reinforce_pp": [{}, {"group_baseline": True}],
+    "pass_at_k": [{}, {"k": 1}, {"k": 4}],
+    "grpo_passk": [{}, {"scale": "group"}],
     "reinforce": [
         {},
         {"positive_weight": 1.0, "negative_weight": 0.0},
@@ -54,6 +66,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"clip": False},
         {"delta_low": -0.5, "delta_high": 0.1, "base": "gpg"},
         {"base": "reinforce"},
+        {"base": "rloo"},
     ],
     "agrae": [
         {},
@@ -64,10 +77,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"omega_floor": 0.9, "alpha": 0.95},
         {"omega_floor": 0.7, "alpha": 0.4, "base": "rloo"},
     ],
-    "positive_dominant": [{}, {"base": "dr_grpo"}],
-    "negative_dominant": [{}, {"base": "gpg"}],
-    "hard_focused": [{}, {"base": "rloo"}],
-    "easy_focused": [{}, {"base": "dr_grpo"}],
+    "positive_dominant": [{}, {"base": "dr_grpo"}, {"base": "rloo"}],
+    "negative_dominant": [{}, {"base": "gpg"}, {"base": "rloo"}],
+    "hard_focused": [{}, {"base": "rloo"}, {"base": "opo"}],
+    "easy_focused": [{}, {"base": "dr_grpo"}, {"base": "rloo"}, {"base": "reinforce_pp"}],
     "grpo_lead": [
         {},
         {"alpha": 0.5, "weight_min": 0.1, "weight_max": 2.0, "slope": 4.0, "center": 0.5},
@@ -121,6 +134,7 @@ def test_every_registered_advantage_is_tested_and_is_a_class_of_the_package() ->
     assert set(OPTIONS) == set(REGISTRY) == set(SLOW)
     names = "GRPOAdvantage DrGRPOAdvantage GPGAdvantage RLOOAdvantage ReinforceAdvantage AAPOAdvantage AGRAE"
     names += " GDPOAdvantage PositiveDominant NegativeDominant HardFocused EasyFocused GRPOLeadAdvantage"
+    names += " MaxRLAdvantage OPOAdvantage ReinforcePPAdvantage PassAtKAdvantage GRPOPassKAdvantage"
     assert {getattr(A, name) for name in names.split()} == set(REGISTRY.values())
 
 
@@ -198,6 +212,117 @@ def test_gpg_counts_valid_groups() -> None:
 def test_rloo_gives_hand_computed_values() -> None:
     r = torch.tensor([[3.0, 0.0, 0.0]])
     assert RLOOAdvantage()(GroupBatch(r, r))[0].tolist() == pytest.approx([3.0, -1.5, -1.5])
+
+
+def test_maxrl_divides_by_the_mean_and_gives_0_where_it_is_not_positive() -> None:
+    r = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, -1, -1, 0], [1, -1, 1, -1]]).double()
+    found = MaxRLAdvantage()(GroupBatch(r, r.clamp(min=0)))
+    assert found[0].tolist() == [3.0, -1.0, -1.0, -1.0] and (found[1:] == 0).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_maxrl_is_unbiased_for_one_term_less_than_the_group_has_completions(size: int) -> None:
+    """By all outcomes of a group of 0/1 rewards, each right with probability p: its score is (r - p) / (p (1 - p))."""
+    for p in (0.1, 0.5, 0.8):
+        gradient = 0.0
+        for outcome in product([0, 1], repeat=size):
+            found = MaxRLAdvantage()(binary(list(outcome)))[0].tolist()
+            likelihood = p ** sum(outcome) * (1 - p) ** (size - sum(outcome))
+            scores = [(r - p) / (p * (1 - p)) for r in outcome]
+            gradient += likelihood * sum(a * s for a, s in zip(found, scores, strict=True)) / size
+        assert gradient == pytest.approx(sum((1 - p) ** k for k in range(size - 1)))  # towards 1 / p
+
+
+def test_opo_weighs_the_baseline_by_length() -> None:
+    r = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).double()
+    found = OPOAdvantage()(GroupBatch(r, r, None, torch.tensor([[1.0, 3.0], [1.0, 3.0]])))
+    assert found.tolist() == [[0.75, -0.25], [0.0, 0.0]]  # the baseline is (1 x 1 + 3 x 0) / 4
+    equal = GroupBatch(r, r, None, torch.full((2, 2), 7.0))
+    assert torch.equal(OPOAdvantage()(equal), DrGRPOAdvantage()(equal))
+
+
+def test_reinforce_pp_counts_every_token_once() -> None:
+    r, lengths = torch.tensor([[1.0, 0.0], [0.0, 0.0]]).double(), torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+    found = ReinforcePPAdvantage()(GroupBatch(r, r, None, lengths))
+    sd = math.sqrt((0.75**2 + 3 * 0.25**2) / 3 + 1e-8)  # tokens 1, 0, 0, 0: their mean is 0.25
+    np.testing.assert_allclose(found, np.array([[0.75, -0.25], [-0.25, -0.25]]) / sd, rtol=1e-12)
+    based = ReinforcePPAdvantage(group_baseline=True)(GroupBatch(r, r, None, lengths))
+    sd = math.sqrt((0.625**2 + 2 * 0.375**2 + 0.125**2) / 3 + 1e-8)  # tokens 0.5, -0.5, -0.5, 0: their mean is -0.125
+    np.testing.assert_allclose(based, np.array([[0.625, -0.375], [0.125, 0.125]]) / sd, rtol=1e-12)
+    one = GroupBatch(r[:, :1], r[:, :1], None, lengths[:, :1] + 1)
+    assert ReinforcePPAdvantage()(one)[0] > 0 and ReinforcePPAdvantage().min_group == 1  # needs no group
+    equal = torch.tensor([[0.1 + 0.2, 0.3], [0.3, 0.3]], dtype=torch.float64)  # up to rounding
+    assert equal[0, 0] != equal[0, 1] and (ReinforcePPAdvantage()(GroupBatch(equal, r, None, lengths)) == 0).all()
+
+
+def test_lite_ppo_divides_by_the_deviation_of_all_rewards() -> None:
+    """The batch's rewards around their own mean, where AReaL and REINFORCE++ take them around the groups' means."""
+    r = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 1.0]]).double()
+    found = GRPOAdvantage(eps=0, scale="batch")(GroupBatch(r, r))
+    sd = math.sqrt(5 / 6 * 1 / 6)
+    assert found.tolist() == [pytest.approx([0.5 / sd, -0.5 / sd]), [0, 0], [0, 0]]
+    around_groups = ReinforcePPAdvantage(group_baseline=True)(GroupBatch(r, r, None, torch.ones(3, 2)))
+    assert around_groups[0].tolist() == pytest.approx([0.5 / math.sqrt(0.5 / 5), -0.5 / math.sqrt(0.5 / 5)])
+
+
+def test_pass_at_k_gives_hand_computed_values() -> None:
+    """4 completions, k = 2: of 6 pairs, those without a right one are 3 of 1 right, 1 of 2 right, none of 3."""
+    found = PassAtKAdvantage()(binary([1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]))
+    np.testing.assert_allclose(found[0], [1, -1 / 3, -1 / 3, -1 / 3])  # F = 1/2
+    np.testing.assert_allclose(found[1], np.array([1, 1, -1, -1]) / math.sqrt(5))  # F = 1/6
+    assert (found[2:] == 0).all()
+
+
+def test_pass_at_1_is_grpo_on_correct() -> None:
+    group = group_batch(0, shaped=True)
+    by_correct = replace(group, rewards=group.correct)
+    torch.testing.assert_close(PassAtKAdvantage(k=1)(group), GRPOAdvantage(eps=0)(by_correct), rtol=1e-12, atol=1e-12)
+
+
+def test_pass_at_k_is_xtuners_closed_form_but_for_groups_without_a_right_answer() -> None:
+    """xtuner b934f46 adds 1e-6 to the deviation; where all are wrong it gives -1 / 1e-6 = -1e6."""
+    for n, k in ((4, 2), (6, 3), (8, 4)):
+        for right in range(1, n):
+            rho = 1 - math.comb(n - right, k) / math.comb(n, k)
+            sigma = math.sqrt(rho * (1 - rho)) + 1e-6
+            wrong = (1 - rho - math.comb(n - right - 1, k - 1) / math.comb(n - 1, k - 1)) / sigma
+            found = PassAtKAdvantage(k=k)(binary([1] * right + [0] * (n - right)))[0]
+            expected = [(1 - rho) / sigma] * right + [wrong] * (n - right)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-12)
+        assert (PassAtKAdvantage(k=k)(binary([0] * n)) == 0).all()
+
+
+def test_pass_at_k_does_not_look_at_rewards() -> None:
+    group = group_batch(1, shaped=True)
+    assert torch.equal(PassAtKAdvantage()(group), PassAtKAdvantage()(replace(group, rewards=-group.rewards)))
+
+
+def test_grpo_passk_gives_the_best_its_lead_over_the_second() -> None:
+    r = torch.tensor([[0.9, 0.4, 0.1], [0.9, 0.9, 0.1], [0.3, 0.3, 0.3]]).double()
+    found = GRPOPassKAdvantage()(GroupBatch(r, r))
+    assert found.tolist() == [[pytest.approx(0.5), 0, 0], [0, 0, 0], [0, 0, 0]]
+    verl = GRPOPassKAdvantage(scale="group")(GroupBatch(r, r))
+    assert float(verl[0, 0]) == pytest.approx(0.5 / (float(r[0].std()) + 1e-6))
+
+
+def test_gdpo_is_verls_but_for_the_weights_of_tokens() -> None:
+    """verl 0.9 (018f23b): `grpo` of each reward, their weighted sum whitened over tokens."""
+    parts = {"right": [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]], "style": [[3.0, 7.0, 5.0], [2.0, 9.0, 4.0]]}
+    weights = {"right": 1.0, "style": 0.5}
+    sums = np.zeros(6)
+    for name, part in parts.items():
+        standardised = [(v - np.mean(row)) / (np.std(row, ddof=1) + 1e-6) for row in part for v in row]
+        sums += weights[name] * np.array(standardised)
+
+    def whitened(lengths: list[int]) -> np.ndarray:
+        tokens = [v for v, n in zip(sums, lengths, strict=True) for _ in range(n)]
+        return np.array([(v - np.mean(tokens)) / math.sqrt(np.var(tokens, ddof=1) + 1e-8) for v in sums])
+
+    tensors = {name: torch.tensor(part).double() for name, part in parts.items()}
+    group = GroupBatch(sum(tensors.values()), tensors["right"], None, None, tensors, weights)  # type: ignore[arg-type]
+    ours = GDPOAdvantage(eps=1e-6)(group).flatten()
+    np.testing.assert_allclose(ours, whitened([1] * 6), rtol=1e-5)
+    assert np.abs(ours - whitened([1, 9, 9, 1, 1, 9])).max() > 0.1
 
 
 def test_reinforce_needs_no_group() -> None:
@@ -313,20 +438,23 @@ def test_the_state_goes_through_a_checkpoint_that_is_loaded_safely(tmp_path: Any
     assert torch.load(tmp_path / "state", weights_only=True) == {"base": {"base": {}}, "omega": 0.75}
 
 
-@pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"reinforce"}))
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"reinforce", "reinforce_pp"}))
 def test_a_group_of_one_is_refused(name: str) -> None:
     one = torch.tensor([[1.0], [0.0]])
     with pytest.raises(UserError, match="group size of 2"):
         REGISTRY[name]()(GroupBatch(one, one, one, one))
-    assert REGISTRY[name]().min_group == 2
+    assert REGISTRY[name]().min_group == (3 if name == "pass_at_k" else 2)
 
 
 def test_what_cannot_be_computed_is_said() -> None:
     group = GroupBatch(torch.tensor([[1.0, -1.0]]), torch.tensor([[1.0, 0.0]]))
     with pytest.raises(UserError, match="reference"):
         AAPOAdvantage()(group)
-    with pytest.raises(UserError, match="lengths"):
-        GRPOLeadAdvantage()(group)
+    for name in ("grpo_lead", "opo", "reinforce_pp"):
+        with pytest.raises(UserError, match=f"advantage {name}: needs the completions' lengths"):
+            REGISTRY[name]()(group)
+    with pytest.raises(UserError, match=r"advantage pass_at_k.k: 0 must lie in \[1, inf\)"):
+        PassAtKAdvantage(k=0)
     with pytest.raises(UserError, match="use p_from: correct"):
         AGRAE(p_from="reward")(GroupBatch(group.rewards - 1, group.correct))
     with pytest.raises(UserError, match="use omega_from: correct"):

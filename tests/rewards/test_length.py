@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from trl.rewards import get_soft_overlong_punishment
 
 from lit_rlvr.errors import UserError
-from lit_rlvr.rewards import CosineScaled, Overlong
-from lit_rlvr.types import Completion, Sample
+from lit_rlvr.rewards import LCPO, CosineScaled, MathAnswer, Overlong, RelativeLength, score_rollout
+from lit_rlvr.types import Completion, RewardResult, Sample
 
 SAMPLE = Sample("s", "What is 3 + 4?", "7")
 
@@ -70,3 +72,81 @@ def test_cosine_scaled_masks_a_reference_that_cannot_be_read() -> None:
     found = CosineScaled(max_length=100).score(pairs)
     assert [r.status for r in found] == ["unjudged", "unjudged", "ok", "parse_fail"]
     assert "'???' cannot be read" in found[0].detail
+
+
+# ---- LCPO ------------------------------------------------------------------------------------------------------
+
+
+def asked(tokens: object) -> Sample:
+    return Sample("s", "Think for 100 tokens. What is 3 + 4?", "7", row={"num_tokens": tokens})
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "exact", "at_most"),
+    [
+        ("7", 100, 1.0, 0.5),
+        ("7", 80, 0.8, 0.7),
+        ("7", 130, 0.7, 0.2),
+        ("7", 10, 0.1, 1.0),  # LCPO-max's clip: 0.9 + 0.5
+        ("7", 160, 0.4, 0.0),  # and -0.6 + 0.5
+        ("8", 80, -0.2, 0.0),
+        ("no idea", 100, 0.0, 0.0),
+    ],
+)
+@pytest.mark.parametrize("target", [100, "num_tokens"])
+def test_lcpo_gives_hand_computed_values(
+    text: str, tokens: int, exact: float, at_most: float, target: int | str
+) -> None:
+    pair = (completion(text, tokens), asked("100"))
+    for delta, value in ((None, exact), (0.5, at_most)):
+        result = LCPO(target, alpha=0.01, delta=delta).score([pair])[0]
+        assert result.value == pytest.approx(value) and result.correct is (text == "7")
+
+
+def test_lcpo_takes_each_prompts_target_and_the_papers_alpha() -> None:
+    pairs = [(completion("7", 1000), asked(target)) for target in (1000, 2000, 4000)]
+    assert [result.value for result in LCPO().score(pairs)] == pytest.approx([1.0, 0.7, 0.1])
+
+
+def test_lcpo_takes_an_answer_that_was_cut_off_for_wrong() -> None:
+    assert LCPO(90, alpha=0.01).score([(completion("7", 100, cut=True), SAMPLE)])[0].value == pytest.approx(-0.1)
+
+
+@pytest.mark.parametrize("row", [{}, *({"num_tokens": value} for value in (None, "many", math.nan, -1))])
+def test_lcpo_names_the_sample_without_a_target(row: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=r"train\.jsonl:3 has no number of tokens in the column 'num_tokens'"):
+        LCPO().score([(completion("7", 5), Sample("s", "?", "7", row=row, source="train.jsonl:3"))])
+
+
+@pytest.mark.parametrize("options", [{"alpha": -1.0}, {"delta": 1.5}, {"target": 0}])
+def test_lcpo_refuses_options_outside_their_range(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=f"rewards.LCPO.{next(iter(options))}: .* must lie in"):
+        LCPO(**options)  # type: ignore[arg-type]
+
+
+# ---- Kimi k1.5 -------------------------------------------------------------------------------------------------
+
+
+def test_relative_length_gives_hand_computed_values() -> None:
+    group = [completion(text, tokens) for text, tokens in (("7", 10), ("7", 20), ("7", 30), ("8", 10), ("8", 50))]
+    found = RelativeLength(length_weight=0.5).score([(c, SAMPLE) for c in group])
+    shares = [0.5, 0.25, 0.0, 0.0, -0.5]  # 0.5 - (n - 10) / 40; the wrong answer of 10 tokens: min(0, 0.5)
+    assert [r.value for r in found] == pytest.approx(
+        [r + 0.5 * s for r, s in zip((1, 1, 1, 0, 0), shares, strict=True)]
+    )
+    assert [r.correct for r in found] == [True] * 3 + [False] * 2
+
+
+def test_relative_length_compares_within_groups_and_gives_0_to_equal_lengths() -> None:
+    other = Sample("t", "What is 4 + 4?", "8")
+    groups = [[completion("7", 10), completion("7", 30)], [completion("8", 200), completion("8", 200)]]
+    scores = score_rollout([RelativeLength()], groups, [SAMPLE, other])
+    assert scores.rewards.tolist() == [[1.5, 0.5], [1.0, 1.0]] and scores.correct.all()
+
+
+def test_relative_length_leaves_out_failed_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = RewardResult(0.0, None, "error", "no memory")
+    judged = [failed, RewardResult(1.0, True), RewardResult(1.0, True)]
+    monkeypatch.setattr(MathAnswer, "score", lambda self, pairs: judged)
+    found = RelativeLength().score([(completion("7", tokens), SAMPLE) for tokens in (1, 10, 20)])
+    assert found[0] is failed and [r.value for r in found[1:]] == [1.5, 0.5]
