@@ -34,9 +34,10 @@ from findings_numbers import (
     apmpo_numbers,
     image_numbers,
     mechanism_numbers,
+    opening_numbers,
     text_numbers,
 )
-from findings_text import INTRODUCTION, READINGS
+from findings_text import INTRODUCTION, OPENING, READINGS
 
 from lit_rlvr.commands.compare.significance import (
     LEVEL,
@@ -104,8 +105,8 @@ class Finding:
         less: mean of the other.
         differences: one per seed.
         p: of the sign-flip test; adjusted: after Holm's correction over the paper's registered claims.
-        below: one-sided p-value of the printed difference, that ours is as large; after Holm's correction over the
-            paper's registered claims that have one. None without a printed difference.
+        below: one-sided p-value of ours being as large as the smallest printed difference; after Holm's correction
+            over the paper's registered claims that have one. None without a printed difference.
     """
 
     claim: Claim
@@ -243,14 +244,30 @@ def reading(name: str, results: Mapping[str, Any]) -> str:
     """Return a study's reading with its numbers."""
     tasks, part = results["tasks"], STUDIES[name]
     accuracy = [f.now for f in find([c for c in part.claims if not c.afterwards], results)[:ACCURACY_CLAIMS]]
+    found = by_claim(part.claims, results)
     numbers: Mapping[str, Callable[[], dict[str, str]]] = {
-        "agrae": lambda: agrae_numbers(tasks["steps"]),
-        "apmpo": lambda: apmpo_numbers(tasks["steps"], accuracy),
-        "aapo": lambda: aapo_numbers(tasks),
+        "agrae": lambda: agrae_numbers(tasks["steps"], found),
+        "apmpo": lambda: apmpo_numbers(tasks["steps"], accuracy, found),
+        "aapo": lambda: aapo_numbers(tasks, found),
         "losses_text": lambda: text_numbers(tasks["sums"]),
         "losses_image": lambda: image_numbers(tasks["geometry"]),
     }
     return wrapped(READINGS[name].format(**numbers[name]()))
+
+
+def by_claim(claims: Sequence[Claim], results: Mapping[str, Any]) -> dict[str, Finding]:
+    """Return what a claim says -> its finding, for the registered claims and those that were written afterwards."""
+    findings = find([claim for claim in claims if not claim.afterwards], results)
+    findings += [find([claim], results)[0] for claim in claims if claim.afterwards]
+    return {finding.claim.says: finding for finding in findings}
+
+
+def opening(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the first screen: what holds, what does not, and what cannot be said."""
+    claimed = {name: results for name, results in found.items() if STUDIES[name].claims}
+    findings = [by_claim(STUDIES[name].claims, results) for name, results in claimed.items()]
+    together = {says: finding for part in findings for says, finding in part.items()}
+    return wrapped(OPENING.format(**opening_numbers(together, claimed)))
 
 
 def wrapped(text: str) -> str:
@@ -284,7 +301,7 @@ def claims_tables(claims: Sequence[Claim], results: Mapping[str, Any]) -> list[s
     if later := [find([claim], results)[0] for claim in claims if claim.afterwards]:
         parts += ["Found afterwards, so without a verdict; only fresh seeds can give one:", "\n".join([
             "| claim | in the paper | measured | here | difference [95 %] | seeds with this sign | p | "
-            "p of the printed size or more |",
+            "p of the smallest printed size or more |",
             "|---|---|---|---|---|---|---|---|",
             *(
                 f"| {row_start(f)} | {sum(d > 0 for d in f.differences)} of {f.n} | {f.p:.3f} | "
@@ -410,7 +427,12 @@ def page() -> str:
         for name in STUDIES
         if (RESULTS / f"{name}.json").is_file()
     }
-    parts = [INTRODUCTION.strip(), count_verdicts(found), *(section(name, results) for name, results in found.items())]
+    parts = [
+        opening(found),
+        INTRODUCTION.strip(),
+        count_verdicts(found),
+        *(section(name, results) for name, results in found.items()),
+    ]
     if len(losses := [results for name, results in found.items() if not STUDIES[name].claims]) > 1:
         parts += ["## Eleven losses: both tasks together", over_tasks(losses), READINGS["losses"].strip()]
     if (RESULTS / "mechanism.json").is_file():
