@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 Found = Mapping[str, Any]
@@ -231,33 +232,50 @@ def image_numbers(task: Mapping[str, Any]) -> dict[str, str]:
     return {"grpo_runs": f"{min(own):.2f} and {max(own):.2f}", "above": WORDS[above]}
 
 
-def mechanism_numbers(settings: Mapping[str, Any]) -> dict[str, str]:
-    learns = [settings[name] for name in ("0.0001, 2", "0.0001, 4", "0.0002, 2")]  # where GRPO learns
+LEARNS = 1.2
+"""GRPO learns where so many times as many samples are right in the last quarter as in the first rollout."""
+
+
+def mechanism_numbers(found: Mapping[str, Any]) -> dict[str, str]:
+    settings = found["settings"].values()
+    learns = [s for s in settings if s["accuracy"] > LEARNS * s["first_accuracy"]]
+    others = [s["accuracy"] for s in settings if s not in learns]
 
     def least(loss: str, among: Iterable[Any]) -> float:
         return min(float(setting["losses"][loss]["cosine"]) for setting in among)
 
-    def spread(loss: str, digits: int = 3, key: str = "cosine") -> str:
-        values = [setting["losses"][loss][key] for setting in learns]
-        return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+    def among(loss: str, digits: int = 3, key: str = "cosine") -> str:
+        return span((setting["losses"][loss][key] for setting in learns), digits)
 
     focused = [setting["losses"][name]["cosine"] for setting in learns for name in ("hard_focused", "easy_focused")]
-    ends = sorted(float(setting["accuracy"]) for setting in settings.values())
-    right = {f"right_{name}": f"{100 * of['accuracy']:.0f} %" for name, of in settings.items()}
+    in_a_row = max(setting["previous"] for setting in learns)
+    fac = fmean(setting["losses"]["fac"]["cosine"] for setting in learns)
+    clipped = [setting["clip_low"] + setting["clip_high"] for setting in settings]
     return {
-        "right_first": f"{100 * learns[0]['first_accuracy']:.0f} %",
-        **{name.replace("0.0001, ", "slow_").replace("0.0002, ", "fast_"): share for name, share in right.items()},
-        "right_elsewhere": f"{100 * ends[-6]:.0f} %",
+        "rollouts": str(found["rollouts"]),
+        "every": str(found["every"]),
+        "right_first": percent(learns[0]["first_accuracy"]),
+        "learning_settings": "; ".join(
+            f"{s['lr']:g} with {s['updates']} minibatches of {s['prompts']} prompts ({percent(s['accuracy'])})"
+            for s in learns
+        ),
+        "learning": WORDS[len(learns)],
+        "settings": str(len(settings)),
+        "right_elsewhere": percent(max(others)),
         "pmpo_where_it_learns": f"{least('pmpo', learns):.4f}",
-        "pmpo_at_all": f"{least('pmpo', settings.values()):.4f}",
-        "apmpo_at_all": f"{least('apmpo', settings.values()):.3f}",
-        "group_level": spread("group_level", 2),
-        "positive": spread("positive_dominant", 2),
-        "negative": spread("negative_dominant", 2),
-        "agrae": spread("agrae", 2),
-        "focused": f"{min(focused):.3f} to {max(focused):.3f}",
-        "sample_level_norm": spread("sample_level", 2, "norm"),
-        **{name: spread(name) for name in ("apmpo", "dapo", "gmpo", "sample_level")},
-        **{name: spread(name, 2) for name in ("gpg", "aapo")},
-        "in_a_row": f"{max(setting['previous'] for setting in learns):.2f}",
+        "pmpo_at_all": f"{least('pmpo', settings):.4f}",
+        "apmpo_at_all": f"{least('apmpo', settings):.3f}",
+        "most_clipped": percent(max(clipped), 1),
+        "group_level": among("group_level", 2),
+        "positive": among("positive_dominant", 2),
+        "negative": among("negative_dominant", 2),
+        "agrae": among("agrae", 2),
+        "focused": span(focused, 3),
+        "sample_level_norm": among("sample_level", 2, "norm"),
+        **{name: among(name) for name in ("apmpo", "dapo", "gmpo", "sample_level")},
+        **{name: among(name, 2) for name in ("gpg", "aapo")},
+        "in_a_row": f"{in_a_row:.2f}",
+        "signal": f"{math.sqrt(max(in_a_row, 0)):.2f}",
+        "fac_cosine": f"{fac:.3f}",
+        "fac_rest": f"{math.sqrt(1 - fac**2):.2f}",
     }

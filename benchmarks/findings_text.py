@@ -189,21 +189,26 @@ against {pass_64_grpo}).
 The margin takes a third of the zero advantages away at G = 2, a fifth at G = 6, little at G = 10, where few groups are
 all alike. That is not learned: an advantage with the margin is 0 only where both parts are.
 
-6.4 claims more, that no instance of all responses having zero advantage occurred. It counts the responses of a
-*device*, and our table counts those of a *group*: {no_signal} of the groups have zeros only for G = 2, 6 and 10,
-because with rewards of 0 and 1 a group that is all right or all wrong has no margin where the reference's answers are
-the same. A device holds four groups of a step in the paper's 1.5B and 7B runs (C.2). If groups were independent, four
-at once would have zeros only in {device} of the steps here. So our table does not contradict 6.4, unless its device
-means a micro-batch, which is one group. The paper does not say
-which rewards figure 2 had; the continuous ones of its 1.5B run are rarely equal. The loss is not mostly positive (D.4):
-in {positive_losses} quarters of training its mean is. D.4's runs have those continuous rewards, too.
+6.4 claims more, that no instance of all responses having zero advantage occurred. It counts the responses of a device,
+and our table counts those of a group: {no_signal} of the groups have zeros only for G = 2, 6 and 10, because with
+rewards of 0 and 1 a group that is all right or all wrong has no margin where the reference's answers are the same.
 
-**The variance of the loss (D.4) cannot be compared here.** GPG's advantages are not divided by the deviation (eq. 3, F
-= 1) and AAPO's are, which makes AAPO's loss and gradient larger. Its variance is {variance_ratios} times GPG's for G =
-2, 6 and 10; divided by the square of the ratio of the gradients' norms it is {rescaled} times GPG's. In the paper it is
-0.92 times GPG's. Against GRPO there is nothing to compare: with one update per rollout GRPO's loss is minus the mean
-advantage, 0 but for rounding, whatever its gradient does. The paper takes one update, too (Algorithm 1), so its GRPO's
-3.53e-3 must come from elsewhere, such as a mean over tokens of unequally long answers or a KL term.
+A device holds four groups of a step in the paper's 1.5B and 7B runs (C.2). If groups were independent, four at once
+would have zeros only in {device} of the steps here. So our table does not contradict 6.4, unless its device means a
+micro-batch, which is one group. The paper does not say which rewards figure 2 had; the continuous ones of its 1.5B run
+are rarely equal.
+
+The loss is not mostly positive (D.4): in {positive_losses} quarters of training its mean is. D.4's runs have those
+continuous rewards, too.
+
+**The variance of the loss (D.4) cannot be compared here.** GPG's advantages are not divided by the deviation (eq. 3,
+F = 1) and AAPO's are, which makes AAPO's loss and gradient larger. Its variance is {variance_ratios} times GPG's for
+G = 2, 6 and 10; divided by the square of the ratio of the gradients' norms it is {rescaled} times GPG's. In the paper
+it is 0.92 times GPG's.
+
+Against GRPO there is nothing to compare: with one update per rollout GRPO's loss is minus the mean advantage, 0 but for
+rounding, whatever its gradient does. The paper takes one update, too (Algorithm 1), so its GRPO's 3.53e-3 must come
+from elsewhere, such as a mean over tokens of unequally long answers or a KL term.
 
 What limits this, besides the cut: the reference is the model that training starts from, so its answers get easier to
 beat as training goes on; the paper's runs are longer. The deviation is that of the population. At G = 2 it makes A
@@ -240,36 +245,50 @@ by their results, it helps to know where their gradients differ at all. Every lo
 same rollouts, minibatches and weights. A cosine of 1 means that the loss pushes in GRPO's direction; AdamW hardly sees
 a constant ratio of norms.
 
-**Where GRPO learns.** In the first rollout {right_first} of the samples are right. In the last quarter of 32 rollouts
-it is {right_slow_2} at a rate of 1e-4 with 2 updates, {right_slow_4} with 4, and {right_fast_2} at 2e-4 with 2; at 2e-4
-with 4 it is {right_fast_4}, at 1e-4 with 16 updates {right_slow_16}. All other settings end at {right_elsewhere} or
-less: GRPO collapses there. The following is about the three settings at which it learns.
+**Where GRPO learns.** In the first rollout {right_first} of the samples are right. In the last quarter of {rollouts}
+rollouts more are at {learning} settings: {learning_settings}. At all others {right_elsewhere} or fewer are, most of
+them with a collapse. The following is about the {learning} settings at which it learns.
 
 **APMPO's paper.** The power mean is GRPO: PMPO's cosine is at least {pmpo_where_it_learns} there, and at least
-{pmpo_at_all} at all twelve settings. What differs is the wider upper clip, in FAC as much as in APMPO ({apmpo}), the
-mean over tokens of DAPO ({dapo}), and the geometric mean of GMPO ({gmpo}). More updates or a higher rate do not
-separate APMPO from GRPO: its cosine is {apmpo_at_all} or more at all twelve settings, and where GRPO stops learning
-most tokens are clipped.
+{pmpo_at_all} at all {settings} settings. What differs is the wider upper clip, in FAC as much as in APMPO ({apmpo}),
+the mean over tokens of DAPO ({dapo}), and the geometric mean of GMPO ({gmpo}). More updates or a higher rate do not
+separate APMPO from GRPO: its cosine is {apmpo_at_all} or more at all {settings} settings. At most {most_clipped} of the
+tokens are clipped at any of them.
 
 **A-GRAE's paper.** The group level differs at every rate, because it changes which answers count: negative-dominant
 training has {negative}, positive-dominant {positive}, the group level {group_level} and A-GRAE {agrae}. Hard-
 and easy-focused training have {focused}. The sample level is nearly GRPO ({sample_level}) with a norm of
 {sample_level_norm} times GRPO's, which AdamW takes away again.
 
-**AAPO's paper.** GPG has {gpg}, AAPO {aapo}. So most of what parts AAPO from GRPO is what it shares with
-GPG, the missing ratio and clip. What the margin adds was not measured apart.
+**AAPO's paper.** GPG has {gpg}, AAPO {aapo}. Both lack the ratio and the clip. What the margin adds was not
+measured apart.
 
-**The scale of the noise.** GRPO's own gradients on two minibatches in a row have a cosine of {in_a_row} at most. A
-single step is nearly all noise, and a loss whose cosine is 0.98 ends elsewhere only if what it adds points the same way
-again and again.
+**The scale of the noise.** GRPO's own gradients on two minibatches in a row have a cosine of {in_a_row} at most. So a
+single step is nearly all noise: if the noise of two minibatches is independent, what they have in common is about
+{signal} of a gradient's norm. That is the signal.
+
+**A cosine near 1 is not a small difference.** FAC's mean cosine of {fac_cosine} leaves {fac_rest} of its gradient
+orthogonal to GRPO's, as 0.987 leaves 0.16. That may exceed the signal. Whether a loss ends elsewhere depends on whether
+this rest points the same way again and again, which a cosine does not say.
 
 **For new studies.** The group level of A-GRAE and the two dominant cells differ enough at the rate of the claims. The
 power mean of APMPO does not on this task at any setting; it may need longer answers, whose ratios spread within a
 sequence. AAPO's margin should be compared with AAPO without it.
 
-What limits this: these are the first 32 rollouts after the warm start, on GRPO's trajectory, not on the loss's own, and
-every eighth of them was measured. A mean over a rollout's steps includes the first one, on which all ratios are 1. A
-ratio of norms of 0.00 means that GSPO clipped all sequences of some minibatch.
+What limits this: these are the first {rollouts} rollouts after the warm start, on GRPO's trajectory, not on the loss's
+own, and one in {every} of them was measured. A mean over a rollout's steps includes the first one, on which all ratios
+are 1. A ratio of norms of 0.00 means that GSPO clipped all sequences of some minibatch. """,
+    "mechanism_errors": """
+The bars and the numbers after ± are standard errors over the rollouts measured, taken as independent. In a minibatch
+with one group that has a gradient, a loss that only weighs groups has a cosine of 1; the table says how many groups of
+a minibatch have one. """,
+    "mechanism_without_errors": """ **This picture has no errors.** It was drawn from 12 rollouts
+a point at most, where standard errors are about NUMBERS. So it does not rank FAC, APMPO, GMPO, DAPO and CISPO.
+
+Also, its rollouts have 32 prompts at every setting, so more updates mean smaller minibatches: 16 updates have 2 prompts
+each. Where one of the two groups has no gradient, every loss that only weighs groups has a cosine of 1. `mechanism.py`
+now measures 64 rollouts a point, has standard errors, and takes minibatches and their prompts apart; nobody has run it
+in full yet.
 """,
 }
 """Study -> the reading of its table, written when the results were in; findings_numbers.py fills in the fields."""
