@@ -35,6 +35,7 @@ from findings_numbers import (
     image_numbers,
     mechanism_numbers,
     opening_numbers,
+    point_numbers,
     text_numbers,
 )
 from findings_text import INTRODUCTION, OPENING, READINGS
@@ -468,10 +469,16 @@ def where_losses_differ(found: Mapping[str, Any]) -> str:
         f"`python benchmarks/mechanism.py --out DIR`: {len(settings)} settings x {len(found['warm_starts'])} warm "
         f"starts, {found['rollouts']} rollouts each, of which one in {found['every']} is measured.",
         wrapped(READINGS["mechanism"].format(**mechanism_numbers(found))),
-        wrapped(READINGS["mechanism_errors" if has_errors else "mechanism_without_errors"]),
+        wrapped(READINGS["mechanism_errors"] if has_errors else without_errors()),
         "![cosines and norms of the losses' gradients](findings/mechanism.png)",
         "GRPO's own runs:", "\n".join(own), "All losses:", "\n".join(losses),
     ])  # fmt: skip
+
+
+def without_errors() -> str:
+    """Return what a picture without errors leaves open, with the point that was measured again."""
+    point = json.loads((RESULTS / "mechanism_point.json").read_text())["settings"]
+    return READINGS["mechanism_without_errors"].format(**point_numbers(*next(iter(point.items()))))
 
 
 def cosine_and_norm(loss: Mapping[str, float | None]) -> str:

@@ -279,3 +279,15 @@ def mechanism_numbers(found: Mapping[str, Any]) -> dict[str, str]:
         "fac_cosine": f"{fac:.3f}",
         "fac_rest": f"{math.sqrt(1 - fac**2):.2f}",
     }
+
+
+def point_numbers(name: str, setting: Mapping[str, Any]) -> dict[str, str]:
+    """Return the cosines and standard errors of a point of the picture that was measured again."""
+    losses = {loss: setting["losses"][loss] for loss in ("fac", "apmpo", "dapo", "gmpo", "cispo")}
+    errors = [loss["cosine_error"] * math.sqrt(setting["measured"] / 12) for loss in losses.values()]
+    return {
+        "measured": str(setting["measured"]),
+        "point": name.replace(" x ", " minibatches of ").replace(", ", " with ") + " prompts",
+        "at_12": span(errors, 3),
+        **{key: f"{loss['cosine']:.3f} ± {loss['cosine_error']:.3f}" for key, loss in losses.items()},
+    }

@@ -30,9 +30,10 @@ asked which claims of three papers show. What we saw holds for this model and th
 
 - Holds: fewer advantages are 0. That follows from the formula, not from learning.
 - Does not hold: nothing was tested in a way that could show it.
-- Cannot be said: whether AAPO is better. It has no valid verdict here. At G = 2 it leads GPG by {ahead_of_gpg}, but
-  GRPO, which has no margin, leads GPG by {grpo_ahead_of_gpg}: our limit on the gradient's norm cuts GRPO and AAPO and
-  hardly ever GPG. Against GRPO, which is cut like AAPO, its lead is {ahead_of_grpo}, from {ahead_low} to {ahead_high}.
+- Cannot be said: whether AAPO is better. It has no valid verdict here. In groups of two it leads GPG by {ahead_of_gpg},
+  but GRPO, which has no margin, leads GPG by {grpo_ahead_of_gpg}: our limit on the gradient's norm cuts GRPO and AAPO
+  and hardly ever GPG. Against GRPO, which is cut like AAPO, its lead is {ahead_of_grpo}, from {ahead_low} to
+  {ahead_high}.
 
 **Eleven losses at an equal budget**: none is better than GRPO as far as five seeds can show. W-REINFORCE collapsed as
 we ran it, which is not how its recipe runs it.
@@ -230,20 +231,24 @@ and with {right_before} right before training nearly every update pushes an answ
 left. Which of these causes the collapse was not tested.
 
 What limits this: one learning rate for all, at which GRPO learns, and 80 rollouts. The steps that a loss takes at this
-rate differ in size, so the order says as much about the rate as about the loss. """,
-    "losses_image": """ GRPO's own
-five runs end between {grpo_runs}, further apart than most losses are, so at k = 1 nothing stands out from them but
-W-REINFORCE's collapse. At k = 8 {above} of the eleven losses end above the model before training: GSPO (0.817), DAPO,
-APMPO, AAPO, GRPO-LEAD, GMPO and CISPO, of which DAPO and AAPO took half the steps. GRPO, Dr. GRPO and GPG end below it:
-they have become surer of fewer answers. """,
-    "losses": """ What stands out over both tasks: no loss is better than GRPO
-as far as five seeds can show. APMPO and GSPO win 60 % of the pairs of runs, with an interval from a third to nearly
-nine tenths. AAPO, DAPO and GPG lose about nine of ten pairs, the first two with half the optimizer steps. W-REINFORCE
-collapses on both tasks, unclipped and off-policy as it was run here. """,
-    "mechanism": """ Before losses are compared
-by their results, it helps to know where their gradients differ at all. Every loss is measured on GRPO's own runs: the
-same rollouts, minibatches and weights. A cosine of 1 means that the loss pushes in GRPO's direction; AdamW hardly sees
-a constant ratio of norms.
+rate differ in size, so the order says as much about the rate as about the loss.
+""",
+    "losses_image": """
+GRPO's own five runs end between {grpo_runs}, further apart than most losses are, so at k = 1 nothing stands out from
+them but W-REINFORCE's collapse. At k = 8 {above} of the eleven losses end above the model before training: GSPO
+(0.817), DAPO, APMPO, AAPO, GRPO-LEAD, GMPO and CISPO, of which DAPO and AAPO took half the steps. GRPO, Dr. GRPO and
+GPG end below it: they have become surer of fewer answers.
+""",
+    "losses": """
+What stands out over both tasks: no loss is better than GRPO as far as five seeds can show. APMPO and GSPO win 60 % of
+the pairs of runs, with an interval from a third to nearly nine tenths. AAPO, DAPO and GPG lose about nine of ten pairs,
+the first two with half the optimizer steps. W-REINFORCE collapses on both tasks, unclipped and off-policy as it was run
+here.
+""",
+    "mechanism": """
+Before losses are compared by their results, it helps to know where their gradients differ at all. Every loss is
+measured on GRPO's own runs: the same rollouts, minibatches and weights. A cosine of 1 means that the loss pushes in
+GRPO's direction; AdamW hardly sees a constant ratio of norms.
 
 **Where GRPO learns.** In the first rollout {right_first} of the samples are right. In the last quarter of {rollouts}
 rollouts more are at {learning} settings: {learning_settings}. At all others {right_elsewhere} or fewer are, most of
@@ -256,12 +261,12 @@ separate APMPO from GRPO: its cosine is {apmpo_at_all} or more at all {settings}
 tokens are clipped at any of them.
 
 **A-GRAE's paper.** The group level differs at every rate, because it changes which answers count: negative-dominant
-training has {negative}, positive-dominant {positive}, the group level {group_level} and A-GRAE {agrae}. Hard-
-and easy-focused training have {focused}. The sample level is nearly GRPO ({sample_level}) with a norm of
+training has {negative}, positive-dominant {positive}, the group level {group_level} and A-GRAE {agrae}. Hard- and
+easy-focused training have {focused}. The sample level is nearly GRPO ({sample_level}) with a norm of
 {sample_level_norm} times GRPO's, which AdamW takes away again.
 
-**AAPO's paper.** GPG has {gpg}, AAPO {aapo}. Both lack the ratio and the clip. What the margin adds was not
-measured apart.
+**AAPO's paper.** GPG has {gpg}, AAPO {aapo}. Both lack the ratio and the clip. What the margin adds was not measured
+apart.
 
 **The scale of the noise.** GRPO's own gradients on two minibatches in a row have a cosine of {in_a_row} at most. So a
 single step is nearly all noise: if the noise of two minibatches is independent, what they have in common is about
@@ -277,13 +282,18 @@ sequence. AAPO's margin should be compared with AAPO without it.
 
 What limits this: these are the first {rollouts} rollouts after the warm start, on GRPO's trajectory, not on the loss's
 own, and one in {every} of them was measured. A mean over a rollout's steps includes the first one, on which all ratios
-are 1. A ratio of norms of 0.00 means that GSPO clipped all sequences of some minibatch. """,
+are 1. A ratio of norms of 0.00 means that GSPO clipped all sequences of some minibatch.
+""",
     "mechanism_errors": """
 The bars and the numbers after ± are standard errors over the rollouts measured, taken as independent. In a minibatch
 with one group that has a gradient, a loss that only weighs groups has a cosine of 1; the table says how many groups of
-a minibatch have one. """,
-    "mechanism_without_errors": """ **This picture has no errors.** It was drawn from 12 rollouts
-a point at most, where standard errors are about NUMBERS. So it does not rank FAC, APMPO, GMPO, DAPO and CISPO.
+a minibatch have one.
+""",
+    "mechanism_without_errors": """
+**This picture has no errors.** It was drawn from 12 rollouts a point at most. One point was measured again, with
+{measured} rollouts (at a rate of {point}): there FAC has {fac} and APMPO {apmpo}, DAPO {dapo}, GMPO {gmpo} and CISPO
+{cispo}, with standard errors. With 12 rollouts these errors would be {at_12}, so the picture does not rank the five
+losses.
 
 Also, its rollouts have 32 prompts at every setting, so more updates mean smaller minibatches: 16 updates have 2 prompts
 each. Where one of the two groups has no gradient, every loss that only weighs groups has a cosine of 1. `mechanism.py`
